@@ -47,7 +47,8 @@ CACHE_VERSION = 7
 MAX_WORKERS = 8  # each keeps a case in memory, and a disk is not faster with more
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
-# A file that changed less than this before now may change again without a new time of change.
+# File systems round times. A file that changed less than this ago may change again and keep its
+# time of change.
 _RECENT_NS = 2_000_000_000
 _HALF_MAX = float(np.finfo(np.float16).max)
 # The header that `_save` writes: version 1.0 of the .npy format, C order, numbers only.
@@ -87,19 +88,19 @@ class LesionIndex:
             instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
             labels: the label of each id, from 1 on.
         """
-        where = np.flatnonzero(instances)
-        ids = instances.reshape(-1)[where]
+        index = np.flatnonzero(instances)
+        ids = instances.reshape(-1)[index]
         order = np.argsort(ids, kind="stable")
         distinct, first = np.unique(ids[order], return_index=True)
-        groups = np.split(where[order], first[1:]) if len(distinct) else []
-        places = [np.stack(np.unravel_index(flat, instances.shape), axis=1) for flat in groups]
-        boxes = [np.concatenate([p.min(axis=0), p.max(axis=0) + 1]) for p in places]
-        seeds = [p[_evenly_spaced(len(p), MAX_SEEDS)] for p in places]
+        by_lesion = np.split(index[order], first[1:]) if len(distinct) else []
+        voxels = [np.stack(np.unravel_index(flat, instances.shape), axis=1) for flat in by_lesion]
+        boxes = [np.concatenate([v.min(axis=0), v.max(axis=0) + 1]) for v in voxels]
+        seeds = [v[_space_evenly(len(v), MAX_SEEDS)] for v in voxels]
         return cls.from_json(
             instances.ndim,
             ids=distinct,
             labels=[labels[i - 1] for i in distinct.tolist()],
-            voxels=[len(p) for p in places],
+            voxels=[len(v) for v in voxels],
             boxes=boxes,
             seeds=np.concatenate(seeds) if seeds else [],
         )
@@ -108,7 +109,10 @@ class LesionIndex:
     def from_json(
         cls, dims: int, *, ids: Any, labels: Any, voxels: Any, boxes: Any, seeds: Any
     ) -> "LesionIndex":
-        """Build an index from lists or arrays. Raise `ValueError` if they do not fit together."""
+        """Build an index from the columns of case.json, as lists or arrays.
+
+        Raise `ValueError` if they do not fit together.
+        """
         rows = [np.array(column, dtype=np.int64) for column in (ids, labels, voxels)]
         boxes = np.array(boxes, dtype=np.int64).reshape(-1, 2 * dims)
         seeds = np.array(seeds, dtype=np.int64).reshape(-1, dims)
@@ -199,6 +203,7 @@ class CachedCase:
         return self._map("valid") if self.has_valid else None
 
     def _map(self, name: str) -> NDArray[Any]:
+        """Map one of the arrays."""
         path = self.folder / f"{name}.npy"
         try:
             return _map_array(path)
@@ -261,10 +266,10 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         valid = ~reference.ignore
         _save(folder, "valid", valid)
         flat = np.flatnonzero(valid & (instances == 0))
-        # random voxels: equal steps through the rows of a plane would follow its diagonals
-        at = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
-        places = flat[at.astype(np.int64)]
-        valid_seeds = np.stack(np.unravel_index(places, geometry.shape), axis=1).tolist()
+        # random voxels, because voxels at equal steps would be located on diagonals
+        drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
+        index = flat[drawn.astype(np.int64)]
+        valid_seeds = np.stack(np.unravel_index(index, geometry.shape), axis=1).tolist()
     inside = instances > 0
     label_of_id = np.array((0, *reference.instance_labels), dtype=np.uint8)
     entry = {
@@ -286,10 +291,11 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
+    """Write an array to a .npy file of the case."""
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _evenly_spaced(n: int, most: int) -> NDArray[np.int64]:
+def _space_evenly(n: int, most: int) -> NDArray[np.int64]:
     """Return at most `most` evenly spaced indices below `n`."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
@@ -430,7 +436,8 @@ def _find_or_make(
     files: CaseFiles,
 ) -> CachedCase:
     """Return a case from the cache folder `place`; prepare and write it first if necessary."""
-    # The name depends on the content, so that an entry which another training reads stays.
+    # The name depends on the content. A changed case gets a new entry, and a training that reads
+    # the old one can continue.
     wanted = source(files)
     name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
     folder = place / name[:2]
@@ -446,7 +453,7 @@ def _find_or_make(
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
             prepared = prepare(files)
             scratch = folder / f".{name}"
-            for leftover in (scratch, entry):  # left by a killed process, or damaged
+            for leftover in (scratch, entry):  # of a killed process, or damaged
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:
@@ -469,7 +476,7 @@ def _find(entry: Path, source: str) -> CachedCase | None:
 
 
 def cache_key(dataset: Dataset, plan: Plan) -> str:
-    """Return 16 characters that depend on all settings of plan and dataset for prepared arrays."""
+    """Return 16 characters that identify the settings on which prepared arrays depend."""
     decisions = {
         "version": CACHE_VERSION,
         "dims": plan.dims,
@@ -487,10 +494,11 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
-    """Return path, bytes and time of change (ns) of all files of these images.
+    """Return path, size in bytes and time of change (ns) of all files of these images.
 
-    For a DICOM series these are the files of its folder. Return None if they are unknown: the
-    voxels of a header may be in another file, or a file is missing or has just changed.
+    For a DICOM series these are the files of its folder. Return None if they are not known for
+    certain: if the voxels may be in another file than the header, or if a file is missing or has
+    just changed.
     """
     states = []
     for path in paths:

@@ -79,7 +79,7 @@ class _RecordReader:
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:
         """Return the record of a case, or the error for which it cannot be used."""
-        state = self._state(files) if self.folder else None
+        state = self._digest_state(files) if self.folder else None
         entry = self._known.get(str(files.images[0]))
         if entry and entry["state"] == state:
             return _facts_from_json(entry["facts"]), str(entry["source"])
@@ -90,7 +90,7 @@ class _RecordReader:
             source = source_hash(files)
         except LesionsegError as error:
             return error
-        if state is not None and state == self._state(files):
+        if state is not None and state == self._digest_state(files):
             entry = {"state": state, "facts": _facts_to_json(facts), "source": source}
             self._new[str(files.images[0])] = entry
         return facts, source
@@ -102,8 +102,8 @@ class _RecordReader:
                 entries = _read_entries(self.folder) | self._new
                 write_text(self.folder / FACTS_FILE, json.dumps(entries))
 
-    def _state(self, files: CaseFiles) -> str | None:
-        """Return a digest of the case's entry, its files, and the settings to read them.
+    def _digest_state(self, files: CaseFiles) -> str | None:
+        """Return a digest of the case's entry in the dataset, its files, and the reading settings.
 
         Return None if the state of a file is unknown.
         """
@@ -126,28 +126,32 @@ def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
 
 
 def _facts_to_json(facts: CaseFacts | None) -> dict[str, Any] | None:
-    """Return facts as plain values, with samples in base64."""
+    """Convert facts to plain values, with samples in base64."""
     if facts is None:
         return None
-    samples = {n: b64encode(getattr(facts, n).astype("<f4").tobytes()).decode() for n in _SAMPLES}
-    return {**asdict(facts), **samples}
+    values = asdict(facts)
+    for name in _SAMPLES:
+        values[name] = b64encode(values[name].astype("<f4").tobytes()).decode()
+    return values
 
 
 def _facts_from_json(values: dict[str, Any] | None) -> CaseFacts | None:
     """Return the facts that `_facts_to_json` converted."""
     if values is None:
         return None
-    plain = {name: _tuples(value) for name, value in values.items()}
-    plain["reference"] = ReferenceFacts(**{k: _tuples(v) for k, v in values["reference"].items()})
+    plain = {name: _to_tuples(value) for name, value in values.items()}
+    plain["reference"] = ReferenceFacts(
+        **{k: _to_tuples(v) for k, v in values["reference"].items()}
+    )
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
         plain[name] = sample.reshape(len(values["nonzero"]), -1)
     return CaseFacts(**plain)
 
 
-def _tuples(value: Any) -> Any:
+def _to_tuples(value: Any) -> Any:
     """Convert lists to tuples, also within lists."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:

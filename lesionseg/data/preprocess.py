@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.data.transforms import run_on_volume
-from lesionseg.errors import ContentError, GeometryError
+from lesionseg.errors import ContentError, GeometryError, count
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_to
@@ -36,7 +36,7 @@ RANGE_PERCENTILES = (0.5, 99.5)
 _SLAB_VOXELS = 1 << 18
 # percentiles of larger arrays are computed from evenly spaced voxels, because sorting needs a copy
 _MAX_SORTED = 1 << 22
-# a scan with no more voxels than this along every axis of the plan's grid has a wrong spacing
+# A scan has a wrong spacing if none of its axes has more voxels than this on the plan's grid.
 _LEAST_VOXELS = 2
 
 
@@ -81,18 +81,19 @@ def prepare_image(
 ) -> Volume:
     """Orient, resample and normalise an image.
 
-    In 3-D the axes of the result point along +S, +A, +R, as closely as the file's axes allow. In
-    2-D they stay. The spacing becomes `plan.spacing_mm` by linear interpolation. An axis within
-    1e-3 mm of it keeps its own spacing. If all axes do and nothing is sheared, no voxel changes.
-    The same scan in another orientation gives the same array. The plan's further transforms come
-    last. A missing channel is set to 0, which is its mean after normalisation.
+    1. In 3-D the axes are permuted and flipped, so that they point along +S, +A, +R as closely as
+       the file's axes allow. The same scan in another orientation therefore gives the same array.
+    2. The image is resampled to `plan.spacing_mm` by linear interpolation. Axes whose spacing
+       differs by at most 1e-3 mm are not resampled.
+    3. The channels are normalised. A missing channel is set to 0, its mean after normalisation.
+    4. The plan's further transforms are applied.
 
     Args:
         volume: image `[C, *file]` of any dtype.
         plan: the grid, channels and normalisation.
         where: name of the case in messages.
-        overwrite: allows to normalise the image in place if it is on the plan's grid, which saves
-            the memory of a copy.
+        overwrite: True normalises the image in place if it is on the plan's grid, which saves the
+            memory of a copy.
         look: called with the volume before normalisation. It must not keep the array.
 
     Returns:
@@ -135,9 +136,10 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
     if max(geometry.shape) <= _LEAST_VOXELS < most:
         spacing = " × ".join(f"{mm:.3g}" for mm in view.geometry.spacing_mm)
         raise GeometryError(
-            f"{where or 'image'}: with voxels of {spacing} mm, the whole scan is only "
-            f"{max(geometry.shape)} of the plan's voxels large. Correct the spacing or its unit in "
-            "the file's header, or use a model that was trained on such scans."
+            f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "
+            f"{count(max(geometry.shape), 'voxel')} along its longest axis on the plan's grid. "
+            "Correct the spacing or its unit in the file's header, or use a model that was trained "
+            "on such scans."
         )
     # a small file with large voxels must not exhaust the memory
     if math.prod(geometry.shape) > limits().max_voxels:
@@ -171,21 +173,21 @@ def to_canonical(volume: Volume) -> Volume:
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
-    """Return the plan's grid for an oriented one: the same region and centre, with new spacing.
+    """Return the grid of the same region and centre with the plan's spacing.
 
-    A shear (a tilted CT gantry) is removed. An axis within 1e-3 mm of the plan's spacing keeps its
-    own. If all axes do and nothing is sheared, the same object is returned.
+    A shear, as of a tilted CT gantry, is removed. An axis keeps its spacing if it differs by at
+    most 1e-3 mm. If all axes keep theirs and there is no shear, `oriented` itself is returned.
     """
     target = []
     for own, planned in zip(oriented.spacing_mm, plan.spacing_mm, strict=True):
         target.append(own if abs(own - planned) <= SAME_MM else planned)
     linear = oriented.affine[:-1, :-1]
     axes = linear / np.linalg.norm(linear, axis=0)
-    # an angle off by more than 1e-3 moves a voxel by half over 500 voxels
+    # a shear of 1e-3 moves the last of 500 voxels by half a voxel
     is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
     if target == list(oriented.spacing_mm) and not is_sheared:
         return oriented
-    # orthonormal directions: the first axis stays, the other axes lose their shear
+    # make the directions orthonormal; that of the first axis does not change
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
     extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
@@ -227,29 +229,36 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
         mean = scheme.mean
         std = scheme.std
         if scheme.scheme != "dataset":
-            mean, std = _moments(channel, inside)
+            mean, std = _measure_moments(channel, inside)
         channel -= np.float32(mean)
         channel /= np.float32(std if std > 0 else 1.0)
 
 
-def _moments(channel: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> tuple[float, float]:
-    """Return mean and standard deviation of the voxels inside, or of all if `inside` is None."""
-    count = 0
+def _measure_moments(
+    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
+) -> tuple[float, float]:
+    """Return mean and standard deviation of the voxels inside, or of all if `inside` is None.
+
+    The standard deviation of a constant channel is 0.
+    """
+    n_voxels = 0
     total = 0.0
-    for values in _slabs(channel, inside):
-        count += values.size
+    for values in _iterate_slabs(channel, inside):
+        n_voxels += values.size
         total += float(values.sum())
-    if count == 0:
+    if n_voxels == 0:
         return 0.0, 0.0
-    mean = total / count
-    squares = sum(float(np.square(values - mean).sum()) for values in _slabs(channel, inside))
-    std = float(np.sqrt(squares / count))
-    # a constant channel varies by the rounding of float32
+    mean = total / n_voxels
+    squares = 0.0
+    for values in _iterate_slabs(channel, inside):
+        squares += float(np.square(values - mean).sum())
+    std = float(np.sqrt(squares / n_voxels))
+    # float32 rounds the mean, so a constant channel differs a little from it
     is_varying = std > 1e-6 * abs(mean)
     return mean, (std if is_varying else 0.0)
 
 
-def _slabs(
+def _iterate_slabs(
     channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the voxels inside in float64, some rows at a time."""
@@ -265,11 +274,11 @@ def prepare_reference(
 ) -> Reference:
     """Resample a reference to the plan's grid.
 
-    Lesions are the reference's instances if it has any, otherwise the components of its labels,
-    otherwise its filled boxes, the smaller over the larger. A voxel belongs to a lesion if lesions
-    cover half of it, and then to the one that covers most. A lesion that would vanish keeps the
-    voxel at its centre. If it covers less than a tenth of that voxel, it is not visible, and the
-    voxel is ignored. Ignored voxels contain no lesion.
+    Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones. A
+    voxel belongs to a lesion if lesions cover at least half of it, and then to the one that covers
+    most. A lesion that would vanish keeps the voxel at its centre. If the lesion covers less than a
+    tenth of this voxel, it is not visible, and the voxel is ignored. All other ignored voxels have
+    no lesion.
 
     Args:
         reference: on the file's grid.
@@ -430,17 +439,16 @@ def _restore_lost(
         return
     voxels = np.argwhere(np.isin(instances, list(lost)))
     ids = instances[tuple(voxels.T)]
-    # do not take the only voxel of another lesion
     for lesion in np.unique(ids):
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
-        moved[_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
+        moved[_find_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
     logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
 
 
-def _free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
     """Return the nearest free voxel within one step of `centre`.
 
-    If none is free, return the nearest voxel of a lesion that has others.
+    If none is free, return the nearest voxel of a lesion that has further voxels.
     """
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)

@@ -31,16 +31,17 @@ class Alignment:
 def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     """Register the first channel of two scans by rotation and translation, coarse to fine.
 
-    The metric is Mattes' mutual information (Mattes et al. 2003) of every fifth voxel. The grids
-    have a quarter, half and the whole resolution. The start aligns the centres of mass. With one
-    thread and a fixed seed, the same scans give the same numbers. Raises `GeometryError` for 2-D
-    scans, and if the optimisation fails.
+    The metric is the mutual information of every fifth voxel (Mattes et al. 2003). The optimisation
+    begins with aligned centres of mass, and uses a quarter, half and the full resolution. It has
+    one thread and a fixed seed, so that the same scans give the same numbers. Raises
+    `GeometryError` for 2-D scans, and if the optimisation fails.
     """
     import SimpleITK as sitk
 
     if fixed.geometry.dims != 3 or moving.geometry.dims != 3:
         raise GeometryError("Only scans with three axes can be registered. Set register=headers.")
-    first, second = (itk_image(v.array[0].astype(np.float32), v.geometry) for v in (fixed, moving))
+    fixed_image = itk_image(fixed.array[0].astype(np.float32), fixed.geometry)
+    moving_image = itk_image(moving.array[0].astype(np.float32), moving.geometry)
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(50)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -57,9 +58,9 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     try:
         moments = sitk.CenteredTransformInitializerFilter.MOMENTS
         rigid = sitk.Euler3DTransform()
-        transform = sitk.CenteredTransformInitializer(first, second, rigid, moments)
+        transform = sitk.CenteredTransformInitializer(fixed_image, moving_image, rigid, moments)
         method.SetInitialTransform(transform, inPlace=True)
-        method.Execute(first, second)
+        method.Execute(fixed_image, moving_image)
     except RuntimeError as error:
         last = str(error).strip().splitlines()[-1]
         text = f"The two scans cannot be registered ({last}). Set register=headers."
@@ -74,7 +75,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     # SimpleITK's transform maps fixed to moving points; lesions need the inverse
     matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), dtype=np.float64)
     information = -float(method.GetMetricValue())
-    return Alignment(matrix, information, _foreground_dice(first, second, transform))
+    return Alignment(matrix, information, _foreground_dice(fixed_image, moving_image, transform))
 
 
 def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:

@@ -22,7 +22,7 @@ from lesionseg.errors import ConfigError
 INNER_SHARE = 0.75
 # draws for a background tile without lesions before one with lesions is accepted
 _BACKGROUND_DRAWS = 10
-# enough for all draws of a case and a position in it, in up to four dimensions
+# random numbers of a tile: each draw needs a case and a position in up to four dimensions
 _NUMBERS = 6 * _BACKGROUND_DRAWS
 
 
@@ -42,13 +42,19 @@ class TileChoice:
 class TileSampler:
     """A sampler of the tiles of every epoch.
 
-    round(`lesion_share` · `n_tiles`) tiles contain a lesion, and the rest are background from any
-    case. A background tile has no lesion if ten draws find such a position. In a case with ignored
-    voxels it is placed around a valid voxel. Within an epoch every lesion is chosen equally often,
-    to within one, independently of its size and patient. Its seed voxel is at a random position in
-    the inner three quarters of the tile, which is then moved into the volume. If no case has a
-    lesion, all tiles are background. The choice depends only on `seed` and the epoch. Raises
-    `ConfigError` without cases or tiles.
+    Lesion tiles: an epoch has round(`lesion_share` · `n_tiles`) of them. All lesions are chosen
+    equally often, independently of size and patient; their numbers differ by at most one. A random
+    seed voxel of the lesion is at a random position in the inner three quarters of the tile. The
+    tile is then moved into the volume.
+
+    Background tiles: all other tiles, from any case. Up to ten positions are drawn, until one has
+    no lesion. In a case with ignored voxels, the tile is placed around a valid voxel.
+
+    If no case has a lesion, all tiles are background. The choice depends only on `seed` and the
+    epoch.
+
+    Raises:
+        ConfigError: if there are no cases or tiles.
     """
 
     def __init__(
@@ -74,8 +80,8 @@ class TileSampler:
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
-        self._table = lru_cache(maxsize=2)(self._epoch_table)
-        self._bounds = lru_cache(maxsize=256)(self._bounds_of)
+        self._table = lru_cache(maxsize=2)(self._draw_epoch)
+        self._bounds = lru_cache(maxsize=256)(self._compute_bounds)
 
     def __len__(self) -> int:
         return self.n_tiles
@@ -96,14 +102,14 @@ class TileSampler:
         lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, 1])
         if lesion < 0:
-            return self._background(rng)
+            return self._choose_background(rng)
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
         seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
         centre = seeds[rng.below(len(seeds))].tolist()
         return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
-    def _epoch_table(self, epoch: int) -> NDArray[np.int64]:
-        """Return one number per tile: a lesion, or −1 for background."""
+    def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Draw one number per tile of an epoch: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
         if len(self._groups):
@@ -118,14 +124,15 @@ class TileSampler:
         start = [int(c) - place for c, place in zip(centre, places, strict=True)]
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
-    def _background(self, rng: "_Numbers") -> TileChoice:
-        """Choose a tile from any case, without lesions if a few draws find one."""
+    def _choose_background(self, rng: "_Numbers") -> TileChoice:
+        """Choose a tile from any case, without lesions if one of a few draws has none."""
         start: tuple[int, ...] = ()
         case = 0
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
             start = self._random_start(case, rng)
-            # one comparison for first − tile < start < stop along every axis
+            # The tile overlaps a box if first − tile < start < stop along every axis. With the
+            # negative starts, this is a single comparison.
             signed = np.array((*start, *(-s for s in start)))
             meets_lesion = (self._bounds(case) < signed).all(axis=1).any()
             if not meets_lesion and self.cases[case].valid_seeds != ():
@@ -141,7 +148,7 @@ class TileSampler:
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
-    def _bounds_of(self, case: int) -> NDArray[np.int64]:
+    def _compute_bounds(self, case: int) -> NDArray[np.int64]:
         """Return bounds `[lesions, 2·dims]` of tiles that overlap a lesion's box.
 
         A tile overlaps it if each value of (start, −start) is greater than that in the row.
@@ -163,10 +170,10 @@ class _Numbers:
 
 
 def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw `n` numbers below `n_lesions`, each equally often to within one.
+    """Draw `n` numbers below `n_lesions`. How often they are drawn differs by at most one.
 
-    This is systematic sampling: equidistant points with one random offset on a shuffled order
-    (Madow 1949).
+    This is systematic sampling (Madow 1949): equidistant points with a random offset select from
+    the shuffled numbers.
     """
     order = rng.permutation(n_lesions)
     points = (np.arange(n) + rng.random()) / n * n_lesions

@@ -53,9 +53,9 @@ class RawTile:
 class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     """Numbered, augmented tiles of cached cases. The numbers have no upper limit.
 
-    Tile i is tile i mod `n_tiles` of the sampler's epoch i div `n_tiles`. It depends only on `seed`
-    and i, in any process and order. `len` is the length of an epoch; for more tiles give a loader
-    `sampler=range(n)`. An item contains:
+    Tile i is tile i mod `n_tiles` of epoch i // `n_tiles`. It depends only on `seed` and i, in any
+    process and order. `len` is the length of an epoch. For more tiles, give `sampler=range(n)` to
+    the loader. An item contains:
 
     - `image` `[C, *tile]` float32 and `label` `[1, *tile]` uint8 (0 background, k for the plan's
       k-th mask value). Both are MetaTensors whose affine maps the tile's index to RAS millimetres.
@@ -69,9 +69,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         cases: prepared cases, from `fill_cache`.
         plan: shape of the tiles, channels and labels.
         sampling: the mix of tiles; None for half of them around lesions.
-        augmentation: the random changes; None for none.
+        augmentation: the settings of random changes. None for no changes.
         n_tiles: tiles of an epoch.
-        seed: determines positions and changes.
+        seed: seed of the positions and changes.
         transform: further dictionary transforms, which run last.
         channel_dropout: the share of tiles in which one random channel is set to 0, after all other
             changes.
@@ -120,6 +120,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     @cached_property
     def _augmenter(self) -> Augmentation | None:
+        """The source of random changes, created once in each process."""
         return build_augmentation(self.augmentation, self.plan) if self.augmentation else None
 
     def __getstate__(self) -> dict[str, object]:

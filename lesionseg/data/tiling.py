@@ -1,4 +1,4 @@
-"""The tiles of a volume, for training and for stitching. Needs only numpy.
+"""The positions of tiles in a volume, for training and for stitching. Needs only numpy.
 
  tile 0        tile 2
 ├───────────┤├───────────┤
@@ -57,7 +57,9 @@ class TileGrid:
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:
         """The voxels to add (before, after) along each axis; zeros if the tile fits."""
-        return tuple(_pad(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
+        return tuple(
+            _compute_padding(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True)
+        )
 
     @cached_property
     def padded_shape(self) -> tuple[int, ...]:
@@ -69,7 +71,7 @@ class TileGrid:
         """The first voxel of every tile in the padded array, in C order."""
         axes = []
         for n, tile in zip(self.padded_shape, self.tile_shape, strict=True):
-            axes.append(_axis_starts(n, tile, self.overlap))
+            axes.append(_space_starts(n, tile, self.overlap))
         return tuple(itertools.product(*axes))
 
     @cached_property
@@ -100,7 +102,9 @@ def clip_start(
     """
     clipped = []
     for s, n, tile in zip(start, shape, tile_shape, strict=True):
-        clipped.append(min(max(int(s), 0), n - tile) if n >= tile else -_pad(n, tile)[0])
+        clipped.append(
+            min(max(int(s), 0), n - tile) if n >= tile else -_compute_padding(n, tile)[0]
+        )
     return tuple(clipped)
 
 
@@ -128,14 +132,14 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
     return tile
 
 
-def _pad(n: int, tile: int) -> tuple[int, int]:
+def _compute_padding(n: int, tile: int) -> tuple[int, int]:
     """Return the voxels to add before and after an axis of `n` voxels."""
     missing = max(tile - n, 0)
     return missing // 2, missing - missing // 2
 
 
-def _axis_starts(n: int, tile: int, overlap: float) -> list[int]:
-    """Return the first voxels of the tiles along one axis."""
+def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
+    """Return the first voxels of evenly spaced tiles along an axis of `n` voxels."""
     step = max(tile * (1 - overlap), 1.0)
     count = math.ceil((n - tile) / step) + 1
     return [int(s) for s in np.linspace(0, n - tile, count).round()]

@@ -32,8 +32,8 @@ TileItem = dict[str, Tensor]
 MASKS = ("label", "instances", "valid")
 # arguments that have one value per key in MONAI's transforms
 _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")
-# parts of the names of MONAI's transforms that open files or call other packages
-_REACHES_OUT = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
+# MONAI's transforms with these parts in their names open files or call other packages
+_NOT_PLAIN = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
@@ -71,7 +71,7 @@ def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
     Transforms that open files or call another package are not plain, and neither are strings that
     MONAI evaluates. Nothing that is not plain is imported.
     """
-    unknown = sorted({target for target in _targets(specs) if not _is_plain(target)})
+    unknown = sorted({target for target in _find_targets(specs) if not _is_plain(target)})
     if unknown:
         raise BundleError(
             f"{where}: the bundle would import {', '.join(unknown)}. Set trust=true if you trust "
@@ -79,18 +79,18 @@ def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
         )
 
 
-def _targets(value: Any) -> Iterator[str]:
-    """Yield the names to import, and the strings that MONAI would evaluate after an export."""
+def _find_targets(value: Any) -> Iterator[str]:
+    """Yield the names to import, and the strings that MONAI would evaluate in a bundle."""
     if isinstance(value, str):
         if value[:1] in ("$", "@", "%"):
             yield value
     elif isinstance(value, Mapping):
         if TARGET in value:
             yield str(value[TARGET])
-        yield from _targets(list(value.values()))
+        yield from _find_targets(list(value.values()))
     elif isinstance(value, Iterable):
         for part in value:
-            yield from _targets(part)
+            yield from _find_targets(part)
 
 
 def _is_plain(target: str) -> bool:
@@ -103,7 +103,7 @@ def _is_plain(target: str) -> bool:
     kind = getattr(mt, name, None)
     if not (isinstance(kind, type) and issubclass(kind, mt.Transform)):
         return False
-    return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _REACHES_OUT)
+    return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _NOT_PLAIN)
 
 
 def add_mask_keys(spec: Spec) -> Spec:
@@ -143,7 +143,7 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
     has the same keys, shapes and types. Raises `ConfigError` if a transform fails or changes a
     shape.
     """
-    with _seeded(seed):
+    with _seed_globally(seed):
         chain.set_random_state(seed)
         return _run(chain, tile, "augment.extra")
 
@@ -196,10 +196,10 @@ def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seed_globally(seed: int) -> Iterator[None]:
     """Seed the global generators of the process, and restore them afterwards.
 
-    Not every library has its own generator.
+    Some libraries have no generator of their own.
     """
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002  (other libraries use it)

@@ -312,7 +312,7 @@ def _choose_stages(
     network = network_spec(chosen)
     # a tile that the user sets must fit, but the user's own network may accept any tile
     must_fit = chosen.tile_shape is not None and not network
-    shape = allowed.network(tile, spacing_mm, exact=must_fit)
+    shape = allowed.choose_architecture(tile, spacing_mm, exact=must_fit)
     if must_fit and len(shape.features) == 1:
         raise ConfigError(
             f"model.tile_shape={list(tile)}: the network cannot halve any side. "

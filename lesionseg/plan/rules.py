@@ -203,7 +203,7 @@ class DeviceBudget:
     most_voxels: float = inf
     architecture: str = "unet"
 
-    def network(
+    def choose_architecture(
         self, tile: Sequence[int], spacing_mm: Sequence[float], exact: bool = False
     ) -> Architecture:
         """Choose stages, strides, kernels and features for a tile (nnU-Net).
@@ -327,60 +327,63 @@ def multiplications(
 def tile_shape(
     median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
 ) -> Decision[tuple[int, ...]]:
-    """Decide the tile: the largest whose training step at batch 2 the budget allows (nnU-Net).
+    """Decide the tile: the largest that the budget allows with a batch of 2 (nnU-Net).
 
     The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres, at most
     to the median volume. Its sides are then rounded down to multiples of the total stride. A side
-    of the median volume is rounded up instead if this adds at most 15 %. On a GPU, single axes
-    then grow by total strides as far as the budget allows.
+    of the median volume is rounded up instead if this adds at most 15 %. On a GPU, each axis then
+    grows by its total stride as often as the budget allows.
     """
 
     def stride(tile: Sequence[int]) -> tuple[int, ...]:
-        return total_stride(allowed.network(tile, spacing_mm))
+        return total_stride(allowed.choose_architecture(tile, spacing_mm))
 
     def is_affordable(tile: Sequence[int]) -> bool:
-        fits = allowed.fits(allowed.network(tile, spacing_mm), tile, 2)
+        fits = allowed.fits(allowed.choose_architecture(tile, spacing_mm), tile, 2)
         return fits and prod(tile) <= allowed.most_voxels
 
-    def grow(
-        tile: tuple[int, ...],
-        step: Callable[[tuple[int, ...], int], int],
-        fits: Callable[[tuple[int, ...], int], bool],
-    ) -> tuple[int, ...]:
+    def step_to_limit(tile: tuple[int, ...], axis: int) -> int:
+        """Return 8 voxels, or fewer next to the limit."""
+        return min(8, limit[axis] - tile[axis])
+
+    def step_by_stride(tile: tuple[int, ...], axis: int) -> int:
+        """Return the total stride, or 0 if the longer tile is too long or has another stride."""
+        step = stride(tile)[axis]
+        longer = (*tile[:axis], tile[axis] + step, *tile[axis + 1 :])
+        fits = longer[axis] <= most[axis] and not any(np.remainder(longer, stride(longer)))
+        return step if fits else 0
+
+    def grow(tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]) -> tuple[int, ...]:
         """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first."""
         growing = set(range(len(tile)))
         while growing:
             axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
             larger = (*tile[:axis], tile[axis] + step(tile, axis), *tile[axis + 1 :])
-            if larger != tile and fits(larger, axis) and is_affordable(larger):
+            if larger != tile and is_affordable(larger):
                 tile = larger
             else:
                 growing.remove(axis)
         return tile
 
     limit = [min(n, allowed.longest) for n in median_shape]
+    most = [min(int(ROUND_UP * n), allowed.longest) for n in median_shape]
     tile = tuple(min(n, allowed.start) for n in limit)
     if not is_affordable(tile):
         tile = tuple(min(n, 16) for n in limit)
-    tile = grow(tile, lambda t, a: min(8, limit[a] - t[a]), lambda t, a: True)
+    tile = grow(tile, step_to_limit)
     tile = _round_to_strides(tile, stride(tile), median_shape)
     if allowed.fills:
-        most = [min(int(ROUND_UP * m), allowed.longest) for m in median_shape]
-        tile = grow(
-            tile,
-            lambda t, a: stride(t)[a],
-            lambda t, a: t[a] <= most[a] and not any(np.remainder(t, stride(t))),
-        )
+        tile = grow(tile, step_by_stride)
     why = _explain_tile(tile, median_shape, allowed)
-    return Decision(tile, f"{' × '.join(map(str, tile))}. {why}")
+    return Decision(tile, f"{' × '.join(map(str, tile))}, {why}")
 
 
 def _round_to_strides(
     tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int]
 ) -> tuple[int, ...]:
-    """Round each side to a multiple of its stride: up for a whole volume's side, else down.
+    """Round each side down to a multiple of its stride.
 
-    A side is rounded up only if this adds at most `ROUND_UP`.
+    A side of the whole volume is rounded up instead if its length grows at most by `ROUND_UP`.
     """
     sides = []
     for side, step, whole in zip(tile, stride, median_shape, strict=True):
@@ -393,11 +396,11 @@ def _round_to_strides(
 def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: DeviceBudget) -> str:
     """Return the reason for the size of a tile."""
     if allowed.most_voxels < inf:
-        return "Larger tiles would contain several lesions from one patient"
+        return "because larger tiles would contain several lesions of one patient"
     covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
     if covers_median:
-        return "The median volume fits"
-    return "This is the largest that the device allows at batch 2"
+        return "which covers the median volume"
+    return "the largest tile that the device allows with a batch of 2"
 
 
 def limit_to_small_tiles(

@@ -134,7 +134,7 @@ def test_a_block_that_learnt_nothing_passes_its_input_on():
 
 def test_nnunets_table_of_blocks_is_planned():
     allowed = replace(budget("cuda", 9.0, lambda *_: 0.0).value, architecture="residual_unet")
-    shape = allowed.network((128,) * 3, (1.0,) * 3)
+    shape = allowed.choose_architecture((128,) * 3, (1.0,) * 3)
     assert shape.features == (32, 64, 128, 256, 320, 320)
     assert shape.encoder_blocks == (1, 3, 4, 6, 6, 6)
     assert shape.blocks == 1

@@ -129,11 +129,11 @@ def small(allowed, median, lesions, mm=1.0, n_cases=1):
 
 
 def test_a_coarse_axis_waits_until_the_others_have_caught_up():
-    shape = GPU.network((16, 128, 128), (5.0, 1.0, 1.0))
+    shape = GPU.choose_architecture((16, 128, 128), (5.0, 1.0, 1.0))
     assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert shape.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
     assert total_stride(shape)[0] == 4
-    slice_ = CPU.network((1, 64, 64), (5, 1, 1))
+    slice_ = CPU.choose_architecture((1, 64, 64), (5, 1, 1))
     assert total_stride(slice_)[0] == 1
     assert all(kernel[0] == 1 for kernel in slice_.kernels)
 
@@ -146,7 +146,7 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
         (GPU, (64, 64, 64), 1e9, GPU.batch),
         (CPU, (320, 320), 1e5, 4),
     ):
-        shape = allowed.network(tile, (1,) * len(tile))
+        shape = allowed.choose_architecture(tile, (1,) * len(tile))
         assert batch_size(shape, tile, allowed, n_voxels).value == expected
 
 
@@ -154,7 +154,7 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
     median = (96, 112, 96)  # 5.6 lesions to a tile of 64³
     spent, tile = small(CPU, median, [200] * 356, mm=1.5, n_cases=16)
     assert tile == (32, 32, 32)
-    shape = CPU.network(tile, (1.5,) * 3)
+    shape = CPU.choose_architecture(tile, (1.5,) * 3)
     assert batch_size(shape, tile, spent, 16 * prod(median)).value == 16
     assert 2 * prod(tile_shape(median, (1.5,) * 3, CPU).value) == 16 * 32**3
 
