@@ -13,7 +13,7 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator, default_rng
@@ -42,7 +42,6 @@ Field = NDArray[np.floating[Any]]
 Outline = Callable[[Generator, Field], Field]
 Shape = Sequence[int]
 Spacing = Sequence[float]
-Grid = tuple[Shape, Spacing]  # shape in voxels, spacing in mm
 Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
 Range = tuple[int, int]  # least and most, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
@@ -52,6 +51,28 @@ Progress = Callable[[str, int, int], None]
 SUBSAMPLES = 3  # points along each axis of a voxel, to count the share that a lesion covers
 SETTINGS = "simulation.json"
 TRIES = 60  # places tried for a lesion before it is left out
+
+
+class Grid(NamedTuple):
+    """The grid of a simulated scan."""
+
+    shape: Shape  # in voxels
+    spacing_mm: Spacing
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesion:
+    """A simulated lesion.
+
+    Attributes:
+        box: The voxels around it.
+        share: The share 0..1 of each voxel in the box that it covers.
+        diameter_mm: The diameter of a ball of its volume, before tissue restricted it.
+    """
+
+    box: tuple[slice, ...]
+    share: Field
+    diameter_mm: float
 
 
 def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
@@ -89,10 +110,12 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
 
 
 def coverage(depth_mm: Field, width_mm: float) -> Field:
-    """Return the share 0..1 of a voxel that is inside a surface.
+    """Return the share 0..1 of each voxel that is inside a surface.
 
-    `depth_mm`: distance from the voxel's centre to the surface, positive inside. `width_mm`: the
-    size of a voxel, over which the share increases linearly.
+    Args:
+        depth_mm: distance from the voxel's centre to the surface, positive inside.
+        width_mm: size of a voxel. While the surface passes through the voxel, the share increases
+            linearly from 0 to 1.
     """
     return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
 
@@ -113,9 +136,14 @@ def ellipsoid_depth(
 
 
 def rippled_radius(rng: Generator, points: Field) -> Field:
-    """Return |A·x| of a random ellipsoid plus ripples, at `points` `[n, d]` in units of the radius.
+    """Draw an irregular shape and return its radial coordinate at points.
 
-    A level set of this function is the irregular outline of a lesion.
+    The coordinate is the norm |A·x| of a random ellipsoid plus three random waves. It increases
+    outwards. All points at which it has the same value form the outline of a lesion.
+
+    Args:
+        rng: draws the shape.
+        points: `[n, d]`, in units of the lesion's radius.
     """
     dims = points.shape[1]
     turn, _ = np.linalg.qr(rng.standard_normal((dims, dims)))
@@ -133,32 +161,36 @@ def lesion_share(
     jitter: Field,
     outline: Outline = rippled_radius,
 ) -> Field:
-    """Return the share 0..1 of each voxel that an irregular lesion covers, in a box around it.
+    """Draw an irregular lesion and return the share 0..1 of each voxel that it covers.
 
     Args:
         rng: draws the outline.
         diameter: the lesion has the volume of a ball of this diameter in mm.
-        spacing_mm: of the voxels.
-        jitter: offset `[d]` of the lesion from the centre of the box, in voxels.
-        outline: a function of points that increases outwards; a level set of it is the outline.
+        spacing_mm: size of a voxel along each axis.
+        jitter: offset `[d]` of the lesion from the centre of the middle voxel, in voxels.
+        outline: a function that returns a radial coordinate, such as `rippled_radius`.
 
     Returns:
-        An array with an odd number of voxels along each axis.
+        A box around the lesion, with an odd number of voxels along each axis.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     dims = len(spacing_mm)
-    half = np.ceil(0.95 * diameter / spacing).astype(int) + 1
-    fine = [
-        ((np.arange((2 * h + 1) * SUBSAMPLES) + 0.5) / SUBSAMPLES - h - 0.5 - j) * s
-        for h, s, j in zip(half, spacing, jitter, strict=True)
-    ]
-    points = np.stack([g.ravel() for g in np.meshgrid(*fine, indexing="ij")], axis=1)
-    level = outline(rng, points / (diameter / 2))
+    half = np.ceil(0.95 * diameter / spacing).astype(int) + 1  # voxels on each side of the middle
+    coordinates_mm: list[Field] = []  # of the subsamples along each axis
+    split_shape: list[int] = []  # of an array of all subsamples: voxels, subsamples in a voxel, …
+    for n_half, mm, offset in zip(half, spacing, jitter, strict=True):
+        n_voxels = 2 * n_half + 1
+        in_voxels = (np.arange(n_voxels * SUBSAMPLES) + 0.5) / SUBSAMPLES - n_half - 0.5 - offset
+        coordinates_mm.append(in_voxels * mm)
+        split_shape += [n_voxels, SUBSAMPLES]
+    points = np.stack([g.ravel() for g in np.meshgrid(*coordinates_mm, indexing="ij")], axis=1)
+    radius = outline(rng, points / (diameter / 2))
     ball = np.pi / (2 * dims) * diameter**dims
-    n_inside = min(round(ball / (spacing.prod() / SUBSAMPLES**dims)), level.size - 1)
-    covered = level < np.partition(level, n_inside)[n_inside]
-    shape = [n for h in half for n in (2 * h + 1, SUBSAMPLES)]
-    return np.asarray(covered.reshape(shape).mean(axis=tuple(range(1, 2 * dims, 2))), np.float32)
+    subsample = spacing.prod() / SUBSAMPLES**dims
+    n_inside = min(round(ball / subsample), radius.size - 1)
+    is_inside = radius < np.partition(radius, n_inside)[n_inside]
+    subsample_axes = tuple(range(1, 2 * dims, 2))
+    return np.asarray(is_inside.reshape(split_shape).mean(axis=subsample_axes), np.float32)
 
 
 def place_at(
@@ -183,11 +215,14 @@ def place_at(
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
         return None
     box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    wide = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
+    box_with_gap = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
     share = share * tissue[box]
-    near = ndimage.maximum_filter(np.pad(share >= 0.5, gap), 2 * gap + 1)
-    is_free = not (labels[wide][near] > 0).any()
-    return (box, share) if is_free and label_components(share >= 0.5).max() == 1 else None
+    is_lesion = share >= 0.5
+    is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)
+    has_neighbour = (labels[box_with_gap][is_near] > 0).any()
+    if has_neighbour or label_components(is_lesion).max() != 1:
+        return None
+    return box, share
 
 
 def _place_lesions(
@@ -197,15 +232,22 @@ def _place_lesions(
     n_lesions: Range,
     diameter_mm: tuple[float, float, float],
     gap: int,
-) -> tuple[list[tuple[*Placed, float]], NDArray[np.int32]]:
-    """Place lesions in a tissue. Return box, shares and diameter of each, and instances 1..n.
+) -> tuple[list[_Lesion], NDArray[np.int32]]:
+    """Place lesions in a tissue. Return them and the mask of their numbers 1..n.
 
-    Their number is drawn from `n_lesions` (least, most), their log-normal diameters from
-    `diameter_mm` (least, median, most). Large lesions are placed first. A voxel is lesion if at
-    least half of it is covered. Lesions never touch. A lesion that fits nowhere is left out.
+    Large lesions are placed first. A voxel is lesion if at least half of it is covered. Lesions
+    never touch. A lesion that fits nowhere is left out.
+
+    Args:
+        rng: draws number, sizes, outlines and places.
+        tissue: share 0..1 of tissue in each voxel.
+        spacing_mm: size of a voxel along each axis.
+        n_lesions: least and most lesions.
+        diameter_mm: least, median and most of the log-normal diameters.
+        gap: least number of voxels between two lesions.
     """
     instances = np.zeros(tissue.shape, dtype=np.int32)
-    lesions: list[tuple[*Placed, float]] = []
+    lesions: list[_Lesion] = []
     places = np.flatnonzero(tissue > 0.5)
     n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
     drawn = np.exp(rng.normal(np.log(diameter_mm[1]), 0.45, size=n))
@@ -214,9 +256,12 @@ def _place_lesions(
         for _ in range(TRIES):
             centre = np.array(np.unravel_index(int(rng.choice(places)), tissue.shape))
             placed = place_at(centre, whole, tissue, instances, gap)
-            if placed is not None and placed[1].sum() > 0.6 * whole.sum():
-                lesions.append((*placed, diameter))
-                instances[placed[0]][placed[1] >= 0.5] = len(lesions)
+            if placed is None:
+                continue
+            box, share = placed
+            if share.sum() > 0.6 * whole.sum():  # most of the lesion is in the tissue
+                lesions.append(_Lesion(box, share, diameter))
+                instances[box][share >= 0.5] = len(lesions)
                 break
     return lesions, instances
 
@@ -227,19 +272,22 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     The head fills the grid. It has skin, dark bone, folded cortex, white matter and dark
     ventricles.
     """
-    half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
-    draw_field = partial(smooth_field, rng, grid[0], grid[1])
+    half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
+    draw_field = partial(smooth_field, rng, grid.shape, grid.spacing_mm)
     scale = float(half.min()) / 75  # an adult's head has a half-width of 75 mm
-    voxel = float(np.mean(grid[1]))
+    voxel = float(np.mean(grid.spacing_mm))
     bend = np.float32(2.5 * scale)
-    z, y, x = (axis + bend * draw_field(120 * scale) for axis in millimetre_axes(*grid))
+    axes = millimetre_axes(grid.shape, grid.spacing_mm)
+    z, y, x = (axis + bend * draw_field(120 * scale) for axis in axes)
     skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
-    wave = 26 * scale  # wavelength of the folds; the field is zero along the sulci
+    # distance to the nearest sulcus: the sulci follow the lines on which a random field is 0
+    wave = 26 * scale
     folds = np.abs(draw_field(wave)) * np.float32(wave / (2 * np.pi))
+    # sulci are 14 units deep, the fissure between the hemispheres is 26 units deep
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
-    surface = np.minimum(brain, np.minimum(sulci, fissure))
+    surface = np.minimum(brain, np.minimum(sulci, fissure))  # depth below the folded surface
     wide = scale * rng.uniform(0.8, 1.4)
     bow = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
     horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
@@ -301,15 +349,16 @@ def write_mri_phantoms(
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        signal, white = _head(rng, (shape, spacing_mm))
+        signal, white = _head(rng, grid)
         lesions, instances = _place_lesions(rng, white, spacing_mm, n, (2.0, 7.0, 15.0), gap=1)
-        for box, share, diameter in lesions:  # small ones tend to be fainter
-            excess = 0.62 * (diameter / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
-            signal[box] += share * np.float32(contrast * np.clip(excess, 0.25, 1.2))
+        for lesion in lesions:  # small lesions tend to be fainter
+            excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
+            brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
+            signal[lesion.box] += lesion.share * brightness
         return _acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
-    grid = (shape, spacing_mm)
+    grid = Grid(shape, spacing_mm)
     cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
 
@@ -319,22 +368,21 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
 
     Return the share 0..1 of each voxel that a vessel covers.
     """
-    first = smooth_field(rng, grid[0], grid[1], wave_mm)
-    second = smooth_field(rng, grid[0], grid[1], wave_mm)
-    distance = np.hypot(first, second)
-    return coverage(
-        radius_mm - distance * np.float32(wave_mm / (2 * np.pi)), float(np.mean(grid[1]))
-    )
+    first = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
+    second = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
+    distance_mm = np.hypot(first, second) * np.float32(wave_mm / (2 * np.pi))
+    return coverage(radius_mm - distance_mm, float(np.mean(grid.spacing_mm)))
 
 
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the Hounsfield units of a chest that fills the grid, and the share of lung."""
-    half = np.asarray(grid[0]) * np.asarray(grid[1]) / 2
+    half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
     up, front, side = half
-    voxel = float(np.mean(grid[1]))
-    draw_field = partial(smooth_field, rng, grid[0], grid[1])
+    voxel = float(np.mean(grid.spacing_mm))
+    draw_field = partial(smooth_field, rng, grid.shape, grid.spacing_mm)
     bend = np.float32(0.02 * half.min())
-    z, y, x = (axis + bend * draw_field(90) for axis in millimetre_axes(*grid))
+    axes = millimetre_axes(grid.shape, grid.spacing_mm)
+    z, y, x = (axis + bend * draw_field(90) for axis in axes)
     size = rng.uniform(0.92, 1.0, size=3)
     torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
     narrow = 1 + 0.35 * np.clip(z / up, 0, 1) ** 2  # the lungs are narrower at their tops
@@ -350,9 +398,16 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
     rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
     spine = coverage(15 - np.hypot(x, y + 0.7 * front), voxel)
-    hounsfield = np.full(grid[0], -1000, dtype=np.float32)
-    filled = ((coverage(torso, voxel), 40), (rib, 350), (spine, 180), (lung, air))
-    for share, value in (*filled, (lung * np.maximum(large, small), 45)):
+    hounsfield = np.full(grid.shape, -1000, dtype=np.float32)
+    # share and Hounsfield units of each tissue; a later one replaces the earlier ones
+    tissues: list[tuple[Field, Any]] = [
+        (coverage(torso, voxel), 40),
+        (rib, 350),
+        (spine, 180),
+        (lung, air),
+        (lung * np.maximum(large, small), 45),
+    ]
+    for share, value in tissues:
         hounsfield += share * (value - hounsfield)
     return hounsfield, lung
 
@@ -391,20 +446,20 @@ def write_ct_phantoms(
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        hounsfield, lung = _chest(rng, (shape, spacing_mm))
+        hounsfield, lung = _chest(rng, grid)
         lesions, instances = _place_lesions(rng, lung, spacing_mm, n, (3.0, 6.0, 15.0), gap=2)
-        for box, share, _ in lesions:
-            is_solid = rng.random() > 0.2  # the remaining ones are ground glass
+        for lesion in lesions:
+            is_solid = rng.random() > 0.2  # the remaining nodules are ground glass
             level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
-            excess = np.maximum(np.float32(level) - hounsfield[box], 0)
-            hounsfield[box] += share * np.float32(contrast) * excess
+            excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
+            hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
         white = rng.standard_normal(shape, dtype=np.float32)
         grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])  # σ = 0.5 mm
         blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
         return blurred + np.float32(40 / grain.std()) * grain, instances
 
     about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
-    grid = (shape, spacing_mm)
+    grid = Grid(shape, spacing_mm)
     cases = draw_cases(
         simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
@@ -461,24 +516,35 @@ def write_xray_phantoms(
     depth_mm = 0.66 * min(shape) * pixel_mm / 48
     # the chest is simulated at half the resolution of the radiograph
     volume_shape = (-(-shape[0] // 2), 48, -(-shape[1] // 2))
-    volume = (volume_shape, (2 * pixel_mm, depth_mm, 2 * pixel_mm))
-    grid = (shape, (pixel_mm, pixel_mm))
+    volume = Grid(volume_shape, (2 * pixel_mm, depth_mm, 2 * pixel_mm))
+    grid = Grid(shape, (pixel_mm, pixel_mm))
+
+    def project(values: Field) -> Field:
+        """Sum values per mm along the rays, on the grid of the radiograph."""
+        sums = values.sum(axis=1)[::-1] * depth_mm
+        return np.asarray(ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]])
 
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, volume)
         per_mm = 0.0205 * np.maximum(1 + hounsfield / 1000, 0)  # of water at 60 keV (NISTIR 5632)
-        rays = (a.sum(axis=1)[::-1] * depth_mm for a in (per_mm, lung))
-        attenuation, lung_mm = (ndimage.zoom(a, 2, order=1)[: shape[0], : shape[1]] for a in rays)
-        deep = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
-        lesions, instances = _place_lesions(rng, deep, grid[1], n, (5.0, 15.0, 30.0), gap=3)
-        for box, share, diameter in lesions:
-            depth = ndimage.distance_transform_edt(np.pad(share >= 0.5, 1))[1:-1, 1:-1]
-            thickness = diameter * np.sqrt(depth / depth.max() * (2 - depth / depth.max()))
+        attenuation = project(per_mm)
+        lung_mm = project(lung)
+        deep_lung = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
+        lesions, instances = _place_lesions(
+            rng, deep_lung, grid.spacing_mm, n, (5.0, 15.0, 30.0), gap=3
+        )
+        for lesion in lesions:
+            # the thickness of a ball, computed from the depth relative to that of the centre
+            is_lesion = np.pad(lesion.share >= 0.5, 1)
+            depth = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
+            thickness_mm = lesion.diameter_mm * np.sqrt(
+                depth / depth.max() * (2 - depth / depth.max())
+            )
             density = 0.0164 * rng.uniform(0.9, 2.0)  # tissue replaces lung
-            attenuation[box] += np.float32(contrast * density) * share * thickness
+            absorbed = np.float32(contrast * density) * lesion.share * thickness_mm
+            attenuation[lesion.box] += absorbed
         return _radiograph(rng, attenuation), instances
 
-    size = {"width": shape[1], "height": shape[0], "pixel_mm": pixel_mm}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     cases = draw_cases(
@@ -488,16 +554,36 @@ def write_xray_phantoms(
         png = f"{case}.png"
         _write(folder / "images" / png, levels.astype(np.uint16), geometry)
         _write(folder / "masks" / png, instances.astype(np.uint8), geometry)
-        images.append({"id": index, "file_name": png, "mask_file": png, "patient": case, **size})
+        image = {
+            "id": index,
+            "file_name": png,
+            "mask_file": png,
+            "patient": case,
+            "width": shape[1],
+            "height": shape[0],
+            "pixel_mm": pixel_mm,
+        }
+        images.append(image)
         for label, (rows, columns) in enumerate(ndimage.find_objects(instances), start=1):
-            box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-            extent = {"bbox": [float(v) for v in box], "area": int((instances == label).sum())}
-            ids = {"id": len(annotations) + 1, "image_id": index, "category_id": 1}
-            annotations.append({**ids, **extent, "iscrowd": 0, "mask_label": label})
+            width = columns.stop - columns.start
+            height = rows.stop - rows.start
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": index,
+                "category_id": 1,
+                "bbox": [float(columns.start), float(rows.start), float(width), float(height)],
+                "area": int((instances == label).sum()),
+                "iscrowd": 0,
+                "mask_label": label,
+            }
+            annotations.append(annotation)
     about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
-    info = {"info": {"description": about, "license": "CC0-1.0"}}
-    categories = {"categories": [{"id": 1, "name": "nodule", "supercategory": "lesion"}]}
-    document = {**info, **categories, "images": images, "annotations": annotations}
+    document = {
+        "info": {"description": about, "license": "CC0-1.0"},
+        "categories": [{"id": 1, "name": "nodule", "supercategory": "lesion"}],
+        "images": images,
+        "annotations": annotations,
+    }
     write_json(folder / "annotations.json", document)
 
 
@@ -539,31 +625,57 @@ def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Im
     brain = np.asarray(within, dtype=np.float32)
     places = np.argwhere(within)
     shares = {name: np.zeros(shape, dtype=np.float32) for name in ("before", "after", "new")}
-    # factors of the diameter in the masks before, after and new; 0: the mask lacks the lesion
-    fates = [(0, 1, 1), (1, 0, 0), (1, growth, 0), (1, 1 / growth, 0), (1, 1, 0)]
+    # factors of the diameter in the masks before, after and new; a mask with 0 has no such lesion
+    factors_of_change = [
+        (0, 1, 1),  # new
+        (1, 0, 0),  # gone
+        (1, growth, 0),  # enlarged
+        (1, 1 / growth, 0),  # shrunk
+        (1, 1, 0),  # stable
+    ]
     log_least, log_most = np.log(settings.diameter_mm)
-    for factors, n in zip(fates, settings.n_lesions, strict=True):
+    for factors, n in zip(factors_of_change, settings.n_lesions, strict=True):
         for diameter in np.exp(rng.uniform(log_least, log_most, size=n)).tolist():
-            outline = int(rng.integers(2**31))  # the seed of one outline for all sizes
+            outline_seed = int(rng.integers(2**31))  # the same outline in all sizes
             jitter = rng.uniform(-0.5, 0.5, size=3)
             drawn: dict[str, Field] = {}
             for name, factor in zip(shares, factors, strict=True):
                 if factor:
-                    of_outline = default_rng(outline)
-                    size = diameter * factor
-                    drawn[name] = lesion_share(of_outline, size, spacing_mm, jitter)
-            taken = np.maximum(shares["before"], shares["after"]) >= 0.5
-            for centre in rng.permutation(places)[:TRIES]:
-                fits = {k: place_at(centre, share, brain, taken, 3) for k, share in drawn.items()}
-                placed = {name: place for name, place in fits.items() if place}
-                if len(placed) == len(drawn):
-                    for name, (box, share) in placed.items():
-                        shares[name][box] = np.maximum(shares[name][box], share)
-                    break
-    tissue, _ = _head(rng, (shape, spacing_mm))
+                    outline_rng = default_rng(outline_seed)
+                    drawn[name] = lesion_share(outline_rng, diameter * factor, spacing_mm, jitter)
+            centres = rng.permutation(places)[:TRIES]
+            _add_to_masks(shares, drawn, centres, brain)
+    tissue, _ = _head(rng, Grid(shape, spacing_mm))
     signals = {visit: tissue + np.float32(0.6) * shares[visit] for visit in ("before", "after")}
     scans = {visit: _acquire_mri(rng, signal, spacing_mm) for visit, signal in signals.items()}
     return scans, {name: (share >= 0.5).astype(np.uint8) for name, share in shares.items()}
+
+
+def _add_to_masks(
+    shares: Mapping[str, Field],
+    drawn: Mapping[str, Field],
+    centres: NDArray[np.int64],
+    brain: Field,
+) -> None:
+    """Add a lesion to the masks at the first centre at which it fits in all of them.
+
+    Args:
+        shares: share 0..1 of lesion in each voxel, by the name of the mask. They are changed.
+        drawn: the lesion as it is in each mask that has it, as `lesion_share` returns it.
+        centres: the voxels to try, `[n, 3]`.
+        brain: share 0..1 of brain in each voxel.
+    """
+    is_taken = np.maximum(shares["before"], shares["after"]) >= 0.5
+    for centre in centres:
+        placed: dict[str, Placed] = {}
+        for name, share in drawn.items():
+            place = place_at(centre, share, brain, is_taken, gap=3)
+            if place is not None:
+                placed[name] = place
+        if len(placed) == len(drawn):
+            for name, (box, share) in placed.items():
+                shares[name][box] = np.maximum(shares[name][box], share)
+            return
 
 
 def write_visit_phantoms(
@@ -584,8 +696,11 @@ def write_visit_phantoms(
     geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
     for number in range(n):
         scans, masks = simulate_visits(default_rng((seed, number)), settings)
-        for place, array in {**masks, **{f"{v}_images": scan for v, scan in scans.items()}}.items():
-            _write(folder / place / f"simulated_{number:03d}.nii.gz", array, geometry)
+        name = f"simulated_{number:03d}.nii.gz"
+        for kind, mask in masks.items():
+            _write(folder / kind / name, mask, geometry)
+        for visit, scan in scans.items():
+            _write(folder / f"{visit}_images" / name, scan, geometry)
     return folder
 
 
@@ -599,19 +714,38 @@ def draw_cases(
     n_lesions: Range,
     progress: Progress | None,
 ) -> Iterator[SimulatedCase]:
-    """Yield each simulated case. Lesion-free cases are spread evenly.
+    """Yield each simulated case: id, image, lesions and geometry.
 
-    `simulate(rng, n_lesions)` draws the image and the lesions of a case.
+    Args:
+        simulate: a function of a generator and the range of the number of lesions, which draws the
+            image and the lesions of a case.
+        prefix: the beginning of the case ids.
+        n_cases: number of cases.
+        seed: seed of the set.
+        lesion_free_share: share of the cases without a lesion. They are spread evenly.
+        grid: the grid of all cases.
+        n_lesions: least and most lesions of a case.
+        progress: called with case, number done and total.
+
+    Raises:
+        ConfigError: if the numbers cannot be simulated.
     """
     shape, spacing_mm = grid
     if n_cases < 1 or len(shape) != len(spacing_mm) or not 1 <= n_lesions[0] <= n_lesions[1]:
-        raise ConfigError(f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}.")
+        raise ConfigError(
+            f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}. Set n_cases to at "
+            "least 1, shape and spacing_mm to as many numbers, and n_lesions to least and most, of "
+            "at least 1."
+        )
     geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
     for index in range(n_cases):
-        n_free = [int(i * lesion_free_share + 1e-9) for i in (index, index + 1)]
-        n = (0, 0) if n_free[1] > n_free[0] else n_lesions
+        # a case is lesion-free if the rounded number of such cases increases with it
+        n_free_before = int(index * lesion_free_share + 1e-9)
+        n_free = int((index + 1) * lesion_free_share + 1e-9)
+        n = (0, 0) if n_free > n_free_before else n_lesions
         case = f"{prefix}_{index:03d}"
-        yield case, *simulate(default_rng([seed, index]), n), geometry
+        image, lesions = simulate(default_rng([seed, index]), n)
+        yield case, image, lesions, geometry
         if progress:
             progress(case, index + 1, n_cases)
 
@@ -627,8 +761,14 @@ def write_nnunet_raw(
 ) -> None:
     """Write cases as an nnU-Net raw folder, with images as int16.
 
-    `name`, `channel` and `about` are the dataset's name, the name of its channel and its
-    description. The last `n_test` cases are test cases.
+    Args:
+        folder: the folder to write.
+        cases: the cases, as `draw_cases` yields them.
+        n_cases: number of cases.
+        n_test: the last `n_test` cases are test cases.
+        name: name of the dataset.
+        channel: name of its channel.
+        about: description of the dataset.
     """
     if not 0 <= n_test <= n_cases:
         raise ConfigError(f"n_test must be 0 to n_cases, not {n_test=} of {n_cases=}.")
@@ -638,10 +778,17 @@ def write_nnunet_raw(
         _write(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
         mask = (lesions > 0).astype(np.uint8)
         _write(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
-    about_set = {"name": name, "description": about, "licence": "CC0-1.0", "file_ending": ".nii.gz"}
-    labels = {"channel_names": {"0": channel}, "labels": {"background": 0, "lesion": 1}}
-    numbers = {"numTraining": n_cases - n_test, "numTest": n_test}
-    write_json(folder / "dataset.json", {**about_set, **labels, **numbers})
+    content = {
+        "name": name,
+        "description": about,
+        "licence": "CC0-1.0",
+        "file_ending": ".nii.gz",
+        "channel_names": {"0": channel},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": n_cases - n_test,
+        "numTest": n_test,
+    }
+    write_json(folder / "dataset.json", content)
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -660,7 +807,8 @@ def simulate_once(
         root: the folder of the dataset.
         phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They are
             stored in the folder.
-        bar: a context manager around the work; it yields the function `progress`.
+        bar: makes a context manager, such as a progress bar, that yields the argument `progress`
+            of `write_<kind>_phantoms`.
 
     Raises:
         ConfigError: if an argument is unknown, or `root` was simulated with other arguments.
@@ -668,19 +816,25 @@ def simulate_once(
     """
     settings = {key: value for key, value in phantoms.items() if key != "kind"}
     kind = phantoms.get("kind")
-    write = globals().get(f"write_{kind}_phantoms")
-    if write is None or kind == "visit":
+    write: Callable[..., None]
+    if kind == "mri":
+        write = write_mri_phantoms
+    elif kind == "ct":
+        write = write_ct_phantoms
+    elif kind == "xray":
+        write = write_xray_phantoms
+    else:
         raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
-    takes = signature(write).parameters
-    for name in settings.keys() - takes.keys():
-        raise ConfigError(f"data.phantoms does not take {name!r}.{suggest(name, takes)}")
+    known = signature(write).parameters
+    for name in settings.keys() - known.keys():
+        raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
     if root.exists():
         path = root / SETTINGS
         before = read_json(path) if path.is_file() else settings
         if before != settings:
             raise ConfigError(
-                f"{root} was simulated with other settings ({before}, not {settings}). Name "
-                "another folder, data.root=, or remove this one."
+                f"{root} was simulated with other settings ({before}, not {settings}). Set "
+                "data.root to another folder, or remove this one."
             )
         return
     log.info("Simulated scans are written to %s.", root)

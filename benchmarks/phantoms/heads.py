@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.phantoms import (
     Field,
+    Grid,
     Placed,
     Range,
     Simulated,
@@ -370,7 +371,8 @@ def write_mri_phantoms(
         return simulate_mri_case(rng, settings, n_lesions)
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
-    grid, n = (settings.shape, settings.spacing_mm), settings.n_lesions
+    grid = Grid(settings.shape, settings.spacing_mm)
+    n = settings.n_lesions
     cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n, None)
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
 
