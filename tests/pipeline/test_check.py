@@ -245,7 +245,7 @@ def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
     masks = {"m": Image.fromarray(mask)}
     root = write_pictures(tmp_path / "data", f"case,image,{column}\n", masks)
     status, printed = check_command(root, capsys)
-    assert f"column {column!r} is unknown and only makes subgroups" in printed
+    assert f"column {column!r} is unknown and is used for subgroups only" in printed
     assert "Did you mean 'reference'?" in printed
     assert "there is no reference to learn from" in printed
     assert "train data.root" not in printed
@@ -255,7 +255,7 @@ def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
     )
     status, printed = check_command(root, capsys)
     assert (status, "train data.root" in printed) == (0, True)
-    assert "only makes subgroups" not in printed
+    assert "used for subgroups only" not in printed
 
 
 def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_path, capsys, caplog):

@@ -22,16 +22,18 @@ _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events")
 
 def is_bids(root: Path) -> bool:
     """Return True if a folder contains lesion masks with names of BIDS."""
-    places = [p for p in (root, root / "derivatives") if p.is_dir()]
-    return any(next(place.glob("**/sub-*_label-*"), None) is not None for place in places)
+    for folder in (root, root / "derivatives"):
+        if folder.is_dir() and next(folder.glob("**/sub-*_label-*"), None) is not None:
+            return True
+    return False
 
 
 def read_bids(root: Path) -> Dataset:
     """Read a BIDS folder. Label 1 is the lesion.
 
-    The images of a session are located next to its mask, otherwise in its raw folder. The channels
-    are the suffixes that all sessions share and that are on the grid of the mask, which is checked
-    in the first session. A remark names the sessions without a mask.
+    The images of a session are located next to its mask, otherwise in its raw folder. A channel is
+    a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
+    the first session. A remark names the sessions without a mask.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -92,13 +94,24 @@ def _find_channels(
     masks: Mapping[str, Path],
     remarks: list[Remark],
 ) -> list[str]:
-    """Return the kinds of image that every session has and that are on the grid of the mask.
+    """Return the suffixes of the images that are channels, and remark on the remaining ones.
 
-    Raise `DatasetError` if there are none, and `ReadError` if the first session's mask is damaged.
+    Args:
+        root: The folder, for messages.
+        images: The images of each session by suffix.
+        masks: The mask of each session.
+        remarks: Receives a remark that names the suffixes that are left out.
+
+    Raises:
+        DatasetError: There are no channels.
+        ReadError: The mask of the first session is damaged.
     """
     first, own = next(iter(images.items()))
-    shared = set.intersection(*(set(files) for files in images.values()))
-    everything = {name for files in images.values() for name in files}
+    shared = set(own)
+    everything: set[str] = set()
+    for files in images.values():
+        shared &= set(files)
+        everything |= set(files)
     grid = read_geometry(masks[first])
     channels: list[str] = []
     for name in sorted(shared):

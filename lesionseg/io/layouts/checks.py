@@ -33,11 +33,16 @@ _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".
 
 
 class Problems(list[Problem]):
-    """The errors of single entries of a dataset, while the remaining entries are read."""
+    """A list of the wrong entries of a dataset. The remaining entries can be read nevertheless."""
 
     @contextmanager
     def collect(self, case: str, where: object) -> Iterator[None]:
-        """Add an error of one entry. Its message begins with the file and line `where`."""
+        """Add an error that is raised within the context to the list.
+
+        Args:
+            case: The case id of the entry.
+            where: The file or the line of the entry, with which the message begins.
+        """
         try:
             yield
         except LesionsegError as error:
@@ -64,7 +69,9 @@ def validate(model: type[M], entry: Any, path: Path | None = None) -> M:
 
 
 def path_id(path: Path) -> str:
-    """Make a case id of a relative path: folders and name, without suffix and first channel.
+    """Make a case id of a relative path.
+
+    It consists of folders and name, without the suffix and without the number of a first channel.
 
     >>> path_id(Path("p1/view.1.png")), path_id(Path("../p2/t1_0000.nii.gz"))
     ('p1_view.1', 'p2_t1')
@@ -74,7 +81,7 @@ def path_id(path: Path) -> str:
 
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
-    """Return True if a case is one picture whose colours are the three channels of the dataset."""
+    """Return True if a case is a single picture whose colours are the channels of the dataset."""
     return not files.missing and _may_be_colour(files.images, n_channels)
 
 
@@ -143,23 +150,25 @@ def remark_unread_files(
 def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
     """Yield a remark if names such as P08_0 and P08_1 look like several scans of one patient.
 
-    Most names must consist of a prefix and a short number, and few names may share a prefix. A
-    prefix that many names share belongs to a study or a site.
+    This is so if most names consist of a prefix and a short number, and if only a few names share
+    each prefix. A prefix that many names share is probably that of a study or a site.
     """
-    members: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}  # case ids by prefix
     for case in cases:
         match = _VISIT.fullmatch(case.case)
         if match and not case.group:
             members.setdefault(match[1], []).append(case.case)
     several = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
     n_sharing = sum(map(len, several.values()))
-    if len(members) < 2 or 2 * n_sharing < len(cases) or n_sharing > _MAX_VISITS * len(several):
+    are_most_cases = 2 * n_sharing >= len(cases)
+    are_few_per_prefix = n_sharing <= _MAX_VISITS * len(several)
+    if len(members) < 2 or not are_most_cases or not are_few_per_prefix:
         return
     first, second = sorted(next(iter(several.values())))[:2]
     yield Remark(
         "names",
         f"Case names such as {first} and {second} look like scans of one patient. If they are, set "
-        f"data.group='{_VISIT_PATTERN}', so that no patient is both trained on and validated on.",
+        f"data.group='{_VISIT_PATTERN}', so that no patient is in both training and validation.",
     )
 
 
@@ -169,14 +178,15 @@ def fold_remarks(dataset: Dataset) -> list[Remark]:
     without = [case.case for case in usable if case.fold is None]
     if len(without) == len(usable) or not without:
         return []
-    text = f"{count(len(without), 'case')} without a fold, so that they train in every fold: "
+    text = f"{count(len(without), 'case')} without a fold, used for training in every fold: "
     return [Remark("folds", f"{dataset.root}: {text}{join_names(without)}.")]
 
 
 def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
-    """Find case ids that are repeated or cannot be file names, and missing files and channels.
+    """Find faults of the cases that show without opening a file.
 
-    With `lenient`, files and channels are not checked.
+    These are case ids that are repeated or cannot be file names and, unless `lenient`, missing
+    files and channels.
     """
     problems = Problems()
     seen = set[str]()
@@ -200,13 +210,13 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
             check_channels(files, dataset)
         references = () if files.reference is None else (files.reference,)
         for file in (*files.images, *references):
-            if not _exists(file):
+            if not _has_content(file):
                 text = "does not exist or is empty. Paths in tables are relative to the table."
                 problems.append(Problem(case, f"{file} of case {case!r} {text}"))
     return problems
 
 
-def _exists(file: Path) -> bool:
+def _has_content(file: Path) -> bool:
     """Return True for a folder, a series in a folder, and a file that is not empty."""
     if split_series(file) is not None:
         return True

@@ -89,11 +89,11 @@ class CocoLesion(BaseModel):
 
     @field_validator("bbox", mode="before")
     @classmethod
-    def _none_if_empty(cls, value: Any) -> Any:
+    def _accept_empty_box(cls, value: Any) -> Any:
         return None if value == [] else value
 
     @model_validator(mode="after")
-    def _has_a_place(self) -> "CocoLesion":
+    def _check_has_outline(self) -> "CocoLesion":
         if self.bbox is None and not self.segmentation:
             raise ValueError("Write a bbox or a segmentation")
         return self

@@ -127,7 +127,10 @@ def _labels(root: Path, cases: Sequence[CaseFiles]) -> Labels:
 
 
 def _make_unique(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
-    """Add the names of folders to ids that several files share: `p1/t1.nii`, `p2/t1.nii`."""
+    """Add the names of the folders to the ids of files with equal names.
+
+    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`.
+    """
     n_cases = Counter(case.case for case in cases)
     unique: list[CaseFiles] = []
     for case in cases:

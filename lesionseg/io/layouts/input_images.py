@@ -1,7 +1,7 @@
 """Finding scans to predict on in a folder, a glob, a file or a table, and grouping them into cases.
 
-A case id is made of the scan's path below the input, and of the number and UID of a DICOM series if
-its folder contains several. It never depends on another case.
+A case id consists of the scan's path below the input. If a folder contains several DICOM series,
+number and UID of the series are added. An id never depends on another case.
 """
 
 import logging
@@ -51,8 +51,8 @@ _TEXT_SUFFIXES = {
 _SKIPPED_NAMES = {"thumbs.db", "desktop.ini", "dicomdir"}
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _MAX_SHOWN = 3  # names in a message
-_DIGEST_DIGITS = 10  # that replace the middle of an id that is too long
-_WHOLE = -1  # instead of a channel number: the file is a case
+_DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
+_WHOLE_CASE = -1  # used instead of a channel number for a file that is a case of its own
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,11 @@ class FoundScan:
         files: The case.
         path: The path of the scan or its first channel, below the input or as the table states it.
         dicom: The description of a DICOM scan.
-        other_case: The id that a series would have if its folder had one series more or less.
-            Earlier results may have this id. Empty for a scan that is not a series.
-        fault: The reason why it cannot be predicted, whatever its files contain, otherwise "".
-        left_out: The reason why it will not be predicted, otherwise "".
+        other_case: The id that a series gets if another series is added to its folder or removed
+            from it (see `DicomScan.other_name`). Earlier results may have this id. "" for a scan
+            that is not a series.
+        fault: The reason why it cannot be predicted, known without reading its files, or "".
+        left_out: The reason why it is not meant to be predicted, such as a localiser, or "".
     """
 
     files: CaseFiles
@@ -148,9 +149,10 @@ class FoundScans:
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
-    """Find the cases under `source` that can be predicted, sorted by id; see `find_scans`.
+    """Find the cases under `source` that can be predicted, sorted by id.
 
-    A warning names the scans that are left out. Raises `DatasetError` if no case remains.
+    This function serves callers that need cases only. `find_scans` also returns the scans that are
+    left out, for which this function logs warnings. `DatasetError` is raised if no case remains.
     """
     found = find_scans(source, channels)
     scans = mark_clashes(found.scans)
@@ -171,16 +173,18 @@ def find_scans(
 ) -> FoundScans:
     """Find the scans of an input.
 
-    Folders are searched recursively. Hidden files and folders are skipped. Masks written by
-    `predict`, folders such as a dataset's `labelsTr`, and files of unknown formats are left out and
-    listed. Files named `<case>_0000.<suffix>`, `<case>_0001…` are channels of one case. Numbers
-    below `channels` without a file are missing channels, except for a single picture, which may be
-    in colour. For a model with one channel every file is a case, and `_0000` is removed from its
-    id. For DICOM see `find_dicom_scans`.
+    - Folders are searched recursively. Hidden files and folders are skipped.
+    - Masks written by `predict`, folders such as a dataset's `labelsTr`, and files of unknown
+      formats are left out and listed.
+    - Files named `<case>_0000.<suffix>`, `<case>_0001…` are the channels of one case. Numbers below
+      `channels` without a file are missing channels, except for a single picture, which may be in
+      colour. For a model with one channel, every file is a case, whose id does not contain `_0000`.
+    - DICOM files are grouped by `find_dicom_scans`.
 
-    The case id is the path below `source`, joined by `_`, without the suffix. For a single file it
-    is the stem, for a series in `source` itself the name of the folder, for a glob the path below
-    the folder before the first wildcard. `mark_clashes` finds scans that would get the same id.
+    The case id is the path of the scan without the suffix, with folders joined by `_`. The path
+    begins below `source`, or below the folder before the first wildcard of a glob. The id of a
+    series in `source` itself is the name of the folder. `mark_clashes` finds scans that would get
+    the same id.
 
     Args:
         source: A folder, glob, file or `.csv` table (see `read_scan_list`).
@@ -192,14 +196,11 @@ def find_scans(
         DatasetError: `source` does not exist, or is a table that cannot be used.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
-        return _listed_scans(source, channels)
+        return _read_listed_scans(source, channels)
     is_series = split_series(source) is not None
     if source.is_file() or is_series:
-        return FoundScans(tuple(_single_scans(source, channels)))
-    # ids are made of the path below this folder
-    root = Path(
-        *takewhile(lambda part: not _WILDCARDS & set(part) or source.exists(), source.parts)
-    )
+        return FoundScans(tuple(_make_single_scans(source, channels)))
+    root = _folder_before_wildcards(source)  # ids are made of the path below this folder
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     listing = _Listing(root, dims, results)
@@ -207,13 +208,21 @@ def find_scans(
         listing.walk(source)
     else:
         listing.match(source)
-    scans = [*_file_scans(listing.images, root, channels)]
+    scans = [*_make_file_scans(listing.images, root, channels)]
     for files in listing.dicom.values():
         found, others = find_dicom_scans(files)
-        scans += [_dicom_scan(dicom, root) for dicom in found]
+        scans += [_make_dicom_scan(dicom, root) for dicom in found]
         listing.leave_out_objects(others)
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(tuple(ordered), tuple(listing.summaries()))
+
+
+def _folder_before_wildcards(source: Path) -> Path:
+    """Return the part of a glob before its first wildcard, or the path itself if it exists."""
+    if source.exists():
+        return source
+    fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
+    return Path(*fixed)
 
 
 def mark_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
@@ -319,8 +328,8 @@ class _Listing:
     def match(self, pattern: Path) -> None:
         """Add the files that a glob matches.
 
-        If it matches only folders, these are searched. If it matches files too, folders contribute
-        only their DICOM files.
+        If it matches only folders, these are searched. If it also matches files, a folder among the
+        matches contributes only its DICOM files, and a linked folder its images as well.
         """
         anchor = pattern.anchor
         found = Path(anchor or ".").glob(str(pattern.relative_to(anchor)))
@@ -394,9 +403,8 @@ class _Listing:
             return False
         try:
             resolved = path.resolve()
-        # a missing file or a circle of links, which the reader reports
         except (OSError, ValueError, RuntimeError):
-            return False
+            return False  # a missing file or a circle of links: reading it reports the error
         return self.results == resolved or self.results in resolved.parents
 
     def _leave_out(self, path: Path, what: str, reason: str) -> None:
@@ -415,8 +423,9 @@ class _Listing:
 
 
 def _is_dicom_file(file: Path) -> bool:
-    """Return True for a DICOM file, by content unless the suffix is that of another format."""
-    return is_dicom(file) and (file.name.lower().endswith(DICOM) or not is_image_file(file))
+    """Return True for a DICOM file, unless its suffix is that of another image format."""
+    has_other_suffix = is_image_file(file) and not file.name.lower().endswith(DICOM)
+    return is_dicom(file) and not has_other_suffix
 
 
 def _relative_path(path: Path, root: Path) -> str:
@@ -433,7 +442,7 @@ def _folders_between(root: Path, folder: Path) -> list[str]:
     return []
 
 
-def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[FoundScan]:
+def _make_file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[FoundScan]:
     """Yield the scans of files other than DICOM, with all channels of a case in one scan.
 
     A picture in colour is a case even if its name ends in a number.
@@ -446,7 +455,7 @@ def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[Fo
             numbers[file.parent, match[1]].add(int(match[2]))
     for file, match in matches.items():
         stem = strip_suffix(file)
-        number = _WHOLE
+        number = _WHOLE_CASE
         if match and _is_channel(int(match[2]), numbers[file.parent, match[1]], channels):
             is_whole = channels == 1 or (channels == 3 and _is_in_colour(file))
             if not is_whole:
@@ -456,18 +465,19 @@ def _file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[Fo
         grouped.setdefault((file.parent, stem), {}).setdefault(number, []).append(file)
     for (folder, stem), found in grouped.items():
         case = case_id([*_folders_between(root, folder), stem])
-        for file in found.pop(_WHOLE, ()):
+        for file in found.pop(_WHOLE_CASE, ()):
             files_of_case = CaseFiles(case, (file,), group=case)
             yield FoundScan(files_of_case, _relative_path(file, root))
         if found:
-            yield _channel_scan(case, found, root, channels)
+            yield _make_channel_scan(case, found, root, channels)
 
 
 def _is_channel(number: int, numbers: set[int], channels: int) -> bool:
     """Return True if the number at the end of a file name is a channel number.
 
-    It could also be a year or the number of a film. If the model has several channels, a number
-    above them is a channel number if all smaller numbers exist: the case has too many files.
+    A number that is not below `channels` may be a year or the number of a film. It is a channel
+    number, of a case with too many files, if the model has several channels and all smaller numbers
+    exist.
     """
     if number < channels:
         return True
@@ -481,7 +491,9 @@ def _is_in_colour(file: Path) -> bool:
     return False
 
 
-def _channel_scan(case: str, found: dict[int, list[Path]], root: Path, channels: int) -> FoundScan:
+def _make_channel_scan(
+    case: str, found: dict[int, list[Path]], root: Path, channels: int
+) -> FoundScan:
     """Return the scan whose channels are the numbered files `found`."""
     by_number = {number: found[number][0] for number in sorted(found)}
     files = CaseFiles(
@@ -498,7 +510,7 @@ def _channel_scan(case: str, found: dict[int, list[Path]], root: Path, channels:
     return FoundScan(files, path, fault=f"{names} are the same channel of {case}. Keep one.")
 
 
-def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
+def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     """Return the scan with the case id of DICOM files."""
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
@@ -519,21 +531,19 @@ def _dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     )
 
 
-def _single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
+def _make_single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
     """Yield the scan of an input that is a file or a series in a folder."""
     if split_series(source) is not None:
         dicom = describe_dicom(source)
-        yield _dicom_scan(dicom, source.parent)
-    elif is_dicom(source) and not (
-        is_image_file(source) and not source.name.lower().endswith(DICOM)
-    ):
+        yield _make_dicom_scan(dicom, source.parent)
+    elif _is_dicom_file(source):
         for dicom in find_dicom_scans([source])[0]:
-            yield _dicom_scan(dicom, source.parent)
+            yield _make_dicom_scan(dicom, source.parent)
     else:
-        yield from _file_scans([source], source.parent, channels)
+        yield from _make_file_scans([source], source.parent, channels)
 
 
-def _listed_scans(table: Path, channels: int) -> FoundScans:
+def _read_listed_scans(table: Path, channels: int) -> FoundScans:
     """Return the scans that a table names."""
     cases, problems = read_scan_rows(table, channels)
     n_rows = Counter(files.case for files in cases)

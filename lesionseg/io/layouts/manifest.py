@@ -83,7 +83,10 @@ def read_manifest(root: Path) -> Dataset:
 def _add_reference(
     files: CaseFiles, root: Path, row: Mapping[str, str], names: Sequence[str]
 ) -> CaseFiles:
-    """Add reference, role, fold and annotated labels of a row. `names` are those of the labels."""
+    """Add reference, role, fold and annotated labels of a row.
+
+    `names` are the names of all labels of the dataset.
+    """
     mask = row.get("reference", "")
     instances = row.get("instances", "")
     given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
@@ -111,7 +114,7 @@ def _add_reference(
 
 
 def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
-    """Remark on unknown columns whose name resembles that of a known column."""
+    """Return a remark for each unknown column whose name resembles that of a known column."""
     present = {*columns}
     remarks: list[Remark] = []
     for column in sorted(present - {*_KNOWN_COLUMNS, ""}):
@@ -121,8 +124,8 @@ def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
         has_masks = bool({"reference", "instances"} & present)
         if meant and meant[0] not in present and not (meant[0] == "reference" and has_masks):
             text = (
-                f"{path}: the column {column!r} is unknown and only makes subgroups. Did you mean "
-                f"{meant[0]!r}? Then rename it."
+                f"{path}: the column {column!r} is unknown and is used for subgroups only. Did you "
+                f"mean {meant[0]!r}? Then rename it."
             )
             remarks.append(Remark("columns", text))
     return remarks
@@ -154,9 +157,11 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
 
 
 def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], Problems]:
-    """Read a table like `read_scan_list`, but return rows that cannot be used as problems.
+    """Read a table like `read_scan_list`, but do not raise errors of single rows.
 
-    If several rows have the same case id, all of them are among the cases.
+    Returns:
+        The cases in the order of the rows, including those with a repeated case id, and a problem
+        for each row that cannot be used.
     """
     rows, images = _read_table(path)
     cases = list[CaseFiles]()

@@ -64,7 +64,7 @@ class _Naming:
     Attributes:
         images: True if images end in a channel number such as `_0000`. Otherwise each image is the
             only channel of its case, as in the Decathlon.
-        masks: True if the masks, too, end in `_0000`, by mistake.
+        masks: True if the masks end in `_0000` as well, by mistake.
     """
 
     images: bool
@@ -166,7 +166,7 @@ def _match_cases(
         )
         problems.append(Problem(case, text))
     if part == "Tr":
-        explained = {case[:-5] for case in misnamed}
+        explained = {case[:-5] for case in misnamed}  # the id without _1234
         for case in sorted(set(images) - set(masks) - explained):
             text = "has no mask in labelsTr. A lesion-free image needs a mask of zeros."
             problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
@@ -186,9 +186,12 @@ def _match_cases(
 
 
 def _find_misnamed(images: FilesByCase, masks: FilesByCase) -> dict[str, Path]:
-    """Find images whose case id ends in four digits and that lack the channel number `_0000`.
+    """Find images without a channel number whose case id ends in four digits.
 
-    Their mask has the same name. The result has the images by the case of the mask.
+    The image and its mask have the same name. The digits were taken for a channel number.
+
+    Returns:
+        The images by case id.
     """
     misnamed: dict[str, Path] = {}
     for case, files in images.items():
@@ -224,9 +227,9 @@ def _is_nifti(file: Path) -> bool:
 def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> list[Path]:
     """Return the images of a folder, sorted, and remark on the files that are left out.
 
-    If `ending` states the kind of the cases, pictures next to volumes are previews, and volumes
-    next to pictures are left out, too. If `a.nii` and `a.nii.gz` exist, the one with `ending` is
-    read.
+    If `ending` (`file_ending` in `dataset.json`) is that of a volume, pictures in the folder are
+    previews and left out. If it is that of a picture, volumes are left out. If `a.nii` and
+    `a.nii.gz` exist, the one with `ending` is read.
     """
     if not folder.is_dir():
         return []
@@ -260,21 +263,24 @@ def _find_naming(
 ) -> _Naming:
     """Decide by the names of the masks whether the names of images end in a channel number.
 
-    An image `lesion_0001` with a mask `lesion_0001` has no channel number. If the masks do not
-    match the images in either way, images have channel numbers if one name ends in `_0000`.
+    An image `lesion_0001` with a mask `lesion_0001` has no channel number, an image `lesion_0001`
+    with a mask `lesion` has one. If neither kind of mask exists, images have channel numbers if one
+    of their names ends in `_0000`.
     """
-    stems = [strip_suffix(file) for file in images]
-    ids = {strip_suffix(file) for file in masks}
-    ends = [(stem, match) for stem in stems if (match := CHANNEL.fullmatch(stem))]
-    n_equal = sum(stem in ids for stem, _ in ends)
-    n_numbered = sum(match[1] in ids for _, match in ends)
+    image_names = [strip_suffix(file) for file in images]
+    mask_names = {strip_suffix(file) for file in masks}
+    ends = [(name, match) for name in image_names if (match := CHANNEL.fullmatch(name))]
+    n_equal = sum(name in mask_names for name, _ in ends)
+    n_numbered = sum(match[1] in mask_names for _, match in ends)
     if not images or n_numbered > n_equal:
         return _Naming(images=True)
-    with_number = [match for stem in ids if (match := CHANNEL.fullmatch(stem))]
-    first_channels = {match[1] for match in with_number if match[2] == "0000"}
-    if ids and len(first_channels) == len(ids):  # every mask has the name of a first channel
-        fitting = [match for _, match in ends if match[1] in first_channels]
-        if len(fitting) == len(stems) and all(int(match[2]) < n_channels for match in fitting):
+    masks_with_number = [match for name in mask_names if (match := CHANNEL.fullmatch(name))]
+    first_channels = {match[1] for match in masks_with_number if match[2] == "0000"}
+    if mask_names and len(first_channels) == len(mask_names):
+        # every mask has the name of a first channel
+        of_masks = [match for _, match in ends if match[1] in first_channels]
+        are_channels = all(int(match[2]) < n_channels for match in of_masks)
+        if len(of_masks) == len(image_names) and are_channels:
             text = (
                 f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
                 "from the case ids."
@@ -294,7 +300,7 @@ def _find_naming(
 
 
 def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Remark]:
-    """Compare the training cases in the folders with the list or number in `dataset.json`."""
+    """Return a remark if the folders have other training cases than `dataset.json` states."""
     remarks: list[Remark] = []
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
@@ -351,25 +357,29 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
         sets[name] = tuple(sorted(set(values))) if isinstance(values, list) else (int(values),)
     lesions = {n: values for n, values in sets.items() if n != IGNORE and values != (0,)}
     ignored = sets.get(IGNORE, ())
+    # a lesion must have values, and none of them may be background or the ignore value
     is_mixed = any({0, *ignored} & set(values) or not values for values in lesions.values())
-    if not lesions or is_mixed or len(ignored) > 1 or len(set(sets.values())) < len(facts.labels):
+    is_repeated = len(set(sets.values())) < len(facts.labels)
+    if not lesions or is_mixed or len(ignored) > 1 or is_repeated:
         raise DatasetError(
-            f"{path}: the labels {facts.labels} are not distinct values from 0 on with a lesion "
-            'among them. Write "labels": {"background": 0, "lesion": 1}.'
+            f"{path}: the labels {facts.labels} are not valid. They need different values, 0 for "
+            "the background, and at least one lesion. Write "
+            '"labels": {"background": 0, "lesion": 1}.'
         )
     ignore = ignored[0] if ignored else None
     if all(len(values) == 1 for values in lesions.values()):
         return Labels.of({values[0]: name for name, values in lesions.items()}, ignore)
-    painted = facts.regions_class_order or []
-    pairs = zip(lesions.values(), painted, strict=False)
-    is_wrong = any(value not in region for region, value in pairs)
-    if not len(painted) == len(set(painted)) == len(lesions) or is_wrong:
+    # the value that nnU-Net writes into a mask for each region
+    mask_values = facts.regions_class_order or []
+    pairs = zip(lesions.values(), mask_values, strict=False)
+    is_foreign = any(value not in region for region, value in pairs)
+    if not len(mask_values) == len(set(mask_values)) == len(lesions) or is_foreign:
         raise DatasetError(
-            f"{path}: regions need a regions_class_order of {len(lesions)} different values, one "
-            f"of each region's own, not {painted}."
+            f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
+            "values: for each region, in the order of the labels, one of its values."
         )
     return Labels(
-        values=tuple(painted),
+        values=tuple(mask_values),
         names=tuple(lesions),
         regions=tuple(lesions.values()),
         ignore=ignore,

@@ -181,7 +181,7 @@ COLUMNS = [
 def test_remark_names_a_column_similar_to_a_known_one(manifest, column, meant):
     dataset = read_dataset(manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
     (remark,) = dataset.remarks
-    assert f"the column {column!r} is unknown and only makes subgroups" in remark.message
+    assert f"the column {column!r} is unknown and is used for subgroups only" in remark.message
     assert f"Did you mean {meant!r}?" in remark.message
 
 
@@ -195,7 +195,7 @@ def test_remark_names_cases_without_a_fold_if_others_have_one(manifest):
         "case,image,reference,fold,role\nA,a.nii,m.nii,0,\nB,b.nii,m.nii,,\nC,b.nii,m.nii,,test\n"
     )
     (remark,) = read_dataset(manifest(text)).remarks
-    assert "1 case without a fold, so that they train in every fold: B" in remark.message
+    assert "1 case without a fold, used for training in every fold: B" in remark.message
 
 
 @pytest.mark.parametrize("size", ["nan", "0", "-1", "inf", "0,14"])
