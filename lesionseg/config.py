@@ -122,6 +122,7 @@ class DataConfig(Settings):
     channel_dropout: FractionBelow1
     nan: Literal["error", "background"]
     geometry: Literal["header", "image"]
+    min_readers: PositiveInt | None
     cache_dir: Text | None
     phantoms: Arguments | None = None
 
@@ -375,6 +376,7 @@ class EvaluateConfig(OutputCommand):
     subgroups: tuple[str, ...] | None
     resample: bool
     geometry: Literal["header", "image"]
+    min_readers: PositiveInt | None
     replicates: NonNegativeInt
     seed: NonNegativeInt
 

@@ -72,9 +72,12 @@ def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray
     given = np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * dims)
     clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
     for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
+        sides = []
+        for axis in reversed(range(dims)):  # x first, as in tables
+            name = "zyx"[axis - dims]
+            sides.append(f"{name} {box[axis]:g} to {box[dims + axis]:g} of 0 to {shape[axis]}")
         raise ContentError(
-            f"{where}: the box {box.tolist()} (starts, stops) is empty or outside its image of "
-            f"{tuple(shape)} voxels. Correct the box."
+            f"{where}: the box is empty or outside its image ({', '.join(sides)}). Correct the box."
         )
     return clipped
 

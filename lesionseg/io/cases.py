@@ -14,8 +14,9 @@ from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
+from lesionseg.io.layouts.box_table import TABLE, has_outlines, read_box_reference
 from lesionseg.io.layouts.checks import check_channels, is_colour
-from lesionseg.io.layouts.coco import read_coco_reference
+from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
@@ -199,6 +200,11 @@ def _read_stored_reference(
     labels = dataset.labels
     if "lesions" in files.annotations:
         reference = read_coco_reference(files, geometry, labels.merged)
+    elif TABLE in files.annotations:
+        if geometry.dims == 2 and has_outlines(files):
+            reference = read_coco_reference(with_outlines(files, geometry), geometry, labels.merged)
+        else:
+            reference = read_box_reference(files, geometry, labels.merged)
     elif "boxes" in files.annotations:
         reference = read_boxes(files, geometry, merged=bool(labels.merged))
     elif path is None:

@@ -33,6 +33,8 @@ TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `a
 MAX_ID_BYTES = 200
 # Unicode categories: control, format (including bidirectional), surrogate, line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_MAX_TEXT_BYTES = 2**30
+_HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
 
 # The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
@@ -143,7 +145,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             raise ReadError(f"{path}: the key {repeated!r} occurs twice. Keep one.")
         return content
 
-    text = _read_text(path)
+    text = read_text(path)
     try:
         return json.loads(text, parse_constant=read_constant, object_pairs_hook=build_object)
     except json.JSONDecodeError as error:
@@ -162,12 +164,18 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
         ) from error
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
     """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
 
-    Raise `ReadError` if the file is missing or in another encoding, which cannot be guessed safely.
+    Raise `ReadError` if the file is missing, longer than `most_bytes`, or in another encoding,
+    which cannot be guessed safely.
     """
     try:
+        if path.stat().st_size > most_bytes:
+            raise ReadError(
+                f"{path}: the text has more than {most_bytes >> 20} MiB. Check whether it is the "
+                "right file."
+            )
         content = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or "unknown reason").lower()
@@ -241,10 +249,34 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         ReadError: The file is missing, is not text in UTF-8 or UTF-16, has no header, has two
             columns of the same name, or has a row that is longer than the header.
     """
-    text = _read_text(path)
+    return [row for _, row in read_csv_lines(path)]
+
+
+def read_csv_columns(path: Path) -> tuple[str, ...]:
+    """Return the column names of a table, or nothing if the file cannot be read as a table.
+
+    Only the beginning of the file is read.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_HEADER_BYTES)
+    except OSError:
+        return ()
+    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
+    first = text.splitlines()[:1]
+    with suppress(csv.Error):
+        for names in csv.reader(first, delimiter=_find_separator(text), skipinitialspace=True):
+            return tuple(name.strip() for name in names)
+    return ()
+
+
+def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Read a table like `read_csv`, with the number of the line at which each row ends."""
+    text = read_text(path)
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
-    rows: list[dict[str, str]] = []
+    rows: list[tuple[int, dict[str, str]]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
         if not any(names):
@@ -263,7 +295,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
                 )
             if any(values):
                 values += [""] * (len(names) - len(values))
-                rows.append(dict(zip(names, values, strict=False)))
+                rows.append((reader.line_num, dict(zip(names, values, strict=False))))
     except csv.Error as error:
         raise ReadError(
             f"{path}: a value in line {reader.line_num} is too long. Check whether a closing "

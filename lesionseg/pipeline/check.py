@@ -152,6 +152,7 @@ def check_dataset(
         dataset.channel_names,
         unit,
         Path(root).resolve().name,
+        agreement=dataset.reader_agreement,
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}

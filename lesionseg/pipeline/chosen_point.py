@@ -21,7 +21,7 @@ from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
-from lesionseg.pipeline.references import all_references
+from lesionseg.pipeline.references import DEFAULT_RULES, ReferenceRules, all_references
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def decide_on_development(
         preset,
         groups=cfg.groups,
         resample=cfg.resample,
-        by_image=cfg.geometry == "image",
+        rules=ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers),
     )
     role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     if shared := [r.case for r in results if r.case in evaluated]:
@@ -165,7 +165,7 @@ def development_results(
     *,
     groups: str | None,
     resample: bool = False,
-    by_image: bool = False,
+    rules: ReferenceRules = DEFAULT_RULES,
 ) -> list[CaseResult]:
     """Match and score development cases. Distances between surfaces are not computed.
 
@@ -174,7 +174,7 @@ def development_results(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    dataset, labelled = all_references(reference, by_image=by_image)
+    dataset, labelled = all_references(reference, rules)
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
     if not cases:
         raise DatasetError(
@@ -188,7 +188,7 @@ def development_results(
         dataset=dataset,
         role=_VALIDATION,
         resample=resample,
-        by_image=by_image,
+        by_image=rules.by_image,
     )
     grouped = assign_groups(cases, groups, setting="groups")
     matches = match_cases(grouped, predictions.files, options, faults=faults)

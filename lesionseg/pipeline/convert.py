@@ -12,6 +12,7 @@ from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
+from lesionseg.pipeline.references import ReferenceRules
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
         groups=cfg.groups,
-        by_image=True,
+        rules=ReferenceRules(by_image=True),
     )
     log.info("Operating points are chosen on %s.", count(len(results), "validation case"))
     fold_of = {r.case: predictions.fold_of[r.case] for r in results}

@@ -52,7 +52,7 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.references import open_references, with_labels_of_outputs
+from lesionseg.pipeline.references import ReferenceRules, open_references, with_labels_of_outputs
 from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
@@ -247,8 +247,8 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     """
     problems: list[Problem] = []
     folder = Path(cfg.prediction)
-    by_image = cfg.geometry == "image"
-    dataset, labelled = open_references(Path(cfg.reference), problems, by_image=by_image)
+    rules = ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers)
+    dataset, labelled = open_references(Path(cfg.reference), problems, rules)
     predictions = find_predictions(folder, problems)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Problem
@@ -15,8 +15,26 @@ from lesionseg.io.volumes import is_image_file, read_geometry
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ReferenceRules:
+    """Rules by which references are read.
+
+    Attributes:
+        by_image: see `Dataset.grid_of_image`.
+        min_readers: see `read_dataset`.
+    """
+
+    by_image: bool = False
+    min_readers: int | None = None
+
+
+DEFAULT_RULES = ReferenceRules()
+
+
 def open_references(
-    folder: Path, faults: list[Problem] | None = None, *, by_image: bool = False
+    folder: Path,
+    faults: list[Problem] | None = None,
+    rules: ReferenceRules = DEFAULT_RULES,
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the dataset of a folder and its labelled cases. A folder of masks has no dataset.
 
@@ -27,7 +45,7 @@ def open_references(
         folder: the dataset or the masks.
         faults: a list to which the problems of unusable cases are appended. None: the first problem
             is raised.
-        by_image: see `Dataset.grid_of_image`.
+        rules: the rules by which references are read.
 
     Raises:
         DatasetError: if a case cannot be used and `faults` is None, or if no reference is found.
@@ -36,10 +54,14 @@ def open_references(
     if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
         masks = find_masks(folder, faults)
         if (dataset := read_dataset_of(masks.values())) is not None:
-            return replace(dataset, grid_of_image=by_image), list(dataset.cases)
+            return replace(dataset, grid_of_image=rules.by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
     dataset = read_dataset(
-        folder, may_lack=True, grid_of_image=by_image, lenient=faults is not None
+        folder,
+        may_lack=True,
+        grid_of_image=rules.by_image,
+        min_readers=rules.min_readers,
+        lenient=faults is not None,
     )
     wrong = {problem.case for problem in dataset.problems if problem.case}
     if faults is not None:
@@ -54,17 +76,22 @@ def open_references(
 
 
 def all_references(
-    folder: Path, *, by_image: bool = False
+    folder: Path, rules: ReferenceRules = DEFAULT_RULES
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the references of a folder, and of the whole dataset to which it belongs.
 
     For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
     `open_references`.
     """
-    dataset, labelled = open_references(folder, by_image=by_image)
+    dataset, labelled = open_references(folder, rules=rules)
     if dataset is not None and dataset.root != folder:
         try:
-            whole = read_dataset(dataset.root, may_lack=True, grid_of_image=by_image)
+            whole = read_dataset(
+                dataset.root,
+                may_lack=True,
+                grid_of_image=rules.by_image,
+                min_readers=rules.min_readers,
+            )
         except LesionsegError:
             return dataset, labelled
         return whole, [c for c in whole.cases if c.is_labelled]

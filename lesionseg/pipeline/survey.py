@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from lesionseg.config import DataConfig
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import CaseFiles, Dataset, ReaderAgreement, Role, pool_readers
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import read_dataset
@@ -101,6 +101,8 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
             reference or no lesion, or if no case is left for validation.
     """
     dataset = open_dataset(data)
+    for line in agreement_lines(dataset.reader_agreement):
+        log.info(line)
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, facts, advance)
     known = {case: found for case, (found, _) in records.items() if found is not None}
@@ -129,6 +131,19 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         boxed={case: counts[case] for case in boxed},
         sources={case: source for case, (_, source) in records.items()},
     )
+
+
+def agreement_lines(agreement: Sequence[ReaderAgreement]) -> list[str]:
+    """Return one sentence per label on the agreement of its readers."""
+    lines: list[str] = []
+    for total, rows in pool_readers(agreement):
+        shares = [row.sensitivity for row in rows if row.sensitivity is not None]
+        false = f"{total.false_per_case:.2g} other boxes per case"
+        if shares:
+            own = f"a reader marks {100 * (total.sensitivity or 0):.0f} % of the lesions of the "
+            own += f"other readers ({100 * min(shares):.0f} to {100 * max(shares):.0f} %)"
+            lines.append(f"Agreement of {len(rows)} readers, {total.label}: {own}, with {false}.")
+    return lines
 
 
 def require_lesions(
@@ -266,6 +281,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         may_lack=data.channel_dropout > 0,
         nan_background=data.nan == "background",
         grid_of_image=data.geometry == "image",
+        min_readers=data.min_readers,
         lenient=lenient,
     )
 

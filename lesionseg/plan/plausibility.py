@@ -22,7 +22,7 @@ DOUBTS: Mapping[str, str] = {
     "box_corners": "Boxes may be corners (x, y, x, y) instead of sizes (x, y, width, height).",
     "box_duplicates": "Boxes occur twice, so the lesion counts twice.",
     "box_readers": "Boxes of one label overlap by more than 70 %: if several readers drew them, "
-    "each lesion counts several times.",
+    "each lesion counts several times. Name the reader of each box in the table.",
     "empty_label": "A label has no lesion in any case.",
 }
 MOST_SHARE = 0.5  # lesions that fill more than this share of the image raise a doubt

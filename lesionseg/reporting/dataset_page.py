@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles
+from lesionseg.core import Case, CaseFiles, ReaderAgreement, pool_readers
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
@@ -26,6 +26,8 @@ MEANING: Mapping[str, str] = {
     "file_ending": "No file has the ending that the dataset states.",
     "names": "File names could be understood in two ways.",
     "columns": "The table has an unknown column whose name resembles a known one.",
+    "repeated_rows": "The table repeats rows. Each box counts once.",
+    "not_in_table": "Images without a row in the table count as lesion-free.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing or too many.",
@@ -189,6 +191,7 @@ def write_dataset_report(
     unit: str,
     name: str = "",
     *,
+    agreement: Sequence[ReaderAgreement] = (),
     identifiers: bool = False,
 ) -> None:
     """Write the page of a dataset atomically.
@@ -200,7 +203,9 @@ def write_dataset_report(
         channels: The names of the channels.
         unit: The unit of sizes.
         name: The name of the dataset.
-        identifiers: True also lists every finding with the names of cases and files.
+        agreement: The agreement of several readers.
+        identifiers: True also lists every finding with the names of cases and files, and names the
+            readers.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -219,6 +224,8 @@ def write_dataset_report(
         findings=_findings_table(looks, findings),
         named=named,
         identifiers=identifiers,
+        readers=_agreement_table(agreement),
+        by_reader=_reader_table(agreement, identifiers=identifiers),
         looks=[*looks.values()],
         unit=unit,
         flat=any(len(look.shape) == 2 for look in looks.values()),
@@ -297,6 +304,50 @@ def _findings_table(
                 which = "not in the pictures below"
                 table.append({**row, "cases": n_entries, "which": which})
     return table
+
+
+def _agreement_table(agreement: Sequence[ReaderAgreement]) -> list[dict[str, object]]:
+    """Return one row per label: the mean over the readers, and the lowest and highest reader."""
+    table: list[dict[str, object]] = []
+    for total, rows in pool_readers(agreement):
+        found = [row.sensitivity for row in rows if row.sensitivity is not None]
+        false = [row.false_per_case for row in rows]
+        table.append(
+            {
+                "label": total.label,
+                "readers": len(rows),
+                "lesions of the other readers": total.n_lesions,
+                "sensitivity of a reader": total.sensitivity,
+                "lowest and highest": _join_range(found),
+                "false positives per case": total.false_per_case,
+                "lowest and highest ": _join_range(false),
+            }
+        )
+    return table
+
+
+def _join_range(values: Sequence[float]) -> str:
+    """Return the lowest and highest value, or nothing without values."""
+    return f"{min(values):.2f} to {max(values):.2f}" if values else ""
+
+
+def _reader_table(
+    agreement: Sequence[ReaderAgreement], *, identifiers: bool
+) -> list[dict[str, object]]:
+    """Return one row per label and reader. Readers are numbered unless `identifiers` is True."""
+    names = sorted({row.reader for row in agreement})
+    return [
+        {
+            "label": row.label,
+            "reader": row.reader if identifiers else f"reader {names.index(row.reader) + 1}",
+            "cases": row.n_cases,
+            "lesions of the other readers": row.n_lesions,
+            "found": row.n_found,
+            "sensitivity": row.sensitivity,
+            "false positives per case": row.false_per_case,
+        }
+        for row in agreement
+    ]
 
 
 def _list_first(names: Sequence[str], most: int) -> str:

@@ -18,6 +18,7 @@ from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
+from lesionseg.io.layouts.boxes_csv import find_boxes, read_boxes_csv
 from lesionseg.io.layouts.checks import (
     Problems,
     find_problems,
@@ -28,6 +29,9 @@ from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
+from lesionseg.io.layouts.readers import merge_readers
+from lesionseg.io.layouts.yolo import find_yolo, read_yolo
 from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 logger = logging.getLogger(__name__)
@@ -63,9 +67,12 @@ def _has_dataset_json(root: Path) -> bool:
     return (root / "dataset.json").is_file()
 
 
-# The first layout that recognises a folder is used. A manifest comes first, because it is written
-# on purpose.
+# The first layout that recognises a folder is used. Tables for lesionseg come first, because they
+# are written on purpose.
 CONVENTIONS = (
+    Convention(
+        "boxes", "boxes.csv (case, label, x0, y0, x1, y1), and images", find_boxes, read_boxes_csv
+    ),
     Convention("manifest", MANIFEST, _has_manifest, read_manifest),
     Convention("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
     Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
@@ -75,6 +82,14 @@ CONVENTIONS = (
         find_annotations,
         read_coco,
     ),
+    Convention("yolo", "data.yaml with names, images/, labels/", find_yolo, read_yolo),
+    Convention(
+        "vindr",
+        "VinDr-CXR's train.csv or annotations/annotations_train.csv, and images",
+        find_vindr,
+        read_vindr,
+    ),
+    Convention("rsna", "RSNA's stage_2_train_labels.csv, and images", find_rsna, read_rsna),
     Convention("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
 )
 
@@ -99,6 +114,7 @@ def read_dataset(
     may_lack: bool = False,
     nan_background: bool = False,
     grid_of_image: bool = False,
+    min_readers: int | None = None,
     lenient: bool = False,
 ) -> Dataset:
     """List the cases of a data folder, without reading their images.
@@ -114,6 +130,8 @@ def read_dataset(
         may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
         nan_background: True treats NaN voxels of images and masks as background.
         grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
+        min_readers: If several readers drew boxes, the number of readers who must have marked a
+            lesion. None: two if three or more readers read the case, otherwise one.
         lenient: True keeps cases with faults, and lists wrong entries in `Dataset.problems`. A
             folder without cases is then one of these problems.
 
@@ -163,6 +181,7 @@ def read_dataset(
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
     with problems.collect("", root) if lenient else nullcontext():
         dataset = _merge_labels(dataset) if merge_labels else dataset
+    dataset = merge_readers(dataset, min_readers)
     _log_summary(dataset)
     return replace(dataset, problems=tuple(problems))
 

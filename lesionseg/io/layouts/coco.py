@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from lesionseg.core import (
     CaseFiles,
@@ -29,6 +29,13 @@ from lesionseg.core import (
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_json
+from lesionseg.io.layouts.box_table import (
+    TABLE,
+    CaseBoxes,
+    LesionBox,
+    has_boxes_only,
+    make_box_reference,
+)
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
@@ -78,7 +85,7 @@ class CocoLesion(BaseModel):
     """An annotation of a COCO file.
 
     `label` is the rank of its category's id, from 1. `bbox` is None if the file states only a
-    segmentation.
+    segmentation. `reader` drew the annotation. `where` is file and annotation, for messages.
     """
 
     label: int
@@ -86,6 +93,8 @@ class CocoLesion(BaseModel):
     segmentation: Any = None
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore
+    reader: Annotated[str, BeforeValidator(str)] = ""
+    where: str = Field(default="", repr=False)  # not in the keys of cached cases
 
     @field_validator("bbox", mode="before")
     @classmethod
@@ -124,6 +133,7 @@ class _Image(BaseModel):
     role: Role | None = None
     fold: Count | None = None
     license: Any = None
+    readers: list[Annotated[str, BeforeValidator(str)]] = []
 
 
 class _Category(BaseModel):
@@ -172,7 +182,8 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 def read_coco(root: Path) -> Dataset:
     """Read a COCO folder. Labels are 1 to K in the order of the category ids.
 
-    A case id is the path of the image, with folders joined by `_`. `annotations` of a case contain
+    A case id is the path of the image, with folders joined by `_`. An image whose annotations
+    have several values of `reader` becomes a table of boxes. `annotations` of other cases contain
     `lesions`, a tuple of `CocoLesion`, and `size` (height, width). `columns` contain `pixel_mm` (""
     if unknown) and every further field with a text or number.
     """
@@ -207,6 +218,8 @@ def read_coco(root: Path) -> Dataset:
 
 def _has_boxes_only(files: CaseFiles) -> bool:
     """Return True if a lesion of the case has a box, but neither an outline nor a mask."""
+    if TABLE in files.annotations:
+        return has_boxes_only(files)
     lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
     if files.reference is not None and all(le.mask_label is not None for le in lesions):
         return False
@@ -248,7 +261,10 @@ def _make_cases(
                     f"image {image[:40]} or category {category[:40]} is not listed. Add it to the "
                     "images or categories."
                 )
-            entry = annotation | {"label": label_of[category]}
+            entry = annotation | {"label": label_of[category], "where": where}
+            attributes = annotation.get("attributes")
+            if isinstance(attributes, dict) and "reader" in attributes:  # as CVAT writes it
+                entry.setdefault("reader", attributes["reader"])
             lesions[image].append(validate(CocoLesion, entry))
     cases: list[CaseFiles] = []
     for record in content.images:
@@ -275,16 +291,60 @@ def _make_case(
     for name, value in (image.model_extra or {}).items():
         if isinstance(value, str | int | float):
             columns[name] = str(value)
+    annotations: dict[str, Any] = {
+        "lesions": tuple(lesions),
+        "size": (image.height, image.width),
+    }
+    has_mask = mask is not None and mask.is_file()
+    readers = {*image.readers, *(lesion.reader for lesion in lesions)}
+    if len(readers) > 1:
+        annotations = {TABLE: _make_table(image, lesions)}
+        has_mask = False
     return CaseFiles(
         case,
         (next((path for path in paths if path.is_file()), paths[0]),),
-        reference=mask if mask and mask.is_file() else None,
+        reference=mask if has_mask else None,
         group=str(image.patient),
         role=image.role or file.role,
         fold=image.fold,
-        annotations={"lesions": tuple(lesions), "size": (image.height, image.width)},
+        annotations=annotations,
         columns=columns,
     )
+
+
+def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
+    """Return the boxes of several readers of one image. Outlines are left out."""
+    for lesion in lesions:
+        if not lesion.reader:
+            raise DatasetError(
+                f"{lesion.where}: the annotation names no reader, but the image has several. Add "
+                "the key reader."
+            )
+        if lesion.iscrowd or (lesion.bbox is None and isinstance(lesion.segmentation, dict)):
+            raise DatasetError(
+                f"{lesion.where}: the image has several readers, so each annotation must have a "
+                "bbox and no iscrowd. Correct it."
+            )
+    boxes = tuple(
+        LesionBox(le.label, le.box[:2], le.box[2:], le.reader, where=le.where) for le in lesions
+    )
+    readers = sorted({*image.readers, *(lesion.reader for lesion in lesions)})
+    size = None
+    if image.height is not None and image.width is not None:
+        size = (image.height, image.width)
+    return CaseBoxes(boxes, tuple(readers), size=size)
+
+
+def with_outlines(files: CaseFiles, geometry: Geometry) -> CaseFiles:
+    """Return a case whose table states an outline of each lesion, as a case of COCO polygons."""
+    table: CaseBoxes = files.annotations[TABLE]
+    height, width = geometry.shape
+    lesions: list[CocoLesion] = []
+    for box in table.boxes:
+        points = np.reshape(box.outline, (-1, 2)) * ((width, height) if table.is_relative else 1)
+        polygon = points.ravel().tolist()
+        lesions.append(CocoLesion(label=box.label, segmentation=[polygon], where=box.where))
+    return replace(files, annotations={"lesions": tuple(lesions), "size": (None, None)})
 
 
 def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> list[Remark]:
@@ -331,20 +391,15 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     lesions = [lesion for lesion in annotations if not lesion.iscrowd]
     crowds = [lesion for lesion in annotations if lesion.iscrowd]
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
-    boxes = clip_boxes(given, shape, f"case {case}")
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
-    stated = StatedBoxes(given, tuple(labels.tolist()))
     ignore = _draw_crowds(case, crowds, shape)
     if _has_boxes_only(files):
-        for box in boxes:
-            ignore[box_slices(box, 2)] = False
-        return Reference(
-            geometry,
-            boxes=boxes,
-            box_labels=tuple(labels.tolist()),
-            ignore=ignore if crowds else None,
-            stated=stated,
+        places = [f"case {case}: {lesion.where}" for lesion in lesions]
+        return make_box_reference(
+            geometry, given, labels.tolist(), places, ignore if crowds else None
         )
+    boxes = clip_boxes(given, shape, f"case {case}")
+    stated = StatedBoxes(given, tuple(labels.tolist()))
     if files.reference is not None and all(le.mask_label is not None for le in lesions):
         instances = _read_instances(files.reference, lesions, shape)
     else:

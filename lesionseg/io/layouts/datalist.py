@@ -21,11 +21,10 @@ from lesionseg.core import (
     Problem,
     Reference,
     Role,
-    StatedBoxes,
 )
-from lesionseg.core.lesions import clip_boxes
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
+from lesionseg.io.layouts.box_table import make_box_reference
 from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 
@@ -186,7 +185,7 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
     given, labels = files.annotations["boxes"]
     dims = geometry.dims
     if not given:
-        return Reference(geometry, labels=np.zeros(geometry.shape, dtype=np.uint8))
+        return make_box_reference(geometry, [], [], [])
     if any(len(box) != 2 * dims for box in given):
         raise ContentError(
             f"case {files.case}: a box must have {2 * dims} numbers, as the image has {dims} axes."
@@ -202,7 +201,5 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
         low = centre - half
         high = centre + half
     ends = np.concatenate([low, high], axis=1)
-    boxes = clip_boxes(ends, geometry.shape, files.images[0])
-    box_labels = (1,) * len(boxes) if merged else tuple(labels)
-    stated = StatedBoxes(ends, box_labels)
-    return Reference(geometry, boxes=boxes, box_labels=box_labels, stated=stated)
+    box_labels = [1] * len(given) if merged else labels
+    return make_box_reference(geometry, ends, box_labels, [files.images[0]] * len(given))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
 from lesionseg.errors import DatasetError, require_one_of
-from lesionseg.io.files import read_csv, read_json
+from lesionseg.io.files import read_csv_lines, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validate
 
 MANIFEST = "manifest.csv"
@@ -62,7 +62,7 @@ def read_manifest(root: Path) -> Dataset:
     labels = read_labels(root)
     cases = list[CaseFiles]()
     problems = Problems()
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         with problems.collect(row["case"], f"{path}: line {line}"):
             files = _make_case(root, row, images)
             cases.append(files)  # kept if a later column is wrong, so that its files are checked
@@ -76,7 +76,7 @@ def read_manifest(root: Path) -> Dataset:
         labels=labels,
         cases=tuple(cases),
         problems=tuple(problems),
-        remarks=tuple(_column_remarks(path, rows[0])),
+        remarks=tuple(_column_remarks(path, rows[0][1])),
     )
 
 
@@ -166,7 +166,7 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], P
     rows, images = _read_table(path)
     cases = list[CaseFiles]()
     problems = Problems()
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         with problems.collect(row["case"] or f"line {line}", f"{path}: line {line}"):
             files = _make_case(path.parent, row, images, channels)
             if Path(files.case).name != files.case:
@@ -175,17 +175,17 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], P
     return cases, problems
 
 
-def _read_table(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
-    """Read the rows of a table and the names of its image columns."""
-    rows = read_csv(path)
+def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
+    """Read the rows of a table with their line numbers, and the names of its image columns."""
+    rows = read_csv_lines(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case. Write one row per case.")
     for name in ("case", "image"):
-        if name not in rows[0]:
+        if name not in rows[0][1]:
             raise DatasetError(
-                f"{path}: the table has no column {name!r}, only {', '.join(rows[0])}. Add it."
+                f"{path}: the table has no column {name!r}, only {', '.join(rows[0][1])}. Add it."
             )
-    further = (c for c in rows[0] if c.startswith("image_") and c[6:].isdigit())
+    further = (c for c in rows[0][1] if c.startswith("image_") and c[6:].isdigit())
     return rows, ("image", *sorted(further))
 
 

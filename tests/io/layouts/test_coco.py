@@ -11,6 +11,8 @@ from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.ops.components import lesion_mask
+from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
 
 SQUARE = [[2.0, 1.0, 5.0, 1.0, 5.0, 4.0, 2.0, 4.0]]  # x 2 to 5, y 1 to 4
 
@@ -163,7 +165,10 @@ ANNOTATIONS = [
     ({"bbox": [2, 1, float("nan"), 4]}, "annotation None: bbox.2.: nan"),
     ({"category_id": 99}, "99 is not listed"),
     ({"image_id": None}, "not listed"),
-    ({"bbox": [50, 50, 3, 3]}, "case a: the box"),
+    (
+        {"bbox": [50, 50, 3, 3]},
+        r"case a: .*annotation None: the box .*x 50 to 53 of 0 to 10, y 50 to 53 of 0 to 8",
+    ),
     ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
     *(({"segmentation": [p]}, "cannot be drawn") for p in ([1.0, 2.0], ["a"] * 6, [1e9] * 6)),
     ({"segmentation": {"counts": [9], "size": [3, 3]}}, "have the size"),
@@ -301,3 +306,45 @@ def test_remark_names_unlisted_images(folder, caplog):
         "2 images next to the listed images, left out: b.png, c.png." in text for text in said
     )
     assert any("(.bz2): d.dcm.bz2" in text for text in said)
+
+
+PLACES = [
+    ("annotations.json", "images/p1/view1.png"),
+    ("annotations/instances_train2017.json", "train2017/p1/view1.png"),
+    ("annotations/instances_default.json", "images/p1/view1.png"),
+    ("train/_annotations.coco.json", "train/p1/view1.png"),
+    ("_annotations.coco.json", "p1/view1.png"),
+]
+OUTLINE = [[16, 4, 32, 4, 32, 14, 16, 14]]
+LESIONS = [
+    {"bbox": [16, 4, 16, 10]},
+    {"bbox": [16, 4, 16, 10], "segmentation": OUTLINE},
+    {"segmentation": OUTLINE},
+]
+
+
+@pytest.mark.parametrize(("table", "name"), PLACES)
+@pytest.mark.parametrize("lesion", LESIONS)
+def test_box_is_the_bright_rectangle_in_every_place(tmp_path, table, name, lesion):
+    write_picture(tmp_path / name)
+    write_picture((tmp_path / name).parents[1] / "p2" / "view1.png", bright=False)
+    images = [
+        {"id": number, "file_name": f"p{number}/view1.png", "width": 64, "height": 40}
+        for number in (1, 2)
+    ]
+    content = {
+        "images": images,
+        "annotations": [{"id": 0, "image_id": 1, "category_id": 0, **lesion}],
+        "categories": [{"id": 0, "name": "nodule"}],
+    }
+    (tmp_path / table).parent.mkdir(exist_ok=True)
+    (tmp_path / table).write_text(json.dumps(content))
+    dataset, cases = read_all(tmp_path)
+    assert [*cases] == ["p1_view1", "p2_view1"]
+    assert dataset.labels.value_names == {1: "nodule"}
+    reference = cases["p1_view1"].reference
+    assert reference.boxes.tolist() == [[4, 16, 14, 32]]
+    assert reference.box_labels == (1,)
+    bright = cases["p1_view1"].image.array[0] > 0
+    np.testing.assert_array_equal(lesion_mask(reference), bright)
+    assert_negative(cases["p2_view1"])

@@ -1,0 +1,307 @@
+"""Lesion boxes as tables state them, and the reference that follows from them.
+
+Every layout with boxes (`boxes.csv`, VinDr-CXR, RSNA, YOLO, COCO, datalists) becomes the same table
+of boxes, from which one function makes the reference.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import CaseFiles, Geometry, Reference, Remark, StatedBoxes
+from lesionseg.core.lesions import box_slices, clip_boxes
+from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
+from lesionseg.io.files import read_csv_columns, read_csv_lines
+from lesionseg.io.layouts.checks import Problems
+
+TABLE = "table"  # the key of `CaseFiles.annotations` for a `CaseBoxes`
+MAX_BOXES = 10_000  # per case
+_LARGEST = 1e9  # largest coordinate
+
+
+@dataclass(frozen=True)
+class LesionBox:
+    """A lesion box in a row of a table.
+
+    Attributes:
+        label: The label value.
+        start: The lower corner in array order, (y, x) or (z, y, x).
+        stop: The upper corner. Boxes are half-open: the last pixel of a box is `stop - 1`.
+        reader: The person who drew the box. Empty if the table does not state it.
+        outline: The corners x, y, x, y, … of a polygon. Empty if the table states only the box.
+        where: File and line, for messages.
+    """
+
+    label: int
+    start: tuple[float, ...]
+    stop: tuple[float, ...]
+    reader: str = ""
+    outline: tuple[float, ...] = ()
+    # not part of the representation, on which the keys of cached cases depend
+    where: str = field(default="", repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CaseBoxes:
+    """The lesion boxes of one case. Without boxes, the case has no lesion.
+
+    Attributes:
+        boxes: The boxes in the order of the table.
+        readers: Everyone who read the case, including readers who found no lesion.
+        is_relative: True if coordinates are shares of the sides of the image, otherwise pixels.
+        size: Height and width of the image as the table states them, or None.
+    """
+
+    boxes: tuple[LesionBox, ...] = ()
+    readers: tuple[str, ...] = ()
+    is_relative: bool = False
+    size: tuple[int, int] | None = None
+
+
+def has_boxes_only(files: CaseFiles) -> bool:
+    """Return True if a table states a lesion of the case as a box without an outline."""
+    table = files.annotations.get(TABLE)
+    return table is not None and any(not box.outline for box in table.boxes)
+
+
+def has_outlines(files: CaseFiles) -> bool:
+    """Return True if a table states an outline of every lesion of the case."""
+    table = files.annotations.get(TABLE)
+    return table is not None and bool(table.boxes) and not has_boxes_only(files)
+
+
+def read_box_table(path: Path, columns: Collection[str]) -> list[tuple[str, Mapping[str, str]]]:
+    """Read the rows of a table with file and line of each.
+
+    Raises:
+        DatasetError: One of the `columns` is missing.
+        ReadError: The table cannot be read.
+    """
+    rows = read_csv_lines(path)
+    present = rows[0][1] if rows else read_csv_columns(path)
+    missing = [name for name in columns if name not in present]
+    if missing:
+        raise DatasetError(
+            f"{path}: the table has no column {', '.join(map(repr, missing))}, only "
+            f"{', '.join(present)[:300]}. Add it."
+        )
+    return [(f"{path}: line {line}", row) for line, row in rows]
+
+
+def parse_corners(row: Mapping[str, str], names: Sequence[str]) -> list[float] | None:
+    """Return the numbers in some cells of a row, or None if all of them are empty.
+
+    Raises `DatasetError` if only some are empty, or if one is not a number.
+    """
+    cells = [row.get(name, "") for name in names]
+    if not any(cells):
+        return None
+    return [parse_number(name, cell) for name, cell in zip(names, cells, strict=True)]
+
+
+def parse_number(name: str, cell: str) -> float:
+    """Return the number in a cell of the column `name`. Raise `DatasetError` if it is not one."""
+    if not cell:
+        raise DatasetError(
+            f"{name} is empty, but another coordinate is not. Fill it in, or empty all coordinates "
+            "if there is no lesion."
+        )
+    value = np.nan
+    with suppress(ValueError):
+        value = float(cell.replace("_", "?"))  # float() would skip an underscore
+    if not abs(value) < _LARGEST:  # also False for NaN
+        hint = " with a decimal point" if "," in cell else ""
+        raise DatasetError(f"{name} is {cell[:40]!r}. Write a number{hint}.")
+    return value
+
+
+def make_box(
+    label: int,
+    corners: Sequence[float],
+    names: Sequence[str],
+    *,
+    reader: str = "",
+    where: str = "",
+) -> LesionBox:
+    """Make a box of its corners x0, y0, x1, y1 and, in 3-D, z0, z1.
+
+    Args:
+        label: The label value.
+        corners: The corners.
+        names: The columns of the corners, for messages.
+        reader: The person who drew the box.
+        where: File and line.
+
+    Raises:
+        DatasetError: A side is not longer than 0.
+    """
+    places = [(0, 2), (1, 3), (4, 5)][: len(corners) // 2]
+    for low, high in places:
+        if not corners[low] < corners[high]:
+            raise DatasetError(
+                f"{names[high]} is {corners[high]:g}, but must be greater than {names[low]}, "
+                f"{corners[low]:g}. Write the corner with the smaller coordinates first."
+            )
+    start = tuple(float(corners[low]) for low, _ in reversed(places))
+    stop = tuple(float(corners[high]) for _, high in reversed(places))
+    return LesionBox(label, start, stop, reader, where=where)
+
+
+class BoxCollector:
+    """A collector of the rows of a table by case."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[str, list[LesionBox]] = {}
+        self._readers: dict[str, dict[str, str]] = {}  # reader and first line, by case
+        self._negative: dict[str, dict[str, str]] = {}  # the same for readers without a lesion
+        self._seen: set[tuple[str, LesionBox]] = set()
+        self.repeated: list[str] = []
+
+    def add_box(self, case: str, box: LesionBox) -> None:
+        """Add a box of a case. A row that repeats an earlier one is left out, see `repeated`."""
+        self._readers.setdefault(case, {}).setdefault(box.reader, box.where)
+        boxes = self._boxes.setdefault(case, [])
+        if (case, box) in self._seen:
+            self.repeated.append(box.where)
+            return
+        self._seen.add((case, box))
+        if len(boxes) == MAX_BOXES:
+            raise DatasetError(
+                f"the case {case!r} has more than {MAX_BOXES} boxes. Remove the boxes that are not "
+                "lesions."
+            )
+        boxes.append(box)
+
+    def add_negative(self, case: str, reader: str, where: str) -> None:
+        """Add the statement that a reader found no lesion in a case."""
+        self._readers.setdefault(case, {}).setdefault(reader, where)
+        self._negative.setdefault(case, {}).setdefault(reader, where)
+
+    def collect(self, problems: Problems, *, is_relative: bool = False) -> dict[str, CaseBoxes]:
+        """Return the boxes of each case. Contradictory rows become problems."""
+        tables: dict[str, CaseBoxes] = {}
+        for case, readers in self._readers.items():
+            boxes = self._boxes.get(case, [])
+            drew = {box.reader for box in boxes}
+            for reader, where in self._negative.get(case, {}).items():
+                if reader in drew:
+                    whose = f" of the reader {reader!r}" if reader else ""
+                    text = f"the row states that {case!r} has no lesion, but another row{whose}"
+                    with problems.collect(case, where):
+                        raise DatasetError(f"{text} has a box. Remove one of them.")
+            if len(readers) > 1 and "" in readers:
+                with problems.collect(case, readers[""]):
+                    raise DatasetError(
+                        f"the row of {case!r} names no reader, but another row of this case does. "
+                        "Name the reader."
+                    )
+            tables[case] = CaseBoxes(tuple(boxes), tuple(sorted(readers)), is_relative)
+        return tables
+
+    def remarks(self) -> list[Remark]:
+        """Return a remark on repeated rows, if there are any."""
+        if not self.repeated:
+            return []
+        text = f"{self.repeated[0]}: the row repeats an earlier one"
+        if len(self.repeated) > 1:
+            text += f", as {count(len(self.repeated) - 1, 'further row')}"
+            text += " does" if len(self.repeated) == 2 else " do"
+        return [Remark("repeated_rows", f"{text}. Each box counts once.")]
+
+
+def remark_absent(table: object, cases: Sequence[str], n_all: int) -> list[Remark]:
+    """Return a note on the cases that a table does not name, which count as lesion-free."""
+    if not cases:
+        return []
+    text = f"{table}: {len(cases)} of {count(n_all, 'image')} have no row, so they count as "
+    return [Remark("not_in_table", f"{text}lesion-free: {join_names(cases, 5)}.", is_note=True)]
+
+
+def read_box_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
+    """Read the reference of a case whose lesions are boxes in a table.
+
+    Args:
+        files: The files of the case.
+        geometry: The grid of the image.
+        merged: The label values that become 1.
+
+    Raises:
+        GeometryError: The table states another size of the image.
+        ContentError: A box has another number of axes than the image, or is outside it.
+    """
+    table: CaseBoxes = files.annotations[TABLE]
+    shape = geometry.shape
+    if table.size not in (None, shape):
+        raise GeometryError(
+            f"{files.images[0]} has {shape} pixels, but its annotations state {table.size}. "
+            "Correct height and width, or the image."
+        )
+    scale = np.array([*shape, *shape]) if table.is_relative else np.ones(2 * geometry.dims)
+    sides: list[NDArray[np.float64]] = []
+    for box in table.boxes:
+        if len(box.start) != geometry.dims:
+            advice = "Fill in z0 and z1." if geometry.dims == 3 else "Empty z0 and z1."
+            raise ContentError(
+                f"{box.where}: the box has {len(box.start)} axes, but {files.images[0]} has "
+                f"{geometry.dims}. {advice}"
+            )
+        sides.append(np.array([*box.start, *box.stop]) * scale)
+    labels = [1 if box.label in merged else box.label for box in table.boxes]
+    return make_box_reference(geometry, sides, labels, [box.where for box in table.boxes])
+
+
+def make_box_reference(
+    geometry: Geometry,
+    boxes: Sequence[NDArray[np.float64]] | NDArray[np.float64],
+    labels: Sequence[int],
+    places: Sequence[object],
+    ignore: NDArray[np.bool_] | None = None,
+) -> Reference:
+    """Make a reference of boxes, clipped to the image. Without boxes it is a mask of zeros.
+
+    Args:
+        geometry: The grid of the image.
+        boxes: The boxes `[n, 2·dims]` in array order, all starts, then all stops, half-open.
+        labels: The label value of each box.
+        places: File and line of each box, or the case, for messages.
+        ignore: Pixels `[*spatial]` that do not count. Pixels of lesions are removed from them.
+
+    Raises:
+        ContentError: A box is outside the image.
+    """
+    given = np.array(boxes, dtype=np.float64).reshape(-1, 2 * geometry.dims)
+    if not len(given):
+        empty = np.zeros(geometry.shape, dtype=np.uint8)
+        return Reference(geometry, labels=empty, ignore=ignore)
+    clipped = [
+        clip_boxes(row, geometry.shape, where) for row, where in zip(given, places, strict=True)
+    ]
+    inside = np.concatenate(clipped)
+    if ignore is not None:
+        for box in inside:
+            ignore[box_slices(box, geometry.dims)] = False
+    return Reference(
+        geometry,
+        boxes=inside,
+        box_labels=tuple(labels),
+        ignore=ignore,
+        stated=StatedBoxes(given, tuple(labels)),
+    )
+
+
+def number_labels(names: Collection[str]) -> dict[str, int]:
+    """Return the value of each label, from 1, in the order of numbers or else of the alphabet.
+
+    >>> number_labels({"10", "9"}), number_labels({"nodule", "mass"})
+    ({'9': 1, '10': 2}, {'mass': 1, 'nodule': 2})
+    """
+
+    def order(name: str) -> tuple[Any, ...]:
+        return (0, int(name), name) if name.isdecimal() else (1, name.casefold(), name)
+
+    return {name: value for value, name in enumerate(sorted(names, key=order), start=1)}

@@ -1,0 +1,207 @@
+"""Datasets of images and one table of boxes, `boxes.csv`."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.errors import DatasetError, suggest
+from lesionseg.io.layouts.box_table import (
+    TABLE,
+    BoxCollector,
+    CaseBoxes,
+    make_box,
+    number_labels,
+    parse_corners,
+    read_box_table,
+    remark_absent,
+)
+from lesionseg.io.layouts.checks import CHANNEL, Problems, path_id, remark_unread_files
+from lesionseg.io.layouts.manifest import LABELS, MANIFEST, read_labels, read_manifest
+from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
+
+BOXES = "boxes.csv"
+_CORNERS = ("x0", "y0", "x1", "y1")
+_DEPTHS = ("z0", "z1")
+_COLUMNS = ("case", "label", *_CORNERS)
+_MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
+_NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
+
+
+def find_boxes(root: Path) -> bool:
+    """Return True if the folder has a table `boxes.csv`."""
+    return (root / BOXES).is_file()
+
+
+def read_boxes_csv(root: Path) -> Dataset:
+    """Read the table `boxes.csv` of a folder and the images next to it.
+
+    The columns are `case`, `label`, `x0`, `y0`, `x1`, `y1`, and optionally `z0`, `z1` and `reader`.
+
+    - x counts columns, y rows and z slices, from 0. Boxes are half-open: x1 is the column after
+      the last one of the box.
+    - The images are those of `manifest.csv` if it exists, otherwise the image files in `images/`
+      or, without this folder, next to the table. They may be in subfolders.
+    - `case` is the case id, or the path of the image with or without its suffix.
+    - An image without a row, and a case whose coordinates are all empty, has no lesion.
+    - `label` is a name. `labels.json` (`{"1": "nodule"}`) gives its value. Without this file,
+      labels are numbered in the order of the alphabet.
+
+    Raises:
+        DatasetError: A column is missing, or the manifest cannot be used.
+        ReadError: A table cannot be read.
+    """
+    path = root / BOXES
+    rows = read_box_table(path, _COLUMNS)
+    problems = Problems()
+    if (root / MANIFEST).is_file():
+        dataset = read_manifest(root)
+        problems += dataset.problems
+    else:
+        dataset = _read_images(root)
+    labels = _labels(root, [row["label"] for _, row in rows])
+    value_of = {name: value for value, name in labels.value_names.items()}
+    case_of = _case_names(root, dataset.cases)
+    collector = BoxCollector()
+    for where, row in rows:
+        with problems.collect("", where):
+            case = case_of.get(row["case"])
+            if case is None:
+                near = suggest(row["case"], case_of) if len(problems) < _MAX_SUGGESTED else ""
+                raise DatasetError(
+                    f"the case {row['case'][:200]!r} has no image.{near} Correct its name, or "
+                    "add the image."
+                )
+            _add_row(collector, case, row, where, value_of)
+    tables = collector.collect(problems)
+    cases: list[CaseFiles] = []
+    for files in dataset.cases:
+        with problems.collect(files.case, path):
+            cases.append(_add_boxes(files, tables.get(files.case), value_of))
+    listed = [files.case for files in cases if TABLE in files.annotations]
+    absent = [case for case in listed if case not in tables]
+    remarks = (*dataset.remarks, *collector.remarks(), *remark_absent(path, absent, len(listed)))
+    return replace(
+        dataset,
+        convention="boxes",
+        labels=labels,
+        cases=tuple(cases),
+        problems=tuple(problems),
+        remarks=remarks,
+        lesions_are_boxes=any(table.boxes for table in tables.values()),
+    )
+
+
+def _labels(root: Path, names: Iterable[str]) -> Labels:
+    """Return the labels of `labels.json`, or number the names in the table."""
+    if (root / LABELS).is_file():
+        return read_labels(root)
+    numbered = number_labels({name for name in names if name} or {"lesion"})
+    return Labels.of({value: name for name, value in numbered.items()})
+
+
+def _add_row(
+    collector: BoxCollector,
+    case: str,
+    row: Mapping[str, str],
+    where: str,
+    value_of: Mapping[str, int],
+) -> None:
+    """Add a row of the table to the case. Raise `DatasetError` if it cannot be used."""
+    reader = row.get("reader", "")
+    depths = _DEPTHS if any(row.get(name) for name in _DEPTHS) else ()
+    corners = parse_corners(row, (*_CORNERS, *depths))
+    if corners is None:
+        collector.add_negative(case, reader, where)
+        return
+    name = row["label"]
+    if not name:
+        raise DatasetError("the label is empty. Name what is in the box.")
+    label = value_of.get(name, int(name) if name.isdecimal() else 0)
+    if label not in value_of.values():
+        raise DatasetError(
+            f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, "
+            "or correct the row."
+        )
+    names = (*_CORNERS, *depths)
+    collector.add_box(case, make_box(label, corners, names, reader=reader, where=where))
+
+
+def _add_boxes(files: CaseFiles, table: CaseBoxes | None, value_of: Mapping[str, int]) -> CaseFiles:
+    """Add the boxes to a case. A case that has a mask keeps it and must not have rows."""
+    if files.is_labelled:
+        if table is not None:
+            raise DatasetError(
+                f"the case {files.case!r} has boxes here and a mask in {MANIFEST}. Remove one of "
+                "them."
+            )
+        return files
+    for box in () if table is None else table.boxes:
+        if files.annotated and box.label not in [value_of[name] for name in files.annotated]:
+            raise DatasetError(
+                f"the case {files.case!r} has a box of a label that its column annotated does not "
+                f"name ({box.where}). Add it there."
+            )
+    return replace(files, annotations={TABLE: CaseBoxes() if table is None else table})
+
+
+def _read_images(root: Path) -> Dataset:
+    """Make a case of each image file in `images/`, or of each one next to the table."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    files = list_images(folder)
+    _refuse_channels(files)
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="boxes",
+        dims=2,
+        channel_names=("image",),
+        labels=Labels.of({1: "lesion"}),
+        cases=tuple(CaseFiles(path_id(file.relative_to(folder)), (file,)) for file in files),
+        remarks=tuple(remark_unread_files(folder, folders=False)),
+    )
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List the image files of a folder and its subfolders, except hidden ones and masks."""
+    found: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        parents = path.relative_to(folder).parts[:-1]
+        is_hidden = any(part.startswith(".") or part in _NOT_IMAGES for part in parents)
+        if is_image_file(path) and not is_hidden and path.is_file():
+            found.append(path)
+    return found
+
+
+def _refuse_channels(files: Iterable[Path]) -> None:
+    """Raise `DatasetError` if volumes are numbered like the channels of one case."""
+    channels: dict[tuple[Path, str], Path] = {}
+    for file in files:
+        match = CHANNEL.fullmatch(strip_suffix(file))
+        if match is None or is_raster(file):
+            continue
+        other = channels.setdefault((file.parent, match[1]), file)
+        if other != file:
+            raise DatasetError(
+                f"{other} and {file.name} look like two channels of one case. Write them into a "
+                f"{MANIFEST} next to {BOXES}, with the columns case, image and image_0001."
+            )
+
+
+def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
+    """Return the case id of each name that a row may use. Ambiguous names are left out."""
+    names: dict[str, set[str]] = {}
+    for files in cases:
+        names.setdefault(files.case, set()).add(files.case)
+    own = {*names}
+    for files in cases:
+        image = files.images[0]
+        if not image.is_relative_to(root):
+            continue
+        relative = image.relative_to(root)
+        for path in (relative, Path(re.sub(r"^images/", "", relative.as_posix()))):
+            for name in (path.as_posix(), path.with_name(strip_suffix(path)).as_posix()):
+                if name not in own:
+                    names.setdefault(name, set()).add(files.case)
+    return {name: next(iter(ids)) for name, ids in names.items() if len(ids) == 1}

@@ -1,0 +1,300 @@
+"""YOLO folders: `data.yaml`, folders of images, and a text file of boxes per image.
+
+Format: docs.ultralytics.com/datasets/detect. A line is `class x y width height`: the centre and the
+sides as shares of the image. In files for segmentation it is `class x1 y1 x2 y2 …`, a polygon.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
+from lesionseg.errors import DatasetError, LesionsegError, count, join_names
+from lesionseg.io.files import read_text, read_yaml
+from lesionseg.io.layouts.box_table import (
+    TABLE,
+    BoxCollector,
+    CaseBoxes,
+    LesionBox,
+    has_boxes_only,
+    parse_number,
+    remark_absent,
+)
+from lesionseg.io.layouts.boxes_csv import list_images
+from lesionseg.io.layouts.checks import Problems, path_id, validate
+from lesionseg.io.volumes import strip_suffix
+
+_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_PARTS: Mapping[str, Role] = {"train": "train", "val": "validation", "test": "test"}
+_SIDES = ("x", "y", "width", "height")
+_MAX_LABEL_BYTES = 2**24  # of the text file of one image
+_ROUNDING = 1e-4  # coordinates may exceed 0 and 1 by this share of the image
+_NO_LABELS = {"classes.txt", "notes.txt", "README.txt"}  # text files that label tools add
+
+Name = Annotated[str, BeforeValidator(str)]
+
+
+def _to_list(value: Any) -> Any:
+    """Return a single folder as a list, and None as an empty list."""
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+Folders = Annotated[list[str], BeforeValidator(_to_list)]
+
+
+class _DataFile(BaseModel):
+    names: list[Name] | dict[Annotated[int, Field(ge=0)], Name] = Field(min_length=1)
+    path: str = "."
+    train: Folders = []
+    val: Folders = []
+    test: Folders = []
+    nc: int | None = None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of one part of the dataset, in the folder to which their names are relative."""
+
+    folder: Path
+    images: tuple[Path, ...]
+    role: Role
+
+
+def find_yolo(root: Path) -> Path | None:
+    """Find the file that names the classes and the folders of a YOLO dataset.
+
+    It is called data.yaml or dataset.yaml, and has the key `names` or cannot be read.
+    """
+    for name in _FILES:
+        path = root / name
+        if path.is_file():
+            try:
+                if "names" in read_yaml(path):
+                    return path
+            except LesionsegError:  # reading the dataset reports the error
+                return path
+    return None
+
+
+def read_yolo(root: Path) -> Dataset:
+    """Read a YOLO folder. Labels are 1 to K in the order of the classes.
+
+    - The folders `train`, `val` and `test` give roles, if one of the last two is present.
+    - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
+    - An image without a text file, or with an empty one, has no lesion.
+    - A case id is the path of the image below its folder, with folders joined by `_`. If two parts
+      share an id, it is the path below `root`.
+
+    Raises:
+        DatasetError: A folder is missing, or no image has a text file.
+        ReadError: `data.yaml` cannot be read.
+    """
+    path = find_yolo(root)
+    if path is None:
+        raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
+    content = validate(_DataFile, read_yaml(path), path)
+    names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
+    if content.nc not in (None, len(names)):
+        raise DatasetError(
+            f"{path}: nc is {content.nc}, but names has {len(names)} classes. Correct one of them."
+        )
+    value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
+    remarks: list[Remark] = []
+    parts = _find_parts(root, path, content, remarks)
+    ids = _case_ids(root, parts)
+    problems = Problems()
+    collector = BoxCollector()
+    absent: list[str] = []
+    used: set[Path] = set()
+    for part in parts:
+        for image in part.images:
+            case = ids[image]
+            table = _label_file(root, image)
+            if table is None:
+                absent.append(case)
+                continue
+            used.add(table)
+            with problems.collect(case, table):
+                text = read_text(table, _MAX_LABEL_BYTES)
+                _add_lines(collector, problems, case, table, text, value_of)
+    if not used:
+        raise DatasetError(
+            f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
+            "labels/a.txt."
+        )
+    remarks += [*collector.remarks(), *remark_absent(path, absent, len(ids))]
+    remarks += _remark_orphans(path, used)
+    tables = collector.collect(problems, is_relative=True)
+    has_roles = len({part.role for part in parts}) > 1
+    cases = [
+        CaseFiles(
+            ids[image],
+            (image,),
+            role=part.role if has_roles else None,
+            annotations={TABLE: tables.get(ids[image], CaseBoxes(is_relative=True))},
+        )
+        for part in parts
+        for image in part.images
+    ]
+    return Dataset(
+        name=root.name,
+        root=root,
+        convention="yolo",
+        dims=2,
+        channel_names=("image",),
+        labels=Labels.of({value_of[number]: name for number, name in names.items()}),
+        cases=tuple(cases),
+        problems=tuple(problems),
+        remarks=tuple(remarks),
+        lesions_are_boxes=any(map(has_boxes_only, cases)),
+    )
+
+
+def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark]) -> list[_Part]:
+    """Find the images of each part. Parts with the folders of an earlier part are left out."""
+    parts: list[_Part] = []
+    seen: set[Path] = set()
+    for key, role in _PARTS.items():
+        for entry in getattr(content, key):
+            folder = _find_folder(root, content.path, entry)
+            if folder is None and key == "test":
+                text = f"{path}: the folder of test ({entry[:200]}) is missing, left out."
+                remarks.append(Remark("left_out", text, is_note=True))
+            elif folder is None:
+                raise DatasetError(
+                    f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}. Write "
+                    f"the path of a folder with images, relative to {path.name}."
+                )
+            elif folder not in seen:
+                seen.add(folder)
+                parts.append(_Part(folder, tuple(list_images(folder)), role))
+    if not any(part.images for part in parts):
+        raise DatasetError(
+            f"{path}: the folders train, val and test contain no image. Correct their paths."
+        )
+    return parts
+
+
+def _find_folder(root: Path, base: str, entry: str) -> Path | None:
+    """Find a folder that data.yaml names. It must be below `root`.
+
+    Paths are relative to `path` in data.yaml or to the file itself. Roboflow writes `../train` for
+    the folder `train` next to the file.
+    """
+    top = Path(os.path.normpath(root))
+    for start in (root / base, root):
+        for name in (entry, re.sub(r"^(\.\./)+", "", entry)):
+            folder = Path(os.path.normpath(start / name))
+            with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
+                if folder.is_relative_to(top) and folder.is_dir():
+                    return folder
+    return None
+
+
+def _case_ids(root: Path, parts: Sequence[_Part]) -> dict[Path, str]:
+    """Return the case id of each image."""
+    ids: dict[Path, str] = {}
+    for part in parts:
+        for image in part.images:
+            ids[image] = path_id(image.relative_to(part.folder))
+    n_cases = Counter(ids.values())
+    return {
+        image: case if n_cases[case] == 1 else path_id(image.relative_to(os.path.normpath(root)))
+        for image, case in ids.items()
+    }
+
+
+def _label_file(root: Path, image: Path) -> Path | None:
+    """Return the text file of an image, or None if it has none."""
+    name = f"{strip_suffix(image)}.txt"
+    beside = image.with_name(name)
+    parents = list(image.parent.relative_to(os.path.normpath(root)).parts)
+    if "images" in parents:
+        last = len(parents) - 1 - parents[::-1].index("images")
+        parents[last] = "labels"
+        file = Path(os.path.normpath(root), *parents, name)
+        if file.is_file():
+            return file
+    return beside if beside.is_file() else None
+
+
+def _add_lines(
+    collector: BoxCollector,
+    problems: Problems,
+    case: str,
+    table: Path,
+    text: str,
+    value_of: Mapping[int, int],
+) -> None:
+    """Add the boxes in the text file of an image. Wrong lines become problems."""
+    is_empty = True
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        is_empty = False
+        where = f"{table}: line {number}"
+        with problems.collect(case, where):
+            collector.add_box(case, _parse_line(words, value_of, where))
+    if is_empty:
+        collector.add_negative(case, "", str(table))
+
+
+def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -> LesionBox:
+    """Return the box of a line, in shares of the image."""
+    is_polygon = len(words) >= 7 and len(words) % 2 == 1
+    if len(words) != 5 and not is_polygon:
+        hint = " Six values are a prediction with its score." if len(words) == 6 else ""
+        raise DatasetError(
+            f"the line has {count(len(words), 'value')}, but a box is class, x, y, width and "
+            f"height.{hint} Correct it."
+        )
+    number = parse_number("the class", words[0])
+    label = value_of.get(int(number)) if number == int(number) else None
+    if label is None:
+        raise DatasetError(
+            f"the class {words[0][:40]} is not in names of data.yaml, which has "
+            f"{min(value_of)} to {max(value_of)}. Add it there, or correct the line."
+        )
+    names = [f"value {place}" for place in range(2, len(words) + 1)] if is_polygon else _SIDES
+    shares: list[float] = []
+    for name, word in zip(names, words[1:], strict=True):
+        share = parse_number(name, word)
+        if not -_ROUNDING <= share <= 1 + _ROUNDING:
+            raise DatasetError(
+                f"{name} is {share:g}, but coordinates are shares of the image, from 0 to 1. "
+                "Divide pixels by the width or height of the image."
+            )
+        shares.append(share)
+    if is_polygon:
+        start = (min(shares[1::2]), min(shares[::2]))
+        stop = (max(shares[1::2]), max(shares[::2]))
+        return LesionBox(label, start, stop, outline=tuple(shares), where=where)
+    x, y, width, height = shares
+    if width <= 0 or height <= 0:
+        raise DatasetError(f"the box is {width:g} wide and {height:g} high. Correct it.")
+    start = (y - height / 2, x - width / 2)
+    stop = (y + height / 2, x + width / 2)
+    return LesionBox(label, start, stop, where=where)
+
+
+def _remark_orphans(path: Path, used: set[Path]) -> list[Remark]:
+    """Return a remark on text files next to used ones that belong to no image."""
+    orphans: list[str] = []
+    for folder in sorted({file.parent for file in used}):
+        for file in sorted(folder.glob("*.txt")):
+            if file not in used and file.name not in _NO_LABELS:
+                orphans.append(file.name)
+    if not orphans:
+        return []
+    text = f"{path}: {count(len(orphans), 'text file')} without an image, left out: "
+    return [Remark("left_out", f"{text}{join_names(orphans, 5)}.")]

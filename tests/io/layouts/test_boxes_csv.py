@@ -1,0 +1,238 @@
+"""The table `boxes.csv` beside images, or beside a manifest."""
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ContentError, LesionsegError
+from lesionseg.io.layouts import read_dataset
+from lesionseg.io.volumes import write_volume
+from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
+
+HEADER = "case,label,x0,y0,x1,y1\n"
+BRIGHT = "16,4,32,14"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write the pictures `a` (with the rectangle), `b` and `p1/c`, and the table."""
+
+    def write(rows, header=HEADER, encoding="utf-8"):
+        write_picture(tmp_path / "images" / "a.png")
+        for name in ("b", "p1/c"):
+            write_picture(tmp_path / "images" / f"{name}.png", bright=False)
+        text = header + "".join(f"{row}\n" for row in rows)
+        (tmp_path / "boxes.csv").write_bytes(text.encode(encoding))
+        return tmp_path
+
+    return write
+
+
+def test_box_is_the_bright_rectangle_and_other_images_are_negative(folder, caplog):
+    caplog.set_level("INFO")
+    root = folder([f"a,nodule,{BRIGHT}", "b,,,,,"])
+    dataset, cases = read_all(root)
+    assert (dataset.convention, dataset.dims, dataset.lesions_are_boxes) == ("boxes", 2, True)
+    assert dataset.labels.value_names == {1: "nodule"}
+    assert [*cases] == ["a", "b", "p1_c"]
+    assert_rectangle(cases["a"])
+    assert_negative(cases["b"])
+    assert_negative(cases["p1_c"])
+    assert "1 of 3 images have no row, so they count as lesion-free: p1_c." in caplog.text
+
+
+def test_images_may_be_next_to_the_table(tmp_path):
+    write_picture(tmp_path / "a.png")
+    write_picture(tmp_path / "masks" / "a.png")  # not an image
+    (tmp_path / "boxes.csv").write_text(f"{HEADER}a,nodule,{BRIGHT}\n")
+    _, cases = read_all(tmp_path)
+    assert [*cases] == ["a"]
+    assert_rectangle(cases["a"])
+
+
+@pytest.mark.parametrize("name", ["p1_c", "p1/c", "p1/c.png", "images/p1/c.png", "images/p1/c"])
+def test_a_case_may_be_named_by_its_id_or_its_path(folder, name):
+    _, cases = read_all(folder([f"{name},nodule,1.5,2.25,3,4"]))
+    assert cases["p1_c"].reference.boxes.tolist() == [[2.25, 1.5, 4, 3]]
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-16")]
+)
+def test_separator_and_encoding_of_spreadsheets_are_read(folder, separator, encoding):
+    row = f"a,nodule,{BRIGHT}".replace(",", separator)
+    _, cases = read_all(folder([row], HEADER.replace(",", separator), encoding))
+    assert_rectangle(cases["a"])
+
+
+def test_labels_are_numbered_or_named_by_labels_json(folder):
+    rows = [f"a,nodule,{BRIGHT}", "b,mass,1,2,3,4", "b,nodule,5,6,7,8"]
+    dataset, cases = read_all(folder(rows))
+    assert dataset.labels.value_names == {1: "mass", 2: "nodule"}
+    assert cases["b"].reference.box_labels == (1, 2)
+    (dataset.root / "labels.json").write_text('{"1": "nodule", "4": "mass"}')
+    dataset, cases = read_all(dataset.root)
+    assert_rectangle(cases["a"])
+    assert cases["b"].reference.box_labels == (4, 1)
+    dataset, cases = read_all(folder([f"a,4,{BRIGHT}"]))
+    assert_rectangle(cases["a"], label=4)
+    dataset, cases = read_all(folder(rows), merge_labels=True)
+    assert cases["b"].reference.box_labels == (1, 1)
+
+
+def test_manifest_gives_images_patients_and_roles(folder):
+    root = folder([f"first,nodule,{BRIGHT}", "images/b.png,nodule,1,2,3,4"])
+    (root / "manifest.csv").write_text(
+        "case,image,group,role,pixel_mm\n"
+        "first,images/a.png,P1,train,0.2\n"
+        "second,images/b.png,P2,test,\n"
+        "third,images/p1/c.png,P3,,\n"
+    )
+    dataset, cases = read_all(root)
+    assert dataset.convention == "boxes"
+    assert [(c.case, c.group, c.role) for c in dataset.cases] == [
+        ("first", "P1", "train"),
+        ("second", "P2", "test"),
+        ("third", "P3", None),
+    ]
+    assert_rectangle(cases["first"])
+    assert cases["first"].image.geometry.spacing_mm == (0.2, 0.2)
+    assert cases["second"].reference.boxes.tolist() == [[2, 1, 4, 3]]
+    assert_negative(cases["third"])
+
+
+def test_case_with_a_mask_in_the_manifest_keeps_it(folder):
+    root = folder([f"a,lesion,{BRIGHT}"])
+    write_picture(root / "mask.png")
+    table = "case,image,reference\na,images/a.png,{}\nb,images/b.png,mask.png\n"
+    (root / "manifest.csv").write_text(table.format(""))
+    (root / "labels.json").write_text('{"255": "lesion"}')
+    _, cases = read_all(root)
+    assert_rectangle(cases["a"], label=255)
+    assert (cases["b"].reference.labels > 0).sum() == 160
+    (root / "manifest.csv").write_text(table.format("mask.png"))
+    with pytest.raises(LesionsegError, match=r"boxes\.csv: the case 'a' has boxes here and a mask"):
+        read_dataset(root)
+
+
+def test_box_of_a_volume_has_slices_last_in_the_table_and_first_in_the_array(tmp_path):
+    array = np.zeros((1, 6, 20, 30), np.int16)  # z, y, x
+    array[0, 1:3, 4:9, 10:22] = 100
+    for name in ("a.nii.gz", "b.mha"):
+        grid = Geometry.from_spacing((6, 20, 30), (3, 1, 1))
+        write_volume(tmp_path / name, Volume(array, grid))
+    header = "case,label,x0,y0,x1,y1,z0,z1\n"
+    rows = "".join(f"{case},nodule,10,4,22,9,1,3\n" for case in "ab")
+    (tmp_path / "boxes.csv").write_text(header + rows)
+    dataset, cases = read_all(tmp_path)
+    assert dataset.dims == 3
+    for case in cases.values():
+        z0, y0, x0, z1, y1, x1 = case.reference.boxes[0].astype(int)
+        assert (case.image.array[0, z0:z1, y0:y1, x0:x1] == 100).all()
+        assert (case.image.array > 0).sum() == (z1 - z0) * (y1 - y0) * (x1 - x0)
+    (tmp_path / "boxes.csv").write_text("case,label,x0,y0,x1,y1\na,nodule,1,2,3,4\n")
+    with pytest.raises(ContentError, match=r"boxes\.csv: line 2: the box has 2 axes.*z0 and z1"):
+        read_all(tmp_path)
+
+
+def test_volumes_numbered_like_channels_need_a_manifest(tmp_path):
+    grid = Geometry.from_spacing((6, 20, 30), (3, 1, 1))
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz"):
+        write_volume(tmp_path / name, Volume(np.zeros((1, 6, 20, 30), np.int16), grid))
+    (tmp_path / "boxes.csv").write_text(HEADER)
+    with pytest.raises(LesionsegError, match=r"two channels of one case.*manifest\.csv"):
+        read_dataset(tmp_path)
+
+
+def test_box_that_reaches_outside_is_clipped_and_remembered(folder):
+    _, cases = read_all(folder(["a,nodule,60,-3,70,5"]))
+    reference = cases["a"].reference
+    assert reference.boxes.tolist() == [[0, 60, 5, 64]]
+    assert reference.stated.boxes.tolist() == [[-3, 60, 5, 70]]
+
+
+def test_repeated_rows_count_once_with_a_warning(folder, caplog):
+    root = folder([f"a,nodule,{BRIGHT}"] * 3 + ["b,,,,,", "b,,,,,"])
+    _, cases = read_all(root)
+    assert_rectangle(cases["a"])
+    expected = "boxes.csv: line 3: the row repeats an earlier one, as 1 further row does."
+    assert expected in caplog.text
+
+
+WRONG = [
+    ("gone,nodule,1,2,3,4", r"line 2: the case 'gone' has no image"),
+    ("p1_d,nodule,1,2,3,4", r"the case 'p1_d' has no image. Did you mean 'p1_c'\?"),
+    ("../images/a,nodule,1,2,3,4", r"the case '\.\./images/a' has no image"),
+    ("/etc/passwd,nodule,1,2,3,4", r"the case '/etc/passwd' has no image"),
+    ("a,nodule,1,2,x,4", r"x1 is 'x'\. Write a number\."),
+    ("a,nodule,1,2,nan,4", "x1 is 'nan'"),
+    ("a,nodule,1,2,inf,4", "x1 is 'inf'"),
+    ("a,nodule,1,2,1e300,4", "x1 is '1e300'"),
+    ("a,nodule,1,2,1_0,4", "x1 is '1_0'"),
+    ('a,nodule,1,2,"3,5",4', "x1 is '3,5'. Write a number with a decimal point"),
+    ("a,nodule,1,2,,4", "x1 is empty, but another coordinate is not"),
+    ("a,nodule,1,2,1,4", "x1 is 1, but must be greater than x0, 1"),
+    ("a,nodule,1,9,3,4", "y1 is 4, but must be greater than y0, 9"),
+    ("a,,1,2,3,4", "the label is empty"),
+    ("a,nodule,1,2,3,4,5", "line 2 has more values than there are columns"),
+    ("a,,,,,\na,nodule,1,2,3,4", "line 2: the row states that 'a' has no lesion, but another row"),
+]
+
+
+@pytest.mark.parametrize(("rows", "match"), WRONG)
+def test_wrong_row_is_an_error_that_names_file_and_line(folder, rows, match):
+    with pytest.raises(LesionsegError, match=rf"boxes\.csv.*{match}") as caught:
+        read_dataset(folder([rows]))
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
+    dataset = read_dataset(folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
+    assert len(dataset.problems) == 1
+    assert [c.case for c in dataset.cases] == ["a", "b", "p1_c"]
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ("case,label,x0,y0,x1\n", "no column 'y1', only case, label, x0, y0, x1. Add it."),
+        ("case,label,x,y,w,h\n", "no column 'x0', 'y0', 'x1', 'y1', only"),
+        ("case,label,x0,x0,x1,y1\n", "two columns are called 'x0'"),
+        ("", "no column 'case'"),
+        ("case;label;x0;y0\n", "no column 'x1', 'y1'"),
+    ],
+)
+def test_missing_column_is_an_error(folder, header, match):
+    with pytest.raises(LesionsegError, match=rf"boxes\.csv: .*{match}"):
+        read_dataset(folder(["a,nodule,1,2"], header))
+
+
+def test_line_numbers_count_empty_lines(folder):
+    with pytest.raises(LesionsegError, match="line 5: x1 is 'x'"):
+        read_dataset(folder(["b,,,,,", "", "", "a,nodule,1,2,x,4"]))
+
+
+def test_table_in_another_encoding_is_an_error(folder):
+    with pytest.raises(LesionsegError, match=r"boxes\.csv: the text is not UTF-8 \(line 2\)"):
+        read_dataset(folder(["a,Rundherd größer,1,2,3,4"], encoding="latin-1"))
+
+
+def test_huge_table_is_an_error(folder):
+    root = folder([])
+    with (root / "boxes.csv").open("r+b") as file:
+        file.truncate(2**31)
+    with pytest.raises(LesionsegError, match=r"boxes\.csv: the text has more than 1024 MiB"):
+        read_dataset(root)
+
+
+def test_too_many_boxes_of_a_case_are_an_error(folder, monkeypatch):
+    monkeypatch.setattr("lesionseg.io.layouts.box_table.MAX_BOXES", 3)
+    with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
+        read_dataset(folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
+
+
+def test_box_outside_the_image_is_an_error_that_names_file_and_line(folder):
+    root = folder(["b,,,,,", "a,nodule,70,2,80,4"])
+    match = r"boxes\.csv: line 3: the box is .*outside its image \(x 70 to 80 of 0 to 64"
+    with pytest.raises(ContentError, match=match):
+        read_all(root)

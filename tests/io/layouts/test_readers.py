@@ -1,0 +1,186 @@
+"""Several readers of one case: merged boxes, and their agreement."""
+
+import itertools
+import json
+
+import pytest
+
+from lesionseg.core import ReaderAgreement, pool_readers
+from lesionseg.errors import LesionsegError
+from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.box_table import CaseBoxes, LesionBox
+from lesionseg.io.layouts.readers import measure_agreement, merge_case
+from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
+
+FIRST = LesionBox(1, (0.0, 0.0), (10.0, 10.0), "A")
+SHIFTED = LesionBox(1, (0.0, 2.0), (10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
+FAR = LesionBox(1, (0.0, 50.0), (10.0, 60.0), "C")
+OTHER_LABEL = LesionBox(2, (0.0, 0.0), (10.0, 10.0), "C")
+
+
+def corners(table):
+    return [(box.label, *box.start, *box.stop) for box in table.boxes]
+
+
+def test_merged_box_is_the_mean_of_boxes_of_one_label():
+    table = CaseBoxes((FIRST, SHIFTED, FAR, OTHER_LABEL), ("A", "B", "C"))
+    assert corners(merge_case(table)) == [(1, 0, 1, 10, 11)]
+    assert corners(merge_case(table, min_readers=1)) == [
+        (1, 0, 1, 10, 11),
+        (1, 0, 50, 10, 60),
+        (2, 0, 0, 10, 10),
+    ]
+    assert merge_case(table, min_readers=3).boxes == ()
+
+
+def test_two_readers_keep_the_lesions_of_either():
+    table = CaseBoxes((FIRST, FAR), ("A", "C"))
+    assert corners(merge_case(table)) == [(1, 0, 0, 10, 10), (1, 0, 50, 10, 60)]
+    assert merge_case(table, min_readers=9).boxes == ()  # both readers, not nine
+
+
+def test_reader_without_lesions_counts_as_a_reader():
+    assert merge_case(CaseBoxes((FIRST,), ("A", "B", "C"))).boxes == ()
+    assert len(merge_case(CaseBoxes((FIRST,), ("A", "B"))).boxes) == 1
+
+
+def test_two_boxes_of_one_reader_are_one_mark():
+    twice = LesionBox(1, (0.0, 2.0), (10.0, 12.0), "A")
+    assert merge_case(CaseBoxes((FIRST, twice), ("A", "B", "C"))).boxes == ()
+
+
+def test_boxes_below_half_overlap_are_different_lesions():
+    half = LesionBox(1, (0.0, 0.0), (10.0, 5.0), "B")  # IoU exactly 0.5
+    less = LesionBox(1, (0.0, 0.0), (10.0, 4.9), "B")
+    assert len(merge_case(CaseBoxes((FIRST, half), ("A", "B"))).boxes) == 1
+    assert len(merge_case(CaseBoxes((FIRST, less), ("A", "B"))).boxes) == 2
+
+
+def test_running_mean_decides_about_a_third_box():
+    chain = [
+        LesionBox(1, (0.0, x), (10.0, x + 10), reader)
+        for x, reader in ((0.0, "A"), (3.0, "B"), (5.0, "C"))
+    ]
+    # IoU of the third with the first is 1/3, with the mean of the first two (1.5) 65/135
+    assert len(merge_case(CaseBoxes(tuple(chain), ("A", "B", "C")), min_readers=1).boxes) == 2
+    chain[2] = LesionBox(1, (0.0, 4.5), (10.0, 14.5), "C")  # 70/130
+    assert corners(merge_case(CaseBoxes(tuple(chain), ("A", "B", "C")))) == [(1, 0, 2.5, 10, 12.5)]
+
+
+def test_order_of_rows_does_not_matter():
+    boxes = [FIRST, SHIFTED, LesionBox(1, (1.0, 4.0), (11.0, 14.0), "C"), FAR]
+    found = {
+        tuple(corners(merge_case(CaseBoxes(tuple(order), ("A", "B", "C")), 1)))
+        for order in itertools.permutations(boxes)
+    }
+    assert len(found) == 1
+
+
+def test_agreement_compares_each_reader_with_the_others():
+    tables = [
+        CaseBoxes((FIRST, SHIFTED, FAR), ("A", "B", "C")),
+        CaseBoxes((), ("A", "B")),
+    ]
+    # case 1: the others of A are B and C, so one of them is enough: SHIFTED and FAR
+    assert measure_agreement(tables, {1: "nodule"}) == (
+        ReaderAgreement("nodule", "A", n_cases=2, n_lesions=2, n_found=1, n_false=0),
+        ReaderAgreement("nodule", "B", n_cases=2, n_lesions=2, n_found=1, n_false=0),
+        ReaderAgreement("nodule", "C", n_cases=1, n_lesions=1, n_found=0, n_false=1),
+    )
+    first = measure_agreement(tables, {1: "nodule"})[0]
+    assert (first.sensitivity, first.false_per_case) == (0.5, 0.0)
+    assert ReaderAgreement("x", "A", 4, 0, 0, 2).sensitivity is None
+    assert ReaderAgreement("x", "A", 4, 0, 0, 2).false_per_case == 0.5
+
+
+def test_counts_of_readers_are_added_up_by_label():
+    rows = [
+        ReaderAgreement("mass", "A", n_cases=2, n_lesions=4, n_found=3, n_false=0),
+        ReaderAgreement("mass", "B", n_cases=6, n_lesions=6, n_found=2, n_false=2),
+        ReaderAgreement("cyst", "A", n_cases=2, n_lesions=0, n_found=0, n_false=1),
+    ]
+    (mass, of_mass), (cyst, of_cyst) = pool_readers(rows)
+    assert (mass.sensitivity, mass.false_per_case, len(of_mass)) == (0.5, 0.25, 2)
+    assert (cyst.sensitivity, cyst.false_per_case, len(of_cyst)) == (None, 0.5, 1)
+
+
+def test_two_boxes_do_not_find_the_same_lesion():
+    twice = LesionBox(1, (0.0, 1.0), (10.0, 11.0), "A")
+    rows = measure_agreement([CaseBoxes((FIRST, twice, SHIFTED), ("A", "B"))], {1: "nodule"})
+    assert (rows[0].n_lesions, rows[0].n_found, rows[0].n_false) == (1, 1, 1)
+
+
+HEADER = "case,label,x0,y0,x1,y1,reader\n"
+ROWS = (
+    "a,nodule,15,4,31,14,R1\n"
+    "a,nodule,17,4,33,14,R2\n"
+    "a,nodule,40,20,50,30,R2\n"
+    "a,,,,,,R3\n"
+    "b,,,,,,R1\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_picture(tmp_path / "a.png")
+    write_picture(tmp_path / "b.png", bright=False)
+    (tmp_path / "boxes.csv").write_text(HEADER + ROWS)
+    return tmp_path
+
+
+def test_readers_of_a_table_are_merged(folder):
+    dataset, cases = read_all(folder)
+    assert_rectangle(cases["a"])
+    assert_negative(cases["b"])
+    assert [row.reader for row in dataset.reader_agreement] == ["R1", "R2", "R3"]
+    _, cases = read_all(folder, min_readers=1)
+    assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32], [20, 40, 30, 50]]
+    _, cases = read_all(folder, min_readers=3)
+    assert_negative(cases["a"])
+
+
+def test_merged_labels_are_merged_before_the_boxes(folder):
+    rows = ROWS.replace("a,nodule,17", "a,mass,17")
+    (folder / "boxes.csv").write_text(HEADER + rows)
+    _, cases = read_all(folder)
+    assert_negative(cases["a"])
+    _, cases = read_all(folder, merge_labels=True)
+    assert_rectangle(cases["a"])
+
+
+def test_readers_of_vindr_are_merged(tmp_path):
+    write_picture(tmp_path / "train" / "a.png")
+    rows = ROWS.replace("a,,,,,,R3", "a,No finding,,,,,R3").splitlines()[:4]
+    text = "image_id,class_name,x_min,y_min,x_max,y_max,rad_id\n" + "\n".join(rows)
+    (tmp_path / "train.csv").write_text(text)
+    _, cases = read_all(tmp_path)
+    assert_rectangle(cases["a"])
+
+
+@pytest.mark.parametrize("key", [{"reader": "{}"}, {"attributes": {"reader": "{}"}}])
+def test_readers_of_coco_are_merged(tmp_path, key):
+    write_picture(tmp_path / "images" / "a.png")
+    annotations = []
+    for reader, x in (("R1", 15), ("R2", 17), ("R2", 45)):
+        own = json.loads(json.dumps(key).replace("{}", reader))
+        box = {"image_id": 1, "category_id": 0, "bbox": [x, 4, 16, 10]}
+        annotations.append(own | box)
+    image = {"id": 1, "file_name": "a.png", "width": 64, "height": 40, "readers": ["R1", "R2", 3]}
+    categories = [{"id": 0, "name": "nodule"}]
+    content = {"images": [image], "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    dataset, cases = read_all(tmp_path)
+    assert dataset.lesions_are_boxes
+    assert_rectangle(cases["a"])
+    image["height"] = 41
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(LesionsegError, match=r"annotations state \(41, 64\)"):
+        read_all(tmp_path)
+    for fault, match in (
+        ({"reader": "", "attributes": {}}, "names no reader"),
+        ({"iscrowd": 1}, "several readers, so each annotation must have a bbox"),
+    ):
+        broken = {**content, "annotations": [annotations[0] | fault, *annotations[1:]]}
+        (tmp_path / "annotations.json").write_text(json.dumps(broken))
+        with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
+            read_dataset(tmp_path)

@@ -1,0 +1,189 @@
+"""YOLO folders: data.yaml, and a text file of boxes per image."""
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import LesionsegError
+from lesionseg.io.layouts import read_dataset
+from tests.io.layouts.box_folders import (
+    HEIGHT,
+    WIDTH,
+    assert_negative,
+    assert_rectangle,
+    read_all,
+    write_picture,
+)
+
+# the rectangle: centre 24, 9 and sides 16, 10 of 64 by 40 pixels
+BRIGHT = "0.375 0.225 0.25 0.25"
+NAMES = "names: [nodule, mass]\n"
+FOLDERS = "train: images/train\nval: images/val\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write the pictures train/a (with the rectangle), train/b and val/c, and text files."""
+
+    def write(texts, data=FOLDERS + NAMES):
+        write_picture(tmp_path / "images" / "train" / "a.png")
+        write_picture(tmp_path / "images" / "train" / "b.png", bright=False)
+        write_picture(tmp_path / "images" / "val" / "c.png", bright=False)
+        for name, text in texts.items():
+            file = tmp_path / "labels" / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (tmp_path / "data.yaml").write_text(data)
+        return tmp_path
+
+    return write
+
+
+def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(folder, caplog):
+    caplog.set_level("INFO")
+    root = folder({"train/a": f"1 {BRIGHT}\n", "train/b": "\n"})
+    dataset, cases = read_all(root)
+    assert (dataset.convention, dataset.lesions_are_boxes) == ("yolo", True)
+    assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
+    assert [(c.case, c.role) for c in dataset.cases] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("c", "validation"),
+    ]
+    assert_rectangle(cases["a"], label=2)
+    assert_negative(cases["b"])
+    assert_negative(cases["c"])
+    assert "1 of 3 images have no row, so they count as lesion-free: c." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names:\n  0: nodule\n  1: mass\n",
+        "names: {0: nodule, 1: mass}\nnc: 2\n",
+        "\ufeffnames: ['nodule', 'mass']\n",
+    ],
+)
+def test_names_may_be_a_list_or_a_dictionary(folder, names):
+    dataset, cases = read_all(folder({"train/a": f"0 {BRIGHT}"}, names + FOLDERS))
+    assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
+    assert_rectangle(cases["a"])
+
+
+def test_layout_of_roboflow_has_folders_next_to_data_yaml(tmp_path):
+    for part in ("train", "valid"):
+        write_picture(tmp_path / part / "images" / "a.png")
+        (tmp_path / part / "labels").mkdir()
+        (tmp_path / part / "labels" / "a.txt").write_text(f"0 {BRIGHT}")
+    text = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['x']"
+    (tmp_path / "data.yaml").write_text(text)
+    dataset, cases = read_all(tmp_path)
+    found = [(c.case, c.role) for c in dataset.cases]
+    assert found == [("train_images_a", "train"), ("valid_images_a", "validation")]
+    for case in cases.values():
+        assert_rectangle(case)
+
+
+@pytest.mark.parametrize("base", ["path: .\n", "path: ../elsewhere\n", "path: /datasets/x\n"])
+def test_path_of_another_computer_is_ignored(folder, base):
+    _, cases = read_all(folder({"train/a": f"0 {BRIGHT}"}, base + FOLDERS + NAMES))
+    assert_rectangle(cases["a"])
+
+
+def test_text_files_may_be_next_to_the_images_and_folders_a_list(tmp_path):
+    for name in ("p1/view1", "p2/view1"):
+        write_picture(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"0 {BRIGHT}")
+    (tmp_path / "data.yaml").write_text("train: [p1, p2]\nval: [p1, p2]\nnames: [x]\n")
+    dataset, cases = read_all(tmp_path)
+    assert [(c.case, c.role) for c in dataset.cases] == [("p1_view1", None), ("p2_view1", None)]
+    for case in cases.values():
+        assert_rectangle(case)
+
+
+def test_polygon_is_drawn(folder):
+    polygon = "0.25 0.1 0.5 0.1 0.5 0.35 0.25 0.35"
+    dataset, cases = read_all(folder({"train/a": f"1 {polygon}"}))
+    assert not dataset.lesions_are_boxes
+    reference = cases["a"].reference
+    np.testing.assert_array_equal(reference.instances > 0, cases["a"].image.array[0] > 0)
+    assert reference.instance_labels == (2,)
+    assert reference.boxes.tolist() == [[4, 16, 14, 32]]
+    dataset, cases = read_all(folder({"train/a": f"1 {polygon}\n0 {BRIGHT}"}))
+    assert dataset.lesions_are_boxes
+    assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32]] * 2
+
+
+def test_box_may_reach_outside_the_image(folder):
+    _, cases = read_all(folder({"train/a": "0 1 0.5 0.25 0.5"}))
+    assert cases["a"].reference.boxes.tolist() == [[HEIGHT / 4, 56, HEIGHT * 0.75, WIDTH]]
+
+
+def test_repeated_lines_count_once_and_files_without_image_are_named(folder, caplog):
+    root = folder({"train/a": f"0 {BRIGHT}\n" * 2, "train/z": f"0 {BRIGHT}", "train/classes": ""})
+    _, cases = read_all(root)
+    assert_rectangle(cases["a"])
+    assert "a.txt: line 2: the row repeats an earlier one." in caplog.text
+    assert "1 text file without an image, left out: z.txt." in caplog.text
+
+
+WRONG = [
+    ("0 0.5 0.5 0.1", "the line has 4 values, but a box is class, x, y, width and height"),
+    ("0 0.5 0.5 0.1 0.1 0.9", "6 values.*Six values are a prediction with its score"),
+    ("0 24 9 16 10", "x is 24, but coordinates are shares of the image, from 0 to 1"),
+    ("0 0.5 0.5 1.2 0.1", "width is 1.2, but coordinates are shares"),
+    ("0 -0.5 0.5 0.1 0.1", "x is -0.5, but coordinates are shares"),
+    ("0 0.5 nan 0.1 0.1", "y is 'nan'"),
+    ("0 0.5 0.5 0 0.1", "the box is 0 wide and 0.1 high"),
+    ("0 0,5 0.5 0.1 0.1", "x is '0,5'. Write a number with a decimal point"),
+    ("2 0.5 0.5 0.1 0.1", "the class 2 is not in names of data.yaml, which has 0 to 1"),
+    ("-1 0.5 0.5 0.1 0.1", "the class -1 is not in names"),
+    ("0.5 0.5 0.5 0.1 0.1", "the class 0.5 is not in names"),
+    ("nodule 0.5 0.5 0.1 0.1", "the class is 'nodule'. Write a number"),
+    ("0 0.1 0.1 0.2 0.2 0.3 7", "value 7 is 7, but coordinates are shares"),
+]
+
+
+@pytest.mark.parametrize(("line", "match"), WRONG)
+def test_wrong_line_is_an_error_that_names_file_and_line(folder, line, match):
+    root = folder({"train/a": f"\n{line}\n"})
+    with pytest.raises(LesionsegError, match=rf"a\.txt: line 2: .*{match}") as caught:
+        read_dataset(root)
+    assert "\n" not in str(caught.value)
+
+
+DATA_WRONG = [
+    ("names: [a]\ntrain: gone\n", "train is 'gone', which is not a folder below"),
+    ("names: [a]\ntrain: ../..\n", r"train is '\.\./\.\.', which is not a folder below"),
+    ("names: [a]\ntrain: /etc\n", "train is '/etc', which is not a folder below"),
+    ("names: [a]\ntrain: 7\n", "train"),
+    ("names: []\ntrain: images/train\n", "names"),
+    ("names: 7\ntrain: images/train\n", "names"),
+    ("names: {x: a}\ntrain: images/train\n", "names"),
+    ("names: [a]\nnc: 2\ntrain: images/train\n", "nc is 2, but names has 1 classes"),
+    ("names: [a]\n", "contain no image"),
+    ("names: [a\n", "cannot be read as YAML"),
+    ("names: [&a x, *a]\n", "aliases are not supported"),
+]
+
+
+@pytest.mark.parametrize(("data", "match"), DATA_WRONG)
+def test_wrong_data_yaml_is_an_error(folder, data, match):
+    with pytest.raises(LesionsegError, match=rf"data\.yaml: .*{match}") as caught:
+        read_dataset(folder({"train/a": f"0 {BRIGHT}"}, data))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_any_text_file_is_an_error(folder):
+    with pytest.raises(LesionsegError, match="no image has a text file with boxes"):
+        read_dataset(folder({}))
+
+
+def test_text_file_that_is_no_text_is_an_error(folder):
+    root = folder({"train/a": ""})
+    (root / "labels" / "train" / "a.txt").write_bytes(b"0 0.5 \xff\xe9")
+    with pytest.raises(LesionsegError, match=r"a\.txt: the text is not UTF-8"):
+        read_dataset(root)
+    with (root / "labels" / "train" / "a.txt").open("r+b") as file:
+        file.truncate(2**25)
+    with pytest.raises(LesionsegError, match=r"a\.txt: the text has more than 16 MiB"):
+        read_dataset(root)

@@ -1,0 +1,89 @@
+"""Datasets of boxes: page of a check, survey, cache, and references of several readers."""
+
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.config import DataConfig
+from lesionseg.data.cache import source_hash
+from lesionseg.io.files import write_json
+from lesionseg.io.layouts import read_dataset
+from lesionseg.pipeline.check import check_dataset
+from lesionseg.pipeline.survey import take_survey
+from tests.commands import evaluate
+from tests.io.layouts.box_folders import write_picture
+
+HEADER = "case,label,x0,y0,x1,y1,reader\n"
+READERS = ("Miller", "Otto", "Smith")
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Six films read by three readers, of whom two mark the lesion. The sixth has no lesion."""
+    root = tmp_path / "films"
+    rows = []
+    for number in range(6):
+        write_picture(root / f"f{number}.png", bright=number < 5)
+        for shift, reader in enumerate(READERS):
+            is_marked = number < 5 and reader != "Smith"
+            box = f"nodule,{15 + 2 * shift},4,{31 + 2 * shift},14" if is_marked else ",,,,"
+            rows.append(f"f{number},{box},{reader}")
+    rows.append("f5,nodule,40,20,50,30,Miller")
+    rows.remove("f5,,,,,,Miller")
+    (root / "boxes.csv").write_text(HEADER + "\n".join(rows))
+    return root
+
+
+def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path):
+    page = tmp_path / "page.html"
+    outcome = check_dataset(read_dataset(films, lenient=True), page, root=str(films))
+    assert (outcome.can_train, outcome.model) == (True, "retinanet")
+    text = page.read_text()
+    assert "Agreement of the readers" in text
+    assert "reader 3" in text
+    assert not any(reader in text for reader in READERS)
+    dataset = read_dataset(films)
+    check_dataset(dataset, page, root=str(films), identifiers=True)
+    assert all(reader in page.read_text() for reader in READERS)
+
+
+def test_prepare_states_the_agreement_and_counts_merged_lesions(films, caplog):
+    caplog.set_level("INFO")
+    survey = take_survey(DataConfig.of(root=films), seed=0)
+    assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
+    # Miller finds 5 of Otto's 5 lesions, Otto 5 of Miller's 6, Smith none of their 6: 10 of 17
+    expected = "Agreement of 3 readers, nodule: a reader marks 59 % of the lesions of the other "
+    assert expected + "readers (0 to 100 %), with 0.056 other boxes per case." in caplog.text
+    survey = take_survey(DataConfig.of(root=films, min_readers=1), seed=0)
+    assert survey.counts["f5"] == 1
+
+
+def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):
+    table = films / "boxes.csv"
+    before = {c.case: source_hash(c) for c in read_dataset(films).cases}
+    table.write_text(table.read_text().replace(HEADER, HEADER + "\n\n"))
+    assert {c.case: source_hash(c) for c in read_dataset(films).cases} == before
+    table.write_text(table.read_text().replace("f0,nodule,15", "f0,nodule,13"))
+    after = {c.case: source_hash(c) for c in read_dataset(films).cases}
+    assert {case for case in before if before[case] != after[case]} == {"f0"}
+
+
+def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_path):
+    for number in range(6):
+        candidate = {"id": 1, "label": 1, "score": 0.9, "start_vox": [4, 16], "stop_vox": [14, 32]}
+        write_json(
+            tmp_path / "found" / f"f{number}_candidates.json",
+            {"candidates": [candidate] if number < 5 else []},
+        )
+    folders = (films, tmp_path / "found")
+    scores = evaluate(*folders, tmp_path / "a", replicates=5).scores
+    assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (5, 5, 0)
+    scores = evaluate(*folders, tmp_path / "b", replicates=5, min_readers=1).scores
+    assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (6, 5, 0)
+
+
+def test_help_and_message_name_the_layouts(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("")
+    assert run("prepare", [f"data.root={tmp_path}"]) != 0
+    shown = capsys.readouterr()
+    for layout in ("boxes.csv", "data.yaml", "VinDr-CXR", "stage_2_train_labels.csv"):
+        assert layout in shown.out + shown.err
