@@ -101,7 +101,10 @@ def write_bundle(
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"{folder}: the bundle cannot be written: {error}") from error
+        raise OutputError(
+            f"{folder}: the bundle cannot be written: {error}. Free some space, or name another "
+            "folder."
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -246,7 +249,9 @@ def _read_network(
     try:
         tensors = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise BundleError(f"{path}: the weights cannot be read: {error}") from error
+        raise BundleError(
+            f"{path}: the weights cannot be read: {error}. Copy the bundle again."
+        ) from error
     sides = {side for tensor in tensors.values() for side in tensor.shape}
     unknown_widths = sorted({*plan.architecture.features} - sides)
     # checked before the network is built, because wrong features could need too much memory

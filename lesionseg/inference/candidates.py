@@ -206,7 +206,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 @compile_loops
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
-    """Return the positions of all kept regions in a row, and the end of each region.
+    """Return the positions of all voxels, one kept region after the other, and their ends.
 
     `state` contains the number of the region of each voxel, or `_FREE`.
     """

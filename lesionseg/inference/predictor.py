@@ -292,7 +292,8 @@ class Predictor:
         if seen != (len(plan.channel_names), plan.dims):
             raise ContentError(
                 f"{where}: {seen[0]} channels and {seen[1]} spatial axes; this model was trained "
-                f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}."
+                f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}. "
+                "Give an image with these channels and axes."
             )
         if plan.nan_background and np.isnan(volume.array).any():
             array = np.stack([nan_to_background(channel) for channel in volume.array])

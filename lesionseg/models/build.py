@@ -56,10 +56,10 @@ def build_network(
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
     if name not in table:
-        near = "".join(f"; did you mean {n!r}?" for n in get_close_matches(name, table, n=1))
+        near = "".join(f" Did you mean {n!r}?" for n in get_close_matches(name, table, n=1))
         raise ConfigError(
-            f"plan.architecture.name: there is no network {name!r}, only "
-            f"{', '.join(sorted(table))}{near or '.'} To read a bundle with your own network, use "
+            f"plan.architecture.name: the network {name!r} is unknown. Known are "
+            f"{', '.join(sorted(table))}.{near} To read a bundle with your own network, use "
             "Predictor(bundle, architectures={name: factory}) in Python."
         )
     target = plan.architecture.network.get(TARGET)

@@ -51,9 +51,15 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
             "cases. Write operating_point=fp_per_case:1, or leave chosen_on= out."
         )
     if cfg.chosen_on_reference is not None and cfg.chosen_on is None:
-        raise ConfigError("chosen_on_reference= needs chosen_on=, a folder of predictions.")
+        raise ConfigError(
+            "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
+            "chosen_on_reference= out."
+        )
     if cfg.rate_confidence is not None and not is_chosen:
-        raise ConfigError("rate_confidence= needs operating_point=fp_per_case:1, or another rate.")
+        raise ConfigError(
+            "rate_confidence= applies to a rate. Add operating_point=fp_per_case:1 or another "
+            "rate, or leave rate_confidence= out."
+        )
     return aim
 
 
@@ -96,8 +102,8 @@ def decide_on_development(
     role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     if shared := [r.case for r in results if r.case in evaluated]:
         log.warning(
-            "The operating point is chosen on cases that are evaluated (%s): the scores are too "
-            "optimistic.",
+            "The operating point is chosen on cases that are evaluated (%s), so the scores are too "
+            "optimistic. Give predictions of other cases as chosen_on=.",
             ", ".join(shared[:5]),
         )
         role = evaluated[shared[0]]
@@ -152,7 +158,10 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     for fold in folds:
         for case, files in find_predictions(fold).items():
             if case in found:
-                raise DatasetError(f"{fold}: the case {case!r} was validated in another fold, too.")
+                raise DatasetError(
+                    f"{fold}: the case {case!r} was validated in another fold, too. Remove the "
+                    "predictions that do not belong to this cross-validation."
+                )
             found[case] = files
             fold_of[case] = int(fold.parent.name.removeprefix("fold_"))
     return DevelopmentPredictions(found, fold_of)

@@ -63,7 +63,10 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
     """Select operating points and calibration on nnU-Net's own validation predictions."""
     aim = Aim.parse(cfg.operating_point)
     if len(cfg.bundle) != 1:
-        raise ConfigError("format=bundle: reference= needs a single model folder as bundle=.")
+        raise ConfigError(
+            "format=bundle: reference= needs a single model folder. Give one as bundle=, or leave "
+            "reference= out."
+        )
     folder = Path(cfg.bundle[0])
     if not folder.is_dir():
         raise ConfigError(

@@ -125,7 +125,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     """
     preset = find_preset(cfg.preset)
     if cfg.margin is not None and cfg.compare is None:
-        raise ConfigError("margin= needs compare=: it is the margin between two models.")
+        raise ConfigError(
+            "margin= is the margin between two models. Add the second one as compare=, or leave "
+            "margin= out."
+        )
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
@@ -261,7 +264,10 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     if faults and not chosen:
         raise DatasetError("\n  ".join(["No case can be scored:", *(f.message for f in faults)]))
     if cfg.chosen_on is not None and not {c.case for c in chosen} & predictions.keys():
-        _log.warning("No prediction has a reference. Masks are written, but nothing is scored.")
+        _log.warning(
+            "No prediction has a reference. Masks are written, but nothing is scored. To score, "
+            "give the references of these cases."
+        )
         chosen = []
     elif not chosen:
         present = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))

@@ -170,7 +170,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     folder = Path(cfg.output)
     if cfg.operating_point is not None and cfg.bundle is None:
-        raise ConfigError("operating_point= needs bundle=: it decides what is predicted.")
+        raise ConfigError(
+            "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
+            "or leave operating_point= out."
+        )
     timelines, n_unpredicted = _timelines(cfg, progress)
     pairs: dict[str, FilePair] = {}
     for visits in timelines:
@@ -339,10 +342,11 @@ def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[s
     missing = [case for case in pairs if case not in masks]
     if len(missing) == len(pairs):
         raise DatasetError(
-            f"{cfg.reference}: no reference of change has the name of a pair, such as {missing[0]}."
+            f"{cfg.reference}: no reference of change has the name of a pair, such as "
+            f"{missing[0]}. Name the masks after the later visits."
         )
     if missing:
-        _log.warning("These have no reference of change: %s", ", ".join(missing))
+        _log.warning("These pairs have no reference of change: %s", ", ".join(missing))
     return masks
 
 
@@ -417,7 +421,10 @@ def stable_point(
     stable = {cfg.stable} if isinstance(cfg.stable, str) else {*(cfg.stable or ())}
     if stable - {*pairs} or not stable:
         unknown = ", ".join(sorted(stable - {*pairs}))
-        raise ConfigError(f"stable=: these are not pairs: {unknown or 'no case was given'}.")
+        raise ConfigError(
+            f"stable=: these are not pairs: {unknown or 'no case was given'}. Name the later "
+            "visits of stable pairs."
+        )
     results = []
     for case in sorted(stable):
         visits, _ = open_pair(pairs[case], rule, cfg.register_)
@@ -492,10 +499,16 @@ def visits_of_table(
         )
     followed = {visit.case for visits in timelines if len(visits) > 1 for visit in visits}
     if not followed:
-        raise DatasetError(f"{folder}: no patient has predictions of two visits.")
+        raise DatasetError(
+            f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
+            "add bundle= to predict all of them."
+        )
     missing = [f.case for files in patients for f in files if f.case not in followed]
     if missing:
-        _log.warning("These have no prediction, or no other visit: %s", ", ".join(missing))
+        _log.warning(
+            "These visits have no prediction, or their patient has no other visit: %s",
+            ", ".join(missing),
+        )
     return timelines
 
 

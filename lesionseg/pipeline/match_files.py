@@ -133,7 +133,7 @@ def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
         path = files.reference
         reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
     if reference is None:
-        raise DatasetError(f"Case {files.case} has no reference.")
+        raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")
     return reference
 
 

@@ -240,7 +240,7 @@ def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
     if len(architecture.strides[0]) != dims:
         raise ConfigError(
             f"model.init_from: the checkpoint has {len(architecture.strides[0])} spatial axes, the "
-            f"data have {dims}."
+            f"data have {dims}. Give a checkpoint of a {dims}-D network."
         )
     return architecture
 

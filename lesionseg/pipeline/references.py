@@ -71,7 +71,10 @@ def open_references(
                 log.warning(problem.message)
     labelled = [c for c in dataset.cases if c.is_labelled and c.case not in wrong]
     if not labelled:
-        raise DatasetError(f"{folder}: no case has a reference to compare with.")
+        raise DatasetError(
+            f"{folder}: no case has a reference to compare with. Add masks, or name another folder "
+            "as reference=."
+        )
     return dataset, labelled
 
 

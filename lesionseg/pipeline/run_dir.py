@@ -111,7 +111,9 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"run_dir={run_dir} cannot be made: {error}") from error
+        raise OutputError(
+            f"run_dir={run_dir} cannot be made: {error}. Name another one."
+        ) from error
     write_text(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
 

@@ -184,12 +184,13 @@ class _Trials:
             trial.report(values[-1], len(values))
             if trial.should_prune():
                 raise _optuna().TrialPruned
-            # the best weights are chosen by `recall_1fp` (`VolumeValidation`), here by the score
+            # `VolumeValidation` keeps the weights with the highest `recall_1fp`
             return {**scores, "recall_1fp": values[-1]}
 
         try:
             trained = train_network(experiment, self.plan, self.prepared, validate=validate)
-            if not values:  # on the device of the training, which has moved it to the CPU
+            if not values:
+                # the training has moved the network to the CPU, so the device is stated
                 validate(trained.network, trained.device)
         except TrainingError as error:  # the training diverged
             trial.set_user_attr("scores", {"recall": 0.0, "average_precision": 0.0})
@@ -224,7 +225,9 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     groups: list[str] = []
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
-            raise ConfigError(f"tune.{name}=[{low:g},{high:g}]: give the lower bound first.")
+            raise ConfigError(
+                f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower one first."
+            )
     if "segmentation" in sources:
         takes = signature(import_target(cfg.loss.target, "loss")).parameters
         if not takes.keys() >= {"alpha", "gamma"}:

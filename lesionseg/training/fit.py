@@ -212,8 +212,8 @@ def lesion_module(
     Args:
         plan: the architecture, tiles and labels.
         cfg: all settings of `train`.
-        network: None builds the plan's network from the seed.
-        loss: the loss of voxels; None for the configured one.
+        network: the network; by default, that of the plan is built from the seed.
+        loss: the loss of voxels; by default, the configured one.
 
     Returns:
         The network with its objective, budget and optimiser.

@@ -147,7 +147,9 @@ class NnunetWindow(SlidingWindow):
 def recipe_of(plan: Plan) -> NnunetRecipe:
     """Return the recipe of an nnU-Net model's plan. Raise `BundleError` for other plans."""
     if plan.nnunet is None:
-        raise BundleError("plan.json: nnunet is missing, so this is not an nnU-Net model.")
+        raise BundleError(
+            "plan.json: nnunet is missing, so this is not an nnU-Net model. Use SlidingWindow."
+        )
     return plan.nnunet
 
 

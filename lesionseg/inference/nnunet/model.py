@@ -46,8 +46,8 @@ _SPLINES = "resample_data_or_seg_to_shape"
 _TORCH = "resample_torch_fornnunet"
 _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
-_SLOPE = 0.01  # of the leaky ReLU
-_EPS = 1e-5  # of the instance norm
+_SLOPE = 0.01  # nnU-Net's default for the leaky ReLU
+_EPS = 1e-5  # nnU-Net's default for the instance norm
 
 
 class _Intensities(BaseModel):
@@ -233,13 +233,19 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     """Return a configuration together with the keys that it inherits."""
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
-        raise BundleError(f"{where}: there is no configuration {name!r}, but {known}.")
+        raise BundleError(
+            f"{where}: the configuration {name!r} is missing (it has {known}). Use plans and "
+            "checkpoints of one training."
+        )
     content: dict[str, Any] = {}
     visited = []
     current: Any = name
     while current is not None:
         if current in visited or current not in plans.configurations:
-            raise BundleError(f"{where}: configurations.{name} inherits from {current!r}.")
+            raise BundleError(
+                f"{where}: configurations.{name} inherits from {current!r}, which is missing or "
+                "inherits from itself. Correct inherits_from."
+            )
         visited.append(current)
         own = plans.configurations[current]
         content = {**own, **content}
@@ -317,7 +323,10 @@ def _check_strides(
     try:
         expected = tuple((s,) * axes if isinstance(s, int) else tuple(s) for s in stated)
     except TypeError as error:
-        raise BundleError(f"{where}: architecture.arch_kwargs.strides is {stated}.") from error
+        raise BundleError(
+            f"{where}: architecture.arch_kwargs.strides is {stated}, not a list with the strides "
+            "of each stage. Copy plans.json again."
+        ) from error
     if expected != strides:
         raise BundleError(
             f"{where}: strides {stated} are not those of the weights, {list(strides)}. Use plans "
@@ -335,7 +344,10 @@ def _recipe(
 ) -> NnunetRecipe:
     """Return the preprocessing in the plans. Raise `BundleError` if it is not supported."""
     if sorted(plans.transpose_forward) != [0, 1, 2]:
-        raise BundleError(f"{where}: transpose_forward is {plans.transpose_forward}.")
+        raise BundleError(
+            f"{where}: transpose_forward is {plans.transpose_forward}, not an order of the axes 0, "
+            "1 and 2. Copy plans.json again."
+        )
     schemes = config.normalization_schemes
     masks = config.use_mask_for_norm
     if not len(schemes) == len(masks) == n_channels or len(config.spacing) != len(
@@ -343,7 +355,8 @@ def _recipe(
     ):
         raise BundleError(
             f"{where}: normalization_schemes, use_mask_for_norm and spacing do not fit "
-            f"{n_channels} channels and the patch {config.patch_size}."
+            f"{n_channels} channels and the patch {config.patch_size}. Use the plans.json and "
+            "dataset.json of one training."
         )
     normalisation = tuple(
         _normalisation(scheme, use_mask, plans.intensities.get(str(i), _Intensities()), where)
@@ -377,7 +390,10 @@ def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
     except ValidationError as error:
         raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error
     if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
-        raise BundleError(f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch.")
+        raise BundleError(
+            f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch. Use plans and "
+            "checkpoints of one training."
+        )
     return recipe
 
 

@@ -196,7 +196,7 @@ def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
         first, last = np.searchsorted(index, [start, start + slab.values.size])
         values[slab.channel, first:last] = slab.values.reshape(-1)[index[first:last] - start]
     if np.isnan(values).any():
-        raise ContentError(f"{file.path}: the probabilities contain NaN.")
+        raise ContentError(f"{file.path}: the probabilities contain NaN. Predict this case again.")
     if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
         raise ContentError(
             f"{file.path}: values from {lowest:.4g} to {highest:.4g} are not "
@@ -291,7 +291,7 @@ def _axis_order(
         if highest >= _SAME_ORDER:
             break
     if highest < _SOME_ORDER:
-        # the shape allows the order of the plans, so the mask and not the order may differ
+        # the expected order is plausible, so the mask was probably changed after the prediction
         if expected.shape(shape) == shape == labels.shape or len(fitting) == 1:
             _log.warning(
                 "%s: the Dice of its labels and the mask is only %.2f. The mask may be "

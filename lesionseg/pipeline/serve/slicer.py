@@ -29,7 +29,7 @@ _RESULT = (
 
 
 class KeptScans:
-    """The scans that 3D Slicer has sent and not yet asked to segment, by key, the oldest first.
+    """The scans that 3D Slicer has sent for a later request, by key, the oldest first.
 
     At most `MAX_SCANS` are kept, each for at most `SCAN_SECONDS`.
     """

@@ -41,7 +41,9 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
             files = [file for file in sent if not isinstance(file, str)]
             await to_thread.run_sync(store, files, folder, max_bytes)
     except (ClientDisconnect, ValueError, LookupError) as error:  # of the parser and of encodings
-        raise HTTPException(400, "The form cannot be read.") from error
+        raise HTTPException(
+            400, "The form cannot be read. Send multipart/form-data with the scan as `file`."
+        ) from error
 
 
 def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
@@ -75,7 +77,7 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
             with open_file() as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ReadError(f"The zip cannot be read: {error}.") from error
+        raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
 
 
 def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
@@ -86,7 +88,10 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
     members = sorted(found, key=lambda m: m.filename)
     if len(members) > MAX_FILES or sum(m.file_size for m in members) > max_bytes:
-        raise ContentError(f"A zip may contain at most {MAX_FILES} files and {max_bytes >> 20} MB.")
+        raise ContentError(
+            f"A zip may contain at most {MAX_FILES} files and {max_bytes >> 20} MB. Send one scan "
+            "at a time."
+        )
     if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ReadError("The compression of the zip is not supported. Use deflate.")
     return [(Path(member.filename), partial(archive.open, member)) for member in members]
@@ -123,7 +128,9 @@ class InferenceQueue:
             HTTPException: with status 503 if the queue is full.
         """
         if self._n_places >= self._max_waiting:
-            raise HTTPException(503, "Too many scans are waiting.", {"Retry-After": "10"})
+            raise HTTPException(
+                503, "Too many scans are waiting. Try again later.", {"Retry-After": "10"}
+            )
         self._n_places += 1
         try:
             yield
@@ -153,4 +160,8 @@ class InferenceQueue:
             finally:
                 watching.cancel()
                 scope.cancel()
-        raise HTTPException(503, "This took too long, or the server stops.", {"Retry-After": "60"})
+        raise HTTPException(
+            503,
+            "This took too long, or the server stops. Try again later.",
+            {"Retry-After": "60"},
+        )
