@@ -422,7 +422,7 @@ def _is_blank(channel: NDArray[Any], valid: NDArray[np.bool_] | None) -> bool:
     sample = values[steps]
     middle = float(np.median(sample))
     allowed = EQUAL * abs(middle)
-    # for most scans, the sample is enough
+    # most scans are far from blank, which a sample already shows
     if np.mean(np.abs(sample - middle) <= allowed) < BLANK_SHARE / 2:
         return False
     return bool(np.mean(np.abs(values - middle) <= allowed) >= BLANK_SHARE)

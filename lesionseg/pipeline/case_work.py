@@ -169,7 +169,7 @@ class CaseWork:
         return None
 
     def fits(self, scans: Sequence[FoundScan]) -> bool:
-        """Return True if these scans may be in memory together."""
+        """Return True if these scans fit into memory together."""
         for scan in scans:
             if scan.key not in self.sizes:
                 self.sizes[scan.key] = 0

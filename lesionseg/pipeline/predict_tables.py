@@ -215,7 +215,7 @@ class PredictOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that evaluates the results; None if there are none."""
+        """The command that evaluates the results; None without results."""
         if not any(row.is_done for row in self.rows):
             return None
         return command_line(

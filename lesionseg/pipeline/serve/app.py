@@ -71,7 +71,7 @@ ICON = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Server:
     """The model, limits and queue of a server, and the requests that it answers.
 
