@@ -144,13 +144,31 @@ class Predictor:
         *,
         check: InputCheck | None = None,
         selection: Selection = NO_SELECTION,
-        **options: Any,
+        settings: InferenceConfig | None = None,
+        device: str | torch.device | None = None,
+        operating_point: str | None = None,
+        raster_mm: float | None = None,
     ) -> "Predictor":
-        """Return a predictor for a network in memory. It computes on the network's device.
+        """Return a predictor for a network in memory, by default on the network's device.
 
-        `options` are further arguments of `Predictor`.
+        Args:
+            network: the network.
+            plan: its plan.
+            check: the ranges of the training scans; None if they are unknown.
+            selection: operating points and calibrations.
+            settings: see `Predictor`.
+            device: see `Predictor`.
+            operating_point: see `Predictor`.
+            raster_mm: see `Predictor`.
         """
-        return cls(Bundle((network,), plan, check, selection), trust=True, **options)
+        return cls(
+            Bundle((network,), plan, check, selection),
+            settings=settings,
+            device=device,
+            operating_point=operating_point,
+            raster_mm=raster_mm,
+            trust=True,
+        )
 
     def with_selection(self, selection: Selection) -> "Predictor":
         """Return a predictor with the same networks and another selection."""

@@ -21,7 +21,7 @@ from lesionseg.core import (
     Reference,
     joint_unit,
 )
-from lesionseg.data.registration import MIN_FOREGROUND_DICE, register_rigid
+from lesionseg.data.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.errors import (
     SOME_FAILED,
     ConfigError,
@@ -195,12 +195,12 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     write_follow_page(
         folder / "follow.html",
         changes,
-        {case: names[case] for case in followed},
-        [card for pair in followed.values() for card in pair.cards],
-        rule,
-        point,
-        joint_unit({pair.visits.after.geometry.size_unit for pair in followed.values()}),
-        {case: pair.row["registered"] for case, pair in followed.items()},
+        names={case: names[case] for case in followed},
+        cards=[card for pair in followed.values() for card in pair.cards],
+        rule=rule,
+        point=point,
+        unit=joint_unit({pair.visits.after.geometry.size_unit for pair in followed.values()}),
+        alignments={case: pair.row["registered"] for case, pair in followed.items()},
     )
     return FollowOutcome(
         changes=tuple(changes),
@@ -515,7 +515,9 @@ def visits_of_table(
 # --- both visits on one grid ---------------------------------------------------------------------
 
 
-def open_pair(files: FilePair, rule: ChangeRule, register: str) -> tuple[VisitPair, Any]:
+def open_pair(
+    files: FilePair, rule: ChangeRule, register: str
+) -> tuple[VisitPair, Alignment | None]:
     """Read and compare two visits. Return the comparison and the alignment of the scans.
 
     The alignment is None if the scans are not registered. `register`: see conf/follow.yaml.
@@ -582,7 +584,9 @@ def _score(
     return match_case(reference, new, preset, case=new.case, group=group, role=role).result(point)
 
 
-def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> dict[str, Any]:
+def _row(
+    files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None
+) -> dict[str, Any]:
     """Return the row of a pair in pairs.csv."""
     earlier, later = files
     states = Counter(c.state for c in changes)
@@ -599,8 +603,8 @@ def _row(files: FilePair, changes: Sequence[LesionChange], alignment: Any) -> di
         "volume_before_ml": volume_before if has_volumes else None,
         "volume_after_ml": volume_after if has_volumes else None,
         "registered": "rigid" if alignment else "headers",
-        "mutual_information": alignment and alignment.mutual_information,
-        "foreground_dice": alignment and alignment.foreground_dice,
+        "mutual_information": None if alignment is None else alignment.mutual_information,
+        "foreground_dice": None if alignment is None else alignment.foreground_dice,
         "earlier": earlier.case if earlier.case != later.case else "",
         "group": later.group,
     }

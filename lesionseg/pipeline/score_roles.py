@@ -258,7 +258,7 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
 
     `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
     over the cases with a lesion. It accepts candidates from the score at which one false positive
-    per case is expected on new cases. It is left out if there are no masks.
+    per case is expected on new cases. It is left out without masks.
     """
     if not matches:
         return {}

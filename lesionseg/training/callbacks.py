@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
+from lesionseg.training.objective import FinestLogits
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
 log = logging.getLogger(__name__)
@@ -188,12 +189,15 @@ class FocalStatistics(pl.Callback):
         module.observer = self.observe if module.is_logged else None
         self._activation = module.plan.activation
 
-    def observe(self, logits: Tensor, class_axis: int, labels: Tensor, valid: Tensor) -> None:
+    def observe(self, finest: FinestLogits) -> None:
         """Compute the probability in lesions, and register a hook for the gradient."""
+        logits = finest.logits
+        class_axis = finest.class_axis
+        valid = finest.valid
         values = logits.detach().movedim(class_axis, 1).float()
         softmax = self._activation == "softmax"
         p = 1 - values.softmax(1)[:, 0] if softmax else values.sigmoid().amax(1)
-        lesion = labels > 0
+        lesion = finest.labels > 0
         lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & valid
         background = ~lesion & valid
         if lesion.any():

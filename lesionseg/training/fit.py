@@ -183,7 +183,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
         The tiles, numbered without an upper limit.
 
     Raises:
-        ConfigError: if there are no cases, or the settings do not fit the plan.
+        ConfigError: if `cases` is empty, or the settings do not fit the plan.
     """
     batches = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
     n_tiles = STEPS_PER_EPOCH * batches * plan.batch_size * n_processes(cfg.trainer)

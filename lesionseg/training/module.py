@@ -113,8 +113,7 @@ class LesionModule(pl.LightningModule):
         if "unannotated" in batch:
             output = self.objective.mask_unannotated(output, batch["unannotated"])
         if self.observer is not None:
-            logits, class_axis, labels, valid = self.objective.finest_logits(output, targets)
-            self.observer(logits, class_axis, labels, valid)
+            self.observer(self.objective.finest_logits(output, targets))
         terms = self.objective.terms(output, targets, self._normaliser(counts, batch_idx) / world)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}

@@ -64,6 +64,20 @@ class Targets:
         return torch.stack(counts)
 
 
+@dataclass(frozen=True, eq=False)
+class FinestLogits:
+    """The finest logits of a network's output, with their targets.
+
+    Axis `class_axis` of `logits` is that of the classes. `labels` and `valid` have the remaining
+    axes. With regions, `labels` has the axis of the classes, too.
+    """
+
+    logits: Tensor
+    class_axis: int
+    labels: Tensor
+    valid: Tensor
+
+
 class Objective:
     """The targets of a batch, and the terms of the loss of a network's output.
 
@@ -159,15 +173,13 @@ class Objective:
         scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
-    def finest_logits(self, output: Any, targets: Targets) -> tuple[Tensor, int, Tensor, Tensor]:
-        """Return the finest logits, the axis of their classes, and their labels and valid mask.
-
-        For a network without voxels these are the logits of the anchors.
-        """
+    def finest_logits(self, output: Any, targets: Targets) -> FinestLogits:
+        """Return the finest logits of voxels or, for a network without them, those of anchors."""
         if not targets.levels and targets.anchors is not None:
-            return output.class_logits, 2, targets.anchors.labels, targets.anchors.valid
+            anchors = targets.anchors
+            return FinestLogits(output.class_logits, 2, anchors.labels, anchors.valid)
         finest = targets.levels[0]
-        return self._voxel_logits(output)[0], 1, finest.labels, finest.valid
+        return FinestLogits(self._voxel_logits(output)[0], 1, finest.labels, finest.valid)
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:

@@ -95,8 +95,7 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
             targets = objective.targets(batch)
             with torch.autocast(gpu.type, dtype, enabled=is_autocast):
                 output = network(batch["image"])
-            logits, class_axis, labels, valid = objective.finest_logits(output, targets)
-            statistics.observe(logits, class_axis, labels, valid)
+            statistics.observe(objective.finest_logits(output, targets))
             terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
             torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
