@@ -226,7 +226,8 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
             raise ConfigError(
-                f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower one first."
+                f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower bound "
+                "first."
             )
     if "segmentation" in sources:
         takes = signature(import_target(cfg.loss.target, "loss")).parameters

@@ -70,7 +70,7 @@ def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
         ("model=retina_unet detection.hard_negatives=true", ("loss",)),
         ("loss=cross_entropy", "loss=focal"),  # has no pair
         ("model=retinanet detection.hard_negatives=true", "hard_negatives"),
-        ("tune.alpha=[0.8,0.2]", "lower bound first"),
+        ("tune.alpha=[0.8,0.2]", "the lower bound"),
     ],
 )
 def test_the_pair_is_that_of_voxels_anchors_or_both(more, groups):
