@@ -49,7 +49,11 @@ def predict_on_ray(
     if is_own_cluster:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        actors = _start_actors(cfg, output, len(scans), known, architectures)
+        # Stored once and shared by all actors, because these may be large. The references must live
+        # as long as the actors: one that is restarted reads the objects again.
+        known_ref = ray.put(known)
+        architectures_ref = ray.put(architectures)
+        actors = _start_actors(cfg, output, len(scans), known_ref, architectures_ref)
         yield from _distribute(actors, [scan.to_absolute() for scan in scans])
     finally:
         if is_own_cluster:
@@ -60,10 +64,13 @@ def _start_actors(
     cfg: PredictConfig,
     output: Path,
     n_scans: int,
-    known: EarlierRows,
-    architectures: Mapping[str, NetworkFactory] | None,
+    known_ref: Any,
+    architectures_ref: Any,
 ) -> list[Any]:
-    """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans."""
+    """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans.
+
+    `known_ref` and `architectures_ref` are Ray's references to the arguments of `predict_on_ray`.
+    """
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
@@ -87,9 +94,6 @@ def _start_actors(
         max_restarts=-1,
         max_task_retries=ATTEMPTS - 1,
     )
-    # stored once and shared by all actors, because these may be large
-    known_ref = ray.put(known)
-    architectures_ref = ray.put(architectures)
     return [
         actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
         for _ in range(n_actors)
