@@ -497,7 +497,7 @@ def is_url(place: str) -> bool:
 
 
 def conf_dir() -> Path:
-    """Return the folder `conf`: of the installed package if it has one, otherwise of the clone."""
+    """Return the folder `conf` of the installed package or, if it has none, of the repository."""
     package = Path(__file__).resolve().parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 

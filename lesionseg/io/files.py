@@ -61,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file)  # otherwise, a power failure after the rename could empty the file
             temporary.replace(path)
     finally:
-        with suppress(OSError):  # there is no temporary file if the parent is a file
+        with suppress(OSError):  # if the parent is a file, the temporary file does not exist
             temporary.unlink(missing_ok=True)
 
 
@@ -124,7 +124,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
     Args:
         path: The file.
         allow_nan: True reads NaN and Infinity as floats. They are not JSON, but other programs
-            write them. The caller must check for them where it needs a finite number.
+            write them. A caller that needs finite numbers must check for them.
         unique_keys: True raises an error if an object has a key twice. By default, the last value
             is used.
 
@@ -394,9 +394,9 @@ def printable_id(case: str) -> str:
 def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
-    The folder is created if it does not exist. The lock `LOCK` first removes the temporary files
-    of killed processes, except in inner folders that have a lock. The system releases the lock if
-    the process ends for any reason.
+    The folder is created if it does not exist. With the lock `LOCK`, temporary files that killed
+    processes left are removed first, except in inner folders that have a lock. The system releases
+    the lock if the process ends for any reason.
 
     Args:
         folder: The folder.

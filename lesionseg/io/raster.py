@@ -241,25 +241,27 @@ def _palette_labels(
     labels = np.arange(len(palette), dtype=np.uint16)
     advice = "Save the mask without a palette, with one label value per pixel (0 is background)."
     if (palette != palette[:, :1]).any():
-        light = palette.astype(np.int64) @ (299, 587, 114)
-        as_dark = used[(used > 0) & (light[used] <= light[0])]
-        if as_dark.size or light.min() < light[0]:
+        brightness = palette.astype(np.int64) @ (299, 587, 114)
+        is_as_dark = (used > 0) & (brightness[used] <= brightness[0])
+        if is_as_dark.any() or brightness.min() < brightness[0]:
             raise ReadError(
                 f"{path}: index 0 is not the darkest colour of the mask's palette, so another "
                 f"index may be the background. {advice}"
             )
         return labels
     greys = palette[:, 0].astype(np.uint16)
-    distinct, inverse = np.unique(greys, return_inverse=True)
-    ranks = inverse.reshape(-1).astype(np.uint16)
+    distinct, rank_of_entry = np.unique(greys, return_inverse=True)
+    ranks = rank_of_entry.reshape(-1).astype(np.uint16)
     if np.array_equal(greys[used], used):
         return labels
-    if distinct.max() < _LABEL_GREYS:
+    is_too_dark_to_see = distinct.max() < _LABEL_GREYS
+    steps = np.diff(greys[np.union1d(0, used)].astype(int))
+    if is_too_dark_to_see:
         if np.array_equal(greys[used], ranks[used]):
             return greys
     elif len(distinct) == 2:
         return ranks
-    elif (np.diff(greys[np.union1d(0, used)].astype(int)) > 0).all():
+    elif (steps > 0).all():
         return labels
     raise ReadError(
         f"{path}: the greys of the mask's palette ({', '.join(map(str, greys[used][:8]))}) and its "
@@ -309,7 +311,7 @@ def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
     (n_colours,) = struct.unpack_from("<I", content, 46)
     n_colours = n_colours or 2**bits
     _make_grid(path, (abs(height), width), raster_mm)
-    stride = (width * bits + 31) // 32 * 4
+    stride = (width * bits + 31) // 32 * 4  # bytes of a row, which are a multiple of 4
     if n_colours > 2**bits or len(content) < start + stride * abs(height):
         raise ReadError(f"{path}: the file ends before its last pixel. Copy it again.")
     table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + version).reshape(-1, 4)
@@ -365,13 +367,15 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
         if pixels.shape[-1] == 3 and photometric == kind.MINISBLACK:
             n_colours = 3  # microscopes write three grey channels in one page
         further = pixels[..., n_colours:]
+        n_further = further.shape[-1]
         is_alpha = bool(stated) and stated[-1] in (1, 2)
-        if further.shape[-1] > 1 or (further.shape[-1] == 1 == n_colours and not is_alpha):
+        may_be_channel = n_further == 1 and n_colours == 1 and not is_alpha
+        if n_further > 1 or may_be_channel:
             raise ReadError(
                 f"{path}: {pixels.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
                 "Save each channel as a separate file: <case>_0000, <case>_0001, …"
             )
-        extra = further[..., 0] if further.shape[-1] else None
+        extra = further[..., 0] if n_further else None
         return _Stored(
             samples=pixels[..., :n_colours],
             bits=int(bits),

@@ -218,7 +218,7 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
             )
-    flags = {
+    flags = {  # parameters by which losses of other packages choose the activation
         "softmax": softmax,
         "use_softmax": softmax,
         "sigmoid": not softmax,

@@ -369,6 +369,7 @@ class _Results:
         )
         descriptions = []
         for n, name in enumerate(names, start=1):
+            lightness, a, b = _COLOURS[(n - 1) % len(_COLOURS)]
             description = hd.seg.SegmentDescription(
                 segment_number=n,
                 segment_label=name,
@@ -378,7 +379,7 @@ class _Results:
                 algorithm_identification=algorithm,
                 tracking_id=name,
                 tracking_uid=self.uid("tracking", self.origin.key, name),
-                display_color=hd.color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
+                display_color=hd.color.CIELabColor(lightness, a, b),
             )
             descriptions.append(description)
         return descriptions

@@ -179,8 +179,8 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         The headers by file.
 
     Raises:
-        ReadError: There is no image, or a file is damaged. A damaged file that states another
-            series than the wanted one is no error.
+        ReadError: No image is found, or a file is damaged. A damaged file is ignored if it states
+            another series than the wanted one.
     """
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
@@ -207,9 +207,9 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             raise fault
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(header) for header in headers.values()}))
-        only = f", only {known}" if known else ""
+        content = f" The folder contains {known}." if known else ""
         raise ReadError(
-            f"{path}: there is no such DICOM image{only}. Name another series or folder."
+            f"{path}: no DICOM image was found.{content} Name another series or folder."
         )
     return wanted
 

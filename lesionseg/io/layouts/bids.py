@@ -103,7 +103,7 @@ def _find_channels(
         remarks: Receives a remark that names the suffixes that are left out.
 
     Raises:
-        DatasetError: There are no channels.
+        DatasetError: No suffix is a channel.
         ReadError: The mask of the first session is damaged.
     """
     first, own = next(iter(images.items()))

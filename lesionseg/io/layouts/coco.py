@@ -410,14 +410,15 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     if not visible.all():
         text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
         logger.warning(text, case, count(int((~visible).sum()), "lesion"))
-    # new number and label by old number; hidden lesions become background
-    renumber = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
-    values = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
+    # the visible lesions get consecutive numbers; covered ones become background
+    new_number = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
+    label_type = np.min_scalar_type(int(labels.max(initial=0)))
+    label_of_number = np.array([0, *labels]).astype(label_type)
     visible_labels = tuple(labels[visible].tolist())
     return Reference(
         geometry,
-        labels=np.asarray(values[instances]),
-        instances=renumber[instances],
+        labels=np.asarray(label_of_number[instances]),
+        instances=new_number[instances],
         instance_labels=visible_labels,
         boxes=boxes[visible],
         box_labels=visible_labels,
@@ -469,23 +470,28 @@ def _check_boxes(
 def _read_instances(
     path: Path, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
-    """Read a mask whose values are the annotations' `mask_label`, as the numbers of lesions."""
+    """Read a mask of lesions and return the number of each pixel's lesion, 0 for none.
+
+    The values of the mask are the `mask_label` of the annotations. The numbers are 1 to n in the
+    order of the annotations.
+    """
     mask = read_volume(path, as_labels=True).array[0]
     if mask.shape != shape:
         raise GeometryError(
             f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "
             "the image."
         )
-    ids = {int(le.mask_label or 0): i for i, le in enumerate(lesions, start=1)}
-    unknown = sorted({int(v) for v in np.unique(mask)} - {0} - set(ids))
-    if unknown or len(ids) < len(lesions) or min(ids, default=1) < 1:
+    number_of = {int(le.mask_label or 0): n for n, le in enumerate(lesions, start=1)}
+    unknown = sorted({int(v) for v in np.unique(mask)} - {0} - set(number_of))
+    if unknown or len(number_of) < len(lesions) or min(number_of, default=1) < 1:
         raise ContentError(
-            f"{path} and the annotations' mask_label {sorted(ids)} do not fit together (values "
-            f"without annotation: {unknown}). Give each annotation its own mask_label, from 1."
+            f"{path} and the annotations' mask_label {sorted(number_of)} do not fit together "
+            f"(values without annotation: {unknown}). Give each annotation its own mask_label, from 1."
         )
-    table = np.zeros(max(int(mask.max()), *ids, 0) + 1, dtype=np.int32)
-    table[list(ids)] = list(ids.values())
-    return np.asarray(table[mask])
+    highest = max([0, int(mask.max()), *number_of])
+    number_of_value = np.zeros(highest + 1, dtype=np.int32)
+    number_of_value[list(number_of)] = list(number_of.values())
+    return np.asarray(number_of_value[mask])
 
 
 def _add_boxes(
@@ -563,10 +569,11 @@ def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mas
     masks = []
     try:
         for drawing in drawings:
-            if not (isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)):
+            is_encoded = isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)
+            if not is_encoded:  # polygons, or run lengths as numbers
                 height, width = shape
                 drawing = coco_mask.frPyObjects(drawing, height, width)
-            if isinstance(drawing, list):
+            if isinstance(drawing, list):  # one encoded mask per polygon
                 drawing = coco_mask.merge(drawing)
             masks.append(coco_mask.decode(drawing).astype(bool).reshape(shape))
     except Exception as error:  # the library raises bare Exceptions for malformed input

@@ -264,8 +264,8 @@ def _find_naming(
     """Decide by the names of the masks whether the names of images end in a channel number.
 
     An image `lesion_0001` with a mask `lesion_0001` has no channel number, an image `lesion_0001`
-    with a mask `lesion` has one. If neither kind of mask exists, images have channel numbers if one
-    of their names ends in `_0000`.
+    with a mask `lesion` has one. If neither kind of mask exists, images have channel numbers if a
+    name ends in `_0000`.
     """
     image_names = [strip_suffix(file) for file in images]
     mask_names = {strip_suffix(file) for file in masks}
