@@ -216,20 +216,7 @@ def _read_stored_reference(
         reference = read_dicom_reference(path, geometry, names)
         reference = _apply_labels(path, reference, labels)
     else:
-        has_ids = "instances" in files.annotations
-        read = read_instances if has_ids else read_mask
-        reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
-        if not (is_raster(path) and reference.geometry.shape == geometry.shape):
-            check_grid(
-                path,
-                reference.geometry,
-                files.images[0] if files.images else path,
-                geometry,
-                by_image=dataset.grid_of_image,
-            )
-        reference = replace(reference, geometry=geometry)
-        if not has_ids:
-            reference = _apply_labels(path, reference, labels)
+        reference = _read_mask_of_case(path, files, dataset, geometry)
     if files.annotated:
         annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
@@ -237,6 +224,25 @@ def _read_stored_reference(
             unknown = np.isin(reference.labels, reference.unannotated)
             reference = replace(reference, labels=np.where(unknown, 0, reference.labels))
     return reference
+
+
+def _read_mask_of_case(
+    path: Path, files: CaseFiles, dataset: Dataset, geometry: Geometry
+) -> Reference:
+    """Read the mask of labels or instances of a case, and check that it is on the image's grid."""
+    has_ids = "instances" in files.annotations
+    read = read_instances if has_ids else read_mask
+    reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
+    if not (is_raster(path) and reference.geometry.shape == geometry.shape):
+        check_grid(
+            path,
+            reference.geometry,
+            files.images[0] if files.images else path,
+            geometry,
+            by_image=dataset.grid_of_image,
+        )
+    reference = replace(reference, geometry=geometry)
+    return reference if has_ids else _apply_labels(path, reference, dataset.labels)
 
 
 def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:

@@ -486,7 +486,8 @@ def _read_instances(
     if unknown or len(number_of) < len(lesions) or min(number_of, default=1) < 1:
         raise ContentError(
             f"{path} and the annotations' mask_label {sorted(number_of)} do not fit together "
-            f"(values without annotation: {unknown}). Give each annotation its own mask_label, from 1."
+            f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
+            "from 1."
         )
     highest = max([0, int(mask.max()), *number_of])
     number_of_value = np.zeros(highest + 1, dtype=np.int32)
