@@ -61,7 +61,7 @@ class NnunetModelFiles:
         return parts[0] if len(parts) == 3 else ""
 
     def where(self, name: str) -> str:
-        """Return the path of a file of the model for messages."""
+        """Return the path of one of the model's files, within the zip if there is one."""
         return f"{self.archive}/{self.inner}/{name}" if self.archive else str(self.root / name)
 
     def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:

@@ -38,9 +38,9 @@ _START_BYTES = 2**10
 # the only codec whose compression ratio has a known bound
 _RLE = "1.2.840.10008.1.2.5"
 _VALUE_TYPES = {
-    *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO", "LT", "OB", "OW", "PN"),
-    *("SH", "SL", "SQ", "SS", "ST", "TM", "UI", "UL", "UN", "US", "UT"),
-}
+    "AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO", "LT", "OB", "OW", "PN",
+    "SH", "SL", "SQ", "SS", "ST", "TM", "UI", "UL", "UN", "US", "UT",
+}  # fmt: skip
 _LONG_TYPES = {"OB", "OW", "SQ", "UN", "UT"}  # types whose length field has four bytes
 
 

@@ -48,9 +48,9 @@ _NO_POSITION_ADVICE = (
 )
 # suffixes of files next to slices that cannot be slices themselves
 _NOTES = {
-    *(".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini"),
-    *(".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha"),
-}
+    ".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini",
+    ".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha",
+}  # fmt: skip
 # largest drift over the whole stack: it is too small to move a voxel to its neighbour
 _MAX_DRIFT_PIXELS = 0.5
 

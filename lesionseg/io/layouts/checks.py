@@ -25,9 +25,9 @@ _VISIT = re.compile(_VISIT_PATTERN)
 _MAX_VISITS = 8  # of a patient, on average
 # suffixes of files next to images that contain no images
 _TEXT_SUFFIXES = (
-    *(".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".log"),
-    *(".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".xlsx", ".docx"),
-)
+    ".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".log",
+    ".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".xlsx", ".docx",
+)  # fmt: skip
 # suffixes of files with the voxels of a header
 _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 

@@ -150,10 +150,15 @@ class _Content(BaseModel):
 def find_annotations(root: Path) -> list[AnnotationFile]:
     """Find the COCO files of a folder.
 
-    The first of these that exists is used: `annotations.json`; Roboflow's `_annotations.coco.json`
-    next to the images; COCO's `annotations/instances_train2017.json` and similar names; Roboflow's
-    file in the folders `train`, `valid` and `test`. If one of several files is for validation or
-    test, their parts are roles.
+    The first of these that exists is used:
+
+    1. `annotations.json`.
+    2. Roboflow's `_annotations.coco.json` next to the images.
+    3. COCO's `annotations/instances_train2017.json` and similar names.
+    4. Roboflow's file in the folders `train`, `valid` and `test`.
+
+    The name of a file or folder states the part of the dataset, such as `val`. The parts become
+    roles if one of them is for validation or test.
 
     Returns:
         The files, or an empty list.

@@ -28,6 +28,7 @@ from lesionseg.io.layouts.box_table import make_box_reference
 from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 
+# the lists of a datalist, and the role of the cases in each
 _LISTS = ("training", "validation", "test", "testing")
 _ROLES: tuple[Role | None, ...] = (None, "validation", "test", "test")
 Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
@@ -197,6 +198,7 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
     else:
         # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
         centre = geometry.to_index(values[:, :3] * (-1, -1, 1)) + 0.5
+        # half sides along the array axes: each axis gets a part of every side in millimetres
         half = values[:, 3:] / 2 @ np.abs(np.linalg.inv(geometry.affine)[:3, :3]).T
         low = centre - half
         high = centre + half

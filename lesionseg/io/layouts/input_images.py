@@ -45,9 +45,9 @@ _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
 _TEXT_SUFFIXES = {
-    *(".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf"),
-    *(".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock"),
-}
+    ".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf",
+    ".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock",
+}  # fmt: skip
 _SKIPPED_NAMES = {"thumbs.db", "desktop.ini", "dicomdir"}
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _MAX_SHOWN = 3  # names in a message

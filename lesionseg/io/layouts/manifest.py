@@ -64,9 +64,10 @@ def read_manifest(root: Path) -> Dataset:
     problems = Problems()
     for line, row in rows:
         with problems.collect(row["case"], f"{path}: line {line}"):
-            files = _make_case(root, row, images)
-            cases.append(files)  # kept if a later column is wrong, so that its files are checked
-            cases[-1] = _add_reference(files, root, row, labels.names)
+            without_reference = _make_case(root, row, images)
+            # if a further column is wrong, the case stays listed, so that its files are checked
+            cases.append(without_reference)
+            cases[-1] = _add_reference(without_reference, root, row, labels.names)
     return Dataset(
         name=root.name,
         root=root,
