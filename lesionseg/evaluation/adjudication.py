@@ -31,7 +31,10 @@ class Answer:
 
 
 def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
-    """Read the filled-in rows of adjudicate.csv. Raise `ContentError` for an unusable row."""
+    """Read the rows of adjudicate.csv that have an answer.
+
+    Raise `ContentError` for a row that cannot be used.
+    """
     found = []
     for line, row in enumerate(rows, 2):
         cell = row.get("answer") or ""
@@ -71,18 +74,14 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adju
         for c in r.candidates
         if c.outcome == "false_positive"
     }
-    fresh = [
-        v
-        for v in answers
-        if len(box := boxes.get((v.case, v.candidate), ())) == len(v.box_vox) > 0
-        and all(abs(a - b) < 1e-3 for a, b in zip(box, v.box_vox, strict=True))
-    ]
+    valid = [a for a in answers if _is_same_box(boxes.get((a.case, a.candidate), ()), a.box_vox)]
     word_of: dict[tuple[str, int], str] = {}
-    for v in fresh:
-        if word_of.setdefault((v.case, v.candidate), v.word) != v.word:
+    for answer in valid:
+        first = word_of.setdefault((answer.case, answer.candidate), answer.word)
+        if first != answer.word:
             raise ContentError(
-                f"adjudication: candidate {v.candidate} of {v.case} has two answers, "
-                f"{word_of[v.case, v.candidate]} and {v.word}. Keep one of them."
+                f"adjudication: candidate {answer.candidate} of {answer.case} has two answers, "
+                f"{first} and {answer.word}. Keep one of them."
             )
     confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
     words = Counter(word_of.values())
@@ -91,13 +90,22 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adju
         n_no_lesion=words[NO_LESION_HERE],
         n_unsure=words[UNSURE],
         n_open=len(boxes) - len(word_of),
-        n_stale=len(answers) - len(fresh),
-        by_reference=_numbers(results, {}),
-        adjudicated=_numbers(results, confirmed),
+        n_stale=len(answers) - len(valid),
+        by_reference=_count_results(results, {}),
+        adjudicated=_count_results(results, confirmed),
     )
 
 
-def _numbers(results: Sequence[CaseResult], confirmed: Mapping[str, int]) -> AdjudicatedNumbers:
+def _is_same_box(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return True if two boxes are equal, except for rounding. An empty box equals no box."""
+    if not box or len(box) != len(other):
+        return False
+    return all(abs(a - b) < 1e-3 for a, b in zip(box, other, strict=True))
+
+
+def _count_results(
+    results: Sequence[CaseResult], confirmed: Mapping[str, int]
+) -> AdjudicatedNumbers:
     """Compute the main numbers. `confirmed` false positives of a case count as found lesions."""
     groups = sorted({r.group for r in results})
     n_true = []

@@ -1,6 +1,6 @@
 """Average precision of boxes at one or more IoUs, as COCO defines it (Lin et al. 2014).
 
-In each case and label, the candidates take turns by descending score. Each takes the free lesion
+In each case and label, candidates are matched by descending score. Each takes the free lesion
 with the largest IoU of both bounding boxes, if that IoU is large enough. Such a candidate is a true
 positive, every other one a false positive. The candidates of all cases are then sorted by score.
 Average precision is the mean, over the 101 recalls 0, 0.01, … 1, of the highest precision at that

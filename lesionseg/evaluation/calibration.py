@@ -1,4 +1,4 @@
-"""Calibration: candidates with a probability p should be true positives in a share p of cases.
+"""Calibration: a share p of the candidates with probability p should be true positives.
 
 A logistic regression on the logit of the score (Platt 1999) turns scores into probabilities.
 Probabilities are never used for ranking.
@@ -17,8 +17,8 @@ from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.scores import CalibrationScores, NoCalibration, ReliabilityBin
 
 TOO_FEW = "fewer than 5 of either kind are too few for a curve"
-MIN_FOR_PLATT = 10  # candidates of each outcome that a fit needs
-MIN_FOR_CURVE = 5  # candidates of each outcome that the description of a curve needs
+MIN_FOR_PLATT = 10  # a fit needs so many candidates of each outcome
+MIN_FOR_CURVE = 5  # the measures of calibration need so many
 N_BINS = 10
 
 
@@ -48,7 +48,8 @@ def scores_and_outcomes(
 def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = None) -> Calibration:
     """Fit the calibration of candidates on development cases.
 
-    The cases should be out-of-fold predictions: a model is too sure on its training cases.
+    The results should be of out-of-fold predictions, because probabilities on training cases are
+    too extreme.
 
     Raises:
         ContentError: if there are fewer than 10 candidates of either outcome.
@@ -121,8 +122,8 @@ def fit_logistic(
 
     Args:
         x: The values of the predictor `[n]`.
-        true: How many outcomes are true at each x, `[fits, n]`. Fractions are allowed.
-        totals: How many outcomes were observed at each x, `[fits, n]`.
+        true: Number of true outcomes at each x, `[fits, n]`. Fractions are allowed.
+        totals: Number of all outcomes at each x, `[fits, n]`.
         weights: Weights `[n]` for the mean and deviation by which x is standardised in all fits.
             None sums `totals` over the fits.
         ridge: The penalty ridge/2 · slope² of standardised x is added.
@@ -139,17 +140,25 @@ def fit_logistic(
     beta = np.zeros((len(totals), 2))
     for _ in range(100):
         p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
-        left = true - totals * p
-        slope = np.stack([left.sum(1), left @ z - prior * beta[:, 1]], axis=1)
+        residuals = true - totals * p
+        gradient = np.stack([residuals.sum(1), residuals @ z - prior * beta[:, 1]], axis=1)
+        # the negative Hessian [[a, b], [b, c]] of the log likelihood
         w = totals * np.maximum(p * (1 - p), 1e-9)
         a = w.sum(1) + 1e-12
         b = w @ z
         c = w @ z**2 + prior
-        step = np.stack([c * slope[:, 0] - b * slope[:, 1], a * slope[:, 1] - b * slope[:, 0]], 1)
+        step = np.stack(
+            [
+                c * gradient[:, 0] - b * gradient[:, 1],
+                a * gradient[:, 1] - b * gradient[:, 0],
+            ],
+            axis=1,
+        )
         step /= (a * c - b**2)[:, None]
+        # a step of more than 5 is shortened, because the first ones may be far too long
         step *= np.minimum(1, 5 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
         beta += step
         if np.abs(step).max(initial=0) < 1e-10:
             break
-    by_x = beta[:, 1] / width if width > 0 else np.zeros(len(beta))
-    return np.stack([beta[:, 0] - by_x * middle, by_x], axis=1)
+    slope = beta[:, 1] / width if width > 0 else np.zeros(len(beta))  # of x instead of z
+    return np.stack([beta[:, 0] - slope * middle, slope], axis=1)

@@ -58,10 +58,10 @@ class LesionResult:
         diameter_percent: Equivalent diameter in per cent of the image width. None in 3-D.
         volume_ml: Volume. None in 2-D and for a box without voxels.
         voxels: Number of voxels. None for a box without voxels.
-        slices: As in `Extent`. None for a box without voxels.
-        long_axis_mm: As in `Extent`. None for a box without voxels.
-        short_axis_mm: As in `Extent`. None for a box without voxels.
-        near_resolution: As in `Extent`.
+        slices: Number of slices. None for a box without voxels.
+        long_axis_mm: Long axis, as in `Extent`. None for a box without voxels.
+        short_axis_mm: Short axis, as in `Extent`. None for a box without voxels.
+        near_resolution: True for a lesion whose size is uncertain, as in `Extent`.
         start_vox: First corner of its box in array order.
         stop_vox: Last corner of its box, exclusive.
         centre_mm: Centre in RAS mm.
@@ -504,7 +504,7 @@ class MatchedCase:
             outcomes=outcomes,
             sides={rule.name: match.decide_outcomes(accepted, rule) for rule in SIDE_CRITERIA},
             iou_of=dict(zip(rows, pairs.iou.tolist(), strict=True)),
-            misses=self._misses(accepted, outcomes, point),
+            misses=self._collect_misses(accepted, outcomes, point),
         )
 
     def _measure_pairs(self, decision: _Decision) -> tuple[tuple[float | None, ...], int]:
@@ -633,7 +633,7 @@ class MatchedCase:
         n_voxels = n_lesion + self.match.candidates.n_voxels[of_candidate].sum()
         return float(2 * pairs.voxels[both].sum() / n_voxels) if n_voxels else None
 
-    def _misses(
+    def _collect_misses(
         self,
         accepted: NDArray[np.bool_],
         outcomes: Sequence[Outcome],
@@ -662,8 +662,9 @@ class MatchedCase:
         dims = candidates.geometry.dims
         _, outcomes_any = match.decide_outcomes(np.ones_like(decision.accepted))
         joint = self.preset.criterion.assignment == "jointly"
-        # the lesion that a candidate overlaps most, or the first of equals; if the rule pairs one
-        # to one, the lesion that it finds
+        # Each candidate gets the lesion that it overlaps most, or the first of several. The last
+        # assignment wins, so pairs are assigned in ascending order, the first lesion last. If the
+        # rule pairs one to one, a candidate gets the lesion that it finds.
         lesion_of = np.full(len(candidates), -1, dtype=np.int64)
         measure = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou) if joint else pairs.iou
         order = np.flatnonzero(match.comparable)[::-1]

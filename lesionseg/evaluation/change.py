@@ -143,9 +143,10 @@ def find_changes(
     smaller one. Lesions without a partner are compared again after they are grown by one voxel,
     because the alignment of two visits is not more accurate than that.
 
-    If one side has several lesions, small ones are pieces, which count neither as a merger nor as a
-    split. A piece is smaller than its grid error or than `rule.overlap` of the largest lesion.
-    Candidates that are not accepted are used if a side has no accepted one.
+    A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
+    are smaller than their grid error, or than `rule.overlap` of the largest lesion.
+
+    If a visit has no accepted candidate in a group, its other candidates are used.
     """
     rule = rule or ChangeRule()
     errors_before = size_errors(before.lesions)
@@ -166,7 +167,7 @@ class VisitPair:
     Attributes:
         before: The earlier visit, resampled onto the grid of the later one.
         after: The later visit.
-        placed: The own grid of the earlier visit, in the space of the later one.
+        placed: The grid of the earlier visit, moved into the space of the later one.
         changes: The changes.
     """
 
@@ -183,11 +184,14 @@ class VisitPair:
             for c in self.after.candidates
             if c.id in score_of
         ]
-        ranked = tuple(sorted(new, key=lambda c: (-c.score, c.id)))
-        drawn = self.after.instances
-        if drawn is not None:
-            drawn = np.where(np.isin(drawn, sorted(score_of)), drawn, 0).astype(np.int32)
-        return replace(self.after, candidates=ranked, instances=drawn, scored=True, removed=())
+        candidates = tuple(sorted(new, key=lambda c: (-c.score, c.id)))
+        instances = self.after.instances
+        if instances is not None:
+            is_new = np.isin(instances, sorted(score_of))
+            instances = np.where(is_new, instances, 0).astype(np.int32)
+        return replace(
+            self.after, candidates=candidates, instances=instances, scored=True, removed=()
+        )
 
 
 def compare_visits(
@@ -336,7 +340,7 @@ class _Side:
         )
 
     def n_whole(self, rule: ChangeRule) -> int:
-        """Count the lesions that are not pieces (see `find_changes`), at least 1."""
+        """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
         least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > least).sum()))
 

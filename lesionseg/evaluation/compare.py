@@ -108,9 +108,9 @@ def compare(
         both = first.concatenate(Pool.of(other))
         support = first.lesions_by_group
         for rate in EQUAL_RATES:
-            numbers[f"recall_at_{rate:g}"] = curves.froc(both, [rate]), support
-        numbers["cpm"] = curves.cpm(both, fp_per_case), support
-        numbers["average_precision"] = curves.average_precision(both), support
+            numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
+        numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
+        numbers["average_precision"] = (curves.average_precision(both), support)
     for name, of_case in COMPARED.items():
         above = []
         below = []
@@ -119,10 +119,10 @@ def compare(
             above.append(sums_by_group(groups, results, [term[0] for term in terms]))
             below.append(sums_by_group(groups, results, [term[1] for term in terms]))
         statistic = ratio(np.concatenate(above), np.concatenate(below))
-        numbers[name] = statistic, np.maximum(below[0], below[1])
+        numbers[name] = (statistic, np.maximum(below[0], below[1]))
     items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
     found = {
-        name: _difference(statistic, support, draws, items, seed)
+        name: _compare_number(statistic, support, draws, items, seed)
         for name, (statistic, support) in numbers.items()
     }
     primary = PRIMARY if scored else PRIMARY_UNSCORED
@@ -148,19 +148,24 @@ def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
     )
 
 
-def _difference(
+def _compare_number(
     statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
 ) -> Difference:
     """Compute a number of both models, their difference, its interval and its p-value."""
     n = draws.shape[1]
 
     def compute_both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        """Return columns: the statistic at both orders of the weights, and the difference."""
+        """Return three columns: the number of the first and second model, and the difference.
+
+        `first` and `second` are the weights of both models' groups. Swapped weights give the number
+        of the second model.
+        """
         a = statistic(np.hstack((first, second)))[:, 0]
         b = statistic(np.hstack((second, first)))[:, 0]
         return np.stack([a, b, a - b], axis=1)
 
     def compute_unswapped(weights: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the columns of `compute_both` for weights `[replicates, groups]`."""
         return compute_both(weights, np.zeros_like(weights))
 
     a, b, difference = bootstrap(compute_unswapped, draws, support, UNDEFINED, items)
@@ -177,7 +182,10 @@ def _difference(
     def compute_swapped(
         first: NDArray[Any], second: NDArray[Any], axis: int
     ) -> NDArray[np.float64]:
-        """Return the difference after swaps: `first` has the index of each group's results."""
+        """Return the difference if some groups swap their models.
+
+        `first` contains, for each group, the index of the results that count for the first model.
+        """
         first = np.moveaxis(first, axis, -1)
         weights = np.zeros((*first.shape[:-1], 2 * n))
         np.put_along_axis(weights, first.astype(np.int64), 1.0, axis=-1)

@@ -131,21 +131,21 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     by_score = np.argsort(-pool.false_score, kind="stable")
     scores = np.append(pool.false_score[by_score], NEVER)
     false_group = pool.false_group[by_score]
-    by_time = np.argsort(-pool.detected_at, kind="stable")
-    lesion_group = pool.lesion_group[by_time]
+    by_detection = np.argsort(-pool.detected_at, kind="stable")
+    lesion_group = pool.lesion_group[by_detection]
     cases = pool.cases_by_group
-    # lesions found above the score of each false positive, without ties
-    found_before = np.searchsorted(-pool.detected_at[by_time], -scores, side="left")
+    # number of lesions that are found at a higher score than each false positive
+    n_found_above = np.searchsorted(-pool.detected_at[by_detection], -scores, side="left")
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         false = _accumulate(weights, false_group)[:, 1:]
         found = _accumulate(weights, lesion_group)
         limits = np.outer(weights @ cases, fp_per_case) + 1e-9
-        # the first false positive that is one too many, or the end of the list
-        allowed = np.empty(limits.shape, np.intp)
+        # number of false positives that each limit allows; the next one is one too many
+        n_allowed = np.empty(limits.shape, np.intp)
         for i, (row, limit) in enumerate(zip(false, limits, strict=True)):
-            allowed[i] = np.searchsorted(row, limit, side="right")
-        n_found = np.take_along_axis(found, found_before[allowed], 1)
+            n_allowed[i] = np.searchsorted(row, limit, side="right")
+        n_found = np.take_along_axis(found, n_found_above[n_allowed], 1)
         return divide(n_found, found[:, -1:])
 
     return statistic
@@ -173,7 +173,7 @@ def average_precision(pool: Pool) -> Statistic:
     group = np.concatenate([pool.lesion_group[found], pool.false_group])
     order = np.argsort(-score, kind="stable")
     true = order < found.sum()
-    last = 1 + np.flatnonzero(np.diff(score[order], append=np.inf))  # the end of each tie
+    last = 1 + np.flatnonzero(np.diff(score[order], append=np.inf))  # end of each run of equals
     n_true = true.cumsum()[last - 1]
     lesions = pool.lesions_by_group
     group = group[order]
@@ -199,7 +199,7 @@ def case_auroc(pool: Pool) -> Statistic:
     group = pool.case_group[known][order]
     positive = pool.case_positive[known][order]
     positive_group = group[positive]
-    # how many negative cases have a lower score, and how many a lower or equal one
+    # the numbers of negative cases with a lower score, and with a lower or equal one
     n_negative = np.concatenate([[0], np.cumsum(~positive)])
     n_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
     n_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
@@ -224,11 +224,11 @@ def sums_by_group(
 
 
 def _accumulate(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the cumulative sums of the items' weights, from 0 on, `[replicates, items + 1]`.
+    """Return the cumulative sums of the weights of items, `[replicates, items + 1]`, from 0.
 
-    `groups` `[items]` has the group of each item, whose weight the item gets.
+    `groups` `[items]` contains the group of each item. An item has the weight of its group.
     """
     sums = np.zeros((len(weights), len(groups) + 1))
-    # without a cast: as bytes, the weights of 25 000 groups fit into the fastest cache
+    # weights are not cast to float64: as bytes, those of 25 000 groups fit into the L1 cache
     np.cumsum(np.take(weights, groups, axis=1), axis=1, out=sums[:, 1:])
     return sums

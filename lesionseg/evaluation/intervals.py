@@ -98,24 +98,26 @@ def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, 
     """Compute the percentile interval of the replicates `[n]` of a number.
 
     Return None and the reason if more than 5 % of the replicates are undefined, or if all are
-    equal. The bootstrap underestimates the variance for few groups. The share of replicates beyond
-    each end is therefore less than 2.5 %: Φ(−√(n/(n−1))·t) for n `groups`, with the 97.5 % point t
-    of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015). The replicates of
-    five groups do not reach so far. Each end of a share is therefore at least √(n/(n−1))·t standard
-    errors from the mean, but within 0 and 1.
+    equal.
+
+    The bootstrap underestimates the variance for few groups, so the interval is widened. The share
+    of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, and t
+    the 97.5 % point of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015). Five
+    groups have no replicates so far from the mean. Therefore, each end of the interval of a share
+    is also at least √(n/(n−1))·t standard errors from the mean, but within 0 and 1.
     """
     n = max(groups, 2.0)
-    reach = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
+    n_deviations = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
     defined = values[~np.isnan(values)]
     if len(defined) == 0 or len(values) - len(defined) > MAX_UNDEFINED * len(values):
         return None, _UNSTABLE
-    low, high = np.quantile(defined, ndtr([-reach, reach]))
+    low, high = np.quantile(defined, ndtr([-n_deviations, n_deviations]))
     if high - low <= 1e-12 * max(1.0, abs(high)):
         return None, _COLLAPSED
     if 0 <= defined.min() <= defined.max() <= 1:
-        away = reach * defined.std()
-        low = min(low, max(0.0, defined.mean() - away))
-        high = max(high, min(1.0, defined.mean() + away))
+        least = n_deviations * defined.std()
+        low = min(low, max(0.0, defined.mean() - least))
+        high = max(high, min(1.0, defined.mean() + least))
     return (float(low), float(high)), None
 
 
@@ -127,7 +129,12 @@ def proportion(
 ) -> Estimate:
     """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
 
-    `least_deff`: 0 for means of numbers between 0 and 1, which vary less than hits and misses do.
+    Args:
+        hits: Number of hits of each group `[groups]`, or a sum of values between 0 and 1.
+        totals: Number of items of each group `[groups]`.
+        undefined: The reason to state if there are no items.
+        least_deff: Lower bound of the design effect. It is 0 for means of values between 0 and 1,
+            because these vary less than hits and misses.
     """
     total = float(totals.sum())
     if total == 0:

@@ -34,9 +34,10 @@ from lesionseg.ops.components import candidates_of, lesions_of
 
 NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
 # a candidate with a larger share in the ignored region is neither true nor false positive
-MOSTLY = 0.5
+MAX_IGNORED_SHARE = 0.5
 ROUNDING = 1e-9  # tolerance, because shares are sums of fractions
-_KEEP_FOUND = 1e-9  # larger than rounding errors, smaller than relevant differences of IoU
+# bonus of a found lesion: larger than rounding errors, smaller than relevant differences of IoU
+_KEEP_FOUND = 1e-9
 Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -169,9 +170,9 @@ class Match:
         linked[links.candidate] = True
         if links.criterion.assignment == "jointly":
             matched = linked  # all supported candidates, even if they cover too little of a lesion
-        spared = linked | self.ignored
+        is_ignored = linked | self.ignored  # not a false positive, even without a lesion
         names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
-        index = np.select([~accepted, matched, spared], [3, 2, 1], 0)
+        index = np.select([~accepted, matched, is_ignored], [3, 2, 1], 0)
         return candidate_of, [names[i] for i in index]
 
 
@@ -242,7 +243,7 @@ def _find_ignored(
     for row in np.flatnonzero(n_drawn == 0):
         part = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
         share[row] = part.mean() if part.size else 0.0
-    return share > MOSTLY, (lost > 0) & (candidates.n_voxels == 0)
+    return share > MAX_IGNORED_SHARE, (lost > 0) & (candidates.n_voxels == 0)
 
 
 # --- links -----------------------------------------------------------------------------------
@@ -320,9 +321,9 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
                 scores[own.candidate], own.weight, own.common, rule.threshold
             )
     else:
-        single = _find_single(links)
-        found_at[links.lesion[single]] = scores[links.candidate[single]]
-        for candidates, lesions, weight in _split_parts(links.where(~single)):
+        is_exclusive = _find_exclusive(links)
+        found_at[links.lesion[is_exclusive]] = scores[links.candidate[is_exclusive]]
+        for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
             for score in np.unique(scores[candidates])[::-1]:
                 found = found_at[lesions] > NEVER
                 if found.all():
@@ -357,9 +358,9 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
     rule = links.criterion
     if rule.assignment == "every_threshold":
-        single = _find_single(links)
-        candidate_of[links.lesion[single]] = links.candidate[single]
-        for candidates, lesions, weight in _split_parts(links.where(~single)):
+        is_exclusive = _find_exclusive(links)
+        candidate_of[links.lesion[is_exclusive]] = links.candidate[is_exclusive]
+        for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
             rows, columns = _pair_best(weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
@@ -388,8 +389,11 @@ def _pair_best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     return rows[real], columns[real]
 
 
-def _find_single(links: Links) -> Flags:
-    """Flag the links `[links]` whose candidate and lesion have no other link."""
+def _find_exclusive(links: Links) -> Flags:
+    """Flag the links `[links]` whose candidate and lesion have no other link.
+
+    Such a pair needs no assignment problem.
+    """
     of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
     of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
     return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
@@ -481,11 +485,10 @@ def find_covered(
     """
     total = np.bincount(row, share, minlength=n_rows)
     if common is not None:
-        # a plain sum counts overlapping boxes twice, so only these rows can be too high
-        doubtful = np.flatnonzero(
-            (total >= enough - ROUNDING) & (np.bincount(row, minlength=n_rows) > 1)
-        )
-        for one in doubtful:
+        # The sum counts overlapping boxes twice. Only sums of several pairs that seem to be enough
+        # need to be computed exactly.
+        has_several = np.bincount(row, minlength=n_rows) > 1
+        for one in np.flatnonzero((total >= enough - ROUNDING) & has_several):
             total[one] = _sum_of_pairs(share[row == one], common[row == one])
     reached: Flags = total >= enough - ROUNDING
     return reached

@@ -173,11 +173,11 @@ def counts_of(
     }
     total = round(sum(c.volume_ml or 0.0 for c in accepted), 6)
     counts: dict[str, Any] = {"volume_ml": total if with_volume else None}
-    for prefix, (names, places) in kinds.items():
-        for name in dict.fromkeys([*names, *filter(None, places)]):
-            here = [c for c, place in zip(accepted, places, strict=True) if place == name]
+    for prefix, (names, names_of_candidates) in kinds.items():
+        for name in dict.fromkeys([*names, *filter(None, names_of_candidates)]):
+            own = [c for c, of in zip(accepted, names_of_candidates, strict=True) if of == name]
             column = re.sub(r"[^\w.-]+", "_", name)
-            counts[f"{prefix}count_{column}"] = len(here)
+            counts[f"{prefix}count_{column}"] = len(own)
             if with_volume:
-                counts[f"{prefix}ml_{column}"] = round(sum(c.volume_ml or 0.0 for c in here), 6)
+                counts[f"{prefix}ml_{column}"] = round(sum(c.volume_ml or 0.0 for c in own), 6)
     return counts

@@ -93,6 +93,7 @@ class Misses:
 
     @cached_property
     def _shares(self) -> Shares:
+        """The shares that each pair covers."""
         return shares_of(self.match.candidates, self.match.lesions, self.match.overlaps)
 
     @cached_property
@@ -116,7 +117,7 @@ class Misses:
         return by_accepted or self._sum_of_pairs(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that applies, from the nearest miss to the farthest."""
+        """Return the first reason that applies. Reasons are tried from the nearest miss on."""
         pairs = self._find_touching(row)
         accepted = self.accepted[self.match.overlaps.candidate[pairs]]
         same = self.match.comparable[pairs]
@@ -160,15 +161,15 @@ class Misses:
         if found_at <= NEVER:
             return None
         links = match.links[match.criterion]
-        able = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
-        able &= ~self.accepted[links.candidate]
-        name = None
-        if able.any():
-            best = links.candidate[able][np.argmax(links.weight[able])]
-            name = int(match.candidates.ids[best])
+        would_find = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
+        would_find &= ~self.accepted[links.candidate]
+        candidate = None
+        if would_find.any():
+            best = links.candidate[would_find][np.argmax(links.weight[would_find])]
+            candidate = int(match.candidates.ids[best])
         is_below = found_at < self.least
         why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
-        return Miss(why, self.covered(row), name, found_at)
+        return Miss(why, self.covered(row), candidate, found_at)
 
     def _explain_touch(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
         """Return a miss with the best of these pairs; None without pairs."""
@@ -258,7 +259,7 @@ class Misses:
         return float(sum_shares(row, 1, shares.of_lesion, shares.common)[0])
 
     def _choose_best(self, pairs: NDArray[np.int64]) -> int:
-        """Return the pair that covers most of the lesion, or of several the largest IoU."""
+        """Return the pair that covers most of the lesion. If several do, the largest IoU counts."""
         order = np.lexsort((self.match.overlaps.iou[pairs], self._shares.of_lesion[pairs]))
         return int(pairs[order[-1]])
 

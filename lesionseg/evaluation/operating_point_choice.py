@@ -1,11 +1,14 @@
 """Choose the score from which candidates are accepted, and estimate its rate on new patients.
 
-Rank the false positives of n patients by score, and put the threshold just above the (m+1)-th. The
-true rate is then gamma distributed, and new patients have (m+1)/n false positives on average. If
-the rates of patients differ, with a variance of v times the squared mean, the average is
-(m+1)/(n − v). A rate k is therefore expected for m = k·n − d. The design effect d = 1 + k·v is the
-variance of the patients' counts divided by their mean. It is also the bound of conformal risk
-control (Angelopoulos et al., arXiv 2208.02814).
+Let the threshold be just above the (m+1)-th false positive of n patients, by descending score.
+
+- The true rate is then gamma distributed, and new patients have (m+1)/n false positives on average.
+- If the rates of patients differ, with a variance of v times the squared mean, the average is
+  (m+1)/(n − v).
+- A rate k is therefore expected for m = k·n − d. Here d = 1 + k·v is the design effect: the
+  variance of the patients' counts divided by their mean.
+
+This is also the bound of conformal risk control (Angelopoulos et al., arXiv 2208.02814).
 """
 
 import logging
@@ -32,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_AIM = Aim("auto")
 LESIONS_PER_FALSE_POSITIVE = 10
-# used if no case has a candidate: 0 would accept all faint candidates of new scans
+# the score if no case has a candidate, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
 
@@ -50,13 +53,13 @@ def choose(
 
     - `fp_per_case`: the lowest score at which the expected rate on new cases is at most this rate.
       With `confidence`, an equal number of new cases has at most this rate with that probability.
-      If even zero false positives on these cases are too many for that, the score allows none. If
-      the score then finds no lesion, it is the one with this rate on these cases, and `confidence`
-      of the result is None.
+      If even zero false positives on these cases are too many, the score allows none. If this
+      score finds no lesion, the score with this rate on these cases is used instead, and
+      `confidence` of the result is None.
     - `auto`: `fp_per_case` with the rate of `default_rate`.
-    - `best_f1`: the score with the highest lesion F1, or the highest of several.
-    - `sensitivity`: at the score that finds at least this share of the lesions. The threshold is
-      lowered from there to just above the score of the next candidate.
+    - `best_f1`: the score with the highest F1 of lesions. If several have it, the highest score.
+    - `sensitivity`: a score that finds at least this share of the lesions. It is just above the
+      score of the next candidate.
     - `score`: this score.
 
     Args:
@@ -158,7 +161,7 @@ def lesion_f1(n_found: int, n_false: float, n_lesions: int) -> float | None:
 
 
 def most_false_positives(
-    asked: float,
+    aimed_at: float,
     n_cases: float,
     deff: float = 1.0,
     confidence: float | None = None,
@@ -166,13 +169,13 @@ def most_false_positives(
 ) -> int:
     """Return the largest number of false positives for which new cases keep to a rate.
 
-    Without `confidence`, the expected rate of new cases is at most `asked`. With it, an equal
-    number of new cases has at most this rate with that probability: for two Poisson counts of equal
-    mean, the second, given that the first is k, is at most negative binomial with k + 1 and ½
-    (Nelson 1970). Both counts are divided by the design effect.
+    Without `confidence`, the expected rate of new cases is at most `aimed_at`. With it, an equal
+    number of new cases has at most this rate with that probability. Its count is then bounded by a
+    negative binomial distribution with k + 1 and ½, for k false positives on these cases (Nelson
+    1970). Both counts are divided by the design effect.
 
     Args:
-        asked: The rate of false positives per case.
+        aimed_at: The rate of false positives per case.
         n_cases: Number of cases.
         deff: The design effect: the variance of the patients' counts, relative to a Poisson
             distribution.
@@ -188,9 +191,9 @@ def most_false_positives(
     (12, -1)
     """
     if confidence is None:
-        return int(np.floor(asked * n_cases - deff + 1e-9))
+        return int(np.floor(aimed_at * n_cases - deff + 1e-9))
     deff *= few_groups_factor(groups) if groups and deff > 1 else 1.0
-    most = int(np.floor(asked * n_cases + 1e-9))
+    most = int(np.floor(aimed_at * n_cases + 1e-9))
     chances = betainc(np.arange(most + 1) / deff + 1, most / deff + 1, 0.5)
     return int((chances >= confidence).sum()) - 1
 

@@ -36,11 +36,11 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     instances = _resample_nearest(prediction.instances, own, geometry)
     lost = set(present_values(prediction.instances)) - set(present_values(instances))
     for candidate in prediction.candidates:
-        if candidate.id in lost:  # none of the new voxels is in it
-            at = np.rint(geometry.to_index([candidate.centre_mm])[0]).astype(np.int64)
-            inside = bool(((at >= 0) & (at < geometry.shape)).all())
-            if inside and instances[tuple(at)] == 0:
-                instances[tuple(at)] = candidate.id
+        if candidate.id in lost:  # it is located between the new voxels
+            nearest = np.rint(geometry.to_index([candidate.centre_mm])[0]).astype(np.int64)
+            is_inside = bool(((nearest >= 0) & (nearest < geometry.shape)).all())
+            if is_inside and instances[tuple(nearest)] == 0:
+                instances[tuple(nearest)] = candidate.id
     lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
     candidates = []
     for row, c in enumerate(prediction.candidates):

@@ -119,6 +119,7 @@ def _format_box_numbers(scores: Scores) -> dict[str, str]:
 
 
 def _format_decimals(value: float | None) -> str:
+    """Return a number with three decimals, or a dash."""
     return "–" if value is None else f"{value:.3f}"
 
 
@@ -128,7 +129,10 @@ def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:
 
 
 def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
-    """Yield the columns of a dataclass. The longest tuple in `rows` sets how many are numbered."""
+    """Yield the columns of a dataclass.
+
+    A tuple has as many numbered columns as the longest one in `rows` has items.
+    """
     for one in fields(kind):
         name = one.name
         if name in _POINTS:
@@ -181,4 +185,5 @@ def _case_row(result: CaseResult) -> Row:
 
 
 def _region_column(what: str, region: str) -> str:
+    """Return the column of a number of one region, such as `dice_whole_tumour`."""
     return f"{what}_{re.sub(r'[^A-Za-z0-9]+', '_', region.strip())}"

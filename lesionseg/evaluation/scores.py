@@ -357,9 +357,11 @@ class Provenance:
         return key in self.stated
 
     def _text(self, key: str) -> str:
+        """Return a text of the file, empty if it is not stated."""
         return str(self.stated.get(key) or "")
 
     def _count(self, key: str) -> int | None:
+        """Return a number of the file, None if it is not stated."""
         value = self.stated.get(key)
         return value if isinstance(value, int) else None
 
@@ -394,7 +396,7 @@ class Provenance:
         return self._text("git_commit")
 
     @property
-    def scored(self) -> str:
+    def scored_part(self) -> str:
         """The part of the lesions that was scored, empty if all were."""
         return self._text("scored")
 
@@ -432,6 +434,7 @@ class Provenance:
 
 
 def _as_provenance(content: object) -> object:
+    """Wrap the content of the key `provenance` in the form of `Provenance`."""
     return {"stated": content} if isinstance(content, Mapping) else content
 
 

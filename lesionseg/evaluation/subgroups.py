@@ -131,7 +131,7 @@ def size_curve(
     group = np.array([i for _, i in lesions])
     low = float(diameters.min())
     high = float(diameters.max())
-    # many lesions have equal numbers of voxels, and with that equal diameters
+    # many lesions have the same number of voxels, and therefore the same diameter
     values, place = np.unique(diameters, return_inverse=True)
     x = np.log(values)
     counts = np.bincount(place).astype(np.float64)
@@ -146,12 +146,12 @@ def size_curve(
         slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(along))
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            passed = np.exp((np.log([1.0, 9.0]) - intercept) / slope)
-        # a curve that does not rise never passes 50 or 90 %: it is below or above throughout
+            crossing = np.exp((np.log([1.0, 9.0]) - intercept) / slope)  # of 50 and 90 %
+        # a curve that does not rise never crosses 50 or 90 %: it is below or above throughout
         middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
-        never = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
-        within = np.clip(np.where(slope > 0, passed, never), low, high)
-        return np.concatenate([curve, within, fits], axis=1)
+        without_crossing = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
+        diameter = np.clip(np.where(slope > 0, crossing, without_crossing), low, high)
+        return np.concatenate([curve, diameter, fits], axis=1)
 
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
     estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(lesions))
@@ -231,7 +231,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
         raise ConfigError(
             f"subgroups: no table has a column {name!r}. The columns are: {known or 'none'}."
         )
-    values = _values(cases, columns, name)
+    values = _read_cells(cases, columns, name)
     words = sorted(set(values), key=lambda word: (word == NOT_STATED, word))
     if _is_numeric(words):
         numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
@@ -254,20 +254,25 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
 def _find_dividing_columns(
     cases: Sequence[str], columns: Columns, groups: Sequence[str]
 ) -> list[str]:
-    """Find the columns with 2 to 20 values that differ neither for each case nor each patient."""
+    """Find the columns that divide the cases into subgroups.
+
+    They have numbers, or 2 to 20 words of which at least one belongs to several patients.
+    """
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
     for name in names:
-        stated = set(_values(cases, columns, name)) - {NOT_STATED}
-        few = len(stated) <= MAX_VALUES and len(stated) < len(cases)
-        pairs = {*zip(_values(cases, columns, name), groups, strict=True)}
-        few &= len(pairs) > len(dict(pairs))
-        if len(stated) > 1 and (few or _is_numeric(stated)):
+        cells = _read_cells(cases, columns, name)
+        stated = set(cells) - {NOT_STATED}
+        has_few_values = len(stated) <= MAX_VALUES and len(stated) < len(cases)
+        # a value that each has only one patient names the patients and does not divide them
+        pairs = set(zip(cells, groups, strict=True))
+        is_shared = len(pairs) > len(set(cells))
+        if len(stated) > 1 and ((has_few_values and is_shared) or _is_numeric(stated)):
             found.append(name)
     return found
 
 
-def _values(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
+def _read_cells(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
     """Return the cell of each case in a column."""
     return [columns.get(case, {}).get(name, "").strip() or NOT_STATED for case in cases]
 

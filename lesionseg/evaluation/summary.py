@@ -209,7 +209,9 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         size_curve=size_curve(results, whole.groups, whole.draws, scale),
         size_unit=scale.unit,
         calibration=describe_calibration(results) if whole.scored else Unscored(reason=UNSCORED),
-        operating_point=_operating_point(results, settings.operating_point, settings.evaluated_on),
+        operating_point=_find_operating_point(
+            results, settings.operating_point, settings.evaluated_on
+        ),
         other_criteria=whole.other_criteria(),
         subgroups=tuple(
             whole.subgroup(members)
@@ -373,7 +375,8 @@ class Summary:
         ]
         if not all(kind.any() for kind in kinds):
             return Estimate(None, None, ONE_KIND_OF_CASE)
-        support = min(kinds, key=np.count_nonzero).astype(np.float64)  # the rarer kind limits
+        # the kind of case with fewer groups decides if an interval is possible
+        support = min(kinds, key=np.count_nonzero).astype(np.float64)
         statistic = curves.case_auroc(self.pool)
         return bootstrap(statistic, self.draws, support, ONE_KIND_OF_CASE, len(self.results))[0]
 
@@ -457,11 +460,11 @@ class Summary:
         volumes = [(r.reference_ml, r.predicted_ml) for r in self.results]
         counts = [(len(r.lesions), sum(c.accepted for c in r.candidates)) for r in self.results]
         return LesionLoad(
-            volume_ml=self._agreement(volumes, NO_VOLUME),
-            n_lesions=self._agreement(counts, NO_CASE),
+            volume_ml=self._measure_agreement(volumes, NO_VOLUME),
+            n_lesions=self._measure_agreement(counts, NO_CASE),
         )
 
-    def _agreement(
+    def _measure_agreement(
         self, pairs: Sequence[tuple[float | None, float | None]], undefined: str
     ) -> Agreement:
         """Compute the bias and limits of agreement of pairs (reference, predicted).
@@ -566,17 +569,19 @@ def _select_label(result: CaseResult, label: int) -> CaseResult:
     )
 
 
-def _operating_point(
+def _find_operating_point(
     results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
-    """Return the operating point in use. It is None if the predictions state different ones.
+    """Find the operating point in use. Its name is None if the predictions state different ones.
 
     It is optimistic if it was chosen on these cases, or if the program was developed on them.
     """
     predicted = [r for r in results if r.status == "ok"]
     unscored = [r.case for r in predicted if not r.scored]
     if given and unscored:
-        _log.warning("No scores, so all their candidates stay accepted: %s", ", ".join(unscored))
+        _log.warning(
+            "Cases without scores, whose candidates are all accepted: %s.", ", ".join(unscored)
+        )
     applies = given is not None and (not unscored or len(unscored) < len(predicted))
     stated = {given} if applies else {r.operating_point for r in predicted}
     if len(stated) > 1:

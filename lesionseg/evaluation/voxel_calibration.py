@@ -17,8 +17,8 @@ from lesionseg.core.prediction import logit
 from lesionseg.evaluation.calibration import fit_logistic
 from lesionseg.plan.plan import Plan
 
-MIN_GAIN = 0.02  # in mean Dice
-_LEVELS = np.linspace(-12, 12, 481)  # logits; each voxel is counted at the nearest one
+MIN_GAIN = 0.02  # of mean Dice
+_LEVELS = np.linspace(-12, 12, 481)  # logits; a voxel is counted at the nearest one
 _N_FOLDS = 5
 Slab = NDArray[np.float32]
 
@@ -53,10 +53,10 @@ class LevelCounts:
 
     def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
         """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
-        place = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
-        place = place.clip(0, len(_LEVELS) - 1).ravel()
-        self.voxels[:] += np.bincount(place, minlength=len(_LEVELS))
-        self.lesion[:] += np.bincount(place[lesion.ravel()], minlength=len(_LEVELS))
+        level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
+        level = level.clip(0, len(_LEVELS) - 1).ravel()
+        self.voxels[:] += np.bincount(level, minlength=len(_LEVELS))
+        self.lesion[:] += np.bincount(level[lesion.ravel()], minlength=len(_LEVELS))
 
     def dice(self, level: float) -> float:
         """Return the Dice of the voxels with at least this logit; NaN without a lesion."""
@@ -80,7 +80,7 @@ def select_voxel_calibration(
         extent: The voxel threshold that delineates a candidate.
         chosen_on: The role of the cases.
     """
-    level = float(logit(extent))
+    threshold = float(logit(extent))
     groups = sorted({case.group for case in counts if case.lesion.any()})
     fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
     gains = []
@@ -90,14 +90,15 @@ def select_voxel_calibration(
         if fit.slope <= 0:  # for example if all voxels are below the lowest level
             continue
         held_out = (case for case in counts if fold.get(case.group) == number)
-        moved = (level - fit.intercept) / fit.slope
-        gains += [case.dice(moved) - case.dice(level) for case in held_out]
+        # the logit whose calibrated value is the threshold
+        corrected = (threshold - fit.intercept) / fit.slope
+        gains += [case.dice(corrected) - case.dice(threshold) for case in held_out]
     gain = float(np.nanmean(gains)) if gains else 0.0
     if gain < MIN_GAIN:
         return None, f"not used: it changes Dice by {gain:+.3f}, less than {MIN_GAIN:+g}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
-    half = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
-    return fit, f"{half}, which changes Dice by {gain:+.3f}."
+    effect = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
+    return fit, f"{effect}, which changes Dice by {gain:+.3f}."
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:

@@ -200,7 +200,7 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
-    if part := tables.scores.provenance.scored:
+    if part := tables.scores.provenance.scored_part:
         found.append(("Follow-up", f"only {part} were scored"))
     if tables.scores.split_is_group_safe is False:
         found.append(

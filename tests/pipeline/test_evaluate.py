@@ -67,7 +67,7 @@ def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
     assert columns(out, "candidates", "score")[0] == columns(out, "cases", "dice")[2] == ""
     assert float(columns(out, "cases", "reference_ml")[0]) == pytest.approx(2 * 24 * 3 / 1000)
     point = scores_of(*folders, operating_point="score:0.9").operating_point
-    assert "all their candidates stay accepted: a, b, c" in caplog.text  # they have no scores
+    assert "candidates are all accepted: a, b, c." in caplog.text  # they have no scores
     assert point.score is None is not point.reason
 
 
