@@ -35,7 +35,7 @@ def read_cases(folder: Path) -> list[Any]:
         SimpleNamespace(
             group=row["group"],
             role="",
-            scored=True,
+            has_scores=True,
             lesions=lesions[row["case"]],
             candidates=candidates[row["case"]],
             is_lesion_free=not lesions[row["case"]],

@@ -145,8 +145,8 @@ class Prediction:
         instances: `[*spatial]` int32, candidate ids, 0 for background. None if all candidates are
             boxes.
         operating_point: the operating point that accepted candidates.
-        scored: False for masks of another program without scores. The scores of their candidates
-            are placeholders, so FROC, CPM and AP are null.
+        has_scores: False for masks of another program without scores. The scores of their
+            candidates are placeholders, so FROC, CPM and AP are null.
         values: `[*spatial]` mask values of all candidates if they differ within a candidate
             (regions). None if all voxels of a candidate have its label.
         removed: objects that were too small to be candidates, as boxes without masks, with their
@@ -161,7 +161,7 @@ class Prediction:
     candidates: tuple[Candidate, ...]
     instances: NDArray[np.int32] | None
     operating_point: OperatingPoint | None = None
-    scored: bool = True
+    has_scores: bool = True
     values: NDArray[np.uint8] | None = None
     removed: tuple[Candidate, ...] = ()
     input: InputCheckResult | None = None

@@ -102,7 +102,7 @@ class BoxPairs:
 
 
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
-    """Find the pairs of one label whose bounding boxes overlap. All labels are compared apart."""
+    """Find the pairs of one label whose bounding boxes overlap, separately for each label."""
     rows: list[NDArray[np.int64]] = []
     columns: list[NDArray[np.int64]] = []
     ious: list[NDArray[np.float64]] = []

@@ -180,7 +180,7 @@ class CaseResult:
         predicted_ml: Volume of the accepted candidates. None in the same cases.
         case_score: The highest score of a candidate that is not ignored, 0 if there is none. None
             without scores.
-        scored: True if the candidates have scores.
+        has_scores: True if the candidates have scores.
         dice: Dice of all labels together. None without masks or without a lesion.
         surface_dice: Surface Dice. None in the same cases.
         hd95_mm: HD95. None also if one of the masks is empty.
@@ -215,7 +215,7 @@ class CaseResult:
     reference_ml: float | None
     predicted_ml: float | None
     case_score: float | None
-    scored: bool
+    has_scores: bool
     dice: float | None = None
     surface_dice: float | None = None
     hd95_mm: float | None = None
@@ -435,7 +435,7 @@ class MatchedCase:
         given = self.prediction
         match = self.match
         lesions = match.lesions
-        point = operating_point if given.scored else None  # a score is never invented
+        point = operating_point if given.has_scores else None  # a score is never invented
         decision = self._accept(point)
         pair_ious, n_unpaired = self._measure_pairs(decision)
         groups = self._find_split_and_merged(decision.accepted)
@@ -451,7 +451,7 @@ class MatchedCase:
             by_label = replace(self, match=match.within_labels, regions={})
             within_labels = by_label.result(operating_point, surface=False)
         case_score = None
-        if given.scored:
+        if given.has_scores:
             case_score = float(match.scores[~match.ignored].max(initial=0.0))
         slice_spacing_mm = None
         if lesions.geometry.dims == 3:
@@ -467,7 +467,7 @@ class MatchedCase:
             reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_sum_ml(match.candidates, decision.accepted & ~match.lost),
             case_score=case_score,
-            scored=given.scored,
+            has_scores=given.has_scores,
             dice=overlap.dice,
             surface_dice=overlap.surface_dice,
             hd95_mm=overlap.hd95_mm,
@@ -544,7 +544,7 @@ class MatchedCase:
         """Return the lines of lesions.csv."""
         match = self.match
         lesions = match.lesions
-        scored = self.prediction.scored
+        has_scores = self.prediction.has_scores
         box_ious = self.box_pairs.best_of_lesions(decision.accepted, len(lesions))
         rows = []
         for row, by in enumerate(decision.found_by.tolist()):
@@ -574,7 +574,7 @@ class MatchedCase:
                     stop_vox=place.stop_vox,
                     centre_mm=place.centre_mm,
                     detected=by >= 0,
-                    detected_at=at if scored and at > NEVER else None,
+                    detected_at=at if has_scores and at > NEVER else None,
                     candidate=int(match.candidates.ids[by]) if by >= 0 else None,
                     iou=decision.iou_of.get((by, row), 0.0) if by >= 0 else None,
                     any_overlap=found_under[ANY_OVERLAP.name],
@@ -587,7 +587,7 @@ class MatchedCase:
                     zone=self.zones[row],
                     covered=miss.covered,
                     nearest_candidate=miss.candidate,
-                    nearest_score=miss.score if scored else None,
+                    nearest_score=miss.score if has_scores else None,
                     nearest_iou=miss.iou,
                     box_iou=float(box_ious[row]),
                 )
@@ -686,7 +686,7 @@ class MatchedCase:
                 CandidateResult(
                     candidate=given.id,
                     label=given.label,
-                    score=given.score if self.prediction.scored else None,
+                    score=given.score if self.prediction.has_scores else None,
                     probability=given.probability,
                     diameter_mm=place.diameter_mm,
                     diameter_percent=place.diameter_percent,

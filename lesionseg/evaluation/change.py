@@ -190,7 +190,7 @@ class VisitPair:
             is_new = np.isin(instances, sorted(score_of))
             instances = np.where(is_new, instances, 0).astype(np.int32)
         return replace(
-            self.after, candidates=candidates, instances=instances, scored=True, removed=()
+            self.after, candidates=candidates, instances=instances, has_scores=True, removed=()
         )
 
 
@@ -246,7 +246,7 @@ def compare_visits(
     )
     changes = find_changes(case, earlier, later, rule)
     score_of = {
-        c.id: c.score if after.scored else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
+        c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
         for c in after.candidates
     }
     changes = [

@@ -102,8 +102,8 @@ def compare(
     draws = draw_groups(len(groups), replicates, np.random.default_rng(seed))
     # weights are [n, 2·groups]: the groups of the first model, then those of the second
     numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
-    scored = all(r.scored for r in (*one, *other))
-    if scored:
+    has_scores = all(r.has_scores for r in (*one, *other))
+    if has_scores:
         first = Pool.of(one)
         both = first.concatenate(Pool.of(other))
         support = first.lesions_by_group
@@ -125,7 +125,7 @@ def compare(
         name: _compare_number(statistic, support, draws, items, seed)
         for name, (statistic, support) in numbers.items()
     }
-    primary = PRIMARY if scored else PRIMARY_UNSCORED
+    primary = PRIMARY if has_scores else PRIMARY_UNSCORED
     corrected = _correct_p_values(found, primary)
     return corrected | {primary: _as_primary(found[primary], margin)}
 

@@ -76,7 +76,7 @@ def choose(
         ContentError: if there are no cases, if candidates have no scores, or if a sensitivity
             cannot be reached.
     """
-    if not results or not all(r.scored for r in results):
+    if not results or not all(r.has_scores for r in results):
         raise ContentError(
             "An operating point can only be chosen on cases whose candidates have scores. "
             "Give candidate files with scores."

@@ -86,7 +86,7 @@ class BoxPrecision:
     IoUs. `rsna_score` is TP / (TP + FP + FN) of the accepted candidates, the mean over the IoUs
     from 0.4 to 0.75 and then over the cases.
 
-    Of each case and label, the `max_per_case` candidates with the highest scores take part.
+    The `max_per_case` candidates with the highest scores in each case and label take part.
     `n_left_out` is the number of the remaining ones.
     """
 

@@ -256,7 +256,7 @@ def _find_dividing_columns(
 ) -> list[str]:
     """Find the columns that divide the cases into subgroups.
 
-    They have numbers, or 2 to 20 words of which at least one belongs to several patients.
+    They have numbers, or 2 to 20 words. At least one of the words belongs to several patients.
     """
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []

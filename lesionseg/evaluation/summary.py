@@ -208,7 +208,9 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         recall_by_size=recall_by_size(results, whole.groups, scale),
         size_curve=size_curve(results, whole.groups, whole.draws, scale),
         size_unit=scale.unit,
-        calibration=describe_calibration(results) if whole.scored else Unscored(reason=UNSCORED),
+        calibration=describe_calibration(results)
+        if whole.has_scores
+        else Unscored(reason=UNSCORED),
         operating_point=_find_operating_point(
             results, settings.operating_point, settings.evaluated_on
         ),
@@ -247,7 +249,7 @@ class Summary:
         self.pool = Pool.of(results)
         self.groups = self.pool.groups
         self.draws = draw_groups(len(self.groups), replicates, np.random.default_rng(seed))
-        self.scored = all(r.scored for r in results)
+        self.has_scores = all(r.has_scores for r in results)
 
     def part(self, results: Sequence[CaseResult]) -> "Summary":
         """Return the summary of other results, with the same match rule and bootstrap settings."""
@@ -354,7 +356,7 @@ class Summary:
 
     def of_curve(self, statistic: Statistic) -> list[Estimate]:
         """Compute a statistic of the pooled scores. It is undefined without scores."""
-        if not self.scored:
+        if not self.has_scores:
             return [Estimate(None, None, UNSCORED)]
         items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
         support = self.pool.lesions_by_group
@@ -366,7 +368,7 @@ class Summary:
 
     def case_auroc(self) -> Estimate:
         """Compute the chance that a case with a lesion has a higher score than one without."""
-        if not self.scored:
+        if not self.has_scores:
             return Estimate(None, None, UNSCORED)
         known = ~np.isnan(self.pool.case_score)
         kinds = [
@@ -383,8 +385,8 @@ class Summary:
     def froc(self) -> Froc:
         """Compute the recall at the preset's rates of false positives per case."""
         rates = self.preset.fp_per_case
-        if not self.scored or not len(self.pool.detected_at):
-            why = NO_LESION if self.scored else UNSCORED
+        if not self.has_scores or not len(self.pool.detected_at):
+            why = NO_LESION if self.has_scores else UNSCORED
             return Froc(fp_per_case=rates, recall=None, ci95=None, reason=why)
         points = self.of_curve(curves.froc(self.pool, rates))
         return Froc(
@@ -398,8 +400,8 @@ class Summary:
         """Compute the average precision of bounding boxes, as the mean over labels."""
         n_left_out = sum(sum(r.box_hits.left_out.values()) for r in self.results)
         support = self.pool.lesions_by_group
-        if not self.scored or not support.any():
-            undefined = Estimate(None, None, NO_LESION if self.scored else UNSCORED)
+        if not self.has_scores or not support.any():
+            undefined = Estimate(None, None, NO_LESION if self.has_scores else UNSCORED)
             return BoxPrecision(
                 iou=IOUS,
                 reason=undefined.reason,
@@ -577,7 +579,7 @@ def _find_operating_point(
     It is optimistic if it was chosen on these cases, or if the program was developed on them.
     """
     predicted = [r for r in results if r.status == "ok"]
-    unscored = [r.case for r in predicted if not r.scored]
+    unscored = [r.case for r in predicted if not r.has_scores]
     if given and unscored:
         _log.warning(
             "Cases without scores, whose candidates are all accepted: %s.", ", ".join(unscored)

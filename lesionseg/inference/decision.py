@@ -304,7 +304,7 @@ def accept(
         calibration: map from scores to probabilities, or None.
     """
     candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
-    if calibration is not None and prediction.scored and candidates:
+    if calibration is not None and prediction.has_scores and candidates:
         chances = calibration.probability([c.score for c in candidates]).tolist()
         pairs = zip(candidates, chances, strict=True)
         candidates = tuple(replace(c, probability=p) for c, p in pairs)

@@ -200,7 +200,7 @@ def _candidate_json(
         content["removed"] = list(map(_entry_json, prediction.removed))
     if prediction.n_left_out:
         content["n_left_out"] = prediction.n_left_out
-    if not prediction.scored:  # the predicting program states no scores, so all of them are 1
+    if not prediction.has_scores:  # the predicting program states no scores, so all of them are 1
         content["scored"] = False
     return content
 
@@ -334,7 +334,7 @@ def read_prediction(
     A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its number
     in the file, `label` is 1 and `accepted` is true. The remaining values follow from the box, see
     `Candidate.from_box`. Without a candidate file, each instance or connected component of the
-    masks is a candidate with score 1, and the prediction has `scored=False`.
+    masks is a candidate with score 1, and the prediction has `has_scores=False`.
 
     Args:
         files: The files of the case.
@@ -381,7 +381,7 @@ def read_prediction(
         candidates=tuple(replace(c, has_mask=c.id in present) for c in ranked),
         instances=instances,
         operating_point=stated.operating_point,
-        scored=stated.scored,
+        has_scores=stated.scored,
         values=values,
         removed=tuple(removed),
         input=stated.input_check,

@@ -171,7 +171,7 @@ def unscored_prediction(
     for row, label in enumerate(of_instance):
         voxels = lesions.voxels_of(row)
         candidates.append(Candidate.from_voxels(row + 1, label, 1.0, voxels, geometry))
-    return Prediction(case, geometry, tuple(candidates), instances, scored=False)
+    return Prediction(case, geometry, tuple(candidates), instances, has_scores=False)
 
 
 def measure_instances(

@@ -217,7 +217,7 @@ def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> lis
         return list(matches)
     return [
         match.decide(accept(match.prediction, point, selection.calibration))
-        if match.prediction.scored
+        if match.prediction.has_scores
         else match
         for match in matches
     ]

@@ -112,18 +112,10 @@ def make_plan(
             n_voxels=sizes.n_voxels,
             lesion_voxels=sizes.lesion_voxels,
         )
-    tile: Decision[tuple[int, ...]] = _pick(
-        chosen.tile_shape, lambda: rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
-    )
-    if pyramid is not None and chosen.tile_shape is None:
-        tile = replace(tile, value=_round_to_multiple(tile.value, total_stride(pyramid)))
+    tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)
     shape = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
-    stride = total_stride(shape.value)
-    if (pyramid or before) and any(np.remainder(tile.value, stride)):
-        raise ConfigError(
-            f"model.tile_shape={list(tile.value)}: the sides must be multiples of {list(stride)} "
-            "for this backbone."
-        )
+    if pyramid is not None or before is not None:
+        _require_multiples(tile.value, total_stride(shape.value))
     batch = _pick(
         chosen.batch_size,
         lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
@@ -207,6 +199,31 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
         return allowed
     widest = max(allowed.widest * base // allowed.base_features, base)
     return replace(allowed, base_features=base, widest=widest)
+
+
+def _choose_tile(
+    sizes: _GridSizes,
+    draft: Plan,
+    allowed: DeviceBudget,
+    chosen: ModelConfig,
+    pyramid: Architecture | None,
+) -> Decision[tuple[int, ...]]:
+    """Choose the tile: the user's, or that of the rules, rounded to fit a given `pyramid`."""
+    if chosen.tile_shape is not None:
+        return Decision(chosen.tile_shape, BY_USER)
+    tile = rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
+    if pyramid is None:
+        return tile
+    return replace(tile, value=_round_to_multiple(tile.value, total_stride(pyramid)))
+
+
+def _require_multiples(tile: Sequence[int], stride: Sequence[int]) -> None:
+    """Raise `ConfigError` if a side of a tile is not a multiple of the backbone's stride."""
+    if any(np.remainder(tile, stride)):
+        raise ConfigError(
+            f"model.tile_shape={list(tile)}: the sides must be multiples of {list(stride)} for "
+            "this backbone."
+        )
 
 
 def _round_to_multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:

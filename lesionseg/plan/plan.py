@@ -307,7 +307,7 @@ class Plan:
         plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
         _require_consistent(plan, where)
         network = dict(to_tuples(plan.architecture.network))
-        # a plan of version 1 also explains what is now in the selection
+        # version 1 of plan.json also has reasons for parts of the selection
         reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
         return plan.with_(architecture=replace(plan.architecture, network=network), reasons=reasons)
 

@@ -1,6 +1,6 @@
 """The planning rules: one pure function per decision, with its reason and its source.
 
-"nnU-Net" stands for Isensee F et al., Nature Methods 2021;18:203, and its supplement.
+"nnU-Net" means Isensee F et al., Nature Methods 2021;18:203, and its supplement.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -261,7 +261,7 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
 
 
 def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
-    """Draw a dot and a label at the operating point, where a rising curve does not cross it."""
+    """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
     x = setting.n_false / tables.n_scanned
     y = setting.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)

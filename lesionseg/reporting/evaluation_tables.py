@@ -69,7 +69,7 @@ class Tables:
     def n_scanned(self) -> float:
         """Number of scans by which rates are divided.
 
-        A scan of which a reader annotated only a part counts as this part.
+        If a reader looked for some labels only, the scan counts by the share of these labels.
         """
         shares = self.cases.get("annotated_share")
         return max(float(len(self.cases) if shares is None else shares.fillna(1.0).sum()), 1e-9)

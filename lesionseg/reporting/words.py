@@ -66,7 +66,7 @@ _OPTIONAL = ("title", "contact", "remarks")  # shown only if they are answered
 
 
 def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
-    """Return a rate with its noun, and what it refers to.
+    """Return a rate in words, such as "2 false positives per scan".
 
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')

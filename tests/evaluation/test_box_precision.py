@@ -110,7 +110,7 @@ def test_ignored_region_and_limit_of_a_hundred():
 
 
 def test_candidates_without_scores_have_no_average_precision():
-    scores = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, LESION)], scored=False)])
+    scores = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, LESION)], has_scores=False)])
     assert (scores.box_precision.average_precision, scores.box_precision.ap_50.value) == (None,) * 2
     assert "score" in scores.box_precision.reason
     free = boxes_of([case_of("a", [], [(1, 0.9, LESION)])]).box_precision

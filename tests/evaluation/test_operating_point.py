@@ -61,7 +61,7 @@ def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
 
 
 def test_what_cannot_be_chosen_is_an_error():
-    for bad in ([result("a", [1.0], scored=False)], []):
+    for bad in ([result("a", [1.0], has_scores=False)], []):
         with pytest.raises(ContentError):
             choose(bad)
     with pytest.raises(ContentError):

@@ -44,7 +44,7 @@ def summarise(results, replicates=0, **options):
     return summary(results, PRESETS["lesionseg"], settings)
 
 
-def made_up(seed, group="", n_lesions=3, scored=True):
+def made_up(seed, group="", n_lesions=3, has_scores=True):
     """Boxes as lesions, two in three of them found, and some false positives."""
     rng, scores = np.random.default_rng(seed), []
     reference, drawn = np.zeros(GRID.shape, np.int32), np.zeros(GRID.shape, np.int32)
@@ -57,7 +57,7 @@ def made_up(seed, group="", n_lesions=3, scored=True):
     for i in range(int(rng.integers(0, 4))):
         scores.append(float(rng.random()))
         drawn[8:10, 3 * i : 3 * i + 2, 8:10] = len(scores)
-    found = prediction_of(drawn, scores, GRID, accepted_from=0.3, scored=scored)
+    found = prediction_of(drawn, scores, GRID, accepted_from=0.3, has_scores=has_scores)
     truth = Reference(GRID, instances=reference, instance_labels=(1,) * n_lesions)
     return evaluate_case(truth, found, PRESETS["lesionseg"], case=f"case{seed}", group=group)
 
@@ -83,7 +83,7 @@ def nulls_without_reason(value, path="", explained=False):
 def test_every_null_has_a_reason_and_nothing_is_nan():
     free, ill = ([made_up(s, n_lesions=n) for s in range(9)] for n in (0, 2))
     few = [], free[:1], ill[:1], many(4)
-    for results in (*few, many(scored=False), many(), free, ill):
+    for results in (*few, many(has_scores=False), many(), free, ill):
         scores = summarise(results, 50).to_json()
         assert set(scores) == set(KEYS.split())
         json.dumps(scores, allow_nan=False)
@@ -92,7 +92,7 @@ def test_every_null_has_a_reason_and_nothing_is_nan():
 
 @pytest.mark.parametrize("scored", [True, False])
 def test_scores_read_back_are_the_scores_written(scored, tmp_path):
-    results = many(scored=scored)
+    results = many(has_scores=scored)
     false = results[3].candidates[-1]
     answer = Answer("case3", false.candidate, (*false.start_vox, *false.stop_vox), "lesion")
     scores = replace(

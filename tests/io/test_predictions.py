@@ -23,7 +23,7 @@ FIELDS = (
     "candidates",
     "case",
     "operating_point",
-    "scored",
+    "has_scores",
     "removed",
     "input",
     "n_left_out",
@@ -119,7 +119,7 @@ def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, na
     mask[0, 1, 1, 2] = 3
     write_volume(tmp_path / name, Volume(mask, oblique))
     prediction = _read(tmp_path)
-    assert not prediction.scored
+    assert not prediction.has_scores
     found = [(c.id, c.label, c.score, c.has_mask) for c in prediction.candidates]
     assert found == [(1, 1, 1.0, True), (2, 3, 1.0, True)]
     first = prediction.candidates[0]
@@ -156,7 +156,7 @@ def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path):
     assert (best.label, best.accepted, best.has_mask) == (1, True, False)
     assert best.centre_mm == (4.5, 6.0, 7.5)
     assert best.diameter_mm == pytest.approx(6)  # sides of 6 mm each
-    assert prediction.scored
+    assert prediction.has_scores
 
 
 WRONG = [

@@ -119,7 +119,7 @@ def test_candidates_are_lesions_in_the_order_of_the_prediction():
 def test_masks_alone_make_a_candidate_per_component_or_per_instance(instances):
     labels = text("550400")
     found = unscored_prediction("a", PLANE, labels, instances)
-    assert not found.scored
+    assert not found.has_scores
     seen = {c.id: (c.label, c.score, c.start_vox) for c in found.candidates}
     if instances is None:
         assert seen == {1: (5, 1.0, (0, 0)), 2: (4, 1.0, (0, 3))}

@@ -103,7 +103,7 @@ def test_a_failed_scan_and_bare_masks_have_words(tmp_path):
     reference = make_reference(CASES["missed"])
     failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
     assert words_of(tables_of([failed], tmp_path / "a")) == "the scan has no result"
-    bare = replace(make_prediction(CASES["missed"]), scored=False)
+    bare = replace(make_prediction(CASES["missed"]), has_scores=False)
     found = evaluate_case(reference, bare, PRESETS["lesionseg"], case="a")
     assert words_of(tables_of([found], tmp_path / "b", point=None)) == "no marking touches it"
 

@@ -570,7 +570,7 @@ class _Results:
             place = unit.removeprefix("mm").strip()  # "at the detector" or ""
         shape = "a ball of equal volume" if self.slices else "a disc of equal area"
         method = own("equivalent", f"of {shape}, {place}" if place else f"of {shape}")
-        score = candidate.score if self.prediction.scored else None
+        score = candidate.score if self.prediction.has_scores else None
         rows = (
             (own("score", "Score of the model"), score, no_units, None),
             (

@@ -47,7 +47,7 @@ def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
     accepted = [c.accepted for c in found.candidates]
     assert accepted == [True, False, False]  # as in nnU-Net's mask
     np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
-    assert found.scored
+    assert found.has_scores
 
 
 def test_a_candidate_file_beside_them_is_read_instead(tmp_path: Path) -> None:
@@ -177,4 +177,4 @@ def test_nothing_found_gives_no_candidates(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", softmax_of(nothing), nothing)
     found = read(tmp_path)
     assert found.candidates == ()
-    assert found.scored
+    assert found.has_scores
