@@ -6,10 +6,13 @@ from typing import Any
 
 from lesionseg.evaluation.scores import Difference, PrimaryDifference
 from lesionseg.reporting.charts import Chart
+from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import Card
 from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
+
+FILMS_ON_TOP = 3  # whole images on the first screen
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class Pictures:
         false_positives: False positives, highest score first.
         found: Some of the found lesions, smallest first.
         outlines: Class in style.css and description of each outline that occurs in the pictures.
+        films: Whole images of two axes with boxes. The first ones are on the first screen.
+        labels: Letter and colour of each label in the films. Empty if there is one label.
+        film_outlines: Class and description of each kind of box that occurs in the films.
     """
 
     top: Sequence[Card] = ()
@@ -29,6 +35,9 @@ class Pictures:
     false_positives: Sequence[Card] = ()
     found: Sequence[Card] = ()
     outlines: Sequence[tuple[str, str]] = ()
+    films: Sequence[Film] = ()
+    labels: Sequence[LabelKey] = ()
+    film_outlines: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,3 +83,19 @@ class ReportContent:
     case_rows: Sequence[Mapping[str, Any]]
     about: Sequence[tuple[str, str]]
     comparison: Mapping[str, PrimaryDifference | Difference] | None
+
+    @property
+    def n_films_on_top(self) -> int:
+        """Number of whole images on the first screen."""
+        return FILMS_ON_TOP
+
+    @property
+    def films_title(self) -> str:
+        """The title above the whole images of the first screen."""
+        if self.n_missed and self.n_false_positive:
+            return "Images with the largest missed lesions and the most confident false positives"
+        if self.n_missed:
+            return "Images with the largest missed lesions"
+        if self.n_false_positive:
+            return "Images with the most confident false positives"
+        return "Images with the lesions that were found"

@@ -39,6 +39,7 @@ class Scene:
         accepted: Mask of all accepted candidates.
         below: Candidates below the operating point: their ids `[*spatial]`, 0 elsewhere.
         prediction: All candidates.
+        colours: Red, green and blue `[3, *spatial]` of a picture in colour, otherwise None.
     """
 
     image: NDArray[Any]
@@ -47,6 +48,7 @@ class Scene:
     accepted: Mask | None = None
     below: NDArray[np.integer[Any]] | None = None
     prediction: Prediction | None = None
+    colours: NDArray[Any] | None = None
 
     def mask_of(self, candidate: int) -> Mask | None:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
@@ -121,8 +123,13 @@ class Sources:
             reference = None if other is None else read_case(other, self._reference).reference
         elif case in self._masks:
             reference = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
+        channels = found.image.present_channels
+        is_colour = len(self._files[case].images) == 1 and len(channels) == 3 and geometry.dims == 2
         scene = Scene(
-            found.image.present_channels[0], geometry, _reference_mask(reference, geometry)
+            channels[0],
+            geometry,
+            _reference_mask(reference, geometry),
+            colours=found.image.array if is_colour else None,
         )
         if case not in self._predictions:
             return scene

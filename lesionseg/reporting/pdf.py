@@ -21,7 +21,8 @@ from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.pictures import ACCEPTED, REFERENCE, Card
+from lesionseg.reporting.films import Film
+from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
 from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
 
@@ -46,6 +47,12 @@ LINE_STYLES = {
     "accepted": (ACCEPTED, "--"),
     "below": ("#777777", ":"),
 }
+FILM_STYLES = {**LINE_STYLES, "below": (BELOW, ":")}  # on a dark image
+FILM_COLUMNS = 3  # of whole images on a page
+FILM_ROWS = 2
+FILM_CAPTION = 0.72  # height of the caption below a whole image
+LEAST_TEXT = 5.0  # least size of the text in a whole image, in points
+LETTER = 0.062  # mean width of a letter of 8 points
 
 
 def write_pdf(path: Path, content: ReportContent) -> None:
@@ -68,8 +75,11 @@ def write_pdf(path: Path, content: ReportContent) -> None:
         PdfPages(unfinished, metadata=made) as pdf,
     ):
         pdf.savefig(_first_page(content))
+        for page in _film_pages(content.pictures):
+            pdf.savefig(page.figure)
         missed = content.pictures.missed[: 3 * PER_PAGE]
-        if len(missed) <= len(content.pictures.top):  # page 1 shows all of them
+        # page 1 shows all of them
+        if not content.pictures.films and len(missed) <= len(content.pictures.top):
             missed = []
         for at in range(0, len(missed), PER_PAGE):
             page = _Page()
@@ -141,7 +151,16 @@ def _first_page(content: ReportContent) -> Figure:
     _draw_tiles(page, content.tiles, y)
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
-    if pictures.top:
+    if pictures.films:
+        page.text(EDGE, y, content.films_title, 11, weight="bold")
+        step = (WIDTH - 2 * EDGE + GAP) / content.n_films_on_top
+        for k, film in enumerate(pictures.films[: content.n_films_on_top]):
+            _draw_film(page, film, EDGE + k * step, y + 0.22, TOP_SIDE, TOP_SIDE)
+            x = EDGE + k * step + TOP_SIDE + 0.08
+            page.text(x, y + 0.22, film.case, 8, weight="bold")
+            page.text(x, y + 0.39, film.words, 7.5, 30)
+        _draw_film_key(page, pictures, y + 0.27 + TOP_SIDE, labels=False)
+    elif pictures.top:
         words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
         _draw_missed(page, pictures, y + 0.22)
@@ -196,7 +215,7 @@ def _draw_missed(page: _Page, pictures: Pictures, y: float) -> None:
     """Draw the largest missed lesions, with their captions and the key of the outlines."""
     for k, card in enumerate(pictures.top):
         x = EDGE + 2.97 * k
-        page.image(x, y, TOP_SIDE, TOP_SIDE, _decode_picture(card))
+        page.image(x, y, TOP_SIDE, TOP_SIDE, _decode_picture(card.uri))
         page.text(x + TOP_SIDE + 0.08, y, f"{card.size} · {card.case}", 8, weight="bold")
         page.text(x + TOP_SIDE + 0.08, y + 0.17, card.words, 8, 20)
     for k, (name, words) in enumerate(pictures.outlines):
@@ -211,8 +230,109 @@ def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
         row, column = divmod(k, COLUMNS)
         x = EDGE + column * (3 * SIDE + 0.12)
         y = top + row * (SIDE + 0.55)
-        page.image(x, y, 3 * SIDE, SIDE, _decode_picture(card))
+        page.image(x, y, 3 * SIDE, SIDE, _decode_picture(card.uri))
         page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 7.5, 66)
+
+
+def _film_pages(pictures: Pictures) -> list[_Page]:
+    """Draw the whole images with their captions, and the key of boxes and labels above them."""
+    pages = []
+    per_page = FILM_COLUMNS * FILM_ROWS
+    for start in range(0, len(pictures.films), per_page):
+        page = _Page()
+        page.text(EDGE, 0.4, "Whole images", 13, weight="bold")
+        top = _draw_film_key(page, pictures, 0.72, labels=True) + 0.08
+        height = (HEIGHT - 0.25 - top) / FILM_ROWS
+        width = (WIDTH - 2 * EDGE + GAP) / FILM_COLUMNS
+        for k, film in enumerate(pictures.films[start : start + per_page]):
+            row, column = divmod(k, FILM_COLUMNS)
+            x = EDGE + column * width
+            y = top + row * height
+            low = _draw_film(page, film, x, y, width - GAP, height - FILM_CAPTION)
+            page.text(x, low + 0.05, f"{film.case}: {film.words}", 7.5, 68)
+        pages.append(page)
+    return pages
+
+
+def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height: float) -> float:
+    """Draw a whole image with its boxes into the upper left corner of a rectangle.
+
+    Lengths are in inches. Return the position of its lower edge.
+    """
+    width = min(width, height * film.aspect)
+    height = width / film.aspect
+    axes = page.figure.add_axes(
+        (x / WIDTH, 1 - (y + height) / HEIGHT, width / WIDTH, height / HEIGHT)
+    )
+    axes.imshow(
+        _decode_picture(film.uri),
+        cmap="gray",
+        extent=(0, film.width, film.height, 0),
+        aspect="auto",
+    )
+    axes.set_axis_off()
+    size = max(film.text_size / film.width * width * 72, LEAST_TEXT)
+    for box in film.boxes:
+        colour, style = FILM_STYLES[box.kind]
+        thickness = 1.6 if box.is_error else 0.8
+        for colour_of_line, style_of_line, more in (("black", "-", 1.0), (colour, style, 0.0)):
+            axes.add_patch(
+                Rectangle(
+                    (box.x, box.y),
+                    box.width,
+                    box.height,
+                    fill=False,
+                    edgecolor=colour_of_line,
+                    linestyle=style_of_line,
+                    linewidth=thickness + more,
+                )
+            )
+        if box.text:
+            left, top, _ = film.tag(box)
+            is_above = top < box.y
+            axes.text(
+                left,
+                box.y if is_above else top,
+                box.text,
+                fontsize=size,
+                weight="bold",
+                va="bottom" if is_above else "top",
+                clip_on=True,
+                bbox={
+                    "facecolor": box.label.colour if box.label else colour,
+                    "edgecolor": "none",
+                    "pad": 0.6,
+                },
+            )
+    axes.set_xlim(0, film.width)
+    axes.set_ylim(film.height, 0)
+    return y + height
+
+
+def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, labels: bool) -> float:
+    """Draw the styles of boxes and, if wanted, the letters of labels. Return the lower edge."""
+    x = EDGE
+    for name, words in pictures.film_outlines:
+        colour, style = LINE_STYLES[name]
+        page.line(x, y + 0.08, 0.3, color=colour, linestyle=style, linewidth=2)
+        page.text(x + 0.36, y, words, 8)
+        x += 0.6 + LETTER * len(words)
+    page.text(x, y, "thick: missed lesion or false positive", 8)
+    if not labels or not pictures.labels:
+        return y + 0.2
+    x = EDGE
+    y += 0.2
+    for label in pictures.labels:
+        width = 0.34 + LETTER * len(label.name)
+        if x + width > WIDTH - EDGE:
+            x = EDGE
+            y += 0.2
+        page.box(x - 0.01, y - 0.02, 0.22, 0.18, SOFT)  # a border, as one of the colours is white
+        page.box(x, y - 0.01, 0.2, 0.16, label.colour)
+        page.text(x + 0.1, y, label.letter, 8, ha="center", weight="bold")
+        page.text(x + 0.26, y, label.name, 8)
+        x += width + 0.1
+    return y + 0.22
 
 
 def _number_pages(content: ReportContent) -> list[_Page]:
@@ -282,9 +402,9 @@ def _place_rows(
     return pages
 
 
-def _decode_picture(card: Card) -> Any:
-    """Return the pixels of a card's picture."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(card.uri.partition(",")[2]))))
+def _decode_picture(uri: str) -> Any:
+    """Return the pixels of a picture in a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
 def _render_pixels(figure: Figure) -> Any:

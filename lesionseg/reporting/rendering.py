@@ -66,6 +66,15 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def pixels(value: float) -> str:
+    """Return a length in pixels with at most two decimals.
+
+    >>> pixels(12.0), pixels(3.14159)
+    ('12', '3.14')
+    """
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
 def render(template: str, **values: object) -> str:
     """Fill a template of this package. All values are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -78,5 +87,6 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters["cell"] = cell
+    environment.filters["pixels"] = pixels
     environment.globals |= {"count": count, "is_number": is_number, "version": __version__}
     return environment.get_template(template).render(**values)

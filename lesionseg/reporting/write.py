@@ -1,6 +1,5 @@
 """Write the report of an evaluation: found and missed lesions, and intervals of the numbers."""
 
-import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.evaluation_tables import Tables, read_tables
+from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
@@ -369,15 +369,17 @@ def _draw_pictures(
     Cases are read one after the other, because only one scan is kept in memory. With `viewer`, a
     page of each case is written into this folder.
     """
-    wanted = list(_choose_pictures(tables))
+    on_film = choose_films(tables)
+    wanted = list(_choose_pictures(tables, with_top=not on_film))
     cards: dict[int, Card] = {}  # by index in `wanted`
+    films: dict[str, Film] = {}
     visible: set[str] = set()
-
-    def case_of(index: int) -> str:
-        return str(wanted[index].row["case"])
-
+    indices_of: dict[str, list[int]] = defaultdict(list)
+    for index, picture in enumerate(wanted):
+        indices_of[str(picture.row["case"])].append(index)
     n_done = 0
-    for case, indices in itertools.groupby(sorted(range(len(wanted)), key=case_of), case_of):
+    n_wanted = len(wanted) + len(on_film)
+    for case in sorted({*indices_of, *on_film}):
         scene = _load_scene(sources, tables, case)
         if scene is not None:
             visible |= _find_visible_masks(scene)
@@ -385,12 +387,17 @@ def _draw_pictures(
                 from lesionseg.reporting.viewer import write_viewer
 
                 write_viewer(viewer, case.replace(" ", "-"), case, scene)
-        for index in indices:
+        if scene is not None and case in on_film:
+            films[case] = draw_film(scene, case, tables)
+        n_done += case in on_film
+        for index in indices_of[case]:
             if scene is not None:
                 cards[index] = _draw_card(scene, wanted[index], tables)
             n_done += 1
-            if progress is not None:
-                progress(case, n_done, len(wanted))
+        if progress is not None:
+            progress(case, n_done, n_wanted)
+    boxed = {box.kind for film in films.values() for box in film.boxes}
+    letters = {box.label.letter for film in films.values() for box in film.boxes if box.label}
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):
         of_kind[wanted[index].kind].append(cards[index])
@@ -400,6 +407,9 @@ def _draw_pictures(
         false_positives=of_kind["false_positive"],
         found=of_kind["found"],
         outlines=[outline for name, outline in OUTLINES.items() if name in visible],
+        films=[films[case] for case in on_film if case in films],
+        labels=[key for key in label_keys(tables).values() if key.letter in letters],
+        film_outlines=[outline for name, outline in OUTLINES.items() if name in boxed],
     )
 
 
@@ -409,14 +419,17 @@ def _find_visible_masks(scene: Scene) -> set[str]:
     return {name for name, mask in masks.items() if mask is not None and mask.any()}
 
 
-def _choose_pictures(tables: Tables) -> Iterator[_Wanted]:
-    """Yield the pictures to draw, in the order of the page."""
+def _choose_pictures(tables: Tables, *, with_top: bool) -> Iterator[_Wanted]:
+    """Yield the pictures to draw, in the order of the page.
+
+    `with_top`: False leaves out those of the first screen, where whole images take their place.
+    """
     is_found = tables.lesions["detected"].astype(bool)
     missed = tables.lesions[~is_found]
     missed = missed.sort_values(
         [tables.size_column, "case", "lesion"], ascending=[False, True, True]
     )
-    for _, row in missed.head(N_ON_TOP).iterrows():
+    for _, row in missed.head(N_ON_TOP if with_top else 0).iterrows():
         yield _Wanted("top", row, why_missed(row, tables))
     for _, row in missed.head(MOST_MISSED).iterrows():
         yield _Wanted("missed", row, why_missed(row, tables))

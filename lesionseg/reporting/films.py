@@ -1,0 +1,298 @@
+"""Whole images of two axes, such as films, with the boxes of lesions and markings.
+
+A box is stated in pixels of the image, x first. The page draws it as SVG over the picture, and the
+PDF draws it with matplotlib, so that both are sharp at any size.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from lesionseg.errors import count, format_score
+from lesionseg.reporting.evaluation_tables import Tables
+from lesionseg.reporting.images import Scene
+from lesionseg.reporting.words import size_words, why_missed
+
+MOST_FILMS = 16
+MOST_BOXES = 60  # of one film; more cannot be distinguished
+LARGEST_SIDE = 900  # of the picture, in pixels; the boxes stay sharp
+JPEG_QUALITY = 82
+WINDOW = (0.5, 99.7)  # percentiles of the grey values that are shown as black and white
+# Light colours, which differ for colour-blind readers (after Okabe and Ito 2008) and are not those
+# of outlines. With more labels, colours occur again, but with another letter.
+LABEL_COLOURS = ("#f0e442", "#a9b8ff", "#ffffff", "#5ad1a5", "#e3a6d2", "#c9b08a")
+TEXT_SIZE = 0.032  # height of the text in a film, relative to its width
+
+BoxKind = Literal["reference", "accepted", "below"]
+
+
+@dataclass(frozen=True)
+class LabelKey:
+    """The letter and the colour by which a label is shown."""
+
+    letter: str
+    colour: str
+    name: str
+
+
+@dataclass(frozen=True)
+class FilmBox:
+    """A box on a film, in pixels of the image.
+
+    Attributes:
+        kind: `reference` for a lesion, `accepted` for a marking, and `below` for a marking under
+            the operating point.
+        x: Left edge.
+        y: Upper edge.
+        width: Extent along x.
+        height: Extent along y.
+        words: "missed" or the score. It may be empty.
+        label: Letter and colour of its label. None if there is one label.
+        is_error: True for a missed lesion or a false positive.
+    """
+
+    kind: BoxKind
+    x: float
+    y: float
+    width: float
+    height: float
+    words: str = ""
+    label: LabelKey | None = None
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        """The text next to the box: the letter of its label, and the words."""
+        return f"{self.label.letter} {self.words}".strip() if self.label else self.words
+
+
+@dataclass(frozen=True)
+class Film:
+    """A whole image, its boxes and its caption.
+
+    Attributes:
+        uri: The picture as a data URI. It may have fewer pixels than the image.
+        width: Number of columns of the image.
+        height: Number of rows of the image.
+        aspect: Width over height of the image in mm.
+        case: Name of the scan.
+        words: Caption.
+        boxes: The boxes, those of errors last, so that they are drawn on top.
+    """
+
+    uri: str
+    width: int
+    height: int
+    aspect: float
+    case: str
+    words: str
+    boxes: Sequence[FilmBox]
+
+    @property
+    def text_size(self) -> float:
+        """Height of the text in pixels of the image."""
+        return TEXT_SIZE * self.width
+
+    def tag(self, box: FilmBox) -> tuple[float, float, float]:
+        """Return the left edge, upper edge and width of the text of a box, within the image.
+
+        The text of a lesion is above its box, and that of a marking below, so that both can be read
+        if the boxes are equal.
+        """
+        height = 1.25 * self.text_size
+        width = (0.64 * len(box.text) + 0.6) * self.text_size
+        above = box.y - height
+        below = box.y + box.height
+        top = above if box.kind == "reference" else below
+        if top < 0:
+            top = below if below + height <= self.height else box.y
+        if top + height > self.height:
+            top = above if above >= 0 else self.height - height
+        left = min(max(box.x, 0.0), max(self.width - width, 0.0))
+        return left, top, width
+
+
+def choose_films(tables: Tables) -> list[str]:
+    """Return the scans to show as a whole, at most `MOST_FILMS`.
+
+    Scans with the largest missed lesions and those with the most confident false positives take
+    turns. Scans with lesions that are all found follow.
+    """
+    if tables.scores.image_axes != (2,):
+        return []
+    is_found = tables.lesions["detected"].astype(bool)
+    missed = tables.lesions[~is_found].sort_values(tables.size_column, ascending=False)
+    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
+    false = false.sort_values("score", ascending=False)
+    by_miss = list(dict.fromkeys(missed["case"]))
+    by_false = list(dict.fromkeys(false["case"]))
+    found = list(dict.fromkeys(tables.lesions[is_found]["case"]))
+    turns: list[str] = []
+    for k in range(max(len(by_miss), len(by_false))):
+        turns += [*by_miss[k : k + 1], *by_false[k : k + 1]]
+    return list(dict.fromkeys([*turns, *found]))[:MOST_FILMS]
+
+
+def label_keys(tables: Tables) -> dict[str, LabelKey]:
+    """Return the key of each label of lesions and markings; empty if there is only one label."""
+    used = {*tables.lesions["label"], *tables.candidates["label"]}
+    names = [name for name in tables.scores.per_label if name in used]
+    names += sorted(used - set(names))
+    if len(names) < 2:
+        return {}
+    return {
+        name: LabelKey(_letter(k), LABEL_COLOURS[k % len(LABEL_COLOURS)], name)
+        for k, name in enumerate(names)
+    }
+
+
+def _letter(number: int) -> str:
+    """Return A, B, … Z, then AA, AB, ….
+
+    >>> _letter(0), _letter(25), _letter(26)
+    ('A', 'Z', 'AA')
+    """
+    first, second = divmod(number, 26)
+    return (chr(64 + first) if first else "") + chr(65 + second)
+
+
+def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
+    """Draw the whole image of a scan with the boxes of its lesions and markings."""
+    keys = label_keys(tables)
+    lesions = tables.lesions[tables.lesions["case"] == case]
+    markings = tables.candidates[tables.candidates["case"] == case]
+    boxes = [
+        *_lesion_boxes(lesions, keys),
+        *_marking_boxes(markings, keys),
+        *_nearest_boxes(lesions, markings, keys),
+    ]
+    shown = sorted(boxes, key=lambda box: not box.is_error)[:MOST_BOXES]
+    height, width = scene.geometry.shape
+    spacing_y, spacing_x = scene.geometry.spacing_mm
+    return Film(
+        uri=_picture(scene),
+        width=width,
+        height=height,
+        aspect=width * spacing_x / (height * spacing_y),
+        case=case,
+        words=_caption(
+            lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
+        ),
+        boxes=shown[::-1],
+    )
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return x, y, width and height of the box of a row of lesions.csv or candidates.csv."""
+    x = float(row["start_x_vox"])
+    y = float(row["start_y_vox"])
+    return x, y, float(row["stop_x_vox"]) - x, float(row["stop_y_vox"]) - y
+
+
+def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
+    """Yield the boxes of lesions, the largest first."""
+    for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
+        is_missed = not bool(row["detected"])
+        yield _box("reference", row, keys, "missed" if is_missed else "", is_error=is_missed)
+
+
+def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
+    """Yield the boxes of accepted markings, the highest score first."""
+    accepted = markings[markings["accepted"].astype(bool)]
+    for _, row in accepted.sort_values("score", ascending=False).iterrows():
+        is_false = row["outcome"] == "false_positive"
+        yield _box("accepted", row, keys, _score_words(row), is_error=is_false)
+
+
+def _nearest_boxes(
+    lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
+) -> Iterator[FilmBox]:
+    """Yield the boxes of markings below the limit that explain why a lesion was missed."""
+    if "nearest_candidate" not in lesions:
+        return
+    missed = lesions[~lesions["detected"].astype(bool)]
+    names = set(missed["nearest_candidate"].dropna().astype(int))
+    for _, row in markings.iterrows():
+        if int(row["candidate"]) in names and not bool(row["accepted"]):
+            yield _box("below", row, keys, _score_words(row), is_error=False)
+
+
+def _score_words(row: Mapping[str, Any]) -> str:
+    """Return the score of a marking; empty without one."""
+    return "" if pd.isna(row["score"]) else format_score(float(row["score"]))
+
+
+def _box(
+    kind: BoxKind,
+    row: Mapping[str, Any],
+    keys: Mapping[str, LabelKey],
+    words: str,
+    *,
+    is_error: bool,
+) -> FilmBox:
+    """Return the box of a row of a table."""
+    x, y, width, height = _place(row)
+    return FilmBox(
+        kind=kind,
+        x=x,
+        y=y,
+        width=width,
+        height=height,
+        words=words,
+        label=keys.get(str(row["label"])),
+        is_error=is_error,
+    )
+
+
+def _caption(
+    lesions: pd.DataFrame,
+    markings: pd.DataFrame,
+    tables: Tables,
+    n_left_out: int,
+    *,
+    several_labels: bool,
+) -> str:
+    """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn."""
+    missed = lesions[~lesions["detected"].astype(bool)]
+    n_false = int((markings["outcome"] == "false_positive").sum())
+    parts = ["no lesion"]
+    if len(lesions):
+        n_found = len(lesions) - len(missed)
+        noun = "lesion" if len(lesions) == 1 else "lesions"
+        parts = [f"{n_found} of {len(lesions)} {noun} found"]
+    parts.append(count(n_false, "false positive") if n_false else "no false positive")
+    words = ", ".join(parts) + "."
+    if len(missed):
+        row = missed.sort_values(tables.size_column, ascending=False).iloc[0]
+        which = "Missed" if len(missed) == 1 else "Largest missed"
+        name = f"{row['label']} of " if several_labels else ""
+        words += f" {which}: {name}{size_words(row, tables)}, {why_missed(row, tables)}."
+    if n_left_out:
+        words += f" {count(n_left_out, 'box', 'boxes')} not drawn."
+    return words
+
+
+def _picture(scene: Scene) -> str:
+    """Return the image as a JPEG in a data URI, with at most `LARGEST_SIDE` pixels per side."""
+    levels = _levels(scene.image if scene.colours is None else np.moveaxis(scene.colours, 0, -1))
+    picture = Image.fromarray(levels)
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _levels(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image as grey values or colours from 0 to 255. Bytes in colour stay as they are."""
+    if image.ndim == 3 and image.dtype == np.uint8:
+        return image
+    low, high = np.percentile(image, WINDOW)
+    scaled = (image.astype(np.float64) - low) / max(float(high - low), 1e-6)
+    return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), dtype=np.uint8)

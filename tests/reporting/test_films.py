@@ -1,0 +1,199 @@
+"""Whole images on the page: boxes at their pixels, letters of labels, the choice of scans."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import lesionseg
+from lesionseg.config import ReportSection
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.io.predictions import write_prediction
+from lesionseg.reporting.evaluation_tables import read_tables
+from lesionseg.reporting.films import (
+    LARGEST_SIDE,
+    MOST_BOXES,
+    Film,
+    FilmBox,
+    choose_films,
+    draw_film,
+    label_keys,
+)
+from lesionseg.reporting.images import Scene
+from lesionseg.reporting.write import write_report
+
+WIDTH, HEIGHT = 120, 50  # x, y: more columns than rows
+GRID = Geometry.from_spacing((HEIGHT, WIDTH), (1.0, 1.0))
+# label, x, y, width, height
+LESIONS = {
+    "a": [(1, 70, 5, 40, 10), (2, 10, 30, 8, 6)],
+    "b": [(1, 20, 20, 10, 10)],
+    "c": [(2, 60, 10, 12, 12)],
+    "free": [],
+}
+# label, score, x, y, width, height
+MARKINGS = {
+    "a": [(2, 0.9, 11, 31, 8, 6), (1, 0.3, 75, 6, 30, 8)],
+    "b": [(1, 0.8, 20, 20, 10, 10), (1, 0.7, 90, 30, 15, 12)],
+    "c": [(2, 0.95, 60, 10, 12, 12)],
+    "free": [(2, 0.97, 5, 5, 20, 10)],
+}
+
+
+def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass")):
+    """A COCO dataset of PNG films, and predictions of boxes."""
+    images, annotations = [], []
+    (root / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number, (case, boxes) in enumerate(lesions.items(), 1):
+        pixels = rng.integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{case}.png")
+        size = {"width": WIDTH, "height": HEIGHT}
+        images.append({"id": number, "file_name": f"{case}.png", **size})
+        for label, *box in boxes:
+            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": label}
+            annotations.append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        found = []
+        for rank, (label, score, x, y, width, height) in enumerate(markings[case], 1):
+            box = (float(y), float(x), float(y + height), float(x + width))
+            one = Candidate.from_box(rank, label, score, box, GRID)
+            found.append(replace(one, accepted=score >= 0.5))
+        ranked = tuple(sorted(found, key=lambda one: -one.score))
+        point = OperatingPoint("score:0.5", 0.5, "validation")
+        prediction = Prediction(case, GRID, ranked, None, operating_point=point)
+        write_prediction(root / "found", prediction)
+    categories = [{"id": k, "name": name} for k, name in enumerate(names, 1)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations.json").write_text(json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("films")
+    write_films(root / "data")
+    lesionseg.evaluate(root / "data", root / "data" / "found", root / "scores")
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    path = write_report(
+        study / "scores",
+        study / "page",
+        images=study / "data",
+        reference=study / "data",
+        prediction=study / "data" / "found",
+        options=ReportSection.of(identifiers=True),
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def film_on(page, case):
+    """The SVG of a scan, without its picture."""
+    films = re.findall(r"<svg class=\"film\".*?</svg>", page, flags=re.DOTALL)
+    chosen = [film for film in films if f'aria-label="{case}:' in film]
+    assert len(chosen) == 1
+    return chosen[0]
+
+
+def boxes_on(film, kind):
+    """x, y, width and height of the boxes of a kind."""
+    found = re.findall(
+        rf'<rect class="{kind}( error)?" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"',
+        film,
+    )
+    return [(bool(error), *map(float, numbers)) for error, *numbers in found]
+
+
+def test_boxes_are_at_their_pixels_with_x_first(page):
+    film = film_on(page, "a")
+    assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in film
+    assert f'width="{WIDTH}" height="{HEIGHT}"' in film  # the picture fills the image
+    assert sorted(boxes_on(film, "reference")) == [(False, 10, 30, 8, 6), (True, 70, 5, 40, 10)]
+    assert boxes_on(film, "accepted") == [(False, 11, 31, 8, 6)]
+    assert boxes_on(film, "below") == [(False, 75, 6, 30, 8)]
+    assert boxes_on(film_on(page, "free"), "accepted") == [(True, 5, 5, 20, 10)]
+
+
+def test_labels_have_letters_and_the_key_names_them(page):
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", film_on(page, "a"))
+    assert sorted(texts) == ["A 0.3", "A missed", "B", "B 0.9"]
+    assert re.search(r'class="letter"[^>]*>A</b>nodule', page)
+    assert re.search(r'class="letter"[^>]*>B</b>mass', page)
+
+
+def test_caption_has_the_counts_and_the_reason(page):
+    assert "1 of 2 lesions found, no false positive. Missed: nodule of 16.7" in page
+    assert "no lesion, 1 false positive." in page
+
+
+def test_scans_with_large_misses_and_confident_false_positives_come_first(study):
+    assert choose_films(read_tables(study / "scores", identifiers=True)) == ["a", "free", "b", "c"]
+
+
+def test_three_images_are_on_the_first_screen_and_all_are_in_the_pdf(study, page):
+    top, _, below = page.partition('<p class="limits">')
+    assert [part.count('class="film"') for part in (top, below)] == [3, 1]
+    assert "Largest lesions it missed" not in page
+    assert (study / "page" / "report.pdf").stat().st_size > 20_000
+
+
+def test_one_label_needs_no_letter_and_volumes_have_no_whole_images(tmp_path, study):
+    one = {case: [(1, *rest) for _, *rest in boxes] for case, boxes in LESIONS.items()}
+    marked = {case: [(1, *rest) for _, *rest in boxes] for case, boxes in MARKINGS.items()}
+    write_films(tmp_path / "data", one, marked, names=("nodule",))
+    lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
+    assert label_keys(read_tables(tmp_path / "scores")) == {}
+    tables = read_tables(study / "scores")
+    volumes = replace(tables, scores=replace(tables.scores, image_axes=(3,)))
+    assert choose_films(volumes) == []
+
+
+def test_boxes_beyond_the_limit_are_stated(tmp_path):
+    lesions = {"a": [(1, 2 * k % 110, k % 40, 4, 4) for k in range(MOST_BOXES + 7)]}
+    write_films(tmp_path / "data", lesions, {"a": []}, names=("nodule",))
+    lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
+    tables = read_tables(tmp_path / "scores", identifiers=True)
+    film = draw_film(Scene(np.zeros(GRID.shape), GRID), "a", tables)
+    assert len(film.boxes) == MOST_BOXES
+    assert f"{len(tables.lesions) - MOST_BOXES} boxes not drawn." in film.words
+
+
+def test_text_of_a_box_stays_inside_the_image():
+    film = Film("", 100, 200, 0.5, "a", "", ())
+    for kind in ("reference", "accepted"):
+        for x, y in ((0, 0), (90, 0), (0, 190), (90, 190)):
+            box = FilmBox(kind, x, y, 10, 10, "missed")
+            left, top, width = film.tag(box)
+            assert 0 <= left <= 100 - width
+            assert 0 <= top <= 200 - 1.25 * film.text_size
+
+
+def test_large_films_become_small_pictures(tmp_path):
+    import base64
+    import io
+
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((2000, 1000), dtype=np.uint16)
+    pixels[500:700] = 4000
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 1000, "height": 2000}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 300, 400]}],
+        "categories": [{"id": 1, "name": "nodule"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    grid = Geometry.from_spacing(pixels.shape, (1.0, 1.0))
+    point = OperatingPoint("score:0.5", 0.5)
+    write_prediction(tmp_path / "found", Prediction("a", grid, (), None, operating_point=point))
+    lesionseg.evaluate(tmp_path, tmp_path / "found", tmp_path / "scores")
+    options = ReportSection.of(pdf=False)
+    path = write_report(tmp_path / "scores", tmp_path / "page", images=tmp_path, options=options)
+    text = path.read_text(encoding="utf-8")
+    film = re.search(r"<svg class=\"film\".*?</svg>", text, flags=re.DOTALL).group()
+    assert boxes_on(film, "reference") == [(True, 10, 20, 300, 400)]
+    data = re.search(r"base64,([^\"]+)", film).group(1)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (LARGEST_SIDE // 2, LARGEST_SIDE)
