@@ -126,14 +126,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def describe_misfits(error: Any, raw: object) -> str:
     """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
 
-    `raw`: the plain data that did not validate.
+    `raw` is the data that did not validate.
     """
     messages_of: dict[str, list[str]] = {}
     value_of: dict[str, object] = {}
     for one in error.errors():
         value = raw
         key = ""
-        for part in one["loc"]:  # some parts are names of a union's members, not keys
+        # parts that are not in the data are skipped: they are names of a union's types, not keys
+        for part in one["loc"]:
             if isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
                 value = value[part]
                 key = f"{key}[{part}]"

@@ -11,24 +11,24 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-# glibc's malloc.h
+# parameters of `mallopt`, as in glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-NEVER = -1
-HUGE = 2**30
-# the largest values that glibc chooses itself
+NEVER = -1  # a trim threshold: freed memory is never returned
+HUGE = 2**30  # a mmap threshold, in bytes: smaller blocks are reused
+# the largest thresholds that glibc chooses itself, in bytes
 USUAL_TRIM = 2**26
 USUAL_MMAP = 2**25
 # `ru_maxrss` counts kilobytes on Linux and bytes on macOS
 _RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
-_UNKNOWN_BYTES = 8 * 2**30
+_UNKNOWN_BYTES = 8 * 2**30  # the assumed memory if the system does not state it
 _DEFAULT_SHARE = 0.6  # of the free memory
 _lock = Lock()
-_n_users = [0]  # the open calls of `reuse_memory`
+_n_users = [0]  # number of open calls of `reuse_memory`
 
 
 def physical_bytes() -> int:
-    """Return the memory of this machine in bytes; 8 GiB if the system does not tell."""
+    """Return the memory of this machine in bytes, or 8 GiB if the system does not state it."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kilobytes = ctypes.c_ulonglong()
@@ -103,7 +103,7 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return all free blocks to the system, even between used ones. It takes milliseconds."""
+    """Return all free blocks to the system, even those between used ones, in milliseconds."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

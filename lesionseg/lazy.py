@@ -8,7 +8,7 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__`; the latter lists `__all__`.
+    """Return the functions `__getattr__` and `__dir__` of a package.
 
     The modules of a package's public names may import torch or MONAI, which takes seconds. With
     these functions, a module of the package that needs neither is imported without them.
@@ -19,11 +19,13 @@ def lazy_names(
     """
 
     def get(name: str) -> Any:
+        """Import the module of a public name, and return the name's value."""
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     def names() -> list[str]:
+        """Return the names in `__all__`."""
         return sorted(import_module(package).__all__)
 
     return get, names

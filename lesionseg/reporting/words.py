@@ -196,7 +196,9 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         words = "made by a program: these numbers say nothing about patients"
         found.append(("Simulated scans", words))
     if role in ("train", "validation"):
-        words = f"{role_words(role)} were used to make the program: these numbers are too good"
+        words = (
+            f"{role_words(role)} were used to make the program: these numbers are too optimistic"
+        )
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
