@@ -21,7 +21,7 @@ from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import warn_once
-from lesionseg.ops.components import lesion_instances, present_values
+from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +184,8 @@ def _ignore_invalid(
     ignore = ~valid
     if reference.labels is not None:
         ignore &= reference.labels == 0
+    elif reference.boxes is not None:
+        ignore &= ~fill_boxes(reference.boxes, reference.geometry.shape)
     if reference.ignore is not None:
         ignore |= reference.ignore
     return replace(reference, ignore=ignore)
@@ -196,27 +198,12 @@ def _read_stored_reference(
 
     Lesions of labels that the case does not annotate become background.
     """
-    path = files.reference
     labels = dataset.labels
-    if "lesions" in files.annotations:
-        reference = read_coco_reference(files, geometry, labels.merged)
-    elif TABLE in files.annotations:
-        if geometry.dims == 2 and has_outlines(files):
-            reference = read_coco_reference(with_outlines(files, geometry), geometry, labels.merged)
-        else:
-            reference = read_box_reference(files, geometry, labels.merged)
-    elif "boxes" in files.annotations:
-        reference = read_boxes(files, geometry, merged=bool(labels.merged))
-    elif path is None:
+    reference = _read_annotations(files, labels, geometry)
+    if reference is None and files.reference is not None:
+        reference = _read_mask_file(files, dataset, geometry, files.reference)
+    if reference is None:
         return None
-    elif is_dicom(path):
-        names = dict(labels.merged or labels.mask_names)
-        if labels.ignore is not None:
-            names[labels.ignore] = IGNORE
-        reference = read_dicom_reference(path, geometry, names)
-        reference = _apply_labels(path, reference, labels)
-    else:
-        reference = _read_mask_of_case(path, files, dataset, geometry)
     if files.annotated:
         annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
@@ -226,10 +213,29 @@ def _read_stored_reference(
     return reference
 
 
-def _read_mask_of_case(
-    path: Path, files: CaseFiles, dataset: Dataset, geometry: Geometry
+def _read_annotations(files: CaseFiles, labels: Labels, geometry: Geometry) -> Reference | None:
+    """Read the reference that a table states. Return None if no table states one."""
+    if TABLE in files.annotations and geometry.dims == 2 and has_outlines(files):
+        files = with_outlines(files, geometry)
+    if "lesions" in files.annotations:
+        return read_coco_reference(files, geometry, labels.merged)
+    if TABLE in files.annotations:
+        return read_box_reference(files, geometry, labels.merged)
+    if "boxes" in files.annotations:
+        return read_boxes(files, geometry, merged=bool(labels.merged))
+    return None
+
+
+def _read_mask_file(
+    files: CaseFiles, dataset: Dataset, geometry: Geometry, path: Path
 ) -> Reference:
-    """Read the mask of labels or instances of a case, and check that it is on the image's grid."""
+    """Read the mask of a case in any format, and interpret its values by the dataset's labels."""
+    labels = dataset.labels
+    if is_dicom(path):
+        names = dict(labels.merged or labels.mask_names)
+        if labels.ignore is not None:
+            names[labels.ignore] = IGNORE
+        return _apply_labels(path, read_dicom_reference(path, geometry, names), labels)
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
@@ -242,7 +248,7 @@ def _read_mask_of_case(
             by_image=dataset.grid_of_image,
         )
     reference = replace(reference, geometry=geometry)
-    return reference if has_ids else _apply_labels(path, reference, dataset.labels)
+    return reference if has_ids else _apply_labels(path, reference, labels)
 
 
 def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:

@@ -7,22 +7,34 @@ doi.org/10.1016/j.imavis.2021.104117, section 3).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lesionseg.core import Dataset, ReaderAgreement
 from lesionseg.io.layouts.box_table import TABLE, CaseBoxes, LesionBox
 
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
 
 
-@dataclass(frozen=True)
-class _Cluster:
-    """Boxes of one lesion: their mean, one of them, and their readers."""
+Corners = tuple[float, ...]  # of a box: all starts, then all stops
 
-    mean: NDArray[np.float64]
+
+@dataclass
+class _Cluster:
+    """The boxes of one lesion: the sums of their corners, the first box, and their readers."""
+
+    sums: list[float]
     first: LesionBox
-    readers: frozenset[str]
+    readers: set[str]
+    n_boxes: int = 1
+
+    @property
+    def mean(self) -> Corners:
+        """The mean box."""
+        return tuple(value / self.n_boxes for value in self.sums)
+
+    def add(self, box: LesionBox) -> None:
+        """Add a box of the same lesion."""
+        self.sums = [a + b for a, b in zip(self.sums, _corners(box), strict=True)]
+        self.readers.add(box.reader)
+        self.n_boxes += 1
 
 
 def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
@@ -92,54 +104,55 @@ def merge_case(table: CaseBoxes, min_readers: int | None = None) -> CaseBoxes:
     for label in sorted({box.label for box in table.boxes}):
         for cluster in _cluster([box for box in table.boxes if box.label == label]):
             if len(cluster.readers) >= required:
-                start, stop = np.split(cluster.mean, 2)
+                mean = cluster.mean
+                dims = len(mean) // 2
                 where = cluster.first.where
-                boxes.append(
-                    LesionBox(label, tuple(start.tolist()), tuple(stop.tolist()), where=where)
-                )
+                boxes.append(LesionBox(label, mean[:dims], mean[dims:], where=where))
     return replace(table, boxes=tuple(boxes), readers=())
 
 
 def _cluster(boxes: Sequence[LesionBox]) -> list[_Cluster]:
     """Divide the boxes of one label into lesions."""
-    ordered = sorted(boxes, key=lambda box: (box.start, box.stop, box.reader))
-    corners = _corners(ordered)
-    means = np.empty_like(corners)
-    members: list[list[LesionBox]] = []
-    for box, own in zip(ordered, corners, strict=True):
-        n_known = len(members)
-        overlaps = _iou(own, means[:n_known])
-        nearest = int(overlaps.argmax()) if n_known else 0
-        if n_known and overlaps[nearest] >= SAME_LESION_IOU:
-            n_before = len(members[nearest])
-            means[nearest] += (own - means[nearest]) / (n_before + 1)
-            members[nearest].append(box)
+    clusters: list[_Cluster] = []
+    means: list[Corners] = []
+    for box in sorted(boxes, key=lambda box: (box.start, box.stop, box.reader)):
+        corners = _corners(box)
+        overlaps = [_iou(corners, mean) for mean in means]
+        highest = max(overlaps, default=0.0)
+        if highest >= SAME_LESION_IOU:
+            nearest = overlaps.index(highest)
+            clusters[nearest].add(box)
+            means[nearest] = clusters[nearest].mean
         else:
-            means[n_known] = own
-            members.append([box])
-    return [
-        _Cluster(_corners(own).mean(axis=0), own[0], frozenset(box.reader for box in own))
-        for own in members
-    ]
+            clusters.append(_Cluster(list(corners), box, {box.reader}))
+            means.append(corners)
+    return clusters
 
 
-def _corners(boxes: Sequence[LesionBox]) -> NDArray[np.float64]:
-    """Return the starts and stops `[n, 2·dims]` of boxes."""
-    return np.array([(*box.start, *box.stop) for box in boxes], dtype=np.float64)
+def _corners(box: LesionBox) -> Corners:
+    """Return the starts and stops of a box."""
+    return (*box.start, *box.stop)
 
 
-def _iou(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the IoU `[n]` of a box `[2·dims]` with other boxes `[n, 2·dims]`.
+def _iou(one: Corners, other: Corners) -> float:
+    """Compute the IoU of two boxes. Arrays would be slower, because a case has few boxes.
 
     Shares of the image and pixels give the same IoU, because a scaled axis cancels.
     """
-    dims = len(box) // 2
-    start = np.maximum(box[:dims], others[:, :dims])
-    stop = np.minimum(box[dims:], others[:, dims:])
-    shared = np.prod(np.maximum(stop - start, 0), axis=1)
-    volume = np.prod(box[dims:] - box[:dims])
-    volumes = np.prod(others[:, dims:] - others[:, :dims], axis=1)
-    return np.asarray(shared / (volume + volumes - shared))
+    dims = len(one) // 2
+    shared = volume = other_volume = 1.0
+    for axis in range(dims):
+        start = one[axis]
+        stop = one[dims + axis]
+        other_start = other[axis]
+        other_stop = other[dims + axis]
+        side = min(stop, other_stop) - max(start, other_start)
+        if side <= 0:
+            return 0.0
+        shared *= side
+        volume *= stop - start
+        other_volume *= other_stop - other_start
+    return shared / (volume + other_volume - shared)
 
 
 def measure_agreement(
@@ -191,14 +204,13 @@ def measure_agreement(
 
 def _count_pairs(lesions: Sequence[LesionBox], marks: Sequence[LesionBox]) -> int:
     """Count the pairs of lesion and box, the highest IoU first, each of them in one pair."""
-    if not lesions or not marks:
-        return 0
-    corners = _corners(marks)
+    corners = [_corners(mark) for mark in marks]
     pairs: list[tuple[float, int, int]] = []
-    for row, lesion in enumerate(_corners(lesions)):
-        overlaps = _iou(lesion, corners)
-        for column in np.flatnonzero(overlaps >= SAME_LESION_IOU).tolist():
-            pairs.append((-float(overlaps[column]), row, column))
+    for row, lesion in enumerate(map(_corners, lesions)):
+        for column, mark in enumerate(corners):
+            overlap = _iou(lesion, mark)
+            if overlap >= SAME_LESION_IOU:
+                pairs.append((-overlap, row, column))
     paired_lesions: set[int] = set()
     paired_marks: set[int] = set()
     for _, row, column in sorted(pairs):
