@@ -1,10 +1,24 @@
 """The tables of VinDr-CXR and of the RSNA pneumonia challenge."""
 
+import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError, LesionsegError
+from lesionseg.io.cases import read_reference
 from lesionseg.io.layouts import read_dataset
-from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
+from tests.io.dicom_files import DX, save
+from tests.io.layouts.box_folders import (
+    HEIGHT,
+    WIDTH,
+    X0,
+    X1,
+    Y0,
+    Y1,
+    assert_negative,
+    assert_rectangle,
+    read_all,
+    write_picture,
+)
 
 KAGGLE = "image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n"
 PHYSIONET = "image_id,rad_id,class_name,x_min,y_min,x_max,y_max\n"
@@ -113,6 +127,39 @@ def test_separator_and_encoding_of_spreadsheets_are_read(vindr, separator, encod
     row = f"a,Mass,0,R1,{BRIGHT}".replace(",", separator)
     _, cases = read_all(vindr([row], header, encoding))
     assert_rectangle(cases["a"])
+
+
+def write_radiograph(path, bright):
+    """Write a DICOM radiograph with padding in its first 8 rows, which cut the rectangle."""
+    pixels = np.full((HEIGHT, WIDTH), 100, np.uint16)
+    if bright:
+        pixels[Y0:Y1, X0:X1] = 200
+    pixels[:8] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spacing = {"ImagerPixelSpacing": [0.2, 0.2], "PixelPaddingValue": 0}
+    save(path, pixels, DX, Modality="DX", PixelSpacing=None, **spacing)
+
+
+@pytest.mark.parametrize("layout", ["vindr", "rsna"])
+def test_box_of_a_dicom_radiograph_is_in_its_pixels(tmp_path, layout):
+    if layout == "vindr":
+        names = [tmp_path / "train" / f"{name}.dicom" for name in "ab"]
+        rows = [f"a,Mass,0,R1,{BRIGHT}", "b,No finding,14,R1,,,,"]
+        write_table(tmp_path / "train.csv", KAGGLE, rows)
+    else:
+        names = [tmp_path / "stage_2_train_images" / f"{name}.dcm" for name in "ab"]
+        write_table(tmp_path / "stage_2_train_labels.csv", RSNA, ["a,16,4,16,10,1", "b,,,,,0"])
+    write_radiograph(names[0], bright=True)
+    write_radiograph(names[1], bright=False)
+    dataset, cases = read_all(tmp_path)
+    reference = cases["a"].reference
+    assert reference.boxes.tolist() == [[Y0, X0, Y1, X1]]
+    assert cases["a"].image.geometry.spacing_mm == (0.2, 0.2)
+    assert (cases["a"].image.array[0, 8:Y1, X0:X1] > cases["a"].image.array[0, 8, 0]).all()
+    # padding is ignored, except in the box
+    assert reference.ignore.sum() == 8 * WIDTH - (8 - Y0) * (X1 - X0)
+    assert read_reference(dataset.cases[0], dataset).ignore.sum() == reference.ignore.sum()
+    assert not cases["b"].reference.labels.any()
 
 
 RSNA = "patientId,x,y,width,height,Target\n"
