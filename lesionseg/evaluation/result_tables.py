@@ -1,4 +1,4 @@
-"""cases.csv, lesions.csv and candidates.csv: one line per result, one column per number.
+"""cases.csv, lesions.csv, candidates.csv and labels.csv: one line per result.
 
 A field that ends with `_vox` has one column per array axis (`start_z_vox` …). A point in mm has
 one column per RAS axis (`centre_x_mm` …). z is empty in 2-D. The columns of other tuples are
@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from lesionseg.core import Problem
 from lesionseg.errors import format_score
+from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.case_results import CandidateResult, CaseResult, LesionResult
-from lesionseg.evaluation.scores import SCORES_FILE, Scores
+from lesionseg.evaluation.scores import SCORES_FILE, LabelScores, Scores
 from lesionseg.io.files import write_csv, write_json
 
 CASE_COLUMNS = (
@@ -22,6 +23,12 @@ CASE_COLUMNS = (
     *("n_false_positive", "n_ignored", "dice", "surface_dice", "hd95_mm", "reference_ml"),
     *("predicted_ml", "false_positive_ml", "splits", "merges", "case_score", "seconds", "warning"),
     *("input_score", "slice_spacing_mm", "annotated_share", "message"),
+)
+LABEL_COLUMNS = (
+    *("label", "n_cases", "n_lesions", "n_detected", "n_false_positive", "dice", "lesion_recall"),
+    *("lesion_precision", "false_positives_per_case", "average_precision"),
+    *(f"box_ap_{100 * iou:.0f}" for iou in IOUS),  # per cent of IoU
+    *("box_ap_40_75", "box_ap_50_95"),
 )
 FAILED = "failed"  # the status of a case that could not be scored
 _POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
@@ -36,7 +43,7 @@ def write_scores(
     labels: Mapping[int, str] | None = None,
     failed: Sequence[Problem] = (),
 ) -> None:
-    """Write the three tables, then scores.json, each atomically.
+    """Write the four tables, then scores.json, each atomically.
 
     Args:
         folder: The folder to write to.
@@ -62,7 +69,31 @@ def write_scores(
             for item in getattr(r, name)
         )
         write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
+    label_rows = [label_row(name, one) for name, one in scores.per_label.items()]
+    write_csv(folder / "labels.csv", label_rows, LABEL_COLUMNS)
     write_json(folder / SCORES_FILE, scores.to_json())
+
+
+def label_row(name: str, scores: LabelScores) -> Row:
+    """Return the line of a label, or of a region, in labels.csv."""
+    boxes = scores.box_precision
+    curve = boxes.average_precision or (None,) * len(boxes.iou)
+    row: Row = {
+        "label": name,
+        "n_cases": scores.n_cases,
+        "n_lesions": scores.n_lesions,
+        "n_detected": scores.n_true_positive,
+        "n_false_positive": scores.n_false_positive,
+        "dice": scores.dice.mean,
+        "lesion_recall": scores.lesion_recall.value,
+        "lesion_precision": scores.lesion_precision.value,
+        "false_positives_per_case": scores.false_positives_per_case.value,
+        "average_precision": scores.average_precision.value,
+        "box_ap_40_75": boxes.ap_40_75.value,
+        "box_ap_50_95": boxes.ap_50_95.value,
+    }
+    at_iou = zip(boxes.iou, curve, strict=True)
+    return row | {f"box_ap_{100 * iou:.0f}": value for iou, value in at_iou}
 
 
 def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:

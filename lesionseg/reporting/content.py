@@ -61,6 +61,7 @@ class ReportContent:
         measures: All measures.
         measures_note: Reason that several measures share for having no interval. Empty if none.
         case_rows: One row per scan.
+        label_rows: One row per label. Empty if there is only one.
         about: Names and values about the test.
         comparison: Differences to another model. None if only one was evaluated.
     """
@@ -81,6 +82,7 @@ class ReportContent:
     measures: Sequence[Measure]
     measures_note: str
     case_rows: Sequence[Mapping[str, Any]]
+    label_rows: Sequence[Mapping[str, Any]]
     about: Sequence[tuple[str, str]]
     comparison: Mapping[str, PrimaryDifference | Difference] | None
 

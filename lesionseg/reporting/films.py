@@ -177,7 +177,7 @@ def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
     height, width = scene.geometry.shape
     spacing_y, spacing_x = scene.geometry.spacing_mm
     return Film(
-        uri=_picture(scene),
+        uri=draw_picture(scene),
         width=width,
         height=height,
         aspect=width * spacing_x / (height * spacing_y),
@@ -279,7 +279,7 @@ def _caption(
     return words
 
 
-def _picture(scene: Scene) -> str:
+def draw_picture(scene: Scene) -> str:
     """Return the image as a JPEG in a data URI, with at most `LARGEST_SIDE` pixels per side."""
     levels = _levels(scene.image if scene.colours is None else np.moveaxis(scene.colours, 0, -1))
     picture = Image.fromarray(levels)

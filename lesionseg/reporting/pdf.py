@@ -298,6 +298,7 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
                 weight="bold",
                 va="bottom" if is_above else "top",
                 clip_on=True,
+                zorder=5,  # above all boxes
                 bbox={
                     "facecolor": box.label.colour if box.label else colour,
                     "edgecolor": "none",

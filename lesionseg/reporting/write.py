@@ -182,6 +182,7 @@ def _collect_content(
         measures=all_measures,
         measures_note=measures_note,
         case_rows=case_rows(tables),
+        label_rows=label_rows(tables),
         about=about_lines(tables, study, identity),
         comparison=scores.comparison,
     )
@@ -287,6 +288,30 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = (
         cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
     )
+    return rows
+
+
+def label_rows(tables: Tables) -> list[dict[str, Any]]:
+    """Return one row per label or region; empty if there is only one."""
+    scores = tables.scores
+    if len(scores.per_label) < 2:
+        return []
+    rows: list[dict[str, Any]] = []
+    for name, one in scores.per_label.items():
+        row: dict[str, Any] = {
+            "label": name,
+            "lesions": one.n_lesions,
+            "found": one.n_true_positive,
+            "false positives": one.n_false_positive,
+            "average precision": one.average_precision.value,
+        }
+        if scores.has_boxes:
+            row["box AP at IoU 0.4"] = one.box_precision.ap_40.value
+            row["box AP at IoU 0.5"] = one.box_precision.ap_50.value
+            row["box AP, IoU 0.5 to 0.95"] = one.box_precision.ap_50_95.value
+        else:
+            row["Dice"] = one.dice.mean
+        rows.append(row)
     return rows
 
 
@@ -463,4 +488,7 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:
     focus = scene.mask_of(int(row["candidate"])) if is_false_positive else None
     planes = 1 if wanted.kind == "top" else 3
     figure = draw_cutout(scene, start, stop, planes=planes, focus=focus)
-    return Card(data_uri(figure), str(row["case"]), size_words(row, tables), wanted.words)
+    size = size_words(row, tables)
+    if wanted.kind != "top" and label_keys(tables):
+        size = f"{row['label']}, {size}"
+    return Card(data_uri(figure), str(row["case"]), size, wanted.words)

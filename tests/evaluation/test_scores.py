@@ -223,6 +223,20 @@ def test_a_line_for_each_result(tmp_path):
     assert (tmp_path / "lesions.csv").read_text().startswith("case,group,lesion,label,diameter_mm")
 
 
+def test_a_line_for_each_label(tmp_path):
+    results = [evaluated(c) for c in HAND_CASES]
+    scores = summarise(results, labels={1: "metastasis", 2: "cyst"})
+    write_scores(tmp_path, results, scores)
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
+    assert [row["label"] for row in rows] == ["metastasis", "cyst"]
+    assert int(rows[0]["n_lesions"]) == sum(len(r.lesions) for r in results)
+    own = scores.per_label["metastasis"].box_precision
+    assert float(rows[0]["box_ap_10"]) == own.average_precision[0]
+    assert float(rows[0]["box_ap_40"]) == own.ap_40.value
+    assert float(rows[0]["box_ap_50_95"]) == own.ap_50_95.value
+    assert rows[1]["box_ap_95"] == ""  # no lesion of this label
+
+
 def test_a_warning_of_the_scan_is_in_its_row(tmp_path):
     hand, said = HAND_CASES[0], InputCheckResult(2.5, "Another grid.")
     prediction = replace(make_prediction(hand), input=said)

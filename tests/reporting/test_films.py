@@ -1,5 +1,7 @@
 """Whole images on the page: boxes at their pixels, letters of labels, the choice of scans."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -20,6 +22,7 @@ from lesionseg.reporting.films import (
     FilmBox,
     choose_films,
     draw_film,
+    draw_picture,
     label_keys,
 )
 from lesionseg.reporting.images import Scene
@@ -130,6 +133,14 @@ def test_caption_has_the_counts_and_the_reason(page):
     assert "no lesion, 1 false positive." in page
 
 
+def test_table_of_labels(page):
+    table = page.partition("Label by label")[2].partition("</table>")[0]
+    rows = [re.findall(r"<t[dh](?: [^>]*)?>([^<]*)<", row) for row in table.split("</tr>")]
+    assert rows[0][:4] == ["label", "lesions", "found", "false positives"]
+    assert rows[1][:4] == ["nodule", "2", "1", "1"]
+    assert rows[2][:4] == ["mass", "2", "2", "1"]
+
+
 def test_scans_with_large_misses_and_confident_false_positives_come_first(study):
     assert choose_films(read_tables(study / "scores", identifiers=True)) == ["a", "free", "b", "c"]
 
@@ -173,9 +184,6 @@ def test_text_of_a_box_stays_inside_the_image():
 
 
 def test_large_films_become_small_pictures(tmp_path):
-    import base64
-    import io
-
     (tmp_path / "images").mkdir()
     pixels = np.zeros((2000, 1000), dtype=np.uint16)
     pixels[500:700] = 4000
@@ -197,3 +205,13 @@ def test_large_films_become_small_pictures(tmp_path):
     assert boxes_on(film, "reference") == [(True, 10, 20, 300, 400)]
     data = re.search(r"base64,([^\"]+)", film).group(1)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (LARGEST_SIDE // 2, LARGEST_SIDE)
+
+
+def test_pictures_in_colour_stay_in_colour():
+    green = np.zeros((3, 20, 30), dtype=np.uint8)
+    green[1] = 200
+    scene = Scene(green[0], Geometry.from_spacing((20, 30), (1.0, 1.0)), colours=green)
+    data = draw_picture(scene).partition(",")[2]
+    red, level, blue = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[10, 15]
+    assert level > 190
+    assert max(red, blue) < 10
