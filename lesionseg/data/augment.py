@@ -275,8 +275,10 @@ class Augmentation:
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 
-        def draw_one(limits: Sequence[float], otherwise: float) -> float:
-            return (draw.numbers(p, limits, 1) or (otherwise,))[0]
+        def draw_one(limits: Sequence[float], unchanged: float) -> float:
+            """Draw one number with probability `p`, otherwise return `unchanged`."""
+            numbers = draw.numbers(p, limits, 1)
+            return unchanged if numbers is None else numbers[0]
 
         return Intensity(
             coarse=draw_one(LOW_RESOLUTION, 1.0),
@@ -284,6 +286,7 @@ class Augmentation:
             contrast=draw.numbers(p, (1 - CONTRAST, 1 + CONTRAST), n_channels),
             brightness=draw.numbers(p, (-BRIGHTNESS, BRIGHTNESS), n_channels),
             noise=draw_one((0, NOISE_STD), 0.0),
+            # the values of CT are physical quantities
             gamma=1.0 if self.plan.modality == "ct" else draw_one(GAMMA, 1.0),
             seed=draw.seed(),
         )

@@ -7,6 +7,7 @@ lesions would be seen rarely, and scans without lesions would reduce the number 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import Literal
 
@@ -24,6 +25,18 @@ INNER_SHARE = 0.75
 _BACKGROUND_DRAWS = 10
 # random numbers of a tile: each draw needs a case and a position in up to four dimensions
 _NUMBERS = 6 * _BACKGROUND_DRAWS
+
+
+class Stream(IntEnum):
+    """The streams of random numbers of a tile, as the last part of their seed.
+
+    Each use has its own stream, so that a change of one setting leaves the other draws as they are.
+    """
+
+    POSITION = 1
+    AUGMENTATION = 2
+    TRANSFORMS = 3
+    CHANNEL_DROPOUT = 4
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class TileSampler:
     def choose(self, epoch: int, index: int) -> TileChoice:
         """Choose tile `index` of 0 … n_tiles−1 in `epoch`."""
         lesion = int(self._table(epoch)[index])
-        rng = _Numbers([self.seed, epoch, index, 1])
+        rng = _Numbers([self.seed, epoch, index, Stream.POSITION])
         if lesion < 0:
             return self._choose_background(rng)
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
@@ -125,19 +138,27 @@ class TileSampler:
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
     def _choose_background(self, rng: "_Numbers") -> TileChoice:
-        """Choose a tile from any case, without lesions if one of a few draws has none."""
+        """Choose a random tile of any case, if possible without lesions.
+
+        A few tiles are drawn, until one has no lesion and its case has valid background. If none
+        of them does, the last one is chosen.
+        """
         start: tuple[int, ...] = ()
         case = 0
         for _ in range(_BACKGROUND_DRAWS):
             case = rng.below(len(self.cases))
             start = self._random_start(case, rng)
-            # The tile overlaps a box if first − tile < start < stop along every axis. With the
-            # negative starts, this is a single comparison.
-            signed = np.array((*start, *(-s for s in start)))
-            meets_lesion = (self._bounds(case) < signed).all(axis=1).any()
-            if not meets_lesion and self.cases[case].valid_seeds != ():
+            has_valid_background = self.cases[case].valid_seeds != ()
+            if has_valid_background and not self._overlaps_lesion(case, start):
                 break
         return TileChoice(case, start, "background")
+
+    def _overlaps_lesion(self, case: int, start: Sequence[int]) -> bool:
+        """Return True if the tile that begins at `start` overlaps the box of a lesion."""
+        # The tile overlaps a box if first − tile < start < stop along every axis. With the
+        # negative starts, this is a single comparison with the bounds.
+        signed = np.array((*start, *(-s for s in start)))
+        return bool((self._bounds(case) < signed).all(axis=1).any())
 
     def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
         """Return the start of a random tile of the case, around a valid voxel if some are not."""

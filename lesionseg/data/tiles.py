@@ -23,7 +23,7 @@ from lesionseg.data.augment import (
     tile_generator,
 )
 from lesionseg.data.cache import CachedCase
-from lesionseg.data.sampling import TileChoice, TileSampler
+from lesionseg.data.sampling import Stream, TileChoice, TileSampler
 from lesionseg.data.tiling import read_tile
 from lesionseg.data.transforms import (
     TileItem,
@@ -144,7 +144,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         }
         if self.transform.transforms:
             epoch, number = divmod(index, self.n_tiles)
-            generator = tile_generator(self.seed, epoch, number, 3)
+            generator = tile_generator(self.seed, epoch, number, Stream.TRANSFORMS)
             item = run_on_tile(self.transform, item, generator.initial_seed() % 2**32)
             for channel in raw.change.missing:
                 item["image"][channel] = 0
@@ -169,7 +169,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         """
         epoch, index = divmod(number, self.n_tiles)
         choice = self.sampler.choose(epoch, index)
-        change = self.change(number)
+        change = self.draw_change(number)
         case = self.cases[choice.case]
         source = change.movement.source(self.plan.tile_shape)
         change = replace(change, missing=case.missing or change.missing)
@@ -189,16 +189,18 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         tile = apply(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
 
-    def change(self, number: int) -> Change:
-        """Draw the changes of a tile."""
+    def draw_change(self, number: int) -> Change:
+        """Draw the augmentation of a tile and, with channel dropout, a channel to set to 0."""
         epoch, index = divmod(number, self.n_tiles)
         change = NO_CHANGE
         if self._augmenter:
-            change = self._augmenter.draw(tile_generator(self.seed, epoch, index, 2))
+            generator = tile_generator(self.seed, epoch, index, Stream.AUGMENTATION)
+            change = self._augmenter.draw(generator)
         if self.channel_dropout:
-            draw = Draw(tile_generator(self.seed, epoch, index, 4))
+            draw = Draw(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
             if draw.happens(self.channel_dropout):
-                return replace(change, missing=(draw.seed() % len(self.plan.channel_names),))
+                channel = draw.seed() % len(self.plan.channel_names)
+                change = replace(change, missing=(channel,))
         return change
 
 

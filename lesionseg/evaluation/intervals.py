@@ -44,16 +44,21 @@ class Estimate:
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:
-    """Draw n groups with replacement. Return how often each was drawn, `[replicates, n_groups]`.
+    """Draw as many groups as there are, with replacement, for each replicate of the bootstrap.
 
-    The counts are bytes to save memory: 1000 replicates of 10⁵ groups take 100 MB. The chance that
-    a group is drawn 256 times or more is negligible.
+    Return how often each group was drawn, `[replicates, n_groups]`. The counts are bytes to save
+    memory: 1000 replicates of 10⁵ groups take 100 MB. The chance that a group is drawn 256 times
+    or more is negligible.
     """
     drawn = np.zeros((replicates, n_groups), np.uint8)
-    step = max(1, _MAX_ELEMENTS // max(n_groups, 1))
-    for i in range(0, replicates if n_groups else 0, step):
-        part = drawn[i : i + step]
-        part[:] = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), len(part))
+    if not n_groups:
+        return drawn
+    # `multinomial` returns int64, so the replicates are drawn in parts
+    step = max(1, _MAX_ELEMENTS // n_groups)
+    probabilities = np.full(n_groups, 1 / n_groups)
+    for first in range(0, replicates, step):
+        part = drawn[first : first + step]
+        part[:] = rng.multinomial(n_groups, probabilities, len(part))
     return drawn
 
 

@@ -202,36 +202,59 @@ def make_input_check(
     polarities = {}
     if len(features) >= LEAST_SCANS:
         for name in features[0]:
-            polarity = _polarity([own[name] for own in features])
+            polarity = _fit_polarity([own[name] for own in features])
             if polarity is not None:
                 polarities[name] = polarity
     return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
 
 
-def _polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
-    """Compute the polarity of one channel; None if dark and bright do not differ.
+def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
+    """Compute the polarity of one channel from the features of the training scans.
 
-    The limit follows from the agreement of each scan with the remaining scans.
+    Return None if dark and bright do not differ. Each scan is compared with the remaining scans,
+    because a new scan does not contribute to the mean picture and the weights either.
     """
     total = np.sum([scan.picture for scan in scans], axis=0)
-    # each scan is compared with the mean picture of the remaining scans
-    rows = np.stack([scan.values(_unit_length(total - scan.picture)) for scan in scans])
-    weights = _feature_weights(rows)
+    rows = []
+    for scan in scans:
+        mean_of_others = _unit_length(total - scan.picture)
+        rows.append(scan.values(mean_of_others))
+    features = np.stack(rows)
+    weights = _feature_weights(features)
     if weights is None:
         return None
-    agreements = []
-    for n, row in enumerate(rows):
-        of_others = _feature_weights(np.delete(rows, n, axis=0))
-        if of_others is not None:
-            agreements.append(float(row @ of_others))
-    spread = N_STD * float(np.std(agreements, ddof=1)) if len(agreements) > 1 else np.inf
-    limit = float(np.mean(agreements)) - spread if agreements else -np.inf
+    agreements = _agreements_with_others(features)
     return Polarity(
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
         lowest=min(agreements, default=0.0),
-        limit=max(min(0.0, limit), _NO_LIMIT),  # negatives have an agreement below 0
+        limit=_agreement_limit(agreements),
     )
+
+
+def _agreements_with_others(features: NDArray[np.float64]) -> list[float]:
+    """Return the agreement of each scan, by the weights of the remaining scans.
+
+    `features` is `[n, 3]`, one row per scan. Scans for which the weights are undefined are omitted.
+    """
+    agreements = []
+    for i, own in enumerate(features):
+        weights = _feature_weights(np.delete(features, i, axis=0))
+        if weights is not None:
+            agreements.append(float(own @ weights))
+    return agreements
+
+
+def _agreement_limit(agreements: Sequence[float]) -> float:
+    """Return the lowest agreement that is accepted: the mean minus `N_STD` standard deviations.
+
+    The limit is at most 0, because negatives have an agreement below 0. Fewer than two
+    agreements give no limit.
+    """
+    if len(agreements) < 2:
+        return _NO_LIMIT
+    limit = float(np.mean(agreements)) - N_STD * float(np.std(agreements, ddof=1))
+    return max(min(limit, 0.0), _NO_LIMIT)
 
 
 def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:

@@ -99,16 +99,18 @@ class _CoveredPart:
         inside = None if self.body is None else torch.from_numpy(self.body.mask(where))
         store.write(where, rows, inside)
 
-    def boxes(self, found: Boxes) -> Boxes:
+    def move_to_image(self, found: Boxes) -> Boxes:
         """Move boxes from the region to the image. Drop boxes with centres outside the body."""
-        places = found.boxes + torch.tensor([r.start for r in self.region] * 2)
+        moved = found.boxes + torch.tensor([r.start for r in self.region] * 2)
         kept = torch.ones(len(found), dtype=torch.bool)
         if self.body is not None:
-            last = torch.tensor(self.shape) - 1
-            centres = split_box(places)[0].long().clamp(min=0).minimum(last)
-            for i, centre in enumerate(centres.tolist()):
-                kept[i] = self.body.touches(tuple(slice(c, c + 1) for c in centre))
-        return Boxes(places[kept], found.scores[kept], found.labels[kept], found.n_left_out)
+            centres, _ = split_box(moved)
+            last_voxel = torch.tensor(self.shape) - 1
+            # the centre of a box that extends beyond the image may be outside the image
+            voxels = centres.long().clamp(min=0).minimum(last_voxel)
+            for i, voxel in enumerate(voxels.tolist()):
+                kept[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
+        return Boxes(moved[kept], found.scores[kept], found.labels[kept], found.n_left_out)
 
 
 class SlidingWindow:
@@ -226,7 +228,7 @@ class SlidingWindow:
                 if on_batch is not None:
                     on_batch(first + len(some), len(tiles))
             stitcher.finish()
-        return store, None if collector is None else covered.boxes(collector.finish())
+        return store, None if collector is None else covered.move_to_image(collector.finish())
 
     def _memory_device(self, n_channels: int, grid: TileGrid) -> torch.device:
         """Return the device for image and sums.

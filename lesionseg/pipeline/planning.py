@@ -158,7 +158,7 @@ def _make_plan(experiment: Experiment) -> Plan:
     device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
     before = _plan_before(experiment.cfg)
     dims = survey.fingerprint.dims
-    pyramid = checkpoint_stages(model, dims)
+    pyramid = checkpoint_architecture(model, dims)
     if pyramid is not None:  # the tile is planned for the width of this network
         model = model.model_copy(update={"base_features": pyramid.features[0]})
     elif model.backbone:
@@ -225,8 +225,8 @@ def plan_to_start_from(bundle: str) -> Plan:
     )
 
 
-def checkpoint_stages(model: ModelConfig, dims: int) -> Architecture | None:
-    """Return the stages of the network in the nnU-Net checkpoint `model.init_from`.
+def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | None:
+    """Return the architecture of the network in the nnU-Net checkpoint `model.init_from`.
 
     Return None if `model.init_from` is not a checkpoint.
 

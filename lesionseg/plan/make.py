@@ -190,15 +190,17 @@ def _choose_anchors(
 
 
 def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
-    """Adapt the device's budget to the chosen architecture and its number of features."""
-    # Batches have no limit of 5 % of the dataset in nnU-Net's presets for residual networks.
-    capped = not (device.startswith("cuda") and chosen.architecture == "residual_unet")
-    allowed = replace(budget, architecture=chosen.architecture, capped=capped)
-    base = chosen.base_features
-    if base is None:
-        return allowed
-    widest = max(allowed.widest * base // allowed.base_features, base)
-    return replace(allowed, base_features=base, widest=widest)
+    """Adapt the device's budget to the architecture and the number of features in the settings."""
+    # A batch is limited to 5 % of the dataset, as in nnU-Net. Its presets for residual networks,
+    # which are followed on a GPU, do not have this limit.
+    is_residual_preset = device.startswith("cuda") and chosen.architecture == "residual_unet"
+    adapted = replace(budget, architecture=chosen.architecture, limits_share=not is_residual_preset)
+    base_features = chosen.base_features
+    if base_features is None:
+        return adapted
+    # the largest number of features changes in the same proportion as that of the first stage
+    widest = budget.widest * base_features // budget.base_features
+    return replace(adapted, base_features=base_features, widest=max(widest, base_features))
 
 
 def _choose_tile(

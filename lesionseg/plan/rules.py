@@ -185,7 +185,7 @@ class DeviceBudget:
         batch: maximum number of tiles per training step.
         start: side of the smallest tile to try.
         fills: True if single axes may grow after the tile is rounded to the stride.
-        capped: True if the tiles of a step are limited to a share of a 3-D dataset.
+        limits_share: True if the tiles of a step are limited to a share of a 3-D dataset.
         small_tiles: True if several small tiles may replace a large one (`limit_to_small_tiles`).
         most_voxels: maximum number of voxels of a tile.
         architecture: name of the architecture.
@@ -198,7 +198,7 @@ class DeviceBudget:
     batch: int
     start: int = 16
     fills: bool = False
-    capped: bool = True
+    limits_share: bool = True
     small_tiles: bool = False
     most_voxels: float = inf
     architecture: str = "unet"
@@ -431,7 +431,7 @@ def limit_to_small_tiles(
         return allowed
     if np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
         return allowed
-    return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, capped=False)
+    return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
 
 
 def batch_size(
@@ -443,7 +443,7 @@ def batch_size(
     voxels of the dataset on the plan's grid.
     """
     most = allowed.batch
-    if len(tile) == 3 and allowed.capped:
+    if len(tile) == 3 and allowed.limits_share:
         most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2
     while batch < most and allowed.fits(shape, tile, batch + 1):

@@ -103,7 +103,7 @@ class Tables:
 
     @property
     def size_column(self) -> str:
-        """The column of a lesion's or candidate's diameter in the unit of the scores."""
+        """The name of the column with the diameters, which depends on the unit of the scores."""
         in_percent = self.scores.size_unit == PERCENT_OF_WIDTH
         return "diameter_percent" if in_percent else "diameter_mm"
 

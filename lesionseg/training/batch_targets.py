@@ -36,6 +36,7 @@ class BatchTargets:
         lacks_anchors = self.anchors is not None and "anchor_labels" not in batch
         if not lacks_nearest and not lacks_anchors:
             return batch
+        # ignored voxels are background for the targets, and the losses omit them
         valid = batch["valid"].bool()
         instances = batch["instances"].masked_fill(~valid, 0)
         made = dict(batch)

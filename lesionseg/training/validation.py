@@ -38,7 +38,7 @@ class VolumeValidation(Checkpoint):
         self.every_minutes = every_minutes
         self.path = folder / "best.ckpt"
         self.best_score = -math.inf
-        self._due = math.inf  # minutes of training
+        self._due = math.inf  # minutes of training, set in `on_train_start`
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score, for a training that is resumed."""

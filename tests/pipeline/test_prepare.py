@@ -17,7 +17,7 @@ from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
 from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.planning import checkpoint_stages, plan_run
+from lesionseg.pipeline.planning import checkpoint_architecture, plan_run
 from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
@@ -70,9 +70,9 @@ def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(tmp_path, caplog):
     path, old = written(tmp_path, PLAIN)
     own = plan_of(PLAIN)
     network, model = build_network(own, seed=2), ModelConfig.of(init_from=str(path))
-    assert checkpoint_stages(model, 3) == PLAIN
+    assert checkpoint_architecture(model, 3) == PLAIN
     with pytest.raises(ConfigError, match="spatial axes"):
-        checkpoint_stages(model, 2)
+        checkpoint_architecture(model, 2)
     with caplog.at_level(logging.INFO, "lesionseg"):
         start_from(str(path), network, own)
     assert "tensors taken" in caplog.text

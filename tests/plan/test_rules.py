@@ -142,7 +142,7 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
     for allowed, tile, n_voxels, expected in (
         (CPU, (64, 64, 64), 1e9, 2),
         (GPU, (64, 64, 64), 1e5, 2),
-        (replace(GPU, capped=False), (64, 64, 64), 1e5, GPU.batch),
+        (replace(GPU, limits_share=False), (64, 64, 64), 1e5, GPU.batch),
         (GPU, (64, 64, 64), 1e9, GPU.batch),
         (CPU, (320, 320), 1e5, 4),
     ):
