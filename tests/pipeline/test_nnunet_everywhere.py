@@ -13,7 +13,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.planning import checkpoint_stages, plan_to_start_from
+from lesionseg.pipeline.planning import checkpoint_architecture, plan_to_start_from
 from tests.commands import predict
 from tests.inference.nnunet.small_models import SmallModel
 from tests.io.dicom_files import CT, grid_of, place, save
@@ -84,6 +84,6 @@ def test_a_training_starts_from_a_checkpoint_not_from_the_folder(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"fold_0/checkpoint_final\.pth") as caught:
         plan_to_start_from(str(model))
     advised = str(caught.value).rpartition("such as ")[2].removesuffix(".")
-    shape = checkpoint_stages(ModelConfig.of(init_from=advised), dims=3)
+    shape = checkpoint_architecture(ModelConfig.of(init_from=advised), dims=3)
     assert shape is not None
     assert len(shape.features) == 3
