@@ -94,7 +94,8 @@ class BoxCollector:
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)
         flat = probabilities.flatten(1).nan_to_num(nan=0.0)  # topk treats NaN as the highest
-        n_above = (flat >= self.plan.candidate_rule.floor).sum(1)
+        # anchors below the floor of the candidate rule are many and not worth a warning
+        n_above = (flat >= max(self.plan.box_floor, self.plan.candidate_rule.floor)).sum(1)
         scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
         self._anchors = self._anchors.to(scores.device)
         anchor = index // probabilities.shape[-1]
@@ -131,7 +132,7 @@ class BoxCollector:
         if len(rows):
             n_above_floor = int(rows[0, n_coordinates + 2])
             self.n_left_out += max(n_above_floor - len(rows), 0)
-        above = (scores.float() >= self.plan.candidate_rule.floor).nonzero()[:, 0]
+        above = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
         above = above[index[above].argsort()]
         above = above[scores[above].argsort(descending=True, stable=True)]  # ties by index
         above = above[~is_degenerate(boxes[above].float())]
@@ -167,7 +168,7 @@ class BoxCollector:
         before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (boxes[best] - before).clamp(min=0).minimum(limit)
-        keep = ~is_degenerate(inside) & (scores[best] >= self.plan.candidate_rule.floor)
+        keep = ~is_degenerate(inside) & (scores[best] >= self.plan.box_floor)
         keep = torch.nonzero(keep)[:, 0]
         return Boxes(inside[keep], scores[best][keep], labels[best][keep], self.n_left_out)
 

@@ -234,7 +234,7 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
             "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
             "dtype": "float32",
             "box": "starts, then stops, half-open, in voxels of the tile",
-            "lowest_score": plan.candidate_rule.floor,
+            "lowest_score": plan.box_floor,
             "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most_anchors": MOST_ANCHORS},
             "one_lesion_in_all_tiles": {"iou": plan.anchors.merge_iou, "by": "nms"},
         }

@@ -16,6 +16,9 @@ MOST_LEVELS = 4
 SMALL_PERCENT = 10  # the smallest 10 % of lesions decide the finest level
 GOOD_IOU = 0.5  # an anchor with this IoU or more covers a lesion well
 _CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the finest level
+# Lowest score of a box. Scores are probabilities. After a short training, or if lesions are faint,
+# the best box of a film has a score of 0.02 to 0.1. The floor of voxels, 0.05, would leave no box.
+BOX_FLOOR = 0.01
 _MOST_LESIONS = 1000  # used for the fit; more do not change the result
 # factors by which `_cluster` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
@@ -104,7 +107,7 @@ def _make_anchors(
         own = shapes[end - n_each : end].round(2)
         sizes.append(tuple(tuple(size) for size in own.tolist()))
     width = -(-architecture.features[stages[0]] // 8) * 8  # group norms have 8 groups
-    return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128))
+    return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128), floor=BOX_FLOOR)
 
 
 def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:

@@ -149,6 +149,8 @@ class AnchorPlan:
         alpha: as in `FocalCorrection`, for the scores.
         gamma: as in `FocalCorrection`, for the scores.
         merge_iou: if boxes have a higher IoU than this, only the one of the highest score is kept.
+        floor: lowest score of a box. None means the floor of the candidate rule, as in plans of
+            earlier versions.
         mean_iou: mean IoU of the training lesions with their best size. None without lesions.
         small_recall: share of the smallest tenth of lesions with an IoU of 0.5 or more. None
             without lesions.
@@ -162,6 +164,7 @@ class AnchorPlan:
     alpha: Share | tuple[Share, ...] | None = None
     gamma: Gamma | None = None
     merge_iou: Share = 0.2
+    floor: Share | None = None
     mean_iou: FiniteFloat | None = field(default=None, compare=False)
     small_recall: FiniteFloat | None = field(default=None, compare=False)
 
@@ -266,6 +269,13 @@ class Plan:
         """
         sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
         return sources != ("detection",)
+
+    @property
+    def box_floor(self) -> float:
+        """The lowest score of a detector's box."""
+        if self.anchors is None or self.anchors.floor is None:
+            return self.candidate_rule.floor
+        return self.anchors.floor
 
     @property
     def n_voxel_channels(self) -> int:

@@ -180,6 +180,20 @@ def test_a_tile_with_many_lesions_gives_a_box_for_each():
     assert found.n_left_out == 0
 
 
+def test_a_box_is_kept_from_the_floor_of_the_anchors_on() -> None:
+    view = seen(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
+    assert len(found_in(view)) == 0  # a plan of an earlier version: the floor of the candidate rule
+    found = found_in(view, plan=plan_with(floor=0.01))
+    assert found.scores.tolist() == pytest.approx([0.02], abs=1e-4)
+    assert found.n_left_out == 0
+
+
+def test_anchors_of_low_scores_are_not_counted_as_left_out(monkeypatch):
+    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 1)
+    view = seen(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.02, 1))
+    assert found_in(view, plan=plan_with(floor=0.01)).n_left_out == 0
+
+
 def test_anchors_beyond_the_most_that_nms_looks_at_are_counted(monkeypatch):
     monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 2)
     found = found_in(

@@ -36,6 +36,10 @@ def test_three_voxel_lesions_are_looked_at_from_every_second_voxel(dims: int) ->
     assert (found.mean_iou, found.small_recall) == (pytest.approx(1.0), 1.0)
 
 
+def test_boxes_of_low_probability_are_kept() -> None:
+    assert fitted([[24, 24]] * 20, 2).floor == 0.01
+
+
 def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     rng = np.random.default_rng(0)
     extents = np.exp(rng.normal(1.5, 0.6, (300, 1)) + rng.normal(0, 0.3, (300, 3))).round() + 1
