@@ -19,8 +19,10 @@ from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, tota
 T = TypeVar("T")
 
 RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels across
-# On a CPU, the resolution is halved if every lesion is more than this many voxels across.
+# On a CPU, the resolution is halved if every lesion is more than this many voxels across. In 2-D,
+# this share of the lesions is enough, in percent.
 LARGE_VOXELS = 20
+LARGE_SHARE = 90
 # Channel names that select a normalisation in nnU-Net, and our equivalent. The function
 # `normalisation` handles the name "CT".
 NAMED_SCALES: Mapping[str, Normalisation] = {
@@ -67,8 +69,10 @@ def spacing(
     - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
     - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
 
-    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. Axes that
-    are at least twice as coarse as the finest one keep their spacing.
+    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. In 2-D, it
+    is enough if 90 % of the lesions are that large and the smallest 5 % keep 3 pixels. Otherwise,
+    one small mark would decide that a tile shows only a tenth of a film. Axes that are at least
+    twice as coarse as the finest one keep their spacing.
     """
     table = np.asarray(spacings_mm, dtype=float)
     spacing = np.median(table, axis=0)
@@ -87,10 +91,15 @@ def spacing(
             reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
             reason += f" {RESOLVED_VOXELS} voxels across"
         similar = spacing < 2 * spacing.min()
-        across = min(diameters_mm) / spacing[similar].max()
-        if across > LARGE_VOXELS and not device.startswith("cuda"):
+        coarsest = spacing[similar].max()
+        is_flat = table.shape[1] == 2
+        lowest = float(np.percentile(diameters_mm, 100 - LARGE_SHARE if is_flat else 0))
+        are_resolved = not is_flat or small >= RESOLVED_VOXELS * 2 * coarsest
+        are_large = lowest > LARGE_VOXELS * coarsest and are_resolved
+        if are_large and not device.startswith("cuda"):
             spacing = np.where(similar, 2 * spacing, spacing)
-            reason += "; half the resolution, because every lesion is more than "
+            which = f"{LARGE_SHARE} % of the lesions are" if is_flat else "every lesion is"
+            reason += f"; half the resolution, because {which} more than "
             reason += f"{LARGE_VOXELS} voxels across"
     return Decision(tuple(round(float(s), 6) for s in spacing), reason)
 

@@ -44,6 +44,21 @@ def test_spacing(spacings, smallest, devices, expected):
         assert rules.spacing(spacings, diameters, device).value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("diameters", "dims", "expected"),
+    [
+        ([7.0] * 4 + [83.0] * 96, 2, 2),  # one small mark among many large lesions
+        ([7.0] * 5 + [19.0] * 6 + [83.0] * 89, 2, 1),  # over a tenth is up to 20 pixels across
+        ([5.0] * 6 + [83.0] * 94, 2, 1),  # over 5 % would have less than 3 pixels
+        ([6.5] * 6 + [83.0] * 94, 2, 2),
+        ([7.0] * 4 + [83.0] * 96, 3, 1),  # a volume keeps the resolution of its smallest lesion
+    ],
+)
+def test_few_small_marks_do_not_decide_the_resolution_of_films(diameters, dims, expected):
+    found = rules.spacing([(1.0,) * dims], diameters, "cpu")
+    assert found.value == (expected,) * dims
+
+
 def channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> ChannelStatistics:
     return ChannelStatistics(name, is_ct, Spread(-400, 300, -930, 700), lesion, 1.0)
 
