@@ -739,15 +739,20 @@ def draw_cases(
         )
     geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
     for index in range(n_cases):
-        # a case is lesion-free if the rounded number of such cases increases with it
-        n_free_before = int(index * lesion_free_share + 1e-9)
-        n_free = int((index + 1) * lesion_free_share + 1e-9)
-        n = (0, 0) if n_free > n_free_before else n_lesions
+        n_free_before = _count_lesion_free(index, lesion_free_share)
+        n_free = _count_lesion_free(index + 1, lesion_free_share)
+        is_lesion_free = n_free > n_free_before
         case = f"{prefix}_{index:03d}"
-        image, lesions = simulate(default_rng([seed, index]), n)
+        rng = default_rng([seed, index])
+        image, lesions = simulate(rng, (0, 0) if is_lesion_free else n_lesions)
         yield case, image, lesions, geometry
         if progress:
             progress(case, index + 1, n_cases)
+
+
+def _count_lesion_free(n_cases: int, share: float) -> int:
+    """Return how many of the first `n_cases` cases have no lesion."""
+    return int(n_cases * share + 1e-9)  # 0.29 · 100 is 28.999… in floating point
 
 
 def write_nnunet_raw(

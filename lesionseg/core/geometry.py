@@ -14,18 +14,21 @@ _LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to le
 
 
 def joint_unit(units: Iterable[str]) -> str:
-    """Return the common unit of sizes on several grids; "px" if none of them has a pixel size.
+    """Return the unit of a number that is computed from sizes on several grids.
 
-    Without any unit, it is "mm".
+    Grids without a pixel size ("px") are ignored if another grid has one. If radiographs and other
+    images are mixed, the unit says so. The unit of an empty list is "mm".
 
     >>> joint_unit(["mm", "mm at the detector"]), joint_unit(["px", "mm"])
     ('mm, partly at the detector', 'mm')
     """
     distinct = set(units)
-    known = distinct - {"px"}
-    if not known:
-        return "px" if distinct else "mm"
-    return known.pop() if len(known) == 1 else "mm, partly at the detector"
+    in_mm = distinct - {"px"}  # "mm", "mm at the detector", or both
+    if len(in_mm) > 1:
+        return "mm, partly at the detector"
+    if in_mm:
+        return in_mm.pop()
+    return "px" if distinct else "mm"
 
 
 @dataclass(frozen=True, eq=False)

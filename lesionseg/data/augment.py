@@ -87,9 +87,10 @@ class Movement:
     bend: Bend | None = None
 
     def matrix(self, tile_shape: Sequence[int]) -> NDArray[np.float64]:
-        """Return the matrix `[dims, dims + 1]` from an index of the moved tile to its source.
+        """Return matrix and offset `[dims, dims + 1]` from indices of the moved tile to the source.
 
-        The source is counted from the first voxel of the tile in the volume.
+        Both indices are counted from the first voxel of the tile. The centre of the tile is fixed.
+        `bend` is not included.
         """
         linear = self.linear
         if linear is None:

@@ -4,7 +4,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -260,8 +260,8 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
     """Order the visits of each patient by time.
 
     Args:
-        scans: The scans. `group` is the patient. The column `visit` contains a number or a date
-            such as 2024-05-31 or 20240531.
+        scans: The scans. Their `group` is the patient, and their column `visit` contains a number
+            or a date such as 2024-05-31 or 20240531.
         table: The file's name for messages.
 
     Raises:
@@ -277,15 +277,20 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
         )
     for group, visits in patients.items():
         texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
-        times = {case: _parse_time(text) for case, text in texts.items()}
-        kinds = {type(time) for time in times.values()}
-        if len(visits) > 1 and (len(kinds) > 1 or len({*times.values(), None}) <= len(visits)):
+        time_of = {case: _parse_time(text) for case, text in texts.items()}
+        if len(visits) > 1 and not _have_an_order([time_of[files.case] for files in visits]):
             raise DatasetError(
                 f"{table}: the visits of {group} cannot be ordered ({', '.join(texts.values())}). "
                 "Give each its own number, or a date such as 2024-05-31, in the column visit."
             )
-        visits.sort(key=lambda files: times[files.case] or 0)
+        visits.sort(key=lambda files: time_of[files.case])
     return list(patients.values())
+
+
+def _have_an_order(times: Sequence[Any]) -> bool:
+    """Return True if the times are distinct, and all of them are dates or all of them numbers."""
+    kinds = {type(time) for time in times}
+    return None not in times and len(kinds) == 1 and len(set(times)) == len(times)
 
 
 def _parse_time(text: str) -> Any:
@@ -361,22 +366,17 @@ class _Side:
 
 
 def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
-    """Describe the change of one group of lesions."""
+    """Describe the change of one group of lesions that belong together.
+
+    A change of the summed size must exceed the smallest detectable one, which follows from the
+    errors of both visits. Merged and split lesions are always accepted.
+    """
     error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
     smallest = rule.n_deviations * error
     difference = after.size - before.size
+    exceeds_error = abs(difference) > smallest
+    state = _decide_state(before, after, rule, exceeds_error=exceeds_error)
     is_volume = before.dims == 3
-    state: State
-    if not before.ids:
-        state = "new"
-    elif not after.ids:
-        state = "gone"
-    elif (n := after.n_whole(rule)) != (n_before := before.n_whole(rule)):
-        state = "split" if n > n_before else "merged"
-    elif abs(difference) <= smallest:
-        state = "stable"
-    else:
-        state = "enlarged" if difference > 0 else "shrunk"
     return LesionChange(
         case=case,
         label=before.label or after.label,
@@ -387,12 +387,30 @@ def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -
         diameter_before_mm=before.diameter_mm,
         diameter_after_mm=after.diameter_mm,
         state=state,
-        accepted=state in ("merged", "split") or (state != "stable" and abs(difference) > smallest),
+        accepted=state in ("merged", "split") or exceeds_error,
         change_ml=difference / 1000 if is_volume else None,
         smallest_change_ml=smallest / 1000 if is_volume else None,
         change_percent=100 * difference / before.size if before.ids and after.ids else None,
         smallest_change_percent=100 * smallest / (before.size or after.size),
     )
+
+
+def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_error: bool) -> State:
+    """Decide what happened to a group of lesions.
+
+    `exceeds_error` is True if the summed size changed by more than its errors explain.
+    """
+    if not before.ids:
+        return "new"
+    if not after.ids:
+        return "gone"
+    n_before = before.n_whole(rule)
+    n_after = after.n_whole(rule)
+    if n_after != n_before:
+        return "split" if n_after > n_before else "merged"
+    if not exceeds_error:
+        return "stable"
+    return "enlarged" if after.size > before.size else "shrunk"
 
 
 def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:

@@ -177,33 +177,31 @@ class Match:
 
 
 def match(reference: Reference, prediction: Prediction, criterion: Criterion) -> Match:
-    """Find the candidates that may find each lesion. Both files must be on the same grid."""
+    """Find the candidates that may find each lesion. Both files must be on the same grid.
+
+    Usually a candidate finds only lesions of its own label. If several candidates may find a lesion
+    together (`jointly`) and the case has several labels, labels are pooled: a candidate may find
+    any lesion. The match within labels is then part of the result.
+    """
     lesions = lesions_of(reference)
     candidates = candidates_of(prediction, reference.ignore)
     ignored, lost = _find_ignored(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions)
     overlaps = overlaps.where(~lost[overlaps.candidate])
-    same = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
+    same_label = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
 
     def find_kept_links(rule: Criterion, pairs: Overlaps) -> Links:
-        """Find the links of candidates that are not lost."""
+        """Find the links of candidates that are not lost, also those without an overlap."""
         found = find_links(rule, candidates, lesions, pairs)
         return found.where(~lost[found.candidate])
 
-    sides = {rule: find_kept_links(rule, overlaps) for rule in SIDE_CRITERIA}
-    indices = np.min_scalar_type(max(reference.geometry.shape))  # many cases stay in memory
-    kept_lesions = replace(
-        lesions, voxels=lesions.voxels.astype(indices, copy=False), instances=None
-    )
-    kept_candidates = replace(
-        candidates, voxels=candidates.voxels.astype(indices, copy=False), instances=None
-    )
+    # the side criteria do not depend on `comparable`
+    side_links = {rule: find_kept_links(rule, overlaps) for rule in SIDE_CRITERIA}
+    kept_lesions = _save_memory(lesions)
+    kept_candidates = _save_memory(candidates)
 
     def build_match(comparable: Flags, within_labels: Match | None) -> Match:
-        """Build the match in which a candidate finds a lesion only if their pair is comparable.
-
-        The side criteria ignore labels, so their links are the same for every `comparable`.
-        """
+        """Build the match in which a candidate finds a lesion only if their pair is comparable."""
         return Match(
             scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
             lesions=kept_lesions,
@@ -213,16 +211,22 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
             ignored=ignored,
             lost=lost,
             criterion=criterion,
-            links={**sides, criterion: find_kept_links(criterion, overlaps.where(comparable))},
+            links={**side_links, criterion: find_kept_links(criterion, overlaps.where(comparable))},
             has_masks=prediction.instances is not None and bool(lesions.has_voxels.all()),
             within_labels=within_labels,
         )
 
-    by_label = build_match(same, None)
-    several = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
-    if criterion.assignment != "jointly" or not several:
-        return by_label
-    return build_match(np.ones_like(same), by_label)
+    within_labels = build_match(same_label, None)
+    has_several_labels = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
+    if criterion.assignment == "jointly" and has_several_labels:
+        return build_match(np.ones_like(same_label), within_labels)
+    return within_labels
+
+
+def _save_memory(lesions: Lesions) -> Lesions:
+    """Drop the mask and store voxel indices in the smallest type, as many cases stay in memory."""
+    index_type = np.min_scalar_type(max(lesions.geometry.shape))
+    return replace(lesions, voxels=lesions.voxels.astype(index_type, copy=False), instances=None)
 
 
 def _find_ignored(

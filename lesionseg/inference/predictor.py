@@ -228,6 +228,7 @@ class Predictor:
             )
         channels = image[None] if image.ndim == self.plan.dims else image
         if len(channels) + len(lacking) == len(self.plan.channel_names):
+            # the array leaves the missing channels out
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))

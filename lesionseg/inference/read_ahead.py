@@ -97,7 +97,11 @@ def predict_volumes(
     def decide(files: CaseFiles, inferred: Inferred) -> R:
         return use(files, predictor.decide(inferred, files.case, on_slab(files)))
 
-    def fits(items: Sequence[CaseFiles]) -> bool:  # the next one's size is not known yet
+    def fits(items: Sequence[CaseFiles]) -> bool:
+        """Return True if all cases fit into memory, each as large as the largest read so far.
+
+        The size of the last case is unknown, because it has not been read yet.
+        """
         return len(items) * max(sizes.get(files.case, 0) for files in items) <= budget
 
     return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)

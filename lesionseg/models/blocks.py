@@ -122,7 +122,7 @@ class ResidualBlock(nn.Module):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
-        """Return the features of the block."""
+        """Return the activated sum of both convolutions and the skip connection `past`."""
         out: Tensor = self.activation(self.norm(self.second(self.first(x))) + self.past(x))
         return out
 

@@ -330,15 +330,24 @@ class CaseWork:
     def _assign_zones(
         self, scan: FoundScan, inferred: Inferred, prediction: Prediction
     ) -> tuple[list[str], Prediction]:
-        """Return the names of the scan's zones, and the prediction with a zone per candidate."""
-        mm = inferred.file_geometry.spacing_mm[0]
-        zones = self.zones.read(scan.case, mm) if self.zones else None
+        """Return the names of the scan's zones, and the prediction with a zone per candidate.
+
+        Without a mask of zones (`zones=`), return no names and the same prediction.
+        """
+        if self.zones is None:
+            return [], prediction
+        # a mask that is a picture states no pixel size and has that of the scan
+        pixel_mm = inferred.file_geometry.spacing_mm[0]
+        zones = self.zones.read(scan.case, pixel_mm)
         if zones is None:
             return [], prediction
-        pairs = zip(prediction.candidates, zones.of(candidates_of(prediction)), strict=True)
-        candidates = tuple(replace(candidate, zone=zone) for candidate, zone in pairs)
-        present = (value for value in present_values(zones.values) if value > 0)
-        names = [zones.names.get(value, str(value)) for value in present]
+        zone_of = zones.of(candidates_of(prediction))  # one name per candidate
+        candidates = tuple(
+            replace(candidate, zone=zone)
+            for candidate, zone in zip(prediction.candidates, zone_of, strict=True)
+        )
+        values = [value for value in present_values(zones.values) if value > 0]
+        names = [zones.names.get(value, str(value)) for value in values]
         return names, replace(prediction, candidates=candidates)
 
     def _write_dicom(

@@ -65,7 +65,9 @@ class ReferenceFacts:
 class Doubt:
     """A question about a case, or about the dataset if `case` is "".
 
-    `detail` contains no identifiers of patients.
+    `kind` is a key of `DOUBTS`. All doubts of a kind are about cases, or all about the dataset.
+    `detail` is a sentence after the question, which begins with a space, or "". It contains no
+    identifiers of patients.
     """
 
     kind: str
@@ -214,21 +216,26 @@ def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
 
 
 def doubt_lines(doubts: Sequence[Doubt]) -> list[str]:
-    """Return one line per kind of doubt, with the names of the cases."""
+    """Return one line per kind of doubt: its question, and the cases with one example.
+
+    Doubts about the whole dataset have no cases. Their details follow the question instead.
+    """
     by_kind: dict[str, list[Doubt]] = {}
     for doubt in doubts:
         by_kind.setdefault(doubt.kind, []).append(doubt)
     lines: list[str] = []
     for kind, own in by_kind.items():
-        cases = [doubt.case for doubt in own if doubt.case]
-        details = "".join(dict.fromkeys(doubt.detail for doubt in own if not doubt.case))
-        if not cases:
-            lines.append(DOUBTS[kind] + details)
+        line = DOUBTS[kind]
+        first = own[0]
+        if first.case:
+            cases = [doubt.case for doubt in own]
+            line += f" {count(len(cases), 'case')}: {join_names(cases)}"
+            if first.detail:
+                line += f" ({first.case}:{first.detail})"
         else:
-            example = f" ({own[0].case}:{own[0].detail})" if own[0].detail else ""
-            lines.append(
-                f"{DOUBTS[kind]} {count(len(cases), 'case')}: {join_names(cases)}{example}"
-            )
+            distinct_details = dict.fromkeys(doubt.detail for doubt in own)
+            line += "".join(distinct_details)
+        lines.append(line)
     return lines
 
 

@@ -147,7 +147,10 @@ class Objective:
         return total
 
     def _voxel_terms(self, logits: Tensor, level: LevelTargets, normaliser: Tensor) -> Terms:
-        """Return the terms of the voxels of one level. Not every loss accepts `nearest`."""
+        """Return the loss terms of the voxels of one level.
+
+        `nearest` is passed only to a loss that accepts it.
+        """
         if self.batch_targets.nearest:
             return self.loss(  # type: ignore[no-any-return]
                 logits.float(),

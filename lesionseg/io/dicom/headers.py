@@ -66,36 +66,39 @@ def is_dicom(path: Path) -> bool:
 
 
 def _is_dicom_without_preamble(start: bytes, n_bytes: int) -> bool:
-    """Return True if a file without a preamble begins with two DICOM elements in ascending order.
+    """Return True if a file without a preamble begins with two DICOM elements.
 
     Args:
         start: The first bytes of the file.
         n_bytes: The size of the file.
     """
-    return any(_has_two_elements(start, n_bytes, order) for order in "<>")
+    return any(_has_two_elements(start, n_bytes, byte_order) for byte_order in "<>")
 
 
-def _has_two_elements(start: bytes, n_bytes: int, order: str) -> bool:
-    """Return True if the file begins with two elements. `order` is a byte order of `struct`."""
+def _has_two_elements(start: bytes, n_bytes: int, byte_order: str) -> bool:
+    """Return True if the file begins with two elements whose tags ascend.
+
+    `byte_order` is "<" for little endian or ">" for big endian, as in `struct`.
+    """
     at = 0
     last_tag = (0, 0)
     for _ in range(2):
         if len(start) < at + 12:
             return False
-        group, element = struct.unpack_from(f"{order}HH", start, at)
+        group, element = struct.unpack_from(f"{byte_order}HH", start, at)
         tag = (group, element)
         is_first = at == 0
         if group not in (2, 8) or tag <= last_tag or (is_first and element > 0x20):
             return False
         kind = start[at + 4 : at + 6].decode("latin-1")
         if kind not in _VALUE_TYPES:  # implicit: the length follows the tag
-            (length,) = struct.unpack_from(f"{order}I", start, at + 4)
+            (length,) = struct.unpack_from(f"{byte_order}I", start, at + 4)
             begin = at + 8
         elif kind in _LONG_TYPES:
-            (length,) = struct.unpack_from(f"{order}I", start, at + 8)
+            (length,) = struct.unpack_from(f"{byte_order}I", start, at + 8)
             begin = at + 12
         else:
-            (length,) = struct.unpack_from(f"{order}H", start, at + 6)
+            (length,) = struct.unpack_from(f"{byte_order}H", start, at + 6)
             begin = at + 8
         at = begin + length
         last_tag = tag

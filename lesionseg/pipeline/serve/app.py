@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from lesionseg import __version__, phantoms
 from lesionseg.config import ServeConfig
+from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.predictor import Predictor
@@ -122,8 +123,8 @@ class _Server:
         await receive(request, folder, max_bytes=self.max_bytes)
 
     async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
-        """Predict the scan in `folder` when it is its turn. See `answer`."""
-        return await self.queue.run(request, partial(answer, self.predictor, folder, result))
+        """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
+        return await self.queue.run(request, partial(predict_scan, self.predictor, folder, result))
 
     async def respond(self, request: Request, folder: Path, result: Result) -> Response:
         """Predict the scan in `folder`, and return the requested file as a download."""
@@ -229,45 +230,50 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
         return await server.respond(request, folder, result)
 
 
-def answer(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
+def predict_scan(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
     """Predict the single scan in `folder`. Return name and content of the requested file.
 
-    It runs in a thread of anyio. If the client has left, it ends after the next batch of tiles.
+    This function runs in a thread of anyio. If the client disconnects, it ends after the current
+    batch of tiles.
 
     Raises:
         LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:
-        plan = predictor.plan
-        cases = find_images(folder, len(plan.channel_names))
-        if len(cases) != 1:
-            raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
-        # files are numbered as sent, so every channel is needed
-        scan = replace(cases[0], missing=())
+        scan = _find_single_scan(folder, len(predictor.plan.channel_names))
         volume = predictor.read(scan)
-        like = scan.images[0]
         prediction = predictor.predict_volume(volume, CASE, on_batch=lambda *_: check_cancelled())
         with TemporaryDirectory(dir=folder) as output:
-            suffix = result_suffix(like, plan.dims)
+            like = scan.images[0]
+            suffix = result_suffix(like, predictor.plan.dims)
             write_prediction(Path(output), prediction, suffix=suffix, like=like)
-            files = {path.name: path.read_bytes() for path in Path(output).iterdir()}
-            if result in ("all", "view"):
-                zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
-                files[zipped.name] = zipped.read_bytes()
-        if result == "view":
-            scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
-            view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
-            view["zip"] = base64.b64encode(files[zipped.name]).decode()
-            files[f"{CASE}_view.json"] = json.dumps(view).encode()
-        for name, content in files.items():
-            if name.startswith(f"{CASE}_{result}"):
-                return name, content
-        raise ContentError(f"This model has no {result}. Request result=candidates.")
+            if result in ("mask", "candidates"):
+                written = next(Path(output).glob(f"{CASE}_{result}*"), None)
+                if written is None:
+                    raise ContentError(f"This model has no {result}. Request result=candidates.")
+                return written.name, written.read_bytes()
+            zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
+        if result == "all":
+            return zipped.name, zipped.read_bytes()
+        scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
+        view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
+        view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
+        return f"{CASE}_view.json", json.dumps(view).encode()
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
+
+
+def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
+    """Return the only scan in `folder`. Raise `DatasetError` if there are several."""
+    cases = find_images(folder, n_channels)
+    if len(cases) != 1:
+        raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
+    # The files are numbered in the order in which they were sent. If one is left out, the numbers
+    # do not show which channel it is, so no channel counts as missing and reading reports an error.
+    return replace(cases[0], missing=())
 
 
 def write_example(folder: Path, plan: Plan) -> None:
