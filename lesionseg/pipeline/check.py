@@ -1,6 +1,7 @@
 """`prepare check=true`: find every problem of every case, and write a page that shows them."""
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.survey import first_splits, require_lesions
+from lesionseg.pipeline.survey import agreement_lines, first_splits, require_lesions
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
 from lesionseg.reporting.dataset_page import (
@@ -29,6 +30,8 @@ from lesionseg.reporting.dataset_page import (
     look_at,
     write_dataset_report,
 )
+
+log = logging.getLogger(__name__)
 
 SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
@@ -128,6 +131,8 @@ def check_dataset(
         cfg: the settings of the next training, by default those of `train`.
     """
     cfg = cfg or TrainConfig.of(data={"root": root})
+    for line in agreement_lines(dataset.reader_agreement):
+        log.info(line)
     inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
         for number, files in enumerate(dataset.cases, start=1):

@@ -33,10 +33,12 @@ def films(tmp_path):
     return root
 
 
-def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path):
+def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path, caplog):
+    caplog.set_level("INFO")
     page = tmp_path / "page.html"
     outcome = check_dataset(read_dataset(films, lenient=True), page, root=str(films))
     assert (outcome.can_train, outcome.model) == (True, "retinanet")
+    assert "Agreement of 3 readers, nodule" in caplog.text
     text = page.read_text()
     assert "Agreement of the readers" in text
     assert "reader 3" in text

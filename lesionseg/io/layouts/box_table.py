@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Reference, Remark, StatedBoxes
+from lesionseg.core import CaseFiles, Geometry, Labels, Reference, Remark, StatedBoxes
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_csv_columns, read_csv_lines
@@ -21,6 +21,7 @@ from lesionseg.io.layouts.checks import Problems
 
 TABLE = "table"  # the key of `CaseFiles.annotations` for a `CaseBoxes`
 MAX_BOXES = 10_000  # per case
+MAX_LABELS = 255  # the values of an 8-bit mask
 _LARGEST = 1e9  # largest coordinate
 
 
@@ -292,6 +293,22 @@ def make_box_reference(
         ignore=ignore,
         stated=StatedBoxes(given, tuple(labels)),
     )
+
+
+def make_labels(path: Path, name_of: Mapping[int, str]) -> Labels:
+    """Make the labels of a table. Raise `DatasetError` if there are too many for a mask.
+
+    Args:
+        path: The table, for the message.
+        name_of: The name of each label value.
+    """
+    if len(name_of) > MAX_LABELS:
+        raise DatasetError(
+            f"{path}: the table has {len(name_of)} labels, such as "
+            f"{join_names(name_of.values(), 3)}, but at most {MAX_LABELS} are possible. Give "
+            "similar lesions one name."
+        )
+    return Labels.of(name_of)
 
 
 def number_labels(names: Collection[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from lesionseg.io.layouts.box_table import (
     BoxCollector,
     CaseBoxes,
     make_box,
+    make_labels,
     number_labels,
     parse_corners,
     read_box_table,
@@ -98,7 +99,7 @@ def _labels(root: Path, names: Iterable[str]) -> Labels:
     if (root / LABELS).is_file():
         return read_labels(root)
     numbered = number_labels({name for name in names if name} or {"lesion"})
-    return Labels.of({value: name for name, value in numbered.items()})
+    return make_labels(root / BOXES, {value: name for name, value in numbered.items()})
 
 
 def _add_row(

@@ -15,6 +15,7 @@ from lesionseg.io.layouts.box_table import (
     TABLE,
     BoxCollector,
     make_box,
+    make_labels,
     number_labels,
     parse_corners,
     parse_number,
@@ -89,7 +90,7 @@ def read_vindr(root: Path) -> Dataset:
         box = make_box(value_of[name], corners, _VINDR_CORNERS, reader=reader, where=where)
         collector.add_box(case, box)
 
-    labels = Labels.of({value: name for name, value in value_of.items()})
+    labels = make_labels(paths[0], {value: name for name, value in value_of.items()})
     return _read_listed(root, "vindr", "image_id", labels, tables, add_row, problems)
 
 

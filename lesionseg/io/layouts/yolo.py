@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
+from lesionseg.core import CaseFiles, Dataset, Remark, Role
 from lesionseg.errors import DatasetError, LesionsegError, count, join_names
 from lesionseg.io.files import read_text, read_yaml
 from lesionseg.io.layouts.box_table import (
@@ -24,6 +24,7 @@ from lesionseg.io.layouts.box_table import (
     CaseBoxes,
     LesionBox,
     has_boxes_only,
+    make_labels,
     parse_number,
     remark_absent,
 )
@@ -151,7 +152,7 @@ def read_yolo(root: Path) -> Dataset:
         convention="yolo",
         dims=2,
         channel_names=("image",),
-        labels=Labels.of({value_of[number]: name for number, name in names.items()}),
+        labels=make_labels(path, {value_of[number]: name for number, name in names.items()}),
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),

@@ -225,6 +225,12 @@ def test_huge_table_is_an_error(folder):
         read_dataset(root)
 
 
+def test_too_many_labels_are_an_error(folder):
+    rows = [f"a,finding {number},{number % 30},2,{number % 30 + 1},4" for number in range(256)]
+    with pytest.raises(LesionsegError, match=r"boxes\.csv: the table has 256 labels, such as"):
+        read_dataset(folder(rows))
+
+
 def test_too_many_boxes_of_a_case_are_an_error(folder, monkeypatch):
     monkeypatch.setattr("lesionseg.io.layouts.box_table.MAX_BOXES", 3)
     with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
