@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +94,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             check_config(run, config_of(cfg))
             stack.enter_context(locked_folder(run))
             note = stack.enter_context(run_log(run))
-        experiment = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
+        opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
+        experiment = replace(opened, cfg=cfg)  # each node has a cache folder of its own
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))
         if finished is not None:
             page = None if finished.page is None else run / finished.page

@@ -10,12 +10,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lesionseg.cli import run
+from lesionseg.cli import compose, run
 from lesionseg.config import LossConfig, TrainConfig
 from lesionseg.core import Labels
-from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
 from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
+from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.pipeline import train as train_recipe
+from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, bar, run_log
 from lesionseg.pipeline.planning import check_losses
 from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
@@ -272,3 +275,30 @@ def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
     shutil.rmtree(tmp_path / "run" / "bundle")
     assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
     assert "finds no GPU" in capsys.readouterr().err
+
+
+def test_a_process_keeps_its_own_settings_when_it_receives_the_survey_of_the_first(
+    tmp_path, monkeypatch
+):
+    """Each node has a cache folder of its own, which only its processes can read."""
+    seen = []
+
+    def receive_from_another_node(make):
+        made = make()
+        if isinstance(made, Experiment):
+            data = made.cfg.data.model_copy(update={"cache_dir": "/first/node"})
+            return replace(made, cfg=made.cfg.model_copy(update={"data": data}))
+        return made
+
+    def stop(experiment):
+        seen.append(experiment.cfg.data.cache_dir)
+        raise TrainingError("stop")
+
+    write_mri_phantoms(tmp_path / "raw", 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    monkeypatch.setattr(train_recipe, "broadcast_from_rank_zero", receive_from_another_node)
+    monkeypatch.setattr(train_recipe, "begin", stop)
+    own = str(tmp_path / "cache")
+    typed = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(TrainingError, match="stop"):
+        train_recipe.train(compose("train", [*typed, f"data.cache_dir={own}"]))
+    assert seen == [own]
