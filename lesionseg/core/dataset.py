@@ -35,7 +35,7 @@ class CaseFiles:
         group: id of the patient. Empty if the dataset states none.
         role: role of the case. None if the dataset states none.
         fold: number of the fold. None if the dataset states none.
-        annotations: lesions as a table states them (COCO). Empty for masks.
+        annotations: lesions as a table states them (COCO, boxes). Empty for masks.
         columns: all further columns of the manifest, for subgroups.
         annotated: names of the labels that a reader looked for in this case. Empty means all
             labels of the dataset.

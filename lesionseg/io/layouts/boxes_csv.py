@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, suggest
+from lesionseg.io.files import read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
     BoxCollector,
@@ -31,8 +32,8 @@ _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 
 
 def find_boxes(root: Path) -> bool:
-    """Return True if the folder has a table `boxes.csv`."""
-    return (root / BOXES).is_file()
+    """Return True if the folder has a table `boxes.csv` with one of the required columns."""
+    return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(root / BOXES))
 
 
 def read_boxes_csv(root: Path) -> Dataset:
@@ -66,8 +67,8 @@ def read_boxes_csv(root: Path) -> Dataset:
     case_of = _case_names(root, dataset.cases)
     collector = BoxCollector()
     for where, row in rows:
-        with problems.collect("", where):
-            case = case_of.get(row["case"])
+        case = case_of.get(row["case"])
+        with problems.collect(case or row["case"], where):
             if case is None:
                 near = suggest(row["case"], case_of) if len(problems) < _MAX_SUGGESTED else ""
                 raise DatasetError(

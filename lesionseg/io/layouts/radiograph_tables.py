@@ -105,7 +105,7 @@ def _vindr_labels(rows: Sequence[tuple[str, Row]], problems: Problems) -> dict[s
             continue
         known_id = id_of.setdefault(name, number)
         known_name = name_of.setdefault(number, name) if number else name
-        with problems.collect("", where):
+        with problems.collect(row["image_id"], where):
             if number and not number.isdecimal():
                 raise DatasetError(f"class_id is {number[:40]!r}. Write a number from 0 on.")
             if known_id != number or known_name != name:

@@ -188,7 +188,7 @@ def test_wrong_row_is_an_error_that_names_file_and_line(folder, rows, match):
 
 def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
     dataset = read_dataset(folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
-    assert len(dataset.problems) == 1
+    assert [problem.case for problem in dataset.problems] == ["a"]
     assert [c.case for c in dataset.cases] == ["a", "b", "p1_c"]
 
 
@@ -198,13 +198,22 @@ def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
         ("case,label,x0,y0,x1\n", "no column 'y1', only case, label, x0, y0, x1. Add it."),
         ("case,label,x,y,w,h\n", "no column 'x0', 'y0', 'x1', 'y1', only"),
         ("case,label,x0,x0,x1,y1\n", "two columns are called 'x0'"),
-        ("", "no column 'case'"),
         ("case;label;x0;y0\n", "no column 'x1', 'y1'"),
     ],
 )
 def test_missing_column_is_an_error(folder, header, match):
     with pytest.raises(LesionsegError, match=rf"boxes\.csv: .*{match}"):
         read_dataset(folder(["a,nodule,1,2"], header))
+
+
+def test_table_of_another_program_is_not_a_layout(folder):
+    root = folder(["1,2"], "xmin,xmax\n")
+    with pytest.raises(LesionsegError, match="no known dataset layout"):
+        read_dataset(root)
+    with pytest.raises(LesionsegError, match="no known dataset layout"):
+        read_dataset(folder(["a,nodule,1,2,3,4"], ""))
+    (root / "manifest.csv").write_text("case,image\na,images/a.png\n")
+    assert read_dataset(root).convention == "manifest"
 
 
 def test_line_numbers_count_empty_lines(folder):
