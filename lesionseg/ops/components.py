@@ -286,11 +286,14 @@ def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArra
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
     y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
-    crossed = inside[low[0] : high[0], low[1] : high[1]]
-    for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 != y1:
-            between = (y0 <= y) != (y1 <= y)
-            crossed ^= between & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) <= x)
+    is_odd = inside[low[0] : high[0], low[1] : high[1]]  # a view: the loop below changes `inside`
+    next_corners = np.roll(corners, -1, axis=0)
+    for (y0, x0), (y1, x1) in zip(corners, next_corners, strict=True):
+        if y0 == y1:
+            continue  # a ray along the side crosses its neighbours instead
+        has_row = (y0 <= y) != (y1 <= y)
+        x_of_side = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+        is_odd ^= has_row & (x_of_side <= x)
     middle = np.rint(corners.mean(axis=0)).astype(int)
     if not inside.any() and (middle >= 0).all() and (middle < shape).all():
         inside[tuple(middle)] = True

@@ -114,9 +114,7 @@ def resample_slabs(
     """
     matrix = index_matrix(source, target)
     whole = np.rint(matrix)
-    last_index = np.array([*(n - 1 for n in target.shape), 1.0])
-    drift = np.abs(matrix - whole)[:-1] @ last_index
-    is_exact = bool(drift.max() < _TOLERANCE_VOX)
+    is_exact = _largest_drift(matrix, whole, target.shape) < _TOLERANCE_VOX
     if is_exact:
         matrix = whole
     axes = _find_parallel_axes(matrix[:-1, :-1], target.shape)
@@ -127,7 +125,7 @@ def resample_slabs(
         shape = (rows.stop - start, *target.shape[1:])
         lowest, highest = _find_input_range(slab_matrix, shape)
         end = np.array(source.shape) - 1
-        first = lowest.clip(0, end)
+        first = lowest.clip(0, end)  # the part of the range that the array has
         last = highest.clip(0, end)
         region = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
         stored = array[(slice(None), *region)]
@@ -137,8 +135,20 @@ def resample_slabs(
         if edge == "extend" or how == "share":
             piece = _pad(piece, first - lowest, highest - last, zeros=edge == "zero")
             first = lowest
-        slab_matrix[:-1, -1] -= first
+        slab_matrix[:-1, -1] -= first  # `piece` begins at this index of the array
         yield rows, _Resampling(slab_matrix, shape, axes, is_exact).apply(piece, how).contiguous()
+
+
+def _largest_drift(
+    matrix: NDArray[np.float64], other: NDArray[np.float64], out_shape: Sequence[int]
+) -> float:
+    """Return the largest distance, in input voxels, between the two images of the last voxel.
+
+    Both matrices map output indices to input indices. Their distance is largest at the last index.
+    """
+    last_index = np.array([*(n - 1 for n in out_shape), 1.0])
+    drift = np.abs(matrix - other)[:-1] @ last_index
+    return float(drift.max())
 
 
 def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
@@ -174,7 +184,8 @@ def _find_input_range(
     """Return the lowest and highest input index along each axis that an output of `shape` reads.
 
     The output extends to the outer faces of its voxels, because a coarse voxel is a mean over its
-    extent. Indices may be outside the input.
+    extent. One more voxel on each side is the neighbour with which a value is interpolated. Indices
+    may be outside the input.
     """
     ends = [(-0.5, n - 0.5) for n in shape]
     corners = np.array(list(itertools.product(*ends)))
@@ -248,12 +259,16 @@ class _Resampling:
         return torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
 
     def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
-        """Return the positions within an output voxel, −½ to ½, at which it is sampled."""
+        """Return the positions within an output voxel, −½ to ½, at which it is sampled.
+
+        A mean has one sample per input voxel that the output voxel is long, a share at least three
+        per axis. The samples of an axis are evenly spaced.
+        """
         if how in ("linear", "nearest"):
             return [(0.0,) * len(self.out_shape)]
-        steps = np.ceil(np.abs(self.matrix[:-1, :-1]).max(axis=0) / _COARSER).astype(int)
-        least = 3 if how == "share" else 1
-        lines = [(np.arange(n) + 0.5) / n - 0.5 for n in np.maximum(steps, least)]
+        lengths = np.abs(self.matrix[:-1, :-1]).max(axis=0)  # of an output voxel, in input voxels
+        n_samples = np.maximum(np.ceil(lengths / _COARSER).astype(int), 3 if how == "share" else 1)
+        lines = [(np.arange(n) + 0.5) / n - 0.5 for n in n_samples]
         return list(itertools.product(*[line.tolist() for line in lines]))
 
     def _coordinates(self, offset: Sequence[float]) -> list[NDArray[np.float64]]:
@@ -278,29 +293,38 @@ def _find_parallel_axes(
     They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along
     another output axis.
     """
-    along = np.abs(linear).argmax(axis=1)  # the output axis of each input axis
-    if len(set(along.tolist())) < len(along):
+    output_axes = np.abs(linear).argmax(axis=1)  # the closest output axis of each input axis
+    has_each_once = len(set(output_axes.tolist())) == len(output_axes)
+    if not has_each_once:
         return None
-    drift = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
-    drift[np.arange(len(along)), along] = 0
-    is_parallel = drift.sum(1).max() < _TOLERANCE_VOX
-    return tuple(int(i) for i in np.argsort(along)) if is_parallel else None
+    # how far each input coordinate moves along each output axis, from its first to its last voxel
+    movement = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
+    movement[np.arange(len(output_axes)), output_axes] = 0
+    if movement.sum(axis=1).max() >= _TOLERANCE_VOX:
+        return None
+    input_axes = np.argsort(output_axes)  # the inverse permutation
+    return tuple(int(axis) for axis in input_axes)
 
 
 def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -> Tensor:
-    """Return the mean over `ratio` input voxels around each coordinate, within the array."""
+    """Return the mean over `ratio` input voxels around each coordinate, within the array.
+
+    Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
+    interval touches at most `ceil(ratio) + 1` voxels, which are added one after the other.
+    """
     n = array.shape[axis]
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
     high = np.clip(x + ratio / 2, -0.5, n - 0.5)
     total = np.maximum(high - low, _ROUNDING_VOX)
-    first = np.floor(low + 0.5).astype(np.int64)
+    first = np.floor(low + 0.5).astype(np.int64)  # the voxel that contains `low`
     shape = [len(x) if a == axis else m for a, m in enumerate(array.shape)]
     mean = array.new_zeros(shape, dtype=torch.float32)
-    for tap in range(math.ceil(ratio) + 1):
-        at = first + tap
-        share = np.clip(np.minimum(high, at + 0.5) - np.maximum(low, at - 0.5), 0, None) / total
+    for number in range(math.ceil(ratio) + 1):
+        voxel = first + number
+        covered = np.minimum(high, voxel + 0.5) - np.maximum(low, voxel - 0.5)
+        share = np.clip(covered, 0, None) / total
         if share.any():
-            index = _as_tensor(np.minimum(at, n - 1), array.device)
+            index = _as_tensor(np.minimum(voxel, n - 1), array.device)
             values = array.index_select(axis, index).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
     return _zero_outside(mean, axis, x, n)

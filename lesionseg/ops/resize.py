@@ -109,9 +109,10 @@ def resize(
     smooth = [axis for axis in changed if orders[axis] > LINEAR]
     simple = [axis for axis in changed if orders[axis] <= LINEAR]
     if smooth:
-        others = [a for a in range(array.ndim) if a != clip_along or a in smooth]
-        low = out.amin(dim=others, keepdim=True)
-        high = out.amax(dim=others, keepdim=True)
+        has_ranges_of_slices = clip_along is not None and clip_along not in smooth
+        reduced = [a for a in range(array.ndim) if not (has_ranges_of_slices and a == clip_along)]
+        low = out.amin(dim=reduced, keepdim=True)
+        high = out.amax(dim=reduced, keepdim=True)
         for axis in smooth:
             out = _multiply_along(
                 out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis])
