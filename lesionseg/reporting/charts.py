@@ -119,7 +119,7 @@ def size_chart(tables: Tables) -> Chart | None:
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     caption = "Blue: found. Grey: missed."
-    if not tables.has_mm:
+    if unit != "mm":
         caption += f" Sizes: diameter in {unit}."
     if 1 < len(patients) <= MOST_RINGS:
         caption += f" Rings: one per {who}."
