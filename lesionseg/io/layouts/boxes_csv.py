@@ -1,5 +1,6 @@
 """Datasets of images and one table of boxes, `boxes.csv`."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -29,6 +30,9 @@ _DEPTHS = ("z0", "z1")
 _COLUMNS = ("case", "label", *_CORNERS)
 _MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
+
+# files in the folders of runs, predictions and scores
+_OWN_RESULTS = {"config.yaml", "predictions.csv", "scores.json"}
 
 
 def find_boxes(root: Path) -> bool:
@@ -166,14 +170,24 @@ def _read_images(root: Path) -> Dataset:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the image files of a folder and its subfolders, except hidden ones and masks."""
+    """List the image files of a folder and its subfolders, in the order of their paths.
+
+    Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
+    followed.
+    """
     found: list[Path] = []
-    for path in sorted(folder.rglob("*")):
-        parents = path.relative_to(folder).parts[:-1]
-        is_hidden = any(part.startswith(".") or part in _NOT_IMAGES for part in parents)
-        if is_image_file(path) and not is_hidden and path.is_file():
-            found.append(path)
-    return found
+    seen: set[str] = set()
+    for top, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(top)
+        is_top = Path(top) == folder
+        if place in seen or (not is_top and not _OWN_RESULTS.isdisjoint(names)):
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
+        paths = [Path(top) / name for name in names]
+        found += [path for path in paths if is_image_file(path) and path.is_file()]
+    return sorted(found)
 
 
 def _refuse_channels(files: Iterable[Path]) -> None:

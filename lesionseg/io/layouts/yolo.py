@@ -114,26 +114,7 @@ def read_yolo(root: Path) -> Dataset:
     ids = _case_ids(root, parts)
     problems = Problems()
     collector = BoxCollector()
-    absent: list[str] = []
-    used: set[Path] = set()
-    for part in parts:
-        for image in part.images:
-            case = ids[image]
-            table = _label_file(root, image)
-            if table is None:
-                absent.append(case)
-                continue
-            used.add(table)
-            with problems.collect(case, table):
-                text = read_text(table, _MAX_LABEL_BYTES)
-                _add_lines(collector, problems, case, table, text, value_of)
-    if not used:
-        raise DatasetError(
-            f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
-            "labels/a.txt."
-        )
-    remarks += [*collector.remarks(), *remark_absent(path, absent, len(ids))]
-    remarks += _remark_orphans(path, used)
+    remarks += _collect_boxes(root, path, ids, value_of, collector, problems)
     tables = collector.collect(problems, is_relative=True)
     has_roles = len({part.role for part in parts}) > 1
     cases = [
@@ -158,6 +139,38 @@ def read_yolo(root: Path) -> Dataset:
         remarks=tuple(remarks),
         lesions_are_boxes=any(map(has_boxes_only, cases)),
     )
+
+
+def _collect_boxes(
+    root: Path,
+    path: Path,
+    ids: Mapping[Path, str],
+    value_of: Mapping[int, int],
+    collector: BoxCollector,
+    problems: Problems,
+) -> list[Remark]:
+    """Collect the boxes of all images, and return remarks on the text files.
+
+    Raise `DatasetError` if no image has a text file.
+    """
+    absent: list[str] = []
+    used: set[Path] = set()
+    for image, case in ids.items():
+        table = _label_file(root, image)
+        if table is None:
+            absent.append(case)
+            continue
+        used.add(table)
+        with problems.collect(case, table):
+            text = read_text(table, _MAX_LABEL_BYTES)
+            _add_lines(collector, problems, case, table, text, value_of)
+    if not used:
+        raise DatasetError(
+            f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
+            "labels/a.txt."
+        )
+    remarks = [*collector.remarks(), *remark_absent(path, absent, len(ids))]
+    return [*remarks, *_remark_orphans(path, used)]
 
 
 def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark]) -> list[_Part]:
@@ -191,12 +204,13 @@ def _find_folder(root: Path, base: str, entry: str) -> Path | None:
     Paths are relative to `path` in data.yaml or to the file itself. Roboflow writes `../train` for
     the folder `train` next to the file.
     """
-    top = Path(os.path.normpath(root))
+    top = os.path.normpath(root.absolute())  # a relative root such as . would contain ../a, too
     for start in (root / base, root):
         for name in (entry, re.sub(r"^(\.\./)+", "", entry)):
             folder = Path(os.path.normpath(start / name))
             with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
-                if folder.is_relative_to(top) and folder.is_dir():
+                whole = Path(os.path.normpath(folder.absolute()))
+                if whole.is_relative_to(top) and folder.is_dir():
                     return folder
     return None
 

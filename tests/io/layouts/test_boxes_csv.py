@@ -50,6 +50,20 @@ def test_images_may_be_next_to_the_table(tmp_path):
     assert_rectangle(cases["a"])
 
 
+def test_results_in_the_folder_are_no_images_and_links_are_followed(tmp_path):
+    root = tmp_path / "set"
+    write_picture(root / "a.png")
+    write_picture(root / "found" / "a_mask.png")
+    (root / "found" / "predictions.csv").write_text("")
+    write_picture(root / ".hidden" / "a.png")
+    write_picture(tmp_path / "elsewhere" / "b.png", bright=False)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "boxes.csv").write_text(f"{HEADER}a,nodule,{BRIGHT}\n")
+    dataset = read_dataset(root)
+    assert [c.case for c in dataset.cases] == ["a", "linked_b"]
+
+
 @pytest.mark.parametrize("name", ["p1_c", "p1/c", "p1/c.png", "images/p1/c.png", "images/p1/c"])
 def test_a_case_may_be_named_by_its_id_or_its_path(folder, name):
     _, cases = read_all(folder([f"{name},nodule,1.5,2.25,3,4"]))

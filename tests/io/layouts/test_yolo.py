@@ -1,5 +1,7 @@
 """YOLO folders: data.yaml, and a text file of boxes per image."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -171,6 +173,19 @@ def test_wrong_data_yaml_is_an_error(folder, data, match):
     with pytest.raises(LesionsegError, match=rf"data\.yaml: .*{match}") as caught:
         read_dataset(folder({"train/a": f"0 {BRIGHT}"}, data))
     assert "\n" not in str(caught.value)
+
+
+def test_relative_folder_is_read_and_not_left(folder, monkeypatch):
+    monkeypatch.chdir(folder({"train/a": f"0 {BRIGHT}"}))
+    assert [c.case for c in read_dataset(Path()).cases] == ["a", "b", "c"]
+    inner = Path("images")
+    (inner / "data.yaml").write_text("names: [a]\ntrain: ../images/train\n")
+    with pytest.raises(LesionsegError, match="no image has a text file"):
+        read_dataset(inner)
+    (inner / "data.yaml").write_text("names: [a]\ntrain: ../labels\n")
+    monkeypatch.chdir(inner)
+    with pytest.raises(LesionsegError, match=r"train is '\.\./labels', which is not a folder"):
+        read_dataset(Path())
 
 
 def test_folder_without_any_text_file_is_an_error(folder):
