@@ -55,8 +55,13 @@ class BatchTargets:
 
     def tile_bytes(self, n_voxels: int) -> int:
         """Return about how many bytes are added to a tile of `n_voxels`."""
-        n_anchors = sum(level.n_anchors for level in self.anchors.levels) if self.anchors else 0
-        return n_voxels * self.nearest + 2 * n_anchors
+        n_bytes = 0
+        if self.nearest:
+            n_bytes += n_voxels  # one uint8 per voxel
+        if self.anchors is not None:
+            n_anchors = sum(level.n_anchors for level in self.anchors.levels)
+            n_bytes += 2 * n_anchors  # a label (uint8) and `valid`
+        return n_bytes
 
 
 def renumber(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
@@ -70,10 +75,11 @@ def renumber(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"
     """
     tiles = []
     for ids in instances:
-        is_there = torch.zeros(int(ids.max()) + 1, dtype=torch.int64, device=ids.device)
-        is_there[ids.flatten().long()] = 1
-        is_there[0] = 0
-        tiles.append((is_there.cumsum(0) * is_there)[ids.long()])
+        is_present = torch.zeros(int(ids.max()) + 1, dtype=torch.int64, device=ids.device)
+        is_present[ids.flatten().long()] = 1
+        is_present[0] = 0  # background
+        new_id = is_present.cumsum(0) * is_present  # by the old id; 0 for ids that are absent
+        tiles.append(new_id[ids.long()])
     numbers = torch.stack(tiles)
     return numbers.to(torch.uint8 if int(numbers.max()) < 256 else torch.int32)
 
@@ -121,12 +127,16 @@ class AnchorGrid:
         invalid voxels.
         """
         anchors = self.boxes(valid.device)
-        boxes, lesion_labels = tile_boxes(instances, labels.sign() if self.has_regions else labels)
+        # with regions, each lesion has label 1
+        labels_of_boxes = labels.sign() if self.has_regions else labels
+        boxes, lesion_labels = tile_boxes(instances, labels_of_boxes)
         # `[B, n]`: the number of the anchor's lesion in its tile, BACKGROUND or IGNORED
         lesions = torch.stack([assign_atss(self.levels, anchors, own) for own in boxes])
         is_hidden = ~valid.flatten(1)[:, _centre_voxels(anchors, valid.shape[1:])]
         lesions = torch.where(is_hidden & (lesions == BACKGROUND), IGNORED, lesions)
-        anchor_labels = torch.where(lesions >= 0, lesion_labels.gather(1, lesions.clamp(min=0)), 0)
+        # BACKGROUND and IGNORED are negative; `gather` needs indices from 0
+        assigned_labels = lesion_labels.gather(1, lesions.clamp(min=0))
+        anchor_labels = torch.where(lesions >= 0, assigned_labels, 0)
         positive = (anchor_labels > 0).flatten().nonzero()[:, 0]  # flat indices of anchors
         tile_numbers = positive // max(len(anchors), 1)
         assigned = boxes[tile_numbers, lesions.flatten()[positive]]
@@ -146,11 +156,12 @@ def _centre_voxels(
     """Return the flat index of the voxel at the centre of each anchor, within the tile."""
     index = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
     centres = split_box(anchors)[0].floor().long().unbind(1)
-    for centre, n in zip(centres, tile_shape, strict=True):
+    for centre, n in zip(centres, tile_shape, strict=True):  # C order: the last axis is fastest
         index = index * n + centre.clamp(0, n - 1)
     return index
 
 
 @lru_cache(maxsize=4)
 def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
+    """Return the anchors of all levels. A function of hashable arguments can be cached."""
     return grid_anchors(levels, device=device)

@@ -133,7 +133,8 @@ class History(CSVLogger):
 class Progress(pl.Callback):
     """A callback that shows one progress bar for the training, with step and smoothed loss.
 
-    `bar` opens the bar and yields a function of (text, share of the budget that is spent, 1).
+    `bar` opens the bar and yields a function of (text, done, total). Here `done` is the spent share
+    of the budget, and `total` is 1.
     """
 
     def __init__(
@@ -195,10 +196,15 @@ class FocalStatistics(pl.Callback):
         class_axis = finest.class_axis
         valid = finest.valid
         values = logits.detach().movedim(class_axis, 1).float()
-        softmax = self._activation == "softmax"
-        p = 1 - values.softmax(1)[:, 0] if softmax else values.sigmoid().amax(1)
+        if self._activation == "softmax":
+            p = 1 - values.softmax(1)[:, 0]  # channel 0 is background
+        else:
+            p = values.sigmoid().amax(1)
         lesion = finest.labels > 0
-        lesion = (lesion.any(1) if lesion.ndim > p.ndim else lesion) & valid
+        has_region_axis = lesion.ndim > p.ndim
+        if has_region_axis:
+            lesion = lesion.any(1)
+        lesion = lesion & valid
         background = ~lesion & valid
         if lesion.any():
             self.latest[P_NAME] = float(p[lesion].mean())
@@ -206,14 +212,11 @@ class FocalStatistics(pl.Callback):
         def compute_shares(gradient: Tensor) -> None:
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = float(size[valid].sum())
-            if not 0 < total < float("inf"):
+            has_gradient = 0 < total < math.inf
+            if not has_gradient:
                 return
-            p_background = p[background]
-            n = len(p_background)
-            hardest = torch.zeros(0, dtype=torch.long, device=p.device)
-            if n:
-                hardest = p_background.topk(max(1, round(HARD_SHARE * n))).indices
-            self.latest[HARD_NAME] = float(size[background][hardest].sum()) / total
+            hard = _sum_of_hardest(size[background], p[background])
+            self.latest[HARD_NAME] = hard / total
             self.latest[LESION_NAME] = float(size[lesion].sum()) / total
 
         if logits.requires_grad:
@@ -237,6 +240,17 @@ class FocalStatistics(pl.Callback):
             log.warning("Step %d: %s", trainer.global_step, warnings[name])
 
 
+def _sum_of_hardest(size: Tensor, p: Tensor) -> float:
+    """Return the sum of `size` over the 1 % of background voxels with the highest probability `p`.
+
+    Both are `[n]`. The sum is over at least one voxel, and is 0 if there is no background.
+    """
+    if not len(p):
+        return 0.0
+    n_hardest = max(1, round(HARD_SHARE * len(p)))
+    return float(size[p.topk(n_hardest).indices].sum())
+
+
 def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
     """Return a warning for each fault that the mean statistics show, by the fault's name.
 
@@ -253,7 +267,8 @@ def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
             "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
             "(detection.gamma for anchors)."
         )
-    if lesion < LESION_LIMIT and p >= 0:
+    has_seen_lesions = p >= 0  # False for NaN: without lesions, their share of 0 is no fault
+    if lesion < LESION_LIMIT and has_seen_lesions:
         warnings["few"] = (
             f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
             "(detection.alpha for anchors), or use more tiles with lesions "

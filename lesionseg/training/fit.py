@@ -1,7 +1,6 @@
 """Train a network with Lightning: the entry point of this package."""
 
 import logging
-import math
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,20 +107,21 @@ def fit(
     last = run_dir / CHECKPOINTS / "last.ckpt"
     module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
-    before = broadcast_from_rank_zero(lambda: _read_checkpoint(last) if last.is_file() else None)
+    before = broadcast_from_rank_zero(partial(_read_if_present, last))
     steps_before = 0
     minutes_before = 0.0
-    if before:
+    if before is not None:
         steps_before = before["global_step"]
         minutes_before = before["minutes"]
-    has_steps_left = steps_before < (settings.max_steps or math.inf)
-    has_minutes_left = minutes_before < (settings.max_minutes or math.inf)
+    has_steps_left = settings.max_steps is None or steps_before < settings.max_steps
+    has_minutes_left = settings.max_minutes is None or minutes_before < settings.max_minutes
     if has_steps_left and has_minutes_left:
         data = LesionData(tiles, plan, settings)
         on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
             trainer = make_trainer(module, cfg, run_dir, steps_before, callbacks, validate)
-            trainer.fit(module, data, ckpt_path=last if before else None, weights_only=True)
+            resumed = None if before is None else last
+            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     after = broadcast_from_rank_zero(partial(_read_checkpoint, last))
     _load_kept_weights(module, run_dir / CHECKPOINTS, after)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -143,9 +143,11 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(module, error) from error
     except (RuntimeError, KeyError) as error:
-        if module.global_step > steps_before or "state_dict" not in str(error):
-            raise
-        raise _unusable_checkpoint(last, str(error)) from error
+        # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
+        is_before_first_step = module.global_step <= steps_before
+        if is_before_first_step and "state_dict" in str(error):
+            raise _unusable_checkpoint(last, str(error)) from error
+        raise
     except KeyboardInterrupt:
         advice = "No checkpoint was written yet."
         if last.is_file():
@@ -161,9 +163,10 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
 
     `after` is the content of the last checkpoint in `folder`.
     """
-    best = folder / "best.ckpt"
-    kept = broadcast_from_rank_zero(lambda: _read_checkpoint(best) if best.is_file() else after)
-    if best.is_file():
+    kept = broadcast_from_rank_zero(partial(_read_if_present, folder / "best.ckpt"))
+    if kept is None:
+        kept = after
+    else:
         log.info("The weights of step %d scored best and are kept.", kept["global_step"])
     try:
         module.load_state_dict(kept["state_dict"])
@@ -185,14 +188,14 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
     Raises:
         ConfigError: if `cases` is empty, or the settings do not fit the plan.
     """
-    batches = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
-    n_tiles = STEPS_PER_EPOCH * batches * plan.batch_size * n_processes(cfg.trainer)
+    batches_per_step = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
+    tiles_per_step = batches_per_step * plan.batch_size * n_processes(cfg.trainer)
     tiles = TileDataset(
         cases,
         plan,
         cfg.sampling,
         cfg.augment,
-        n_tiles=n_tiles,
+        n_tiles=STEPS_PER_EPOCH * tiles_per_step,
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )
@@ -256,15 +259,16 @@ def make_trainer(
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     devices: Any = settings.devices
-    if isinstance(devices, tuple):
+    if isinstance(devices, tuple):  # numbers of devices, which Lightning takes only as a list
         devices = list(devices)
     if environment is not None and devices == "auto":
         devices = environment.world_size() // settings.n_nodes
-    fastest = "16-mixed" if device.type == "cuda" else "32-true"
-    if fast_dtype(device) == torch.bfloat16:
-        fastest = "bf16-mixed"
+    precision = settings.precision
+    if precision == "auto":
+        precision = _fastest_precision(device)
     strategy: Any = "auto"
     if not settings.has_one_device:
+        # Lightning spawns the processes, unless torchrun or srun has started them
         start = "spawn" if environment is None else "popen"
         strategy = DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
     # a dictionary, because the user's settings may replace any of these
@@ -272,7 +276,7 @@ def make_trainer(
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
         "devices": devices,
         "strategy": strategy,
-        "precision": fastest if settings.precision == "auto" else settings.precision,
+        "precision": precision,
         "gradient_clip_val": GRADIENT_CLIP,
         "log_every_n_steps": LOG_EVERY,
         "max_epochs": -1,  # the stream has no end; the budget ends the training
@@ -289,6 +293,18 @@ def make_trainer(
         return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **arguments)
     except TypeError as error:
         raise ConfigError(f"trainer.lightning: {error}.") from error
+
+
+def _fastest_precision(device: torch.device) -> Any:
+    """Return Lightning's name of the number format in which a device trains fastest."""
+    if fast_dtype(device) == torch.bfloat16:
+        return "bf16-mixed"
+    return "16-mixed" if device.type == "cuda" else "32-true"
+
+
+def _read_if_present(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint, or return None if the file does not exist."""
+    return _read_checkpoint(path) if path.is_file() else None
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -346,7 +362,8 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", ".*LeafSpec", category=FutureWarning)
             yield
     except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
+        is_ctrl_c = isinstance(error.__context__, KeyboardInterrupt)
+        if not is_ctrl_c:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from error

@@ -37,7 +37,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
         heads = give_all_heads("the meaning of nnU-Net's labels is not known")
-        done = take_tensors(network, read_checkpoint(path), heads)
+        transfer = take_tensors(network, read_checkpoint(path), heads)
         log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
     else:
         source = f"bundle {bundle_digest(path)}"
@@ -45,18 +45,23 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
         n_members = len(before.networks)
         if n_members > 1:
             log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
-        done = take_weights(network, plan, before.networks[0], before.plan)
-    n = len(done.taken) + len(done.fresh)
-    log.info("Weights of %s: %d of %d tensors taken.", source, len(done.taken), n)
-    if done.adapted:
-        log.info("Of these, %s.", done.adapted)
-    why = f" ({done.why_fresh})" if done.why_fresh else ""
-    _log_parts(f"Newly initialised{why}", done.fresh)
-    _log_parts("Not used", done.unused)
+        transfer = take_weights(network, plan, before.networks[0], before.plan)
+    n_taken = len(transfer.taken)
+    n_tensors = n_taken + len(transfer.fresh)
+    log.info("Weights of %s: %d of %d tensors taken.", source, n_taken, n_tensors)
+    if transfer.adapted:
+        log.info("Of these, %s.", transfer.adapted)
+    why = f" ({transfer.why_fresh})" if transfer.why_fresh else ""
+    _log_parts(f"Newly initialised{why}", transfer.fresh)
+    _log_parts("Not used", transfer.unused)
 
 
 def _log_parts(what: str, names: Sequence[str]) -> None:
-    """Log how many tensors each part of the network has among `names`."""
+    """Log how many tensors each part of the network has among `names`.
+
+    A part is the first two components of a name: `encoder.stages.0.0.conv.weight` belongs to
+    `encoder.stages`.
+    """
     parts = [".".join(name.split(".")[:2]) for name in names]
     if parts:
         counted = ", ".join(f"{part} ({parts.count(part)})" for part in dict.fromkeys(parts))

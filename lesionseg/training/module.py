@@ -73,9 +73,11 @@ class LesionModule(pl.LightningModule):
     @property
     def progress(self) -> float:
         """The spent share of the budget: the larger one of the shares of steps and of minutes."""
-        by_steps = self.global_step / self.settings.max_steps if self.settings.max_steps else 0.0
-        limit = self.settings.max_minutes
-        return max(by_steps, self.minutes / limit if limit else 0.0)
+        max_steps = self.settings.max_steps
+        max_minutes = self.settings.max_minutes
+        by_steps = self.global_step / max_steps if max_steps else 0.0
+        by_minutes = self.minutes / max_minutes if max_minutes else 0.0
+        return max(by_steps, by_minutes)
 
     @property
     def is_logged(self) -> bool:
@@ -114,10 +116,12 @@ class LesionModule(pl.LightningModule):
             output = self.objective.mask_unannotated(output, batch["unannotated"])
         if self.observer is not None:
             self.observer(self.objective.finest_logits(output, targets))
-        terms = self.objective.terms(output, targets, self._normaliser(counts, batch_idx) / world)
+        # processes average their gradients, so each divides by its share of the normaliser
+        normalisers = self._normaliser(counts, batch_idx) / world
+        terms = self.objective.terms(output, targets, normalisers)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
-        named["positives"] = counts[0]
+        named["positives"] = counts[0]  # anchors or, without them, voxels of the finest level
         self._log_terms(named, batch_idx)
         return loss
 
@@ -137,7 +141,8 @@ class LesionModule(pl.LightningModule):
     def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
         """Remember the terms of a batch. In a logged step, log the means since the last one."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.global_step % every == 0 and batch_idx % self.trainer.accumulate_grad_batches == 0:
+        is_first_batch_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
+        if is_first_batch_of_step and self.global_step % every == 0:
             self.recent = []
         self.recent.append(torch.stack([value.detach().float() for value in terms.values()]))
         if self.is_logged:
@@ -156,11 +161,12 @@ class LesionModule(pl.LightningModule):
         """
         n_before = batch_idx % self.trainer.accumulate_grad_batches
         if n_before == 0 or self._counts is None:
-            self._counts = counts * 0
-            self._average = self.normalisers.average.clone()
+            self._counts = torch.zeros_like(counts)
+            self._average_before_step = self.normalisers.average.clone()
         self._counts = self._counts + counts
-        self.normalisers.average.copy_(self._average)
-        return self.normalisers.update(self._counts / (n_before + 1))
+        mean_counts = self._counts / (n_before + 1)
+        self.normalisers.average.copy_(self._average_before_step)  # undo the previous batch's step
+        return self.normalisers.update(mean_counts)
 
     def configure_gradient_clipping(
         self,
@@ -173,8 +179,13 @@ class LesionModule(pl.LightningModule):
         Both use the same norm. Lightning's own clipping refuses fused optimisers in half precision.
         """
         self.count_skipped()
-        weights = [p for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        weights: list[nn.Parameter] = []
+        gradients: list[Tensor] = []
+        for weight in self.network.parameters():
+            if weight.grad is not None:
+                weights.append(weight)
+                gradients.append(weight.grad)
+        norm = nn.utils.get_total_norm(gradients)
         is_finite = torch.isfinite(norm)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -182,15 +193,15 @@ class LesionModule(pl.LightningModule):
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
         if optimizer.defaults.get("fused"):  # otherwise Lightning's scaler skips the step
             optimizer.found_inf = (~is_finite).float()
-        self._unread = self.global_step + 1, HostCopy(is_finite)
+        self._unread = (self.global_step + 1, HostCopy(is_finite))
 
     def count_skipped(self) -> None:
         """Count the last step if it was skipped. Raise `TrainingError` after ten in a row."""
         if self._unread is None:
             return
-        step, copy = self._unread
+        step, is_finite = self._unread
         self._unread = None
-        if copy.read().item():
+        if is_finite.read().item():
             self.skipped_in_a_row = 0
             return
         self.skipped += 1
@@ -248,15 +259,17 @@ def make_optimiser(
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if weight.requires_grad:
-            is_slow = settings.backbone_lr_scale != 1 and not is_head(name)
-            groups.setdefault((not is_slow, weight.ndim < 2), []).append(weight)
+            has_full_rate = settings.backbone_lr_scale == 1 or is_head(name)
+            has_no_decay = weight.ndim < 2  # a bias, or the scale of a norm
+            groups.setdefault((has_full_rate, has_no_decay), []).append(weight)
     parts: list[dict[str, Any]] = []
-    for is_fast, has_no_decay in sorted(groups):
+    # False sorts before True: the last group has the full rate, which is logged as `lr`
+    for has_full_rate, has_no_decay in sorted(groups):
         parts.append(
             {
-                "params": groups[is_fast, has_no_decay],
+                "params": groups[has_full_rate, has_no_decay],
                 "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
-                "lr": settings.lr * (1.0 if is_fast else settings.backbone_lr_scale),
+                "lr": settings.lr * (1.0 if has_full_rate else settings.backbone_lr_scale),
             }
         )
     if settings.name == "adamw":
@@ -280,21 +293,27 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     minutes = settings.max_minutes
     steps = settings.max_steps
     every = None
-    if minutes is None and steps is None:
-        if device.startswith("cuda"):
-            batches = int(settings.lightning.get("accumulate_grad_batches", 1))
-            n_tiles = plan.batch_size * batches * n_processes(settings)
-            share = NNUNET_VOXELS[plan.dims] / (n_tiles * prod(plan.tile_shape))
-            steps = round(NNUNET_STEPS * min(share, 1.0))
-            every = VALIDATION_MINUTES
-        else:
-            minutes = 60.0
+    has_no_limit = minutes is None and steps is None
+    if has_no_limit and device.startswith("cuda"):
+        steps = _steps_like_nnunet(settings, plan)
+        every = VALIDATION_MINUTES
+    elif has_no_limit:
+        minutes = 60.0
     if minutes and minutes > LONG_MINUTES:
         every = minutes / N_VALIDATIONS
     if settings.validate_every_minutes != "auto":
         every = settings.validate_every_minutes
     resolved = {"max_minutes": minutes, "max_steps": steps, "validate_every_minutes": every}
     return settings.model_copy(update=resolved)
+
+
+def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
+    """Return the number of steps with as many voxels as nnU-Net's training, or its own if fewer."""
+    batches_per_step = int(settings.lightning.get("accumulate_grad_batches", 1))
+    tiles_per_step = plan.batch_size * batches_per_step * n_processes(settings)
+    voxels_per_step = tiles_per_step * prod(plan.tile_shape)
+    share = NNUNET_VOXELS[plan.dims] / voxels_per_step
+    return round(NNUNET_STEPS * min(share, 1.0))
 
 
 def budget_text(settings: TrainerConfig) -> str:

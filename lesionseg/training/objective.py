@@ -136,8 +136,9 @@ class Objective:
                 )
                 normalisers = normalisers[1:]
             voxels = self._voxel_logits(output)
-            # weights 1, ½, ¼ …, finest first, scaled to a sum of 1 (Isensee et al. 2021)
-            weights = [0.5**k / (2 - 2 * 0.5 ** len(voxels)) for k in range(len(voxels))]
+            # 1, ½, ¼ …, finest first, then scaled to a sum of 1 (Isensee et al. 2021)
+            halves = [0.5**level for level in range(len(voxels))]
+            weights = [half / sum(halves) for half in halves]
             # in eval mode the network returns only the finest level
             levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
@@ -173,6 +174,7 @@ class Objective:
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxel_logits(output)]
         if not self.plan.has_boxes:
             return voxels
+        # logits of anchors are `[B, n, K]`, but the function expects the labels on axis 1
         scores = mask_unannotated(output.class_logits.transpose(1, 2), unannotated, "sigmoid")
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
@@ -180,9 +182,19 @@ class Objective:
         """Return the finest logits of voxels or, for a network without them, those of anchors."""
         if not targets.levels and targets.anchors is not None:
             anchors = targets.anchors
-            return FinestLogits(output.class_logits, 2, anchors.labels, anchors.valid)
+            return FinestLogits(
+                logits=output.class_logits,
+                class_axis=2,
+                labels=anchors.labels,
+                valid=anchors.valid,
+            )
         finest = targets.levels[0]
-        return FinestLogits(self._voxel_logits(output)[0], 1, finest.labels, finest.valid)
+        return FinestLogits(
+            logits=self._voxel_logits(output)[0],
+            class_axis=1,
+            labels=finest.labels,
+            valid=finest.valid,
+        )
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
@@ -224,7 +236,8 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
         return targets
     labels = _block_max(targets.labels, stride)
     is_complete = ~_block_max(~targets.valid, stride)
-    has_lesion = labels.any(1) if labels.ndim > is_complete.ndim else labels > 0
+    has_region_axis = labels.ndim > is_complete.ndim
+    has_lesion = labels.any(1) if has_region_axis else labels > 0
     valid = is_complete | has_lesion
     middle = take_middle_voxels(targets, stride)
     if middle.nearest is None:
@@ -249,12 +262,18 @@ def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTar
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
-    """Return the highest value of each block of `stride` voxels."""
-    blocks = list(values.shape[: values.ndim - len(stride)])
-    first = len(blocks)
-    for n, s in zip(values.shape[first:], stride, strict=True):
-        blocks += [n // s, s]
-    return values.reshape(blocks).amax(dim=tuple(range(first + 1, len(blocks), 2)))
+    """Return the highest value of each block of `stride` voxels.
+
+    For example, `[B, 4, 6]` with stride (2, 3) is reshaped to `[B, 2, 2, 2, 3]`, and the maximum is
+    taken over the axes 2 and 4, which are the axes within a block.
+    """
+    n_leading = values.ndim - len(stride)
+    shape = list(values.shape[:n_leading])
+    within_block: list[int] = []
+    for n, s in zip(values.shape[n_leading:], stride, strict=True):
+        shape += [n // s, s]
+        within_block.append(len(shape) - 1)
+    return values.reshape(shape).amax(dim=tuple(within_block))
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:

@@ -65,39 +65,52 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     env = os.environ
-    by_torchrun = TorchElasticEnvironment.detect()
-    n_started = int(env["WORLD_SIZE"] if by_torchrun else env.get(TASKS, "1"))
-    if by_torchrun:
+    if TorchElasticEnvironment.detect():
+        _refuse_restarts()
+        n_started = int(env["WORLD_SIZE"])
         n_per_node = int(env["LOCAL_WORLD_SIZE"])
-        restarts = env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-        if restarts and env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # the shared store keeps addresses of processes that died (seen with torch 2.13)
-            raise ConfigError(
-                "--max-restarts: restarted processes would not find each other. Set "
-                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
-            )
-    elif n_started > 1 and not trainer.has_one_device:
+        _check_started(trainer, "torchrun", n_per_node, n_started // n_per_node)
+        return TorchElasticEnvironment() if n_started > 1 else None
+    n_started = int(env.get(TASKS, "1"))
+    if n_started > 1 and not trainer.has_one_device:
         n_nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
         n_per_node = n_started // n_nodes
         env.setdefault("SLURM_NTASKS_PER_NODE", str(n_per_node))  # Lightning asks for it
-    elif trainer.n_nodes > 1:
+        _check_started(trainer, "srun", n_per_node, n_started // n_per_node)
+        return SLURMEnvironment(auto_requeue=False)  # a job continues from our own checkpoint
+    if trainer.n_nodes > 1:
         raise ConfigError(
             f"trainer.lightning.num_nodes={trainer.n_nodes}: the processes of the other nodes have "
             "not been started. Start the command by torchrun or srun, or leave this key out."
         )
-    else:
-        return None
-    n_nodes = n_started // n_per_node
-    if trainer.n_devices not in (n_per_node, None) or trainer.n_nodes != n_nodes:
+    return None
+
+
+def _refuse_restarts() -> None:
+    """Raise `ConfigError` if torchrun would restart processes that cannot connect again.
+
+    The shared store keeps addresses of processes that died (seen with torch 2.13).
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    has_shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts and has_shared_store:
         raise ConfigError(
-            f"{'torchrun' if by_torchrun else 'srun'} started {n_per_node} processes on each of "
+            "--max-restarts: restarted processes would not find each other. Set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."
+        )
+
+
+def _check_started(trainer: TrainerConfig, launcher: str, n_per_node: int, n_nodes: int) -> None:
+    """Raise `ConfigError` if a launcher started another number of processes than the settings."""
+    has_all_devices = trainer.n_devices is None  # trainer.devices=auto fits any number
+    fits_devices = has_all_devices or trainer.n_devices == n_per_node
+    if not fits_devices or trainer.n_nodes != n_nodes:
+        raise ConfigError(
+            f"{launcher} started {n_per_node} processes on each of "
             f"{n_nodes} nodes, but the settings are {trainer.devices} on each of "
             f"{trainer.n_nodes}. "
             f"Set trainer.devices={n_per_node} and +trainer.lightning.num_nodes={n_nodes}."
         )
-    if by_torchrun:
-        return TorchElasticEnvironment() if n_started > 1 else None
-    return SLURMEnvironment(auto_requeue=False)  # a job continues from our own checkpoint
 
 
 @contextmanager
@@ -135,8 +148,11 @@ def n_processes(trainer: TrainerConfig) -> int:
     """Return the number of processes that train together, including those not yet started."""
     if distributed.is_initialized():
         return distributed.get_world_size()
-    on_gpu = training_device(trainer.accelerator) == "cuda"
-    return trainer.n_nodes * (trainer.n_devices or (torch.cuda.device_count() if on_gpu else 1))
+    n_per_node = trainer.n_devices
+    if n_per_node is None:  # all GPUs, or the CPU as one device
+        on_gpu = training_device(trainer.accelerator) == "cuda"
+        n_per_node = torch.cuda.device_count() if on_gpu else 1
+    return trainer.n_nodes * n_per_node
 
 
 def is_rank_zero() -> bool:
@@ -148,16 +164,16 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     """Call `make` in the first process, and return its result or raise its error in all of them."""
     if not distributed.is_initialized():
         return make()
-    answer: list[Any] = [None]
+    shared: list[Any] = [None]  # torch replaces the items of this list in the other processes
     if is_rank_zero():
         try:
-            answer = [make()]
+            shared = [make()]
         except LesionsegError as error:
-            answer = [error]
-    distributed.broadcast_object_list(answer)
-    if isinstance(answer[0], LesionsegError):
-        raise answer[0]
-    made: T = answer[0]
+            shared = [error]
+    distributed.broadcast_object_list(shared)
+    if isinstance(shared[0], LesionsegError):
+        raise shared[0]
+    made: T = shared[0]
     return made
 
 

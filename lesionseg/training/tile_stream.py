@@ -154,13 +154,24 @@ class LesionData(pl.LightningDataModule):
         """Return the endless batches of this process."""
         trainer = cast(pl.Trainer, self.trainer)
         device = trainer.strategy.root_device.type
-        n = trainer.num_devices
-        first = trainer.global_step * trainer.accumulate_grad_batches
-        steps = step_tiles(self.plan.batch_size, first, trainer.global_rank, trainer.world_size)
+        # each accumulated batch takes its tiles from the stream like a step of its own
+        n_batches_before = trainer.global_step * trainer.accumulate_grad_batches
+        numbers = step_tiles(
+            tiles_per_step=self.plan.batch_size,
+            first_step=n_batches_before,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
         targets = cast(LesionModule, trainer.lightning_module).objective.batch_targets
-        workers = loader_workers(self.settings.workers, self.plan, device, n, targets)
+        workers = loader_workers(
+            self.settings.workers,
+            self.plan,
+            device,
+            n_processes=trainer.num_devices,
+            targets=targets,
+        )
         pin = device == "cuda"
-        return read_batches(self.tiles, steps, workers, pin=pin, add_targets=targets)
+        return read_batches(self.tiles, numbers, workers, pin=pin, add_targets=targets)
 
 
 def loader_workers(
@@ -183,9 +194,13 @@ def loader_workers(
         n_processes: training processes on this machine.
         targets: the targets that workers add to a batch; they need memory as well.
     """
-    workers = 1 if device == "cpu" else min(max(cores() // n_processes - 1, 1), MOST_WORKERS)
     if asked != "auto":
         workers = int(asked)
+    elif device == "cpu":
+        workers = 1
+    else:
+        n_free_cores = cores() // n_processes - 1
+        workers = min(max(n_free_cores, 1), MOST_WORKERS)
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux
@@ -194,14 +209,16 @@ def loader_workers(
     n_voxels = prod(plan.tile_shape)
     tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
     tile_bytes += (targets or BatchTargets()).tile_bytes(n_voxels)
-    room = free // ((AHEAD + 1) * plan.batch_size * tile_bytes * n_processes)
-    if room < workers:
+    # of each worker, the batches that it reads ahead and the one in use are in shared memory
+    worker_bytes = (AHEAD + 1) * plan.batch_size * tile_bytes
+    most = free // (worker_bytes * n_processes)
+    if most < workers:
         log.warning(
             "%s (%.2f GB free) is large enough for %d of %d workers. Start the container with "
             "--shm-size=8g or --ipc=host.",
             SHARED_MEMORY,
             free / 1e9,
-            room,
+            most,
             workers,
         )
-    return min(room, workers)
+    return min(most, workers)

@@ -41,20 +41,21 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     smaller: Plan | None = plan
     n_smaller_tiles = 0
     while smaller is not None and n_smaller_tiles <= MAX_SMALLER_TILES:
-        if _try(smaller, take_steps):
+        if _do_steps_fit(smaller, take_steps):
             return _with_reasons(smaller, plan)
-        log.warning("Out of memory at %s.", _size(smaller))
+        log.warning("Out of memory at %s.", _describe_size(smaller))
         following = step_down(smaller)
         if following is not None and following.tile_shape != smaller.tile_shape:
             n_smaller_tiles += 1
         smaller = following
     raise TrainingError(
-        f"A training step does not fit into the device's memory, with {_size(plan)} or less. Set a "
-        "smaller model.tile_shape, model.batch_size or model.base_features."
+        "A training step does not fit into the device's memory, with "
+        f"{_describe_size(plan)} or less. Set a smaller model.tile_shape, model.batch_size or "
+        "model.base_features."
     )
 
 
-def _try(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
+def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
     """Take the steps and release their memory. Return False if memory ran out."""
     fits = True
     try:
@@ -70,9 +71,14 @@ def _try(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
 
 def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
     """Return the smaller plan with the reason for the reduction."""
-    reason = f"{_size(smaller)}: {_size(plan)} ran out of memory in a trial step"
-    names = [n for n in ("tile_shape", "batch_size") if getattr(smaller, n) != getattr(plan, n)]
-    return smaller.with_(reasons={**plan.reasons, **dict.fromkeys(names, reason)})
+    sizes = f"{_describe_size(smaller)}: {_describe_size(plan)}"
+    reason = f"{sizes} ran out of memory in a trial step"
+    reasons = dict(plan.reasons)
+    if smaller.tile_shape != plan.tile_shape:
+        reasons["tile_shape"] = reason
+    if smaller.batch_size != plan.batch_size:
+        reasons["batch_size"] = reason
+    return smaller.with_(reasons=reasons)
 
 
 def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
@@ -126,15 +132,16 @@ def step_down(plan: Plan) -> Plan | None:
         return plan.with_(batch_size=plan.batch_size - 1)
     tile = list(plan.tile_shape)
     stride = total_stride(plan.architecture)
+    # at least two voxels must remain at the coarsest stage, because instance norm needs them
     reducible = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
     if reducible:
-        axis = max(reducible, key=tile.__getitem__)
-        tile[axis] -= stride[axis]
+        longest = max(reducible, key=lambda axis: tile[axis])
+        tile[longest] -= stride[longest]
         return plan.with_(tile_shape=tuple(tile))
     return plan.with_(batch_size=1) if plan.batch_size > 1 else None
 
 
-def _size(plan: Plan) -> str:
+def _describe_size(plan: Plan) -> str:
     """Return the tiles of a step as text."""
     sides = " × ".join(map(str, plan.tile_shape))
     return f"{plan.batch_size} tiles of {sides} ({prod(plan.tile_shape)} voxels)"

@@ -72,16 +72,16 @@ class VolumeValidation(Checkpoint):
         def score_network() -> tuple[dict[str, float], float]:
             network = deepcopy(module.network).eval()
             with torch.no_grad():
-                found = dict(self.validate(network))
-            return found, module.elapsed_minutes()
+                scores = dict(self.validate(network))
+            return scores, module.elapsed_minutes()
 
-        found, minutes = broadcast_from_rank_zero(score_network)
+        scores, minutes = broadcast_from_rank_zero(score_network)
         if self.every_minutes is not None:
             # counted from the end of the validation; otherwise one that takes longer than the
             # interval would be followed by the next one without a training step
             self._due = minutes + self.every_minutes
-        score = sum(found.get(name, 0.0) for name in SCORED_BY)
-        row = {f"validation_{name}": float(value) for name, value in found.items()}
+        score = sum(scores.get(name, 0.0) for name in SCORED_BY)
+        row = {f"validation_{name}": float(value) for name, value in scores.items()}
         row[SCORE] = float(score)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
