@@ -61,14 +61,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Return feature maps, finest first."""
-        shape = tuple(x.shape[2:])
-        stride = self.total_stride
-        fits = len(shape) == len(stride) and prod(shape) > prod(stride)
-        if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
-            raise GeometryError(
-                f"The network cannot take an input of {shape}. Plan tiles whose sides are "
-                f"multiples of {stride}, and larger along at least one axis."
-            )
+        check_input_shape(tuple(x.shape[2:]), self.total_stride)
         x = self.stem(x)
         pyramid = []
         for stage in self.stages:
@@ -93,6 +86,16 @@ def _check_tables(architecture: Architecture, dims: int) -> None:
         raise ConfigError(
             f"plan.architecture: the tables do not fit each other and {dims} axes "
             f"({', '.join(wrong)}): {architecture}. Correct the plan."
+        )
+
+
+def check_input_shape(shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    """Raise `GeometryError` if an encoder with this total stride cannot take an input."""
+    fits = len(shape) == len(stride) and prod(shape) > prod(stride)
+    if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
+        raise GeometryError(
+            f"The network cannot take an input of {shape}. Plan tiles whose sides are "
+            f"multiples of {stride}, and larger along at least one axis."
         )
 
 
