@@ -1,9 +1,11 @@
-"""Draw docs/figures/report.png and lesions.png from the demo's report.
+"""Draw docs/figures/report.png, lesions.png and report_films.png from the demos' reports.
 
 python docs/figures/make_report_pictures.py [runs/demo_mri/test/report.html]
+python docs/figures/make_report_pictures.py films [runs/demo_xray/report.html]
 
 report.png is the first screen; lesions.png shows two lesions found, two missed and two false
-positives. Needs Chromium, and the run that `make demo` leaves. The scans are simulated.
+positives. report_films.png shows the whole images of a report on radiographs. Needs Chromium, and
+the run that `make demo`, or `train experiment=demo_xray`, leaves. The scans are simulated.
 """
 
 import shutil
@@ -53,6 +55,20 @@ document.body.replaceChildren(make("div", "Simulated brain MRI, axial cut-outs")
 """
 
 
+FILMS = """
+<style>
+body { width: 1060px; max-width: none; margin: 0; padding: 0 14px; }
+header, footer, main > :not(.films):not(.wide) { display: none; } .films { margin-top: 14px; }
+</style>
+"""
+
+
+def draw_films(page: Path) -> None:
+    """Draw the whole images on the first screen of a report, with their key."""
+    html = page.read_text(encoding="utf-8")
+    _draw(html.replace("</body>", FILMS + "</body>"), "report_films.png", (1060, 470))
+
+
 def main(page: Path) -> None:
     """Draw the page's first screen and its pictures, in few colours."""
     html = page.read_text(encoding="utf-8")
@@ -80,4 +96,7 @@ def _draw(html: str, name: str, size: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo_mri/test/report.html"))
+    if sys.argv[1:2] == ["films"]:
+        draw_films(Path(sys.argv[2] if len(sys.argv) > 2 else "runs/demo_xray/report.html"))
+    else:
+        main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo_mri/test/report.html"))

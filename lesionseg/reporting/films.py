@@ -84,7 +84,8 @@ class Film:
         aspect: Width over height of the image in mm.
         case: Name of the scan.
         words: Caption.
-        boxes: The boxes, those of errors last, so that they are drawn on top.
+        boxes: The boxes in the order of drawing: errors last, and dashed ones after solid ones, so
+            that both can be seen if they are equal.
     """
 
     uri: str
@@ -185,7 +186,7 @@ def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
         words=_caption(
             lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
         ),
-        boxes=shown[::-1],
+        boxes=sorted(shown, key=lambda box: (box.is_error, box.kind != "reference")),
     )
 
 

@@ -275,7 +275,9 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
     for box in film.boxes:
         colour, style = FILM_STYLES[box.kind]
         thickness = 1.6 if box.is_error else 0.8
-        for colour_of_line, style_of_line, more in (("black", "-", 1.0), (colour, style, 0.0)):
+        # a dark edge below all lines keeps them visible in bright images
+        lines = (("black", "-", 1.0, 2), (colour, style, 0.0, 3))
+        for colour_of_line, style_of_line, more, zorder in lines:
             axes.add_patch(
                 Rectangle(
                     (box.x, box.y),
@@ -285,6 +287,7 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
                     edgecolor=colour_of_line,
                     linestyle=style_of_line,
                     linewidth=thickness + more,
+                    zorder=zorder,
                 )
             )
         if box.text:
