@@ -23,7 +23,8 @@ MAX_PER_CASE = 100  # candidates of a label and case that take part, as in COCO
 IOUS = tuple(k / 20 for k in range(2, 20))  # 0.1, 0.15, … 0.95
 RECALLS = np.linspace(0, 1, 101)
 _AT_MOST = 1 - 1e-10  # rounding must not exclude equal boxes
-_TINY = np.spacing(1)
+_TINY = np.spacing(1)  # added to the denominator of the precision, as in pycocotools
+_ROUNDING = 1e-9  # tolerance of the bounds of a range of IoUs
 _MAX_PAIRS = 1_000_000  # pairs that are compared at once, which bounds the memory
 
 # the summary numbers of COCO and of two challenges, as ranges of IoU
@@ -166,7 +167,10 @@ def find_hits(
 
 
 def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
-    """Let the candidates in `row` take lesions in turn. Return who takes one, `[ious, row]`."""
+    """Let the candidates in `row` take lesions in turn. Return who takes one, `[ious, row]`.
+
+    The matching is repeated for each of `IOUS`, so `taken` has one row per IoU.
+    """
     least = np.minimum(IOUS, _AT_MOST)
     hit = np.zeros((len(IOUS), len(row)), dtype=np.bool_)
     taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=np.bool_)
@@ -175,13 +179,14 @@ def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
     stops = np.searchsorted(pairs.candidate[order], row, side="right")
     every = np.arange(len(IOUS))
     for place, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-        own = order[start:stop]
+        own = order[start:stop]  # the pairs of this candidate
         if not len(own):
             continue
         lesions = pairs.lesion[own]
-        free = np.where(taken[:, lesions], -1.0, pairs.iou[own])
-        best = len(own) - 1 - np.argmax(free[:, ::-1], axis=1)  # the last one of equal IoUs
-        takes = free[every, best] >= least
+        iou_if_free = np.where(taken[:, lesions], -1.0, pairs.iou[own])
+        # the last one of equal IoUs, because `argmax` returns the first one
+        best = len(own) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
+        takes = iou_if_free[every, best] >= least
         taken[every[takes], lesions[best[takes]]] = True
         hit[:, place] = takes
     return hit
@@ -231,7 +236,7 @@ def box_average_precision(
 def _within(low: float, high: float) -> NDArray[np.bool_]:
     """Flag the `IOUS` from `low` to `high`, both included."""
     ious = np.array(IOUS)
-    return (ious > low - 1e-9) & (ious < high + 1e-9)
+    return (ious > low - _ROUNDING) & (ious < high + _ROUNDING)
 
 
 def _precision_of_label(
@@ -272,7 +277,9 @@ def rsna_of_case(hits: BoxHits, n_lesions: int) -> float | None:
     Return None for a case without a lesion and without an accepted candidate.
     """
     n_accepted = int(hits.accepted.sum())
-    if not n_accepted + n_lesions:
+    if n_accepted == 0 and n_lesions == 0:
         return None
-    n_true = hits.hit[_within(*RANGES[RSNA])][:, hits.accepted].sum(axis=1)
-    return float((n_true / (n_accepted + n_lesions - n_true)).mean())
+    low, high = RANGES[RSNA]
+    n_true = hits.hit[_within(low, high)][:, hits.accepted].sum(axis=1)
+    n_all = n_accepted + n_lesions - n_true  # TP + FP + FN, at each IoU
+    return float((n_true / n_all).mean())

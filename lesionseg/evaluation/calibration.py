@@ -89,6 +89,7 @@ def describe_calibration(results: Sequence[CaseResult]) -> CalibrationScores | N
     if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
         return NoCalibration(of=None, reason=TOO_FEW)
     y = true.astype(np.float64)
+    # the ridge keeps the slope finite if a probability separates the outcomes perfectly
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
     return CalibrationScores(
@@ -138,6 +139,8 @@ def fit_logistic(
     z = (x - middle) / width if width > 0 else np.zeros_like(x)
     prior = ridge if width > 0 else 1.0
     beta = np.zeros((len(totals), 2))
+    # Newton's method usually converges in far fewer steps. The small constants avoid 0/0 without
+    # counts, and if all probabilities are nearly 0 or 1.
     for _ in range(100):
         p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
         residuals = true - totals * p

@@ -127,10 +127,13 @@ def size_errors(lesions: Lesions) -> NDArray[np.float64]:
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
+        # the first plane of each axis stays empty, so that `roll` moves no voxel around the end
         mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
         mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
-        for axis in range(mask.ndim):  # a voxel without a predecessor along the axis has a face
-            sums[row] += np.count_nonzero(mask & ~np.roll(mask, 1, axis)) ** 2
+        for axis in range(mask.ndim):
+            has_predecessor = np.roll(mask, 1, axis)
+            n_faces = np.count_nonzero(mask & ~has_predecessor)  # of one side
+            sums[row] += n_faces**2
     return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
 
 
@@ -244,15 +247,15 @@ def compare_visits(
         accepted=np.array([c.accepted for c in after.candidates], bool),
         comparable=_is_inside(lesions.centres_mm, placed),
     )
-    changes = find_changes(case, earlier, later, rule)
-    score_of = {
-        c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
-        for c in after.candidates
-    }
-    changes = [
-        replace(c, score=score_of[c.lesion_after[0]]) if c.state == "new" and c.accepted else c
-        for c in changes
-    ]
+    score_of = {}
+    for c in after.candidates:
+        by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
+        score_of[c.id] = c.score if after.has_scores else by_size
+    changes = []
+    for change in find_changes(case, earlier, later, rule):
+        if change.state == "new" and change.accepted:
+            change = replace(change, score=score_of[change.lesion_after[0]])
+        changes.append(change)
     return VisitPair(moved, after, placed, changes)
 
 
@@ -294,7 +297,11 @@ def _have_an_order(times: Sequence[Any]) -> bool:
 
 
 def _parse_time(text: str) -> Any:
-    """Return a date as text and a number as a number; None for anything else."""
+    """Return a value to sort the visits of a patient by.
+
+    Dates such as "2024-05-31" and "20240531" give the text "20240531", numbers such as "2" give a
+    float, and anything else gives None.
+    """
     if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
         return text.replace("-", "")
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
@@ -311,8 +318,9 @@ def _share_space(one: Geometry, other: Geometry) -> bool:
 
 def _is_inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
     """Return True `[n]` for the points that are inside a voxel of the grid."""
-    index = geometry.to_index(points_mm)
-    return np.asarray(((index >= -0.5) & (index <= np.array(geometry.shape) - 0.5)).all(axis=1))
+    index = geometry.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
+    last = np.array(geometry.shape) - 0.5
+    return np.asarray(((index >= -0.5) & (index <= last)).all(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -416,9 +424,11 @@ def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_erro
 def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
     """Yield the rows before and after that belong together.
 
-    A lesion without a partner is left out if it is outside the other visit's field of view.
+    A new lesion yields no rows before, a lesion that is gone no rows after. A lesion without a
+    partner is left out if it is outside the other visit's field of view.
     """
     n_before = len(before.lesions)
+    # the nodes of the graph are the lesions before, then those after
     n_all = n_before + len(after.lesions)
     rows_before, rows_after = _find_links(before.placed, after.placed, overlap)
     ends = (rows_before, n_before + rows_after)
@@ -437,22 +447,23 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
     """Find pairs of rows that overlap, then those that overlap if one is grown by one voxel."""
     table = overlap_table(before, after)
-    least = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
-    enough = (table.voxels >= overlap * least) & (table.voxels > 0)
+    smaller = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
+    enough = (table.voxels >= overlap * smaller) & (table.voxels > 0)
     enough &= before.labels[table.candidate] == after.labels[table.lesion]
-    rows = table.candidate[enough]
-    columns = table.lesion[enough]
-    is_free_before = ~np.isin(np.arange(len(before)), rows)
-    is_free_after = ~np.isin(np.arange(len(after)), columns)
-    rows_grown, columns_near = _find_neighbours(
+    rows_before = table.candidate[enough]
+    rows_after = table.lesion[enough]
+    is_free_before = ~np.isin(np.arange(len(before)), rows_before)
+    is_free_after = ~np.isin(np.arange(len(after)), rows_after)
+    # first the lesions before are grown, then those after
+    grown_before, near_after = _find_neighbours(
         before, after, is_free_before, is_free_after, overlap
     )
-    columns_grown, rows_near = _find_neighbours(
+    grown_after, near_before = _find_neighbours(
         after, before, is_free_after, is_free_before, overlap
     )
     return (
-        np.concatenate([rows, rows_grown, rows_near]),
-        np.concatenate([columns, columns_near, columns_grown]),
+        np.concatenate([rows_before, grown_before, near_before]),
+        np.concatenate([rows_after, near_after, grown_after]),
     )
 
 
@@ -463,15 +474,20 @@ def _find_neighbours(
     is_other_free: NDArray[np.bool_],
     overlap: float,
 ) -> tuple[Rows, Rows]:
-    """Find pairs of free rows that overlap if `lesions` are grown by one voxel."""
-    drawn = others.draw()
+    """Find pairs of free rows that overlap if `lesions` are grown by one voxel.
+
+    A free row has no partner yet.
+    """
+    id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))
     pairs: list[tuple[int, int]] = []
     for row in np.flatnonzero(is_free & lesions.has_voxels):
         grown = _grow(lesions.voxels_of(int(row)), lesions.geometry.shape)
-        covered = np.bincount(drawn[tuple(grown.T)], minlength=highest + 1)[others.ids]
-        enough = covered >= overlap * np.minimum(lesions.n_voxels[row], others.n_voxels)
-        enough &= (covered > 0) & is_other_free & (others.labels == lesions.labels[row])
+        n_by_id = np.bincount(id_at_voxel[tuple(grown.T)], minlength=highest + 1)
+        n_common = n_by_id[others.ids]
+        smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
+        enough = (n_common >= overlap * smaller) & (n_common > 0)
+        enough &= is_other_free & (others.labels == lesions.labels[row])
         pairs += [(int(row), int(other)) for other in np.flatnonzero(enough)]
     found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return found[:, 0], found[:, 1]
@@ -482,4 +498,5 @@ def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
     dims = len(shape)
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
-    return np.asarray(grown[((grown >= 0) & (grown < shape)).all(axis=1)])
+    is_inside = ((grown >= 0) & (grown < shape)).all(axis=1)
+    return np.asarray(grown[is_inside])

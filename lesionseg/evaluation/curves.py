@@ -140,8 +140,10 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     def statistic(weights: Weights) -> NDArray[np.float64]:
         false = _accumulate(weights, false_group)[:, 1:]
         found = _accumulate(weights, lesion_group)
+        # 1e-9: rounding must not exclude a false positive that a limit just allows
         limits = np.outer(weights @ cases, fp_per_case) + 1e-9
-        # number of false positives that each limit allows; the next one is one too many
+        # number of false positives that each limit allows. Candidates are accepted down to the next
+        # one, which is excluded
         n_allowed = np.empty(limits.shape, np.intp)
         for i, (row, limit) in enumerate(zip(false, limits, strict=True)):
             n_allowed[i] = np.searchsorted(row, limit, side="right")
@@ -172,16 +174,18 @@ def average_precision(pool: Pool) -> Statistic:
     score = np.concatenate([pool.detected_at[found], pool.false_score])
     group = np.concatenate([pool.lesion_group[found], pool.false_group])
     order = np.argsort(-score, kind="stable")
-    true = order < found.sum()
-    last = 1 + np.flatnonzero(np.diff(score[order], append=np.inf))  # end of each run of equals
-    n_true = true.cumsum()[last - 1]
+    is_true = order < found.sum()  # the found lesions come first in `score`
+    # items with equal scores are accepted together: number of items down to each distinct score
+    n_accepted = 1 + np.flatnonzero(np.diff(score[order], append=np.inf))
+    n_true = is_true.cumsum()[n_accepted - 1]
     lesions = pool.lesions_by_group
     group = group[order]
-    found_group = group[true]
+    found_group = group[is_true]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         hits = _accumulate(weights, found_group)[:, n_true]
-        precision = np.nan_to_num(divide(hits, _accumulate(weights, group)[:, last]))
+        accepted = _accumulate(weights, group)[:, n_accepted]
+        precision = np.nan_to_num(divide(hits, accepted))
         steps = np.diff(hits, axis=1, prepend=0)
         return divide((steps * precision).sum(1), weights @ lesions)[:, None]
 
@@ -206,9 +210,11 @@ def case_auroc(pool: Pool) -> Statistic:
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         negative = _accumulate(weights, group[~positive])
-        below = (negative[:, n_lower] + negative[:, n_not_higher]) / 2
-        each = np.take(weights, positive_group, axis=1).astype(np.float64)
-        return divide((each * below).sum(1), each.sum(1) * negative[:, -1])[:, None]
+        n_below = (negative[:, n_lower] + negative[:, n_not_higher]) / 2  # ties count half
+        of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)
+        n_won = (of_positive * n_below).sum(1)
+        n_pairs = of_positive.sum(1) * negative[:, -1]
+        return divide(n_won, n_pairs)[:, None]
 
     return statistic
 

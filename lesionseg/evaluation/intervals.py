@@ -26,6 +26,8 @@ NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 patients are too few for an interval"
 _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets"
 _COLLAPSED = "all resampled data sets give the same number, which does not make it certain"
+_SAME = 1e-12  # a smaller relative width of an interval is rounding
+_NO_VARIANCE = 1e-9  # a smaller design effect of a mean is rounding
 _MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
 
 Draws = NDArray[np.uint8]
@@ -87,10 +89,11 @@ def bootstrap(
         return [Estimate(None, None, undefined) for _ in values]
     if (support > 0).sum() < MIN_GROUPS:
         return [Estimate(value, None, TOO_FEW_GROUPS) for value in values]
-    chunk = max(1, _MAX_ELEMENTS // max(items, 1))
-    replicates = np.concatenate(
-        [statistic(draws[i : i + chunk]) for i in range(0, max(len(draws), 1), chunk)]
-    )
+    n_at_once = max(1, _MAX_ELEMENTS // max(items, 1))
+    parts = []
+    for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates
+        parts.append(statistic(draws[first : first + n_at_once]))
+    replicates = np.concatenate(parts)
     groups = effective_groups(support)
     estimates = []
     for value, column in zip(values, replicates.T, strict=True):
@@ -114,12 +117,14 @@ def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, 
     n = max(groups, 2.0)
     n_deviations = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
     defined = values[~np.isnan(values)]
-    if len(defined) == 0 or len(values) - len(defined) > MAX_UNDEFINED * len(values):
+    n_undefined = len(values) - len(defined)
+    if len(defined) == 0 or n_undefined > MAX_UNDEFINED * len(values):
         return None, _UNSTABLE
     low, high = np.quantile(defined, ndtr([-n_deviations, n_deviations]))
-    if high - low <= 1e-12 * max(1.0, abs(high)):
+    if high - low <= _SAME * max(1.0, abs(high)):
         return None, _COLLAPSED
-    if 0 <= defined.min() <= defined.max() <= 1:
+    is_share = 0 <= defined.min() <= defined.max() <= 1
+    if is_share:
         least = n_deviations * defined.std()
         low = min(low, max(0.0, defined.mean() - least))
         high = max(high, min(1.0, defined.mean() + least))
@@ -150,7 +155,7 @@ def proportion(
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
     deff = max(least_deff, deff)
-    if deff < 1e-9:
+    if deff < _NO_VARIANCE:
         return Estimate(value, None, _COLLAPSED)
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
 
@@ -225,11 +230,14 @@ def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> flo
     groups = int(counted.sum())
     if not n:
         return 1.0
-    if groups < 2 or not 0 < hits.sum() < n:
+    are_all_equal = not 0 < hits.sum() < n
+    if groups < 2 or are_all_equal:
         return max(1.0, float((totals**2).sum() / n))
     p = hits.sum() / n
-    without = (hits.sum() - hits[counted]) / (n - totals[counted])
-    return float(n * (groups - 1) / groups * ((without - p) ** 2).sum() / (p * (1 - p)))
+    p_without_group = (hits.sum() - hits[counted]) / (n - totals[counted])
+    squares = ((p_without_group - p) ** 2).sum()
+    # the jackknife variance (g − 1)/g · Σ(pᵢ − p)², divided by the binomial variance p(1 − p)/n
+    return float(n * (groups - 1) / groups * squares / (p * (1 - p)))
 
 
 def effective_groups(sizes: NDArray[np.float64]) -> float:
@@ -267,8 +275,10 @@ def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float6
     events = counts.sum()
     if groups < 2 or events == 0:
         return 1.0
-    spread = ((counts - events / exposure.sum() * exposure) ** 2).sum()
-    return max(1.0, float(groups / (groups - 1) * spread / events))
+    expected = events / exposure.sum() * exposure
+    squares = ((counts - expected) ** 2).sum()
+    # a Poisson distribution has a variance equal to its mean, and these sum to `events`
+    return max(1.0, float(groups / (groups - 1) * squares / events))
 
 
 def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:

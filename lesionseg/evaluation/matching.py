@@ -171,9 +171,13 @@ class Match:
         if links.criterion.assignment == "jointly":
             matched = linked  # all supported candidates, even if they cover too little of a lesion
         is_ignored = linked | self.ignored  # not a false positive, even without a lesion
-        names: list[Outcome] = ["false_positive", "ignored", "true_positive", "not_accepted"]
-        index = np.select([~accepted, matched, is_ignored], [3, 2, 1], 0)
-        return candidate_of, [names[i] for i in index]
+        # the first condition that is true decides
+        outcomes: list[Outcome] = np.select(
+            [~accepted, matched, is_ignored],
+            ["not_accepted", "true_positive", "ignored"],
+            "false_positive",
+        ).tolist()
+        return candidate_of, outcomes
 
 
 def match(reference: Reference, prediction: Prediction, criterion: Criterion) -> Match:
@@ -232,22 +236,27 @@ def _save_memory(lesions: Lesions) -> Lesions:
 def _find_ignored(
     reference: Reference, prediction: Prediction, candidates: Lesions
 ) -> tuple[Flags, Flags]:
-    """Flag the candidates that are mostly ignored, and those without a voxel outside."""
+    """Return the flags `Match.ignored` and `Match.lost` of the candidates.
+
+    The voxels of `candidates` are those outside the ignored region. A box without voxels is judged
+    by the share of the box that is ignored.
+    """
     none = np.zeros(len(candidates), dtype=np.bool_)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
         return none, none
-    lost = np.zeros(len(candidates))
+    n_inside = np.zeros(len(candidates))
     if prediction.instances is not None:
         highest = int(candidates.ids.max())
         counts = np.bincount(prediction.instances[ignore].reshape(-1), minlength=highest + 1)
-        lost = counts[candidates.ids].astype(np.float64)
-    n_drawn = lost + candidates.n_voxels
-    share = lost / np.maximum(n_drawn, 1)
+        n_inside = counts[candidates.ids].astype(np.float64)
+    n_drawn = n_inside + candidates.n_voxels
+    ignored_share = n_inside / np.maximum(n_drawn, 1)
     for row in np.flatnonzero(n_drawn == 0):
         part = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
-        share[row] = part.mean() if part.size else 0.0
-    return share > MAX_IGNORED_SHARE, (lost > 0) & (candidates.n_voxels == 0)
+        ignored_share[row] = part.mean() if part.size else 0.0
+    is_lost = (n_inside > 0) & (candidates.n_voxels == 0)
+    return ignored_share > MAX_IGNORED_SHARE, is_lost
 
 
 # --- links -----------------------------------------------------------------------------------
@@ -302,7 +311,7 @@ def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
     shared = pairs.voxels.astype(np.float64)
     of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
     of_lesion = lesions.n_voxels[pairs.lesion].astype(np.float64)
-    bare = shared == 0
+    bare = shared == 0  # pairs overlap, so one of the two has no mask
     if bare.any():
         boxes = _intersect(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
         common = boxes * bare[:, None]
@@ -328,6 +337,7 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
         is_exclusive = _find_exclusive(links)
         found_at[links.lesion[is_exclusive]] = scores[links.candidate[is_exclusive]]
         for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
+            # the module's docstring explains why one pass by descending score is enough
             for score in np.unique(scores[candidates])[::-1]:
                 found = found_at[lesions] > NEVER
                 if found.all():
@@ -384,13 +394,17 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
 
 
 def _pair_best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
-    """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`."""
+    """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`.
+
+    A weight of 0 means that the two may not match. `prefer` `[lesions]` is that of `assign`.
+    """
     # one more pair outweighs the largest possible sum of weights
-    pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
-    value = np.where(weight > 0, pair + weight + _KEEP_FOUND * prefer, 0)
+    value_of_pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
+    value = np.where(weight > 0, value_of_pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
-    real = weight[rows, columns] > 0
-    return rows[real], columns[real]
+    # scipy assigns as many rows as possible, also where nothing may match
+    may_match = weight[rows, columns] > 0
+    return rows[may_match], columns[may_match]
 
 
 def _find_exclusive(links: Links) -> Flags:
@@ -404,14 +418,19 @@ def _find_exclusive(links: Links) -> Flags:
 
 
 def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
-    """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part."""
+    """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part.
+
+    Parts have no common link, so each one is a small assignment problem of its own.
+    """
     if len(links.candidate) == 0:
         return
-    n = links.n_candidates + links.n_lesions
+    # the nodes of the graph are all candidates, then all lesions
+    n_nodes = links.n_candidates + links.n_lesions
     ends = (links.candidate, links.n_candidates + links.lesion)
-    graph = coo_array((np.ones(len(links.candidate)), ends), shape=(n, n))
-    part_of = connected_components(graph, directed=False)[1][links.candidate]
-    for links_of_part in _group_equal(part_of):
+    graph = coo_array((np.ones(len(links.candidate)), ends), shape=(n_nodes, n_nodes))
+    _, part_of_node = connected_components(graph, directed=False)
+    part_of_link = part_of_node[links.candidate]
+    for links_of_part in _group_equal(part_of_link):
         candidates, row = np.unique(links.candidate[links_of_part], return_inverse=True)
         lesions, column = np.unique(links.lesion[links_of_part], return_inverse=True)
         weight = np.zeros((len(candidates), len(lesions)))
@@ -420,7 +439,7 @@ def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
 
 
 def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
-    """Return the positions of each distinct value."""
+    """Return the positions of each distinct value, for example [0, 2] and [1] for (5, 7, 5)."""
     if len(values) == 0:
         return []
     order = np.argsort(values, kind="stable")
@@ -432,17 +451,20 @@ def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     """List all overlapping pairs of a case, sorted by candidate, then lesion."""
-    n = len(lesions)
-    pair = np.zeros(0, dtype=np.int64)
+    n_lesions = len(lesions)
+    # one number for each lesion voxel within a candidate: candidate row · n_lesions + lesion row
+    pair_of_voxel = np.zeros(0, dtype=np.int64)
     if candidates.instances is not None and len(candidates) and len(lesions.voxels):
-        row_of = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
-        row_of[candidates.ids] = np.arange(len(candidates))
-        row = row_of[candidates.instances[tuple(lesions.voxels.T)]]
-        pair = (row * n + np.repeat(np.arange(n), lesions.n_voxels))[row >= 0]
-    pair, shared = np.unique(pair, return_counts=True)
-    candidate, lesion = np.divmod(pair, max(n, 1))
+        row_of_id = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
+        row_of_id[candidates.ids] = np.arange(len(candidates))
+        candidate_row = row_of_id[candidates.instances[tuple(lesions.voxels.T)]]
+        lesion_row = np.repeat(np.arange(n_lesions), lesions.n_voxels)
+        pair_of_voxel = (candidate_row * n_lesions + lesion_row)[candidate_row >= 0]
+    pair, shared = np.unique(pair_of_voxel, return_counts=True)
+    candidate, lesion = np.divmod(pair, max(n_lesions, 1))
     union = candidates.n_voxels[candidate] + lesions.n_voxels[lesion] - shared
     by_mask = Overlaps(candidate, lesion, shared.astype(np.int64), shared / np.maximum(union, 1))
+    # a pair is compared by boxes if one of the two has no mask
     bare = ~np.outer(candidates.has_voxels, lesions.has_voxels)
     if not bare.any():
         return by_mask
@@ -510,20 +532,26 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enou
         first = order[:n]
         return _sum_of_pairs(share[first], None if common is None else common[first])
 
-    n = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
-    return float(scores[order[n]]) if n < len(order) else NEVER
+    # the share grows with n, so bisection finds the smallest n whose share is enough
+    last = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
+    return float(scores[order[last]]) if last < len(order) else NEVER
 
 
 def _sum_of_pairs(share: Numbers, common: Numbers | None) -> float:
-    """Return the share that the pairs of one row cover together."""
+    """Return the share that the pairs of one row cover together.
+
+    Shares of masks are added. If several pairs have boxes, the volume of their union counts.
+    """
     if common is None:
         return float(share.sum())
     volumes = _compute_volumes(common)
-    boxed = volumes > 0
-    if np.count_nonzero(boxed) < 2:
+    has_box = volumes > 0
+    if np.count_nonzero(has_box) < 2:
         return float(share.sum())
-    by_volume = share[boxed][0] / volumes[boxed][0]
-    return float(share[~boxed].sum() + by_volume * union_volume(common[boxed]))
+    # all shares belong to the same row, so share / volume is the same for each box
+    share_per_volume = share[has_box][0] / volumes[has_box][0]
+    of_boxes = share_per_volume * union_volume(common[has_box])
+    return float(share[~has_box].sum() + of_boxes)
 
 
 def union_volume(boxes: Numbers) -> float:
@@ -546,6 +574,7 @@ def union_volume(boxes: Numbers) -> float:
             across = (boxes[:, 0] <= start) & (boxes[:, dims] >= stop)
             volume += (stop - start) * union_volume(flat[across])
         return float(volume)
+    # `inside` is True for the cells between neighbouring edges that a box contains
     inside = np.zeros([len(edge) - 1 for edge in edges], dtype=np.bool_)
     for box in boxes:
         cells = []

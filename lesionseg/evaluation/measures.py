@@ -75,24 +75,30 @@ def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Ex
     starts = np.flatnonzero(np.diff(plane[:, 0], prepend=-1))
     ends = np.append(starts[1:], len(plane)) - 1
     points = plane[np.concatenate([starts, ends])] * mm
-    near = len(voxels) < NEAR_RESOLUTION_VOXELS or (dims == 3 and n_slices == 1)
     long_mm, short_mm = _measure_axes(points, mm)
-    return Extent(n_slices, long_mm, short_mm, near)
+    has_few_voxels = len(voxels) < NEAR_RESOLUTION_VOXELS
+    has_one_slice = dims == 3 and n_slices == 1
+    return Extent(n_slices, long_mm, short_mm, has_few_voxels or has_one_slice)
 
 
 def _measure_axes(
     points: NDArray[np.float64], pixel_mm: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return the largest distance and the width perpendicular to it, both plus one pixel."""
+    """Return the largest distance and the width perpendicular to it, both plus one pixel.
+
+    `points` `[n, 2]` are the centres of pixels in mm. A lesion extends by half a pixel beyond its
+    outermost centres, so the extent of a pixel in that direction is added.
+    """
     distances = squareform(pdist(points))
     first, second = np.unravel_index(distances.argmax(), distances.shape)
     length = float(distances[first, second])
     if length == 0:
         return float(pixel_mm.max()), float(pixel_mm.min())
     along = (points[first] - points[second]) / length
-    across = points @ [-along[1], along[0]]
+    positions_across = points @ [-along[1], along[0]]
     long_mm = length + float(np.abs(along) @ pixel_mm)
-    return long_mm, float(np.ptp(across) + np.abs(along[::-1]) @ pixel_mm)
+    short_mm = float(np.ptp(positions_across) + np.abs(along[::-1]) @ pixel_mm)
+    return long_mm, short_mm
 
 
 def surface_scores(
@@ -119,33 +125,41 @@ def surface_scores(
     spacing = tuple(map(float, spacing_mm))
     a = _find_surface(reference, spacing)
     b = _find_surface(prediction, spacing)
-    within = 0.0
-    hd95 = 0.0
+    area_within = 0.0
+    hd95_mm = 0.0
     for (points, areas), (other_points, _) in ((a, b), (b, a)):
-        distance = KDTree(other_points).query(points)[0]
-        within += areas[distance <= tolerance_mm + _SLACK_MM].sum()
-        order = np.argsort(distance, kind="stable")
+        distance_mm, _ = KDTree(other_points).query(points)
+        area_within += areas[distance_mm <= tolerance_mm + _SLACK_MM].sum()
+        order = np.argsort(distance_mm, kind="stable")
         share = np.cumsum(areas[order]) / areas.sum()
         place = min(int(np.searchsorted(share, 0.95)), len(order) - 1)
-        hd95 = max(hd95, float(distance[order[place]]))
-    return float(within / (a[1].sum() + b[1].sum())), hd95
+        hd95_mm = max(hd95_mm, float(distance_mm[order[place]]))
+    _, areas_a = a
+    _, areas_b = b
+    return float(area_within / (areas_a.sum() + areas_b.sum())), hd95_mm
 
 
 def _find_surface(
     voxels: NDArray[np.int64], spacing: tuple[float, ...]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the positions in mm `[n, dims]` and areas `[n]` of a mask's surface elements."""
+    """Return the positions in mm `[n, dims]` and areas `[n]` of a mask's surface elements.
+
+    Each corner of the voxel grid has a code: the sum of the numbers of those of its 4 (3-D: 8)
+    neighbouring voxels that belong to the mask. A corner between inside and outside is a surface
+    element, and its code gives the area.
+    """
     low = voxels.min(axis=0)
-    mask = np.zeros(np.ptp(voxels, axis=0) + 3, dtype=np.uint8)
+    mask = np.zeros(np.ptp(voxels, axis=0) + 3, dtype=np.uint8)  # with a border of one voxel
     mask[tuple((voxels - low + 1).T)] = 1
-    areas, kernel = _area_table(spacing)
-    corners = np.array(mask.shape) - 1
-    code = np.zeros(corners, dtype=np.uint8)
+    areas, number_of_voxel = _area_table(spacing)
+    n_corners = np.array(mask.shape) - 1
+    code = np.zeros(n_corners, dtype=np.uint8)
     for step in product((0, 1), repeat=mask.ndim):
-        part = tuple(slice(s, s + n) for s, n in zip(step, corners, strict=True))
-        code += mask[part] * kernel[step]
-    edge = np.argwhere((code > 0) & (code < len(areas) - 1))
-    return (edge + low) * spacing, areas[code[tuple(edge.T)]]
+        part = tuple(slice(s, s + n) for s, n in zip(step, n_corners, strict=True))
+        code += mask[part] * number_of_voxel[step]
+    everything_inside = len(areas) - 1
+    corner = np.argwhere((code > 0) & (code < everything_inside))
+    return (corner + low) * spacing, areas[code[tuple(corner.T)]]
 
 
 @lru_cache(maxsize=64)
@@ -162,22 +176,29 @@ def counts_of(
 ) -> dict[str, Any]:
     """Count the accepted candidates and sum their volumes, by label, by zone and in total.
 
-    A label or zone that is named and has no candidate gets 0. If the volume of one candidate is
-    unknown, the total is None and the volumes by label and zone are left out.
+    The keys are columns such as `count_Metastasis`, `ml_Metastasis`, `zone_count_Brainstem` and
+    `volume_ml`. A label or zone that is named and has no candidate gets 0. If the volume of one
+    candidate is unknown, the total is None and the volumes by label and zone are left out.
     """
     accepted = [c for c in candidates if c.accepted]
-    with_volume = all(c.volume_ml is not None for c in accepted)
-    kinds = {
-        "": (labels.values(), [labels.get(c.label, str(c.label)) for c in accepted]),
-        "zone_": (zones, [c.zone for c in accepted]),
-    }
-    total = round(sum(c.volume_ml or 0.0 for c in accepted), 6)
-    counts: dict[str, Any] = {"volume_ml": total if with_volume else None}
-    for prefix, (names, names_of_candidates) in kinds.items():
-        for name in dict.fromkeys([*names, *filter(None, names_of_candidates)]):
-            own = [c for c, of in zip(accepted, names_of_candidates, strict=True) if of == name]
+    volumes_are_known = all(c.volume_ml is not None for c in accepted)
+    by_label: dict[str, list[Candidate]] = {name: [] for name in labels.values()}
+    by_zone: dict[str, list[Candidate]] = {name: [] for name in zones}
+    for candidate in accepted:
+        label = labels.get(candidate.label, str(candidate.label))
+        by_label.setdefault(label, []).append(candidate)
+        if candidate.zone:
+            by_zone.setdefault(candidate.zone, []).append(candidate)
+    counts: dict[str, Any] = {"volume_ml": _sum_ml(accepted) if volumes_are_known else None}
+    for prefix, by_name in (("", by_label), ("zone_", by_zone)):
+        for name, own in by_name.items():
             column = re.sub(r"[^\w.-]+", "_", name)
             counts[f"{prefix}count_{column}"] = len(own)
-            if with_volume:
-                counts[f"{prefix}ml_{column}"] = round(sum(c.volume_ml or 0.0 for c in own), 6)
+            if volumes_are_known:
+                counts[f"{prefix}ml_{column}"] = _sum_ml(own)
     return counts
+
+
+def _sum_ml(candidates: Sequence[Candidate]) -> float:
+    """Sum the volumes of candidates, rounded to a nanolitre."""
+    return round(sum(c.volume_ml or 0.0 for c in candidates), 6)

@@ -112,26 +112,36 @@ class Misses:
         return sum_shares(candidate, n_candidates, self._shares.of_candidate, self._shares.common)
 
     def covered(self, row: int) -> float:
-        """Return the share of a lesion that accepted candidates cover, or if that is 0, all."""
+        """Return the share of a lesion that candidates cover, as `Miss.covered` states it."""
         by_accepted = float(self.covered_by_accepted[row])
-        return by_accepted or self._sum_of_pairs(self._find_touching(row))
+        if by_accepted > 0:
+            return by_accepted
+        return self._sum_of_pairs(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that applies. Reasons are tried from the nearest miss on."""
-        pairs = self._find_touching(row)
-        accepted = self.accepted[self.match.overlaps.candidate[pairs]]
-        same = self.match.comparable[pairs]
+        """Return the first reason that applies. Reasons are tried from the nearest miss on.
+
+        Accepted candidates that nearly find the lesion come first, then a lower operating point,
+        then accepted candidates that only touch it, and candidates that are not accepted last.
+        """
+        touching = self._find_touching(row)
+        is_accepted = self.accepted[self.match.overlaps.candidate[touching]]
+        is_same_label = self.match.comparable[touching]
+        accepted = touching[is_accepted & is_same_label]
+        accepted_other_label = touching[is_accepted & ~is_same_label]
+        rejected = touching[~is_accepted & is_same_label]
+        any_other_label = touching[~is_same_label]
         return (
-            self._explain_near_miss(pairs[accepted & same], row)
-            or self._explain_other_label(pairs[accepted & ~same], row)
+            self._explain_near_miss(accepted, row)
+            or self._explain_other_label(accepted_other_label, row)
             or self._explain_unannotated_label(row)
             or self._explain_lower_score(row)
-            or self._explain_touch(pairs[accepted & same], row)
+            or self._explain_touch(accepted, row)
             or self._explain_removed(row, self.least)
-            or self._explain_touch(pairs[accepted & ~same], row)
-            or self._explain_near_miss(pairs[~accepted & same], row)
-            or self._explain_other_label(pairs[~same], row)
-            or self._explain_touch(pairs, row)
+            or self._explain_touch(accepted_other_label, row)
+            or self._explain_near_miss(rejected, row)
+            or self._explain_other_label(any_other_label, row)
+            or self._explain_touch(touching, row)
             or self._explain_removed(row, 0.0)
             or Miss(WhyMissed.NO_RESPONSE)
         )
@@ -139,7 +149,10 @@ class Misses:
     def _explain_near_miss(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
         """Explain why pairs that mark the lesion do not find it; None if none marks it."""
         near = self._find_marking(pairs, row)
-        return None if near is None else self._describe_miss(near[0], row, near[1])
+        if near is None:
+            return None
+        why, pair = near
+        return self._describe_miss(why, row, pair)
 
     def _explain_other_label(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
         """Return a miss if a pair would find the lesion with the right label, otherwise None."""
@@ -155,7 +168,10 @@ class Misses:
         return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
 
     def _explain_lower_score(self, row: int) -> Miss | None:
-        """Return a miss if a candidate finds the lesion when more are accepted, otherwise None."""
+        """Return a miss if a candidate finds the lesion when more are accepted, otherwise None.
+
+        The miss names the linked candidate with the largest weight among those to be accepted.
+        """
         match = self.match
         found_at = float(match.detected_at[row])
         if found_at <= NEVER:
@@ -193,35 +209,42 @@ class Misses:
             return WhyMissed.OVERLAP_TOO_SMALL
         if measure == "centre":
             return WhyMissed.CENTRE_TOO_FAR
-        return WhyMissed.IOU_TOO_SMALL if measure == "iou" else WhyMissed.WRONG_LABEL
+        if measure == "iou":
+            return WhyMissed.IOU_TOO_SMALL
+        return WhyMissed.WRONG_LABEL  # "overlap": any contact is enough if the label is right
 
     def _find_marking(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
         """Return a pair that marks the lesion without finding it, and the reason; None if none."""
-        match = self.match
-        rule = match.criterion
         if not len(pairs):
             return None
-        candidate = match.overlaps.candidate[pairs]
-        of_lesion = self._shares.of_lesion[pairs]
+        rule = self.match.criterion
+        links = self.match.links[rule]
+        candidate = self.match.overlaps.candidate[pairs]
+        is_marked = self._shares.of_lesion[pairs] >= MARKED
         if rule.measure == "coverage":
             if self._sum_of_pairs(pairs) < rule.threshold - ROUNDING:
                 return None
-            links = match.links[rule]
-            large = pairs[~np.isin(candidate, links.candidate)]
-            if not len(large):
-                return None
-            return WhyMissed.CANDIDATE_TOO_LARGE, self._choose_best(large)
-        if rule.measure == "centre":
-            far = pairs[of_lesion >= MARKED]
-            return (WhyMissed.CENTRE_TOO_FAR, self._choose_best(far)) if len(far) else None
-        links = match.links[rule]
-        linked = np.isin(candidate, links.candidate[links.lesion == row])
-        taken = pairs[linked | (self.true[candidate] & (of_lesion >= MARKED))]
-        return (WhyMissed.MERGED, self._choose_best(taken)) if len(taken) else None
+            why = WhyMissed.CANDIDATE_TOO_LARGE
+            is_supported = np.isin(candidate, links.candidate)
+            marking = pairs[~is_supported]
+        elif rule.measure == "centre":
+            why = WhyMissed.CENTRE_TOO_FAR
+            marking = pairs[is_marked]
+        else:
+            # the candidate may find this lesion, or marks it, but is the match of another one
+            why = WhyMissed.MERGED
+            is_linked = np.isin(candidate, links.candidate[links.lesion == row])
+            marking = pairs[is_linked | (self.true[candidate] & is_marked)]
+        if not len(marking):
+            return None
+        return why, self._choose_best(marking)
 
     def _select_fitting(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Select the pairs that the rule would count as hits if it ignored labels."""
-        return pairs[find_fitting(self.match, self._shares)[pairs]] if len(pairs) else pairs
+        if not len(pairs):
+            return pairs
+        is_fitting = find_fitting(self.match, self._shares)
+        return pairs[is_fitting[pairs]]
 
     def _is_marked_as_unannotated(self, row: int) -> bool:
         """Return True if an accepted candidate of an unannotated label fits the lesion."""
@@ -229,9 +252,10 @@ class Misses:
         accepted = self.unannotated_accepted
         if other is None or accepted is None:
             return False
-        pairs = (other.overlaps.lesion == row) & accepted[other.overlaps.candidate]
+        is_accepted = (other.overlaps.lesion == row) & accepted[other.overlaps.candidate]
         shares = shares_of(other.candidates, other.lesions, other.overlaps)
-        return bool((pairs & find_fitting(other, shares)).any())
+        is_fitting = find_fitting(other, shares)
+        return bool((is_accepted & is_fitting).any())
 
     def _is_removed_from(self, candidate: Candidate, row: int) -> bool:
         """Return True if the box of a removed candidate contains a part of the lesion."""
@@ -249,7 +273,7 @@ class Misses:
         return bool(((box[:dims] < stop) & (box[dims:] > start)).all())
 
     def _find_touching(self, row: int) -> NDArray[np.int64]:
-        """Return the pairs of a lesion."""
+        """Return the positions in `match.overlaps` of the pairs of a lesion."""
         return np.flatnonzero(self.match.overlaps.lesion == row)
 
     def _sum_of_pairs(self, pairs: NDArray[np.int64]) -> float:
@@ -260,8 +284,10 @@ class Misses:
 
     def _choose_best(self, pairs: NDArray[np.int64]) -> int:
         """Return the pair that covers most of the lesion. If several do, the largest IoU counts."""
-        order = np.lexsort((self.match.overlaps.iou[pairs], self._shares.of_lesion[pairs]))
-        return int(pairs[order[-1]])
+        iou = self.match.overlaps.iou[pairs]
+        covered = self._shares.of_lesion[pairs]
+        ascending = np.lexsort((iou, covered))  # the last key is the first criterion
+        return int(pairs[ascending[-1]])
 
     def _describe_miss(self, why: WhyMissed, row: int, pair: int) -> Miss:
         """Return a miss with the numbers of a pair."""
@@ -281,9 +307,8 @@ def find_fitting(match: Match, shares: Shares) -> Flags:
     rule = match.criterion
     pairs = match.overlaps
     if rule.measure == "coverage":
-        return (shares.of_lesion >= rule.threshold - ROUNDING) & (
-            shares.of_candidate >= rule.threshold - ROUNDING
-        )
+        least = rule.threshold - ROUNDING
+        return (shares.of_lesion >= least) & (shares.of_candidate >= least)
     if rule.measure == "iou":
         return np.asarray(pairs.iou >= rule.threshold)
     if rule.measure == "overlap":

@@ -13,6 +13,7 @@ This is also the bound of conformal risk control (Angelopoulos et al., arXiv 220
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betainc
@@ -38,6 +39,24 @@ LESIONS_PER_FALSE_POSITIVE = 10
 # the score if no case has a candidate, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
+# tolerance of whole numbers: 0.1 · 30 cases are 3 false positives, although the product is below 3
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class _ScoreForRate:
+    """A score that was chosen for a rate of false positives per case.
+
+    Attributes:
+        score: The score.
+        design_effect: The design effect of the false positives, which lowers their number.
+        keeps_confidence: True if the rate of new cases is at most the wanted one with the wanted
+            probability.
+    """
+
+    score: float
+    design_effect: float
+    keeps_confidence: bool
 
 
 def choose(
@@ -100,26 +119,20 @@ def choose(
     elif aim.kind == "best_f1":
         chosen = _find_score_of_best_f1(pool)
     else:
-        seen = _find_score_allowing(pool, int(np.floor(aim.value * pool.n_cases + 1e-9)))
-        # estimated at this score, because fewer false positives show less of the difference
-        design_effect = count_design_effect(pool.false_by_group(seen), pool.cases_by_group)
-        most = most_false_positives(
-            aim.value, pool.n_cases, design_effect, confidence, len(pool.groups)
-        )
-        chosen = _find_score_allowing(pool, max(most, 0))
-        keeps_confidence = most >= 0
-        if pool.n_detected(seen) and not pool.n_detected(chosen):
-            chosen = seen
-            keeps_confidence = False
+        found_score = _find_score_of_rate(pool, aim.value, confidence)
+        chosen = found_score.score
+        design_effect = found_score.design_effect
+        keeps_confidence = found_score.keeps_confidence
     false = pool.false_by_group(chosen)
     hits = pool.detected_at >= chosen
     found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
     recall = proportion(found, pool.lesions_by_group, NO_LESION)
     false_positives = rate(false, pool.cases_by_group, NO_CASE)
-    # if all false positives count, the score of the next one is unknown; ½ is Jeffreys' prior
-    is_last = false.sum() == len(pool.false_score)
-    expected = (false.sum() + (0.5 if is_last else design_effect)) / pool.n_cases
-    reach = pool.detected_at > NEVER
+    # The module's docstring explains d for the next false positive. If the score accepts all false
+    # positives, there is no next one; ½ is Jeffreys' prior.
+    accepts_all = false.sum() == len(pool.false_score)
+    expected = (false.sum() + (0.5 if accepts_all else design_effect)) / pool.n_cases
+    is_ever_found = pool.detected_at > NEVER
     roles = sorted({r.role for r in results if r.role})
     return OperatingPoint(
         name=str(aim),
@@ -130,7 +143,7 @@ def choose(
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
         expected_false_positives_per_case=float(expected),
-        attainable_recall=float(reach.mean()) if len(reach) else None,
+        attainable_recall=float(is_ever_found.mean()) if len(is_ever_found) else None,
         confidence=confidence if keeps_confidence else None,
         is_default=is_default,
         lesion_f1=lesion_f1(int(hits.sum()), float(false.sum()), len(hits)),
@@ -146,8 +159,10 @@ def default_rate(n_lesions: int, n_cases: float) -> float:
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)
     """
-    per_case = n_lesions / n_cases / LESIONS_PER_FALSE_POSITIVE if n_cases else 0.0
-    return max(1.0, float(f"{per_case:.2g}"))
+    if not n_cases:
+        return 1.0
+    per_case = n_lesions / n_cases / LESIONS_PER_FALSE_POSITIVE
+    return max(1.0, float(f"{per_case:.2g}"))  # two digits, because the rate is part of the name
 
 
 def lesion_f1(n_found: int, n_false: float, n_lesions: int) -> float | None:
@@ -191,11 +206,30 @@ def most_false_positives(
     (12, -1)
     """
     if confidence is None:
-        return int(np.floor(aimed_at * n_cases - deff + 1e-9))
-    deff *= few_groups_factor(groups) if groups and deff > 1 else 1.0
-    most = int(np.floor(aimed_at * n_cases + 1e-9))
-    chances = betainc(np.arange(most + 1) / deff + 1, most / deff + 1, 0.5)
-    return int((chances >= confidence).sum()) - 1
+        return int(np.floor(aimed_at * n_cases - deff + _ROUNDING))
+    if groups and deff > 1:
+        deff *= few_groups_factor(groups)
+    most = int(np.floor(aimed_at * n_cases + _ROUNDING))
+    # the probability, for 0, 1, … `most` false positives on these cases, that new cases have at
+    # most `most`; it decreases, so the last sufficient number is wanted
+    probabilities = betainc(np.arange(most + 1) / deff + 1, most / deff + 1, 0.5)
+    return int((probabilities >= confidence).sum()) - 1
+
+
+def _find_score_of_rate(pool: Pool, rate: float, confidence: float | None) -> _ScoreForRate:
+    """Find the lowest score that keeps a rate of false positives per case on new cases.
+
+    If this score finds no lesion, the score with this rate on these cases is used instead.
+    """
+    score_here = _find_score_allowing(pool, int(np.floor(rate * pool.n_cases + _ROUNDING)))
+    # estimated at this score, because fewer false positives show less of the difference
+    false = pool.false_by_group(score_here)
+    design_effect = count_design_effect(false, pool.cases_by_group)
+    most = most_false_positives(rate, pool.n_cases, design_effect, confidence, len(pool.groups))
+    score = _find_score_allowing(pool, max(most, 0))
+    if pool.n_detected(score_here) and not pool.n_detected(score):
+        return _ScoreForRate(score_here, design_effect, keeps_confidence=False)
+    return _ScoreForRate(score, design_effect, keeps_confidence=most >= 0)
 
 
 def _find_score_allowing(pool: Pool, allowed: int) -> float:
@@ -215,7 +249,7 @@ def _find_score_of_sensitivity(pool: Pool, sensitivity: float) -> float:
             "These cases have no reference lesion, so no sensitivity can be aimed at. "
             "Choose fp_per_case or a score."
         )
-    wanted = max(1, int(np.ceil(sensitivity * n - 1e-9)))
+    wanted = max(1, int(np.ceil(sensitivity * n - _ROUNDING)))
     if len(found) < wanted:
         raise ContentError(
             f"Sensitivity {sensitivity:g} cannot be reached: even with the threshold at 0, only "
@@ -244,7 +278,9 @@ def _step_above(score: float, pool: Pool) -> float:
     If there is no number between the two, return the next observed score.
     """
     higher = pool.observed[pool.observed > score]
-    step = min(_MARGIN, (higher[0] - score) / 2) if len(higher) else _MARGIN
+    step = _MARGIN
+    if len(higher):
+        step = min(_MARGIN, (higher[0] - score) / 2)
     if score + step > score:  # False if the step is lost by rounding
         return float(score + step)
     return float(higher[0])

@@ -54,30 +54,41 @@ def write_scores(
             not counted in any score.
     """
     regions = list(dict.fromkeys(name for result in results for name in result.regions))
-    more = [_region_column(what, name) for name in regions for what in ("dice", "n_lesions")]
-    rows_of_failed = [
-        {"case": problem.case, "status": FAILED, "message": problem.message} for problem in failed
-    ]
-    case_rows = [*map(_case_row, results), *rows_of_failed]
-    write_csv(folder / "cases.csv", case_rows, (*CASE_COLUMNS, *more))
-    for name, kind in (("lesions", LesionResult), ("candidates", CandidateResult)):
-        rows = (
-            {"case": r.case, "group": r.group}
-            | cells_of(item)
-            | {"label": (labels or {}).get(item.label, str(item.label))}
-            for r in results
-            for item in getattr(r, name)
-        )
-        write_csv(folder / f"{name}.csv", rows, ("case", "group", *columns_of(kind)))
+    region_columns = []
+    for region in regions:
+        region_columns += [_region_column("dice", region), _region_column("n_lesions", region)]
+    case_rows = [_case_row(result) for result in results]
+    for problem in failed:
+        case_rows.append({"case": problem.case, "status": FAILED, "message": problem.message})
+    write_csv(folder / "cases.csv", case_rows, (*CASE_COLUMNS, *region_columns))
+    names = labels or {}
+    lesion_rows = (_item_row(r, lesion, names) for r in results for lesion in r.lesions)
+    lesion_columns = ("case", "group", *columns_of(LesionResult))
+    write_csv(folder / "lesions.csv", lesion_rows, lesion_columns)
+    candidate_rows = (_item_row(r, one, names) for r in results for one in r.candidates)
+    candidate_columns = ("case", "group", *columns_of(CandidateResult))
+    write_csv(folder / "candidates.csv", candidate_rows, candidate_columns)
     label_rows = [label_row(name, one) for name, one in scores.per_label.items()]
     write_csv(folder / "labels.csv", label_rows, LABEL_COLUMNS)
     write_json(folder / SCORES_FILE, scores.to_json())
 
 
+def _item_row(
+    result: CaseResult, item: LesionResult | CandidateResult, labels: Mapping[int, str]
+) -> Row:
+    """Return the line of a lesion or candidate. Its label is written by name, if it has one."""
+    row: Row = {"case": result.case, "group": result.group}
+    row |= cells_of(item)
+    row["label"] = labels.get(item.label, str(item.label))
+    return row
+
+
 def label_row(name: str, scores: LabelScores) -> Row:
     """Return the line of a label, or of a region, in labels.csv."""
     boxes = scores.box_precision
-    curve = boxes.average_precision or (None,) * len(boxes.iou)
+    curve = boxes.average_precision
+    if not curve:  # the candidates have no scores
+        curve = (None,) * len(boxes.iou)
     row: Row = {
         "label": name,
         "n_cases": scores.n_cases,
@@ -176,19 +187,26 @@ def columns_of(kind: type, rows: Sequence[Any] = ()) -> Iterator[str]:
 
 
 def cells_of(item: Any) -> Row:
-    """Return the cells of a dataclass by column; None for an undefined value."""
+    """Return the cells of a dataclass by column; None for an undefined value.
+
+    A point of two numbers belongs to a 2-D image, whose z columns stay empty.
+    """
     cells: Row = {}
     for one in fields(item):
         name = one.name
         value = getattr(item, name)
         if name in _POINTS:
-            axes = _POINTS[name].replace("z", "") if len(value) == 2 else _POINTS[name]
+            axes = _POINTS[name]
+            if len(value) == 2:
+                axes = axes.replace("z", "")
             pairs = zip(axes, value, strict=True)
             cells |= {_axis_column(name, axis): round(number, 4) for axis, number in pairs}
         elif isinstance(value, tuple):
             cells |= {f"{name}_{i}": number for i, number in enumerate(value, 1)}
+        elif isinstance(value, bool):
+            cells[name] = str(value).lower()
         else:
-            cells[name] = str(value).lower() if isinstance(value, bool) else value
+            cells[name] = value
     return cells
 
 
@@ -199,7 +217,10 @@ def _axis_column(name: str, axis: str) -> str:
 
 
 def _case_row(result: CaseResult) -> Row:
-    """Return the line of a case in cases.csv."""
+    """Return the line of a case in cases.csv.
+
+    The columns that are neither counts nor regions are attributes of `CaseResult`.
+    """
     counts = {
         "n_lesions": len(result.lesions),
         "n_candidates": len(result.candidates),

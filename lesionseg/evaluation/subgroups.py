@@ -36,7 +36,9 @@ MAX_VALUES = 20
 NOT_STATED = "not stated"
 ZONE = "zone"
 N_CURVE_POINTS = 25
-_RIDGE = 1 / 2.5**2
+_RIDGE = 1 / 2.5**2  # the precision of a normal prior with standard deviation 2.5
+# per lesion: the hits, totals and temporary arrays of a logistic fit
+_ITEMS_PER_LESION = 4
 
 Columns = Mapping[str, Mapping[str, str]]  # the cells of a table by case and column
 
@@ -50,7 +52,7 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:
         return columns
-    rows = read_csv(table)
+    rows = read_csv(table)  # its cells replace those of the dataset
     if not any(row.get("case") in columns for row in rows):
         names = ", ".join(rows[0]) if rows else "none"
         raise DatasetError(
@@ -72,7 +74,10 @@ class SizeScale:
 
     @classmethod
     def of(cls, results: Sequence[CaseResult], preset: Preset) -> "SizeScale":
-        """Choose per cent of the image width if an image has no pixel size, otherwise mm."""
+        """Choose per cent of the image width if an image has no pixel size, otherwise mm.
+
+        Pixels of different images are not comparable, but shares of their widths are.
+        """
         unit = joint_unit(r.unit for r in results)
         has_pixels = any(r.unit == "px" for r in results)
         if has_pixels and all(r.dims == 2 for r in results):
@@ -145,8 +150,9 @@ def size_curve(
         intercept = fits[:, :1]
         slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(along))
+        log_odds = np.log([1.0, 9.0])  # of 50 and 90 %
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            crossing = np.exp((np.log([1.0, 9.0]) - intercept) / slope)  # of 50 and 90 %
+            crossing = np.exp((log_odds - intercept) / slope)
         # a curve that does not rise never crosses 50 or 90 %: it is below or above throughout
         middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
         without_crossing = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
@@ -154,7 +160,8 @@ def size_curve(
         return np.concatenate([curve, diameter, fits], axis=1)
 
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
-    estimates = bootstrap(statistic, draws, support, NO_LESION, 4 * len(lesions))
+    items = _ITEMS_PER_LESION * len(lesions)
+    estimates = bootstrap(statistic, draws, support, NO_LESION, items)
     *points, d50, d90, intercept, slope = estimates
     return SizeCurve(
         intercept=float(intercept.value or 0.0),
@@ -202,8 +209,11 @@ def find_subgroups(
     for name in by:
         for value, chosen in divide_by(cases, columns, name).items():
             yield Members(name, value, [r for r in results if r.case in chosen])
-    items = (x for r in results for part in (r.lesions, r.candidates) for x in part)
-    for zone in sorted({x.zone for x in items} - {""}):
+    zones: set[str] = set()
+    for r in results:
+        zones.update(lesion.zone for lesion in r.lesions)
+        zones.update(candidate.zone for candidate in r.candidates)
+    for zone in sorted(zones - {""}):
         inside = [
             replace(
                 r,
@@ -218,7 +228,8 @@ def find_subgroups(
 def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, set[str]]:
     """Divide cases by the words of a column, or by quartiles if all its values are numbers.
 
-    A column of at most four different numbers is divided by words, too. An empty cell is "not
+    The result contains the cases of each word, such as {"GE": {"c1", "c3"}, "Siemens": {"c2"}}. A
+    column of at most four different numbers is divided by words, too. An empty cell is "not
     stated".
 
     Raises:
@@ -234,21 +245,34 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
     values = _read_cells(cases, columns, name)
     words = sorted(set(values), key=lambda word: (word == NOT_STATED, word))
     if _is_numeric(words):
-        numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
-        stated = numbers[~np.isnan(numbers)]
-        edges = np.unique(np.quantile(stated, np.linspace(0, 1, N_QUANTILES + 1)))
-        ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
-        place = np.searchsorted(edges[1:-1], numbers, side="right")  # [from, to), the last closed
-        values = [
-            v if v == NOT_STATED else ranges[i] for v, i in zip(values, place.tolist(), strict=True)
-        ]
+        values, ranges = _replace_by_quartiles(values)
         words = [word for word in (*ranges, NOT_STATED) if word in values]
     if len(words) > MAX_VALUES:
         raise ConfigError(
             f"subgroups: the column {name!r} has {len(words)} different words. Choose a column of "
             f"at most {MAX_VALUES} words, or of numbers only."
         )
-    return {word: {c for c, v in zip(cases, values, strict=True) if v == word} for word in words}
+    cases_of: dict[str, set[str]] = {word: set() for word in words}
+    for case, word in zip(cases, values, strict=True):
+        cases_of[word].add(case)
+    return cases_of
+
+
+def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace each number by its quartile, such as "0.5 to 1.2", and list all quartiles.
+
+    A quartile contains its lower bound but not its upper bound, except for the last one. If many
+    numbers are equal, there are fewer than four quartiles. `NOT_STATED` is not replaced.
+    """
+    numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
+    stated = numbers[~np.isnan(numbers)]
+    edges = np.unique(np.quantile(stated, np.linspace(0, 1, N_QUANTILES + 1)))
+    ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
+    numbers_of_range = np.searchsorted(edges[1:-1], numbers, side="right").tolist()
+    replaced = []
+    for value, i in zip(values, numbers_of_range, strict=True):
+        replaced.append(NOT_STATED if value == NOT_STATED else ranges[i])
+    return replaced, ranges
 
 
 def _find_dividing_columns(
@@ -256,18 +280,20 @@ def _find_dividing_columns(
 ) -> list[str]:
     """Find the columns that divide the cases into subgroups.
 
-    They have numbers, or 2 to 20 words. At least one of the words belongs to several patients.
+    They have numbers, or 2 to 20 words. At least one of the words belongs to several patients. A
+    column with another word for each case or patient, such as a name, does not divide them.
     """
     names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
     for name in names:
         cells = _read_cells(cases, columns, name)
         stated = set(cells) - {NOT_STATED}
-        has_few_values = len(stated) <= MAX_VALUES and len(stated) < len(cases)
-        # a value that each has only one patient names the patients and does not divide them
+        has_few_words = len(stated) <= MAX_VALUES and len(stated) < len(cases)
+        # there are more pairs than words if a word belongs to several patients
         pairs = set(zip(cells, groups, strict=True))
         is_shared = len(pairs) > len(set(cells))
-        if len(stated) > 1 and ((has_few_values and is_shared) or _is_numeric(stated)):
+        divides = (has_few_words and is_shared) or _is_numeric(stated)
+        if divides and len(stated) > 1:
             found.append(name)
     return found
 

@@ -102,12 +102,16 @@ def _false_positive_terms(r: CaseResult) -> tuple[float, float]:
 
 def _lesion_free_false_positive_terms(r: CaseResult) -> tuple[float, float]:
     """Return the false positives of a case and 1 if it is lesion-free, otherwise zeros."""
-    return r.is_lesion_free * r.n_outcome("false_positive"), r.is_lesion_free
+    if not r.is_lesion_free:
+        return 0, 0
+    return r.n_outcome("false_positive"), 1
 
 
 def _specificity_terms(r: CaseResult) -> tuple[float, float]:
     """Return 1 if a lesion-free case has no false positive, and 1 if the case is lesion-free."""
-    return r.is_lesion_free and not r.n_outcome("false_positive"), r.is_lesion_free
+    if not r.is_lesion_free:
+        return 0, 0
+    return r.n_outcome("false_positive") == 0, 1
 
 
 # by name: the numerator and denominator of each case, and the reason if the sum of the latter is 0
@@ -122,6 +126,8 @@ RATIOS: Mapping[str, tuple[Callable[[CaseResult], tuple[float, float]], str]] = 
     ),
     "specificity": (_specificity_terms, NO_LESION_FREE_CASE),
 }
+# the ratios that are rates of counts, which have Garwood's interval
+_RATES = ("false_positives_per_case", "false_positives_per_lesion_free_case")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +233,10 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
 
 
 def _with_slice_spacing(results: Sequence[CaseResult], columns: Columns) -> Columns:
-    """Add the column `slice_spacing_mm` to the cases that are volumes."""
+    """Add the column `slice_spacing_mm` to the cases that are volumes, as a subgroup.
+
+    A column of this name in the table has priority.
+    """
     found: dict[str, Mapping[str, str]] = {}
     for r in results:
         own = columns.get(r.case, {})
@@ -319,7 +328,10 @@ class Summary:
         return found
 
     def ratio(self, name: str) -> Estimate:
-        """Compute one of `RATIOS` over all cases, with the interval that suits it."""
+        """Compute one of `RATIOS` over all cases, with the interval that suits it.
+
+        F1 is neither a proportion of independent items nor a rate, so it is bootstrapped.
+        """
         of_case, undefined = RATIOS[name]
         terms = [of_case(r) for r in self.results]
         above = self.sums([term[0] for term in terms])
@@ -328,7 +340,7 @@ class Summary:
             lesions = self.pool.lesions_by_group
             statistic = ratio(above, below)
             return bootstrap(statistic, self.draws, lesions, undefined, len(self.results))[0]
-        if name.startswith("false_positives"):
+        if name in _RATES:
             return rate(above, below, undefined)
         return proportion(above, below, undefined)
 
@@ -358,6 +370,7 @@ class Summary:
         """Compute a statistic of the pooled scores. It is undefined without scores."""
         if not self.has_scores:
             return [Estimate(None, None, UNSCORED)]
+        # the curves accumulate lesions and false positives, from 0
         items = len(self.pool.detected_at) + len(self.pool.false_score) + 1
         support = self.pool.lesions_by_group
         return bootstrap(statistic, self.draws, support, NO_LESION, items)
@@ -445,9 +458,9 @@ class Summary:
 
         Kirillov et al. 2019.
         """
-        if any(iou is None for r in self.results for iou in r.pair_ious):
+        if any(None in r.pair_ious for r in self.results):
             return Estimate(None, None, BOXES)
-        iou = self.sums([sum(filter(None, r.pair_ious)) for r in self.results])
+        iou = self.sums([sum(one or 0.0 for one in r.pair_ious) for r in self.results])
         found = self.sums([len(r.pair_ious) for r in self.results])
         false = self.sums([r.n_unpaired for r in self.results])
         lesions = self.pool.lesions_by_group
@@ -488,26 +501,33 @@ class Summary:
             found = np.stack([bias, bias - reach, bias + reach], axis=1)
             return np.where(n[:, None] > 1, found, np.nan)
 
-        bias, lower, upper = bootstrap(statistic, self.draws, counts, undefined, 6)
+        # the statistic holds about six numbers per replicate at once
+        bias, lower, upper = bootstrap(statistic, self.draws, counts, undefined, items=6)
         return Agreement(n=int(counts.sum()), bias=bias, lower_limit=lower, upper_limit=upper)
 
     def other_criteria(self) -> dict[str, CriterionScores]:
         """Compute recall and false positives of the accepted candidates by the side criteria."""
         found = {}
-        for name in (criterion.name for criterion in SIDE_CRITERIA):
-            hits = self.sums([r.sides[name][0] for r in self.results])
-            false = self.sums([r.sides[name][1] for r in self.results])
-            found[name] = CriterionScores(
+        for criterion in SIDE_CRITERIA:
+            of_case = [r.sides[criterion.name] for r in self.results]
+            hits = self.sums([n_found for n_found, _ in of_case])
+            false = self.sums([n_false for _, n_false in of_case])
+            found[criterion.name] = CriterionScores(
                 lesion_recall=proportion(hits, self.pool.lesions_by_group, NO_LESION),
                 false_positives_per_case=rate(false, self.pool.cases_by_group, NO_CASE),
             )
         return found
 
     def subgroup(self, members: Members) -> Subgroup:
-        """Compute recall, false positives per case and mean Dice of a subgroup."""
+        """Compute recall, false positives per case and mean Dice of a subgroup.
+
+        A zone has no Dice, because the Dice of a case concerns all of its zones.
+        """
         part = self.part(members.results)
         counts = part.counts()
-        dice = [r.dice for r in part.results if r.dice is not None and members.by != ZONE]
+        dice = [r.dice for r in part.results if r.dice is not None]
+        if members.by == ZONE:
+            dice = []
         return Subgroup(
             by=members.by,
             value=members.value,
@@ -530,8 +550,11 @@ def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, LabelScor
         found[name] = _label_scores(whole.part(own), [r.dice for r in own])
     if found:
         return found
-    seen = {x.label for r in results for items in (r.lesions, r.candidates) for x in items}
-    for label in sorted(seen | set(labels)):
+    values = set(labels)
+    for r in results:
+        values.update(lesion.label for lesion in r.lesions)
+        values.update(candidate.label for candidate in r.candidates)
+    for label in sorted(values):
         own = [_select_label(r, label) for r in results if r.annotated.get(label, True)]
         dice = [r.dice_by_label.get(label) if r.lesions else None for r in own]
         found[labels.get(label, str(label))] = _label_scores(whole.part(own), dice)
@@ -560,7 +583,11 @@ def _label_scores(part: Summary, dice: Sequence[float | None]) -> LabelScores:
 
 
 def _select_label(result: CaseResult, label: int) -> CaseResult:
-    """Return the result with the lesions and candidates of one label."""
+    """Return the result with the lesions and candidates of one label.
+
+    `annotated` is cleared, so that the case counts fully. The caller leaves out the cases in which
+    the label is not annotated.
+    """
     part = result.within_labels or result
     return replace(
         result,
@@ -584,11 +611,14 @@ def _find_operating_point(
         _log.warning(
             "Cases without scores, whose candidates are all accepted: %s.", ", ".join(unscored)
         )
-    applies = given is not None and (not unscored or len(unscored) < len(predicted))
-    stated = {given} if applies else {r.operating_point for r in predicted}
-    if len(stated) > 1:
-        _log.warning("The predictions state different operating points; none is reported.")
-    point = stated.pop() if len(stated) == 1 else None
+    # a given point has no effect if all cases lack scores
+    is_applied = not unscored or len(unscored) < len(predicted)
+    point = given
+    if given is None or not is_applied:
+        stated = {r.operating_point for r in predicted}
+        if len(stated) > 1:
+            _log.warning("The predictions state different operating points; none is reported.")
+        point = stated.pop() if len(stated) == 1 else None
     is_developed_on = evaluated_on in DEVELOPMENT_ROLES
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
