@@ -286,7 +286,7 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome. Print nothing."""
     values = {key.replace("__", "."): value for key, value in settings.items()}
-    if "experiment" in values:  # only Hydra can read the files of this group
+    if {"experiment", "data"} & values.keys():  # only Hydra can read the files of these groups
         overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]
         cfg = compose(command, overrides)
     else:

@@ -37,6 +37,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
+AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
 
 def _path_to_text(value: Any) -> Any:
@@ -130,6 +131,7 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """Settings of the network. The rules of the plan choose each value that is None.
 
+    `architecture`: `auto` lets the references decide (`plan.model_choice`).
     `layout`: `nnunet` builds our own networks with the details of nnU-Net's. `network`: the
     arguments of a network from another package. If `architecture` is custom, its `_target_` names
     the class. `backbone`: the same for the network that computes a detector's feature maps.
@@ -149,11 +151,11 @@ class ModelConfig(Settings):
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
         detectors = ("retinanet", "retina_unet")
-        ours = self.architecture in ("unet", "residual_unet", *detectors)
+        ours = self.architecture in (AUTO_MODEL, "unet", "residual_unet", *detectors)
         if (self.network and ours) or (self.backbone and self.architecture not in detectors):
             raise ValueError(
-                f"network, backbone: a {self.architecture} accepts neither. Use model=custom for a "
-                "network of your own, model=retinanet for a backbone"
+                f"network, backbone: model={self.architecture} accepts neither. Use model=custom "
+                "for a network of your own, model=retinanet for a backbone"
             )
         if not ours and self.layout == "nnunet":
             raise ValueError(f"layout: {self.architecture} is not one of our own networks")
@@ -534,13 +536,21 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _read_option(group: str, choice: str) -> dict[str, Any]:
-    """Read the file of one option of a group. Raise `ConfigError` if the option is unknown."""
+    """Read one option of a group, with the options of its `defaults:` list.
+
+    Raises `ConfigError` if the option is unknown.
+    """
     path = conf_dir() / group / f"{choice}.yaml"
     known = sorted(file.stem for file in path.parent.glob("*.yaml"))
     if choice not in known:
         hint = f"{suggest(choice, known)} There are {', '.join(known)}."
         raise ConfigError(f"There is no {group}={choice}.{hint}")
-    return _read_yaml(path)
+    own = _read_yaml(path)
+    merged: dict[str, Any] = {}
+    for entry in own.pop("defaults", ()):
+        if entry != "_self_":
+            merged = _merge(merged, _read_option(group, entry))
+    return _merge(merged, own)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

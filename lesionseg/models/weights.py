@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lesionseg.config import AUTO_MODEL
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.make import backbone_kind
@@ -48,7 +49,8 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _TWICE = re.compile(r"\.all_modules\.(\d+)\.")
 _LAYERS = {0: "conv", 1: "norm"}
 # The first convolution, whose input is the image.
-_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")
+RESIDUAL_STEM = "encoder.stem.conv.weight"  # the name of a tensor that only a residual U-Net has
+_FIRST = ("encoder.stages.0.0.conv.weight", RESIDUAL_STEM)
 # Convolutions with a bias: no norm follows them.
 _BIASED = ("decoder.ups.", "heads.")
 
@@ -315,15 +317,17 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
 
     Args:
         weights: the tensors by our names.
-        name: a name of `ARCHITECTURES`.
+        name: a name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
         where: the name of the weights' file, for messages.
 
     Raises:
         ConfigError: if the backbone of the weights is of another kind than that of `name`.
         BundleError: if the depths of the stages are not those of a U-Net that nnU-Net plans.
     """
-    residual = "encoder.stem.conv.weight" in weights
+    residual = RESIDUAL_STEM in weights
     kind = "residual_unet" if residual else "plain"
+    if name == AUTO_MODEL:
+        name = "residual_unet" if residual else "unet"
     wanted = backbone_kind(name)
     if kind != wanted:
         raise ConfigError(

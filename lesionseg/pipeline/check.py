@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.config import TrainConfig
+from lesionseg.config import AUTO_MODEL, TrainConfig
 from lesionseg.core import CaseFiles, Dataset, joint_unit
 from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
+from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.survey import agreement_lines, first_splits, require_lesions
+from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
+from lesionseg.plan.splits import LesionFacts
 from lesionseg.reporting.dataset_page import (
     PIXELS,
     CaseLook,
@@ -140,8 +143,13 @@ def check_dataset(
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
     is_boxed = any(case.is_boxed for case in inspected)
-    needs_detector = is_boxed and "segmentation" in sources_of(cfg.model.architecture)
+    is_chosen = cfg.model.architecture == AUTO_MODEL
+    needs_detector = (
+        is_boxed and not is_chosen and "segmentation" in sources_of(cfg.model.architecture)
+    )
     findings = list(_find_all(dataset, inspected, cfg))
+    if is_chosen and any(case.look.diameters for case in inspected):
+        findings.append(_chosen_model(dataset, inspected, cfg))
     if needs_detector:
         findings.append(Finding("", "boxed", "note"))
     order = {case.files.case: i for i, case in enumerate(inspected)}
@@ -188,6 +196,23 @@ def _find_all(
     yield from _training_faults(dataset, inspected, references, cfg)
 
 
+def _chosen_model(
+    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: TrainConfig
+) -> Finding:
+    """Return the note that states which model `train` chooses, and why."""
+    development = [case for case in inspected if case.files.role not in ("test", "external")]
+    facts = [case.reference_facts for case in development if case.reference_facts is not None]
+    kinds = ReferenceKinds(
+        dims=dataset.dims,
+        n_with_lesions=sum(bool(case.look.diameters) for case in development),
+        n_boxed=sum(case.is_boxed for case in development),
+        n_outlines=sum(one.n_outlines for one in facts),
+        n_box_outlines=sum(one.n_box_outlines for one in facts),
+    )
+    model = model_for(cfg.model, kinds)
+    return Finding("", "model", "note", f" {model.value}, because {model.reason}.")
+
+
 def _training_faults(
     dataset: Dataset,
     inspected: Sequence[_InspectedCase],
@@ -208,9 +233,10 @@ def _training_faults(
             counts[case.files.case] = len(diameters)
         elif case.files.is_labelled:
             counts[case.files.case] = 1
+    labels = {case: facts.labels for case, facts in references.items()}
     for check in (
         partial(require_lesions, dataset, counts, references, len(inspected)),
-        partial(first_splits, dataset, counts, sizes, cfg.data, cfg.seed),
+        partial(first_splits, dataset, counts, LesionFacts(sizes, labels), cfg.data, cfg.seed),
     ):
         try:
             check()

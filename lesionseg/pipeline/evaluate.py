@@ -52,7 +52,12 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.references import ReferenceRules, open_references, with_labels_of_outputs
+from lesionseg.pipeline.references import (
+    ReferenceRules,
+    open_references,
+    with_ids_of_references,
+    with_labels_of_outputs,
+)
 from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
@@ -252,7 +257,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     folder = Path(cfg.prediction)
     rules = ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers)
     dataset, labelled = open_references(Path(cfg.reference), problems, rules)
-    predictions = find_predictions(folder, problems)
+    predictions = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, predictions)
@@ -316,7 +321,8 @@ class SecondModel:
 def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
     """Find the predictions of a second model for the cases to evaluate."""
     problems: list[Problem] = []
-    predictions = find_predictions(folder, problems)
+    found = find_predictions(folder, problems)
+    predictions = with_ids_of_references(found, inputs.labelled, folder)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
     unusable = {problem.case for problem in faults}
     cases = [c for c in inputs.cases if c.case not in unusable]

@@ -8,8 +8,10 @@ from typing import Any
 from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.evaluation import Preset, find_preset
+from lesionseg.pipeline.chosen_model import keep_model_of_run, model_for, with_model
 from lesionseg.pipeline.run_dir import config_of, provenance
 from lesionseg.pipeline.survey import Survey, facts_folder, labelled_cases, take_survey
+from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.training.processes import training_device
 
 BUNDLE = "bundle"
@@ -24,23 +26,36 @@ class Experiment:
         survey: the cases, the facts about them, and their roles.
         run: the run directory.
         origin: the provenance of the results: versions, device, dataset. See `provenance`.
+        why_model: why `model=auto` became this model; empty if the user named the model.
     """
 
     cfg: TrainConfig
     survey: Survey
     run: Path
     origin: Mapping[str, Any] = field(default_factory=dict)
+    why_model: str = ""
 
     @classmethod
     def open(cls, cfg: TrainConfig, run: Path) -> "Experiment":
-        """Read and check every case. The only file that is written is `facts.json` of the cache.
+        """Read and check every case, and replace `model=auto` by a model.
+
+        The only file that is written is `facts.json` of the cache.
 
         Raises:
             DatasetError: naming every bad file; see `take_survey`.
         """
         survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+        named = keep_model_of_run(cfg, run)
+        model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
+        cfg = with_model(named, model.value)
         device = training_device(cfg.trainer.accelerator)
-        return cls(cfg, survey, run, provenance(survey, config_of(cfg), cfg.seed, device))
+        return cls(
+            cfg=cfg,
+            survey=survey,
+            run=run,
+            origin=provenance(survey, config_of(cfg), cfg.seed, device),
+            why_model=model.reason,
+        )
 
     @property
     def dataset(self) -> Dataset:

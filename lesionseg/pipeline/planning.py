@@ -106,6 +106,8 @@ def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
     tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
     mm = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
     unit = Geometry.from_spacing(plan.tile_shape, plan.spacing_mm).size_unit
+    if "model" in plan.reasons:
+        log.log(level, "Model: %s.", plan.reasons["model"])
     log.log(
         level,
         "Plan: %s, %d tiles of %s per step, on %s; for the reasons see %s.",
@@ -174,6 +176,9 @@ def _make_plan(experiment: Experiment) -> Plan:
         step_memory=step_gb,
         pyramid=pyramid,
     ).with_(prepare_extra=tuple(extra))
+    if experiment.why_model:
+        why = f"{plan.architecture.name}, because {experiment.why_model}"
+        plan = plan.with_(reasons={"model": why, **plan.reasons})
     plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)

@@ -12,6 +12,7 @@ from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.files import hold_lock, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
+from lesionseg.pipeline.chosen_model import keep_model_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -78,13 +79,12 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         return check_dataset(
             dataset, run / PAGE, root=cfg.data.root, identifiers=cfg.identifiers, cfg=cfg
         )
-    config = config_of(cfg)
-    check_config(run, config)
+    check_config(run, config_of(keep_model_of_run(cfg, run)))
     experiment = Experiment.open(cfg, run)
     plan = plan_run(experiment)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     write_text(run / "plan.json", plan.to_json())
-    save_config(run, config)
+    save_config(run, config_of(experiment.cfg))
     if cfg.run_dir is None:  # its name contains the time, so the same command makes another
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(experiment, plan)

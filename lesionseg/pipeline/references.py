@@ -8,9 +8,11 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.inference.nnunet.outputs import find_labels
+from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import find_convention, read_dataset, read_dataset_of
+from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.predictions import PredictionFiles, find_masks
-from lesionseg.io.volumes import is_image_file, read_geometry
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,34 @@ def open_references(
             "as reference=."
         )
     return dataset, labelled
+
+
+def with_ids_of_references(
+    predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
+) -> dict[str, PredictionFiles]:
+    """Return predictions under the ids of their references.
+
+    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
+    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
+    a folder of masks is `film_0000`. Such a prediction gets the id of the reference, unless there
+    is a reference `film`, or the table of `predict` states that the prediction is of another file.
+    """
+    known = {files.case for files in cases}
+    paths = {
+        row.get("case", ""): row.get("path", "")
+        for table in folder.glob("predictions*.csv")
+        for row in read_csv(table)
+    }
+    renamed: dict[str, PredictionFiles] = {}
+    for case, files in predictions.items():
+        numbered = f"{case}{FIRST_CHANNEL}"
+        is_same_file = case not in paths or strip_suffix(Path(paths[case])).endswith(FIRST_CHANNEL)
+        is_renamed = numbered in known and case not in known
+        if is_renamed and numbered not in predictions and is_same_file:
+            renamed[numbered] = files
+        else:
+            renamed[case] = files
+    return renamed
 
 
 def all_references(

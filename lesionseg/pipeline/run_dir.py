@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 import lesionseg
-from lesionseg.config import COMMANDS, TrainConfig
+from lesionseg.config import AUTO_MODEL, COMMANDS, TrainConfig
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError
@@ -39,10 +39,14 @@ _DEVELOPMENT = {"train", "validation"}
 _SHOWN = 5  # the most changed cases that a message names
 
 
-def default_run_dir(data_root: str, architecture: str) -> Path:
-    """Return `runs/<dataset>_<model>_<time>` under the current folder."""
-    name = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
-    return Path("runs") / f"{name}_{architecture}_{time.strftime('%Y%m%d-%H%M%S')}"
+def default_run_dir(data_root: str, *names: str) -> Path:
+    """Return `runs/<dataset>_<names>_<time>` under the current folder.
+
+    `names` are usually the model, or the model and the command. `auto` is left out.
+    """
+    dataset = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
+    shown = [name for name in names if name != AUTO_MODEL]
+    return Path("runs") / "_".join([dataset, *shown, time.strftime("%Y%m%d-%H%M%S")])
 
 
 def config_of(cfg: TrainConfig) -> dict[str, Any]:

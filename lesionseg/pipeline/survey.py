@@ -24,7 +24,7 @@ from lesionseg.plan.plausibility import (
     find_doubts,
     has_no_background,
 )
-from lesionseg.plan.splits import Splits, fold_numbers, make_splits
+from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Survey:
         splits: the role of each case.
         counts: number of lesions of each labelled case.
         sizes: median diameter of these lesions in mm.
+        labels: label values of these lesions.
         boxed: number of lesions of each case whose reference has boxes and no mask.
         sources: SHA-256 of each case's files.
     """
@@ -71,6 +72,7 @@ class Survey:
     splits: Splits
     counts: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     boxed: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,7 +114,8 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
     require_lesions(dataset, counts, references, len(records))
     sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
-    splits = first_splits(dataset, counts, sizes, data, seed)
+    labels = {case: found.reference.labels for case, found in known.items()}
+    splits = first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
     development = _development_cases(dataset, splits, data)
     used = development | _test_cases(dataset, splits)
     left_out = [case for case in known if case not in used]
@@ -128,6 +131,7 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         splits=splits,
         counts=counts,
         sizes=sizes,
+        labels=labels,
         boxed={case: counts[case] for case in boxed},
         sources={case: source for case, (_, source) in records.items()},
     )
@@ -183,7 +187,7 @@ def require_lesions(
 def first_splits(
     dataset: Dataset,
     counts: Mapping[str, int],
-    sizes: Mapping[str, float],
+    lesions: LesionFacts,
     data: DataConfig,
     seed: int,
 ) -> Splits:
@@ -195,7 +199,8 @@ def first_splits(
     fold = data.fold
     if fold == ALL_FOLDS:
         fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
-    splits = _splits(dataset, counts, sizes, data, seed, None if fold is None else int(fold))
+    number = None if fold is None else int(fold)
+    splits = _splits(dataset, counts, lesions, data, seed, number)
     trained = [case for case, role in splits.roles.items() if role == "train"]
     if not any(counts.get(case) for case in trained):
         raise DatasetError(
@@ -228,7 +233,8 @@ def _test_cases(dataset: Dataset, splits: Splits) -> set[str]:
 
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
     """Return the survey with the roles of one fold, or of the split file in the settings."""
-    splits = _splits(survey.dataset, survey.counts, survey.sizes, data, seed, fold)
+    lesions = LesionFacts(survey.sizes, survey.labels)
+    splits = _splits(survey.dataset, survey.counts, lesions, data, seed, fold)
     return replace(survey, splits=splits)
 
 
@@ -240,7 +246,7 @@ def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
 def _splits(
     dataset: Dataset,
     counts: Mapping[str, int],
-    sizes: Mapping[str, float],
+    lesions: LesionFacts,
     data: DataConfig,
     seed: int,
     fold: int | None,
@@ -253,7 +259,7 @@ def _splits(
         given=_given(data),
         fold=fold,
         n_folds=data.n_folds,
-        sizes=sizes,
+        lesions=lesions,
     )
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.config import TrainerConfig, TuneConfig, import_target
+from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
+from lesionseg.pipeline.chosen_model import keep_model_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -97,11 +98,11 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         LesionsegError: if a setting, file or case is wrong. The message names it.
     """
     _optuna()  # if Optuna is missing, this is the first error
-    groups = tuned_groups(cfg)
+    check_tuning(cfg)
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
-    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, f"{cfg.model.architecture}_tune"))
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture, "tune"))
     cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
-    check_config(run, config_of(cfg))
+    check_config(run, config_of(keep_model_of_run(cfg, run)))
     if not cfg.trainer.has_one_device:
         raise ConfigError(
             "trainer.devices: a trial uses one device. Start the command once per device."
@@ -110,6 +111,8 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
         run.mkdir(parents=True, exist_ok=True)
         experiment = Experiment.open(cfg, run)
+        cfg = cfg.model_copy(update={"model": experiment.cfg.model})
+        groups = tuned_groups(cfg)
         search = _search(experiment, cfg, groups)
     return TuneOutcome(search, run, cfg.data.root, groups)
 
@@ -214,21 +217,29 @@ class _Trials:
         return {"recall": recall or 0.0, "average_precision": precision or 0.0}
 
 
-def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
-    """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
+def check_tuning(cfg: TuneConfig) -> None:
+    """Raise `ConfigError` if the ends of a range are swapped, or no loss of the model is tunable.
 
-    Raises:
-        ConfigError: if no loss of the architecture has an α and a γ, or if the ends of a range are
-            swapped.
+    The losses are checked only if the settings name the model.
     """
-    sources = sources_of(cfg.model.architecture)
-    groups: list[str] = []
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
             raise ConfigError(
                 f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower bound "
                 "first."
             )
+    if cfg.model.architecture != AUTO_MODEL:
+        tuned_groups(cfg)
+
+
+def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
+    """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
+
+    Raises:
+        ConfigError: if no loss of the architecture has an α and a γ.
+    """
+    sources = sources_of(cfg.model.architecture)
+    groups: list[str] = []
     if "segmentation" in sources:
         takes = signature(import_target(cfg.loss.target, "loss")).parameters
         if not takes.keys() >= {"alpha", "gamma"}:

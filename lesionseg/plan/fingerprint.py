@@ -66,6 +66,9 @@ class Fingerprint:
         lesion_voxels: number of voxels of each lesion on the file's grid.
         lesion_fraction: share of lesion in the scanned volume, without ignored voxels.
         extents_mm: sides of each lesion's bounding box, in the axis order of `spacings_mm`.
+        n_boxed: number of cases whose lesions are boxes without a mask.
+        n_outlines: number of lesions whose outlines were tested (`plan.box_outlines`).
+        n_box_outlines: number of them that are filled rectangles or ellipses.
     """
 
     dims: int
@@ -78,6 +81,9 @@ class Fingerprint:
     lesion_voxels: tuple[int, ...]
     lesion_fraction: Share
     extents_mm: tuple[tuple[FiniteFloat, ...], ...] = ()
+    n_boxed: Annotated[int, Field(ge=0)] = 0
+    n_outlines: Annotated[int, Field(ge=0)] = 0
+    n_box_outlines: Annotated[int, Field(ge=0)] = 0
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
@@ -201,6 +207,9 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
         lesion_voxels=tuple(v for n in facts for v in n.lesion_voxels),
         lesion_fraction=sum(n.lesion_mm for n in facts) / scanned if scanned > 0 else 0.0,
         extents_mm=tuple(side for n in facts for side in n.extents_mm),
+        n_boxed=sum(n.boxed for n in facts),
+        n_outlines=sum(n.reference.n_outlines for n in facts),
+        n_box_outlines=sum(n.reference.n_box_outlines for n in facts),
     )
 
 

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.config import ModelConfig
+from lesionseg.config import AUTO_MODEL, ModelConfig
 from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.fingerprint import Fingerprint
+from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, to_tuples, total_stride
 from lesionseg.plan.rules import Decision, DeviceBudget
 
@@ -57,7 +58,8 @@ def make_plan(
         dataset: the dataset. Its labels and channel names are used.
         memory_gb: memory of the device in 10⁹ bytes.
         device: torch's name of the device, such as "cpu" or "cuda:0".
-        overrides: settings that replace decisions; None for none.
+        overrides: settings that replace decisions; None for none. `choose_model` replaces the
+            architecture "auto".
         before: plan of the network whose weights training starts from. Its grid, its backbone and
             the normalisation of its channels are kept. Its tile is kept if `overrides` has none.
         step_memory: function that predicts the memory of a training step of a plan in 10⁹ bytes.
@@ -70,7 +72,8 @@ def make_plan(
         ConfigError: if overrides do not fit the data or `before`, or if a GPU has no
             `step_memory`.
     """
-    asked = overrides or ModelConfig.of()
+    model = _choose_model(fingerprint, overrides or ModelConfig.of())
+    asked = model.value
     chosen = asked
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
@@ -128,6 +131,8 @@ def make_plan(
         "architecture": shape.reason,
         "batch_size": batch.reason,
     }
+    if model.reason:
+        reasons["model"] = model.reason
     if plan.anchors is not None:
         reasons["anchors"] = anchors_of(shape.value).reason
     if step_memory is not None and device.startswith("cuda"):
@@ -136,6 +141,15 @@ def make_plan(
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     return plan.with_(reasons=reasons)
+
+
+def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[ModelConfig]:
+    """Return the settings with a model instead of "auto". The reason is empty if they name it."""
+    if asked.architecture != AUTO_MODEL:
+        return Decision(asked, "")
+    model = choose_model(ReferenceKinds.of(fingerprint))
+    named = asked.model_copy(update={"architecture": model.value})
+    return Decision(named, f"{model.value}, because {model.reason}")
 
 
 def _step_gb(

@@ -12,6 +12,7 @@ import numpy as np
 from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
 from lesionseg.errors import count, join_names
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
+from lesionseg.plan.box_outlines import count_box_outlines
 
 # each kind of doubt, and the question to the user
 DOUBTS: Mapping[str, str] = {
@@ -48,6 +49,8 @@ class ReferenceFacts:
         n_equal: number of boxes that repeat another box of their label.
         n_overlapping: number of boxes that nearly repeat another box of their label.
         labels: label values in the reference.
+        n_outlines: number of lesions whose outlines were tested; see `count_box_outlines`.
+        n_box_outlines: number of them that are filled rectangles or ellipses.
     """
 
     share: float = 0.0
@@ -59,6 +62,8 @@ class ReferenceFacts:
     n_equal: int = 0
     n_overlapping: int = 0
     labels: tuple[int, ...] = ()
+    n_outlines: int = 0
+    n_box_outlines: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
     else:
         labels = set(reference.box_labels)
     boxes = _count_boxes(reference)
+    outlines = count_box_outlines(reference, lesions)
     return ReferenceFacts(
         share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
@@ -104,6 +110,8 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         n_equal=boxes.n_equal,
         n_overlapping=boxes.n_overlapping,
         labels=tuple(sorted(int(value) for value in labels)),
+        n_outlines=outlines.n_tested,
+        n_box_outlines=outlines.n_boxes,
     )
 
 

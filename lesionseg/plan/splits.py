@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
 from lesionseg.io.layouts.checks import path_id
 from lesionseg.io.split_files import SplitFile, read_split_file
+from lesionseg.plan.label_balance import deal_by_label, hold_each_label
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,19 @@ class Splits:
         return read_record(cls, text, where, DatasetError)
 
 
+@dataclass(frozen=True)
+class LesionFacts:
+    """Facts by which splits are balanced in addition to the numbers of lesions.
+
+    Attributes:
+        sizes: median diameter of the lesions of each case.
+        labels: label values of the lesions of each case.
+    """
+
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
 def make_splits(
     dataset: Dataset,
     counts: Mapping[str, int],
@@ -48,7 +62,7 @@ def make_splits(
     given: Path | None = None,
     fold: int | None = None,
     n_folds: int = 5,
-    sizes: Mapping[str, float] | None = None,
+    lesions: LesionFacts | None = None,
 ) -> Splits:
     """Assign roles to the labelled cases.
 
@@ -56,13 +70,16 @@ def make_splits(
     cases are for validation:
 
     1. With `fold`, the cases of that fold. The folds are those of the split file or of the dataset.
-       If there are none, `n_folds` folds are drawn, balanced by numbers and sizes of lesions.
+       If there are none, `n_folds` folds are drawn, balanced by numbers and sizes of lesions, or by
+       labels if there are several (`label_balance.deal_by_label`).
     2. With a split file (`given`, or the one in the dataset's folder), its validation cases. If it
        is a list of folds, those of the first fold.
     3. With a `validation_fraction` of 0, no cases.
     4. The cases with the dataset's role "validation".
     5. The cases of the dataset's lowest fold.
-    6. A random draw of whole groups, at least one, balanced by numbers of lesions.
+    6. A random draw of whole groups, at least one, balanced by numbers of lesions. If there are
+       several labels, validation gets each label that at least two groups have
+       (`label_balance.hold_each_label`).
 
     A split file is followed exactly, so cases that it leaves out get no role. If there is a single
     group, its cases are drawn one by one. Then `group_safe` is False, and a warning is logged. A
@@ -76,7 +93,7 @@ def make_splits(
         given: a split file that replaces the dataset's own.
         fold: number of the validation fold.
         n_folds: number of folds if neither file nor dataset states folds.
-        sizes: a typical lesion diameter of each case.
+        lesions: sizes and labels of the lesions. None: all have the same size and label.
 
     Returns:
         The roles, with a note on their origin.
@@ -87,6 +104,7 @@ def make_splits(
         ConfigError: if `given` or `fold` contradicts a fraction of 0.
     """
     stated, development = _stated_roles(dataset, counts)
+    lesions = lesions or LesionFacts()
     rng = np.random.default_rng(seed)
     roles = _use_validation_for_training(stated)
     validation: set[str] = set()
@@ -99,7 +117,7 @@ def make_splits(
             logger.warning(text, file)
             note = f"cases of {file.name}, all for training, because data.validation_fraction=0"
     elif fold is not None:
-        folds, origin = _make_folds(development, counts, sizes or {}, n_folds, rng)
+        folds, origin = _make_folds(development, counts, lesions, n_folds, rng)
         _require_fold(fold, folds, dataset.root)
         validation = folds[fold]
         note = f"fold {fold} of {origin}"
@@ -113,11 +131,13 @@ def make_splits(
         roles = stated
         note = "validation cases that the dataset states"
     elif any(case.fold is not None for case in development):
-        folds, origin = _make_folds(development, counts, {}, n_folds, rng)
+        folds, origin = _make_folds(development, counts, LesionFacts(), n_folds, rng)
         validation = folds[min(folds)]
         note = f"fold {min(folds)} of {origin}"
     else:
-        validation, note = _draw_validation(development, counts, validation_fraction, rng)
+        validation, note = _draw_validation(
+            development, counts, lesions.labels, validation_fraction, rng
+        )
     roles |= dict.fromkeys(validation, "validation")
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
@@ -175,7 +195,8 @@ def fold_numbers(
         numbers = tuple(range(len(file.folds)))
     else:
         development = _stated_roles(dataset, counts)[1]
-        numbers = tuple(_make_folds(development, counts, {}, n_folds, np.random.default_rng())[0])
+        rng = np.random.default_rng()
+        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng)[0])
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there is "
@@ -216,7 +237,7 @@ def _stated_roles(
 def _make_folds(
     development: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    sizes: Mapping[str, float],
+    lesions: LesionFacts,
     n_folds: int,
     rng: np.random.Generator,
 ) -> tuple[dict[int, set[str]], str]:
@@ -228,12 +249,16 @@ def _make_folds(
     1. Groups without lesions form one class. The remaining groups are divided by their number of
        lesions into about three classes. A group is only divided if it is the only one.
     2. The groups of a class are sorted by lesion size.
-    3. Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each.
+    3. Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each. If
+       there are several labels, `deal_by_label` deals the groups instead.
     """
     if folds := _stated_folds(development):
         return folds, "the dataset"
     units, weight = _make_units(development, counts, rng)
-    size = {n: float(np.median([sizes.get(c, 0.0) for c in cases])) for n, cases in units.items()}
+    size = {
+        n: float(np.median([lesions.sizes.get(c, 0.0) for c in cases]))
+        for n, cases in units.items()
+    }
     free = [name for name in weight if weight[name] == 0]
     others = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
     # about a third of `others`, as a multiple of n_folds
@@ -242,6 +267,12 @@ def _make_folds(
     for start in range(0, len(others), class_size):
         classes.append(others[start : start + class_size])
     ordered = [name for members in classes for name in sorted(members, key=size.__getitem__)]
+    unit_labels = _unit_labels(units, counts, lesions.labels)
+    if len(frozenset().union(*unit_labels.values())) > 1:
+        dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
+        named = [{case for name in names for case in units[name]} for names in dealt]
+        origin = f"{n_folds} random folds of groups, balanced by labels"
+        return dict(enumerate(cases for cases in named if cases)), origin
     folds_of_groups: list[set[str]] = [set() for _ in range(n_folds)]
     for start in range(0, len(ordered), n_folds):
         block = ordered[start : start + n_folds]
@@ -357,14 +388,32 @@ def _make_units(
     return units, {name: weight[name] for name in sorted(shuffled, key=weight.__getitem__)}
 
 
+def _unit_labels(
+    units: Mapping[str, Sequence[str]],
+    counts: Mapping[str, int],
+    labels: Mapping[str, Sequence[int]],
+) -> dict[str, frozenset[int]]:
+    """Return the labels of each unit's lesions."""
+    found: dict[str, frozenset[int]] = {}
+    for name, cases in units.items():
+        with_lesions = [case for case in cases if counts[case] > 0]
+        found[name] = frozenset(value for case in with_lesions for value in labels.get(case, ()))
+    return found
+
+
 def _draw_validation(
-    pool: Sequence[CaseFiles], counts: Mapping[str, int], fraction: float, rng: np.random.Generator
+    pool: Sequence[CaseFiles],
+    counts: Mapping[str, int],
+    labels: Mapping[str, Sequence[int]],
+    fraction: float,
+    rng: np.random.Generator,
 ) -> tuple[set[str], str]:
     """Draw the validation cases. Return them and a note on the draw.
 
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
-    because training and the choice of an operating point need lesions.
+    because training and the choice of an operating point need lesions. If there are several labels,
+    `hold_each_label` exchanges or adds groups.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
@@ -382,8 +431,12 @@ def _draw_validation(
         most = max(drawn, key=lambda name: weight[name])
         free = [name for name in ordered if name not in drawn]
         drawn = [name for name in drawn if name != most] + free[:1]
+    unit_labels = _unit_labels(units, counts, labels)
+    drawn = hold_each_label(drawn, ordered, unit_labels, rng)
     kind = "groups" if len({c.group for c in pool}) > 1 else "cases of the only group"
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
     )
+    if len(frozenset().union(*unit_labels.values())) > 1:
+        note += " and by labels"
     return {case for name in drawn for case in units[name]}, note

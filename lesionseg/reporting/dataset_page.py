@@ -37,6 +37,7 @@ MEANING: Mapping[str, str] = {
     **DOUBTS,
     "no_training": "Training cannot start.",
     "boxed": "The references are boxes without masks: train model=retinanet.",
+    "model": "The model that train chooses:",
     "constant": "A channel has the same value everywhere.",
     "duplicate": "Two cases have the same image.",
     "same_patient": "Two names seem to belong to the same patient: a split could separate them.",
@@ -242,7 +243,7 @@ def _count_lesion_free(findings: Sequence[Finding]) -> int:
 def _summarise(
     name: str, looks: Mapping[str, CaseLook], findings: Sequence[Finding], n_unlisted: int
 ) -> str:
-    """Return the numbers of cases and lesions in one line.
+    """Return the numbers of cases and lesions, and the model that `train` chooses, in one line.
 
     `n_unlisted` is the number of entries of the dataset's list that are not cases.
     """
@@ -254,6 +255,7 @@ def _summarise(
     if n_unlisted:
         entries = count(n_unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."
+    summary += "".join(f" {describe(finding)}" for finding in findings if finding.kind == "model")
     return summary
 
 
@@ -296,6 +298,8 @@ def _findings_table(
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():
         for kind, meaning in MEANING.items():
+            if kind == "model":  # it is in the summary
+                continue
             cases = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
             row: dict[str, object] = {"": words, "finding": meaning}
             if names := [look.name for case, look in looks.items() if case in cases]:

@@ -23,6 +23,7 @@ class Identity:
         training_scans: Number of training scans.
         version: Version of lesionseg that computed the scores.
         commit: Commit of lesionseg that computed the scores.
+        why_model: The model that `model=auto` chose, and the reason. Empty if the user named it.
     """
 
     dataset: str = ""
@@ -33,6 +34,7 @@ class Identity:
     training_scans: int | None = None
     version: str = ""
     commit: str = ""
+    why_model: str = ""
 
     def training(self) -> str:
         """Return the number of training patients in words."""
@@ -55,10 +57,12 @@ class Identity:
         made = f"lesionseg {self.version or UNKNOWN}"
         if self.commit:
             made += f", commit {self.commit}"
+        choice = [("Choice of the model", self.why_model)] if self.why_model else []
         return [
             ("Dataset", self.dataset or UNKNOWN),
             ("Evaluated", self.evaluated or UNKNOWN),
             ("Model", " ".join(filter(None, (self.model, self.digest))) or UNKNOWN),
+            *choice,
             ("Training", self.training()),
             ("Made with", made),
         ]
@@ -84,6 +88,7 @@ def read_identity(scores_dir: Path, made: Provenance) -> Identity:
         training_scans=scans if made.states("training_scans") else run.training_scans,
         version=made.version,
         commit=made.commit,
+        why_model=run.why_model,
     )
 
 
@@ -100,6 +105,7 @@ def read_run(folder: Path) -> Identity:
         try:
             plan = read_json(run / "bundle" / "plan.json")
             model = str(plan["architecture"]["name"])
+            why_model = str(plan.get("reasons", {}).get("model", ""))
             digest = bundle_digest(run / "bundle")
             made = read_provenance(run / SCORES_FILE)
             roles = read_json(run / "splits.json")["roles"].values()
@@ -114,5 +120,6 @@ def read_run(folder: Path) -> Identity:
             digest=digest,
             training_patients=made.training_patients,
             training_scans=training_scans,
+            why_model=why_model,
         )
     return Identity()

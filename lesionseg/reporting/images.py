@@ -15,6 +15,7 @@ from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
+from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import find_masks, find_predictions
 from lesionseg.io.volumes import read_volume
@@ -110,12 +111,15 @@ class Sources:
             LesionsegError: if the image is missing or unreadable, or if the reference is on another
                 grid.
         """
-        if case not in self._files:
+        files = self._files.get(case)
+        if files is None and self._images is None:  # a numbered film in a folder of films
+            files = self._files.get(case.removesuffix(FIRST_CHANNEL))
+        if files is None:
             raise ReadError(f"The image of the case {case!r} is missing.")
         if self._images is None:
-            found = Case(case, read_volume(self._files[case].images[0]))
+            found = Case(case, read_volume(files.images[0]))
         else:
-            found = read_case(self._files[case], self._images)
+            found = read_case(files, self._images)
         geometry = found.image.geometry
         reference = found.reference
         if self._reference is not None:
@@ -131,12 +135,16 @@ class Sources:
             _reference_mask(reference, geometry),
             colours=found.image.array if is_colour else None,
         )
-        if case not in self._predictions:
+        predicted = self._predictions.get(case)
+        first_channel_of = case.removesuffix(FIRST_CHANNEL)
+        if predicted is None and (self._images is None or first_channel_of not in self._files):
+            predicted = self._predictions.get(first_channel_of)
+        if predicted is None:
             return scene
         datasets = (self._images, self._reference)
         regions = any(data is not None and data.labels.regions for data in datasets)
         try:
-            prediction = open_prediction(self._predictions[case], geometry=geometry, binary=regions)
+            prediction = open_prediction(predicted, geometry=geometry, binary=regions)
         except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
             return scene

@@ -308,7 +308,7 @@ def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
         "warning, b (case 2): Boxes reach outside the image. They are clipped to it. 2 of 2.",
         "warning, b (case 2): Boxes occur twice, so the lesion counts twice. 1 of 2.",
         "It is 'findings'. Roboflow",
-        "model=retinanet",
+        "chooses: retinanet, because",
     ):
         assert words in printed
     take_survey(DataConfig.of(root=str(root)), seed=0)

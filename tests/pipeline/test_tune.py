@@ -7,7 +7,7 @@ import pytest
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.tune import tune, tuned_groups
+from lesionseg.pipeline.tune import check_tuning, tune, tuned_groups
 
 SMALL = [
     *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
@@ -64,11 +64,11 @@ def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
 @pytest.mark.parametrize(
     ("more", "groups"),
     [
-        ("loss=focal", ("loss",)),
+        ("model=unet loss=focal", ("loss",)),
         ("model=retinanet loss=cross_entropy", ("detection",)),
         ("model=retina_unet", ("loss", "detection")),
         ("model=retina_unet detection.hard_negatives=true", ("loss",)),
-        ("loss=cross_entropy", "loss=focal"),  # has no pair
+        ("model=unet loss=cross_entropy", "loss=focal"),  # has no pair
         ("model=retinanet detection.hard_negatives=true", "hard_negatives"),
         ("tune.alpha=[0.8,0.2]", "the lower bound"),
     ],
@@ -79,4 +79,4 @@ def test_the_pair_is_that_of_voxels_anchors_or_both(more, groups):
         assert tuned_groups(cfg) == groups
     else:
         with pytest.raises(ConfigError, match=groups):
-            tuned_groups(cfg)
+            check_tuning(cfg)

@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.errors import ConfigError, DatasetError, ReadError
-from lesionseg.plan.splits import Splits, fold_numbers, make_splits
+from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
 
 
 def build(dataset: Dataset, groups: Mapping[str, str], **own: Mapping[str, object]) -> Dataset:
@@ -254,7 +254,9 @@ def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
     counts = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
     for k in range(5):
-        splits = make_splits(build(dataset, cases), counts, fold=k, seed=1, sizes=sizes)
+        splits = make_splits(
+            build(dataset, cases), counts, fold=k, seed=1, lesions=LesionFacts(sizes)
+        )
         held = of_role(splits, "validation")
         assert len(held) == 8
         assert sum(counts[c] == 0 for c in held) == 2

@@ -122,3 +122,9 @@ def test_patients_are_counted_only_if_someone_stated_them():
     assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
     alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
     assert training_counts(alone) == {"training_patients": None, "training_scans": 2}
+
+
+def test_the_page_states_why_a_model_was_chosen():
+    reason = "retinanet, because 9 of 9 cases with lesions have boxes and no mask"
+    assert ("Choice of the model", reason) in Identity(model="retinanet", why_model=reason).rows()
+    assert "Choice of the model" not in dict(Identity(model="retinanet").rows())

@@ -16,6 +16,7 @@ from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import SUFFIXES, strip_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of a case
+FIRST_CHANNEL = "_0000"
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)

@@ -1,0 +1,54 @@
+"""Replace `model=auto` in the settings by the name of a model."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
+from lesionseg.inference.bundle import bundle_plan
+from lesionseg.io.files import read_yaml
+from lesionseg.models.weights import RESIDUAL_STEM, is_checkpoint, read_checkpoint
+from lesionseg.pipeline.run_dir import CONFIG, has_config
+from lesionseg.plan.model_choice import ReferenceKinds, choose_model
+from lesionseg.plan.plan import SOURCES
+from lesionseg.plan.rules import Decision
+
+C = TypeVar("C", bound=TrainConfig)
+
+
+def keep_model_of_run(cfg: C, run: Path) -> C:
+    """Return the settings with the model of an existing run, if they do not name a model.
+
+    Otherwise a run could not be resumed after a change of the rule that chooses the model.
+    """
+    if cfg.model.architecture != AUTO_MODEL or not has_config(run):
+        return cfg
+    model = read_yaml(run / CONFIG).get("model")
+    name = model.get("architecture") if isinstance(model, dict) else None
+    return cfg if name is None else with_model(cfg, str(name))
+
+
+def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
+    """Return the model that the settings name, or the one that the rules choose.
+
+    A training that starts from the weights of a bundle has the bundle's model, unless the model
+    needs masks and a case has only boxes. A U-Net that starts from a checkpoint has the encoder of
+    the checkpoint. The reason is empty if the settings name the model.
+    """
+    if model.architecture != AUTO_MODEL:
+        return Decision(model.architecture, "")
+    chosen = choose_model(kinds)
+    if model.init_from is None:
+        return chosen
+    if is_checkpoint(model.init_from):
+        has_stem = RESIDUAL_STEM in read_checkpoint(Path(model.init_from))
+        if has_stem and chosen.value == "unet":
+            return Decision("residual_unet", "the checkpoint has a residual encoder")
+        return chosen
+    before = bundle_plan(model.init_from).architecture.name
+    is_usable = before in SOURCES and (not kinds.n_boxed or "segmentation" not in SOURCES[before])
+    return Decision(before, "it is the model of the bundle") if is_usable else chosen
+
+
+def with_model(cfg: C, name: str) -> C:
+    """Return the settings with this model."""
+    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"architecture": name})})

@@ -1,0 +1,89 @@
+"""Find masks that were drawn from boxes: filled rectangles, and ellipses inscribed in a box."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Lesions, Reference
+
+# A lesion with a shorter side could have the outline by chance: of real outlines of 10 to 14
+# pixels, 5 % are within a pixel of an ellipse, and of those above 14 pixels, none.
+SHORTEST_SIDE = 12
+TOLERANCE = 1.0  # in pixels; programs that draw an ellipse differ by less
+MOST_PER_CASE = 64  # evenly spaced lesions that are tested in a case
+
+
+@dataclass(frozen=True)
+class OutlineCounts:
+    """The number of lesions that were tested, and of those with the outline of a box."""
+
+    n_tested: int = 0
+    n_boxes: int = 0
+
+
+def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
+    """Count the lesions of a 2-D mask that are filled rectangles or inscribed ellipses.
+
+    Lesions that are too small or reach the border of the image are not tested.
+
+    Args:
+        reference: the reference.
+        lesions: its lesions, as returned by `lesions_of`.
+
+    Returns:
+        The counts; zeros for a 3-D reference, for one without a mask, and without lesions.
+    """
+    shape = np.array(reference.geometry.shape)
+    if len(shape) != 2 or reference.mask() is None:
+        return OutlineCounts()
+    start = lesions.boxes[:, :2]
+    stop = lesions.boxes[:, 2:]
+    is_large = ((stop - start) >= SHORTEST_SIDE).all(axis=1)
+    is_inside = ((start > 0) & (stop < shape)).all(axis=1)
+    has_voxels = np.diff(lesions.first) > 0
+    rows = np.flatnonzero(is_large & is_inside & has_voxels)
+    if len(rows) > MOST_PER_CASE:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST_PER_CASE).astype(int)]
+    n_boxes = 0
+    for row in rows:
+        voxels = lesions.voxels[lesions.first[row] : lesions.first[row + 1]]
+        corner = voxels.min(axis=0)
+        crop = np.zeros(voxels.max(axis=0) + 1 - corner, dtype=np.bool_)
+        crop[tuple((voxels - corner).T)] = True
+        n_boxes += is_box_outline(crop)
+    return OutlineCounts(len(rows), n_boxes)
+
+
+def is_box_outline(crop: NDArray[np.bool_]) -> bool:
+    """Return True if a mask fills its bounding box, or the ellipse that is inscribed in it.
+
+    Pixels at a distance of up to `TOLERANCE` from the outline may differ.
+
+    Args:
+        crop: mask `[rows, columns]` of one lesion, cut to its bounding box.
+
+    >>> is_box_outline(np.ones((14, 20), dtype=bool))
+    True
+    >>> rows, columns = np.ogrid[-9.5:10, -14.5:15]
+    >>> is_box_outline((rows / 10) ** 2 + (columns / 15) ** 2 <= 1)
+    True
+    >>> is_box_outline(np.tri(20, dtype=bool))
+    False
+    """
+    margin = int(TOLERANCE)
+    if crop[margin:-margin, margin:-margin].all():
+        return True
+    is_outside = crop & ~_ellipse(crop.shape, TOLERANCE)
+    is_missing = ~crop & _ellipse(crop.shape, -TOLERANCE)
+    return not is_outside.any() and not is_missing.any()
+
+
+def _ellipse(shape: tuple[int, ...], growth: float) -> NDArray[np.bool_]:
+    """Return the pixels whose centres are in the inscribed ellipse, with semi-axes grown."""
+    distances = np.zeros(shape)
+    for axis, n in enumerate(shape):
+        centres = np.arange(n) + 0.5 - n / 2
+        scaled = (centres / (n / 2 + growth)) ** 2
+        distances += scaled[:, None] if axis == 0 else scaled[None]
+    return np.asarray(distances <= 1)

@@ -1,0 +1,156 @@
+"""Divide units (patients) so that training and validation both have each label, if possible."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+UnitLabels = Mapping[str, frozenset[int]]
+
+
+def hold_each_label(
+    held: Sequence[str], units: Sequence[str], labels: UnitLabels, rng: np.random.Generator
+) -> list[str]:
+    """Change drawn validation units so that they have each label of at least two units.
+
+    Units are added and then exchanged for others, so that their number grows only if it has to. A
+    label keeps a unit in training if that does not remove another label from validation. Nothing
+    changes if all lesions have the same label.
+
+    Args:
+        held: the drawn units.
+        units: all units.
+        labels: the labels of each unit's lesions.
+        rng: chooses between units that are equally good.
+
+    Returns:
+        The validation units. At least one unit with lesions remains in training.
+    """
+    values = sorted({value for name in units for value in labels[name]})
+    if len(values) < 2:
+        return list(held)
+    division = _Division(
+        units=units,
+        has_label=np.array([[v in labels[name] for v in values] for name in units]),
+        is_held=np.isin(np.array(units, dtype=object), list(held)),
+        rng=rng,
+    )
+    division.add_missing_labels()
+    division.drop_beyond(len(held))
+    division.return_to_training()
+    return [name for name, is_held in zip(units, division.is_held, strict=True) if is_held]
+
+
+class _Division:
+    """A division of units into validation (held) and training, with the labels of each unit.
+
+    `has_label` is `[units, labels]` bool, and `is_held` is `[units]` bool.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[str],
+        has_label: NDArray[np.bool_],
+        is_held: NDArray[np.bool_],
+        rng: np.random.Generator,
+    ) -> None:
+        self.units = units
+        self.has_label = has_label
+        self.is_held = is_held.astype(np.bool_)
+        self.rng = rng
+        self.is_shared = has_label.sum(axis=0) >= 2  # a label of a single unit is for training
+
+    @property
+    def _n_held(self) -> NDArray[np.int64]:
+        """The number of validation units with each label."""
+        return np.asarray(self.has_label[self.is_held].sum(axis=0))
+
+    @property
+    def _n_trained(self) -> NDArray[np.int64]:
+        """The number of training units with each label."""
+        return np.asarray(self.has_label[~self.is_held].sum(axis=0))
+
+    def add_missing_labels(self) -> None:
+        """Add units until validation has each shared label.
+
+        The next unit has the most missing labels, without those that training would lose with it.
+        """
+        while (missing := self.is_shared & (self._n_held == 0)).any():
+            gains = (self.has_label & missing).sum(axis=1)
+            losses = (self.has_label & (self._n_trained == 1)).sum(axis=1)
+            self.is_held[self._draw_best(gains > 0, gains - losses)] = True
+
+    def drop_beyond(self, most: int) -> None:
+        """Return units to training until validation has `most`, as long as it keeps the labels."""
+        while self.is_held.sum() > most:
+            can_go = self._dispensable()
+            if not can_go.any():
+                return
+            gains = (self.has_label & (self._n_trained == 0)).sum(axis=1)
+            self.is_held[self._draw_best(can_go, gains)] = False
+
+    def return_to_training(self) -> None:
+        """Exchange validation units that have the only lesions of a label, as far as possible."""
+        for label in np.flatnonzero(self._n_trained == 0):
+            if self._n_trained[label]:
+                continue
+            can_go = self._dispensable() & self.has_label[:, label]
+            is_spare = ~self.is_held & ~(self.has_label & (self._n_trained == 1)).any(axis=1)
+            if not can_go.any() or not (is_spare.any() or self.is_held.sum() > 1):
+                continue
+            gone = self._draw_best(can_go, np.zeros(len(self.units), dtype=np.int64))
+            self.is_held[gone] = False
+            if is_spare.any():
+                # units are in the order of their numbers of lesions
+                near = -np.abs(np.arange(len(self.units)) - gone)
+                self.is_held[self._draw_best(is_spare, near)] = True
+
+    def _dispensable(self) -> NDArray[np.bool_]:
+        """Return True for units without which validation keeps each shared label and a lesion."""
+        is_last = (self.has_label & self.is_shared & (self._n_held == 1)).any(axis=1)
+        has_lesions = self.has_label.any(axis=1)
+        if (self.is_held & has_lesions).sum() == 1:
+            is_last |= has_lesions
+        return np.asarray(self.is_held & ~is_last)
+
+    def _draw_best(self, allowed: NDArray[np.bool_], scores: NDArray[np.int64]) -> int:
+        """Draw one of the allowed units with the highest score."""
+        best = scores[allowed].max()
+        return int(self.rng.choice(np.flatnonzero(allowed & (scores == best))))
+
+
+def deal_by_label(
+    units: Sequence[str], labels: UnitLabels, n_folds: int, rng: np.random.Generator
+) -> list[set[str]]:
+    """Deal units to folds so that the units of a label are in as many folds as possible.
+
+    The units are dealt by the rarest of their labels, from the rarest label to the most frequent
+    one, and at last those without a lesion. Each block of `n_folds` units goes to different folds,
+    first to those with the fewest units, ties at random.
+
+    Args:
+        units: all units; those of a label are dealt in this order.
+        labels: the labels of each unit's lesions.
+        n_folds: number of folds.
+        rng: orders folds of equal size.
+
+    Returns:
+        The units of each fold. Their numbers differ by at most one.
+    """
+    frequency: dict[int, int] = {}
+    for name in units:
+        for value in labels[name]:
+            frequency[value] = frequency.get(value, 0) + 1
+    rarest_first = sorted(frequency, key=lambda value: (frequency[value], value))
+    strata: list[list[str]] = [[] for _ in range(len(rarest_first) + 1)]
+    for name in units:
+        ranks = [rarest_first.index(value) for value in labels[name]]
+        strata[min(ranks, default=len(rarest_first))].append(name)
+    folds: list[set[str]] = [set() for _ in range(n_folds)]
+    for members in strata:
+        for start in range(0, len(members), n_folds):
+            block = members[start : start + n_folds]
+            order = sorted(rng.permutation(n_folds).tolist(), key=lambda fold: len(folds[fold]))
+            for name, fold in zip(block, order, strict=False):
+                folds[fold].add(name)
+    return folds

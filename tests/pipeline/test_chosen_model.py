@@ -1,0 +1,129 @@
+"""`model=auto` becomes a model once, before planning, and a run keeps its model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lesionseg.cli import run
+from lesionseg.cli.compose import compose
+from lesionseg.config import ModelConfig, TrainConfig
+from lesionseg.errors import ConfigError
+from lesionseg.pipeline.chosen_model import keep_model_of_run, model_for
+from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.run_dir import check_config, config_of, save_config
+from lesionseg.pipeline.tune import tuned_groups
+from lesionseg.plan.model_choice import ReferenceKinds
+from tests.pipeline.cases import small_training
+
+SIDE = 64
+
+
+def write_films(root: Path, *, masks: str | None, n: int = 5) -> Path:
+    """Write films with one lesion each as COCO: boxes, and masks of a shape if it is given."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    images = []
+    annotations = []
+    rows, columns = np.ogrid[:SIDE, :SIDE]
+    for i in range(n):
+        top, left = (int(v) for v in rng.integers(4, 30, size=2))
+        height, width = (int(v) for v in rng.integers(14, 30, size=2))
+        y = (rows + 0.5 - top - height / 2) / (height / 2)
+        x = (columns + 0.5 - left - width / 2) / (width / 2)
+        mask = y**2 + x**2 <= 1
+        if masks == "lesion":
+            mask &= y + x < 0.4
+        film = rng.integers(0, 90, size=(SIDE, SIDE)) + 90 * mask
+        name = f"film_{i:04d}.png"
+        Image.fromarray(film.astype(np.uint8)).save(root / "images" / name)
+        entry = {"id": i + 1, "file_name": name, "width": SIDE, "height": SIDE}
+        box = {"id": i + 1, "image_id": i + 1, "category_id": 1, "iscrowd": 0}
+        box |= {"bbox": [left, top, width, height]}
+        if masks is not None:
+            Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / name)
+            entry["mask_file"] = name
+            box["mask_label"] = 1
+        images.append(entry)
+        annotations.append(box)
+    content = {"images": images, "annotations": annotations}
+    content |= {"categories": [{"id": 1, "name": "nodule"}]}
+    (root / "annotations.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("masks", "model"), [(None, "retinanet"), ("ellipse", "retina_unet"), ("lesion", "unet")]
+)
+def test_the_references_choose_the_model_of_a_run(tmp_path, capsys, masks, model):
+    raw = write_films(tmp_path / "raw", masks=masks)
+    command = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "model.tile_shape=[64,64]"]
+    for _ in range(2):  # the second command resumes the first one
+        assert run("prepare", command) == 0
+        plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+        assert plan["architecture"]["name"] == model
+        assert plan["reasons"]["model"].startswith(f"{model}, because")
+        assert f"model: {model}, because" in capsys.readouterr().out
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["model"]["architecture"] == model
+
+
+def test_a_named_model_is_obeyed_and_the_check_states_the_choice(tmp_path, capsys):
+    raw = write_films(tmp_path / "raw", masks="ellipse")
+    command = [f"data.root={raw}", "model.tile_shape=[64,64]"]
+    assert run("prepare", [*command, f"run_dir={tmp_path / 'named'}", "model=unet"]) == 0
+    plan = json.loads((tmp_path / "named" / "plan.json").read_text())
+    assert plan["architecture"]["name"] == "unet"
+    assert "model" not in plan["reasons"]
+    capsys.readouterr()
+    assert run("prepare", [*command, f"run_dir={tmp_path / 'check'}", "check=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "chooses: retina_unet, because 5 of 5 masks" in shown
+    assert "retina_unet, because" in (tmp_path / "check" / "dataset_report.html").read_text()
+
+
+def test_check_of_boxes_needs_no_other_model(tmp_path, capsys):
+    raw = write_films(tmp_path / "raw", masks=None)
+    assert run("prepare", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "check=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "chooses: retinanet, because" in shown
+    assert "model=retinanet" not in shown
+
+
+def test_a_run_keeps_its_model_whatever_the_rule_says_today(tmp_path):
+    asked = TrainConfig.of(data={"root": "x"})
+    named = TrainConfig.of(data={"root": "x"}, model={"architecture": "residual_unet"})
+    assert keep_model_of_run(asked, tmp_path).model.architecture == "auto"
+    save_config(tmp_path, config_of(named))
+    kept = keep_model_of_run(asked, tmp_path)
+    assert kept.model.architecture == "residual_unet"
+    check_config(tmp_path, config_of(kept))
+    other = TrainConfig.of(data={"root": "x"}, model={"architecture": "unet"})
+    with pytest.raises(ConfigError, match="residual_unet → unet"):
+        check_config(tmp_path, config_of(keep_model_of_run(other, tmp_path)))
+
+
+def test_training_from_a_bundle_has_the_model_of_the_bundle(tmp_path):
+    settings = small_training(tmp_path, "model=retina_unet")
+    assert run("train", settings) == 0
+    model = ModelConfig.of(init_from=str(tmp_path / "run"))
+    masks = ReferenceKinds(dims=2, n_with_lesions=4)
+    assert model_for(model, masks).value == "retina_unet"
+    assert (
+        model_for(model, ReferenceKinds(dims=2, n_with_lesions=4, n_boxed=4)).value == "retinanet"
+    )
+    named = ModelConfig.of(init_from=str(tmp_path / "run"), architecture="unet")
+    assert (model_for(named, masks).value, model_for(named, masks).reason) == ("unet", "")
+
+
+def test_an_experiment_has_a_model_for_losses_and_searches(tmp_path):
+    raw = write_films(tmp_path / "raw", masks="ellipse")
+    cfg = compose("tune", [f"data.root={raw}", "detection.gamma=1", "model.base_features=4"])
+    opened = Experiment.open(cfg, tmp_path / "run").cfg
+    assert opened.model.architecture == "retina_unet"
+    assert opened.model.base_features == 4
+    assert tuned_groups(opened) == ("loss", "detection")

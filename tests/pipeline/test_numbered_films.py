@@ -1,0 +1,60 @@
+"""Numbered films are cases of a model with one channel, in training, prediction and evaluation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lesionseg.core import CaseFiles
+from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.predictions import PredictionFiles
+from lesionseg.pipeline.references import with_ids_of_references
+from tests.pipeline.test_chosen_model import write_films
+
+
+def renamed(predictions: list[str], references: list[str], folder: Path) -> dict[str, str]:
+    """Return the file of each prediction under its id after renaming."""
+    files = {case: PredictionFiles(case, mask=Path(f"{case}_mask.png")) for case in predictions}
+    cases = [CaseFiles(case, (), group=case) for case in references]
+    found = with_ids_of_references(files, cases, folder)
+    return {case: str(one.mask) for case, one in found.items()}
+
+
+def test_eight_numbered_films_are_eight_cases(tmp_path):
+    raw = write_films(tmp_path / "raw", masks=None, n=8)
+    names = [f"film_{i:04d}" for i in range(8)]
+    for cases in (read_dataset(raw).cases, find_images(raw / "images", channels=1)):
+        assert [case.case for case in cases] == ["film", *names[1:]]
+        assert [case.images[0].stem for case in cases] == names
+
+
+def test_numbered_films_with_masks_of_the_same_names_are_cases_of_an_nnunet_folder(tmp_path):
+    names = [f"film_{i:04d}.png" for i in range(8)]
+    for folder, value in (("imagesTr", 7), ("labelsTr", 0)):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / name)
+    content = {"channel_names": {"0": "X"}, "labels": {"background": 0, "lesion": 1}}
+    content |= {"numTraining": 8, "file_ending": ".png"}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    cases = read_dataset(tmp_path).cases
+    assert [case.case for case in cases] == [name.removesuffix(".png") for name in names]
+    assert [len(case.images) for case in cases] == [1] * 8
+
+
+def test_the_first_film_is_compared_with_its_reference(tmp_path):
+    found = renamed(["film", "film_0001"], ["film_0000", "film_0001"], tmp_path)
+    assert found == {"film_0000": "film_mask.png", "film_0001": "film_0001_mask.png"}
+
+
+def test_films_that_may_be_of_other_patients_keep_their_ids(tmp_path):
+    both = ["film", "film_0000"]
+    assert [*renamed(["film"], both, tmp_path)] == ["film"]
+    assert [*renamed(both, ["film_0000"], tmp_path)] == both
+    assert [*renamed(["film"], ["film_0001"], tmp_path)] == ["film"]
+    (tmp_path / "predictions.csv").write_text("case,path\nfilm,film.png\n")
+    assert [*renamed(["film"], ["film_0000"], tmp_path)] == ["film"]
+    (tmp_path / "predictions.csv").write_text("case,path\nfilm,film_0000.png\n")
+    assert [*renamed(["film"], ["film_0000"], tmp_path)] == ["film_0000"]
