@@ -160,7 +160,8 @@ def make_cell(cell: CellName, root: Path, output: Path) -> Mapping[str, Any]:
     scores = score(predictor, found)
     coverage = scores[COVERAGE.name]
     iou40 = scores[IOU40.name]
-    recall = dict(zip(coverage.froc.fp_per_case, coverage.froc.recall, strict=True))
+    rates = coverage.froc.fp_per_case
+    recall = dict(zip(rates, coverage.froc.recall or (None,) * len(rates), strict=True))
     made = {
         "set": cell.dataset,
         "variant": cell.variant,
