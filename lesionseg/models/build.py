@@ -89,14 +89,15 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_has_bf16() else torch.float32
-    gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if gpu else torch.float32
+    is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_fast else torch.float32
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """Return the type in which a device convolves fastest: `fast_dtype`, or fp16 on older GPUs."""
     fast = fast_dtype(device)
-    return torch.float16 if device.type == "cuda" and fast == torch.float32 else fast
+    is_older_gpu = device.type == "cuda" and fast == torch.float32
+    return torch.float16 if is_older_gpu else fast
 
 
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:

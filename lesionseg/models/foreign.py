@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
@@ -62,10 +61,12 @@ def as_levels(output: Any, ndim: int) -> list[Tensor]:
     [(1, 2, 8), (1, 2, 4)]
     """
     levels: list[Any] = [output]
-    if isinstance(output, Tensor):
-        levels = list(output.unbind(1)) if output.ndim == ndim + 1 else [output]
-    elif isinstance(output, Mapping | list | tuple):
-        levels = list(output.values() if isinstance(output, Mapping) else output)
+    if isinstance(output, Tensor) and output.ndim == ndim + 1:  # `[B, n, K, *tile]`
+        levels = list(output.unbind(1))
+    elif isinstance(output, Mapping):
+        levels = list(output.values())
+    elif isinstance(output, list | tuple):
+        levels = list(output)
     if not levels or not all(isinstance(x, Tensor) and x.ndim == ndim for x in levels):
         seen = [list(getattr(x, "shape", [type(x)])) for x in levels]
         raise ConfigError(
@@ -133,7 +134,8 @@ def _construct(
 
 def n_logits(plan: Plan) -> int:
     """Return the number of logits per voxel: one per label, and one for softmax's background."""
-    return len(plan.labels) + (plan.activation == "softmax")
+    n_background = 1 if plan.activation == "softmax" else 0
+    return len(plan.labels) + n_background
 
 
 def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
@@ -146,8 +148,8 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     """
     if plan.architecture.name != "custom":
         return plan
-    fits, levels = _round_tile(plan, by_hand=by_hand)
-    step = _tile_step(fits)
+    rounded, levels = _round_tile(plan, by_hand=by_hand)
+    step = _tile_step(rounded)
     features = plan.architecture.features[0]
     ones = (1,) * plan.dims
     architecture = replace(  # two stages whose only purpose is to state the step
@@ -160,7 +162,8 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     )
     name = plan.architecture.network.get(TARGET)
     summary = f"{name}, {len(levels)} supervised outputs, tiles in multiples of {step}"
-    return fits.with_(architecture=architecture, reasons={**plan.reasons, "architecture": summary})
+    reasons = {**plan.reasons, "architecture": summary}
+    return rounded.with_(architecture=architecture, reasons=reasons)
 
 
 def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
@@ -194,11 +197,18 @@ def _unfit_tile(plan: Plan, message: str, remedy: str) -> ConfigError:
 
 
 def _tile_step(plan: Plan) -> int:
-    """Return the smallest number of voxels by which each side of the tile may grow."""
+    """Return the smallest number of voxels by which each side of the tile may grow.
+
+    It is found by running the network on larger tiles. If none of them is accepted, it is the
+    longest side of the plan's own tile.
+    """
     for step in (1, 2, 4, 8, 16, 32, 64):
-        with suppress(Exception):  # any error means that this tile is not accepted
-            _output_strides(plan.with_(tile_shape=tuple(n + step for n in plan.tile_shape)))
-            return step
+        larger = tuple(n + step for n in plan.tile_shape)
+        try:
+            _output_strides(plan.with_(tile_shape=larger))
+        except Exception:  # any error means that this tile is not accepted
+            continue
+        return step
     return max(plan.tile_shape)
 
 
@@ -213,7 +223,9 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
         outputs = _run(custom_network(plan), n_channels, tile, "cpu")
     strides = _strides(outputs, tile)
-    if {int(x.shape[1]) for x in outputs} != {n_logits(plan)} or max(strides[0]) > 1:
+    has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)
+    is_full_resolution = max(strides[0]) == 1  # the finest output is the first one
+    if not (has_all_logits and is_full_resolution):
         raise ConfigError(
             f"The network's logits do not fit the labels: {[list(x.shape) for x in outputs]}, not "
             f"{n_logits(plan)} channels of {list(tile)} voxels. Correct the arguments "
@@ -231,11 +243,13 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     tile = (_BACKBONE_SIDE,) * dims
     backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, 1, tile))
     maps = _run(backbone, n_channels, tile, "meta")
+    # strides from the tile to the tile itself and to each map
     totals = (ones, *_strides(maps, tile))
     steps: list[tuple[int, ...]] = []
-    for fine, coarse in pairwise(totals):
-        steps.append(tuple(b // a for a, b in zip(fine, coarse, strict=True)))
+    for finer, coarser in pairwise(totals):
+        steps.append(tuple(c // f for f, c in zip(finer, coarser, strict=True)))
     strides = tuple(steps)
+    # the products differ from the totals if a division above had a remainder
     if total_strides(strides) != totals[1:]:
         raise ConfigError(
             f"model.backbone: maps with strides {totals[1:]} do not form a pyramid. Choose a "
@@ -258,9 +272,15 @@ def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
 def _strides(outputs: Sequence[Tensor], tile: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """Return how many voxels of the tile one voxel of each output spans along each axis."""
     shapes = [tuple(x.shape[2:]) for x in outputs]
-    if any(n % max(m, 1) for shape in shapes for n, m in zip(tile, shape, strict=True)):
+    strides: list[tuple[int, ...]] = []
+    are_whole = True
+    for shape in shapes:
+        sides = list(zip(tile, shape, strict=True))
+        are_whole &= all(n % side == 0 for n, side in sides)
+        strides.append(tuple(n // side for n, side in sides))
+    if not are_whole:
         raise ConfigError(
             f"The network's outputs {shapes} do not divide a tile of {list(tile)}. Choose a "
             "network that pads its convolutions, or another model.tile_shape."
         )
-    return tuple(tuple(n // m for n, m in zip(tile, shape, strict=True)) for shape in shapes)
+    return tuple(strides)

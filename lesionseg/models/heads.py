@@ -105,8 +105,10 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
         )
     p = lesion_fraction / n_labels
     if activation == "sigmoid":
-        return (log(p) - log(1 - p),) * n_labels
-    return (0.0, *(log(p) - log(1 - lesion_fraction),) * n_labels)
+        bias = log(p) - log(1 - p)
+        return (bias,) * n_labels
+    bias = log(p) - log(1 - lesion_fraction)
+    return (0.0, *[bias] * n_labels)
 
 
 class DetectionHead(nn.Module):
@@ -130,9 +132,9 @@ class DetectionHead(nn.Module):
         self.laterals = nn.ModuleList(convolution(dims, c, width, (1,) * dims) for c in channels)
         self.class_tower = _tower(dims, width, anchors.depth)
         self.box_tower = _tower(dims, width, anchors.depth)
-        bias = prior_bias(anchors.prior, 1, "sigmoid")
-        self.classes = SegmentationHead(dims, width, bias * (n * n_labels))
-        self.boxes = SegmentationHead(dims, width, (0.0,) * (n * self.n_coordinates))
+        (bias,) = prior_bias(anchors.prior, 1, "sigmoid")  # the same for each label
+        self.classes = SegmentationHead(dims, width, [bias] * (n * n_labels))
+        self.boxes = SegmentationHead(dims, width, [0.0] * (n * self.n_coordinates))
 
     def forward(
         self, pyramid: Sequence[Tensor]

@@ -98,10 +98,15 @@ def _encoder_bytes(shape: Architecture) -> list[float]:
 def _decoder_bytes(plan: Plan) -> list[float]:
     """Return the bytes that each stage of the decoder keeps per voxel of the image."""
     shape = plan.architecture
-    first = 0 if plan.has_voxels or plan.anchors is None else plan.anchors.stages[0]
+    first = 0
+    if plan.anchors is not None and not plan.has_voxels:
+        first = plan.anchors.stages[0]  # the decoder ends at the finest stage with anchors
     stages = list(zip(shape.features, _shares(shape), strict=True))[first:-1]
-    concatenated = 2 * HALF  # two maps of the stage's width
-    return [share * (concatenated * f + shape.blocks * _block_bytes(f)) for f, share in stages]
+    found = []
+    for features, share in stages:
+        concatenated = 2 * HALF * features  # the upsampled map and that of the encoder
+        found.append(share * (concatenated + shape.blocks * _block_bytes(features)))
+    return found
 
 
 def _heads_bytes(plan: Plan) -> float:
@@ -128,6 +133,8 @@ def _detector_bytes(plan: Plan) -> list[float]:
         return []
     shares: Sequence[float] = _shares(plan.architecture)
     outputs = anchors.n_shapes * (len(plan.labels.lesion_names) + 2 * plan.dims)
+    # the last layer of a tower has its input in fp32
     tower = anchors.depth * _block_bytes(anchors.width) + FULL * anchors.width
-    level = HALF * anchors.width + 2 * tower + ANCHOR_BYTES * outputs
+    lateral = HALF * anchors.width
+    level = lateral + 2 * tower + ANCHOR_BYTES * outputs
     return [shares[stage] * level for stage in anchors.stages]

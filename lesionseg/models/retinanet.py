@@ -51,8 +51,9 @@ class RetinaNet(nn.Module):
         """Return logits and boxes of every anchor, and the logits of voxels if there are any."""
         pyramid = self.decoder(self.encoder(image)[self.finest :])
         logits, deltas = self.head([pyramid[stage] for stage in self.stages])
-        heads = list(getattr(self, "segmentation", ()))
-        heads = heads if self.training else heads[:1]
+        heads = list(getattr(self, "segmentation", ()))  # a RetinaNet has none
+        if not self.training:
+            heads = heads[:1]  # only the finest logits
         voxels = tuple(head(x) for head, x in zip(heads, pyramid, strict=False))
         return DetectorOutput(logits, deltas, voxels)
 

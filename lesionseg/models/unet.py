@@ -34,26 +34,28 @@ class Encoder(nn.Module):
         self.channels = architecture.features
         ones = (1,) * dims
         kernels = architecture.kernels
-        wide = architecture.features[0]
+        channels_before = in_channels
         self.stem: nn.Module = nn.Identity()
         if residual:
-            self.stem = ConvBlock(dims, in_channels, wide, kernel=kernels[0], stride=ones)
+            channels_before = architecture.features[0]
+            self.stem = ConvBlock(
+                dims, in_channels, channels_before, kernel=kernels[0], stride=ones
+            )
         strides = (ones, *architecture.strides[1:])
         n_blocks = architecture.encoder_blocks or (architecture.blocks,) * n
-        before = wide if residual else in_channels
         self.stages = nn.ModuleList()
-        for i, after in enumerate(self.channels):
+        for i, channels in enumerate(self.channels):
             stage = Stage(
                 dims,
-                before,
-                after,
+                channels_before,
+                channels,
                 kernel=kernels[i],
                 stride=strides[i],
                 n_blocks=n_blocks[i],
                 block=ResidualBlock if residual else ConvBlock,
             )
             self.stages.append(stage)
-            before = after
+            channels_before = channels
         if residual and architecture.layout == "nnunet":  # every block starts as the identity
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
@@ -91,8 +93,9 @@ def _check_tables(architecture: Architecture, dims: int) -> None:
 
 def check_input_shape(shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
     """Raise `GeometryError` if an encoder with this total stride cannot take an input."""
-    fits = len(shape) == len(stride) and prod(shape) > prod(stride)
-    if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
+    # instance norm needs more than one voxel at the coarsest stage
+    is_large_enough = len(shape) == len(stride) and prod(shape) > prod(stride)
+    if not is_large_enough or any(n % s for n, s in zip(shape, stride, strict=True)):
         raise GeometryError(
             f"The network cannot take an input of {shape}. Plan tiles whose sides are "
             f"multiples of {stride}, and larger along at least one axis."

@@ -94,8 +94,9 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
         reasons = give_all_heads(f"the labels were {were} and are {are}")
     elif plan.activation != plan_before.activation:
         reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
-    sizes = [p.anchors.sizes if p.anchors else None for p in (plan, plan_before)]
-    if all(sizes) and sizes[0] != sizes[1]:
+    anchors = plan.anchors
+    anchors_before = plan_before.anchors
+    if anchors and anchors_before and anchors.sizes != anchors_before.sizes:
         reasons.setdefault("anchors", "the anchors differ")
     return take_tensors(
         network,
@@ -127,29 +128,31 @@ def take_tensors(
         channels: names of the network's channels; empty if they are not known.
         channels_before: names of the channels of `before`.
     """
-    theirs = {_shared_name(name, first): name for name in before}
+    # names in `before`, by the name that both networks share
+    unused = {_shared_name(name, first): name for name in before}
     taken: list[str] = []
     fresh: list[str] = []
     why: set[str] = set()
     adapted = ""
     for name, tensor in network.state_dict().items():
         shared = _shared_name(name, getattr(network, "finest", 0))
-        head = shared.partition(".")[0]
-        value = before.get(theirs.get(shared, ""))
+        part = shared.partition(".")[0]  # of a head, this is its kind
+        value = before[unused[shared]] if shared in unused else None
         if shared in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
             value, adapted = adapt_channels(value, tensor.shape[1], channels, channels_before)
-        if head not in reasons and value is not None and value.shape == tensor.shape:
+        if part in reasons:
+            fresh.append(name)
+            why.add(reasons[part])
+        elif value is None or value.shape != tensor.shape:
+            fresh.append(name)
+        else:
             tensor.copy_(value)
             taken.append(name)
-            del theirs[shared]
-        else:
-            fresh.append(name)
-            if head in reasons:
-                why.add(reasons[head])
+            del unused[shared]
     return Transfer(
         taken=tuple(taken),
         fresh=tuple(fresh),
-        unused=tuple(theirs.values()),
+        unused=tuple(unused.values()),
         why_fresh="; ".join(sorted(why)),
         adapted=adapted,
     )
@@ -165,22 +168,23 @@ def adapt_channels(
     are assumed to be the same if their number is the same. The description is empty if nothing
     changed.
     """
-    is_named = len(before) == weight.shape[1] and len(names) == n_channels
-    places: tuple[int | None, ...]
-    if is_named:
-        places = channel_sources(names, before)
-    elif weight.shape[1] == n_channels:
-        places = tuple(range(n_channels))
+    n_before = weight.shape[1]
+    are_named = len(before) == n_before and len(names) == n_channels
+    sources: tuple[int | None, ...]  # the old channel of each new one
+    if are_named:
+        sources = channel_sources(names, before)
+    elif n_before == n_channels:
+        sources = tuple(range(n_channels))
     else:
-        places = (None,) * n_channels
-    if places == tuple(range(weight.shape[1])):
+        sources = (None,) * n_channels
+    if sources == tuple(range(n_before)):
         return weight, ""
-    mean = weight.mean(dim=1) * (weight.shape[1] / n_channels)
-    columns = [mean if place is None else weight[:, place] for place in places]
-    kept = [names[i] for i, place in enumerate(places) if place is not None]
-    words = f"the first convolution had {weight.shape[1]} channels and has {n_channels}: "
+    mean = weight.mean(dim=1) * (n_before / n_channels)
+    columns = [mean if source is None else weight[:, source] for source in sources]
+    kept = [names[i] for i, source in enumerate(sources) if source is not None]
+    words = f"the first convolution had {n_before} channels and has {n_channels}: "
     words += f"{', '.join(kept)} kept, " if kept else ""
-    words += "the rest set to the mean of the old ones" if None in places else "the rest left out"
+    words += "the rest set to the mean of the old ones" if None in sources else "the rest left out"
     return torch.stack(columns, dim=1), words
 
 
@@ -234,11 +238,13 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     """
     # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
     scalar: Any = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    plain: list[Any] = [np.dtype, *kinds, *((scalar, name) for name in names)]
+    allowed: list[Any] = [np.dtype]
+    allowed += {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
+    # its name in a file, before and since numpy 2
+    allowed.append((scalar, "numpy.core.multiarray.scalar"))
+    allowed.append((scalar, "numpy._core.multiarray.scalar"))
     try:
-        with torch.serialization.safe_globals(plain):
+        with torch.serialization.safe_globals(allowed):
             read: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -270,7 +276,9 @@ def rename_weights(theirs: Weights) -> dict[str, Tensor]:
     for name, tensor in theirs.items():
         part, _, kind = name.rpartition(".")
         ours = _our_name(part, last)
-        if ours and (kind == "weight" or "norm" in part or ours.startswith(_BIASED)):
+        # our convolutions before a norm have no bias, because the norm would remove it
+        is_needed = kind == "weight" or "norm" in part or ours.startswith(_BIASED)
+        if ours and is_needed:
             weights[f"{ours}.{kind}"] = tensor
     return weights
 
@@ -306,9 +314,14 @@ def _last_stage(theirs: Weights) -> int:
 def _our_name(part: str, last: int) -> str:
     """Return our name of one of nnU-Net's layers; empty if our U-Net does not have the layer."""
     for pattern, ours in _NAMES:
-        if match := re.fullmatch(pattern, part):
-            name = match.expand(ours)
-            return name.replace("N", str(last - int(match[1]))) if "N" in name else name
+        match = re.fullmatch(pattern, part)
+        if match is None:
+            continue
+        name = match.expand(ours)
+        if "N" in name:
+            stage_from_finest = last - int(match[1])
+            name = name.replace("N", str(stage_from_finest))
+        return name
     return ""
 
 
@@ -335,6 +348,7 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
             f"model={'residual_unet' if residual else 'unet'}."
         )
     conv = "first.conv.weight" if residual else "conv.weight"
+    # the first convolution of each stage
     first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
     ups = _numbered_weights(weights, "decoder.ups.{}.weight")
     dims = first[0].ndim - 2
@@ -367,7 +381,11 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
 
 
 def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:
-    """Return the weights whose names are `pattern` with 0, 1, … in the braces."""
+    """Return the weights whose names are `pattern` with 0, 1, … in the braces.
+
+    For example, `decoder.ups.{}.weight` returns those of `decoder.ups.0.weight`,
+    `decoder.ups.1.weight` and so on, until a name does not exist.
+    """
     found: list[Tensor] = []
     while (name := pattern.format(len(found))) in weights:
         found.append(weights[name])
