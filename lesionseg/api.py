@@ -135,11 +135,9 @@ class Run:
     def _repr_html_(self) -> str:
         from lesionseg.evaluation.result_tables import scores_table
 
-        rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>"
-            for name, cell in scores_table({"": self.scores})[1:]
-        )
-        return f"<table><caption>{escape(str(self.folder))}</caption>{rows}</table>"
+        _, *rows = scores_table({"": self.scores})  # the first row has the names of the columns
+        lines = [f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>" for name, cell in rows]
+        return f"<table><caption>{escape(str(self.folder))}</caption>{''.join(lines)}</table>"
 
 
 def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan | CheckOutcome":
@@ -285,6 +283,7 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome. Print nothing."""
+    # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if {"experiment", "data"} & values.keys():  # only Hydra can read the files of these groups
         overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]

@@ -150,14 +150,16 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Self:
-        detectors = ("retinanet", "retina_unet")
-        ours = self.architecture in (AUTO_MODEL, "unet", "residual_unet", *detectors)
-        if (self.network and ours) or (self.backbone and self.architecture not in detectors):
+        is_detector = self.architecture in ("retinanet", "retina_unet")
+        is_ours = is_detector or self.architecture in (AUTO_MODEL, "unet", "residual_unet")
+        has_wrong_network = bool(self.network) and is_ours
+        has_wrong_backbone = bool(self.backbone) and not is_detector
+        if has_wrong_network or has_wrong_backbone:
             raise ValueError(
                 f"network, backbone: model={self.architecture} accepts neither. Use model=custom "
                 "for a network of your own, model=retinanet for a backbone"
             )
-        if not ours and self.layout == "nnunet":
+        if self.layout == "nnunet" and not is_ours:
             raise ValueError(f"layout: {self.architecture} is not one of our own networks")
         return self
 
@@ -314,8 +316,11 @@ def _check_pattern(text: str) -> str:
 
 def _to_capitals(value: Any) -> Any:
     """Return one or several texts as a tuple in capitals, and any other value as it is."""
-    several = (value,) if isinstance(value, str) else value
-    return tuple(str(v).upper() for v in several) if isinstance(several, list | tuple) else value
+    if isinstance(value, str):
+        return (value.upper(),)
+    if isinstance(value, list | tuple):
+        return tuple(str(text).upper() for text in value)
+    return value
 
 
 class SeriesConfig(Settings):
@@ -584,7 +589,7 @@ def groups_of(command: str) -> list[str]:
 
 @cache
 def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
-    """Return the defaults of a type of settings.
+    """Return the defaults of a type of settings, for `Settings.of`.
 
     It is the type of a command, or of a section. The defaults of a section are those in the first
     command that has it.
@@ -684,7 +689,8 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
     """Yield each key of a type of settings, and True if its value can only be text.
 
-    The key of a setting in a section is `section.key`. Text includes lists of texts and None.
+    The command line puts such a value in quotes, so that Hydra does not interpret it. The key of a
+    setting in a section is `section.key`. Text includes lists of texts and None.
     """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -693,8 +699,8 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
             yield from keys(inner, f"{key}.")
         else:
             types = _possible_types(inner)
-            # `tuple[str, ...]` contains an Ellipsis
-            yield key, str in types and types <= {str, NoneType, Ellipsis}
+            others = types - {str, NoneType, Ellipsis}  # `tuple[str, ...]` contains an Ellipsis
+            yield key, str in types and not others
 
 
 def _possible_types(annotation: Any) -> set[Any]:

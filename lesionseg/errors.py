@@ -69,9 +69,12 @@ def pip_install(extra: str) -> str:
         lines = metadata.requires("lesionseg") or []
     except metadata.PackageNotFoundError:
         lines = []
+    # a line has the form `optuna>=4; extra == 'tune'`
     names = [line.partition(";")[0] for line in lines if f"extra == '{extra}'" in line]
-    wanted = [f'"{name}"' for name in names] or [f'".[{extra}]"', "in the clone"]
-    return " ".join(["pip install", *wanted])
+    if not names:  # the package is not installed, but runs in its repository
+        return f'pip install ".[{extra}]" in the clone'
+    quoted = [f'"{name}"' for name in names]
+    return f"pip install {' '.join(quoted)}"
 
 
 def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
@@ -88,7 +91,9 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
     ('1 patient', '3 patients', '2 studies')
     """
-    return f"{n} {noun if n == 1 else nouns or noun + 's'}"
+    if n == 1:
+        return f"{n} {noun}"
+    return f"{n} {nouns or noun + 's'}"
 
 
 def join_names(names: Iterable[object], most: int = 20) -> str:
@@ -98,8 +103,9 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
     ('a, b', 'a, b and 2 more')
     """
     known = [str(name) for name in names]
-    rest = len(known) - most
-    return ", ".join(known[:most]) + (f" and {rest} more" if rest > 0 else "")
+    n_remaining = len(known) - most
+    joined = ", ".join(known[:most])
+    return f"{joined} and {n_remaining} more" if n_remaining > 0 else joined
 
 
 def format_score(score: float) -> str:
@@ -110,7 +116,9 @@ def format_score(score: float) -> str:
     """
     if not 0.99 < score < 1:
         return f"{score:.2g}"
-    return f"{score:.{min(6, ceil(-log10(1 - score)))}f}"
+    # enough decimals that the last one shows the first digit of the difference from 1, at most 6
+    n_decimals = min(6, ceil(-log10(1 - score)))
+    return f"{score:.{n_decimals}f}"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -86,8 +86,10 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
-        resumes = command in ("predict", "prepare", "tune") or "run_dir=" in " ".join(argv)
-        sys.stderr.write("Stopped. The same command continues.\n" if resumes else "Stopped.\n")
+        # without run_dir, a training would begin in a new folder
+        has_run_dir = any("run_dir=" in argument for argument in argv)
+        can_continue = has_run_dir or command in ("predict", "prepare", "tune")
+        sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED
 
 
@@ -127,18 +129,19 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    launcher = next((a for a in argv if a.startswith("hydra/launcher=submitit")), None)
-    if launcher and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        raise ConfigError(f"{launcher} needs hydra-submitit-launcher: {pip_install('slurm')}")
+    submitit = next((a for a in argv if a.startswith("hydra/launcher=submitit")), None)
+    if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise ConfigError(f"{submitit} needs hydra-submitit-launcher: {pip_install('slurm')}")
     overrides = override_list(command, argv)
     statuses: list[int] = []
     if "run_dir" in COMMANDS[command].model_fields:
         run_dirs = [o for o in overrides if key_of(o) == "run_dir"]
         parsed = OverridesParser.create().parse_overrides(overrides)
-        if not run_dirs:  # jobs may begin in the same second
+        has_several_jobs = any(o.is_sweep_override() for o in parsed)
+        if not run_dirs:  # jobs may begin in the same second, so each gets its number
             now = time.strftime("%Y%m%d-%H%M%S")
             overrides.append(f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'")
-        elif "${" not in run_dirs[-1] and any(o.is_sweep_override() for o in parsed):
+        elif has_several_jobs and "${" not in run_dirs[-1]:
             raise ConfigError(
                 f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
                 "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."

@@ -99,7 +99,8 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     options = groups(command, overrides)
     values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     _check_options(options, values)
-    # the chosen options and the user's folders decide which keys exist
+    # the chosen options and the user's folders decide which keys exist; several options of a
+    # multirun, `a,b`, cannot be composed at once
     deciding = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
     composed = compose_files(command, tuple(deciding))
     known = [*options, *(key for key, _ in _dotted_items(composed))]
@@ -110,11 +111,13 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
     for override in overrides:
         key = key_of(override)
         adds_key = override.startswith("+") and "." in key  # pydantic checks the new key
+        is_known = key in known or key.startswith("hydra")
+        removes_key = override.startswith("~")
         if key.startswith(open_sections) or adds_key:
-            result.append("++" + override.lstrip("+"))
+            result.append("++" + override.lstrip("+"))  # Hydra: add the key or replace its value
         elif key in options:
             result.append(override)
-        elif key in known or key.startswith("hydra") or override.startswith("~"):
+        elif is_known or removes_key:
             result.append(override.lstrip("+"))
         else:
             raise ConfigError(f"There is no setting {key!r}.{suggest(key, known)}")
@@ -191,15 +194,20 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
 def _guess_key(command: str, flag: str = "") -> str | None:
     """Return the key that an unknown flag probably means, or the key of the input for no flag.
 
+    The input is the key `input`, or the first key of a command that has no such key.
+
     >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
     >>> _guess_key("evaluate"), _guess_key("report")
     ('reference', 'scores')
     """
-    name = flag.lstrip("-").replace("-", "_")
     known = [key for key, _ in keys(COMMANDS[command]) if key != "private"]
+    name = flag.lstrip("-").replace("-", "_")
+    if not name:
+        return "input" if "input" in known else known[0]
     for key in known:
-        if key == (name or "input") or key.rpartition(".")[2] == name:
+        last_part = key.rpartition(".")[2]
+        if name in (key, last_part):
             return key
     return next((key for key in known if key.startswith(name)), None)
 
@@ -261,12 +269,20 @@ def quote_text(argument: str, keys: Iterable[str]) -> str:
 
 
 def _in_quotes(value: str) -> str:
-    """Return a text in single quotes, or unchanged if it has quotes already."""
-    if value[:1] in ("'", '"') and value[:1] == value[-1:]:
+    r"""Return a text in single quotes, or unchanged if it has quotes already.
+
+    Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
+    the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
+
+    >>> print(_in_quotes(r"C:\scans"), _in_quotes("C:\\"), _in_quotes("it's"))
+    'C:\scans' 'C:\\' 'it\'s'
+    """
+    has_quotes = value[:1] in ("'", '"') and value[:1] == value[-1:]
+    if has_quotes:
         return value
-    # Hydra reads a backslash as itself unless a quote follows the run of backslashes
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"'{escaped}'"
+    before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    before_end = re.sub(r"(\\+)$", r"\1\1", before_quotes)
+    return f"'{before_end}'"
 
 
 def key_of(override: str) -> str:

@@ -50,6 +50,7 @@ def help_page(command: str, program: str | None = None) -> str:
 def setting_lines(path: Path) -> list[str]:
     """Return the lines of a file without its list of defaults and its full-line comments."""
     text = path.read_text(encoding="utf-8")
+    # the list is written in one line, `defaults: [_self_]`, or in indented lines
     text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 

@@ -75,9 +75,10 @@ def _check_scans(setting: str, path: Path) -> None:
     An empty folder passes, because `predict` reports it.
     """
     if not path.exists():
-        if not _PATTERN & set(str(path)):
+        is_pattern = bool(_PATTERN & set(str(path)))
+        if not is_pattern:
             raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")
-        pattern = str(path.relative_to(path.anchor))
+        pattern = str(path.relative_to(path.anchor))  # `glob` accepts only relative patterns
         if next(Path(path.anchor or ".").glob(pattern), None) is None:
             raise DatasetError(f"{setting}: no file matches this pattern.")
 
@@ -121,7 +122,8 @@ def _hint(path: Path) -> str:
     if parent.is_dir():
         return suggest(path.name, (entry.name for entry in parent.iterdir()))
     existing = next(folder for folder in parent.parents if folder.is_dir())
-    return f" {existing} exists, but {existing / parent.relative_to(existing).parts[0]} does not."
+    first_missing = existing / parent.relative_to(existing).parts[0]
+    return f" {existing} exists, but {first_missing} does not."
 
 
 _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {

@@ -65,7 +65,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
-    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)
+    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)  # 0 if missing
     if is_colour(files, n_channels):
         array[:] = first.array  # a grey picture gets three equal channels
         if dataset.nan_background:
@@ -126,7 +126,8 @@ def read_mask(
                 f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
                 f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation."
             )
-    lowest, highest = (array.min(), array.max()) if array.size else (0, 0)
+    lowest = array.min() if array.size else 0
+    highest = array.max() if array.size else 0
     if lowest < 0 or highest > np.iinfo(np.int32).max:
         raise ContentError(
             f"{path}: the mask values are {lowest} to {highest}. Use 0 for background and 1, 2, … "
@@ -145,7 +146,8 @@ def read_instances(
     """
     reference = read_mask(path, raster_mm, nan_background=nan_background)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
-    instances = np.cumsum(values > 0).astype(np.int32)[inverse.reshape(reference.geometry.shape)]
+    new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
+    instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
     labels = (instances > 0).astype(np.uint8)
     n_lesions = int(np.count_nonzero(values))
     return Reference(reference.geometry, labels, instances, (1,) * n_lesions)
@@ -239,7 +241,9 @@ def _read_mask_file(
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
-    if not (is_raster(path) and reference.geometry.shape == geometry.shape):
+    # a picture states no position
+    fits_as_picture = is_raster(path) and reference.geometry.shape == geometry.shape
+    if not fits_as_picture:
         check_grid(
             path,
             reference.geometry,
@@ -287,7 +291,8 @@ def _label_advice(present: list[int], labels: Labels) -> str:
     """
     marked = [value for value in present if value not in (0, labels.ignore)]
     are_consecutive = marked == list(range(1, len(marked) + 1))
-    if are_consecutive and len(marked) > max(len(labels.mask_values), 2):
+    are_many = len(marked) > max(len(labels.mask_values), 2)
+    if are_consecutive and are_many:
         return (
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
             "column instances of a manifest.csv, or set data.merge_labels=true, which makes every "

@@ -264,11 +264,12 @@ def read_csv_columns(path: Path) -> tuple[str, ...]:
         return ()
     is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    first = text.splitlines()[:1]
+    first_line = text.splitlines()[:1]
+    names: list[str] = []
     with suppress(csv.Error):
-        for names in csv.reader(first, delimiter=_find_separator(text), skipinitialspace=True):
-            return tuple(name.strip() for name in names)
-    return ()
+        reader = csv.reader(first_line, delimiter=_find_separator(text), skipinitialspace=True)
+        names = next(reader, [])
+    return tuple(name.strip() for name in names)
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -431,8 +432,9 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
 def _remove_temporary_files(folder: Path) -> None:
     """Remove the files that killed processes left, except in inner folders that have a lock."""
     for depth in range(_MAX_DEPTH):
-        for temporary in folder.glob("*/" * depth + TEMPORARY_NAMES):
-            inner_folders = temporary.parents[:depth]
+        pattern = "*/" * depth + TEMPORARY_NAMES
+        for temporary in folder.glob(pattern):
+            inner_folders = temporary.parents[:depth]  # those between the file and `folder`
             if not any((inner / LOCK).exists() for inner in inner_folders):
                 with suppress(OSError):
                     temporary.unlink()

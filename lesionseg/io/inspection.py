@@ -139,7 +139,11 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
 
 
 def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return `patient` and `burned_in` of an `Inspection` from the headers of DICOM images."""
+    """Return `patient` and `burned_in` of an `Inspection` from the headers of DICOM images.
+
+    Only the first file of a series is read, because both facts are the same in all of them. A
+    secondary capture, such as a screenshot, usually has text in its pixels.
+    """
     patient = ""
     burned_in = False
     for image in images:
@@ -149,9 +153,12 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
                 continue
             header = read_header(file)
             with convert_read_errors(file):
-                name = str(header.get("PatientID", "") or "").strip()
+                patient_id = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
-                burned_in |= stated == "YES" or (not stated and is_secondary_capture(header))
-            if name and not patient:
-                patient = hashlib.sha256(name.encode()).hexdigest()
+                has_text = stated == "YES"
+                if not stated:
+                    has_text = is_secondary_capture(header)
+                burned_in = burned_in or has_text
+            if patient_id and not patient:
+                patient = hashlib.sha256(patient_id.encode()).hexdigest()
     return patient, burned_in

@@ -15,6 +15,7 @@ from lesionseg.io.limits import check_grid, check_size, convert_read_errors
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
+_CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends
 
 
 def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -36,8 +37,10 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     Ours maps indices (z, y, x) to RAS millimetres, ITK's maps (x, y, z) to LPS millimetres.
     """
     dims = len(affine) - 1
-    flip = np.diag([-1.0, -1.0, *[1.0] * (dims - 1)])
-    return np.asarray(flip @ affine[:, [*range(dims)[::-1], dims]])
+    signs = np.ones(dims + 1)
+    signs[:2] = -1  # the first two axes point in opposite directions
+    reversed_axes = [*reversed(range(dims)), dims]  # the last column is the position
+    return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
 def read_itk(path: Path) -> Volume:
@@ -73,26 +76,28 @@ def voxel_file(path: Path) -> Path:
     is_nrrd = path.suffix.lower() in _NRRD
     with convert_read_errors(path), path.open("rb") as stream:
         head = stream.read(_MAX_HEADER_BYTES)
-    if is_nrrd:  # the header ends at an empty line
-        head, *rest = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+    if is_nrrd:  # the header ends at an empty line, or at the end of a file without voxels
+        head, *voxels = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
         names = re.findall(rb"(?i)data ?file[ \t]*:=?([^\r\n]*)", head)
-        has_end = bool(rest or names)
+        is_complete = bool(voxels or names)
     else:  # the header ends at the name of the file
         names = []
         found = re.search(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)", head)
-        has_end = found is not None
+        is_complete = found is not None
         if found is not None:
             head = head[: found.end()]
             names = [found[1]]
-    if not has_end or re.search(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", head):
+    if not is_complete or _CONTROL_CHARACTER.search(head):
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
     named = [name.decode("utf-8", "replace").strip() for name in names]
-    if not named or (named[0].upper() == "LOCAL" and not is_nrrd):
+    has_own_voxels = not named or (named[0].upper() == "LOCAL" and not is_nrrd)
+    if has_own_voxels:
         return path
     file: Path = path.parent / named[0]
-    is_in_folder = Path(named[0]).name == named[0]
-    is_in_folder = is_in_folder and file.resolve().parent == path.parent.resolve()
-    if len(named) > 1 or "%" in named[0] or not is_in_folder or not file.is_file():
+    is_plain_name = Path(named[0]).name == named[0]
+    is_in_folder = is_plain_name and file.resolve().parent == path.parent.resolve()
+    is_pattern = "%" in named[0]  # one file per slice
+    if len(named) > 1 or is_pattern or not is_in_folder or not file.is_file():
         raise ReadError(
             f"{path}: the header names voxels elsewhere ({named[0][:60]!r}), but they must be in "
             "one file in the same folder. Copy that file there, or write the image again as "
@@ -118,6 +123,7 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
             "axes and one value. Split it into one file per channel: <case>_0000, …"
         )
+    # the reader does not state the number of bytes of a voxel, but an image does
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
     check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
     affine = np.eye(dims + 1)

@@ -301,13 +301,15 @@ def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
         with suppress(OSError, ValueError):  # a core dump would contain patient data
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with suppress(OSError, ValueError):
-            soft = math.ceil(process_time() + seconds)
+            soft = math.ceil(process_time() + seconds)  # earlier jobs count as well
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
         with suppress(OSError, ValueError):
             page = resource.getpagesize()
-            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * page
+            n_mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
+            physical = os.sysconf("SC_PHYS_PAGES") * page
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
-            soft = mapped + min(allowed, os.sysconf("SC_PHYS_PAGES") * page)
+            # RLIMIT_AS counts all mapped addresses, also those of libraries loaded before this job
+            soft = n_mapped_pages * page + min(allowed, physical)
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

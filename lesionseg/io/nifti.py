@@ -22,6 +22,11 @@ _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code; every other code means mill
 _MAX_OFFSET = 2**26  # largest number of bytes before the voxels, and also after them
 _SAME_PLACE_MM = 1.0
 _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
+# columns of an affine for indices (x, y, z) in the order (z, y, x) or the reverse; the last column
+# is the position; the second list is the same for planes
+_REVERSED = [2, 1, 0, 3]
+_REVERSED_PLANE = [1, 0, 3]
+_PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
 def read_nifti(path: Path) -> Volume:
@@ -43,7 +48,8 @@ def read_nifti(path: Path) -> Volume:
             array = array.astype(np.float32)
             array *= np.float32(data.slope)
             array += np.float32(data.inter)
-        # copy a memory map, because its values change if the file is overwritten
+        # copy a memory map, because its values change if the file is overwritten; None copies
+        # other arrays only if type or order change
         copy = True if isinstance(array, np.memmap) else None
         array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
         array = array.reshape(geometry.shape[::-1])
@@ -86,9 +92,9 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
     affine = np.eye(4)  # a plane gets the position z = 0
     if geometry.dims == 3:
-        affine[:] = geometry.affine[:, [2, 1, 0, 3]]
+        affine[:] = geometry.affine[:, _REVERSED]
     else:
-        affine[np.ix_([0, 1, 3], [0, 1, 3])] = geometry.affine[:, [1, 0, 2]]
+        affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
@@ -103,7 +109,11 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
 
 def _copy_position(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
-    """Copy matrices, form codes and unit of `source` to an image. `affine` is in millimetres."""
+    """Copy matrices, form codes and unit of `source` to an image.
+
+    If the source has no form code, its position follows from the voxel sizes only. It is then
+    written as `affine`, which is in millimetres, converted to the unit of the source.
+    """
     unit = _unit(source)
     if unit in _MM_PER_UNIT:
         image.header.set_xyzt_units(unit)
@@ -135,8 +145,10 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     """Parse the header, check its claims, and return an image whose voxels are not read yet."""
     import nibabel
 
-    start = stream.read(4)
-    name = _KINDS.get(int.from_bytes(start, "little")) or _KINDS.get(int.from_bytes(start, "big"))
+    start = stream.read(4)  # the size of the header, in the byte order of the file
+    little_endian = int.from_bytes(start, "little")
+    big_endian = int.from_bytes(start, "big")
+    name = _KINDS.get(little_endian, _KINDS.get(big_endian))
     if name is None:
         raise ReadError(
             f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "
@@ -172,8 +184,11 @@ def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | 
     if len(shape) != 3:
         return None
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axes = [a for a in range(3) if shape[a] == 1 and spacing[a] > limits().spacing_mm[1]]
-    return axes[0] if len(axes) == 1 and max(shape) > 1 else None
+    most_mm = limits().spacing_mm[1]
+    flat_axes = [axis for axis in range(3) if shape[axis] == 1 and spacing[axis] > most_mm]
+    if len(flat_axes) != 1 or max(shape) == 1:
+        return None
+    return flat_axes[0]
 
 
 def _picture_geometry(
@@ -203,18 +218,20 @@ def _read_grid(path: Path, image: Any) -> Geometry:
     if flat is not None:
         return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
     if len(shape) == 3:
-        geometry = check_grid(path, Geometry(shape[::-1], affine[:, [2, 1, 0, 3]]), unit)
+        geometry = check_grid(path, Geometry(shape[::-1], affine[:, _REVERSED]), unit)
         if image.header["sform_code"] and image.header["qform_code"]:
             qform = _mm_scale(image) @ _qform(image)
-            distance = geometry.distance_mm(Geometry(shape[::-1], qform[:, [2, 1, 0, 3]]))
+            distance = geometry.distance_mm(Geometry(shape[::-1], qform[:, _REVERSED]))
             if distance > _SAME_PLACE_MM:
                 text = "%s: sform and qform differ by %.1f mm; the sform is used."
                 logger.warning(text, path, distance)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
-    # a plane outside the x-y plane has no position with two axes
-    if np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min()):
-        return check_grid(path, Geometry(shape[::-1], affine[np.ix_([0, 1, 3], [1, 0, 3])]), unit)
+    is_in_xy_plane = np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min())
+    if is_in_xy_plane:
+        plane_affine = affine[np.ix_(_PLANE, _REVERSED_PLANE)]
+        return check_grid(path, Geometry(shape[::-1], plane_affine), unit)
+    # an oblique plane cannot be located with two coordinates, so only its spacing is kept
     return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
 
 

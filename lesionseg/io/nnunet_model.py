@@ -133,17 +133,17 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
         names = [p.name for p in root.iterdir() if (p / CHECKPOINT).is_file()]
         folds = _choose_folds(names, path.name if root != path else None)
         if not folds:
-            begun = any((p / "checkpoint_latest.pth").is_file() for p in root.glob("fold_*"))
+            has_begun = any((p / "checkpoint_latest.pth").is_file() for p in root.glob("fold_*"))
+            reason = ", so its training has not finished" if has_begun else ""
             raise BundleError(
-                f"{path}: no fold has a {CHECKPOINT}"
-                + (", so its training has not finished." if begun else ".")
-                + " Train at least one fold to its end with nnUNetv2_train."
+                f"{path}: no fold has a {CHECKPOINT}{reason}. Train at least one fold to its end "
+                "with nnUNetv2_train."
             )
         return NnunetModelFiles(root, folds)
-    archive = next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
-    if archive is None:
-        return None
-    return _find_in_archive(archive, path.relative_to(archive).as_posix())
+    for archive in (path, *path.parents):
+        if archive.suffix == ".zip" and archive.is_file():
+            return _find_in_archive(archive, path.relative_to(archive).as_posix())
+    return None
 
 
 def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
@@ -160,12 +160,7 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
             f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
             "not read. Export the model again with nnUNetv2_export_model_to_zip."
         )
-    models: list[str] = []
-    for name in names:
-        folder = name.removesuffix(f"/{PLANS}")
-        is_ensemble = "/ensembles/" in f"/{folder}/"
-        if folder != name and f"{folder}/{LABELS}" in names and not is_ensemble:
-            models.append(folder)
+    models = _find_model_folders(names)
     if not models:
         return None
     wanted_folder = wanted
@@ -175,6 +170,7 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
         wanted_fold = PurePosixPath(wanted).name
     chosen = models
     if wanted_folder:
+        # the user may leave out the upper folders of the zip
         chosen = [model for model in models if f"/{model}".endswith(f"/{wanted_folder}")]
     if len(chosen) != 1:
         listed = ", ".join(f"{archive}/{model}" for model in (chosen or models)[:6])
@@ -183,17 +179,36 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
         )
     (model,) = chosen
     in_model = [name.removeprefix(f"{model}/") for name in names if name.startswith(model)]
-    finished = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
-    folds = _choose_folds(finished, wanted_fold)
+    with_checkpoint = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
+    folds = _choose_folds(with_checkpoint, wanted_fold)
     if not folds:
         raise BundleError(f"{archive}/{model}: no fold has a {CHECKPOINT}. Export it again.")
     return NnunetModelFiles(archive.parent, folds, archive, model)
 
 
+def _find_model_folders(names: Sequence[str]) -> list[str]:
+    """Return the folders of a zip that contain plans and labels, from the names of its members.
+
+    Folders of ensembles contain both files as well, but no weights.
+    """
+    folders: list[str] = []
+    for name in names:
+        folder = name.removesuffix(f"/{PLANS}")
+        is_plans = folder != name
+        is_ensemble = "/ensembles/" in f"/{folder}/"
+        if is_plans and not is_ensemble and f"{folder}/{LABELS}" in names:
+            folders.append(folder)
+    return folders
+
+
 def _is_outside(name: str) -> bool:
     """Return True if a member of an archive would be unpacked outside the target folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    return name.startswith(("/", "\\")) or ".." in parts or ":" in (parts or ("",))[0]
+    if not parts:
+        return False
+    is_absolute = name.startswith(("/", "\\"))
+    has_drive = ":" in parts[0]  # on Windows
+    return is_absolute or has_drive or ".." in parts
 
 
 def _choose_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
@@ -205,4 +220,5 @@ def _choose_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
     known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
     if wanted is not None:
         return (wanted,) if wanted in known else ()
-    return tuple(n for n in known if n != "fold_all") or tuple(known)
+    numbered = [name for name in known if name != "fold_all"]
+    return tuple(numbered or known)

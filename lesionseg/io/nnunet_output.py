@@ -80,26 +80,30 @@ def write_probabilities(
         probabilities = probabilities[:, np.newaxis]
     if not are_regions:
         total = probabilities.sum(axis=0, dtype=np.float32)
-        whole = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
-        whole[0] = (1 - total).clip(min=0)
-        whole[1:] = probabilities
+        with_background = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
+        with_background[0] = (1 - total).clip(min=0)
+        with_background[1:] = probabilities
         is_above = total > 1
         if is_above.any():
             scaled = probabilities[:, is_above] / total[is_above]
-            whole[1:, is_above] = scaled.astype(np.float16)
-        probabilities = whole
+            with_background[1:, is_above] = scaled.astype(np.float16)
+        probabilities = with_background
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
     with (folder / f"{case}.pkl").open("wb") as file:
         pickle.dump(_properties(geometry), file, protocol=4)
 
 
 def _properties(geometry: Geometry) -> dict[str, Any]:
-    """Return the geometry in the form of nnU-Net's readers, as plain numbers and lists."""
+    """Return the geometry in the form of nnU-Net's readers, as plain numbers and lists.
+
+    `spacing` has the order (z, y, x), the other entries have (x, y, z). SimpleITK's coordinates are
+    LPS, those of nibabel are RAS. nnU-Net gives the pixels of a picture a size of 1.
+    """
     spacing = [float(mm) for mm in geometry.spacing_mm]
     if geometry.dims == 2:
         return {"spacing": [_ACROSS_MM, 1.0, 1.0]}
     in_file_order = geometry.affine[:, [2, 1, 0, 3]]  # affine of the indices (x, y, z)
-    directions = in_file_order[:3, :3] / spacing[::-1]
+    directions = in_file_order[:3, :3] / spacing[::-1]  # unit vectors in the columns
     affine = in_file_order.tolist()
     return {
         "spacing": spacing,

@@ -121,15 +121,17 @@ class PredictionFolder:
         `<case>.nii.gz` is one of them if masks are named in nnU-Net's way, either now or when the
         case was predicted.
         """
-        namings = {self.names}
+        is_nnunet = self.names == "nnunet"
         if f"{case}{CANDIDATES}" in self._present:
             with suppress(LesionsegError):
-                namings.add(read_mask_names(self.path / f"{case}{CANDIDATES}"))
+                recorded = read_mask_names(self.path / f"{case}{CANDIDATES}")
+                is_nnunet = is_nnunet or recorded == "nnunet"
         endings = list(_OTHERS)
-        if "nnunet" in namings:
+        stems = list(_MASKS)
+        if is_nnunet:
             endings += NNUNET_ENDINGS
-        kinds = dict.fromkeys((*_MASKS, *(MASK_ENDINGS[naming] for naming in sorted(namings))))
-        endings += [f"{kind}{suffix}" for kind in kinds for suffix in _SUFFIXES]
+            stems.append(MASK_ENDINGS["nnunet"])
+        endings += [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
         return [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
 
     def has_results(self, case: str, source: ScanSource, suffix: str, *, masks: bool) -> bool:
@@ -189,10 +191,11 @@ class PredictionFolder:
         return self.path / f".{case}{_PART}"
 
     def _moving_folder(self, case: str) -> Path:
-        """Return the name of this folder after the earlier files are removed."""
+        """Return the path to which `_part_folder` is renamed once the earlier files are removed."""
         return self.path / f".{case}{_MOVING}"
 
     def _remove(self, part: Path) -> None:
+        """Remove the folder of files that were not completely written, if it exists."""
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
 

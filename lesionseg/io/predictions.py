@@ -103,7 +103,7 @@ class _Entry(BaseModel):
             if isinstance(value, list):
                 stated[name] = tuple(value)
         for name in ("start_vox", "stop_vox", "centre_mm"):
-            if len(stated.get(name, geometry.shape)) != geometry.dims:
+            if name in stated and len(stated[name]) != geometry.dims:
                 raise ValueError(f"{name} {stated[name]} does not have {geometry.dims} numbers")
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
@@ -183,11 +183,12 @@ def _candidate_json(
     prediction: Prediction, names: MaskNames, source: ScanSource | None
 ) -> dict[str, Any]:
     """Return the content of the candidate file. Optional keys are left out if they are empty."""
+    point = prediction.operating_point
     content: dict[str, Any] = {
         "schema_version": 1,
         "case": prediction.case,
         "size_unit": prediction.geometry.size_unit,
-        "operating_point": prediction.operating_point and asdict(prediction.operating_point),
+        "operating_point": None if point is None else asdict(point),
         "candidates": list(map(_entry_json, prediction.candidates)),
     }
     if names != "lesionseg":
@@ -390,15 +391,20 @@ def read_prediction(
 
 
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
-    """Return the grid of a case and check that all masks are on it."""
+    """Return the grid of a case and check that all masks are on it.
+
+    A picture states no position, so only its shape is checked. Its pixel size is that of the scan.
+    """
     grid = geometry
     source_of_grid = files.candidates or Path("the scan")
-    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
+    is_plane = geometry is not None and geometry.dims == 2
+    pixel_mm = geometry.spacing_mm[0] if geometry is not None and is_plane else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
         if grid is None:
             grid = own
-        elif not (is_raster(file) and own.shape == grid.shape):
+        fits_as_picture = is_raster(file) and own.shape == grid.shape
+        if not fits_as_picture:
             check_grid(file, own, source_of_grid, grid, by_image=by_image)
         source_of_grid = file
     if grid is None:

@@ -144,14 +144,19 @@ def _make_grid(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> G
 
 
 def _turn_upright(values: NDArray[Any], turn: int) -> NDArray[Any]:
-    """Turn a picture `[y, x, n]` upright by its orientation tag, as viewers do."""
-    if turn not in range(2, 9):
-        return values
-    if turn > 4:
+    """Turn a picture `[y, x, n]` upright by its orientation tag, as viewers do.
+
+    The tag is that of TIFF 6.0 and Exif: 1 is upright, 2 to 4 are mirrored along axes, and 5 to 8
+    have rows and columns swapped. Any other value is ignored.
+    """
+    is_swapped = turn in (5, 6, 7, 8)
+    is_upside_down = turn in (3, 4, 7, 8)
+    is_mirrored = turn in (2, 3, 6, 7)
+    if is_swapped:
         values = values.swapaxes(0, 1)
-    if turn in (3, 4, 7, 8):
+    if is_upside_down:
         values = values[::-1]
-    if turn in (2, 3, 6, 7):
+    if is_mirrored:
         values = values[:, ::-1]
     return values
 
@@ -165,6 +170,7 @@ def _compute_values(path: Path, stored: _Stored) -> NDArray[Any]:
         values = np.asarray(stored.palette[_palette_indices(path, stored.samples, stored.palette)])
     elif values.shape[-1] == 1 and stored.bits < 8:
         most = 2**stored.bits - 1
+        # adding half of the divisor rounds the quotient to the nearest integer
         values = ((values.astype(np.uint16) * 255 + most // 2) // most).astype(np.uint8)
     return np.asarray(_drop_equal_colours(values))
 
@@ -194,15 +200,17 @@ def _normalise_samples(stored: _Stored) -> NDArray[Any]:
     if samples.dtype.kind == "f":
         return np.asarray(1 - samples)
     if samples.dtype.kind == "i":
-        return np.asarray(~samples)
+        return np.asarray(~samples)  # this is -1 - samples
     return np.asarray((2**stored.bits - 1) - samples).astype(samples.dtype)
 
 
 def _convert_inks(inks: NDArray[Any]) -> NDArray[Any]:
     """Convert cyan, magenta, yellow and black `[y, x, 4]` to red, green and blue."""
-    most = float(np.iinfo(inks.dtype).max) if inks.dtype.kind == "u" else 1.0
+    is_integer = inks.dtype.kind == "u"
+    most = float(np.iinfo(inks.dtype).max) if is_integer else 1.0
+    # each ink absorbs its complementary colour, and black absorbs all three
     light = (most - inks[..., :3]) * ((most - inks[..., 3:]) / most)
-    return (np.rint(light) if inks.dtype.kind == "u" else light).astype(inks.dtype)
+    return (np.rint(light) if is_integer else light).astype(inks.dtype)
 
 
 def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
@@ -238,31 +246,34 @@ def _palette_labels(
       index or to its rank among the greys.
     """
     used = np.unique(indices)
-    labels = np.arange(len(palette), dtype=np.uint16)
+    own_indices = np.arange(len(palette), dtype=np.uint16)
     advice = "Save the mask without a palette, with one label value per pixel (0 is background)."
-    if (palette != palette[:, :1]).any():
-        brightness = palette.astype(np.int64) @ (299, 587, 114)
+    has_colours = (palette != palette[:, :1]).any()
+    if has_colours:
+        brightness = palette.astype(np.int64) @ (299, 587, 114)  # 1000 times that of ITU-R BT.601
         is_as_dark = (used > 0) & (brightness[used] <= brightness[0])
         if is_as_dark.any() or brightness.min() < brightness[0]:
             raise ReadError(
                 f"{path}: index 0 is not the darkest colour of the mask's palette, so another "
                 f"index may be the background. {advice}"
             )
-        return labels
+        return own_indices
     greys = palette[:, 0].astype(np.uint16)
+    are_greys_indices = np.array_equal(greys[used], used)
+    if are_greys_indices:
+        return own_indices
     distinct, rank_of_entry = np.unique(greys, return_inverse=True)
     ranks = rank_of_entry.reshape(-1).astype(np.uint16)
-    if np.array_equal(greys[used], used):
-        return labels
     is_too_dark_to_see = distinct.max() < _LABEL_GREYS
+    are_greys_ranks = np.array_equal(greys[used], ranks[used])
     steps = np.diff(greys[np.union1d(0, used)].astype(int))
-    if is_too_dark_to_see:
-        if np.array_equal(greys[used], ranks[used]):
-            return greys
-    elif len(distinct) == 2:
+    do_greys_ascend = bool((steps > 0).all())
+    if is_too_dark_to_see and are_greys_ranks:
+        return greys
+    if not is_too_dark_to_see and len(distinct) == 2:
         return ranks
-    elif (steps > 0).all():
-        return labels
+    if not is_too_dark_to_see and do_greys_ascend:
+        return own_indices
     raise ReadError(
         f"{path}: the greys of the mask's palette ({', '.join(map(str, greys[used][:8]))}) and its "
         f"indices ({', '.join(map(str, used[:8]))}) do not agree, so either may be the label. "
@@ -296,31 +307,66 @@ def _decode(path: Path, raster_mm: float | None) -> _Stored:
         start = stream.read(_BMP_HEADER_BYTES)
     if start[:4] in _TIFF_STARTS:
         return _decode_tiff(path, raster_mm)
-    if start[:2] == b"BM" and len(start) == _BMP_HEADER_BYTES:
-        version, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", start, 14)
-        if version >= 40 and bits in (1, 2, 4, 8) and not compression and min(width, abs(height)):
-            return _decode_palette_bmp(path, raster_mm)
+    if _is_palette_bmp(start):
+        return _decode_palette_bmp(path, raster_mm)
     return _decode_by_pillow(path, raster_mm)
 
 
+def _is_palette_bmp(start: bytes) -> bool:
+    """Return True if a file begins with the headers of an uncompressed BMP with a palette."""
+    if start[:2] != b"BM" or len(start) < _BMP_HEADER_BYTES:
+        return False
+    header_bytes, width, height, _, bits, compression = struct.unpack_from("<IiiHHI", start, 14)
+    has_known_header = header_bytes >= 40  # older headers have shorter fields
+    has_palette = bits in (1, 2, 4, 8)
+    has_pixels = width != 0 and height != 0
+    return has_known_header and has_palette and has_pixels and compression == 0
+
+
 def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
-    """Decode an uncompressed BMP with a palette. Pillow changes the indices of grey palettes."""
+    """Decode an uncompressed BMP with a palette. Pillow changes the indices of grey palettes.
+
+    A BMP begins with a file header of 14 bytes and an image header. Then follow the palette, with
+    4 bytes per colour, and the rows, the lowest first if the stated height is positive.
+    """
     content = path.read_bytes()
-    (start,) = struct.unpack_from("<I", content, 10)
-    version, width, height, _, bits = struct.unpack_from("<IiiHH", content, 14)
-    (n_colours,) = struct.unpack_from("<I", content, 46)
-    n_colours = n_colours or 2**bits
-    _make_grid(path, (abs(height), width), raster_mm)
-    stride = (width * bits + 31) // 32 * 4  # bytes of a row, which are a multiple of 4
-    if n_colours > 2**bits or len(content) < start + stride * abs(height):
+    (first_pixel,) = struct.unpack_from("<I", content, 10)
+    header_bytes, width, stated_height, _, bits = struct.unpack_from("<IiiHH", content, 14)
+    (stated_colours,) = struct.unpack_from("<I", content, 46)
+    n_colours = stated_colours or 2**bits
+    height = abs(stated_height)
+    _make_grid(path, (height, width), raster_mm)
+    row_bytes = (width * bits + 31) // 32 * 4  # rows are padded to a multiple of 4 bytes
+    if n_colours > 2**bits or len(content) < first_pixel + row_bytes * height:
         raise ReadError(f"{path}: the file ends before its last pixel. Copy it again.")
-    table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + version).reshape(-1, 4)
-    rows = np.frombuffer(content, np.uint8, stride * abs(height), start).reshape(-1, stride)
-    places = np.arange(8 - bits, -1, -bits, dtype=np.uint8)  # bit offsets of the samples in a byte
-    indices = (rows[:, :, np.newaxis] >> places) & (2**bits - 1)
-    indices = indices.reshape(abs(height), -1)[:, :width, np.newaxis]
-    indices = indices[::-1] if height > 0 else indices
-    return _Stored(indices.astype(np.uint8), bits, palette=table[:, 2::-1])
+    table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + header_bytes).reshape(-1, 4)
+    rows = np.frombuffer(content, np.uint8, row_bytes * height, first_pixel).reshape(-1, row_bytes)
+    # a byte contains several indices; the first pixel is in the highest bits
+    shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+    indices = (rows[:, :, np.newaxis] >> shifts) & (2**bits - 1)
+    indices = indices.reshape(height, -1)[:, :width, np.newaxis]
+    is_bottom_up = stated_height > 0
+    indices = indices[::-1] if is_bottom_up else indices
+    palette = table[:, 2::-1]  # stored as blue, green, red and an unused byte
+    return _Stored(indices.astype(np.uint8), bits, palette=palette)
+
+
+def _count_tiff_colours(page: Any, photometric: int) -> int | None:
+    """Return the number of grey, colour or ink samples per pixel that belong to the picture.
+
+    Further samples are opacity or unknown. None means that tifffile cannot decode such a page.
+    """
+    import tifffile
+
+    kind = tifffile.PHOTOMETRIC
+    is_subsampled = photometric == kind.YCBCR and page.compression not in _JPEG
+    if is_subsampled or page.compression in _CCITT:
+        return None
+    if photometric in (kind.MINISWHITE, kind.MINISBLACK, kind.MASK, kind.PALETTE):
+        return 1
+    if photometric in (kind.RGB, kind.YCBCR):  # the JPEG decoder converts YCBCR to RGB
+        return 3
+    return 4 if photometric == kind.SEPARATED else None
 
 
 def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
@@ -338,20 +384,11 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
         photometric = page.photometric
         if "PhotometricInterpretation" not in page.tags:  # the default of libtiff
             photometric = kind.RGB if page.samplesperpixel in (3, 4) else kind.MINISBLACK
-        n_colours = {
-            kind.MINISWHITE: 1,
-            kind.MINISBLACK: 1,
-            kind.MASK: 1,
-            kind.PALETTE: 1,
-            kind.RGB: 3,
-            kind.YCBCR: 3,  # the JPEG decoder converts it to red, green and blue
-            kind.SEPARATED: 4,
-        }.get(photometric)
-        is_subsampled = photometric == kind.YCBCR and page.compression not in _JPEG
-        if n_colours is None or is_subsampled or page.compression in _CCITT:
+        n_colours = _count_tiff_colours(page, photometric)
+        if n_colours is None:
             return _decode_by_pillow(path, raster_mm)
         pixels = np.asarray(page.asarray())
-        if page.axes == "SYX":
+        if page.axes == "SYX":  # each sample as a separate plane
             pixels = np.moveaxis(pixels, 0, -1)
         if pixels.dtype.kind not in "biuf":
             raise ReadError(
@@ -363,12 +400,13 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
                 f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
             )
         pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-        stated = [int(e) for e in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
+        meanings = [int(code) for code in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
         if pixels.shape[-1] == 3 and photometric == kind.MINISBLACK:
             n_colours = 3  # microscopes write three grey channels in one page
         further = pixels[..., n_colours:]
         n_further = further.shape[-1]
-        is_alpha = bool(stated) and stated[-1] in (1, 2)
+        # 1 and 2 mean opacity, with colours multiplied by it or not
+        is_alpha = bool(meanings) and meanings[-1] in (1, 2)
         may_be_channel = n_further == 1 and n_colours == 1 and not is_alpha
         if n_further > 1 or may_be_channel:
             raise ReadError(
@@ -390,13 +428,17 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
 
 
 def _only_page(path: Path, tiff: Any) -> Any:
-    """Return the only full page of a TIFF file, which may also have thumbnails."""
+    """Return the only full page of a TIFF file, which may also have thumbnails.
+
+    ImageJ and tifffile write a large stack as one page and state the number of slices in metadata.
+    """
     full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
     pages = full or [*tiff.pages]
     n_pages = len(pages)
-    if n_pages == 1 and pages[0].is_imagej:  # a large stack of ImageJ has one page and a count
-        n_pages = int((tiff.imagej_metadata or {}).get("images", 1))
-    elif n_pages == 1 and pages[0].is_shaped and tiff.series:
+    if n_pages == 1 and pages[0].is_imagej:
+        metadata = tiff.imagej_metadata or {}
+        n_pages = int(metadata.get("images", 1))
+    elif n_pages == 1 and pages[0].is_shaped and tiff.series:  # written by tifffile
         n_pages = tiff.series[0].size // max(int(np.prod(pages[0].shape)), 1)
     if n_pages != 1:
         raise ReadError(
@@ -408,7 +450,8 @@ def _only_page(path: Path, tiff: Any) -> Any:
 def _tiff_palette(page: Any) -> NDArray[np.uint8]:
     """Return the colours `[k, 3]` of a page. Some programs write 8 bits instead of 16."""
     colours = np.asarray(page.colormap).T
-    return (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+    has_16_bits = colours.max(initial=0) > 255
+    return (colours >> 8 if has_16_bits else colours).astype(np.uint8)
 
 
 def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
@@ -441,7 +484,8 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
         samples = np.asarray(image)
         samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
         alpha = samples[..., -1] if bands[-1] in ("A", "a") else None
-        samples = samples[..., : 3 if len(bands) > 2 else 1]
+        n_colours = 3 if len(bands) > 2 else 1
+        samples = samples[..., :n_colours]
         if alpha is None:
             alpha = _stated_transparency(samples, image.info.get("transparency"))
         if bits in (2, 4) and palette is None:  # Pillow scales them to 0 to 255
@@ -450,7 +494,11 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
 
 
 def _pillow_palette(image: Any) -> NDArray[np.uint8]:
-    """Return the colours `[k, 3]` that the file states, without those that Pillow may add."""
+    """Return the colours `[k, 3]` that the file states, without those that Pillow may add.
+
+    `Image.getpalette` would fill the palette up to 256 colours. `getdata` does not, but returns the
+    colours in the order of the file.
+    """
     mode, colours = image.palette.getdata()
     if mode not in ("RGB", "BGR", "BGRX", "RGBA"):
         mode = "RGB"
@@ -460,9 +508,12 @@ def _pillow_palette(image: Any) -> NDArray[np.uint8]:
 
 
 def _raw_mode(image: Any) -> str:
-    """Return Pillow's name of the packed samples, such as `L;4`, which states the bits."""
+    """Return Pillow's name of the packed samples, such as `L;4`, which states the bits.
+
+    It is the first text among the arguments of the decoder, whose form depends on the format.
+    """
     for tile in image.tile:
-        arguments: Sequence[Any] = tile[3] if isinstance(tile[3], tuple | list) else (tile[3],)
+        arguments: Sequence[Any] = tile[3] if isinstance(tile[3], tuple | list) else [tile[3]]
         names = [argument for argument in arguments if isinstance(argument, str)]
         if names:
             return names[0]
@@ -477,8 +528,9 @@ def _count_bits(mode: str, raw: str) -> int:
         return 16
     if mode in ("I", "F"):
         return 32
-    stated = raw.partition(";")[2][:1]
-    return int(stated) if mode in ("L", "P") and stated in ("1", "2", "4") else 8
+    stated = raw.partition(";")[2][:1]  # "4" of "L;4"
+    is_packed = mode in ("L", "P") and stated in ("1", "2", "4")
+    return int(stated) if is_packed else 8
 
 
 def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8] | None:
@@ -489,15 +541,16 @@ def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8
         table = np.full(256, 255, np.uint8)
         table[: len(stated)] = np.frombuffer(stated, np.uint8)
         return np.asarray(table[samples[..., 0]])
-    return np.where((samples == np.array(stated)).all(axis=-1), 0, 255).astype(np.uint8)
+    is_transparent = (samples == np.array(stated)).all(axis=-1)  # the file states one colour
+    return np.where(is_transparent, 0, 255).astype(np.uint8)
 
 
 def _decode_wide_png(path: Path) -> _Stored:
-    """Decode a PNG with several channels of 16 bits."""
+    """Decode a PNG with several channels of 16 bits, which Pillow would reduce to 8 bits."""
     import imagecodecs
 
     samples = np.asarray(imagecodecs.png_decode(path.read_bytes()))
     has_alpha = samples.shape[-1] in (2, 4)
-    alpha = samples[..., -1] if has_alpha else None
-    colours = samples[..., : samples.shape[-1] - has_alpha]
-    return _Stored(colours, 16, alpha=alpha, opaque=2**16 - 1)
+    if not has_alpha:
+        return _Stored(samples, 16, opaque=2**16 - 1)
+    return _Stored(samples[..., :-1], 16, alpha=samples[..., -1], opaque=2**16 - 1)

@@ -50,11 +50,13 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
         before = read_json(states) if states.is_file() else {}
         try:
             listed = _list_states(system, root)
-            for name in before.keys() - listed.keys():
+            removed = before.keys() - listed.keys()
+            for name in removed:
                 (copy / name).unlink(missing_ok=True)
             kept: dict[str, str] = {}
             for name, state in listed.items():
-                if before.get(name) == state and (copy / name).is_file():
+                is_unchanged = before.get(name) == state and (copy / name).is_file()
+                if is_unchanged:
                     kept[name] = state
             wanted = [name for name in listed if name not in kept]
             if wanted:
@@ -100,9 +102,11 @@ def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
 def _set_time(path: Path, state: str) -> None:
     """Set the modification time to a number computed from `state`.
 
-    Copies of the same content then have the same time on every machine.
+    Copies of the same content then have the same time on every machine. Caches that compare times
+    therefore stay valid.
     """
-    nanoseconds = int(hashlib.sha256(state.encode()).hexdigest()[:15], 16)
+    digits = hashlib.sha256(state.encode()).hexdigest()
+    nanoseconds = int(digits[:15], 16)  # 60 bits, because a time is a signed number of 64 bits
     os.utime(path, ns=(nanoseconds, nanoseconds))
 
 

@@ -46,7 +46,7 @@ def read_stack(path: Path) -> Volume | None:
         series = _find_stack(tiff)
         if series is None:
             return None
-        pages = [page for page in series.pages if page is not None]
+        pages = [page for page in series.pages if page is not None]  # a page may be missing
         kind = tifffile.PHOTOMETRIC
         first: Any = pages[0] if pages else tiff.pages[0]
         if first.photometric not in (kind.MINISBLACK, kind.MINISWHITE) or len(series.shape) != 3:
@@ -76,14 +76,13 @@ def _find_stack(tiff: Any) -> Any | None:
     Return None for a single picture, and for pages that belong to several series.
     """
     full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
-    if not tiff.series:
+    if len(tiff.series) != 1:
         return None
     series = tiff.series[0]
-    n_planes = 1
-    if len(full) == 1:
+    n_planes = len(full)
+    if n_planes == 1:  # ImageJ and tifffile write a large stack as one page
         n_planes = series.size // max(int(np.prod(full[0].shape)), 1)
-    is_stack = len(full) > 1 or n_planes > 1
-    return series if is_stack and len(tiff.series) == 1 else None
+    return series if n_planes > 1 else None
 
 
 def _read_spacing(path: Path) -> tuple[float, ...]:

@@ -23,8 +23,10 @@ def case_suffix(path: Path) -> str:
     ('.nii.gz', '.PNG')
     """
     name = path.name
-    known = next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-    return path.suffix if known is None else name[len(name) - len(known) :]
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[len(name) - len(suffix) :]
+    return path.suffix
 
 
 def strip_suffix(path: Path) -> str:
@@ -51,7 +53,9 @@ def is_dicom_image(path: Path) -> bool:
     if path.is_dir() or split_series(path) is not None:
         return True
     suffix = case_suffix(path).lower()
-    return suffix in DICOM_SUFFIXES or (suffix not in SUFFIXES and is_dicom(path))
+    if suffix in SUFFIXES:  # the content is not read
+        return suffix in DICOM_SUFFIXES
+    return is_dicom(path)
 
 
 def result_suffix(path: Path, dims: int) -> str:
@@ -132,7 +136,9 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
     if len(volume.array) != 1:
         raise OutputError(f"{path}: a file contains one channel, not {len(volume.array)}.")
     if array.dtype in (np.int64, np.uint64):
-        if array.size and max(abs(int(array.min())), int(array.max())) > np.iinfo(np.int32).max:
+        # the initial values make an empty array fit
+        largest = max(abs(int(array.min(initial=0))), int(array.max(initial=0)))
+        if largest > np.iinfo(np.int32).max:
             raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
         array = array.astype(np.int32)
     elif array.dtype in (np.bool_, np.float16):

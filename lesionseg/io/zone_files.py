@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
 _CELLS = re.compile(r"[^,;\t]+")
 _WORDS = re.compile(r"\"[^\"]*\"|\S+")  # cells of a line without separators, possibly in quotes
+_NUMBER = re.compile(r"[-+.\deE]+")  # a cell of digits, signs and exponents cannot be a name
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,16 @@ def _json_pairs(content: Any) -> list[tuple[str, str]]:
 
 
 def _text_pairs(text: str) -> list[tuple[str, str]]:
-    """Return the first integer and the first cell that is not a number from each line."""
+    """Return the first integer and the first cell that is not a number from each line.
+
+    Colour tables have further numbers in other columns, such as red, green and blue.
+    """
     pairs = list[tuple[str, str]]()
     for line in text.splitlines():
         pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS
         cells = [cell.strip(" \"'") for cell in pattern.findall(line)]
         values = [cell for cell in cells if cell.isdecimal()]
-        texts = [cell for cell in cells if cell and not re.fullmatch(r"[-+.\deE]+", cell)]
+        texts = [cell for cell in cells if cell and not _NUMBER.fullmatch(cell)]
         if values and texts and not line.startswith("#"):
             pairs.append((values[0], texts[0]))
     return pairs

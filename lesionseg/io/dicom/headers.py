@@ -32,6 +32,8 @@ _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
 # first byte after the element with the length of group 2; the length counts from here (PS3.10 7.1)
 _GROUP_2 = 144
+# a file begins with a low element of its group, such as (0002,0000) or (0008,0005)
+_MAX_FIRST_ELEMENT = 0x20
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _MAX_INFLATED_BYTES = 2**28
 _START_BYTES = 2**10
@@ -61,8 +63,13 @@ def is_dicom(path: Path) -> bool:
         start = stream.read(_START_BYTES)
     if start[128:_PREAMBLE] == b"DICM" or _is_dicom_without_preamble(start, path.stat().st_size):
         return True
-    is_cut = len(start) < _PREAMBLE and not path.suffix.strip(".").isalpha()
-    return is_cut and b"DICM".startswith(start.strip(b"\0"))
+    has_no_format = not path.suffix.strip(".").isalpha()  # no suffix, or a number such as ".17"
+    return has_no_format and _is_part_of_preamble(start)
+
+
+def _is_part_of_preamble(content: bytes) -> bool:
+    """Return True if a file ends within the 128 zeros and the letters DICM that begin a file."""
+    return len(content) < _PREAMBLE and b"DICM".startswith(content.strip(b"\0"))
 
 
 def _is_dicom_without_preamble(start: bytes, n_bytes: int) -> bool:
@@ -76,8 +83,10 @@ def _is_dicom_without_preamble(start: bytes, n_bytes: int) -> bool:
 
 
 def _has_two_elements(start: bytes, n_bytes: int, byte_order: str) -> bool:
-    """Return True if the file begins with two elements whose tags ascend.
+    """Return True if the file begins with two elements of group 2 or 8 whose tags ascend.
 
+    One element could be a coincidence in a file of another format. An element consists of its tag
+    (4 bytes), its type (2 bytes, absent in implicit files), the length of its value and the value.
     `byte_order` is "<" for little endian or ">" for big endian, as in `struct`.
     """
     at = 0
@@ -87,8 +96,10 @@ def _has_two_elements(start: bytes, n_bytes: int, byte_order: str) -> bool:
             return False
         group, element = struct.unpack_from(f"{byte_order}HH", start, at)
         tag = (group, element)
+        if group not in (2, 8) or tag <= last_tag:
+            return False
         is_first = at == 0
-        if group not in (2, 8) or tag <= last_tag or (is_first and element > 0x20):
+        if is_first and element > _MAX_FIRST_ELEMENT:
             return False
         kind = start[at + 4 : at + 6].decode("latin-1")
         if kind not in _VALUE_TYPES:  # implicit: the length follows the tag
@@ -102,7 +113,8 @@ def _has_two_elements(start: bytes, n_bytes: int, byte_order: str) -> bool:
             begin = at + 8
         at = begin + length
         last_tag = tag
-        if at > n_bytes or length % 2:
+        is_odd = length % 2 == 1  # DICOM pads every value to an even length
+        if at > n_bytes or is_odd:
             return False
     return True
 
@@ -141,24 +153,33 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         if deflated:
             header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
         elif "TransferSyntaxUID" not in header.file_meta:
-            is_implicit, is_little_endian = header.original_encoding
-            syntax = uid.ExplicitVRLittleEndian if is_little_endian else uid.ExplicitVRBigEndian
+            is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
             if is_implicit:
                 syntax = uid.ImplicitVRLittleEndian
+            elif is_little_endian:
+                syntax = uid.ExplicitVRLittleEndian
+            else:
+                syntax = uid.ExplicitVRBigEndian
             header.file_meta.TransferSyntaxUID = syntax
         return header
 
 
 def _inflate(path: Path) -> BytesIO:
-    """Decompress a deflated file, up to a limit that pydicom does not have."""
+    """Decompress a deflated file, up to a limit that pydicom does not have.
+
+    Preamble and group 2 are not compressed. The result states the syntax without compression, so
+    that pydicom does not decompress it a second time.
+    """
     data = path.read_bytes()
-    start = _GROUP_2 + int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
-    inflater = decompressobj(-MAX_WBITS)
-    content = inflater.decompress(data[start:], _MAX_INFLATED_BYTES)
+    group_2_bytes = int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
+    head = data[: _GROUP_2 + group_2_bytes]
+    inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
+    content = inflater.decompress(data[len(head) :], _MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
-    # the UID of the uncompressed syntax is the same without its last three characters
-    return BytesIO(data[:start].replace(_DEFLATED, _DEFLATED[:-3] + b"\0\0\0") + content)
+    # the UID of the uncompressed syntax is the same without its last three characters, ".99"
+    uncompressed = _DEFLATED[:-3] + b"\0\0\0"  # of equal length, so that no length changes
+    return BytesIO(head.replace(_DEFLATED, uncompressed) + content)
 
 
 def image_header(file: Path) -> "Header | None":
@@ -171,13 +192,15 @@ def image_header(file: Path) -> "Header | None":
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
     header = read_header(file)
-    with convert_read_errors(file):  # pydicom parses an element only when it is accessed
-        kind = header.get("SOPClassUID")
-        header.get("SeriesInstanceUID")
+    # pydicom parses an element only when it is accessed, and then raises if it is damaged
+    with convert_read_errors(file):
+        sop_class = header.get("SOPClassUID")
+        series_uid = header.get("SeriesInstanceUID")
         has_rows = bool(header.get("Rows"))
     if has_rows and text(header, "Modality") not in _NO_IMAGE:
         return header
-    if value_of(header, "SeriesInstanceUID") is None or not kind or "Image Storage" in kind.name:
+    should_be_image = not sop_class or "Image Storage" in sop_class.name
+    if not series_uid or should_be_image:
         raise ReadError(
             f"{file}: the image has no pixels and may be cut short. Copy it again from its source, "
             "or move it out of the folder."
@@ -247,17 +270,22 @@ def explain_unfit(header: "Header") -> str:
 
 
 def check_scan(path: Path, header: "Header") -> None:
-    """Raise `ReadError` if an image cannot be read or its header claims too many pixels."""
+    """Raise `ReadError` if an image cannot be read or its header claims too many pixels.
+
+    The claim is not checked if a codec such as JPEG compresses the pixels, because the ratio of its
+    compression has no bound.
+    """
     if reason := explain_unfit(header):
         raise ReadError(f"{path}: {reason}")
+    syntax = header.file_meta.TransferSyntaxUID
+    if _is_compressed(header) and syntax != _RLE:
+        return
     frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
     n_planes = max(n_frames(header), len(frames))
-    n_bits = whole_number(header, "BitsAllocated", 8)
-    n_bits *= int(header.Rows) * int(header.Columns) * n_planes
-    syntax = header.file_meta.TransferSyntaxUID
-    if not _is_compressed(header) or syntax == _RLE:
-        packed = syntax in (_RLE, _DEFLATED.decode())
-        check_size(path, n_bits // 8, compressed=packed)
+    n_pixels = int(header.Rows) * int(header.Columns) * n_planes
+    n_bits = n_pixels * whole_number(header, "BitsAllocated", 8)
+    is_packed = syntax in (_RLE, _DEFLATED.decode())
+    check_size(path, n_bits // 8, compressed=is_packed)
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:

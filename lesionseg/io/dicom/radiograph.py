@@ -32,7 +32,11 @@ logger = logging.getLogger(__name__)
 DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
 _MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
-_FUNCTIONS = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}  # with their smallest width
+# smallest width of a window by its function (PS3.3 C.11.2.1.2 and C.11.2.1.3); it must be positive
+_MIN_WIDTHS = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
+# PixelSpacing divided by the spacing of the detector: calibration on an object in the image gives
+# ratios near 1 / magnification, so a ratio outside this range is probably an error
+_USUAL_RATIO = (0.25, 2.0)
 
 
 def radiograph_file(path: Path) -> Path | None:
@@ -124,7 +128,10 @@ def rescale(
 def _apply_values_of_interest(
     grey: NDArray[Any], header: "Header", remarks: Remarks
 ) -> NDArray[np.float64]:
-    """Apply the first usable table or window of values of interest (VOI)."""
+    """Apply the first usable table or window of values of interest (VOI).
+
+    The values stay unchanged if there is none.
+    """
     from pydicom.pixels.processing import apply_voi, apply_windowing
 
     if value_of(header, "VOILUTSequence") is not None:
@@ -135,23 +142,26 @@ def _apply_values_of_interest(
         except Exception:  # a damaged table can cause any error in the library
             remarks.add("the table of values of interest cannot be used and is ignored")
     function = text(header, "VOILUTFunction").upper() or "LINEAR"
-    if function not in _FUNCTIONS:
+    if function not in _MIN_WIDTHS:
         remarks.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
     values = np.asarray(grey, dtype=np.float64)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
     if not centres or not widths:
-        if any(value_of(header, name) is not None for name in ("WindowCenter", "WindowWidth")):
+        states_centre = value_of(header, "WindowCenter") is not None
+        states_width = value_of(header, "WindowWidth") is not None
+        if states_centre or states_width:
             remarks.add("the window does not consist of a centre and a width and is ignored")
         return values
     for centre, width in zip(centres, widths, strict=False):
-        if width < _FUNCTIONS[function] or width <= 0:
+        if width <= 0 or width < _MIN_WIDTHS[function]:
             remarks.add(f"the window of width {width:g} is ignored")
             continue
         window = _make_window(header, function, centre, width)
         shown = np.asarray(apply_windowing(values, window), dtype=np.float64)
-        if _count_levels(shown) <= 2 < _count_levels(values):
+        has_lost_greys = _count_levels(values) > 2 and _count_levels(shown) <= 2
+        if has_lost_greys:
             remarks.add(
                 f"the window of centre {centre:g} and width {width:g} shows no grey values "
                 "and is ignored"
@@ -162,7 +172,7 @@ def _apply_values_of_interest(
 
 
 def _count_levels(values: NDArray[np.float64]) -> int:
-    """Count the distinct values of an image, but stop at 3."""
+    """Count the distinct values of an image, but stop at 3. This is faster than `np.unique`."""
     first = values.flat[0]
     others = values[values != first]
     if not others.size:
@@ -171,7 +181,10 @@ def _count_levels(values: NDArray[np.float64]) -> int:
 
 
 def _make_window(header: "Header", function: str, centre: float, width: float) -> "Header":
-    """Make a header with one window and the elements that determine its range of values."""
+    """Make a header with one window and the elements that determine its range of values.
+
+    pydicom takes a window only from a header, and it would choose from all windows of the file.
+    """
     from pydicom.dataset import Dataset
 
     window = Dataset()
@@ -221,8 +234,9 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     if stated and text(header, "PixelSpacingCalibrationType"):
         return stated, "calibrated"
     if stated and device_mm and not np.allclose(stated, device_mm, rtol=_SAME_SPACING, atol=0):
+        # the geometric mean of the ratios along both axes
         ratio = math.sqrt(stated[0] * stated[1] / (device_mm[0] * device_mm[1]))
-        if not 0.25 < ratio < 2:
+        if not _USUAL_RATIO[0] < ratio < _USUAL_RATIO[1]:
             remarks.add(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector, so sizes may be "
                 "wrong"
@@ -231,15 +245,27 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     mm = device_mm or stated
     if mm is None:
         return (1.0, 1.0), "unknown"
-    magnification = number(header, "EstimatedRadiographicMagnificationFactor")
-    to_detector = number(header, "DistanceSourceToDetector")
-    to_patient = number(header, "DistanceSourceToPatient")
-    if not magnification and to_detector and to_patient:
-        magnification = to_detector / to_patient
-    if detector_mm and magnification and magnification >= 1:
+    magnification = _read_magnification(header)
+    if detector_mm is not None and magnification is not None:
         in_patient = (mm[0] / magnification, mm[1] / magnification)
         return in_patient, f"{DETECTOR}, divided by the magnification"
     return mm, DETECTOR
+
+
+def _read_magnification(header: "Header") -> float | None:
+    """Return how much larger the detector shows the patient, or None if it is unknown.
+
+    The factor is stated, or follows from the distances of the X-ray source. A factor below 1 is
+    impossible and counts as unknown.
+    """
+    magnification = number(header, "EstimatedRadiographicMagnificationFactor")
+    if not magnification:
+        to_detector = number(header, "DistanceSourceToDetector")
+        to_patient = number(header, "DistanceSourceToPatient")
+        if not to_detector or not to_patient:
+            return None
+        magnification = to_detector / to_patient
+    return magnification if magnification >= 1 else None
 
 
 def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, float] | None:

@@ -51,16 +51,19 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
             "the mask of a radiograph as PNG, or give boxes."
         )
     with convert_read_errors(path):
-        values = _match_labels(path, _segment_names(header, modality), labels)
-        masks = {n: np.zeros(geometry.shape, dtype=bool) for n in values if values[n]}
+        label_of_segment = _match_labels(path, _segment_names(header, modality), labels)
+        masks: Masks = {}
+        for number, label in label_of_segment.items():
+            if label != 0:
+                masks[number] = np.zeros(geometry.shape, dtype=bool)
         if modality == "SEG":
             _draw_segments(path, header, geometry, masks)
         else:
             _draw_contours(path, header, geometry, masks)
-        marked = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
+        values = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
         for number, inside in masks.items():
-            marked[inside] = values[number]
-    return Reference(geometry, labels=marked)
+            values[inside] = label_of_segment[number]
+    return Reference(geometry, labels=values)
 
 
 def _segment_names(header: "Header", modality: str) -> dict[int, Any]:
@@ -100,7 +103,11 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
 
 
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
-    """Set the voxels of each segment in its mask."""
+    """Set the voxels of each segment in its mask.
+
+    Each frame of the file is one slice of one segment. It may have another order and orientation
+    than the image. Therefore pixels are located by their positions in the patient.
+    """
     check_scan(path, header)
     threshold = 0.5
     if str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL":
@@ -108,8 +115,10 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
         number = int(frame.elements.ReferencedSegmentNumber)
         if number in masks:
-            points = np.argwhere(pixels >= threshold) @ frame.axes_mm + frame.position
-            index = _round_to_grid(path, geometry.to_index(points @ LPS_TO_RAS[:3, :3]), geometry)
+            pixel_indices = np.argwhere(pixels >= threshold)  # [n, 2]: row and column
+            points_lps = pixel_indices @ frame.axes_mm + frame.position
+            points_ras = points_lps @ LPS_TO_RAS[:3, :3]
+            index = _round_to_grid(path, geometry.to_index(points_ras), geometry)
             masks[number][tuple(index.T)] = True
 
 
@@ -141,7 +150,8 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 def _round_to_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:
     """Round voxel indices `[n, axes]`. Raise `GeometryError` if they are off the grid.
 
-    `index` may have the first axes of `geometry` only.
+    `index` may have the first axes of `geometry` only: points of a contour must be on a slice, but
+    between pixels.
     """
     whole = np.rint(index).astype(np.int64)
     off = float(np.abs(index - whole).max(initial=0))

@@ -36,6 +36,15 @@ _MAY_BE_EMPTY = (
     "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 _LOCATED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+# the UIDs that results must have, with the UID from which a missing one is derived; in this order,
+# because the UID of the series may be missing as well
+_UID_SOURCES = {
+    "SeriesInstanceUID": "SOPInstanceUID",
+    "StudyInstanceUID": "SeriesInstanceUID",
+    "FrameOfReferenceUID": "SeriesInstanceUID",
+}
+# the number of a result's series is 100 times the scan's, plus 1 or 2; this keeps it below 2^31
+_MAX_SERIES_NUMBER = 10**6
 _OWN_CODES = "99LESIONSEG"  # coding scheme of the terms that the standard does not have
 
 
@@ -161,7 +170,7 @@ def _save(dataset: Any, path: Path) -> None:
 
 
 def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None]]]:
-    """Read the headers of a scan's files and the place of each slice; see `_Results`."""
+    """Read a scan's headers and where its slices are: `headers` and `slices` of `_Results`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
         header = _complete_header(read_header(radiograph))
@@ -169,11 +178,12 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
             # without a position the frame of reference has no meaning
             header.pop("FrameOfReferenceUID", None)
         return [header], []
-    files = series_headers(path)
+    header_of_file = series_headers(path)
     stack, geometry = read_stack(path)
-    index: dict[Path, int] = {}
-    slices = [(index.setdefault(piece.path, len(index)), piece.frame) for piece in stack]
-    headers = [_complete_header(files[file]) for file in index]
+    files = list(dict.fromkeys(piece.path for piece in stack))  # an enhanced file has many slices
+    index_of_file = {file: index for index, file in enumerate(files)}
+    slices = [(index_of_file[piece.path], piece.frame) for piece in stack]
+    headers = [_complete_header(header_of_file[file]) for file in files]
     for header in headers:  # the files may state wrong distances, or none
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
@@ -181,7 +191,10 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
 
 
 def _complete_header(header: "Header") -> "Header":
-    """Set the elements that results must have, if they are absent or not valid."""
+    """Set the elements that results must have, if they are absent or not valid.
+
+    highdicom copies these elements from the scan and raises if one is missing or malformed.
+    """
     from pydicom.valuerep import DA, TM
 
     for name in _MAY_BE_EMPTY:
@@ -190,15 +203,14 @@ def _complete_header(header: "Header") -> "Header":
     for name, parse in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
         try:
             parse(str(header[name].value))
-        except ValueError:
+        except ValueError:  # the text is not a date or a time
             setattr(header, name, "")
     if str(header.PatientSex) not in ("M", "F", "O"):
         header.PatientSex = ""
     header.Modality = str(header.get("Modality", None) or "OT")
-    for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+    for name, source in _UID_SOURCES.items():
         if not header.get(name):
-            parent = "SOPInstanceUID" if name.startswith("Series") else "SeriesInstanceUID"
-            setattr(header, name, _derive_uid(header[parent].value, name))
+            setattr(header, name, _derive_uid(header[source].value, name))
     return header
 
 
@@ -206,7 +218,9 @@ def _derive_uid(*parts: object) -> str:
     """Return a UID that depends only on `parts`."""
     from pydicom.uid import generate_uid
 
-    return str(generate_uid(entropy_srcs=[repr([str(part) for part in parts])]))
+    # the text of a list keeps the parts separate: ("a", "b") and ("ab",) give different UIDs
+    entropy = repr([str(part) for part in parts])
+    return str(generate_uid(entropy_srcs=[entropy]))
 
 
 def _label_name(labels: Mapping[int, str], value: int) -> str:
@@ -296,10 +310,15 @@ class _Results:
         return name[: _MAX_LABEL_CHARACTERS - len(number)].rstrip() + number
 
     def common_elements(self, kind: str, nth: int) -> dict[str, Any]:
-        """Return the arguments that both objects share. Their date is the date of the study."""
+        """Return the arguments that the constructors of SEG and SR share.
+
+        Args:
+            kind: "SEG" or "SR", from which the UIDs are derived.
+            nth: 1 for the SEG, 2 for the SR: the last digit of the series number.
+        """
         header = self.headers[0]
         key = self.origin.key
-        series_number = min(int(header.get("SeriesNumber", None) or 0), 10**6)
+        series_number = min(int(header.get("SeriesNumber", None) or 0), _MAX_SERIES_NUMBER)
         return {
             "series_instance_uid": self.uid(f"{kind} series", key),
             # another machine may round differently, and different objects need different UIDs
@@ -310,52 +329,59 @@ class _Results:
             "manufacturer_model_name": "lesionseg",
             "software_versions": self.origin.version,
             "device_serial_number": self.origin.bundle,
+            # not today, because the same run must give the same bytes
             "content_date": header.StudyDate or "19700101",
             "content_time": header.StudyTime or "000000",
             "specific_character_set": "ISO_IR 192",
         }
 
     def make_segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
-        """Make a binary SEG.
+        """Make a binary SEG, in which each segment is a candidate or a label.
+
+        Segments are labels if there are too many candidates. They are also labels if labels are
+        regions, because a candidate may then contain several regions.
 
         Returns:
             The SEG, or None if no accepted candidate has voxels, and the segment number of each
-            candidate. The numbers are empty if labels are the segments, because they are regions or
-            because there are too many candidates.
+            candidate. The numbers are empty if segments are labels.
         """
-        values: NDArray[Any] | None = self.prediction.instances
-        present = set() if values is None else set(present_values(values))
-        candidates = [candidate for candidate in self.accepted if candidate.id in present]
-        if values is None or not candidates:
+        instances = self.prediction.instances
+        if instances is None:
             return None, {}
-        by_label = len(candidates) > MOST_SEGMENTS or self.prediction.values is not None
-        if by_label:
+        ids = set(present_values(instances))
+        candidates = [candidate for candidate in self.accepted if candidate.id in ids]
+        if not candidates:
+            return None, {}
+        values: NDArray[Any] = instances
+        name_of_value = {candidate.id: self.tracking_name(candidate) for candidate in candidates}
+        number_of_candidate = {candidate.id: n for n, candidate in enumerate(candidates, start=1)}
+        has_regions = self.prediction.values is not None
+        if has_regions or len(candidates) > MOST_SEGMENTS:
             values = self.prediction.mask()
-            present_labels = sorted(value for value in present_values(values) if value)
-            segments = {value: _label_name(mask_labels, value) for value in present_labels}
-            numbers = {}
-        else:
-            segments = {candidate.id: self.tracking_name(candidate) for candidate in candidates}
-            numbers = {candidate.id: n for n, candidate in enumerate(candidates, start=1)}
-        number_of_value = np.zeros(int(values.max()) + 1, np.uint8)  # 0 means background
-        number_of_value[list(segments)] = np.arange(len(segments)) + 1
+            labels = sorted(value for value in present_values(values) if value)
+            name_of_value = {label: _label_name(mask_labels, label) for label in labels}
+            number_of_candidate = {}
+        # look-up table from voxel value to segment number; 0 means background
+        number_of_value = np.zeros(int(values.max()) + 1, np.uint8)
+        number_of_value[list(name_of_value)] = np.arange(len(name_of_value)) + 1
         images, pixels = self._arrange_frames(values, number_of_value)
         used = {id(image) for image in images}
+        unused = [header for header in self.headers if id(header) not in used]
         dataset = self.hd.seg.Segmentation(
             source_images=images,
             pixel_array=pixels,
             segmentation_type=self.hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=self._describe_segments(list(segments.values())),
+            segment_descriptions=self._describe_segments(list(name_of_value.values())),
             content_label="LESIONS",
             content_description=RESEARCH_ONLY,
             series_description="lesionseg: lesions (research use only)",
-            further_source_images=[h for h in self.headers if id(h) not in used] or None,
+            further_source_images=unused or None,
             **self.common_elements("SEG", 1),
         )
         uid = self.uid("dimensions", self.origin.key)  # replaces the random UID of the library
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
-        return _remove_times(dataset), numbers
+        return _remove_times(dataset), number_of_candidate
 
     def _describe_segments(self, names: Sequence[str]) -> list[Any]:
         """Return the description of each segment, numbered from 1."""
@@ -392,19 +418,27 @@ class _Results:
         Each frame refers to a source image. Slices whose distances differ a little therefore keep
         their own positions. highdicom accepts only one enhanced file in this form. If a scan
         consists of several, the frames become a volume that states its own position.
+
+        Args:
+            values: The voxel values `[*spatial]`.
+            number_of_value: The segment number of each voxel value.
         """
-        if not self.slices:
+        is_radiograph = not self.slices
+        if is_radiograph:
             return self.headers, number_of_value[values]
-        planes = np.flatnonzero(number_of_value[values].any(axis=(1, 2))).tolist()
-        if all(frame is None for _, frame in self.slices):
-            return [self.headers[z] for z in planes], number_of_value[values[planes]]
-        if len(self.headers) == 1:
+        marked = np.flatnonzero(number_of_value[values].any(axis=(1, 2))).tolist()
+        are_classic_files = all(frame is None for _, frame in self.slices)
+        if are_classic_files:  # slice z is the file z
+            return [self.headers[z] for z in marked], number_of_value[values[marked]]
+        if len(self.headers) == 1:  # one enhanced file: in the order of its frames
             order = np.argsort([frame or 0 for _, frame in self.slices])
             return self.headers, number_of_value[values[order]]
+        first = marked[0]
+        last = marked[-1]
         affine = LPS_TO_RAS @ self.prediction.geometry.affine
-        affine[:, 3] += affine[:, 0] * planes[0]
+        affine[:, 3] += affine[:, 0] * first  # the origin moves to the first marked slice
         volume = self.hd.Volume(
-            number_of_value[values[planes[0] : planes[-1] + 1]],
+            number_of_value[values[first : last + 1]],
             affine,
             "PATIENT",
             frame_of_reference_uid=str(self.headers[0].FrameOfReferenceUID),
@@ -423,8 +457,8 @@ class _Results:
         Args:
             seg: The segmentation, or None.
             segments: The number of a candidate's segment in `seg`. Other candidates get boxes.
-            since: See `write_dicom_results`.
-            remark: See `write_dicom_results`.
+            since: See `Comparison`.
+            remark: See `Comparison`.
         """
         sr = self.hd.sr
         code = sr.CodedConcept
@@ -517,9 +551,9 @@ class _Results:
         regions = self._outline_box(candidate) if number is None else None
         evaluations = None
         if state:
-            change = codes.own("change", "Change since the earlier visit")
-            now = codes.own(f"state-{state}", state.capitalize())
-            evaluations = [sr.QualitativeEvaluation(change, now)]
+            question = codes.own("change", "Change since the earlier visit")
+            finding = codes.own(f"state-{state}", state.capitalize())
+            evaluations = [sr.QualitativeEvaluation(question, finding)]
         tracking = self._make_tracking_identifier(self.tracking_name(candidate))
         measurements = self._make_measurements(candidate, volume_before)
         if self.slices:
@@ -612,12 +646,15 @@ class _Results:
         top, left = np.clip(candidate.start_vox[-2:], 0, shape).tolist()
         bottom, right = np.clip(candidate.stop_vox[-2:], 0, shape).tolist()
         corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-        first = min(max(floor(candidate.start_vox[0]), 0), max(len(self.slices) - 1, 0))
-        last = max(ceil(candidate.stop_vox[0]), first + 1)
+        slices: Sequence[tuple[int, int | None]] = [(0, None)]  # the only image of a radiograph
+        if self.slices:
+            # a box may extend beyond the scan, but it must be drawn on one slice at least
+            first = min(max(floor(candidate.start_vox[0]), 0), len(self.slices) - 1)
+            stop = max(ceil(candidate.stop_vox[0]), first + 1)
+            slices = self.slices[first:stop]
         regions = []
-        one_image: list[tuple[int, int | None]] = [(0, None)]  # a radiograph has no slices
-        for index, frame in self.slices[first:last] or one_image:
-            frames = None if frame is None else [frame + 1]
+        for index, frame in slices:
+            frames = None if frame is None else [frame + 1]  # DICOM counts frames from 1
             image = sr.SourceImageForRegion.from_source_image(self.headers[index], frames)
             regions.append(sr.ImageRegion("POLYLINE", np.array(corners), image))
         return regions

@@ -95,22 +95,23 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
             radiographs.append((file, header))
         else:
             series[text(header, "SeriesInstanceUID")][file] = header
-    scans = [_describe_file(file, header) for file, header in radiographs]
-    several_files = list[dict[Path, Header]]()
+    single_files = list(radiographs)
+    series_of_several = list[dict[Path, Header]]()
     for headers in series.values():
         if len(headers) == 1:
-            scans += [_describe_file(file, header) for file, header in headers.items()]
+            single_files += headers.items()
         else:
-            several_files.append(headers)
-    first_headers = [header for _, header in radiographs]
-    first_headers += [next(iter(headers.values())) for headers in series.values()]
-    numbers = [text(header, "SeriesNumber") for header in first_headers]
-    n_fit = sum(not _are_all_unfit(headers) for headers in several_files)
-    for headers in several_files:
-        scans.append(_describe_series(headers, numbers, is_only_series=n_fit <= 1))
-    has_series = any(not scan.unfit for scan in scans if len(scan.files) > 1)
-    if has_series:
-        damaged = [each for each in damaged if read_series_uid(each.place) not in ("", *series)]
+            series_of_several.append(headers)
+    scans = [_describe_file(file, header) for file, header in single_files]
+    one_header_of_each = [header for _, header in single_files]
+    one_header_of_each += [next(iter(headers.values())) for headers in series_of_several]
+    numbers = [text(header, "SeriesNumber") for header in one_header_of_each]
+    n_readable = sum(not _are_all_unfit(headers) for headers in series_of_several)
+    for headers in series_of_several:
+        scans.append(_describe_series(headers, numbers, is_only_series=n_readable <= 1))
+    if n_readable > 0:
+        # the reader of a series reports a damaged file that may be one of its slices
+        damaged = [scan for scan in damaged if read_series_uid(scan.place) not in ("", *series)]
     return scans + damaged, others
 
 
@@ -158,12 +159,13 @@ def _describe_series(
     file, header = next(iter(headers.items()))
     number = text(header, "SeriesNumber")
     uid = text(header, "SeriesInstanceUID")
+    is_only_scan = len(numbers) == 1
     is_unique = number != "" and numbers.count(number) == 1
     key = number if is_unique else uid
     digits = sha256(uid.encode()).hexdigest()[:_UID_DIGITS]
     own_name = f"{number}_{digits}" if number.isdecimal() else digits
     return DicomScan(
-        place=file.parent if len(numbers) == 1 else file.parent / f"series={key}",
+        place=file.parent if is_only_scan else file.parent / f"series={key}",
         files=tuple(headers),
         name="" if is_only_series else own_name,
         other_name=own_name if is_only_series else "",

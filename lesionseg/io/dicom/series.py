@@ -199,11 +199,13 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             logger.debug("%s is left out: it is not a DICOM image.", file)
     wanted: dict[Path, Header] = {}
     for file, header in headers.items():
-        if name in (None, _number(header), _uid(header)):
+        is_wanted = name is None or name in (_number(header), _uid(header))
+        if is_wanted:
             wanted[file] = header
     uids = {_uid(header) for header in wanted.values()}
     for file, fault in damaged.items():
-        if name is None or not wanted or read_series_uid(file) in ("", *uids):
+        is_only_series = name is None or not wanted
+        if is_only_series or read_series_uid(file) in ("", *uids):
             raise fault
     if not wanted:
         known = ", ".join(sorted({_PREFIX + _number(header) for header in headers.values()}))
@@ -318,6 +320,7 @@ def _even_step(
             "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
         )
     whole = places[-1] - places[0]
+    # the part of the way that is parallel to the slices, in pixels along columns and rows
     drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
     if drift.max() > _MAX_DRIFT_PIXELS:
         raise GeometryError(
@@ -330,11 +333,13 @@ def _even_step(
 def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
     """Yield the slice of a classic file, or those of an enhanced file.
 
-    The elements of an enhanced frame are in the functional groups of the file and of the frame.
+    An enhanced frame has its elements, such as its position, in functional groups: sequences with
+    one item each. Elements in shared groups apply to all frames, those of a frame's own groups
+    replace them. The items are copied into one flat header, so that both kinds of files look alike.
     """
     from pydicom.dataset import Dataset
 
-    shared = header.get("SharedFunctionalGroupsSequence", None) or ()
+    shared = header.get("SharedFunctionalGroupsSequence", None) or ()  # one item, or none
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
     if not frames:
         yield DicomSlice(path, None, header)
