@@ -24,7 +24,7 @@ from lesionseg.ops.fast_convolutions import Floats, Map, Moments, Part
 _CHANNELS = 8  # numbers of channels are multiples of it
 _PATCH = 4  # rows of the output that Winograd's algorithm computes together
 _PATCHES = 48  # patches of a strip of rows; their transforms fit into the second cache
-_MOST_PLANES = 12
+_MOST_PLANES = 12  # planes that Winograd's algorithm computes together
 _POINTS = 36  # transformed weights per 3 × 3 weights
 _MOST_WEIGHTS = 1 << 22  # 16 MB; the coarsest layers have more, but take little time
 _NO_ACTIVATION = np.float32(1)
@@ -79,13 +79,15 @@ class _Workers:
     def split(self, shape: Sequence[int], rows: int) -> list[Part]:
         """Divide planes and rows into parts of at most `rows` rows, at least one per thread."""
         n_planes, n_rows = shape[:2]
-        n_strips = -(-n_rows // rows)
-        n_slabs = min(n_planes, -(-self.n // n_strips)) if self.n > 1 else 1
-        thick = -(-n_planes // n_slabs)
+        n_strips = _divide_up(n_rows, rows)
+        n_slabs = 1
+        if self.n > 1:
+            n_slabs = min(n_planes, _divide_up(self.n, n_strips))
+        planes = _divide_up(n_planes, n_slabs)
         parts = []
-        for z in range(0, n_planes, thick):
+        for z in range(0, n_planes, planes):
             for y in range(0, n_rows, rows):
-                parts.append(Part(z, min(z + thick, n_planes), y, min(y + rows, n_rows)))
+                parts.append(Part(z, min(z + planes, n_planes), y, min(y + rows, n_rows)))
         return parts
 
 
@@ -114,9 +116,9 @@ class _Convolution:
 
     def __call__(self, first: Map, second: Map | None, workers: _Workers) -> Map:
         """Return the activated output for one map, or for the concatenation of two."""
-        shape = tuple(
-            -(-n // step) for n, step in zip(first.array.shape[:3], self.stride, strict=True)
-        )
+        sides = zip(first.array.shape[:3], self.stride, strict=True)
+        shape = tuple(_divide_up(n, step) for n, step in sides)
+        n_patches_across = _divide_up(shape[2], _PATCH)
         out = np.empty((*shape, self.n_out), dtype=np.float32)
 
         def work(part: Part) -> Moments:
@@ -124,9 +126,11 @@ class _Convolution:
             moments = Moments(np.zeros(1, dtype=np.int64), np.zeros(n), np.zeros(n))
             if self.is_winograd:
                 other = _nothing(first) if second is None else second
-                n_patches = -(-(part.stop_row - part.first_row) // _PATCH) * -(-shape[2] // _PATCH)
-                depth = max(1, min(_MOST_PLANES, 2 * _PATCHES // n_patches))
-                depth = min(depth, part.stop_plane - part.first_plane)
+                n_patches_down = _divide_up(part.stop_row - part.first_row, _PATCH)
+                # planes that are computed together: more if a plane has few patches
+                n_planes = part.stop_plane - part.first_plane
+                depth = 2 * _PATCHES // (n_patches_down * n_patches_across)
+                depth = min(max(depth, 1), _MOST_PLANES, n_planes)
                 fast.convolve_winograd(first, other, self.packed, out, part, depth, moments)
             else:
                 whole = first if second is None else _plain(_concatenate(first, second))
@@ -134,7 +138,7 @@ class _Convolution:
                 fast.convolve_directly(whole, self.packed, window, out, part, moments)
             return moments
 
-        rows = _PATCH * max(1, _PATCHES // -(-shape[2] // _PATCH))
+        rows = _PATCH * max(1, _PATCHES // n_patches_across)
         return self.norm.apply(out, workers.run(work, workers.split(shape, rows)))
 
 
@@ -147,6 +151,7 @@ class _Residual:
         self.slope = np.float32(block.activation.negative_slope)
         self.stride: Sizes | None = None
         self.past: _Convolution | None = None
+        # the skip connection: an average over the stride, a convolution and its norm, if needed
         layers: list[Any] = list(block.past)
         if layers and not isinstance(layers[0], nn.Conv2d | nn.Conv3d):
             self.stride = _sizes(layers.pop(0).kernel_size)
@@ -158,7 +163,7 @@ class _Residual:
         past = one if other is None else _plain(_concatenate(one, other))
         inner = self.second(self.first(one, other, workers), None, workers)
         shape = inner.array.shape
-        rows = -(-shape[1] // max(1, workers.n))
+        rows = _divide_up(shape[1], max(1, workers.n))
         if self.stride is not None:
             pooled = np.empty((*shape[:3], past.array.shape[3]), dtype=np.float32)
             stride, unpooled = self.stride, past
@@ -200,7 +205,8 @@ class _Up:
         def work(part: Part) -> None:
             fast.upsample(one, self.packed, self.bias, self.stride, out, part)
 
-        workers.run(work, workers.split(shape, -(-shape[1] // max(1, workers.n))))
+        rows = _divide_up(shape[1], max(1, workers.n))
+        workers.run(work, workers.split(shape, rows))
         return _plain(out)
 
 
@@ -226,8 +232,9 @@ class FastUNet(nn.Module):
         head: Any = network.heads[0].conv
         weight = _numbers(head.weight).reshape(head.weight.shape[:2])
         self.n_outputs = len(weight)
-        filled = np.pad(weight, ((0, -len(weight) % 8), (0, 0)))
-        self.packed = fast.pack_columns(filled.T, 8)
+        n_missing = -len(weight) % _CHANNELS  # outputs of zeros up to a multiple of 8
+        filled = np.pad(weight, ((0, n_missing), (0, 0)))
+        self.packed = fast.pack_columns(filled.T, _CHANNELS)
         self.bias = _numbers(head.bias).astype(np.float32)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
@@ -244,11 +251,11 @@ class FastUNet(nn.Module):
         workers = _Workers()
         try:
             for case, logits in zip(image, out, strict=True):
-                array = case.float() if case.ndim == 4 else case[:, None].float()
-                flat = logits if logits.ndim == 4 else logits[:, None]
-                self._run(
-                    array.float().permute(1, 2, 3, 0).contiguous().numpy(), flat.numpy(), workers
-                )
+                if case.ndim == 3:  # a 2-D image is a volume of one plane
+                    case = case[:, None]
+                    logits = logits[:, None]
+                channels_last = case.float().permute(1, 2, 3, 0).contiguous()
+                self._run(channels_last.numpy(), logits.numpy(), workers)
         finally:
             workers.close()
         return [out]
@@ -261,10 +268,10 @@ class FastUNet(nn.Module):
             for block in stage:
                 x = block(x, None, workers)
             skips.append(x)
-        skips.pop()
+        skips.pop()  # the coarsest map, which is `x`
         for up, stage in zip(reversed(self.ups), reversed(self.decoder), strict=True):
             x = up(x, workers)
-            other: Map | None = skips.pop()
+            other: Map | None = skips.pop()  # an input of the first block only
             for block in stage:
                 x = block(x, other, workers)
                 other = None
@@ -272,8 +279,8 @@ class FastUNet(nn.Module):
         def project(part: Part) -> None:
             fast.project(x, self.packed, self.bias, logits, part)
 
-        shape = image.shape
-        workers.run(project, workers.split(shape, -(-shape[1] // max(1, workers.n))))
+        rows = _divide_up(image.shape[1], max(1, workers.n))
+        workers.run(project, workers.split(image.shape, rows))
 
 
 def make_fast(network: nn.Module) -> nn.Module:
@@ -312,6 +319,11 @@ def _sizes(sizes: Sequence[int]) -> Sizes:
 def _spatial(weight: NDArray[np.float64], before: int) -> NDArray[np.float64]:
     """Return weights with three spatial axes after the first `before` axes."""
     return weight if weight.ndim == before + 3 else np.expand_dims(weight, before)
+
+
+def _divide_up(n: int, step: int) -> int:
+    """Return n / step, rounded up."""
+    return -(-n // step)
 
 
 def _width(n_out: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ def fit_anchors(
     sides = np.maximum(np.asarray(extents, dtype=float), 1.0)
     strides = np.asarray(total_strides(architecture.strides), dtype=float)
     # no anchors at full resolution, unless the backbone has no coarser stage
-    finest = min(int(strides[0].max() == 1), len(strides) - 1)
+    is_first_full_resolution = strides[0].max() == 1
+    finest = 1 if is_first_full_resolution and len(strides) > 1 else 0
     if sides.size == 0:
         stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
         octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
@@ -64,7 +66,9 @@ def fit_anchors(
             "default sizes, because there are no lesions",
         )
     sides = sides[np.argsort(sides.prod(axis=1), kind="stable")]
-    sides = sides[np.linspace(0, len(sides) - 1, min(len(sides), _MOST_LESIONS)).astype(int)]
+    n_used = min(len(sides), _MOST_LESIONS)
+    evenly_spaced = np.linspace(0, len(sides) - 1, n_used).astype(int)
+    sides = sides[evenly_spaced]
     stages = _choose_stages(sides, strides, finest)
     volume = sides.prod(axis=1)
     is_small = volume <= np.percentile(volume, SMALL_PERCENT)  # True for at least one lesion
@@ -86,7 +90,9 @@ def fit_anchors(
         f"size; {100 * small_recall:.0f} % of the smallest tenth of lesions have an IoU of "
         f"{GOOD_IOU:g} or more"
     )
-    if (_CELLS_ACROSS * step > np.percentile(sides, SMALL_PERCENT, axis=0)).any():
+    small = np.percentile(sides, SMALL_PERCENT, axis=0)
+    are_small_resolved = (small >= _CELLS_ACROSS * step).all()
+    if not are_small_resolved:
         reason += f"; the smallest tenth are less than {_CELLS_ACROSS:g} cells of the finest level"
         reason += " across"
     return Decision(found, reason)
@@ -97,7 +103,8 @@ def _make_anchors(
 ) -> AnchorPlan:
     """Distribute anchor sizes, in ascending order, over the levels.
 
-    Neighbouring levels share one size. The heads have as many channels as the backbone at the
+    Neighbouring levels share one size. Of the sizes 0 to 5, for example, the first of two levels
+    gets 0 to 3 and the second gets 2 to 5. The heads have as many channels as the backbone at the
     finest level, rounded up to a multiple of 8, at least 16 and at most 128.
     """
     n_each = min(N_SHAPES + 1, len(shapes))
@@ -106,7 +113,7 @@ def _make_anchors(
         end = min(N_SHAPES * level + n_each, len(shapes))
         own = shapes[end - n_each : end].round(2)
         sizes.append(tuple(tuple(size) for size in own.tolist()))
-    width = -(-architecture.features[stages[0]] // 8) * 8  # group norms have 8 groups
+    width = ceil(architecture.features[stages[0]] / 8) * 8  # group norms have 8 groups
     return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128), floor=BOX_FLOOR)
 
 
@@ -135,6 +142,7 @@ def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))
+    # the mean of both, because by rank alone nearly all would be the most common sizes
     even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
     even_by_size = np.linspace(even_by_rank[0], even_by_rank[-1], k)
     wanted = (even_by_rank + even_by_size) / 2
@@ -145,9 +153,10 @@ def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
             for factor in (step, 1 / step):
                 candidate = shapes.copy()
                 candidate[row, axis] *= factor
-                if (better := weights @ _best_iou(sides, candidate)) > score:
+                score_of_candidate = weights @ _best_iou(sides, candidate)
+                if score_of_candidate > score:
                     shapes = candidate
-                    score = better
+                    score = score_of_candidate
     return np.asarray(shapes[np.argsort(shapes.prod(axis=1), kind="stable")])
 
 

@@ -231,9 +231,15 @@ def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> Ch
     facts = [n for n in facts if n.nonzero[c] > 0] or facts
     samples = [n.sample[c] for n in facts]
     name = dataset.channel_names[c]
-    is_ct = name.strip().casefold() == "ct"
-    is_ct |= dataset.dims == 3 and bool(np.median([s.min() for s in samples]) < MIN_MRI)
-    body = np.concatenate([s[s > AIR_HU] if is_ct else s[s != 0] for s in samples])
+    is_named_ct = name.strip().casefold() == "ct"
+    has_hounsfield_units = False
+    if dataset.dims == 3:
+        has_hounsfield_units = bool(np.median([sample.min() for sample in samples]) < MIN_MRI)
+    is_ct = is_named_ct or has_hounsfield_units
+    if is_ct:
+        body = np.concatenate([sample[sample > AIR_HU] for sample in samples])
+    else:
+        body = np.concatenate([sample[sample != 0] for sample in samples])
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,

@@ -95,8 +95,11 @@ class _Division:
             if self._n_trained[label]:
                 continue
             can_go = self._dispensable() & self.has_label[:, label]
-            is_spare = ~self.is_held & ~(self.has_label & (self._n_trained == 1)).any(axis=1)
-            if not can_go.any() or not (is_spare.any() or self.is_held.sum() > 1):
+            # units in training without which training keeps each of its labels
+            is_last_in_training = (self.has_label & (self._n_trained == 1)).any(axis=1)
+            is_spare = ~self.is_held & ~is_last_in_training
+            keeps_validation = is_spare.any() or self.is_held.sum() > 1
+            if not can_go.any() or not keeps_validation:
                 continue
             gone = self._draw_best(can_go, np.zeros(len(self.units), dtype=np.int64))
             self.is_held[gone] = False

@@ -179,11 +179,14 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
     """
     sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
     shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
-    unit = np.pi / (6 if draft.dims == 3 else 4) / np.prod(draft.spacing_mm)
+    diameters_mm = np.asarray(fingerprint.diameters_mm, dtype=np.float64)
+    # a ball of diameter d has the volume π/6 · d³, a disc the area π/4 · d²
+    volume_of_unit_ball = np.pi / (6 if draft.dims == 3 else 4)
+    voxels_of_unit_ball = volume_of_unit_ball / np.prod(draft.spacing_mm)
     return _GridSizes(
         median_shape=tuple(int(n) for n in np.ceil(np.median(shapes, axis=0))),
         n_voxels=float(shapes.prod(axis=1).sum()),
-        lesion_voxels=unit * np.asarray(fingerprint.diameters_mm, dtype=np.float64) ** draft.dims,
+        lesion_voxels=voxels_of_unit_ball * diameters_mm**draft.dims,
     )
 
 

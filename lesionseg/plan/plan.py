@@ -108,6 +108,7 @@ def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], 
 
 
 def _multiply(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the products of two strides along each axis."""
     return tuple(a * b for a, b in zip(one, other, strict=True))
 
 
@@ -329,9 +330,10 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     n_labels = len(plan.labels)
     n_stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
-    fits = {
+    are_labels_distinct = len(set(plan.labels.values)) == n_labels
+    is_consistent_by_key = {
         "label_names": len(plan.labels.names) == n_labels,
-        "label_values": len(set(plan.labels.values)) == n_labels > 0,
+        "label_values": n_labels > 0 and are_labels_distinct,
         "regions": len(plan.labels.regions) in (0, n_labels),
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
@@ -340,10 +342,10 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     }
     if anchors is not None:
         n_levels = len(anchors.stages)
-        fits["anchors.stages"] = len(anchors.sizes) == n_levels > 0 and max(anchors.stages) < len(
-            shape.features
-        )
-    for key, is_consistent in fits.items():
+        has_sizes = n_levels > 0 and len(anchors.sizes) == n_levels
+        exists = has_sizes and max(anchors.stages) < len(shape.features)
+        is_consistent_by_key["anchors.stages"] = exists
+    for key, is_consistent in is_consistent_by_key.items():
         if not is_consistent:
             raise BundleError(
                 f"{where}: {key} does not fit the other keys. Restore the file that train wrote."

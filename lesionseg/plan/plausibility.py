@@ -147,7 +147,10 @@ def _count_boxes(reference: Reference) -> _BoxCounts:
 
 
 def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
-    """Count the boxes that equal an earlier box of their label, and those that nearly equal one."""
+    """Count the boxes that equal an earlier box of their label, and those that nearly equal one.
+
+    All pairs of boxes are compared in blocks of rows, so that the matrices stay small.
+    """
     boxes = stated.boxes
     label = np.array(stated.labels)
     dims = boxes.shape[1] // 2
@@ -158,7 +161,10 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
     n_overlapping = 0
     for first in range(0, len(boxes), _BLOCK):
         rows = slice(first, first + _BLOCK)
-        sides = np.minimum(stop[rows, None], stop[None]) - np.maximum(start[rows, None], start)
+        # sides of the intersections `[rows, n, dims]`; negative if two boxes are separate
+        lower = np.maximum(start[rows, None], start[None])
+        upper = np.minimum(stop[rows, None], stop[None])
+        sides = upper - lower
         shared = np.prod(np.maximum(sides, 0), axis=2)
         union = volumes[rows, None] + volumes[None] - shared
         places = np.arange(len(boxes))
@@ -181,8 +187,9 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
     n_boxes = sum(one.n_boxes for one in facts.values())
     n_outside = sum(one.n_outside for one in facts.values())
     n_corners = sum(one.n_as_corners for one in facts.values())
-    is_corners = n_corners == n_boxes > 0 and (n_outside > 0 or n_boxes >= _MIN_CORNERS)
-    if is_corners and dataset.convention == "coco":
+    do_all_fit_as_corners = n_boxes > 0 and n_corners == n_boxes
+    is_no_coincidence = n_outside > 0 or n_boxes >= _MIN_CORNERS
+    if do_all_fit_as_corners and is_no_coincidence and dataset.convention == "coco":
         detail = f" All {n_boxes} fit their images as corners."
         if n_outside:
             verb = "reaches" if n_outside == 1 else "reach"

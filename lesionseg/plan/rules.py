@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, prod
+from math import ceil, inf, prod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -91,17 +91,27 @@ def spacing(
             reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
             reason += f" {RESOLVED_VOXELS} voxels across"
         similar = spacing < 2 * spacing.min()
-        coarsest = spacing[similar].max()
         is_flat = table.shape[1] == 2
-        lowest = float(np.percentile(diameters_mm, 100 - LARGE_SHARE if is_flat else 0))
-        are_resolved = not is_flat or small >= RESOLVED_VOXELS * 2 * coarsest
-        are_large = lowest > LARGE_VOXELS * coarsest and are_resolved
+        are_large = _are_lesions_large(diameters_mm, float(spacing[similar].max()), is_flat=is_flat)
         if are_large and not device.startswith("cuda"):
             spacing = np.where(similar, 2 * spacing, spacing)
             which = f"{LARGE_SHARE} % of the lesions are" if is_flat else "every lesion is"
             reason += f"; half the resolution, because {which} more than "
             reason += f"{LARGE_VOXELS} voxels across"
     return Decision(tuple(round(float(s), 6) for s in spacing), reason)
+
+
+def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_flat: bool) -> bool:
+    """Return True if the lesions are large enough for half the resolution (see `spacing`).
+
+    `spacing_mm` is the coarsest spacing before it is doubled. `is_flat` is True for 2-D images.
+    """
+    large_mm = LARGE_VOXELS * spacing_mm
+    if not is_flat:
+        return bool(min(diameters_mm) > large_mm)
+    are_most_large = np.percentile(diameters_mm, 100 - LARGE_SHARE) > large_mm
+    are_small_resolved = np.percentile(diameters_mm, 5) >= RESOLVED_VOXELS * 2 * spacing_mm
+    return bool(are_most_large and are_small_resolved)
 
 
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
@@ -132,14 +142,17 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
         )
     body = channel.body
     lesion = channel.lesion or channel.body
+    # mean and variance of a mixture in which body and lesions have half the weight each
     mean = (body.mean + lesion.mean) / 2
-    spread = (body.std**2 + lesion.std**2) / 2 + (body.mean - lesion.mean) ** 2 / 4
+    within = (body.std**2 + lesion.std**2) / 2
+    between = (body.mean - lesion.mean) ** 2 / 4
+    std = float(np.sqrt(within + between))
     scale = Normalisation(
         "dataset",
         lower=round(min(body.lower, lesion.lower), 3),
         upper=round(max(body.upper, lesion.upper), 3),
         mean=round(mean, 3),
-        std=round(max(float(np.sqrt(spread)), 1e-3), 3),
+        std=round(max(std, 1e-3), 3),  # a constant channel must not be divided by 0
     )
     return Decision(scale, f"Hounsfield units clipped to {scale.lower:.0f}..{scale.upper:.0f}")
 
@@ -169,7 +182,10 @@ def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[Cand
     the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
-    least = 1 if smallest <= 10 else int(min(max(smallest // 10, 2), 10))
+    least = 1
+    if smallest > 10:
+        tenth = smallest // 10
+        least = int(min(max(tenth, 2), 10))
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,
@@ -236,8 +252,12 @@ class DeviceBudget:
             size = size / stride
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
-            kernels.append(tuple(np.where((mm > 2 * mm.min()) | (size < 2), 1, 3).tolist()))
-            can_halve = (size >= 2 * MIN_SIDE) & ((size % 2 == 0) | (not exact))
+            # a single voxel has no neighbours to convolve with either
+            is_not_convolved = (mm > 2 * mm.min()) | (size < 2)
+            kernels.append(tuple(np.where(is_not_convolved, 1, 3).tolist()))
+            can_halve = size >= 2 * MIN_SIDE
+            if exact:
+                can_halve &= size % 2 == 0
             finest = mm.min(initial=inf, where=can_halve)
             stride = np.where(can_halve & (mm < 2 * finest), 2, 1)
         n = len(strides)
@@ -324,10 +344,14 @@ def multiplications(
         decoder = architecture.blocks if stage < n - 1 else 0
         encoder = architecture.blocks
         if architecture.encoder_blocks:
-            encoder = 2 * architecture.encoder_blocks[stage] + (stage == 0)
+            encoder = 2 * architecture.encoder_blocks[stage]
+            if stage == 0:
+                encoder += 1  # the stem
         per_voxel = prod(kernel) * (before * width + (encoder - 1) * width**2)
-        per_voxel += prod(kernel) * (decoder + 1) * width**2 if decoder else 0
-        per_voxel += before * width * prod(stride) if stage else 0  # transposed convolution
+        if decoder:  # its first convolution has 2 · width channels: the skip and the upsampled map
+            per_voxel += prod(kernel) * (decoder + 1) * width**2
+        if stage > 0:
+            per_voxel += before * width * prod(stride)  # transposed convolution
         macs += voxels * per_voxel
         before = width
     return _BACKWARD * batch_size * macs
@@ -359,8 +383,10 @@ def tile_shape(
         """Return the total stride, or 0 if the longer tile is too long or has another stride."""
         step = stride(tile)[axis]
         longer = (*tile[:axis], tile[axis] + step, *tile[axis + 1 :])
-        fits = longer[axis] <= most[axis] and not any(np.remainder(longer, stride(longer)))
-        return step if fits else 0
+        is_too_long = longer[axis] > most[axis]
+        # a longer tile may get more stages, and then another stride
+        has_remainder = any(np.remainder(longer, stride(longer)))
+        return 0 if is_too_long or has_remainder else step
 
     def grow(tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]) -> tuple[int, ...]:
         """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first."""
@@ -396,9 +422,10 @@ def _round_to_strides(
     """
     sides = []
     for side, step, whole in zip(tile, stride, median_shape, strict=True):
-        up = -(-side // step) * step
+        up = ceil(side / step) * step
+        down = max(side // step, 1) * step
         is_rounded_up = side == whole and up <= ROUND_UP * side
-        sides.append(up if is_rounded_up else max(side // step, 1) * step)
+        sides.append(up if is_rounded_up else down)
     return tuple(sides)
 
 
@@ -434,11 +461,14 @@ def limit_to_small_tiles(
     """
     if not allowed.small_tiles:
         return allowed
-    largest = min(prod(tile_shape(median_shape, spacing_mm, allowed).value), prod(median_shape))
+    largest_tile = tile_shape(median_shape, spacing_mm, allowed).value
+    largest = min(prod(largest_tile), prod(median_shape))
+    # the mean number of lesions per tile is n_lesions · largest / n_voxels
     is_crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
     if largest <= SMALL_TILE or not is_crowded:
         return allowed
-    if np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8:
+    has_large_lesions = np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8
+    if has_large_lesions:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
 

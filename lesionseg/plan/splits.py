@@ -207,15 +207,16 @@ def fold_numbers(
 
 def _find_divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
     """Map each group with cases in training and in other roles to these other roles."""
-    of_group: dict[str, set[str]] = {}
+    roles_of_group: dict[str, set[str]] = {}
     for case in dataset.cases:
         if case.case in roles:
-            of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
-    return {
-        name: " and ".join(sorted(own - {"train"}))
-        for name, own in of_group.items()
-        if {"train"} < own
-    }
+            roles_of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
+    divided: dict[str, str] = {}
+    for name, own in roles_of_group.items():
+        others = sorted(own - {"train"})
+        if "train" in own and others:
+            divided[name] = " and ".join(others)
+    return divided
 
 
 def _stated_roles(
@@ -252,13 +253,13 @@ def _make_folds(
     3. Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each. If
        there are several labels, `deal_by_label` deals the groups instead.
     """
-    if folds := _stated_folds(development):
+    folds = _stated_folds(development)
+    if folds:
         return folds, "the dataset"
     units, weight = _make_units(development, counts, rng)
-    size = {
-        n: float(np.median([lesions.sizes.get(c, 0.0) for c in cases]))
-        for n, cases in units.items()
-    }
+    size: dict[str, float] = {}
+    for name, cases in units.items():
+        size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in cases]))
     free = [name for name in weight if weight[name] == 0]
     others = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
     # about a third of `others`, as a multiple of n_folds
@@ -266,20 +267,25 @@ def _make_folds(
     classes = [free]
     for start in range(0, len(others), class_size):
         classes.append(others[start : start + class_size])
-    ordered = [name for members in classes for name in sorted(members, key=size.__getitem__)]
+    ordered: list[str] = []
+    for members in classes:
+        ordered += sorted(members, key=lambda name: size[name])
     unit_labels = _unit_labels(units, counts, lesions.labels)
-    if len(frozenset().union(*unit_labels.values())) > 1:
+    if _has_several_labels(unit_labels):
         dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
-        named = [{case for name in names for case in units[name]} for names in dealt]
         origin = f"{n_folds} random folds of groups, balanced by labels"
-        return dict(enumerate(cases for cases in named if cases)), origin
-    folds_of_groups: list[set[str]] = [set() for _ in range(n_folds)]
-    for start in range(0, len(ordered), n_folds):
-        block = ordered[start : start + n_folds]
-        for name, fold in zip(block, rng.permutation(n_folds), strict=False):
-            folds_of_groups[int(fold)].update(units[name])
-    origin = f"{n_folds} random folds of groups, balanced by numbers and sizes of lesions"
-    return dict(enumerate(cases for cases in folds_of_groups if cases)), origin
+    else:
+        dealt = [set() for _ in range(n_folds)]
+        for start in range(0, len(ordered), n_folds):
+            block = ordered[start : start + n_folds]
+            for name, fold in zip(block, rng.permutation(n_folds), strict=False):
+                dealt[int(fold)].add(name)
+        origin = f"{n_folds} random folds of groups, balanced by numbers and sizes of lesions"
+    cases_of_folds: list[set[str]] = []
+    for names in dealt:
+        if names:  # with fewer groups than folds, some folds are empty
+            cases_of_folds.append({case for name in names for case in units[name]})
+    return dict(enumerate(cases_of_folds)), origin
 
 
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
@@ -320,15 +326,15 @@ def _check_roles(
     """Return the roles of one fold of a split file, after checks.
 
     Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
-    no role. Raises `DatasetError` if it names cases
-    without a reference, uses test cases for training or validation, has no training cases, or
-    divides a patient.
+    no role. Raises `DatasetError` if it names cases without a reference, uses test cases for
+    training or validation, has no training cases, or divides a patient.
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
     _require_known(where, wanted, dataset, stated)
     reserved = {case: role for case, role in stated.items() if role in ("test", "external")}
-    if moved := [case for case, role in reserved.items() if wanted.get(case, role) != role]:
+    moved = [case for case, role in reserved.items() if wanted.get(case, role) != role]
+    if moved:
         raise DatasetError(
             f"{where} uses {count(len(moved), 'test case')} of {dataset.root} for training or "
             f"validation: {join_names(moved)}. Remove them from the file."
@@ -357,7 +363,8 @@ def _require_known(
     if not unknown:
         return
     all_cases = {case.case for case in dataset.cases}
-    if unlabelled := [case for case in unknown if case in all_cases]:
+    unlabelled = [case for case in unknown if case in all_cases]
+    if unlabelled:
         raise DatasetError(
             f"{where} names {count(len(unlabelled), 'case')} without a reference: "
             f"{join_names(unlabelled)}. Add the references, or remove the cases from the file."
@@ -384,8 +391,15 @@ def _make_units(
         units.setdefault(case.case if one_group else case.group or case.case, []).append(case.case)
     names = sorted(units)
     weight = {name: sum(counts[case] for case in units[name]) for name in names}
-    shuffled = (names[i] for i in rng.permutation(len(names)))
-    return units, {name: weight[name] for name in sorted(shuffled, key=weight.__getitem__)}
+    # sorting is stable, so units of equal weight stay in random order
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    ordered = sorted(shuffled, key=lambda name: weight[name])
+    return units, {name: weight[name] for name in ordered}
+
+
+def _has_several_labels(unit_labels: Mapping[str, frozenset[int]]) -> bool:
+    """Return True if the lesions of all units together have at least two labels."""
+    return len(frozenset().union(*unit_labels.values())) > 1
 
 
 def _unit_labels(
@@ -420,13 +434,16 @@ def _draw_validation(
         return set(), "no validation, because there is a single labelled case"
     units, weight = _make_units(pool, counts, rng)
     ordered = list(weight)
-    n = min(max(round(fraction * len(weight)), 1), len(weight) - 1)
-    blocks = np.array_split(np.arange(len(ordered)), n)
+    # at least one group for validation and one for training
+    n_drawn = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
+    blocks = np.array_split(np.arange(len(ordered)), n_drawn)
     drawn = [ordered[int(rng.choice(block))] for block in blocks]
     with_lesions = [name for name in ordered if weight[name] > 0]
-    if len(with_lesions) > 1 and not set(drawn) & set(with_lesions):
+    validation_has_none = not set(drawn) & set(with_lesions)
+    if len(with_lesions) > 1 and validation_has_none:
         drawn[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
-    if with_lesions and set(with_lesions) <= set(drawn):
+    training_has_none = set(with_lesions) <= set(drawn)
+    if with_lesions and training_has_none:
         # the group with the most lesions is for training; a lesion-free one replaces it
         most = max(drawn, key=lambda name: weight[name])
         free = [name for name in ordered if name not in drawn]
@@ -437,6 +454,6 @@ def _draw_validation(
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
     )
-    if len(frozenset().union(*unit_labels.values())) > 1:
+    if _has_several_labels(unit_labels):
         note += " and by labels"
     return {case for name in drawn for case in units[name]}, note
