@@ -244,7 +244,9 @@ class CaseResult:
         """
         if self.status == "missing":
             return 0.0
-        return sum(self.annotated.values()) / len(self.annotated) if self.annotated else 1.0
+        if not self.annotated:  # without a statement, the reader looked for all labels
+            return 1.0
+        return sum(self.annotated.values()) / len(self.annotated)
 
     @property
     def is_lesion_free(self) -> bool:
@@ -263,9 +265,16 @@ class CaseResult:
     @property
     def false_positive_ml(self) -> float | None:
         """Volume of the false positives. None in 2-D, or if one of them is a box without voxels."""
-        false = [c.volume_ml for c in self.candidates if c.outcome == "false_positive"]
-        known = [volume for volume in false if volume is not None]
-        return None if self.dims == 2 or len(known) < len(false) else sum(known, 0.0)
+        if self.dims == 2:
+            return None
+        total_ml = 0.0
+        for candidate in self.candidates:
+            if candidate.outcome != "false_positive":
+                continue
+            if candidate.volume_ml is None:
+                return None
+            total_ml += candidate.volume_ml
+        return total_ml
 
 
 @dataclass(frozen=True)
@@ -406,7 +415,9 @@ class MatchedCase:
     def decide(self, prediction: Prediction) -> "MatchedCase":
         """Apply the flags, probabilities and operating point of `prediction`.
 
-        `prediction` must have the candidates that were matched. Nothing is matched again.
+        This is called if an operating point is chosen after the cases were matched. `prediction`
+        must have the candidates that were matched. Nothing is matched again. The candidates keep
+        their labels and zones, because `match_case` sets these.
         """
         by_id = {c.id: c for c in prediction.candidates}
         decided = replace(
@@ -417,7 +428,9 @@ class MatchedCase:
             operating_point=prediction.operating_point,
         )
         regions = {name: part.decide(prediction) for name, part in self.regions.items()}
-        unannotated = self.unannotated and self.unannotated.decide(by_id)
+        unannotated = None
+        if self.unannotated is not None:
+            unannotated = self.unannotated.decide(by_id)
         return replace(self, prediction=decided, regions=regions, unannotated=unannotated)
 
     def result(
@@ -438,7 +451,7 @@ class MatchedCase:
         point = operating_point if given.has_scores else None  # a score is never invented
         decision = self._accept(point)
         pair_ious, n_unpaired = self._measure_pairs(decision)
-        groups = self._find_split_and_merged(decision.accepted)
+        several = self._find_split_and_merged(decision.accepted)
         overlap = self._measure_overlap(decision.accepted, surface)
         sides = {}
         for name, (found_by, outcomes) in decision.sides.items():
@@ -462,7 +475,7 @@ class MatchedCase:
             role=self.role,
             status=self.status,
             dims=lesions.geometry.dims,
-            lesions=self._describe_lesions(decision, groups),
+            lesions=self._describe_lesions(decision, several),
             candidates=self._describe_candidates(decision),
             reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_sum_ml(match.candidates, decision.accepted & ~match.lost),
@@ -471,8 +484,8 @@ class MatchedCase:
             dice=overlap.dice,
             surface_dice=overlap.surface_dice,
             hd95_mm=overlap.hd95_mm,
-            splits=int(groups.split.sum()),
-            merges=int(groups.merging.sum()),
+            splits=int(several.split.sum()),
+            merges=int(several.merging.sum()),
             dice_by_label=overlap.dice_by_label,
             sides=sides,
             pair_ious=pair_ious,
@@ -508,9 +521,10 @@ class MatchedCase:
         )
 
     def _measure_pairs(self, decision: _Decision) -> tuple[tuple[float | None, ...], int]:
-        """Return the IoU of each lesion that is found one to one, and the unpaired candidates.
+        """Return the IoU of each lesion that is found one to one, and the number left unpaired.
 
-        If the rule of the case does not pair one to one, the preset `instances` pairs.
+        The number counts accepted candidates. Panoptic quality needs both. It is defined for
+        one-to-one pairs, so the preset `instances` pairs if the rule of the case does not.
         """
         lesions = self.match.lesions
         found_by = decision.found_by
@@ -519,11 +533,13 @@ class MatchedCase:
         is_unpaired = decision.accepted & ~self.match.ignored
         is_unpaired[found_by[found_by >= 0]] = False
         ious: list[float | None] = []
-        for row, by in enumerate(found_by.tolist()):
-            if by < 0:
+        for lesion, candidate in enumerate(found_by.tolist()):
+            if candidate < 0:  # the lesion is missed
                 continue
-            has_masks = lesions.has_voxels[row] and self.match.candidates.has_voxels[by]
-            ious.append(decision.iou_of.get((by, row), 0.0) if has_masks else None)
+            if lesions.has_voxels[lesion] and self.match.candidates.has_voxels[candidate]:
+                ious.append(decision.iou_of.get((candidate, lesion), 0.0))
+            else:
+                ious.append(None)
         return tuple(ious), int(is_unpaired.sum())
 
     def _find_split_and_merged(self, accepted: NDArray[np.bool_]) -> _SplitAndMerged:
@@ -532,6 +548,7 @@ class MatchedCase:
         pairs = match.overlaps
         n_lesions = len(match.lesions)
         counted = match.comparable & accepted[pairs.candidate]
+        # a lesion or candidate that occurs in several pairs overlaps several of the other side
         split = np.bincount(pairs.lesion[counted], minlength=n_lesions) > 1
         merging = np.bincount(pairs.candidate[counted], minlength=len(match.candidates)) > 1
         merged = np.zeros(n_lesions, dtype=np.bool_)
@@ -539,7 +556,7 @@ class MatchedCase:
         return _SplitAndMerged(split=split, merged=merged, merging=merging)
 
     def _describe_lesions(
-        self, decision: _Decision, groups: _SplitAndMerged
+        self, decision: _Decision, several: _SplitAndMerged
     ) -> tuple[LesionResult, ...]:
         """Return the lines of lesions.csv."""
         match = self.match
@@ -547,9 +564,11 @@ class MatchedCase:
         has_scores = self.prediction.has_scores
         box_ious = self.box_pairs.best_of_lesions(decision.accepted, len(lesions))
         rows = []
-        for row, by in enumerate(decision.found_by.tolist()):
-            at = float(match.detected_at[row])
-            if by >= 0:
+        for row, candidate in enumerate(decision.found_by.tolist()):
+            is_found = candidate >= 0
+            highest_score = float(match.detected_at[row])
+            is_ever_found = highest_score > NEVER
+            if is_found:
                 miss = Miss(WhyMissed.FOUND, float(decision.misses.covered_by_accepted[row]))
             elif self.status == "missing":
                 miss = Miss(WhyMissed.CASE_FAILED)
@@ -557,7 +576,9 @@ class MatchedCase:
                 miss = decision.misses.explain(row)
             place = _describe_place(lesions, row)
             size = _measure_size(lesions, row)
-            found_under = {name: bool(of[row] >= 0) for name, (of, _) in decision.sides.items()}
+            found_under = {}
+            for name, (side_found_by, _) in decision.sides.items():
+                found_under[name] = bool(side_found_by[row] >= 0)
             rows.append(
                 LesionResult(
                     lesion=int(lesions.ids[row]),
@@ -573,17 +594,17 @@ class MatchedCase:
                     start_vox=place.start_vox,
                     stop_vox=place.stop_vox,
                     centre_mm=place.centre_mm,
-                    detected=by >= 0,
-                    detected_at=at if has_scores and at > NEVER else None,
-                    candidate=int(match.candidates.ids[by]) if by >= 0 else None,
-                    iou=decision.iou_of.get((by, row), 0.0) if by >= 0 else None,
+                    detected=is_found,
+                    detected_at=highest_score if has_scores and is_ever_found else None,
+                    candidate=int(match.candidates.ids[candidate]) if is_found else None,
+                    iou=decision.iou_of.get((candidate, row), 0.0) if is_found else None,
                     any_overlap=found_under[ANY_OVERLAP.name],
                     iou50=found_under[IOU50.name],
                     centre_distance=found_under[CENTRE_DISTANCE.name],
                     iou10=found_under[INSTANCES.name],
                     why_missed=miss.why,
-                    split=bool(groups.split[row]),
-                    merged=bool(groups.merged[row]),
+                    split=bool(several.split[row]),
+                    merged=bool(several.merged[row]),
                     zone=self.zones[row],
                     covered=miss.covered,
                     nearest_candidate=miss.candidate,
@@ -624,14 +645,21 @@ class MatchedCase:
         )
 
     def _compute_dice(
-        self, of_lesion: NDArray[np.bool_], of_candidate: NDArray[np.bool_]
+        self, is_in_reference: NDArray[np.bool_], is_in_prediction: NDArray[np.bool_]
     ) -> float | None:
-        """Compute the Dice of some lesions and candidates; None if both are empty."""
+        """Compute the Dice of flagged lesions `[lesions]` and candidates `[n]`.
+
+        It follows from the counted voxels, so that no mask is needed. Return None if both sides are
+        empty.
+        """
         pairs = self.match.overlaps
-        both = of_candidate[pairs.candidate] & of_lesion[pairs.lesion]
-        n_lesion = self.match.lesions.n_voxels[of_lesion].sum()
-        n_voxels = n_lesion + self.match.candidates.n_voxels[of_candidate].sum()
-        return float(2 * pairs.voxels[both].sum() / n_voxels) if n_voxels else None
+        is_counted = is_in_prediction[pairs.candidate] & is_in_reference[pairs.lesion]
+        n_common = pairs.voxels[is_counted].sum()
+        n_reference = self.match.lesions.n_voxels[is_in_reference].sum()
+        n_predicted = self.match.candidates.n_voxels[is_in_prediction].sum()
+        if n_reference + n_predicted == 0:
+            return None
+        return float(2 * n_common / (n_reference + n_predicted))
 
     def _collect_misses(
         self,
@@ -639,10 +667,16 @@ class MatchedCase:
         outcomes: Sequence[Outcome],
         point: OperatingPoint | None,
     ) -> Misses:
-        """Collect the facts that explain the missed lesions if these candidates are accepted."""
+        """Collect the facts that explain the missed lesions if these candidates are accepted.
+
+        Without an operating point, the lowest score of an accepted candidate is the limit.
+        """
         match = self.match
         limit = point or self.prediction.operating_point
-        least = limit.score if limit else float(match.scores[accepted].min(initial=1.0))
+        if limit is not None:
+            least = limit.score
+        else:
+            least = float(match.scores[accepted].min(initial=1.0))
         others = self.unannotated
         return Misses(
             match=match,
@@ -661,18 +695,7 @@ class MatchedCase:
         pairs = match.overlaps
         dims = candidates.geometry.dims
         _, outcomes_any = match.decide_outcomes(np.ones_like(decision.accepted))
-        joint = self.preset.criterion.assignment == "jointly"
-        # Each candidate gets the lesion that it overlaps most, or the first of several. The last
-        # assignment wins, so pairs are assigned in ascending order, the first lesion last. If the
-        # rule pairs one to one, a candidate gets the lesion that it finds.
-        lesion_of = np.full(len(candidates), -1, dtype=np.int64)
-        measure = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou) if joint else pairs.iou
-        order = np.flatnonzero(match.comparable)[::-1]
-        order = order[np.argsort(measure[order], kind="stable")]
-        lesion_of[pairs.candidate[order]] = pairs.lesion[order]
-        if not joint:
-            found = np.flatnonzero(decision.found_by >= 0)[::-1]
-            lesion_of[decision.found_by[found]] = found
+        lesion_of = self._find_lesion_of_candidates(decision)
         touched = np.bincount(pairs.candidate, minlength=len(candidates)) > 0
         rows = []
         for row, (given, lesion) in enumerate(
@@ -705,6 +728,28 @@ class MatchedCase:
                 )
             )
         return tuple(rows)
+
+    def _find_lesion_of_candidates(self, decision: _Decision) -> NDArray[np.int64]:
+        """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
+
+        It is the lesion that the candidate overlaps most, or the first of several. If the rule
+        pairs one to one, a candidate that finds a lesion gets this lesion instead.
+        """
+        pairs = self.match.overlaps
+        is_joint = self.preset.criterion.assignment == "jointly"
+        overlap = pairs.iou
+        if is_joint:  # shared voxels; boxes have none, so their IoU counts
+            overlap = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou)
+        # numpy keeps the last of several values for a candidate. Pairs are therefore assigned by
+        # ascending overlap, and those of equal overlap in reverse, so that the first lesion is last
+        order = np.flatnonzero(self.match.comparable)[::-1]
+        order = order[np.argsort(overlap[order], kind="stable")]
+        lesion_of = np.full(len(self.match.candidates), -1, dtype=np.int64)
+        lesion_of[pairs.candidate[order]] = pairs.lesion[order]
+        if not is_joint:
+            found = np.flatnonzero(decision.found_by >= 0)[::-1]
+            lesion_of[decision.found_by[found]] = found
+        return lesion_of
 
 
 def match_case(
@@ -754,12 +799,15 @@ def match_case(
             )
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
-    empty = np.zeros(reference.geometry.shape, dtype=np.int32)
-    given = prediction or Prediction(case, reference.geometry, (), empty)
+    given = prediction
+    if given is None:  # a prediction without candidates finds nothing
+        empty = np.zeros(reference.geometry.shape, dtype=np.int32)
+        given = Prediction(case, reference.geometry, (), empty)
     matched = match(reference, given, preset.criterion)
     if zones is not None:
-        within = zip(given.candidates, zones.of(matched.candidates), strict=True)
-        given = replace(given, candidates=tuple(replace(c, zone=zone) for c, zone in within))
+        zone_of = zones.of(matched.candidates)
+        located = [replace(c, zone=z) for c, z in zip(given.candidates, zone_of, strict=True)]
+        given = replace(given, candidates=tuple(located))
     regions: dict[str, tuple[int, ...]] = {}
     # boxes and bare masks do not say which region a voxel belongs to
     has_values = prediction is None or prediction.values is not None
@@ -799,11 +847,11 @@ def _match_unannotated(
     prediction: Prediction, reference: Reference, preset: Preset
 ) -> Unannotated | None:
     """Match the candidates whose labels the reference does not annotate; None if there are none."""
-    labels = {candidate.label for candidate in prediction.candidates}
-    others = prediction.without_labels([x for x in labels if x not in reference.unannotated])
-    if not others.candidates:
+    annotated = {c.label for c in prediction.candidates} - set(reference.unannotated)
+    unannotated = prediction.without_labels(sorted(annotated))
+    if not unannotated.candidates:
         return None
-    return Unannotated(others.candidates, match(reference, others, preset.criterion))
+    return Unannotated(unannotated.candidates, match(reference, unannotated, preset.criterion))
 
 
 def describe_grid(geometry: Geometry) -> str:
@@ -858,7 +906,10 @@ def _sum_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
 
 
 def _unite_labels(prediction: Prediction) -> Prediction:
-    """Give all candidates the label of the union of all regions."""
+    """Give all candidates the label of the union of all regions.
+
+    Regions overlap and do not divide lesions, so a candidate belongs to no single region.
+    """
     candidates = tuple(replace(c, label=REGION_LABEL) for c in prediction.candidates)
     return replace(prediction, candidates=candidates)
 
