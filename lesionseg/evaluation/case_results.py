@@ -673,10 +673,8 @@ class MatchedCase:
         """
         match = self.match
         limit = point or self.prediction.operating_point
-        if limit is not None:
-            least = limit.score
-        else:
-            least = float(match.scores[accepted].min(initial=1.0))
+        lowest_accepted = float(match.scores[accepted].min(initial=1.0))
+        least = lowest_accepted if limit is None else limit.score
         others = self.unannotated
         return Misses(
             match=match,

@@ -25,7 +25,6 @@ from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 from lesionseg.models.build import autocast_dtype
-from lesionseg.models.fast_unet import make_fast
 from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
@@ -129,8 +128,6 @@ class SlidingWindow:
             CPU.
         device: device of the computation. None is the device of the first network.
         memory_format: memory format of the weights. None keeps it, for a network in training.
-            Otherwise the weights do not change any more, and U-Nets in fp32 on a CPU are replaced
-            by `FastUNet`.
     """
 
     def __init__(
@@ -159,8 +156,6 @@ class SlidingWindow:
         self.networks = [network.to(self.device).eval() for network in networks]
         for network in self.networks if memory_format else ():
             network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
-        if memory_format and self.device.type == "cpu" and self.dtype == torch.float32:
-            self.networks = [make_fast(network) for network in self.networks]
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self.flips = flip_axes(plan) if settings.flips else ((),)
         self.tile_shape = plan.tile_shape

@@ -63,7 +63,14 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
         """Return feature maps, finest first."""
-        check_input_shape(tuple(x.shape[2:]), self.total_stride)
+        shape = tuple(x.shape[2:])
+        stride = self.total_stride
+        fits = len(shape) == len(stride) and prod(shape) > prod(stride)
+        if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
+            raise GeometryError(
+                f"The network cannot take an input of {shape}. Plan tiles whose sides are "
+                f"multiples of {stride}, and larger along at least one axis."
+            )
         x = self.stem(x)
         pyramid = []
         for stage in self.stages:
@@ -88,17 +95,6 @@ def _check_tables(architecture: Architecture, dims: int) -> None:
         raise ConfigError(
             f"plan.architecture: the tables do not fit each other and {dims} axes "
             f"({', '.join(wrong)}): {architecture}. Correct the plan."
-        )
-
-
-def check_input_shape(shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    """Raise `GeometryError` if an encoder with this total stride cannot take an input."""
-    # instance norm needs more than one voxel at the coarsest stage
-    is_large_enough = len(shape) == len(stride) and prod(shape) > prod(stride)
-    if not is_large_enough or any(n % s for n, s in zip(shape, stride, strict=True)):
-        raise GeometryError(
-            f"The network cannot take an input of {shape}. Plan tiles whose sides are "
-            f"multiples of {stride}, and larger along at least one axis."
         )
 
 
