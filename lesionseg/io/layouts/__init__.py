@@ -172,15 +172,16 @@ def read_dataset(
         if not lenient:
             raise DatasetError(text)
         problems.append(Problem("", text))
-    cases: dict[str, CaseFiles] = {}
+    first_of_id: dict[str, CaseFiles] = {}  # a repeated id is one of the problems already
     for case in dataset.cases:
-        cases.setdefault(case.case, case)
-    grouped = list(cases.values())
+        first_of_id.setdefault(case.case, case)
+    grouped = list(first_of_id.values())
     with problems.collect("", root) if lenient else nullcontext():
         grouped = [*assign_groups(grouped, group)]
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
-    with problems.collect("", root) if lenient else nullcontext():
-        dataset = _merge_labels(dataset) if merge_labels else dataset
+    if merge_labels:
+        with problems.collect("", root) if lenient else nullcontext():
+            dataset = _merge_labels(dataset)
     dataset = merge_readers(dataset, min_readers)
     _log_summary(dataset)
     return replace(dataset, problems=tuple(problems))
@@ -232,11 +233,14 @@ def _merge_labels(dataset: Dataset) -> Dataset:
 def _log_summary(dataset: Dataset) -> None:
     """Log layout and size. Warn if a patient belongs to both training and test."""
     cases = dataset.cases
-    held_out = {c.group for c in cases if c.role in ("test", "external")}
-    if shared := held_out & {c.group for c in cases if c.role not in ("test", "external")}:
+    patients = {case.group for case in cases}
+    tested_on = {case.group for case in cases if case.role in ("test", "external")}
+    trained_on = {case.group for case in cases if case.role not in ("test", "external")}
+    shared = tested_on & trained_on
+    if shared:
         text = "Training and test cases share %s, so the test scores will be too good."
         logger.warning(text, count(len(shared), "patient"))
-    size = f"{count(len(cases), 'case')} of {count(len({c.group for c in cases}), 'patient')}"
+    size = f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
     if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))

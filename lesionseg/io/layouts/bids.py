@@ -85,7 +85,10 @@ def read_bids(root: Path) -> Dataset:
 def _session_of(file: Path) -> str:
     """Return subject and session of a file name as a case id, or "" if it has no subject."""
     match = _SESSION.fullmatch(strip_suffix(file))
-    return "_".join(part for part in match.groups() if part) if match else ""
+    if match is None:
+        return ""
+    subject, session = match.groups()
+    return f"{subject}_{session}" if session else str(subject)
 
 
 def _find_channels(
@@ -135,11 +138,15 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
 
     They are searched in the folder of the mask first, then in the raw folder of the session.
     """
-    for folder in (mask.parent, root.joinpath(*case.split("_"))):
+    raw_folder = root.joinpath(*case.split("_"))  # sub-01/ses-02
+    for folder in (mask.parent, raw_folder):
+        if not folder.is_dir():
+            continue
         images: dict[str, Path] = {}
-        for file in sorted(folder.rglob(f"{case}_*")) if folder.is_dir() else ():
+        for file in sorted(folder.rglob(f"{case}_*")):
             channel = strip_suffix(file).rpartition("_")[2]
-            if is_image_file(file) and "label-" not in file.name and channel not in _NOT_CHANNELS:
+            is_mask = "label-" in file.name
+            if is_image_file(file) and not is_mask and channel not in _NOT_CHANNELS:
                 images.setdefault(channel, file)
         if images:
             return images

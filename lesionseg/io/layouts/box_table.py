@@ -141,6 +141,7 @@ def make_box(
     Raises:
         DatasetError: A side is not longer than 0.
     """
+    # the places of the lower and the upper corner in `corners`, along x, y and z
     places = [(0, 2), (1, 3), (4, 5)][: len(corners) // 2]
     for low, high in places:
         if not corners[low] < corners[high]:
@@ -188,9 +189,9 @@ class BoxCollector:
         tables: dict[str, CaseBoxes] = {}
         for case, readers in self._readers.items():
             boxes = self._boxes.get(case, [])
-            drew = {box.reader for box in boxes}
+            readers_with_boxes = {box.reader for box in boxes}
             for reader, where in self._negative.get(case, {}).items():
-                if reader in drew:
+                if reader in readers_with_boxes:
                     whose = f" of the reader {reader!r}" if reader else ""
                     text = f"the row states that {case!r} has no lesion, but another row{whose}"
                     with problems.collect(case, where):
@@ -209,9 +210,10 @@ class BoxCollector:
         if not self.repeated:
             return []
         text = f"{self.repeated[0]}: the row repeats an earlier one"
-        if len(self.repeated) > 1:
-            text += f", as {count(len(self.repeated) - 1, 'further row')}"
-            text += " does" if len(self.repeated) == 2 else " do"
+        n_further = len(self.repeated) - 1
+        if n_further > 0:
+            verb = "does" if n_further == 1 else "do"
+            text += f", as {count(n_further, 'further row')} {verb}"
         return [Remark("repeated_rows", f"{text}. Each box counts once.")]
 
 

@@ -124,8 +124,10 @@ def _add_row(
     name = row["label"]
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
-    label = value_of.get(name, int(name) if name.isdecimal() else 0)
-    if label not in value_of.values():
+    label = value_of.get(name)
+    if label is None and name.isdecimal():  # the row states the value instead of the name
+        label = int(name)
+    if label is None or label not in value_of.values():
         raise DatasetError(
             f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, "
             "or correct the row."
@@ -143,13 +145,16 @@ def _add_boxes(files: CaseFiles, table: CaseBoxes | None, value_of: Mapping[str,
                 "them."
             )
         return files
-    for box in () if table is None else table.boxes:
-        if files.annotated and box.label not in [value_of[name] for name in files.annotated]:
+    if table is None:
+        return replace(files, annotations={TABLE: CaseBoxes()})
+    allowed = [value_of[name] for name in files.annotated]  # empty: all labels are annotated
+    for box in table.boxes:
+        if allowed and box.label not in allowed:
             raise DatasetError(
                 f"the case {files.case!r} has a box of a label that its column annotated does not "
                 f"name ({box.where}). Add it there."
             )
-    return replace(files, annotations={TABLE: CaseBoxes() if table is None else table})
+    return replace(files, annotations={TABLE: table})
 
 
 def _read_images(root: Path) -> Dataset:
@@ -173,15 +178,15 @@ def list_images(folder: Path) -> list[Path]:
     """List the image files of a folder and its subfolders, in the order of their paths.
 
     Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
-    followed.
+    followed, but each folder is searched only once, because links may form a circle.
     """
     found: list[Path] = []
     seen: set[str] = set()
     for top, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(top)
-        is_top = Path(top) == folder
-        if place in seen or (not is_top and not _OWN_RESULTS.isdisjoint(names)):
-            folders.clear()
+        has_results = Path(top) != folder and not _OWN_RESULTS.isdisjoint(names)
+        if place in seen or has_results:
+            folders.clear()  # `os.walk` enters the folders that remain in this list
             continue
         seen.add(place)
         folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
@@ -206,18 +211,22 @@ def _refuse_channels(files: Iterable[Path]) -> None:
 
 
 def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
-    """Return the case id of each name that a row may use. Ambiguous names are left out."""
-    names: dict[str, set[str]] = {}
-    for files in cases:
-        names.setdefault(files.case, set()).add(files.case)
-    own = {*names}
+    """Return the case id of each name that a row may use. Ambiguous names are left out.
+
+    The image `images/p1/a.png` has the id `p1_a`. A row may also call it `images/p1/a.png`,
+    `images/p1/a`, `p1/a.png` or `p1/a`.
+    """
+    ids_of_name = {files.case: {files.case} for files in cases}
+    ids = {*ids_of_name}
     for files in cases:
         image = files.images[0]
         if not image.is_relative_to(root):
             continue
-        relative = image.relative_to(root)
-        for path in (relative, Path(re.sub(r"^images/", "", relative.as_posix()))):
-            for name in (path.as_posix(), path.with_name(strip_suffix(path)).as_posix()):
-                if name not in own:
-                    names.setdefault(name, set()).add(files.case)
-    return {name: next(iter(ids)) for name, ids in names.items() if len(ids) == 1}
+        path = image.relative_to(root)
+        path_in_images = Path(re.sub(r"^images/", "", path.as_posix()))
+        for named in (path, path_in_images):
+            without_suffix = named.with_name(strip_suffix(named))
+            for name in (named.as_posix(), without_suffix.as_posix()):
+                if name not in ids:
+                    ids_of_name.setdefault(name, set()).add(files.case)
+    return {name: next(iter(found)) for name, found in ids_of_name.items() if len(found) == 1}

@@ -103,9 +103,11 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     """Raise `DatasetError` if a case does not have one file for each channel that it must have."""
     names = dataset.channel_names
+    if is_colour(files, len(names)):
+        return
     n_channels = len(files.images) + len(files.missing)
     lacks_one = bool(files.missing) and not dataset.may_lack
-    if (lacks_one or n_channels != len(names)) and not is_colour(files, len(names)):
+    if lacks_one or n_channels != len(names):
         present = ", ".join(file.name for file in files.images)
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}), only "

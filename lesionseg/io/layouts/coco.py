@@ -169,11 +169,12 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
         return [AnnotationFile(root / _ROBOFLOW, (root, root / "images"))]
     found: list[AnnotationFile] = []
     for path in sorted((root / "annotations").glob("*.json")):
-        match = _PART_FILE.fullmatch(path.name) or _ANY_INSTANCES.fullmatch(path.name)
+        of_known_part = _PART_FILE.fullmatch(path.name)
+        match = of_known_part or _ANY_INSTANCES.fullmatch(path.name)
         if match:
             part = match[1]
             folders = (root / part, root / "images" / part, root / "images", root)
-            role = _ROLES.get(match[2]) if match.re is _PART_FILE else None
+            role = None if of_known_part is None else _ROLES.get(of_known_part[2])
             found.append(AnnotationFile(path, folders, role))
     if not found:
         for part, role in _ROLES.items():
@@ -198,7 +199,9 @@ def read_coco(root: Path) -> Dataset:
         content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
         contents.append((file, content))
     names = _category_names(contents)
-    label_of = {str(number): rank for rank, number in enumerate(sorted(names), start=1)}
+    ordered = sorted(names)
+    label_of = {str(number): rank for rank, number in enumerate(ordered, start=1)}
+    name_of_label = {label_of[str(number)]: names[number] or str(number) for number in ordered}
     cases: list[CaseFiles] = []
     for file, content in contents:
         cases += _make_cases(root, file, content, label_of, problems)
@@ -213,7 +216,7 @@ def read_coco(root: Path) -> Dataset:
         convention="coco",
         dims=2,
         channel_names=("image",),
-        labels=Labels.of({label_of[str(k)]: names[k] or str(k) for k in sorted(names)}),
+        labels=Labels.of(name_of_label),
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),
@@ -283,7 +286,9 @@ def _make_cases(
 def _case_id(file_name: str) -> str:
     """Return the case id of an image: its path without the leading folder `images`."""
     path = Path(file_name)
-    return path_id(Path(*path.parts[1:]) if path.parts[:1] == ("images",) else path)
+    if path.parts[:1] == ("images",):
+        path = Path(*path.parts[1:])
+    return path_id(path)
 
 
 def _make_case(
@@ -305,9 +310,11 @@ def _make_case(
     if len(readers) > 1:
         annotations = {TABLE: _make_table(image, lesions)}
         has_mask = False
+    # if none exists, the first one is stated in the message that it is missing
+    image_file = next((path for path in paths if path.is_file()), paths[0])
     return CaseFiles(
         case,
-        (next((path for path in paths if path.is_file()), paths[0]),),
+        (image_file,),
         reference=mask if has_mask else None,
         group=str(image.patient),
         role=image.role or file.role,
@@ -325,7 +332,8 @@ def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
                 f"{lesion.where}: the annotation names no reader, but the image has several. Add "
                 "the key reader."
             )
-        if lesion.iscrowd or (lesion.bbox is None and isinstance(lesion.segmentation, dict)):
+        has_only_run_lengths = lesion.bbox is None and isinstance(lesion.segmentation, dict)
+        if lesion.iscrowd or has_only_run_lengths:
             raise DatasetError(
                 f"{lesion.where}: the image has several readers, so each annotation must have a "
                 "bbox and no iscrowd. Correct it."
@@ -341,12 +349,17 @@ def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
 
 
 def with_outlines(files: CaseFiles, geometry: Geometry) -> CaseFiles:
-    """Return a case whose table states an outline of each lesion, as a case of COCO polygons."""
+    """Return a case whose table states an outline of each lesion, as a case of COCO polygons.
+
+    `read_coco_reference` can then draw the outlines. They are polygons in pixels, so that outlines
+    in shares of the image (YOLO) are multiplied by its sides.
+    """
     table: CaseBoxes = files.annotations[TABLE]
     height, width = geometry.shape
+    scale = (width, height) if table.is_relative else (1, 1)
     lesions: list[CocoLesion] = []
     for box in table.boxes:
-        points = np.reshape(box.outline, (-1, 2)) * ((width, height) if table.is_relative else 1)
+        points = np.reshape(box.outline, (-1, 2)) * scale
         polygon = points.ravel().tolist()
         lesions.append(CocoLesion(label=box.label, segmentation=[polygon], where=box.where))
     return replace(files, annotations={"lesions": tuple(lesions), "size": (None, None)})
@@ -438,7 +451,8 @@ def _draw_instances(
     """Return the number of each pixel's lesion, 0 for none. Smaller lesions are drawn last."""
     masks = _draw_lesions(case, lesions, shape)
     instances = np.zeros(shape, dtype=np.int32)
-    for index in np.argsort([-int(mask.sum()) for mask in masks], kind="stable"):
+    from_largest = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")
+    for index in from_largest:
         instances[masks[index]] = index + 1
     return instances
 
@@ -488,7 +502,9 @@ def _read_instances(
         )
     number_of = {int(le.mask_label or 0): n for n, le in enumerate(lesions, start=1)}
     unknown = sorted({int(v) for v in np.unique(mask)} - {0} - set(number_of))
-    if unknown or len(number_of) < len(lesions) or min(number_of, default=1) < 1:
+    has_repeated_label = len(number_of) < len(lesions)
+    has_background_label = 0 in number_of
+    if unknown or has_repeated_label or has_background_label:
         raise ContentError(
             f"{path} and the annotations' mask_label {sorted(number_of)} do not fit together "
             f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
@@ -508,20 +524,30 @@ def _add_boxes(
     for lesion in lesions:
         if lesion.bbox is None:
             _check_drawing(case, lesion.segmentation, shape)
-        if lesion.bbox is None and isinstance(lesion.segmentation, dict):
-            (mask,) = run_in_worker(draw, case, [lesion.segmentation], shape)
-            rows = np.flatnonzero(mask.any(axis=1))
-            columns = np.flatnonzero(mask.any(axis=0))
-            if not len(rows):
-                raise ContentError(
-                    f"case {case}: a segmentation in run lengths is empty. Remove the annotation."
-                )
-            width = float(columns[-1] - columns[0] + 1)
-            height = float(rows[-1] - rows[0] + 1)
-            box = (float(columns[0]), float(rows[0]), width, height)
-            lesion = lesion.model_copy(update={"bbox": box})
+            if isinstance(lesion.segmentation, dict):
+                box = _box_of_run_lengths(case, lesion.segmentation, shape)
+                lesion = lesion.model_copy(update={"bbox": box})
         boxed.append(lesion)
     return boxed
+
+
+def _box_of_run_lengths(
+    case: str, drawing: dict[str, Any], shape: tuple[int, ...]
+) -> tuple[float, float, float, float]:
+    """Return the box (x, y, width, height) of a segmentation in run lengths, by drawing it.
+
+    Raise `ContentError` if the segmentation is empty.
+    """
+    (mask,) = run_in_worker(draw, case, [drawing], shape)
+    rows = np.flatnonzero(mask.any(axis=1))
+    columns = np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ContentError(
+            f"case {case}: a segmentation in run lengths is empty. Remove the annotation."
+        )
+    width = float(columns[-1] - columns[0] + 1)
+    height = float(rows[-1] - rows[0] + 1)
+    return float(columns[0]), float(rows[0]), width, height
 
 
 def _check_drawing(case: str, drawing: Any, shape: tuple[int, ...]) -> None:
@@ -544,7 +570,10 @@ def _check_drawing(case: str, drawing: Any, shape: tuple[int, ...]) -> None:
 
 def _is_polygon(polygon: Any, limit: int) -> bool:
     """Return True for a list of at least three points whose numbers are at most `limit`."""
-    if not isinstance(polygon, list) or len(polygon) % 2 or len(polygon) < 6:
+    if not isinstance(polygon, list):
+        return False
+    has_points = len(polygon) % 2 == 0 and len(polygon) >= 6  # x, y, x, y, …
+    if not has_points:
         return False
     return all(isinstance(value, int | float) and abs(value) <= limit for value in polygon)
 

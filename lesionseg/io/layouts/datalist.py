@@ -54,7 +54,8 @@ def find_datalist(root: Path) -> Path | None:
         with suppress(ReadError):
             match read_json(path, allow_nan=True):
                 case {"training": [{"image": _}, *_]}:
-                    if path.name != "dataset.json" or not (root / "imagesTr").is_dir():
+                    is_nnunet = path.name == "dataset.json" and (root / "imagesTr").is_dir()
+                    if not is_nnunet:
                         return path
     return None
 
@@ -89,16 +90,17 @@ def read_datalist(root: Path) -> Dataset:
             problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
             continue
         for place, entry in enumerate(entries):
-            is_named = isinstance(entry, dict) and "image" in entry
-            if role == "test" and not (isinstance(entry, dict) and "label" in entry):
+            keys_of_entry = entry if isinstance(entry, dict) else {}
+            if role == "test" and "label" not in keys_of_entry:
                 continue  # a scan to predict on
-            name = str(entry["image"]) if is_named else ""
+            name = str(keys_of_entry.get("image", ""))
             with problems.collect(name, f"{path}: {key}[{place}]"):
                 cases.append(_make_case(root, validate(_Entry, entry), role))
     cases = _make_unique(root, cases)
     n_channels = len(cases[0].images) if cases else 1
     names = content.get("modality")
-    if not (isinstance(names, dict) and len(names) == n_channels):
+    names_all_channels = isinstance(names, dict) and len(names) == n_channels
+    if not names_all_channels:
         names = {i: f"channel {i}" for i in range(n_channels)}
     return Dataset(
         name=root.name,
@@ -109,8 +111,14 @@ def read_datalist(root: Path) -> Dataset:
         labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),
-        lesions_are_boxes=any(case.annotations.get("boxes", ([], []))[0] for case in cases),
+        lesions_are_boxes=any(map(_has_boxes, cases)),
     )
+
+
+def _has_boxes(files: CaseFiles) -> bool:
+    """Return True if the datalist states at least one box of a case."""
+    boxes, _ = files.annotations.get("boxes", ([], []))
+    return bool(boxes)
 
 
 def _labels(root: Path, cases: Sequence[CaseFiles]) -> Labels:
@@ -148,7 +156,11 @@ def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
     case = path_id(Path(Path(images[0]).name))
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
-    if (entry.box is None) != (classes is None) or len(entry.box or ()) != len(classes or ()):
+    has_only_boxes = entry.box is not None and classes is None
+    has_only_classes = entry.box is None and classes is not None
+    n_boxes = len(entry.box or ())
+    n_classes = len(classes or ())
+    if has_only_boxes or has_only_classes or n_boxes != n_classes:
         raise DatasetError(
             f"{case!r} must have the path of a mask as label, or boxes as box and as many classes "
             "as label."
@@ -193,11 +205,12 @@ def read_boxes(files: CaseFiles, geometry: Geometry, *, merged: bool = False) ->
         )
     values = np.array(given, dtype=np.float64)
     if dims == 2:
-        low = values[:, 1::-1]  # from (x, y) to the order of the array
-        high = values[:, :1:-1]
+        low = values[:, [1, 0]]  # from x0, y0, x1, y1 to the order of the array
+        high = values[:, [3, 2]]
     else:
+        centre_ras = values[:, :3] * (-1, -1, 1)  # from LPS
         # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
-        centre = geometry.to_index(values[:, :3] * (-1, -1, 1)) + 0.5
+        centre = geometry.to_index(centre_ras) + 0.5
         # half sides along the array axes: each axis gets a part of every side in millimetres
         half = values[:, 3:] / 2 @ np.abs(np.linalg.inv(geometry.affine)[:3, :3]).T
         low = centre - half

@@ -7,7 +7,7 @@ number and UID of the series are added. An id never depends on another case.
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -256,7 +256,8 @@ def comparison_key(case: str) -> str:
     >>> comparison_key("P1") == comparison_key("p1")
     True
     """
-    return normalize("NFC", normalize("NFC", case).casefold())
+    folded = normalize("NFC", case).casefold()
+    return normalize("NFC", folded)  # because folding separates some letters from their accents
 
 
 def case_id(parts: Sequence[str]) -> str:
@@ -271,9 +272,10 @@ def case_id(parts: Sequence[str]) -> str:
     if len(case.encode(errors="replace")) <= MAX_ID_BYTES:
         return case
     digest = sha256("/".join(parts).encode(errors="replace")).hexdigest()[:_DIGEST_DIGITS]
-    room = (MAX_ID_BYTES - len(digest) - 2) // 2
-    begin = case.encode(errors="replace")[:room].decode(errors="ignore")
-    end = case.encode(errors="replace")[-room:].decode(errors="ignore")
+    encoded = case.encode(errors="replace")
+    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
+    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
+    end = encoded[-n_kept:].decode(errors="ignore")
     return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 
@@ -447,21 +449,16 @@ def _make_file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterat
 
     A picture in colour is a case even if its name ends in a number.
     """
-    grouped: dict[tuple[Path, str], dict[int, list[Path]]] = {}
+    files = list(dict.fromkeys(files))  # a glob may match a file twice
     numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
-    matches = {file: CHANNEL.fullmatch(strip_suffix(file)) for file in files}
-    for file, match in matches.items():
+    for file in files:
+        match = CHANNEL.fullmatch(strip_suffix(file))
         if match:
             numbers[file.parent, match[1]].add(int(match[2]))
-    for file, match in matches.items():
-        stem = strip_suffix(file)
-        number = _WHOLE_CASE
-        if match and _is_channel(int(match[2]), numbers[file.parent, match[1]], channels):
-            is_whole = channels == 1 or (channels == 3 and _is_in_colour(file))
-            if not is_whole:
-                number = int(match[2])
-            if not is_whole or int(match[2]) == 0:
-                stem = match[1]
+    # the files of each case by channel number; a case is given by its folder and name
+    grouped: dict[tuple[Path, str], dict[int, list[Path]]] = {}
+    for file in files:
+        stem, number = _split_channel(file, numbers, channels)
         grouped.setdefault((file.parent, stem), {}).setdefault(number, []).append(file)
     for (folder, stem), found in grouped.items():
         case = case_id([*_folders_between(root, folder), stem])
@@ -470,6 +467,32 @@ def _make_file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterat
             yield FoundScan(files_of_case, _relative_path(file, root))
         if found:
             yield _make_channel_scan(case, found, root, channels)
+
+
+def _split_channel(
+    file: Path, numbers: Mapping[tuple[Path, str], set[int]], channels: int
+) -> tuple[str, int]:
+    """Return the name of a file's case and its channel number.
+
+    The number is `_WHOLE_CASE` if the file is a case of its own.
+
+    Args:
+        file: The file.
+        numbers: The numbers at the end of file names, by folder and remaining name.
+        channels: The number of channels of the model.
+    """
+    stem = strip_suffix(file)
+    match = CHANNEL.fullmatch(stem)
+    if match is None:
+        return stem, _WHOLE_CASE
+    number = int(match[2])
+    if not _is_channel(number, numbers[file.parent, match[1]], channels):
+        return stem, _WHOLE_CASE
+    is_whole_case = channels == 1 or (channels == 3 and _is_in_colour(file))
+    if not is_whole_case:
+        return match[1], number
+    is_first = number == 0  # `_0000` is not part of the id
+    return (match[1] if is_first else stem), _WHOLE_CASE
 
 
 def _is_channel(number: int, numbers: set[int], channels: int) -> bool:
@@ -517,17 +540,19 @@ def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     is_series = dicom.other_name is not None
     if is_series and not parts:
         parts = [folder_name(folder)]
-    case = case_id([*parts, *filter(None, [dicom.name])])
+    # the only series of a folder has an empty name
+    case = case_id([*parts, dicom.name] if dicom.name else parts)
     other_case = ""
     if dicom.other_name is not None:
-        other_case = case_id([*parts, *filter(None, [dicom.other_name])])
+        other_case = case_id([*parts, dicom.other_name] if dicom.other_name else parts)
     path = _relative_path(dicom.place, root) if dicom.place != root else folder_name(folder)
+    reason, _, _ = dicom.unfit.partition(". ")  # without the advice that follows
     return FoundScan(
         CaseFiles(case, (dicom.place,), group=case),
         path,
         dicom=dicom,
         other_case=other_case,
-        left_out=dicom.unfit.partition(". ")[0].rstrip("."),
+        left_out=reason.rstrip("."),
     )
 
 

@@ -101,12 +101,13 @@ def _add_reference(
             f"the lesions of an instance mask have the label {names[0]!r}, which is not in the "
             "column annotated. Add it there."
         )
-    annotated: tuple[str, ...] = ()
+    annotated: tuple[str, ...] = ()  # all labels
     if given != set(names):
         annotated = tuple(name for name in names if name in given)
+    file_name = mask or instances
     return replace(
         files,
-        reference=root / (mask or instances) if mask or instances else None,
+        reference=root / file_name if file_name else None,
         role=stated.role,
         fold=stated.fold,
         annotations={"instances": None} if instances else {},
@@ -122,13 +123,15 @@ def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
         plain = re.sub(r"[\s_-]", "", column).lower()
         meant = [name for name, words in _OTHER_NAMES.items() if plain in words.split()]
         meant += get_close_matches(column.lower(), _KNOWN_COLUMNS, n=1, cutoff=0.8)
-        has_masks = bool({"reference", "instances"} & present)
-        if meant and meant[0] not in present and not (meant[0] == "reference" and has_masks):
-            text = (
-                f"{path}: the column {column!r} is unknown and is used for subgroups only. Did you "
-                f"mean {meant[0]!r}? Then rename it."
-            )
-            remarks.append(Remark("columns", text))
+        if not meant or meant[0] in present:
+            continue
+        if meant[0] == "reference" and "instances" in present:  # it replaces `reference`
+            continue
+        text = (
+            f"{path}: the column {column!r} is unknown and is used for subgroups only. Did you "
+            f"mean {meant[0]!r}? Then rename it."
+        )
+        remarks.append(Remark("columns", text))
     return remarks
 
 
@@ -186,14 +189,28 @@ def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
             raise DatasetError(
                 f"{path}: the table has no column {name!r}, only {', '.join(rows[0][1])}. Add it."
             )
-    further = (c for c in rows[0][1] if c.startswith("image_") and c[6:].isdigit())
+    columns = rows[0][1]
+    further = [name for name in columns if _is_further_image(name)]
     return rows, ("image", *sorted(further))
+
+
+def _is_further_image(column: str) -> bool:
+    """Return True for the column of a further channel, such as `image_0001`."""
+    return column.startswith("image_") and column.removeprefix("image_").isdigit()
 
 
 def _make_case(
     folder: Path, row: Mapping[str, str], images: Sequence[str], channels: int | None = None
 ) -> CaseFiles:
-    """Make a case of a row, without its reference. Paths are relative to `folder`."""
+    """Make a case of a row, without its reference.
+
+    Args:
+        folder: The folder to which paths are relative.
+        row: The cells of the row by column.
+        images: The columns of images, one for each channel.
+        channels: The number of channels. Empty cells of further columns are not missing channels.
+            None takes all columns.
+    """
     files = tuple(folder / row[name] for name in images if row[name])
     if not row["case"] or not files:
         raise DatasetError("the case or its image is missing. Fill in both cells.")

@@ -5,7 +5,8 @@ medicaldecathlon.com.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,11 +174,12 @@ def _match_cases(
     role: Role | None = "test" if part == "Ts" else None
     cases: list[CaseFiles] = []
     for case in sorted(set(images) & set(masks)):
+        first_number = min(masks[case])  # a mask has one file, usually without a number
         cases.append(
             CaseFiles(
                 case,
                 tuple(file for _, file in sorted(images[case].items())),
-                reference=masks[case][min(masks[case])],
+                reference=masks[case][first_number],
                 role=role,
                 missing=missing_channels(images[case], n_channels),
             )
@@ -269,16 +271,15 @@ def _find_naming(
     """
     image_names = [strip_suffix(file) for file in images]
     mask_names = {strip_suffix(file) for file in masks}
-    ends = [(name, match) for name in image_names if (match := CHANNEL.fullmatch(name))]
-    n_equal = sum(name in mask_names for name, _ in ends)
-    n_numbered = sum(match[1] in mask_names for _, match in ends)
-    if not images or n_numbered > n_equal:
+    numbered_images = _match_numbers(image_names)
+    n_masks_of_whole_name = sum(match[0] in mask_names for match in numbered_images)
+    n_masks_without_number = sum(match[1] in mask_names for match in numbered_images)
+    if not images or n_masks_without_number > n_masks_of_whole_name:
         return _Naming(images=True)
-    masks_with_number = [match for name in mask_names if (match := CHANNEL.fullmatch(name))]
-    first_channels = {match[1] for match in masks_with_number if match[2] == "0000"}
-    if mask_names and len(first_channels) == len(mask_names):
-        # every mask has the name of a first channel
-        of_masks = [match for _, match in ends if match[1] in first_channels]
+    first_channels = {match[1] for match in _match_numbers(mask_names) if match[2] == "0000"}
+    are_masks_first_channels = bool(mask_names) and len(first_channels) == len(mask_names)
+    if are_masks_first_channels:
+        of_masks = [match for match in numbered_images if match[1] in first_channels]
         are_channels = all(int(match[2]) < n_channels for match in of_masks)
         if len(of_masks) == len(image_names) and are_channels:
             text = (
@@ -287,16 +288,21 @@ def _find_naming(
             )
             remarks.append(Remark("names", text, is_note=True))
             return _Naming(images=True, masks=True)
-    if not n_equal:
-        return _Naming(images=any(match[2] == "0000" for _, match in ends))
-    if ends:
-        example = ends[0][0]
-        text = (
-            f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
-            "the case id and are not a channel number, because the mask has the same name."
-        )
-        remarks.append(Remark("names", text, is_note=True))
+    if n_masks_of_whole_name == 0:
+        return _Naming(images=any(match[2] == "0000" for match in numbered_images))
+    example = numbered_images[0][0]
+    text = (
+        f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
+        "the case id and are not a channel number, because the mask has the same name."
+    )
+    remarks.append(Remark("names", text, is_note=True))
     return _Naming(images=False)
+
+
+def _match_numbers(names: Iterable[str]) -> list[re.Match[str]]:
+    """Return a match of `CHANNEL` for each name that ends in four digits: rest and digits."""
+    matches = [CHANNEL.fullmatch(name) for name in names]
+    return [match for match in matches if match is not None]
 
 
 def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Remark]:
@@ -305,6 +311,7 @@ def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> lis
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
+        # some lists name the file of the first channel, others the case
         named |= {CHANNEL.sub(r"\1", name) for name in named}
         unlisted = [case for case in cases if case not in named]
         if named and unlisted:
@@ -330,7 +337,8 @@ def _group_by_case(files: Sequence[Path], numbered: bool, problems: Problems) ->
     for file in files:
         stem = strip_suffix(file)
         match = CHANNEL.fullmatch(stem) if numbered else None
-        case, number = (match[1], int(match[2])) if match else (stem, 0)
+        case = match[1] if match else stem
+        number = int(match[2]) if match else 0
         with problems.collect(case, file):
             if numbered and match is None and file.suffix.lower() not in RASTERS:
                 raise DatasetError(
@@ -353,14 +361,20 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     """
     sets: dict[str, tuple[int, ...]] = {}
     for key, value in facts.labels.items():
-        name, values = (value, key) if isinstance(value, str) else (str(key), value)
-        sets[name] = tuple(sorted(set(values))) if isinstance(values, list) else (int(values),)
+        if isinstance(value, str):  # version 1
+            sets[value] = (int(key),)
+        elif isinstance(value, list):
+            sets[str(key)] = tuple(sorted(set(value)))
+        else:
+            sets[str(key)] = (value,)
     lesions = {n: values for n, values in sets.items() if n != IGNORE and values != (0,)}
     ignored = sets.get(IGNORE, ())
-    # a lesion must have values, and none of them may be background or the ignore value
-    is_mixed = any({0, *ignored} & set(values) or not values for values in lesions.values())
+    not_lesions = {0, *ignored}
+    is_mixed = any(not not_lesions.isdisjoint(values) for values in lesions.values())
+    has_empty_region = () in lesions.values()
     is_repeated = len(set(sets.values())) < len(facts.labels)
-    if not lesions or is_mixed or len(ignored) > 1 or is_repeated:
+    has_valid_lesions = bool(lesions) and not is_mixed and not has_empty_region
+    if not has_valid_lesions or len(ignored) > 1 or is_repeated:
         raise DatasetError(
             f"{path}: the labels {facts.labels} are not valid. They need different values, 0 for "
             "the background, and at least one lesion. Write "
@@ -373,7 +387,9 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     mask_values = facts.regions_class_order or []
     pairs = zip(lesions.values(), mask_values, strict=False)
     is_foreign = any(value not in region for region, value in pairs)
-    if not len(mask_values) == len(set(mask_values)) == len(lesions) or is_foreign:
+    has_one_per_region = len(mask_values) == len(lesions)
+    are_different = len(set(mask_values)) == len(mask_values)
+    if is_foreign or not has_one_per_region or not are_different:
         raise DatasetError(
             f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
             "values: for each region, in the order of the labels, one of its values."

@@ -72,7 +72,9 @@ def read_vindr(root: Path) -> Dataset:
     for path in paths:
         rows = read_box_table(path, ("image_id", "class_name", *_VINDR_CORNERS))
         role = _VINDR_TABLES[path.relative_to(root).as_posix()]
-        tables.append((path, role if len(paths) > 1 else None, rows))
+        if len(paths) == 1:  # a single table does not divide the images
+            role = None
+        tables.append((path, role, rows))
     value_of = _vindr_labels([row for _, _, rows in tables for row in rows], problems)
 
     def add_row(collector: BoxCollector, case: str, row: Row, where: str) -> None:
@@ -104,7 +106,9 @@ def _vindr_labels(rows: Sequence[tuple[str, Row]], problems: Problems) -> dict[s
         if not name or name.casefold() == _NO_FINDING:
             continue
         known_id = id_of.setdefault(name, number)
-        known_name = name_of.setdefault(number, name) if number else name
+        known_name = name
+        if number:
+            known_name = name_of.setdefault(number, name)
         with problems.collect(row["image_id"], where):
             if number and not number.isdecimal():
                 raise DatasetError(f"class_id is {number[:40]!r}. Write a number from 0 on.")
@@ -134,7 +138,9 @@ def read_rsna(root: Path) -> Dataset:
     def add_row(collector: BoxCollector, case: str, row: Row, where: str) -> None:
         sides = parse_corners(row, _RSNA_SIDES)
         target = parse_number("Target", row["Target"] or "empty")
-        if target not in (0, 1) or (target == 1) != (sides is not None):
+        is_lesion = target == 1 and sides is not None
+        is_lesion_free = target == 0 and sides is None
+        if not is_lesion and not is_lesion_free:
             raise DatasetError(
                 f"Target is {row['Target']!r}, but the row has {'no' if sides is None else 'a'} "
                 "box. Write 1 with a box, or 0 and no box."
@@ -185,8 +191,8 @@ def _read_listed(
                 files = images.get(name, [])
                 if len(files) != 1:
                     raise DatasetError(_explain_image(root, column, name, files))
-                case = CaseFiles(name, (files[0],), role=role)
-                if cases.setdefault(name, case).role != role:
+                first = cases.setdefault(name, CaseFiles(name, (files[0],), role=role))
+                if first.role != role:
                     raise DatasetError(
                         f"the image {name!r} is in two tables, for train and for test. Remove it "
                         f"from {path.name}."

@@ -172,7 +172,7 @@ def measure_agreement(
     Returns:
         One row per label and reader, in the order of labels, then of readers.
     """
-    found: dict[tuple[int, str], list[int]] = {}
+    found: dict[tuple[int, str], list[int]] = {}  # lesions, found lesions and false positives
     n_cases: dict[str, int] = {}
     for table in tables:
         for reader in table.readers:
@@ -213,7 +213,8 @@ def _count_pairs(lesions: Sequence[LesionBox], marks: Sequence[LesionBox]) -> in
                 pairs.append((-overlap, row, column))
     paired_lesions: set[int] = set()
     paired_marks: set[int] = set()
-    for _, row, column in sorted(pairs):
+    from_highest = sorted(pairs)  # because overlaps are negative
+    for _, row, column in from_highest:
         if row not in paired_lesions and column not in paired_marks:
             paired_lesions.add(row)
             paired_marks.add(column)

@@ -117,16 +117,12 @@ def read_yolo(root: Path) -> Dataset:
     remarks += _collect_boxes(root, path, ids, value_of, collector, problems)
     tables = collector.collect(problems, is_relative=True)
     has_roles = len({part.role for part in parts}) > 1
-    cases = [
-        CaseFiles(
-            ids[image],
-            (image,),
-            role=part.role if has_roles else None,
-            annotations={TABLE: tables.get(ids[image], CaseBoxes(is_relative=True))},
-        )
-        for part in parts
-        for image in part.images
-    ]
+    cases: list[CaseFiles] = []
+    for part in parts:
+        for image in part.images:
+            boxes = tables.get(ids[image], CaseBoxes(is_relative=True))
+            role = part.role if has_roles else None
+            cases.append(CaseFiles(ids[image], (image,), role=role, annotations={TABLE: boxes}))
     return Dataset(
         name=root.name,
         root=root,
@@ -205,8 +201,9 @@ def _find_folder(root: Path, base: str, entry: str) -> Path | None:
     the folder `train` next to the file.
     """
     top = os.path.normpath(root.absolute())  # a relative root such as . would contain ../a, too
+    without_upper_folders = re.sub(r"^(\.\./)+", "", entry)
     for start in (root / base, root):
-        for name in (entry, re.sub(r"^(\.\./)+", "", entry)):
+        for name in (entry, without_upper_folders):
             folder = Path(os.path.normpath(start / name))
             with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
                 whole = Path(os.path.normpath(folder.absolute()))
@@ -216,30 +213,34 @@ def _find_folder(root: Path, base: str, entry: str) -> Path | None:
 
 
 def _case_ids(root: Path, parts: Sequence[_Part]) -> dict[Path, str]:
-    """Return the case id of each image."""
+    """Return the case id of each image, see `read_yolo`."""
     ids: dict[Path, str] = {}
     for part in parts:
         for image in part.images:
             ids[image] = path_id(image.relative_to(part.folder))
-    n_cases = Counter(ids.values())
-    return {
-        image: case if n_cases[case] == 1 else path_id(image.relative_to(os.path.normpath(root)))
-        for image, case in ids.items()
-    }
+    n_images = Counter(ids.values())
+    for image, case in ids.items():
+        if n_images[case] > 1:  # such as train/images/a.png and val/images/a.png
+            ids[image] = path_id(image.relative_to(os.path.normpath(root)))
+    return ids
 
 
 def _label_file(root: Path, image: Path) -> Path | None:
-    """Return the text file of an image, or None if it has none."""
+    """Return the text file of an image, or None if it has none.
+
+    The last folder `images` in the path is replaced by `labels`: `images/train/a.png` has the file
+    `labels/train/a.txt`. If this file does not exist, it is searched next to the image.
+    """
     name = f"{strip_suffix(image)}.txt"
-    beside = image.with_name(name)
-    parents = list(image.parent.relative_to(os.path.normpath(root)).parts)
-    if "images" in parents:
-        last = len(parents) - 1 - parents[::-1].index("images")
-        parents[last] = "labels"
-        file = Path(os.path.normpath(root), *parents, name)
+    folders = list(image.parent.relative_to(os.path.normpath(root)).parts)
+    places = [place for place, folder in enumerate(folders) if folder == "images"]
+    if places:
+        folders[places[-1]] = "labels"
+        file = Path(os.path.normpath(root), *folders, name)
         if file.is_file():
             return file
-    return beside if beside.is_file() else None
+    next_to_image = image.with_name(name)
+    return next_to_image if next_to_image.is_file() else None
 
 
 def _add_lines(
@@ -266,7 +267,7 @@ def _add_lines(
 
 def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -> LesionBox:
     """Return the box of a line, in shares of the image."""
-    is_polygon = len(words) >= 7 and len(words) % 2 == 1
+    is_polygon = len(words) >= 7 and len(words) % 2 == 1  # the class and at least three points
     if len(words) != 5 and not is_polygon:
         hint = " Six values are a prediction with its score." if len(words) == 6 else ""
         raise DatasetError(
@@ -291,8 +292,10 @@ def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -
             )
         shares.append(share)
     if is_polygon:
-        start = (min(shares[1::2]), min(shares[::2]))
-        stop = (max(shares[1::2]), max(shares[::2]))
+        xs = shares[::2]
+        ys = shares[1::2]
+        start = (min(ys), min(xs))
+        stop = (max(ys), max(xs))
         return LesionBox(label, start, stop, outline=tuple(shares), where=where)
     x, y, width, height = shares
     if width <= 0 or height <= 0:
