@@ -20,7 +20,7 @@ inside.
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,36 +55,42 @@ class Body:
     @cached_property
     def box(self) -> tuple[slice, ...]:
         """The bounding box of the body in voxels; the whole image if the mask is empty."""
-        coarse = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
+        blocks = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
         box = []
-        for s, b, inner in zip(coarse, self.block, self.bounds, strict=True):
-            box.append(slice(max(s.start * b, inner.start), min(s.stop * b, inner.stop)))
+        for span, width, inner in zip(blocks, self.block, self.bounds, strict=True):
+            start = max(span.start * width, inner.start)
+            stop = min(span.stop * width, inner.stop)
+            box.append(slice(start, stop))
         return tuple(box)
 
     def touches(self, slices: tuple[slice, ...]) -> bool:
         """Return True if a box of voxels contains a part of the body."""
-        near = []
-        for s, b, inner in zip(slices, self.block, self.bounds, strict=True):
-            start = max(s.start, inner.start)
-            stop = min(s.stop, inner.stop)
+        blocks = []
+        for span, width, inner in zip(slices, self.block, self.bounds, strict=True):
+            start = max(span.start, inner.start)
+            stop = min(span.stop, inner.stop)
             if start >= stop:
                 return False
-            near.append(slice(start // b, -(-stop // b)))
-        return bool(self.blocks[tuple(near)].any())
+            blocks.append(slice(start // width, ceil(stop / width)))
+        return bool(self.blocks[tuple(blocks)].any())
 
     def mask(self, slices: tuple[slice, ...]) -> NDArray[np.bool_]:
         """Return a boolean mask of the body's voxels in a box."""
         mask = self.blocks
-        for axis, (s, b, inner) in enumerate(zip(slices, self.block, self.bounds, strict=True)):
-            index = np.arange(s.start, s.stop)
-            mask = np.take(mask, index // b, axis=axis)
+        for axis, span in enumerate(slices):
+            index = np.arange(span.start, span.stop)
+            mask = np.take(mask, index // self.block[axis], axis=axis)
+            inner = self.bounds[axis]
             is_outside = (index < inner.start) | (index >= inner.stop)
             np.moveaxis(mask, axis, 0)[is_outside] = False
         return mask
 
 
 def find_body(image: Volume, modality: Modality) -> Body | None:
-    """Find the body in an image `[C, *spatial]` of raw intensities; None for the whole image."""
+    """Find the body in an image `[C, *spatial]` of raw intensities; None for the whole image.
+
+    The module's docstring describes the steps.
+    """
     if modality == "xray":
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
@@ -93,7 +99,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     )
     pieces = label_components(tissue)
     sizes = np.bincount(pieces.reshape(-1))
-    sizes[0] = 0
+    sizes[0] = 0  # piece 0 is the background
     inside = (sizes >= max(1, _SMALLEST_PIECE * sizes.max()))[pieces]
     between = inside.copy()
     for axis in range(inside.ndim):
@@ -104,8 +110,10 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
     blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
-    # share of the whole image: blocks may fill a small box
-    share = blocks.mean() * prod(s.stop - s.start for s in body.box) / prod(image.geometry.shape)
+    # A cautious, low estimate of the share of the image: the share of blocks, multiplied by that of
+    # the bounding box, because padding outside `bounds` is not body.
+    n_in_box = prod(s.stop - s.start for s in body.box)
+    share = blocks.mean() * n_in_box / prod(image.geometry.shape)
     least, most = _PLAUSIBLE_SHARE
     return body if least <= share <= most else None
 
@@ -128,21 +136,27 @@ def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
     bounds = []
     for axis in range(1, array.ndim):
         n = array.shape[axis]
-        ends = []
+        starts = []
+        stops = []
         for channel, low in zip(array, lowest, strict=True):
             planes = np.moveaxis(channel, axis - 1, 0)
+            # lazy, because most images need only a few planes at both ends
             first = next((i for i in range(n) if (planes[i] > low).any()), 0)
             last = next((i for i in reversed(range(n)) if (planes[i] > low).any()), n - 1)
-            ends.append((first, last + 1))
-        bounds.append(slice(min(first for first, _ in ends), max(last for _, last in ends)))
+            starts.append(first)
+            stops.append(last + 1)
+        bounds.append(slice(min(starts), max(stops)))
     return tuple(bounds)
 
 
 def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the maximum of each block of voxels, `[*coarse]`."""
+    """Return the maximum of each block of voxels, `[*coarse]`.
+
+    The first axis is reduced in slabs, so that no temporary array is as large as the image.
+    """
     rows = range(0, len(channel), block[0])
     highest = np.stack([channel[start : start + block[0]].max(axis=0) for start in rows])
-    for axis, b in enumerate(block[1:], start=1):
-        starts = np.arange(0, highest.shape[axis], b)
+    for axis, width in enumerate(block[1:], start=1):
+        starts = np.arange(0, highest.shape[axis], width)
         highest = np.maximum.reduceat(highest, starts, axis=axis)
     return highest

@@ -103,8 +103,10 @@ class BoxCollector:
         deltas = output.box_deltas[:n].float().gather(1, per_box)
         boxes = decode_boxes(deltas, self._anchors[anchor])
         # one table needs only one synchronisation with a GPU; float64 represents indices exactly
-        columns = (scores, index, n_above[:, None].expand_as(index))
-        table = torch.cat([boxes.double(), *(c[..., None].double() for c in columns)], dim=-1)
+        columns = torch.stack(
+            [scores.double(), index.double(), n_above[:, None].expand_as(index).double()], dim=-1
+        )
+        table = torch.cat([boxes.double(), columns], dim=-1)  # `_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
             self._waiting.append((tile, flipped, rows))
 
@@ -132,13 +134,14 @@ class BoxCollector:
         if len(rows):
             n_above_floor = int(rows[0, n_coordinates + 2])
             self.n_left_out += max(n_above_floor - len(rows), 0)
-        above = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
-        above = above[index[above].argsort()]
-        above = above[scores[above].argsort(descending=True, stable=True)]  # ties by index
-        above = above[~is_degenerate(boxes[above].float())]
-        boxes = boxes[above].float()
-        scores = scores[above].float()
-        labels = index[above].long() % len(self.plan.labels.lesion_names) + 1
+        kept = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
+        # by descending score, and equal scores by index, because topk has no order of ties
+        kept = kept[index[kept].argsort()]
+        kept = kept[scores[kept].argsort(descending=True, stable=True)]
+        kept = kept[~is_degenerate(boxes[kept].float())]
+        boxes = boxes[kept].float()
+        scores = scores[kept].float()
+        labels = index[kept].long() % len(self.plan.labels.lesion_names) + 1
         best = batched_nms(boxes, scores, labels, SAME_LESION_IN_A_TILE)
         boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
         scores = scores[best] * self._edge_weights(boxes, tile)
@@ -152,25 +155,29 @@ class BoxCollector:
         is that of the volume. For other boxes it is 1.
         """
         shape = torch.tensor(self._weight.shape)
-        centre = split_box(boxes)[0].floor().long().clamp(min=0).minimum(shape - 1)
-        weight = self._weight[centre.unbind(-1)]
+        centres, _ = split_box(boxes)
+        centre_voxel = centres.floor().long().clamp(min=0).minimum(shape - 1)
+        weight = self._weight[centre_voxel.unbind(-1)]
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)
-        is_cut = ((low <= 0) & (start > 0)) | ((high >= shape) & (start + shape < end))
-        return torch.where(is_cut.any(-1), weight, torch.ones_like(weight))
+        is_cut_at_start = (low <= 0) & (start > 0)
+        is_cut_at_end = (high >= shape) & (start + shape < end)
+        is_cut = (is_cut_at_start | is_cut_at_end).any(-1)
+        return torch.where(is_cut, weight, torch.ones_like(weight))
 
     def finish(self) -> Boxes:
         """Merge the boxes of all views, and clip them to the volume without its padding."""
         self.gather()
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*self._views, strict=True))
         best = batched_nms(boxes, scores, labels, planned_anchors(self.plan).merge_iou)
-        before = torch.tensor([first for first, _ in self.grid.pad] * 2, dtype=torch.float32)
+        padding = torch.tensor([before for before, _ in self.grid.pad], dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
-        inside = (boxes[best] - before).clamp(min=0).minimum(limit)
-        keep = ~is_degenerate(inside) & (scores[best] >= self.plan.box_floor)
-        keep = torch.nonzero(keep)[:, 0]
-        return Boxes(inside[keep], scores[best][keep], labels[best][keep], self.n_left_out)
+        inside = (boxes[best] - padding.repeat(2)).clamp(min=0).minimum(limit)
+        # a box within the padding is empty now, and edge weights have lowered some scores
+        is_kept = ~is_degenerate(inside) & (scores[best] >= self.plan.box_floor)
+        kept = torch.nonzero(is_kept)[:, 0]
+        return Boxes(inside[kept], scores[best][kept], labels[best][kept], self.n_left_out)
 
 
 def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
@@ -211,11 +218,13 @@ def box_candidates(
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
     rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
+    least_volume = 0.5**file_geometry.dims
     large = []
     for box, score, label in rows:
+        # the id is a placeholder until all candidates are numbered
         candidate = Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
         sides = np.subtract(candidate.stop_vox, candidate.start_vox)
-        if prod(sides.tolist()) >= 0.5**file_geometry.dims:
+        if prod(sides.tolist()) >= least_volume:
             large.append(candidate)
     return _number(large)
 
@@ -233,16 +242,18 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
     for i, candidate in enumerate(voxels.candidates):
         box_score = boxes[partner[i]].score if i in partner else 0.0
         scored.append((candidate, (candidate.score + box_score) / 2))
-    partners = set(partner.values())
-    scored += [(b, b.score / 2) for j, b in enumerate(boxes) if j not in partners]
+    fused_boxes = set(partner.values())
+    for j, box in enumerate(boxes):
+        if j not in fused_boxes:
+            scored.append((box, box.score / 2))
     scored.sort(key=lambda pair: -pair[1])  # stable: at ties, candidates from voxels come first
-    ids = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)
+    new_id_of = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)  # by old id; 0 is background
     for number, (candidate, _) in enumerate(scored, start=1):
         if candidate.has_mask:
-            ids[candidate.id] = number
+            new_id_of[candidate.id] = number
     candidates = _number([replace(candidate, score=score) for candidate, score in scored])
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
-    instances = None if voxels.instances is None else ids[voxels.instances]
+    instances = None if voxels.instances is None else new_id_of[voxels.instances]
     return replace(voxels, candidates=candidates, instances=instances, removed=removed)
 
 
@@ -263,7 +274,9 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     other_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in boxes])
     voxel_labels = np.array([c.label for c in voxels])
     other_labels = np.array([c.label for c in boxes])
-    pairs: list[tuple[float, int, int]] = []
+    pairs: list[
+        tuple[float, int, int]
+    ] = []  # negative IoU, so that sorting gives the largest first
     for first in range(0, len(voxels), _ROWS):  # the whole table may not fit into memory
         rows = slice(first, first + _ROWS)
         overlap = box_iou(voxel_boxes[rows], other_boxes).numpy()

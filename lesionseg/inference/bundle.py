@@ -85,12 +85,14 @@ def write_bundle(
         (new / SELECTION).write_text(selection.to_json() + "\n", encoding="utf-8")
         (new / CARD).write_text(card, encoding="utf-8")
         for name, member in zip(_weight_files(selection), networks, strict=True):
-            # clone, because safetensors rejects tensors that share memory
-            state = member.state_dict().items()
-            tensors = {key: t.detach().cpu().contiguous().clone() for key, t in state}
+            tensors = {}
+            for key, tensor in member.state_dict().items():
+                # clone, because safetensors rejects tensors that share memory
+                tensors[key] = tensor.detach().cpu().contiguous().clone()
             save_file(tensors, new / name, metadata=metadata)
             # safetensors makes files that only the owner can read
             (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
+        # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
             new.rename(folder)
@@ -201,9 +203,13 @@ def bundle_selection(bundle: str | Path) -> Selection:
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle. Its network may be imported if it is the one that the user's settings name."""
-    same = bundle_plan(bundle).architecture.network == network
-    return read_bundle(bundle, TRUSTED if same else None)
+    """Read a bundle whose network the user's settings name.
+
+    `network` is the network in the settings. If the bundle names the same one, it may be imported,
+    although bundles are otherwise not trusted.
+    """
+    is_same = bundle_plan(bundle).architecture.network == network
+    return read_bundle(bundle, TRUSTED if is_same else None)
 
 
 def bundle_digest(folder: Path) -> str:
@@ -225,6 +231,7 @@ def bundle_digest(folder: Path) -> str:
 
 
 def _weight_files(selection: Selection) -> list[str]:
+    """Return the names of the weight files, one for each member of the ensemble."""
     return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, selection.n_members))]
 
 
@@ -238,10 +245,11 @@ def _read_network(
 ) -> nn.Module:
     """Read one network. For errors, see `read_bundle`."""
     with path.open("rb") as file:
-        # safetensors begins with the length of its header in 8 bytes, which may be those of a
-        # pickle, and the header's first byte is {
         start = file.read(9)
-    if start.startswith(_PICKLES) and start[8:] != b"{":
+    # safetensors begins with the length of its header in 8 bytes, which may be equal to those of a
+    # pickle. The header's first byte is {.
+    is_safetensors = start[8:] == b"{"
+    if start.startswith(_PICKLES) and not is_safetensors:
         raise BundleError(
             f"{path}: the file is a pickle, which can run any code, so it was not opened. "
             "Save the weights with safetensors.torch.save_file."
@@ -252,9 +260,11 @@ def _read_network(
         raise BundleError(
             f"{path}: the weights cannot be read: {error}. Copy the bundle again."
         ) from error
-    sides = {side for tensor in tensors.values() for side in tensor.shape}
-    unknown_widths = sorted({*plan.architecture.features} - sides)
     # checked before the network is built, because wrong features could need too much memory
+    sizes: set[int] = set()
+    for tensor in tensors.values():
+        sizes.update(tensor.shape)
+    unknown_widths = sorted(set(plan.architecture.features) - sizes)
     if plan.architecture.name in SOURCES and unknown_widths:
         raise BundleError(
             f"{path}: no tensor has {unknown_widths} channels, but plan.json states them. "

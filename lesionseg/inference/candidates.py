@@ -57,9 +57,10 @@ class PeakRegion:
     @property
     def score(self) -> float:
         """The mean of its eight highest probabilities, or of all if there are fewer."""
-        p = self.probabilities
-        p = np.partition(p, -TOP_VOXELS)[-TOP_VOXELS:] if len(p) > TOP_VOXELS else p
-        return float(p.mean(dtype=np.float64))
+        highest = self.probabilities
+        if len(highest) > TOP_VOXELS:
+            highest = np.partition(highest, -TOP_VOXELS)[-TOP_VOXELS:]
+        return float(highest.mean(dtype=np.float64))
 
     @property
     def peak(self) -> int:
@@ -84,22 +85,23 @@ def collect_sparse(
         ContentError: if a probability is NaN.
     """
     # 32 bits need half the memory
-    kind = np.int32 if int(np.prod(shape, dtype=np.int64)) < 2**31 else np.int64
-    limit = np.float32(min(rule.floor / max(rule.ratio, 1.0), rule.extent) * (1 - 1e-6))
+    index_type = np.int32 if prod(shape) < 2**31 else np.int64
+    # the lowest peak, at the floor, grows down to this; rounding must not exclude a voxel of it
+    lowest = min(rule.floor / max(rule.ratio, 1.0), rule.extent)
+    limit = np.float32(lowest * (1 - 1e-6))
     indices = []
     values = []
-    row = 0
+    n_before = 0  # voxels in the slabs before this one
     for slab in slabs:
         flat = np.ascontiguousarray(slab).reshape(-1)
         index = np.flatnonzero(~(flat < limit))  # includes NaN
         values.append(flat[index].astype(np.float32))
-        offset = row * (flat.size // max(len(slab), 1))
-        indices.append((index + offset).astype(kind))
-        row += len(slab)
-    p = np.concatenate(values)
-    if np.isnan(p).any():
+        indices.append((index + n_before).astype(index_type))
+        n_before += flat.size
+    probabilities = np.concatenate(values)
+    if np.isnan(probabilities).any():
         raise ContentError("The probabilities contain NaN.")
-    return SparseProbabilities(shape, np.concatenate(indices), p)
+    return SparseProbabilities(shape, np.concatenate(indices), probabilities)
 
 
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
@@ -124,8 +126,13 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     limits = (rule.ratio, np.float32(rule.extent), PROMINENCE)
     taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, limits)
-    spans = [np.sort(span) for span in np.split(taken, ends[:-1])] if len(ends) else []
-    return [PeakRegion(sparse.index[span], p[span]) for span in spans]
+    if len(ends) == 0:
+        return []
+    regions = []
+    for positions in np.split(taken, ends[:-1]):
+        ascending = np.sort(positions)
+        regions.append(PeakRegion(sparse.index[ascending], p[ascending]))
+    return regions
 
 
 def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -142,7 +149,7 @@ def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
 def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     """Write the positions of the voxels that touch the one at position `v` to `places`.
 
-    Return their number. The voxel itself is included.
+    Return their number. The voxel itself is included. `places` must have room for 27 positions.
     """
     n_z, n_y, n_x = shape
     flat = index[v]
@@ -153,12 +160,13 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     for a in range(max(z - 1, 0), min(z + 2, n_z)):
         for b in range(max(y - 1, 0), min(y + 2, n_y)):
             row = a * n_y + b
+            # the flat indices of the up to three neighbours in this row
             first = row * n_x + max(x - 1, 0)
             last = row * n_x + min(x + 1, n_x - 1)
             low = starts[row]
             high = starts[row + 1]
             end = high
-            while low < high:
+            while low < high:  # bisection for the first position whose index is at least `first`
                 middle = (low + high) // 2
                 if index[middle] < first:
                     low = middle + 1
@@ -174,6 +182,9 @@ def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
 @compile_loops
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Return the positions on plateaus at or above the floor that have no higher neighbour.
+
+    A plateau is a connected set of voxels of equal probability. If one of them has a higher
+    neighbour, none of them is a peak.
 
     `state` is working memory. It is all free before and after.
     """
@@ -208,7 +219,9 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
     """Return the positions of all voxels, one kept region after the other, and their ends.
 
-    `state` contains the number of the region of each voxel, or `_FREE`.
+    `peaks` are in descending order of height. `state` contains the number of the region of each
+    voxel, or `_FREE`. The voxels of a region that is left out keep its number, so that later peaks
+    do not get them. `limits` are the rule's ratio and extent, and `PROMINENCE`.
     """
     ratio, extent, prominence = limits
     taken = np.empty(1024, dtype=np.int64)  # doubled when it is full
@@ -274,7 +287,7 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
     number = np.repeat(np.arange(len(regions)), [len(region.voxels) for region in regions])
     region_at = np.full(len(sparse.index), _NO_REGION, dtype=np.int64)
     region_at[np.searchsorted(sparse.index, voxels)] = number
-    parent = np.arange(len(regions), dtype=np.int64)
+    parent = np.arange(len(regions), dtype=np.int64)  # at first, each region is a set of its own
     _unite_touching(sparse.index, row_starts(sparse.index, shape), shape, region_at, parent)
     members: dict[int, list[PeakRegion]] = {}
     for i, region in enumerate(regions):
@@ -290,9 +303,9 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
 
 @compile_loops
 def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent: Any) -> None:
-    """Unite regions with neighbouring voxels in `parent`.
+    """Unite regions with neighbouring voxels in the union-find forest `parent`.
 
-    The root of a set is its first region.
+    The root of a set is its first region, so that joined regions keep the order of their peaks.
     """
     places = np.empty(27, dtype=np.int64)
     for v in range(len(index)):
@@ -359,12 +372,14 @@ def find_candidates(
         regions += joined
         labels += [label] * len(joined)
     large = np.array([len(region.voxels) >= rule.min_voxels for region in regions], dtype=np.bool_)
-    if len({label for label, is_large in zip(labels, large, strict=True) if is_large}) > 1:
+    labels_of_large = {labels[i] for i in np.flatnonzero(large)}
+    if len(labels_of_large) > 1:  # regions of one label do not share voxels
         regions, labels = _divide_shared_voxels(regions, labels, large, geometry.shape)
+    # a part of a divided region may not reach the floor
     by_height = [i for i, region in enumerate(regions) if region.height >= rule.floor]
     by_height.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
     large_ones = [i for i in by_height if len(regions[i].voxels) >= rule.min_voxels]
-    small_ones = [i for i in by_height if 0 < len(regions[i].voxels) < rule.min_voxels]
+    small_ones = [i for i in by_height if len(regions[i].voxels) < rule.min_voxels]
     limit = rule.candidate_limit
     kept = large_ones[:limit]
     kept += [i for i in large_ones[limit:] if regions[i].score >= keep_from]
@@ -406,19 +421,23 @@ def _divide_shared_voxels(
     Ties go to the first region. If this divides a region, each of its connected parts becomes a
     region, so that a candidate is one object.
     """
-    numbers = np.flatnonzero(large).tolist()
-    voxels = np.concatenate([regions[i].voxels for i in numbers])
-    probabilities = np.concatenate([regions[i].probabilities for i in numbers])
-    number = np.repeat(numbers, [len(regions[i].voxels) for i in numbers])
-    order = np.lexsort((-number, probabilities))
+    large_rows = np.flatnonzero(large).tolist()
+    voxels = np.concatenate([regions[i].voxels for i in large_rows])
+    probabilities = np.concatenate([regions[i].probabilities for i in large_rows])
+    region_of_voxel = np.repeat(large_rows, [len(regions[i].voxels) for i in large_rows])
+    # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
+    # of equal ones that of the first region
+    order = np.lexsort((-region_of_voxel, probabilities))
     owner = np.full(prod(shape), -1, dtype=np.int32)
-    owner[voxels[order]] = number[order]  # the last assignment to a voxel stays
+    owner[voxels[order]] = region_of_voxel[order]
     divided: list[PeakRegion] = []
     of_label: list[int] = []
     for i, region in enumerate(regions):
-        won = owner[region.voxels] == i if large[i] else np.ones(len(region.voxels), dtype=np.bool_)
-        rest = PeakRegion(region.voxels[won], region.probabilities[won])
-        parts = [region] if won.all() else _connected_parts(rest, shape)
+        parts = [region]
+        is_own = owner[region.voxels] == i
+        if large[i] and not is_own.all():
+            rest = PeakRegion(region.voxels[is_own], region.probabilities[is_own])
+            parts = _connected_parts(rest, shape)
         divided += parts
         of_label += [labels[i]] * len(parts)
     return divided, of_label
@@ -428,12 +447,14 @@ def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakReg
     """Return the connected parts of a region, in the order of their first voxels."""
     if len(region.voxels) == 0:
         return []
+    # components are labelled in the bounding box of the region, not in the whole volume
     place = np.stack(np.unravel_index(region.voxels, shape))
     place -= place.min(axis=1, keepdims=True)
     box = np.zeros(place.max(axis=1) + 1, dtype=np.bool_)
     box[tuple(place)] = True
-    part = label_components(box)[tuple(place)]
-    return [
-        PeakRegion(region.voxels[part == k], region.probabilities[part == k])
-        for k in range(1, part.max() + 1)
-    ]
+    part_of_voxel = label_components(box)[tuple(place)]
+    parts = []
+    for number in range(1, part_of_voxel.max() + 1):
+        inside = part_of_voxel == number
+        parts.append(PeakRegion(region.voxels[inside], region.probabilities[inside]))
+    return parts

@@ -105,12 +105,10 @@ def decide(
     geometry = inferred.file_geometry
     valid = inferred.valid
     point = choose_operating_point(selection.operating_points, accepted_by)
-    channels = [
-        collect_sparse(
-            inferred.slabs(label, selection.voxel_calibration, on_slab), geometry.shape, rule
-        )
-        for label in range(len(inferred.store.values))
-    ]
+    channels = []
+    for label in range(len(inferred.store.values)):
+        slabs = inferred.slabs(label, selection.voxel_calibration, on_slab)
+        channels.append(collect_sparse(slabs, geometry.shape, rule))
     inferred.store.close()
     boxes = None
     n_left_out = 0
@@ -152,11 +150,12 @@ def _is_centre_valid(candidate: Candidate, valid: NDArray[np.bool_]) -> bool:
 def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
     """Leave out candidates after the first `limit` whose scores are below `keep_from`.
 
-    The candidates are in descending order of scores. The remaining ones keep their ids and voxels.
+    `find_candidates` has already limited candidates from voxels, so this concerns boxes and fused
+    candidates. They are in descending order of scores. The remaining ones keep their ids and
+    voxels.
     """
-    kept = [
-        c for rank, c in enumerate(prediction.candidates) if rank < limit or c.score >= keep_from
-    ]
+    kept = list(prediction.candidates[:limit])
+    kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
     n_left_out = len(prediction.candidates) - len(kept)
     if n_left_out == 0:
         return prediction
@@ -232,17 +231,20 @@ def find_by_rule(
         )
     union = highest_probabilities(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
-    inside = found.mask() > 0
+    is_in_candidate = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
     for channel, value in zip(channels, label_values, strict=True):
         highest = union.probabilities[np.searchsorted(union.index, channel.index)]
-        is_in_region = (channel.probabilities >= highest / 2) & inside.flat[channel.index]
+        is_in_region = channel.probabilities >= highest / 2  # `find_by_plan` explains the half
+        is_in_region &= is_in_candidate.flat[channel.index]
         values.flat[channel.index[is_in_region]] = value
     return replace(found, values=values)
 
 
 def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
     """Return the highest probability over channels of the same shape, voxel by voxel.
+
+    A voxel that only some channels contain is too low in the remaining ones to matter.
 
     >>> a = SparseProbabilities((3,), np.array([0, 1]), np.array([0.5, 0.9], np.float32))
     >>> b = SparseProbabilities((3,), np.array([1, 2]), np.array([0.7, 0.25], np.float32))
@@ -280,10 +282,11 @@ def choose_operating_point(
     for point in points:
         if point.aim == aim:
             return point
-    reach = [p.attainable_recall for p in points if p.attainable_recall is not None]
+    # all points were chosen on the same cases, so the first attainable recall is that of all
+    recalls = [p.attainable_recall for p in points if p.attainable_recall is not None]
     attainable = ""
-    if aim.kind == "sensitivity" and reach:
-        attainable = f" (attainable: 0 to {reach[0]:.3g})"
+    if aim.kind == "sensitivity" and recalls:
+        attainable = f" (attainable: 0 to {recalls[0]:.3g})"
     raise ConfigError(
         f"operating_point={aim}: the bundle has no such operating point{attainable}. "
         f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."

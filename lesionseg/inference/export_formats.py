@@ -95,9 +95,9 @@ class ExportedNetwork(nn.Module):
         if plan.nnunet is not None:
             return torch.stack([levels[0] for levels in outputs]).mean(0)
         if plan.anchors is None:
-            total = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
-            return calibrated_voxels(total.mean(0), self._calibration)
-        (output,) = outputs
+            each = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
+            return calibrated_voxels(each.mean(0), self._calibration)
+        (output,) = outputs  # `trace` rejects several detectors
         boxes = decode_boxes(output.box_deltas, self.anchors)
         detections = (box_scores(output.class_logits, plan), boxes)
         if not output.segmentation:
@@ -117,9 +117,8 @@ def trace(bundle: Bundle) -> ExportedProgram:
             "bundle separately."
         )
     network = ExportedNetwork(bundle).float()
-    # torch would treat a batch size of 1 as a constant
-    shape = (2, len(bundle.plan.channel_names), *network_tile(bundle.plan))
-    example = torch.zeros(shape)
+    # two tiles, because torch would treat a batch size of 1 as a constant
+    example = torch.zeros((2, len(bundle.plan.channel_names), *network_tile(bundle.plan)))
     free = {INPUT: {0: torch.export.Dim("batch")}}
     try:
         with torch.no_grad(), _hide_warnings():
@@ -139,6 +138,7 @@ def write_program(path: Path, program: ExportedProgram) -> Runner:
         module = torch.export.load(path).module()
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Run the written program on tiles."""
         with torch.inference_mode():
             return _arrays(module(torch.from_numpy(tiles)))
 
@@ -184,13 +184,18 @@ def write_onnx(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
+        """Run the written ONNX file on tiles."""
         return [np.asarray(output) for output in session.run(list(outputs), {INPUT: tiles})]
 
     return run
 
 
 def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """Return the machine-readable description of an ONNX file, with plan and selection."""
+    """Return the machine-readable description of an ONNX file, with plan and selection.
+
+    It states all that another program needs to process scans as lesionseg does. `digest` identifies
+    the bundle, and `difference` is the result of `largest_difference`.
+    """
     plan = bundle.plan
     note: dict[str, Any] = {
         "schema_version": 1,
@@ -258,11 +263,12 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
         own = _probabilities(own, plan)
         theirs = _probabilities(theirs, plan)
     differences = []
-    for name, there, here in zip(output_names(plan), theirs, own, strict=True):
+    for name, exported, expected in zip(output_names(plan), theirs, own, strict=True):
         scale = max(shape[2:]) if name == BOXES else 1
-        differences.append(np.abs(there - here).max() / scale)
-    difference = float(np.max(differences))  # NaN if any is NaN
-    if not difference <= SAME_PROBABILITY:
+        differences.append(np.abs(exported - expected).max() / scale)
+    difference = float(np.max(differences))
+    is_same = difference <= SAME_PROBABILITY  # False for NaN, too
+    if not is_same:
         raise OutputError(
             f"The exported network's outputs differ from the bundle's by {difference:.3g}. "
             "Try another opset, or other versions of torch and onnxruntime."
@@ -271,12 +277,15 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 
 def _probabilities(logits: Sequence[NDArray[np.float32]], plan: Plan) -> list[NDArray[np.float32]]:
+    """Convert the logits of an nnU-Net model to probabilities."""
     return [label_probabilities(torch.from_numpy(array), plan).numpy() for array in logits]
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
     """Convert one tensor, or a sequence of tensors, to a list of arrays."""
-    return [t.numpy() for t in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
+    if isinstance(outputs, Tensor):
+        return [outputs.numpy()]
+    return [tensor.numpy() for tensor in outputs]
 
 
 @contextmanager
@@ -331,13 +340,16 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     regions, it is the value of the last region that reaches `threshold`. Candidates are not
     written, because MONAI has no rule for them.
     """
-    n = len(plan.channel_names)
+    n_channels = len(plan.channel_names)
     suffix = ".png" if plan.dims == 2 else ".nii.gz"
-    first = suffix
-    channels = "f"
-    if n > 1:
-        first = f"_0000{suffix}"
-        channels = f"[f[:-{len(first)}] + f'_{{c:04d}}{suffix}' for c in range({n})]"
+    ending = suffix  # of the first channel's file, whose path is f in the expression `files`
+    files = "f"
+    if n_channels > 1:
+        ending = f"_0000{suffix}"
+        files = f"[f[:-{len(ending)}] + f'_{{c:04d}}{suffix}' for c in range({n_channels})]"
+    normalisations = {}
+    for c, normalisation in enumerate(plan.normalisation):
+        normalisations[f"normalise_{c}"] = _normalisation_text(normalisation)
     return {
         "imports": [
             "$import glob",
@@ -352,11 +364,11 @@ def inference_config(plan: Plan) -> dict[str, Any]:
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
         "threshold": 0.5,
-        "images": f"$sorted(glob.glob(@dataset_dir + '/*{first}'))",
-        "data": f"$[{{'image': {channels}}} for f in @images]",
+        "images": f"$sorted(glob.glob(@dataset_dir + '/*{ending}'))",
+        "data": f"$[{{'image': {files}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
-        **{f"normalise_{c}": _normalisation_text(n) for c, n in enumerate(plan.normalisation)},
+        **normalisations,
         "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
         "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
         "inferer": _step(
@@ -463,7 +475,8 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
         f"torch.tensor({values})[p.argmax(0, keepdim=True)]"
     )
     if plan.labels.regions:
-        # regions overlap, and later ones are painted over earlier ones
+        # Regions overlap, and later ones are painted over earlier ones. The expression therefore
+        # numbers the regions from 1, and takes the highest number that reaches the threshold.
         label_map = (
             f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
             "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
@@ -499,7 +512,10 @@ def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any
 
 
 def _normalisation_text(scheme: Normalisation) -> str:
-    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess`)."""
+    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess`).
+
+    For example, the scheme "dataset" gives `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
+    """
     if scheme.scheme == "dataset":
         return f"$lambda v: ({_clip_text('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
     # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used

@@ -53,6 +53,7 @@ _LEAST_SCALE = 1e-6  # weights are undefined if the features are smaller
 BORDER = 12  # the border is 1/12 of each axis at both ends
 UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
 LEAST_LOG = np.log(1.5)  # smallest tolerance of a logarithm
+_LEAST_DIFFERENCE = 1e-3  # added before the logarithm, so that equal neighbours do not give -inf
 LEAST_INTENSITY = 0.5  # smallest tolerance of a normalised intensity
 
 
@@ -129,20 +130,22 @@ class InputCheck(BaseModel, frozen=True):
             if channel in self.polarities:
                 polarity = self.polarities[channel]
                 agreements[channel] = polarity.agreement(own)
+                # 0 at the mean agreement of the training scans, which is 1, and 1 at the limit
                 distances_of_polarity[channel] = (1 - agreements[channel]) / (1 - polarity.limit)
         score = max([*distances.values(), *distances_of_polarity.values()], default=None)
-        worst = max(distances_of_polarity, key=distances_of_polarity.__getitem__, default="")
-        if distances_of_polarity.get(worst, 0) > 1:
+        worst_channel = max(
+            distances_of_polarity, key=distances_of_polarity.__getitem__, default=""
+        )
+        if distances_of_polarity.get(worst_channel, 0) > 1:
             return score, (
-                f"{UNLIKE}: {worst} looks like a photographic negative, or is upside "
-                f"down (agreement of dark and bright {agreements[worst]:.2f}, training: from "
-                f"{self.polarities[worst].lowest:.2f}, on average 1)."
+                f"{UNLIKE}: {worst_channel} looks like a photographic negative, or is upside "
+                f"down (agreement of dark and bright {agreements[worst_channel]:.2f}, training: "
+                f"from {self.polarities[worst_channel].lowest:.2f}, on average 1)."
             )
-        worst = max(distances, key=distances.__getitem__, default="")
-        sentence = ""
-        if distances.get(worst, 0) > 1:
-            sentence = self._describe(worst, numbers[worst])
-        return score, sentence
+        worst_name = max(distances, key=distances.__getitem__, default="")
+        if distances.get(worst_name, 0) > 1:
+            return score, self._describe(worst_name, numbers[worst_name])
+        return score, ""
 
     def _describe(self, name: str, value: float) -> str:
         """Return a sentence about a statistic that is unlike those of the training scans."""
@@ -166,11 +169,13 @@ def training_ranges(
     At most 64 cases with all channels are used.
     """
     complete = [case for case in cases if not case.missing]
-    some = complete[:: max(1, -(-len(complete) // N_SCANS))]
+    step = max(1, math.ceil(len(complete) / N_SCANS))
+    sampled = complete[::step]
+    grids = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
     return make_input_check(
-        list(map(grid_statistics, fingerprint.shapes, fingerprint.spacings_mm)),
-        [image_statistics(case.image, plan.channel_names) for case in some],
-        [polarity_features(case.image, plan.channel_names) for case in some],
+        [grid_statistics(shape, spacing_mm) for shape, spacing_mm in grids],
+        [image_statistics(case.image, plan.channel_names) for case in sampled],
+        [polarity_features(case.image, plan.channel_names) for case in sampled],
     )
 
 
@@ -193,12 +198,13 @@ def make_input_check(
     for rows in (grids, images):
         for name in rows[0]:
             values = np.array([row[name] for row in rows])
-            middle = float(np.median(values))
-            distances = np.abs(values - middle)
-            spread = N_MAD * MAD_TO_STD * float(np.median(distances))
+            median = float(np.median(values))
+            distances = np.abs(values - median)
+            by_spread = N_MAD * MAD_TO_STD * float(np.median(distances))
+            by_farthest = BEYOND_FARTHEST * float(distances.max())
             least = LEAST_LOG if name.startswith("log ") else LEAST_INTENSITY
-            medians[name] = middle
-            tolerances[name] = max(least, spread, BEYOND_FARTHEST * float(distances.max()))
+            medians[name] = median
+            tolerances[name] = max(least, by_spread, by_farthest)
     polarities = {}
     if len(features) >= LEAST_SCANS:
         for name in features[0]:
@@ -260,7 +266,8 @@ def _agreement_limit(agreements: Sequence[float]) -> float:
 def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """Return the weights of features `[n, 3]` for which the mean agreement is 1.
 
-    Return None if the mean features vanish.
+    A feature with a large mean and a small variance separates scans from negatives best, so it has
+    a large weight. Return None if the mean features vanish.
     """
     means = rows.mean(axis=0)
     weights = means / (rows.var(axis=0, ddof=1) + FEATURE_VARIANCE)
@@ -292,23 +299,30 @@ def image_statistics(
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        steps = _steps(channel.shape)
         sample = _sample(channel)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
         for axis, axis_name in enumerate(_axes(channel.ndim)):
-            n = channel.shape[axis]
-            in_plane = tuple(slice(None, None, s) for a, s in enumerate(steps) if a != axis)
-            planes = np.moveaxis(channel, axis, 0)
-            first = np.arange(0, max(n - 1, 1), steps[axis])
-            following = np.minimum(first + 1, n - 1)
-            here = np.asarray(planes[first][(slice(None), *in_plane)], dtype=np.float32)
-            there = np.asarray(planes[following][(slice(None), *in_plane)], dtype=np.float32)
-            difference = float(np.abs(there - here).mean())
-            numbers[f"log difference of neighbours along {axis_name} in {name}"] = float(
-                np.log(difference + 1e-3)
-            )
+            log_difference = np.log(_difference_of_neighbours(channel, axis) + _LEAST_DIFFERENCE)
+            key = f"log difference of neighbours along {axis_name} in {name}"
+            numbers[key] = float(log_difference)
     return numbers
+
+
+def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
+    """Compute the mean absolute difference of neighbouring voxels along an axis.
+
+    The pairs are sampled at at most 48 evenly spaced places along each axis.
+    """
+    steps = _steps(channel.shape)
+    n = channel.shape[axis]
+    in_plane = tuple(slice(None, None, step) for a, step in enumerate(steps) if a != axis)
+    planes = np.moveaxis(channel, axis, 0)
+    first = np.arange(0, max(n - 1, 1), steps[axis])
+    following = np.minimum(first + 1, n - 1)
+    here = np.asarray(planes[first][(slice(None), *in_plane)], dtype=np.float32)
+    there = np.asarray(planes[following][(slice(None), *in_plane)], dtype=np.float32)
+    return float(np.abs(there - here).mean())
 
 
 def polarity_features(
@@ -330,16 +344,17 @@ def polarity_features(
 
 def _border(sample: NDArray[np.float64]) -> float:
     """Compute the mean of the border, in standard deviations from the mean of all voxels."""
-    widths = [max(1, n // BORDER) for n in sample.shape]
-    middle = []
-    for n, width in zip(sample.shape, widths, strict=True):
-        middle.append(slice(width, n - width) if n > 2 * width else slice(None))
-    inner = sample[tuple(middle)]
+    inside_border = []
+    for n in sample.shape:
+        width = max(1, n // BORDER)
+        # an axis of one or two places has no inner part, so it has no border
+        inside_border.append(slice(width, n - width) if n > 2 * width else slice(None))
+    inner = sample[tuple(inside_border)]
     n_border = sample.size - inner.size
-    if not n_border:
+    if n_border == 0:
         return 0.0
-    deviation = (sample.sum() - inner.sum()) / n_border - sample.mean()
-    return float(deviation / max(sample.std(), _LEAST_SCALE))
+    border_mean = (sample.sum() - inner.sum()) / n_border
+    return float((border_mean - sample.mean()) / max(sample.std(), _LEAST_SCALE))
 
 
 def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
@@ -351,10 +366,11 @@ def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
     means = _sample(channel).astype(np.float64)
     for axis, n in enumerate(means.shape):
         edges = np.linspace(0, n, COARSE[means.ndim] + 1)
-        blocks = [
-            np.take(means, range(int(low), max(math.ceil(high), int(low) + 1)), axis).mean(axis)
-            for low, high in pairwise(edges)
-        ]
+        blocks = []
+        for low, high in pairwise(edges):
+            first = int(low)
+            stop = max(math.ceil(high), first + 1)  # on a short axis, blocks share places
+            blocks.append(np.take(means, range(first, stop), axis).mean(axis))
         means = np.stack(blocks, axis)
     return _unit_length((means - means.mean()).reshape(-1))
 
@@ -371,7 +387,7 @@ def _sample(channel: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _axes(dims: int) -> tuple[str, ...]:
-    """Return the names of the axes in messages."""
+    """Return the names of the axes in messages: those of the canonical order, or of a picture."""
     return ("S", "A", "R") if dims == 3 else ("the columns", "the rows")
 
 
@@ -403,18 +419,21 @@ def check_scan(
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
     lacking = tuple(plan.channel_names[c] for c in missing)
-    order = file.canonical_order
     score: float | None = None
     warning = ""
-    equal = {name for c, name in zip(given, names, strict=True) if not np.ptp(image[c])}
-    empty = tuple(name for name in names if name in equal or name in blank)
-    if empty:
+    without_contrast = []
+    for c in given:
+        name = plan.channel_names[c]
+        if name in blank or np.ptp(image[c]) == 0:
+            without_contrast.append(name)
+    if without_contrast:
         warning = (
-            f"Channel {empty[0]} is empty: all or nearly all of its voxels are equal. Nothing was "
-            "detected."
+            f"Channel {without_contrast[0]} is empty: all or nearly all of its voxels are equal. "
+            "Nothing was detected."
         )
     elif check is not None:
         channels = [image[c] for c in given]
+        order = file.canonical_order  # that of the training scans' statistics
         shape = [file.shape[a] for a in order]
         spacing_mm = [file.spacing_mm[a] for a in order]
         numbers = grid_statistics(shape, spacing_mm) | image_statistics(channels, names)
@@ -422,7 +441,7 @@ def check_scan(
     if lacking:
         without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
-    return InputCheckResult(score, warning, lacking, empty)
+    return InputCheckResult(score, warning, lacking, tuple(without_contrast))
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
@@ -440,15 +459,19 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
 
 def _is_blank(channel: NDArray[Any], valid: NDArray[np.bool_] | None) -> bool:
     """Return True if at least 99.9 % of the valid voxels are equal."""
-    values = channel if valid is None or not valid.any() else channel[valid]
-    steps = tuple(slice(None, None, max(1, n // MOST_PLACES)) for n in values.shape)
-    sample = values[steps]
-    middle = float(np.median(sample))
-    allowed = EQUAL * abs(middle)
+    values = channel
+    if valid is not None and valid.any():
+        values = channel[valid]
+    places = tuple(slice(None, None, max(1, n // MOST_PLACES)) for n in values.shape)
+    sample = values[places]
+    median = float(np.median(sample))
+    tolerance = EQUAL * abs(median)
     # most scans are far from blank, which a sample already shows
-    if np.mean(np.abs(sample - middle) <= allowed) < BLANK_SHARE / 2:
+    equal_share_of_sample = np.mean(np.abs(sample - median) <= tolerance)
+    if equal_share_of_sample < BLANK_SHARE / 2:
         return False
-    return bool(np.mean(np.abs(values - middle) <= allowed) >= BLANK_SHARE)
+    equal_share = np.mean(np.abs(values - median) <= tolerance)
+    return bool(equal_share >= BLANK_SHARE)
 
 
 def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
@@ -460,7 +483,7 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     order = geometry.canonical_order
     spacing = [geometry.spacing_mm[axis] for axis in order]
     extent = [geometry.shape[axis] * geometry.spacing_mm[axis] for axis in order]
-    ratios = list[float]()
+    ratios: list[float] = []
     if len(plan.spacing_mm) == geometry.dims:  # a 2-D network accepts any distance of slices
         ratios = [mm / usual for mm, usual in zip(spacing, plan.spacing_mm, strict=True)]
     is_odd = any(not 1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios)
@@ -468,6 +491,7 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     if not is_odd and not is_huge:
         return
     unit = ""
+    # a wrong unit gives a ratio of about 1000 or 1/1000; scans differ by a factor of up to 5
     if ratios and all(0.2 <= ratio * 1000 <= 5 for ratio in ratios):
         unit = ", perhaps micrometres for millimetres"
     elif ratios and all(0.2 <= ratio / 1000 <= 5 for ratio in ratios):

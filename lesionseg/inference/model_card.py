@@ -125,15 +125,16 @@ def model_card(
     page.filters["number"] = _number
     page.tests["beyond_aim"] = _is_beyond_aim
     page.filters["interval"] = _interval
+    caution = ""
+    if scores is not None:
+        caution = _CAUTIONS.get(scores.evaluated_on, "development data: optimistic")
     return page.from_string(_CARD).render(
         plan=plan,
         selection=selection,
         reasons={**plan.reasons, **selection.reasons},
         modality=_MODALITIES[plan.modality],
         scores=scores,
-        caution=""
-        if scores is None
-        else _CAUTIONS.get(scores.evaluated_on, "development data: optimistic"),
+        caution=caution,
         numbers=[] if scores is None else _numbers(scores),
         provenance=provenance or {},
     )
@@ -156,7 +157,9 @@ def _is_beyond_aim(point: OperatingPoint) -> bool:
     """Return True if more false positives are expected per new case than the point's aim."""
     aim = Aim.parse(point.name)
     expected = point.expected_false_positives_per_case
-    return aim.kind == "fp_per_case" and expected is not None and expected > aim.value + 1e-9
+    if aim.kind != "fp_per_case" or expected is None:
+        return False
+    return expected > aim.value + 1e-9  # a difference below this is rounding
 
 
 def _interval(value: float, ci95: Sequence[float] | None) -> str:
@@ -166,8 +169,10 @@ def _interval(value: float, ci95: Sequence[float] | None) -> str:
 
 def _number(value: Any) -> str:
     """Format a value of the card: a number, an interval, a text, or None."""
+    if value is None or isinstance(value, Mapping):
+        return "undefined"
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return " to ".join(map(_number, value))
-    return "undefined" if value is None or isinstance(value, Mapping) else str(value)
+    return str(value)

@@ -122,19 +122,24 @@ class Predictor:
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
         # device and memory format of a network in memory are kept, because it may be in training
-        chosen = None if device is None and in_memory else choose_device(device or "auto")
+        chosen = None
+        if device is not None or not in_memory:
+            chosen = choose_device(device or "auto")
         recipe = self.plan.nnunet
         dims = self.plan.dims if recipe is None else recipe.network_dims
+        memory_format = None
+        if chosen is not None and not in_memory:
+            memory_format = fast_memory_format(dims, chosen)
         window_class = SlidingWindow if recipe is None else NnunetWindow
         self.window = window_class(
             joint.networks,
             self.plan,
             self.settings,
             device=chosen,
-            memory_format=None if in_memory or not chosen else fast_memory_format(dims, chosen),
+            memory_format=memory_format,
         )
         self.device = self.window.device
-        self.operating_point()
+        self.operating_point()  # raises an error now instead of after the first scan
 
     @classmethod
     def from_network(
@@ -171,7 +176,10 @@ class Predictor:
         )
 
     def with_selection(self, selection: Selection) -> "Predictor":
-        """Return a predictor with the same networks and another selection."""
+        """Return a predictor with the same networks and another selection.
+
+        It shares the networks, so that a selection can be tried without reading them again.
+        """
         other = copy(self)
         other.selection = selection
         return other
@@ -218,7 +226,8 @@ class Predictor:
                     f"The list of files is empty. Give the files of the channels "
                     f"{', '.join(self.plan.channel_names)}."
                 )
-            case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))  # the channel's number
+            # the name of the first file without the number of its channel, such as _0000
+            case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))
             files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
             return self.decide(self.infer(self.prepare(files)), files.case)
         if affine is None:
@@ -247,9 +256,11 @@ class Predictor:
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid."""
         inferred = self.infer(self.prepare_volume(volume, "volume"))
-        fit = self.selection.voxel_calibration
-        labels = range(len(inferred.store.values))
-        return np.stack([np.concatenate(list(inferred.slabs(k, fit))) for k in labels])
+        calibration = self.selection.voxel_calibration
+        channels = []
+        for label in range(len(inferred.store.values)):
+            channels.append(np.concatenate(list(inferred.slabs(label, calibration))))
+        return np.stack(channels)
 
     def read(self, files: CaseFiles) -> Volume:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
@@ -307,20 +318,22 @@ class Predictor:
         """
         plan = self.plan
         check_missing(plan, volume.missing)
-        seen = (volume.array.shape[0], volume.geometry.dims)
-        if seen != (len(plan.channel_names), plan.dims):
+        n_channels = volume.array.shape[0]
+        dims = volume.geometry.dims
+        if n_channels != len(plan.channel_names) or dims != plan.dims:
             raise ContentError(
-                f"{where}: {seen[0]} channels and {seen[1]} spatial axes; this model was trained "
+                f"{where}: {n_channels} channels and {dims} spatial axes; this model was trained "
                 f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}. "
                 "Give an image with these channels and axes."
             )
         if plan.nan_background and np.isnan(volume.array).any():
             array = np.stack([nan_to_background(channel) for channel in volume.array])
             volume = replace(volume, array=array)
-        wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
-        if wrong:
+        # channel by channel, which needs less memory
+        n_wrong = sum(int(np.count_nonzero(~np.isfinite(channel))) for channel in volume.array)
+        if n_wrong:
             raise ContentError(
-                f"{where}: {wrong} voxels are NaN or infinite. Set them to a number, such as 0."
+                f"{where}: {n_wrong} voxels are NaN or infinite. Set them to a number, such as 0."
             )
         check_extent(volume.geometry, plan, where)
         blank = channels_without_contrast(volume, plan.channel_names)
@@ -331,7 +344,9 @@ class Predictor:
         def look(image: Volume) -> None:
             """Find the body before normalisation, without the missing channels."""
             nonlocal body
-            given = np.delete(image.array, volume.missing, 0) if volume.missing else image.array
+            given = image.array
+            if volume.missing:
+                given = np.delete(given, volume.missing, axis=0)
             body = find_body(Volume(given, image.geometry), plan.modality)
 
         image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)

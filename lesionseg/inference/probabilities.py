@@ -23,9 +23,12 @@ def label_probabilities(
     """
     logits = logits.float()
     if plan.activation == "softmax":  # log-odds of each label against all other channels
-        n = logits.shape[1]
-        others = [[c for c in range(n) if c != k] for k in range(1, n)]
-        logits = logits[:, 1:] - torch.stack([logits[:, o].logsumexp(1) for o in others], dim=1)
+        n_channels = logits.shape[1]
+        rest = []
+        for label in range(1, n_channels):
+            others = [c for c in range(n_channels) if c != label]
+            rest.append(logits[:, others].logsumexp(1))
+        logits = logits[:, 1:] - torch.stack(rest, dim=1)
     elif plan.link is not None:
         logits = posterior_logits(logits, alpha=plan.link.alpha, gamma=plan.link.gamma)
     return compress_log_odds(logits).sigmoid()
@@ -54,6 +57,7 @@ def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k
     anchors = planned_anchors(plan)
     if anchors.gamma is None:
         return compress_log_odds(logits).sigmoid()
+    # `posterior_logits` expects the labels as the second axis: [1, k, n]
     by_label = logits.reshape(-1, logits.shape[-1]).T[None]
     undone = posterior_logits(by_label, alpha=anchors.alpha, gamma=anchors.gamma)
     return compress_log_odds(undone[0].T.reshape(logits.shape)).sigmoid()
@@ -66,6 +70,6 @@ def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
     """
     if fit is None:
         return p
-    clipped = p.clamp(1e-6, 1 - 1e-6)
+    clipped = p.clamp(1e-6, 1 - 1e-6)  # the logit of 0 and 1 is infinite
     line = fit.intercept + fit.slope * (clipped / (1 - clipped)).log()
     return torch.where(p > 0, line.sigmoid(), p)

@@ -47,7 +47,9 @@ def read_ahead(
         reading: Future[Any] | None = None  # the content of the current item
         writing: list[Future[R]] = []  # the last item, if it is not yet written
         for number, item in enumerate(items):
-            content = (reading or reader.submit(read, item)).result()
+            if reading is None:
+                reading = reader.submit(read, item)
+            content = reading.result()
             # the item that is written, the current one and the next one
             fit_together = fits(items[number - len(writing) : number + 2])
             reading = None
@@ -61,7 +63,7 @@ def read_ahead(
                 yield writing.pop().result()
             writing.append(writer.submit(write, item, made))
             del made  # the writer frees the memory step by step
-            if reading is None:
+            if reading is None:  # the next item needs the memory of this one, or there is none
                 yield writing.pop().result()
 
 
@@ -87,22 +89,25 @@ def predict_volumes(
             None.
     """
     budget = default_budget()
-    sizes = {"": 0}
+    bytes_of: dict[str, int] = {}  # by case, as soon as it is read
 
     def prepare(files: CaseFiles) -> PreparedScan | NnunetScan:
+        """Read and prepare a case."""
         volume = read(files)
-        sizes[files.case] = needed_bytes(volume.geometry, predictor.plan)
+        bytes_of[files.case] = needed_bytes(volume.geometry, predictor.plan)
         return predictor.prepare_volume(volume, files.case, overwrite=True)
 
     def decide(files: CaseFiles, inferred: Inferred) -> R:
+        """Find the candidates of a case and apply `use` to its prediction."""
         return use(files, predictor.decide(inferred, files.case, on_slab(files)))
 
     def fits(items: Sequence[CaseFiles]) -> bool:
-        """Return True if all cases fit into memory, each as large as the largest read so far.
+        """Return True if all cases fit into memory, each as large as the largest of them.
 
         The size of the last case is unknown, because it has not been read yet.
         """
-        return len(items) * max(sizes.get(files.case, 0) for files in items) <= budget
+        largest = max(bytes_of.get(files.case, 0) for files in items)
+        return len(items) * largest <= budget
 
     return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
 
@@ -114,10 +119,14 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     needs the image on the file's grid and on the plan's grid, with a reserve of half an image. The
     candidates need image, probabilities and masks, and an nnU-Net model also its logits.
     """
-    finer = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
-    n_voxels = prod(geometry.shape) * max(1.0, finer)
+    # plan voxels per file voxel; above 1 if the plan's grid is the finer one
+    voxel_ratio = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
+    n_voxels = prod(geometry.shape) * max(1.0, voxel_ratio)
+    # bytes per voxel
     image = 4 * len(plan.channel_names)
     probabilities = 2 * len(plan.labels)
     if plan.nnunet is not None:
         probabilities += 2 * n_logits(plan)
-    return int(n_voxels * max(_COPIES * image, image + probabilities + _DECISION))
+    preparation = _COPIES * image
+    decision = image + probabilities + _DECISION
+    return int(n_voxels * max(preparation, decision))

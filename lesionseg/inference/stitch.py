@@ -63,12 +63,13 @@ class Stitcher:
         self._n_rows = shape[0]
         self._take_rows = take_rows
         self._first_row = 0
+        # the sums contain the rows of the current tiles, from `_first_row` on
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
-        self._total = self._weight.new_zeros(shape_held)
+        self._total_weight = self._weight.new_zeros(shape_held)
         handed = _HANDED_BYTES if self._sum.device.type == "cpu" else _HANDED_BYTES_GPU
         row_bytes = self._sum[:, 0].numel() * self._sum.element_size()
-        self._at_once = max(1, handed // max(row_bytes, 1))
+        self._rows_at_once = max(1, handed // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
         """Add the output of a tile to the sums."""
@@ -77,7 +78,7 @@ class Stitcher:
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
             tile_output.to(self._sum), self._weight
         )
-        self._total[(slice(None), *rest)].add_(self._weight)
+        self._total_weight[(slice(None), *rest)].add_(self._weight)
 
     def finish(self) -> None:
         """Give the last rows to `take_rows`."""
@@ -86,24 +87,27 @@ class Stitcher:
     def _hand_over(self, end: int) -> None:
         """Give the rows before `end` to `take_rows`."""
         while self._first_row < end:
-            n = min(end - self._first_row, len(self._total))
-            for first in range(0, n, self._at_once):
-                rows = slice(first, min(first + self._at_once, n))
-                # if no tile covers a voxel, its total and sum are 0, and the average must be 0
-                total = self._total[rows].clamp_min(torch.finfo(torch.float32).tiny)
-                self._take_rows(self._first_row + first, self._sum[:, rows] / total)
-            for sums in (self._sum, self._total[None]):
-                _move_up(sums, n)
-            self._first_row += n
+            n_finished = min(end - self._first_row, len(self._total_weight))
+            for first in range(0, n_finished, self._rows_at_once):
+                rows = slice(first, min(first + self._rows_at_once, n_finished))
+                # if no tile covers a voxel, its weight and sum are 0, and the average must be 0
+                weight = self._total_weight[rows].clamp_min(torch.finfo(torch.float32).tiny)
+                self._take_rows(self._first_row + first, self._sum[:, rows] / weight)
+            _move_up(self._sum, n_finished)
+            _move_up(self._total_weight[None], n_finished)
+            self._first_row += n_finished
 
 
 def _move_up(sums: Tensor, n: int) -> None:
-    """Move the rows of `sums` `[K, rows, …]` up by `n` in place; the last `n` rows become 0."""
-    rows = sums.shape[1]
-    for first in range(0, rows - n, n):
-        last = min(first + n, rows - n)
+    """Move the rows of `sums` `[K, rows, …]` up by `n` in place; the last `n` rows become 0.
+
+    At most `n` rows are copied at a time, because source and destination must not overlap.
+    """
+    n_rows = sums.shape[1]
+    for first in range(0, n_rows - n, n):
+        last = min(first + n, n_rows - n)
         sums[:, first:last] = sums[:, first + n : last + n]
-    sums[:, rows - n :] = 0
+    sums[:, n_rows - n :] = 0
 
 
 class Store:
@@ -156,8 +160,8 @@ class Store:
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers to probabilities float32."""
-        p = values.float()  # 1 − p was stored as a negative number
-        return p.add_(p < 0)
+        p = values.float()
+        return p.add_(p < 0)  # p − 1 was stored for p above 0.5
 
     def close(self) -> None:
         """Free the memory or the file. The store is empty then."""

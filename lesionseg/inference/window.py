@@ -78,8 +78,10 @@ class _CoveredPart:
         """Return True if the tile contains a part of the body."""
         if self.body is None:
             return True
-        pairs = zip(self.grid.slices(number), self.offset, strict=True)
-        return self.body.touches(tuple(slice(s.start + o, s.stop + o) for s, o in pairs))
+        in_image = []
+        for span, offset in zip(self.grid.slices(number), self.offset, strict=True):
+            in_image.append(slice(span.start + offset, span.stop + offset))
+        return self.body.touches(tuple(in_image))
 
     def write_rows(self, store: Store, first: int, average: Tensor) -> None:
         """Write finished rows of the padded tile grid to their place in the image.
@@ -154,8 +156,9 @@ class SlidingWindow:
         }
         self.dtype = dtypes[settings.precision]
         self.networks = [network.to(self.device).eval() for network in networks]
-        for network in self.networks if memory_format else ():
-            network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
+        if memory_format is not None:
+            for network in self.networks:
+                network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self.flips = flip_axes(plan) if settings.flips else ((),)
         self.tile_shape = plan.tile_shape
@@ -198,7 +201,8 @@ class SlidingWindow:
         """
         plan = self.plan
         shape = tuple(image.shape[1:])
-        if (image.shape[0], len(shape)) != (len(plan.channel_names), len(self.tile_shape)):
+        has_channels = image.shape[0] == len(plan.channel_names)
+        if not has_channels or len(shape) != len(self.tile_shape):
             raise GeometryError(
                 f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
                 f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
@@ -209,7 +213,9 @@ class SlidingWindow:
         tiles = covered.tiles()
         memory = self._memory_device(len(image), grid)
         array = image[(slice(None), *covered.region)].to(memory).float()
-        if any(map(any, grid.pad)):  # an image smaller than a tile is padded with 0, as in training
+        is_padded = any(before or after for before, after in grid.pad)
+        if is_padded:  # an image smaller than a tile is padded with 0, as in training
+            # torch expects the last axis first
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
         take_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
@@ -238,9 +244,11 @@ class SlidingWindow:
         if self.device.type != "cuda":
             return self.device
         n_voxels = prod(grid.padded_shape)
-        # float32 values: the image, and sums that are one tile high
-        n_sums = (self.n_outputs + 1) * self.tile_shape[0] * n_voxels // grid.padded_shape[0]
-        if 4 * (n_channels * n_voxels + n_sums) > free_bytes(self.device) / 2:
+        voxels_per_row = n_voxels // grid.padded_shape[0]
+        # the sums of the outputs and of the weights, one tile high
+        n_sums = (self.n_outputs + 1) * self.tile_shape[0] * voxels_per_row
+        needed_bytes = 4 * (n_channels * n_voxels + n_sums)  # float32
+        if needed_bytes > free_bytes(self.device) / 2:
             return torch.device("cpu")
         return self.device
 
@@ -256,8 +264,8 @@ class SlidingWindow:
         Boxes are added to `collector`, with the `numbers` of the tiles in its grid. Raises
         `GeometryError` if an output of the network does not fit the plan.
         """
-        n_tiles = len(tiles)
-        n = n_logits(self.plan)
+        n_tiles = len(tiles)  # the tiles that fill the batch are not counted
+        n_channels = n_logits(self.plan)
         total = None
         tiles = self._fill_batch(tiles.to(self.device))
         for network in self.networks:
@@ -270,10 +278,10 @@ class SlidingWindow:
                     output = output.segmentation
                 if not self.plan.has_voxels:
                     p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
-                elif output[0].shape != (len(tiles), n, *tiles.shape[2:]):
+                elif output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
                     raise GeometryError(
                         f"The network returned the shape {tuple(output[0].shape)} for tiles "
-                        f"{tuple(tiles.shape)}, but the plan has {n} channels of logits."
+                        f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
                     )
                 else:
                     p = label_probabilities(output[0][:n_tiles], self.plan)
@@ -296,8 +304,10 @@ class SlidingWindow:
     def _run(self, network: nn.Module, tiles: Tensor) -> Any:
         """Run a network in the precision of the settings."""
         is_low = self.dtype != torch.float32
-        low = self.dtype if is_low else torch.bfloat16
-        with fastest_convolutions(), torch.autocast(self.device.type, low, enabled=is_low):
+        # autocast has no float32, so a disabled one gets any other type
+        autocast_type = self.dtype if is_low else torch.bfloat16
+        autocast = torch.autocast(self.device.type, autocast_type, enabled=is_low)
+        with fastest_convolutions(), autocast:
             return network(tiles)
 
 
@@ -315,8 +325,12 @@ def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
 
     Radiographs are not mirrored, because they were not mirrored in training either.
     """
-    axes = () if plan.modality == "xray" else tuple(range(plan.dims))
-    return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
+    if plan.modality == "xray":
+        return ((),)
+    views: list[tuple[int, ...]] = []
+    for n_axes in range(plan.dims + 1):
+        views += combinations(range(plan.dims), n_axes)
+    return tuple(views)
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -27,7 +27,7 @@ from lesionseg.plan.nnunet_recipe import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
 _SIGMA_SCALE = 1 / 8
-_HIGHEST = 10.0
+_HIGHEST = 10.0  # the value in the middle of the Gaussian, as in nnU-Net
 _SLICES_AT_ONCE = 8  # batch size of a 2-D network on a CPU, which a single slice does not fill
 
 
@@ -87,6 +87,7 @@ class NnunetWindow(SlidingWindow):
         if self.device.type == "cpu" and recipe.network_dims == 2 and batch_size is None:
             self.batch_size = _SLICES_AT_ONCE
         self.flips = mirrored_views(recipe) if settings.flips else ((),)
+        # a prepared scan always has three axes, that of a picture with one slice
         tile = plan.tile_shape
         self.tile_shape = tile if len(tile) == 3 else (1, *tile)
 
@@ -122,7 +123,8 @@ class NnunetWindow(SlidingWindow):
         tiles = self._fill_batch(tiles.to(self.device))
         is_flat = self.recipe.network_dims == 2
         if is_flat:
-            tiles = tiles[:, :, 0]
+            tiles = tiles[:, :, 0]  # tiles of a 2-D network have one slice
+        # nnU-Net uses float16 on a GPU; on a CPU, autocast uses bfloat16
         is_half = self.dtype != torch.float32
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         total = None
@@ -155,8 +157,10 @@ def recipe_of(plan: Plan) -> NnunetRecipe:
 
 def mirrored_views(recipe: NnunetRecipe) -> tuple[tuple[int, ...], ...]:
     """Return all sets of axes to mirror, the empty one first."""
-    axes = recipe.mirror_axes
-    return tuple(c for n in range(len(axes) + 1) for c in combinations(axes, n))
+    views: list[tuple[int, ...]] = []
+    for n_axes in range(len(recipe.mirror_axes) + 1):
+        views += combinations(recipe.mirror_axes, n_axes)
+    return tuple(views)
 
 
 @lru_cache(maxsize=4)
@@ -171,10 +175,10 @@ def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
     """
     weight = np.ones((), dtype=np.float64)
     for n in tile_shape:
-        line = np.zeros(n)
-        line[n // 2] = 1
-        line = gaussian_filter1d(line, n * _SIGMA_SCALE, mode="constant", cval=0)
-        weight = weight[..., np.newaxis] * line
+        peak = np.zeros(n)
+        peak[n // 2] = 1
+        along_axis = gaussian_filter1d(peak, n * _SIGMA_SCALE, mode="constant", cval=0)
+        weight = weight[..., np.newaxis] * along_axis
     rounded = torch.from_numpy(weight / weight.max() * _HIGHEST).half()
     least = rounded[rounded > 0].min()
     return rounded.clamp_min(least).float()

@@ -164,7 +164,11 @@ def nnunet_digest(files: NnunetModelFiles) -> str:
 
 
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
-    """Convert the plans of an nnU-Net model and the shapes of its weights to a plan."""
+    """Convert the plans of an nnU-Net model and the shapes of its weights to a plan.
+
+    nnU-Net states no `lesion_fraction`. The value is a placeholder, because prediction does not use
+    it.
+    """
     plans_path = files.where(PLANS)
     labels_path = files.where(LABELS)
     plans = _validate(_Plans, files.read_json(PLANS), plans_path)
@@ -190,6 +194,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
             f"{n_outputs}. Use the files of one training."
         )
     spacing = _described_spacing(recipe, plans, dims)
+    # a 2-D network of a volume has tiles of one slice
+    tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
     return Plan(
         dims=dims,
         modality=_modality(channels, dims),
@@ -197,7 +203,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         labels=labels.predicted(),
         spacing_mm=spacing,
         normalisation=(Normalisation("zscore"),) * len(channels),
-        tile_shape=(*(1,) * (dims - len(recipe.patch)), *recipe.patch),
+        tile_shape=tile_shape,
         batch_size=max(1, min(config.batch_size, 16)),
         architecture=architecture,
         lesion_fraction=0.01,
@@ -230,7 +236,11 @@ def _architecture(
 
 
 def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
-    """Return a configuration together with the keys that it inherits."""
+    """Return a configuration together with the keys that it inherits.
+
+    `inherits_from` names another configuration. A key of the configuration itself has priority over
+    an inherited one.
+    """
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
         raise BundleError(
@@ -278,9 +288,9 @@ def _network_kind(
             f"{where}: the network {stated or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
             "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
         )
-    foreign = _unknown_option(options)
-    if checkpoint.unknown or foreign:
-        what = foreign or f"layers such as {checkpoint.unknown[0]}"
+    unknown_option = _unknown_option(options)
+    if checkpoint.unknown or unknown_option:
+        what = unknown_option or f"layers such as {checkpoint.unknown[0]}"
         trainer = checkpoint.trainer or files.trainer or "the trainer"
         raise BundleError(
             f"{where}: {trainer} changed the network ({what}), which is unknown here. Predict with "
@@ -298,7 +308,8 @@ def _unknown_option(options: Mapping[str, Any]) -> str:
     if norm is not None and "InstanceNorm" not in str(norm):
         return f"norm_op {norm}"
     norm_options = options.get("norm_op_kwargs") or {}
-    if norm_options.get("eps", _EPS) != _EPS or norm_options.get("affine", True) is not True:
+    has_other_eps = norm_options.get("eps", _EPS) != _EPS
+    if has_other_eps or norm_options.get("affine", True) is not True:
         return f"norm_op_kwargs {norm_options}"
     nonlinearity = options.get("nonlin")
     if nonlinearity is not None and str(nonlinearity).rpartition(".")[2] != "LeakyReLU":
@@ -315,13 +326,19 @@ def _unknown_option(options: Mapping[str, Any]) -> str:
 def _check_strides(
     strides: tuple[tuple[int, ...], ...], config: _Configuration, where: str
 ) -> None:
-    """Raise `BundleError` if the strides in the plans differ from those of the weights."""
+    """Raise `BundleError` if the strides in the plans differ from those of the weights.
+
+    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2].
+    """
     if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
         return
     stated = config.architecture.arch_kwargs["strides"]
-    axes = len(strides[0])
+    dims = len(strides[0])
+    expected: tuple[tuple[int, ...], ...] = ()
     try:
-        expected = tuple((s,) * axes if isinstance(s, int) else tuple(s) for s in stated)
+        for of_stage in stated:
+            per_axis = (of_stage,) * dims if isinstance(of_stage, int) else tuple(of_stage)
+            expected += (per_axis,)
     except TypeError as error:
         raise BundleError(
             f"{where}: architecture.arch_kwargs.strides is {stated}, not a list with the strides "
@@ -350,24 +367,23 @@ def _recipe(
         )
     schemes = config.normalization_schemes
     masks = config.use_mask_for_norm
-    if not len(schemes) == len(masks) == n_channels or len(config.spacing) != len(
-        config.patch_size
-    ):
+    fits_channels = len(schemes) == n_channels and len(masks) == n_channels
+    if not fits_channels or len(config.spacing) != len(config.patch_size):
         raise BundleError(
             f"{where}: normalization_schemes, use_mask_for_norm and spacing do not fit "
             f"{n_channels} channels and the patch {config.patch_size}. Use the plans.json and "
             "dataset.json of one training."
         )
-    normalisation = tuple(
-        _normalisation(scheme, use_mask, plans.intensities.get(str(i), _Intensities()), where)
-        for i, (scheme, use_mask) in enumerate(zip(schemes, masks, strict=True))
-    )
+    normalisation = []
+    for channel, (scheme, use_mask) in enumerate(zip(schemes, masks, strict=True)):
+        intensities = plans.intensities.get(str(channel), _Intensities())
+        normalisation.append(_normalisation(scheme, use_mask, intensities, where))
     first, second, third = plans.transpose_forward
     content = {
         "configuration": name,
         "spacing": config.spacing,
         "patch": config.patch_size,
-        "normalisation": normalisation,
+        "normalisation": tuple(normalisation),
         "image_resampling": _resampling(
             config.resampling_fn_data, config.resampling_fn_data_kwargs, f"{where}.data"
         ),
@@ -384,7 +400,7 @@ def _recipe(
 
 
 def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
-    """Return the recipe with this content. Raise `BundleError` if a value is out of range."""
+    """Build the recipe from its fields. Raise `BundleError` if a value is out of range."""
     try:
         recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
     except ValidationError as error:
@@ -408,7 +424,7 @@ def _normalisation(
             "nnU-Net and give its probabilities to evaluate."
         )
     return NnunetNormalisation(
-        scheme=next(name for name in known if name == scheme),
+        scheme=next(name for name in known if name == scheme),  # typed, unlike `scheme`
         use_mask=use_mask and scheme == "ZScoreNormalization",
         mean=intensities.mean,
         std=intensities.std,
@@ -442,11 +458,17 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
 
 
 def _described_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
-    """Return the spacing of the network's grid in mm, for tables and memory estimates."""
-    if dims == len(recipe.spacing):
-        return tuple(min(max(mm, 1e-3), 100.0) for mm in recipe.spacing)
-    between = (plans.original_median_spacing_after_transp or [1.0])[0]
-    return tuple(min(max(mm, 1e-3), 100.0) for mm in (between, *recipe.spacing))
+    """Return the spacing of the network's grid in mm, for tables and memory estimates.
+
+    A 2-D network of volumes states no distance of slices, so that of the training scans is used.
+    The spacing is limited to what a plan accepts.
+    """
+    spacing = recipe.spacing
+    if len(spacing) < dims:
+        median = plans.original_median_spacing_after_transp
+        slice_distance = median[0] if median else 1.0
+        spacing = (slice_distance, *spacing)
+    return tuple(min(max(mm, 1e-3), 100.0) for mm in spacing)
 
 
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
@@ -457,7 +479,10 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
 
 
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
-    """Build the network of a plan with the weights of a checkpoint, in eval mode."""
+    """Build the network of a plan with the weights of a checkpoint, in eval mode.
+
+    Weights of the coarser outputs, which are only used in training, are left out.
+    """
     network = build_network(plan)
     needed = set(network.state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}

@@ -35,13 +35,16 @@ _log = logging.getLogger(__name__)
 # probability, because networks that learn by Dice give values near 0 or 1 to most voxels. A single
 # voxel is a candidate, as it is an object of nnU-Net's mask.
 NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
+# voxels of a lower probability belong to no candidate; rounding must not exclude a voxel of it
+_LOWEST = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6)
 _LABELS = "dataset.json"
 _PLANS = "plans.json"
 _REORIENTING = "WithReorient"  # the names of readers that change the axis order end with this
 _LEVELS_UP = 3  # from fold_0/validation to the model folder
 # log-odds are computed above this; `compress_log_odds` changes those beyond p = 0.99966
 _HIGH = 0.999
-_ROUNDING = 1e-3
+_SMALLEST_FLOAT32 = 2.0**-149  # above 0; a rest of 0 is treated as this
+_ROUNDING = 1e-3  # accepted distance of probabilities from the range 0 to 1
 _SUM_TOLERANCE = 0.02  # accuracy of the sum of probabilities saved as 16-bit numbers
 _SAME_ORDER = 0.9  # label maps in the same axis order have at least this Dice
 _SOME_ORDER = 0.5  # with a lower Dice, the axis orders do not agree
@@ -130,10 +133,11 @@ def read_probabilities(
     mask = read_mask(files.mask, raster_mm=pixel_mm)
     grid = mask.geometry
     if geometry is not None:
-        if not (is_raster(files.mask) and grid.shape == geometry.shape):
+        is_picture_of_scan = is_raster(files.mask) and grid.shape == geometry.shape
+        if not is_picture_of_scan:  # a picture states no position, so its shape is enough
             check_grid(files.mask, grid, Path("the scan"), geometry, by_image=by_image)
         grid = geometry
-    file = open_probabilities(path)
+    file = open_probabilities(path)  # its axis order may be another than that of the mask
     labels = find_labels(path)
     are_regions = labels is not None and bool(labels.regions)
     values = _channel_values(file, labels)
@@ -183,7 +187,10 @@ def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, 
 
 
 def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Collect the voxels that can belong to a candidate of any label. Check the probabilities."""
+    """Collect the voxels that can belong to a candidate of any label. Check the probabilities.
+
+    The file is read twice, because the first pass finds the voxels whose values the second keeps.
+    """
     n_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
     values = np.empty((file.shape[0], len(index)), dtype=np.float32)
@@ -216,7 +223,7 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int6
     The first channel is the background, which is 1 minus the sum of all labels. It is enough to
     find these voxels. Regions have no background, so all of their channels are read.
     """
-    limit = np.float32(NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6))
+    limit = np.float32(_LOWEST)
     n_row = prod(file.shape[2:])
     found: list[NDArray[np.int64]] = []
     for slab in file.slabs():
@@ -224,7 +231,8 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int6
             break
         flat = slab.values.reshape(-1)
         # the negated comparisons include NaN
-        is_possible = ~(flat < limit) if are_regions else ~(flat > 1 - limit)
+        is_excluded = flat < limit if are_regions else flat > 1 - limit
+        is_possible = ~is_excluded
         found.append(np.flatnonzero(is_possible) + slab.first_row * n_row)
     return np.unique(np.concatenate(found))
 
@@ -270,7 +278,7 @@ def _axis_order(
     is_lesion = painted > 0
     index = index[is_lesion]
     painted = painted[is_lesion]
-    n_mask = int(np.count_nonzero(labels))
+    n_in_mask = int(np.count_nonzero(labels))
     fitting = [o for o in _orders(file, geometry) if o.shape(shape) == labels.shape]
     if not fitting:
         raise GeometryError(
@@ -278,21 +286,23 @@ def _axis_order(
             f"{labels.shape} in any axis order. Predict this case again."
         )
     expected = fitting[0]
-    if not n_mask or not len(index):
+    if n_in_mask == 0 or len(index) == 0:
         return expected
     best = expected
     highest = -1.0
     for order in fitting:
-        agreeing = np.count_nonzero(labels.flat[order.flat_index(index, shape)] == painted)
-        dice = 2 * agreeing / (len(index) + n_mask)
+        in_mask = labels.flat[order.flat_index(index, shape)]
+        n_agreeing = np.count_nonzero(in_mask == painted)
+        dice = 2 * n_agreeing / (len(index) + n_in_mask)
         if dice > highest:
             best = order
             highest = dice
         if highest >= _SAME_ORDER:
             break
     if highest < _SOME_ORDER:
-        # the expected order is plausible, so the mask was probably changed after the prediction
-        if expected.shape(shape) == shape == labels.shape or len(fitting) == 1:
+        # if the expected order is plausible, the mask was probably changed after the prediction
+        keeps_shape = expected.shape(shape) == shape and shape == labels.shape
+        if keeps_shape or len(fitting) == 1:
             _log.warning(
                 "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
                 "post-processed. Candidates come from the probabilities.",
@@ -310,35 +320,40 @@ def _axis_order(
 def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
     """Return all axis orders of an array, the most probable first."""
     dims = geometry.dims
-    orders = [
+    every_order = [
         AxisOrder(axes, flipped)
         for axes in permutations(range(dims))
         for flipped in product((False, True), repeat=dims)
     ]
-    reoriented = _reoriented_order(geometry)
-    first = [AxisOrder.same(dims), reoriented]
+    likely = [AxisOrder.same(dims), _reoriented_order(geometry)]
     if _reader(file.path).endswith(_REORIENTING):
-        first.reverse()
-    return list(dict.fromkeys([*first, *orders]))
+        likely.reverse()
+    return list(dict.fromkeys([*likely, *every_order]))  # without repetitions
 
 
 def _reoriented_order(geometry: Geometry) -> AxisOrder:
     """Return the order of an array whose axes run along +S, +A, +R."""
     if geometry.dims != 3:
         return AxisOrder.same(geometry.dims)
-    along = geometry.canonical_order
-    axes = tuple(along.index(axis) for axis in range(3))
+    mask_axis_along = geometry.canonical_order  # of S, A, R
+    axes = tuple(mask_axis_along.index(axis) for axis in range(3))
     cosines = geometry.affine[:3, :3] / geometry.spacing_mm
-    flipped = tuple(bool(cosines[2 - along.index(axis), axis] < 0) for axis in range(3))
-    return AxisOrder(axes, flipped)
+    flipped = []
+    for mask_axis, array_axis in enumerate(axes):
+        world_axis = 2 - array_axis  # the rows of the affine are R, A, S
+        flipped.append(bool(cosines[world_axis, mask_axis] < 0))
+    return AxisOrder(axes, tuple(flipped))
 
 
 def _reader(path: Path) -> str:
     """Return the name of the image reader in nnU-Net's `plans.json`; "" without this file."""
     for folder in list(path.parents)[:_LEVELS_UP]:
-        if (folder / _PLANS).is_file():
-            content = read_json(folder / _PLANS)
-            return str(content.get("image_reader_writer")) if isinstance(content, dict) else ""
+        if not (folder / _PLANS).is_file():
+            continue
+        content = read_json(folder / _PLANS)
+        if not isinstance(content, dict):
+            return ""
+        return str(content.get("image_reader_writer"))
     return ""
 
 
@@ -346,17 +361,17 @@ def _channels(
     voxels: _Voxels, order: AxisOrder, shape: tuple[int, ...], *, are_regions: bool
 ) -> list[SparseProbabilities]:
     """Return the probabilities of each label on the mask's grid."""
-    limit = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0)
     index = order.flat_index(voxels.index, shape)
-    sequence = np.argsort(index, kind="stable")
+    by_index = np.argsort(index, kind="stable")
+    first_label = 0 if are_regions else 1  # channel 0 is otherwise the background
     channels = []
-    for channel in range(0 if are_regions else 1, len(voxels.values)):
+    for channel in range(first_label, len(voxels.values)):
         p = voxels.values[channel].astype(np.float64)
         rest = 1 - p
         if not are_regions:
             others = np.delete(voxels.values, channel, axis=0)
             rest = others.sum(axis=0, dtype=np.float64)
-        kept = sequence[p[sequence] >= limit * (1 - 1e-6)]
+        kept = by_index[p[by_index] >= _LOWEST]
         ranked = rank_sure(p[kept], rest[kept])
         channels.append(SparseProbabilities(order.shape(shape), index[kept], ranked))
     return channels
@@ -373,7 +388,7 @@ def rank_sure(p: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.f
     """
     ranked = p.copy()
     high = p > _HIGH
-    odds = np.log(p[high]) - np.log(np.maximum(rest[high], 2.0**-149))
-    compressed = compress_log_odds(torch.from_numpy(odds)).sigmoid().numpy()
-    ranked[high] = np.where(odds > SURE, compressed, p[high])
+    log_odds = np.log(p[high]) - np.log(np.maximum(rest[high], _SMALLEST_FLOAT32))
+    compressed = compress_log_odds(torch.from_numpy(log_odds)).sigmoid().numpy()
+    ranked[high] = np.where(log_odds > SURE, compressed, p[high])
     return ranked.astype(np.float32)

@@ -52,22 +52,26 @@ def _resize_slabs(
     orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
     shape = scan.cropped_shape
     n_channels, n_rows = logits.values.shape[:2]
-    at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))
+    row_voxels = n_channels * shape[1] * shape[2]
+    rows_at_once = max(1, _SLAB_VOXELS // max(row_voxels, 1))
     if max(orders) > LINEAR:  # splines of higher orders need the whole volume
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
     row_neighbours = _rows(n_rows, shape[0], orders[0])
-    for first in range(0, shape[0], at_once):
-        rows = slice(first, min(first + at_once, shape[0]))
-        needed = row_neighbours.reach(rows)
+    for first in range(0, shape[0], rows_at_once):
+        rows = slice(first, min(first + rows_at_once, shape[0]))
+        needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated
         read = logits.decode(logits.values[:, needed])
         logits.release()
-        plane = (n_channels, read.shape[1], *shape[1:])
-        in_plane = resize(read, plane, (0, 0, *orders[1:]))
+        # first within the planes of the input rows, then between the rows
+        resized_planes = (n_channels, read.shape[1], *shape[1:])
+        in_plane = resize(read, resized_planes, (0, 0, *orders[1:]))
         yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)
 
 
 def _rows(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the input rows of each output row; equal sizes need no interpolation."""
-    return find_neighbours(n_in, n_out, order if n_in != n_out else 0)
+    """Return the input rows of each output row. Equal numbers of rows need no interpolation."""
+    if n_in == n_out:
+        order = 0
+    return find_neighbours(n_in, n_out, order)

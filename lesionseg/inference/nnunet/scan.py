@@ -68,10 +68,10 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
         spacing = _PICTURE_SPACING
     array = array.transpose([0] + [1 + axis for axis in recipe.transpose])
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
-    present = np.logical_or.reduce(array != 0, axis=0)
-    crop = foreground_slices(present) or tuple(slice(0, n) for n in present.shape)
+    is_not_zero = np.logical_or.reduce(array != 0, axis=0)  # in any channel
+    crop = foreground_slices(is_not_zero) or tuple(slice(0, n) for n in is_not_zero.shape)
     cropped = np.array(array[(slice(None), *crop)], dtype=np.float32, order="C")
-    inside = present[crop]
+    inside = is_not_zero[crop]
     target = network_spacing(recipe, spacing)
     shape = resized_shape(cropped.shape[1:], spacing, target)
     if prod(shape) > limits().max_voxels:
@@ -127,9 +127,10 @@ def spline_orders(
     in the spacing after resizing. If two axes are equally thick, neither of them is separate.
     """
     axis = None
-    if resampling.separate_z or (resampling.separate_z is None and _is_thick(resampling, before)):
+    depends_on_spacing = resampling.separate_z is None
+    if resampling.separate_z or (depends_on_spacing and _is_thick(resampling, before)):
         axis = _thickest(before)
-    elif resampling.separate_z is None and _is_thick(resampling, after):
+    elif depends_on_spacing and _is_thick(resampling, after):
         axis = _thickest(after)
     orders = [resampling.order] * len(before)
     if axis is not None:
@@ -144,7 +145,8 @@ def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
 
 def _thickest(spacing: Sequence[float]) -> int | None:
     """Return the axis of the coarsest spacing; None if several are equally coarse."""
-    axes = [axis for axis, mm in enumerate(spacing) if max(spacing) / mm == 1]
+    coarsest = max(spacing)
+    axes = [axis for axis, mm in enumerate(spacing) if coarsest / mm == 1]  # as in nnU-Net
     return axes[0] if len(axes) == 1 else None
 
 
@@ -158,10 +160,12 @@ def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """
     if mask.all():
         return mask
-    outside = np.pad(~mask, 1, constant_values=True)
-    parts = cc3d.connected_components(outside, connectivity=6)
-    middle = tuple(slice(1, -1) for _ in mask.shape)
-    return np.asarray(parts[middle] != parts[(0,) * mask.ndim])
+    # a border of background joins all background at the edges of the mask to one component
+    background = np.pad(~mask, 1, constant_values=True)
+    component = cc3d.connected_components(background, connectivity=6)
+    outside = component[(0,) * mask.ndim]  # the component of a corner
+    without_border = tuple(slice(1, -1) for _ in mask.shape)
+    return np.asarray(component[without_border] != outside)
 
 
 def normalise(
