@@ -222,6 +222,7 @@ def box_average_precision(
         parts.append((group, hit, lesions))
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
         by_label = [_precision_of_label(weights, *part) for part in parts]
         if not by_label:
             return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)

@@ -806,16 +806,19 @@ def match_case(
         zone_of = zones.of(matched.candidates)
         located = [replace(c, zone=z) for c, z in zip(given.candidates, zone_of, strict=True)]
         given = replace(given, candidates=tuple(located))
-    regions: dict[str, tuple[int, ...]] = {}
     # boxes and bare masks do not say which region a voxel belongs to
     has_values = prediction is None or prediction.values is not None
+    regions: dict[str, tuple[int, ...]] = {}
     if labels is not None and labels.regions and has_values:
         regions = dict(zip(labels.names, labels.regions, strict=True))
     matched_regions = {}
     for name, values in regions.items():
+        part = None
+        if prediction is not None:
+            part = _cut_prediction(prediction, values)
         matched_regions[name] = match_case(
             _cut_reference(reference, values),
-            None if prediction is None else _cut_prediction(prediction, values),
+            part,
             preset,
             case=case,
             group=group,

@@ -138,6 +138,7 @@ def froc(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     n_found_above = np.searchsorted(-pool.detected_at[by_detection], -scores, side="left")
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the recall `[replicates, rates]`."""
         false = _accumulate(weights, false_group)[:, 1:]
         found = _accumulate(weights, lesion_group)
         # 1e-9: rounding must not exclude a false positive that a limit just allows
@@ -158,6 +159,7 @@ def cpm(pool: Pool, fp_per_case: Sequence[float]) -> Statistic:
     curve = froc(pool, fp_per_case)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the mean recall `[replicates, 1]`."""
         mean: NDArray[np.float64] = curve(weights).mean(axis=1, keepdims=True)
         return mean
 
@@ -183,6 +185,7 @@ def average_precision(pool: Pool) -> Statistic:
     found_group = group[is_true]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the average precision `[replicates, 1]`."""
         hits = _accumulate(weights, found_group)[:, n_true]
         accepted = _accumulate(weights, group)[:, n_accepted]
         precision = np.nan_to_num(divide(hits, accepted))
@@ -209,6 +212,7 @@ def case_auroc(pool: Pool) -> Statistic:
     n_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return the AUROC `[replicates, 1]`."""
         negative = _accumulate(weights, group[~positive])
         n_below = (negative[:, n_lower] + negative[:, n_not_higher]) / 2  # ties count half
         of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)

@@ -146,6 +146,7 @@ def size_curve(
     along = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
+        """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
         fits = fit_logistic(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
         intercept = fits[:, :1]
         slope = fits[:, 1:]

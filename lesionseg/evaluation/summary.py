@@ -493,6 +493,7 @@ class Summary:
         squares = self.sums([0.0 if e is None else e**2 for e in errors])
 
         def statistic(weights: Weights) -> NDArray[np.float64]:
+            """Return bias, lower and upper limit `[replicates, 3]`."""
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
                 bias = weights @ sums / n
