@@ -116,7 +116,7 @@ class CaseWork:
         self.sizes: dict[tuple[str, str], int] = {}
 
     def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
-        """Run one step for the scan.
+        """Run one step for the scan. `made` is the result of the previous step; `read` has none.
 
         Return its result, or the row of the scan if it is final: complete, failed or skipped.
         """
@@ -281,7 +281,9 @@ class CaseWork:
         )
         volume_ml = amounts.pop("volume_ml")
         checked = prediction.input
-        warnings = [checked.warning if checked else ""]
+        warnings: list[str] = []
+        if checked is not None and checked.warning:
+            warnings.append(checked.warning)
         if prediction.n_left_out:
             warnings.append(prediction.left_out_note)
         row = replace(
@@ -293,7 +295,7 @@ class CaseWork:
             volume_ml=volume_ml,
             missing=" ".join(checked.missing if checked else ()),
             operating_point=self.predictor.operating_point().name,
-            warning=" ".join(filter(None, warnings)),
+            warning=" ".join(warnings),
             input_score=checked.score if checked else None,
             amounts=amounts,
         )
@@ -376,7 +378,11 @@ class CaseWork:
         return NO_SEGMENTATION
 
     def _key(self, files: CaseFiles, digest: str) -> str:
-        """Return a text that changes with the bundle, the settings and a case's content."""
+        """Return a hash of the bundle, the settings and a case's content.
+
+        A later run keeps the results of a row with the same key. The limit of memory is not part of
+        it, because it does not change results.
+        """
         cfg = self.cfg
         zones = None
         zone_mask = ""
@@ -414,7 +420,8 @@ def _status(checked: InputCheckResult | None) -> str:
         return "done"
     if checked.blank:
         return "blank"
-    return "warned" if checked.score is not None and checked.score > 1 else "done"
+    is_unlike_training = checked.score is not None and checked.score > 1
+    return "warned" if is_unlike_training else "done"
 
 
 def _is_final(error: Exception) -> bool:

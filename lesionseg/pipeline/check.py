@@ -138,15 +138,15 @@ def check_dataset(
         log.info(line)
     inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
+        n_digits = len(str(len(dataset.cases)))
         for number, files in enumerate(dataset.cases, start=1):
-            name = f"case {number:0{len(str(len(dataset.cases)))}d}"
+            name = f"case {number:0{n_digits}d}"  # with leading zeros, so that names sort
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
     is_boxed = any(case.is_boxed for case in inspected)
     is_chosen = cfg.model.architecture == AUTO_MODEL
-    needs_detector = (
-        is_boxed and not is_chosen and "segmentation" in sources_of(cfg.model.architecture)
-    )
+    learns_from_masks = not is_chosen and "segmentation" in sources_of(cfg.model.architecture)
+    needs_detector = is_boxed and learns_from_masks
     findings = list(_find_all(dataset, inspected, cfg))
     if is_chosen and any(case.look.diameters for case in inspected):
         findings.append(_chosen_model(dataset, inspected, cfg))
@@ -322,7 +322,8 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
     """Yield the cases of groups in which some cases are for testing and others for training."""
     leaked: set[str] = set()
     for group in groups:
-        if len({case.files.role in ("test", "external") for case in group}) > 1:
+        for_testing = [case.files.role in ("test", "external") for case in group]
+        if any(for_testing) and not all(for_testing):
             leaked |= {case.files.case for case in group}
     for name in sorted(leaked):
         yield Finding(name, "leak", "warning")
@@ -330,11 +331,14 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
 
 def _find_unusual_axes(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield cases whose array axes have other directions than those of most cases."""
-    for usual, _ in Counter(case.axes for case in inspected).most_common(1):
-        for case in inspected:
-            if case.axes != usual:
-                detail = f" Axes {case.axes}; most cases {usual}."
-                yield Finding(case.files.case, "orientation", "note", detail)
+    if not inspected:
+        return
+    counts = Counter(case.axes for case in inspected)
+    [(usual, _)] = counts.most_common(1)
+    for case in inspected:
+        if case.axes != usual:
+            detail = f" Axes {case.axes}; most cases {usual}."
+            yield Finding(case.files.case, "orientation", "note", detail)
 
 
 def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:
@@ -347,25 +351,33 @@ def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[F
 def _groups_sharing(
     inspected: Sequence[_InspectedCase], keys: Callable[[_InspectedCase], tuple[str, ...]]
 ) -> Iterator[list[_InspectedCase]]:
-    """Yield each group of two or more cases that share a key, without repetition."""
+    """Yield each group of two or more cases that share a key, without repetition.
+
+    `keys` returns the keys of a case, such as the hashes of its channels. Empty keys are ignored.
+    Cases that share several keys are yielded once.
+    """
     by_key: dict[str, dict[str, _InspectedCase]] = {}
     for case in inspected:
-        for key in filter(None, keys(case)):
-            by_key.setdefault(key, {})[case.files.case] = case
-    groups = {tuple(members): list(members.values()) for members in by_key.values()}
-    yield from (group for group in groups.values() if len(group) > 1)
+        for key in keys(case):
+            if key:
+                by_key.setdefault(key, {})[case.files.case] = case
+    by_members = {tuple(members): list(members.values()) for members in by_key.values()}
+    for group in by_members.values():
+        if len(group) > 1:
+            yield group
 
 
 def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield cases whose spacing along an axis is more than twice or less than half the median."""
-    axes = max((len(case.look.spacing_mm) for case in readable), default=0)
-    alike = [case for case in readable if len(case.look.spacing_mm) == axes]
-    if len(readable) < 3:
+    if len(readable) < 3:  # the median of two cases does not show which of them is unusual
         return
+    n_axes = max(len(case.look.spacing_mm) for case in readable)
+    alike = [case for case in readable if len(case.look.spacing_mm) == n_axes]
     median = np.median([case.look.spacing_mm for case in alike], axis=0)
     for case in alike:
         ratio = np.array(case.look.spacing_mm) / median
-        if (np.maximum(ratio, 1 / ratio) > SPACING_FACTOR).any():
+        factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
+        if (factor > SPACING_FACTOR).any():
             own = " × ".join(f"{s:.3g}" for s in case.look.spacing_mm)
             usual = " × ".join(f"{s:.3g}" for s in median)
             detail = f" {own} mm; usual {usual} mm."

@@ -40,8 +40,7 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
     given = cfg.operating_point
     aim = None
     if given is not None:
-        is_bare = str(given).replace(".", "", 1).isdigit()
-        aim = Aim.parse(f"score:{given}" if is_bare else given)
+        aim = Aim.parse(f"score:{given}" if _is_number(given) else given)
     elif cfg.chosen_on is not None:
         aim = DEFAULT_AIM
     is_chosen = aim is not None and aim.kind != "score"
@@ -61,6 +60,11 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
             "rate, or leave rate_confidence= out."
         )
     return aim
+
+
+def _is_number(value: object) -> bool:
+    """Return True for digits with at most one point, such as "0.35", False for "fp_per_case:1"."""
+    return str(value).replace(".", "", 1).isdigit()
 
 
 def choose_point(
@@ -100,7 +104,8 @@ def decide_on_development(
         rules=ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers),
     )
     role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
-    if shared := [r.case for r in results if r.case in evaluated]:
+    shared = [r.case for r in results if r.case in evaluated]
+    if shared:
         log.warning(
             "The operating point is chosen on cases that are evaluated (%s), so the scores are too "
             "optimistic. Give predictions of other cases as chosen_on=.",
@@ -215,9 +220,10 @@ def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> lis
     point = selection.point
     if point is None:
         return list(matches)
-    return [
-        match.decide(accept(match.prediction, point, selection.calibration))
-        if match.prediction.has_scores
-        else match
-        for match in matches
-    ]
+    decided: list[MatchedCase] = []
+    for match in matches:
+        if match.prediction.has_scores:  # masks without scores are accepted as they are
+            accepted = accept(match.prediction, point, selection.calibration)
+            match = match.decide(accepted)
+        decided.append(match)
+    return decided

@@ -61,12 +61,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
         check_cases(fold.run, fold.survey.splits)
-    given = None
-    if not has_config(run):  # folds trained one by one, perhaps with another machine's memory
-        paths = [fold.bundle / "plan.json" for fold in folds.values()]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is not None:
-            given = Plan.from_json(path.read_text("utf-8"), path)
+    given = None if has_config(run) else _plan_of_first_trained(folds.values())
     plan = begin(experiment, given)
     if is_rank_zero():
         _write_splits(run, folds.values())
@@ -79,6 +74,19 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         with locked_folder(fold.run) if is_rank_zero() else nullcontext():
             train_fold(fold, begin(fold, plan))
     return _gather(experiment, folds) if is_rank_zero() else None
+
+
+def _plan_of_first_trained(folds: Collection[Experiment]) -> Plan | None:
+    """Return the plan of the first fold that has a bundle; None if no fold has one.
+
+    Folds may have been trained one by one before the cross-validation, perhaps on a machine with
+    other memory. The remaining folds must have the same plan.
+    """
+    for fold in folds:
+        path = fold.bundle / "plan.json"
+        if path.is_file():
+            return Plan.from_json(path.read_text("utf-8"), path)
+    return None
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:

@@ -268,7 +268,8 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     predictions = {case: files for case, files in predictions.items() if case not in unusable}
     if faults and not chosen:
         raise DatasetError("\n  ".join(["No case can be scored:", *(f.message for f in faults)]))
-    if cfg.chosen_on is not None and not {c.case for c in chosen} & predictions.keys():
+    has_scorable = any(c.case in predictions for c in chosen)
+    if cfg.chosen_on is not None and not has_scorable:
         _log.warning(
             "No prediction has a reference. Masks are written, but nothing is scored. To score, "
             "give the references of these cases."
@@ -402,12 +403,14 @@ def _model_and_dataset(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
+    """Return the cases that could not be scored, in the form of scores.json."""
     return tuple(FailedCase(case=fault.case, message=fault.message) for fault in faults)
 
 
 def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
     """Return the faults of these cases, and warn of each."""
-    wanted = [problem for problem in faults if problem.case in {*cases}]
+    known = set(cases)
+    wanted = [problem for problem in faults if problem.case in known]
     for problem in wanted:
         _log.warning("Not scored, %s: %s", problem.case, problem.message)
     return wanted
@@ -419,13 +422,12 @@ def model_of(predictions: Path) -> dict[str, Any]:
     `predict` writes the digest of the bundle into its table. The predictions in a run directory
     are those of the run.
     """
-    digests = {
-        row.get("bundle", "")
-        for table in predictions.glob("predictions*.csv")
-        for row in read_csv(table)
-    }
-    if named := sorted(digests - {""}):
-        return {"bundle": " and ".join(named)}
+    digests: set[str] = set()
+    for table in predictions.glob("predictions*.csv"):
+        digests.update(row.get("bundle", "") for row in read_csv(table))
+    digests.discard("")  # rows without a model, such as those of skipped files
+    if digests:
+        return {"bundle": " and ".join(sorted(digests))}
     if predictions.name not in ("validation", "predictions"):
         return {}
     run = read_run(predictions)
@@ -451,11 +453,17 @@ def cases_of_role(
     stated = {c.role for c in cases}
     if stated == {None}:
         return list(cases)
-    if evaluated_on is None or (evaluated_on == "external" and "external" not in stated):
-        roles: set[str | None] = {c.role for c in cases if c.case in predicted} or {*stated}
+    is_source = evaluated_on == "external" and "external" not in stated
+    roles: set[str | None]
+    if evaluated_on is None or is_source:
+        roles = {c.role for c in cases if c.case in predicted}
+        if not roles:  # nothing is predicted, so all lesions count as missed
+            roles = set(stated)
         hint = "without any prediction; evaluated_on= evaluates them"
     else:
-        roles = {evaluated_on} | ({None} if evaluated_on in UNSTATED else set())
+        roles = {evaluated_on}
+        if evaluated_on in UNSTATED:
+            roles.add(None)
         hint = "of other roles"
     chosen = [c for c in cases if c.role in roles]
     if 0 < len(chosen) < len(cases):

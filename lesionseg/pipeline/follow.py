@@ -120,7 +120,7 @@ class FollowOutcome(Outcome):
         for state in STATES:
             sure = "–"
             per_pair = "–"
-            if state != "stable":
+            if state != "stable":  # a stable lesion is no change, so it cannot be a sure one
                 sure = str(accepted[state])
                 per_pair = f"{accepted[state] / self.n_pairs:.2f}"
             rows.append((state, str(total[state]), sure, per_pair))
@@ -183,7 +183,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
         require_highdicom()  # a missing package is reported before a file is read
     point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
-    names = {case: case if cfg.identifiers else f"case {n}" for n, case in enumerate(pairs, 1)}
+    names = _names_on_page(cfg, pairs)
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = [change for pair in followed.values() for change in pair.changes]
     _check_labels(changes)
@@ -209,6 +209,13 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         n_failed=n_unpredicted + len(faults),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
+
+
+def _names_on_page(cfg: FollowConfig, pairs: Iterable[str]) -> dict[str, str]:
+    """Return the name of each pair on the page: its case id if `cfg.identifiers`, or a number."""
+    if cfg.identifiers:
+        return {case: case for case in pairs}
+    return {case: f"case {number}" for number, case in enumerate(pairs, start=1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,12 +425,15 @@ def stable_point(
     Raises:
         ConfigError: if `cfg.stable` names a case that is not a pair.
     """
-    stable = {cfg.stable} if isinstance(cfg.stable, str) else {*(cfg.stable or ())}
-    if stable - {*pairs} or not stable:
-        unknown = ", ".join(sorted(stable - {*pairs}))
+    named: Iterable[str] = cfg.stable or ()
+    if isinstance(cfg.stable, str):
+        named = (cfg.stable,)
+    stable = set(named)
+    unknown = sorted(stable - pairs.keys())
+    if unknown or not stable:
+        wrong = ", ".join(unknown) or "no case was given"
         raise ConfigError(
-            f"stable=: these are not pairs: {unknown or 'no case was given'}. Name the later "
-            "visits of stable pairs."
+            f"stable=: these are not pairs: {wrong}. Name the later visits of stable pairs."
         )
     results = []
     for case in sorted(stable):
@@ -452,34 +462,45 @@ def visits_of_folders(
     """
     if (before_images is None) != (after_images is None):
         raise ConfigError("Give both before_images= and after_images=, or neither.")
-    predictions = [find_predictions(folder) for folder in (before, after)]
-    scans: list[Mapping[str, Path]] = [
-        {} if folder is None else {f.case: f.images[0] for f in find_images(Path(folder), 1)}
-        for folder in (before_images, after_images)
-    ]
-    first, second = map(set, predictions)
-    if not first & second:
+    first = find_predictions(before)
+    second = find_predictions(after)
+    in_both = sorted(first.keys() & second.keys())
+    in_one = sorted(first.keys() ^ second.keys())
+    if not in_both:
         raise DatasetError(
             f"{before} (with {', '.join(sorted(first)[:3])}) and {after} (with "
             f"{', '.join(sorted(second)[:3])}) have no case in common. Give the files of a "
             "patient the same name in both."
         )
-    if first ^ second:
-        _log.warning("These cases have one visit only: %s", ", ".join(sorted(first ^ second)))
-    for folder, of_visit in zip((before_images, after_images), scans, strict=True):
-        without = sorted(first & second - of_visit.keys())
-        if folder is not None and without:
-            there = ", ".join(list(of_visit)[:3])
-            _log.warning(
-                "%s has no scan with the name of these cases (it has %s): %s",
-                folder,
-                there,
-                ", ".join(without),
-            )
-    return [
-        [VisitFiles(c, p[c], s.get(c)) for p, s in zip(predictions, scans, strict=True)]
-        for c in sorted(first & second)
-    ]
+    if in_one:
+        _log.warning("These cases have one visit only: %s", ", ".join(in_one))
+    first_scans = _scans_of_cases(before_images, in_both)
+    second_scans = _scans_of_cases(after_images, in_both)
+    timelines: list[list[VisitFiles]] = []
+    for case in in_both:
+        earlier = VisitFiles(case, first[case], first_scans.get(case))
+        later = VisitFiles(case, second[case], second_scans.get(case))
+        timelines.append([earlier, later])
+    return timelines
+
+
+def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]:
+    """Return the scans in a folder by case. Warn of `cases` without a scan.
+
+    Return an empty dictionary if no folder is given.
+    """
+    if folder is None:
+        return {}
+    scans = {files.case: files.images[0] for files in find_images(Path(folder), 1)}
+    without = [case for case in cases if case not in scans]
+    if without:
+        _log.warning(
+            "%s has no scan with the name of these cases (it has %s): %s",
+            folder,
+            ", ".join(list(scans)[:3]),
+            ", ".join(without),
+        )
+    return scans
 
 
 def visits_of_table(
@@ -492,18 +513,24 @@ def visits_of_table(
     """
     found = find_predictions(folder)
     timelines: list[list[VisitFiles]] = []
+    followed: set[str] = set()
     for visits in patients:
-        predicted = [files for files in visits if files.case in found]
-        timelines.append(
-            [VisitFiles(f.case, found[f.case], f.images[0], f.group) for f in predicted]
-        )
-    followed = {visit.case for visits in timelines if len(visits) > 1 for visit in visits}
+        timeline: list[VisitFiles] = []
+        for files in visits:
+            if files.case in found:
+                prediction = found[files.case]
+                timeline.append(VisitFiles(files.case, prediction, files.images[0], files.group))
+        timelines.append(timeline)
+        if len(timeline) > 1:
+            followed.update(visit.case for visit in timeline)
     if not followed:
         raise DatasetError(
             f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
             "add bundle= to predict all of them."
         )
-    missing = [f.case for files in patients for f in files if f.case not in followed]
+    missing: list[str] = []
+    for visits in patients:
+        missing += [files.case for files in visits if files.case not in followed]
     if missing:
         _log.warning(
             "These visits have no prediction, or their patient has no other visit: %s",
@@ -530,9 +557,12 @@ def open_pair(
     earlier, later = files
     before = _read(earlier.prediction)
     after = _read(later.prediction)
-    one_grid = before.geometry.matches(after.geometry)
+    is_one_grid = before.geometry.matches(after.geometry)
+    needs_alignment = register == "rigid"
+    if register == "auto":
+        needs_alignment = not is_one_grid and earlier.image is not None
     alignment = None
-    if register == "rigid" or (register == "auto" and not one_grid and earlier.image):
+    if needs_alignment:
         if earlier.image is None or later.image is None:
             raise DatasetError(
                 f"Case {later.case} has no scan to register with. Give before_images= and "
@@ -545,7 +575,7 @@ def open_pair(
                 f"{alignment.foreground_dice:.2f}, not {MIN_FOREGROUND_DICE}). Register the scans "
                 "with another program and give register=headers."
             )
-    elif not one_grid:
+    elif not is_one_grid:
         _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
     matrix = None if alignment is None else alignment.matrix
     return compare_visits(later.case, before, after, rule, matrix), alignment
@@ -558,8 +588,8 @@ def _read(files: PredictionFiles) -> Prediction:
         ContentError: if an accepted candidate has no mask.
     """
     prediction = read_prediction(files)
-    bare = any(c.accepted and not c.has_mask for c in prediction.candidates)
-    if bare or prediction.instances is None:
+    lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
+    if lacks_masks or prediction.instances is None:
         raise ContentError(
             f"{files.candidates}: boxes without masks cannot be compared by size. "
             "Give masks; model=retina_unet writes them."

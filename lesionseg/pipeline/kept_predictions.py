@@ -103,18 +103,24 @@ class KeptPredictions:
                 like = self._files[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)
-        for case in self._geometry:
-            own = self.folder / f"{case}{CANDIDATES}"
-            # only `predict` writes the source of a scan into this file
-            if own.is_file() and read_source(own) is not None:
-                raise ConflictError(
-                    f"{self.folder} contains results that predict wrote, such as {own.name}. Name "
-                    "another output."
-                )
+        self._refuse_to_replace_results()
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self._temporary.iterdir()):
             file.replace(self.folder / file.name)
         return self.folder
+
+    def _refuse_to_replace_results(self) -> None:
+        """Raise `ConflictError` if `predict` has written results of a kept case to the folder.
+
+        Only `predict` writes the source of a scan into the file of candidates.
+        """
+        for case in self._geometry:
+            earlier = self.folder / f"{case}{CANDIDATES}"
+            if earlier.is_file() and read_source(earlier) is not None:
+                raise ConflictError(
+                    f"{self.folder} contains results that predict wrote, such as {earlier.name}. "
+                    "Name another output."
+                )
 
 
 def has_outputs(files: PredictionFiles) -> bool:

@@ -65,9 +65,11 @@ class _ProgressLog:
 
     def __call__(self, item: str, done: float, total: int) -> None:
         """Log the progress if it is due."""
-        if math.isnan(self._first):
+        is_first_call = math.isnan(self._first)
+        if is_first_call:
             # new work reports its first item first; resumed work begins in the middle
-            if done == 1 < total:
+            is_first_of_several = done == 1 and total > 1
+            if is_first_of_several:
                 self._first = 0.0
             else:
                 self._began = time.monotonic()
@@ -75,7 +77,8 @@ class _ProgressLog:
         seconds = time.monotonic() - self._began
         share = int(_MAX_PROGRESS_LINES * done / max(total, 1))
         is_due = share > self._logged_share and seconds > _QUIET_SECONDS
-        if not is_due or not self._first < done < total:
+        is_in_progress = self._first < done < total
+        if not is_due or not is_in_progress:
             return
         self._logged_share = share
         left = seconds * (total - done) / (done - self._first)

@@ -158,6 +158,7 @@ def read_on_grid(
         GeometryError: if the prediction is on another grid and `resample` is False.
     """
     path = files.instances or files.mask
+    # the grid of the prediction's own file; None without a mask
     own = None if path is None else read_geometry(path, raster_mm=1.0)
     if own is not None and own.dims == geometry.dims == 2:
         # rasters have no position: assume that both cover the same area, for any size

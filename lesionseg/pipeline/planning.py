@@ -17,7 +17,7 @@ from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.files import write_text
 from lesionseg.losses import make_loss
-from lesionseg.models.foreign import backbone_pyramid, probe_network
+from lesionseg.models.foreign import backbone_pyramid, n_logits, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
 from lesionseg.models.retinanet import planned_anchors
@@ -256,16 +256,22 @@ def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     Inference needs them to undo the effect of the losses on probabilities (`losses.focal`).
     """
     if plan.has_boxes:
+        # hard negatives have no correction
         alpha, gamma = make_detection_loss(cfg.detection).link or (None, None)
-        alpha = tuple(alpha) if isinstance(alpha, Sequence) else alpha
-        plan = plan.with_(anchors=replace(planned_anchors(plan), alpha=alpha, gamma=gamma))
+        anchors = replace(planned_anchors(plan), alpha=_hashable_alpha(alpha), gamma=gamma)
+        plan = plan.with_(anchors=anchors)
     link = getattr(make_loss(cfg.loss, plan.activation), "link", None)
-    if link is None:
+    if link is None:  # the scores of this loss are not corrected
         return plan.with_(link=None)
     alpha, gamma = link
-    return plan.with_(
-        link=FocalCorrection(tuple(alpha) if isinstance(alpha, Sequence) else alpha, gamma)
-    )
+    return plan.with_(link=FocalCorrection(_hashable_alpha(alpha), gamma))
+
+
+def _hashable_alpha(
+    alpha: float | Sequence[float] | None,
+) -> float | tuple[float, ...] | None:
+    """Return α with a list of one value per label as a tuple, as in a plan that is read."""
+    return tuple(alpha) if isinstance(alpha, Sequence) else alpha
 
 
 def check_losses(plan: Plan, cfg: TrainConfig) -> None:
@@ -275,8 +281,7 @@ def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     """
     objective = make_objective(plan, cfg)
     targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
-    n_logits = len(plan.labels) + (plan.activation == "softmax")
-    voxels = torch.zeros((1, n_logits, *plan.tile_shape))
+    voxels = torch.zeros((1, n_logits(plan), *plan.tile_shape))
     output: Any = [voxels]
     if targets.anchors is not None:
         n_anchors = targets.anchors.labels.shape[1]

@@ -89,6 +89,7 @@ def _predict(
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
     found = find_cases(download(cfg.input), folder, predictor.plan, cfg.series)
+    # each shard predicts every `num_shards`-th scan, from number `shard_index`
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
     if cfg.dicom_output and any(map(is_dicom, scans)):
         require_highdicom()

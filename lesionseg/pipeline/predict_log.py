@@ -155,7 +155,10 @@ class _JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         row = getattr(record, "row", None)
-        for name, cell in ({} if row is None else row.cells()).items():
-            if cell not in ("", None):
-                content["reason" if name == "message" else name] = cell
+        if row is not None:
+            for name, cell in row.cells().items():
+                is_empty = cell in ("", None)
+                key = "reason" if name == "message" else name  # `message` is that of the record
+                if not is_empty:
+                    content[key] = cell
         return json.dumps(content, ensure_ascii=False)

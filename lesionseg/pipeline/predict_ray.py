@@ -80,8 +80,11 @@ def _start_actors(
             "engine=ray: the cluster has no CPU core. Start it with at least one, or leave engine= "
             "out."
         )
-    n_actors = min(gpus or max(cores // _CORES_PER_ACTOR, 1), n_scans)
-    max_memory_gb = cfg.inference.max_memory_gb or default_budget() / 2**30 / max(n_actors, 1)
+    n_possible = gpus if gpus else max(cores // _CORES_PER_ACTOR, 1)
+    n_actors = min(n_possible, n_scans)
+    max_memory_gb = cfg.inference.max_memory_gb
+    if not max_memory_gb:  # all actors may run on one machine
+        max_memory_gb = default_budget() / 2**30 / max(n_actors, 1)
     changes = {
         "bundle": tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle),
         "inference": cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb}),

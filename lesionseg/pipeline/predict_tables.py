@@ -119,9 +119,10 @@ class CaseRow:
         row. Two such scans differ in their paths or, if one file replaced another under the same
         path, in their sources.
         """
-        if self.is_done and other.is_done:
-            return True
-        if other.is_done or (other.path and other.path != self.path):
+        if other.is_done:
+            return self.is_done
+        is_of_another_path = bool(other.path) and other.path != self.path
+        if is_of_another_path:
             return False
         is_conflict = other.key == CONFLICT and bool(other.digest)
         return not is_conflict or self.source.is_of_same_scan(other.source)
@@ -133,16 +134,20 @@ class CaseRow:
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> "CaseRow":
         """Make a row from the cells of a table. Missing and wrong cells get their defaults."""
-        known: dict[str, Any] = {name: text for name, text in cells.items() if name in COLUMNS}
-        known = {name: text for name, text in known.items() if text or name == "case"}
-        known["amounts"] = {
-            name: _to_number(text) for name, text in cells.items() if name not in COLUMNS
-        }
+        known: dict[str, Any] = {}
+        amounts: dict[str, Any] = {}
+        for name, text in cells.items():
+            if name not in COLUMNS:
+                amounts[name] = _to_number(text)
+            elif text or name == "case":  # an empty cell has the default of its column
+                known[name] = text
+        known["amounts"] = amounts
         try:
             return _ROWS.validate_python(known)
         except ValidationError as error:
-            for one in error.errors():
-                known.pop(str(one["loc"][0]), None)
+            for fault in error.errors():
+                column = str(fault["loc"][0])
+                known.pop(column, None)
             return _ROWS.validate_python({"case": "", **known})
 
 
@@ -255,7 +260,9 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     content = read_json(results.path / f"{case}{CANDIDATES}")
     candidates = [entry for entry in content.get("candidates", ()) if isinstance(entry, dict)]
     accepted = [entry for entry in candidates if entry.get("accepted", True)]
-    volumes = [v for e in accepted if isinstance(v := e.get("volume_ml"), int | float)]
+    stated = [entry.get("volume_ml") for entry in accepted]
+    volumes = [volume for volume in stated if isinstance(volume, int | float)]
+    has_all_volumes = len(volumes) == len(accepted)
     checked = content.get("input_check") or {}
     score = checked.get("score")
     status = "done"
@@ -272,7 +279,7 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
         message="This row was made from the results, as the table had none.",
         n_candidates=len(candidates),
         n_accepted=len(accepted),
-        volume_ml=round(sum(volumes), 6) if len(volumes) == len(accepted) else None,
+        volume_ml=round(sum(volumes), 6) if has_all_volumes else None,
     )
     return row.with_source(source, state="")
 
@@ -290,8 +297,10 @@ class PredictionTable:
         self.path = path
         self.earlier: dict[str, list[CaseRow]] = {}
         self._url = url
-        for half in path.parent.glob(TEMPORARY_NAMES[:-1] + path.name):  # left by a killed run
-            half.unlink(missing_ok=True)
+        # a run that was killed may have left an incomplete table under a temporary name
+        temporary_names = TEMPORARY_NAMES.removesuffix("*") + path.name
+        for incomplete in path.parent.glob(temporary_names):
+            incomplete.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
             read: dict[str, list[CaseRow]] = {}

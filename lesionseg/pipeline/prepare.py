@@ -101,6 +101,7 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
     largest = 0
     for shape, spacing_mm in set(zip(found.shapes, found.spacings_mm, strict=True)):
         largest = max(largest, needed_bytes(Geometry.from_spacing(shape, spacing_mm), plan))
+    n_fitting = max(1, default_budget() // largest)  # cases that fit into memory together
     with bar("Preparing cases") as advance:
         return fill_cache(
             replace(survey.dataset, cases=()),
@@ -109,5 +110,5 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
             folder=experiment.cfg.data.cache_dir or experiment.run.parent / CACHE,
             source=lambda files: survey.sources.get(files.case) or source_hash(files),
             progress=advance,
-            workers=min(cores(), max(1, default_budget() // largest)),
+            workers=min(cores(), n_fitting),
         )

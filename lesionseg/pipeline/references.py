@@ -53,9 +53,12 @@ def open_references(
         DatasetError: if a case cannot be used and `faults` is None, or if no reference is found.
     """
     name = find_convention(folder)
-    if name is None or (name == "bids" and any(is_image_file(f) for f in folder.iterdir())):
+    # a BIDS dataset has its files in subfolders
+    are_masks_of_bids = name == "bids" and any(is_image_file(f) for f in folder.iterdir())
+    if name is None or are_masks_of_bids:
         masks = find_masks(folder, faults)
-        if (dataset := read_dataset_of(masks.values())) is not None:
+        dataset = read_dataset_of(masks.values())
+        if dataset is not None:
             return replace(dataset, grid_of_image=rules.by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
     dataset = read_dataset(
@@ -91,20 +94,20 @@ def with_ids_of_references(
     is a reference `film`, or the table of `predict` states that the prediction is of another file.
     """
     known = {files.case for files in cases}
-    paths = {
-        row.get("case", ""): row.get("path", "")
-        for table in folder.glob("predictions*.csv")
-        for row in read_csv(table)
-    }
+    path_of: dict[str, str] = {}  # the predicted file, by case
+    for table in folder.glob("predictions*.csv"):
+        for row in read_csv(table):
+            path_of[row.get("case", "")] = row.get("path", "")
     renamed: dict[str, PredictionFiles] = {}
     for case, files in predictions.items():
         numbered = f"{case}{FIRST_CHANNEL}"
-        is_same_file = case not in paths or strip_suffix(Path(paths[case])).endswith(FIRST_CHANNEL)
-        is_renamed = numbered in known and case not in known
-        if is_renamed and numbered not in predictions and is_same_file:
-            renamed[numbered] = files
-        else:
-            renamed[case] = files
+        is_only_numbered_known = numbered in known and case not in known
+        is_free = numbered not in predictions
+        is_same_file = True
+        if case in path_of:
+            is_same_file = strip_suffix(Path(path_of[case])).endswith(FIRST_CHANNEL)
+        is_renamed = is_only_numbered_known and is_free and is_same_file
+        renamed[numbered if is_renamed else case] = files
     return renamed
 
 
@@ -143,9 +146,11 @@ def with_labels_of_outputs(
     """
     if dataset is not None or not cases:
         return dataset
-    outputs = (files.probabilities for files in predictions.values() if files.probabilities)
-    labels = next(filter(None, map(find_labels, outputs)), None)
-    if labels is None:
+    labels = None
+    for files in predictions.values():
+        if files.probabilities is not None and not labels:
+            labels = find_labels(files.probabilities)
+    if not labels:
         return None
     first = cases[0].reference or Path()
     return Dataset(

@@ -94,6 +94,7 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | N
     test cases is in `test`. Return None if the run has no scores.
     """
     pages = []
+    # each folder of scores, and the folder of its report
     for scores, output in ((run, run), (run / "oof", run), (run / "test", run / "test")):
         if (scores / "scores.json").is_file():
             with bar("Drawing pictures") as advance:

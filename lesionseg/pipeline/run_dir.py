@@ -96,13 +96,15 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
     """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
-    budget = {
-        f"trainer.{key}": value
-        for key, value in config.get("trainer", {}).items()
-        if f"trainer.{key}" in BUDGET and value is not None
+    settings: dict[str, object] = {
+        "data.root": config["data"]["root"],
+        "model.init_from": run_dir,
+        "run_dir": "NEW",
     }
-    settings: dict[str, object] = {"data.root": config["data"]["root"]}
-    settings |= {"model.init_from": run_dir, "run_dir": "NEW"} | (budget if only_budget else {})
+    if only_budget:
+        for key, value in config.get("trainer", {}).items():
+            if f"trainer.{key}" in BUDGET and value is not None:
+                settings[f"trainer.{key}"] = value
     return (
         "This training is finished and stays as it is. To train further, start a new run from its "
         f"weights: {command_line('train', settings)} (with your other settings)."
@@ -124,10 +126,10 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, str]]:
     """Yield the key and `old → new` of every leaf that differs, except for free settings."""
     is_section = isinstance(before, dict) or isinstance(now, dict)
-    # a missing section is compared like an empty one
-    if is_section and isinstance(before or {}, dict) and isinstance(now or {}, dict):
+    if is_section:  # a missing section is compared like an empty one
         before = before or {}
         now = now or {}
+    if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
             inner = f"{key}.{name}" if key else name
             if inner not in FREE:
@@ -147,11 +149,13 @@ def check_cases(run: Path, splits: Splits) -> None:
         return
     before = read_split_file(path).roles()
     now = splits.roles
-    changes = [
-        f"{case} ({before.get(case, 'new')} → {now.get(case, 'gone')})"
-        for case in sorted({*before, *now})
-        if before.get(case) != now.get(case) and _DEVELOPMENT & {before.get(case), now.get(case)}
-    ]
+    changes: list[str] = []
+    for case in sorted({*before, *now}):
+        old = before.get(case)
+        new = now.get(case)
+        is_for_development = old in _DEVELOPMENT or new in _DEVELOPMENT
+        if old != new and is_for_development:
+            changes.append(f"{case} ({old or 'new'} → {new or 'gone'})")
     if changes:
         rest = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise DatasetError(

@@ -63,8 +63,9 @@ def score_validation(
     counts: list[LevelCounts] = []
 
     def count_levels(files: CaseFiles) -> OnSlab:
-        counts.append(LevelCounts(files.group))
-        return counts[-1].counter(open_reference(files, experiment.dataset), plan)
+        levels = LevelCounts(files.group)
+        counts.append(levels)
+        return levels.counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder, count_levels)
@@ -136,11 +137,12 @@ def score_folds(
         for files in labelled_cases(fold, "validation"):
             fold_of[files.case] = number
             predictions[files.case] = files_of[files.case]
+    # an experiment in which the validation cases of all folds are validation cases
     roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
     splits = replace(experiment.survey.splits, roles=roles)
-    all_validate = replace(experiment, survey=replace(experiment.survey, splits=splits))
+    joint = replace(experiment, survey=replace(experiment.survey, splits=splits))
     folder = experiment.run / "oof" / "predictions"
-    return score_predicted(all_validate, predictions, folder, selection, fold_of)
+    return score_predicted(joint, predictions, folder, selection, fold_of)
 
 
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:

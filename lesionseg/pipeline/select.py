@@ -22,6 +22,7 @@ AIMS = (
     Aim("sensitivity", 0.9),
     Aim("best_f1"),
 )
+_ROUNDING = 1e-9  # a rate that exceeds its limit by less is equal to it
 FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
 OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 _N_FOLDS = 5
@@ -128,17 +129,21 @@ def _explain_doubt(
     aim = point.aim
     is_aim_met = True
     if aim.kind == "fp_per_case" and rate_confidence:
-        is_aim_met = point.confidence is not None
+        is_aim_met = point.confidence is not None  # otherwise no score has the confidence
     elif aim.kind == "fp_per_case":
-        is_aim_met = (point.expected_false_positives_per_case or 0.0) <= aim.value + 1e-9
-    if point.chosen_on is None or (n_patients >= FEW_PATIENTS and is_aim_met):
+        expected = point.expected_false_positives_per_case or 0.0
+        is_aim_met = expected <= aim.value + _ROUNDING
+    has_enough_patients = n_patients >= FEW_PATIENTS
+    if point.chosen_on is None or (has_enough_patients and is_aim_met):
         return ""
     words = f"The threshold was chosen on only {count(n_patients, 'patient')}"
     if not is_aim_met:
         verb = "guarantee" if rate_confidence else "expect"
         words += f", too few to {verb} {aim.value:g} false positives per scan"
-    remedy = " Use data.fold=all to choose it on all cases."
-    return f"{words}.{'' if point.chosen_on == OUT_OF_FOLD else remedy}"
+    words += "."
+    if point.chosen_on != OUT_OF_FOLD:
+        words += " Use data.fold=all to choose it on all cases."
+    return words
 
 
 def describe_aim(aim: Aim) -> str:
@@ -156,8 +161,10 @@ def describe_aim(aim: Aim) -> str:
 def _describe_point(point: OperatingPoint, best_f1: OperatingPoint) -> str:
     """Describe the chosen operating point, and for comparison the one with the best F1."""
     aim = describe_aim(point.aim)
-    if point.is_default:
-        aim += ", the default" if point.aim.value == 1 else ", one per ten lesions: the default"
+    if point.is_default and point.aim.value == 1:
+        aim += ", the default"
+    elif point.is_default:  # a higher rate, because the cases have many lesions
+        aim += ", one per ten lesions: the default"
     words = f"Threshold {format_score(point.score)} ({aim})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
         return words

@@ -35,7 +35,8 @@ FACTS = "facts"  # folder in the cache
 
 def facts_folder(data: DataConfig, run: Path) -> Path:
     """Return the folder of `facts.json`, next to the prepared cases."""
-    return (run.parent / CACHE if data.cache_dir is None else Path(data.cache_dir)) / FACTS
+    cache = run.parent / CACHE if data.cache_dir is None else Path(data.cache_dir)
+    return cache / FACTS
 
 
 def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
@@ -113,7 +114,9 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
     require_lesions(dataset, counts, references, len(records))
-    sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
+    sizes: dict[str, float] = {}
+    for case, found in known.items():
+        sizes[case] = median(found.diameters_mm) if found.diameters_mm else 0.0
     labels = {case: found.reference.labels for case, found in known.items()}
     splits = first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
     development = _development_cases(dataset, splits, data)
@@ -138,15 +141,21 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
 
 
 def agreement_lines(agreement: Sequence[ReaderAgreement]) -> list[str]:
-    """Return one sentence per label on the agreement of its readers."""
+    """Return one sentence per label on the agreement of its readers.
+
+    A label without a sensitivity of any reader has no sentence.
+    """
     lines: list[str] = []
     for total, rows in pool_readers(agreement):
         shares = [row.sensitivity for row in rows if row.sensitivity is not None]
-        false = f"{total.false_per_case:.2g} other boxes per case"
-        if shares:
-            own = f"a reader marks {100 * (total.sensitivity or 0):.0f} % of the lesions of the "
-            own += f"other readers ({100 * min(shares):.0f} to {100 * max(shares):.0f} %)"
-            lines.append(f"Agreement of {len(rows)} readers, {total.label}: {own}, with {false}.")
+        if not shares:
+            continue
+        mean = 100 * (total.sensitivity or 0)
+        lines.append(
+            f"Agreement of {len(rows)} readers, {total.label}: a reader marks {mean:.0f} % of the "
+            f"lesions of the other readers ({100 * min(shares):.0f} to {100 * max(shares):.0f} %), "
+            f"with {total.false_per_case:.2g} other boxes per case."
+        )
     return lines
 
 
@@ -217,11 +226,14 @@ def first_splits(
 
 def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> set[str]:
     """Return the cases that at least one fold uses for training or validation."""
-    roles = [splits.roles]
+    folds = [splits.roles]
     file = data.splits or dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
-        roles += read_split_file(Path(file)).folds
-    return {case for own in roles for case, role in own.items() if role in ("train", "validation")}
+        folds += read_split_file(Path(file)).folds
+    cases: set[str] = set()
+    for roles in folds:
+        cases.update(case for case, role in roles.items() if role in ("train", "validation"))
+    return cases
 
 
 def _test_cases(dataset: Dataset, splits: Splits) -> set[str]:

@@ -273,6 +273,10 @@ def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
     # a lock by opening a file works on Windows and on network folders alike
     lock = optuna.storages.journal.JournalFileOpenLock(str(path))
     seed = None if path.is_file() else cfg.seed  # a second process proposes other pairs
+    pruner = optuna.pruners.NopPruner()
+    if cfg.tune.prune:
+        # the first validation never ends a trial, because it hardly predicts the last one
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     study = optuna.create_study(
         study_name="alpha and gamma",
         storage=optuna.storages.JournalStorage(
@@ -286,17 +290,16 @@ def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
             constant_liar=True,  # avoids pairs that other processes are training
             n_startup_trials=N_STARTUP,
         ),
-        # the first validation never ends a trial, because it hardly predicts the last one
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
-        if cfg.tune.prune
-        else optuna.pruners.NopPruner(),
+        pruner=pruner,
     )
     first = getattr(cfg, group)
-    if isinstance(first.alpha, float) and first.gamma is not None:
+    has_one_pair = isinstance(first.alpha, float) and first.gamma is not None
+    if has_one_pair:
         pair = {"alpha": first.alpha, "gamma": first.gamma}
-        failed = optuna.trial.TrialState.FAIL
         states = {t.state for t in study.get_trials(deepcopy=False) if t.params == pair}
-        study.enqueue_trial(pair, skip_if_exists=states != {failed})  # such as after Ctrl-C
+        # such as after Ctrl-C: the pair is tried again
+        has_only_failed = states == {optuna.trial.TrialState.FAIL}
+        study.enqueue_trial(pair, skip_if_exists=not has_only_failed)
     return study
 
 

@@ -92,7 +92,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         n_known = int(np.count_nonzero(~reference.ignore))
     start = lesions.boxes[:, :dims]
     stop = lesions.boxes[:, dims:]
-    spans = (start <= 0) & (stop >= shape)
+    spans = (start <= 0) & (stop >= shape)  # `[n, dims]`: from border to border along the axis
     longest = np.argsort(-shape, kind="stable")[:2]
     if reference.labels is not None:
         labels = {value for value in present_values(reference.labels) if value}

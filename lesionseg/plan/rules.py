@@ -392,6 +392,7 @@ def tile_shape(
         """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first."""
         growing = set(range(len(tile)))
         while growing:
+            # ties are for the first axis
             axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
             larger = (*tile[:axis], tile[axis] + step(tile, axis), *tile[axis + 1 :])
             if larger != tile and is_affordable(larger):

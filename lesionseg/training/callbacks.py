@@ -322,7 +322,7 @@ class Previews(pl.Callback):
         shown = []
         for image, ids in self.tiles:
             store, boxes = window(image.float())
-            predicted = (store.decode(store.values) >= 0.5).any(0).numpy()
+            predicted = (store.decode(store.values) >= 0.5).any(0).numpy()  # of any label
             drawn_boxes = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
             shown.append((image.float().numpy(), ids.numpy() > 0, predicted, drawn_boxes))
         self.draw(self.folder / f"step_{module.global_step:06d}.png", shown)
