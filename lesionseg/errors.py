@@ -138,22 +138,23 @@ def describe_misfits(error: Any, raw: object) -> str:
     """
     messages_of: dict[str, list[str]] = {}
     value_of: dict[str, object] = {}
-    for one in error.errors():
+    for misfit in error.errors():
         value = raw
         key = ""
+        # walk from the whole data to the wrong value and write down the way, such as `boxes[3].x`;
         # parts that are not in the data are skipped: they are names of a union's types, not keys
-        for part in one["loc"]:
+        for part in misfit["loc"]:
             if isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
                 value = value[part]
                 key = f"{key}[{part}]"
             elif isinstance(value, dict) and part in value:
                 value = value[part]
                 key = f"{key}.{part}".lstrip(".")
-            elif one["type"] == "missing":
+            elif misfit["type"] == "missing":
                 value = None
                 key = f"{key}.{part}".lstrip(".")
         value_of.setdefault(key, value)
-        messages_of.setdefault(key, []).append(one["msg"].removeprefix("Value error, "))
+        messages_of.setdefault(key, []).append(misfit["msg"].removeprefix("Value error, "))
     sentences = []
     for key, messages in messages_of.items():
         value = value_of[key]

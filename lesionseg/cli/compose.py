@@ -225,7 +225,7 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
     remaining = list(argv)
     while remaining:
         name, separator, value = remaining.pop(0).partition("=")
-        name = FLAGS.get(name, name)
+        name = FLAGS.get(name, name)  # a short name becomes the long one
         if not name.startswith("-"):
             overrides.append(name + separator + value)
         elif name in KEYS:
@@ -241,6 +241,7 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             if name == "--cfg" and remaining[:1] == ["job"]:
                 remaining.pop(0)
         else:
+            # for the advice: the value after `=`, or the next word that is not a flag
             value = value or next((a for a in remaining if a[:1] != "-"), "…")
             key = _guess_key(command, name)
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
@@ -258,12 +259,14 @@ def quote_text(argument: str, keys: Iterable[str]) -> str:
     >>> quote_text("bundle=[runs/a b, runs/c]", ["bundle"])
     "bundle=['runs/a b','runs/c']"
     """
-    key, separator, value = argument.partition("=")
+    key, _, value = argument.partition("=")
     name = key.lstrip("+")
-    if not separator or name not in keys or not value or value == "null":
+    is_text = name in keys and value not in ("", "null")
+    if not is_text:
         return argument
-    if name in LISTS and value[0] == "[" and value[-1] == "]":
-        items = [_in_quotes(v.strip()) for v in value[1:-1].split(",") if v.strip()]
+    is_list = name in LISTS and value[0] == "[" and value[-1] == "]"
+    if is_list:
+        items = [_in_quotes(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
     return f"{key}={_in_quotes(value)}"
 

@@ -33,7 +33,8 @@ def help_page(command: str, program: str | None = None) -> str:
     if common := most_used_settings(command):
         lines += ["", f"Most used: {common}"]
     lines += ["", "Settings (key=value, or section.key=value):"]
-    lines += [f"  {line}" for file in files_of(command) for line in setting_lines(file)]
+    for file in files_of(command):
+        lines += [f"  {line}" for line in setting_lines(file)]
     for group, options in groups(command).items():
         lines += ["", f"Group {group} (group=option; its settings are {group}.key=value):"]
         for option in options:

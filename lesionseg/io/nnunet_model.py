@@ -173,7 +173,8 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
         # the user may leave out the upper folders of the zip
         chosen = [model for model in models if f"/{model}".endswith(f"/{wanted_folder}")]
     if len(chosen) != 1:
-        listed = ", ".join(f"{archive}/{model}" for model in (chosen or models)[:6])
+        possible = chosen or models
+        listed = ", ".join(f"{archive}/{model}" for model in possible[:6])
         raise BundleError(
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )

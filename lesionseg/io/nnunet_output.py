@@ -38,7 +38,7 @@ def write_description(
     folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
 ) -> None:
     """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks."""
-    values: Sequence[Any] = labels.regions or labels.values
+    values: Sequence[Any] = labels.regions or labels.values  # a region is a tuple of values
     value_of_name: dict[str, Any] = {"background": 0}
     for name, value in zip(labels.names, values, strict=True):
         value_of_name[name] = list(value) if isinstance(value, tuple) else value

@@ -113,7 +113,7 @@ class PredictionFolder:
 
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""
-        return sorted(case for cases in self._spellings.values() for case in cases)
+        return sorted(set().union(*self._spellings.values()))
 
     def files(self, case: str) -> list[str]:
         """Return the names of the case's files, the candidate file first.

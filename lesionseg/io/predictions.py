@@ -371,7 +371,8 @@ def read_prediction(
             )
     values_file = files.regions
     if values_file is None and binary:
-        values_file = files.mask  # it contains the accepted candidates only
+        # other programs write no regions file; their mask contains the accepted candidates only
+        values_file = files.mask
     values = None
     if values_file is not None:
         values = np.asarray(read_mask(values_file).labels, dtype=np.uint8)

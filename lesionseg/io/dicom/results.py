@@ -605,7 +605,7 @@ class _Results:
         shape = "a ball of equal volume" if self.slices else "a disc of equal area"
         method = own("equivalent", f"of {shape}, {place}" if place else f"of {shape}")
         score = candidate.score if self.prediction.has_scores else None
-        rows = (
+        rows = (  # name, value or None, unit, and method or None
             (own("score", "Score of the model"), score, no_units, None),
             (
                 own("probability", "Calibrated probability of a lesion"),

@@ -64,11 +64,11 @@ def read_bids(root: Path) -> Dataset:
             case_images = tuple(files[channel] for channel in channels)
             cases.append(CaseFiles(case, case_images, masks[case], case.partition("_")[0]))
     sessions = {_session_of(f) for f in root.glob("sub-*/**/sub-*") if is_image_file(f)}
-    without = sorted(case for case in sessions if case and case not in masks)
-    if without:
-        text = f"{root}: {count(len(without), 'session')} without a lesion mask, left out: "
+    without_mask = sorted(case for case in sessions if case and case not in masks)
+    if without_mask:
+        text = f"{root}: {count(len(without_mask), 'session')} without a lesion mask, left out: "
         advice = "A lesion-free session needs a mask of zeros."
-        remarks.append(Remark("left_out", f"{text}{join_names(without)}. {advice}"))
+        remarks.append(Remark("left_out", f"{text}{join_names(without_mask)}. {advice}"))
     return Dataset(
         name=root.name,
         root=root,

@@ -368,8 +368,10 @@ def with_outlines(files: CaseFiles, geometry: Geometry) -> CaseFiles:
 def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> list[Remark]:
     """Return a remark that names the images in the folders that no case has."""
     listed_files = {case.images[0] for case in cases}
-    present = {file for folder in folders for file in folder.iterdir()}
-    unlisted = sorted(f for f in present if is_image_file(f) and f not in listed_files)
+    images: set[Path] = set()
+    for folder in folders:
+        images |= set(filter(is_image_file, folder.iterdir()))
+    unlisted = sorted(images - listed_files)
     if not unlisted:
         return []
     text = f"{count(len(unlisted), 'image')} next to the listed images, left out: "
@@ -411,24 +413,27 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     ignore = _draw_crowds(case, crowds, shape)
-    if _has_boxes_only(files):
+    if _has_boxes_only(files):  # a lesion without an outline cannot be drawn
         places = [f"case {case}: {lesion.where}" for lesion in lesions]
         return make_box_reference(
             geometry, given, labels.tolist(), places, ignore if crowds else None
         )
     boxes = clip_boxes(given, shape, f"case {case}")
     stated = StatedBoxes(given, tuple(labels.tolist()))
-    if files.reference is not None and all(le.mask_label is not None for le in lesions):
+    are_in_mask = all(lesion.mask_label is not None for lesion in lesions)
+    if files.reference is not None and are_in_mask:
         instances = _read_instances(files.reference, lesions, shape)
     else:
         instances = _draw_instances(case, lesions, shape)
-    sizes = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
-    _check_boxes(case, instances, boxes, sizes)
-    visible = sizes > 0
+    # the number of pixels of each lesion; the first count is that of the background
+    n_pixels = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
+    _check_boxes(case, instances, boxes, n_pixels)
+    visible = n_pixels > 0
     if not visible.all():
         text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
         logger.warning(text, case, count(int((~visible).sum()), "lesion"))
-    # the visible lesions get consecutive numbers; covered ones become background
+    # look-up table by number of annotation, 0 for background: visible lesions get consecutive
+    # numbers; covered lesions, which have no pixels, get 0
     new_number = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
     label_type = np.min_scalar_type(int(labels.max(initial=0)))
     label_of_number = np.array([0, *labels]).astype(label_type)
@@ -458,7 +463,10 @@ def _draw_instances(
 
 
 def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]) -> Mask:
-    """Return the pixels of crowd regions, from the box of a region without a segmentation."""
+    """Return the pixels of crowd regions, from the box of a region without a segmentation.
+
+    A crowd region contains lesions that the annotator did not draw one by one.
+    """
     boxes = clip_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
     inside = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, boxes, strict=True):

@@ -330,14 +330,17 @@ class _Listing:
     def match(self, pattern: Path) -> None:
         """Add the files that a glob matches.
 
-        If it matches only folders, these are searched. If it also matches files, a folder among the
-        matches contributes only its DICOM files, and a linked folder its images as well.
+        If it matches only folders, these are searched. If it also matches files, the glob lists
+        the images itself. A folder among the matches then contributes only its DICOM files, which
+        are one scan, and a linked folder its images as well, because `**` does not enter it.
         """
         anchor = pattern.anchor
         found = Path(anchor or ".").glob(str(pattern.relative_to(anchor)))
-        matches = [
-            p for p in sorted(found) if not p.name.startswith(".") and not self._is_result(p)
-        ]
+        matches = list[Path]()
+        for path in sorted(found):
+            is_hidden = path.name.startswith(".")
+            if not is_hidden and not self._is_result(path):
+                matches.append(path)
         are_folders = all(path.is_dir() for path in matches)
         for path in matches:
             if not path.is_dir():

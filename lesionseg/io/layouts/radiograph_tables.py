@@ -75,7 +75,10 @@ def read_vindr(root: Path) -> Dataset:
         if len(paths) == 1:  # a single table does not divide the images
             role = None
         tables.append((path, role, rows))
-    value_of = _vindr_labels([row for _, _, rows in tables for row in rows], problems)
+    all_rows: list[tuple[str, Row]] = []
+    for _, _, rows in tables:
+        all_rows += rows
+    value_of = _vindr_labels(all_rows, problems)
 
     def add_row(collector: BoxCollector, case: str, row: Row, where: str) -> None:
         name = row["class_name"]
@@ -200,7 +203,9 @@ def _read_listed(
                 add_row(collector, name, row, where)
     boxes = collector.collect(problems)
     used = {files.images[0] for files in cases.values()}
-    unlisted = [file for own in images.values() for file in own if file not in used]
+    unlisted: list[Path] = []
+    for files_of_name in images.values():
+        unlisted += [file for file in files_of_name if file not in used]
     remarks = collector.remarks()
     if unlisted:
         text = f"{tables[0][0]}: {count(len(unlisted), 'image')} without a row, left out: "
