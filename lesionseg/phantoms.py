@@ -375,7 +375,12 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
 
 
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung."""
+    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung.
+
+    Organs are ellipsoids. All lengths are shares of half the extent of the grid: `up`, `front` and
+    `side` are these halves in mm. The origin is the middle of the chest; z points up, y to the
+    front. A random field bends all surfaces a little.
+    """
     half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
     up, front, side = half
     voxel = float(np.mean(grid.spacing_mm))
@@ -386,16 +391,20 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     size = rng.uniform(0.92, 1.0, size=3)
     torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
     narrow = 1 + 0.35 * np.clip(z / up, 0, 1) ** 2  # the lungs are narrower at their tops
+    # |x| mirrors one lung to the other side
     both = (z, y * narrow, (np.abs(x) - 0.44 * side) * narrow)
     lungs = ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
     heart = ellipsoid_depth((z, y, x), (-0.3 * up, 0.15 * front, 0.12 * side), 0.4 * half)
     lung = coverage(np.minimum(lungs, -heart), voxel)
+    # distance from the root of the lung, from which vessels become thinner
     hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
     large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
     small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
     fine = draw_field(7.0)
     coarse = draw_field(25.0)
+    # lung is denser at the back of a patient who lies on it
     air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
+    # shells 10 mm below the skin, cut into oblique ribs every 24 mm
     rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
     spine = coverage(15 - np.hypot(x, y + 0.7 * front), voxel)
     hounsfield = np.full(grid.shape, -1000, dtype=np.float32)

@@ -180,7 +180,11 @@ class VisitPair:
     changes: list[LesionChange]
 
     def new_lesions(self) -> Prediction:
-        """Return the later visit's prediction with only the new lesions that have a score."""
+        """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
+
+        Only a change of the state "new" has a score, and only if it exceeds the grid error. All of
+        these lesions are accepted, because the caller decides by their scores.
+        """
         score_of = {c.lesion_after[0]: c.score for c in self.changes if c.score is not None}
         new = [
             replace(c, score=score_of[c.id], accepted=True)

@@ -144,9 +144,10 @@ def _find_surface(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the positions in mm `[n, dims]` and areas `[n]` of a mask's surface elements.
 
-    Each corner of the voxel grid has a code: the sum of the numbers of those of its 4 (3-D: 8)
-    neighbouring voxels that belong to the mask. A corner between inside and outside is a surface
-    element, and its code gives the area.
+    A surface element is a corner of the voxel grid with voxels of the mask and of the background
+    around it. In 2-D 4 voxels meet at a corner, in 3-D 8. Each of these positions has a power of 2
+    as number. The code of a corner is the sum of the numbers of the positions that belong to the
+    mask. A table gives the area for each code.
     """
     low = voxels.min(axis=0)
     mask = np.zeros(np.ptp(voxels, axis=0) + 3, dtype=np.uint8)  # with a border of one voxel

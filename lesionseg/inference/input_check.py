@@ -12,8 +12,9 @@ negative: the skew of its intensities, the brightness of its border, and the cor
 coarse picture with the mean picture of the training scans. Their sum is weighted by mean / variance
 over the training scans.
 
-A scan beyond a limit is still predicted, with a sentence that describes the difference. Mirrored
-scans, and swapped channels of similar contrast, are not detected.
+A scan beyond a limit is still predicted, with a sentence that describes the difference. Only a scan
+with a channel without contrast is not predicted: its result has no lesions. Mirrored scans, and
+swapped channels of similar contrast, are not detected.
 """
 
 import math
@@ -412,9 +413,11 @@ def check_scan(
 ) -> InputCheckResult:
     """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
-    Missing channels are not compared, and the warning names them. A channel has no contrast if it
-    is in `blank` (`channels_without_contrast`), or if its prepared voxels are all equal. Without a
-    check, only missing channels and channels without contrast are reported.
+    This runs before the network. If a channel has no contrast, the predictor skips the network, so
+    the warning says that nothing was detected. A channel has no contrast if it is in `blank`
+    (`channels_without_contrast`), or if its prepared voxels are all equal. Missing channels are not
+    compared, and the warning names them. Without a check, only missing channels and channels
+    without contrast are reported.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]

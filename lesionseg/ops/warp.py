@@ -191,7 +191,12 @@ def _fill_nearest_places(
     bend: NDArray[np.float32],
     out: NDArray[np.int32],
 ) -> None:
-    """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside."""
+    """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside.
+
+    The index is summed axis by axis. Once a voxel is outside along one axis, it stays −1. Adding ½
+    and truncating rounds to the nearest voxel, because coordinates are not negative here. At the
+    upper face the result would be one voxel beyond the last, which the second `min` prevents.
+    """
     row = np.empty(out.shape[2], np.float32)
     pitch = (shape[1] * shape[2], shape[2], 1)
     for k in range(out.shape[0]):

@@ -33,14 +33,14 @@ def fit_anchors(
     """Choose the pyramid levels and the anchor sizes for the lesions of a dataset.
 
     Levels: the stride of the finest level is at most ⅔ of the sides of the smallest tenth of
-    lesions. It is never full resolution, so a lesion of 3 voxels has an anchor at every second
-    voxel. The stride of the coarsest level is at most half the sides of the largest lesion.
+    lesions. If the backbone has a coarser stage, the finest level is not at full resolution. The
+    stride of the coarsest level is at most half the sides of the largest lesion.
 
-    Sizes: the three sizes of each level are the centres of clusters of lesions under the distance
-    1 − IoU (after Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has the
-    same weight as all lesions together. The finest level has the smallest sizes. So that no lesion
-    is between two levels, each level also has the smallest size of the next coarser level. The
-    coarsest level has the largest size of the next finer level instead.
+    Sizes: lesions are clustered by the distance 1 − IoU, into three clusters per level (after
+    Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has the same weight as
+    all lesions together. The centres of the clusters are the sizes. They are distributed from the
+    finest level, which has the smallest ones, to the coarsest. Each level also has one size of its
+    neighbour, so that no lesion is between two levels. See `_make_anchors`.
 
     Without lesions, the sizes are cubes of twice the stride, times 1, 2^⅓ and 2^⅔ (Lin et al.
     2017, arXiv 1708.02002).

@@ -74,7 +74,8 @@ def make_splits(
        labels if there are several (`label_balance.deal_by_label`).
     2. With a split file (`given`, or the one in the dataset's folder), its validation cases. If it
        is a list of folds, those of the first fold.
-    3. With a `validation_fraction` of 0, no cases.
+    3. With a `validation_fraction` of 0, no cases. All development cases are then for training,
+       also those that the dataset, or its own split file, has for validation.
     4. The cases with the dataset's role "validation".
     5. The cases of the dataset's lowest fold.
     6. A random draw of whole groups, at least one, balanced by numbers of lesions. If there are
@@ -131,6 +132,7 @@ def make_splits(
         roles = stated
         note = "validation cases that the dataset states"
     elif any(case.fold is not None for case in development):
+        # the dataset states the folds, so facts about lesions are not needed
         folds, origin = _make_folds(development, counts, LesionFacts(), n_folds, rng)
         validation = folds[min(folds)]
         note = f"fold {min(folds)} of {origin}"

@@ -53,12 +53,18 @@ def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """
     if geometry.dims == 2:
         return (0, 1), ()
-    directions = geometry.affine[:3, :3][::-1] / np.asarray(geometry.spacing_mm)
-    order = max(
-        itertools.permutations(range(3)),
-        key=lambda axes: sum(abs(directions[k, axis]) for k, axis in enumerate(axes)),
-    )
-    return order, tuple(k for k, axis in enumerate(order) if directions[k, axis] > 0)
+    cosines = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
+    # one row each for superior, anterior and right, instead of right, anterior, superior
+    directions = cosines[::-1]
+
+    def closeness(axes: tuple[int, ...]) -> float:
+        """Return how parallel the axes are to the three directions, in this order."""
+        return sum(abs(float(directions[row, axis])) for row, axis in enumerate(axes))
+
+    order = max(itertools.permutations(range(3)), key=closeness)
+    # an axis that points to superior, anterior or right is flipped to the opposite
+    flipped = tuple(row for row, axis in enumerate(order) if directions[row, axis] > 0)
+    return order, flipped
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,12 @@ def rate(value: float | None) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return the text of a cell: a number with three digits, yes or no, or a dash for no value."""
-    if value is None or value is Ellipsis or (isinstance(value, float) and math.isnan(value)):
+    """Return the text of a table cell.
+
+    A float has three digits, True is yes, and None or NaN is a dash. Others are converted by `str`.
+    """
+    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    if is_missing:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -123,8 +123,10 @@ def spline_orders(
 ) -> tuple[tuple[int, ...], int | None]:
     """Return the spline order of each axis, and the axis of thick slices, or None without one.
 
-    The axis of thick slices is found in the spacing before resizing. If that has none, it is found
-    in the spacing after resizing. If two axes are equally thick, neither of them is separate.
+    The axis of thick slices is resized with its own order, `resampling.order_z`. It is the axis of
+    the coarsest spacing. If two axes are equally coarse, there is no such axis. The model's setting
+    `separate_z` is True (there is one in any case) or False (there is none). If it is None, there
+    is one if the spacing before resizing, or else the spacing after it, is anisotropic.
     """
     axis = None
     depends_on_spacing = resampling.separate_z is None

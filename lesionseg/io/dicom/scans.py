@@ -125,7 +125,9 @@ def describe_dicom(place: Path) -> DicomScan:
     if len(headers) == 1:
         ((file, header),) = headers.items()
         return replace(_describe_file(file, header), place=place)
-    return replace(_describe_series(headers, [], is_only_series=False), place=place)
+    # other series of the folder are not read, so the name has to tell this one from all others
+    scan = _describe_series(headers, numbers=[], is_only_series=False)
+    return replace(scan, place=place)
 
 
 def _describe_file(file: Path, header: "Header") -> DicomScan:
