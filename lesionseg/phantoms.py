@@ -522,9 +522,11 @@ def write_xray_phantoms(
     Raises:
         ConfigError: if the numbers cannot be simulated, such as no case.
     """
-    depth_mm = 0.66 * min(shape) * pixel_mm / 48
-    # the chest is simulated at half the resolution of the radiograph
-    volume_shape = (-(-shape[0] // 2), 48, -(-shape[1] // 2))
+    # the chest is 0.66 as deep as wide, and is divided into 48 layers along the rays
+    n_layers = 48
+    depth_mm = 0.66 * min(shape) * pixel_mm / n_layers
+    # it is simulated at half the resolution of the radiograph, rounded up
+    volume_shape = ((shape[0] + 1) // 2, n_layers, (shape[1] + 1) // 2)
     volume = Grid(volume_shape, (2 * pixel_mm, depth_mm, 2 * pixel_mm))
     grid = Grid(shape, (pixel_mm, pixel_mm))
 
@@ -543,12 +545,12 @@ def write_xray_phantoms(
             rng, deep_lung, grid.spacing_mm, n, (5.0, 15.0, 30.0), gap=3
         )
         for lesion in lesions:
-            # the thickness of a ball, computed from the depth relative to that of the centre
+            # The thickness of a ball: at the distance r·d from its edge, seen from the front, the
+            # ray through a ball of radius r has the length 2r·√(d·(2 − d)).
             is_lesion = np.pad(lesion.share >= 0.5, 1)
-            depth = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
-            thickness_mm = lesion.diameter_mm * np.sqrt(
-                depth / depth.max() * (2 - depth / depth.max())
-            )
+            from_edge = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
+            d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
+            thickness_mm = lesion.diameter_mm * np.sqrt(d * (2 - d))
             density = 0.0164 * rng.uniform(0.9, 2.0)  # tissue replaces lung
             absorbed = np.float32(contrast * density) * lesion.share * thickness_mm
             attenuation[lesion.box] += absorbed
@@ -573,19 +575,9 @@ def write_xray_phantoms(
             "pixel_mm": pixel_mm,
         }
         images.append(image)
-        for label, (rows, columns) in enumerate(ndimage.find_objects(instances), start=1):
-            width = columns.stop - columns.start
-            height = rows.stop - rows.start
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": index,
-                "category_id": 1,
-                "bbox": [float(columns.start), float(rows.start), float(width), float(height)],
-                "area": int((instances == label).sum()),
-                "iscrowd": 0,
-                "mask_label": label,
-            }
-            annotations.append(annotation)
+        for label, box in enumerate(ndimage.find_objects(instances), start=1):
+            area = int((instances == label).sum())
+            annotations.append(_annotate(len(annotations) + 1, index, label, box, area))
     about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
     document = {
         "info": {"description": about, "license": "CC0-1.0"},
@@ -594,6 +586,32 @@ def write_xray_phantoms(
         "annotations": annotations,
     }
     write_json(folder / "annotations.json", document)
+
+
+def _annotate(
+    number: int, image: int, label: int, box: tuple[slice, slice], area: int
+) -> dict[str, Any]:
+    """Return the COCO annotation of a nodule.
+
+    Args:
+        number: id of the annotation.
+        image: id of the image.
+        label: value of the nodule in the mask file.
+        box: rows and columns of the nodule.
+        area: number of its pixels.
+    """
+    rows, columns = box
+    width = columns.stop - columns.start
+    height = rows.stop - rows.start
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "bbox": [float(columns.start), float(rows.start), float(width), float(height)],
+        "area": area,
+        "iscrowd": 0,
+        "mask_label": label,
+    }
 
 
 @dataclass(frozen=True)
@@ -740,7 +758,9 @@ def draw_cases(
         ConfigError: if the numbers cannot be simulated.
     """
     shape, spacing_mm = grid
-    if n_cases < 1 or len(shape) != len(spacing_mm) or not 1 <= n_lesions[0] <= n_lesions[1]:
+    least, most = n_lesions
+    is_valid_range = 1 <= least <= most
+    if n_cases < 1 or len(shape) != len(spacing_mm) or not is_valid_range:
         raise ConfigError(
             f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}. Set n_cases to at "
             "least 1, shape and spacing_mm to as many numbers, and n_lesions to least and most, of "
@@ -844,6 +864,7 @@ def simulate_once(
         raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
     if root.exists():
         path = root / SETTINGS
+        # a folder without the file is data of the user, which is taken as it is
         before = read_json(path) if path.is_file() else settings
         if before != settings:
             raise ConfigError(

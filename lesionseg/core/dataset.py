@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -284,9 +284,10 @@ class Dataset:
                 "role": case.role,
                 "fold": case.fold,
                 "image": images[0] if len(images) == 1 else images,
-                "label": case.reference and str(case.reference),
+                "label": None if case.reference is None else str(case.reference),
             }
-            entries.append({name: value for name, value in entry.items() if value is not None})
+            stated = {name: value for name, value in entry.items() if value is not None}
+            entries.append(stated)
         return entries
 
 
@@ -315,41 +316,50 @@ def assign_groups(
         ConfigError: if the pattern is not a regular expression.
         DatasetError: if the pattern does not match a case id, or its capture group is empty.
     """
-    groups = {case.case: case.group for case in cases}
     if pattern is not None:
-        try:
-            found = {case: re.search(pattern, case) for case in groups}
-        except re.error as error:
-            raise ConfigError(
-                f"{setting}={pattern} is not a regular expression: {error}."
-            ) from error
-        for case, match in found.items():
-            group = None
-            if match is not None:
-                group = match[1] if match.re.groups else match[0]
-            groups[case] = group or ""
-        if "" in groups.values():
-            case = next(case for case, group in groups.items() if not group)
-            raise DatasetError(
-                f"{setting}={pattern} does not match the case {case!r}. Give a pattern that "
-                "matches every case id."
-            )
+        groups = _match_groups([case.case for case in cases], pattern, setting)
+        return tuple(replace(case, group=groups[case.case]) for case in cases)
+    groups = {case.case: case.group for case in cases}
     without_group = {case for case, group in groups.items() if not group}
     n_sides = 0
     for case in without_group:
-        subject = _BIDS_SUBJECT.search(case)
-        side = _SIDE.fullmatch(case)
+        groups[case] = case
+        side = _SIDE.fullmatch(case)  # such as P12_L
         other_side = case[:-1] + ("R" if case.endswith("L") else "L")
-        is_paired = side is not None and other_side in without_group
-        if subject:
-            groups[case] = subject[1]
-        elif side and is_paired:
+        if side is not None and other_side in without_group:
             groups[case] = side[1]
-        else:
-            groups[case] = case
-        n_sides += is_paired
+            n_sides += 1
+        subject = _BIDS_SUBJECT.search(case)
+        if subject is not None:  # takes precedence over sides
+            groups[case] = subject[1]
     if n_sides:
         paired = f"{count(n_sides, 'case')}, {count(n_sides // 2, 'patient')}"
         text = "Case names ending in L and R were paired: %s. To change this, set %s."
         logger.info(text, paired, setting)
     return tuple(replace(case, group=groups[case.case]) for case in cases)
+
+
+def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
+    """Return the part of each case id that a pattern matches, as described in `assign_groups`.
+
+    Raises:
+        ConfigError: if the pattern is not a regular expression.
+        DatasetError: if the pattern does not match a case id, or its capture group is empty.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
+    groups: dict[str, str] = {}
+    for case in cases:
+        match = compiled.search(case)
+        group = None
+        if match is not None:
+            group = match[1] if compiled.groups else match[0]
+        if not group:
+            raise DatasetError(
+                f"{setting}={pattern} does not match the case {case!r}. Give a pattern that "
+                "matches every case id."
+            )
+        groups[case] = group
+    return groups

@@ -220,20 +220,27 @@ class Zones:
         """
         names = []
         for row, centre in enumerate(lesions.centres_mm):
-            points = lesions.geometry.to_mm(lesions.voxels_of(row))
-            points = points if len(points) else centre[np.newaxis]
-            index = np.rint(self.geometry.to_index(points)).astype(np.int64)
-            inside = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
-            values = self.values[tuple(index[inside].T)]
-            values = values[values > 0]
-            tree, surface_values = self._surface
-            if not len(values) and tree is not None:
-                distances, nearest = tree.query(points)
-                values = surface_values[nearest[[distances.argmin()]]]
-            distinct, counts = np.unique(values, return_counts=True)
-            value = int(distinct[counts.argmax()]) if len(values) else 0
-            names.append(self.names.get(value, str(value)) if value else "")
+            points_mm = lesions.geometry.to_mm(lesions.voxels_of(row))
+            if not len(points_mm):
+                points_mm = centre[np.newaxis]
+            value = self._find_zone(points_mm)
+            names.append("" if value is None else self.names.get(value, str(value)))
         return names
+
+    def _find_zone(self, points_mm: NDArray[np.float64]) -> int | None:
+        """Return the zone of most points `[n, dims]`, or the nearest one. None without zones."""
+        index = np.rint(self.geometry.to_index(points_mm)).astype(np.int64)
+        is_on_grid = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
+        values = self.values[tuple(index[is_on_grid].T)]
+        values = values[values > 0]
+        if len(values):
+            distinct, counts = np.unique(values, return_counts=True)
+            return int(distinct[counts.argmax()])
+        tree, surface_values = self._surface
+        if tree is None:
+            return None
+        distances, nearest = tree.query(points_mm)
+        return int(surface_values[nearest[distances.argmin()]])
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:

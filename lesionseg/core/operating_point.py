@@ -35,18 +35,22 @@ class Aim:
         >>> str(Aim.parse("best_f1"))
         'best_f1'
         """
-        kind, colon, number = str(text).strip().partition(":")
-        kind = kind.strip()
-        for known in _WITHOUT_VALUE:
-            if kind == known and not colon:
-                return cls(known)
+        name, colon, number = str(text).strip().partition(":")
+        name = name.strip()
+        if not colon:
+            for kind in _WITHOUT_VALUE:
+                if name == kind:
+                    return cls(kind)
         value = _parse_number(number)
-        for known in _WITH_VALUE:
-            highest = 1e6 if known == "fp_per_case" else 1
-            if kind == known and value is not None and 0 <= value <= highest:
-                return cls(known, value)
-        score = _parse_number(kind) if not colon else None  # a number without a kind
-        hint = f" Did you mean score:{kind}?" if score is not None and 0 <= score <= 1 else ""
+        for kind in _WITH_VALUE:
+            highest = 1e6 if kind == "fp_per_case" else 1
+            if name == kind and value is not None and 0 <= value <= highest:
+                return cls(kind, value)
+        hint = ""
+        if not colon:  # perhaps a number without a kind
+            score = _parse_number(name)
+            if score is not None and 0 <= score <= 1:
+                hint = f" Did you mean score:{name}?"
         raise ConfigError(
             f"operating_point={text}: this is not an operating point.{hint} {_ADVICE}."
         )

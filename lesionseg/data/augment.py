@@ -106,6 +106,7 @@ class Movement:
         ends = [(0, n - 1) for n in tile_shape]
         corners = np.array(list(itertools.product(*ends)))
         reached = corners @ matrix[:, :-1].T + matrix[:, -1]
+        # a spline never exceeds its knots
         margin = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
         low = np.floor(reached.min(axis=0) - margin)
         high = np.ceil(reached.max(axis=0) + margin)
@@ -250,6 +251,8 @@ class Augmentation:
         if not draw.happens(settings.spatial_probability):
             return Movement(flips)
         spacing = np.array(self.plan.spacing_mm)
+        # Thick slices are moved only within their plane: pairs of axes turn and shear only if their
+        # spacings are similar, and an axis is scaled and bent only if its spacing is fine.
         ratio = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
         is_similar = ratio <= ANISOTROPY
         is_fine = spacing / spacing.min() <= ANISOTROPY
@@ -257,19 +260,28 @@ class Augmentation:
         shear = SHEAR * draw.uniform(dims, dims) * is_similar * ~np.eye(dims, dtype=bool)
         scale = np.diag(1 + SCALE * draw.uniform(dims) * is_fine)
         # the matrix in millimetres, then in voxels
-        linear = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
-        linear = linear * spacing / spacing[:, None]
+        linear_mm = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
+        linear = linear_mm * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
         if not draw.happens(ELASTIC_SHARE):
             return Movement(flips, linear)
-        finer = spacing / spacing.min()
-        distance = tuple(float(d) for d in (ELASTIC_SPACING / finer).clip(1))
+        return Movement(flips, linear, self._bend(draw, is_fine))
+
+    def _bend(self, draw: Draw, is_fine: NDArray[np.bool_]) -> Bend:
+        """Draw the bend of a tile along the axes with a fine spacing.
+
+        Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each.
+        """
+        spacing = np.array(self.plan.spacing_mm)
+        coarseness = spacing / spacing.min()  # 1 for the finest axis
+        distance = tuple(float(d) for d in (ELASTIC_SPACING / coarseness).clip(1))
         n_knots = []  # a cubic B-spline over n voxels needs 3 knots more than intervals
         for n, d in zip(self.plan.tile_shape, distance, strict=True):
             n_knots.append(math.floor((n - 1) / d) + 4)
-        largest = ELASTIC_VOXELS / finer * is_fine
-        bend = (draw.uniform(dims, *n_knots).T * largest).T.astype(np.float32)
-        return Movement(flips, linear, Bend(bend, distance))
+        largest = ELASTIC_VOXELS / coarseness * is_fine  # of each component, in voxels
+        shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
+        knots = (shares.T * largest).T.astype(np.float32)
+        return Bend(knots, distance)
 
     def _intensity(self, draw: Draw) -> Intensity:
         """Draw the changes of intensities, each with the probability of the settings."""

@@ -88,19 +88,25 @@ class LesionIndex:
             instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
             labels: the label of each id, from 1 on.
         """
-        index = np.flatnonzero(instances)
-        ids = instances.reshape(-1)[index]
-        order = np.argsort(ids, kind="stable")
-        distinct, first = np.unique(ids[order], return_index=True)
-        by_lesion = np.split(index[order], first[1:]) if len(distinct) else []
-        voxels = [np.stack(np.unravel_index(flat, instances.shape), axis=1) for flat in by_lesion]
-        boxes = [np.concatenate([v.min(axis=0), v.max(axis=0) + 1]) for v in voxels]
-        seeds = [v[_space_evenly(len(v), MAX_SEEDS)] for v in voxels]
+        # sort the flat indices of all lesion voxels by lesion, then cut them where a lesion begins
+        flat = np.flatnonzero(instances)
+        id_of_voxel = instances.reshape(-1)[flat]
+        order = np.argsort(id_of_voxel, kind="stable")
+        ids, first = np.unique(id_of_voxel[order], return_index=True)
+        flat_of_lesions = np.split(flat[order], first[1:]) if len(ids) else []
+        n_voxels = []
+        boxes = []
+        seeds = []
+        for flat_of_lesion in flat_of_lesions:
+            voxels = np.stack(np.unravel_index(flat_of_lesion, instances.shape), axis=1)
+            n_voxels.append(len(voxels))
+            boxes.append(np.concatenate([voxels.min(axis=0), voxels.max(axis=0) + 1]))
+            seeds.append(voxels[_space_evenly(len(voxels), MAX_SEEDS)])
         return cls.from_json(
             instances.ndim,
-            ids=distinct,
-            labels=[labels[i - 1] for i in distinct.tolist()],
-            voxels=[len(v) for v in voxels],
+            ids=ids,
+            labels=[labels[lesion - 1] for lesion in ids.tolist()],
+            voxels=n_voxels,
             boxes=boxes,
             seeds=np.concatenate(seeds) if seeds else [],
         )
@@ -113,14 +119,19 @@ class LesionIndex:
 
         Raise `ValueError` if they do not fit together.
         """
-        rows = [np.array(column, dtype=np.int64) for column in (ids, labels, voxels)]
+        ids = np.array(ids, dtype=np.int64)
+        labels = np.array(labels, dtype=np.int64)
+        voxels = np.array(voxels, dtype=np.int64)
         boxes = np.array(boxes, dtype=np.int64).reshape(-1, 2 * dims)
         seeds = np.array(seeds, dtype=np.int64).reshape(-1, dims)
-        first = np.cumsum([0, *np.minimum(rows[2], MAX_SEEDS)])
-        if {len(row) for row in rows} != {len(boxes)} or len(seeds) != first[-1]:
+        # a lesion has as many seeds as voxels, but at most `MAX_SEEDS`
+        seed_ends = np.cumsum([0, *np.minimum(voxels, MAX_SEEDS)])
+        have_equal_lengths = len(ids) == len(labels) == len(voxels) == len(boxes)
+        if not have_equal_lengths or len(seeds) != seed_ends[-1]:
             raise ValueError("the lesions' columns do not fit together")
-        small = seeds.astype(np.min_scalar_type(int(seeds.max(initial=0))))
-        return cls(rows[0], rows[1], rows[2], boxes, small, first[:-1])
+        # the smallest dtype, because every process of the loader holds all seeds
+        seeds = seeds.astype(np.min_scalar_type(int(seeds.max(initial=0))))
+        return cls(ids, labels, voxels, boxes, seeds, first_seed=seed_ends[:-1])
 
     def to_json(self) -> dict[str, list[Any]]:
         """Return the arguments of `from_json`."""
@@ -500,17 +511,21 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | Non
     certain: if the voxels may be in another file than the header, or if a file is missing or has
     just changed.
     """
-    states = []
+    states: list[tuple[str, int, int]] = []
     for path in paths:
-        place = (split_series(path) or (path,))[0]
-        if place.suffix.lower() in ITK:
+        series = split_series(path)  # the folder of a DICOM series and the series in it
+        place = path if series is None else series[0]
+        if place.suffix.lower() in ITK:  # the header may name another file with the voxels
             return None
         try:
             files = sorted(place.iterdir()) if place.is_dir() else [place]
-            states += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+            for file in files:
+                status = file.stat()
+                states.append((str(file), status.st_size, status.st_mtime_ns))
         except OSError:
             return None
-    if any(changed > time_ns() - _RECENT_NS for _, _, changed in states):
+    recent = time_ns() - _RECENT_NS
+    if any(changed > recent for _, _, changed in states):
         return None
     return tuple(dict.fromkeys(states))
 

@@ -160,16 +160,19 @@ def to_canonical(volume: Volume) -> Volume:
         return volume
     geometry = volume.geometry
     cosines = geometry.affine[:3, :3] / geometry.spacing_mm
-    axes = geometry.canonical_order
-    matrix = np.zeros((4, 4))
-    matrix[3, 3] = 1
-    signs = [1 if cosines[2 - new, old] > 0 else -1 for new, old in enumerate(axes)]
-    for new, old in enumerate(axes):
-        matrix[old, new] = signs[new]
-        matrix[old, 3] = geometry.shape[old] - 1 if signs[new] < 0 else 0
-    flips = tuple(slice(None, None, sign) for sign in signs)
-    view = volume.array.transpose([0] + [1 + axis for axis in axes])[(slice(None), *flips)]
-    return Volume(view, Geometry(view.shape[1:], geometry.affine @ matrix))
+    old_axes = geometry.canonical_order  # of the new axes z, y and x
+    new_to_old = np.zeros((4, 4))  # from an index of the view to one of the file
+    new_to_old[3, 3] = 1
+    steps = [slice(None)]  # channels keep their order
+    for new, old in enumerate(old_axes):
+        # array axes are z, y, x, but rows of the affine are x, y, z
+        runs_up = cosines[2 - new, old] > 0
+        new_to_old[old, new] = 1 if runs_up else -1
+        new_to_old[old, 3] = 0 if runs_up else geometry.shape[old] - 1
+        steps.append(slice(None, None, 1 if runs_up else -1))
+    transposed = volume.array.transpose([0, *(1 + axis for axis in old_axes)])
+    view = transposed[tuple(steps)]
+    return Volume(view, Geometry(view.shape[1:], geometry.affine @ new_to_old))
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
@@ -217,13 +220,15 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
     Temporary arrays are smaller than half a channel.
     """
     for channel, scheme in zip(array, schemes, strict=True):
-        # before clipping, zero means air
-        inside = channel != 0 if scheme.scheme == "zscore" else None
+        inside = None  # all voxels
+        if scheme.scheme == "zscore":
+            inside = channel != 0  # before clipping, zero means air
         lower = scheme.lower
         upper = scheme.upper
         if scheme.scheme == "range":
-            step = -(-channel.size // _MAX_SORTED)
-            lower, upper = np.percentile(channel.reshape(-1)[::step], RANGE_PERCENTILES).tolist()
+            step = math.ceil(channel.size / _MAX_SORTED)
+            sample = channel.reshape(-1)[::step]
+            lower, upper = np.percentile(sample, RANGE_PERCENTILES).tolist()
         if lower is not None or upper is not None:
             np.clip(channel, lower, upper, out=channel)
         mean = scheme.mean
@@ -231,7 +236,8 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
         if scheme.scheme != "dataset":
             mean, std = _measure_moments(channel, inside)
         channel -= np.float32(mean)
-        channel /= np.float32(std if std > 0 else 1.0)
+        if std > 0:  # 0 for a constant channel
+            channel /= np.float32(std)
 
 
 def _measure_moments(
@@ -300,13 +306,15 @@ def prepare_reference(
     instances = lesions.draw()
     if reference.ignore is not None:  # a box may contain ignored voxels
         instances[reference.ignore] = 0
-    values = np.unique(lesions.labels)
-    inside: NDArray[np.integer[Any]] = np.ones(np.count_nonzero(instances), dtype=np.uint8)
-    if plan.labels.regions:
-        # the mask value of each lesion voxel, in C order; 1 without a label map
-        inside = inside if reference.labels is None else reference.labels[instances > 0]
-        values = np.unique(inside)
-    if unknown := sorted(set(values.tolist()) - set(mask_values)):
+    # the mask value of each lesion voxel, in C order. With regions, a lesion may have several.
+    values_of_voxels: NDArray[np.integer[Any]]
+    if plan.labels.regions and reference.labels is not None:
+        values_of_voxels = reference.labels[instances > 0]
+    else:
+        values_of_voxels = np.ones(np.count_nonzero(instances), dtype=np.uint8)
+    values = np.unique(values_of_voxels if plan.labels.regions else lesions.labels)
+    unknown = sorted(set(values.tolist()) - set(mask_values))
+    if unknown:
         raise ContentError(
             f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
             f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
@@ -317,7 +325,7 @@ def prepare_reference(
     if plan.labels.regions:
         label_of_id[1:] = 1
         labels = _resample_labels(
-            inside, instances, moved, (reference.geometry, geometry), mask_values
+            values_of_voxels, instances, moved, (reference.geometry, geometry), mask_values
         )
     else:
         channels = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
@@ -326,8 +334,10 @@ def prepare_reference(
     ignored = (moved > 0) & (covered < VISIBLE_SHARE)
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
+        is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
         # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
-        ignored |= (_read_nearest(ignore, reference.geometry, geometry) != 0) & (moved == 0)
+        ignored |= is_ignored & (moved == 0)
+    has_ignored = reference.ignore is not None or bool(ignored.any())
     known = [value for value in reference.unannotated if value in mask_values]
     unannotated = [mask_values.index(value) + 1 for value in known]
     return Reference(
@@ -335,7 +345,7 @@ def prepare_reference(
         labels=labels,
         instances=moved,
         instance_labels=tuple(label_of_id[1:].tolist()),
-        ignore=ignored if reference.ignore is not None or ignored.any() else None,
+        ignore=ignored if has_ignored else None,
         annotated=dict.fromkeys(unannotated, False),
     )
 
@@ -452,10 +462,16 @@ def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> t
     """
     limit = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, limit)
-    around = middle + np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
-    around = around.clip(0, limit)
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
+    around = (middle + steps).clip(0, limit)
     distance = np.square(around - centre).sum(axis=1)
-    nearest = [tuple(voxel) for voxel in around[np.argsort(distance, kind="stable")].tolist()]
-    free = (voxel for voxel in nearest if moved[voxel] == 0)
-    shared = (voxel for voxel in nearest if (moved == moved[voxel]).sum() > 1)
-    return next(itertools.chain(free, shared), nearest[0])
+    by_distance = around[np.argsort(distance, kind="stable")].tolist()
+    nearest = [tuple(voxel) for voxel in by_distance]
+    for voxel in nearest:
+        if moved[voxel] == 0:
+            return voxel
+    for voxel in nearest:
+        n_voxels = (moved == moved[voxel]).sum()  # of the lesion that has this voxel
+        if n_voxels > 1:
+            return voxel
+    return nearest[0]  # overwrites a lesion of one voxel

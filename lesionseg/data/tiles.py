@@ -93,10 +93,13 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         transform: Transform | Sequence[Transform] = (),
         channel_dropout: float = 0.0,
     ) -> None:
-        extra = augmentation.extra if augmentation is not None else ()
-        further = [transform] if callable(transform) else transform
-        chain = [build(add_mask_keys(spec), "augment.extra") for spec in extra]
-        chain += further
+        chain = []
+        if augmentation is not None:
+            chain += [build(add_mask_keys(spec), "augment.extra") for spec in augmentation.extra]
+        if callable(transform):
+            chain.append(transform)
+        else:
+            chain += transform
         super().__init__(range(n_tiles), chain)
         self.cases = tuple(cases)
         self.plan = plan
@@ -210,25 +213,28 @@ def _read_masks(
     """Return labels and instances of a tile, read only within the boxes of its lesions."""
     lesions = case.lesions
     dims = len(shape)
-    first = np.array(start)
-    # torch supports few operations on uint16
-    fits_uint8 = not len(lesions) or lesions.ids[-1] < 256
+    tile_start = np.array(start)
+    tile_stop = tile_start + np.array(shape)
+    # not uint16, because torch supports few operations on it
+    fits_uint8 = len(lesions) == 0 or lesions.ids[-1] < 256
     instances = np.zeros(shape, dtype=np.uint8 if fits_uint8 else np.int32)
     labels = np.zeros(shape, dtype=np.uint8)
-    low = np.maximum(lesions.boxes[:, :dims], first)
-    high = np.minimum(lesions.boxes[:, dims:], first + np.array(shape))
-    touched = (low < high).all(axis=1)
-    if not touched.any():
+    # the part of each lesion's box that is in the tile, in voxels of the volume
+    low = np.maximum(lesions.boxes[:, :dims], tile_start)
+    high = np.minimum(lesions.boxes[:, dims:], tile_stop)
+    is_in_tile = (low < high).all(axis=1)
+    if not is_in_tile.any():
         return labels, instances
     source = case.instances
     label_of_id = lesions.label_of_id()
-    own_labels = case.labels if case.is_mixed else None
-    for a, b in zip(low[touched].tolist(), high[touched].tolist(), strict=True):
-        here = tuple(map(slice, a, b))
-        box = tuple(slice(i - s, j - s) for i, j, s in zip(a, b, start, strict=True))
-        ids = source[here]
-        instances[box] = ids
-        labels[box] = label_of_id[ids] if own_labels is None else own_labels[here]
+    # a lesion of several labels needs the map of labels
+    label_map = case.labels if case.is_mixed else None
+    for first, last in zip(low[is_in_tile], high[is_in_tile], strict=True):
+        in_volume = tuple(map(slice, first.tolist(), last.tolist()))
+        in_tile = tuple(map(slice, (first - tile_start).tolist(), (last - tile_start).tolist()))
+        ids = source[in_volume]
+        instances[in_tile] = ids
+        labels[in_tile] = label_of_id[ids] if label_map is None else label_map[in_volume]
     return labels, instances
 
 
@@ -236,9 +242,11 @@ def _read_valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int
     """Return the valid voxels of a tile; False outside of the volume."""
     valid = case.valid
     if valid is None:
-        if all(0 <= s <= n - t for s, n, t in zip(start, case.shape, tile_shape, strict=True)):
+        last_start = np.subtract(case.shape, tile_shape)
+        is_inside = np.all(np.greater_equal(start, 0) & np.less_equal(start, last_start))
+        if is_inside:
             return _all_true(tuple(tile_shape))
-        valid = np.broadcast_to(np.True_, case.shape)
+        valid = np.broadcast_to(np.True_, case.shape)  # takes no memory
     return torch.from_numpy(read_tile(valid, start, tile_shape))
 
 

@@ -213,7 +213,8 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     parameters = signature(make).parameters
     if given.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
-    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+    takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())  # **kwargs
+    if not takes_any_name:
         for name in given.keys() - parameters.keys():
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
@@ -225,7 +226,7 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
         "activation": activation,
     }
     arguments = {name: value for name, value in flags.items() if name in parameters}
-    arguments.update(given)
+    arguments.update(given)  # the user's settings take precedence
     try:
         loss = make(**arguments)
     except (TypeError, ValueError) as error:

@@ -85,7 +85,8 @@ def sigmoid_focal_loss(
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape != logits.shape:
         keep = keep.unsqueeze(1).expand_as(logits)
-    _check_labels(target, keep, 1 if target.shape == logits.shape else n_classes)
+    is_label_map = target.shape != logits.shape
+    _check_labels(target, keep, n_classes if is_label_map else 1)
     positive = _expand_alpha(alpha, n_classes)
     negative = positive if alpha is None else [1 - a for a in positive]
     loss: Tensor
@@ -186,7 +187,9 @@ def softmax_focal_loss(
     if keep is not None and keep.shape == logits.shape:
         keep = keep.all(dim=1)
     x = logits if logits.dtype == torch.float64 else logits.float()
-    if len(weights) == 2:  # the softmax of two classes is the sigmoid of their difference
+    if len(weights) == 2:
+        # The softmax of two classes is the sigmoid of their difference, which is computed faster.
+        # The sigmoid loss weights by α and 1 − α, so the weights are divided by their sum.
         total = sum(weights)
         loss = sigmoid_focal_loss(
             x[:, 1:] - x[:, :1],
@@ -197,7 +200,9 @@ def softmax_focal_loss(
             valid=keep,
             normaliser=normaliser,
         )
-        return total * (loss[:, 0] if reduction == "none" else loss)
+        if reduction == "none":
+            loss = loss[:, 0]
+        return total * loss
     _check_labels(target, keep, len(weights) - 1)
     if keep is not None:
         x = x.masked_fill(~keep.unsqueeze(1), 0)
@@ -326,10 +331,13 @@ def _reduce(
         return loss
     if reduction == "sum":
         return loss.sum()
-    if reduction == "mean":
-        normaliser = max(lesion.numel(), 1) if keep is None else keep.sum().clamp_min(1)
+    if reduction == "mean" and keep is None:
+        normaliser = max(lesion.numel(), 1)
+    elif reduction == "mean" and keep is not None:
+        normaliser = keep.sum().clamp_min(1)
     elif normaliser is None:
-        normaliser = (lesion if keep is None else lesion & keep).count_nonzero().clamp_min(1)
+        valid_lesion = lesion if keep is None else lesion & keep
+        normaliser = valid_lesion.count_nonzero().clamp_min(1)
     elif isinstance(normaliser, Tensor):
         normaliser = normaliser.to(loss, non_blocking=True)
     return loss.sum() / normaliser
@@ -380,6 +388,7 @@ def posterior_logits(
     log_p = -F.softplus(-logits)
     log_q = -F.softplus(logits)
     weights = _expand_alpha(0.5 if alpha is None else alpha, logits.shape[1])
+    # α = 0 and α = 1 have infinite log odds, which no score could undo
     log_odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in weights]
     prior = constant(log_odds, logits, n_after=logits.ndim - 2)
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
@@ -394,10 +403,11 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
         gamma: γ.
     """
     # (1−v) − γ·v·log v = (1−v)·(1 + γ·quotient) with quotient = v·(−log v)/(1−v), which tends to 1
-    # as v tends to 1
-    quotient = torch.where(
-        log_rest > -15, log_v.exp() * -log_v / log_rest.exp().clamp_min(1e-30), 1.0
-    )
+    # as v tends to 1. The limit is used below 1−v = e⁻¹⁵. There the clamp keeps the unused
+    # quotient finite.
+    v = log_v.exp()
+    rest = log_rest.exp().clamp_min(1e-30)
+    quotient = torch.where(log_rest > -15, v * -log_v / rest, 1.0)
     return log_v - gamma * log_rest - torch.log1p(gamma * quotient)
 
 
@@ -469,9 +479,11 @@ def check_shapes(
             f"Logits have the shape {shape}. Give [B, C, …] with at least {min_channels} channels."
         )
     spatial = (shape[0], *shape[2:])
-    if target.shape == spatial and target.is_floating_point():
+    is_label_map = target.shape == spatial
+    is_mask_of_classes = target.shape == shape and not exclusive  # 0 or 1 for each logit
+    if is_label_map and target.is_floating_point():
         raise ContentError(f"A label map must contain integers, not {target.dtype}.")
-    if target.shape != spatial and (exclusive or target.shape != shape):
+    if not is_label_map and not is_mask_of_classes:
         raise GeometryError(
             f"A target of shape {tuple(target.shape)} does not fit logits {shape}. "
             f"Give labels {spatial} (0 background, k = class k)."
@@ -487,7 +499,8 @@ def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
     if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
         return  # reading values would wait for a GPU, or break the compiled graph
     low, high = torch.aminmax(target) if target.numel() else (0, 0)
-    if low >= 0 and high <= highest and not (target.is_floating_point() and target.frac().any()):
+    are_integers = not target.is_floating_point() or not target.frac().any()
+    if low >= 0 and high <= highest and are_integers:
         return
     if keep is None:
         raise ContentError(

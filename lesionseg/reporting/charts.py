@@ -96,22 +96,19 @@ def size_chart(tables: Tables) -> Chart | None:
     figure, axes = new_figure()
     patients = list(tables.lesions["group"].unique())
     who = "patient" if tables.patients_stated else "scan"
-    too_narrow = False
+    has_rings = 1 < len(patients) <= MOST_RINGS
+    has_dashes = False
     for x, part in enumerate(bins):
-        low = part.from_mm
-        high = np.inf if part.to_mm is None else part.to_mm
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
-        too_narrow |= not part.ci95
-        ends = part.ci95 or wilson_interval(part.detected, part.n)
-        style = "-" if part.ci95 else (0, (3, 2))
-        axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
-        if 1 < len(patients) <= MOST_RINGS:
-            sizes = tables.lesions[tables.size_column]
-            own = tables.lesions[sizes.between(low, high, inclusive="left")]
-            shares = own.groupby("group")["detected"].mean()
-            at = x + 0.32 + 0.05 * np.arange(len(shares))
-            axes.plot(at, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
+        if part.ci95:
+            axes.plot([x, x], part.ci95, color=INK, linewidth=1.4)
+        else:  # too few patients: an interval that takes lesions as independent
+            has_dashes = True
+            ends = wilson_interval(part.detected, part.n)
+            axes.plot([x, x], ends, color=INK, linestyle=(0, (3, 2)), linewidth=1.4)
+        if has_rings:
+            _draw_rings(axes, x, tables, part)
     unit = tables.scores.size_unit
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
@@ -121,9 +118,9 @@ def size_chart(tables: Tables) -> Chart | None:
     caption = "Blue: found. Grey: missed."
     if unit != "mm":
         caption += f" Sizes: diameter in {unit}."
-    if 1 < len(patients) <= MOST_RINGS:
+    if has_rings:
         caption += f" Rings: one per {who}."
-    if too_narrow:
+    if has_dashes:
         caption += (
             " Dashed: 95 % interval that takes lesions as independent. It is too narrow, because "
             f"there are fewer than {FEW} {who}s."
@@ -132,6 +129,16 @@ def size_chart(tables: Tables) -> Chart | None:
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
+
+
+def _draw_rings(axes: Axes, x: float, tables: Tables, part: SizeClass) -> None:
+    """Draw the share of lesions found of each patient to the right of the bar of a size class."""
+    largest = np.inf if part.to_mm is None else part.to_mm
+    sizes = tables.lesions[tables.size_column]
+    own = tables.lesions[sizes.between(part.from_mm, largest, inclusive="left")]
+    shares = own.groupby("group")["detected"].mean()
+    places = x + 0.32 + 0.05 * np.arange(len(shares))
+    axes.plot(places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
@@ -147,7 +154,8 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
         return False
     recalls = [part.detected / part.n for part in bins]
     n_missed = bins[0].n - bins[0].detected
-    return n_missed >= MIN_LESIONS and recalls == sorted(recalls) and recalls[0] < recalls[-1]
+    never_falls = recalls == sorted(recalls)
+    return n_missed >= MIN_LESIONS and never_falls and recalls[0] < recalls[-1]
 
 
 def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
@@ -166,9 +174,10 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     n_found, n_false = first.count_at(first.threshold)
     in_use = Setting(first.threshold, n_found, n_false)
     looser = find_looser_setting(first)
-    farthest = max(in_use.n_false, looser.n_false if looser else 0) / scans
+    most_false = in_use.n_false if looser is None else max(in_use.n_false, looser.n_false)
+    farthest = most_false / scans
     right = LAST_RATE
-    while right < 1.4 * farthest:
+    while right < 1.4 * farthest:  # leaves space to the right of both dots
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
     has_dots = False
@@ -220,8 +229,13 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
     points = [tables.count_at(score) for score in scores]
     n_lesions = max(len(tables.lesions), 1)
     scans = tables.n_scanned
-    x = [0.0, *(false / scans for _, false in points), len(tables.false_scores) / scans]
-    y = [0.0, *(found / n_lesions for found, _ in points)]
+    x = [0.0]
+    y = [0.0]
+    for n_found, n_false in points:
+        x.append(n_false / scans)
+        y.append(n_found / n_lesions)
+    # lower thresholds add only false positives
+    x.append(len(tables.false_scores) / scans)
     y.append(y[-1])
     axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
     if x[-1] >= right:
@@ -342,8 +356,10 @@ def curve_chart(tables: Tables) -> Chart | None:
         return None
     figure, axes = new_figure()
     low, high = curve.observed_mm
+    # `geomspace` needs a lower end above 0, and a curve needs some width
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
-    axes.plot(x, 1 / (1 + np.exp(-curve.intercept - curve.slope * np.log(x))), color=FOUND)
+    log_odds = curve.intercept + curve.slope * np.log(x)
+    axes.plot(x, 1 / (1 + np.exp(-log_odds)), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
     axes.set(
@@ -384,7 +400,8 @@ def reliability_chart(tables: Tables) -> Chart | None:
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     stated = [row.mean_probability for row in rows]
     true = [row.true_share for row in rows]
-    axes.scatter(stated, true, s=[20 + 3 * min(r.n, 60) for r in rows], color=FOUND, alpha=0.8)
+    areas = [20 + 3 * min(row.n, 60) for row in rows]  # larger dots for more candidates
+    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
     caption = f"On the line, the {calibration.of} equals the share of lesions."
@@ -420,18 +437,22 @@ def training_charts(history: Path) -> list[Chart]:
         return []
     rows = pd.read_csv(history)
     step = rows["step"] if "step" in rows else pd.Series(range(len(rows)))
+    numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in rows}
+    # a line needs two points
+    drawable = [name for name, values in numbers.items() if values.notna().sum() > 1]
     kinds = {
-        "Training: loss": [n for n in rows if "loss" in n],
-        "Training: focal statistics": [n for n in rows if n.startswith(("grad", "focal", "p/"))],
+        "Training: loss": [name for name in drawable if "loss" in name],
+        "Training: focal statistics": [
+            name for name in drawable if name.startswith(("grad", "focal", "p/"))
+        ],
     }
     charts = []
     for title, names in kinds.items():
-        columns = [n for n in names if pd.to_numeric(rows[n], errors="coerce").notna().sum() > 1]
-        if not columns:
+        if not names:
             continue
         figure, axes = new_figure()
-        for name in columns:
-            values = pd.to_numeric(rows[name], errors="coerce")
+        for name in names:
+            values = numbers[name]
             axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=name)
         axes.set_xlabel("step")
         axes.legend(frameon=False, fontsize=8)

@@ -113,33 +113,51 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
 
     `case` is None if the case cannot be read.
     """
-    stated = (files.columns[key] for key in _TAKEN if files.columns.get(key))
-    # abbreviations such as PA and L stay in capitals
-    taken = ", ".join(word.lower() if len(word) > 3 else word for word in stated)
+    taken = _describe_acquisition(files)
     if case is None:
         return CaseLook(name, files.role or "", taken=taken)
     image = case.image
     grid = image.geometry
-    reference = case.reference
-    lesions = None if reference is None else lesion_mask(reference)
+    mask = None
+    diameters: list[float] = []
+    if case.reference is not None:
+        mask = lesion_mask(case.reference)
+        diameters = lesions_of(case.reference).diameters_mm.tolist()
     return CaseLook(
         name,
         files.role or "",
         shape=grid.shape,
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
-        diameters=() if reference is None else tuple(lesions_of(reference).diameters_mm.tolist()),
+        diameters=tuple(diameters),
         ranges=tuple(_measure_range(channel) for channel in image.array),
-        picture=draw_overview(image.array[0], grid, lesions),
+        picture=draw_overview(image.array[0], grid, mask),
         taken=taken,
     )
 
 
+def _describe_acquisition(files: CaseFiles) -> str:
+    """Return how a radiograph was acquired, such as "L, CC, for presentation"; "" if unknown."""
+    words = []
+    for key in _TAKEN:
+        word = files.columns.get(key)
+        if word:
+            is_abbreviation = len(word) <= 3  # such as PA and L, which stay in capitals
+            words.append(word if is_abbreviation else word.lower())
+    return ", ".join(words)
+
+
 def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return the 0.5, 50 and 99.5 percentiles of the voxels above the channel's lowest value."""
+    """Return the 0.5, 50 and 99.5 percentiles of the voxels above the channel's lowest value.
+
+    The lowest value is usually the air or the border of the scan. A constant channel has only this
+    value, and all its voxels count.
+    """
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
     above = sample[sample > sample.min()]
-    low, middle, high = np.percentile(above if above.size else sample, (0.5, 50, 99.5))
+    if not above.size:
+        above = sample
+    low, middle, high = np.percentile(above, (0.5, 50, 99.5))
     return float(low), float(middle), float(high)
 
 
@@ -168,8 +186,10 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
             name = finding.case or "the list of cases"
             lines.append(f"- {finding.severity}, {name}{on_page}: {describe(finding)}")
     for text, cases in notes.items():
-        named = f", {count(len(cases), 'case')} ({_list_first(cases, 5)})" if any(cases) else ""
-        lines.append(f"- note{named}: {text}")
+        who = ""  # a note about the whole dataset names no case
+        if any(cases):
+            who = f", {count(len(cases), 'case')} ({_list_first(cases, 5)})"
+        lines.append(f"- note{who}: {text}")
     cases_read = count(len(pseudonyms), "case")
     n_warned = _count_cases(findings, "warning")
     verb = "needs" if n_warned == 1 else "need"
@@ -179,9 +199,21 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
 
 def _count_cases(findings: Sequence[Finding], severity: str) -> int:
     """Count the cases with a finding of this severity. A wrong list entry counts as a case."""
-    own = [finding for finding in findings if finding.severity == severity]
-    entries = [finding for finding in own if finding.kind == "listed" and not finding.case]
-    return len({finding.case for finding in own} - {""}) + len(entries)
+    cases: set[str] = set()
+    n_entries = 0
+    for finding in findings:
+        if finding.severity != severity:
+            continue
+        if finding.case:
+            cases.add(finding.case)
+        elif _is_unlisted(finding):
+            n_entries += 1
+    return len(cases) + n_entries
+
+
+def _is_unlisted(finding: Finding) -> bool:
+    """Return True for an entry of the dataset's list that could not be taken as a case."""
+    return finding.kind == "listed" and not finding.case
 
 
 def write_dataset_report(
@@ -211,12 +243,13 @@ def write_dataset_report(
     Raises:
         OutputError: if the file cannot be written.
     """
-    n_unlisted = sum(f.kind == "listed" and not f.case for f in findings)
-    named = [
-        {"case": finding.case or "the list of cases", "finding": describe(finding)}
-        for finding in findings
-        if identifiers and finding.severity != "note"
-    ]
+    n_unlisted = sum(_is_unlisted(finding) for finding in findings)
+    named: list[dict[str, str]] = []  # findings with names, which a page to share must not have
+    if identifiers:
+        for finding in findings:
+            if finding.severity != "note":
+                case = finding.case or "the list of cases"
+                named.append({"case": case, "finding": describe(finding)})
     html = render(
         "dataset.html.j2",
         summary=_summarise(name, looks, findings, n_unlisted),
@@ -255,7 +288,9 @@ def _summarise(
     if n_unlisted:
         entries = count(n_unlisted, "entry", "entries")
         summary += f" {entries} of the list could not be taken as a case."
-    summary += "".join(f" {describe(finding)}" for finding in findings if finding.kind == "model")
+    for finding in findings:
+        if finding.kind == "model":
+            summary += f" {describe(finding)}"
     return summary
 
 
@@ -280,9 +315,9 @@ def _tiles(looks: Mapping[str, CaseLook], findings: Sequence[Finding], unit: str
     cases = "case" if len(looks) == 1 else "cases"
     lesions = "no lesion is marked"
     if diameters:
-        low, middle, high = (f"{d:.3g}" for d in np.percentile(diameters, (0, 50, 100)))
-        lesions = "lesion" if len(diameters) == 1 else "lesions"
-        lesions += f" of {low} to {high} {unit}, median {middle} {unit}"
+        noun = "lesion" if len(diameters) == 1 else "lesions"
+        low, middle, high = np.percentile(diameters, (0, 50, 100))
+        lesions = f"{noun} of {low:.3g} to {high:.3g} {unit}, median {middle:.3g} {unit}"
     return [
         Tile(str(len(looks)), f"{cases}, {n_free or 'none'} of them without a lesion"),
         Tile(str(len(diameters)), lesions, weak=not diameters),
@@ -300,11 +335,14 @@ def _findings_table(
         for kind, meaning in MEANING.items():
             if kind == "model":  # it is in the summary
                 continue
-            cases = [f.case for f in findings if (f.kind, f.severity) == (kind, severity)]
+            own = [f for f in findings if f.kind == kind and f.severity == severity]
+            cases = [finding.case for finding in own]
             row: dict[str, object] = {"": words, "finding": meaning}
-            if names := [look.name for case, look in looks.items() if case in cases]:
+            names = [look.name for case, look in looks.items() if case in cases]
+            if names:
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
-            if n_entries := cases.count(""):  # entries of the dataset's list that are not cases
+            n_entries = cases.count("")  # entries of the dataset's list that are not cases
+            if n_entries:
                 which = "not in the pictures below"
                 table.append({**row, "cases": n_entries, "which": which})
     return table
@@ -366,10 +404,12 @@ def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) 
     diameters = [d for look in looks for d in look.diameters]
     if diameters:
         figure, axes = new_figure()
-        axes.hist(diameters, bins=min(30, max(5, len(diameters) // 3)), color=FOUND)
+        n_bins = min(30, max(5, len(diameters) // 3))  # about three lesions per bar
+        axes.hist(diameters, bins=n_bins, color=FOUND)
         axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
     for index, channel in enumerate(channels):
+        # a case may lack the last channels
         ranges = [look.ranges[index] for look in readable if len(look.ranges) > index]
         if ranges:
             charts.append(_draw_intensities(channel, np.array(ranges)))

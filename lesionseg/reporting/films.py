@@ -174,7 +174,10 @@ def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
         *_marking_boxes(markings, keys),
         *_nearest_boxes(lesions, markings, keys),
     ]
-    shown = sorted(boxes, key=lambda box: not box.is_error)[:MOST_BOXES]
+    errors_first = sorted(boxes, key=lambda box: not box.is_error)
+    shown = errors_first[:MOST_BOXES]
+    # later boxes are drawn over earlier ones: errors are on top, and markings above lesions
+    drawing_order = sorted(shown, key=lambda box: (box.is_error, box.kind != "reference"))
     height, width = scene.geometry.shape
     spacing_y, spacing_x = scene.geometry.spacing_mm
     return Film(
@@ -186,7 +189,7 @@ def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
         words=_caption(
             lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
         ),
-        boxes=sorted(shown, key=lambda box: (box.is_error, box.kind != "reference")),
+        boxes=drawing_order,
     )
 
 
@@ -282,7 +285,10 @@ def _caption(
 
 def draw_picture(scene: Scene) -> str:
     """Return the image as a JPEG in a data URI, with at most `LARGEST_SIDE` pixels per side."""
-    levels = _levels(scene.image if scene.colours is None else np.moveaxis(scene.colours, 0, -1))
+    image = scene.image
+    if scene.colours is not None:
+        image = np.moveaxis(scene.colours, 0, -1)
+    levels = _levels(image)
     picture = Image.fromarray(levels)
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()

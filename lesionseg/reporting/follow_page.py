@@ -127,13 +127,18 @@ def write_change_report(
     """
     # by id of a lesion at the later visit: its change and its earlier volume
     since: dict[int, tuple[str, float | None]] = {}
+    gone: list[str] = []
     for change in changes:
-        if change.accepted or change.state != "new":
-            for lesion in change.lesion_after:
-                since[lesion] = (change.state, change.volume_before_ml)
-    gone = [f"{c.volume_before_ml or 0:.3g} ml" for c in changes if c.state == "gone"]
+        if change.state == "gone":
+            gone.append(f"{change.volume_before_ml or 0:.3g} ml")
+        is_below_point = change.state == "new" and not change.accepted
+        if is_below_point:
+            continue
+        for lesion in change.lesion_after:
+            since[lesion] = (change.state, change.volume_before_ml)
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
-    digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()  # for the UIDs
+    # other changes give other UIDs, so that an archive keeps both reports
+    digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
     write_dicom_results(
         image,
         replace(prediction, candidates=candidates, operating_point=None),
@@ -173,32 +178,16 @@ def write_follow_page(
         The path of the page.
     """
     accepted = [c for c in changes if c.accepted]
-    counts = Counter(c.state for c in accepted)
-    n_stable = sum(c.state == "stable" for c in changes)
-    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    if n_thin := _count_thin(changes, threshold=0.0 if point is None else point.score):
-        summary += ", " if summary else ""
-        summary += f"{n_thin} new or gone but too thin to be sure"
-    ordered = sorted(cards, key=lambda pair: _max_diameter_mm(pair[0]), reverse=True)
-    ordered = ordered[:MAX_PICTURES]
-    sections = []
-    for state, sentence in SENTENCES.items():
-        own = [card for change, card in ordered if change.state == state]
-        if own:
-            sections.append((state.capitalize(), sentence, own))
-    tiles = []
-    for k, state in enumerate(("new", "enlarged", "shrunk", "gone")):
-        sizes = [_max_diameter_mm(change) for change in accepted if change.state == state]
-        words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
-        tiles.append(Tile(str(len(sizes)), words, bool(sizes) and k < 2))
     pairs = [_row_of_pair(case, names[case], changes) for case in names]
     kinds_of_alignment = list(dict.fromkeys(alignments.values()))
     if len(kinds_of_alignment) > 1:
         for row, case in zip(pairs, names, strict=True):
             row["aligned by"] = alignments[case]
     change_rows = [_row_of_change(names[c.case], c, unit) for c in accepted]
-    # 2-D images have no volumes
-    if all(c.volume_before_ml is None and c.volume_after_ml is None for c in changes):
+    has_volumes = any(
+        c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
+    )
+    if not has_volumes:  # 2-D images
         for row in pairs + change_rows:
             del row["ml before"]
             del row["ml after"]
@@ -207,13 +196,13 @@ def write_follow_page(
         expected = per_scan(point.expected_false_positives_per_case, "false new lesion", "pair")
     html = render(
         "follow.html.j2",
-        headline=f"{summary.capitalize() or 'No sure change'}; {count(n_stable, 'lesion')} stable.",
-        tiles=tiles,
+        headline=_headline(changes, point),
+        tiles=_tiles(accepted, unit),
         charts=[_draw_chart(changes, unit)] if changes else [],
         rule=rule,
         point=point,
         expected=expected,
-        sections=sections,
+        sections=_group_cards(cards),
         aligned=[(kind, ALIGNED[kind]) for kind in kinds_of_alignment],
         pairs=pairs,
         changes=change_rows,
@@ -222,14 +211,59 @@ def write_follow_page(
     return path
 
 
+def _headline(changes: Sequence[LesionChange], point: OperatingPoint | None) -> str:
+    """Return the numbers of lesions by change, such as "2 new, 1 gone; 8 lesions stable."."""
+    counts = Counter(change.state for change in changes if change.accepted)
+    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    n_thin = _count_thin(changes, threshold=0.0 if point is None else point.score)
+    if n_thin:
+        parts.append(f"{n_thin} new or gone but too thin to be sure")
+    summary = ", ".join(parts).capitalize() or "No sure change"
+    n_stable = sum(change.state == "stable" for change in changes)
+    return f"{summary}; {count(n_stable, 'lesion')} stable."
+
+
+def _tiles(accepted: Sequence[LesionChange], unit: str) -> list[Tile]:
+    """Return the numbers of the first screen. New and enlarged lesions are marked as weak."""
+    tiles = []
+    for state in ("new", "enlarged", "shrunk", "gone"):
+        sizes = [_max_diameter_mm(change) for change in accepted if change.state == state]
+        words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
+        is_worse = bool(sizes) and state in ("new", "enlarged")
+        tiles.append(Tile(str(len(sizes)), words, is_worse))
+    return tiles
+
+
+def _group_cards(
+    cards: Iterable[tuple[LesionChange, Card]],
+) -> list[tuple[str, str, list[Card]]]:
+    """Return a title, a sentence and the pictures of each kind of change, the largest first.
+
+    Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
+    """
+    largest = sorted(cards, key=lambda drawn: _max_diameter_mm(drawn[0]), reverse=True)
+    largest = largest[:MAX_PICTURES]
+    sections = []
+    for state, sentence in SENTENCES.items():
+        own = [card for change, card in largest if change.state == state]
+        if own:
+            sections.append((state.capitalize(), sentence, own))
+    return sections
+
+
 def _count_thin(changes: Sequence[LesionChange], threshold: float) -> int:
-    """Count the new and gone lesions at or above the threshold that are too thin to be sure."""
-    return sum(
-        change.state in ("new", "gone")
-        and change.smallest_change_percent >= 100
-        and (change.score or 1.0) >= threshold
-        for change in changes
-    )
+    """Count the new and gone lesions at or above the threshold that are too thin to be sure.
+
+    If the smallest detectable change is 100 % or more, even the whole lesion is within the error
+    of measurement.
+    """
+    n_thin = 0
+    for change in changes:
+        is_new_or_gone = change.state in ("new", "gone")
+        score = change.score or 1.0  # only new lesions may have a score
+        if is_new_or_gone and change.smallest_change_percent >= 100 and score >= threshold:
+            n_thin += 1
+    return n_thin
 
 
 def _max_diameter_mm(change: LesionChange) -> float:

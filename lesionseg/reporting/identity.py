@@ -41,16 +41,24 @@ class Identity:
         scans = "" if self.training_scans is None else count(self.training_scans, "scan")
         if self.training_patients is not None:
             patients = count(self.training_patients, "patient")
-            return f"trained on {patients}" + (f" ({scans})" if scans else "")
+            return f"trained on {patients} ({scans})" if scans else f"trained on {patients}"
         if scans:
             return f"trained on {scans}, number of patients {UNKNOWN}"
         return f"number of training patients {UNKNOWN}"
 
     def line(self) -> str:
         """Return the identity in one line, for the top of the page."""
-        model = " ".join(filter(None, (self.model, self.digest))) or UNKNOWN
-        parts = [f"dataset {self.dataset or UNKNOWN}", f"evaluated {self.evaluated or UNKNOWN}"]
-        return " · ".join([*parts, f"model {model}", self.training()])
+        parts = [
+            f"dataset {self.dataset or UNKNOWN}",
+            f"evaluated {self.evaluated or UNKNOWN}",
+            f"model {self._model_words()}",
+            self.training(),
+        ]
+        return " · ".join(parts)
+
+    def _model_words(self) -> str:
+        """Return the architecture and the digest, as far as they are known."""
+        return f"{self.model} {self.digest}".strip() or UNKNOWN
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the names and values for the table about the test."""
@@ -61,7 +69,7 @@ class Identity:
         return [
             ("Dataset", self.dataset or UNKNOWN),
             ("Evaluated", self.evaluated or UNKNOWN),
-            ("Model", " ".join(filter(None, (self.model, self.digest))) or UNKNOWN),
+            ("Model", self._model_words()),
             *choice,
             ("Training", self.training()),
             ("Made with", made),
@@ -77,15 +85,20 @@ def read_identity(scores_dir: Path, made: Provenance) -> Identity:
             from the run directory.
     """
     run = read_run(scores_dir) if made.of_training else Identity()
-    patients = made.training_patients
-    scans = made.training_scans
+    # scores.json may state that a number is unknown (None), which the run must not replace
+    patients = run.training_patients
+    if made.states("training_patients"):
+        patients = made.training_patients
+    scans = run.training_scans
+    if made.states("training_scans"):
+        scans = made.training_scans
     return Identity(
         dataset=made.dataset or run.dataset,
         evaluated=made.date,
         model=made.model or run.model,
         digest=made.bundle or run.digest,
-        training_patients=patients if made.states("training_patients") else run.training_patients,
-        training_scans=scans if made.states("training_scans") else run.training_scans,
+        training_patients=patients,
+        training_scans=scans,
         version=made.version,
         commit=made.commit,
         why_model=run.why_model,

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Prediction, Problem, Reference
+from lesionseg.core import (
+    Candidate,
+    Case,
+    CaseFiles,
+    Dataset,
+    Geometry,
+    Prediction,
+    Problem,
+    Reference,
+)
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError
 from lesionseg.inference.nnunet.outputs import open_prediction
@@ -17,7 +26,7 @@ from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import find_masks, find_predictions
+from lesionseg.io.predictions import PredictionFiles, find_masks, find_predictions
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
@@ -97,7 +106,8 @@ class Sources:
         self._masks = {}
         if reference is not None and self._reference is None:  # a folder of masks
             self._masks = find_masks(reference, unusable)
-        self._reference = self._reference or read_dataset_of(self._masks.values())
+        if self._reference is None:
+            self._reference = read_dataset_of(self._masks.values())
         self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
@@ -111,40 +121,28 @@ class Sources:
             LesionsegError: if the image is missing or unreadable, or if the reference is on another
                 grid.
         """
-        files = self._files.get(case)
-        if files is None and self._images is None:  # a numbered film in a folder of films
-            files = self._files.get(case.removesuffix(FIRST_CHANNEL))
-        if files is None:
-            raise ReadError(f"The image of the case {case!r} is missing.")
+        files = self._find_files(case)
         if self._images is None:
             found = Case(case, read_volume(files.images[0]))
         else:
             found = read_case(files, self._images)
         geometry = found.image.geometry
-        reference = found.reference
-        if self._reference is not None:
-            other = _by_case(self._reference.cases).get(case)
-            reference = None if other is None else read_case(other, self._reference).reference
-        elif case in self._masks:
-            reference = read_mask(self._masks[case], raster_mm=geometry.spacing_mm[0])
+        reference = self._read_reference(found)
         channels = found.image.present_channels
-        is_colour = len(self._files[case].images) == 1 and len(channels) == 3 and geometry.dims == 2
+        is_colour = len(files.images) == 1 and len(channels) == 3 and geometry.dims == 2
         scene = Scene(
             channels[0],
             geometry,
             _reference_mask(reference, geometry),
             colours=found.image.array if is_colour else None,
         )
-        predicted = self._predictions.get(case)
-        first_channel_of = case.removesuffix(FIRST_CHANNEL)
-        if predicted is None and (self._images is None or first_channel_of not in self._files):
-            predicted = self._predictions.get(first_channel_of)
+        predicted = self._find_prediction(case)
         if predicted is None:
             return scene
         datasets = (self._images, self._reference)
-        regions = any(data is not None and data.labels.regions for data in datasets)
+        has_regions = any(data is not None and data.labels.regions for data in datasets)
         try:
-            prediction = open_prediction(predicted, geometry=geometry, binary=regions)
+            prediction = open_prediction(predicted, geometry=geometry, binary=has_regions)
         except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
             return scene
@@ -154,6 +152,42 @@ class Sources:
             below=candidate_ids(prediction, accepted),
             prediction=prediction,
         )
+
+    def _find_files(self, case: str) -> CaseFiles:
+        """Return the files of a case. Raise `ReadError` if there are none."""
+        files = self._files.get(case)
+        if files is None and self._images is None:  # a numbered film in a folder of films
+            files = self._files.get(case.removesuffix(FIRST_CHANNEL))
+        if files is None:
+            raise ReadError(f"The image of the case {case!r} is missing.")
+        return files
+
+    def _read_reference(self, found: Case) -> Reference | None:
+        """Read the reference of a case from the folder `reference`, or return that of the images.
+
+        A dataset in the folder replaces the references of all cases, a folder of masks only those
+        of the cases that have a mask in it.
+        """
+        if self._reference is not None:
+            files = _by_case(self._reference.cases).get(found.case)
+            return None if files is None else read_case(files, self._reference).reference
+        if found.case in self._masks:
+            spacing_mm = found.image.geometry.spacing_mm[0]
+            return read_mask(self._masks[found.case], raster_mm=spacing_mm)
+        return found.reference
+
+    def _find_prediction(self, case: str) -> PredictionFiles | None:
+        """Return the prediction of a case, or None.
+
+        The prediction of the film `p1_0000` may also be named `p1`, unless the dataset has another
+        case of this name.
+        """
+        predicted = self._predictions.get(case)
+        if predicted is not None:
+            return predicted
+        short_name = case.removesuffix(FIRST_CHANNEL)
+        is_other_case = self._images is not None and short_name in self._files
+        return None if is_other_case else self._predictions.get(short_name)
 
 
 def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
@@ -186,15 +220,19 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
 
 def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Mask:
     """Return a mask of the candidates with these ids. Those without a mask fill their box."""
-    boxes = [
-        (*c.start_vox, *c.stop_vox)
-        for c in prediction.candidates
-        if c.id in ids and (not c.has_mask or prediction.instances is None)
-    ]
+    without_mask = [c for c in _without_mask(prediction) if c.id in ids]
+    boxes = [(*c.start_vox, *c.stop_vox) for c in without_mask]
     mask = fill_boxes(boxes, prediction.geometry.shape)
     if prediction.instances is not None:
         mask |= np.isin(prediction.instances, np.fromiter(ids, dtype=np.int64))
     return mask
+
+
+def _without_mask(prediction: Prediction) -> list[Candidate]:
+    """Return the candidates that have only a box."""
+    if prediction.instances is None:
+        return list(prediction.candidates)
+    return [candidate for candidate in prediction.candidates if not candidate.has_mask]
 
 
 def candidate_ids(
@@ -205,11 +243,12 @@ def candidate_ids(
     A candidate without a mask fills its box. The candidates in `without` are left out.
     """
     ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
-    boxes = [c for c in prediction.candidates if not c.has_mask or prediction.instances is None]
     # in reverse, so that the best candidate overwrites the others
-    for candidate in reversed([c for c in boxes if c.id not in without]):
-        ids[box_slices((*candidate.start_vox, *candidate.stop_vox), ids.ndim)] = candidate.id
+    for candidate in reversed(_without_mask(prediction)):
+        if candidate.id not in without:
+            box = (*candidate.start_vox, *candidate.stop_vox)
+            ids[box_slices(box, ids.ndim)] = candidate.id
     if prediction.instances is None:
         return ids
-    others = np.isin(prediction.instances, [0, *without], invert=True)
-    return np.where(others, prediction.instances, ids)
+    is_drawn = np.isin(prediction.instances, [0, *without], invert=True)
+    return np.where(is_drawn, prediction.instances, ids)  # masks overwrite boxes

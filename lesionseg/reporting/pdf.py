@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -271,7 +272,8 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
         aspect="auto",
     )
     axes.set_axis_off()
-    size = max(film.text_size / film.width * width * 72, LEAST_TEXT)
+    text_inches = film.text_size / film.width * width
+    points = max(72 * text_inches, LEAST_TEXT)
     for box in film.boxes:
         colour, style = FILM_STYLES[box.kind]
         thickness = 1.6 if box.is_error else 0.8
@@ -297,7 +299,7 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
                 left,
                 box.y if is_above else top,
                 box.text,
-                fontsize=size,
+                fontsize=points,
                 weight="bold",
                 va="bottom" if is_above else "top",
                 clip_on=True,
@@ -343,16 +345,20 @@ def _number_pages(content: ReportContent) -> list[_Page]:
     """Draw two tables on as many pages as needed: the test on the left, all measures right."""
     about = [(name, "", words) for name, words in content.about]
     measures = [(one.name, one.value, _measure_text(one)) for one in content.measures]
-    if note := content.measures_note:
-        measures.append(("", "", note.replace("– instead of", "Without")))
+    if content.measures_note:
+        # the PDF leaves the place of a missing interval empty, instead of a dash
+        note = content.measures_note.replace("– instead of", "Without")
+        measures.append(("", "", note))
     left = _place_rows("About this test", about, indent=2.2, letters=46)
     right = _place_rows("All measures", measures, indent=2.65, letters=48)
     pages = []
-    for k in range(max(len(left), len(right))):
-        pages.append(_Page())
-        for columns, x in ((left, EDGE), (right, WIDTH / 2)):
-            for row in columns[k] if k < len(columns) else ():
-                row.draw(pages[-1], x)
+    for left_rows, right_rows in zip_longest(left, right, fillvalue=()):
+        page = _Page()
+        for row in left_rows:
+            row.draw(page, EDGE)
+        for row in right_rows:
+            row.draw(page, WIDTH / 2)
+        pages.append(page)
     return pages
 
 
@@ -360,10 +366,16 @@ def _measure_text(one: Measure) -> str:
     """Return the meaning of a measure and its interval, or the reason why it has no interval."""
     if one.interval in ("", "–"):
         return one.meaning
-    kind = "95 % interval" if one.interval[0] in "-0123456789" else "no interval"
+    is_number = one.interval[0] in "-0123456789"  # otherwise it is the reason
     if one.value == "–":
         kind = "no value"
-    return ". ".join(part for part in (one.meaning.rstrip("."), f"{kind}: {one.interval}") if part)
+    elif is_number:
+        kind = "95 % interval"
+    else:
+        kind = "no interval"
+    meaning = one.meaning.rstrip(".")
+    words = f"{kind}: {one.interval}"
+    return f"{meaning}. {words}" if meaning else words
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def draw_cutout(
     """
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
-    unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]
+    unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]  # mm of "mm at the detector"
     image = np.flip(scene.image.transpose(order), flips)
     reference = _reorient(scene.reference, order, flips)
     accepted = _reorient(scene.accepted, order, flips)
@@ -113,11 +113,13 @@ def draw_cutout(
     chosen = _reorient(focus, order, flips)
     masks = _style_outlines(reference, accepted, below, chosen)
     box = np.array([start, stop], dtype=float)[:, list(order)]
-    for axis in flips:
+    for axis in flips:  # the mirrored stop becomes the start
         box[:, axis] = image.shape[axis] - box[::-1, axis]
-    preferred = (reference, accepted) if chosen is None else (chosen,)
-    middle = _find_middle(image.shape, box, preferred)
-    side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
+    to_centre_on = (reference, accepted) if chosen is None else (chosen,)
+    middle = _find_middle(image.shape, box, to_centre_on)
+    image_mm = np.array(image.shape) * spacing
+    box_mm = (box[1] - box[0]) * spacing
+    side = _choose_side(image_mm, box_mm)
     if image.ndim == 2:
         figure, panels = _make_panels(min(planes, 2))
         _crop(panels[-1], image, masks, spacing, middle, side, unit)
@@ -149,8 +151,12 @@ def _style_outlines(
     chosen: NDArray[np.bool_] | None,
 ) -> tuple[_Outline, ...]:
     """Return the outlines of the masks of a scene. With `chosen`, other candidates are faded."""
-    fade = 1.0 if chosen is None else FADED
-    others = accepted if accepted is None or chosen is None else accepted & ~chosen
+    fade = 1.0
+    others = accepted
+    if chosen is not None:
+        fade = FADED
+        if accepted is not None:
+            others = accepted & ~chosen
     return (
         _Outline(reference, REFERENCE, "-"),
         _Outline(others, ACCEPTED, "--", alpha=fade),
@@ -170,8 +176,10 @@ def _choose_side(image_mm: NDArray[np.float64], box_mm: NDArray[np.float64]) -> 
     least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
     if len(image_mm) == 2:
         least = MIN_SHARE_2D * longest
-    side = max(least, min(SIDE_PER_EXTENT * extent, extent + least))
-    return min(side, max(1.3 * extent, longest))
+    # a large lesion needs less than `SIDE_PER_EXTENT` times its extent
+    wanted = min(SIDE_PER_EXTENT * extent, extent + least)
+    most = max(1.3 * extent, longest)
+    return min(max(least, wanted), most)
 
 
 def _reorient(
@@ -191,11 +199,13 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
     lesions = _reorient(mask, order, flips)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
     if turned.ndim == 3:
-        counts = np.zeros(len(turned)) if lesions is None else lesions.sum(axis=(1, 2))
-        index = int(counts.argmax()) if counts.any() else len(turned) // 2
+        index = len(turned) // 2
+        if lesions is not None:
+            if lesions.any():
+                index = int(lesions.sum(axis=(1, 2)).argmax())
+            lesions = lesions[index]
         turned = turned[index]
         spacing = spacing[1:]
-        lesions = None if lesions is None else lesions[index]
     figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
     _show(axes, turned, (outline,), spacing, np.percentile(turned, (1, 99.5)))

@@ -68,37 +68,53 @@ class TuningSearch:
     @property
     def best(self) -> TuningTrial | None:
         """The finished trial with the highest value, or the earliest of several."""
-        return max(self.finished, key=lambda t: (t.value or 0.0, -t.number), default=None)
+        by_number = sorted(self.finished, key=lambda trial: trial.number)
+        return max(by_number, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def trial_table(search: TuningSearch) -> list[list[str]]:
     """Return a header and one row per trial in order. A missing value is a dash."""
-    names = list(dict.fromkeys(name for t in search.trials for name in t.scores))
-    header = ["trial", "α", "γ", *(n.replace("_", " ") for n in names), "state", "seconds"]
-    rows = list[list[str]]()
-    has_notes = any(trial.note for trial in search.trials)
+    names: dict[str, None] = {}  # of the scores of all trials, in the order of their appearance
     for trial in search.trials:
-        scores = [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
+        names.update(dict.fromkeys(trial.scores))
+    has_notes = any(trial.note for trial in search.trials)
+    header = ["trial", "α", "γ", *(name.replace("_", " ") for name in names), "state", "seconds"]
+    if has_notes:
+        header.append("note")
+    table = [header]
+    for trial in search.trials:
+        row = [str(trial.number), f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
+        for name in names:
+            row.append(f"{trial.scores[name]:.3f}" if name in trial.scores else "–")
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
-        pair = [f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
-        row = [str(trial.number), *pair, *scores, trial.state, seconds]
-        rows.append([*row, trial.note] if has_notes else row)
-    return [[*header, "note"] if has_notes else header, *rows]
+        row += [trial.state, seconds]
+        if has_notes:
+            row.append(trial.note)
+        table.append(row)
+    return table
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the page of the search. It needs no network. Return its path."""
     figure, axes = new_figure(6, 4.4)
-    done = np.array([(t.alpha, t.gamma, t.value) for t in search.finished], float).reshape(-1, 3)
+    finished = search.finished
     dots = axes.scatter(
-        done[:, 0], done[:, 1], c=done[:, 2], s=90, vmin=0, vmax=1, clip_on=False, zorder=3
+        [trial.alpha for trial in finished],
+        [trial.gamma for trial in finished],
+        c=np.array([trial.value for trial in finished], dtype=float),
+        s=90,
+        vmin=0,
+        vmax=1,
+        clip_on=False,
+        zorder=3,
     )
     figure.colorbar(dots, label=search.objective)
-    for alpha, gamma, value in done:
-        axes.annotate(f"{value:.2f}", (alpha, gamma), (8, 4), textcoords="offset points", size=8)
-    stopped = [(t.alpha, t.gamma) for t in search.trials if t.state == "pruned"]
-    alphas = [alpha for alpha, _ in stopped]
-    gammas = [gamma for _, gamma in stopped]
+    for trial in finished:
+        place = (trial.alpha, trial.gamma)
+        axes.annotate(f"{trial.value:.2f}", place, (8, 4), textcoords="offset points", size=8)
+    stopped = [trial for trial in search.trials if trial.state == "pruned"]
+    alphas = [trial.alpha for trial in stopped]
+    gammas = [trial.gamma for trial in stopped]
     axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     caption = f"Each dot is a completed training, coloured by its {search.objective}."
@@ -143,9 +159,10 @@ def find_steadiest(search: TuningSearch) -> TuningTrial | None:
     if not finished:
         return None
     points = np.array([[t.alpha, t.gamma] for t in finished])
+    # a setting with a fixed value has the range 0, which must not become a divisor
     ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
-    distances = (points[:, None] - points) / (BANDWIDTH * ranges)
-    weights = np.exp(-(distances**2).sum(-1) / 2)
+    distances = (points[:, None] - points) / (BANDWIDTH * ranges)  # of each pair of trials
+    weights = np.exp(-(distances**2).sum(-1) / 2)  # a Gaussian kernel, 1 for the trial itself
     values = np.array([t.value for t in finished], dtype=float)
-    means = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
-    return finished[int(means.argmax())]
+    smoothed = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
+    return finished[int(smoothed.argmax())]

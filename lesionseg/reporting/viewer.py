@@ -77,37 +77,39 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
       only for `with_picture`.
     """
+    # the least step at which the thinned scan has at most `MAX_VOXELS` voxels
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
     layers: dict[str, NDArray[Any]] = {"image": _scale_to_grey(scene.image)}
     if scene.prediction is not None:
         layers["candidates"] = candidate_ids(scene.prediction).astype(np.uint16)
     if scene.reference is not None:
         layers["reference"] = scene.reference.astype(np.uint8)
-    given = scene.prediction
-    candidates = () if given is None else given.candidates
-    threshold = min((c.score for c in candidates if c.accepted), default=0.0)
-    if given is not None and given.operating_point is not None:
-        threshold = given.operating_point.score
-    data = {
-        "volumes": {
-            name: _encode_base64(array, scene.geometry, step) for name, array in layers.items()
-        },
-        "candidates": [
-            {
-                "id": c.id,
-                "score": c.score,  # not rounded, because the page compares it with the threshold
-                "mm": _convert_mm(c.centre_mm, scene.geometry),
-                "size": round(c.diameter_mm, 1),
-            }
-            for c in candidates
-        ],
+    prediction = scene.prediction
+    candidates = () if prediction is None else prediction.candidates
+    if prediction is not None and prediction.operating_point is not None:
+        threshold = prediction.operating_point.score
+    else:
+        threshold = min((c.score for c in candidates if c.accepted), default=0.0)
+    volumes = {name: _encode_base64(array, scene.geometry, step) for name, array in layers.items()}
+    rows = []
+    for candidate in candidates:
+        row = {
+            "id": candidate.id,
+            "score": candidate.score,  # not rounded: the page compares it with the threshold
+            "mm": _convert_mm(candidate.centre_mm, scene.geometry),
+            "size": round(candidate.diameter_mm, 1),
+        }
+        rows.append(row)
+    data: dict[str, Any] = {
+        "volumes": volumes,
+        "candidates": rows,
         "threshold": threshold,
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
-    if with_picture and given is not None:
+    if with_picture and prediction is not None:
         below = frozenset(c.id for c in candidates if not c.accepted)
-        accepted = candidate_ids(given, below) > 0
+        accepted = candidate_ids(prediction, below) > 0
         data["picture"] = draw_overview(scene.image, scene.geometry, accepted)
     return data
 
@@ -131,14 +133,17 @@ def _affine(geometry: Geometry) -> NDArray[np.float64]:
 def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
     """Convert a position in the scan's mm to mm on the page, which differ in 2-D."""
     index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
-    place = _affine(geometry) @ [*np.zeros(3 - geometry.dims), *index]
+    index_3d = [*np.zeros(3 - geometry.dims), *index]  # z = 0 for a 2-D image
+    place = _affine(geometry) @ index_3d
     return [round(float(v), 2) for v in place[:3]]
 
 
 def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
     """Encode every `step`-th voxel as `.nii.gz` in base64. A 2-D image becomes a single slice."""
-    thinned = array[(slice(None, None, step),) * array.ndim]
-    thinned = thinned.reshape((1,) * (3 - array.ndim) + thinned.shape)
+    every_step = (slice(None, None, step),) * array.ndim
+    thinned = array[every_step]
+    if thinned.ndim == 2:
+        thinned = thinned[np.newaxis]
     grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))
     with TemporaryDirectory() as folder:
         file = Path(folder) / "layer.nii.gz"

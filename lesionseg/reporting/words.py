@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -100,8 +100,13 @@ def share_words(hits: int, n: int) -> str:
         return "almost none"
     options = [Fraction(k, 10) for k in range(1, 10)]
     options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
-    near = min(options, key=lambda f: (round(abs(float(f) - share), 3), f.denominator))
-    return f"{near.numerator} in {near.denominator}"
+
+    def distance(option: Fraction) -> tuple[float, int]:
+        """Return the distance to the share. Of equally near fractions, the simpler one is first."""
+        return round(abs(float(option) - share), 3), option.denominator
+
+    nearest = min(options, key=distance)
+    return f"{nearest.numerator} in {nearest.denominator}"
 
 
 def size_text(diameter: float, bounds: Iterable[float] = (SMALL_MM,)) -> str:
@@ -217,23 +222,26 @@ def explain_excess(tables: Tables) -> str:
     """Return a sentence if these scans have far more false positives than expected.
 
     This means at least twice as many, and more than chance explains. Otherwise the sentence is
-    empty.
+    empty. The rate of the aim is compared if the aim is a rate, otherwise the expected rate.
     """
     aim = tables.scores.operating_point.aim
     expected = tables.scores.operating_point.expected_false_positives_per_case
-    is_rate = aim is not None and aim.kind == "fp_per_case"
-    aimed_at = aim.value if aim is not None and is_rate else expected
-    false = tables.scores.n_false_positive
-    if aimed_at is None or not false or not len(tables.cases):
+    if aim is not None and aim.kind == "fp_per_case":
+        stated: float | None = aim.value
+        verb = "is set for"
+    else:
+        stated = expected
+        verb = "was expected to give"
+    n_false = tables.scores.n_false_positive
+    if stated is None or n_false == 0 or not len(tables.cases):
         return ""
-    highest_expected = max(aimed_at, expected or 0.0)
-    observed = false / tables.n_scanned
-    lower_end = poisson_interval(false)[0] / tables.n_scanned  # of the 95 % interval
-    if observed < 2 * highest_expected or lower_end <= highest_expected:
+    allowed = max(stated, expected or 0.0)
+    observed = n_false / tables.n_scanned
+    lower_end = poisson_interval(n_false)[0] / tables.n_scanned  # of the 95 % interval
+    if observed < 2 * allowed or lower_end <= allowed:
         return ""
-    verb = "is set for" if is_rate else "was expected to give"
     return (
-        f"the limit {verb} {per_scan(aimed_at)}, but these scans have {rate(observed)}. It does "
+        f"the limit {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
         "not suit these scans."
     )
 
@@ -297,22 +305,25 @@ def tiles(tables: Tables) -> list[Tile]:
     n_without = tables.cases["group"].nunique() - n_with
     who = "patient" if tables.patients_stated else "scan"
     words = f"with lesions, {n_without or 'none'} without"
-    words += ": a very small test" if n_with < FEW else ""
-    return [*found, Tile(count(n_with, who), words, n_with < FEW)]
+    is_very_small = n_with < FEW
+    if is_very_small:
+        words += ": a very small test"
+    return [*found, Tile(count(n_with, who), words, weak=is_very_small)]
 
 
 def _tiles_by_overlap(tables: Tables) -> list[Tile]:
     """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
     n = len(tables.lesions)
     noun = "lesion" if n == 1 else "lesions"
-    kinds = {"detected": "found", "iou50": "found with an IoU of ½ or more"}
-    if not n:
-        tiles = [Tile("–", f"{noun} {words}") for words in kinds.values()]
-        return [Tile("none", "lesions in these scans"), tiles[1]] if len(tables.cases) else tiles
+    by_rule = f"{noun} found"
+    by_iou = f"{noun} found with an IoU of ½ or more"
+    if n == 0:
+        no_lesions = Tile("none", "lesions in these scans")
+        return [no_lesions if len(tables.cases) else Tile("–", by_rule), Tile("–", by_iou)]
     found = []
-    for column, words in kinds.items():
+    for column, words in (("detected", by_rule), ("iou50", by_iou)):
         hits = int(tables.lesions[column].sum())
-        found.append(Tile(f"{hits} of {n}", f"{noun} {words} ({percent(hits / n)})", hits < n / 2))
+        found.append(Tile(f"{hits} of {n}", f"{words} ({percent(hits / n)})", weak=hits < n / 2))
     return found
 
 
@@ -326,14 +337,14 @@ def _tiles_by_size(tables: Tables) -> list[Tile]:
         sign = "<" if small else "≥"
         noun = "lesion" if len(own) == 1 else "lesions"
         size = f"{noun} {sign} {SMALL_MM:g} {tables.scores.size_unit.split(',')[0]}"
-        if not len(own):
-            found.append(
-                Tile("none", f"{size} in these scans") if n else Tile("–", f"{size} found")
-            )
-            continue
-        share = hits / len(own)
-        words = f"{size} found ({percent(share)})"
-        found.append(Tile(f"{hits} of {len(own)}", words, share < 0.5))
+        if len(own):
+            share = hits / len(own)
+            words = f"{size} found ({percent(share)})"
+            found.append(Tile(f"{hits} of {len(own)}", words, weak=share < 0.5))
+        elif n:
+            found.append(Tile("none", f"{size} in these scans"))
+        else:
+            found.append(Tile("–", f"{size} found"))
     return found
 
 
@@ -344,15 +355,17 @@ def _false_positive_tile(tables: Tables) -> Tile:
     interval = tables.scores.false_positives_per_case.ci95
     scans = count(tables.n_predicted, "scan")
     if not false:
-        # without an interval, use the rule of three for zero events
+        # the rule of three: after no event in n patients, the 95 % interval ends at 3 / n
         highest = interval[1] if interval else 3 / tables.cases["group"].nunique()
         words = f"false positives. The true rate may be up to {rate(highest)} per scan."
-        return Tile(f"0 on {scans}", words, len(tables.cases) < 20)
-    noun = per_scan(value).split(" ", 1)[1]
+        return Tile(f"0 on {scans}", words, weak=len(tables.cases) < 20)
+    noun = per_scan(value).split(" ", 1)[1]  # the rate itself is the large number of the tile
     words = f"{noun} ({false} on {scans})"
     if interval:
         words += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
-    return Tile(rate(value), words, (value or 0) > 2 or bool(explain_excess(tables)))
+    is_many = value is not None and value > 2
+    is_excess = bool(explain_excess(tables))
+    return Tile(rate(value), words, weak=is_many or is_excess)
 
 
 def limitations(tables: Tables, study: Mapping[str, str]) -> str:
@@ -459,7 +472,8 @@ def false_positive_words(row: Mapping[str, Any]) -> str:
 
 def _read_number(value: Any) -> float | None:
     """Return the number in a cell. Return None if the cell or its column is missing."""
-    return None if value is None or value != value else float(value)
+    is_nan = value != value  # the only value that differs from itself
+    return None if value is None or is_nan else float(value)
 
 
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:
@@ -632,26 +646,41 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
     If several numbers have no interval for the same reason, the note states this reason. Otherwise
     it is empty.
     """
-    # key in MEASURES, value in words, interval, and the reason if one of the two is undefined
-    shown: list[tuple[str, str, CI | None, str]] = []
-    for key, node in tables.scores.measures().items():
-        if isinstance(node, int):
-            shown.append((key, str(node), None, ""))
-        elif node.value is not None:
-            shown.append((key, f"{node.value:.3g}", node.ci95, node.reason or ""))
-        elif node.reason:
-            shown.append((key, "–", None, node.reason))
-    reasons = Counter(reason for *_, interval, reason in shown if reason and not interval)
-    shared = next((reason for reason, n in reasons.most_common(1) if n > 1), "")
     numbers = _count_for_meanings(tables)
-    found = []
-    for key, words, interval, reason in shown:
+    found: list[Measure] = []
+    reasons: list[str | None] = []  # why each measure has no interval; None if it has one
+    for key, node in tables.scores.measures().items():
+        interval: CI | None = None
+        reason = ""
+        if isinstance(node, int):  # a number of cases or lesions has no interval
+            value = str(node)
+        elif node.value is not None:
+            value = f"{node.value:.3g}"
+            interval = node.ci95
+            reason = node.reason or ""
+        elif node.reason:
+            value = "–"
+            reason = node.reason
+        else:
+            continue
+        words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
         name, meaning = MEASURES[key]
-        interval_words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
-        if not interval and reason == shared:
-            interval_words = "–"
-        found.append(Measure(name, words, interval_words, meaning.format_map(numbers)))
+        found.append(Measure(name, value, words, meaning.format_map(numbers)))
+        reasons.append(None if interval else reason)
+    shared = _find_shared(reasons)
+    for index, why in enumerate(reasons):
+        if why == shared:
+            found[index] = replace(found[index], interval="–")
     return found, f"– instead of an interval: {shared}." if shared else ""
+
+
+def _find_shared(reasons: Iterable[str | None]) -> str:
+    """Return the most frequent reason if it occurs at least twice, otherwise ""."""
+    counts = Counter(reason for reason in reasons if reason)
+    if not counts:
+        return ""
+    reason, n = counts.most_common(1)[0]
+    return reason if n > 1 else ""
 
 
 def _count_for_meanings(tables: Tables) -> dict[str, object]:

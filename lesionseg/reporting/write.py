@@ -199,9 +199,10 @@ def _draw_charts(
     tables = models[0][1]
     froc = charts.froc_chart(models)
     dice = charts.dice_chart(tables)
-    first = [charts.size_chart(tables), froc or dice]
+    has_froc = froc is not None
+    first = [charts.size_chart(tables), froc if has_froc else dice]
     more = [
-        dice if froc else None,
+        dice if has_froc else None,
         charts.curve_chart(tables),
         charts.subgroup_chart(tables),
         charts.reliability_chart(tables),
@@ -221,11 +222,13 @@ def read_study(path: Path | None) -> dict[str, str]:
     answers = {} if path is None else read_yaml(path)
     for key in answers:
         require_one_of(f"{path}: the key", key, QUESTIONS)
-    return {
-        key: "; ".join(map(str, v)) if isinstance(v, list) else str(v).strip()
-        for key, v in answers.items()
-        if v not in (None, "")
-    }
+    texts: dict[str, str] = {}
+    for key, answer in answers.items():
+        if answer in (None, ""):
+            continue
+        is_list = isinstance(answer, list)
+        texts[key] = "; ".join(map(str, answer)) if is_list else str(answer).strip()
+    return texts
 
 
 def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> str:
@@ -275,14 +278,15 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
         "predicted_ml": "predicted, ml",
         "warning": "warning",
     }
-    known = tables.cases.columns[tables.cases.notna().any()]  # radiographs have no volumes
-    kept = {old: new for old, new in columns.items() if old in known}
-    if "warning" in kept and (tables.cases["warning"] == "").all():
-        kept.pop("warning")
     cases = tables.cases
+    filled = cases.columns[cases.notna().any()]  # radiographs have no volumes, for example
+    kept = {old: new for old, new in columns.items() if old in filled}
+    if "warning" in kept and (cases["warning"] == "").all():
+        kept.pop("warning")
     if tables.patients_stated:
-        order = {group: n for n, group in enumerate(cases["group"].unique())}
-        cases = cases.sort_values("group", key=lambda group: group.map(order), kind="stable")
+        # patients keep the order in which they first appear
+        place_of = {group: place for place, group in enumerate(cases["group"].unique())}
+        cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
     else:
         kept.pop("group", None)
     rows: list[dict[str, Any]] = (
@@ -320,17 +324,18 @@ def slider_data(tables: Tables) -> dict[str, Any] | None:
     n_points = len(tables.lesions) + len(tables.false_scores)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
-    sizes = tables.size_classes
     found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
-    rows = found.where(found.notna(), None).to_numpy().tolist()
+    rows = found.where(found.notna(), None).to_numpy().tolist()  # JSON has no NaN
+    sizes = []
+    for part in tables.size_classes:
+        words = size_class_words(part, tables.scores.size_unit)
+        sizes.append([part.from_mm, part.to_mm, words])
     return {
         "cases": tables.n_scanned,
         "start": tables.threshold,
         "lesions": rows,
         "false": tables.false_scores.tolist(),
-        "sizes": [
-            [b.from_mm, b.to_mm, size_class_words(b, tables.scores.size_unit)] for b in sizes
-        ],
+        "sizes": sizes,
     }
 
 
@@ -349,31 +354,52 @@ def write_adjudication(path: Path, tables: Tables) -> int:
     places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
     columns = ["case", "candidate", "label", "score", "diameter_mm", *places, "touches_lesion"]
     table = false[columns].astype(object).where(false[columns].notna(), None)
-    rows = [{**row, **dict.fromkeys(ANSWERS, "")} for row in table.to_dict("records")]
-    answered: dict[Any, list[Any]] = {}  # rows that a reader has filled in, by candidate
-    try:
-        for row in read_csv(path) if path.is_file() else ():
-            if any(row[name] for name in ANSWERS):
-                answered.setdefault(_candidate_key(row), []).append(row)
-    except (KeyError, ValueError) as error:
-        raise ContentError(
-            f"{path}: a column or number that the report writes is missing ({error}). Correct the "
-            "table, or move it away."
-        ) from error
+    answered = _read_answered(path) if path.is_file() else {}
+    rows: list[dict[Any, Any]] = table.to_dict("records")
     for row in rows:
-        if same := answered.get(_candidate_key(row)):
-            old = same.pop(0)
+        row.update(dict.fromkeys(ANSWERS, ""))
+        same_candidate = answered.get(_candidate_key(row))
+        if same_candidate:
+            old = same_candidate.pop(0)
             row.update({name: old[name] for name in ANSWERS})
-    rows += [row for left in answered.values() for row in left]
+    for no_longer_false in answered.values():  # answers are kept although no new row has them
+        rows += no_longer_false
     if rows:
         write_csv(path, rows, [*columns, *ANSWERS])
     return len(false)
 
 
+def _read_answered(path: Path) -> dict[tuple[Any, ...], list[dict[Any, Any]]]:
+    """Read the rows of `adjudicate.csv` that a reader has filled in, by `_candidate_key`.
+
+    Raises:
+        ContentError: if a column is missing or a number cannot be read.
+    """
+    answered: dict[tuple[Any, ...], list[dict[Any, Any]]] = defaultdict(list)
+    try:
+        for row in read_csv(path):
+            if any(row[name] for name in ANSWERS):
+                answered[_candidate_key(row)].append({**row})
+    except (KeyError, ValueError) as error:
+        raise ContentError(
+            f"{path}: a column or number that the report writes is missing ({error}). Correct the "
+            "table, or move it away."
+        ) from error
+    return answered
+
+
 def _candidate_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Return the case, candidate and box of a row, independent of the format of numbers."""
-    ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
-    box = [round(float(value), 2) for value in ends if value not in (None, "")]
+    """Return the case, candidate and box of a row, independent of the format of numbers.
+
+    A spreadsheet may write 3 as 3.0, so numbers are parsed and rounded. In 2-D, and in a table
+    from which columns were removed, the key has fewer numbers of the box.
+    """
+    box: list[float] = []
+    for end in ("start", "stop"):
+        for axis in "zyx":
+            value = row.get(f"{end}_{axis}_vox")
+            if value not in (None, ""):
+                box.append(round(float(value), 2))
     return str(row["case"]), int(float(row["candidate"])), *box
 
 
@@ -394,11 +420,11 @@ def _draw_pictures(
     Cases are read one after the other, because only one scan is kept in memory. With `viewer`, a
     page of each case is written into this folder.
     """
-    on_film = choose_films(tables)
+    on_film = choose_films(tables)  # cases of which the whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not on_film))
     cards: dict[int, Card] = {}  # by index in `wanted`
     films: dict[str, Film] = {}
-    visible: set[str] = set()
+    visible: set[str] = set()  # keys of `OUTLINES`
     indices_of: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(wanted):
         indices_of[str(picture.row["case"])].append(index)
@@ -412,19 +438,19 @@ def _draw_pictures(
                 from lesionseg.reporting.viewer import write_viewer
 
                 write_viewer(viewer, case.replace(" ", "-"), case, scene)
-        if scene is not None and case in on_film:
-            films[case] = draw_film(scene, case, tables)
-        n_done += case in on_film
-        for index in indices_of[case]:
-            if scene is not None:
+            if case in on_film:
+                films[case] = draw_film(scene, case, tables)
+            for index in indices_of[case]:
                 cards[index] = _draw_card(scene, wanted[index], tables)
-            n_done += 1
+        # a case that cannot be read counts as done, so that the progress reaches its end
+        n_done += len(indices_of[case]) + (case in on_film)
         if progress is not None:
             progress(case, n_done, n_wanted)
-    boxed = {box.kind for film in films.values() for box in film.boxes}
-    letters = {box.label.letter for film in films.values() for box in film.boxes if box.label}
+    boxes = [box for film in films.values() for box in film.boxes]
+    kinds_of_boxes = {box.kind for box in boxes}
+    letters = {box.label.letter for box in boxes if box.label}
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
-    for index in sorted(cards):
+    for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
     return Pictures(
         top=of_kind["top"],
@@ -434,7 +460,7 @@ def _draw_pictures(
         outlines=[outline for name, outline in OUTLINES.items() if name in visible],
         films=[films[case] for case in on_film if case in films],
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
-        film_outlines=[outline for name, outline in OUTLINES.items() if name in boxed],
+        film_outlines=[outline for name, outline in OUTLINES.items() if name in kinds_of_boxes],
     )
 
 
@@ -470,11 +496,13 @@ def _choose_pictures(tables: Tables, *, with_top: bool) -> Iterator[_Wanted]:
 
 def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
     """Read a case. Return None, with a warning, if it cannot be read."""
-    own = tables.candidates[(tables.candidates["case"] == case) & tables.candidates["accepted"]]
+    own = tables.candidates[tables.candidates["case"] == case]
+    accepted = frozenset(own[own["accepted"].astype(bool)]["candidate"].astype(int))
+    real_name = tables.names.get(case, case)  # `case` may be a pseudonym
     try:
-        return sources.load(tables.names.get(case, case), frozenset(own["candidate"].astype(int)))
+        return sources.load(real_name, accepted)
     except LesionsegError as error:
-        log.warning("The report has no pictures of %s: %s", tables.names.get(case, case), error)
+        log.warning("The report has no pictures of %s: %s", real_name, error)
         return None
 
 
@@ -489,6 +517,7 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:
     planes = 1 if wanted.kind == "top" else 3
     figure = draw_cutout(scene, start, stop, planes=planes, focus=focus)
     size = size_words(row, tables)
-    if wanted.kind != "top" and label_keys(tables):
+    has_several_labels = bool(label_keys(tables))
+    if wanted.kind != "top" and has_several_labels:
         size = f"{row['label']}, {size}"
     return Card(data_uri(figure), str(row["case"]), size, wanted.words)
