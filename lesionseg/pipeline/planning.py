@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig
-from lesionseg.core import Geometry
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
@@ -103,9 +102,6 @@ def _warn_of_unused_losses(cfg: TrainConfig) -> None:
 def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
     """Log the plan in one line, and the run directory if the settings do not name it."""
     run = experiment.run
-    tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
-    mm = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
-    unit = Geometry.from_spacing(plan.tile_shape, plan.spacing_mm).size_unit
     if "model" in plan.reasons:
         log.log(level, "Model: %s.", plan.reasons["model"])
     log.log(
@@ -113,12 +109,25 @@ def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
         "Plan: %s, %d tiles of %s per step, on %s; for the reasons see %s.",
         plan.architecture.name,
         plan.batch_size,
-        f"{tile} pixels" if unit == "px" else f"{tile} voxels of {mm} mm",
+        describe_tile(plan),
         experiment.device,
         run / LOG,
     )
     if not experiment.cfg.run_dir:  # its name contains the time, so the same command makes another
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
+
+
+def describe_tile(plan: Plan) -> str:
+    """Describe a tile by its shape and voxel size. Readers give unknown pixels a size of 1 mm."""
+    tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
+    size = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
+    if plan.dims == 3:
+        return f"{tile} voxels of {size} mm"
+    if (plan.raster_mm or plan.spacing_mm[0]) != 1.0:
+        return f"{tile} pixels of {size} mm"
+    if set(plan.spacing_mm) == {1.0}:
+        return f"{tile} pixels"
+    return f"{tile} pixels, each of {size} image pixels,"
 
 
 def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:

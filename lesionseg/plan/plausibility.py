@@ -201,10 +201,14 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         if n_lesions and label not in present and not dataset.labels.merged:
             detail = f" It is {name!r}, value {label}."
             if dataset.convention == "coco":
-                detail = (
-                    f" It is {name!r}. Roboflow adds an empty category with the id 0. If this is "
-                    "it, remove it from the categories."
-                )
+                detail = f" It is {name!r}. "
+                if label == 1:  # the lowest id
+                    detail += (
+                        "Roboflow adds an empty category with the id 0. If this is it, remove it "
+                        "from the categories."
+                    )
+                else:
+                    detail += "If no image can show it, remove it from the categories."
             doubts.append(Doubt("empty_label", "", detail))
     return doubts
 

@@ -179,7 +179,9 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
     notes = dict[str, list[str]]()
     for finding in findings:
         if finding.severity == "note":
-            notes.setdefault(describe(finding), []).append(finding.case)
+            # the line names the cases itself, so cases with the same note can share it
+            text = describe(finding).removeprefix(f"{finding.case}: ")
+            notes.setdefault(text, []).append(finding.case)
         else:
             pseudonym = pseudonyms.get(finding.case, "")
             on_page = f" ({pseudonym})" if pseudonym not in ("", finding.case) else ""

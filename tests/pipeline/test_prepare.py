@@ -17,10 +17,11 @@ from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
 from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.planning import checkpoint_architecture, plan_run
+from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, plan_run
 from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
+from tests.models import plans
 from tests.models.test_nnunet_weights import PLAIN, plan_of, written
 from tests.pipeline.cases import boxes, write_array
 
@@ -186,3 +187,21 @@ def test_a_plan_keeps_that_nan_is_background(tmp_path):
     plan = plan_run(Experiment(cfg, survey, tmp_path / "run"))
     assert plan.nan_background
     assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()) == plan
+
+
+@pytest.mark.parametrize(
+    ("raster_mm", "spacing_mm", "expected"),
+    [
+        (1.0, 1.0, "256 × 256 pixels"),
+        (1.0, 2.0, "256 × 256 pixels, each of 2 × 2 image pixels,"),  # half the resolution
+        (0.2, 0.4, "256 × 256 pixels of 0.4 × 0.4 mm"),
+        (0.5, 1.0, "256 × 256 pixels of 1 × 1 mm"),
+    ],
+)
+def test_millimetres_of_a_tile_are_stated_only_if_the_pixel_size_is_known(
+    raster_mm, spacing_mm, expected
+):
+    plan = plans.plan_of(dims=2).with_(
+        raster_mm=raster_mm, spacing_mm=(spacing_mm,) * 2, tile_shape=(256, 256)
+    )
+    assert describe_tile(plan) == expected

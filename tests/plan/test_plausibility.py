@@ -118,6 +118,8 @@ def test_a_label_without_a_lesion_is_named():
     roboflow = replace(COCO, labels=Labels.of({1: "lesions", 2: "nodule"}))
     found = doubts_of(boxed((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
     assert "It is 'lesions'. Roboflow" in found["empty_label", ""]
+    reversed_labels = doubts_of(boxed((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
+    assert "It is 'nodule'. If no image" in reversed_labels["empty_label", ""]
     other = replace(roboflow, convention="nnunet")
     assert doubts_of(masked(2 * disc()), dataset=other) == {
         ("empty_label", ""): " It is 'lesions', value 1."

@@ -430,7 +430,10 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     _check_boxes(case, instances, boxes, n_pixels)
     visible = n_pixels > 0
     if not visible.all():
-        text = "%s: %s left out, as smaller ones cover them or two names mean the same finding."
+        text = (
+            "%s: %s left out, because smaller lesions cover every pixel or because another "
+            "annotation has the same pixels."
+        )
         logger.warning(text, case, count(int((~visible).sum()), "lesion"))
     # look-up table by number of annotation, 0 for background: visible lesions get consecutive
     # numbers; covered lesions, which have no pixels, get 0
