@@ -127,3 +127,12 @@ def test_an_experiment_has_a_model_for_losses_and_searches(tmp_path):
     assert opened.model.architecture == "retina_unet"
     assert opened.model.base_features == 4
     assert tuned_groups(opened) == ("loss", "detection")
+
+
+def test_train_uses_and_saves_the_chosen_model(tmp_path):
+    raw = write_films(tmp_path / "raw", masks=None)
+    small = "trainer.max_steps=1 trainer.max_minutes=null trainer.workers=0 report.pdf=false"
+    own = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "model.tile_shape=[32,32]"]
+    assert run("train", [*own, *small.split(), "model.batch_size=1", "model.base_features=4"]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["model"]["architecture"] == "retinanet"
