@@ -1,5 +1,6 @@
 """The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import metadata
@@ -126,8 +127,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"
+
+    A word that differs only in the values of digits is not suggested: it names another case.
+
+    >>> suggest("film_07", ["film_09"])
+    ''
     """
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    shape = re.sub(r"\d", "0", word)
+    others = [name for name in known if re.sub(r"\d", "0", name) != shape]
+    near = get_close_matches(word, others, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

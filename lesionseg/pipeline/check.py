@@ -184,15 +184,20 @@ def _find_all(
     for remark in dataset.remarks:
         severity = "note" if remark.is_note else "warning"
         yield Finding(remark.case, remark.kind, severity, named=remark.message)
+    # if some of the table's rows were rejected, an empty reference does not mean "no lesion"
+    faulty = {problem.case for problem in dataset.problems}
     for case in inspected:
-        yield from case.findings
+        for finding in case.findings:
+            if finding.kind != "lesion_free" or finding.case not in faulty:
+                yield finding
     yield from _compare(inspected)
     references: dict[str, ReferenceFacts] = {}
     for case in inspected:
         if case.reference_facts is not None:
             references[case.files.case] = case.reference_facts
     for doubt in find_doubts(dataset, references):
-        yield Finding(doubt.case, doubt.kind, "warning", doubt.detail)
+        if doubt.kind != "empty_label" or not dataset.problems:
+            yield Finding(doubt.case, doubt.kind, "warning", doubt.detail)
     yield from _training_faults(dataset, inspected, references, cfg)
 
 

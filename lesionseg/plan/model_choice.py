@@ -60,7 +60,8 @@ def choose_model(kinds: ReferenceKinds) -> Decision[str]:
     """
     if kinds.n_boxed:
         cases = count(kinds.n_with_lesions, "case")
-        reason = f"{kinds.n_boxed} of {cases} with lesions have boxes and no mask"
+        verb = "has" if kinds.n_boxed == 1 else "have"
+        reason = f"{kinds.n_boxed} of {cases} with lesions {verb} boxes and no mask"
         return Decision(MODEL_FOR_BOXES, reason)
     n_tested = kinds.n_outlines
     n_boxes = kinds.n_box_outlines

@@ -315,6 +315,23 @@ def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
     assert "All 4 fit their images as corners" in caplog.text
 
 
+def test_rejected_rows_make_no_case_lesion_free_and_no_label_empty(tmp_path, capsys):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    for k, name in enumerate("abcd"):
+        picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
+        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+    # the last two numbers of the case a are width and height
+    rows = ["a,nodule,50,50,20,20", "b,mass,10,10,40,30", "c,mass,10,50,40,80"]
+    (root / "boxes.csv").write_text("\n".join(["case,label,x0,y0,x1,y1", *rows]))
+    status, printed = check_command(root, capsys)
+    assert status == 1
+    assert "x1 is 20, but must be greater than x0, 50. If x1 is a length" in printed
+    assert "1 of 4 images has no row" in printed
+    assert "- note, 1 case (d): The reference is empty" in printed
+    assert "A label has no lesion" not in printed
+
+
 def test_a_split_file_that_cannot_be_followed_is_a_finding(tmp_path, capsys):
     names = [f"P{k}" for k in range(3)]
     root = write_nnunet(tmp_path / "data", [f"{name}_0000" for name in names], names)

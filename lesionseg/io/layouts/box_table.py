@@ -87,9 +87,14 @@ def read_box_table(path: Path, columns: Collection[str]) -> list[tuple[str, Mapp
     present = rows[0][1] if rows else read_csv_columns(path)
     missing = [name for name in columns if name not in present]
     if missing:
+        advice = f"Rename the column that contains {'it' if len(missing) == 1 else 'them'}, or add "
+        advice += "it." if len(missing) == 1 else "them."
+        if {"x1", "y1"} <= {*missing}:
+            advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
+        noun = "column" if len(missing) == 1 else "columns"
         raise DatasetError(
-            f"{path}: the table has no column {', '.join(map(repr, missing))}, only "
-            f"{', '.join(present)[:300]}. Add it."
+            f"{path}: the table has no {noun} {', '.join(map(repr, missing))}, only "
+            f"{', '.join(present)[:300]}. {advice}"
         )
     return [(f"{path}: line {line}", row) for line, row in rows]
 
@@ -147,7 +152,8 @@ def make_box(
         if not corners[low] < corners[high]:
             raise DatasetError(
                 f"{names[high]} is {corners[high]:g}, but must be greater than {names[low]}, "
-                f"{corners[low]:g}. Write the corner with the smaller coordinates first."
+                f"{corners[low]:g}. If {names[high]} is a length, write {names[low]} + length. "
+                "Otherwise write the corner with the smaller coordinates first."
             )
     start = tuple(float(corners[low]) for low, _ in reversed(places))
     stop = tuple(float(corners[high]) for _, high in reversed(places))
@@ -221,7 +227,8 @@ def remark_absent(table: object, cases: Sequence[str], n_all: int) -> list[Remar
     """Return a note on the cases that a table does not name, which count as lesion-free."""
     if not cases:
         return []
-    text = f"{table}: {len(cases)} of {count(n_all, 'image')} have no row, so they count as "
+    verbs = "has no row, so it counts as" if len(cases) == 1 else "have no row, so they count as"
+    text = f"{table}: {len(cases)} of {count(n_all, 'image')} {verbs} "
     return [Remark("not_in_table", f"{text}lesion-free: {join_names(cases, 5)}.", is_note=True)]
 
 

@@ -86,7 +86,9 @@ def read_boxes_csv(root: Path) -> Dataset:
         with problems.collect(files.case, path):
             cases.append(_add_boxes(files, tables.get(files.case), value_of))
     listed = [files.case for files in cases if TABLE in files.annotations]
-    absent = [case for case in listed if case not in tables]
+    # a case whose rows were all rejected has rows, and its faults are named
+    with_row = {case_of.get(row["case"]) for _, row in rows}
+    absent = [case for case in listed if case not in with_row]
     remarks = (*dataset.remarks, *collector.remarks(), *remark_absent(path, absent, len(listed)))
     return replace(
         dataset,

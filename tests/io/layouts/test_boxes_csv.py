@@ -38,7 +38,7 @@ def test_box_is_the_bright_rectangle_and_other_images_are_negative(folder, caplo
     assert_rectangle(cases["a"])
     assert_negative(cases["b"])
     assert_negative(cases["p1_c"])
-    assert "1 of 3 images have no row, so they count as lesion-free: p1_c." in caplog.text
+    assert "1 of 3 images has no row, so it counts as lesion-free: p1_c." in caplog.text
 
 
 def test_images_may_be_next_to_the_table(tmp_path):
@@ -186,7 +186,7 @@ WRONG = [
     ('a,nodule,1,2,"3,5",4', "x1 is '3,5'. Write a number with a decimal point"),
     ("a,nodule,1,2,,4", "x1 is empty, but another coordinate is not"),
     ("a,nodule,1,2,1,4", "x1 is 1, but must be greater than x0, 1"),
-    ("a,nodule,1,9,3,4", "y1 is 4, but must be greater than y0, 9"),
+    ("a,nodule,1,9,3,4", "y1 is 4, but must .* y0, 9. If y1 is a length, write y0 .+ length"),
     ("a,,1,2,3,4", "the label is empty"),
     ("a,nodule,1,2,3,4,5", "line 2 has more values than there are columns"),
     ("a,,,,,\na,nodule,1,2,3,4", "line 2: the row states that 'a' has no lesion, but another row"),
@@ -204,15 +204,21 @@ def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
     dataset = read_dataset(folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
     assert [problem.case for problem in dataset.problems] == ["a"]
     assert [c.case for c in dataset.cases] == ["a", "b", "p1_c"]
+    remark = dataset.remarks[-1].message
+    assert "1 of 3 images has no row, so it counts" in remark
+    assert remark.endswith(": p1_c.")
 
 
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        ("case,label,x0,y0,x1\n", "no column 'y1', only case, label, x0, y0, x1. Add it."),
-        ("case,label,x,y,w,h\n", "no column 'x0', 'y0', 'x1', 'y1', only"),
+        ("case,label,x0,y0,x1\n", "no column 'y1', only case, label, x0, y0, x1. Rename the"),
+        (
+            "case,label,x,y,w,h\n",
+            "no columns 'x0', 'y0', 'x1', 'y1', only case, label, x, y, w, h. Write x1 = x0 .+ wid",
+        ),
         ("case,label,x0,x0,x1,y1\n", "two columns are called 'x0'"),
-        ("case;label;x0;y0\n", "no column 'x1', 'y1'"),
+        ("case;label;x0;y0\n", "no columns 'x1', 'y1'"),
     ],
 )
 def test_missing_column_is_an_error(folder, header, match):

@@ -106,7 +106,7 @@ def test_wrong_row_of_vindr_is_an_error_that_names_file_and_line(vindr, rows, ma
 
 
 def test_damaged_table_of_vindr_is_an_error(vindr):
-    with pytest.raises(LesionsegError, match=r"train\.csv: .* no column 'x_max', 'y_max', only"):
+    with pytest.raises(LesionsegError, match=r"train\.csv: .* no columns 'x_max', 'y_max', only"):
         read_dataset(vindr([], "image_id,class_name,x_min,y_min\n"))
     with pytest.raises(ContentError, match=r"train\.csv: line 2: the box is .*outside its image"):
         read_all(vindr(["a,Mass,0,R1,500,400,600,500"]))

@@ -54,7 +54,7 @@ def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(folde
     assert_rectangle(cases["a"], label=2)
     assert_negative(cases["b"])
     assert_negative(cases["c"])
-    assert "1 of 3 images have no row, so they count as lesion-free: c." in caplog.text
+    assert "1 of 3 images has no row, so it counts as lesion-free: c." in caplog.text
 
 
 @pytest.mark.parametrize(
