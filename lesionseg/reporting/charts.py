@@ -289,7 +289,8 @@ def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
         va="top",
         fontweight="bold",
         path_effects=[withStroke(linewidth=3, foreground="white")],
-        arrowprops={"arrowstyle": "-", "color": ACCENT, "linewidth": 1, "shrinkB": 5},
+        # thin and grey, so that nobody takes it for a part of the curve
+        arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkB": 5},
     )
 
 

@@ -40,6 +40,7 @@ TOP_SIDE = 1.62  # side of a picture on page 1
 SIDE = 1.18  # side of a picture on the following pages
 COLUMNS = 3  # of pictures
 PER_PAGE = 12  # pictures
+CAPTION = 96  # letters per line of the caption of a chart
 LINE = 0.14  # distance between two lines of a table
 NAME = 31  # letters per line of a name in a table
 # colour and style of an outline by its class in style.css
@@ -160,7 +161,7 @@ def _first_page(content: ReportContent) -> Figure:
             x = EDGE + k * step + TOP_SIDE + 0.08
             page.text(x, y + 0.22, film.case, 8, weight="bold")
             page.text(x, y + 0.39, film.words, 7.5, 30)
-        _draw_film_key(page, pictures, y + 0.27 + TOP_SIDE, labels=False)
+        _draw_film_key(page, pictures, y + 0.27 + TOP_SIDE, in_one_row=True)
     elif pictures.top:
         words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
@@ -203,12 +204,15 @@ def _draw_tiles(page: _Page, tiles: Sequence[Tile], y: float) -> None:
 
 def _draw_charts(page: _Page, charts: Sequence[Chart], y: float) -> float:
     """Draw two charts next to each other. Return the position below them."""
-    height = CHARTS_END - 0.52 - y
+    n_lines = max((len(_wrap_lines(chart.caption, CAPTION)) for chart in charts), default=0)
+    # there is room for two lines; further lines make the charts lower
+    further = max(0, n_lines - 2) * 1.35 * 7.5 / 72
+    height = CHARTS_END - 0.52 - further - y
     for k, chart in enumerate(charts):
         x = EDGE + k * (CHART + GAP)
         page.text(x, y, chart.title, 11, weight="bold")
         page.image(x, y + 0.24, CHART, height, _render_pixels(chart.figure))
-        page.text(x, CHARTS_END - 0.25, chart.caption, 7.5, 96, color=SOFT)
+        page.text(x, CHARTS_END - 0.25 - further, chart.caption, 7.5, CAPTION, color=SOFT)
     return CHARTS_END + 0.12 if charts else y + 0.16
 
 
@@ -242,7 +246,7 @@ def _film_pages(pictures: Pictures) -> list[_Page]:
     for start in range(0, len(pictures.films), per_page):
         page = _Page()
         page.text(EDGE, 0.4, "Whole images", 13, weight="bold")
-        top = _draw_film_key(page, pictures, 0.72, labels=True) + 0.08
+        top = _draw_film_key(page, pictures, 0.72) + 0.08
         height = (HEIGHT - 0.25 - top) / FILM_ROWS
         width = (WIDTH - 2 * EDGE + GAP) / FILM_COLUMNS
         for k, film in enumerate(pictures.films[start : start + per_page]):
@@ -315,29 +319,39 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
     return y + height
 
 
-def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, labels: bool) -> float:
-    """Draw the styles of boxes and, if wanted, the letters of labels. Return the lower edge."""
+def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: bool = False) -> float:
+    """Draw the styles of boxes and the letters of labels. Return the lower edge.
+
+    If all must be in one row, labels that do not fit are left to the following pages.
+    """
     x = EDGE
     for name, words in pictures.film_outlines:
         colour, style = LINE_STYLES[name]
         page.line(x, y + 0.08, 0.3, color=colour, linestyle=style, linewidth=2)
         page.text(x + 0.36, y, words, 8)
         x += 0.6 + LETTER * len(words)
-    page.text(x, y, "thick: missed lesion or false positive", 8)
-    if not labels or not pictures.labels:
+    errors = "thick: missed lesion or false positive"
+    page.text(x, y, errors, 8)
+    if not pictures.labels:
         return y + 0.2
-    x = EDGE
-    y += 0.2
-    for label in pictures.labels:
-        width = 0.34 + LETTER * len(label.name)
-        if x + width > WIDTH - EDGE:
+    widths = [0.44 + LETTER * len(label.name) for label in pictures.labels]
+    x += 0.24 + LETTER * len(errors)
+    fits = x + sum(widths) <= WIDTH - EDGE
+    if in_one_row and not fits:
+        page.text(x, y, "letters: labels, see the next page", 8)
+        return y + 0.2
+    if not fits:
+        x = EDGE
+        y += 0.2
+    for label, width in zip(pictures.labels, widths, strict=True):
+        if x + width > WIDTH - EDGE + 0.1:
             x = EDGE
             y += 0.2
         page.box(x - 0.01, y - 0.02, 0.22, 0.18, SOFT)  # a border, as one of the colours is white
         page.box(x, y - 0.01, 0.2, 0.16, label.colour)
         page.text(x + 0.1, y, label.letter, 8, ha="center", weight="bold")
         page.text(x + 0.26, y, label.name, 8)
-        x += width + 0.1
+        x += width
     return y + 0.22
 
 

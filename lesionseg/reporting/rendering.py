@@ -47,11 +47,13 @@ def percent(share: float | None) -> str:
 def rate(value: float | None) -> str:
     """Return a rate with two digits.
 
-    >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0)
-    ('0.75', '1', '12', '0')
+    >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0), rate(0.00019)
+    ('0.75', '1', '12', '0', '<0.001')
     """
     if value is None:
         return "–"
+    if 0 < value < 0.001:
+        return "<0.001"
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
