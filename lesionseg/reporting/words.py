@@ -589,10 +589,10 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     ),
     "surface_dice": (
         "surface Dice",
-        "share of both surfaces within {tolerance:g} mm of each other",
+        "share of both surfaces within {tolerance} of each other",
     ),
     "hd95_mm": (
-        "HD95, mm",
+        "HD95, {unit}",
         "95 % of the area of each surface is at most this far from the other surface; 0 if 95 % "
         "coincide. Other programs measure between border voxels and may state one voxel instead.",
     ),
@@ -665,7 +665,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
             continue
         words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
         name, meaning = MEASURES[key]
-        found.append(Measure(name, value, words, meaning.format_map(numbers)))
+        found.append(Measure(name.format_map(numbers), value, words, meaning.format_map(numbers)))
         reasons.append(None if interval else reason)
     shared = _find_shared(reasons)
     for index, why in enumerate(reasons):
@@ -692,8 +692,12 @@ def _count_for_meanings(tables: Tables) -> dict[str, object]:
     verb = "marking is in" if counted == 1 else "markings are in"
     if scores.preset != "lesionseg":
         verb = "marking matches" if counted == 1 else "markings match"
+    tolerance = scores.surface_dice.tolerance_mm
+    # readers give an image without a pixel size pixels of 1 mm
+    tolerance_unit = "mm" if tables.has_mm else "pixel" if tolerance == 1 else "pixels"
     return {
-        "tolerance": scores.surface_dice.tolerance_mm,
+        "tolerance": f"{tolerance:g} {tolerance_unit}",
+        "unit": "mm" if tables.has_mm else "pixels",
         "found": scores.n_true_positive,
         "n_lesions": scores.n_lesions,
         "supported": supported,

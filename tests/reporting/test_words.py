@@ -204,7 +204,8 @@ def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
 def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
     tables = tables_of([hand_result(c, [0.9, None], [0.8]) for c in "ab"], tmp_path)
     rows, note = measures(tables)
-    assert {m.name for m in rows} <= {name for name, _ in MEASURES.values()}
+    names = {name.format(unit="pixels") for name, _ in MEASURES.values()}
+    assert {m.name for m in rows} <= names
     assert all(m.meaning for m in rows if m.name not in (
         "scans", "scans without a lesion", "lesions found", "lesions missed"))  # fmt: skip
     assert note == "– instead of an interval: fewer than 5 patients are too few for an interval."
@@ -369,6 +370,18 @@ def test_first_screen_of_boxes_has_those_found_with_an_iou_of_half(tmp_path):
         "0 of 4",
         "lesions found with an IoU of ½ or more (0 %)",
     )
+
+
+def test_surfaces_of_images_without_a_pixel_size_are_measured_in_pixels(tmp_path):
+    tables = films(tmp_path)
+    in_mm = replace(tables, scores=replace(tables.scores, size_unit="mm"))
+    for own, tolerance, hd95 in (
+        (tables, "1 pixel", "HD95, pixels"),
+        (in_mm, "1 mm", "HD95, mm"),
+    ):
+        rows = {m.name: m for m in measures(own)[0]}
+        assert f"within {tolerance} of" in rows["surface Dice"].meaning
+        assert hd95 in rows
 
 
 def test_pixels_of_an_old_evaluation_have_no_classes_of_millimetres(tmp_path):
