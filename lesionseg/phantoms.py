@@ -377,9 +377,9 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the Hounsfield units of a chest that fills the grid, and the share of lung.
 
-    Organs are ellipsoids. All lengths are shares of half the extent of the grid: `up`, `front` and
-    `side` are these halves in mm. The origin is the middle of the chest; z points up, y to the
-    front. A random field bends all surfaces a little.
+    Torso, lungs and heart are ellipsoids whose sizes are shares of half the extent of the grid
+    (`up`, `front` and `side`, in mm). Ribs, spine and vessels have fixed sizes in mm. The origin is
+    the middle of the chest; z points up, y to the front. A random field bends all surfaces a bit.
     """
     half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
     up, front, side = half

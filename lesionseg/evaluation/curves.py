@@ -206,15 +206,17 @@ def case_auroc(pool: Pool) -> Statistic:
     group = pool.case_group[known][order]
     positive = pool.case_positive[known][order]
     positive_group = group[positive]
-    # the numbers of negative cases with a lower score, and with a lower or equal one
+    # For each positive case: how many of the negative cases, sorted by score, are lower, and how
+    # many are lower or equal. `statistic` uses them as positions in sums over the sorted cases.
     n_negative = np.concatenate([[0], np.cumsum(~positive)])
-    n_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
-    n_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
+    end_of_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
+    end_of_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return the AUROC `[replicates, 1]`."""
-        negative = _accumulate(weights, group[~positive])
-        n_below = (negative[:, n_lower] + negative[:, n_not_higher]) / 2  # ties count half
+        negative = _accumulate(weights, group[~positive])  # sums of weights, lowest score first
+        # ties count half
+        n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
         of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)
         n_won = (of_positive * n_below).sum(1)
         n_pairs = of_positive.sum(1) * negative[:, -1]

@@ -76,10 +76,13 @@ class BoxCollector:
         levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
         self._anchors = grid_anchors(levels)
         self._weight = gaussian_weight(plan.tile_shape)
+        # Boxes, scores and labels of each finished view. The first entry is empty, so that
+        # `finish` can concatenate them if there is no view.
         none = torch.zeros(0)
         self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long())]
+        # Tile, mirrored axes and packed boxes of views that are still on their way from the GPU.
         self._waiting: list[tuple[int, Sequence[int], Tensor]] = []
-        self.n_left_out = 0
+        self.n_left_out = 0  # boxes beyond the largest number that a case may have
 
     def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
         """Add the boxes of the highest scores in a batch of tiles.

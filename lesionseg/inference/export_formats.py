@@ -468,7 +468,11 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
-    """Return the steps after the network: restore the file's grid and save two maps."""
+    """Return the steps after the network: restore the file's grid, save probabilities and labels.
+
+    MONAI evaluates the texts that begin with "$" as Python expressions. Probabilities are NIfTI
+    even in 2-D, because PNG has no floats.
+    """
     values = list(plan.labels.values)
     label_map = (  # the label of the highest probability, if that reaches the threshold
         "$lambda p: (p.amax(0, keepdim=True) >= @threshold) * "

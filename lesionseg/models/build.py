@@ -88,7 +88,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     the host hides AMX (2.6 s instead of 1.9 s).
     """
     if device.type == "cpu":
-        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+        return torch.bfloat16 if _is_bf16_faster_here() else torch.float32
     is_fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if is_fast else torch.float32
 
@@ -112,7 +112,8 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
 
 
 @cache
-def _cpu_has_bf16() -> bool:
+def _is_bf16_faster_here() -> bool:
+    """Return True if bf16 is faster than fp32 on this computer's processor."""
     info = Path("/proc/cpuinfo")  # Linux; elsewhere fp32 is the safe answer
     return info.is_file() and is_bf16_faster(info.read_text())
 

@@ -193,9 +193,7 @@ def _fill_nearest_places(
 ) -> None:
     """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside.
 
-    The index is summed axis by axis. Once a voxel is outside along one axis, it stays −1. Adding ½
-    and truncating rounds to the nearest voxel, because coordinates are not negative here. At the
-    upper face the result would be one voxel beyond the last, which the second `min` prevents.
+    The index is summed axis by axis. Once a voxel is outside along one axis, it stays −1.
     """
     row = np.empty(out.shape[2], np.float32)
     pitch = (shape[1] * shape[2], shape[2], 1)
@@ -212,8 +210,10 @@ def _fill_nearest_places(
                 for i in range(place.size):
                     x = row[i]
                     is_outside = (x < -_HALF) | (x > beyond) | (place[i] < _I(0))
-                    cell = _I(min(max(x, _ZERO), last) + _HALF)
-                    place[i] = _I(-1) if is_outside else place[i] + min(cell, _I(last)) * stride
+                    within = min(max(x, _ZERO), last)
+                    # round by truncation; float32 may round up beyond the last voxel
+                    nearest = min(_I(within + _HALF), _I(last))
+                    place[i] = _I(-1) if is_outside else place[i] + nearest * stride
 
 
 @_compile_loops

@@ -134,11 +134,12 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
 
 
 def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
-    """Return `k` box sizes that maximise the weighted mean IoU of lesions with the best size.
+    """Return the `k` box sizes that fit the lesions best, in ascending order of volume.
 
-    The search begins with the sizes of `k` lesions, which are spread over the range of volumes.
-    Then one side at a time is stretched or shrunk by smaller and smaller factors. A change is kept
-    if it improves the IoU. The sizes are in ascending order of volume.
+    The fit is the weighted mean over lesions of the IoU between the lesion and the size that is
+    most like it. The search begins with the sizes of `k` lesions. Their volumes are half-way
+    between evenly spaced percentiles and evenly spaced logarithms. Then one side at a time is
+    stretched or shrunk by smaller and smaller factors. A change is kept if it improves the fit.
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))

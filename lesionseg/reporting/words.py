@@ -359,7 +359,8 @@ def _false_positive_tile(tables: Tables) -> Tile:
         highest = interval[1] if interval else 3 / tables.cases["group"].nunique()
         words = f"false positives. The true rate may be up to {rate(highest)} per scan."
         return Tile(f"0 on {scans}", words, weak=len(tables.cases) < 20)
-    noun = per_scan(value).split(" ", 1)[1]  # the rate itself is the large number of the tile
+    # "1.2 false positives per scan" without the number, which is the large text of the tile
+    noun = per_scan(value).removeprefix(f"{rate(value)} ")
     words = f"{noun} ({false} on {scans})"
     if interval:
         words += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"

@@ -123,10 +123,15 @@ def spline_orders(
 ) -> tuple[tuple[int, ...], int | None]:
     """Return the spline order of each axis, and the axis of thick slices, or None without one.
 
-    The axis of thick slices is resized with its own order, `resampling.order_z`. It is the axis of
-    the coarsest spacing. If two axes are equally coarse, there is no such axis. The model's setting
-    `separate_z` is True (there is one in any case) or False (there is none). If it is None, there
-    is one if the spacing before resizing, or else the spacing after it, is anisotropic.
+    The axis of thick slices is resized with its own order, `resampling.order_z`. The model's
+    setting `separate_z` decides if there is one:
+
+    - False: no.
+    - True: yes, that of the coarsest spacing before resizing.
+    - None: yes if the spacing before resizing is anisotropic, that of its coarsest spacing.
+      Otherwise yes if the spacing after resizing is anisotropic, that of its coarsest spacing.
+
+    If two axes are equally coarse, there is none in all cases.
     """
     axis = None
     depends_on_spacing = resampling.separate_z is None

@@ -125,7 +125,8 @@ def describe_dicom(place: Path) -> DicomScan:
     if len(headers) == 1:
         ((file, header),) = headers.items()
         return replace(_describe_file(file, header), place=place)
-    # other series of the folder are not read, so the name has to tell this one from all others
+    # The other series of the folder are not read, so this one may not be the only one. Without
+    # their numbers, its name contains its UID.
     scan = _describe_series(headers, numbers=[], is_only_series=False)
     return replace(scan, place=place)
 
