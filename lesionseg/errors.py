@@ -134,8 +134,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     ''
     """
     shape = re.sub(r"\d", "0", word)
-    others = [name for name in known if re.sub(r"\d", "0", name) != shape]
-    near = get_close_matches(word, others, n=1, cutoff=0.5)
+    possible = [name for name in known if name == word or re.sub(r"\d", "0", name) != shape]
+    near = get_close_matches(word, possible, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
