@@ -160,7 +160,7 @@ def make_box(
     return LesionBox(label, start, stop, reader, where=where)
 
 
-class BoxCollector:
+class CaseBoxCollector:
     """A collector of the rows of a table by case."""
 
     def __init__(self) -> None:

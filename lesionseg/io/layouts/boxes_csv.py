@@ -11,7 +11,7 @@ from lesionseg.errors import DatasetError, suggest
 from lesionseg.io.files import read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
-    BoxCollector,
+    CaseBoxCollector,
     CaseBoxes,
     make_box,
     make_labels,
@@ -69,7 +69,7 @@ def read_boxes_csv(root: Path) -> Dataset:
     labels = _labels(root, [row["label"] for _, row in rows])
     value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, dataset.cases)
-    collector = BoxCollector()
+    collector = CaseBoxCollector()
     for where, row in rows:
         case = case_of.get(row["case"])
         with problems.collect(case or row["case"], where):
@@ -110,7 +110,7 @@ def _labels(root: Path, names: Iterable[str]) -> Labels:
 
 
 def _add_row(
-    collector: BoxCollector,
+    collector: CaseBoxCollector,
     case: str,
     row: Mapping[str, str],
     where: str,

@@ -13,7 +13,7 @@ from lesionseg.errors import DatasetError, count, join_names
 from lesionseg.io.files import read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
-    BoxCollector,
+    CaseBoxCollector,
     make_box,
     make_labels,
     number_labels,
@@ -40,7 +40,7 @@ _RSNA_LABEL = "lung opacity"
 
 Row = Mapping[str, str]
 # adds a row of a table to the case; the last argument is file and line
-AddRow = Callable[[BoxCollector, str, Row, str], None]
+AddRow = Callable[[CaseBoxCollector, str, Row, str], None]
 
 
 def find_vindr(root: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def read_vindr(root: Path) -> Dataset:
         all_rows += rows
     value_of = _vindr_labels(all_rows, problems)
 
-    def add_row(collector: BoxCollector, case: str, row: Row, where: str) -> None:
+    def add_row(collector: CaseBoxCollector, case: str, row: Row, where: str) -> None:
         name = row["class_name"]
         reader = row.get("rad_id", "")
         if name.casefold() == _NO_FINDING:
@@ -138,7 +138,7 @@ def read_rsna(root: Path) -> Dataset:
     path = find_rsna(root)[-1]
     rows = read_box_table(path, ("patientId", *_RSNA_SIDES, "Target"))
 
-    def add_row(collector: BoxCollector, case: str, row: Row, where: str) -> None:
+    def add_row(collector: CaseBoxCollector, case: str, row: Row, where: str) -> None:
         sides = parse_corners(row, _RSNA_SIDES)
         target = parse_number("Target", row["Target"] or "empty")
         is_lesion = target == 1 and sides is not None
@@ -186,7 +186,7 @@ def _read_listed(
     for file in list_images(root):
         images.setdefault(strip_suffix(file), []).append(file)
     cases: dict[str, CaseFiles] = {}
-    collector = BoxCollector()
+    collector = CaseBoxCollector()
     for path, role, rows in tables:
         for where, row in rows:
             name = row[column]

@@ -20,7 +20,7 @@ from lesionseg.errors import DatasetError, LesionsegError, count, join_names
 from lesionseg.io.files import read_text, read_yaml
 from lesionseg.io.layouts.box_table import (
     TABLE,
-    BoxCollector,
+    CaseBoxCollector,
     CaseBoxes,
     LesionBox,
     has_boxes_only,
@@ -113,7 +113,7 @@ def read_yolo(root: Path) -> Dataset:
     parts = _find_parts(root, path, content, remarks)
     ids = _case_ids(root, parts)
     problems = Problems()
-    collector = BoxCollector()
+    collector = CaseBoxCollector()
     remarks += _collect_boxes(root, path, ids, value_of, collector, problems)
     tables = collector.collect(problems, is_relative=True)
     has_roles = len({part.role for part in parts}) > 1
@@ -142,7 +142,7 @@ def _collect_boxes(
     path: Path,
     ids: Mapping[Path, str],
     value_of: Mapping[int, int],
-    collector: BoxCollector,
+    collector: CaseBoxCollector,
     problems: Problems,
 ) -> list[Remark]:
     """Collect the boxes of all images, and return remarks on the text files.
@@ -244,7 +244,7 @@ def _label_file(root: Path, image: Path) -> Path | None:
 
 
 def _add_lines(
-    collector: BoxCollector,
+    collector: CaseBoxCollector,
     problems: Problems,
     case: str,
     table: Path,
