@@ -57,6 +57,13 @@ class Experiment:
             why_model=model.reason,
         )
 
+    def on_this_process(self, cfg: TrainConfig) -> "Experiment":
+        """Return an experiment that another process opened, with the settings of this process.
+
+        Each node has, for example, a cache folder of its own. All processes train the chosen model.
+        """
+        return replace(self, cfg=with_model(cfg, self.cfg.model.architecture))
+
     @property
     def dataset(self) -> Dataset:
         """The cases of all roles."""

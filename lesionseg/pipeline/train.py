@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lesionseg.evaluation.result_tables import scores_table
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.chosen_model import keep_model_of_run, with_model
+from lesionseg.pipeline.chosen_model import keep_model_of_run
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.finished import read_finished, write_finished
@@ -96,9 +96,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             stack.enter_context(locked_folder(run))
             note = stack.enter_context(run_log(run))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
-        # each node has a cache folder of its own, but all train the chosen model
-        own = with_model(cfg, opened.cfg.model.architecture)
-        experiment = replace(opened, cfg=own)
+        experiment = opened.on_this_process(cfg)
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))
         if finished is not None:
             page = None if finished.page is None else run / finished.page

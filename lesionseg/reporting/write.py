@@ -420,7 +420,7 @@ def _draw_pictures(
     Cases are read one after the other, because only one scan is kept in memory. With `viewer`, a
     page of each case is written into this folder.
     """
-    on_film = choose_films(tables)  # cases of which the whole image is shown
+    on_film = choose_films(tables)  # cases whose whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not on_film))
     cards: dict[int, Card] = {}  # by index in `wanted`
     films: dict[str, Film] = {}

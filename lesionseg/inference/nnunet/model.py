@@ -193,7 +193,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
             f"{checkpoint.n_outputs} outputs, but {labels_path} needs {len(channels)} and "
             f"{n_outputs}. Use the files of one training."
         )
-    spacing = _described_spacing(recipe, plans, dims)
+    spacing = _grid_spacing(recipe, plans, dims)
     # a 2-D network of a volume has tiles of one slice
     tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
     return Plan(
@@ -457,7 +457,7 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
     )
 
 
-def _described_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
+def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
     """Return the spacing of the network's grid in mm, for tables and memory estimates.
 
     A 2-D network of volumes states no distance of slices, so that of the training scans is used.
