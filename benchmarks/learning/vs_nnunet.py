@@ -17,7 +17,8 @@ environment (`make peers`).
 With `--steps` both learn for so many steps instead, whatever time that takes.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
-again; one that was interrupted begins anew, since its minutes count.
+again. An interrupted cell of `--steps` continues from its last checkpoint. An interrupted cell of
+`--minutes` begins anew, because its minutes count.
 """
 
 import argparse
@@ -190,8 +191,10 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} scored other cases: use a new --output")
         return kept
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if not options.steps:
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder / "nnunet", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     made = run_tool(setting, tool, seed, folder)
     cell = {
         "set": setting.name,
@@ -201,6 +204,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         **score_cell(setting, folder),
     }
     write_json(path, cell)
+    (folder / "nnunet.pth").unlink(missing_ok=True)
     for left in ("nnunet", "cache", "checkpoints"):
         shutil.rmtree(folder / left, ignore_errors=True)
     logging.info("%s: %d steps, recall %.3f", name, cell["steps"], cell["recall"] or 0)

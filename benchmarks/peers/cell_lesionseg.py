@@ -44,7 +44,9 @@ def main() -> None:
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     cfg = cfg.model_copy(update={"trainer": trainer})
+    processor = time.process_time()
     fitted = train_network(Experiment(cfg, found, output), plan, cases)
+    processor = time.process_time() - processor
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,
@@ -60,6 +62,7 @@ def main() -> None:
         "steps": fitted.steps,
         "minutes": spent,
         "minutes_before_training": before,
+        "training_cpu_minutes": processor / 60,  # of the last process, if it was interrupted
         "tile": list(plan.tile_shape),
         "batch": plan.batch_size,
         "features": list(plan.architecture.features),

@@ -37,6 +37,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa:
 
 EXPONENT = 0.9  # of nnU-Net's polynomial schedule
 PLANS = "nnUNetPlans"
+CHECKPOINT_STEPS = 100
 SMALLEST_MAP = 4  # voxels an axis at the coarsest stage, as nnU-Net plans
 
 
@@ -49,9 +50,9 @@ def main() -> None:
     until = job["began"] + 60 * job["minutes"]
     trainer = prepare(job)
     began_training = time.time()
-    losses = train(trainer, until, job["steps"])
-    spent = time.time() - job["began"]
     output = Path(job["output"])
+    losses = train(trainer, until, job["steps"], output / "nnunet.pth")
+    spent = time.time() - job["began"]
     predict(trainer, job["scans"], output)
     config = trainer.configuration_manager
     made = {
@@ -117,13 +118,19 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
         shrink *= 0.95
 
 
-def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]:
-    """nnU-Net's step until the time (or `most` steps) is over, its rate falling over all of it.
+def train(trainer: nnUNetTrainer, until: float, most: int | None, checkpoint: Path) -> list[float]:
+    """Train until the time (or `most` steps) is over; the learning rate falls over all of it.
 
-    None where preparing took all the time.
+    With `most`, nnU-Net's checkpoint is written every hundred steps, and an interrupted training
+    continues from it. Returns the loss of each step: none if the preparation took all the time.
     """
     began = time.time()
     losses: list[float] = []
+    losses_file = checkpoint.with_suffix(".json")
+    if most and checkpoint.is_file():
+        trainer.load_checkpoint(str(checkpoint))
+        losses = json.loads(losses_file.read_text())
+        print(f"continues after step {len(losses)}", flush=True)
 
     def done() -> float:
         if most:
@@ -137,6 +144,11 @@ def train(trainer: nnUNetTrainer, until: float, most: int | None) -> list[float]
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
         if len(losses) % 50 == 0:
             print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
+        if most and len(losses) % CHECKPOINT_STEPS == 0:
+            unfinished = checkpoint.with_name("unfinished.pth")
+            trainer.save_checkpoint(str(unfinished))
+            losses_file.write_text(json.dumps(losses))
+            unfinished.replace(checkpoint)
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
     return losses
