@@ -1,9 +1,10 @@
-"""Whether new cases keep the rate of false positives that was asked for.
+"""Compare the rate of false positives of new cases with the rate that was asked for.
 
     python benchmarks/learning/asked_rates.py NAME=FOLDER ...
 
-Each folder is what `evaluate` wrote for cases that a model never saw, at `operating_point=score:0`.
-1 000 times, n of its cases choose the operating point and all others show the rate that it gives.
+Each folder contains the results of `evaluate operating_point=score:0` on cases that the model did
+not train on. 1 000 times, n of its cases choose the operating point, and the remaining cases show
+the rate at this point.
 """
 
 import csv
@@ -23,8 +24,9 @@ REPEATS = 1000
 
 
 def read_cases(folder: Path) -> list[Any]:
-    """The evaluated cases of a folder, as far as a choice looks at them."""
-    lesions, candidates = defaultdict(list), defaultdict(list)
+    """Read the values of evaluated cases that the choice of an operating point uses."""
+    lesions = defaultdict(list)
+    candidates = defaultdict(list)
     for row in read_csv(folder / "lesions.csv"):
         at = float(row["detected_at"]) if row["detected_at"] else None
         lesions[row["case"]].append(SimpleNamespace(detected_at=at))
@@ -47,8 +49,9 @@ def read_cases(folder: Path) -> list[Any]:
 
 
 def rates(cases: list[Any], n: int, asked: float) -> "np.typing.NDArray[np.float64]":
-    """False positives per new case `[REPEATS]` at scores chosen on `n` cases."""
-    rng, kept = np.random.default_rng(0), []
+    """Compute the false positives per new case `[REPEATS]` at scores chosen on `n` cases."""
+    rng = np.random.default_rng(0)
+    kept = []
     for _ in range(REPEATS):
         order = rng.permutation(len(cases))
         score = choose([cases[i] for i in order[:n]], Aim("fp_per_case", asked), quiet=True).score
@@ -61,7 +64,7 @@ def rates(cases: list[Any], n: int, asked: float) -> "np.typing.NDArray[np.float
 
 
 def main() -> None:
-    """Print a row per set, number of cases and rate asked for."""
+    """Print a row for each set, number of cases and rate that is asked for."""
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(["set", "cases", "chosen on", "asked", "mean rate", "share over twice asked"])
     for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):

@@ -1,4 +1,4 @@
-"""Cases a comparison of trainings learns from and is scored on, and what was found there."""
+"""The cases of a comparison: those for training, those that are scored, and their results."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +12,22 @@ from lesionseg.pipeline.survey import Survey
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a dataset is divided: `role` is scored, every other development case teaches."""
+    """A division of a dataset for a comparison of trainings.
+
+    Attributes:
+        data: settings with which the dataset is read.
+        role: role of the scored cases. All other development cases are for training.
+    """
 
     data: DataConfig
     role: str
 
     def as_development(self, found: Survey) -> Survey:
-        """The scored cases as validation cases, on which the strictness may be chosen."""
+        """Return the survey with the scored cases as validation cases."""
         roles = {
-            case: "validation" if its == self.role else its
-            for case, its in found.splits.roles.items()
-            if its in (self.role, "train")
+            case: "validation" if role == self.role else role
+            for case, role in found.splits.roles.items()
+            if role in (self.role, "train")
         }
         return replace(found, splits=replace(found.splits, roles=roles))
 
@@ -30,9 +35,13 @@ class HeldOut:
 def held_out(
     root: Path, cache: Path, validation_fraction: float = 0.3, group: str | None = None
 ) -> HeldOut:
-    """The test role is scored where a dataset has one, else a share of the patients.
+    """Divide a dataset: its test cases are scored, or a share of the patients if it has none.
 
-    `group`: an expression that finds a case's patient or scan in its name, as `data.group`.
+    Args:
+        root: folder of the dataset.
+        cache: folder for prepared cases.
+        validation_fraction: share of the patients that is scored if the dataset has no test case.
+        group: expression that finds the patient or scan in a case's name, as `data.group`.
     """
     roles = {case.role for case in read_dataset(root).cases}
     role = "test" if "test" in roles else "validation"
@@ -42,7 +51,7 @@ def held_out(
 
 
 def cases_scored(folder: Path) -> list[dict[str, Any]]:
-    """Every case of `folder/cases.csv`: its false positives, and its Dice where it has a lesion."""
+    """Read false positives and Dice of each case of `folder/cases.csv`. No lesion: Dice is None."""
     return [
         {
             "case": row["case"],
@@ -55,9 +64,10 @@ def cases_scored(folder: Path) -> list[dict[str, Any]]:
 
 
 def lesions_found(folder: Path) -> list[dict[str, Any]]:
-    """Every lesion of `folder/lesions.csv`: its case, number, group and size; whether found.
+    """Read each lesion of `folder/lesions.csv`: its case, number, group, size and detection.
 
-    `detected_at`: the score by which it is, or None. `iou50`: whether by a mask of IoU ≥ ½.
+    `detected_at` is the score of the candidate that finds the lesion, or None. `iou50` is True if
+    the mask of that candidate has an IoU of at least ½.
     """
     return [
         {
@@ -74,7 +84,7 @@ def lesions_found(folder: Path) -> list[dict[str, Any]]:
 
 
 def false_positives(folder: Path) -> list[float]:
-    """Scores of all in `folder/candidates.csv` that find nothing, highest first."""
+    """Read the scores of the false positives in `folder/candidates.csv`, highest first."""
     rows = read_csv(folder / "candidates.csv")
     scores = [float(row["score"]) for row in rows if row["outcome"] == "false_positive"]
     return sorted(scores, reverse=True)

@@ -1,4 +1,4 @@
-"""Dice of the voxels that a tool's log-odds draw, before any candidate: at ½, and at its best."""
+"""Dice of a tool's voxels before candidates are formed: at p ≥ ½ and at the best threshold."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +15,17 @@ THRESHOLDS = np.array([0.5, *np.arange(0.05, 0.96, 0.05), 0.97, 0.99])  # probab
 def voxel_dice(
     folder: Path, cases: Sequence[CaseFiles], dataset: Dataset
 ) -> dict[str, float | None]:
-    """Means over the cases that have a lesion; log-odds `[1, *spatial]` are FOLDER/CASE.npy.
+    """Compute the mean Dice over the cases that have a lesion.
 
-    The best threshold is chosen on these very cases: what no tool could know.
+    The best threshold is chosen on the scored cases themselves, so no tool could know it.
+
+    Args:
+        folder: contains log-odds `[1, *spatial]` of each case as CASE.npy.
+        cases: the scored cases.
+        dataset: the dataset of the cases.
+
+    Returns:
+        `dice_half` at p ≥ ½, `dice_best` and `best_threshold`; None if no case has a lesion.
     """
     found = list(_dice(folder, cases, dataset))
     if not found:
@@ -34,12 +42,14 @@ def voxel_dice(
 def _dice(
     folder: Path, cases: Sequence[CaseFiles], dataset: Dataset
 ) -> Iterator[NDArray[np.float64]]:
-    """Of each case with a lesion, at each threshold."""
+    """Yield the Dice `[thresholds]` of each case that has a lesion."""
     odds_at = np.log(THRESHOLDS) - np.log1p(-THRESHOLDS)
     for files in cases:
         reference = read_case(files, dataset).reference
         if reference is None or reference.labels is None or not reference.labels.any():
             continue
-        lesion, odds = reference.labels > 0, np.load(folder / f"{files.case}.npy").max(axis=0)
-        drawn, hit = (np.array([(x >= t).sum() for t in odds_at]) for x in (odds, odds[lesion]))
+        lesion = reference.labels > 0
+        odds = np.load(folder / f"{files.case}.npy").max(axis=0)
+        drawn = np.array([(odds >= threshold).sum() for threshold in odds_at])
+        hit = np.array([(odds[lesion] >= threshold).sum() for threshold in odds_at])
         yield 2 * hit / (drawn + lesion.sum())

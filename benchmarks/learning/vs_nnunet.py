@@ -1,20 +1,21 @@
-"""nnU-Net v2 and lesionseg from the same raw folder in the same minutes: who finds the lesions?
+"""Lesions found by nnU-Net v2 and by lesionseg, from the same raw folder in the same minutes.
 
     python benchmarks/learning/vs_nnunet.py --data DIR [DIR …] --minutes 20 --output runs/vs_nnunet
     python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg nnunet_cut \
         --seeds 0 1 2 --threads 1
     python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg --overrides loss=dice_focal
 
-Same cases to learn from (the test role is scored where a set has one, else a share of patients),
-same device, threads and worker processes, same wall-clock minutes from the raw files on: plans and
-preprocessing are counted, prediction is not. Both tools' log-odds then go through the same
-candidate rule and scores; strictness is that of 1 false positive a case on the scored cases, for
-each tool alike. `nnunet` follows its own plan, `nnunet_cut` the same plan with two tiles a step, as
-large as ours are at two a step, and our features (see `cell_nnunet.py`; under `--overrides` of tile
-and features too); both stretch their schedule over the minutes. nnU-Net runs in the peers'
-environment (`make peers`).
+Both tools train on the same cases with the same device, threads and wall-clock minutes. The test
+cases of a set are scored, or a share of its patients if it has none. The minutes begin at the raw
+files: plans and preprocessing count, prediction does not. Candidates of both tools come from the
+same rule, and their operating point is 1 false positive per case on the scored cases.
 
-With `--steps` both learn for so many steps instead, whatever time that takes.
+`nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with two tiles per step, of the size
+that lesionseg has at two tiles per step, and with the features of lesionseg (`cell_nnunet.py`). It
+also follows `--overrides` of tile and features. The learning-rate schedule of both tools covers the
+minutes. nnU-Net runs in the environment of the peers (`make peers`).
+
+With `--steps`, both tools train for this number of steps instead, regardless of the time.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
 again. An interrupted cell of `--steps` continues from its last checkpoint. An interrupted cell of
@@ -57,19 +58,27 @@ from lesionseg.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
-SCORED_BY = TrainConfig.of(data={"root": "."})  # for all tools
+SCORED_BY = TrainConfig.of(data={"root": "."})  # scoring settings of all tools
 TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
 DATASET = "Dataset001_compared"
-LARGEST_TILES = "model.batch_size=2"  # a plan whose batch is chosen keeps the largest tiles
+LARGEST_TILES = "model.batch_size=2"  # with a given batch, a plan has the largest tiles
 SIZES = ("model.tile_shape=", "model.base_features=")
-BATCH = {2: 4, 3: 2}  # tiles of nnU-Net's cut plan
-HIGHEST = 8  # voxels by which a candidate is ranked
-SPREAD = 10.0  # log-odds that a score of 3/4 stands for
+BATCH = {2: 4, 3: 2}  # dimensions: tiles per step of nnU-Net's cut plan
+HIGHEST = 8  # number of voxels whose mean ranks a candidate
+SPREAD = 10.0  # log-odds with a score of 3/4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One set: what is known of it, the plan whose candidate rule scores all tools, and where."""
+    """A set and the way in which all tools are scored on it.
+
+    Attributes:
+        name: name of the set's folder.
+        root: folder of the set.
+        found: survey with the scored cases as validation cases.
+        plan: plan whose candidate rule is used for all tools.
+        options: command line.
+    """
 
     name: str
     root: Path
@@ -79,23 +88,24 @@ class Setting:
 
     @property
     def scored(self) -> tuple[CaseFiles, ...]:
-        """The cases that no tool learns from."""
+        """The cases on which no tool trains."""
         return self.found.of_role("validation")
 
 
 class Kept:
-    """In a predictor's place: candidates of the log-odds that a tool has left.
+    """A predictor that reads the log-odds of a tool from files.
 
-    Extents follow the candidate rule on float32 probabilities. As by default, a candidate is ranked
-    by its eight highest voxels, but by the mean of their log-odds: many a softmax rounds to 1, and
-    candidates of one score cannot be told apart.
+    Extents of candidates follow the candidate rule on float32 probabilities. A candidate is ranked
+    by the mean log-odds of its eight highest voxels. Probabilities would round to 1, and candidates
+    would have equal scores.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+        self.folder = folder
+        self.plan = plan
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
-        """The candidates of one case, none of them accepted yet."""
+        """Return the candidates of a case. None of them is accepted yet."""
         odds = np.load(self.folder / f"{case}.npy")
         found = find_by_plan(probabilities(odds).astype(np.float32), volume.geometry, self.plan)
         if not found.candidates:
@@ -112,17 +122,17 @@ class Kept:
 
 
 def probabilities(odds: Any) -> Any:
-    """Of log-odds, in float64."""
+    """Return the probabilities of log-odds in float64."""
     return 1 / (1 + np.exp(-np.asarray(odds, np.float64)))
 
 
 def score(odds: "np.ndarray[Any, Any]") -> float:
-    """0 to 1 of a candidate's log-odds: grows with the mean of its eight highest, up to any."""
+    """Return a score from 0 to 1 that increases with the mean of the eight highest log-odds."""
     return 0.5 + float(np.arctan(np.sort(odds)[-HIGHEST:].mean(dtype=np.float64) / SPREAD)) / np.pi
 
 
 def main() -> None:
-    """Make the missing cells, then print and write the table."""
+    """Run the missing cells, then print and write the table."""
     options = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
@@ -141,27 +151,32 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--minutes", type=float, default=20.0, help="of wall clock a cell")
-    parser.add_argument("--steps", type=int, help="of either tool, in place of minutes")
+    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock minutes per cell")
+    parser.add_argument("--steps", type=int, help="training steps of each tool, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either tool")
-    parser.add_argument("--workers", type=int, default=1, help="of nnU-Net; ours: --overrides")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each tool")
+    parser.add_argument("--workers", type=int, default=1, help="loaders of nnU-Net")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
-    parser.add_argument("--group", help="data.group, by which intervals are made")
-    parser.add_argument("--overrides", nargs="*", default=[], help="of train.py; part of the name")
+    parser.add_argument("--group", help="data.group; intervals resample these groups")
+    parser.add_argument(
+        "--overrides",
+        nargs="*",
+        default=[],
+        help="of train.py; part of a cell's name",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
-    parser.add_argument("--table", type=Path, help="where a Markdown table goes")
+    parser.add_argument("--table", type=Path, help="file for a Markdown table")
     options = parser.parse_args()
     options.output = options.output.resolve()
     return options
 
 
 def prepare(root: Path, options: argparse.Namespace) -> Setting:
-    """Divide the set as both tools will have it, and plan as nnU-Net's cut plan needs it."""
+    """Divide the set for all tools, and make the plan that nnU-Net's cut plan follows."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
     found = held.as_development(take_survey(held.data, seed=0))
@@ -174,12 +189,12 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
 
 
 def sizes(options: argparse.Namespace) -> list[str]:
-    """The overrides that nnU-Net's cut plan follows too."""
-    return [o for o in options.overrides if o.startswith(SIZES)]
+    """Return the overrides that nnU-Net's cut plan follows too."""
+    return [text for text in options.overrides if text.startswith(SIZES)]
 
 
 def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
-    """The cell's numbers: read where they are, else made and scored."""
+    """Return the numbers of a cell: read them if it is finished, otherwise train and score."""
     options = setting.options
     variant = "_".join([tool, *(options.overrides if tool == "lesionseg" else sizes(options))])
     limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
@@ -212,7 +227,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
 
 
 def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Let one tool learn and predict, in a process of its own whose start is counted."""
+    """Let one tool train and predict in its own process. Its start counts."""
     options = setting.options
     job: dict[str, Any] = {
         "data": str(setting.root),
@@ -248,8 +263,9 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
 
 
 def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
-    """Write the cases as nnU-Net wants them (not counted), and what else it is told."""
-    dims, plan = setting.plan.dims, setting.plan
+    """Write the cases in nnU-Net's layout (this time does not count), and return its job."""
+    plan = setting.plan
+    dims = plan.dims
     raw = folder / "raw" / DATASET
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (raw / part).mkdir(parents=True)
@@ -257,13 +273,13 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
         (folder / part).mkdir()
     hand_over = link_case if dims == 3 else draw_case
     learning = setting.found.of_role("train")
-    taught = [hand_over(setting, files, raw, "Tr") for files in learning]
+    written = [hand_over(setting, files, raw, "Tr") for files in learning]
     scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.scored}
     described = {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
         "labels": {"background": 0, "lesion": 1},
         "numTraining": len(learning),
-        "file_ending": "".join(taught[0][0].suffixes),
+        "file_ending": "".join(written[0][0].suffixes),
     }
     write_json(raw / "dataset.json", described)
     return {
@@ -278,7 +294,7 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
 
 
 def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
-    """A case's files under nnU-Net's names; returns those of its channels."""
+    """Link the files of a case under nnU-Net's names, and return the links of its channels."""
     suffix = "".join(files.images[0].suffixes)
     paths = [
         raw / f"images{part}" / f"{files.case}_{i:04d}{suffix}" for i in range(len(files.images))
@@ -304,7 +320,7 @@ def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
-    """A radiograph and its mask as PNG, which nnU-Net reads; it takes no JPEG."""
+    """Write a radiograph and its mask as PNG, because nnU-Net does not read JPEG."""
     from PIL import Image
 
     case = read_case(files, setting.found.dataset)
@@ -319,7 +335,7 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 
 
 def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
-    """Candidates, scores at 1 false positive a case, and Dice of the bare probabilities."""
+    """Score a cell: candidates at 1 false positive per case, and Dice of the probabilities."""
     scores = score_kept(Kept(folder, setting.plan), setting.found, folder)
     return {
         "identity": identity(setting),
@@ -341,7 +357,7 @@ def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
 
 
 def identity(setting: Setting) -> list[str]:
-    """The scored cases: cells of different divisions must not be compared."""
+    """Return the scored cases. Cells with different scored cases must not be compared."""
     return [files.case for files in setting.scored]
 
 

@@ -9,12 +9,13 @@ import numpy as np
 from benchmarks.common import table
 
 Cell = Mapping[str, Any]
-Cells = Mapping[str, Mapping[str, Sequence[Cell]]]  # by set, then tool; one a seed
-Values = Callable[[Cell], Sequence[tuple[str, float]]]  # of a cell's lesions or cases: group, value
+Cells = Mapping[str, Mapping[str, Sequence[Cell]]]  # by set, then by tool; one cell per seed
+# returns group and value of each lesion or case of a cell
+Values = Callable[[Cell], Sequence[tuple[str, float]]]
 
 SMALL_MM = 10.0
-STRICT = 1 / 8  # false positives a case at which outlines are counted
-MIN_GROUPS = 5  # fewer give no interval
+STRICT = 1 / 8  # false positives per case at which outlines are counted
+MIN_GROUPS = 5  # fewer groups have no interval
 OURS = "lesionseg"
 HEADER = (
     *("set", "tool", "steps", "Dice, p ≥ ½", "best", "accepted", "recall", "under 10 mm"),
@@ -23,20 +24,22 @@ HEADER = (
 
 
 def markdown(cells: Cells) -> str:
-    """One row a tool and set (means over seeds), then the differences with their intervals."""
+    """Return a row per tool and set (means over seeds), then the differences with intervals."""
     lines = [HEADER, ("---", "---", *["---:"] * (len(HEADER) - 2))]
     lines += [_line(name, made) for name, tools in cells.items() for made in tools.values()]
-    said = [
+    differences = [
         _sentence(name, tools[OURS], made)
         for name, tools in cells.items()
         for tool, made in tools.items()
         if tool != OURS and OURS in tools
     ]
     body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([*body, "", *said]) + "\n"
+    return "\n".join([*body, "", *differences]) + "\n"
 
 
 def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the row of one tool on one set."""
+
     def means(*keys: str) -> list[str]:
         return [number(_mean([cell[key] for cell in made])) for key in keys]
 
@@ -56,11 +59,13 @@ def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
 
 
 def _found(made: Sequence[Cell], most_mm: float) -> str:
+    """Return the mean number of lesions found under `most_mm`, for example "35 of 45"."""
     hits = [[x["found"] for x in cell["lesions"] if x["diameter_mm"] < most_mm] for cell in made]
     return f"{float(np.mean([sum(h) for h in hits])):.3g} of {len(hits[0])}"
 
 
 def _sentence(name: str, ours: Sequence[Cell], peer: Sequence[Cell]) -> str:
+    """Return the differences between lesionseg and another tool, with their intervals."""
     compared = {
         "recall under 10 mm": small_found,
         "accepted Dice": _dice,
@@ -69,27 +74,30 @@ def _sentence(name: str, ours: Sequence[Cell], peer: Sequence[Cell]) -> str:
     differences = []
     for what, of in compared.items():
         interval = paired_interval(ours, peer, of)
-        said = "no interval (fewer than 5 groups)"
-        if interval:
-            said = "{:+.3f} ({:+.3f} to {:+.3f})".format(*interval)
-        differences.append(f"{what} {said}")
+        if interval is None:
+            differences.append(f"{what} no interval (fewer than 5 groups)")
+            continue
+        difference, low, high = interval
+        differences.append(f"{what} {difference:+.3f} ({low:+.3f} to {high:+.3f})")
     return f"- `{name}`, ours minus {peer[0]['tool']}: {'; '.join(differences)}."
 
 
 def small_found(cell: Cell) -> list[tuple[str, float]]:
-    """Whether each lesion under 10 mm is found."""
+    """Return group and 1.0 or 0.0 (found or not) of each lesion under 10 mm."""
     small = [x for x in cell["lesions"] if x["diameter_mm"] < SMALL_MM]
     return [(x["group"], float(x["found"])) for x in small]
 
 
 def _dice(cell: Cell) -> list[tuple[str, float]]:
+    """Return group and Dice of each case that has a lesion."""
     return [(case["group"], case["dice"]) for case in cell["cases"] if case["dice"] is not None]
 
 
 def outlined(cell: Cell) -> list[tuple[str, float]]:
-    """Whether each lesion is found by a mask of IoU ≥ ½ at a score that few false positives have.
+    """Return group and 1.0 or 0.0 of each lesion: found with IoU ≥ ½ at ⅛ false positive per case.
 
-    A lesion that is found at the very score of the first false positive too many does not count.
+    The score of a counted lesion must be higher than that of the first false positive that is one
+    too many.
     """
     allowed = int(STRICT * len(cell["cases"]))
     below = [*cell["false_positives"], *[-inf] * (allowed + 1)][allowed]
@@ -102,20 +110,24 @@ def outlined(cell: Cell) -> list[tuple[str, float]]:
 def paired_interval(
     ours: Sequence[Cell], peer: Sequence[Cell], of: Values, *, replicates: int = 2000
 ) -> tuple[float, float, float] | None:
-    """Mean value, ours minus the peer's, and its 95 % bootstrap interval.
+    """Compute the mean difference between two tools, and its 95 % bootstrap interval.
 
-    Whole groups are drawn, the same for both tools and for all seeds. None under 5 groups.
+    Whole groups are drawn, the same ones for both tools and all seeds. Returns None if there are
+    fewer than 5 groups.
     """
     groups = sorted({group for group, _ in of(ours[0])})
     if len(groups) < MIN_GROUPS:
         return None
-    rng, shares = np.random.default_rng(0), np.full(len(groups), 1 / len(groups))
+    rng = np.random.default_rng(0)
+    shares = np.full(len(groups), 1 / len(groups))
     weights = rng.multinomial(len(groups), shares, size=replicates)
-    sums, totals = (np.zeros((2, len(groups))) for _ in range(2))
-    for which, made in enumerate((ours, peer)):
-        for group, value in (pair for cell in made for pair in of(cell)):
-            sums[which, groups.index(group)] += value
-            totals[which, groups.index(group)] += 1
+    sums = np.zeros((2, len(groups)))
+    totals = np.zeros((2, len(groups)))
+    for tool, cells in enumerate((ours, peer)):
+        for cell in cells:
+            for group, value in of(cell):
+                sums[tool, groups.index(group)] += value
+                totals[tool, groups.index(group)] += 1
     mean = (weights @ sums.T) / (weights @ totals.T)
     drawn = mean[:, 0] - mean[:, 1]
     whole = sums.sum(1) / totals.sum(1)
@@ -124,14 +136,15 @@ def paired_interval(
 
 
 def report(cells: Cells, accelerator: str) -> None:
-    """The rows and the JSON line that every benchmark ends with."""
+    """Print the rows and the line of JSON with which each benchmark ends."""
     rows: list[table.Row] = []
     for name, tools in cells.items():
         for peer in (tool for tool in tools if tool != OURS and OURS in tools):
             for what in ("dice_half", "recall"):
-                ours, its = (_mean([c[what] for c in tools[tool]]) for tool in (OURS, peer))
-                if ours and its:
-                    rows.append(table.RecallRow(f"{what}_{name}", ours, "", peer, its))
+                ours = _mean([cell[what] for cell in tools[OURS]])
+                peers = _mean([cell[what] for cell in tools[peer]])
+                if ours and peers:
+                    rows.append(table.RecallRow(f"{what}_{name}", ours, "", peer, peers))
     table.print_report(
         "vs_nnunet",
         rows,
@@ -141,10 +154,11 @@ def report(cells: Cells, accelerator: str) -> None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are known; None if none is."""
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def number(value: float | None) -> str:
-    """With two digits; a dash where there is none."""
+    """Format a number with two digits; None becomes a dash."""
     return "–" if value is None else f"{value:.2f}"

@@ -1,10 +1,10 @@
-"""lesionseg from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
+"""Train lesionseg on raw files for a number of minutes or steps, and predict. Run by vs_nnunet.py.
 
     python benchmarks/peers/cell_lesionseg.py JOB.json
 
-Reading, checking, planning and preparing are counted; the schedule runs over the minutes that are
-left. JOB's `overrides` are those of `train.py`. Prediction (not counted) is `inference=balanced`,
-without mirroring.
+Reading, checks, planning and preparation count; the learning-rate schedule covers the remaining
+minutes. The job's `overrides` are settings of `train.py`. Prediction does not count. It is
+`inference=balanced`, without mirroring.
 """
 
 import json
@@ -28,7 +28,7 @@ from lesionseg.pipeline.train_fold import train_network
 
 
 def main() -> None:
-    """Plan, prepare, train until the minutes are over, predict, and say what it took."""
+    """Plan, prepare, train until the minutes are over, predict, and write times and sizes."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     output = Path(job["output"])

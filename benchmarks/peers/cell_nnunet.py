@@ -1,12 +1,12 @@
-"""nnU-Net v2 from raw files to log-odds within a number of minutes or steps; run by vs_nnunet.py.
+"""Train nnU-Net v2 on raw files for a number of minutes or steps, and predict. Run by vs_nnunet.py.
 
     PYTHONPATH=. .peers/bin/python benchmarks/peers/cell_nnunet.py JOB.json
 
-in the peers' environment, with nnU-Net's three folders in the environment. Fingerprint, plan and
-preprocessing are counted; a trainer's step, loss, augmentation and sampler are nnU-Net's own, its
-polynomial schedule runs over the minutes that are left, and pseudo-Dice epochs are left out to its
-favour. The plan is nnU-Net's own, or that plan with the tile and the features that the device can
-afford ("cut"). Prediction (not counted) is nnU-Net's, without mirroring, in one go.
+It needs the environment of the peers and nnU-Net's three folders as environment variables.
+Fingerprint, plan and preprocessing count. Step, loss, augmentation and sampler are nnU-Net's own.
+Its polynomial schedule covers the remaining minutes. Validation epochs are left out in its favour.
+The plan is nnU-Net's own, or ("cut") that plan with the tile and features that the device can
+afford. Prediction does not count. It is nnU-Net's own, without mirroring.
 """
 
 import json
@@ -38,11 +38,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa:
 EXPONENT = 0.9  # of nnU-Net's polynomial schedule
 PLANS = "nnUNetPlans"
 CHECKPOINT_STEPS = 100
-SMALLEST_MAP = 4  # voxels an axis at the coarsest stage, as nnU-Net plans
+SMALLEST_MAP = 4  # voxels per axis at the coarsest stage, as nnU-Net plans
 
 
 def main() -> None:
-    """Plan, preprocess, train until the minutes are over, predict, and say what it took."""
+    """Plan, preprocess, train until the minutes are over, predict, and write times and sizes."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     torch.manual_seed(job["seed"])
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def prepare(job: dict[str, Any]) -> nnUNetTrainer:
-    """nnU-Net's three steps before training, and its trainer, ready to step."""
+    """Run nnU-Net's three steps before training, and return its initialised trainer."""
     configuration = job["configuration"]
     extract_fingerprints([1], num_processes=job["threads"])
     plan_experiments([1])
@@ -89,7 +89,7 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
 
 
 def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
-    """The same plan with a tile of at most `tile_voxels`, `batch` tiles and narrower stages."""
+    """Change the plan: a tile of at most `tile_voxels`, `batch` tiles and narrower stages."""
     strides, kernels, tile = tile_within(config["patch_size"], config["spacing"], job)
     n = len(strides)
     first, most = job["features"]
@@ -106,7 +106,7 @@ def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
 
 
 def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Strides, kernels and tile of nnU-Net's rules for the largest tile that is small enough."""
+    """Return strides, kernels and tile of nnU-Net's rules for the largest tile that is allowed."""
     shrink = min(1.0, (job["tile_voxels"] / prod(own)) ** (1 / len(own)))
     while True:
         wanted = [max(2 * SMALLEST_MAP, round(n * shrink)) for n in own]
@@ -155,7 +155,7 @@ def train(trainer: nnUNetTrainer, until: float, most: int | None, checkpoint: Pa
 
 
 def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -> None:
-    """Log-odds `[1, *spatial]` float32 of the lesion label, on each scan's own grid."""
+    """Write log-odds `[1, *spatial]` float32 of the lesion label on each scan's own grid."""
     predictor = nnUNetPredictor(
         tile_step_size=0.5,
         use_mirroring=False,
@@ -178,7 +178,7 @@ def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -
     for case, files in scans.items():
         image, properties = reader.read_images(files)
         _, found = predictor.predict_single_npy_array(image, properties, None, None, True)
-        # of both probabilities the smaller one keeps what the larger one rounds to 1
+        # the smaller probability keeps digits that the larger one loses by rounding to 1
         background, lesion = np.clip(found.astype(np.float64), 1e-38, 1)
         odds = np.log(lesion) - np.log(background)
         odds = odds[0] if trainer.configuration_name == "2d" else odds
