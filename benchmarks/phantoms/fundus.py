@@ -82,9 +82,9 @@ def draw_fundus(
 
 
 def _smooth(rng: Generator, side: int, width: float) -> Picture:
-    """Return smooth noise of standard deviation 1."""
+    """Return smooth noise of mean 0 and standard deviation 1."""
     drawn = ndimage.gaussian_filter(rng.normal(size=(side, side)), width, mode="wrap")
-    return np.asarray(drawn / drawn.std())
+    return np.asarray((drawn - drawn.mean()) / drawn.std())
 
 
 def _spot(rng: Generator, side: int, free: NDArray[np.bool_], diameter: Sequence[float]) -> Picture:
