@@ -1,3 +1,5 @@
+"""Grids of voxels in millimetres."""
+
 import numpy as np
 import pytest
 
@@ -8,44 +10,55 @@ from lesionseg.errors import GeometryError
 @pytest.fixture
 def oblique() -> Geometry:
     a = np.deg2rad(20)
-    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    rotation = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     affine = np.eye(4)
-    affine[:3, :3] = turn @ np.fliplr(np.diag([0.5, 1.0, 3.0]))
+    affine[:3, :3] = rotation @ np.fliplr(np.diag([0.5, 1.0, 3.0]))
     affine[:3, 3] = (10, -20, 30)
     return Geometry((4, 5, 6), affine)
 
 
-def test_spacing_voxel_size_and_places_survive_a_turn(oblique: Geometry) -> None:
+def test_spacing_and_voxel_size_of_a_rotated_grid_are_exact(oblique: Geometry) -> None:
     assert oblique.spacing_mm == pytest.approx((3.0, 1.0, 0.5))
     assert oblique.voxel_size == pytest.approx(1.5)
+
+
+def test_index_survives_a_round_trip_through_millimetres(oblique: Geometry) -> None:
     index = np.array([[0, 0, 0], [3, 4, 5], [1.5, 2, 0.25]])
     assert np.allclose(oblique.to_index(oblique.to_mm(index)), index)
 
 
-def test_two_dims_map_row_and_column_to_y_and_x() -> None:
+def test_row_and_column_are_y_and_x_in_two_dimensions() -> None:
     geometry = Geometry.from_spacing((10, 20), (0.5, 0.25))
     assert geometry.to_mm([[2, 4], [2, 0]]).tolist() == [[1.0, 1.0], [0.0, 1.0]]
 
 
-def test_matches_within_a_micrometre_but_not_a_tenth(oblique: Geometry) -> None:
-    near, far = np.array(oblique.affine), np.array(oblique.affine)
+def test_grids_match_within_a_micrometre_but_not_within_a_tenth(oblique: Geometry) -> None:
+    near = np.array(oblique.affine)
     near[0, 3] += 1e-4
+    far = np.array(oblique.affine)
     far[0, 3] += 0.1
     assert oblique.matches(Geometry(oblique.shape, near))
     assert not oblique.matches(Geometry(oblique.shape, far))
+
+
+def test_grids_of_different_shapes_have_an_infinite_distance(oblique: Geometry) -> None:
     assert oblique.distance_mm(Geometry((4, 5, 7), oblique.affine)) == float("inf")
 
 
 @pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.eye(3), np.full((4, 4), np.nan)])
-def test_what_does_not_fit_is_an_error(affine: np.ndarray, oblique: Geometry) -> None:
+def test_invalid_affine_is_an_error(affine: np.ndarray) -> None:
     with pytest.raises(GeometryError, match="affine"):
         Geometry((2, 2, 2), affine)
+
+
+def test_array_of_another_shape_than_its_grid_is_an_error(oblique: Geometry) -> None:
     with pytest.raises(GeometryError):
         Volume(np.zeros((1, 4, 5, 7)), oblique)
 
 
-def test_canonical_order_of_an_oblique_volume():
-    s, c = np.sin(np.deg2rad(20)), np.cos(np.deg2rad(20))
+def test_canonical_order_of_an_oblique_volume_follows_the_nearest_axes():
+    s = np.sin(np.deg2rad(20))
+    c = np.cos(np.deg2rad(20))
     affine = np.eye(4)
     affine[:3, :3] = [[0, 0, 1], [-2 * c, 3 * s, 0], [2 * s, 3 * c, 0]]  # A-P, S-I tilted, R-L
     assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)

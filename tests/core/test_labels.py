@@ -14,7 +14,7 @@ def test_labels_without_regions_are_their_own_mask_values():
     assert len(PLAIN) == 2
 
 
-def test_a_mask_value_has_the_name_of_the_smallest_region_that_contains_it():
+def test_mask_value_has_the_name_of_the_smallest_region_that_contains_it():
     assert REGIONS.mask_names == {1: "whole", 3: "core", 4: "active"}
     equal = Labels((1, 2), ("first", "second"), regions=((1, 2), (1, 2)))
     assert equal.mask_names == {1: "second", 2: "second"}

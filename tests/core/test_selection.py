@@ -1,4 +1,4 @@
-"""What is chosen after training, and its file."""
+"""The selection after training and its file."""
 
 import json
 
@@ -24,11 +24,11 @@ FULL = Selection(
 )
 
 
-def test_a_selection_read_back_is_the_selection_written():
+def test_selection_survives_a_round_trip():
     assert Selection.from_json(FULL.to_json()) == FULL
 
 
-def test_the_first_operating_point_accepts_candidates():
+def test_first_operating_point_is_used():
     assert FULL.point == POINT
     assert Selection().point is None
 
@@ -42,13 +42,13 @@ def test_the_first_operating_point_accepts_candidates():
         ("operating_points", [{"name": "score:1"}], r"operating_points\.0\.score"),
     ],
 )
-def test_a_value_out_of_range_is_named_by_its_key(key, value, expected):
+def test_error_names_the_key_of_an_invalid_value(key, value, expected):
     text = json.dumps({**json.loads(FULL.to_json()), key: value})
     with pytest.raises(BundleError, match=f"^a/selection.json: {expected}"):
         Selection.from_json(text, "a/selection.json")
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "[]", "null", "", "{"])
-def test_text_that_is_not_a_selection_is_refused(text):
+def test_text_that_is_not_a_selection_is_an_error(text):
     with pytest.raises(BundleError, match=r"selection\.json"):
         Selection.from_json(text)

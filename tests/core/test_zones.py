@@ -1,4 +1,4 @@
-"""In which zone a lesion lies: most voxels, else the nearest, on whatever grid."""
+"""Zones of lesions: the zone with most voxels, otherwise the nearest zone."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ GRID = Geometry.from_spacing((6, 10, 10), (2, 1, 1))
 NAMES = {1: "left", 2: "right"}
 
 
-def lesions(*blocks: tuple[slice, ...]):  # type: ignore[no-untyped-def]
+def make_lesions(*blocks: tuple[slice, ...]):  # type: ignore[no-untyped-def]
     instances = np.zeros(GRID.shape, np.int32)
     for number, block in enumerate(blocks, 1):
         instances[block] = number
@@ -18,42 +18,51 @@ def lesions(*blocks: tuple[slice, ...]):  # type: ignore[no-untyped-def]
     return measure_instances(GRID, np.arange(1, n + 1), [1] * n, None, instances)
 
 
-def halves(geometry: Geometry = GRID) -> Zones:
-    """The left half is 1, the right 2, and the first slice none."""
+def make_halves(geometry: Geometry = GRID) -> Zones:
+    """Make zones with value 1 in the left half, 2 in the right, and no zone in the first slice."""
     values = np.zeros(geometry.shape, np.uint8)
     middle = geometry.shape[2] // 2
-    values[1:, :, :middle], values[1:, :, middle:] = 1, 2
+    values[1:, :, :middle] = 1
+    values[1:, :, middle:] = 2
     return Zones(values, geometry, NAMES)
 
 
-def test_most_voxels_decide_of_equals_the_smaller_value() -> None:
+def test_zone_with_most_voxels_is_chosen_and_the_smaller_value_if_equal() -> None:
     rows = slice(2, 4), slice(2, 4)
-    found = lesions((*rows, slice(3, 6)), (slice(2, 4), slice(6, 8), slice(4, 6)))
-    assert halves().of(found) == ["left", "left"]
-    assert halves().of(lesions((*rows, slice(4, 9)))) == ["right"]
+    found = make_lesions((*rows, slice(3, 6)), (slice(2, 4), slice(6, 8), slice(4, 6)))
+    assert make_halves().of(found) == ["left", "left"]
+    assert make_halves().of(make_lesions((*rows, slice(4, 9)))) == ["right"]
 
 
-def test_one_outside_lies_in_the_nearest() -> None:
-    zones = Zones(np.where(halves().values == 1, 0, halves().values), GRID, NAMES)
-    assert zones.of(lesions((slice(2, 3), slice(2, 3), slice(0, 1)))) == ["right"]
-    assert halves().of(lesions((slice(0, 1), slice(2, 3), slice(8, 9)))) == ["right"]
+def test_lesion_outside_all_zones_gets_the_nearest_zone() -> None:
+    zones = Zones(np.where(make_halves().values == 1, 0, make_halves().values), GRID, NAMES)
+    assert zones.of(make_lesions((slice(2, 3), slice(2, 3), slice(0, 1)))) == ["right"]
+    assert make_halves().of(make_lesions((slice(0, 1), slice(2, 3), slice(8, 9)))) == ["right"]
 
 
-def test_another_grid_gives_the_same_zones() -> None:
+def test_zones_on_another_grid_are_the_same() -> None:
     fine = Geometry.from_spacing((24, 20, 20), (0.5, 0.5, 0.5))
     turned = fine.affine.copy()
-    turned[:, 2], turned[0, 3] = -turned[:, 2], turned[0, 3] + 9.5
+    turned[:, 2] *= -1
+    turned[0, 3] += 9.5
     turned[3, 3] = 1
-    mirrored = Zones(halves(fine).values[:, :, ::-1], Geometry(fine.shape, turned), NAMES)
-    found = lesions(
+    mirrored = Zones(make_halves(fine).values[:, :, ::-1], Geometry(fine.shape, turned), NAMES)
+    found = make_lesions(
         (slice(2, 4), slice(2, 4), slice(6, 8)), (slice(3, 4), slice(6, 8), slice(1, 3))
     )
-    assert halves(fine).of(found) == mirrored.of(found) == ["right", "left"]
+    assert make_halves(fine).of(found) == mirrored.of(found) == ["right", "left"]
 
 
 @pytest.mark.parametrize("names", [{}, {1: "left"}])
-def test_an_unnamed_zone_is_called_by_its_value_and_none_is_empty(names: dict[int, str]) -> None:
-    found = lesions((slice(2, 3), slice(2, 3), slice(8, 9)))
-    assert Zones(halves().values, GRID, names).of(found) == ["2"]
-    assert Zones(np.zeros(GRID.shape, np.uint8), GRID, names).of(found) == [""]
-    assert halves().of(lesions()) == []
+def test_zone_without_a_name_is_called_by_its_value(names: dict[int, str]) -> None:
+    found = make_lesions((slice(2, 3), slice(2, 3), slice(8, 9)))
+    assert Zones(make_halves().values, GRID, names).of(found) == ["2"]
+
+
+def test_lesion_without_any_zone_has_an_empty_name() -> None:
+    found = make_lesions((slice(2, 3), slice(2, 3), slice(8, 9)))
+    assert Zones(np.zeros(GRID.shape, np.uint8), GRID, NAMES).of(found) == [""]
+
+
+def test_no_lesions_have_no_zones() -> None:
+    assert make_halves().of(make_lesions()) == []

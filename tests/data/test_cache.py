@@ -1,3 +1,5 @@
+"""The cache of prepared cases: round trips, damaged entries, and changes of files and plans."""
+
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -27,39 +29,47 @@ GEOMETRY = Geometry.from_spacing((9, 10, 11), (1, 1, 1))
 def dataset(tmp_path, rng):
     cases = []
     for i in range(3):
-        image, mask = tmp_path / f"c{i}.nii", tmp_path / f"m{i}.nii"
+        image = tmp_path / f"c{i}.nii"
+        mask = tmp_path / f"m{i}.nii"
         write_volume(image, Volume(rng.normal(size=(1, 9, 10, 11)).astype(np.float32), GEOMETRY))
         labels = np.zeros((1, 9, 10, 11), np.uint8)
-        labels[0, 2:4, 3:5, 6:9], labels[0, 7, 8, 9] = 1, i > 0
+        labels[0, 2:4, 3:5, 6:9] = 1
+        labels[0, 7, 8, 9] = i > 0
         write_volume(mask, Volume(labels, GEOMETRY))
         cases.append(CaseFiles(f"c{i}", (image,), mask, group=f"g{i}"))
     return Dataset("toy", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "lesion"}), tuple(cases))
 
 
 @pytest.fixture
-def asked():
-    """The cases that were read."""
+def ids_read():
+    """Collect the ids of the cases that `fill` reads."""
     return []
 
 
-@pytest.fixture
-def fill(dataset, plan, asked, tmp_path):
-    """Fill the cache with cases as they are `changed` once read."""
+def keep(case):
+    return case
 
-    def filled(plan=plan, changed=lambda case: case, cases=dataset.cases, **settings):
+
+@pytest.fixture
+def fill(dataset, plan, ids_read, tmp_path):
+    """Fill the cache with the cases. `change` is applied to each case after it is read."""
+
+    def fill_with(plan=plan, change=keep, cases=dataset.cases, **settings):
         def read(files):
-            asked.append(files.case)
-            return changed(read_case(files, dataset))
+            ids_read.append(files.case)
+            return change(read_case(files, dataset))
 
         return fill_cache(dataset, cases, plan, tmp_path / "cache", read=read, **settings)
 
-    return filled
+    return fill_with
 
 
-def test_a_case_comes_back_as_it_was_prepared_and_travels_without_its_arrays(fill, dataset):
-    cached, case = fill()[1], read_case(dataset.cases[1], dataset)
+def test_cached_case_equals_the_prepared_case(fill, dataset):
+    cached = fill()[1]
+    case = read_case(dataset.cases[1], dataset)
     assert (cached.case, cached.group, cached.shape) == ("c1", "g1", (9, 10, 11))
-    image, labels = case.image.array, case.reference.labels
+    image = case.image.array
+    labels = case.reference.labels
     scaled = (image - image.mean()) / image.std()
     np.testing.assert_allclose(cached.image, scaled, atol=2e-3, rtol=1e-3)
     assert cached.image.dtype == np.float16
@@ -71,55 +81,84 @@ def test_a_case_comes_back_as_it_was_prepared_and_travels_without_its_arrays(fil
     assert cached.lesions.voxels.tolist() == [12, 1]
     assert cached.lesions.boxes[0].tolist() == [2, 3, 6, 4, 5, 9]
     assert (cached.instances[tuple(cached.lesions.seeds_of(0).T)] == 1).all()
-    sent = pickle.dumps(cached)
-    assert len(sent) < 5000
-    np.testing.assert_array_equal(pickle.loads(sent).image, cached.image)
+
+
+def test_pickle_of_a_cached_case_does_not_contain_its_arrays(fill):
+    cached = fill()[1]
+    content = pickle.dumps(cached)
+    assert len(content) < 5000
+    np.testing.assert_array_equal(pickle.loads(content).image, cached.image)
 
 
 @pytest.mark.parametrize("workers", [None, 1])
-def test_filling_reports_progress_and_a_second_time_reads_nothing(fill, asked, workers):
-    told = []
-    first = fill(progress=lambda *seen: told.append(seen), workers=workers)
-    assert [cached.case for cached in first] == ["c0", "c1", "c2"]
-    assert [seen[1:] for seen in told] == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(seen[0] for seen in told) == ["c0", "c1", "c2"]
+def test_filling_reports_progress(fill, workers):
+    reports = []
+    cases = fill(progress=lambda *report: reports.append(report), workers=workers)
+    assert [cached.case for cached in cases] == ["c0", "c1", "c2"]
+    assert [report[1:] for report in reports] == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(report[0] for report in reports) == ["c0", "c1", "c2"]
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_filling_a_second_time_reads_no_case(fill, ids_read, workers):
+    first = fill(workers=workers)
     again = fill(workers=workers)
-    assert len(asked) == 3
+    assert len(ids_read) == 3
     assert again[2].lesions.to_json() == first[2].lesions.to_json()
 
 
-HARMS = {
-    "image.npy": lambda path: path.write_bytes(path.read_bytes()[:-10]),
-    "instances.npy": lambda path: np.save(path, np.zeros((2, 2, 2), np.uint8)),
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def save_other_shape(path):
+    np.save(path, np.zeros((2, 2, 2), np.uint8))
+
+
+def write_invalid_json(path):
+    path.write_text("{")
+
+
+DAMAGES = {
+    "image.npy": truncate,
+    "instances.npy": save_other_shape,
     "labels.npy": Path.unlink,
-    "case.json": lambda path: path.write_text("{"),
+    "case.json": write_invalid_json,
 }
 
 
-@pytest.mark.parametrize("name", HARMS)
-def test_a_damaged_entry_is_made_again(fill, asked, name, caplog):
-    HARMS[name](fill()[1].folder / name)
-    asked.clear()
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_entry_is_made_again(fill, ids_read, name, caplog):
+    damage = DAMAGES[name]
+    damage(fill()[1].folder / name)
+    ids_read.clear()
     assert fill()[1].labels.sum() == 13
-    assert asked == ["c1"]
+    assert ids_read == ["c1"]
     assert "damaged" in caplog.text
 
 
-def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, asked, dataset, plan):
-    first, path = fill()[0], dataset.cases[0].reference
+def test_entry_of_a_changed_file_is_made_again(fill, ids_read, dataset):
+    first = fill()[0]
+    path = dataset.cases[0].reference
     labels = read_volume(path).array.copy()
     labels[0, 0, 0, 0] = 1
     write_volume(path, Volume(labels, GEOMETRY))
-    asked.clear()
+    ids_read.clear()
     changed = fill()[0]
-    assert asked == ["c0"]
+    assert ids_read == ["c0"]
     assert len(changed.lesions) == 2
-    assert len(read_cached_case(first.folder).lesions) == 1  # who trains on it is not disturbed
+    assert len(read_cached_case(first.folder).lesions) == 1  # a running training keeps its entry
+
+
+def test_hash_of_the_source_depends_on_all_facts_of_a_case(dataset):
     files = dataset.cases[0]
     for change in ({"group": "other"}, {"columns": {"pixel_mm": "0.2"}}):
         assert source_hash(files) != source_hash(replace(files, **change))
     with pytest.raises(ReadError, match="absent"):
-        source_hash(replace(files, images=(path.with_name("absent.nii"),)))
+        source_hash(replace(files, images=(dataset.root / "absent.nii",)))
+
+
+def test_key_of_the_cache_depends_on_the_preparation_only(dataset, plan):
     for other in (
         plan.with_(spacing_mm=(2.0, 1.0, 1.0)),
         plan.with_(normalisation=(Normalisation("range"),)),
@@ -128,65 +167,70 @@ def test_changed_files_make_the_entry_again_and_changed_plans_another(fill, aske
     ):
         assert cache_key(dataset, other) != cache_key(dataset, plan)
     assert cache_key(dataset, plan.with_(batch_size=7)) == cache_key(dataset, plan)
-    assert cache_key(replace(dataset, labels=Labels.of({1: "node"})), plan) != cache_key(
-        dataset, plan
-    )
+    renamed = replace(dataset, labels=Labels.of({1: "node"}))
+    assert cache_key(renamed, plan) != cache_key(dataset, plan)
 
 
-def test_an_error_leaves_what_was_made_and_no_half_entry(fill, asked, dataset, plan, tmp_path):
-    def unmarked_at_last(case):
+def test_error_keeps_finished_entries_and_leaves_no_incomplete_entry(
+    fill, ids_read, dataset, plan, tmp_path
+):
+    def remove_last_reference(case):
         return case if case.case != "c2" else Case(case.case, case.image)
 
-    with pytest.raises(ContentError, match="c2"):  # without a reference
-        fill(changed=unmarked_at_last, workers=1)
-    asked.clear()
+    with pytest.raises(ContentError, match="c2"):
+        fill(change=remove_last_reference, workers=1)
+    ids_read.clear()
     fill()
-    assert asked == ["c2"]
+    assert ids_read == ["c2"]
     folder = tmp_path / "cache" / cache_key(dataset, plan)
     assert len([*folder.glob("??/*")]) == 3
     assert not [*folder.glob("??/.*")]
 
 
-def test_two_who_fill_one_cache_make_each_case_once(fill, asked):
+def test_two_threads_that_fill_one_cache_make_each_case_once(fill, ids_read):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: fill(workers=1), range(2)))
-    assert sorted(asked) == ["c0", "c1", "c2"]
+    assert sorted(ids_read) == ["c0", "c1", "c2"]
     assert [c.folder for c in both[0]] == [c.folder for c in both[1]]
 
 
-def test_values_beyond_float16_are_held_at_its_end(fill, plan):
-    def brightened(case):
+def test_values_beyond_float16_are_clipped_to_its_largest_value(fill, plan):
+    def brighten(case):
         case.image.array[0, 0, 0, 0] = 1e9
         return case
 
     raw = plan.with_(normalisation=(Normalisation("dataset"),))
-    assert fill(raw, brightened)[0].image[0, 0, 0, 0] == 65504
+    assert fill(raw, brighten)[0].image[0, 0, 0, 0] == 65504
 
 
-def test_places_to_teach_are_of_all_kinds(fill, plan):
+def test_seeds_of_valid_voxels_are_spread_over_the_image(fill, plan):
     ignored = np.zeros((1, 512, 512), bool)
     ignored[0, 0, 0] = True
     geometry = Geometry.from_spacing(ignored.shape, (1, 1, 1))
     nothing = Reference(geometry, ignored.astype(np.uint8) * 0, None, (1,), ignore=ignored)
     image = Volume(np.zeros((1, 1, 512, 512), np.float32), geometry)
-    seeds = np.array(
-        fill(changed=lambda case: replace(case, image=image, reference=nothing))[0].valid_seeds
-    )
+
+    def replace_content(case):
+        return replace(case, image=image, reference=nothing)
+
+    seeds = np.array(fill(change=replace_content)[0].valid_seeds)
     assert (np.histogram2d(*seeds[:, 1:].T, bins=4)[0] > 0).all()  # not on a diagonal
 
 
-def test_an_entry_knows_where_to_teach_and_whether_a_lesion_has_parts(fill, plan):
+def test_entry_states_valid_seeds_and_if_a_lesion_has_several_values(fill, plan):
     whole = fill()[0]
     assert (whole.is_mixed, whole.valid_seeds) == (False, None)
 
-    def with_parts(case):
-        labels, ignore = case.reference.labels.copy(), np.zeros(GEOMETRY.shape, bool)
-        ids, ignore[5:] = (labels > 0).astype(np.int32), True
+    def add_parts_and_ignored_voxels(case):
+        labels = case.reference.labels.copy()
+        ids = (labels > 0).astype(np.int32)
         labels[2] *= 2
+        ignore = np.zeros(GEOMETRY.shape, bool)
+        ignore[5:] = True
         return replace(case, reference=Reference(GEOMETRY, labels, ids, (1,), ignore=ignore))
 
     regions = plan.with_(labels=Labels((1, 2), ("a", "b"), ((1, 2), (2,))))
-    cached = fill(regions, with_parts)[0]
+    cached = fill(regions, add_parts_and_ignored_voxels)[0]
     assert cached.folder != whole.folder
     assert cached.is_mixed
     assert np.unique(cached.labels).tolist() == [0, 1, 2]
@@ -196,7 +240,7 @@ def test_an_entry_knows_where_to_teach_and_whether_a_lesion_has_parts(fill, plan
     assert (cached.instances[tuple(seeds.T)] == 0).all()
 
 
-def test_a_table_of_lesions_has_at_most_32_seeds_each_and_comes_back_from_json():
+def test_table_of_lesions_with_at_most_32_seeds_each_survives_a_round_trip():
     instances = np.zeros((1, 1, 200), np.int32)
     instances[0, 0, 20:120] = 1
     instances[0, 0, 150:152] = 3
@@ -210,8 +254,10 @@ def test_a_table_of_lesions_has_at_most_32_seeds_each_and_comes_back_from_json()
         assert found.voxels.tolist() == [100, 2]
         assert found.boxes.tolist() == [[0, 0, 20, 1, 1, 120], [0, 0, 150, 1, 1, 152]]
         assert found.label_of_id().tolist() == [0, 1, 0, 2]
-    nothing = np.zeros((1, 1, 200), np.uint8)
-    empty = LesionIndex.of(nothing.astype(np.int32), ())
-    assert (len(empty), empty.boxes.shape, empty.label_of_id().tolist()) == (0, (0, 6), [0])
     with pytest.raises(ValueError, match="fit together"):
         LesionIndex.from_json(3, **{**table.to_json(), "labels": [1]})
+
+
+def test_table_without_lesions_is_empty():
+    empty = LesionIndex.of(np.zeros((1, 1, 200), np.int32), ())
+    assert (len(empty), empty.boxes.shape, empty.label_of_id().tolist()) == (0, (0, 6), [0])

@@ -1,4 +1,4 @@
-"""facts.json: a case is read once, and again when one of its files changes."""
+"""facts.json: a case is read once, and again after one of its files has changed."""
 
 import json
 import os
@@ -33,27 +33,32 @@ def read(dataset, tmp_path):
     return partial(read_records, dataset, tmp_path / "facts", lambda *_: None)
 
 
-def kept(dataset, folder):
-    """The entries of facts.json by case, as objects that differ when a case was read again."""
-    entries = json.loads((folder / "facts" / FACTS_FILE).read_text())
-    return {c.case: entries[str(c.images[0])] for c in dataset.cases if str(c.images[0]) in entries}
+def read_entries(dataset, folder):
+    """Read the entries of facts.json by case."""
+    stored = json.loads((folder / "facts" / FACTS_FILE).read_text())
+    entries = {}
+    for files in dataset.cases:
+        if str(files.images[0]) in stored:
+            entries[files.case] = stored[str(files.images[0])]
+    return entries
 
 
-def same(one, other):
-    pairs = zip(asdict(one[0]).values(), asdict(other[0]).values(), strict=True)
-    return one[1] == other[1] and all(np.array_equal(a, b) for a, b in pairs)
+def are_equal(record, other):
+    pairs = zip(asdict(record[0]).values(), asdict(other[0]).values(), strict=True)
+    return record[1] == other[1] and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def test_records_are_remembered_until_a_file_changes(dataset, read):
-    first, case = read(), read_case(dataset.cases[0], dataset)
+    first = read()
+    case = read_case(dataset.cases[0], dataset)
     record = first[case.case]
-    assert same(record, (facts_of(case, case.reference), record[1]))
-    for files in dataset.cases:  # other voxels of the same size and time: nobody looks at them
+    assert are_equal(record, (facts_of(case, case.reference), record[1]))
+    for files in dataset.cases:  # other content with the same size and time is not noticed
         state = files.images[0].stat()
         files.images[0].write_bytes(b"\0" * state.st_size)
         os.utime(files.images[0], (OLD, OLD))
     again = read()
-    assert all(same(record, again[case]) for case, record in first.items())
+    assert all(are_equal(record, again[case]) for case, record in first.items())
     files, _, bad = dataset.cases
     bad.images[0].write_bytes(b"no scan")
     os.utime(files.images[0], (OLD + 1, OLD + 1))
@@ -61,18 +66,18 @@ def test_records_are_remembered_until_a_file_changes(dataset, read):
         read()
 
 
-def test_a_file_of_this_second_and_another_reading_are_not_relied_on(dataset, read, tmp_path):
+def test_entries_of_new_files_and_of_other_labels_are_not_used(dataset, read, tmp_path):
     dataset.cases[0].images[0].touch()
     read()
-    before = kept(dataset, tmp_path)
+    before = read_entries(dataset, tmp_path)
     assert set(before) == {c.case for c in dataset.cases[1:]}
     merged = replace(dataset, labels=Labels((1, 2), ("a", "b")).merge())
     read_records(merged, tmp_path / "facts", lambda *_: None)
-    assert all(kept(dataset, tmp_path)[case] != entry for case, entry in before.items())
+    assert all(read_entries(dataset, tmp_path)[case] != entry for case, entry in before.items())
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[1]"])
-def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
+def test_cases_are_read_again_if_the_file_is_damaged_or_cannot_be_written(
     dataset, read, tmp_path, text
 ):
     (tmp_path / "facts").mkdir()
@@ -80,14 +85,14 @@ def test_a_damaged_file_and_one_that_cannot_be_written_cost_time_alone(
     first = read()
     (tmp_path / "file").write_text("a file")
     second = read_records(dataset, tmp_path / "file", lambda *_: None)
-    assert all(same(record, second[case]) for case, record in first.items())
-    assert len(kept(dataset, tmp_path)) == 3
+    assert all(are_equal(record, second[case]) for case, record in first.items())
+    assert len(read_entries(dataset, tmp_path)) == 3
 
 
-def test_an_interrupted_start_keeps_what_it_read(dataset, tmp_path):
+def test_interrupted_reading_keeps_the_entries_of_finished_cases(dataset, tmp_path):
     def interrupt(case, done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         read_records(dataset, tmp_path / "facts", interrupt)
-    assert dataset.cases[0].case in kept(dataset, tmp_path)
+    assert dataset.cases[0].case in read_entries(dataset, tmp_path)

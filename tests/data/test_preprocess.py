@@ -1,3 +1,5 @@
+"""Preparation of images and references: orientation, resampling, normalisation and labels."""
+
 import itertools
 from dataclasses import replace
 
@@ -36,33 +38,35 @@ def make_plan(spacing_mm=(1.0, 1.0, 1.0), normalisation=None, label_values=(1,))
     )
 
 
-def straight(shape, spacing=1.0):
+def make_straight(shape, spacing=1.0):
     return Geometry.from_spacing(shape, (spacing,) * len(shape))
 
 
-def centres(geometry):
-    """Millimetres of all voxels `[n, dims]`."""
+def centres_of(geometry):
+    """Return the centres of all voxels `[n, dims]` in millimetres."""
     return geometry.to_mm(np.indices(geometry.shape).reshape(geometry.dims, -1).T)
 
 
-def oblique(shape=SHAPE, spacing=(1.0, 1.0, 1.0), degrees=20.0):
+def make_oblique(shape=SHAPE, spacing=(1.0, 1.0, 1.0), degrees=20.0):
     return grid_of("SAR", spacing, (-0.6 * degrees, 0, degrees), shape)
 
 
-def drawn(labels, plan, geometry=None, **settings):
-    """The reference of a label map on the plan's grid, and that grid."""
-    geometry = geometry or straight(labels.shape)
+def prepare_labels(labels, plan, geometry=None, **settings):
+    """Prepare the reference of a label map. Return it with the plan's grid."""
+    geometry = geometry or make_straight(labels.shape)
     grid = plan_geometry(geometry, plan)
     reference = Reference(geometry, labels=labels, **settings)
     return prepare_reference(reference, grid, plan, where="case7"), grid
 
 
-def turned(volume, axes, flips):
-    """The same voxels at the same places, stored with other axes: numpy alone, no library."""
-    step, array = np.eye(4)[:, [*axes, 3]], volume.array.transpose(0, *(1 + a for a in axes))
+def reorient(volume, axes, flips):
+    """Store the same voxels at the same positions with other axes, by numpy only."""
+    step = np.eye(4)[:, [*axes, 3]]
+    array = volume.array.transpose(0, *(1 + a for a in axes))
     for new, old in enumerate(axes):
         if flips[new]:
-            step[old, new], step[old, 3] = -1, volume.geometry.shape[old] - 1
+            step[old, new] = -1
+            step[old, 3] = volume.geometry.shape[old] - 1
             array = np.flip(array, 1 + new)
     return Volume(array, Geometry(array.shape[1:], volume.geometry.affine @ step))
 
@@ -79,38 +83,40 @@ ORIENTATIONS = {
 @pytest.mark.parametrize("name", ORIENTATIONS)
 @pytest.mark.parametrize("degrees", [0.0, 20.0])
 def test_any_orientation_of_the_same_voxels_gives_the_same_array(rng, name, degrees):
-    truth = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), oblique(degrees=degrees))
-    stored = turned(truth, *ORIENTATIONS[name])
+    truth = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), make_oblique(degrees=degrees))
+    axes, flips = ORIENTATIONS[name]
+    stored = reorient(truth, axes, flips)
     np.testing.assert_array_equal(prepare_image(stored, make_plan()).array, truth.array)
     for spacing in ((1.0, 1.0, 1.0), (1.5, 0.8, 1.2)):
-        prepared, expected = (prepare_image(v, make_plan(spacing)) for v in (stored, truth))
+        prepared = prepare_image(stored, make_plan(spacing))
+        expected = prepare_image(truth, make_plan(spacing))
         np.testing.assert_allclose(prepared.array, expected.array, atol=1e-4)
         assert prepared.geometry.matches(expected.geometry, 1e-6)
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 0.7, 1.0), (0.5, 1.3, 2.0), (3.0, 3.0, 3.0)])
-def test_the_returned_affine_maps_indices_to_the_millimetres_they_were_read_at(spacing):
-    geometry = oblique(spacing=(1.7, 0.9, 1.1))
-    ramps = centres(geometry).T.reshape(3, *SHAPE).astype(np.float32)
+def test_affine_of_the_prepared_image_gives_the_positions_of_its_values(spacing):
+    geometry = make_oblique(spacing=(1.7, 0.9, 1.1))
+    ramps = centres_of(geometry).T.reshape(3, *SHAPE).astype(np.float32)
     plan = make_plan(spacing, (Normalisation("dataset"),) * 3).with_(channel_names=("x", "y", "z"))
     prepared = prepare_image(Volume(ramps, geometry), plan)
     assert prepared.geometry.spacing_mm == pytest.approx(spacing)
-    # the outer half voxel repeats the edge, so look at what lies between file voxel centres
-    expected = centres(prepared.geometry)
+    # the outer half voxel repeats the edge, so only positions between voxel centres are compared
+    expected = centres_of(prepared.geometry)
     place = geometry.to_index(expected)
-    # a coarser voxel is the mean over its extent, which has to lie inside as well
+    # a coarser voxel is the mean over its extent, which must be inside as well
     reach = np.maximum(np.array(spacing) / geometry.spacing_mm, 1) / 2 - 0.5
     inside = ((place >= reach) & (place <= np.array(SHAPE) - 1 - reach)).all(axis=1)
     assert inside.mean() > 0.3
-    # the mean over a part of a file voxel is its value, not that at the part's middle
+    # the mean over a part of a file voxel is its value, not the value at the middle of the part
     atol = 0.05 * max(geometry.spacing_mm) if (reach > 0).any() else 1e-3
     found = prepared.array.reshape(3, -1).T
     np.testing.assert_allclose(found[inside], expected[inside], atol=atol)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
-def test_a_shear_is_straightened_whatever_the_spacing(spacing):
-    """A tilted gantry: slices 1 mm apart along a line 30 degrees off their normal."""
+def test_sheared_grid_is_resampled_to_orthogonal_axes(spacing):
+    """Prepare a scan of a tilted gantry, with slices 1 mm apart and shifted by 30 degrees."""
     affine = np.eye(4)
     affine[:3, 0] = (np.cos(np.pi / 6), np.sin(np.pi / 6), 0.0)
     image = np.zeros((1, 24, 40, 24), np.float32)
@@ -119,45 +125,49 @@ def test_a_shear_is_straightened_whatever_the_spacing(spacing):
     prepared = prepare_image(volume, make_plan(spacing))
     axes = prepared.geometry.affine[:3, :3] / prepared.geometry.spacing_mm
     np.testing.assert_allclose(np.abs(axes.T @ axes), np.eye(3), atol=1e-6)
-    assert prepared.geometry.shape[1] > 40  # all that the slices cover, shifted as they are
+    assert prepared.geometry.shape[1] > 40  # the shifted slices cover more rows
     bright = np.argwhere(prepared.array[0] > 0.5).mean(axis=0)
     centre = volume.geometry.to_mm((11.5, 19.5, 11.5))
     np.testing.assert_allclose(prepared.geometry.to_mm(bright), centre, atol=0.5)
 
 
-def test_a_raster_is_not_turned_and_its_pixels_keep_their_place():
+def test_raster_is_not_reoriented_and_its_pixels_keep_their_position():
     geometry = Geometry((20, 30), np.array([[0, 0.5, 3.0], [-0.4, 0, 9.0], [0, 0, 1]]))
-    ramp = centres(geometry)[:, 1].reshape(1, 20, 30).astype(np.float32)
+    ramp = centres_of(geometry)[:, 1].reshape(1, 20, 30).astype(np.float32)
     volume = Volume(ramp, geometry)
     np.testing.assert_array_equal(prepare_image(volume, make_plan((0.4, 0.5))).array, volume.array)
     coarse = prepare_image(volume, make_plan((1.0, 1.0)))
     assert coarse.geometry.shape == (8, 15)  # 8 x 15 mm, as before
-    expected = centres(coarse.geometry)[:, 1]
+    expected = centres_of(coarse.geometry)[:, 1]
     np.testing.assert_allclose(coarse.array.reshape(-1), expected, atol=0.05 * 0.4)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)])
-def test_every_voxel_type_of_files_is_taken(rng, spacing):
-    array, plan = rng.integers(0, 2, size=(1, *SHAPE)), make_plan(spacing)
-    expected = prepare_image(Volume(array.astype(np.float32), oblique()), plan)
+def test_every_dtype_of_files_gives_the_same_image(rng, spacing):
+    array = rng.integers(0, 2, size=(1, *SHAPE))
+    plan = make_plan(spacing)
+    expected = prepare_image(Volume(array.astype(np.float32), make_oblique()), plan)
     for dtype in ("uint8", "int16", "uint16", ">i2", ">f4", "float64", "bool"):
-        prepared = prepare_image(Volume(array.astype(dtype), oblique()), plan)
+        prepared = prepare_image(Volume(array.astype(dtype), make_oblique()), plan)
         np.testing.assert_array_equal(prepared.array, expected.array)
-        assert drawn(array[0].astype(dtype), plan, oblique())[0].labels.max() == 1
+        assert prepare_labels(array[0].astype(dtype), plan, make_oblique())[0].labels.max() == 1
 
 
-def test_the_wrong_number_of_channels_and_a_grid_beyond_all_memory_are_an_error():
+def test_wrong_number_of_channels_is_an_error():
     with pytest.raises(ContentError, match="2 channels"):
-        prepare_image(Volume(np.zeros((2, *SHAPE), np.float32), straight(SHAPE)), make_plan())
+        prepare_image(Volume(np.zeros((2, *SHAPE), np.float32), make_straight(SHAPE)), make_plan())
+
+
+def test_grid_that_exceeds_memory_is_an_error():
     # 8 KB of voxels, 100 mm wide, would be 1600³ voxels of 1 mm: 16 GB
-    volume = Volume(np.zeros((1, 16, 16, 16)), straight((16, 16, 16), 100.0))
+    volume = Volume(np.zeros((1, 16, 16, 16)), make_straight((16, 16, 16), 100.0))
     with pytest.raises(GeometryError, match=r"a: would have 1600 × 1600"):
         prepare_image(volume, make_plan(), where="a")
 
 
 @pytest.mark.parametrize(("spacing", "is_error"), [(0.0015, True), (0.05, True), (0.3, False)])
-def test_a_scan_that_shrinks_to_a_voxel_or_two_is_an_error(spacing, is_error):
-    volume = Volume(np.zeros((1, 30, 40, 40), np.float32), straight((30, 40, 40), spacing))
+def test_scan_of_only_one_or_two_prepared_voxels_is_an_error(spacing, is_error):
+    volume = Volume(np.zeros((1, 30, 40, 40), np.float32), make_straight((30, 40, 40), spacing))
     if is_error:
         with pytest.raises(GeometryError, match=r"case7: with voxels of .*Correct the spacing"):
             prepare_image(volume, make_plan(), where="case7")
@@ -165,114 +175,128 @@ def test_a_scan_that_shrinks_to_a_voxel_or_two_is_an_error(spacing, is_error):
         assert prepare_image(volume, make_plan()).array.shape == (1, 9, 12, 12)
 
 
-def test_labels_become_channels_and_touching_labels_stay_two_lesions():
+def test_touching_labels_are_separate_lesions_with_consecutive_labels():
     labels = np.zeros(SHAPE, np.uint8)
     labels[2:4, 2:4, 2:4] = 7
     labels[4:6, 2:4, 2:4] = 3
     plan = make_plan(label_values=(3, 7))
-    prepared, _ = drawn(labels, plan)
+    prepared, _ = prepare_labels(labels, plan)
     assert prepared.instance_labels == (2, 1)
     np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
     assert prepared.ignore is None
-    empty, _ = drawn(np.zeros(SHAPE, np.uint8), plan)
+    empty, _ = prepare_labels(np.zeros(SHAPE, np.uint8), plan)
     assert empty.instance_labels == ()
     assert not empty.labels.any()
+
+
+def test_unknown_label_is_an_error_that_names_the_case():
+    plan = make_plan(label_values=(3, 7))
     with pytest.raises(ContentError, match="case7"):
-        drawn(np.full(SHAPE, 9, np.uint8), plan)
+        prepare_labels(np.full(SHAPE, 9, np.uint8), plan)
 
 
-def test_a_lesion_smaller_than_a_voxel_keeps_one_and_teaches_only_where_it_shows():
+def test_lesion_smaller_than_a_voxel_keeps_one_voxel():
     small = [(4, 4, 4), (16, 22, 28), (1, 1, 1), (1, 1, 4)]
     labels = np.zeros((30, 30, 30), np.uint8)
     labels[tuple(np.transpose(small))] = 1
-    prepared, grid = drawn(labels, make_plan((3.0, 3.0, 3.0)))
+    prepared, grid = prepare_labels(labels, make_plan((3.0, 3.0, 3.0)))
     assert len(prepared.instance_labels) == 4
     assert np.bincount(prepared.instances.ravel())[1:].min() == 1
     for number in range(1, 5):
         (voxel,) = np.argwhere(prepared.instances == number)
-        away = grid.to_mm([voxel]) - straight(labels.shape).to_mm(small)
+        away = grid.to_mm([voxel]) - make_straight(labels.shape).to_mm(small)
         assert np.linalg.norm(away, axis=1).min() <= 3.0
-    labels[:] = 0
+
+
+def test_lesion_that_is_invisible_in_its_voxel_is_ignored():
+    labels = np.zeros((30, 30, 30), np.uint8)
     labels[5, 5, 5] = 1  # a sixty-fourth of a voxel of 4 mm: the image cannot show it
     labels[16:18, 16:18, 16:19] = 1  # 12 of 64
-    prepared, _ = drawn(labels, make_plan((4.0, 4.0, 4.0)))
+    prepared, _ = prepare_labels(labels, make_plan((4.0, 4.0, 4.0)))
     np.testing.assert_array_equal(prepared.ignore, prepared.instances == 1)
     assert (prepared.instances == 2).sum() == 1
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.5, 0.4, 1.0), (3.0, 1.0, 0.5)])
-def test_a_voxel_is_lesion_where_lesions_cover_half_of_it(spacing):
-    """Against ten samples along each axis of every voxel."""
+def test_voxel_is_lesion_if_lesions_cover_half_of_it(spacing):
+    """Compare with ten samples along each axis of every voxel."""
     labels = np.zeros((24, 24, 24), np.uint8)
     labels[3:9, 4:12, 2:9] = labels[13:20, 12:21, 11:20] = 1
-    geometry = oblique(labels.shape, degrees=0.0)
-    prepared, grid = drawn(labels, make_plan(spacing), geometry)
+    geometry = make_oblique(labels.shape, degrees=0.0)
+    prepared, grid = prepare_labels(labels, make_plan(spacing), geometry)
     parts = (np.arange(10) + 0.5) / 10 - 0.5
     samples = np.array(list(itertools.product(parts, repeat=3)))
     index = np.stack(np.indices(grid.shape), -1).reshape(-1, 3)
     share = np.zeros(len(index))
     for sample in samples:
-        there = np.rint(geometry.to_index(grid.to_mm(index + sample))).astype(int)
-        inside = ((there >= 0) & (there < 24)).all(axis=1)
-        share[inside] += labels[tuple(there[inside].T)] / len(samples)
+        nearest = np.rint(geometry.to_index(grid.to_mm(index + sample))).astype(int)
+        inside = ((nearest >= 0) & (nearest < 24)).all(axis=1)
+        share[inside] += labels[tuple(nearest[inside].T)] / len(samples)
     clear = np.abs(share - 0.5) > 0.06
     np.testing.assert_array_equal(prepared.labels.reshape(-1)[clear], (share > 0.5)[clear])
 
 
-def test_reference_and_image_move_together_through_an_oblique_turn():
+def test_reference_and_image_are_reoriented_together():
     labels = np.zeros(SHAPE, np.int16)
-    labels[3:8, 5:9, 6:14], labels[1:3, 2:5, 1:9] = 1, 2
-    stored = turned(Volume(labels[None], oblique()), *ORIENTATIONS["LPS"])
-    one, two = stored.array == 1, stored.array[0] == 2
-    reference = Reference(stored.geometry, labels=one[0].astype(np.uint8), ignore=two)
-    image = Volume(one.astype(np.float32), stored.geometry)
+    labels[3:8, 5:9, 6:14] = 1
+    labels[1:3, 2:5, 1:9] = 2
+    axes, flips = ORIENTATIONS["LPS"]
+    stored = reorient(Volume(labels[None], make_oblique()), axes, flips)
+    lesion = stored.array == 1
+    ignore = stored.array[0] == 2
+    reference = Reference(stored.geometry, labels=lesion[0].astype(np.uint8), ignore=ignore)
+    image = Volume(lesion.astype(np.float32), stored.geometry)
     prepared = prepare_case(Case("c", image, reference, "g"), make_plan())
     np.testing.assert_array_equal(prepared.reference.labels, labels == 1)
     np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels == 1)
     np.testing.assert_array_equal(prepared.reference.ignore, labels == 2)
 
 
-def test_what_is_ignored_holds_no_lesion_and_boxes_are_filled():
-    labels, ignore = np.zeros((6, 8), np.uint8), np.zeros((6, 8), bool)
+def test_ignored_voxels_contain_no_lesion():
+    labels = np.zeros((6, 8), np.uint8)
     labels[1:3, 1:7] = 1
+    ignore = np.zeros((6, 8), bool)
     ignore[:, 4:] = True
     boxes = {"boxes": np.array([[1, 1, 3, 7]], np.float32), "box_labels": (1,)}
     for marked in ({"labels": labels}, boxes):
-        reference = Reference(straight((6, 8)), ignore=ignore, **marked)
-        prepared = prepare_reference(reference, straight((6, 8)), make_plan((1.0, 1.0)))
+        reference = Reference(make_straight((6, 8)), ignore=ignore, **marked)
+        prepared = prepare_reference(reference, make_straight((6, 8)), make_plan((1.0, 1.0)))
         assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
         np.testing.assert_array_equal(prepared.ignore, ignore)
-    boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)  # the small one on top
-    reference = Reference(straight((10, 12)), boxes=boxes, box_labels=(1, 1))
+
+
+def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():
+    boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)
+    reference = Reference(make_straight((10, 12)), boxes=boxes, box_labels=(1, 1))
     prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
     assert np.bincount(prepared.instances.ravel()).tolist() == [120 - 64, 4, 60]
     assert prepared.instances[2, 3] == 1
 
 
-def test_a_lesion_of_several_mask_values_is_one():
+def test_lesion_of_several_mask_values_is_one_instance():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
     parts = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (9,)))
     plan = make_plan((1.0, 1.0)).with_(labels=parts)
-    instances, of = lesion_instances((labels > 0).astype(np.uint8))
-    lesions = {"instances": instances, "instance_labels": of}
-    prepared, _ = drawn(labels, plan, **lesions)
+    instances, labels_of = lesion_instances((labels > 0).astype(np.uint8))
+    prepared, _ = prepare_labels(labels, plan, instances=instances, instance_labels=labels_of)
     assert prepared.labels.tolist() == [[0, 1, 2, 0, 0], [0, 3, 3, 0, 2]]
     assert prepared.instance_labels == (1, 1)
     assert prepared.instances.tolist() == [[0, 1, 1, 0, 0], [0, 1, 1, 0, 2]]
+    other = plan.with_(labels=replace(parts, regions=((1, 9), (9,))))
     with pytest.raises(ContentError, match=r"\[4\]"):
-        drawn(labels, plan.with_(labels=replace(parts, regions=((1, 9), (9,)))), **lesions)
+        prepare_labels(labels, other, instances=instances, instance_labels=labels_of)
 
 
 @pytest.mark.parametrize(
     "scheme", [Normalisation("zscore"), Normalisation("dataset", -100, 300, 40.0, 25.0)]
 )
 @pytest.mark.parametrize("spacing", [1.0, 1.6])
-def test_a_missing_channel_is_the_mean_of_its_scale(scheme, spacing, rng):
+def test_missing_channel_is_zero_after_normalisation(scheme, spacing, rng):
     plan = make_plan((spacing,) * 3, (scheme,) * 2).with_(channel_names=("T1", "T2"))
     image = rng.normal(80, 9, (2, *SHAPE)).astype(np.float32)
-    whole = prepare_image(Volume(image, oblique()), plan)
+    whole = prepare_image(Volume(image, make_oblique()), plan)
     image[1] = 0
-    lacking = prepare_image(Volume(image, oblique(), missing=(1,)), plan)
+    lacking = prepare_image(Volume(image, make_oblique(), missing=(1,)), plan)
     assert lacking.missing == (1,)
     assert not lacking.array[1].any()
     np.testing.assert_array_equal(lacking.array[0], whole.array[0])
@@ -280,9 +304,9 @@ def test_a_missing_channel_is_the_mean_of_its_scale(scheme, spacing, rng):
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "range"])
-def test_a_channel_of_its_own_scale_has_mean_0_and_variance_1_unless_constant(scheme, rng):
+def test_normalised_channel_has_mean_0_and_variance_1_unless_it_is_constant(scheme, rng):
     array = rng.normal(100, 20, size=(1, 50, 60)).astype(np.float32)
-    array[0, 0, 0] = 65535 if scheme == "range" else 100  # the tails are cut
+    array[0, 0, 0] = 65535 if scheme == "range" else 100  # the tails are clipped
     normalise(array, (Normalisation(scheme),))
     assert array.mean() == pytest.approx(0, abs=1e-4)
     assert array.std() == pytest.approx(1, abs=1e-4)
@@ -296,12 +320,12 @@ def test_a_channel_of_its_own_scale_has_mean_0_and_variance_1_unless_constant(sc
 @pytest.mark.parametrize(
     ("scheme", "values", "expected"),
     [
-        (Normalisation("zscore"), [0, 2, 0, 4], [-3, -1, -3, 1]),  # of the non-zero voxels
+        (Normalisation("zscore"), [0, 2, 0, 4], [-3, -1, -3, 1]),  # mean of the non-zero voxels
         (Normalisation("dataset", -100, 300, 50, 25), [-2000, 0, 50, 3000], [-6, -2, 0, 10]),
         (Normalisation("dataset", mean=1, std=2), [1, 2, 3, 4], [0, 0.5, 1, 1.5]),
     ],
 )
-def test_values_are_scaled_by_hand(scheme, values, expected):
+def test_normalised_values_equal_those_computed_by_hand(scheme, values, expected):
     array = np.array([[values], [values]], np.float32)
     normalise(array, (scheme, Normalisation("dataset")))
     np.testing.assert_allclose(array, [[expected], [values]])

@@ -1,3 +1,5 @@
+"""Tiles: their content, missing channels, and the grid of tiles over a volume."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -18,11 +20,12 @@ TILE = (8, 16, 12)
 
 @pytest.fixture
 def cases(tmp_path, rng):
-    """Two small cases, the second smaller than the tile along x and with an ignored corner."""
-    made = []
+    """Write two small cases. Case b is smaller than the tile along x and has an ignored corner."""
+    cases = []
     for name, shape in (("a", (20, 24, 28)), ("b", (9, 20, 7))):
         geometry = Geometry.from_spacing(shape, (1, 1, 1))
-        instances, ignore = np.zeros(shape, np.int32), None
+        instances = np.zeros(shape, np.int32)
+        ignore = None
         instances[2:4, 3:6, 4:6] = 1
         if name == "b":
             ignore = np.zeros(shape, bool)
@@ -33,83 +36,116 @@ def cases(tmp_path, rng):
         volume = Volume(image, geometry)
         (tmp_path / name).mkdir()
         write_cached_case(tmp_path / name, PreparedCase(name, name, volume, reference), "hash")
-        made.append(read_cached_case(tmp_path / name))
-    return made
+        cases.append(read_cached_case(tmp_path / name))
+    return cases
 
 
 @pytest.fixture
-def tiles(cases, plan):
-    """Nine tiles an epoch of two channels, of which some cases may lack one."""
+def make_tiles(cases, plan):
+    """Make a dataset of nine tiles per epoch with two channels. A case may lack a channel."""
 
     def make(augmentation=None, share=0.0, cases=cases, may_lack=True):
         changed = plan.with_(tile_shape=TILE, channel_names=("FLAIR", "T1"), may_lack=may_lack)
-        settings = {"n_tiles": 9, "seed": 3, "channel_dropout": share}
-        return TileDataset(cases, changed, SamplingConfig.of(), augmentation, **settings)
+        return TileDataset(
+            cases,
+            changed,
+            SamplingConfig.of(),
+            augmentation,
+            n_tiles=9,
+            seed=3,
+            channel_dropout=share,
+        )
 
     return make
 
 
-def test_an_item_is_the_tile_that_the_sampler_chose_in_the_types_promised(cases, tiles):
-    dataset = tiles()
+def test_item_is_the_tile_that_the_sampler_chose(cases, make_tiles):
+    dataset = make_tiles()
     for i in range(20):
-        choice, item = dataset.sampler.choose(*divmod(i, 9)), dataset[i]
+        epoch, number = divmod(i, 9)
+        choice = dataset.sampler.choose(epoch, number)
+        item = dataset[i]
         case = cases[choice.case]
         valid = np.ones(case.shape, bool) if case.valid is None else case.valid
-        expected = (case.image, case.labels[None], case.instances[None], valid[None])
-        where = tuple(slice(s + 30, s + 30 + t) for s, t in zip(choice.start, TILE, strict=True))
-        for key, array in zip(("image", "label", "instances", "valid"), expected, strict=True):
+        expected = {
+            "image": case.image,
+            "label": case.labels[None],
+            "instances": case.instances[None],
+            "valid": valid[None],
+        }
+        tile = tuple(slice(s + 30, s + 30 + t) for s, t in zip(choice.start, TILE, strict=True))
+        for key, array in expected.items():
             padded = np.pad(np.asarray(array), [(0, 0), *[(30, 30)] * 3])
-            np.testing.assert_array_equal(item[key], padded[:, *where])
-    dtypes = {key: tensor.dtype for key, tensor in item.items()}
-    masks = {"label": torch.uint8, "instances": torch.int32, "valid": torch.bool}
-    assert dtypes == {"image": torch.float32, **masks}
+            np.testing.assert_array_equal(item[key], padded[:, *tile])
+
+
+def test_items_have_the_documented_types(make_tiles):
+    dataset = make_tiles()
+    item = dataset[19]
+    assert {key: tensor.dtype for key, tensor in item.items()} == {
+        "image": torch.float32,
+        "label": torch.uint8,
+        "instances": torch.int32,
+        "valid": torch.bool,
+    }
     assert isinstance(dataset, Dataset)
     assert all(isinstance(item[key], MetaTensor) for key in ("image", "label"))
 
 
 @pytest.mark.parametrize("augmentation", [None, AugmentConfig.of()])
-def test_a_channel_is_left_out_of_some_tiles_and_nothing_else_changes(tiles, augmentation):
-    whole = tiles(augmentation)
-    some, again = (tiles(augmentation, 0.5) for _ in range(2))
-    missing = [some.raw(i).change.missing for i in range(200)]
+def test_channel_dropout_sets_a_channel_of_some_tiles_to_zero(make_tiles, augmentation):
+    whole = make_tiles(augmentation)
+    dropped = make_tiles(augmentation, 0.5)
+    again = make_tiles(augmentation, 0.5)
+    missing = [dropped.raw(i).change.missing for i in range(200)]
     assert 70 < sum(m == () for m in missing) < 130
     assert {m: missing.count(m) > 30 for m in missing} == {(): True, (0,): True, (1,): True}
     for i in range(12, 24):
-        before, item, expected = whole[i], again[i], whole[i]["image"].clone()
+        before = whole[i]
+        item = again[i]
+        expected = before["image"].clone()
         expected[list(missing[i])] = 0
         assert torch.equal(item["image"], expected)
         assert all(torch.equal(item[key], before[key]) for key in ("label", "instances", "valid"))
 
 
-def test_what_a_case_lacks_stays_missing_and_a_plan_without_missing_channels_drops_none(
-    cases, tiles
-):
-    lacking = tiles(share=0.9, cases=[replace(case, missing=(1,)) for case in cases])
-    assert {lacking.raw(i).change.missing for i in range(20)} == {(1,)}
+def test_channel_dropout_drops_no_channel_of_a_case_that_lacks_one(cases, make_tiles):
+    dataset = make_tiles(share=0.9, cases=[replace(case, missing=(1,)) for case in cases])
+    assert {dataset.raw(i).change.missing for i in range(20)} == {(1,)}
+
+
+def test_channel_dropout_is_an_error_if_the_plan_requires_all_channels(make_tiles):
     with pytest.raises(ConfigError, match="requires all channels"):
-        tiles(share=0.3, may_lack=False)
+        make_tiles(share=0.3, may_lack=False)
 
 
-@pytest.mark.parametrize(
-    ("shape", "tile", "overlap"),
-    [((40, 33, 50), (16, 16, 16), 0.5), ((100,), (30,), 0.0), ((9, 30), (12, 8), 0.25)],
-)
-def test_tiles_cover_every_voxel_overlap_enough_and_give_the_volume_back(rng, shape, tile, overlap):
-    grid, volume = TileGrid(shape, tile, overlap), rng.normal(size=shape)
+GRIDS = [((40, 33, 50), (16, 16, 16), 0.5), ((100,), (30,), 0.0), ((9, 30), (12, 8), 0.25)]
+
+
+@pytest.mark.parametrize(("shape", "tile", "overlap"), GRIDS)
+def test_mean_over_all_tiles_is_the_volume(rng, shape, tile, overlap):
+    grid = TileGrid(shape, tile, overlap)
+    volume = rng.normal(size=shape)
     padded = np.pad(volume, grid.pad)
-    total, seen = np.zeros_like(padded), np.zeros(grid.padded_shape, int)
+    total = np.zeros_like(padded)
+    n_tiles = np.zeros(grid.padded_shape, int)
     for i in range(len(grid)):
-        where = grid.slices(i)
-        assert seen[where].shape == tile
-        total[where] += padded[where]
-        seen[where] += 1
-    np.testing.assert_allclose((total / seen)[grid.inside], volume)
+        place = grid.slices(i)
+        assert n_tiles[place].shape == tile
+        total[place] += padded[place]
+        n_tiles[place] += 1
+    np.testing.assert_allclose((total / n_tiles)[grid.inside], volume)
+
+
+@pytest.mark.parametrize(("shape", "tile", "overlap"), GRIDS)
+def test_tiles_have_at_least_the_requested_overlap(shape, tile, overlap):
+    grid = TileGrid(shape, tile, overlap)
     for axis, length in enumerate(tile):
         starts = sorted({start[axis] for start in grid.starts})
         assert max(np.diff(starts), default=0) <= np.ceil(length * (1 - overlap))
 
 
-def test_an_axis_shorter_than_the_tile_is_padded_on_both_sides():
+def test_axis_shorter_than_the_tile_is_padded_on_both_sides():
     grid = TileGrid((5, 40), (8, 16))
     assert grid.pad == ((1, 2), (0, 0))
     assert grid.padded_shape == (8, 40)
@@ -117,10 +153,13 @@ def test_an_axis_shorter_than_the_tile_is_padded_on_both_sides():
     assert {start[0] for start in grid.starts} == {0}
     assert len(TileGrid((3, 4, 5), (8, 8, 8))) == 1
     assert clip_start((3, 1), (5, 9), (8, 8)) == (-grid.pad[0][0], 1)
+
+
+def test_start_of_a_tile_is_clipped_to_the_volume():
     assert clip_start((-4, 7, 100), (10, 10, 10), (4, 4, 4)) == (0, 6, 6)
 
 
-def test_a_wrong_overlap_or_number_of_axes_is_refused():
+def test_wrong_overlap_or_number_of_axes_is_an_error():
     with pytest.raises(ConfigError, match="overlap"):
         TileGrid((8, 8), (4, 4), 1.0)
     with pytest.raises(ConfigError, match="does not fit a volume"):
@@ -128,10 +167,11 @@ def test_a_wrong_overlap_or_number_of_axes_is_refused():
 
 
 @pytest.mark.parametrize("start", [(3, 5), (-2, 4), (6, -3), (-1, -1), (9, 9), (20, 20)])
-def test_a_tile_is_the_zero_padded_slice(rng, start):
+def test_tile_is_the_zero_padded_slice(rng, start):
     array = rng.integers(1, 99, size=(2, 10, 11)).astype(np.int32)
     tile = read_tile(array, start, (4, 5))
     padded = np.pad(array, [(0, 0), (30, 30), (30, 30)])
-    y, x = start[0] + 30, start[1] + 30
+    y = start[0] + 30
+    x = start[1] + 30
     np.testing.assert_array_equal(tile, padded[:, y : y + 4, x : x + 5])
     assert not np.shares_memory(tile, array)

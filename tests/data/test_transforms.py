@@ -1,4 +1,4 @@
-"""Tiles know where they lie in the patient whatever changed them; others' transforms are safe."""
+"""Affines of tiles after each change, and transforms of other libraries."""
 
 import random
 import re
@@ -20,16 +20,18 @@ from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
 from tests.io.dicom_files import grid_of
 
-SHAPE, TILE = (30, 36, 33), (14, 16, 14)
+SHAPE = (30, 36, 33)
+TILE = (14, 16, 14)
 
 
 @pytest.fixture
 def case(tmp_path):
-    """A case on an oblique grid of 1.5 x 1 x 1.2 mm whose three channels are RAS millimetres."""
+    """Write a case on an oblique grid. The values of its channels are positions in RAS mm."""
     geometry = grid_of("SAR", (1.5, 1.0, 1.2), (-10, 0, 20), SHAPE)
     image = geometry.to_mm(np.indices(SHAPE).reshape(3, -1).T).T.reshape(3, *SHAPE)
     instances = np.zeros(SHAPE, np.int32)
-    instances[12:16, 14:19, 11:15], instances[20:23, 25:28, 20:24] = 1, 2
+    instances[12:16, 14:19, 11:15] = 1
+    instances[20:23, 25:28, 20:24] = 2
     reference = Reference(geometry, instances.astype(np.uint8), instances, (1, 2))
     prepared = PreparedCase("a", "a", Volume(image.astype(np.float32), geometry), reference)
     (tmp_path / "a").mkdir()
@@ -38,11 +40,15 @@ def case(tmp_path):
 
 
 @pytest.fixture
-def tiles(case, plan, monkeypatch):
-    """Tiles of the case with these settings, never bent."""
+def make_tiles(case, plan, monkeypatch):
+    """Make tiles of the case with settings of the augmentation, but without elastic deformation."""
     monkeypatch.setattr("lesionseg.data.augment.ELASTIC_SHARE", 0.0)
-    names = {"channel_names": ("x", "y", "z"), "labels": Labels((1, 2), ("a", "b"))}
-    plan = plan.with_(tile_shape=TILE, spacing_mm=(1.5, 1.0, 1.2), **names)
+    plan = plan.with_(
+        tile_shape=TILE,
+        spacing_mm=(1.5, 1.0, 1.2),
+        channel_names=("x", "y", "z"),
+        labels=Labels((1, 2), ("a", "b")),
+    )
 
     def make(**settings):
         chosen = AugmentConfig.of(intensity_probability=0.0, **settings)
@@ -51,123 +57,144 @@ def tiles(case, plan, monkeypatch):
     return make
 
 
-def spec(name, keys="image", **arguments):
+def make_spec(name, keys="image", **arguments):
     return {"_target_": f"monai.transforms.{name}", "keys": keys, **arguments}
 
 
 BOTH = ["image", "label"]
-SMOOTH = spec("GaussianSmoothd", sigma=1.0)
-ZOOM = spec("RandZoomd", BOTH, prob=1.0, mode=["bilinear", "nearest"])
+SMOOTH = make_spec("GaussianSmoothd", sigma=1.0)
+ZOOM = make_spec("RandZoomd", BOTH, prob=1.0, mode=["bilinear", "nearest"])
 CHANGES = {
     "plain": {"flip_axes": [], "spatial_probability": 0.0},
     "flips": {"spatial_probability": 0.0},
     "moved": {"spatial_probability": 1.0},
-    "turned by MONAI": {"extra": [spec("RandRotate90d", BOTH, prob=1.0, spatial_axes=[0, 2])]},
-    "zoomed by MONAI": {"extra": [ZOOM, spec("RandFlipd", BOTH, prob=1.0, spatial_axis=1)]},
+    "rotated by MONAI": {
+        "extra": [make_spec("RandRotate90d", BOTH, prob=1.0, spatial_axes=[0, 2])]
+    },
+    "zoomed by MONAI": {"extra": [ZOOM, make_spec("RandFlipd", BOTH, prob=1.0, spatial_axis=1)]},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_voxel_of_a_tile_lies_where_its_affine_says(tiles, case, change):
-    dataset = tiles(**CHANGES[change])
+def test_affine_of_a_tile_gives_the_position_of_its_voxels(make_tiles, case, change):
+    dataset = make_tiles(**CHANGES[change])
     for number in range(4):
         item = dataset[number]
         inside = item["valid"][0] & (item["image"] != 0).all(dim=0)
-        # at the edge voxels are interpolated with the nothing beyond it
+        # voxels at the edge are interpolated with zeros outside
         index = np.argwhere(binary_erosion(inside.numpy(), iterations=2))
         assert len(index) > 100
         assert torch.equal(item["image"].affine, item["label"].affine)
         world = Geometry(TILE, item["image"].affine.numpy()).to_mm(index)
-        told = item["image"].as_tensor()[:, *index.T].T.numpy()
-        np.testing.assert_allclose(told, world, atol=0.06)  # float16, in millimetres
+        positions = item["image"].as_tensor()[:, *index.T].T.numpy()
+        np.testing.assert_allclose(positions, world, atol=0.06)  # float16, in millimetres
         place = case.geometry.to_index(world)
         source = np.rint(place).astype(int)
         near = np.abs(place - source).max(axis=1) < 0.2
         found = item["label"].as_tensor()[0, *index.T].numpy()[near]
-        # torch's nearest neighbour, with which MONAI zooms, is half a voxel off
+        # MONAI zooms with torch's nearest neighbour, which is shifted by half a voxel
         least = 0.9 if "zoomed" in change else 0.99
         assert (found == case.labels[tuple(source[near].T)]).mean() > least
         spacing = np.linalg.norm(item["image"].affine.numpy()[:3, :3], axis=0)
         np.testing.assert_allclose(item["image"].pixdim, spacing, atol=1e-6)
 
 
-class OldDice(MapTransform):
-    """Draws from the generators of the process, as transforms of other libraries do."""
+class ProcessNoise(MapTransform):
+    """A transform that draws from the generators of the process, like those of other libraries."""
 
     def __call__(self, data):
         noise = random.random() + np.random.random() + torch.rand(()).item()  # noqa: NPY002
         return {**data, "image": data["image"] + noise}
 
 
-def test_a_tile_is_the_same_in_any_order_and_process_with_others_transforms(tiles):
-    own = {"_target_": f"{__name__}.OldDice", "keys": "image"}
-    extra = [own, spec("RandBiasFieldd", prob=1.0), spec("RandFlipd", BOTH, prob=0.5)]
-    dataset = tiles(extra=extra)
+def test_tile_is_the_same_in_any_order_and_process_with_transforms_of_other_libraries(make_tiles):
+    own = {"_target_": f"{__name__}.ProcessNoise", "keys": "image"}
+    extra = [own, make_spec("RandBiasFieldd", prob=1.0), make_spec("RandFlipd", BOTH, prob=0.5)]
+    dataset = make_tiles(extra=extra)
     forwards = [dataset[i] for i in range(10)]
     torch.manual_seed(5)
     backwards = [dataset[i] for i in reversed(range(10))][::-1]
-    batches = DataLoader(tiles(extra=extra), num_workers=2, batch_size=1, sampler=range(10))
+    batches = DataLoader(make_tiles(extra=extra), num_workers=2, batch_size=1, sampler=range(10))
     for first, second, batch in zip(forwards, backwards, batches, strict=True):
         for key in first:
             assert torch.equal(first[key], second[key])
             assert torch.equal(first[key], batch[key][0])
-    assert not torch.equal(forwards[0]["image"], tiles()[0]["image"])
+    assert not torch.equal(forwards[0]["image"], make_tiles()[0]["image"])
     assert not torch.equal(forwards[0]["image"], forwards[8]["image"])  # of the next epoch
 
 
-def test_masks_move_with_the_label():
-    moved = add_mask_keys(spec("RandRotated", BOTH, mode=["bilinear", "nearest"], range_x=0.1))
+def test_all_masks_are_transformed_with_the_label():
+    moved = add_mask_keys(make_spec("RandRotated", BOTH, mode=["bilinear", "nearest"], range_x=0.1))
     assert moved["keys"] == ["image", "label", "instances", "valid"]
     assert moved["mode"] == ["bilinear", "nearest", "nearest", "nearest"]
     assert add_mask_keys(SMOOTH) == SMOOTH
 
 
+def read_tiles(dataset):
+    return [dataset[i] for i in range(8)]
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        (spec("RandBiasFieldddd"), "RandBiasFieldddd"),
-        (spec("RandBiasFieldd", probability=1), "probability"),
-        (spec("RandBiasFieldd", ["picture"], prob=1.0), "picture"),
-        (spec("DeleteItemsd", ["label"]), "label"),
-        (spec("RandSpatialCropd", BOTH, roi_size=8), "shape.*8, 8, 8"),
+        (make_spec("RandBiasFieldddd"), "RandBiasFieldddd"),
+        (make_spec("RandBiasFieldd", probability=1), "probability"),
+        (make_spec("RandBiasFieldd", ["picture"], prob=1.0), "picture"),
+        (make_spec("DeleteItemsd", ["label"]), "label"),
+        (make_spec("RandSpatialCropd", BOTH, roi_size=8), "shape.*8, 8, 8"),
     ],
 )
-def test_what_a_transform_must_not_do_is_an_error(tiles, extra, named):
+def test_error_names_an_invalid_transform(make_tiles, extra, named):
     with pytest.raises(ConfigError, match=rf"augment\.extra.*{named}"):
-        _ = [tiles(extra=[extra])[i] for i in range(8)]
+        read_tiles(make_tiles(extra=[extra]))
 
 
-def test_a_plan_s_transforms_come_after_normalisation_are_not_random_and_move_nothing(plan, rng):
+@pytest.fixture
+def volume(plan, rng):
     array = rng.normal(size=(1, 12, 10, 8)).astype(np.float32)
-    volume = Volume(array, Geometry.from_spacing((12, 10, 8), plan.spacing_mm))
+    return Volume(array, Geometry.from_spacing((12, 10, 8), plan.spacing_mm))
+
+
+def test_transforms_of_the_plan_are_applied_after_normalisation(plan, volume):
     before = prepare_image(volume, plan)
-    double = spec("ScaleIntensityd", factor=1.0, minv=None, maxv=None)
+    double = make_spec("ScaleIntensityd", factor=1.0, minv=None, maxv=None)
     after = prepare_image(volume, plan.with_(prepare_extra=(double,)))
     np.testing.assert_allclose(after.array, 2 * before.array, rtol=1e-6)
     assert after.geometry.matches(before.geometry)
+
+
+def test_transform_of_the_plan_that_moves_the_image_is_an_error(plan, volume):
     for wrong, message in (
-        (spec("Resized", spatial_size=[4, 4, 4]), "shape of image"),
-        (spec("Flipd", spatial_axis=0), "moved the image"),
-        (spec("Flipd", BOTH, spatial_axis=0), "label"),
+        (make_spec("Resized", spatial_size=[4, 4, 4]), "shape of image"),
+        (make_spec("Flipd", spatial_axis=0), "moved the image"),
+        (make_spec("Flipd", BOTH, spatial_axis=0), "label"),
     ):
         with pytest.raises(ConfigError, match=message):
             prepare_image(volume, plan.with_(prepare_extra=(wrong,)), where="c1")
+
+
+def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
     check_transforms(TrainConfig.of(prepare={"extra": [SMOOTH]}))
     for section, name in (("prepare", "RandBiasFieldd"), ("augment", "RandBias")):
         with pytest.raises(ConfigError, match=rf"{section}\.extra.*{name}"):
-            check_transforms(TrainConfig.of(**{section: {"extra": [spec(name)]}}))
+            check_transforms(TrainConfig.of(**{section: {"extra": [make_spec(name)]}}))
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        *("os.system", "monai.transforms.SaveImaged", "monai.transforms.LoadImaged"),
-        *("monai.transforms.TorchIOd", "monai.transforms.apply_transform"),
-        *("monai.utils.optional_import", "lesionseg.io.files.write_text", "$import os"),
+        "os.system",
+        "monai.transforms.SaveImaged",
+        "monai.transforms.LoadImaged",
+        "monai.transforms.TorchIOd",
+        "monai.transforms.apply_transform",
+        "monai.utils.optional_import",
+        "lesionseg.io.files.write_text",
+        "$import os",
     ],
 )
-def test_a_bundle_may_name_plain_transforms_of_monai_alone(target):
-    require_trusted([SMOOTH, spec("MedianSmoothd", radius=[1, 1, 1])], "plan.json")
+def test_only_plain_transforms_of_monai_are_trusted_in_a_bundle(target):
+    require_trusted([SMOOTH, make_spec("MedianSmoothd", radius=[1, 1, 1])], "plan.json")
     nested = [{"_target_": target}] if "$" not in target else target
     for specs in ([{"_target_": target}], [SMOOTH, {**SMOOTH, "sigma": nested}]):
         with pytest.raises(BundleError, match=rf"{re.escape(target)}.*trust=true"):

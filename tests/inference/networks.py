@@ -1,11 +1,11 @@
-"""Networks without training, whose output is known."""
+"""Untrained networks with a known output."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Bright(nn.Module):
-    """Logit of lesion k: how much brighter than `level` the first channel is, times `gain`."""
+    """A network whose logit is `gain · (first channel - level)` for each label."""
 
     def __init__(self, level: float = 2.0, gain: float = 4.0, n_labels: int = 1) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Bright(nn.Module):
 
 
 class Identity(nn.Module):
-    """Logits are the image itself."""
+    """A network that returns the image as logits."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return [image]

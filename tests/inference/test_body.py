@@ -1,3 +1,5 @@
+"""The body of a scan: its mask, its box, and scans without a visible body."""
+
 import numpy as np
 import pytest
 
@@ -9,41 +11,42 @@ EVERYTHING = tuple(slice(0, n) for n in SHAPE)
 
 
 def body_of(*channels, modality="mri"):
+    """Find the body in channels with voxels of 2 mm."""
     array = np.stack(channels).astype(np.float32)
     geometry = Geometry.from_spacing(array.shape[1:], (2.0,) * (array.ndim - 1))
     return find_body(Volume(array, geometry), modality)
 
 
-def ball(centre, radius):
+def make_ball(centre, radius):
     grid = np.stack(np.indices(SHAPE), -1)
     return ((grid - centre) ** 2).sum(-1) < radius**2
 
 
-HEAD = ball((20, 30, 35), 15)
+HEAD = make_ball((20, 30, 35), 15)
 
 
 @pytest.fixture
 def head(rng):
-    """A head of 300 in air of Rician noise 4, with a dark hollow."""
+    """Return a head of intensity 300 with a dark hollow, in air with Rician noise of 4."""
     air = np.abs(rng.normal(0, 4, SHAPE) + 1j * rng.normal(0, 4, SHAPE))
-    return np.where(HEAD & ~ball((20, 28, 35), 6), rng.normal(300, 30, SHAPE), air)
+    return np.where(HEAD & ~make_ball((20, 28, 35), 6), rng.normal(300, 30, SHAPE), air)
 
 
-def test_tissue_hollows_a_margin_and_an_ear_are_inside_air_and_a_crumb_are_not(head):
-    ear = ball((8, 12, 10), 4.2)
+def test_mask_contains_tissue_hollows_and_a_margin_but_not_air_or_single_voxels(head):
+    ear = make_ball((8, 12, 10), 4.2)
     head[ear] = 250
     head[36, 55, 66] = 400  # a spike of noise
     body = body_of(head)
     mask = body.mask(EVERYTHING)
     assert mask.shape == SHAPE
-    assert mask[ball((20, 30, 35), 17) | ear].all()
+    assert mask[make_ball((20, 30, 35), 17) | ear].all()
     assert not mask[36, 55, 66]
     assert not mask[:, 52:].any()
     assert mask.mean() < 0.4
     assert all(s.start <= c < s.stop for s, c in zip(body.box, (20, 30, 35), strict=True))
 
 
-def test_lungs_open_to_the_volumes_end_are_inside(rng):
+def test_mask_contains_lungs_that_reach_the_end_of_the_volume(rng):
     image = np.full(SHAPE, -1000.0) + rng.normal(0, 20, SHAPE)
     image[:, 15:50, 15:60] = 40
     image[:, 22:42, 22:35] = -850  # from the first slice to the last
@@ -62,27 +65,27 @@ def test_lungs_open_to_the_volumes_end_are_inside(rng):
         (HEAD[20] * 300.0, "xray"),
     ],
 )
-def test_where_next_to_nothing_or_all_is_body_there_is_no_mask(array, modality):
+def test_scan_without_visible_body_has_no_mask(array, modality):
     assert body_of(array, modality=modality) is None
 
 
-def test_any_channel_may_show_tissue(head):
-    nose = ball((20, 10, 35), 6)
+def test_mask_contains_the_tissue_of_every_channel(head):
+    nose = make_ball((20, 10, 35), 6)
     assert body_of(head, 500 * nose).mask(EVERYTHING)[nose].all()
 
 
-def test_no_box_that_holds_body_is_left_out(head, rng):
+def test_every_box_that_contains_body_is_touched(head, rng):
     body = body_of(head)
     mask = body.mask(EVERYTHING)
     for _ in range(300):
         start = [int(rng.integers(0, n - 3)) for n in SHAPE]
         ends = zip(start, SHAPE, strict=True)
         box = tuple(slice(s, int(rng.integers(s + 1, n + 1))) for s, n in ends)
-        assert body.touches(box) or not mask[box].any()  # blocks may stick out of the box
+        assert body.touches(box) or not mask[box].any()  # blocks may reach beyond the box
     assert not body.touches((slice(0, 4),) * 3)
 
 
-def test_rows_of_nothing_are_outside_to_the_voxel(rng):
+def test_rows_of_zeros_are_outside_to_the_voxel(rng):
     stripped = np.where(HEAD, rng.normal(300, 30, SHAPE), 0.0)
     body = body_of(stripped)
     assert body.box == (slice(6, 35), slice(16, 45), slice(21, 50))

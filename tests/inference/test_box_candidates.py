@@ -1,4 +1,4 @@
-"""Boxes of tiles put together, brought to the file's grid and fused with candidates of voxels."""
+"""Boxes: merging over tiles, resampling to the file's grid, and fusion with voxel candidates."""
 
 import math
 
@@ -27,18 +27,27 @@ from tests.models.plans import plan_of
 STRIDES = ((1, 1), (2, 2))
 
 
-def plan_with(**focal):
-    anchors = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0),),), width=8, depth=1, **focal)
+def make_plan(alpha=None, gamma=None, floor=None):
+    anchors = AnchorPlan(
+        stages=(1,),
+        sizes=(((4.0, 4.0),),),
+        width=8,
+        depth=1,
+        alpha=alpha,
+        gamma=gamma,
+        floor=floor,
+    )
     return plan_of("retinanet", strides=STRIDES, labels=("a", "b"), anchors=anchors)
 
 
-PLAN = plan_with()
+PLAN = make_plan()
 
 
-def seen(*boxes):
-    """What a network would say that sees these (box, probability, label) in its tile."""
+def make_output(*boxes):
+    """Make the output of a network that finds these (box, probability, label) in its tile."""
     anchors = grid_anchors(planned_anchors(PLAN).levels(STRIDES, PLAN.tile_shape))
-    logits, deltas = torch.full((1, len(anchors), 2), -20.0), torch.zeros(1, len(anchors), 4)
+    logits = torch.full((1, len(anchors), 2), -20.0)
+    deltas = torch.zeros(1, len(anchors), 4)
     for box, p, label in boxes:
         wanted = torch.tensor([box])
         best = int(box_iou(wanted, anchors).argmax())
@@ -47,84 +56,102 @@ def seen(*boxes):
     return DetectorOutput(logits, deltas)
 
 
-def found_in(*views, width=16, plan=PLAN):
-    """What one tile's views make of a volume; a view is an output, or one with its flipped axes."""
+def collect(*outputs, width=16, plan=PLAN):
+    """Collect the boxes of a volume of one tile from outputs without flips."""
     collector = BoxCollector(TileGrid((16, width), plan.tile_shape), plan)
-    for view in views:
-        output, flipped = view if isinstance(view, tuple) else (view, ())
-        collector.add(output, [0], flipped)
+    for output in outputs:
+        collector.add(output, [0], ())
     return collector.finish()
 
 
-def close(boxes, expected):
+def assert_close(boxes, expected):
     torch.testing.assert_close(boxes, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
-def test_a_lesion_seen_in_every_tile_comes_out_once_with_its_score():
-    grid, lesion = TileGrid((16, 24), PLAN.tile_shape, 0.5), [6.0, 10.0, 9.0, 13.0]
+def test_lesion_found_in_every_tile_is_one_box_with_its_score():
+    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
+    lesion = [6.0, 10.0, 9.0, 13.0]
     collector = BoxCollector(grid, PLAN)
     for i, start in enumerate(grid.starts):
-        here = [v - start[a % 2] for a, v in enumerate(lesion)]
-        collector.add(seen((here, 0.8, 1)), [i], ())
+        in_tile = [v - start[a % 2] for a, v in enumerate(lesion)]
+        collector.add(make_output((in_tile, 0.8, 1)), [i], ())
     found = collector.finish()
-    close(found.boxes, [lesion])
+    assert_close(found.boxes, [lesion])
     assert found.scores.item() == pytest.approx(0.8, abs=1e-3)
 
 
-def test_a_box_cut_by_a_tiles_inner_edge_is_damped_and_at_the_volumes_edge_is_not():
-    inner, outer = [6.0, 13, 10, 17], [6.0, -1, 10, 3]
+def test_score_is_reduced_for_a_box_cut_by_a_tile_but_not_by_the_volume():
+    inner = [6.0, 13, 10, 17]
+    outer = [6.0, -1, 10, 3]
     collector = BoxCollector(TileGrid((16, 32), PLAN.tile_shape, 0.0), PLAN)
-    collector.add(seen((inner, 0.9, 1), (outer, 0.9, 1)), [0], ())
+    collector.add(make_output((inner, 0.9, 1), (outer, 0.9, 1)), [0], ())
     found = collector.finish()
-    close(found.boxes[0], [6.0, 0, 10, 3])  # cut at the border
+    assert_close(found.boxes[0], [6.0, 0, 10, 3])  # clipped to the volume
     assert found.scores[0].item() == pytest.approx(0.9, abs=1e-4)
     assert len(found) == 1 or found.scores[1] < 0.2
 
 
-def test_labels_never_merge_mirrored_views_agree_and_padding_is_taken_off():
+def test_equal_boxes_of_different_labels_are_not_merged():
     box = [4.0, 4.0, 8.0, 8.0]
-    found = found_in(seen((box, 0.6, 2), (box, 0.7, 1)))
+    found = collect(make_output((box, 0.6, 2), (box, 0.7, 1)))
     assert found.labels.tolist() == [1, 2]
     assert found.scores.tolist() == pytest.approx([0.7, 0.6], abs=1e-3)
-    mirrored = seen(([2.0, 8, 6, 12], 0.6, 1)), (1,)
-    found = found_in(seen(([2.0, 4, 6, 8], 0.8, 1)), mirrored)
-    close(found.boxes, [[2.0, 4, 6, 8]])
+
+
+def test_mirrored_view_gives_the_same_box():
+    collector = BoxCollector(TileGrid((16, 16), PLAN.tile_shape), PLAN)
+    collector.add(make_output(([2.0, 4, 6, 8], 0.8, 1)), [0], ())
+    collector.add(make_output(([2.0, 8, 6, 12], 0.6, 1)), [0], (1,))
+    found = collector.finish()
+    assert_close(found.boxes, [[2.0, 4, 6, 8]])
     assert found.scores.item() == pytest.approx(0.8, abs=1e-3)
-    close(found_in(seen(([4.0, 6, 8, 10], 0.8, 1)), width=8).boxes, [[4.0, 2, 8, 6]])
 
 
-def test_no_view_gives_nothing_and_wild_boxes_are_dropped():
-    assert len(found_in()) == 0
-    output = seen(([4.0, 4, 8, 8], 0.9, 1))
+def test_padding_is_subtracted_from_boxes():
+    found = collect(make_output(([4.0, 6, 8, 10], 0.8, 1)), width=8)
+    assert_close(found.boxes, [[4.0, 2, 8, 6]])
+
+
+def test_no_output_gives_no_boxes():
+    assert len(collect()) == 0
+
+
+def test_boxes_with_nan_are_dropped():
+    output = make_output(([4.0, 4, 8, 8], 0.9, 1))
     output.box_deltas[0, :, 0] = torch.nan
-    assert len(found_in(output)) == 0
+    assert len(collect(output)) == 0
 
 
-def test_what_the_focal_loss_did_to_scores_is_undone():
-    view = seen(([4.0, 4, 8, 8], 0.6, 1))
-    plain, undone = (found_in(view, plan=p) for p in (PLAN, plan_with(alpha=0.25, gamma=2.0)))
-    assert undone.scores.item() > plain.scores.item() + 0.1
+def test_scores_are_corrected_for_the_focal_loss():
+    output = make_output(([4.0, 4, 8, 8], 0.6, 1))
+    plain = collect(output)
+    corrected = collect(output, plan=make_plan(alpha=0.25, gamma=2.0))
+    assert corrected.scores.item() > plain.scores.item() + 0.1
 
 
-# --- on the file's grid, and fused with candidates of voxels ------------------------------------
+# --- boxes on the file's grid, and their fusion with voxel candidates ---------------------------
 
 GRID = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))
 
 
-def test_the_same_grid_changes_nothing_and_spacing_scales():
+def test_boxes_on_the_same_grid_are_not_changed():
     boxes = np.array([[2, 3, 4, 5, 6, 7]], dtype=np.float32)
     np.testing.assert_allclose(restore_boxes(boxes, GRID, GRID), boxes, atol=1e-4)
+    assert restore_boxes(np.zeros((0, 6), np.float32), GRID, GRID).shape == (0, 6)
+
+
+def test_boxes_are_scaled_to_the_spacing_of_the_file():
+    boxes = np.array([[2, 3, 4, 5, 6, 7]], dtype=np.float32)
     fine = Geometry.from_spacing((40, 20, 20), (1.0, 1.0, 1.0))
     # voxel centres of the first slices coincide: index z of the plan is 2 z of the file
     expected = [[3.5, 3, 4, 9.5, 6, 7]]
     np.testing.assert_allclose(restore_boxes(boxes, GRID, fine), expected, atol=1e-4)
-    assert restore_boxes(np.zeros((0, 6), np.float32), GRID, GRID).shape == (0, 6)
 
 
-def test_flips_and_axis_order_are_exact_as_for_a_mask():
+def test_flips_and_axis_order_are_as_exact_as_for_a_mask():
     affine = np.array(GRID.affine)[:, [2, 0, 1, 3]]  # file axes: x, z, y of the plan
     affine[:3, 3] += affine[:3, 0] * 19
-    affine[:3, 0] *= -1  # the first axis turned round
+    affine[:3, 0] *= -1  # the first axis is flipped
     mask = np.zeros(GRID.shape, dtype=bool)
     mask[2:5, 3:6, 4:9] = True
     where = np.argwhere(np.flip(mask.transpose(2, 0, 1), axis=0))
@@ -143,36 +170,54 @@ def test_boxes_become_candidates_without_masks():
     assert candidate.diameter_mm == pytest.approx((2 * 4 * 4 * 2.0) ** (1 / 3))
 
 
-def candidate(number, box, score, mask=False, label=1):
-    ends, centre = (tuple(box[:2]), tuple(box[2:])), (0.0, 0.0)
-    return Candidate(number, label, score, *ends, centre, 1.0, None, has_mask=mask)
+def make_candidate(number, box, score, has_mask=False, label=1):
+    return Candidate(
+        id=number,
+        label=label,
+        score=score,
+        start_vox=tuple(box[:2]),
+        stop_vox=tuple(box[2:]),
+        centre_mm=(0.0, 0.0),
+        diameter_mm=1.0,
+        volume_ml=None,
+        has_mask=has_mask,
+    )
 
 
-def test_what_both_heads_found_comes_first_and_keeps_its_mask():
+def test_candidates_of_both_heads_come_first_and_keep_their_mask():
     instances = np.array([[1, 1, 0, 2], [1, 1, 0, 0]], dtype=np.int32)
     geometry = Geometry.from_spacing((2, 4), (1.0, 1.0))
-    own = candidate(1, [0, 0, 2, 2], 0.6, True), candidate(2, [0, 3, 1, 4], 0.5, True)
-    boxes = [candidate(1, [0, 2, 1, 4], 0.9), candidate(2, [5, 5, 9, 9], 0.8)]
-    boxes.append(candidate(3, [0, 0, 2, 2], 0.7, label=2))
-    found = fuse(Prediction("a", geometry, own, instances), boxes)
+    with_masks = (
+        make_candidate(1, [0, 0, 2, 2], 0.6, has_mask=True),
+        make_candidate(2, [0, 3, 1, 4], 0.5, has_mask=True),
+    )
+    boxes = [
+        make_candidate(1, [0, 2, 1, 4], 0.9),
+        make_candidate(2, [5, 5, 9, 9], 0.8),
+        make_candidate(3, [0, 0, 2, 2], 0.7, label=2),
+    ]
+    found = fuse(Prediction("a", geometry, with_masks, instances), boxes)
     masked = [(c.id, c.has_mask) for c in found.candidates]
     assert masked == [(1, True), (2, False), (3, False), (4, True)]
     assert [c.score for c in found.candidates] == pytest.approx([0.7, 0.4, 0.35, 0.3])
     assert found.instances.tolist() == [[4, 4, 0, 1], [4, 4, 0, 0]]
 
+
+def test_boxes_of_a_case_without_voxel_candidates_are_kept():
+    geometry = Geometry.from_spacing((2, 4), (1.0, 1.0))
     empty = Prediction("a", geometry, (), np.zeros((2, 4), np.int32))
     assert fuse(empty, []).candidates == ()
-    (only,) = fuse(empty, [candidate(1, [0, 0, 1, 1], 0.8)]).candidates
+    (only,) = fuse(empty, [make_candidate(1, [0, 0, 1, 1], 0.8)]).candidates
     assert only.score == pytest.approx(0.4)
 
 
-def test_a_tile_with_many_lesions_gives_a_box_for_each():
+def test_tile_with_many_lesions_gives_a_box_for_each():
     plan = PLAN.with_(tile_shape=(128, 128))
     anchors = grid_anchors(planned_anchors(plan).levels(STRIDES, plan.tile_shape))
     logits = torch.full((1, len(anchors), 2), -20.0)
     deltas = torch.zeros(1, len(anchors), 4)
     centres = anchors.unflatten(1, (2, 2)).mean(dim=1)
-    logits[0, (centres % 8 == 5).all(dim=1), 0] = 2.0  # cells 8 pixels apart, boxes of 4
+    logits[0, (centres % 8 == 5).all(dim=1), 0] = 2.0  # every 8 pixels, with boxes of 4
     collector = BoxCollector(TileGrid((128, 128), plan.tile_shape), plan)
     collector.add(DetectorOutput(logits, deltas), [0], ())
     found = collector.finish()
@@ -180,48 +225,49 @@ def test_a_tile_with_many_lesions_gives_a_box_for_each():
     assert found.n_left_out == 0
 
 
-def test_a_box_is_kept_from_the_floor_of_the_anchors_on() -> None:
-    view = seen(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
-    assert len(found_in(view)) == 0  # a plan of an earlier version: the floor of the candidate rule
-    found = found_in(view, plan=plan_with(floor=0.01))
+def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors() -> None:
+    output = make_output(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
+    assert len(collect(output)) == 0  # without it, the floor of the candidate rule is used
+    found = collect(output, plan=make_plan(floor=0.01))
     assert found.scores.tolist() == pytest.approx([0.02], abs=1e-4)
     assert found.n_left_out == 0
 
 
 def test_anchors_of_low_scores_are_not_counted_as_left_out(monkeypatch):
     monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 1)
-    view = seen(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.02, 1))
-    assert found_in(view, plan=plan_with(floor=0.01)).n_left_out == 0
+    output = make_output(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.02, 1))
+    assert collect(output, plan=make_plan(floor=0.01)).n_left_out == 0
 
 
-def test_anchors_beyond_the_most_that_nms_looks_at_are_counted(monkeypatch):
+def test_anchors_beyond_the_limit_of_nms_are_counted_as_left_out(monkeypatch):
     monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 2)
-    found = found_in(
-        seen(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1))
+    found = collect(
+        make_output(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1))
     )
     assert len(found) == 2
     assert found.n_left_out == 1
 
 
-def test_partners_equal_a_search_of_the_whole_table(monkeypatch):
+def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch):
     monkeypatch.setattr(boxes_module, "_ROWS", 3)
     rng = np.random.default_rng(0)
     geometry = Geometry.from_spacing((40, 40), (1.0, 1.0))
 
-    def candidates(n):
+    def draw_candidates(n):
         starts = rng.uniform(0, 30, (n, 2))
         corners = np.concatenate([starts, starts + rng.uniform(2, 9, (n, 2))], axis=1)
-        return [
-            Candidate.from_box(i, int(rng.integers(1, 3)), 0.5, corner.tolist(), geometry)
-            for i, corner in enumerate(corners, start=1)
-        ]
+        candidates = []
+        for i, corner in enumerate(corners, start=1):
+            label = int(rng.integers(1, 3))
+            candidates.append(Candidate.from_box(i, label, 0.5, corner.tolist(), geometry))
+        return candidates
 
-    voxels = candidates(20)
-    others = candidates(25)
-    tables = [
-        torch.tensor([[*c.start_vox, *c.stop_vox] for c in side]) for side in (voxels, others)
-    ]
-    overlap = box_iou(*tables).numpy()
+    def table_of(candidates):
+        return torch.tensor([[*c.start_vox, *c.stop_vox] for c in candidates])
+
+    voxels = draw_candidates(20)
+    others = draw_candidates(25)
+    overlap = box_iou(table_of(voxels), table_of(others)).numpy()
     overlap *= np.array([[v.label == o.label for o in others] for v in voxels])
     expected = {}
     while overlap.max() >= 0.1:

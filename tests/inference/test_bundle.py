@@ -1,3 +1,5 @@
+"""Bundles: round trips, damaged files, bundles of version 1.0, and ensembles."""
+
 import json
 import pickle
 import shutil
@@ -29,12 +31,11 @@ def folder(tmp_path, plan):
     return tmp_path / "bundle"
 
 
-def test_a_bundle_read_back_is_the_same_networks_and_plan(folder, plan):
-    before = bundle_digest(folder)
+def test_bundle_survives_a_round_trip(folder, plan):
     selection = Selection((OperatingPoint("fp_per_case:1", 0.3, "validation"),))
     members = [build_network(plan, seed=seed) for seed in (5, 6, 7)]
     write_bundle(folder, members, plan, "# card\n", selection=selection)
-    back, whole = read_bundle(folder), bundle_digest(folder)
+    back = read_bundle(folder)
     assert back.plan == plan
     assert back.selection == replace(selection, n_members=3)
     image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -42,31 +43,42 @@ def test_a_bundle_read_back_is_the_same_networks_and_plan(folder, plan):
         assert not network.training
         with torch.inference_mode():
             assert torch.equal(network(image)[0], member.eval()(image)[0])
+
+
+def test_bundle_without_the_weights_of_a_member_is_an_error(folder, plan):
+    before = bundle_digest(folder)
+    write_bundle(folder, [build_network(plan, seed=seed) for seed in (5, 6, 7)], plan, "# card\n")
+    whole = bundle_digest(folder)
     (folder / "weights_1.safetensors").unlink()
     assert len({before, whole, bundle_digest(folder)}) == 3
     with pytest.raises(BundleError):
         read_bundle(folder)
 
 
-def test_an_old_bundle_is_replaced_as_a_whole_or_stays(folder, plan, monkeypatch):
+def test_new_bundle_replaces_all_files_of_the_old_bundle(folder, plan):
     (folder / "stale.txt").write_text("old")
     write_bundle(folder, build_network(plan, seed=9), plan, "# new\n")
     names = ["model_card.md", "plan.json", "selection.json", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
-    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # who reads the plan, reads all
-    after = bundle_digest(folder)
+    assert (
+        len({p.stat().st_mode for p in folder.iterdir()}) == 1
+    )  # all files have the same access rights
 
-    def full(*_, **__):
+
+def test_old_bundle_stays_if_the_new_bundle_cannot_be_written(folder, plan, monkeypatch):
+    before = bundle_digest(folder)
+
+    def raise_full_disk(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("lesionseg.inference.bundle.save_file", full)
+    monkeypatch.setattr("lesionseg.inference.bundle.save_file", raise_full_disk)
     with pytest.raises(OutputError):
         write_bundle(folder, build_network(plan), plan, "")
-    assert bundle_digest(folder) == after
+    assert bundle_digest(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
 
 
-def test_a_run_means_the_bundle_inside(folder, plan):
+def test_run_directory_stands_for_the_bundle_inside(folder, plan):
     (folder.parent / "plan.json").write_text(plan.to_json())
     assert resolve_bundle(folder.parent) == resolve_bundle(folder) == folder
     for wrong in (folder.parent.parent, folder / "absent"):
@@ -74,22 +86,29 @@ def test_a_run_means_the_bundle_inside(folder, plan):
             resolve_bundle(wrong)
 
 
-class _Trap:
+class Touch:
+    """An object that creates the file `ran` if it is unpickled."""
+
     def __reduce__(self):
-        return Path.touch, (Path("sprung"),)
+        return Path.touch, (Path("ran"),)
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
-def test_a_pickle_in_place_of_safetensors_stays_unopened(folder, write, monkeypatch, tmp_path):
+def save_pickle(content, path):
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("save", [torch.save, save_pickle])
+def test_pickle_named_safetensors_is_not_opened(folder, save, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    write({"a": _Trap()}, folder / "weights.safetensors")
+    save({"a": Touch()}, folder / "weights.safetensors")
     with pytest.raises(BundleError):
         read_bundle(folder)
-    assert not Path("sprung").exists()
+    assert not Path("ran").exists()
 
 
-def test_weights_whose_header_s_length_begins_like_a_pickle_are_read(folder, plan):
-    tensors, path = build_network(plan).state_dict(), folder / "weights.safetensors"
+def test_weights_that_begin_with_the_first_byte_of_a_pickle_are_read(folder, plan):
+    tensors = build_network(plan).state_dict()
+    path = folder / "weights.safetensors"
     for n in range(0, 256, 8):  # headers are padded to 8 bytes
         save_file(tensors, path, metadata={"note": "x" * n})
         if path.read_bytes()[0] == 0x80:
@@ -98,29 +117,27 @@ def test_weights_whose_header_s_length_begins_like_a_pickle_are_read(folder, pla
     assert read_bundle(folder).plan == plan
 
 
-def test_tensors_that_do_not_fit_are_named(folder, plan):
+def test_error_names_the_tensors_that_do_not_fit(folder, plan):
     tensors = {name: t.clone() for name, t in build_network(plan).state_dict().items()}
-    missing, odd, endless = sorted(tensors)[:3]
+    missing, odd, infinite = sorted(tensors)[:3]
     del tensors[missing]
     tensors |= {"unknown": torch.zeros(1), odd: torch.zeros(7, 7)}
-    tensors[endless] = tensors[endless] * float("nan")
-    for names in ((endless,), (missing, odd, "unknown")):
+    tensors[infinite] = tensors[infinite] * float("nan")
+    for names in ((infinite,), (missing, odd, "unknown")):
         save_file(tensors, folder / "weights.safetensors")
         with pytest.raises(BundleError) as caught:
             read_bundle(folder)
         assert all(name in str(caught.value) for name in names)
-        tensors[endless] = build_network(plan).state_dict()[endless]
+        tensors[infinite] = build_network(plan).state_dict()[infinite]
 
 
 def test_damaged_files_are_an_error(folder):
-    plan, selection, weights = (
-        folder / name for name in ("plan.json", "selection.json", "weights.safetensors")
-    )
-    damage = [(weights, weights.read_bytes()[:-100])]
-    for path in (plan, selection):
+    weights = folder / "weights.safetensors"
+    damaged = [(weights, weights.read_bytes()[:-100])]
+    for path in (folder / "plan.json", folder / "selection.json"):
         newer = json.dumps({**json.loads(path.read_text()), "schema_version": 99}).encode()
-        damage += [(path, newer), (path, b"\xff\xfe\x00")]
-    for path, content in damage:
+        damaged += [(path, newer), (path, b"\xff\xfe\x00")]
+    for path, content in damaged:
         sound = path.read_bytes()
         path.write_bytes(content)
         with pytest.raises(BundleError):
@@ -129,8 +146,8 @@ def test_damaged_files_are_an_error(folder):
     read_bundle(folder)
 
 
-def old_bundle(folder, tmp_path):
-    """Make a bundle of version 1.0, whose plan.json contains the selection, too."""
+def write_bundle_of_version_1_0(folder):
+    """Write a bundle whose plan.json also contains the selection. Return both."""
     old = Path(__file__).parents[1] / "plan" / "plan_schema_1.json"
     plan = Plan.from_json(old.read_text("utf-8"))
     write_bundle(folder, build_network(plan), plan, "# card\n")
@@ -139,35 +156,43 @@ def old_bundle(folder, tmp_path):
     return plan, Selection.from_json(old.read_text("utf-8"))
 
 
-def test_a_bundle_of_version_1_0_is_read_with_its_selection(folder, tmp_path):
-    plan, selection = old_bundle(folder, tmp_path)
+def test_bundle_of_version_1_0_is_read_with_its_selection(folder):
+    plan, selection = write_bundle_of_version_1_0(folder)
     found = read_bundle(folder)
     assert (found.plan, found.selection) == (plan, selection)
     assert len(selection.operating_points) == 9
     assert selection.voxel_calibration is not None
 
 
-def test_a_bundle_without_its_selection_is_an_error(folder):
+def test_bundle_without_its_selection_is_an_error(folder):
     (folder / "selection.json").unlink()
     with pytest.raises(BundleError, match=r"no selection\.json\. Copy the bundle again"):
         read_bundle(folder)
 
 
-def test_a_network_of_ones_own_is_passed_as_an_object_and_never_imported(tmp_path, plan):
+def make_own_network(_):
+    return Bright(0.0, 0.0)
+
+
+def test_own_network_is_passed_as_an_object_and_never_imported(tmp_path, plan):
     named = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "b", Bright(3.0, 2.0), named, "")
-    network = read_bundle(tmp_path / "b", {"mine": lambda _: Bright(0.0, 0.0)}).networks[0]
+    network = read_bundle(tmp_path / "b", {"mine": make_own_network}).networks[0]
     assert isinstance(network, Bright)
     assert network.level.item() == 3.0
     with pytest.raises(ConfigError):
         read_bundle(tmp_path / "b")
 
 
-def test_members_of_an_ensemble_share_grid_and_labels(plan):
+def test_ensemble_of_bundles_with_different_plans_is_an_error(plan):
     bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
     assert ensemble(bundles).selection.n_members == 2
-    for other in ({"spacing_mm": (2.0, 2.0, 2.0)}, {"anchors": AnchorPlan((1,), ())}):
-        with pytest.raises(BundleError, match=f"number 2 has another {next(iter(other))}"):
-            ensemble([bundles[0], replace(bundles[1], plan=replace(plan, **other))])
+    others = {
+        "spacing_mm": replace(plan, spacing_mm=(2.0, 2.0, 2.0)),
+        "anchors": replace(plan, anchors=AnchorPlan((1,), ())),
+    }
+    for name, other in others.items():
+        with pytest.raises(BundleError, match=f"number 2 has another {name}"):
+            ensemble([bundles[0], replace(bundles[1], plan=other)])
     with pytest.raises(BundleError):
         ensemble([])

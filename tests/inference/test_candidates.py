@@ -1,3 +1,5 @@
+"""Candidates from probabilities: the rule, its invariances, operating points, and limits."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +12,11 @@ from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.ops.components import label_components, lesion_instances
 from lesionseg.plan.plan import CandidateRule
 
-RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1)  # by the peak alone
+RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1)  # the extent depends only on the peak
 
 
 def find(*channels, rule=RULE, mm=1.0, **changes):
+    """Find the candidates of one channel per label. `changes` replace fields of the rule."""
     arrays = [np.asarray(channel, dtype=np.float32) for channel in channels]
     geometry = Geometry.from_spacing(arrays[0].shape, (mm,) * arrays[0].ndim)
     labels = tuple(range(1, len(arrays) + 1))
@@ -24,19 +27,19 @@ def scores(candidates):
     return [round(c.score, 3) for c in candidates]
 
 
-# --- the rule, by hand -----------------------------------------------------------------------
+# --- the rule, computed by hand --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("row", "change", "instances"),
     [
-        # a peak extends to its own share: 0.9 / 2.5 = 0.36; 0.36 belongs to it, 0.35 does not
+        # a peak extends down to a share of its value: 0.9 / 2.5 = 0.36, so 0.35 is outside
         ([0.1, 0.36, 0.9, 0.5, 0.35, 0.1], {}, [0, 1, 1, 1, 0, 0]),
-        # faint lesions extend further down than bright ones
+        # faint lesions extend to lower values than bright ones
         ([0.9, 0.3, 0.0, 0.3, 0.2, 0.13, 0.11], {}, [1, 0, 0, 2, 2, 2, 0]),
-        # the extent may go below the floor, the peak may not
+        # the extent may contain values below the floor, but the peak may not be below it
         ([0.3, 0.2, 0.0, 0.29, 0.2], {"floor": 0.3}, [1, 1, 0, 0, 0]),
-        # 0.9 / 1.6 = 0.56, but 0.36 is still likely; 0.2 / 1.6 = 0.125
+        # 0.9 / 1.6 = 0.56, but 0.36 is above the extent of 0.35; 0.2 / 1.6 = 0.125
         (
             [0.34, 0.36, 0.9, 0.5, 0.0, 0.12, 0.13, 0.2],
             {"ratio": 1.6, "extent": 0.35},
@@ -44,36 +47,42 @@ def scores(candidates):
         ),
         # a shoulder is dropped: 0.34 < 1.5 · 0.3 next to the extent of 0.9
         ([0.9, 0.5, 0.30, 0.34, 0.1], {}, [1, 1, 0, 0, 0]),
-        # a peak that is none (0.5 ≥ 1.5 · 0.3) touches the higher region: one candidate
+        # a second peak (0.5 ≥ 1.5 · 0.3) touches the higher region: one candidate
         ([0.9, 0.5, 0.3, 0.5, 0.1], {}, [1, 1, 1, 1, 0]),
-        # a plateau is one peak; equal peaks are ranked by index
+        # a plateau is one peak; equal peaks are ordered by index
         ([0.5, 0.5, 0.0, 0.7, 0.0, 0.5, 0.0, 0.7], {}, [3, 3, 0, 1, 0, 4, 0, 2]),
-        # small ones are dropped
+        # small candidates are dropped
         ([0.9, 0.0, 0.6, 0.5], {"min_voxels": 2}, [0, 0, 1, 1]),
         ([0.01, 0.04], {}, [0, 0]),
     ],
 )
-def test_a_row_of_probabilities_has_these_candidates(row, change, instances):
+def test_rule_gives_the_candidates_found_by_hand(row, change, instances):
     found = find([row], **change)
     assert found.instances.tolist() == [instances]
     assert [c.id for c in found.candidates] == list(range(1, max(instances) + 1))
 
 
-def test_a_candidate_scores_the_mean_of_its_eight_highest_voxels():
+def test_score_is_the_mean_of_the_eight_highest_voxels():
     found = find([[*[0.8] * 9, *[0.7] * 4, 0.0, 0.9, 0.5, 0.4]])
-    assert scores(found.candidates) == [0.8, 0.6]  # nine of 0.8; all three of the higher peak
+    assert scores(found.candidates) == [
+        0.8,
+        0.6,
+    ]  # nine voxels of 0.8; all three voxels of the higher peak
     assert (found.instances == 1).sum() == 13
 
 
-def test_a_voxel_of_two_labels_belongs_to_the_higher_probability():
+def test_voxel_of_two_labels_belongs_to_the_higher_probability():
     found = find([[0.9, 0.6, 0.5, 0.0]], [[0.0, 0.5, 0.8, 0.7]])
     assert found.instances.tolist() == [[1, 1, 2, 2]]
     assert scores(found.candidates) == [0.75, 0.75]
-    beaten = find([[0.9, 0.8]], [[0.7, 0.7]])  # everywhere
-    assert [c.label for c in beaten.candidates] == [1]
 
 
-def test_a_candidate_is_measured_in_voxels_and_millimetres():
+def test_label_that_is_less_likely_everywhere_has_no_candidate():
+    found = find([[0.9, 0.8]], [[0.7, 0.7]])
+    assert [c.label for c in found.candidates] == [1]
+
+
+def test_candidate_is_measured_in_voxels_and_millimetres():
     p = np.zeros((4, 5, 6), np.float32)
     p[1:3, 2:4, 3:5] = 0.8
     geometry = Geometry.from_spacing(p.shape, (3.0, 2.0, 1.0))
@@ -85,7 +94,7 @@ def test_a_candidate_is_measured_in_voxels_and_millimetres():
     assert found.diameter_mm == pytest.approx(2 * (3 * 48 / (4 * np.pi)) ** (1 / 3))
 
 
-def test_what_is_dropped_for_its_size_is_remembered_as_boxes():
+def test_candidates_that_are_too_small_are_kept_as_removed_boxes():
     channel = [[0.9, 0.0, 0.0, 0.6, 0.6, 0.6, 0.0, 0.3]]
     found = find(channel, min_voxels=2)
     assert (scores(found.candidates), scores(found.removed)) == ([0.6], [0.9, 0.3])
@@ -94,37 +103,43 @@ def test_what_is_dropped_for_its_size_is_remembered_as_boxes():
     assert scores(find(channel, min_voxels=2, candidate_limit=1).removed) == [0.9]
 
 
-def test_nan_and_a_channel_off_the_grid_are_an_error():
+def test_nan_is_an_error():
     with pytest.raises(ContentError):
         find([[float("nan"), 0.2]])
+
+
+def test_channel_on_another_grid_is_an_error():
     geometry = Geometry.from_spacing((2, 2), (1, 1))
     with pytest.raises(GeometryError):
         find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
 
 
-# --- properties ------------------------------------------------------------------------------
+# --- invariances -----------------------------------------------------------------------------
 
 
-def blobs(rng, shape):
-    grid, p = np.stack(np.indices(shape), -1), np.zeros(shape)
+def draw_blobs(rng, shape):
+    grid = np.stack(np.indices(shape), -1)
+    p = np.zeros(shape)
     for _ in range(12):
-        centre, width, height = rng.uniform(0, shape), rng.uniform(0.7, 2.5), rng.uniform(0.02, 1)
+        centre = rng.uniform(0, shape)
+        width = rng.uniform(0.7, 2.5)
+        height = rng.uniform(0.02, 1)
         p = np.maximum(p, height * np.exp(-((grid - centre) ** 2).sum(-1) / (2 * width**2)))
     return p.astype(np.float32)
 
 
-def around(array, fill):
-    """The 3ᵈ neighbourhood of each voxel, on the last axes, and those axes."""
+def neighbourhoods(array, fill):
+    """Return the 3ᵈ neighbourhood of each voxel on the last axes, and these axes."""
     padded = np.pad(array, 1, constant_values=fill)
     axes = tuple(range(array.ndim, 2 * array.ndim))
     return np.lib.stride_tricks.sliding_window_view(padded, (3,) * array.ndim), axes
 
 
-def naive(p, rule):
-    """The rule in slow words: one mask a step."""
+def label_by_naive_rule(p, rule):
+    """Apply the rule slowly, with one mask per peak."""
     claimed = np.zeros(p.shape, int)
     kept = np.zeros(p.shape, bool)
-    windows, axes = around(p, -1)
+    windows, axes = neighbourhoods(p, -1)
     seeds = np.flatnonzero((windows.max(axis=axes) <= p) & (p >= rule.floor))
     for step, seed in enumerate(sorted(seeds, key=lambda i: -p.flat[i]), start=1):
         if claimed.flat[seed]:
@@ -132,38 +147,39 @@ def naive(p, rule):
         bar = min(np.float64(p.flat[seed]) / rule.ratio, np.float64(np.float32(rule.extent)))
         parts = label_components((p >= bar) & (claimed == 0))
         region = parts == parts.flat[seed]
-        contact = region & around(claimed > 0, False)[0].any(axis=axes)
+        contact = region & neighbourhoods(claimed > 0, False)[0].any(axis=axes)
         claimed[region] = step
         shoulder = contact.any() and p.flat[seed] < PROMINENCE * p[contact].max()
         kept |= region & ~shoulder
-    joined = label_components(kept)
-    sizes = np.bincount(joined.ravel())
-    joined[sizes[joined] < rule.min_voxels] = 0
-    return np.unique(joined, return_inverse=True)[1].reshape(p.shape)
+    instances = label_components(kept)
+    sizes = np.bincount(instances.ravel())
+    instances[sizes[instances] < rule.min_voxels] = 0
+    return np.unique(instances, return_inverse=True)[1].reshape(p.shape)
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("shape", [(9, 10, 11), (24, 20)])
-def test_equals_the_slow_wording_of_the_rule_mirrored_or_not(seed, shape):
-    p = blobs(np.random.default_rng(seed), shape)
+def test_candidates_equal_those_of_the_naive_rule_and_of_the_mirrored_image(seed, shape):
+    p = draw_blobs(np.random.default_rng(seed), shape)
     rule = CandidateRule(min_voxels=2)
-    found, slow = find(p, rule=rule).instances, naive(p, rule)
-    pairs = np.unique(np.stack([found, slow]).reshape(2, -1), axis=1)  # ids are by another order
-    assert pairs.shape[1] == found.max() + 1 == slow.max() + 1
+    found = find(p, rule=rule).instances
+    naive = label_by_naive_rule(p, rule)
+    pairs = np.unique(np.stack([found, naive]).reshape(2, -1), axis=1)  # the ids differ in order
+    assert pairs.shape[1] == found.max() + 1 == naive.max() + 1
     assert np.array_equal(found, find(p[:, ::-1], rule=rule).instances[:, ::-1])
 
 
 # --- operating points ------------------------------------------------------------------------
 
 
-def test_the_operating_point_accepts_from_its_score_up():
-    half = accept(find([[0.9, 0.0, 0.5, 0.0, 0.4]]), OperatingPoint("score:0.5", 0.5))
-    assert [c.accepted for c in half.candidates] == [True, True, False]
-    assert half.mask().tolist() == [[1, 0, 1, 0, 0]]
-    assert half.operating_point == OperatingPoint("score:0.5", 0.5)
+def test_operating_point_accepts_candidates_from_its_score_upwards():
+    found = accept(find([[0.9, 0.0, 0.5, 0.0, 0.4]]), OperatingPoint("score:0.5", 0.5))
+    assert [c.accepted for c in found.candidates] == [True, True, False]
+    assert found.mask().tolist() == [[1, 0, 1, 0, 0]]
+    assert found.operating_point == OperatingPoint("score:0.5", 0.5)
 
 
-def test_points_are_found_by_their_aim():
+def test_operating_points_are_found_by_their_aim():
     points = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
     assert choose_operating_point(points) is points[0]
     assert choose_operating_point(points, Aim("auto")) is points[0]
@@ -175,22 +191,22 @@ def test_points_are_found_by_their_aim():
             choose_operating_point(points, aim)
 
 
-# --- one candidate, one object -------------------------------------------------------------------
+# --- each candidate is one connected component ---------------------------------------------------
 
 
-def test_peaks_that_no_drawn_voxel_connects_are_separate_candidates():
+def test_peaks_without_connecting_voxels_are_separate_candidates():
     large = [[0.9] * 20 + [0.2] + [0.8] * 20]
     assert find(large, ratio=1.6, extent=0.35).instances.tolist() == [[1] * 20 + [0] + [2] * 20]
 
 
-def test_a_region_cut_by_another_label_becomes_a_candidate_for_each_part():
+def test_region_divided_by_another_label_becomes_a_candidate_for_each_part():
     found = find([[0.7, 0.6, 0.5, 0.6, 0.65]], [[0.0, 0.0, 0.9, 0.0, 0.0]])
     assert found.instances.tolist() == [[2, 2, 1, 3, 3]]
     assert [c.label for c in found.candidates] == [2, 1, 1]
 
 
-def probability_maps(rng, shape, n_labels):
-    """Smooth random maps with many peaks, levels and islands, one for each label."""
+def make_maps(rng, shape, n_labels):
+    """Make a smooth random map with many peaks, levels and islands for each label."""
     channels = []
     for _ in range(n_labels):
         p = rng.random(shape)
@@ -203,8 +219,8 @@ def probability_maps(rng, shape, n_labels):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("shape", [(9, 14, 15), (40, 50)])
 @pytest.mark.parametrize("n_labels", [1, 2])
-def test_every_candidate_is_one_connected_object_of_the_mask(seed, shape, n_labels):
-    maps = probability_maps(np.random.default_rng(seed), shape, n_labels)
+def test_every_candidate_is_one_connected_component_of_the_mask(seed, shape, n_labels):
+    maps = make_maps(np.random.default_rng(seed), shape, n_labels)
     found = find(*maps, rule=CandidateRule(min_voxels=2))
     assert len(found.candidates) > 3
     for candidate in found.candidates:
@@ -219,7 +235,7 @@ def test_every_candidate_is_one_connected_object_of_the_mask(seed, shape, n_labe
 @pytest.mark.parametrize("shape", [(9, 14, 15), (40, 50)])
 @pytest.mark.parametrize("n_labels", [1, 2])
 def test_candidates_and_components_of_the_mask_agree_at_every_threshold(seed, shape, n_labels):
-    maps = probability_maps(np.random.default_rng(seed), shape, n_labels)
+    maps = make_maps(np.random.default_rng(seed), shape, n_labels)
     found = find(*maps, rule=CandidateRule(min_voxels=2))
     for threshold in (0.1, 0.3, 0.5, 0.7):
         drawn = accept(found, OperatingPoint(f"score:{threshold}", threshold))
@@ -230,7 +246,7 @@ def test_candidates_and_components_of_the_mask_agree_at_every_threshold(seed, sh
         assert pairs.shape[1] == len(of_candidate)  # each component is one candidate
 
 
-def test_all_of_many_equal_spots_are_candidates():
+def test_all_of_1000_equal_spots_are_candidates():
     p = np.zeros((96, 96, 96), np.float32)
     spots = np.stack(np.meshgrid(*[np.arange(3, 93, 9)] * 3, indexing="ij"), -1).reshape(-1, 3)
     for z, y, x in spots:
@@ -240,7 +256,7 @@ def test_all_of_many_equal_spots_are_candidates():
     assert found.n_left_out == 0
 
 
-def test_the_limit_leaves_out_the_lowest_peaks_and_states_their_number():
+def test_limit_leaves_out_the_lowest_peaks_and_states_their_number():
     row = [[0.3, 0.0, 0.9, 0.0, 0.6, 0.0, 0.5]]
     found = find(row, candidate_limit=2)
     assert found.instances.tolist() == [[0, 0, 1, 0, 2, 0, 0]]
@@ -248,7 +264,7 @@ def test_the_limit_leaves_out_the_lowest_peaks_and_states_their_number():
     assert "2 with the lowest scores were left out" in found.left_out_note
 
 
-def test_the_limit_keeps_every_candidate_above_the_operating_point():
+def test_limit_keeps_every_candidate_above_the_operating_point():
     p = np.array([[[0.3, 0.0, 0.9, 0.0, 0.6, 0.0, 0.5]]], np.float32)
     geometry = Geometry.from_spacing(p.shape[1:], (1.0, 1.0))
     rule = replace(RULE, candidate_limit=1)

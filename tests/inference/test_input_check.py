@@ -1,4 +1,4 @@
-"""Scans unlike the training scans: by grid, intensities, sharpness; empty and missing channels."""
+"""Check of scans against the training scans: grid, intensities, polarity, and channels."""
 
 import numpy as np
 import pytest
@@ -20,51 +20,58 @@ from lesionseg.inference.input_check import (
 )
 from lesionseg.plan.plan import Plan
 
-SHAPE, GRID = (20, 24, 28), Geometry.from_spacing((20, 24, 28), (1.0, 1.0, 1.0))
+SHAPE = (20, 24, 28)
+GRID = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
 
 
-def scan(seed):
+def make_scan(seed):
+    """Make a scan `[1, z, y, x]` of noise."""
     return np.random.default_rng(seed).normal(size=(1, *SHAPE)).astype(np.float32)
 
 
-def check_of(n):
+def make_check(n):
+    """Make the check of n training scans."""
     grids = [grid_statistics(SHAPE, (1.0, 1.0, 1.0))] * n
-    return make_input_check(grids, [image_statistics(scan(s), ("T1",)) for s in range(n)])
+    return make_input_check(grids, [image_statistics(make_scan(s), ("T1",)) for s in range(n)])
 
 
 @pytest.fixture(scope="module")
 def check():
-    return InputCheck.model_validate_json(check_of(6).model_dump_json())
+    return InputCheck.model_validate_json(make_check(6).model_dump_json())
 
 
 @pytest.mark.parametrize(
     ("image", "spacing_mm", "name"),
     [
-        (scan(9), (1.0, 1.0, 1.0), ""),
-        (scan(9) + 1, (1.0, 1.0, 1.0), "percentile of T1"),
-        (scan(9).cumsum(1), (1.0, 1.0, 1.0), "T1"),
-        (scan(9), (5.0, 1.0, 1.0), "along S"),
+        (make_scan(9), (1.0, 1.0, 1.0), ""),
+        (make_scan(9) + 1, (1.0, 1.0, 1.0), "percentile of T1"),
+        (make_scan(9).cumsum(1), (1.0, 1.0, 1.0), "T1"),
+        (make_scan(9), (5.0, 1.0, 1.0), "along S"),
     ],
 )
-def test_what_is_unlike_the_training_scans_is_named(check, plan, image, spacing_mm, name):
+def test_warning_names_the_difference_from_the_training_scans(check, plan, image, spacing_mm, name):
     result = check_scan(check, image, Geometry.from_spacing(SHAPE, spacing_mm), plan, ())
     assert (result.score > 1) == bool(name) == bool(result.warning)
     assert name in result.warning
 
 
+def test_few_training_scans_give_no_check():
+    assert make_check(4) is None
+
+
 def test_empty_and_missing_channels_are_named_without_a_check(plan):
-    assert check_of(4) is None  # too few
     assert "T1 is empty" in check_scan(None, np.zeros((1, *SHAPE)), GRID, plan, ()).warning
     two = plan.with_(channel_names=("T1", "T2"), normalisation=plan.normalisation * 2)
-    result = check_scan(None, np.concatenate([scan(0), 0 * scan(0)]), GRID, two, (1,))
+    result = check_scan(None, np.concatenate([make_scan(0), 0 * make_scan(0)]), GRID, two, (1,))
     assert result.missing == ("T2",)
     assert "T2" in result.warning
     assert "empty" not in result.warning
 
 
-def test_a_scan_may_lack_one_channel_or_none(plan):
-    three = {"channel_names": ("C0", "C1", "C2"), "normalisation": plan.normalisation * 3}
-    plan = plan.with_(**three, may_lack=True)
+def test_scan_may_lack_one_channel_if_the_plan_allows_it(plan):
+    plan = plan.with_(
+        channel_names=("C0", "C1", "C2"), normalisation=plan.normalisation * 3, may_lack=True
+    )
     assert Plan.from_json(plan.to_json()) == plan
     for missing in ((), (0,), (2,)):
         check_missing(plan, missing)
@@ -74,8 +81,8 @@ def test_a_scan_may_lack_one_channel_or_none(plan):
         check_missing(plan.with_(may_lack=False), (1,))
 
 
-def film(seed, *, is_negative=False):
-    """Draw a film `[1, y, x]` in its own range: dark lungs between bright sides."""
+def make_film(seed, *, is_negative=False):
+    """Draw a film `[1, y, x]` in its own range, with dark lungs between bright sides."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:60, :64] / 60
     lungs = np.exp(-(((x - 0.3) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2)
@@ -85,9 +92,9 @@ def film(seed, *, is_negative=False):
     return (-values if is_negative else values)[np.newaxis].astype(np.float32)
 
 
-def check_of_films(n):
+def make_check_of_films(n):
     grids = [grid_statistics((60, 64), (1.0, 1.0))] * n
-    films = [film(seed) for seed in range(n)]
+    films = [make_film(seed) for seed in range(n)]
     check = make_input_check(
         grids,
         [image_statistics(f, ("film",)) for f in films],
@@ -97,40 +104,40 @@ def check_of_films(n):
 
 
 @pytest.mark.parametrize("n", [5, 20])
-def test_a_photographic_negative_is_named(n):
-    check = check_of_films(n)
+def test_warning_names_a_photographic_negative(n):
+    check = make_check_of_films(n)
     for seed in range(100, 120):
         for is_negative in (False, True):
-            image = film(seed, is_negative=is_negative)
+            image = make_film(seed, is_negative=is_negative)
             pictures = polarity_features(image, ("film",))
             score, warning = check.compare(image_statistics(image, ("film",)), pictures)
             assert (score > 1) == bool(warning) == is_negative
             assert ("film looks like a photographic negative" in warning) == is_negative
 
 
-def test_scans_without_a_polarity_warn_of_nothing():
-    features = [polarity_features(scan(s), ("T1",)) for s in range(40)]
+def test_scans_without_a_polarity_give_no_warning():
+    features = [polarity_features(make_scan(s), ("T1",)) for s in range(40)]
     check = make_input_check(
         [grid_statistics(SHAPE, (1.0, 1.0, 1.0))] * 20,
-        [image_statistics(scan(s), ("T1",)) for s in range(20)],
+        [image_statistics(make_scan(s), ("T1",)) for s in range(20)],
         features[:20],
     )
     for own in features[20:]:
         turned = PolarityFeatures(-own["T1"].skew, -own["T1"].border, -own["T1"].picture)
         assert check.compare({}, {"T1": turned})[1] == ""
     flat = [polarity_features(np.zeros((1, *SHAPE)), ("T1",))] * 6
-    images = [image_statistics(scan(s), ("T1",)) for s in range(6)]
+    images = [image_statistics(make_scan(s), ("T1",)) for s in range(6)]
     assert make_input_check([grid_statistics(SHAPE, (1, 1, 1))] * 6, images, flat).polarities == {}
 
 
-def test_the_check_of_an_earlier_bundle_has_no_polarity(check):
+def test_check_of_an_earlier_bundle_has_no_polarity(check):
     earlier = InputCheck.model_validate({"medians": check.medians, "tolerances": check.tolerances})
-    assert earlier.compare({}, polarity_features(film(0), ("film",))) == (None, "")
+    assert earlier.compare({}, polarity_features(make_film(0), ("film",))) == (None, "")
 
 
 def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_minus_1():
-    features = [polarity_features(film(seed), ("film",))["film"] for seed in range(20)]
-    polarity = check_of_films(20).polarities["film"]
+    features = [polarity_features(make_film(seed), ("film",))["film"] for seed in range(20)]
+    polarity = make_check_of_films(20).polarities["film"]
     agreements = [polarity.agreement(own) for own in features]
     assert np.mean(agreements) == pytest.approx(1, abs=0.05)
     for own, agreement in zip(features, agreements, strict=True):
@@ -139,7 +146,7 @@ def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_min
     assert polarity.lowest > 0 >= polarity.limit
 
 
-def test_features_by_hand():
+def test_polarity_features_have_the_values_computed_by_hand():
     channel = np.zeros((24, 24))
     channel[2:-2, 2:-2] = 1  # the border is 2 wide: 24 / 12
     channel[10, 10] = 9
@@ -153,7 +160,7 @@ def test_features_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(60, 64), (1, 1), (5, 200), (20, 24, 28), (2, 30, 30)])
-def test_a_coarse_picture_changes_its_sign_with_the_film(rng, shape):
+def test_coarse_picture_changes_its_sign_with_the_film(rng, shape):
     channel = rng.normal(size=shape)
     picture = coarse_picture(channel)
     assert picture.shape == ((36,) if len(shape) == 2 else (64,))
@@ -162,7 +169,7 @@ def test_a_coarse_picture_changes_its_sign_with_the_film(rng, shape):
     assert not coarse_picture(np.full(shape, 4.0)).any()
 
 
-def test_a_coarse_picture_is_made_of_block_means():
+def test_coarse_picture_consists_of_block_means():
     channel = np.kron(np.arange(36).reshape(6, 6), np.ones((3, 5)))
     expected = np.arange(36) - 17.5
     np.testing.assert_allclose(
@@ -170,15 +177,15 @@ def test_a_coarse_picture_is_made_of_block_means():
     )
 
 
-def one_hot(value):
+def make_bright_voxel(value):
     image = np.zeros((1, *SHAPE), np.float32)
     image[0, 5, 5, 5] = value
     return image
 
 
-def small_head():
+def make_small_head():
     image = np.zeros((1, *SHAPE), np.float32)
-    image[:, 8:12, 8:12, 8:12] = scan(0)[:, 8:12, 8:12, 8:12]
+    image[:, 8:12, 8:12, 8:12] = make_scan(0)[:, 8:12, 8:12, 8:12]
     return image
 
 
@@ -189,26 +196,27 @@ def small_head():
         (np.full((1, *SHAPE), 100.1, np.float32), True),
         (np.full((1, *SHAPE), -1024, np.int16), True),
         # a constant that was scaled
-        (np.full((1, *SHAPE), 100.1, np.float32) + 1e-4 * scan(0), True),
-        (one_hot(1e6), True),
-        (scan(0), False),
-        (scan(0) * 1e-30, False),
-        (scan(0) + 1000, False),
-        (small_head(), False),
+        (np.full((1, *SHAPE), 100.1, np.float32) + 1e-4 * make_scan(0), True),
+        (make_bright_voxel(1e6), True),
+        (make_scan(0), False),
+        (make_scan(0) * 1e-30, False),
+        (make_scan(0) + 1000, False),
+        (make_small_head(), False),
     ],
 )
-def test_a_channel_without_contrast(image, is_blank):
+def test_channel_without_contrast_is_found(image, is_blank):
     assert channels_without_contrast(Volume(image, GRID), ("T1",)) == (("T1",) if is_blank else ())
 
 
-def test_of_several_channels_the_blank_one_is_named_and_a_missing_one_is_not():
-    image = np.concatenate([scan(0), 0 * scan(0), 0 * scan(0)])
+def test_blank_channel_is_named_but_a_missing_channel_is_not():
+    image = np.concatenate([make_scan(0), 0 * make_scan(0), 0 * make_scan(0)])
     volume = Volume(image, GRID, missing=(2,))
     assert channels_without_contrast(volume, ("T1", "T2", "FLAIR")) == ("T2",)
 
 
-def test_contrast_is_looked_for_where_a_radiograph_shows_something():
-    image, valid = scan(0), np.zeros(SHAPE, bool)
+def test_contrast_is_measured_only_on_valid_voxels():
+    image = make_scan(0)
+    valid = np.zeros(SHAPE, bool)
     valid[5:15] = True
     image[:, 5:15] = 7
     assert channels_without_contrast(Volume(image, GRID, valid), ("T1",)) == ("T1",)
@@ -225,7 +233,7 @@ def test_contrast_is_looked_for_where_a_radiograph_shows_something():
         ((1000.0, 1000.0, 1000.0), "metres for millimetres"),
     ],
 )
-def test_a_spacing_that_cannot_be_meant_is_an_error(plan, spacing_mm, words):
+def test_implausible_spacing_is_an_error(plan, spacing_mm, words):
     with pytest.raises(GeometryError, match=r"scan\.nii") as caught:
         check_extent(Geometry.from_spacing(SHAPE, spacing_mm), plan, "scan.nii")
     assert words in str(caught.value)
@@ -234,5 +242,5 @@ def test_a_spacing_that_cannot_be_meant_is_an_error(plan, spacing_mm, words):
 @pytest.mark.parametrize(
     "spacing_mm", [(1.0, 1.0, 1.0), (6.0, 0.3, 0.3), (0.05, 0.05, 0.05), (10.0, 10.0, 10.0)]
 )
-def test_a_spacing_that_may_be_meant_is_left_to_the_check(plan, spacing_mm):
+def test_unusual_spacing_is_no_error(plan, spacing_mm):
     check_extent(Geometry.from_spacing((8, 8, 3), spacing_mm), plan, "scan.nii")

@@ -1,3 +1,5 @@
+"""The predictor: orientation of scans, channels, calibration, ensembles, and empty images."""
+
 from dataclasses import replace
 
 import nibabel as nib
@@ -37,7 +39,7 @@ predictor_of = Predictor.from_network
 
 @pytest.fixture
 def image(rng):
-    """A body of noise with three bright blobs, alike in no direction, in SAR order."""
+    """Return noise with three bright blobs in SAR order. No flip or turn leaves it unchanged."""
     grid = np.stack(np.indices(SHAPE), -1)
     image = rng.normal(100, 4, SHAPE)
     for centre, radius, height in BLOBS:
@@ -50,16 +52,16 @@ def volume(image):
     return Volume(image[None], Geometry.from_spacing(SHAPE, SPACING_MM))
 
 
-def stored(array, geometry, code):
-    """The same voxels in the same places, with array axes along `code` (slowest first)."""
+def reorient(array, geometry, code):
+    """Store the same voxels at the same positions, with array axes along `code` (slowest first)."""
     image = nib.Nifti1Image(array, geometry.affine)
-    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt(code))
-    turned = image.as_reoriented(turn)
+    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt(code))
+    turned = image.as_reoriented(transform)
     return Volume(np.array(turned.dataobj)[None], Geometry(turned.shape, turned.affine))
 
 
-def read_at(prediction, like):
-    """A prediction's instances at the voxel centres of another grid."""
+def read_instances(prediction, like):
+    """Return a prediction's instances at the voxel centres of another grid."""
     index = prediction.geometry.to_index(like.to_mm(np.argwhere(np.ones(like.shape))))
     index = np.rint(index).astype(int)
     assert ((index >= 0) & (index < prediction.geometry.shape)).all()
@@ -73,10 +75,10 @@ def dice(a, b):
 @pytest.mark.parametrize("name", ["threshold", "unet"])
 @pytest.mark.parametrize("spacing_mm", [SPACING_MM, (1.3, 0.9, 1.1)])
 @pytest.mark.parametrize("oblique", [False, True])
-def test_however_a_scan_is_stored_the_candidates_lie_in_the_same_place(
+def test_scan_gives_the_same_candidates_in_every_orientation(
     volume, plan, name, spacing_mm, oblique
 ):
-    # the random network's output is shifted so that part of the volume lies above the floor
+    # lesion_fraction shifts the random network's output so that some voxels exceed the floor
     network = Bright()
     if name == "unet":
         network = build_network(plan.with_(lesion_fraction=0.2), seed=3)
@@ -87,23 +89,24 @@ def test_however_a_scan_is_stored_the_candidates_lie_in_the_same_place(
     turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix()
     grid = Geometry(SHAPE, turn @ volume.geometry.affine) if oblique else volume.geometry
     for code in ("SAR", "LPS", "PIR") if oblique else CODES:
-        turned = stored(volume.array[0], grid, code)
+        turned = reorient(volume.array[0], grid, code)
         found = predictor.predict_volume(turned, code)
         np.testing.assert_allclose(found.geometry.affine, turned.geometry.affine, atol=1e-5)
-        there = read_at(found, grid)
+        instances = read_instances(found, grid)
         if spacing_mm == SPACING_MM:
-            assert np.array_equal(there, expected.instances)
-        assert dice(there > 0, expected.instances > 0) >= 0.99
+            assert np.array_equal(instances, expected.instances)
+        assert dice(instances > 0, expected.instances > 0) >= 0.99
         for a, b in zip(found.candidates, expected.candidates, strict=True):
-            places = grid.to_index([a.centre_mm]), volume.geometry.to_index([b.centre_mm])
-            np.testing.assert_allclose(*places, atol=0.1)
+            centre = grid.to_index([a.centre_mm])
+            expected_centre = volume.geometry.to_index([b.centre_mm])
+            np.testing.assert_allclose(centre, expected_centre, atol=0.1)
 
 
-def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
+def test_array_in_the_axis_order_of_nibabel_gives_the_same_candidates(image, volume, plan):
     predictor = predictor_of(Bright(), plan)
     expected = predictor.predict_volume(volume, "a")
-    other_way = volume.geometry.affine[:, [2, 1, 0, 3]]  # of (x, y, z) in place of (z, y, x)
-    found = predictor(image.T, other_way)
+    affine = volume.geometry.affine[:, [2, 1, 0, 3]]  # for (x, y, z) instead of (z, y, x)
+    found = predictor(image.T, affine)
     centres = [np.rint([c.centre_mm for c in p.candidates]) for p in (found, expected)]
     assert np.array_equal(*centres)
     assert dice(found.mask().T > 0, expected.mask() > 0) >= 0.99
@@ -111,7 +114,7 @@ def test_an_array_in_nibabels_order_gives_the_same_places(image, volume, plan):
         predictor(image)
 
 
-def test_the_operating_point_decides_what_is_accepted(volume, plan):
+def test_operating_point_decides_which_candidates_are_accepted(volume, plan):
     fit = Calibration(intercept=-2.0, slope=1.0)
     selection = Selection((OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
     strict = predictor_of(Bright(), plan, selection=selection).predict_volume(volume, "a")
@@ -127,7 +130,7 @@ def test_the_operating_point_decides_what_is_accepted(volume, plan):
 
 
 @pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
-def test_rasters_without_a_pixel_size_have_that_of_the_training(
+def test_raster_without_a_pixel_size_gets_that_of_the_training(
     rng, plan, tmp_path, trained_at, taken
 ):
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
@@ -143,7 +146,7 @@ def test_rasters_without_a_pixel_size_have_that_of_the_training(
     assert {c.volume_ml for c in found.candidates} == {None}
 
 
-def test_several_channels_come_as_several_files(volume, plan, tmp_path):
+def test_channels_are_read_from_one_file_each(volume, plan, tmp_path):
     two = replace(plan, channel_names=("T1", "FLAIR"), normalisation=plan.normalisation * 2)
     paths = [tmp_path / "a_0000.nii", tmp_path / "a_0001.nii"]
     for path in paths:
@@ -155,12 +158,13 @@ def test_several_channels_come_as_several_files(volume, plan, tmp_path):
             predictor(wrong)
 
 
-def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
+def test_voxel_probabilities_are_calibrated(volume, plan):
     plan = replace(plan, labels=Labels((1, 2), ("a", "b")), spacing_mm=(2.0, 2.0, 2.0))
     raw = predictor_of(Bright(level=6.0, n_labels=2), plan, settings=EXACT)
     fit = Calibration(3.0, 0.5)
-    right = raw.with_selection(Selection(voxel_calibration=fit))
-    p, q = raw.probabilities(volume), right.probabilities(volume)
+    calibrated = raw.with_selection(Selection(voxel_calibration=fit))
+    p = raw.probabilities(volume)
+    q = calibrated.probabilities(volume)
     assert (p.shape, p.dtype) == ((2, *SHAPE), np.float32)  # on the file's grid
     some = p > 1e-5
     np.testing.assert_allclose(q[some], fit.probability(p[some]), atol=1e-5)
@@ -169,30 +173,32 @@ def test_voxels_are_put_right_by_the_plans_calibration(volume, plan):
 
 
 @pytest.mark.parametrize("image", [np.where(EMPTY == 0, np.nan, 1), EMPTY.repeat(2, 0), EMPTY[0]])
-def test_what_is_no_scan_of_the_plan_is_an_error(plan, image):
-    """NaN, two channels, two axes."""
+def test_nan_a_second_channel_or_two_axes_are_an_error(plan, image):
     geometry = Geometry.from_spacing(image.shape[1:], (1.0,) * (image.ndim - 1))
     with pytest.raises(ContentError):
         predictor_of(Bright(), plan).predict_volume(Volume(image, geometry), "case-7")
 
 
-def test_a_constant_volume_has_no_candidates_and_no_device_is_made_up(plan):
+def test_constant_volume_has_no_candidates(plan):
     volume = Volume(np.full((1, 4, 5, 6), 7, np.int16), Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
     prediction = predictor_of(Bright(), plan).predict_volume(volume, "tiny")
     assert prediction.candidates == ()
     assert not prediction.mask().any()
+
+
+def test_unknown_device_is_an_error():
     with pytest.raises(ConfigError):
         choose_device("warp")
 
 
-def test_an_ensemble_averages_the_probabilities_of_its_members(volume, plan):
+def test_ensemble_averages_the_probabilities_of_its_members(volume, plan):
     members = (Bright(0.0, 1.0), Bright(1.0, 3.0))
-    alone = [predictor_of(m, plan).probabilities(volume) for m in members]
+    single = [predictor_of(m, plan).probabilities(volume) for m in members]
     both = Predictor(Bundle(members, plan)).probabilities(volume)
-    assert np.allclose(both, (alone[0] + alone[1]) / 2, atol=3e-4)  # kept as float16
+    assert np.allclose(both, (single[0] + single[1]) / 2, atol=3e-4)  # stored as float16
 
 
-def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path):
+def test_nan_of_a_scan_is_background_if_the_plan_states_it(volume, plan, tmp_path):
     outside = np.zeros((1, *SHAPE), bool)
     outside[:, :3] = True
     zeros = Volume(np.where(outside, 0, volume.array).astype(np.float32), volume.geometry)
@@ -205,18 +211,17 @@ def test_nan_of_a_scan_is_background_if_the_plan_says_so(volume, plan, tmp_path)
         with pytest.raises(ContentError, match="NaN"):
             predictor_of(Bright(), strict).read(files)
     tolerant = predictor_of(Bright(), plan.with_(nan_background=True))
-    read = tolerant.read(files)
-    for seen in (nan, read):
-        prediction = tolerant.predict_volume(seen, "a")
+    for scan in (nan, tolerant.read(files)):
+        prediction = tolerant.predict_volume(scan, "a")
         assert prediction.candidates == expected.candidates
-    assert np.isnan(nan.array).any()  # the caller's own array stays
+    assert np.isnan(nan.array).any()  # the caller's array is not changed
 
 
 @pytest.mark.parametrize("image", [np.zeros(SHAPE), np.full(SHAPE, 100.0)], ids=["0", "100"])
-def test_nothing_is_detected_in_an_image_of_equal_voxels(plan, image):
-    """The network takes everything for lesion, and calibration raises what is low."""
-    network, calibration = Bright(level=-100.0), Calibration(intercept=20.0)
-    selection = Selection(voxel_calibration=calibration)
+def test_image_of_equal_voxels_has_no_candidates(plan, image):
+    """Predict with a network and a calibration that give every voxel a high probability."""
+    network = Bright(level=-100.0)
+    selection = Selection(voxel_calibration=Calibration(intercept=20.0))
     predictor = predictor_of(network, plan, selection=selection, settings=EXACT)
     blank = predictor(image.astype(np.float32), np.eye(4))
     assert blank.candidates == ()
@@ -228,7 +233,7 @@ def test_nothing_is_detected_in_an_image_of_equal_voxels(plan, image):
     assert predictor(image.astype(np.float32), np.eye(4)).candidates
 
 
-def test_a_detector_finds_no_box_in_an_image_of_equal_voxels():
+def test_detector_finds_no_box_in_an_image_of_equal_voxels():
     sizes = (((3.0, 3.0), (4.0, 4.0)), ((8.0, 8.0), (9.0, 9.0)))
     anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
     plan = plan_of("retinanet", anchors=anchors, table={"n_supervised": 2})

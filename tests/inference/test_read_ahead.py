@@ -1,22 +1,48 @@
-"""Many volumes: steps that overlap, in order, or not where memory is short."""
+"""Steps over many volumes that overlap in time, unless memory is short."""
 
 import pytest
 
 from lesionseg.inference.read_ahead import read_ahead
 
 
+def make_steps(log):
+    """Make three steps that log the item and their number, and pass on the item."""
+
+    def make_step(number):
+        def step(item, *_):
+            log.append((item, number))
+            return item
+
+        return step
+
+    return [make_step(number) for number in range(3)]
+
+
 @pytest.mark.parametrize("fits", [True, False])
-def test_steps_are_taken_in_order_and_one_item_after_the_other_where_memory_is_short(fits):
+def test_results_are_in_order_and_items_do_not_overlap_if_memory_is_short(fits):
     log = []
-    steps = [lambda i, *_, s=s: (log.append((i, s)), i)[1] for s in range(3)]
-    assert list(read_ahead(range(3), *steps, fits=lambda _: fits)) == [0, 1, 2]
+    first, second, third = make_steps(log)
+    found = read_ahead(range(3), first, second, third, fits=lambda _: fits)
+    assert list(found) == [0, 1, 2]
     assert sorted(log) == [(i, step) for i in range(3) for step in range(3)]
     assert fits or log == sorted(log)
+
+
+def test_no_items_give_no_results():
     assert list(read_ahead([], print, print, print)) == []
 
 
+def pass_nothing(*_):
+    return None
+
+
+def divide_by_zero(*_):
+    return 1 // 0
+
+
 @pytest.mark.parametrize("place", range(3))
-def test_what_a_step_raises_is_raised(place):
-    steps = [(lambda *_: 1 // 0) if i == place else (lambda *_: None) for i in range(3)]
+def test_error_of_a_step_is_raised(place):
+    steps = [pass_nothing, pass_nothing, pass_nothing]
+    steps[place] = divide_by_zero
     with pytest.raises(ZeroDivisionError):
         list(read_ahead([1, 2], *steps))

@@ -1,3 +1,5 @@
+"""Stitching of tiles into a volume, and its storage in half precision."""
+
 import errno
 import itertools
 import os
@@ -10,8 +12,9 @@ from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 
 
 def stitch(shape, weight, pieces):
-    """The stitched volume of pieces `(tile, slices)` and the first row of each part of it."""
-    values, firsts = torch.full((pieces[0][0].shape[0], *shape), torch.nan), []
+    """Stitch pieces `(tile, slices)`. Return the volume and the first row of each part of it."""
+    values = torch.full((pieces[0][0].shape[0], *shape), torch.nan)
+    firsts = []
 
     def take(first, rows):
         assert torch.isnan(values[:, first : first + rows.shape[1]]).all()
@@ -25,8 +28,9 @@ def stitch(shape, weight, pieces):
     return values, firsts
 
 
-def test_equals_a_naive_loop_over_voxels():
-    weight, starts = gaussian_weight((4, 4)), [(0, 0), (0, 2), (2, 0), (2, 2)]
+def test_stitched_volume_equals_a_naive_loop_over_voxels():
+    weight = gaussian_weight((4, 4))
+    starts = [(0, 0), (0, 2), (2, 0), (2, 2)]
     tiles = torch.rand((4, 1, 4, 4), generator=torch.Generator().manual_seed(1))
     pairs = list(zip(starts, tiles, strict=True))
     pieces = [(tile, (slice(y, y + 4), slice(x, x + 4))) for (y, x), tile in pairs]
@@ -44,14 +48,14 @@ def test_equals_a_naive_loop_over_voxels():
 
 def test_voxels_that_no_tile_covers_are_zero():
     one = torch.ones(1, 2)
-    pieces = [(one, (slice(1, 3),)), (one, (slice(5, 7),))]  # more than a tile further on
+    pieces = [(one, (slice(1, 3),)), (one, (slice(5, 7),))]  # with a gap between them
     assert stitch((7,), torch.ones(2), pieces)[0].tolist() == [[0, 1, 1, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_half_the_memory_keeps_probabilities_and_their_order(tmp_path, in_file):
+def test_half_precision_keeps_probabilities_and_their_order(tmp_path, in_file):
     store = Store((2, 6, 5), folder=tmp_path / "new" if in_file else None)
-    # as near to 1 as to 0, 0 and 1 themselves
+    # probabilities close to 0 and close to 1, with 0 and 1 themselves
     tail = torch.logspace(-7, -0.31, 14)
     p = torch.cat([torch.zeros(1), tail, (1 - tail).flip(0), torch.ones(1)]).reshape(2, 3, 5)
     store.write((slice(2, 5), slice(0, 5)), p)
@@ -65,13 +69,15 @@ def test_half_the_memory_keeps_probabilities_and_their_order(tmp_path, in_file):
     store.close()
 
 
-def test_a_file_leaves_no_name_behind_and_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
+def test_file_of_a_store_has_no_name_in_the_folder(tmp_path):
     assert not Store((1, 100, 100), folder=tmp_path).values.any()
     assert not list(tmp_path.iterdir())
 
-    def full(*_):
+
+def test_full_disk_is_an_error_before_writing(tmp_path, monkeypatch):
+    def raise_full_disk(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(os, "posix_fallocate", raise_full_disk, raising=False)
     with pytest.raises(OutputError):
         Store((1, 100, 100), folder=tmp_path)

@@ -1,4 +1,4 @@
-"""Fixtures that write small volumes and dataset folders, by the formats' libraries or by hand."""
+"""Fixtures that write small volumes and dataset folders."""
 
 import json
 from functools import partial
@@ -36,7 +36,7 @@ def write_nifti():
 
 @pytest.fixture
 def nnunet_folder(tmp_path, write_nifti):
-    """Write an nnU-Net raw folder with two training cases of two channels and optional changes."""
+    """Write an nnU-Net raw folder. `facts` are added to dataset.json or replace its keys."""
 
     def write(cases=("A", "B"), channels=2, **facts):
         root = tmp_path / "Dataset001_toy"
@@ -63,5 +63,5 @@ def nnunet_folder(tmp_path, write_nifti):
 
 @pytest.fixture
 def series(tmp_path, grid):
-    """Write a CT series in shuffled file order. `changes` replace elements, by slice."""
+    """Write a CT series in shuffled file order. `changes` replace elements of single slices."""
     return partial(write_series, tmp_path, grid)

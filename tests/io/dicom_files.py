@@ -14,35 +14,37 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-SERIES, STUDY = "1.2.3.4", "1.2.3"
+SERIES = "1.2.3.4"
+STUDY = "1.2.3"
 LPS = np.array([-1.0, -1.0, 1.0])
 VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)  # of series and enhanced files
 
 
 def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):
     """Make a grid whose array axes have the patient's directions, such as "SPL", then rotate it."""
-    along = dict(zip("RASLPI", [*np.eye(3), *-np.eye(3)], strict=True))
+    direction_of = dict(zip("RASLPI", [*np.eye(3), *-np.eye(3)], strict=True))
+    directions = np.transpose([direction_of[letter] for letter in axes])
+    rotation = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     affine = np.eye(4)
-    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    affine[:3, :3] = turn @ np.transpose([along[a] for a in axes]) * spacing
+    affine[:3, :3] = rotation @ directions * spacing
     affine[:3, 3] = (12.5, -40.25, 7.75)
     return Geometry(shape, affine)
 
 
-def item(**elements):
-    made = Dataset()
+def make_item(**elements):
+    item = Dataset()
     for name, value in elements.items():
-        setattr(made, name, value)
-    return made
+        setattr(item, name, value)
+    return item
 
 
-def one(**elements):
+def make_sequence(**elements):
     """Make a sequence of one item."""
-    return Sequence([item(**elements)])
+    return Sequence([make_item(**elements)])
 
 
-def save(path, pixels, sop_class, **elements):
-    """Write a DICOM file with 16-bit pixels and the given elements. None removes an element."""
+def write_dicom_file(path, pixels, sop_class, **elements):
+    """Write one DICOM file with 16-bit pixels and the given elements. None removes an element."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = sop_class
@@ -50,13 +52,17 @@ def save(path, pixels, sop_class, **elements):
     header = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     header.SOPClassUID = sop_class
     header.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    header.SeriesInstanceUID, header.StudyInstanceUID = SERIES, STUDY
+    header.SeriesInstanceUID = SERIES
+    header.StudyInstanceUID = STUDY
     if pixels is not None:
         header.Rows, header.Columns = pixels.shape[-2:]
         if pixels.ndim == 3:
             header.NumberOfFrames = len(pixels)
-        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.SamplesPerPixel = 1
+        header.PhotometricInterpretation = "MONOCHROME2"
+        header.BitsAllocated = 16
+        header.BitsStored = 16
+        header.HighBit = 15
         header.PixelRepresentation = int(pixels.dtype == np.int16)
         header.PixelData = pixels.tobytes()
     for name, value in elements.items():
@@ -68,84 +74,103 @@ def save(path, pixels, sop_class, **elements):
     return path
 
 
-def lps(geometry, index):
+def to_lps(geometry, index):
+    """Return the position of a voxel in DICOM's millimetres."""
     return [float(v) for v in geometry.to_mm([index])[0] * LPS]
 
 
-def place(geometry, z):
+def slice_elements(geometry, z):
     """Return position, orientation and pixel size of slice z. Axis 0 of the grid is the normal."""
     spacing = geometry.spacing_mm
-    across, down = ((geometry.affine[:3, a] * LPS / spacing[a]).tolist() for a in (2, 1))
+    across = geometry.affine[:3, 2] * LPS / spacing[2]
+    down = geometry.affine[:3, 1] * LPS / spacing[1]
     return {
-        "ImagePositionPatient": lps(geometry, (z, 0, 0)),
-        "ImageOrientationPatient": [*across, *down],
+        "ImagePositionPatient": to_lps(geometry, (z, 0, 0)),
+        "ImageOrientationPatient": [*across.tolist(), *down.tolist()],
         "PixelSpacing": [spacing[1], spacing[2]],
     }
 
 
-def framed(path, grid, frames, sop_class, **elements):
+def write_frames(path, grid, frames, sop_class, **elements):
     """Write a file of frames, each with its slice, pixels and sequences."""
-    where, own = place(grid, 0), Sequence()
-    orientation = one(ImageOrientationPatient=where["ImageOrientationPatient"])
-    measures = one(PixelSpacing=where["PixelSpacing"], SliceThickness=9)
-    elements["SharedFunctionalGroupsSequence"] = one(
+    first = slice_elements(grid, 0)
+    orientation = make_sequence(ImageOrientationPatient=first["ImageOrientationPatient"])
+    measures = make_sequence(PixelSpacing=first["PixelSpacing"], SliceThickness=9)
+    elements["SharedFunctionalGroupsSequence"] = make_sequence(
         PlaneOrientationSequence=orientation, PixelMeasuresSequence=measures
     )
+    per_frame = Sequence()
     for z, _, sequences in frames:
-        position = one(ImagePositionPatient=place(grid, int(z))["ImagePositionPatient"])
-        own.append(item(PlanePositionSequence=position, **sequences))
-    elements["PerFrameFunctionalGroupsSequence"] = own
-    return save(path, np.stack([pixels for _, pixels, _ in frames]), sop_class, **elements)
+        position = slice_elements(grid, int(z))["ImagePositionPatient"]
+        plane = make_sequence(ImagePositionPatient=position)
+        per_frame.append(make_item(PlanePositionSequence=plane, **sequences))
+    elements["PerFrameFunctionalGroupsSequence"] = per_frame
+    pixels = np.stack([of_frame for _, of_frame, _ in frames])
+    return write_dicom_file(path, pixels, sop_class, **elements)
 
 
-def enhanced(path, grid):
+def write_enhanced(path, grid):
     """Write an enhanced MR file with its frames in the order from the last slice to the first."""
     frames = []
     for z in range(grid.shape[0])[::-1]:
-        rescaled = one(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")
+        rescaled = make_sequence(RescaleSlope=1 + z, RescaleIntercept=0, RescaleType="US")
         frames.append((z, VOXELS[z], {"PixelValueTransformationSequence": rescaled}))
-    return framed(path, grid, frames, ENHANCED_MR, Modality="MR")
+    return write_frames(path, grid, frames, ENHANCED_MR, Modality="MR")
 
 
-def segmentation(path, grid, masks):
+def write_seg(path, grid, masks):
     """Write a fractional SEG file of 8 bits with a frame for every slice that is not empty."""
-    frames, named = [], Sequence()
+    frames = []
+    segments = Sequence()
     for number, (name, mask) in enumerate(masks.items(), start=1):
-        named.append(item(SegmentNumber=number, SegmentLabel=name))
-        own = {"SegmentIdentificationSequence": one(ReferencedSegmentNumber=number)}
+        segments.append(make_item(SegmentNumber=number, SegmentLabel=name))
+        own = {"SegmentIdentificationSequence": make_sequence(ReferencedSegmentNumber=number)}
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
             frames.append((z, mask[z].astype(np.uint16) * 255, own))
-    kind = {"SegmentationType": "FRACTIONAL", "MaximumFractionalValue": 255, "Modality": "SEG"}
-    return framed(path, grid, frames, SEG, SegmentSequence=named, **kind)
+    return write_frames(
+        path,
+        grid,
+        frames,
+        SEG,
+        SegmentSequence=segments,
+        SegmentationType="FRACTIONAL",
+        MaximumFractionalValue=255,
+        Modality="SEG",
+    )
 
 
-def contours(path, grid, *drawn, name="Lesion"):
+def write_rtstruct(path, grid, *drawn, name="Lesion"):
     """Write an RTSTRUCT file with one set of polygons, given by slice z and corners (y, x)."""
     polygons = Sequence()
     for z, corners in drawn:
-        points = [v for y, x in corners for v in lps(grid, (z, y, x))]
-        polygons.append(item(ContourGeometricType="CLOSED_PLANAR", ContourData=points))
-    roi = one(ReferencedROINumber=7, ContourSequence=polygons)
-    named = one(ROINumber=7, ROIName=name)
-    more = {"StructureSetROISequence": named, "ROIContourSequence": roi}
-    return save(path, None, RTSTRUCT, Modality="RTSTRUCT", **more)
+        points = [v for y, x in corners for v in to_lps(grid, (z, y, x))]
+        polygons.append(make_item(ContourGeometricType="CLOSED_PLANAR", ContourData=points))
+    return write_dicom_file(
+        path,
+        None,
+        RTSTRUCT,
+        Modality="RTSTRUCT",
+        StructureSetROISequence=make_sequence(ROINumber=7, ROIName=name),
+        ROIContourSequence=make_sequence(ReferencedROINumber=7, ContourSequence=polygons),
+    )
 
 
-def manifest(root, image, reference, labels=None):
+def write_manifest(root, image, reference, labels=None):
     (root / "manifest.csv").write_text(f"case,image,reference\nA,{image},{reference}\n")
     if labels:
         (root / "labels.json").write_text(labels)
     return root
 
 
-def blob(*where):
+def make_mask(*voxels):
+    """Make a mask of the series with the given voxels."""
     mask = np.zeros((5, 4, 6), dtype=bool)
-    mask[tuple(np.transpose(where))] = True
+    mask[tuple(np.transpose(voxels))] = True
     return mask
 
 
 def write_series(root, grid, changes=None, folder="scan"):
-    """Write a CT series in shuffled file order. `changes` replace elements, by slice."""
+    """Write a CT series in shuffled file order. `changes` replace elements of single slices."""
     for z, name in enumerate(("d", "a", "c", "e", "b")):
         elements = {
             "Modality": "CT",
@@ -153,8 +178,16 @@ def write_series(root, grid, changes=None, folder="scan"):
             "RescaleIntercept": -1000,
             "SliceThickness": 5,
             "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-            **place(grid, z),
+            **slice_elements(grid, z),
             **(changes or {}).get(z, {}),
         }
-        save(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
+        write_dicom_file(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
     return root / folder
+
+
+# former names, until all tests use the new ones
+save = write_dicom_file
+place = slice_elements
+lps = to_lps
+contours = write_rtstruct
+segmentation = write_seg

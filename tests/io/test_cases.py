@@ -1,4 +1,4 @@
-"""Reading cases: one grid, finite images, masks with known values."""
+"""Cases: a common grid, finite images, and masks with known values."""
 
 from dataclasses import replace
 
@@ -14,15 +14,20 @@ from lesionseg.io.cases import read_case, read_image, read_mask
 @pytest.fixture
 def dataset(tmp_path, write_nifti):
     """Write a case of two int16 channels and a mask of 0, 1 and 4. Value 4 is ignored."""
-    images = tuple(
-        write_nifti(tmp_path / f"A_000{c}.nii.gz", np.full((5, 4, 3), 10 + c, np.int16))
-        for c in range(2)
-    )
+    first = write_nifti(tmp_path / "A_0000.nii.gz", np.full((5, 4, 3), 10, np.int16))
+    second = write_nifti(tmp_path / "A_0001.nii.gz", np.full((5, 4, 3), 11, np.int16))
     mask = np.zeros((5, 4, 3), np.uint8)
-    mask[0, 1, 2], mask[4, 3, 0] = 1, 4
-    files = CaseFiles("A", images, write_nifti(tmp_path / "A.nii.gz", mask), group="p1")
+    mask[0, 1, 2] = 1
+    mask[4, 3, 0] = 4
+    reference = write_nifti(tmp_path / "A.nii.gz", mask)
     return Dataset(
-        "toy", tmp_path, "nnunet", 3, ("T1", "T2"), Labels((1,), ("lesion",), ignore=4), (files,)
+        name="toy",
+        root=tmp_path,
+        convention="nnunet",
+        dims=3,
+        channel_names=("T1", "T2"),
+        labels=Labels((1,), ("lesion",), ignore=4),
+        cases=(CaseFiles("A", (first, second), reference, group="p1"),),
     )
 
 
@@ -41,7 +46,8 @@ def test_case_has_all_channels_and_its_reference_on_one_grid(dataset):
 
 @pytest.mark.parametrize("name", ["A_0001.nii.gz", "A.nii.gz"])
 def test_grids_within_half_a_voxel_are_accepted_as_equal(dataset, write_nifti, name, caplog):
-    moved, array = np.eye(4), np.zeros((5, 4, 3), np.int16)
+    moved = np.eye(4)
+    array = np.zeros((5, 4, 3), np.int16)
     for mm in (0.0009, 0.45):
         caplog.clear()
         moved[0, 3] = mm
@@ -49,6 +55,14 @@ def test_grids_within_half_a_voxel_are_accepted_as_equal(dataset, write_nifti, n
         case = read_case(dataset.cases[0], dataset)
         assert case.reference.geometry.matches(case.image.geometry, 0)
         assert (f"{mm:g} mm apart" in caplog.text) == (mm > 0.001)
+
+
+@pytest.mark.parametrize("name", ["A_0001.nii.gz", "A.nii.gz"])
+def test_grids_with_another_shape_or_over_half_a_voxel_away_are_an_error(
+    dataset, write_nifti, name
+):
+    array = np.zeros((5, 4, 3), np.int16)
+    moved = np.eye(4)
     moved[0, 3] = 0.55
     for other, match in ((array, r"0\.55 mm"), (array[..., :2], r"\(2, 4, 5\).*\(3, 4, 5\)")):
         write_nifti(dataset.root / name, other, moved)
@@ -74,15 +88,25 @@ def test_unknown_mask_values_are_an_error(dataset, write_nifti, value):
         read_case(dataset.cases[0], dataset)
 
 
-def test_missing_channels_other_axes_and_invalid_pixel_sizes_are_an_error(dataset):
+def test_case_without_a_file_per_channel_is_an_error(dataset):
     files = replace(dataset.cases[0], images=dataset.cases[0].images[:1])
     with pytest.raises(DatasetError, match=r"'A' does not have one file per channel.*A_0000"):
         read_case(files, dataset)
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(dataset.root / "A.png")
-    files = CaseFiles("A", (dataset.root / "A.png",))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "A.png")
+    return CaseFiles("A", (tmp_path / "A.png",))
+
+
+def test_picture_in_a_dataset_of_volumes_is_an_error(dataset, picture):
     with pytest.raises(GeometryError, match="3 axes"):
-        read_image(files, replace(dataset, channel_names=("T1",)))
-    files = replace(files, columns={"pixel_mm": "0.5"})
+        read_image(picture, replace(dataset, channel_names=("T1",)))
+
+
+def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture):
+    files = replace(picture, columns={"pixel_mm": "0.5"})
     flat = replace(dataset, dims=2, channel_names=("image",))
     case = read_case(replace(files, reference=files.images[0]), flat)
     assert case.image.geometry.spacing_mm == (0.5, 0.5)
@@ -90,7 +114,7 @@ def test_missing_channels_other_axes_and_invalid_pixel_sizes_are_an_error(datase
         read_image(replace(files, columns={"pixel_mm": "half"}), flat)
 
 
-def test_large_mask_of_one_bit_per_pixel_is_read(tmp_path):
+def test_large_mask_with_one_bit_per_pixel_is_read(tmp_path):
     Image.fromarray(np.zeros((2048, 2048), bool)).save(tmp_path / "m.png")
     assert not read_mask(tmp_path / "m.png").labels.any()
 
@@ -98,7 +122,8 @@ def test_large_mask_of_one_bit_per_pixel_is_read(tmp_path):
 def test_mask_of_any_dtype_gives_the_same_labels(tmp_path, write_nifti):
     for dtype in ("float32", "float64", "int16", "int32", "uint16"):
         mask = np.zeros((5, 4, 3), dtype)
-        mask[0, 0, 0], mask[1, 1, 1] = 7, 300
+        mask[0, 0, 0] = 7
+        mask[1, 1, 1] = 300
         labels = read_mask(write_nifti(tmp_path / "m.nii.gz", mask)).labels
         assert labels.dtype == np.uint16
         assert np.unique(labels).tolist() == [0, 7, 300]
@@ -118,10 +143,18 @@ def test_nan_voxels_become_background_if_declared(dataset, write_nifti):
         assert set(case.image.array[1].T[outside].tolist()) == {expected}
         assert set(case.image.array[1].T[~outside].tolist()) == {lowest, lowest + 7}
         assert case.image.array[0].min() == 10
+
+
+def test_infinity_is_an_error_even_if_nan_is_background(dataset, write_nifti):
+    image = np.ones((5, 4, 3), np.float32)
+    image[:, :2] = np.nan
     image[4, 3, 2] = np.inf
     write_nifti(dataset.root / "A_0001.nii.gz", image)
     with pytest.raises(ContentError, match="1 voxels are NaN or infinity"):
         read_case(dataset.cases[0], replace(dataset, nan_background=True))
+
+
+def test_channel_of_only_nan_is_an_error_even_if_nan_is_background(dataset, write_nifti):
     write_nifti(dataset.root / "A_0001.nii.gz", np.full((5, 4, 3), np.nan, np.float32))
     with pytest.raises(ContentError, match="60 voxels are NaN or infinity"):
         read_case(dataset.cases[0], replace(dataset, nan_background=True))
@@ -129,7 +162,8 @@ def test_nan_voxels_become_background_if_declared(dataset, write_nifti):
 
 def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
     mask = np.full((5, 4, 3), np.nan, np.float32)
-    mask[0, 1, 2], mask[1, 1, 1] = 1, 0
+    mask[0, 1, 2] = 1
+    mask[1, 1, 1] = 0
     write_nifti(dataset.root / "A.nii.gz", mask)
     with pytest.raises(ContentError, match="such as nan"):
         read_case(dataset.cases[0], dataset)

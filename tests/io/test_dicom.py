@@ -1,4 +1,4 @@
-"""Reading DICOM: sorting and rescaling of series, radiographs, references and damaged files."""
+"""DICOM: sorting and rescaling of series, radiographs, references and damaged files."""
 
 import io
 import re
@@ -22,21 +22,23 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.io import dicom_files as dicom
-from tests.io.dicom_files import LPS, VOXELS, blob, lps, place, save
+from tests.io.dicom_files import LPS, VOXELS, make_mask, slice_elements, to_lps, write_dicom_file
 
 
-def test_slices_are_sorted_by_position_and_rescaled_each_by_its_own_slope(series, grid, tmp_path):
+def test_slices_are_sorted_by_position_and_rescaled_by_their_own_slope(series, grid, tmp_path):
     volume = read_volume(series())
     expected = VOXELS * np.arange(1, 6)[:, None, None] - 1000.0
     np.testing.assert_array_equal(volume.array[0], expected)
     assert volume.geometry.distance_mm(grid) < 1e-6  # 3 mm by position, not 5 by thickness
     assert read_geometry(series()).distance_mm(grid) < 1e-6
-    volume = read_volume(dicom.enhanced(tmp_path / "mr.dcm", grid))  # through per-frame groups
+    volume = read_volume(
+        dicom.write_enhanced(tmp_path / "mr.dcm", grid)
+    )  # through per-frame groups
     np.testing.assert_array_equal(volume.array[0], expected + 1000)
     assert volume.geometry.distance_mm(grid) < 1e-6
 
 
-def test_simpleitk_reads_the_same_scan(series):
+def test_series_is_read_like_by_simpleitk(series):
     folder = series({z: {"RescaleSlope": 2} for z in range(5)})
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -71,67 +73,91 @@ def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error,
         read_volume(series({2: change}))
 
 
-def test_uneven_missing_or_tilted_slices_are_an_error(series, grid):
+def test_duplicate_slices_are_an_error(series, grid):
     with pytest.raises(GeometryError, match="duplicates"):
-        read_volume(series({2: place(grid, 1)}))
-    read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.04, 0, 0))}}))
-    with pytest.raises(GeometryError, match="not evenly spaced"):  # by over 5 %
-        read_volume(series({2: {"ImagePositionPatient": lps(grid, (2.06, 0, 0))}}))
+        read_volume(series({2: slice_elements(grid, 1)}))
+
+
+def test_distances_between_slices_that_differ_by_over_5_percent_are_an_error(series, grid):
+    read_volume(series({2: {"ImagePositionPatient": to_lps(grid, (2.04, 0, 0))}}))
+    with pytest.raises(GeometryError, match="not evenly spaced"):
+        read_volume(series({2: {"ImagePositionPatient": to_lps(grid, (2.06, 0, 0))}}))
+
+
+def test_missing_slices_are_an_error(series):
     folder = series()
     (folder / "c.dcm").unlink()
     with pytest.raises(GeometryError, match="not evenly spaced"):
         read_volume(folder)
-    for name in ("d", "b"):  # of three slices, the middle one's neighbours are 3 and 6 mm away
+    for name in ("d", "b"):  # three slices are left, with distances of 3 and 6 mm
         (folder / f"{name}.dcm").rename(folder.parent / name)
         with pytest.raises(GeometryError, match=r"6 mm between .*, elsewhere 3 mm"):
             read_volume(folder)
         (folder.parent / name).rename(folder / f"{name}.dcm")
     assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
-    less, more = (  # rows a slice: half a row over all five
-        {z: {"ImagePositionPatient": lps(grid, (z, drift * z, 0))} for z in range(5)}
-        for drift in (0.12, 0.13)
-    )
-    assert read_volume(series(less)).array.shape == (1, 5, 4, 6)
+
+
+def test_slices_shifted_by_over_half_a_row_in_total_are_an_error(series, grid):
+    def shift_slices(rows):
+        return {z: {"ImagePositionPatient": to_lps(grid, (z, rows * z, 0))} for z in range(5)}
+
+    assert read_volume(series(shift_slices(0.12))).array.shape == (1, 5, 4, 6)
     with pytest.raises(GeometryError, match="dcm2niix"):
-        read_volume(series(more))
+        read_volume(series(shift_slices(0.13)))
 
 
-@pytest.mark.parametrize("bare", [False, True], ids=["dcm", "without suffix"])
-def test_error_names_a_truncated_last_slice(series, bare):
-    """A scan of five slices is never read as one of four slices."""
+@pytest.mark.parametrize("suffix", [".dcm", ""], ids=["dcm", "without suffix"])
+def test_error_names_a_truncated_last_slice(series, suffix):
+    """Check that a scan of five slices is never read as a scan of four slices."""
     folder = series()
-    for file in list(folder.iterdir()) if bare else ():
-        file.rename(file.with_suffix(""))
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(suffix))
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
     assert len(content_files(folder)) == 5
-    file = folder / ("b" if bare else "b.dcm")  # the last in place
+    file = folder / f"b{suffix}"  # the last slice by position
     whole = file.read_bytes()
     for n in (0, 50, 131, 132, 140, 300, 500, 650, 745, len(whole) - 1):
         file.write_bytes(whole[:n])
         with pytest.raises(LesionsegError, match=r"\bb(\.dcm)?\b"):
             read_volume(folder)
-        assert [c.images for c in find_images(folder, 1)] == [(folder,)]  # told by reading it
+        assert [c.images for c in find_images(folder, 1)] == [
+            (folder,)
+        ]  # the error follows when it is read
 
 
 def test_damaged_element_is_an_error_in_every_reader(series):
     file = series() / "d.dcm"
-    content = file.read_bytes()  # SOPClassUID, of no known representation
+    content = file.read_bytes()
+    # SOPClassUID with an unknown value representation
     file.write_bytes(content.replace(b"\x08\x00\x16\x00UI", b"\x08\x00\x16\x00U\x13"))
     for read in (read_volume, read_geometry):
         with pytest.raises(ReadError, match=r"d\.dcm"):
             read(file)
 
 
-def test_files_that_are_not_scans_are_left_out(series, tmp_path):
-    folder, other = series(), tmp_path / "other"
+def test_files_that_are_not_scans_are_left_out(series):
+    folder = series()
     for kind in ("1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.481.5", "1.3.12.2.1107"):
-        save(folder / f"{kind}.dcm", None, kind, Modality="OT")  # a report, a plan, a vendor's own
+        write_dicom_file(
+            folder / f"{kind}.dcm", None, kind, Modality="OT"
+        )  # a report, a plan, a vendor's own
     (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (folder / "README").write_text("Scan of a phantom.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    kind = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "1.2.3.77"}
-    for place_of in (folder, other):
-        save(place_of / "scout.dcm", np.ones((4, 6), np.uint16), dicom.CT, Modality="CT", **kind)
+
+
+def test_localisers_are_left_out(series, tmp_path):
+    folder = series()
+    other = tmp_path / "other"
+    for parent in (folder, other):
+        write_dicom_file(
+            parent / "scout.dcm",
+            np.ones((4, 6), np.uint16),
+            dicom.CT,
+            Modality="CT",
+            ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+            SeriesInstanceUID="1.2.3.77",
+        )
     (found,) = find_images(folder, 1)
     assert found.case == "scan"
     assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
@@ -168,41 +194,51 @@ def test_rle_and_deflated_series_give_the_same_scan(series):
                 header.compress(syntax)
             header.file_meta.TransferSyntaxUID = syntax
             header.save_as(file, enforce_file_format=True)
-        packed = read_volume(folder)
-        np.testing.assert_array_equal(packed.array, plain.array)
-        assert packed.geometry.matches(plain.geometry)
+        compressed = read_volume(folder)
+        np.testing.assert_array_equal(compressed.array, plain.array)
+        assert compressed.geometry.matches(plain.geometry)
 
 
 @pytest.mark.parametrize(
-    ("syntax", "kind", "off"),
+    ("syntax", "kind", "tolerance"),
     [(uid.JPEGBaseline8Bit, "jpeg", 6), (uid.JPEG2000Lossless, "jpeg2000", 0)],
 )
-def test_jpeg_is_decoded_by_pillow(tmp_path, syntax, kind, off):
+def test_pixels_compressed_by_pillow_are_restored(tmp_path, syntax, kind, tolerance):
     y, x = np.mgrid[:16, :24]
-    smooth, stream = (5 * y + 4 * x).astype(np.uint8), io.BytesIO()
-    options = {"irreversible": False, "no_jp2": True} if off == 0 else {"quality": 95}
-    Image.fromarray(smooth).save(stream, kind, **options)
-    bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    path = save(tmp_path / "a.dcm", smooth.astype(np.uint16), dicom.DX, Modality="DX", **bits)
+    smooth = (5 * y + 4 * x).astype(np.uint8)
+    stream = io.BytesIO()
+    if kind == "jpeg":
+        Image.fromarray(smooth).save(stream, kind, quality=95)
+    else:
+        Image.fromarray(smooth).save(stream, kind, irreversible=False, no_jp2=True)
+    path = write_dicom_file(
+        tmp_path / "a.dcm",
+        smooth.astype(np.uint16),
+        dicom.DX,
+        Modality="DX",
+        BitsAllocated=8,
+        BitsStored=8,
+        HighBit=7,
+    )
     header = dcmread(path)
     header.PixelData = encapsulate([stream.getvalue()])
     header["PixelData"].VR = "OB"
     header.file_meta.TransferSyntaxUID = syntax
     header.save_as(path)
-    assert np.abs(read_volume(path).array[0] - smooth).max() <= off
+    assert np.abs(read_volume(path).array[0] - smooth).max() <= tolerance
 
 
-def test_a_deflate_bomb_is_an_error(tmp_path):
-    path = save(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), dicom.CT)
+def test_deflated_file_that_grows_beyond_256_mib_is_an_error(tmp_path):
+    path = write_dicom_file(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), dicom.CT)
     header = dcmread(path)
     header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     header.save_as(path, enforce_file_format=True)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))
-    packed += b"".join(packer.compress(bytes(2**24)) for _ in range(17)) + packer.flush()
-    path.write_bytes(content[:start] + packed)
+    stream = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))
+    stream += b"".join(packer.compress(bytes(2**24)) for _ in range(17)) + packer.flush()
+    path.write_bytes(content[:start] + stream)
     with pytest.raises(ReadError, match=r"a\.dcm: .* inflates to more than 256 MiB"):
         read_volume(path)
 
@@ -210,50 +246,69 @@ def test_a_deflate_bomb_is_an_error(tmp_path):
 PIXELS = np.array([[0, 100, 200], [300, 400, 500]], dtype=np.uint16)
 
 
-def xray(path, **elements):
-    return save(path, PIXELS, dicom.DX, Modality="DX", BitsStored=12, HighBit=11, **elements)
+def write_xray(path, **elements):
+    return write_dicom_file(
+        path, PIXELS, dicom.DX, Modality="DX", BitsStored=12, HighBit=11, **elements
+    )
 
 
-def test_dense_pixels_are_bright_and_windows_are_applied_once(tmp_path):
-    volume = read_volume(xray(tmp_path / "a.dcm"))
+def test_dense_tissue_is_bright_for_both_photometric_interpretations(tmp_path):
+    volume = read_volume(write_xray(tmp_path / "a.dcm"))
     np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
     for shape in (None, "INVERSE"):
-        inverted = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
-        seen = read_volume(xray(tmp_path / "b.dcm", **inverted)).array[0]
-        np.testing.assert_array_equal(seen, 500.0 - PIXELS)
-    seen = read_volume(xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
+        path = write_xray(
+            tmp_path / "b.dcm",
+            PhotometricInterpretation="MONOCHROME1",
+            PresentationLUTShape=shape,
+        )
+        np.testing.assert_array_equal(read_volume(path).array[0], 500.0 - PIXELS)
+
+
+def test_window_maps_its_ends_to_0_and_4095(tmp_path):
+    seen = read_volume(write_xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
     assert seen.min() == seen[0, 0] == seen[0, 1] == 0
     assert seen.max() == seen[1, 1] == seen[1, 2] == 4095
     assert 0 < seen[0, 2] < seen[1, 0] < 4095
+
+
+def test_table_of_grey_values_is_applied(tmp_path):
     table = Elements()
     table.LUTDescriptor = [501, 0, 16]
     table.LUTData = (2 * np.arange(501, dtype=np.uint16)).tobytes()
-    path = xray(tmp_path / "b.dcm", VOILUTSequence=Sequence([table]))
+    path = write_xray(tmp_path / "b.dcm", VOILUTSequence=Sequence([table]))
     np.testing.assert_array_equal(read_volume(path).array[0], 2.0 * PIXELS)
 
 
-def test_padding_is_dark_invalid_and_ignored_except_for_lesions(tmp_path):
-    padding = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 150}
-    volume = read_volume(xray(tmp_path / "a.dcm", **padding))
+def test_padding_has_the_lowest_value_and_is_invalid(tmp_path):
+    path = write_xray(tmp_path / "a.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=150)
+    volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], [[200, 200, 200], [300, 400, 500]])
     np.testing.assert_array_equal(volume.valid, [[0, 0, 1], [1, 1, 1]])
+
+
+def test_padding_is_ignored_except_for_lesions(tmp_path):
+    write_xray(tmp_path / "a.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=150)
     mask = np.array([[[0, 1, 0], [0, 0, 1]]], np.uint8)
     write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
-    dataset = read_dataset(dicom.manifest(tmp_path, "a.dcm", "m.png"))
+    dataset = read_dataset(dicom.write_manifest(tmp_path, "a.dcm", "m.png"))
     case = read_case(dataset.cases[0], dataset)
     again = read_reference(dataset.cases[0], dataset, case.image.geometry)
     for reference in (case.reference, again):
         np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
-    everything = xray(tmp_path / "b.dcm", **(padding | {"PixelPaddingRangeLimit": 500}))
-    assert read_volume(everything).valid is None
+
+
+def test_padding_of_the_whole_image_is_not_used(tmp_path):
+    path = write_xray(tmp_path / "b.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=500)
+    assert read_volume(path).valid is None
 
 
 MAGNIFIED = "at the detector, divided by the magnification"
-IMAGER, FACTOR = {"ImagerPixelSpacing": [0.2, 0.2]}, "EstimatedRadiographicMagnificationFactor"
+IMAGER = {"ImagerPixelSpacing": [0.2, 0.2]}
+FACTOR = "EstimatedRadiographicMagnificationFactor"
 DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
 SIZES = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
-    ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "calibrated"),  # as it differs
+    ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "calibrated"),  # it differs from IMAGER
     ({"PixelSpacing": [0.2, 0.2], **IMAGER}, 0.2, "at the detector"),
     ({"PixelSpacing": [0.20001, 0.2], **IMAGER}, 0.2, "at the detector"),
     ({"PixelSpacing": [0.16, 0.16], **IMAGER, FACTOR: 1.1}, 0.16, "calibrated"),
@@ -274,8 +329,8 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("elements", "mm", "source"), SIZES)
-def test_pixel_size_is_calibrated_or_that_of_the_detector(tmp_path, elements, mm, source):
-    path = xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
+def test_pixel_size_and_its_source_follow_from_the_elements(tmp_path, elements, mm, source):
+    path = write_xray(tmp_path / "a.dcm", ImageLaterality="L", ViewPosition="MLO", **elements)
     assert read_volume(path).geometry.spacing_mm == pytest.approx((mm, mm))
     assert pixel_size(read_header(path))[1] == source
     unit = {"at the detector": "mm at the detector", "unknown": "px"}.get(source, "mm")
@@ -285,16 +340,17 @@ def test_pixel_size_is_calibrated_or_that_of_the_detector(tmp_path, elements, mm
 
 
 def test_folder_of_several_radiographs_is_an_error(tmp_path):
-    xray(tmp_path / "a.dcm")
+    write_xray(tmp_path / "a.dcm")
     assert read_volume(tmp_path).geometry.dims == 2
-    xray(tmp_path / "b.dcm")
+    write_xray(tmp_path / "b.dcm")
     assert {c.case for c in find_images(tmp_path, 1)} == {"a", "b"}
     with pytest.raises(ReadError, match="several images"):
         read_volume(tmp_path)
 
 
-def marked(root, reference, labels=None):
-    dataset = read_dataset(dicom.manifest(root, "scan", reference, labels))
+def read_masks(root, reference, labels=None):
+    """Read the labels and the ignored voxels of the only case."""
+    dataset = read_dataset(dicom.write_manifest(root, "scan", reference, labels))
     found = read_case(dataset.cases[0], dataset).reference
     return found.labels, found.ignore
 
@@ -302,30 +358,48 @@ def marked(root, reference, labels=None):
 def test_seg_is_read_as_label_values(series, grid, tmp_path):
     series()
     path = tmp_path / "seg.dcm"
-    masks = {"Lung": blob((0, 0, 0)), "LESION": blob((1, 2, 3), (3, 1, 0)), "cyst": blob((4, 3, 5))}
-    dicom.segmentation(path, grid, {**masks, "Ignore": blob((2, 2, 2))})
-    labels, ignore = marked(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
+    masks = {
+        "Lung": make_mask((0, 0, 0)),
+        "LESION": make_mask((1, 2, 3), (3, 1, 0)),
+        "cyst": make_mask((4, 3, 5)),
+    }
+    dicom.write_seg(path, grid, {**masks, "Ignore": make_mask((2, 2, 2))})
+    labels, ignore = read_masks(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
     np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
-    np.testing.assert_array_equal(ignore, blob((2, 2, 2)))
-    dicom.segmentation(path, grid, {"a": blob((1, 2, 3)), "b": blob((1, 1, 1))})
+    np.testing.assert_array_equal(ignore, make_mask((2, 2, 2)))
+
+
+def test_seg_without_a_known_label_is_an_error(series, grid, tmp_path):
+    series()
+    masks = {"a": make_mask((1, 2, 3)), "b": make_mask((1, 1, 1))}
+    dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
     with pytest.raises(LesionsegError, match=r"seg\.dcm: no segment or contour set is called"):
-        marked(tmp_path, "seg.dcm")
+        read_masks(tmp_path, "seg.dcm")
+
+
+def test_seg_on_another_grid_is_an_error(series, grid, tmp_path):
+    series()
     affine = grid.affine.copy()
     affine[:3, 3] += 1.0
-    dicom.segmentation(path, Geometry(grid.shape, affine), {"lesion": blob((1, 2, 3))})
+    other = Geometry(grid.shape, affine)
+    dicom.write_seg(tmp_path / "seg.dcm", other, {"lesion": make_mask((1, 2, 3))})
     with pytest.raises(GeometryError, match=r"seg\.dcm"):
-        marked(tmp_path, "seg.dcm")
+        read_masks(tmp_path, "seg.dcm")
 
 
 def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path):
     series()
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
     inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
-    dicom.contours(tmp_path / "rt.dcm", grid, outer, inner)
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, inner)
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
     expected[2, 1:3, 1:3] = 0
-    np.testing.assert_array_equal(marked(tmp_path, "rt.dcm")[0], expected)
-    dicom.contours(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))  # between two slices
+    np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
+
+
+def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):
+    series()
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
-        marked(tmp_path, "rt.dcm")
+        read_masks(tmp_path, "rt.dcm")

@@ -1,4 +1,4 @@
-"""DICOM of archives and public collections: odd elements, no preamble, any codec."""
+"""DICOM of archives and public collections: unusual elements, no preamble, and all codecs."""
 
 import io
 import logging
@@ -21,15 +21,16 @@ from lesionseg.io.inspection import inspect_case
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from tests.io import dicom_files as dicom
-from tests.io.dicom_files import VOXELS, item, one, save
+from tests.io.dicom_files import VOXELS, make_item, make_sequence, write_dicom_file
 
 PIXELS = np.arange(100, 124, dtype=np.uint16).reshape(4, 6) * 10
-XA, RF = "1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2"
+XA = "1.2.840.10008.5.1.4.1.1.12.1"
+RF = "1.2.840.10008.5.1.4.1.1.12.2"
 RADIOGRAPHS = [
     (dicom.SECONDARY_CAPTURE, "CR"),  # RSNA pneumonia, SIIM pneumothorax
     (dicom.SECONDARY_CAPTURE, "DX"),
     (dicom.SECONDARY_CAPTURE, "MG"),  # CBIS-DDSM
-    (f"{dicom.SECONDARY_CAPTURE}.2", "DX"),  # of several grey bytes, with one frame
+    (f"{dicom.SECONDARY_CAPTURE}.2", "DX"),  # Multi-frame Grayscale Byte, with one frame
     (f"{dicom.SECONDARY_CAPTURE}.3", "CR"),
     (XA, "XA"),
     (RF, "RF"),
@@ -41,38 +42,51 @@ RADIOGRAPHS = [
 @pytest.mark.parametrize(("kind", "modality"), RADIOGRAPHS)
 @pytest.mark.parametrize("frames", [None, 1])
 def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, modality, frames):
-    more = {} if frames is None else {"NumberOfFrames": frames}
-    spacing = {"PixelSpacing": [0.143, 0.143], "ConversionType": "WSD"}
-    path = save(tmp_path / "in" / "a.dcm", PIXELS, kind, Modality=modality, **spacing, **more)
+    path = write_dicom_file(
+        tmp_path / "in" / "a.dcm",
+        PIXELS,
+        kind,
+        Modality=modality,
+        PixelSpacing=[0.143, 0.143],
+        ConversionType="WSD",
+        NumberOfFrames=frames,
+    )
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], PIXELS)
     assert volume.geometry.spacing_mm == pytest.approx((0.143, 0.143))
     assert [c.images for c in find_images(tmp_path / "in", 1)] == [(path,)]
 
 
-def test_screenshots_colour_images_and_films_are_not_radiographs(tmp_path):
-    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
-    film = np.stack([PIXELS] * 3)
-    for number, (kind, pixels, more, words) in enumerate(
-        [
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "OT"}, "screenshot"),
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CT"}, "screenshot"),
-            (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CR", **colour}, "screenshot"),
-            (XA, film, {"Modality": "XA"}, "3 frames.*Save one frame"),
-            (RF, film, {"Modality": "RF"}, "3 frames.*Save one frame"),
-        ]
-    ):
-        folder = tmp_path / f"{number}"
-        path = save(folder / "a.dcm", pixels, kind, **more)
-        with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}"):
-            read_volume(path)
-        with pytest.raises(DatasetError):
-            find_images(folder, 1)
+COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+FILM = np.stack([PIXELS] * 3)
+NOT_RADIOGRAPHS = [
+    (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "OT"}, "screenshot"),
+    (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CT"}, "screenshot"),
+    (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CR", **COLOUR}, "screenshot"),
+    (XA, FILM, {"Modality": "XA"}, "3 frames.*Save one frame"),
+    (RF, FILM, {"Modality": "RF"}, "3 frames.*Save one frame"),
+]
 
 
-def xray(path, **elements):
-    bits = {"BitsStored": 12, "HighBit": 11}
-    return save(path, PIXELS, dicom.DX, Modality="DX", **{**bits, **elements})
+@pytest.mark.parametrize(("kind", "pixels", "elements", "words"), NOT_RADIOGRAPHS)
+def test_screenshots_colour_images_and_films_are_not_radiographs(
+    tmp_path, kind, pixels, elements, words
+):
+    path = write_dicom_file(tmp_path / "in" / "a.dcm", pixels, kind, **elements)
+    with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}"):
+        read_volume(path)
+    with pytest.raises(DatasetError):
+        find_images(tmp_path / "in", 1)
+
+
+def write_xray(path, **elements):
+    """Write a radiograph of 12 bits. `elements` replace its elements."""
+    defaults = {"Modality": "DX", "BitsStored": 12, "HighBit": 11}
+    return write_dicom_file(path, PIXELS, dicom.DX, **{**defaults, **elements})
+
+
+def warnings_of(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 IGNORED = [
@@ -88,13 +102,13 @@ IGNORED = [
     ({"VOILUTFunction": "ODD"}, "VOILUTFunction 'ODD'"),
     ({"VOILUTFunction": ""}, ""),
     ({"VOILUTSequence": Sequence()}, ""),
-    ({"VOILUTSequence": one(LUTDescriptor=[4, 0, 16])}, "table of values of interest"),
+    ({"VOILUTSequence": make_sequence(LUTDescriptor=[4, 0, 16])}, "table of values of interest"),
     ({"RescaleSlope": "", "RescaleIntercept": ""}, "RescaleSlope is missing"),
     ({"RescaleSlope": 1, "RescaleIntercept": ""}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 1}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
     ({"ModalityLUTSequence": Sequence()}, ""),
-    ({"ModalityLUTSequence": one(LUTDescriptor=[4, 0, 16])}, "modality table"),
+    ({"ModalityLUTSequence": make_sequence(LUTDescriptor=[4, 0, 16])}, "modality table"),
     ({"PixelPaddingValue": ""}, ""),
     ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": ""}, ""),
     ({"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": 0}, "padding is ignored"),
@@ -114,39 +128,50 @@ IGNORED = [
 
 @pytest.mark.parametrize(("elements", "words"), IGNORED, ids=lambda v: str(v)[:60])
 def test_impossible_element_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
-    path = xray(tmp_path / "a.dcm", **elements)
+    path = write_xray(tmp_path / "a.dcm", **elements)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
     assert read_geometry(path).shape == (4, 6)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert bool(said) == bool(words), said
-    assert all(str(path) in message for message in said)
-    assert words in " ".join(said)
+    warnings = warnings_of(caplog)
+    assert bool(warnings) == bool(words), warnings
+    assert all(str(path) in message for message in warnings)
+    assert words in " ".join(warnings)
 
 
-TEXTS = ["WindowWidth", "RescaleSlope", "PixelSpacing", "PixelPaddingValue", "SeriesNumber"]
-TEXTS += ["EstimatedRadiographicMagnificationFactor", "NumberOfFrames", "DistanceSourceToDetector"]
+NUMBERS = [
+    {"WindowWidth": 12345, "WindowCenter": 250},
+    {"RescaleSlope": 12345},
+    {"PixelSpacing": [12345, 12345]},
+    {"SeriesNumber": 12345},
+    {"EstimatedRadiographicMagnificationFactor": 12345},
+    {"NumberOfFrames": 12345},
+    {"DistanceSourceToDetector": 12345},
+]
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("elements", NUMBERS, ids=lambda elements: next(iter(elements)))
+def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, elements):
     monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
-    value = {"PixelSpacing": [12345, 12345], "PixelPaddingValue": 12345}.get(name, 12345)
-    more = {"WindowCenter": 250} if name == "WindowWidth" else {}
-    path = xray(tmp_path / "a.dcm", **{name: value}, **more)
-    old = np.uint16(12345).tobytes() if name == "PixelPaddingValue" else b"12345"
+    path = write_xray(tmp_path / "a.dcm", **elements)
     content = path.read_bytes()
-    if name == "PixelPaddingValue":  # of no known representation
-        path.write_bytes(content.replace(b"US\x02\x00" + old, b"LO\x02\x00xy"))
-    else:
-        assert old in content
-        path.write_bytes(content.replace(old, b"a.bcd"))
+    assert b"12345" in content
+    path.write_bytes(content.replace(b"12345", b"a.bcd"))
+    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+
+
+def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
+    path = write_xray(tmp_path / "a.dcm", PixelPaddingValue=12345)
+    element = b"US\x02\x00" + np.uint16(12345).tobytes()
+    content = path.read_bytes()
+    assert element in content
+    path.write_bytes(content.replace(element, b"LO\x02\x00xy"))
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
 
 
 def test_first_usable_window_is_used(tmp_path):
-    two = {"WindowCenter": [0, 1150], "WindowWidth": [0, 100]}
-    seen = read_volume(xray(tmp_path / "a.dcm", **two)).array[0]
-    expected = read_volume(xray(tmp_path / "b.dcm", WindowCenter=1150, WindowWidth=100)).array[0]
+    two = write_xray(tmp_path / "a.dcm", WindowCenter=[0, 1150], WindowWidth=[0, 100])
+    one = write_xray(tmp_path / "b.dcm", WindowCenter=1150, WindowWidth=100)
+    seen = read_volume(two).array[0]
+    expected = read_volume(one).array[0]
     np.testing.assert_array_equal(seen, expected)
     assert len(np.unique(seen)) > 4
 
@@ -169,42 +194,48 @@ def test_series_with_impossible_rescale_elements_warns_once(
 ):
     folder = series(dict.fromkeys(range(5), elements))
     np.testing.assert_array_equal(read_volume(folder).array[0], expected)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert bool(said) == bool(words)
-    assert all("in 5 files, the first is d.dcm" in message for message in said)
-    assert words in " ".join(said)
+    warnings = warnings_of(caplog)
+    assert bool(warnings) == bool(words)
+    assert all("in 5 files, the first is d.dcm" in message for message in warnings)
+    assert words in " ".join(warnings)
 
 
 @pytest.mark.parametrize("thickness", ["", None, 0, -3])
-def test_a_single_slice_without_a_thickness_is_1_mm_thick(series, thickness):
+def test_single_slice_without_a_thickness_is_1_mm_thick(series, thickness):
     folder = series({z: {"SliceThickness": thickness} for z in range(5)})
     geometry = read_volume(folder / "d.dcm").geometry
     assert geometry.spacing_mm[0] == pytest.approx(1)
-    assert np.linalg.det(geometry.affine[:3, :3]) == pytest.approx(
-        np.linalg.det(read_volume(folder).geometry.affine[:3, :3]) / 3
-    )
+    of_slice = np.linalg.det(geometry.affine[:3, :3])
+    of_volume = np.linalg.det(read_volume(folder).geometry.affine[:3, :3])
+    assert of_slice == pytest.approx(of_volume / 3)  # the slices are 3 mm apart
 
 
 @pytest.mark.parametrize(
-    "name", ["ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"]
+    ("name", "invalid"),
+    [
+        ("ImageOrientationPatient", [0] * 6),
+        ("ImagePositionPatient", [1, 2]),
+        ("PixelSpacing", [0] * 2),
+    ],
 )
-def test_error_for_a_slice_without_position_gives_possible_advice(series, name):
-    n = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3, "PixelSpacing": 2}[name]
-    for value in (None, "", [0] * n if n != 3 else [1, 2]):
+def test_error_for_a_slice_without_position_gives_possible_advice(series, name, invalid):
+    for value in (None, "", invalid):
         with pytest.raises(ReadError, match=rf"c\.dcm: {name} is .*leave the file out"):
             read_volume(series({2: {name: value}}))
 
 
-def bare(path, syntax, *, group_2=False):
+def remove_preamble(path, syntax, *, keep_file_meta=False):
     """Write a file again without its preamble, like old archives."""
-    header, content = dcmread(path), io.BytesIO()
-    out = DicomFileLike(content)
-    if group_2:
+    header = dcmread(path)
+    if keep_file_meta:
         header.file_meta.TransferSyntaxUID = syntax
         header.save_as(path, enforce_file_format=True)
         path.write_bytes(path.read_bytes()[132:])
         return path
-    out.is_implicit_VR, out.is_little_endian = syntax.is_implicit_VR, syntax.is_little_endian
+    content = io.BytesIO()
+    out = DicomFileLike(content)
+    out.is_implicit_VR = syntax.is_implicit_VR
+    out.is_little_endian = syntax.is_little_endian
     if not syntax.is_little_endian:
         header.PixelData = np.frombuffer(header.PixelData, "<u2").astype(">u2").tobytes()
     write_dataset(out, header)
@@ -217,23 +248,22 @@ SYNTAXES = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.Explicit
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", ["b.dcm", "IM0001", "1.2.840.77", "0001.IMA"])
-def test_files_without_preamble_are_read_by_any_name(tmp_path, syntax, name):
-    path = bare(xray(tmp_path / "in" / name), syntax)
+def test_file_without_preamble_is_read_under_any_name(tmp_path, syntax, name):
+    path = remove_preamble(write_xray(tmp_path / "in" / name), syntax)
     assert is_dicom_image(path)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
     assert [c.images for c in find_images(tmp_path / "in", 1)] == [(path,)]
     if syntax == uid.ExplicitVRLittleEndian:
-        np.testing.assert_array_equal(
-            read_volume(bare(xray(path), syntax, group_2=True)).array[0], PIXELS
-        )
+        path = remove_preamble(write_xray(path), syntax, keep_file_meta=True)
+        np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
 
 
-def test_a_slice_without_preamble_is_not_dropped_from_its_series(series):
+def test_slice_without_preamble_stays_in_its_series(series):
     folder = series()
     whole = read_volume(folder)
-    for name in ("d", "b"):  # the first and the last in place
+    for name in ("d", "b"):  # the first and the last slice by position
         file = folder / f"{name}.dcm"
-        bare(file, uid.ImplicitVRLittleEndian)
+        remove_preamble(file, uid.ImplicitVRLittleEndian)
         np.testing.assert_array_equal(read_volume(folder).array, whole.array)
         file = file.rename(folder / name)
         assert file in content_files(folder)
@@ -242,16 +272,16 @@ def test_a_slice_without_preamble_is_not_dropped_from_its_series(series):
 
 
 @pytest.mark.parametrize("name", ["IM0099", "0006.bak", "README", "1.2.3.99"])
-def test_a_stray_file_among_slices_is_a_warning_and_a_finding(series, caplog, name):
+def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, name):
     folder = series()
     (folder / name).write_text("Not a slice, but perhaps the remains of one. " * 20)
     (folder / "notes.txt").write_text("A slice would not have this name.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert said == [f"{folder}: {name} is not a DICOM image and is left out."]
+    warnings = warnings_of(caplog)
+    assert warnings == [f"{folder}: {name} is not a DICOM image and is left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
-    seen = inspect_case(CaseFiles("scan", (folder,)), dataset)
-    assert any(name in remark for remark in seen.remarks)
+    inspected = inspect_case(CaseFiles("scan", (folder,)), dataset)
+    assert any(name in remark for remark in inspected.remarks)
 
 
 def test_error_names_a_dcm_file_that_is_not_dicom(series):
@@ -263,10 +293,17 @@ def test_error_names_a_dcm_file_that_is_not_dicom(series):
         assert "force=" not in str(e.value)
 
 
-def packed(path, pixels, stream, syntax, bits):
-    """Write a radiograph whose pixels are one compressed stream."""
-    depth = {"BitsAllocated": 8 if bits <= 8 else 16, "BitsStored": bits, "HighBit": bits - 1}
-    path = save(path, pixels.astype(np.uint16), dicom.DX, Modality="DX", **depth)
+def write_compressed(path, pixels, stream, syntax, bits):
+    """Write a radiograph with a compressed stream as pixels."""
+    path = write_dicom_file(
+        path,
+        pixels.astype(np.uint16),
+        dicom.DX,
+        Modality="DX",
+        BitsAllocated=8 if bits <= 8 else 16,
+        BitsStored=bits,
+        HighBit=bits - 1,
+    )
     header = dcmread(path)
     header.PixelData = encapsulate([stream])
     header["PixelData"].VR = "OB"
@@ -276,21 +313,25 @@ def packed(path, pixels, stream, syntax, bits):
     return path
 
 
-def jpeg_lossless(pixels, bits):
+def encode_jpeg_lossless(pixels, bits):
     return imagecodecs.jpeg_encode(pixels, lossless=True, bitspersample=bits, predictor=1)
 
 
-def jpeg_2000(pixels, bits):
+def encode_jpeg_ls(pixels, bits):
+    return imagecodecs.jpegls_encode(pixels)
+
+
+def encode_jpeg_2000(pixels, bits):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "jpeg2000", irreversible=False, no_jp2=True)
     return stream.getvalue()
 
 
 CODECS = [
-    ("JPEG Lossless SV1", uid.JPEGLosslessSV1, jpeg_lossless),
-    ("JPEG Lossless", uid.JPEGLossless, jpeg_lossless),
-    ("JPEG-LS", uid.JPEGLSLossless, lambda pixels, bits: imagecodecs.jpegls_encode(pixels)),
-    ("JPEG 2000", uid.JPEG2000Lossless, jpeg_2000),
+    ("JPEG Lossless SV1", uid.JPEGLosslessSV1, encode_jpeg_lossless),
+    ("JPEG Lossless", uid.JPEGLossless, encode_jpeg_lossless),
+    ("JPEG-LS", uid.JPEGLSLossless, encode_jpeg_ls),
+    ("JPEG 2000", uid.JPEG2000Lossless, encode_jpeg_2000),
 ]
 
 
@@ -299,17 +340,26 @@ CODECS = [
 def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax, encode):
     kind = np.uint8 if bits == 8 else np.uint16
     pixels = rng.integers(0, 2**bits, (24, 32)).astype(kind)
-    pixels[0, :2] = 0, 2**bits - 1
-    path = packed(tmp_path / "a.dcm", pixels, encode(pixels, bits), syntax, bits)
+    pixels[0, 0] = 0
+    pixels[0, 1] = 2**bits - 1
+    path = write_compressed(tmp_path / "a.dcm", pixels, encode(pixels, bits), syntax, bits)
     np.testing.assert_array_equal(read_volume(path).array[0], pixels)
-    blank = np.zeros((2000, 1800), kind)  # its file is far smaller than that of a picture
-    path = packed(tmp_path / "b.dcm", blank, encode(blank, bits), syntax, bits)
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
+def test_blank_image_passes_the_size_check(tmp_path, bits, name, syntax, encode):
+    """Read a file that is much smaller than that of any image with content."""
+    blank = np.zeros((2000, 1800), np.uint8 if bits == 8 else np.uint16)
+    path = write_compressed(tmp_path / "b.dcm", blank, encode(blank, bits), syntax, bits)
     assert not read_volume(path).array.any()
 
 
 def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeypatch):
     pixels = PIXELS.astype(np.uint16)
-    path = packed(tmp_path / "a.dcm", pixels, jpeg_lossless(pixels, 12), uid.JPEGLosslessSV1, 12)
+    path = write_compressed(
+        tmp_path / "a.dcm", pixels, encode_jpeg_lossless(pixels, 12), uid.JPEGLosslessSV1, 12
+    )
     monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
     with pytest.raises(ReadError, match=r"a\.dcm: .*JPEG Lossless.*pip install .*python-gdcm"):
@@ -317,10 +367,12 @@ def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeyp
 
 
 def test_error_for_an_unknown_compression_gives_advice(tmp_path):
-    path = packed(tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID("1.2.840.10008.1.2.4.100"), 12)
+    path = write_compressed(
+        tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID("1.2.840.10008.1.2.4.100"), 12
+    )
     with pytest.raises(ReadError, match=r"a\.dcm: .*MPEG2.*Export the file uncompressed"):
         read_volume(path)
-    packed(path, PIXELS, b"\0" * 40, uid.UID("1.2.840.113619.5.2"), 12)
+    write_compressed(path, PIXELS, b"\0" * 40, uid.UID("1.2.840.113619.5.2"), 12)
     with pytest.raises(ReadError, match=r"a\.dcm: .*Export the file uncompressed"):
         read_volume(path)
 
@@ -329,7 +381,7 @@ def test_error_for_an_unknown_compression_gives_advice(tmp_path):
     "content", [b"no DICOM " * 60, b"\x08\0\x05\0" * 40, b"\0" * 500, b"\x08\0"]
 )
 @pytest.mark.parametrize("name", ["a.dcm", "a"])
-def test_no_message_asks_for_force(tmp_path, name, content):
+def test_message_for_a_file_that_is_not_dicom_does_not_mention_force(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     for read in (read_volume, read_geometry):
         with pytest.raises(LesionsegError) as caught:
@@ -338,7 +390,7 @@ def test_no_message_asks_for_force(tmp_path, name, content):
         assert name in str(caught.value)
 
 
-def test_items_of_a_sequence_may_be_empty(tmp_path):
-    tables = Sequence([item()])
-    path = xray(tmp_path / "a.dcm", VOILUTSequence=tables, ModalityLUTSequence=tables)
+def test_empty_item_of_a_sequence_is_ignored(tmp_path):
+    tables = Sequence([make_item()])
+    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=tables, ModalityLUTSequence=tables)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)

@@ -12,7 +12,15 @@ from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.results import MOST_SEGMENTS, ResultOrigin, write_dicom_results
 from lesionseg.io.volumes import read_geometry
-from tests.io.dicom_files import DX, LPS, enhanced, grid_of, lps, save, write_series
+from tests.io.dicom_files import (
+    DX,
+    LPS,
+    grid_of,
+    to_lps,
+    write_dicom_file,
+    write_enhanced,
+    write_series,
+)
 
 hd = pytest.importorskip("highdicom")
 
@@ -39,68 +47,87 @@ GRIDS = {
 }
 
 
-def lesions(dims=3):
-    """Return instances of two asymmetric candidates and of a third that is not accepted."""
+def make_instances(dims=3):
+    """Make instances of two asymmetric candidates and of a third that is not accepted."""
     ids = np.zeros((5, 4, 6), np.int32)
-    ids[0, 0, 1:5], ids[1, 0, 1], ids[0, 1, 4], ids[2, 0, 1] = 1, 1, 1, 1
-    ids[3, 2, 2], ids[4, 2, 2], ids[4, 3, 2], ids[4, 0, 5] = 2, 2, 2, 3
+    for voxel in ((0, 0, slice(1, 5)), (1, 0, 1), (0, 1, 4), (2, 0, 1)):
+        ids[voxel] = 1
+    for voxel in ((3, 2, 2), (4, 2, 2), (4, 3, 2)):
+        ids[voxel] = 2
+    ids[4, 0, 5] = 3
     if dims == 3:
         return ids
-    ids[0, 2, 0], ids[0, 3, 5] = 2, 3
+    ids[0, 2, 0] = 2
+    ids[0, 3, 5] = 3
     return ids[0]
 
 
-def predict(scan, *, drawn=True, **changes):
-    """Make candidates of the `lesions`, as boxes unless they are drawn."""
-    geometry, made = read_geometry(scan), []
-    ids = lesions(geometry.dims)
+def make_prediction(scan, *, drawn=True, **changes):
+    """Make a prediction with the candidates of `make_instances`, as boxes unless `drawn`."""
+    geometry = read_geometry(scan)
+    ids = make_instances(geometry.dims)
+    candidates = []
     for number, label, score in ((1, 1, 0.9), (2, 2, 0.7), (3, 1, 0.3)):
         one = Candidate.from_voxels(number, label, score, np.argwhere(ids == number), geometry)
         ml = 0.25 * number if geometry.dims == 3 else None
-        sizes = {"diameter_mm": 1.5 * number, "volume_ml": ml, "probability": score / 2}
-        made.append(replace(one, has_mask=drawn, accepted=number < 3, **sizes))
-    prediction = Prediction("A", geometry, tuple(made), ids if drawn else None)
+        candidate = replace(
+            one,
+            has_mask=drawn,
+            accepted=number < 3,
+            diameter_mm=1.5 * number,
+            volume_ml=ml,
+            probability=score / 2,
+        )
+        candidates.append(candidate)
+    prediction = Prediction("A", geometry, tuple(candidates), ids if drawn else None)
     return replace(prediction, operating_point=POINT, **changes)
 
 
-def series(root, grid, **elements):
-    return write_series(root, grid, {z: {**PATIENT, **elements} for z in range(grid.shape[0])})
+def write_patient_series(root, grid, **elements):
+    changes = {z: {**PATIENT, **elements} for z in range(grid.shape[0])}
+    return write_series(root, grid, changes)
 
 
-def written(folder, prediction, scan, origin=ORIGIN):
-    """Write and read segmentation and report, and check that the former equals the mask."""
-    seg, sr = folder / "A_seg.dcm", folder / "A_sr.dcm"
-    paths = {"report": sr, "segmentation": seg}
-    assert write_dicom_results(scan, prediction, origin, LABELS, **paths) == seg.exists()
+def write_results(folder, prediction, scan, origin=ORIGIN):
+    """Write segmentation and report, and check that the segmentation equals the mask."""
+    seg = folder / "A_seg.dcm"
+    sr = folder / "A_sr.dcm"
+    has_segmentation = write_dicom_results(
+        scan, prediction, origin, LABELS, report=sr, segmentation=seg
+    )
+    assert has_segmentation == seg.exists()
     if seg.exists() and prediction.geometry.dims == 3:
         reference = read_dicom_reference(seg, prediction.geometry, LABELS)
         np.testing.assert_array_equal(reference.labels, prediction.mask())
     return seg, sr
 
 
-def volumetric(sr):
+def read_groups(sr):
     return hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_voxel_has_the_position_of_the_scan(name, tmp_path):
-    scan = series(tmp_path, GRIDS[name])
-    seg, _ = written(tmp_path, predict(scan), scan)
-    # the library's reader places the segments as one volume, ours each frame by its elements
+    scan = write_patient_series(tmp_path, GRIDS[name])
+    seg, _ = write_results(tmp_path, make_prediction(scan), scan)
+    # highdicom's reader places the segments as one volume, ours places each frame by its elements
     volume = hd.seg.segread(seg).get_volume(combine_segments=True)
     index = np.argwhere(volume.array)
     mm = (np.c_[index, np.ones(len(index))] @ volume.affine.T)[:, :3] * LPS
-    expected = read_geometry(scan).to_mm(np.argwhere(np.isin(lesions(), (1, 2))))
+    expected = read_geometry(scan).to_mm(np.argwhere(np.isin(make_instances(), (1, 2))))
     assert {tuple(p) for p in np.round(mm, 2) + 0.0} == {tuple(p) for p in np.round(expected, 2)}
 
 
 def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
-    uneven = {"ImagePositionPatient": lps(GRIDS["oblique"], (3.04, 0, 0))}  # a bit, as scanners do
+    uneven = {
+        "ImagePositionPatient": to_lps(GRIDS["oblique"], (3.04, 0, 0))
+    }  # a bit, as scanners do
     changes = {z: PATIENT | (uneven if z == 3 else {}) for z in range(5)}
     scan = write_series(tmp_path, GRIDS["oblique"], changes)
-    files = {(f := dcmread(path)).SOPInstanceUID: f for path in scan.iterdir()}
-    source = next(iter(files.values()))
-    for path in written(tmp_path, predict(scan), scan):
+    headers = [dcmread(path) for path in scan.iterdir()]
+    files = {header.SOPInstanceUID: header for header in headers}
+    source = headers[0]
+    for path in write_results(tmp_path, make_prediction(scan), scan):
         made = dcmread(path)
         for name in ("PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID"):
             assert made[name].value == source[name].value
@@ -112,92 +139,102 @@ def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
     assert seg.FrameOfReferenceUID == "1.2.9"
     assert {uids[2] for uids in seg.get_source_image_uids()} == files.keys()
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
-    one, two = (seg.get_segment_description(n) for n in (1, 2))
+    one = seg.get_segment_description(1)
+    two = seg.get_segment_description(2)
     assert [one.segment_label, two.segment_label] == ["lesion 1", "cyst 2"]
     (made_by,) = one.SegmentationAlgorithmIdentificationSequence
     assert ORIGIN.bundle in made_by.AlgorithmParameters
-    for frame in seg.PerFrameFunctionalGroupsSequence:  # each names the slice it was drawn on
+    for frame in seg.PerFrameFunctionalGroupsSequence:  # each names its slice
         image = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         at = frame.PlanePositionSequence[0].ImagePositionPatient
         np.testing.assert_allclose(at, files[image].ImagePositionPatient, atol=1e-3)
 
 
-def measured(group):
+def measurements_of(group):
     return {m.name.meaning: float(m.value) for m in group.get_measurements()}
 
 
-def items(group, code):
+def find_items(group, code):
     content = group[0].ContentSequence
     return [i for i in content if i.ConceptNameCodeSequence[0].CodeValue == code]
 
 
-def comments(path):
+def read_comments(path):
     raw = dcmread(path)
     return " ".join(str(i.TextValue) for i in raw.ContentSequence if i.ValueType == "TEXT")
 
 
 def test_report_has_a_group_per_candidate_that_names_its_segment(tmp_path):
-    scan = series(tmp_path, GRIDS["oblique"])
-    path, sr = written(tmp_path, predict(scan), scan)
-    seg, groups = hd.seg.segread(path), volumetric(sr)
+    scan = write_patient_series(tmp_path, GRIDS["oblique"])
+    path, sr = write_results(tmp_path, make_prediction(scan), scan)
+    seg = hd.seg.segread(path)
+    groups = read_groups(sr)
     assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
-    assert measured(groups[1]) == {
+    assert measurements_of(groups[1]) == {
         "Score of the model": 0.7,
         "Calibrated probability of a lesion": 0.35,
         "Volume": 0.5,
         "Diameter": 3.0,
     }
     for number, group in enumerate(groups, start=1):
-        (segment,) = items(group, "121191")
+        (segment,) = find_items(group, "121191")
         (reference,) = segment.ReferencedSOPSequence
         assert reference.ReferencedSegmentNumber == number
         assert reference.ReferencedSOPInstanceUID == seg.SOPInstanceUID
         described = seg.get_segment_description(number)
         assert group.tracking_uid == described.tracking_uid
         assert group.tracking_identifier == described.tracking_id == described.segment_label
-    assert "not a medical device" in comments(sr)
-    assert "2 of 3 candidates" in comments(sr)
+    assert "not a medical device" in read_comments(sr)
+    assert "2 of 3 candidates" in read_comments(sr)
 
 
 def test_segment_name_of_a_long_label_keeps_its_number(tmp_path):
-    scan = series(tmp_path, GRIDS["axial"])
-    names, seg = {1: "l" * 64, 2: "cyst"}, tmp_path / "A_seg.dcm"
-    paths = {"report": tmp_path / "A_sr.dcm", "segmentation": seg}
-    assert write_dicom_results(scan, predict(scan), ORIGIN, names, **paths)
+    scan = write_patient_series(tmp_path, GRIDS["axial"])
+    names = {1: "l" * 64, 2: "cyst"}
+    seg = tmp_path / "A_seg.dcm"
+    assert write_dicom_results(
+        scan,
+        make_prediction(scan),
+        ORIGIN,
+        names,
+        report=tmp_path / "A_sr.dcm",
+        segmentation=seg,
+    )
     labels = [s.SegmentLabel for s in dcmread(seg).SegmentSequence]
     assert labels == ["l" * 62 + " 1", "cyst 2"]
 
 
-def test_the_same_run_gives_the_same_bytes(tmp_path):
-    scan = series(tmp_path, GRIDS["oblique"])
-    one, two = (
-        [path.read_bytes() for path in written(tmp_path / n, predict(scan), scan)] for n in "12"
-    )
-    assert one == two
-    written(tmp_path / "3", predict(scan), scan, replace(ORIGIN, key="0" * 16))
+def test_same_run_gives_the_same_bytes(tmp_path):
+    scan = write_patient_series(tmp_path, GRIDS["oblique"])
+    first = write_results(tmp_path / "1", make_prediction(scan), scan)
+    second = write_results(tmp_path / "2", make_prediction(scan), scan)
+    for path, other in zip(first, second, strict=True):
+        assert path.read_bytes() == other.read_bytes()
+    write_results(tmp_path / "3", make_prediction(scan), scan, replace(ORIGIN, key="0" * 16))
     made = [dcmread(tmp_path / n / "A_seg.dcm") for n in "13"]
     assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
 
 
 def test_without_accepted_candidates_only_a_report_is_written(tmp_path):
-    scan = series(tmp_path, GRIDS["axial"])
-    none = tuple(replace(c, accepted=False) for c in predict(scan).candidates)
-    seg, sr = written(tmp_path, predict(scan, candidates=none), scan)
+    scan = write_patient_series(tmp_path, GRIDS["axial"])
+    none = tuple(replace(c, accepted=False) for c in make_prediction(scan).candidates)
+    seg, sr = write_results(tmp_path, make_prediction(scan, candidates=none), scan)
     assert not seg.exists()
-    assert not volumetric(sr)
+    assert not read_groups(sr)
     (group,) = hd.sr.srread(sr).content.get_image_measurement_groups()
-    assert measured(group) == {"Number of accepted candidates": 0}
-    assert "0 of 3 candidates" in comments(sr)
+    assert measurements_of(group) == {"Number of accepted candidates": 0}
+    assert "0 of 3 candidates" in read_comments(sr)
 
 
 def test_boxes_are_drawn_on_the_slices_that_they_cover(tmp_path):
-    scan = series(tmp_path, GRIDS["head first"])
-    geometry, prediction = read_geometry(scan), predict(scan, drawn=False)
-    seg, sr = written(tmp_path, prediction, scan)
+    scan = write_patient_series(tmp_path, GRIDS["head first"])
+    geometry = read_geometry(scan)
+    prediction = make_prediction(scan, drawn=False)
+    seg, sr = write_results(tmp_path, prediction, scan)
     assert not seg.exists()
     files = [dcmread(file) for file in scan.iterdir()]
     position = {f.SOPInstanceUID: np.array(f.ImagePositionPatient, float) for f in files}
-    for group, candidate in zip(volumetric(sr), prediction.candidates[:2], strict=True):
+    for group, candidate in zip(read_groups(sr), prediction.candidates[:2], strict=True):
         slices = range(int(candidate.start_vox[0]), int(candidate.stop_vox[0]))
         for z, region in zip(slices, group.roi, strict=True):
             (image,) = (i.ReferencedSOPSequence[0] for i in region.ContentSequence)
@@ -207,46 +244,48 @@ def test_boxes_are_drawn_on_the_slices_that_they_cover(tmp_path):
             assert region.value[:, 1].max() == candidate.stop_vox[1]
 
 
-def test_an_enhanced_file_is_segmented_frame_by_frame(tmp_path):
-    scan = enhanced(tmp_path / "scan.dcm", GRIDS["oblique sagittal"])
-    _, sr = written(tmp_path, predict(scan), scan)
-    assert len(volumetric(sr)) == 2
-    _, boxes = written(tmp_path / "b", predict(scan, drawn=False), scan)
-    image = volumetric(boxes)[0].roi[0].ContentSequence[0].ReferencedSOPSequence[0]
+def test_enhanced_file_is_segmented_frame_by_frame(tmp_path):
+    scan = write_enhanced(tmp_path / "scan.dcm", GRIDS["oblique sagittal"])
+    _, sr = write_results(tmp_path, make_prediction(scan), scan)
+    assert len(read_groups(sr)) == 2
+    _, boxes = write_results(tmp_path / "b", make_prediction(scan, drawn=False), scan)
+    image = read_groups(boxes)[0].roi[0].ContentSequence[0].ReferencedSOPSequence[0]
     assert image.ReferencedFrameNumber == 5  # slice 0 is stored last
 
 
 @pytest.mark.parametrize("located", [True, False])
-def test_a_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_path):
+def test_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_path):
     elements = {**PATIENT, "Modality": "DX", "ImagerPixelSpacing": [0.2, 0.2]}
     elements |= {} if located else {"FrameOfReferenceUID": None}
-    scan = save(tmp_path / "x.dcm", np.arange(24, dtype=np.uint16).reshape(4, 6), DX, **elements)
-    seg, sr = written(tmp_path, predict(scan), scan)
-    uid, made = str(dcmread(scan).SOPInstanceUID), hd.seg.segread(seg)
-    array = made.get_pixels_by_source_instance([uid], combine_segments=True)[0]
-    np.testing.assert_array_equal(array, np.where(lesions(2) < 3, lesions(2), 0))
+    scan = write_dicom_file(
+        tmp_path / "x.dcm", np.arange(24, dtype=np.uint16).reshape(4, 6), DX, **elements
+    )
+    seg, sr = write_results(tmp_path, make_prediction(scan), scan)
+    uid = str(dcmread(scan).SOPInstanceUID)
+    array = hd.seg.segread(seg).get_pixels_by_source_instance([uid], combine_segments=True)[0]
+    np.testing.assert_array_equal(array, np.where(make_instances(2) < 3, make_instances(2), 0))
     groups = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()
     assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
     (diameter,) = (m for m in groups[0].get_measurements() if m.name.meaning == "Diameter")
     assert "at the detector" in diameter.method.meaning
-    (frame,) = items(groups[1], "121214")
+    (frame,) = find_items(groups[1], "121214")
     assert frame.ReferencedSOPSequence[0].ReferencedSegmentNumber == 2
-    _, boxes = written(tmp_path / "b", predict(scan, drawn=False), scan)
+    _, boxes = write_results(tmp_path / "b", make_prediction(scan, drawn=False), scan)
     region = hd.sr.srread(boxes).content.get_planar_roi_measurement_groups()[0].roi
     assert region.value.tolist() == [[1, 0], [5, 0], [5, 2], [1, 2], [1, 0]]
 
 
 def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
-    scan = series(tmp_path, GRIDS["axial"])
+    scan = write_patient_series(tmp_path, GRIDS["axial"])
     ids = np.arange(1, 121, dtype=np.int32).reshape(5, 4, 6)
     assert ids.max() > MOST_SEGMENTS
     box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     made = tuple(Candidate(n, 1 + n % 2, 0.5, *box, 1.0, 0.1) for n in range(1, 121))
-    seg, _ = written(tmp_path, predict(scan, candidates=made, instances=ids), scan)
+    seg, _ = write_results(tmp_path, make_prediction(scan, candidates=made, instances=ids), scan)
     assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
-    values = (lesions() > 0).astype(np.uint8)
+    values = (make_instances() > 0).astype(np.uint8)
     values[0, 0, 2] = 2
-    written(tmp_path / "regions", predict(scan, values=values), scan)
+    write_results(tmp_path / "regions", make_prediction(scan, values=values), scan)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom, as the test writes them
@@ -259,16 +298,19 @@ def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
     ],
 )
 def test_poor_headers_are_completed(changes, tmp_path):
-    scan = series(tmp_path, GRIDS["oblique"], **changes)
-    seg, sr = written(tmp_path, predict(scan), scan)
+    scan = write_patient_series(tmp_path, GRIDS["oblique"], **changes)
+    seg, sr = write_results(tmp_path, make_prediction(scan), scan)
     assert seg.exists()
-    assert len(volumetric(sr)) == 2
+    assert len(read_groups(sr)) == 2
 
 
 def test_error_of_the_library_does_not_contain_the_patient(tmp_path):
-    scan = series(tmp_path, GRIDS["axial"], PatientName="SECRET", SOPInstanceUID=None)
+    scan = write_patient_series(tmp_path, GRIDS["axial"], PatientName="SECRET", SOPInstanceUID=None)
     with pytest.raises(OutputError, match="dicom_output=false") as caught:
-        written(tmp_path, predict(scan), scan)
+        write_results(tmp_path, make_prediction(scan), scan)
     assert "SECRET" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert list(tmp_path.glob("*.dcm")) == []
+
+
+series = write_patient_series  # former name, until all tests use the new one

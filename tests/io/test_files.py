@@ -1,4 +1,4 @@
-"""Atomic files, round trips of tables, case ids in file names, and locks of folders."""
+"""Atomic files, JSON and tables, case ids in file names, and locks of folders."""
 
 import json
 import os
@@ -39,12 +39,21 @@ def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch
         temporary.write_text("whole")
         assert not target.exists()
     assert synced == [False]
+
+
+def test_error_while_writing_keeps_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    write_text(target, "whole")
     with pytest.raises(UnicodeEncodeError):
         write_text(target, "half" * 10**6 + "\udcff")
     assert target.read_text() == "whole"
-    assert list(target.parent.iterdir()) == [target]
-    with pytest.raises(OutputError, match=r"a\.txt"):  # in a file, as if that were a folder
-        write_text(target / "a.txt", "x")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_file_inside_a_file_is_an_error(tmp_path):
+    write_text(tmp_path / "file", "x")
+    with pytest.raises(OutputError, match=r"a\.txt"):
+        write_text(tmp_path / "file" / "a.txt", "x")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
@@ -64,7 +73,8 @@ def test_atomic_files_and_their_folders_follow_the_umask(tmp_path, mask):
     finally:
         os.umask(before)
     modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    file, folder = 0o666 & ~mask, 0o777 & ~mask
+    file = 0o666 & ~mask
+    folder = 0o777 & ~mask
     assert lock == file
     assert modes == {
         "open": folder,
@@ -78,29 +88,52 @@ def test_atomic_files_and_their_folders_follow_the_umask(tmp_path, mask):
     }
 
 
-def test_json_round_trip_and_content_without_a_json_form(tmp_path):
+def test_json_of_numpy_and_path_values_survives_a_round_trip(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"n": np.int64(3), "x": np.float32(0.5), "v": np.arange(2), "p": Path("b")})
     assert read_json(path) == {"n": 3, "x": 0.5, "v": [0, 1], "p": "b"}
-    path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")  # with a byte order mark
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"ä": 1}), encoding="utf-8-sig")
     assert read_json(path) == {"ä": 1}
+
+
+def test_value_without_a_json_form_is_an_error_and_leaves_no_file(tmp_path):
     for value in (float("nan"), np.float32("inf"), object()):
         with pytest.raises(OutputError, match=r"b\.json"):
             write_json(tmp_path / "b.json", {"x": value})
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == []
 
 
-BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise("abcdefghi")
-)
-NO_JSON = (b"{", b'{"x": NaN}', b'{"x": -Infinity}', b"", b"[" * 10**5)
-NO_YAML = (
-    *(b"\xff\xfe", b"a: [1", b"a: !!python/object/apply:os.system [ls]", b"[" * 200_000),
-    *(b"- a\n- b", b"", b"a: &a [*a]", BILLION.encode()),
-)
-NO_TABLE = (b"", b"a\n1,2\n", b"a\n\xff\n")
-DAMAGED = [(read_json, NO_JSON), (read_yaml, NO_YAML), (read_csv, NO_TABLE)]
-DAMAGED = [(read, text) for read, texts in DAMAGED for text in texts]
+def make_yaml_bomb():
+    """Make a short YAML file with nested aliases, which expands to 10⁹ values."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]\n"]
+    for old, new in pairwise("abcdefghi"):
+        aliases = ", ".join([f"*{old}"] * 10)
+        lines.append(f"{new}: &{new} [{aliases}]\n")
+    return "".join(lines).encode()
+
+
+DAMAGED = [
+    (read_json, b"{"),
+    (read_json, b'{"x": NaN}'),
+    (read_json, b'{"x": -Infinity}'),
+    (read_json, b""),
+    (read_json, b"[" * 10**5),
+    (read_yaml, b"\xff\xfe"),
+    (read_yaml, b"a: [1"),
+    (read_yaml, b"a: !!python/object/apply:os.system [ls]"),
+    (read_yaml, b"[" * 200_000),
+    (read_yaml, b"- a\n- b"),
+    (read_yaml, b""),
+    (read_yaml, b"a: &a [*a]"),
+    (read_yaml, make_yaml_bomb()),
+    (read_csv, b""),
+    (read_csv, b"a\n1,2\n"),
+    (read_csv, b"a\n\xff\n"),
+]
 
 
 @pytest.mark.parametrize(("read", "text"), DAMAGED, ids=range(len(DAMAGED)))
@@ -113,15 +146,23 @@ def test_error_names_an_unreadable_file_in_one_line(tmp_path, read, text):
     assert "\n" not in str(caught.value)
 
 
-def test_table_round_trip(tmp_path):
+def test_table_survives_a_round_trip(tmp_path):
     path = tmp_path / "a.csv"
     write_csv(path, [{"case": 'a,"b"', "dice": 0.5}, {"case": "c", "dice": None}], ["case", "dice"])
     assert read_csv(path) == [{"case": 'a,"b"', "dice": "0.5"}, {"case": "c", "dice": ""}]
     write_csv(path, [], ["case", "dice"])
     assert path.read_text() == "case,dice\n"
     assert read_csv(path) == []
-    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")  # as spreadsheets save it
+
+
+def test_table_with_byte_order_mark_and_spaces_is_read(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")
     assert read_csv(path) == [{"case": "A", "image": "a.nii"}]
+
+
+def test_unknown_column_of_a_row_is_an_error(tmp_path):
+    path = tmp_path / "a.csv"
     with pytest.raises(ValueError, match="dyce"):
         write_csv(path, [{"dyce": 1}], ["dice"])
 
@@ -131,19 +172,33 @@ PLAIN = ("-0.5", "+1e-3", "-inf", "'quoted'", "a=b", "scan-1", -2.5)
 
 
 @pytest.mark.parametrize("cell", [*FORMULAS, *PLAIN])
-def test_spreadsheets_run_no_cell_and_all_cells_survive_a_round_trip(tmp_path, cell):
+def test_formulas_are_quoted_and_all_cells_survive_a_round_trip(tmp_path, cell):
     path = tmp_path / "a.csv"
     write_csv(path, [{"x": cell}], ["x"])
-    mark = "'" if cell in FORMULAS else ""
-    assert path.read_text() == f"x\n{mark}{cell}\n"
+    quote = "'" if cell in FORMULAS else ""
+    assert path.read_text() == f"x\n{quote}{cell}\n"
     assert read_csv(path) == [{"x": str(cell)}]
 
 
 BAD_IDS = (
-    *("", ".", "..", ".hidden", "a/b", "../a", "a\\b", "a ", " a"),
-    *("a\0b", "a\nb", "a\x1b[31m", "a\u2028b", "a\udcffb"),  # the last: a byte that is no UTF-8
-    *("a\u202eb", "a\u200bb"),  # right-to-left override, zero-width space
-    *("a" * (MAX_ID_BYTES + 1), "扫" * 67),
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "a/b",
+    "../a",
+    "a\\b",
+    "a ",
+    " a",
+    "a\0b",
+    "a\nb",
+    "a\x1b[31m",
+    "a\u2028b",
+    "a\udcffb",  # a byte that is not UTF-8
+    "a\u202eb",  # right-to-left override
+    "a\u200bb",  # zero-width space
+    "a" * (MAX_ID_BYTES + 1),
+    "扫" * 67,
 )
 GOOD_IDS = ("a", "MSCS_19L", "sub-01.v2", "a b", "患者　1", "扫" * 66, "Мария", "José", "a..b", "-")
 
@@ -158,7 +213,7 @@ def test_id_that_cannot_be_a_file_name_is_an_error(case):
     assert printable_id(case) == repr(case)
 
 
-def test_ids_of_any_script_pass_but_forbidden_characters_fail_on_windows(monkeypatch):
+def test_ids_of_any_script_are_valid_but_a_colon_is_an_error_on_windows(monkeypatch):
     for case in (*GOOD_IDS, "10:30"):
         check_case_id(case, Path("a"))
         assert printable_id(case) == case
@@ -167,36 +222,41 @@ def test_ids_of_any_script_pass_but_forbidden_characters_fail_on_windows(monkeyp
         check_case_id("10:30", Path("a"))
 
 
-def test_locked_folder_is_closed_to_others_until_it_is_released(tmp_path):
+def test_locked_folder_cannot_be_locked_again_until_it_is_released(tmp_path):
     folder = tmp_path / "out"
     with locked_folder(folder):
         with pytest.raises(OutputError, match="out"):
             locked_folder(folder).__enter__()
         with locked_folder(folder, ".other"):
             pass
-    assert list(tmp_path.iterdir()) == []  # a lock leaves no folder that it made
+    assert list(tmp_path.iterdir()) == []  # the lock removes the empty folder that it made
     with locked_folder(folder):
         (folder / "a").touch()
     assert [p.name for p in folder.iterdir()] == ["a"]
+
+
+def test_locking_a_file_is_an_error(tmp_path):
+    (tmp_path / "out").touch()
     with pytest.raises(OutputError, match="out"):
-        locked_folder(folder / "a").__enter__()
+        locked_folder(tmp_path / "out").__enter__()
 
 
 def test_locking_a_folder_removes_temporary_files_of_killed_processes(tmp_path):
-    halves = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
-    kept = [tmp_path / ".hidden-file", tmp_path / "5f85e7d9-report.pdf"]
-    kept += [
+    temporary = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
+    remaining = [
+        tmp_path / ".hidden-file",
+        tmp_path / "5f85e7d9-report.pdf",
+        # a folder in use by another process
         tmp_path / "fold_0" / LOCK,
         tmp_path / "fold_0" / "test" / ".00000000-a.csv",
-    ]  # at work
-    for file in (halves[1], kept[3]):
-        file.parent.mkdir(parents=True)
-    for file in [*halves, *kept]:
+    ]
+    for file in [*temporary, *remaining]:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    for name, left in ((".part", halves), (LOCK, [])):
+    for name, expected in ((".part", temporary), (LOCK, [])):
         with locked_folder(tmp_path, name):
-            assert [file for file in halves if file.exists()] == left
-    assert all(file.exists() for file in kept)
+            assert [file for file in temporary if file.exists()] == expected
+    assert all(file.exists() for file in remaining)
 
 
 SETTINGS = {
@@ -208,7 +268,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_commands_never_write_into_one_folder(name, tmp_path, monkeypatch):
+def test_command_does_not_write_into_a_locked_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
     cfg = config.COMMANDS[name].of(**SETTINGS[name])

@@ -1,7 +1,7 @@
-"""Pictures and masks mean what a viewer shows: photometry × depth × sign × compression × layout.
+"""Pictures and masks have the values that a viewer shows, for every form of TIFF, PNG and BMP.
 
-Expected values come from the stored array by the rules of TIFF 6.0 and PNG (written out here), and
-from Pillow where Pillow reads the file at full depth.
+Expected values come from the stored array by the rules of TIFF 6.0 and PNG, which are written out
+here. If Pillow reads the file at full depth, they are also compared with those of Pillow.
 """
 
 import logging
@@ -29,8 +29,8 @@ LAYOUTS = {
 DEPTHS = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "float64")
 
 
-def samples(dtype, *shape):
-    """Return numbers over the whole range of a type, or 0 to 1 for floating point."""
+def draw_samples(dtype, *shape):
+    """Draw numbers over the whole range of a type, or 0 to 1 for floating point."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return RNG.random(shape).astype(kind)
@@ -38,7 +38,7 @@ def samples(dtype, *shape):
     return RNG.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
 
 
-def mirrored(array):
+def invert(array):
     """Convert grey values with 0 as white to values with 0 as black."""
     if array.dtype.kind == "f":
         return (1 - array).astype(array.dtype)
@@ -46,8 +46,8 @@ def mirrored(array):
     return (limits.max - (array.astype(object) - limits.min)).astype(array.dtype)
 
 
-def check(path, expected, **settings):
-    array = read_raster(path, **settings).array
+def check(path, expected, *, as_labels=False):
+    array = read_raster(path, as_labels=as_labels).array
     np.testing.assert_array_equal(array, expected)
     assert array.dtype == expected.dtype
 
@@ -56,11 +56,11 @@ def check(path, expected, **settings):
 @pytest.mark.parametrize("dtype", DEPTHS)
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 def test_grey_tiff_gives_its_values_in_images_and_masks(tmp_path, photometric, dtype, compression):
-    stored = samples(dtype, 21, 34)
-    expected = (mirrored(stored) if photometric == "miniswhite" else stored)[np.newaxis]
-    for layout, how in LAYOUTS.items():
-        path = tmp_path / f"{layout}.tif"
-        tifffile.imwrite(path, stored, photometric=photometric, compression=compression, **how)
+    stored = draw_samples(dtype, 21, 34)
+    expected = (invert(stored) if photometric == "miniswhite" else stored)[np.newaxis]
+    for name, layout in LAYOUTS.items():
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, stored, photometric=photometric, compression=compression, **layout)
         check(path, expected)
     if dtype == "uint8" and compression != "zstd":
         with Image.open(path) as image:
@@ -70,42 +70,74 @@ def test_grey_tiff_gives_its_values_in_images_and_masks(tmp_path, photometric, d
 @pytest.mark.parametrize("compression", ["deflate", "lzw"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_tiff_predictors_do_not_change_values(tmp_path, dtype, compression):
-    stored = samples(dtype, 21, 34)
+    stored = draw_samples(dtype, 21, 34)
     for predictor in (True, False):
         path = tmp_path / "a.tif"
-        how = {"compression": compression, "predictor": predictor}
-        tifffile.imwrite(path, stored, photometric="miniswhite", **how)
-        check(path, mirrored(stored)[np.newaxis])
+        tifffile.imwrite(
+            path,
+            stored,
+            photometric="miniswhite",
+            compression=compression,
+            predictor=predictor,
+        )
+        check(path, invert(stored)[np.newaxis])
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_colour_tiff_gives_three_channels_with_and_without_opacity(tmp_path, dtype, compression):
-    stored = samples(dtype, 21, 34, 3)
-    expected, path = np.moveaxis(stored, -1, 0), tmp_path / "a.tif"
-    how = {"photometric": "rgb", "compression": compression}
+def test_colour_tiff_gives_three_channels(tmp_path, dtype, compression):
+    stored = draw_samples(dtype, 21, 34, 3)
+    expected = np.moveaxis(stored, -1, 0)
+    path = tmp_path / "a.tif"
     for layout in LAYOUTS.values():
-        tifffile.imwrite(path, stored, **how, **layout)
+        tifffile.imwrite(path, stored, photometric="rgb", compression=compression, **layout)
         check(path, expected)
-    tifffile.imwrite(path, np.ascontiguousarray(expected), planarconfig="separate", **how)
+    planes = np.ascontiguousarray(expected)
+    tifffile.imwrite(
+        path, planes, photometric="rgb", compression=compression, planarconfig="separate"
+    )
     check(path, expected)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_opacity_of_a_tiff_is_not_a_channel(tmp_path, dtype, compression):
+    stored = draw_samples(dtype, 21, 34, 3)
+    expected = np.moveaxis(stored, -1, 0)
+    path = tmp_path / "a.tif"
     for meaning in ("unassalpha", "assocalpha", "unspecified"):
-        four = np.concatenate([stored, samples(dtype, 21, 34, 1)], axis=-1)
-        tifffile.imwrite(path, four, extrasamples=[meaning], **how)
+        four = np.concatenate([stored, draw_samples(dtype, 21, 34, 1)], axis=-1)
+        tifffile.imwrite(
+            path, four, photometric="rgb", compression=compression, extrasamples=[meaning]
+        )
         check(path, expected)
-    grey = np.repeat(stored[..., :1], 3, axis=-1)
-    tifffile.imwrite(path, grey, **how)
+    two = np.concatenate([stored[..., :1], draw_samples(dtype, 21, 34, 1)], axis=-1)
+    tifffile.imwrite(
+        path,
+        two,
+        photometric="minisblack",
+        compression=compression,
+        extrasamples=["unassalpha"],
+        planarconfig="contig",
+    )
     check(path, expected[:1])
-    two = np.concatenate([stored[..., :1], samples(dtype, 21, 34, 1)], axis=-1)
-    how["photometric"] = "minisblack"
-    tifffile.imwrite(path, two, extrasamples=["unassalpha"], planarconfig="contig", **how)
-    check(path, expected[:1])
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_colour_tiff_with_equal_colours_gives_one_channel(tmp_path, dtype, compression):
+    stored = draw_samples(dtype, 21, 34, 1)
+    path = tmp_path / "a.tif"
+    grey = np.repeat(stored, 3, axis=-1)
+    tifffile.imwrite(path, grey, photometric="rgb", compression=compression)
+    check(path, np.moveaxis(stored, -1, 0))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("compression", [None, "lzw"])
-def test_inks_become_colours(tmp_path, dtype, compression):
-    stored, path = samples(dtype, 9, 11, 4), tmp_path / "a.tif"
+def test_inks_of_cmyk_become_colours(tmp_path, dtype, compression):
+    stored = draw_samples(dtype, 9, 11, 4)
+    path = tmp_path / "a.tif"
     tifffile.imwrite(path, stored, photometric="separated", compression=compression)
     most = np.iinfo(dtype).max
     light = 1 - stored / most
@@ -126,16 +158,16 @@ def test_inks_become_colours(tmp_path, dtype, compression):
 def test_one_bit_tiff_is_0_and_255_in_images_and_0_and_1_in_masks(
     tmp_path, form, compression, photometric
 ):
-    shown, path = np.zeros((40, 70), bool), tmp_path / "a.tif"
+    shown = np.zeros((40, 70), bool)
     shown[10:20, 30:42] = True
+    path = tmp_path / "a.tif"
     Image.fromarray(shown).save(path, compression=compression, tiffinfo={262: photometric})
     with tifffile.TiffFile(path) as tiff:
         assert tiff.pages[0].photometric == photometric
     expected = shown.astype(np.uint8)[np.newaxis]
     check(path, expected if form == "mask" else 255 * expected, as_labels=form == "mask")
-    Image.fromarray(np.zeros_like(shown)).save(
-        path, compression=compression, tiffinfo={262: photometric}
-    )
+    blank = Image.fromarray(np.zeros_like(shown))
+    blank.save(path, compression=compression, tiffinfo={262: photometric})
     check(path, np.zeros_like(expected), as_labels=form == "mask")
 
 
@@ -146,7 +178,8 @@ def test_jpeg_in_tiff_is_read_as_an_image_but_not_as_a_mask(
     tmp_path, photometric, compression, layout
 ):
     y, x = np.mgrid[:32, :48]
-    smooth, path = (3 * y + 2 * x).astype(np.uint8), tmp_path / "a.tif"
+    smooth = (3 * y + 2 * x).astype(np.uint8)
+    path = tmp_path / "a.tif"
     expected = 255 - smooth[np.newaxis] if photometric == "miniswhite" else smooth[np.newaxis]
     if photometric in ("rgb", "ycbcr"):
         smooth = np.stack([smooth, smooth, 255 - smooth], axis=-1)
@@ -154,23 +187,28 @@ def test_jpeg_in_tiff_is_read_as_an_image_but_not_as_a_mask(
     if photometric == "ycbcr" and compression != "jpeg":
         Image.fromarray(smooth).convert("YCbCr").save(path, compression="tiff_lzw")
     else:
-        form = {"rowsperstrip": 16} if layout == "strips" else {"tile": (16, 16)}
-        how = {"compression": compression, "photometric": photometric}
-        if compression == "jpeg":
-            how["compressionargs"] = {"level": 98}
+        options = {"level": 98} if compression == "jpeg" else {}
         if photometric == "ycbcr":
-            how["photometric"] = "rgb"  # JPEG turns it into YCbCr
-            how["compressionargs"]["outcolorspace"] = "ycbcr"
-        tifffile.imwrite(path, smooth, **how, **form)
+            options["outcolorspace"] = "ycbcr"
+        tifffile.imwrite(
+            path,
+            smooth,
+            photometric="rgb" if photometric == "ycbcr" else photometric,
+            compression=compression,
+            compressionargs=options,
+            rowsperstrip=16 if layout == "strips" else None,
+            tile=(16, 16) if layout == "tiles" else None,
+        )
     assert np.abs(read_raster(path).array.astype(int) - expected).max() <= 8
     if compression == "jpeg":
         with pytest.raises(ReadError, match=r"a\.tif: a mask in JPEG"):
             read_raster(path, as_labels=True)
 
 
-def png(path, bits, colour, rows, palette=None, transparent=None):
-    """Write a PNG from rows of packed samples, which few programs can write."""
-    height, width = len(rows), rows[0][1]
+def write_png(path, bits, colour, rows, palette=None, transparent=None):
+    """Write a PNG from the rows of `pack_rows`. Few programs can write all of its forms."""
+    height = len(rows)
+    width = rows[0][1]
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))]
     if palette is not None:
         chunks.append((b"PLTE", np.array(palette, np.uint8).tobytes()))
@@ -178,30 +216,31 @@ def png(path, bits, colour, rows, palette=None, transparent=None):
         chunks.append((b"tRNS", transparent))
     chunks.append((b"IDAT", zlib.compress(b"".join(b"\0" + row for row, _ in rows))))
     chunks.append((b"IEND", b""))
-    packed = (
-        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
-    )
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        content += struct.pack(">I", len(data)) + name + data + checksum
+    path.write_bytes(content)
     return path
 
 
-def rows_of(values, bits):
-    """Pack integers `[y, x]` or `[y, x, n]` into rows of samples with this number of bits."""
-    packed = []
+def pack_rows(values, bits):
+    """Pack integers `[y, x]` or `[y, x, n]` into rows, each as bytes and number of pixels."""
+    rows = []
     for row in np.asarray(values):
         if bits == 16:
-            packed.append((row.astype(">u2").tobytes(), len(row)))
+            rows.append((row.astype(">u2").tobytes(), len(row)))
             continue
         each = ((row.reshape(-1, 1) >> np.arange(bits)[::-1]) & 1).astype(np.uint8)
-        packed.append((np.packbits(each.reshape(-1)).tobytes(), len(row)))
-    return packed
+        rows.append((np.packbits(each.reshape(-1)).tobytes(), len(row)))
+    return rows
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey_png_of_every_depth_gives_its_values(tmp_path, bits):
     most = 2**bits - 1
     stored = RNG.integers(0, most, (7, 13), endpoint=True)
-    path = png(tmp_path / "a.png", bits, 0, rows_of(stored, bits))
+    path = write_png(tmp_path / "a.png", bits, 0, pack_rows(stored, bits))
     kind = np.uint16 if bits == 16 else np.uint8
     spread = stored * 255 // most if bits < 8 else stored
     check(path, spread.astype(kind)[np.newaxis])
@@ -218,10 +257,11 @@ def test_palettes_are_colours_in_images_and_indices_in_masks(tmp_path, form, bit
     table = RNG.integers(60, 255, (n, 3), dtype=np.uint8)
     table[0] = 0
     stored = RNG.integers(0, n, (7, 13)).astype(np.uint8)
-    stored[0, :2] = 0, n - 1
+    stored[0, 0] = 0
+    stored[0, 1] = n - 1
     path = tmp_path / f"a.{form}"
     if form == "png":
-        png(path, bits, 3, rows_of(stored, bits), table)
+        write_png(path, bits, 3, pack_rows(stored, bits), table)
     else:
         image = Image.frombytes("P", (13, 7), stored.tobytes())
         image.putpalette(table.tobytes())
@@ -235,28 +275,33 @@ def test_palettes_are_colours_in_images_and_indices_in_masks(tmp_path, form, bit
 @pytest.mark.parametrize("wide", [np.uint8, np.uint16])
 @pytest.mark.parametrize("colour", [2, 4, 6], ids=["rgb", "grey and opacity", "rgba"])
 def test_png_with_colour_or_opacity_gives_its_colours(tmp_path, caplog, colour, wide):
-    n, bits = {2: 3, 4: 2, 6: 4}[colour], 8 * np.dtype(wide).itemsize
-    stored = samples(wide, 7, 13, n)
-    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    n_samples = {2: 3, 4: 2, 6: 4}[colour]
+    bits = 8 * np.dtype(wide).itemsize
+    stored = draw_samples(wide, 7, 13, n_samples)
+    path = write_png(tmp_path / "a.png", bits, colour, pack_rows(stored, bits))
     n_colours = 1 if colour == 4 else 3
     with caplog.at_level(logging.WARNING):
         check(path, np.moveaxis(stored[..., :n_colours], -1, 0))
     assert ("opacity is ignored" in caplog.text) == (colour != 2)
     stored[..., :n_colours] = stored[..., :1]
-    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    path = write_png(tmp_path / "a.png", bits, colour, pack_rows(stored, bits))
     check(path, np.moveaxis(stored[..., :1], -1, 0))  # equal colours are grey
     stored[..., n_colours:] = np.iinfo(wide).max
-    path = png(tmp_path / "a.png", bits, colour, rows_of(stored, bits))
+    path = write_png(tmp_path / "a.png", bits, colour, pack_rows(stored, bits))
     check(path, np.moveaxis(stored[..., :1], -1, 0), as_labels=True)
 
 
-def test_a_warning_of_the_worker_reaches_the_log(tmp_path, caplog):
+def test_warning_of_the_worker_reaches_the_log(tmp_path, caplog):
     Image.new("LA", (5, 4), (7, 100)).save(tmp_path / "a.png")
     read_volume(tmp_path / "a.png")
     assert f"{tmp_path / 'a.png'}: the picture is partly transparent" in caplog.text
 
 
-BLACK, WHITE, GREY, RED, GREEN = (0,) * 3, (255,) * 3, (128,) * 3, (128, 0, 0), (0, 128, 0)
+BLACK = (0, 0, 0)
+WHITE = (255, 255, 255)
+GREY = (128, 128, 128)
+RED = (128, 0, 0)
+GREEN = (0, 128, 0)
 VOC = [BLACK, RED, GREEN, (128, 128, 0), (0, 0, 128), *[(192, 128, 64)] * 250, (224, 224, 192)]
 RAMP = [(i, i, i) for i in range(256)]
 PALETTES = [
@@ -288,15 +333,19 @@ PALETTES = [
 
 @pytest.mark.parametrize(("name", "table", "stored", "labels"), PALETTES, ids=lambda v: str(v)[:40])
 @pytest.mark.parametrize("form", ["png", "bmp", "tif", "lzw.tif"])
-def test_a_mask_with_a_palette_gives_its_labels_or_an_error(
+def test_mask_with_a_palette_gives_its_labels_or_an_error(
     tmp_path, form, name, table, stored, labels
 ):
-    path, indices = tmp_path / f"m.{form}", np.array(stored, np.uint8)[np.newaxis].repeat(3, axis=0)
+    path = tmp_path / f"m.{form}"
+    indices = np.array(stored, np.uint8)[np.newaxis].repeat(3, axis=0)
     image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
     image.putpalette(np.array(table, np.uint8).tobytes())
-    image.save(path, **({"compression": "tiff_lzw"} if form == "lzw.tif" else {}))
+    if form == "lzw.tif":
+        image.save(path, compression="tiff_lzw")
+    else:
+        image.save(path)
     if form.endswith("tif") and name == "light, dark":
-        labels = None  # a TIFF's palette is always filled up
+        labels = None  # the palette of a TIFF is always filled up
     if labels is None:
         with pytest.raises(ReadError, match=r"m\..*palette"):
             read_raster(path, as_labels=True)
@@ -331,21 +380,26 @@ OPACITIES = [
 @pytest.mark.parametrize(
     "form", ["la.png", "rgba.png", "la.tif", "rgba.tif", "palette.png", "16.png"]
 )
-def test_the_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opacity, words):
+def test_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opacity, words):
     path = tmp_path / form
     both = np.stack([values, opacity], axis=-1)
     four = np.stack([values] * 3 + [opacity], axis=-1)
     if form == "16.png":
         wide = np.stack([values.astype(np.uint16), opacity * np.uint16(257)], axis=-1)
-        png(path, 16, 4, rows_of(wide, 16))
+        write_png(path, 16, 4, pack_rows(wide, 16))
     elif form == "palette.png":
         if len(np.unique(opacity[values == 0])) > 1 or len(np.unique(opacity[values == 1])) > 1:
             return  # a palette entry has one opacity
         of_entry = [int(opacity[values == v].max(initial=0)) for v in (0, 1)]
-        png(path, 8, 3, rows_of(values, 8), [BLACK, WHITE], bytes(of_entry))
+        write_png(path, 8, 3, pack_rows(values, 8), [BLACK, WHITE], bytes(of_entry))
     elif form == "la.tif":
-        how = {"photometric": "minisblack", "planarconfig": "contig"}
-        tifffile.imwrite(path, both, extrasamples=["unassalpha"], **how)
+        tifffile.imwrite(
+            path,
+            both,
+            photometric="minisblack",
+            planarconfig="contig",
+            extrasamples=["unassalpha"],
+        )
     elif form == "rgba.tif":
         tifffile.imwrite(path, four, photometric="rgb", extrasamples=["assocalpha"])
     else:
@@ -359,7 +413,9 @@ def test_the_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opac
 
 def test_transparent_colour_of_a_png_counts_as_opacity(tmp_path):
     for transparent, is_error in ((0, False), (1, True)):
-        path = png(tmp_path / "m.png", 8, 0, rows_of(MARK, 8), None, struct.pack(">H", transparent))
+        path = write_png(
+            tmp_path / "m.png", 8, 0, pack_rows(MARK, 8), None, struct.pack(">H", transparent)
+        )
         np.testing.assert_array_equal(read_raster(path).array[0], MARK)
         if is_error:
             with pytest.raises(ReadError, match="are transparent"):
@@ -374,6 +430,10 @@ def test_mask_with_an_extra_sample_is_an_error(tmp_path):
     tifffile.imwrite(path, four, photometric="rgb", extrasamples=["unspecified"])
     with pytest.raises(ReadError, match=r"m\.tif: the mask has a further value per pixel"):
         read_raster(path, as_labels=True)
+
+
+def test_grey_tiff_with_extra_samples_is_an_error(tmp_path):
+    path = tmp_path / "m.tif"
     for n in (2, 4, 5):
         many = np.stack([MARK] * n, axis=-1)
         tifffile.imwrite(path, many, photometric="minisblack", planarconfig="contig")
@@ -386,14 +446,14 @@ def test_mask_with_an_extra_sample_is_an_error(tmp_path):
 )
 def test_white_is_zero_masks_do_not_exchange_lesion_and_background(tmp_path, dtype, words):
     path = tmp_path / "m.tif"
-    stored = (1 - MARK).astype(dtype)  # as if they had one bit
+    stored = (1 - MARK).astype(dtype)  # 0 for the lesion, as in a mask of one bit
     tifffile.imwrite(path, stored, photometric="miniswhite")
     if words:
         with pytest.raises(LesionsegError, match=words):
             read_mask(path)
         return
     labels = np.asarray(read_mask(path).labels)
-    if dtype == "uint8":  # 0 is shown white, and 1 a shade darker: 255 and 254 are no labels
+    if dtype == "uint8":  # 0 is white and 1 is a little darker, so the labels become 255 and 254
         np.testing.assert_array_equal(labels, 254 + MARK)
         tifffile.imwrite(path, 255 - MARK, photometric="miniswhite")
         labels = np.asarray(read_mask(path).labels)
@@ -403,13 +463,13 @@ def test_white_is_zero_masks_do_not_exchange_lesion_and_background(tmp_path, dty
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("upside_down", [False, True])
 def test_bmp_of_few_bits_with_a_grey_palette_gives_indices_or_greys(tmp_path, bits, upside_down):
-    n, path = 2**bits, tmp_path / "a.bmp"
+    n = 2**bits
+    path = tmp_path / "a.bmp"
     stored = RNG.integers(0, n, (7, 13)).astype(np.uint8)
     table = np.zeros((n, 4), np.uint8)
     table[:, :3] = np.arange(n)[:, None] * (255 // (n - 1))
-    rows = b"".join(row + b"\0" * (-len(row) % 4) for row, _ in rows_of(stored[::-1], bits))
-    if upside_down:
-        rows = b"".join(row + b"\0" * (-len(row) % 4) for row, _ in rows_of(stored, bits))
+    in_file_order = stored if upside_down else stored[::-1]
+    rows = b"".join(row + b"\0" * (-len(row) % 4) for row, _ in pack_rows(in_file_order, bits))
     start = 54 + table.size
     info = (40, 13, -7 if upside_down else 7, 1, bits, 0, len(rows), 0, 0, n, 0)
     head = b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start)
@@ -422,20 +482,27 @@ def test_bmp_of_few_bits_with_a_grey_palette_gives_indices_or_greys(tmp_path, bi
             read_raster(path)
 
 
-def test_thumbnails_do_not_count_as_pages_and_further_pictures_are_slices(tmp_path):
-    path, stored = tmp_path / "a.tif", samples("uint8", 20, 30)
+def test_thumbnails_and_masks_in_a_tiff_are_not_pages(tmp_path):
+    path = tmp_path / "a.tif"
+    stored = draw_samples("uint8", 20, 30)
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(stored[::4, ::4].copy(), subfiletype=1, metadata=None)
         tiff.write(stored, metadata=None)
         tiff.write(stored > 9, subfiletype=4, metadata=None)
     check(path, stored[np.newaxis])
-    stack = samples("uint8", 3, 20, 30)
-    for how in ({}, {"imagej": True}, {"truncate": True}, {"compression": "lzw"}):
-        tifffile.imwrite(path, stack, photometric="minisblack", **how)
-        check(path, stack[np.newaxis])
 
 
-def test_content_decides_the_format(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{}, {"imagej": True}, {"truncate": True}, {"compression": "lzw"}], ids=str
+)
+def test_pages_of_a_tiff_are_slices(tmp_path, options):
+    path = tmp_path / "a.tif"
+    stack = draw_samples("uint8", 3, 20, 30)
+    tifffile.imwrite(path, stack, photometric="minisblack", **options)
+    check(path, stack[np.newaxis])
+
+
+def test_format_is_recognised_by_content_not_by_suffix(tmp_path):
     y, x = np.mgrid[:16, :24]
     smooth = (5 * y + 4 * x).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.png", smooth, photometric="miniswhite")
@@ -449,7 +516,7 @@ def test_content_decides_the_format(tmp_path):
 
 @pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "jpeg", "packbits", "zstd"])
 def test_blank_picture_passes_the_size_check(tmp_path, compression):
-    """The file of a blank picture is much smaller than that of any picture with content."""
+    """Read a file that is much smaller than that of any picture with content."""
     path = tmp_path / "a.tif"
     blank = Image.new("1" if compression == "group4" else "L", (6000, 5000))
     blank.save(path, compression=compression)

@@ -1,4 +1,4 @@
-"""Results in a folder: each case has the files of one scan, and either all of them or none."""
+"""Results in a folder: each case has either all files of one scan or none."""
 
 import json
 import os
@@ -10,23 +10,26 @@ from lesionseg.errors import ConflictError, DatasetError
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
 
-ONE, TWO = ScanSource("aa"), ScanSource("bb")
+ONE = ScanSource("aa")
+TWO = ScanSource("bb")
 
 
-def fill(folder, case, source, content="1"):
-    """Write the files of a case under the names of `write_prediction`."""
+def write_results(folder, case, source, content="1"):
+    """Write files for a case with the names that `write_prediction` uses."""
     for kind in ("mask", "instances"):
         (folder / f"{case}_{kind}.nii").write_text(content)
-    stated = {} if source is None else {"source": source.to_json()}
-    (folder / f"{case}_candidates.json").write_text(json.dumps({"candidates": [], **stated}))
+    candidates = {"candidates": []}
+    if source is not None:
+        candidates["source"] = source.to_json()
+    (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
-def texts(folder):
+def read_texts(folder):
     return {f.name: f.read_text() for f in folder.iterdir() if f.suffix == ".nii"}
 
 
 def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
-    fill(tmp_path, "a", ONE)
+    write_results(tmp_path, "a", ONE)
     results = PredictionFolder(tmp_path)
     results.claim("a", ONE)
     results.claim("b", TWO)
@@ -50,7 +53,7 @@ def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     ],
 )
 def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same):
-    fill(tmp_path, "a", recorded)
+    write_results(tmp_path, "a", recorded)
     assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
     if is_same:
         PredictionFolder(tmp_path).claim("a", now)
@@ -72,18 +75,21 @@ def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same
         "a_candidates.json",
     ],
 )
-def test_a_result_that_states_no_source_is_not_replaced(tmp_path, name):
+def test_result_without_a_source_is_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ConflictError, match=name):
         PredictionFolder(tmp_path).claim("a", ONE)
     PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
 
 
-def test_names_nnunet_does_not_replace_masks_or_take_ambiguous_ids(tmp_path):
+def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
     (tmp_path / "a.nii.gz").write_text("someone's mask")
     PredictionFolder(tmp_path).claim("a", ONE)
     with pytest.raises(ConflictError, match=r"a\.nii\.gz"):
         PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
+
+
+def test_ambiguous_id_is_an_error_with_names_of_nnunet(tmp_path):
     # a_instances.nii.gz would be the mask of one case and the instances of another
     for case in ("b_instances", "b_mask", "b_regions", "b_candidates"):
         with pytest.raises(DatasetError):
@@ -92,7 +98,7 @@ def test_names_nnunet_does_not_replace_masks_or_take_ambiguous_ids(tmp_path):
 
 
 def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path):
-    fill(tmp_path, "P1é", ONE)
+    write_results(tmp_path, "P1é", ONE)
     results = PredictionFolder(tmp_path)
     for case in ("p1é", "P1É", "P1e\u0301"):
         with pytest.raises(ConflictError, match="P1é"):
@@ -101,25 +107,25 @@ def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path)
 
 
 def test_new_files_replace_all_old_files(tmp_path):
-    fill(tmp_path, "a", ONE, "old")
+    write_results(tmp_path, "a", ONE, "old")
     (tmp_path / "a_regions.nrrd").write_text("old")
     (tmp_path / "a_b_mask.nii").write_text("another case's")
     results = PredictionFolder(tmp_path)
     with results.write_case("a") as part:
-        fill(part, "a", ONE, "new")
+        write_results(part, "a", ONE, "new")
         assert (tmp_path / "a_mask.nii").read_text() == "old"
     expected = {"a_mask.nii": "new", "a_instances.nii": "new", "a_b_mask.nii": "another case's"}
-    assert texts(tmp_path) == expected
+    assert read_texts(tmp_path) == expected
     assert sorted(results.files("a")) == ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
     assert not [f for f in tmp_path.iterdir() if f.name.startswith((".", "a_regions"))]
 
 
-def test_an_error_while_writing_leaves_the_old_files(tmp_path):
-    fill(tmp_path, "a", ONE, "old")
+def test_error_while_writing_keeps_the_old_files(tmp_path):
+    write_results(tmp_path, "a", ONE, "old")
     with suppress(ZeroDivisionError), PredictionFolder(tmp_path).write_case("a") as part:
-        fill(part, "a", ONE, "new")
+        write_results(part, "a", ONE, "new")
         raise ZeroDivisionError
-    assert texts(tmp_path) == {"a_mask.nii": "old", "a_instances.nii": "old"}
+    assert read_texts(tmp_path) == {"a_mask.nii": "old", "a_instances.nii": "old"}
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -128,32 +134,33 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     tmp_path, monkeypatch, killed_at
 ):
     """Kill the program after its first change of a name or folder, its second one, and so on."""
-    fill(tmp_path, "a", ONE, "old")
-    left = [killed_at]
+    write_results(tmp_path, "a", ONE, "old")
+    n_changes = 0
 
-    def killing(change):
-        def changed(*args, **options):
-            if not left[0]:
+    def add_kill(change):
+        def change_or_kill(*args, **options):
+            nonlocal n_changes
+            if n_changes == killed_at:
                 raise KeyboardInterrupt
-            left[0] -= 1
+            n_changes += 1
             return change(*args, **options)
 
-        return changed
+        return change_or_kill
 
     with monkeypatch.context() as patch:
         for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
-            patch.setattr(os, name, killing(getattr(os, name)))
+            patch.setattr(os, name, add_kill(getattr(os, name)))
         with suppress(KeyboardInterrupt), PredictionFolder(tmp_path).write_case("a") as part:
-            fill(part, "a", ONE, "new")
+            write_results(part, "a", ONE, "new")
     again = PredictionFolder(tmp_path)
     again.recover_all()
-    expected = "new" if killed_at else "old"  # the first change makes the folder for the new ones
-    assert texts(tmp_path) == {"a_mask.nii": expected, "a_instances.nii": expected}
+    expected = "new" if killed_at else "old"  # the first change makes the folder of the new files
+    assert read_texts(tmp_path) == {"a_mask.nii": expected, "a_instances.nii": expected}
     assert len(list(tmp_path.iterdir())) == 3
     again.claim("a", ONE)
 
 
-def test_files_that_were_not_all_written_are_removed(tmp_path):
+def test_incomplete_files_are_removed(tmp_path):
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / "a_mask.nii").write_text("half")
     assert PredictionFolder(tmp_path).recover_all() == []
@@ -164,7 +171,7 @@ def test_digest_depends_on_content_and_order_of_channels(tmp_path):
     for name, text in {"a": "1", "b": "2", "c": "1", "d": "2"}.items():
         (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / name for name in "abcd")
-    # sha256sum of a file that holds "1"
+    # sha256sum of a file that contains "1"
     assert content_digest([[a]]) == file_digest(c)
     assert file_digest(a)[:8] == "6b86b273"
     assert content_digest([[a, b]]) == content_digest([[d, c]]) != content_digest([[a]])
@@ -172,7 +179,8 @@ def test_digest_depends_on_content_and_order_of_channels(tmp_path):
 
 
 def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
-    file, other = tmp_path / "a.nii", tmp_path / "b.nii"
+    file = tmp_path / "a.nii"
+    other = tmp_path / "b.nii"
     file.write_text("1")
     other.write_text("2")
     os.utime(file, ns=(10**18, 10**18))

@@ -30,29 +30,31 @@ FIELDS = (
 )
 
 
-def _candidate(number, geometry, index, **changes):
+def _make_candidate(number, geometry, index, **changes):
     one = Candidate.from_voxels(number, 2, 1 / (1 + number), np.array([index]), geometry)
     return replace(one, **{"diameter_mm": 1.5, "probability": 0.125, **changes})
 
 
-def _prediction(geometry, **changes):
+def _make_prediction(geometry, **changes):
     """Make a prediction with an accepted candidate at the first voxel and another at the last."""
-    instances, first = np.zeros(geometry.shape, np.int32), (0,) * geometry.dims
+    first = (0,) * geometry.dims
     last = tuple(n - 1 for n in geometry.shape)
-    instances[first], instances[last] = 1, 2
-    second = _candidate(2, geometry, last, accepted=False, probability=None)
+    instances = np.zeros(geometry.shape, np.int32)
+    instances[first] = 1
+    instances[last] = 2
+    second = _make_candidate(2, geometry, last, accepted=False, probability=None)
     point = OperatingPoint("fp_per_case:1", 0.4, "validation", 0.75, 1.0)
-    candidates = (_candidate(1, geometry, first), second)
-    made = Prediction("A", geometry, candidates, instances, operating_point=point)
-    return replace(made, **changes)
+    candidates = (_make_candidate(1, geometry, first), second)
+    prediction = Prediction("A", geometry, candidates, instances, operating_point=point)
+    return replace(prediction, **changes)
 
 
 def _read(folder, geometry=None):
     return read_prediction(find_predictions(folder)["A"], geometry=geometry)
 
 
-def _check_round_trip(folder, prediction, geometry=None, **settings):
-    write_prediction(folder, prediction, **settings)
+def _check_round_trip(folder, prediction, geometry=None, suffix=".nii.gz"):
+    write_prediction(folder, prediction, suffix=suffix)
     again = _read(folder, geometry)
     np.testing.assert_array_equal(again.instances, prediction.instances)
     assert again.geometry.matches(prediction.geometry, 1e-4)
@@ -61,59 +63,77 @@ def _check_round_trip(folder, prediction, geometry=None, **settings):
 
 
 def test_number_of_candidates_left_out_survives_a_round_trip(tmp_path, oblique):
-    _check_round_trip(tmp_path, _prediction(oblique, n_left_out=17))
+    _check_round_trip(tmp_path, _make_prediction(oblique, n_left_out=17))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-def test_volume_and_picture_survive_a_round_trip(tmp_path, oblique, suffix):
-    _check_round_trip(tmp_path, _prediction(oblique), suffix=suffix)
+def test_volume_survives_a_round_trip(tmp_path, oblique, suffix):
+    _check_round_trip(tmp_path, _make_prediction(oblique), suffix=suffix)
     names = {"A_candidates.json", f"A_instances{suffix}", f"A_mask{suffix}"}
     assert {f.name for f in tmp_path.iterdir()} == names
-    gone = _candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
-    said = InputCheckResult(2.5, "Another grid.", ("T1",))
-    _check_round_trip(tmp_path, _prediction(oblique, removed=(gone,), input=said), suffix=suffix)
+
+
+def test_removed_candidates_and_input_check_survive_a_round_trip(tmp_path, oblique):
+    removed = _make_candidate(1, oblique, (2, 3, 4), has_mask=False, accepted=False)
+    result = InputCheckResult(2.5, "Another grid.", ("T1",))
+    _check_round_trip(tmp_path, _make_prediction(oblique, removed=(removed,), input=result))
+
+
+def test_prediction_without_candidates_survives_a_round_trip(tmp_path, oblique):
     empty = Prediction("A", oblique, (), np.zeros(oblique.shape, np.int32))
-    _check_round_trip(tmp_path, empty, suffix=suffix)
-    # a PNG states none of this: a plane as ITK writes it, off the origin, of pixels not square
+    _check_round_trip(tmp_path, empty)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_picture_survives_a_round_trip(tmp_path, suffix):
+    # the origin and the shape of the pixels come from the geometry, as a PNG does not state them
     plane = Geometry((6, 9), np.array([[0, -0.2, 5], [-0.25, 0, 7], [0, 0, 1]]))
-    _check_round_trip(tmp_path / "flat", _prediction(plane), plane, suffix=suffix)
+    _check_round_trip(tmp_path / "flat", _make_prediction(plane), plane, suffix=suffix)
     assert (tmp_path / "flat" / "A_mask.png").is_file()
     with Image.open(tmp_path / "flat" / "A_instances.png") as image:
         assert image.mode == "I;16"
 
 
 def test_files_have_the_documented_content(tmp_path, oblique):
-    write_prediction(tmp_path, _prediction(oblique))
+    write_prediction(tmp_path, _make_prediction(oblique))
     content = json.loads((tmp_path / "A_candidates.json").read_text())
     keys = "id label score probability start_vox stop_vox centre_mm diameter_mm volume_ml"
     assert set(content["candidates"][0]) == {*keys.split(), "has_mask", "accepted"}
     mask = np.asarray(nibabel.load(tmp_path / "A_mask.nii.gz").dataobj).T
     assert (np.argwhere(mask).tolist(), mask[0, 0, 0], mask.dtype) == ([[0, 0, 0]], 2, np.uint8)
-    geometry = Geometry.from_spacing((1, 1, 2), (1, 1, 1))  # more ids than 16 bits hold
-    candidates = (_candidate(70000, geometry, (0, 0, 1)),)
-    _check_round_trip(
-        tmp_path, Prediction("A", geometry, candidates, np.array([[[0, 70000]]], np.int32))
-    )
+
+
+def test_ids_beyond_16_bits_survive_a_round_trip(tmp_path):
+    geometry = Geometry.from_spacing((1, 1, 2), (1, 1, 1))
+    candidates = (_make_candidate(70000, geometry, (0, 0, 1)),)
+    instances = np.array([[[0, 70000]]], np.int32)
+    _check_round_trip(tmp_path, Prediction("A", geometry, candidates, instances))
     assert nibabel.load(tmp_path / "A_instances.nii.gz").get_data_dtype() == np.int32
 
 
-def test_boxes_need_a_grid_and_nan_scores_are_not_written(tmp_path, oblique):
-    candidates = (_candidate(1, oblique, (0, 0, 0), has_mask=False),)
-    boxes = _prediction(oblique, instances=None, candidates=candidates)
+def test_boxes_survive_a_round_trip_only_with_a_grid(tmp_path, oblique):
+    candidates = (_make_candidate(1, oblique, (0, 0, 0), has_mask=False),)
+    boxes = _make_prediction(oblique, instances=None, candidates=candidates)
     _check_round_trip(tmp_path, boxes, oblique)
     assert [f.name for f in tmp_path.iterdir()] == ["A_candidates.json"]
     with pytest.raises(ReadError, match=r"A_candidates\.json"):
         _read(tmp_path)
-    broken = _candidate(1, oblique, (0, 0, 0), score=float("nan"))
+
+
+def test_nan_score_is_an_error_and_not_written(tmp_path, oblique):
+    broken = _make_candidate(1, oblique, (0, 0, 0), score=float("nan"))
     with pytest.raises(OutputError, match=r"A_candidates\.json"):
-        write_prediction(tmp_path, _prediction(oblique, instances=None, candidates=(broken,)))
+        write_prediction(tmp_path, _make_prediction(oblique, instances=None, candidates=(broken,)))
+
+
+def test_case_id_that_cannot_be_a_file_name_is_an_error(tmp_path, oblique):
     with pytest.raises(OutputError, match="file name"):
-        write_prediction(tmp_path, _prediction(oblique, case="../A"))
+        write_prediction(tmp_path, _make_prediction(oblique, case="../A"))
 
 
 @pytest.mark.parametrize("name", ["A_mask.nii.gz", "A.nii.gz"])
 def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, name):
-    """Two voxels that touch at a corner are one candidate. Another label is another candidate."""
+    """Read two voxels that touch at a corner as one candidate, and another label as another."""
     mask = np.zeros((1, 3, 4, 5), np.uint8)
     mask[0, 0, 0, 0] = mask[0, 1, 1, 1] = 1
     mask[0, 1, 1, 2] = 3
@@ -135,9 +155,10 @@ def test_masks_without_candidates_give_unscored_candidates(tmp_path, oblique, na
 
 
 def test_instances_without_candidates_stay_separate(tmp_path, write_nifti):
-    """Two touching instances stay separate. Ids become consecutive, labels come from the mask."""
+    """Read two touching instances. Ids become consecutive, and labels come from the mask."""
     ids = np.zeros((5, 4, 3), np.int32)
-    ids[0, 0, 0], ids[1, 0, 0] = 12, 5
+    ids[0, 0, 0] = 12
+    ids[1, 0, 0] = 5
     write_nifti(tmp_path / "A_instances.nii.gz", ids)
     prediction = _read(tmp_path)
     assert [(c.id, c.label) for c in prediction.candidates] == [(1, 1), (2, 1)]
@@ -159,44 +180,72 @@ def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path):
     assert prediction.has_scores
 
 
-WRONG = [
-    *({"score": score} for score in (1.5, None, True)),
-    *({"start_vox": [0, 0]}, {"stop_vox": [0, 1, 1]}, {"stop_vox": "1 1 1"}, {"centre_mm": [0]}),
-    *({"id": 0}, {"label": 0.5}, {"diameter_mm": "big"}, {"id": 2}),
-]
-BEGIN = '{"candidates": []'
-NO_CANDIDATES = [
-    *("{", "[]", '{"candidates": [3]}', '{"candidates": [{"score": NaN}]}'),
-    *(BEGIN + ', "removed": "all"}', BEGIN + ', "input_check": {"warning": 3}}'),
-    *(BEGIN + ', "schema_version": 9}', BEGIN + ', "operating_point": {}}'),
-    BEGIN + ', "n_left_out": "x"}',
+WRONG_VALUES = [
+    ("score", 1.5),
+    ("score", None),
+    ("score", True),
+    ("start_vox", [0, 0]),
+    ("stop_vox", [0, 1, 1]),
+    ("stop_vox", "1 1 1"),
+    ("centre_mm", [0]),
+    ("id", 0),
+    ("label", 0.5),
+    ("diameter_mm", "big"),
+    ("id", 2),
 ]
 
 
-@pytest.mark.parametrize("change", [*WRONG, *NO_CANDIDATES], ids=str)
-def test_invalid_candidates_are_an_error(tmp_path, oblique, change):
-    write_prediction(tmp_path, _prediction(oblique))
-    path, named = tmp_path / "A_candidates.json", ""
-    if isinstance(change, dict):
-        content, (named,) = json.loads(path.read_text()), change
-        content["candidates"][0].update(change)
-        change = json.dumps(content)
-    path.write_text(change)
-    with pytest.raises((ContentError, ReadError), match=rf"A_candidates\.json.*{named}"):
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES, ids=str)
+def test_error_names_an_invalid_value_of_a_candidate(tmp_path, oblique, key, value):
+    write_prediction(tmp_path, _make_prediction(oblique))
+    path = tmp_path / "A_candidates.json"
+    content = json.loads(path.read_text())
+    content["candidates"][0][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises((ContentError, ReadError), match=rf"A_candidates\.json.*{key}"):
         _read(tmp_path, oblique)
 
 
-def test_files_that_do_not_fit_together_are_an_error(tmp_path, oblique, write_nifti):
-    write_prediction(tmp_path, _prediction(oblique))
+WRONG_FILES = [
+    "{",
+    "[]",
+    '{"candidates": [3]}',
+    '{"candidates": [{"score": NaN}]}',
+    '{"candidates": [], "removed": "all"}',
+    '{"candidates": [], "input_check": {"warning": 3}}',
+    '{"candidates": [], "schema_version": 9}',
+    '{"candidates": [], "operating_point": {}}',
+    '{"candidates": [], "n_left_out": "x"}',
+]
+
+
+@pytest.mark.parametrize("text", WRONG_FILES)
+def test_invalid_candidate_file_is_an_error(tmp_path, oblique, text):
+    write_prediction(tmp_path, _make_prediction(oblique))
+    (tmp_path / "A_candidates.json").write_text(text)
+    with pytest.raises((ContentError, ReadError), match=r"A_candidates\.json"):
+        _read(tmp_path, oblique)
+
+
+def test_prediction_on_another_grid_than_the_scan_is_an_error(tmp_path, oblique):
+    write_prediction(tmp_path, _make_prediction(oblique))
     moved = oblique.affine.copy()
     moved[0, 3] += 2
     with pytest.raises(GeometryError, match="2 mm apart"):
         _read(tmp_path, Geometry(oblique.shape, moved))
+
+
+def test_instance_without_a_candidate_is_an_error(tmp_path, oblique):
+    write_prediction(tmp_path, _make_prediction(oblique))
     path = tmp_path / "A_candidates.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "candidates": content["candidates"][:1]}))
-    with pytest.raises(ContentError, match=r"\[2\]"):  # an id without candidate
+    with pytest.raises(ContentError, match=r"\[2\]"):
         _read(tmp_path)
+
+
+def test_mask_and_instances_on_different_grids_are_an_error(tmp_path, oblique, write_nifti):
+    write_prediction(tmp_path, _make_prediction(oblique))
     write_nifti(tmp_path / "A_mask.nii.gz", np.zeros((2, 2, 2), np.uint8))
     with pytest.raises(GeometryError, match=r"A_mask\.nii\.gz and A_instances\.nii\.gz"):
         _read(tmp_path)
@@ -207,13 +256,17 @@ def _touch(folder, names):
         (folder / name).touch()
 
 
-def test_finding_sorts_files_into_cases(tmp_path):
+def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     _touch(tmp_path, "B_mask.png A_mask.nii.gz A_instances.nii.gz A_candidates.json C.nrrd")
     _touch(tmp_path, "D_candidates.json predictions.csv dataset.json .E.nii a_seg.dcm")
     found = find_predictions(tmp_path)
     assert list(found) == ["A", "B", "C", "D"]
-    names = ("mask.nii.gz", "instances.nii.gz", "candidates.json")
-    assert found["A"] == PredictionFiles("A", *(tmp_path / f"A_{n}" for n in names))
+    assert found["A"] == PredictionFiles(
+        "A",
+        mask=tmp_path / "A_mask.nii.gz",
+        instances=tmp_path / "A_instances.nii.gz",
+        candidates=tmp_path / "A_candidates.json",
+    )
     assert found["C"] == PredictionFiles("C", mask=tmp_path / "C.nrrd")
     assert found["D"] == PredictionFiles("D", candidates=tmp_path / "D_candidates.json")
     masks = {"A": "A_mask.nii.gz", "B": "B_mask.png", "C": "C.nrrd"}
@@ -221,13 +274,21 @@ def test_finding_sorts_files_into_cases(tmp_path):
 
 
 @pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_two_masks_of_a_case_and_empty_or_missing_folders_are_an_error(tmp_path, find):
+def test_empty_or_missing_folder_is_an_error(tmp_path, find):
     for folder in (tmp_path / "gone", tmp_path):
         with pytest.raises(DatasetError):
             find(folder)
+
+
+@pytest.mark.parametrize("find", [find_masks, find_predictions])
+def test_two_masks_of_a_case_are_an_error(tmp_path, find):
     _touch(tmp_path, "A_mask.nii.gz A.nii.gz")
     with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
         find(tmp_path)
-    (tmp_path / "A.nii.gz").rename(tmp_path / "a\nb_mask.nii.gz")
+
+
+@pytest.mark.parametrize("find", [find_masks, find_predictions])
+def test_file_name_with_an_invisible_character_is_an_error(tmp_path, find):
+    (tmp_path / "a\nb_mask.nii.gz").touch()
     with pytest.raises(DatasetError, match="invisible"):
         find(tmp_path)

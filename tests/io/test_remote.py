@@ -8,38 +8,44 @@ from lesionseg.io.remote import download, upload
 fsspec = pytest.importorskip("fsspec")
 
 
-def files(folder):
+def read_texts(folder):
     found = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
 
 
-def test_folder_is_downloaded_and_changes_are_followed(tmp_path):
+def test_repeated_download_updates_only_changed_files(tmp_path):
     store = fsspec.filesystem("memory")
     store.pipe({"/set/a.nii": b"one", "/set/deep/b.csv": b"two"})
     copy = download("memory://set", str(tmp_path))
     assert copy.name == "set"
-    assert files(copy) == {"a.nii": "one", "deep/b.csv": "two"}
+    assert read_texts(copy) == {"a.nii": "one", "deep/b.csv": "two"}
     untouched = (copy / "a.nii").stat().st_mtime_ns
     store.rm("/set/deep/b.csv")
     store.pipe("/set/c.nii", b"three")
     assert download("memory://set", str(tmp_path)) == copy
-    assert files(copy) == {"a.nii": "one", "c.nii": "three"}
+    assert read_texts(copy) == {"a.nii": "one", "c.nii": "three"}
     assert (copy / "a.nii").stat().st_mtime_ns == untouched
-    assert download(str(copy)) == copy  # a path is no URL
 
 
-def test_results_are_uploaded_and_errors_name_the_url(tmp_path):
+def test_local_path_is_not_copied(tmp_path):
+    assert download(str(tmp_path)) == tmp_path
+
+
+def test_new_changed_and_removed_results_are_uploaded(tmp_path):
     copy = download("memory://results", str(tmp_path), new=True)
-    assert files(copy) == {}
+    assert read_texts(copy) == {}
     (copy / "deep").mkdir()
     (copy / "deep" / "a_mask.nii.gz").write_text("mask")
     upload([copy / "deep" / "a_mask.nii.gz"], copy, "memory://results")
     assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
     again = download("memory://results", str(tmp_path / "other"))
-    assert files(again) == {"deep/a_mask.nii.gz": "mask"}
+    assert read_texts(again) == {"deep/a_mask.nii.gz": "mask"}
     (again / "deep" / "a_mask.nii.gz").unlink()
     upload([again / "deep" / "a_mask.nii.gz"], again, "memory://results")
     assert not fsspec.filesystem("memory").exists("/results/deep/a_mask.nii.gz")
+
+
+def test_error_names_a_missing_or_unknown_url(tmp_path):
     with pytest.raises(ReadError, match="memory://nothing"):
         download("memory://nothing", str(tmp_path))
     with pytest.raises(ConfigError, match="nosuch://x"):

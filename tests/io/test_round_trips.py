@@ -14,15 +14,25 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import lesions_of
-from tests.io.dicom_files import CT, DX, contours, grid_of, place, save, segmentation
-from tests.io.dicom_files import manifest as write_manifest
+from tests.io.dicom_files import (
+    CT,
+    DX,
+    grid_of,
+    slice_elements,
+    write_dicom_file,
+    write_manifest,
+    write_rtstruct,
+    write_seg,
+)
 
 ROOT = Path(os.environ.get("LESIONSEG_DATA", Path(__file__).parents[3] / "shared" / "data"))
-VOLUMES, PICTURES = [".nii", ".nii.gz", ".nrrd", ".mha"], [".png", ".tif", ".tiff", ".bmp"]
-GRID, FLAT = grid_of("SPL"), Geometry.from_spacing((4, 6), (1.0, 1.0))  # as DICOM's slices lie
+VOLUMES = [".nii", ".nii.gz", ".nrrd", ".mha"]
+PICTURES = [".png", ".tif", ".tiff", ".bmp"]
+GRID = grid_of("SPL")  # the orientation of axial DICOM slices
+FLAT = Geometry.from_spacing((4, 6), (1.0, 1.0))
 IMAGE = np.arange(5 * 4 * 6, dtype=np.uint8).reshape(5, 4, 6) + 7
 MASK = np.zeros_like(IMAGE)
-MASK[1, 2, 1:4] = 1  # three voxels in a row; of a picture in the second slice
+MASK[1, 2, 1:4] = 1  # three voxels in a row, in the slice that pictures show
 
 
 def write_as(path, array):
@@ -30,9 +40,16 @@ def write_as(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == "":
         for z, piece in enumerate(array.astype(np.uint16)):
-            save(path / f"{z}.dcm", piece, CT, Modality="CT", SliceThickness=3, **place(GRID, z))
+            write_dicom_file(
+                path / f"{z}.dcm",
+                piece,
+                CT,
+                Modality="CT",
+                SliceThickness=3,
+                **slice_elements(GRID, z),
+            )
     elif path.suffix == ".dcm":
-        save(path, array[1].astype(np.uint16), DX, Modality="DX")
+        write_dicom_file(path, array[1].astype(np.uint16), DX, Modality="DX")
     elif path.suffix in (".jpg", ".bmp"):
         Image.fromarray(array[1]).save(path, quality=100)
     elif path.suffix in PICTURES:
@@ -41,48 +58,66 @@ def write_as(path, array):
         write_volume(path, Volume(array[np.newaxis], GRID))
 
 
-def check(root, convention, off=0.0):
+def check(root, convention, tolerance=0.0):
+    """Check the only case of a dataset against `IMAGE` and `MASK`, or their slice 1 in 2-D."""
     dataset = read_dataset(root)
     assert dataset.convention == convention
     (files,) = dataset.cases
     case = read_case(files, dataset)
-    image, mask, where = (IMAGE, MASK, GRID) if dataset.dims == 3 else (IMAGE[1], MASK[1], FLAT)
-    assert np.abs(case.image.array[0] - image).max() <= off
-    assert case.image.geometry.distance_mm(where) < 1e-4
+    if dataset.dims == 3:
+        image = IMAGE
+        mask = MASK
+        geometry = GRID
+    else:
+        image = IMAGE[1]
+        mask = MASK[1]
+        geometry = FLAT
+    assert np.abs(case.image.array[0] - image).max() <= tolerance
+    assert case.image.geometry.distance_mm(geometry) < 1e-4
     np.testing.assert_array_equal(case.reference.labels > 0, mask > 0)
 
 
-def nnunet(root, ending, name="A_0000", **facts):
-    write_as(root / "imagesTr" / f"{name}{ending}", IMAGE)
+def write_nnunet(root, ending):
+    write_as(root / "imagesTr" / f"A_0000{ending}", IMAGE)
     write_as(root / "labelsTr" / f"A{ending}", MASK)
-    facts = facts or {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}}
+    facts = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}}
     (root / "dataset.json").write_text(json.dumps(facts))
 
 
-def msd(root, ending):
-    nnunet(root, ending, "A", modality={"0": "CT"}, labels={"0": "background", "1": "lesion"})
+def write_msd(root, ending):
+    write_as(root / "imagesTr" / f"A{ending}", IMAGE)
+    write_as(root / "labelsTr" / f"A{ending}", MASK)
+    facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "lesion"}}
+    (root / "dataset.json").write_text(json.dumps(facts))
 
 
-def datalist(root, ending):
+def write_datalist(root, ending):
     write_as(root / f"a{ending}", IMAGE)
     write_as(root / f"m{ending}", MASK)
     entries = [{"image": f"a{ending}", "label": f"m{ending}"}]
     (root / "list.json").write_text(json.dumps({"training": entries}))
 
 
-def manifest(root, ending):
-    datalist(root, ending)
+def write_table(root, ending):
+    write_datalist(root, ending)
     write_manifest(root, f"a{ending}", f"m{ending}")
 
 
-TABLE = [(layout, ending) for layout in (nnunet, manifest, datalist) for ending in PICTURES]
-TABLE += [(f, ending) for f in (nnunet, msd, manifest, datalist) for ending in VOLUMES]
+WRITE = {
+    "nnunet": write_nnunet,
+    "msd": write_msd,
+    "manifest": write_table,
+    "datalist": write_datalist,
+}
+TABLE = [(layout, ending) for layout in ("nnunet", "manifest", "datalist") for ending in PICTURES]
+TABLE += [(layout, ending) for layout in WRITE for ending in VOLUMES]
 
 
-@pytest.mark.parametrize(("layout", "ending"), TABLE, ids=[f"{f.__name__}{e}" for f, e in TABLE])
+@pytest.mark.parametrize(("layout", "ending"), TABLE)
 def test_case_survives_a_round_trip_in_every_layout_and_format(tmp_path, layout, ending):
-    layout(tmp_path, ending)
-    check(tmp_path, layout.__name__)
+    write = WRITE[layout]
+    write(tmp_path, ending)
+    check(tmp_path, layout)
 
 
 @pytest.mark.parametrize("reference", ["seg.dcm", "rtstruct.dcm", "m.nii.gz"])
@@ -90,23 +125,23 @@ def test_case_survives_a_round_trip_in_every_layout_and_format(tmp_path, layout,
 def test_dicom_series_with_dicom_references_survive_a_round_trip(tmp_path, kind, reference):
     write_as(tmp_path / f"scan{kind}", IMAGE)
     corners = ((1.5, 0.5), (1.5, 3.5), (2.5, 3.5), (2.5, 0.5))
-    contours(tmp_path / "rtstruct.dcm", GRID, (1, corners))
-    segmentation(tmp_path / "seg.dcm", GRID, {"lesion": MASK > 0})
+    write_rtstruct(tmp_path / "rtstruct.dcm", GRID, (1, corners))
+    write_seg(tmp_path / "seg.dcm", GRID, {"lesion": MASK > 0})
     write_as(tmp_path / "m.nii.gz", MASK)
     write_manifest(tmp_path, f"scan{kind}", reference)
     check(tmp_path, "manifest")
 
 
 def test_jpeg_is_read_as_an_image_but_not_as_a_mask(tmp_path):
-    manifest(tmp_path, ".jpg")
+    write_table(tmp_path, ".jpg")
     with pytest.raises(ReadError, match="lost its exact values"):
         check(tmp_path, "manifest")
     write_as(tmp_path / "m.png", MASK)
     write_manifest(tmp_path, "a.jpg", "m.png")
-    check(tmp_path, "manifest", off=3)
+    check(tmp_path, "manifest", tolerance=3)
 
 
-# set, convention, cases, of them for testing, groups, lesions (None: findings under two names)
+# set, convention, cases, test cases, groups, lesions (None if findings have two names)
 SETS = [
     ("mri/ms_cs", "nnunet", 4, 0, 2, 122),
     ("mri/ms_flair_mini", "nnunet", 4, 2, 2, 122),
@@ -120,7 +155,9 @@ SETS = [
 
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "convention", "n_cases", "n_test", "n_groups", "n_lesions"), SETS)
-def test_every_case_is_read(name, convention, n_cases, n_test, n_groups, n_lesions):
+def test_every_case_of_a_real_dataset_is_read(
+    name, convention, n_cases, n_test, n_groups, n_lesions
+):
     if not (ROOT / name).is_dir():
         pytest.skip(f"no {name} here")
     dataset = read_dataset(ROOT / name)

@@ -1,4 +1,4 @@
-"""Split files: every accepted form gives its roles, every other form an error with advice."""
+"""Split files: the roles of every accepted form, and errors with advice for other forms."""
 
 import json
 import pickle
@@ -11,6 +11,8 @@ from lesionseg.io.split_files import read_split_file
 
 @pytest.fixture
 def write(tmp_path):
+    """Write a split file from JSON content or text."""
+
     def write(content, name="splits_final.json"):
         path = tmp_path / name
         path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -23,14 +25,26 @@ ONE = {"train": ["a", "b"], "val": ["c"]}
 ROLES = {"a": "train", "b": "train", "c": "validation"}
 
 
-def test_every_accepted_form_gives_the_same_roles(write):
-    folds = [ONE, {"train": ["b", "c"], "val": ["a"]}]
-    for content in (folds, ONE, {"roles": ROLES}, {"roles": ROLES, "seed": 3, "group_safe": True}):
-        assert read_split_file(write(content)).roles() == ROLES
-    file = read_split_file(write(folds))
+FOLDS = [ONE, {"train": ["b", "c"], "val": ["a"]}]
+FORMS = [FOLDS, ONE, {"roles": ROLES}, {"roles": ROLES, "seed": 3, "group_safe": True}]
+
+
+@pytest.mark.parametrize("content", FORMS)
+def test_every_accepted_form_gives_the_same_roles(write, content):
+    assert read_split_file(write(content)).roles() == ROLES
+
+
+def test_each_fold_of_a_list_has_its_own_roles(write):
+    file = read_split_file(write(FOLDS))
     assert file.roles(1) == {"b": "train", "c": "train", "a": "validation"}
     assert (file.is_list, len(file.folds), file.divides_patients) == (True, 2, False)
+
+
+def test_group_safe_false_states_that_patients_are_divided(write):
     assert read_split_file(write({"roles": ROLES, "group_safe": False})).divides_patients
+
+
+def test_test_cases_and_numbers_as_ids_are_read(write):
     assert read_split_file(write([{**ONE, "test": ["d"]}])).roles()["d"] == "test"
     assert read_split_file(write([{"train": [1, 2], "val": ["03"]}])).roles()["2"] == "train"
 
@@ -63,12 +77,12 @@ def test_file_without_roles_is_an_error_with_advice(write, content, match):
     path = write(content)
     with pytest.raises((DatasetError, ReadError), match=match) as caught:
         read_split_file(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: ")
-    assert not any(word in said for word in ("Error", "Traceback", "Expecting", "{'"))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert not any(word in message for word in ("Error", "Traceback", "Expecting", "{'"))
 
 
-def test_the_example_in_a_message_is_a_split_file(write):
+def test_example_in_a_message_is_a_split_file(write):
     for wrong in ([], {"roles": {}}):
         with pytest.raises(DatasetError) as caught:
             read_split_file(write(wrong))
@@ -76,14 +90,14 @@ def test_the_example_in_a_message_is_a_split_file(write):
         assert set(read_split_file(write(example)).roles().values()) == {"train", "validation"}
 
 
-def test_a_pickle_is_not_opened(tmp_path):
+def test_pickle_is_not_opened(tmp_path):
     path = tmp_path / "splits_final.pkl"
     path.write_bytes(pickle.dumps([ONE]))
     with pytest.raises(DatasetError, match="Save this as JSON"):
         read_split_file(path)
 
 
-def test_a_fold_that_the_file_does_not_contain_is_an_error(write):
+def test_fold_that_the_file_does_not_contain_is_an_error(write):
     with pytest.raises(
         DatasetError, match=r"data\.fold=1 is not in the file, which contains 1 fold"
     ):

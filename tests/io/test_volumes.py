@@ -22,16 +22,18 @@ GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 PLANE = Geometry.from_spacing((3, 4), (1, 1))
 
 
-def ramp(geometry, dtype="int16"):
+def make_ramp(geometry, dtype="int16"):
+    """Make a volume with a different value in each voxel."""
     shape = (1, *geometry.shape)
     return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
-def check_round_trip(path, volume, **settings):
+def check_round_trip(path, volume, raster_mm=None):
+    """Check that a volume is read as it was written. Return the volume that was read."""
     write_volume(path, volume)
-    again = read_volume(path, **settings)
+    again = read_volume(path, raster_mm=raster_mm)
     np.testing.assert_array_equal(again.array, volume.array)
-    assert read_geometry(path, **settings).matches(again.geometry)
+    assert read_geometry(path, raster_mm=raster_mm).matches(again.geometry)
     return again
 
 
@@ -40,9 +42,10 @@ def check_round_trip(path, volume, **settings):
 def test_every_orientation_survives_a_round_trip_and_agrees_with_simpleitk(
     tmp_path, oblique, suffix, axes
 ):
-    affine, path = oblique.affine.copy(), tmp_path / f"a{suffix}"
+    path = tmp_path / f"a{suffix}"
+    affine = oblique.affine.copy()
     affine[:3, :3] = affine[:3, axes] * (-1, 1, -1)
-    volume = ramp(Geometry((3, 4, 5), affine))
+    volume = make_ramp(Geometry((3, 4, 5), affine))
     assert check_round_trip(path, volume).geometry.distance_mm(volume.geometry) < 1e-4
     image = sitk.ReadImage(str(path))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), volume.array[0])
@@ -51,7 +54,7 @@ def test_every_orientation_survives_a_round_trip_and_agrees_with_simpleitk(
 
 
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
-def test_header_is_read_with_its_voxel_file(tmp_path, suffix):
+def test_header_is_read_with_the_file_of_its_voxels(tmp_path, suffix):
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     image.SetSpacing((0.5, 0.75, 3))
     image.SetOrigin((10, -20, 30))
@@ -65,31 +68,52 @@ def test_header_is_read_with_its_voxel_file(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", VOLUMES)
 def test_number_types_are_kept_or_widened(tmp_path, oblique, suffix):
-    stored = {t: t for t in ("uint8", "int16", "uint16", "int32", "float32", "float64")}
-    for dtype, kept in {**stored, "bool": "uint8", "float16": "float32", "int64": "int32"}.items():
-        assert check_round_trip(tmp_path / f"a{suffix}", ramp(oblique, dtype)).array.dtype == kept
+    path = tmp_path / f"a{suffix}"
+    for dtype in ("uint8", "int16", "uint16", "int32", "float32", "float64"):
+        assert check_round_trip(path, make_ramp(oblique, dtype)).array.dtype == dtype
+    for dtype, wider in (("bool", "uint8"), ("float16", "float32"), ("int64", "int32")):
+        assert check_round_trip(path, make_ramp(oblique, dtype)).array.dtype == wider
 
 
-@pytest.mark.parametrize("name", ["a.mhd", "a.jpg", "a.xyz", "a.png", "two.nii.gz", "long.nii.gz"])
-def test_values_that_a_format_cannot_store_are_an_error(tmp_path, name):
-    held = {"t": np.zeros((2, 3, 4), np.uint8), "l": np.full((1, 3, 4), 2**40)}
-    array = held.get(name[0], np.zeros((1, 3, 4), np.float32))
+FLOATS = np.zeros((1, 3, 4), np.float32)
+TWO_CHANNELS = np.zeros((2, 3, 4), np.uint8)
+LARGE_INTEGERS = np.full((1, 3, 4), 2**40)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("a.mhd", FLOATS),
+        ("a.jpg", FLOATS),
+        ("a.xyz", FLOATS),
+        ("a.png", FLOATS),
+        ("two.nii.gz", TWO_CHANNELS),
+        ("long.nii.gz", LARGE_INTEGERS),
+    ],
+)
+def test_values_that_a_format_cannot_store_are_an_error(tmp_path, name, array):
     with pytest.raises(OutputError, match=name):
         write_volume(tmp_path / name, Volume(array, PLANE))
     assert not list(tmp_path.iterdir())
 
 
-def test_nifti_big_endian_version_2_units_and_scaling_are_read(tmp_path):
-    array, path = np.arange(24).reshape(2, 3, 4), tmp_path / "a.nii"
+def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):
+    path = tmp_path / "a.nii"
+    array = np.arange(24).reshape(2, 3, 4)
     header = nibabel.Nifti2Image(array.astype(np.int16), np.eye(4)).header
     header.set_xyzt_units("micron")
     affine = np.diag([1000.0, 2000, 3000, 1])
     nibabel.Nifti2Image(array.astype(">i2"), affine, header.as_byteswapped(">")).to_filename(path)
     volume = read_volume(path)
-    path.unlink()  # the array outlives its file
+    path.unlink()  # the array does not depend on the file
     assert volume.array.dtype.isnative
     np.testing.assert_array_equal(volume.array[0].T, array)
     assert volume.geometry.spacing_mm == (3, 2, 1)
+
+
+def test_slope_and_intercept_of_nifti_are_applied(tmp_path):
+    path = tmp_path / "a.nii"
+    array = np.arange(24).reshape(2, 3, 4)
     scaled = nibabel.Nifti1Image(array.astype(np.int16), np.eye(4))
     scaled.header.set_slope_inter(0.5, -10)
     nibabel.save(scaled, path)
@@ -107,23 +131,31 @@ def test_nifti_of_two_axes_has_two_spatial_axes(tmp_path, write_nifti):
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 2]]), [[6, 10]])
     again = check_round_trip(tmp_path / "b.nii.gz", volume)
     assert again.geometry.matches(volume.geometry, 1e-5)
-    for shape in ((5, 4, 3, 2), (7,)):
-        path = write_nifti(tmp_path / "many.nii", np.zeros(shape, np.uint8))
-        with pytest.raises(ReadError, match=r"many\.nii"):
-            read_volume(path)
-    for shape, axes in (((5, 4, 1), (1, 1, 4, 5)), ((5, 4, 3, 1), (1, 3, 4, 5))):
-        path = write_nifti(tmp_path / "c.nii", np.zeros(shape, np.uint8))
-        assert read_volume(path).array.shape == axes
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (7,)])
+def test_nifti_of_one_axis_or_of_several_time_points_is_an_error(tmp_path, write_nifti, shape):
+    path = write_nifti(tmp_path / "many.nii", np.zeros(shape, np.uint8))
+    with pytest.raises(ReadError, match=r"many\.nii"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((5, 4, 1), (1, 1, 4, 5)), ((5, 4, 3, 1), (1, 3, 4, 5))]
+)
+def test_nifti_of_one_slice_or_one_time_point_is_a_volume(tmp_path, write_nifti, shape, expected):
+    path = write_nifti(tmp_path / "c.nii", np.zeros(shape, np.uint8))
+    assert read_volume(path).array.shape == expected
 
 
 def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique):
     path = tmp_path / "scan.nii.gz"
-    write_volume(path, ramp(oblique))
+    write_volume(path, make_ramp(oblique))
     scan = nibabel.load(path)
     scan.set_sform(scan.affine, code=4)
     scan.set_qform(None, code=0)
     nibabel.save(scan, path)
-    write_volume(tmp_path / "mask.nii.gz", ramp(oblique, "uint8"), like=path)
+    write_volume(tmp_path / "mask.nii.gz", make_ramp(oblique, "uint8"), like=path)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
@@ -143,7 +175,8 @@ def test_mask_is_written_in_the_unit_of_length_of_the_scan(tmp_path, unit, mm, c
     np.testing.assert_allclose(geometry.spacing_mm, (3, 2, 1.5), rtol=1e-5)
     path = tmp_path / "mask.nii.gz"
     write_volume(path, Volume(np.ones((1, 3, 4, 5), np.uint8), geometry), tmp_path / "scan.nii.gz")
-    mask, scan = nibabel.load(path), nibabel.load(tmp_path / "scan.nii.gz")
+    mask = nibabel.load(path)
+    scan = nibabel.load(tmp_path / "scan.nii.gz")
     assert mask.header.get_xyzt_units()[0] == unit
     np.testing.assert_allclose(mask.affine, scan.affine, rtol=1e-5)
     np.testing.assert_allclose(mask.header.get_zooms(), scan.header.get_zooms(), rtol=1e-5)
@@ -151,7 +184,7 @@ def test_mask_is_written_in_the_unit_of_length_of_the_scan(tmp_path, unit, mm, c
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_nifti_is_read_whether_compressed_or_not_whatever_its_suffix(tmp_path, write_nifti, name):
+def test_compression_of_nifti_is_recognised_by_content_not_by_suffix(tmp_path, write_nifti, name):
     array = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
     path = write_nifti(tmp_path / name, array)
     content = path.read_bytes()
@@ -174,7 +207,9 @@ def test_pictures_survive_a_round_trip(tmp_path, name, dtype):
     volume = check_round_trip(tmp_path / name, picture, raster_mm=0.2)
     assert volume.array.dtype == dtype
     assert volume.geometry.spacing_mm == (0.2, 0.2)
-    np.testing.assert_allclose(volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]])  # rows run down
+    np.testing.assert_allclose(
+        volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]]
+    )  # rows are numbered from the top
 
 
 COLOUR = np.stack([GREY, GREY.T.reshape(3, 4), 255 - GREY], axis=-1)
@@ -182,8 +217,9 @@ PLANES = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "planes.tif", "wide.tif", "rgba.png"])
-def test_a_colour_picture_has_three_channels(tmp_path, name):
-    path, expected = tmp_path / name, PLANES
+def test_colour_picture_has_three_channels(tmp_path, name):
+    path = tmp_path / name
+    expected = PLANES
     if name == "planes.tif":
         tifffile.imwrite(path, PLANES, photometric="rgb", planarconfig="separate")
     elif name == "wide.tif":
@@ -215,24 +251,34 @@ def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
         read("a.png", "R", "G")
 
 
-def test_palettes_few_bits_white_is_zero_and_pages_are_read(tmp_path):
-    path = tmp_path / "a.png"
+def test_palette_gives_greys_in_images_and_indices_in_masks(tmp_path):
     image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8))
     image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
-    image.save(path)
-    assert read_volume(path).array.tolist() == [[[0, 128], [255, 255]]]
-    assert read_volume(path, as_labels=True).array.tolist() == [[[0, 1], [2, 2]]]
-    Image.fromarray(np.array([[True, False]])).save(path)
-    assert read_volume(path, as_labels=True).array.tolist() == [[[1, 0]]]
+    image.save(tmp_path / "a.png")
+    assert read_volume(tmp_path / "a.png").array.tolist() == [[[0, 128], [255, 255]]]
+    labels = read_volume(tmp_path / "a.png", as_labels=True).array
+    assert labels.tolist() == [[[0, 1], [2, 2]]]
+    image.save(tmp_path / "a.tif")
+    assert read_volume(tmp_path / "a.tif").array[0].tolist() == [[0, 128], [255, 255]]
+
+
+def test_mask_of_one_bit_has_the_values_0_and_1(tmp_path):
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
+    assert read_volume(tmp_path / "a.png", as_labels=True).array.tolist() == [[[1, 0]]]
+
+
+def test_white_is_zero_and_lzw_tiff_are_read(tmp_path):
     path = tmp_path / "a.tif"
-    image.save(path)
-    assert read_volume(path).array[0].tolist() == [[0, 128], [255, 255]]
     tifffile.imwrite(path, GREY, photometric="miniswhite")
     np.testing.assert_array_equal(read_volume(path).array[0], 255 - GREY)
     Image.fromarray(GREY).save(path, compression="tiff_lzw")
     np.testing.assert_array_equal(read_volume(path).array[0], GREY)
+
+
+def test_grey_pages_of_a_tiff_are_slices_but_colour_pages_are_an_error(tmp_path):
+    path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
-    assert read_volume(path).array.shape == (1, 2, 8, 9)  # a stack of slices
+    assert read_volume(path).array.shape == (1, 2, 8, 9)
     tifffile.imwrite(path, np.zeros((2, 8, 9, 3), np.uint8), photometric="rgb")
     with pytest.raises(ReadError, match=r"a\.tif: the pages"):
         read_volume(path)
@@ -241,8 +287,9 @@ def test_palettes_few_bits_white_is_zero_and_pages_are_read(tmp_path):
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".tif"])
 def test_stated_orientation_is_applied(tmp_path, suffix, turn):
-    picture = np.zeros((16, 24), np.uint8)  # bright at the upper left, dim at the upper right
-    picture[:8, :8], picture[:8, 16:] = 200, 100
+    picture = np.zeros((16, 24), np.uint8)
+    picture[:8, :8] = 200
+    picture[:8, 16:] = 100
     path = tmp_path / f"a{suffix}"
     stored = picture[:, ::-1] if turn in (2, 3, 6, 7) else picture
     stored = stored[::-1] if turn in (3, 4, 7, 8) else stored

@@ -1,4 +1,4 @@
-"""Tables of zone names of other programs, and folders that cannot be used."""
+"""Zone masks by case id, and tables of zone names of other programs."""
 
 import logging
 
@@ -28,25 +28,48 @@ def test_every_table_gives_the_same_names(name, tmp_path):
     assert read_zone_names(tmp_path / name) == EXPECTED
 
 
-def test_zones_are_read_by_case_id(tmp_path, caplog):
+@pytest.fixture
+def zone_folder(tmp_path):
+    """Write a zone mask for case a, with a table of names."""
     values = np.full((1, 4, 4, 4), 17, np.uint8)
     write_volume(tmp_path / "a.nii.gz", Volume(values, Geometry.from_spacing((4, 4, 4), (1, 1, 1))))
     (tmp_path / "names.csv").write_text(TABLES["a.csv"])
-    folder = find_zones(tmp_path)
+    return tmp_path
+
+
+def test_zones_are_read_by_case_id(zone_folder):
+    folder = find_zones(zone_folder)
     zones = folder.read("a")
     assert (zones.values.shape, zones.names) == ((4, 4, 4), EXPECTED)
     assert folder.read("b") is None
+
+
+def test_warning_names_cases_without_a_zone_mask(zone_folder, caplog):
+    folder = find_zones(zone_folder)
+    folder.check([])
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
     assert "have no zone: b" in caplog.text
+
+
+def test_zone_masks_of_other_cases_only_are_an_error(zone_folder):
+    folder = find_zones(zone_folder)
     with pytest.raises(DatasetError, match=r"None of the zone masks \(a\) has the name of a case"):
         folder.check(["b"])
-    folder.check([])
+
+
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
         find_zones(tmp_path / "typo")
-    (tmp_path / "more.txt").write_text(TABLES["lut.txt"])
+
+
+def test_two_tables_of_names_are_an_error(zone_folder):
+    (zone_folder / "more.txt").write_text(TABLES["lut.txt"])
     with pytest.raises(DatasetError, match=r"several tables name.*names\.csv"):
-        find_zones(tmp_path)
+        find_zones(zone_folder)
+
+
+def test_table_without_names_is_an_error(tmp_path):
     for name in ("names.csv", "c.json"):
         (tmp_path / name).write_text("[1, 2]")
         with pytest.raises(ContentError, match=name):

@@ -28,7 +28,7 @@ from lesionseg.losses.base import count_positives, mask_unannotated, region_targ
 SHAPE = (2, 6, 7, 8)
 
 
-def make(target: str, activation: str = "sigmoid", **settings: Any) -> nn.Module:
+def make_from_config(target: str, activation: str = "sigmoid", **settings: Any) -> nn.Module:
     return make_loss(LossConfig.model_validate({"_target_": target, **settings}), activation)
 
 
@@ -38,7 +38,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
     "dice_focal": DiceFocalLoss,
     "dice_cross_entropy": DiceCrossEntropyLoss,
     "lesion_balanced": LesionBalancedLoss,
-    "monai": partial(make, "monai.losses.DiceFocalLoss"),
+    "monai": partial(make_from_config, "monai.losses.DiceFocalLoss"),
 }
 EVERY = pytest.mark.parametrize("name", LOSSES)
 
@@ -56,10 +56,10 @@ def make_scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
 def compute_terms(
     loss: nn.Module, logits: Tensor, labels: Tensor, instances: Tensor, valid: Tensor | None
 ) -> dict[str, Tensor]:
-    seen = instances if valid is None else instances.masked_fill(~valid, 0)
-    is_balanced = isinstance(loss, LesionBalancedLoss)
-    extra = {"nearest": nearest_lesions(seen)} if is_balanced else {}
-    return loss(logits, labels, valid=valid, **extra)
+    if not isinstance(loss, LesionBalancedLoss):
+        return loss(logits, labels, valid=valid)
+    visible = instances if valid is None else instances.masked_fill(~valid, 0)
+    return loss(logits, labels, valid=valid, nearest=nearest_lesions(visible))
 
 
 def compute_gradient(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
@@ -93,13 +93,16 @@ def test_invalid_voxels_have_no_effect_and_no_gradient(name: str, activation: st
     logits, labels, instances = make_scene(3 if activation == "softmax" else 2)
     valid = torch.ones(SHAPE, dtype=torch.bool)
     valid[..., 4:] = False
-    # another truth, another lesion and wild logits where nobody is to look
-    other, other_labels, other_instances = logits.clone(), labels.clone(), instances.clone()
+    # other logits, labels and lesions in the invalid voxels
+    other = logits.clone()
     other[..., 4:] = 50.0
+    other_labels = labels.clone()
     other_labels[..., 4:] = 1
+    other_instances = instances.clone()
     other_instances[..., 5:7] = 9
     if activation == "regions":
-        labels, other_labels = (region_target(x, [(1, 2), (2,)]) for x in (labels, other_labels))
+        labels = region_target(labels, [(1, 2), (2,)])
+        other_labels = region_target(other_labels, [(1, 2), (2,)])
     first = compute_terms(loss, logits, labels, instances, valid)
     leaf = other.requires_grad_()
     second = compute_terms(loss, leaf, other_labels, other_instances, valid)
@@ -120,11 +123,12 @@ def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> Non
 
 @EVERY
 def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) -> None:
-    """The logits of class 2 in the second tile have no effect, those in the first tile do."""
+    """Check that logits of class 2 have no effect in the second tile, but in the first tile."""
     logits, labels, instances = make_scene(2)
     labels[1][labels[1] == 2] = 0
     unannotated = torch.tensor([[False, False], [False, True]])
-    loss, values = LOSSES[name](activation="sigmoid"), []
+    loss = LOSSES[name](activation="sigmoid")
+    values = []
     for factor in (1, -9):
         given = logits.clone()
         given[1, 1] *= factor
@@ -139,7 +143,7 @@ def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) ->
 
 
 def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
-    """With p = 0.5, 0.2, 0.3 and class 2 unknown, background is 0.8 and class 1 stays 0.2."""
+    """Use p = 0.5, 0.2, 0.3. If class 2 is unknown, background is 0.8 and class 1 stays 0.2."""
     logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1).expand(1, 3, 2)
     logits = logits.clone().requires_grad_()
     known = mask_unannotated(logits, torch.tensor([[False, True]]), "softmax")
@@ -148,8 +152,9 @@ def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
     loss = CrossEntropyLoss(reduction="sum", activation="softmax")
     terms = loss(known, torch.tensor([[0, 1]]))
     assert terms["cross_entropy"].item() == pytest.approx(-math.log(0.8) - math.log(0.2))
-    # of background -p_0/0.8, p_1, -p_2/0.8 beside p; a known lesion rules the unknown class out
-    background, lesion = [0.5 - 0.625, 0.2, 0.3 - 0.375], [0.5, 0.2 - 1, 0.3]
+    # the gradient is p minus the posterior: (p_0, 0, p_2) / 0.8 in background, class 1 in a lesion
+    background = [0.5 - 0.625, 0.2, 0.3 - 0.375]
+    lesion = [0.5, 0.2 - 1, 0.3]
     expected = torch.tensor([background, lesion]).T[None]
     torch.testing.assert_close(compute_gradient(terms, logits), expected)
 
@@ -158,30 +163,40 @@ def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
 
 
 def test_positives_are_valid_lesion_voxels_counted_once_per_region() -> None:
-    labels, valid = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[True, True, True, False]])
+    labels = torch.tensor([[0, 1, 2, 2]])
+    valid = torch.tensor([[True, True, True, False]])
     target = region_target(labels, [(1, 2), (2,)])
-    for given, counts in ((labels, (3, 2)), (target, (5, 3))):
-        assert (count_positives(given).item(), count_positives(given, valid).item()) == counts
+    for given, all_voxels, valid_voxels in ((labels, 3, 2), (target, 5, 3)):
+        assert count_positives(given).item() == all_voxels
+        assert count_positives(given, valid).item() == valid_voxels
 
 
-def test_average_follows_counts_and_stays_above_the_expected_number() -> None:
+def test_average_follows_counts_and_never_falls_below_the_expected_number() -> None:
     average = PositiveAverage(expected=50, momentum=0.5)
     counts = torch.tensor([150, 0, 0, 1000, 0])
     assert [average.update(n).item() for n in counts[:3]] == [100, 50, 50]
     assert PositiveAverage(expected=0).update(torch.tensor(0)).item() == 1
+
+
+def test_average_continues_from_its_saved_state() -> None:
+    average = PositiveAverage(expected=50, momentum=0.5)
+    counts = torch.tensor([150, 0, 0, 1000, 0])
+    for n in counts[:3]:
+        average.update(n)
     restarted = PositiveAverage(expected=50, momentum=0.5)
     restarted.load_state_dict(average.state_dict())
     assert [restarted.update(n) for n in counts] == [average.update(n) for n in counts]
 
 
 def test_several_averages_in_one_module_equal_single_ones():
-    one, all_ = [PositiveAverage(expected=n) for n in (10, 100)], PositiveAverage((10.0, 100.0))
+    single = [PositiveAverage(expected=n) for n in (10, 100)]
+    several = PositiveAverage((10.0, 100.0))
     for counts in (torch.tensor([50.0, 1000.0]), torch.zeros(2)):
-        expected = [a.update(n) for a, n in zip(one, counts, strict=True)]
-        assert torch.equal(all_.update(counts), torch.stack(expected))
+        expected = [average.update(n) for average, n in zip(single, counts, strict=True)]
+        assert torch.equal(several.update(counts), torch.stack(expected))
 
 
-# --- losses by their names: MONAI's in our training ---
+# --- losses by name, including those of MONAI ---
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -189,7 +204,7 @@ def test_several_averages_in_one_module_equal_single_ones():
 def test_term_of_a_monai_loss_is_its_value(name: str, activation: str) -> None:
     softmax = activation == "softmax"
     logits, labels, _ = make_scene(2 + softmax)
-    loss = make(f"monai.losses.{name}", activation)
+    loss = make_from_config(f"monai.losses.{name}", activation)
     one_hot = torch.stack([labels == k for k in range(0 if softmax else 1, 3)], 1).float()
     flags = {"use_softmax": softmax} if name == "FocalLoss" else {activation: True}
     expected = getattr(monai.losses, name)(**flags)(logits, one_hot)
@@ -197,10 +212,10 @@ def test_term_of_a_monai_loss_is_its_value(name: str, activation: str) -> None:
 
 
 def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
-    told = make("lesionseg.losses.FocalLoss", "softmax", gamma=1.0)
-    assert isinstance(told, FocalLoss)
-    assert told.activation == "softmax"
-    assert isinstance(make("torch.nn.BCEWithLogitsLoss"), CustomLoss)
+    ours = make_from_config("lesionseg.losses.FocalLoss", "softmax", gamma=1.0)
+    assert isinstance(ours, FocalLoss)
+    assert ours.activation == "softmax"
+    assert isinstance(make_from_config("torch.nn.BCEWithLogitsLoss"), CustomLoss)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +224,16 @@ def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
         ("monai.losses.DiceLoss", {"to_onehot_y": True}),
         ("monai.losses.DiceLoss", {"smoothness": 1}),
         ("monai.losses.DiceLoss", {"reduction": "average"}),
-        ("monai.losses.DiceLoss", {"reduction": "none"}),  # once it is called
+        ("monai.losses.DiceLoss", {"reduction": "none"}),  # an error when it is called
         ("collections.Counter", {}),
     ],
 )
 def test_invalid_loss_configuration_is_an_error(target: str, settings: dict[str, Any]) -> None:
     logits, labels, _ = make_scene(2)
     with pytest.raises(ConfigError):
-        make(target, **settings)(logits, labels)
+        make_from_config(target, **settings)(logits, labels)
+
+
+def test_error_for_an_unknown_setting_suggests_a_similar_one() -> None:
     with pytest.raises(ConfigError, match=r"'gama'.*'gamma'"):
-        make("lesionseg.losses.FocalLoss", gama=2)
+        make_from_config("lesionseg.losses.FocalLoss", gama=2)

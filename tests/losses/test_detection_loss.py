@@ -23,7 +23,7 @@ def test_focal_term_covers_all_valid_anchors_and_is_divided_by_the_positives() -
         logits[0, [0, 1, 3]], torch.tensor([[1], [0], [1]]), reduction="sum"
     )
     assert terms["anchors"].item() == pytest.approx(expected.item() / 2, rel=1e-6)
-    assert terms["boxes"].item() == pytest.approx(0.0, abs=1e-6)  # anchors equal their lesions
+    assert terms["boxes"].item() == pytest.approx(0.0, abs=1e-6)  # the anchors equal their lesions
 
 
 def test_box_term_has_the_value_computed_by_hand() -> None:

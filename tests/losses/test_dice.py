@@ -17,7 +17,7 @@ from lesionseg.losses import (
 
 
 def test_dice_has_the_value_computed_by_hand() -> None:
-    """With p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
+    """Use p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
     loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]]), smooth=0.5)
     assert loss.item() == pytest.approx(1 - (2 * 0.5 + 0.5) / (2 + 1 + 0.5))
 
@@ -31,7 +31,7 @@ def test_dice_is_summed_over_the_batch_and_averaged_over_classes() -> None:
     assert loss.item() == pytest.approx((one + two) / 2, rel=1e-5)
 
 
-def test_lesion_free_tiles_push_probabilities_down() -> None:
+def test_gradient_of_lesion_free_tiles_reduces_probabilities() -> None:
     logits = torch.full((1, 1, 4, 4), -2.0, requires_grad=True)
     loss = dice_loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8))
     p = 1 / (1 + math.exp(2))
@@ -42,11 +42,14 @@ def test_lesion_free_tiles_push_probabilities_down() -> None:
 def test_cross_entropies_equal_those_of_torch() -> None:
     logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
     labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
-    labels[0, 1:3, 1:3, 1:4], labels[1, 4:, 5:, 6:] = 1, 2
-    one, bits = logits[:, :1], (labels > 0).float()
-    terms = CrossEntropyLoss(lesion_weight=5)(one, labels.clamp_max(1), normaliser=3.0)
-    weight = torch.tensor(5.0)
-    expected = F.binary_cross_entropy_with_logits(one[:, 0], bits, pos_weight=weight)
+    labels[0, 1:3, 1:3, 1:4] = 1
+    labels[1, 4:, 5:, 6:] = 2
+    first_class = logits[:, :1]
+    loss = CrossEntropyLoss(lesion_weight=5)
+    terms = loss(first_class, labels.clamp_max(1), normaliser=3.0)
+    expected = F.binary_cross_entropy_with_logits(
+        first_class[:, 0], (labels > 0).float(), pos_weight=torch.tensor(5.0)
+    )
     torch.testing.assert_close(terms, {"cross_entropy": expected})
     terms = DiceCrossEntropyLoss(activation="softmax")(logits, labels)
     assert list(terms) == ["dice", "cross_entropy"]
@@ -54,13 +57,12 @@ def test_cross_entropies_equal_those_of_torch() -> None:
 
 
 def test_settings_that_give_no_training_loss_are_an_error() -> None:
-    for make, wrong in (
-        (FocalLoss, {"activation": "relu"}),
-        (FocalLoss, {"reduction": "none"}),
-        (CrossEntropyLoss, {"lesion_weight": 0}),
-    ):
-        with pytest.raises(ConfigError):
-            make(**wrong)
+    with pytest.raises(ConfigError):
+        FocalLoss(activation="relu")
+    with pytest.raises(ConfigError):
+        FocalLoss(reduction="none")
+    with pytest.raises(ConfigError):
+        CrossEntropyLoss(lesion_weight=0)
 
 
 def compute_nnunet_loss_by_loops(
@@ -68,9 +70,10 @@ def compute_nnunet_loss_by_loops(
 ) -> float:
     """Compute mean cross-entropy minus Dice, with 1e-5 added to numerator and denominator."""
     p = logits.double().softmax(1)
-    entropy, sums = 0.0, [[0.0, 0.0, 0.0] for _ in labels]
-    for b, one in enumerate(labels.tolist()):
-        for i, label in enumerate(one):
+    entropy = 0.0
+    sums = [[0.0, 0.0, 0.0] for _ in labels]
+    for b, tile in enumerate(labels.tolist()):
+        for i, label in enumerate(tile):
             entropy -= math.log(float(p[b, label, i])) / labels.numel()
             sums[b][0] += float(p[b, 1, i]) * label
             sums[b][1] += float(p[b, 1, i])
@@ -82,14 +85,21 @@ def compute_nnunet_loss_by_loops(
 
 @pytest.mark.parametrize("per_tile", [False, True])
 def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile: bool) -> None:
-    """Our loss is larger by 1. The second tile has no lesion, for which `per_tile` matters most."""
+    """Compare with nnU-Net's loss plus 1. `per_tile` changes most for the lesion-free tile."""
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)
     labels[0, 3:9] = 1
-    how = {"activation": "softmax", "smooth": 1e-5, "per_tile": per_tile}
-    ours = DiceFocalLoss(0.5, 0.0, reduction="mean", focal_weight=2.0, **how)
-    for loss in (ours, DiceCrossEntropyLoss(**how)):
+    with_focal = DiceFocalLoss(
+        0.5,
+        0.0,
+        reduction="mean",
+        focal_weight=2.0,
+        activation="softmax",
+        smooth=1e-5,
+        per_tile=per_tile,
+    )
+    with_entropy = DiceCrossEntropyLoss(activation="softmax", smooth=1e-5, per_tile=per_tile)
+    expected = compute_nnunet_loss_by_loops(logits, labels, per_tile)
+    for loss in (with_focal, with_entropy):
         total = float(sum(loss(logits, labels).values()))
-        assert total - 1 == pytest.approx(
-            compute_nnunet_loss_by_loops(logits, labels, per_tile), abs=1e-6
-        )
+        assert total - 1 == pytest.approx(expected, abs=1e-6)

@@ -35,13 +35,14 @@ def compute_closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: flo
         # p = 1/2: a lesion 0.25 * 0.25 * log 2, background 0.75 * 0.25 * log 2
         (0.0, 1, 0.0433217),
         (0.0, 0, 0.1299651),
-        # p = 0.9 (logit log 9): an easy lesion, then a false alarm
+        # p = 0.9 (logit log 9): an easy lesion, then a false positive
         (math.log(9), 1, 0.25 * 0.1**2 * 0.1053605),
         (math.log(9), 0, 0.75 * 0.9**2 * 2.3025851),
     ],
 )
 def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expected: float) -> None:
-    x, y = torch.tensor([[logit]]), torch.tensor([lesion])
+    x = torch.tensor([[logit]])
+    y = torch.tensor([lesion])
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(expected, rel=1e-5)
     pair = torch.tensor([[0.0, logit]])
     assert softmax_focal_loss(pair, y, reduction="sum").item() == pytest.approx(expected, rel=1e-5)
@@ -51,7 +52,8 @@ def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expecte
 def test_loss_equals_the_closed_form(seed: int) -> None:
     """Try random α, γ, shapes, classes and anchors, in double and single precision."""
     draw = np.random.default_rng(seed)
-    n_classes, dims = int(draw.integers(1, 4)), int(draw.integers(0, 4))
+    n_classes = int(draw.integers(1, 4))
+    dims = int(draw.integers(0, 4))
     spatial = tuple(int(n) for n in draw.integers(1, 5, dims))
     gamma = float(draw.choice([0, 0.3, 1, 2, 3.7]))
     alpha = None if seed % 4 == 0 else float(draw.uniform(0, 1))
@@ -65,15 +67,16 @@ def test_loss_equals_the_closed_form(seed: int) -> None:
     p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
     p_t = np.take_along_axis(p, labels[:, None], 1)[:, 0]
     by_softmax = compute_closed_form(p_t, weights[labels], gamma)
-    logits, target = torch.tensor(x), torch.tensor(labels)
-    for function, x, a, expected in (
+    logits = torch.tensor(x)
+    target = torch.tensor(labels)
+    for function, given, a, expected in (
         (sigmoid_focal_loss, logits[:, 1:], alpha, by_sigmoid),
         (softmax_focal_loss, logits, weights.tolist(), by_softmax),
     ):
-        loss = function(x, target, alpha=a, gamma=gamma, reduction="none")
+        loss = function(given, target, alpha=a, gamma=gamma, reduction="none")
         assert loss.dtype == torch.float64
         np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-9)
-        single = function(x.float(), target, alpha=a, gamma=gamma, reduction="sum")
+        single = function(given.float(), target, alpha=a, gamma=gamma, reduction="sum")
         assert single.item() == pytest.approx(expected.sum(), rel=1e-5)
 
 
@@ -94,8 +97,10 @@ def test_gradients_pass_a_numerical_check(gamma: float) -> None:
 def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: torch.dtype) -> None:
     """Compare a million voxels in single and double precision, with labels of every dtype."""
     draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(1, 1, 10**6, generator=draw), torch.rand(1, 10**6, generator=draw) < 0.1
-    valid, found = torch.rand(1, 10**6, generator=draw) < 0.9, []
+    x = torch.randn(1, 1, 10**6, generator=draw)
+    y = torch.rand(1, 10**6, generator=draw) < 0.1
+    valid = torch.rand(1, 10**6, generator=draw) < 0.9
+    found = []
     for kind, labels in ((torch.float64, y), (torch.float32, y.to(dtype))):
         logits = x.to(kind).requires_grad_()
         loss = sigmoid_focal_loss(logits, labels, valid=valid)
@@ -105,15 +110,13 @@ def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: tor
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_value_and_gradient_are_finite_for_enormous_logits(
-    dtype: torch.dtype, gamma: float
-) -> None:
+def test_value_and_gradient_are_finite_for_extreme_logits(dtype: torch.dtype, gamma: float) -> None:
     x = torch.tensor([[[-1e4, 1e4, -1e4, 1e4]]]).to(dtype).requires_grad_()
     y = torch.tensor([[0, 0, 1, 1]])
     loss = sigmoid_focal_loss(x, y, gamma=gamma)
     loss.backward()
     assert loss.dtype == torch.float32
-    # half of the lesions and as much background are wrong by the whole logit
+    # half of the lesions and half of the background are wrong by the whole logit
     assert loss.item() == pytest.approx(0.5 * float(x.detach().max()), rel=1e-4)
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
@@ -125,15 +128,18 @@ def test_value_and_gradient_are_finite_for_enormous_logits(
 
 
 def test_easy_voxels_keep_their_digits_in_single_precision() -> None:
-    """For p_t = 1 − 5e-5 the difference 1 − p_t would be wrong in the fourth digit."""
-    x, y = torch.full((1, 1, 3), -10.0), torch.zeros(1, 3, dtype=torch.uint8)
+    """Use p_t = 1 − 5e-5, for which the difference 1 − p_t is wrong in the fourth digit."""
+    x = torch.full((1, 1, 3), -10.0)
+    y = torch.zeros(1, 3, dtype=torch.uint8)
     exact = 3 * compute_closed_form(1 / (1 + np.exp(-10.0)), 0.75, 2.0)
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(exact, rel=1e-6)
 
 
 def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser() -> None:
-    x, y = torch.randn(2, 2, 5, 5), torch.zeros(2, 5, 5, dtype=torch.int16)
-    y[0, :2], y[1, 0, 0] = 1, 2  # 11 lesion voxels
+    x = torch.randn(2, 2, 5, 5)
+    y = torch.zeros(2, 5, 5, dtype=torch.int16)
+    y[0, :2] = 1
+    y[1, 0, 0] = 2  # 11 lesion voxels in total
     total = sigmoid_focal_loss(x, y, reduction="sum")
     torch.testing.assert_close(sigmoid_focal_loss(x, y), total / 11)
     for normaliser in (40.0, 40, torch.tensor(40), torch.tensor(40.0)):
@@ -161,31 +167,39 @@ def test_empty_input_gives_zero(function: Any, reduction: str) -> None:
 def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(
     function: Any, reduction: str
 ) -> None:
-    """An invalid voxel may even contain NaN or an unknown label."""
+    """Set invalid voxels to NaN and an unknown label."""
     channels = 1 if function is sigmoid_focal_loss else 3
-    x, y = torch.randn(2, channels, 7), torch.randint(0, max(channels, 2), (2, 7))
+    x = torch.randn(2, channels, 7)
+    y = torch.randint(0, max(channels, 2), (2, 7))
     valid = torch.rand(2, 7) < 0.6
     valid[:, :2] = torch.tensor([True, False])
-    kept = x.movedim(1, -1)[valid], y[valid]
+    valid_x = x.movedim(1, -1)[valid]
+    valid_y = y[valid]
     x = x.masked_fill(~valid.unsqueeze(1), math.nan).requires_grad_()
     y = y.masked_fill(~valid, 77)
     for mask in (valid, valid.to(torch.uint8), valid.unsqueeze(1).expand_as(x)):
         loss = function(x, y, valid=mask, reduction=reduction)
-        torch.testing.assert_close(loss, function(*kept, reduction=reduction), rtol=1e-5, atol=0)
+        expected = function(valid_x, valid_y, reduction=reduction)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
         (gradient,) = torch.autograd.grad(loss, x)
         assert (gradient.movedim(1, -1)[~valid] == 0).all()
         assert torch.isfinite(gradient).all()
     each = function(x, y, valid=valid, reduction="none")
-    assert each.sum().item() == pytest.approx(function(*kept, reduction="sum").item(), rel=1e-5)
+    total = function(valid_x, valid_y, reduction="sum")
+    assert each.sum().item() == pytest.approx(total.item(), rel=1e-5)
 
 
-# --- what is refused ---
+# --- invalid arguments ---
 
-LOGITS, LABELS = torch.zeros(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64)
+LOGITS = torch.zeros(2, 3, 4)
+LABELS = torch.zeros(2, 4, dtype=torch.int64)
 SETTINGS: tuple[dict[str, Any], ...] = (
     {"reduction": "average"},
-    *({"gamma": wrong} for wrong in (-1.0, math.nan)),
-    *({"alpha": wrong} for wrong in (1.5, -0.1, [0.1, 0.2, 0.3, 0.4, 0.5])),
+    {"gamma": -1.0},
+    {"gamma": math.nan},
+    {"alpha": 1.5},
+    {"alpha": -0.1},
+    {"alpha": [0.1, 0.2, 0.3, 0.4, 0.5]},
     {"normaliser": 0.0},
     {"normaliser": 5.0, "reduction": "mean"},
 )
@@ -195,47 +209,69 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize(
     ("error", "wrong"),
     [
-        *((ConfigError, wrong) for wrong in SETTINGS),
-        *(
-            (GeometryError, {key: torch.zeros(shape, dtype=torch.int64)})
-            for shape in ((2, 5), (1, 4), (2, 4, 1), (2, 2, 4), ())
-            for key in ("target", "valid")
-        ),
-        *((ContentError, {"target": torch.full((2, 4), no_class)}) for no_class in (-1, 4, 255)),
+        (ContentError, {"target": torch.full((2, 4), -1)}),
+        (ContentError, {"target": torch.full((2, 4), 4)}),
+        (ContentError, {"target": torch.full((2, 4), 255)}),
         (ContentError, {"target": LABELS.float()}),
         (ContentError, {"logits": LOGITS.long()}),
         (GeometryError, {"logits": torch.zeros(4), "target": torch.zeros(4)}),
     ],
 )
-def test_invalid_arguments_are_an_error_in_both_losses(
+def test_invalid_logits_or_targets_are_an_error_in_both_losses(
     function: Any, error: Any, wrong: dict[str, Any]
 ) -> None:
+    arguments = {"logits": LOGITS, "target": LABELS, **wrong}
     with pytest.raises(error):
-        function(**{"logits": LOGITS, "target": LABELS, **wrong})
+        function(**arguments)
 
 
-def test_invalid_targets_of_one_loss_are_an_error() -> None:
-    for value in (-0.1, 0.5, 1.1, math.nan, 2):
-        with pytest.raises(ContentError):
-            sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), value))
+@BOTH
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_invalid_settings_are_an_error_in_both_losses(
+    function: Any, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError):
+        function(LOGITS, LABELS, **settings)
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["target", "valid"])
+@pytest.mark.parametrize("shape", [(2, 5), (1, 4), (2, 4, 1), (2, 2, 4), ()])
+def test_target_or_valid_of_another_shape_is_an_error_in_both_losses(
+    function: Any, shape: tuple[int, ...], name: str
+) -> None:
+    arguments = {"target": LABELS, name: torch.zeros(shape, dtype=torch.int64)}
+    with pytest.raises(GeometryError):
+        function(LOGITS, **arguments)
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.5, 1.1, math.nan, 2])
+def test_target_of_the_sigmoid_loss_other_than_0_or_1_is_an_error(value: float) -> None:
+    with pytest.raises(ContentError):
+        sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), value))
+
+
+def test_softmax_loss_of_one_channel_or_of_a_target_with_channels_is_an_error() -> None:
     for logits, target in ((LOGITS[:, :1], LABELS), (LOGITS, LOGITS)):
         with pytest.raises(GeometryError):
             softmax_focal_loss(logits, target)
 
 
-# --- from scores back to chances ---
+# --- from scores to probabilities ---
 
 
 def find_minimiser(eta: float, alpha: float, gamma: float) -> float:
     """Find the logit of least expected loss for a voxel that is lesion with probability η."""
-    how: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "reduction": "sum"}
 
-    def risk(logit: float) -> float:
+    def compute_loss(logit: float, label: int) -> float:
         x = torch.full((1, 1, 1), logit, dtype=torch.float64)
-        free, lesion = (sigmoid_focal_loss(x, torch.tensor([[y]]), **how).item() for y in (0, 1))
-        return (1 - eta) * free + eta * lesion
+        y = torch.tensor([[label]])
+        return sigmoid_focal_loss(x, y, alpha=alpha, gamma=gamma, reduction="sum").item()
 
-    return float(minimize_scalar(risk, bounds=(-30, 30), method="bounded").x)
+    def compute_expected_loss(logit: float) -> float:
+        return (1 - eta) * compute_loss(logit, 0) + eta * compute_loss(logit, 1)
+
+    return float(minimize_scalar(compute_expected_loss, bounds=(-30, 30), method="bounded").x)
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 0.75])
@@ -245,15 +281,23 @@ def test_posterior_logits_return_the_true_probability(alpha: float, gamma: float
         logit = torch.full((1, 1, 1), find_minimiser(eta, alpha, gamma))
         found = posterior_logits(logit, alpha=alpha, gamma=gamma).sigmoid().item()
         assert found == pytest.approx(eta, abs=2e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+def test_posterior_logits_are_finite_and_increasing(alpha: float, gamma: float) -> None:
     logits = torch.linspace(-80, 80, 2001).view(1, 1, -1)
     out = posterior_logits(logits, alpha=alpha, gamma=gamma)
     assert torch.isfinite(out).all()
     assert (out.diff() > 0).all()
 
 
-def test_posterior_logits_take_a_weight_per_class_and_losses_state_their_link() -> None:
+def test_posterior_logits_take_a_weight_per_class() -> None:
     found = posterior_logits(torch.zeros(1, 2, 1), alpha=[0.25, 0.5], gamma=2.0).sigmoid()
     assert found.flatten().tolist() == pytest.approx([0.75, 0.5], abs=1e-6)
+
+
+def test_losses_state_alpha_and_gamma_of_their_link() -> None:
     assert FocalLoss(0.25, 2.0).link == (0.25, 2.0)
     assert CrossEntropyLoss(lesion_weight=3.0).link == (0.75, 0.0)
     assert DiceFocalLoss(0.25, 2.0).link is None

@@ -12,7 +12,8 @@ TILE = (2, 24, 24)
 def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Make a tile with lesions of 1 and 49 pixels, and a lesion-free tile."""
     instances = torch.zeros(TILE, dtype=torch.int32)
-    instances[0, 4, 4], instances[0, 13:20, 13:20] = 7, 2
+    instances[0, 4, 4] = 7
+    instances[0, 13:20, 13:20] = 2
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn((2, 1, *TILE[1:]), generator=generator) - 2
     return logits, (instances > 0).to(torch.uint8), instances
@@ -43,7 +44,7 @@ def test_lesion_dice_is_averaged_over_classes() -> None:
     logits = torch.full((1, 2, 7), -20.0)
     logits[0, 0, :2] = 20
     terms = LesionBalancedLoss(smooth=0)(logits, labels, nearest=nearest_lesions(labels))
-    torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # 0 and 1
+    torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # mean of 0 and 1
 
 
 def test_lesion_terms_are_zero_without_lesions() -> None:
@@ -53,6 +54,11 @@ def test_lesion_terms_are_zero_without_lesions() -> None:
     assert terms["lesion_dice"] == terms["lesion_focal"] == 0
     (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
     assert torch.isfinite(gradient).all()
+
+
+def test_missing_nearest_lesions_are_an_error() -> None:
+    logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
+    nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
     with pytest.raises(GeometryError):
         LesionBalancedLoss()(logits, nothing)
 

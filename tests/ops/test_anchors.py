@@ -26,10 +26,10 @@ LEVELS = {
 }
 
 
-def test_anchors_come_level_by_level_cell_by_cell_and_shape_by_shape() -> None:
-    shapes = ((3.0, 3.0), (2.0, 5.0)), ((9.0, 9.0), (4.0, 12.0))
-    levels = [AnchorLevel((3, 4), (2, 4), shapes[0]), AnchorLevel((1, 2), (6, 8), shapes[1])]
-    anchors = grid_anchors(levels)
+def test_anchors_are_ordered_by_level_then_cell_then_size() -> None:
+    fine = AnchorLevel((3, 4), (2, 4), ((3.0, 3.0), (2.0, 5.0)))
+    coarse = AnchorLevel((1, 2), (6, 8), ((9.0, 9.0), (4.0, 12.0)))
+    anchors = grid_anchors([fine, coarse])
     assert anchors.shape == (3 * 4 * 2 + 2 * 2, 4)
     centre, side = split_box(anchors)
     assert centre[:4].tolist() == [[1, 2], [1, 2], [1, 6], [1, 6]]
@@ -52,47 +52,49 @@ def test_nearest_cells_are_those_of_the_full_distance_matrix(
     points = torch.rand((20, len(shape)), generator=generator) * extent * 1.2 - 0.1 * extent
     cells = nearest_cells(level, points, k)
     centres = split_box(grid_anchors([level]))[0]
-    everything = (points[:, None] - centres[None]).square().sum(-1)
-    expected = everything.sort(1).values[:, :k]
-    torch.testing.assert_close(everything.gather(1, cells), expected)
+    distances = (points[:, None] - centres[None]).square().sum(-1)
+    expected = distances.sort(1).values[:, :k]
+    torch.testing.assert_close(distances.gather(1, cells), expected)
 
 
-def naive_atss(levels: list[AnchorLevel], boxes: Tensor) -> dict[int, int]:
-    """Anchor -> lesion by the paper's algorithm, with loops and the whole distance matrix."""
+def assign_by_naive_atss(levels: list[AnchorLevel], boxes: Tensor) -> dict[int, int]:
+    """Assign anchors to lesions by the paper's algorithm, with loops and all distances."""
     anchors = grid_anchors(levels)
     overlap = box_iou(boxes, anchors)
-    wanted: dict[int, tuple[float, int]] = {}
+    best: dict[int, tuple[float, int]] = {}
     for lesion in range(len(boxes)):
-        candidates, offset = [], 0
+        candidates = []
+        offset = 0
         for level in levels:
-            here = split_box(anchors[offset : offset + level.n_anchors])[0]
-            distance = (here - split_box(boxes[lesion : lesion + 1])[0]).square().sum(1)
+            centres = split_box(anchors[offset : offset + level.n_anchors])[0]
+            distance = (centres - split_box(boxes[lesion : lesion + 1])[0]).square().sum(1)
             n = min(N_NEAREST * len(level.sizes), len(distance))
             candidates += (torch.argsort(distance, stable=True)[:n] + offset).tolist()
             offset += level.n_anchors
         values = overlap[lesion, candidates]
         threshold = values.mean() + values.std(correction=0)
         for anchor, value in zip(candidates, values.tolist(), strict=True):
-            if value >= threshold and value > wanted.get(anchor, (0.0, 0))[0]:
-                wanted[anchor] = (value, lesion)
-    return {anchor: lesion for anchor, (_, lesion) in wanted.items()}
+            if value >= threshold and value > best.get(anchor, (0.0, 0))[0]:
+                best[anchor] = (value, lesion)
+    return {anchor: lesion for anchor, (_, lesion) in best.items()}
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_atss_agrees_with_the_papers_algorithm(dims: int, seed: int) -> None:
-    generator, limit = torch.Generator().manual_seed(seed), 32.0 if dims == 2 else 16.0
+    generator = torch.Generator().manual_seed(seed)
+    limit = 32.0 if dims == 2 else 16.0
     start = torch.rand((4, dims), generator=generator) * (limit - 6)
     boxes = torch.cat([start, start + 1 + torch.rand((4, dims), generator=generator) * 8], dim=1)
     found = assign_atss(LEVELS[dims], grid_anchors(LEVELS[dims]), boxes)
-    naive = naive_atss(LEVELS[dims], boxes)
-    served = set(naive.values())  # the others take their best candidate
-    positive = {a: n for a, n in enumerate(found.tolist()) if n >= 0 and n in served}
+    naive = assign_by_naive_atss(LEVELS[dims], boxes)
+    with_anchors = set(naive.values())  # remaining lesions get their best candidate
+    positive = {a: n for a, n in enumerate(found.tolist()) if n >= 0 and n in with_anchors}
     assert positive == naive
 
 
 @pytest.mark.parametrize("side", [0.5, 1.0, 2.0, 3.0])
-def test_a_lesion_of_any_size_and_place_has_an_anchor(side: float) -> None:
+def test_lesion_of_any_size_and_position_has_an_anchor(side: float) -> None:
     generator = torch.Generator().manual_seed(int(side * 2))
     start = torch.rand((40, 2), generator=generator) * (32 - side)
     boxes = torch.cat([start, start + side], dim=1)
@@ -100,7 +102,10 @@ def test_a_lesion_of_any_size_and_place_has_an_anchor(side: float) -> None:
     assert set(found[found >= 0].tolist()) == set(range(40))
 
 
-def test_no_lesion_is_background_and_no_anchor_gives_an_empty_assignment() -> None:
+def test_all_anchors_are_background_without_lesions() -> None:
     found = assign_atss(LEVELS[2], grid_anchors(LEVELS[2]), torch.zeros((0, 4)))
     assert set(found.tolist()) == {BACKGROUND}
+
+
+def test_no_anchors_give_an_empty_assignment() -> None:
     assert assign_atss([], torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)

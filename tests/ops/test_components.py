@@ -1,4 +1,4 @@
-"""Components of label maps against flood filling, boxes, and polygons against a plain loop."""
+"""Connected components of label maps, compared with SciPy, and filled polygons."""
 
 import numpy as np
 import pytest
@@ -15,23 +15,26 @@ from lesionseg.ops.components import (
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_ids_follow_the_first_voxel_in_c_order_whatever_the_memory_layout(order):
+def test_ids_follow_the_first_voxel_in_c_order_for_every_memory_layout(order):
     mask = np.zeros((3, 4, 5), dtype=bool, order=order)
     mask[0, 3, 4] = mask[1, 0, 0] = mask[2, 3, 0] = True
     found = label_components(mask)
     assert [found[0, 3, 4], found[1, 0, 0], found[2, 3, 0]] == [1, 2, 3]
 
 
-def test_touching_lesions_of_different_labels_stay_apart():
+def test_touching_lesions_of_different_labels_stay_separate():
     labels = np.array([[1, 1, 2, 2, 0, 1]], dtype=np.uint8)
-    instances, of = lesion_instances(labels)
+    instances, labels_of = lesion_instances(labels)
     assert instances.tolist() == [[1, 1, 2, 2, 0, 3]]
-    assert (of, instances.dtype) == ((1, 2, 1), np.int32)
+    assert (labels_of, instances.dtype) == ((1, 2, 1), np.int32)
+
+
+def test_four_axes_are_an_error():
     with pytest.raises(ContentError, match="two or three axes"):
         lesion_instances(np.zeros((2, 2, 2, 2), dtype=np.uint8))
 
 
-def test_slices_of_the_foreground_bound_its_voxels():
+def test_foreground_slices_enclose_the_nonzero_voxels():
     mask = np.zeros((4, 5, 6), dtype=bool)
     mask[1:3, 2:5, 0:1] = True
     assert foreground_slices(mask) == (slice(1, 3), slice(2, 5), slice(0, 1))
@@ -39,33 +42,35 @@ def test_slices_of_the_foreground_bound_its_voxels():
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_components_of_crowded_maps_equal_flood_filling(seed):
+def test_components_of_dense_maps_equal_those_of_scipy(seed):
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 11, rng.integers(2, 4)))
     kept = rng.random(shape) < rng.random()
     labels = (rng.integers(1, 4, shape) * kept).astype(rng.choice(["u1", "i2", "i4", "i8"]))
-    instances, of = lesion_instances(labels)
-    pairs, n_parts = set(), 0
+    instances, labels_of = lesion_instances(labels)
+    pairs = set()
+    n_parts = 0
     for value in (1, 2, 3):
         parts, n = ndimage.label(labels == value, np.ones((3,) * len(shape)))
-        inside, n_parts = parts > 0, n_parts + n
+        inside = parts > 0
+        n_parts += n
         pairs |= {(value, *p) for p in zip(parts[inside], instances[inside], strict=True)}
-    assert len(pairs) == len(of) == n_parts
-    assert {(i, value) for value, _, i in pairs} == set(enumerate(of, start=1))
+    assert len(pairs) == len(labels_of) == n_parts
+    assert {(i, value) for value, _, i in pairs} == set(enumerate(labels_of, start=1))
     ids, first = np.unique(instances, return_index=True)
     assert (np.diff(first[ids > 0]) > 0).all()  # numbered by first voxel
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "i4"])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
-def test_present_values_are_those_of_numpy(rng, dtype, share):
+def test_present_values_equal_those_of_numpy(rng, dtype, share):
     array = (rng.integers(1, 90, (7, 8, 9)) * (rng.random((7, 8, 9)) < share)).astype(dtype)
     assert present_values(array) == np.unique(array).tolist()
     assert present_values(array[:0]) == []
 
 
 def is_inside(corners, y, x):
-    """Whether a ray to the left crosses an odd number of sides."""
+    """Return True if a ray to the left crosses an odd number of sides."""
     crossings = 0
     for (y0, x0), (y1, x1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if (y0 <= y) != (y1 <= y):
@@ -73,18 +78,21 @@ def is_inside(corners, y, x):
     return crossings % 2 == 1
 
 
-def test_a_polygon_is_what_a_plain_loop_finds(rng) -> None:
+def test_filled_polygon_equals_a_naive_loop(rng) -> None:
     for _ in range(20):
         corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
         expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
         if np.any(expected):
             np.testing.assert_array_equal(fill_polygon(corners, (10, 9)), expected)
+
+
+def test_polygon_without_pixel_centres_is_its_nearest_pixel() -> None:
     small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
-    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]  # the nearest pixel
+    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]
     assert not fill_polygon(small + 20, (5, 5)).any()
 
 
-def test_a_read_only_array_has_the_same_components():
+def test_read_only_array_has_the_same_components():
     labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
     expected = lesion_instances(labels)[0]
     labels.flags.writeable = False

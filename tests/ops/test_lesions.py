@@ -1,4 +1,4 @@
-"""The lesions of a reference by hand: masks, instances, boxes, mixtures of them, and none."""
+"""The lesions of a reference: masks, instances, boxes, and combinations of them."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of, uns
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 
 
-def text(*rows: str) -> np.ndarray:
-    """A label map of one digit per pixel; rows of 0 follow."""
+def make_map(*rows: str) -> np.ndarray:
+    """Make a label map from one digit per pixel. Missing rows are 0."""
     rows += ("000000",) * (4 - len(rows))
     return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)
 
 
-def test_components_of_a_label_map():
-    labels = text("110003", "000003", "000000", "000020")
+def test_components_of_a_label_map_are_lesions():
+    labels = make_map("110003", "000003", "000000", "000020")
     lesions = lesions_of(Reference(PLANE, labels=labels))
     assert lesions.ids.tolist() == [1, 2, 3]
     assert lesions.labels.tolist() == [1, 3, 2]
@@ -26,16 +26,16 @@ def test_components_of_a_label_map():
     assert lesions.centres_mm.tolist() == [[0.5, 0], [5, 1], [4, 6]]  # x, then y
     np.testing.assert_allclose(lesions.diameters_mm, 2 * np.sqrt(np.array([4, 4, 2]) / np.pi))
     assert lesions.voxels_of(1).tolist() == [[0, 5], [1, 5]]
-    assert lesions.draw().tolist() == text("110002", "000002", "000000", "000030").tolist()
+    assert lesions.draw().tolist() == make_map("110002", "000002", "000000", "000030").tolist()
 
 
-def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
-    instances = text("112200", "112200", "000000", "333000")
+def test_touching_instances_stay_separate_and_ignored_pixels_are_removed():
+    instances = make_map("112200", "112200", "000000", "333000")
     ignore = np.zeros((4, 6), dtype=bool)
-    ignore[0, :], ignore[3, :] = True, True
+    ignore[[0, 3], :] = True
     reference = Reference(PLANE, instances=instances, instance_labels=(5, 6, 7), ignore=ignore)
     lesions = lesions_of(reference)
-    assert lesions.ids.tolist() == [1, 2]  # nothing is left of the third
+    assert lesions.ids.tolist() == [1, 2]  # the third is ignored completely
     assert lesions.labels.tolist() == [5, 6]
     assert lesions.boxes.tolist() == [[1, 0, 2, 2], [1, 2, 2, 4]]
     assert lesion_mask(reference).sum() == 4
@@ -43,7 +43,7 @@ def test_touching_instances_stay_apart_and_what_is_ignored_is_taken_out():
 
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 78.54), (3, 523.6)])
-def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, size):
+def test_box_without_a_mask_has_the_size_of_its_inscribed_ellipsoid(dims, size):
     geometry = Geometry.from_spacing((30,) * dims, (1.0,) * dims)
     box = np.array([[5] * dims + [15] * dims], dtype=np.float32)
     reference = Reference(geometry, boxes=box, box_labels=(2,))
@@ -53,28 +53,28 @@ def test_a_bare_box_is_as_large_as_the_ellipsoid_inscribed_in_it(dims, size):
     assert (lesions.n_voxels.tolist(), lesions.has_voxels.tolist()) == ([0], [False])
     assert lesions.centres_mm.tolist() == [[9.5] * dims]
     assert lesions.volume_ml(0) is None
-    assert lesion_mask(reference).sum() == 10**dims  # but its pixels are all of the box
+    assert lesion_mask(reference).sum() == 10**dims  # its mask is the whole box
 
 
-def test_anisotropic_boxes_and_their_pixels():
+def test_diameters_of_boxes_follow_the_spacing_and_smaller_boxes_are_drawn_last():
     boxes = np.array([[0, 0, 4, 2], [0.5, 1.2, 1.5, 3]], dtype=np.float32)
     reference = Reference(PLANE, boxes=boxes, box_labels=(1, 1))
     lesions = lesions_of(reference)
     np.testing.assert_allclose(lesions.diameters_mm, [4.0, np.sqrt(2 * 1.8)], rtol=1e-6)
-    # the smaller lies on top, and every pixel that a box touches is its own
-    assert lesions.draw().tolist() == text("122000", "122000", "110000", "110000").tolist()
+    # the smaller box covers the larger, and every touched pixel belongs to a box
+    assert lesions.draw().tolist() == make_map("122000", "122000", "110000", "110000").tolist()
     assert lesion_mask(reference).tolist() == (lesions.draw() > 0).tolist()
 
 
-def test_a_listed_lesion_without_voxels_has_its_box():
-    instances = text("330000")
+def test_listed_lesion_without_voxels_has_its_box():
+    instances = make_map("330000")
     boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 4, 6]], dtype=np.float32)
     reference = Reference(PLANE, instances=instances, instance_labels=(1, 2, 1), boxes=boxes)
     lesions = lesions_of(reference)
     assert lesions.has_voxels.tolist() == [False, False, True]
     assert lesions.boxes.tolist() == [[0, 0, 2, 2], [2, 2, 4, 6], [0, 0, 1, 2]]
     np.testing.assert_allclose(lesions.diameters_mm[:2], np.sqrt([8, 16]))
-    assert lesions.draw().tolist() == text("330000", "110000", "002222", "002222").tolist()
+    assert lesions.draw().tolist() == make_map("330000", "110000", "002222", "002222").tolist()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_listed_lesion_without_voxels_has_its_box():
         Reference(PLANE),
     ],
 )
-def test_lesion_free_gives_no_rows(reference):
+def test_lesion_free_reference_has_no_rows(reference):
     lesions = lesions_of(reference)
     assert len(lesions) == 0
     assert lesions.boxes.shape == (0, 4)
@@ -95,14 +95,14 @@ def test_lesion_free_gives_no_rows(reference):
     assert not lesion_mask(reference).any()
 
 
-def test_an_instance_that_is_not_listed_is_refused():
-    instances = text("120000")
+def test_unlisted_instance_is_an_error():
+    instances = make_map("120000")
     with pytest.raises(ContentError, match=r"no lesion or candidate.*\[2\]"):
         lesions_of(Reference(PLANE, instances=instances, instance_labels=(1,)))
 
 
 def test_candidates_are_lesions_in_the_order_of_the_prediction():
-    instances = text("220000")
+    instances = make_map("220000")
     drawn = Candidate.from_voxels(2, 1, 0.9, np.argwhere(instances), PLANE)
     box = Candidate.from_box(1, 3, 0.4, (0.0, 2.0, 4.0, 4.0), PLANE)
     prediction = Prediction("a", PLANE, (drawn, box), instances)
@@ -115,9 +115,9 @@ def test_candidates_are_lesions_in_the_order_of_the_prediction():
         assert tuple(lesions.boxes[row]) == candidate.start_vox + candidate.stop_vox
 
 
-@pytest.mark.parametrize("instances", [None, text("220100", "000003")])
-def test_masks_alone_make_a_candidate_per_component_or_per_instance(instances):
-    labels = text("550400")
+@pytest.mark.parametrize("instances", [None, make_map("220100", "000003")])
+def test_masks_without_scores_give_a_candidate_per_component_or_instance(instances):
+    labels = make_map("550400")
     found = unscored_prediction("a", PLANE, labels, instances)
     assert not found.has_scores
     seen = {c.id: (c.label, c.score, c.start_vox) for c in found.candidates}

@@ -1,4 +1,4 @@
-"""Resampling against flips, scipy, sums over fine samples, and by hand."""
+"""Resampling, compared with flips, SciPy, means over fine samples and hand-made values."""
 
 import itertools
 from typing import get_args
@@ -16,12 +16,12 @@ from lesionseg.ops.resample import Interpolation
 SHAPE = (5, 6, 7)
 
 
-def image(shape=SHAPE, channels=2, seed=0):
+def make_image(shape=SHAPE, channels=2, seed=0):
     return torch.rand(channels, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def affine(linear, shift):
-    """The matrix from output to input index: a matrix, or the diagonal of one, and a shift."""
+def make_affine(linear, shift):
+    """Make the matrix from output to input index, from a matrix or its diagonal, and a shift."""
     linear = np.asarray(linear, float)
     matrix = np.eye(len(shift) + 1)
     matrix[:-1, :-1] = linear if linear.ndim == 2 else np.diag(linear)
@@ -29,14 +29,14 @@ def affine(linear, shift):
     return matrix
 
 
-def turn(angle, dims=2, scale=1.0):
+def make_rotation(angle, dims=2, scale=1.0):
     linear = np.eye(dims)
     linear[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     return scale * linear
 
 
 def resample(array, matrix, out_shape, how, n_rows=8, edge="zero"):
-    """The array on a grid whose indices `matrix` maps to those of the array, from its slabs."""
+    """Resample to a grid. `matrix` maps its indices to those of the array."""
     source = Geometry(array.shape[1:], np.eye(len(matrix)))
     target = Geometry(tuple(out_shape), matrix)
     slabs = list(resample_slabs(array, source, target, how, edge=edge, n_rows=n_rows))
@@ -47,26 +47,28 @@ def resample(array, matrix, out_shape, how, n_rows=8, edge="zero"):
 @pytest.mark.parametrize("how", get_args(Interpolation))
 @pytest.mark.parametrize("n_rows", [1, 3, 32])
 def test_flips_and_permutations_are_exact(how, n_rows):
-    array = image()
+    array = make_image()
     for order in itertools.permutations(range(3)):
         for flips in itertools.product([1, -1], repeat=3):
             # output axis j runs along input axis order[j]
-            linear, shift = np.zeros((3, 3)), np.zeros(3)
+            linear = np.zeros((3, 3))
+            shift = np.zeros(3)
             linear[list(order), range(3)] = flips
             shift[list(order)] = [(flips[j] < 0) * (SHAPE[order[j]] - 1) for j in range(3)]
-            expected = array.permute(0, *(1 + a for a in order)).flip(
-                [1 + j for j in range(3) if flips[j] < 0]
-            )
-            found = resample(array, affine(linear, shift), expected.shape[1:], how, n_rows)
+            flipped_axes = [1 + j for j in range(3) if flips[j] < 0]
+            expected = array.permute(0, *(1 + a for a in order)).flip(flipped_axes)
+            found = resample(array, make_affine(linear, shift), expected.shape[1:], how, n_rows)
             assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 3.7])
 @pytest.mark.parametrize("n_rows", [1, 32])
-def test_a_coarser_voxel_is_the_mean_over_its_extent(ratio, n_rows):
-    """Against 1000 samples of every output voxel, the input constant within its voxels."""
-    array, n, shift = image((23, 6), channels=1), int(22 / ratio), ratio / 2 - 0.3
-    matrix = affine([ratio, 1.0], [shift, 0.0])
+def test_coarser_voxel_is_the_mean_over_its_extent(ratio, n_rows):
+    """Compare with 1000 samples of every output voxel. The input is constant within its voxels."""
+    array = make_image((23, 6), channels=1)
+    n = int(22 / ratio)
+    shift = ratio / 2 - 0.3
+    matrix = make_affine([ratio, 1.0], [shift, 0.0])
     found = resample(array, matrix, (n, 6), "mean", n_rows)[0].numpy()
     fine = np.arange(n)[:, None] + (np.arange(1000) + 0.5) / 1000 - 0.5
     rows = np.floor(fine * ratio + shift + 0.5).astype(int)
@@ -74,18 +76,18 @@ def test_a_coarser_voxel_is_the_mean_over_its_extent(ratio, n_rows):
     np.testing.assert_allclose(found, expected, atol=2e-2)
 
 
-def test_where_axes_mix_a_coarser_voxel_is_a_mean_too():
-    linear = turn(0.3, scale=2)
-    matrix = affine(linear, 30 - linear @ [5.5, 5.5])
+def test_coarser_voxel_of_a_rotated_grid_is_a_mean():
+    linear = make_rotation(0.3, scale=2)
+    matrix = make_affine(linear, 30 - linear @ [5.5, 5.5])
     noise = torch.randn(1, 60, 60, generator=torch.Generator().manual_seed(0))
     assert resample(noise, matrix, (12, 12), "mean").std() < 0.6
     share = resample(noise > 0, matrix, (12, 12), "share")
     assert share.mean().item() == pytest.approx(0.5, abs=0.05)
-    assert share.std() < 0.3  # of 4 voxels or so each
+    assert share.std() < 0.3  # the mean of about 4 voxels
 
 
-def test_outside_of_a_coarser_grid_is_nothing():
-    far = affine([2.0], [50])
+def test_voxels_outside_the_source_are_zero_or_the_extended_edge():
+    far = make_affine([2.0], [50])
     for how in get_args(Interpolation):
         assert resample(torch.ones(1, 4), far, (3,), how).tolist() == [[0, 0, 0]]
         extended = resample(torch.ones(1, 4), far, (3,), how, edge="extend")
@@ -93,79 +95,90 @@ def test_outside_of_a_coarser_grid_is_nothing():
 
 
 @pytest.mark.parametrize("how", ["linear", "mean", "nearest"])
-@pytest.mark.parametrize("linear", [np.diag([2.3, 0.7]), turn(0.4, scale=1.7)])
-def test_extended_edges_equal_an_array_padded_with_its_outermost_values(how, linear):
-    array = image((6, 9), channels=1)
-    matrix = affine(linear, [-5.2, -2.9])
+@pytest.mark.parametrize("linear", [np.diag([2.3, 0.7]), make_rotation(0.4, scale=1.7)])
+def test_extended_edges_equal_padding_with_the_outermost_values(how, linear):
+    array = make_image((6, 9), channels=1)
+    matrix = make_affine(linear, [-5.2, -2.9])
     padded = torch.nn.functional.pad(array, (30, 30, 30, 30), mode="replicate")
-    moved = affine(linear, [24.8, 27.1])
+    moved = make_affine(linear, [24.8, 27.1])
     found = resample(array, matrix, (11, 20), how, edge="extend")
     torch.testing.assert_close(found, resample(padded, moved, (11, 20), how), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("linear", [np.diag([2.3, 0.7]), turn(0.4, scale=1.7)])
-def test_shares_count_what_is_outside_as_zero(linear):
-    """Their sum, times the size of an output voxel, is the size of the mask."""
-    matrix = affine(linear, [-7.3, -8.1])
+@pytest.mark.parametrize("linear", [np.diag([2.3, 0.7]), make_rotation(0.4, scale=1.7)])
+def test_sum_of_shares_times_the_voxel_size_is_the_size_of_the_mask(linear):
+    matrix = make_affine(linear, [-7.3, -8.1])
     share = resample(torch.ones(1, 6, 9, dtype=torch.bool), matrix, (60, 60), "share")
     size = share.sum().item() * abs(np.linalg.det(linear))
     assert size == pytest.approx(6 * 9, rel=1e-5 if linear[0, 1] == 0 else 0.1)
 
 
-def test_foreign_bytes_reversed_axes_and_decoding_need_only_a_part_of_the_array():
+def test_reversed_big_endian_array_is_decoded_in_small_parts():
     array = np.arange(2 * 40 * 5).reshape(2, 40, 5).astype(">u2")[:, ::-1]
     source = Geometry((40, 5), np.eye(3))
     target = Geometry((10, 5), np.diag([2.0, 1.0, 1.0]))
-    read = []
+    rows_decoded = []
 
     def decode(piece):
-        read.append(piece.shape[1])
+        rows_decoded.append(piece.shape[1])
         return piece.float() / 2
 
     slabs = list(resample_slabs(array, source, target, "linear", decode=decode, n_rows=2))
     found = torch.cat([slab for _, slab in slabs], dim=1).numpy()
     np.testing.assert_array_equal(found, array[:, :20:2].astype(np.float32) / 2)
-    assert max(read) <= 8
+    assert max(rows_decoded) <= 8
+
+
+def test_nearest_of_uint16_is_int32():
+    array = np.zeros((2, 40, 5), ">u2")
+    source = Geometry((40, 5), np.eye(3))
+    target = Geometry((10, 5), np.diag([2.0, 1.0, 1.0]))
     assert resample_to(array, source, target, "nearest").dtype == torch.int32
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("n_rows", [2, 32])
 @pytest.mark.parametrize("kind", ["zoom", "rotation"])
-def test_a_zoom_and_a_rotation_equal_scipy(dims, n_rows, kind):
-    linear, shift = np.diag([0.6, 0.8, 0.9]), [0.2, 0.9, 0.0]
-    if kind == "rotation":
-        linear, shift = turn(0.3, 3), [3.0, -1.0, 0.0]
-    shape, out_shape, array = (12, 11, 10)[:dims], (10, 12, 9)[:dims], image((12, 11, 10)[:dims], 1)
-    matrix, voxels = affine(linear[:dims, :dims], shift[:dims]), array[0].numpy()
+def test_zoom_and_rotation_equal_those_of_scipy(dims, n_rows, kind):
+    if kind == "zoom":
+        linear = np.diag([0.6, 0.8, 0.9])
+        shift = [0.2, 0.9, 0.0]
+    else:
+        linear = make_rotation(0.3, 3)
+        shift = [3.0, -1.0, 0.0]
+    shape = (12, 11, 10)[:dims]
+    out_shape = (10, 12, 9)[:dims]
+    array = make_image(shape, 1)
+    voxels = array[0].numpy()
+    matrix = make_affine(linear[:dims, :dims], shift[:dims])
     expected = ndimage.affine_transform(
         voxels.astype(float), matrix, output_shape=out_shape, order=1, mode="nearest"
     )
     index = np.stack(np.meshgrid(*map(np.arange, out_shape), indexing="ij"), -1)
-    at = index @ matrix[:dims, :dims].T + matrix[:dims, -1]
-    inside = ((at >= -0.5) & (at <= np.array(shape) - 0.5)).all(-1)
+    position = index @ matrix[:dims, :dims].T + matrix[:dims, -1]
+    inside = ((position >= -0.5) & (position <= np.array(shape) - 0.5)).all(-1)
     found = resample(array, matrix, out_shape, "linear", n_rows)[0].numpy()
     np.testing.assert_allclose(found, expected * inside, atol=1e-4)
     nearest = resample(array, matrix, out_shape, "nearest", n_rows)[0].numpy()
-    place = np.clip(np.floor(at + 0.5).astype(int), 0, np.array(shape) - 1)
-    np.testing.assert_array_equal(nearest, voxels[tuple(np.moveaxis(place, -1, 0))] * inside)
+    source = np.clip(np.floor(position + 0.5).astype(int), 0, np.array(shape) - 1)
+    np.testing.assert_array_equal(nearest, voxels[tuple(np.moveaxis(source, -1, 0))] * inside)
 
 
 def test_nearest_keeps_the_dtype_and_large_ids():
     array = torch.tensor([[[0, 40_000_001], [7, 0]]], dtype=torch.int32)
-    found = resample(array, affine([0.5, 0.5], [-0.25, -0.25]), (4, 4), "nearest")
+    found = resample(array, make_affine([0.5, 0.5], [-0.25, -0.25]), (4, 4), "nearest")
     assert found.dtype == torch.int32
     assert torch.equal(found[0], array[0].repeat_interleave(2, 0).repeat_interleave(2, 1))
 
 
-def test_grids_of_other_dimensions_are_refused():
+def test_grids_with_different_numbers_of_axes_are_an_error():
     flat = Geometry.from_spacing((3, 3), (1.0, 1.0))
     with pytest.raises(GeometryError, match="axes"):
-        resample_to(image(), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)), flat, "linear")
+        resample_to(make_image(), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)), flat, "linear")
 
 
-def test_a_grid_that_float32_shifts_by_a_little_gives_the_very_same_values():
-    array = image()
+def test_grid_shifted_by_rounding_gives_exactly_the_same_values():
+    array = make_image()
     near = np.diag([1.0, 1, 1, 1]) + np.r_[np.full((3, 4), 2e-5), [[0, 0, 0, 0]]]
     assert torch.equal(resample(array, near, SHAPE, "linear"), array)
 
@@ -176,8 +189,8 @@ FILE = Geometry.from_spacing(SHAPE, (3.0, 1.5, 0.5))
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
-def test_turned_volumes_come_back_exactly(axes):
-    array = image(channels=1)
+def test_reoriented_volumes_are_restored_exactly(axes):
+    array = make_image(channels=1)
     for signs in itertools.product((1, -1), repeat=3):
         turned = array[0].numpy().transpose(axes)[tuple(slice(None, None, s) for s in signs)]
         matrix = np.zeros((4, 4))
@@ -190,7 +203,7 @@ def test_turned_volumes_come_back_exactly(axes):
         assert torch.equal(found, array)
 
 
-def test_whole_voxel_shifts_leave_zeros_beyond_the_source():
+def test_shift_by_whole_voxels_gives_zeros_outside_the_source():
     file = Geometry((3, 3), np.eye(3))
     shifted = Geometry((2, 2), np.array([[1, 0, 1], [0, 1, -1], [0, 0, 1.0]]))
     # voxel (0, 0) is file voxel (1, -1)
@@ -198,19 +211,19 @@ def test_whole_voxel_shifts_leave_zeros_beyond_the_source():
     assert found.tolist() == [[[0, 0, 0], [2, 0, 0], [4, 0, 0]]]
 
 
-def test_a_ramp_resampled_to_a_finer_grid_and_turned_stays_a_ramp():
-    def ramp(geometry):
+def test_ramp_stays_a_ramp_on_a_finer_reoriented_grid():
+    def make_ramp(geometry):
         mm = geometry.to_mm(np.argwhere(np.ones(geometry.shape)))
         return (mm @ np.array([1.0, 10.0, 100.0])).reshape(1, *geometry.shape)
 
     coarse = Geometry.from_spacing((6, 8, 10), (2.0, 2.0, 2.0))
     turned = np.array([[-1, 0, 0, 18.0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     file = Geometry((19, 11, 15), turned)
-    found = resample_to(ramp(coarse), coarse, file, "linear")
-    np.testing.assert_allclose(found, ramp(file), atol=1e-2)
+    found = resample_to(make_ramp(coarse), coarse, file, "linear")
+    np.testing.assert_allclose(found, make_ramp(file), atol=1e-2)
 
 
-def test_the_crop_of_a_grid_keeps_the_place_of_its_voxels():
+def test_crop_of_a_grid_keeps_the_positions_of_its_voxels():
     part = FILE.crop((slice(1, 4), slice(2, 6), slice(0, 7)))
     assert part.shape == (3, 4, 7)
     np.testing.assert_allclose(
@@ -218,15 +231,15 @@ def test_the_crop_of_a_grid_keeps_the_place_of_its_voxels():
     )
 
 
-def test_whole_coordinates_take_nothing_from_the_next_voxel():
-    # each eleventh output voxel has the centre of an input voxel, which floats miss by 1e-16
+def test_integer_coordinates_have_no_share_of_the_next_voxel():
+    # every eleventh output voxel has the centre of an input voxel, up to a rounding error of 1e-16
     image = torch.zeros(1, 2, 40)
     image[..., 1::2] = 100
     source = Geometry.from_spacing((2, 40), (1.0, 1.1))
     target = Geometry.from_spacing((2, 430), (1.0, 0.1))
     found = resample_to(image, source, target, "linear")[0].numpy()
-    at = np.round(np.arange(430) / 11, 5)
-    expected = np.interp(at, np.arange(40), image[0, 0].numpy())
+    position = np.round(np.arange(430) / 11, 5)
+    expected = np.interp(position, np.arange(40), image[0, 0].numpy())
     for row in found:
         assert np.array_equal(row == 0, expected == 0)
         assert np.abs(row - expected).max() < 1e-3

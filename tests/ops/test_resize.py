@@ -1,4 +1,4 @@
-"""Resizing by splines, against SciPy on the whole array."""
+"""Resizing by splines, compared with SciPy on the whole array."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPES = [((7, 9, 8), (7, 13, 5)), ((4, 6, 6), (9, 6, 11)), ((1, 6, 5), (1, 3, 4
 
 @pytest.mark.parametrize(("before", "after"), SHAPES)
 @pytest.mark.parametrize("order", [0, 1, 3])
-def test_all_axes_by_one_order(before, after, order, rng):
+def test_resizing_by_one_order_equals_that_of_scipy(before, after, order, rng):
     array = rng.normal(size=before)
     factors = np.divide(after, before)
     expected = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
@@ -23,8 +23,9 @@ def test_all_axes_by_one_order(before, after, order, rng):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", [0, 1])
-def test_one_axis_of_its_own_order_clips_slice_by_slice(axis, order, rng):
-    array, after = rng.normal(size=(5, 6, 7)), [8, 9, 4]
+def test_axis_with_its_own_order_is_resized_after_clipped_slices(axis, order, rng):
+    array = rng.normal(size=(5, 6, 7))
+    after = [8, 9, 4]
     planes = [n for a, n in enumerate(after) if a != axis]
     slices = []
     for plane in np.moveaxis(array, axis, 0):
@@ -40,6 +41,6 @@ def test_one_axis_of_its_own_order_clips_slice_by_slice(axis, order, rng):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_an_array_of_its_own_shape_is_left_as_it_is(rng):
+def test_array_that_has_the_new_shape_is_not_changed(rng):
     array = torch.from_numpy(rng.normal(size=(3, 4, 5)).astype(np.float32))
     assert torch.equal(resize(array, (3, 4, 5), (3, 3, 3)), array)

@@ -1,4 +1,4 @@
-"""Suppression of boxes: by hand and against plain loops."""
+"""Non-maximum suppression of boxes, compared with naive loops and hand-made values."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from lesionseg.errors import ContentError
 from lesionseg.ops import batched_nms, box_iou, nms
 
 
-def naive_nms(boxes, scores, threshold):
+def suppress_by_naive_loop(boxes, scores, threshold):
     iou = box_iou(boxes, boxes)
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i].item(), i)):
@@ -16,7 +16,7 @@ def naive_nms(boxes, scores, threshold):
     return kept
 
 
-def random_boxes(n, dims, seed, spread=30.0):
+def draw_boxes(n, dims, seed, spread=30.0):
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(n, dims, generator=generator) * spread
     size = torch.rand(n, dims, generator=generator) * 12
@@ -25,13 +25,15 @@ def random_boxes(n, dims, seed, spread=30.0):
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.5])
-def test_equals_the_naive_loop(dims, threshold):
-    boxes, scores = random_boxes(150, dims, seed=dims)
-    assert nms(boxes, scores, threshold).tolist() == naive_nms(boxes, scores, threshold)
+def test_kept_boxes_equal_those_of_a_naive_loop(dims, threshold):
+    boxes, scores = draw_boxes(150, dims, seed=dims)
+    assert nms(boxes, scores, threshold).tolist() == suppress_by_naive_loop(
+        boxes, scores, threshold
+    )
 
 
 def test_boxes_of_different_groups_never_suppress_each_other():
-    boxes, scores = random_boxes(60, 3, seed=3, spread=8.0)
+    boxes, scores = draw_boxes(60, 3, seed=3, spread=8.0)
     groups = torch.arange(60) * 7 % 3
     expected = []
     for group in range(3):
@@ -49,19 +51,22 @@ def test_boxes_of_different_groups_never_suppress_each_other():
         ([[0.0, 0, 4, 4], [0, 1, 4, 5], [4, 5, 6, 6]], [0.5, 0.9, 0.1], 0.59, [1, 2]),
         ([[0.0, 0, 4, 4], [0, 1, 4, 5], [4, 5, 6, 6]], [0.5, 0.9, 0.1], 0.61, [1, 0, 2]),
         ([[0.0, 0, 2, 2], [0, 0, 2, 1]], [0.9, 0.8], 0.5, [0, 1]),  # equal is kept
-        # ties by index; what is suppressed does not suppress
+        # ties are ordered by index; a suppressed box does not suppress
         ([[0.0, 0, 2, 4], [0, 0, 2, 6], [0, 0, 2, 9]], [0.5] * 3, 0.6, [0, 2]),
         ([[1.0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 3, 3]], [0.9, 0.8, 0.7], 0.0, [0, 1, 2]),  # empty
         (torch.zeros(0, 6), [], 0.5, []),
     ],
 )
-def test_hand_values(boxes, scores, threshold, kept):
+def test_kept_boxes_equal_those_found_by_hand(boxes, scores, threshold, kept):
     assert nms(torch.as_tensor(boxes), torch.tensor(scores), threshold).tolist() == kept
 
 
-def test_wrong_shapes_are_refused_and_groups_of_nothing_keep_nothing():
+def test_no_boxes_keep_nothing():
     nothing = torch.zeros(0)
     assert batched_nms(torch.zeros((0, 4)), nothing, nothing.long(), 0.5).tolist() == []
+
+
+def test_tensors_that_do_not_fit_together_are_an_error():
     with pytest.raises(ContentError, match="do not fit together"):
         nms(torch.zeros(3, 4), torch.zeros(2), 0.5)
     with pytest.raises(ContentError, match="one group for each box"):

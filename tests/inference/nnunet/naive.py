@@ -1,4 +1,4 @@
-"""nnU-Net's way of a scan through a model, written down plainly: loops, SciPy and whole arrays."""
+"""A naive implementation of nnU-Net's prediction, with loops, SciPy and whole arrays."""
 
 from itertools import combinations, product
 from math import ceil
@@ -16,7 +16,7 @@ Array = NDArray[np.floating]
 def predict(
     model: SmallModel, image: Array, spacing: tuple[float, ...], *, mirrored: bool
 ) -> Array:
-    """Probabilities `[K, z, y, x]` of an image `[C, z, y, x]` in the axis order of its file."""
+    """Return the probabilities `[K, z, y, x]` of an image `[C, z, y, x]` in its own axis order."""
     axes = [1 + a for a in model.transpose]
     image = image.transpose(0, *axes).astype(np.float64)
     spacing = tuple(spacing[a] for a in model.transpose)
@@ -24,16 +24,17 @@ def predict(
     places = np.argwhere(present)
     crop = tuple(slice(a, b + 1) for a, b in zip(places.min(0), places.max(0), strict=True))
     whole = image.shape[1:]
-    image, present = image[(slice(None), *crop)], present[crop]
-    image = np.stack([normalised(model, c, channel, present) for c, channel in enumerate(image)])
+    image = image[(slice(None), *crop)]
+    present = present[crop]
+    image = np.stack([normalise(model, c, channel, present) for c, channel in enumerate(image)])
     target = model.spacing if len(model.spacing) == 3 else (spacing[0], *model.spacing)
     shape = [round(a / b * n) for a, b, n in zip(spacing, target, image.shape[1:], strict=True)]
     cropped = image.shape[1:]
     options = dict(model.image_options)
-    image = np.stack([resized(c, shape, spacing, target, options) for c in image])
+    image = np.stack([resize(c, shape, spacing, target, options) for c in image])
     logits = slide(model, image, mirrored)
     options = dict(model.logit_options)
-    logits = np.stack([resized(c, cropped, target, spacing, options) for c in logits])
+    logits = np.stack([resize(c, cropped, target, spacing, options) for c in logits])
     if model.regions_class_order:
         p = 1 / (1 + np.exp(-logits))
         out = np.zeros((len(p), *whole))
@@ -46,8 +47,8 @@ def predict(
     return out if model.regions_class_order else out[1:]
 
 
-def normalised(model: SmallModel, c: int, channel: Array, present: NDArray[np.bool_]) -> Array:
-    """One channel by the model's scheme."""
+def normalise(model: SmallModel, c: int, channel: Array, present: NDArray[np.bool_]) -> Array:
+    """Normalise one channel by the model's scheme."""
     scheme = model.schemes[c]
     if scheme == "ZScoreNormalization":
         inside = present if model.use_mask[c] else np.ones_like(present)
@@ -60,14 +61,14 @@ def normalised(model: SmallModel, c: int, channel: Array, present: NDArray[np.bo
     return channel / 255 if scheme == "RGBTo01Normalization" else channel
 
 
-def resized(
+def resize(
     array: Array,
     shape: tuple[int, ...],
     before: tuple[float, ...],
     after: tuple[float, ...],
     options: dict[str, object],
 ) -> Array:
-    """One channel on another number of voxels, thick slices apart."""
+    """Resize one channel. Thick slices are resized one by one, then along their axis."""
     if tuple(shape) == array.shape:
         return array
     order = options.get("order", 3)
@@ -76,25 +77,24 @@ def resized(
         if axis is None and max(spacing) / min(spacing) > 3 and spacing.count(max(spacing)) == 1:
             axis = int(np.argmax(spacing))
     if axis is None:
-        return zoomed(array, shape, order)
+        return zoom(array, shape, order)
     planes = [n for a, n in enumerate(shape) if a != axis]
-    stack = np.stack([zoomed(p, planes, order) for p in np.moveaxis(array, axis, 0)], axis)
-    grid = np.meshgrid(
-        *((np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, stack.shape, strict=True)),
-        indexing="ij",
-    )
+    stack = np.stack([zoom(p, planes, order) for p in np.moveaxis(array, axis, 0)], axis)
+    sizes = zip(shape, stack.shape, strict=True)
+    places = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in sizes]
+    grid = np.meshgrid(*places, indexing="ij")
     return ndimage.map_coordinates(stack, grid, order=options.get("order_z", 0), mode="nearest")
 
 
-def zoomed(array: Array, shape: tuple[int, ...], order: object) -> Array:
-    """An array by splines of one order, within its own range."""
+def zoom(array: Array, shape: tuple[int, ...], order: object) -> Array:
+    """Zoom an array by splines of one order. The values stay within the array's range."""
     factors = np.divide(shape, array.shape)
     larger = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
     return larger.clip(array.min(), array.max())
 
 
 def slide(model: SmallModel, image: Array, mirrored: bool) -> Array:
-    """Mean logits over overlapping tiles, mirrored views and folds."""
+    """Average the logits over overlapping tiles, mirrored views and folds."""
     flat = len(model.patch) == 2
     tile = (1, *model.patch) if flat else model.patch
     missing = [max(t - n, 0) for t, n in zip(tile, image.shape[1:], strict=True)]
@@ -131,7 +131,7 @@ def slide(model: SmallModel, image: Array, mirrored: bool) -> Array:
 
 
 def tile_starts(n: int, tile: int) -> list[int]:
-    """Where tiles begin that overlap by half."""
+    """Return the starts of tiles that overlap by half."""
     count = ceil((n - tile) / (tile * 0.5)) + 1
     step = (n - tile) / (count - 1) if count > 1 else 0
     return [int(np.round(step * i)) for i in range(count)]

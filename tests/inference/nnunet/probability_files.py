@@ -1,4 +1,4 @@
-"""Folders as nnUNetv2_predict --save_probabilities writes them."""
+"""Folders in the form that nnUNetv2_predict --save_probabilities writes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,14 @@ Array = NDArray[Any]
 
 
 def softmax_of(*labels: Array) -> Array:
-    """Probabilities `[1 + K, *spatial]` float32 with the background first."""
+    """Make probabilities `[1 + K, *spatial]` float32 with the background first."""
     foreground = np.stack(labels).astype(np.float64)
-    return np.concatenate([1 - foreground.sum(axis=0, keepdims=True), foreground]).astype(
-        np.float32
-    )
+    background = 1 - foreground.sum(axis=0, keepdims=True)
+    return np.concatenate([background, foreground]).astype(np.float32)
 
 
 def blobs(shape: tuple[int, ...], *places: tuple[tuple[int, ...], int, float]) -> Array:
-    """Cubes of a probability, each given by first voxel, side and probability; 0.001 elsewhere."""
+    """Draw cubes, each given by first voxel, side and probability. Other voxels have 0.001."""
     p = np.full(shape, 0.001)
     for first, side, value in places:
         p[tuple(slice(a, a + side) for a in first)] = value

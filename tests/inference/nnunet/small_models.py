@@ -1,4 +1,4 @@
-"""Model folders as nnUNetv2_train leaves them, with random weights."""
+"""Model folders in the form that nnUNetv2_train writes, with random weights."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ SPLINES = "resample_data_or_seg_to_shape"
 
 @dataclass(frozen=True)
 class SmallModel:
-    """What an nnU-Net model folder states, and the network that its checkpoints have."""
+    """A small nnU-Net model: the content of its plans and the network of its checkpoints."""
 
     channels: tuple[str, ...] = ("FLAIR",)
     labels: Mapping[str, Any] = field(default_factory=lambda: {"background": 0, "lesion": 1})
@@ -44,18 +44,17 @@ class SmallModel:
 
     @property
     def n_outputs(self) -> int:
-        """Channels of logits."""
+        """The number of channels of the logits."""
         return len(self.regions_class_order) or len(self.labels)
 
     def with_(self, **changes: Any) -> "SmallModel":
-        """The model with other statements."""
+        """Return a copy of the model with changed fields."""
         return replace(self, **changes)
 
     def architecture(self) -> Architecture:
-        """Three stages, the first of which halves along the last axis alone."""
+        """Make an architecture of three stages. The first halves only the last axis."""
         dims = len(self.patch)
         ones = (1,) * dims
-        residual = {"encoder_blocks": (1, 2, 2), "blocks": 1} if self.residual else {"blocks": 2}
         return Architecture(
             name="residual_unet" if self.residual else "unet",
             features=(4, 6, 8),
@@ -63,11 +62,12 @@ class SmallModel:
             kernels=((*ones[1:], 3), (3,) * dims, (3,) * dims),
             layout="nnunet",
             n_supervised=2,
-            **residual,
+            blocks=1 if self.residual else 2,
+            encoder_blocks=(1, 2, 2) if self.residual else (),
         )
 
     def network(self, fold: int = 0) -> nn.Module:
-        """A network of random weights that gives lesions here and there."""
+        """Make a network of random weights that predicts some lesions."""
         network = UNet(
             len(self.patch),
             len(self.channels),
@@ -88,7 +88,7 @@ class SmallModel:
         return network.eval()
 
     def plans(self) -> dict[str, Any]:
-        """The content of `plans.json`."""
+        """Make the content of `plans.json`."""
         name = "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
         own = {
             "patch_size": list(self.patch),
@@ -135,7 +135,7 @@ class SmallModel:
         }
 
     def facts(self) -> dict[str, Any]:
-        """The content of `dataset.json`."""
+        """Make the content of `dataset.json`."""
         names = {str(i): name for i, name in enumerate(self.channels)}
         facts = {"channel_names": names, "labels": dict(self.labels), "file_ending": ".nii.gz"}
         if self.regions_class_order:
@@ -143,7 +143,7 @@ class SmallModel:
         return facts
 
     def write(self, results: Path, **content: Any) -> Path:
-        """Write the model folder below `results`; `content` replaces keys of the checkpoints."""
+        """Write the model folder into `results`. `content` replaces keys of the checkpoints."""
         folder = results / "Dataset001_X" / f"nnUNetTrainer__nnUNetPlans__{self.configuration}"
         folder.mkdir(parents=True)
         (folder / "plans.json").write_text(json.dumps(self.plans()))

@@ -1,8 +1,8 @@
-"""Models that nnU-Net trained, predicted here and by nnU-Net itself.
+"""Predictions of models that nnU-Net trained, compared with those of nnU-Net itself.
 
-Needs `make peers`. The first run trains ten small models in `.peers/nnunet_models`, which takes
-about half an hour on two cores; later runs use them again. `--log-cli-level=INFO` prints the
-differences of each case.
+These tests need `make peers`. The first run trains ten small models in `.peers/nnunet_models`.
+This takes about half an hour on two cores. Later runs use the models again.
+`--log-cli-level=INFO` prints the differences of each case.
 """
 
 import json
@@ -47,25 +47,25 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model that nnU-Net trained, and what it made of the test cases in `predicted`."""
+class TrainedModel:
+    """A model that nnU-Net trained, and its predictions of the test cases."""
 
     folder: Path
     name: str
 
     def place(self, key: str) -> Path:
-        """The model folder, or the images of the test cases."""
+        """Return the folder of the `model`, or the `images` of the test cases."""
         facts = json.loads((self.folder / "predicted" / self.name / "facts.json").read_text())
         return self.folder / str(facts[key])
 
-    def predicted(self, kind: str) -> Path:
-        """What nnU-Net predicted, `plain` or `mirrored`."""
+    def predictions(self, kind: str) -> Path:
+        """Return the folder of nnU-Net's predictions, `plain` or `mirrored`."""
         return self.folder / "predicted" / self.name / kind
 
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    """The trained models; those that are missing are trained."""
+    """Return the folder of the trained models. Missing models are trained first."""
     python = PEERS / "bin" / "python"
     if not python.exists():
         pytest.skip("there is no .peers; make peers")
@@ -83,7 +83,7 @@ def folder() -> Path:
 
 
 def read_all(path: Path) -> NDArray[np.float32]:
-    """The probabilities of an archive `[K, z, y, x]`."""
+    """Read the probabilities `[K, z, y, x]` of an archive."""
     file = open_probabilities(path)
     whole = np.empty(file.shape, dtype=np.float32)
     for slab in file.slabs():
@@ -91,8 +91,8 @@ def read_all(path: Path) -> NDArray[np.float32]:
     return whole
 
 
-def painted(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
-    """The label that nnU-Net gives each voxel; of regions which are above one half."""
+def lesion_voxels(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
+    """Return the voxels that nnU-Net gives a label, or for regions each region's voxels."""
     if regions:
         return p > 0.5
     whole = np.concatenate([1 - p.sum(axis=0, keepdims=True), p])
@@ -102,7 +102,7 @@ def painted(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
 @pytest.mark.parametrize("kind", ["plain", "mirrored"])
 @pytest.mark.parametrize("name", MODELS)
 def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, kind: str) -> None:
-    trained = Trained(folder, name)
+    trained = TrainedModel(folder, name)
     settings = InferenceConfig.of(flips=kind == "mirrored", precision="fp32")
     predictor = Predictor(trained.place("model"), settings=settings, device="cpu")
     plan = predictor.plan
@@ -114,11 +114,13 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
         found = predictor.probabilities(volume)
         if plan.nnunet.reorients:  # as nnU-Net stores it
             found = to_canonical(Volume(found, volume.geometry)).array
-        expected = read_all(trained.predicted(kind) / f"{files.case}.npz")
+        expected = read_all(trained.predictions(kind) / f"{files.case}.npz")
         expected = expected if plan.labels.regions else expected[1:]
         expected = expected.reshape(found.shape)
         difference = np.abs(found - expected).mean()
-        ours, theirs = (painted(p, regions=bool(plan.labels.regions)) for p in (found, expected))
+        has_regions = bool(plan.labels.regions)
+        ours = lesion_voxels(found, regions=has_regions)
+        theirs = lesion_voxels(expected, regions=has_regions)
         assert theirs.any()
         dice = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
         note = "%s %s %s: difference %.1e, Dice %.4f"
@@ -129,20 +131,20 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
 
 @pytest.mark.parametrize("name", MODELS)
 def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path, name: str) -> None:
-    trained = Trained(folder, name)
+    trained = TrainedModel(folder, name)
     reference = trained.place("images").parent
-    scores = evaluate(reference, trained.predicted("plain"), tmp_path / "scores").scores
+    scores = evaluate(reference, trained.predictions("plain"), tmp_path / "scores").scores
     assert (scores.evaluated_on, scores.n_cases) == ("test", 2)
     assert scores.froc.recall is not None
     kept = find_predictions(tmp_path / "scores" / "predictions")
     assert len(kept) == 2
 
 
-def test_a_threshold_of_nnunets_cross_validation(folder: Path, tmp_path: Path) -> None:
-    trained = Trained(folder, "plain_3d_two_folds")
+def test_threshold_is_chosen_on_nnunets_cross_validation(folder: Path, tmp_path: Path) -> None:
+    trained = TrainedModel(folder, "plain_3d_two_folds")
     scores = evaluate(
         trained.place("images").parent,
-        trained.predicted("plain"),
+        trained.predictions("plain"),
         tmp_path / "scores",
         chosen_on=trained.place("model"),
         operating_point="fp_per_case:1",
@@ -169,16 +171,22 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("name", ["plain_3d_two_folds", "thick_slices", "regions", "pictures"])
 def test_nnunets_commands_run_on_our_folders(folder: Path, tmp_path: Path, name: str) -> None:
-    trained = Trained(folder, name)
+    trained = TrainedModel(folder, name)
     ours = tmp_path / "ours"
-    settings = {"names": "nnunet", "save_probabilities": True, "device": "cpu"}
-    predict(trained.place("model"), trained.place("images"), ours, **settings)
+    predict(
+        trained.place("model"),
+        trained.place("images"),
+        ours,
+        names="nnunet",
+        save_probabilities=True,
+        device="cpu",
+    )
     script = tmp_path / "ensemble.py"
     script.write_text(ENSEMBLE)
     merged = tmp_path / "merged"
     reference = trained.place("images").parent / "labelsTs"
     places = {f"nnUNet_{part}": str(tmp_path) for part in ("raw", "preprocessed", "results")}
-    command = [PEERS / "bin" / "python", script, ours, trained.predicted("plain"), merged]
+    command = [PEERS / "bin" / "python", script, ours, trained.predictions("plain"), merged]
     subprocess.run(
         [*command, reference],
         check=True,
@@ -188,8 +196,9 @@ def test_nnunets_commands_run_on_our_folders(folder: Path, tmp_path: Path, name:
     for kind in ("own", "both"):
         summary = json.loads((merged / f"{kind}.json").read_text())
         assert summary["foreground_mean"]["Dice"] > 0
-    theirs = {file.name: read_mask(file) for file in trained.predicted("plain").glob("P0*.nii.gz")}
-    for file_name, mask in theirs.items():  # two predictions that agree have this mean
-        joint = read_mask(merged / file_name)
+    # the ensemble of two predictions that agree equals each of them
+    for file in trained.predictions("plain").glob("P0*.nii.gz"):
+        mask = read_mask(file)
+        joint = read_mask(merged / file.name)
         assert joint.geometry.matches(mask.geometry, 1e-3)
         assert np.mean(joint.labels != mask.labels) < 1e-3

@@ -1,4 +1,4 @@
-"""Candidates from nnU-Net's probability files, in whatever axis order its reader had."""
+"""Candidates from nnU-Net's probability files, in any axis order of its reader."""
 
 from dataclasses import replace
 from itertools import permutations, product
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry
+from lesionseg.core import Geometry, Prediction
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.nnunet.outputs import (
@@ -30,11 +30,11 @@ SHAPE = (9, 12, 15)
 LESIONS = blobs(SHAPE, ((1, 2, 3), 4, 0.9), ((6, 7, 8), 2, 0.3), ((1, 9, 1), 1, 0.02))
 
 
-def read(folder: Path, **how: Geometry) -> "object":
-    return open_prediction(find_predictions(folder)["a"], **how)
+def read(folder: Path, geometry: Geometry | None = None) -> Prediction:
+    return open_prediction(find_predictions(folder)["a"], geometry=geometry)
 
 
-def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
+def test_candidates_equal_those_found_on_the_probabilities(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     found = read(tmp_path)
     grid = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
@@ -50,14 +50,14 @@ def test_candidates_are_those_of_the_probabilities(tmp_path: Path) -> None:
     assert found.has_scores
 
 
-def test_a_candidate_file_beside_them_is_read_instead(tmp_path: Path) -> None:
+def test_candidate_file_is_read_instead_of_the_probabilities(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     write_json(tmp_path / "a_candidates.json", {"candidates": []})
     assert read(tmp_path).candidates == ()
 
 
-def oriented(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
-    """A grid whose array axes run along other axes of the patient."""
+def make_grid(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
+    """Make a grid whose array axes run along other axes of the patient."""
     directions = np.fliplr(np.eye(3))[:, list(axes)] * np.where(flipped, -1.0, 1.0)
     affine = np.eye(4)
     affine[:3, :3] = directions * [3.0, 1.0, 0.5]
@@ -65,38 +65,39 @@ def oriented(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
     return Geometry(SHAPE, affine)
 
 
-def canonical(array: Array, axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Array:
-    """The array of a grid from `oriented` with its axes along +S, +A, +R."""
+def to_canonical(array: Array, axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Array:
+    """Reorder an array on a grid from `make_grid` so that its axes run along +S, +A, +R."""
     straight = array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
     return straight.transpose(np.argsort(axes))
 
 
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
 @pytest.mark.parametrize("flipped", list(product((False, True), repeat=3))[::3])
-def test_probabilities_in_the_order_of_a_reorienting_reader(
+def test_axis_order_of_a_reorienting_reader_is_recognised(
     tmp_path: Path, axes: tuple[int, ...], flipped: tuple[bool, ...]
 ) -> None:
-    straight = canonical(LESIONS, axes, flipped)
+    straight = to_canonical(LESIONS, axes, flipped)
     write_outputs(
-        tmp_path, "a", softmax_of(straight), LESIONS > 0.5, oriented(axes, flipped), ".nii.gz"
+        tmp_path, "a", softmax_of(straight), LESIONS > 0.5, make_grid(axes, flipped), ".nii.gz"
     )
     found = read(tmp_path)
     np.testing.assert_array_equal(found.mask(), LESIONS > 0.5)
     assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3, 0.02]
 
 
-def test_the_plans_tell_the_order_if_nothing_is_found(tmp_path: Path) -> None:
-    axes, flipped = (1, 0, 2), (False, True, False)
+def test_axis_order_is_that_of_the_plans_if_the_mask_is_empty(tmp_path: Path) -> None:
+    axes = (1, 0, 2)
+    flipped = (False, True, False)
     faint = np.where(LESIONS > 0.5, 0.2, LESIONS)
-    straight = canonical(faint, axes, flipped)
+    straight = to_canonical(faint, axes, flipped)
     write_json(tmp_path / "plans.json", {"image_reader_writer": "NibabelIOWithReorient"})
-    write_outputs(tmp_path, "a", softmax_of(straight), LESIONS > 2, oriented(axes, flipped))
+    write_outputs(tmp_path, "a", softmax_of(straight), LESIONS > 2, make_grid(axes, flipped))
     found = read(tmp_path)
     assert found.instances[1, 2, 3] == found.instances[4, 5, 6] > 0
     assert found.instances[6, 7, 8] > 0
 
 
-def test_a_post_processed_mask_is_no_obstacle(
+def test_post_processed_mask_keeps_all_candidates_and_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mask = (LESIONS > 0.5) & (np.arange(SHAPE[0])[:, None, None] < 2)  # a quarter of it is left
@@ -105,26 +106,30 @@ def test_a_post_processed_mask_is_no_obstacle(
     assert "post-processed" in caplog.text
 
 
-def test_several_labels_and_regions(tmp_path: Path) -> None:
-    core = blobs(SHAPE, ((2, 3, 4), 2, 0.6))
+CORE = blobs(SHAPE, ((2, 3, 4), 2, 0.6))
+
+
+def test_each_label_has_its_own_candidates(tmp_path: Path) -> None:
     other = blobs(SHAPE, ((6, 7, 8), 2, 0.8))
-    mask = np.where(core > 0.5, 1, np.where(other > 0.5, 2, 0))
-    write_outputs(tmp_path / "labels", "a", softmax_of(core, other), mask)
-    write_labels(tmp_path / "labels", {"background": 0, "nodule": 1, "mass": 2})
-    found = read(tmp_path / "labels")
+    mask = np.where(CORE > 0.5, 1, np.where(other > 0.5, 2, 0))
+    write_outputs(tmp_path, "a", softmax_of(CORE, other), mask)
+    write_labels(tmp_path, {"background": 0, "nodule": 1, "mass": 2})
+    found = read(tmp_path)
     assert {(c.label, round(c.score, 2)) for c in found.candidates} == {(1, 0.6), (2, 0.8)}
 
+
+def test_lesion_with_two_regions_is_one_candidate(tmp_path: Path) -> None:
     whole = blobs(SHAPE, ((1, 2, 3), 4, 0.9))
-    painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
-    write_outputs(tmp_path / "regions", "a", np.stack([whole, core]).astype(np.float32), painted)
+    mask = np.where(CORE > 0.5, 2, np.where(whole > 0.5, 1, 0))
+    write_outputs(tmp_path, "a", np.stack([whole, CORE]).astype(np.float32), mask)
     regions = {"background": 0, "whole": [1, 2], "core": 2}
-    write_labels(tmp_path / "regions", regions, regions_class_order=[1, 2])
-    found = read(tmp_path / "regions")
+    write_labels(tmp_path, regions, regions_class_order=[1, 2])
+    found = read(tmp_path)
     assert [c.label for c in found.candidates] == [1]
-    np.testing.assert_array_equal(found.mask(), painted)
+    np.testing.assert_array_equal(found.mask(), mask)
 
 
-def test_a_picture_of_nnunet_has_an_axis_of_one(tmp_path: Path) -> None:
+def test_picture_with_an_axis_of_length_1_is_read(tmp_path: Path) -> None:
     flat = LESIONS[2]
     write_outputs(tmp_path, "a", softmax_of(flat)[:, None], flat > 0.5, suffix=".png")
     found = read(tmp_path)
@@ -142,7 +147,7 @@ def test_sure_voxels_keep_their_rank() -> None:
     np.testing.assert_array_equal(ranked[4:], p[4:].astype(np.float32))
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_files_that_do_not_belong_together_are_an_error(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     files = find_predictions(tmp_path)["a"]
     with pytest.raises(ReadError, match="is missing in this folder"):
@@ -166,13 +171,15 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         (np.where(softmax_of(LESIONS) > 0.5, np.nan, 0.5), "NaN"),
     ],
 )
-def test_what_is_no_probability_is_refused(tmp_path: Path, values: Array, words: str) -> None:
+def test_values_that_are_not_probabilities_are_an_error(
+    tmp_path: Path, values: Array, words: str
+) -> None:
     write_outputs(tmp_path, "a", values.astype(np.float32), LESIONS > 0.5)
     with pytest.raises(ContentError, match=words):
         read(tmp_path)
 
 
-def test_nothing_found_gives_no_candidates(tmp_path: Path) -> None:
+def test_probabilities_of_zero_give_no_candidates(tmp_path: Path) -> None:
     nothing = np.zeros(SHAPE)
     write_outputs(tmp_path, "a", softmax_of(nothing), nothing)
     found = read(tmp_path)

@@ -6,8 +6,13 @@ from PIL import Image
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 
-HEIGHT, WIDTH = 40, 64
-X0, Y0, X1, Y1 = 16, 4, 32, 14  # the rectangle, half-open
+HEIGHT = 40
+WIDTH = 64
+# the rectangle, half-open
+X0 = 16
+Y0 = 4
+X1 = 32
+Y1 = 14
 
 
 def write_picture(path, *, bright=True):
@@ -21,7 +26,7 @@ def write_picture(path, *, bright=True):
 
 
 def read_all(root, **settings):
-    """Read a dataset, and the reference of each case by its id."""
+    """Read a dataset and all of its cases. Return it with the cases by id."""
     dataset = read_dataset(root, **settings)
     return dataset, {c.case: read_case(c, dataset) for c in dataset.cases}
 

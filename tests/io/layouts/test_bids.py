@@ -1,4 +1,4 @@
-"""BIDS derivatives: recognising and reading them."""
+"""BIDS derivatives: sessions, channels, masks, and errors in them."""
 
 from pathlib import Path
 
@@ -17,12 +17,13 @@ MASK[1, 2, 0] = MASK[4, 0, 2] = 1
 
 @pytest.fixture
 def bids(tmp_path, write_nifti):
+    """Write three sessions of two subjects, with two images and a lesion mask each."""
     for session in SESSIONS:
         folder = Path(*session.split("_")) / "anat"
         for suffix in ("FLAIR", "T1w"):
             write_nifti(tmp_path / folder / f"{session}_{suffix}.nii.gz", np.ones(SHAPE, np.int16))
-        place = tmp_path / "derivatives" / "lesions" / folder
-        write_nifti(place / f"{session}_label-lesion_mask.nii.gz", MASK)
+        masks = tmp_path / "derivatives" / "lesions" / folder
+        write_nifti(masks / f"{session}_label-lesion_mask.nii.gz", MASK)
     return tmp_path
 
 
@@ -37,7 +38,7 @@ def test_sessions_are_cases_and_subjects_groups(bids):
         assert case.reference.labels.sum() == 2
 
 
-def test_channels_are_in_all_sessions_and_on_the_grid_of_the_mask(bids, write_nifti, caplog):
+def test_images_not_in_all_sessions_or_on_another_grid_are_no_channels(bids, write_nifti, caplog):
     anat = bids / "sub-01" / "ses-a" / "anat"
     write_nifti(anat / "sub-01_ses-a_T1w.nii.gz", np.ones((2, 2, 2), np.int16))
     write_nifti(anat / "sub-01_ses-a_T2w.nii.gz", np.ones(SHAPE, np.int16))
@@ -46,10 +47,10 @@ def test_channels_are_in_all_sessions_and_on_the_grid_of_the_mask(bids, write_ni
 
 
 def test_images_in_the_folder_of_the_mask_are_preferred(tmp_path, write_nifti):
-    place = tmp_path / "sub-1" / "anat"
-    write_nifti(place / "sub-1_space-MNI_FLAIR.nii.gz", np.ones(SHAPE, np.int16))
-    write_nifti(place / "sub-1_space-MNI_label-L_desc-T1lesion_mask.nii.gz", MASK)
-    write_nifti(place / "sub-1_space-MNI_label-lung_mask.nii.gz", MASK)  # no lesion
+    folder = tmp_path / "sub-1" / "anat"
+    write_nifti(folder / "sub-1_space-MNI_FLAIR.nii.gz", np.ones(SHAPE, np.int16))
+    write_nifti(folder / "sub-1_space-MNI_label-L_desc-T1lesion_mask.nii.gz", MASK)
+    write_nifti(folder / "sub-1_space-MNI_label-lung_mask.nii.gz", MASK)  # not a lesion mask
     assert [c.case for c in read_dataset(tmp_path).cases] == ["sub-1"]
 
 
@@ -72,7 +73,7 @@ def test_check_lists_all_faults_despite_a_damaged_first_mask(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     first = next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*"))
     first.write_bytes(b"damaged")
-    said = "\n".join(p.message for p in read_dataset(bids, lenient=True).problems)
-    assert "second lesion mask" in said
-    assert "not a NIfTI image" in said
-    assert "no labelled case" in said
+    messages = "\n".join(p.message for p in read_dataset(bids, lenient=True).problems)
+    assert "second lesion mask" in messages
+    assert "not a NIfTI image" in messages
+    assert "no labelled case" in messages

@@ -1,4 +1,4 @@
-"""The table `boxes.csv` beside images, or beside a manifest."""
+"""The table `boxes.csv` next to images or to a manifest."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ BRIGHT = "16,4,32,14"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def write_folder(tmp_path):
     """Write the pictures `a` (with the rectangle), `b` and `p1/c`, and the table."""
 
     def write(rows, header=HEADER, encoding="utf-8"):
@@ -28,9 +28,9 @@ def folder(tmp_path):
     return write
 
 
-def test_box_is_the_bright_rectangle_and_other_images_are_negative(folder, caplog):
+def test_box_is_the_bright_rectangle_and_other_images_are_negative(write_folder, caplog):
     caplog.set_level("INFO")
-    root = folder([f"a,nodule,{BRIGHT}", "b,,,,,"])
+    root = write_folder([f"a,nodule,{BRIGHT}", "b,,,,,"])
     dataset, cases = read_all(root)
     assert (dataset.convention, dataset.dims, dataset.lesions_are_boxes) == ("boxes", 2, True)
     assert dataset.labels.value_names == {1: "nodule"}
@@ -50,7 +50,7 @@ def test_images_may_be_next_to_the_table(tmp_path):
     assert_rectangle(cases["a"])
 
 
-def test_results_in_the_folder_are_no_images_and_links_are_followed(tmp_path):
+def test_results_are_not_images_and_links_are_followed(tmp_path):
     root = tmp_path / "set"
     write_picture(root / "a.png")
     write_picture(root / "found" / "a_mask.png")
@@ -65,37 +65,46 @@ def test_results_in_the_folder_are_no_images_and_links_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["p1_c", "p1/c", "p1/c.png", "images/p1/c.png", "images/p1/c"])
-def test_a_case_may_be_named_by_its_id_or_its_path(folder, name):
-    _, cases = read_all(folder([f"{name},nodule,1.5,2.25,3,4"]))
+def test_case_may_be_named_by_its_id_or_its_path(write_folder, name):
+    _, cases = read_all(write_folder([f"{name},nodule,1.5,2.25,3,4"]))
     assert cases["p1_c"].reference.boxes.tolist() == [[2.25, 1.5, 4, 3]]
 
 
 @pytest.mark.parametrize(
     ("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-16")]
 )
-def test_separator_and_encoding_of_spreadsheets_are_read(folder, separator, encoding):
+def test_separator_and_encoding_of_spreadsheets_are_read(write_folder, separator, encoding):
     row = f"a,nodule,{BRIGHT}".replace(",", separator)
-    _, cases = read_all(folder([row], HEADER.replace(",", separator), encoding))
+    _, cases = read_all(write_folder([row], HEADER.replace(",", separator), encoding))
     assert_rectangle(cases["a"])
 
 
-def test_labels_are_numbered_or_named_by_labels_json(folder):
-    rows = [f"a,nodule,{BRIGHT}", "b,mass,1,2,3,4", "b,nodule,5,6,7,8"]
-    dataset, cases = read_all(folder(rows))
+ROWS = [f"a,nodule,{BRIGHT}", "b,mass,1,2,3,4", "b,nodule,5,6,7,8"]
+
+
+def test_labels_are_numbered_in_alphabetical_order(write_folder):
+    dataset, cases = read_all(write_folder(ROWS))
     assert dataset.labels.value_names == {1: "mass", 2: "nodule"}
     assert cases["b"].reference.box_labels == (1, 2)
-    (dataset.root / "labels.json").write_text('{"1": "nodule", "4": "mass"}')
-    dataset, cases = read_all(dataset.root)
+
+
+def test_labels_json_gives_the_numbers_of_labels(write_folder):
+    root = write_folder(ROWS)
+    (root / "labels.json").write_text('{"1": "nodule", "4": "mass"}')
+    _, cases = read_all(root)
     assert_rectangle(cases["a"])
     assert cases["b"].reference.box_labels == (4, 1)
-    dataset, cases = read_all(folder([f"a,4,{BRIGHT}"]))
+    _, cases = read_all(write_folder([f"a,4,{BRIGHT}"]))
     assert_rectangle(cases["a"], label=4)
-    dataset, cases = read_all(folder(rows), merge_labels=True)
+
+
+def test_merged_labels_have_the_number_1(write_folder):
+    _, cases = read_all(write_folder(ROWS), merge_labels=True)
     assert cases["b"].reference.box_labels == (1, 1)
 
 
-def test_manifest_gives_images_patients_and_roles(folder):
-    root = folder([f"first,nodule,{BRIGHT}", "images/b.png,nodule,1,2,3,4"])
+def test_manifest_gives_images_patients_and_roles(write_folder):
+    root = write_folder([f"first,nodule,{BRIGHT}", "images/b.png,nodule,1,2,3,4"])
     (root / "manifest.csv").write_text(
         "case,image,group,role,pixel_mm\n"
         "first,images/a.png,P1,train,0.2\n"
@@ -115,16 +124,25 @@ def test_manifest_gives_images_patients_and_roles(folder):
     assert_negative(cases["third"])
 
 
-def test_case_with_a_mask_in_the_manifest_keeps_it(folder):
-    root = folder([f"a,lesion,{BRIGHT}"])
+def test_case_with_a_mask_in_the_manifest_keeps_it(write_folder):
+    root = write_folder([f"a,lesion,{BRIGHT}"])
     write_picture(root / "mask.png")
-    table = "case,image,reference\na,images/a.png,{}\nb,images/b.png,mask.png\n"
-    (root / "manifest.csv").write_text(table.format(""))
+    (root / "manifest.csv").write_text(
+        "case,image,reference\na,images/a.png,\nb,images/b.png,mask.png\n"
+    )
     (root / "labels.json").write_text('{"255": "lesion"}')
     _, cases = read_all(root)
     assert_rectangle(cases["a"], label=255)
     assert (cases["b"].reference.labels > 0).sum() == 160
-    (root / "manifest.csv").write_text(table.format("mask.png"))
+
+
+def test_case_with_boxes_and_a_mask_is_an_error(write_folder):
+    root = write_folder([f"a,lesion,{BRIGHT}"])
+    write_picture(root / "mask.png")
+    (root / "manifest.csv").write_text(
+        "case,image,reference\na,images/a.png,mask.png\nb,images/b.png,mask.png\n"
+    )
+    (root / "labels.json").write_text('{"255": "lesion"}')
     with pytest.raises(LesionsegError, match=r"boxes\.csv: the case 'a' has boxes here and a mask"):
         read_dataset(root)
 
@@ -144,6 +162,11 @@ def test_box_of_a_volume_has_slices_last_in_the_table_and_first_in_the_array(tmp
         z0, y0, x0, z1, y1, x1 = case.reference.boxes[0].astype(int)
         assert (case.image.array[0, z0:z1, y0:y1, x0:x1] == 100).all()
         assert (case.image.array > 0).sum() == (z1 - z0) * (y1 - y0) * (x1 - x0)
+
+
+def test_box_of_a_volume_without_slices_is_an_error(tmp_path):
+    grid = Geometry.from_spacing((6, 20, 30), (3, 1, 1))
+    write_volume(tmp_path / "a.nii.gz", Volume(np.zeros((1, 6, 20, 30), np.int16), grid))
     (tmp_path / "boxes.csv").write_text("case,label,x0,y0,x1,y1\na,nodule,1,2,3,4\n")
     with pytest.raises(ContentError, match=r"boxes\.csv: line 2: the box has 2 axes.*z0 and z1"):
         read_all(tmp_path)
@@ -158,15 +181,15 @@ def test_volumes_numbered_like_channels_need_a_manifest(tmp_path):
         read_dataset(tmp_path)
 
 
-def test_box_that_reaches_outside_is_clipped_and_remembered(folder):
-    _, cases = read_all(folder(["a,nodule,60,-3,70,5"]))
+def test_box_that_reaches_outside_is_clipped_and_kept_as_stated(write_folder):
+    _, cases = read_all(write_folder(["a,nodule,60,-3,70,5"]))
     reference = cases["a"].reference
     assert reference.boxes.tolist() == [[0, 60, 5, 64]]
     assert reference.stated.boxes.tolist() == [[-3, 60, 5, 70]]
 
 
-def test_repeated_rows_count_once_with_a_warning(folder, caplog):
-    root = folder([f"a,nodule,{BRIGHT}"] * 3 + ["b,,,,,", "b,,,,,"])
+def test_repeated_rows_count_once_with_a_warning(write_folder, caplog):
+    root = write_folder([f"a,nodule,{BRIGHT}"] * 3 + ["b,,,,,", "b,,,,,"])
     _, cases = read_all(root)
     assert_rectangle(cases["a"])
     expected = "boxes.csv: line 3: the row repeats an earlier one, as 1 further row does."
@@ -194,14 +217,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("rows", "match"), WRONG)
-def test_wrong_row_is_an_error_that_names_file_and_line(folder, rows, match):
+def test_wrong_row_is_an_error_that_names_file_and_line(write_folder, rows, match):
     with pytest.raises(LesionsegError, match=rf"boxes\.csv.*{match}") as caught:
-        read_dataset(folder([rows]))
+        read_dataset(write_folder([rows]))
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
-    dataset = read_dataset(folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
+def test_check_lists_a_wrong_row_and_keeps_the_other_cases(write_folder):
+    dataset = read_dataset(write_folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
     assert [problem.case for problem in dataset.problems] == ["a"]
     assert [c.case for c in dataset.cases] == ["a", "b", "p1_c"]
     remark = dataset.remarks[-1].message
@@ -221,53 +244,53 @@ def test_wrong_row_leaves_the_other_cases_in_a_check(folder):
         ("case;label;x0;y0\n", "no columns 'x1', 'y1'"),
     ],
 )
-def test_missing_column_is_an_error(folder, header, match):
+def test_missing_column_is_an_error(write_folder, header, match):
     with pytest.raises(LesionsegError, match=rf"boxes\.csv: .*{match}"):
-        read_dataset(folder(["a,nodule,1,2"], header))
+        read_dataset(write_folder(["a,nodule,1,2"], header))
 
 
-def test_table_of_another_program_is_not_a_layout(folder):
-    root = folder(["1,2"], "xmin,xmax\n")
+def test_table_of_another_program_is_not_a_layout(write_folder):
+    root = write_folder(["1,2"], "xmin,xmax\n")
     with pytest.raises(LesionsegError, match="no known dataset layout"):
         read_dataset(root)
     with pytest.raises(LesionsegError, match="no known dataset layout"):
-        read_dataset(folder(["a,nodule,1,2,3,4"], ""))
+        read_dataset(write_folder(["a,nodule,1,2,3,4"], ""))
     (root / "manifest.csv").write_text("case,image\na,images/a.png\n")
     assert read_dataset(root).convention == "manifest"
 
 
-def test_line_numbers_count_empty_lines(folder):
+def test_line_numbers_count_empty_lines(write_folder):
     with pytest.raises(LesionsegError, match="line 5: x1 is 'x'"):
-        read_dataset(folder(["b,,,,,", "", "", "a,nodule,1,2,x,4"]))
+        read_dataset(write_folder(["b,,,,,", "", "", "a,nodule,1,2,x,4"]))
 
 
-def test_table_in_another_encoding_is_an_error(folder):
+def test_table_in_another_encoding_is_an_error(write_folder):
     with pytest.raises(LesionsegError, match=r"boxes\.csv: the text is not UTF-8 \(line 2\)"):
-        read_dataset(folder(["a,Rundherd größer,1,2,3,4"], encoding="latin-1"))
+        read_dataset(write_folder(["a,Rundherd größer,1,2,3,4"], encoding="latin-1"))
 
 
-def test_huge_table_is_an_error(folder):
-    root = folder([])
+def test_huge_table_is_an_error(write_folder):
+    root = write_folder([])
     with (root / "boxes.csv").open("r+b") as file:
         file.truncate(2**31)
     with pytest.raises(LesionsegError, match=r"boxes\.csv: the text has more than 1024 MiB"):
         read_dataset(root)
 
 
-def test_too_many_labels_are_an_error(folder):
+def test_too_many_labels_are_an_error(write_folder):
     rows = [f"a,finding {number},{number % 30},2,{number % 30 + 1},4" for number in range(256)]
     with pytest.raises(LesionsegError, match=r"boxes\.csv: the table has 256 labels, such as"):
-        read_dataset(folder(rows))
+        read_dataset(write_folder(rows))
 
 
-def test_too_many_boxes_of_a_case_are_an_error(folder, monkeypatch):
+def test_too_many_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
     monkeypatch.setattr("lesionseg.io.layouts.box_table.MAX_BOXES", 3)
     with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
-        read_dataset(folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
+        read_dataset(write_folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
 
 
-def test_box_outside_the_image_is_an_error_that_names_file_and_line(folder):
-    root = folder(["b,,,,,", "a,nodule,70,2,80,4"])
+def test_box_outside_the_image_is_an_error_that_names_file_and_line(write_folder):
+    root = write_folder(["b,,,,,", "a,nodule,70,2,80,4"])
     match = r"boxes\.csv: line 3: the box is .*outside its image \(x 70 to 80 of 0 to 64"
     with pytest.raises(ContentError, match=match):
         read_all(root)

@@ -1,4 +1,4 @@
-"""Recognising a dataset folder, and behaviour common to all layouts."""
+"""Recognition of a dataset folder, and groups of cases in all layouts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,19 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.layouts import CONVENTIONS, read_dataset
 
 
-def test_error_for_an_unknown_layout_names_the_known_ones(tmp_path, nnunet_folder):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="gone"):
         read_dataset(tmp_path / "gone")
+
+
+def test_error_for_an_unknown_layout_names_the_known_layouts(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(DatasetError) as caught:
         read_dataset(tmp_path)
     assert all(convention.looks_for in str(caught.value) for convention in CONVENTIONS)
+
+
+def test_error_for_a_folder_of_datasets_names_them(nnunet_folder):
     root = nnunet_folder()
     with pytest.raises(DatasetError, match=f"contains some: .*{root.name}"):
         read_dataset(root.parent)
@@ -54,8 +60,15 @@ def test_pattern_for_groups_overrides_groups_of_the_dataset():
     assert assign_groups(cases, None) == (cases[0],)
     assert assign_groups(cases, r"_v(\d)") == (replace(cases[0], group="1"),)
     assert assign_groups(cases, r"sub-\d+") == (replace(cases[0], group="sub-01"),)
-    halves = [CaseFiles("P1L", (Path("a"),), group="ann"), CaseFiles("P1R", (Path("b"),))]
-    assert [c.group for c in assign_groups(halves, None)] == ["ann", "P1R"]
+
+
+def test_groups_of_the_dataset_are_kept_if_some_cases_have_none():
+    cases = [CaseFiles("P1L", (Path("a"),), group="ann"), CaseFiles("P1R", (Path("b"),))]
+    assert [c.group for c in assign_groups(cases, None)] == ["ann", "P1R"]
+
+
+def test_invalid_pattern_for_groups_is_an_error():
+    cases = [CaseFiles("sub-01_v1", (Path("a"),), role="test", fold=2, group="ann")]
     for pattern, error in ((r"_w(\d)", DatasetError), (r"(x?)", DatasetError), ("(", ConfigError)):
         with pytest.raises(error):
             assign_groups(cases, pattern)

@@ -1,4 +1,4 @@
-"""Finding scans to predict on."""
+"""Scans to predict on: folders, patterns and tables, ids, channels, and files left out."""
 
 import pytest
 from PIL import Image
@@ -15,7 +15,8 @@ def _touch(root, *names):
     return root
 
 
-def _found(source, channels=1):
+def _find_names(source, channels=1):
+    """Find the scans. Return the names of their files by case id."""
     return {c.case: [f.name for f in c.images] for c in find_images(source, channels)}
 
 
@@ -29,13 +30,13 @@ def _found(source, channels=1):
         ),
         ("a_0000.nii.gz b.nii.gz", 1, {"a": "a_0000.nii.gz", "b": "b.nii.gz"}),
         ("a_2023.nii a_2024.nii", 2, {"a_2023": "a_2023.nii", "a_2024": "a_2024.nii"}),
-        # a year beside a channel is a scan of its own
+        # a year next to a channel number is a separate scan
         ("a_0000.nii a_2023.nii", 2, {"a": "a_0000.nii", "a_2023": "a_2023.nii"}),
-        # reading the first says that a channel is missing, and the others go on
+        # the missing channel of the first is an error when it is read
         ("a_0001.nii b_0000.nii b_0001.nii", 2, {"a": "a_0001.nii", "b": "b_0000.nii b_0001.nii"}),
-        # reading it says that there is a channel too many
+        # the superfluous channel is an error when it is read
         ("a_0000.nii a_0001.nii a_0002.nii", 2, {"a": "a_0000.nii a_0001.nii a_0002.nii"}),
-        # with one channel numbered films are a case each
+        # numbered films are a case each if there is one channel
         (
             "film_0000.png film_0001.png film_0002.png",
             1,
@@ -52,40 +53,44 @@ def _found(source, channels=1):
     ],
 )
 def test_files_of_a_folder_are_cases_named_by_their_path(tmp_path, names, channels, expected):
-    found = _found(_touch(tmp_path, *names.split()), channels)
+    found = _find_names(_touch(tmp_path, *names.split()), channels)
     assert found == {case: files.split() for case, files in expected.items()}
 
 
-def test_an_id_does_not_depend_on_other_scans(tmp_path):
+def test_id_does_not_depend_on_other_scans(tmp_path):
     _touch(tmp_path, "2026-01-07/P017/flair.nii.gz")
-    assert list(_found(tmp_path)) == ["2026-01-07_P017_flair"]
+    assert list(_find_names(tmp_path)) == ["2026-01-07_P017_flair"]
     _touch(tmp_path, "2026-01-08/P018/flair.nii.gz", "flair.nii.gz")
-    assert list(_found(tmp_path)) == ["2026-01-07_P017_flair", "2026-01-08_P018_flair", "flair"]
-    assert list(_found(tmp_path / "2026-*" / "*" / "flair.nii.gz")) == [
+    assert list(_find_names(tmp_path)) == [
+        "2026-01-07_P017_flair",
+        "2026-01-08_P018_flair",
+        "flair",
+    ]
+    assert list(_find_names(tmp_path / "2026-*" / "*" / "flair.nii.gz")) == [
         "2026-01-07_P017_flair",
         "2026-01-08_P018_flair",
     ]
 
 
-def test_pictures_in_colour_are_not_channels(tmp_path):
+def test_colour_pictures_are_not_channels(tmp_path):
     for n in range(3):
         Image.new("RGB", (8, 8), (n, 0, 9)).save(tmp_path / f"film_{n:04d}.png")
         Image.new("L", (8, 8), n).save(tmp_path / f"grey_{n:04d}.png")
     greys = [f"grey_{n:04d}.png" for n in range(3)]
     films = {"film": ["film_0000.png"], "film_0001": ["film_0001.png"]}
-    assert _found(tmp_path, 3) == {**films, "film_0002": ["film_0002.png"], "grey": greys}
+    assert _find_names(tmp_path, 3) == {**films, "film_0002": ["film_0002.png"], "grey": greys}
 
 
 def test_file_pattern_and_name_with_brackets_are_found(tmp_path):
     _touch(tmp_path, "a_0000.nii", "b.nii", "c.png", "scans [1]/a.nii", "labelsTr/b.nii")
-    assert _found(tmp_path / "a_0000.nii") == {"a": ["a_0000.nii"]}
-    assert list(_found(tmp_path / "*.nii")) == ["a", "b"]
-    assert list(_found(tmp_path / "scans [1]")) == ["a"]
-    assert list(_found(tmp_path / "labelsTr")) == ["b"]  # asked for by name
-    assert list(_found(tmp_path / "scans*")) == ["scans [1]_a"]  # folders alone are searched
+    assert _find_names(tmp_path / "a_0000.nii") == {"a": ["a_0000.nii"]}
+    assert list(_find_names(tmp_path / "*.nii")) == ["a", "b"]
+    assert list(_find_names(tmp_path / "scans [1]")) == ["a"]
+    assert list(_find_names(tmp_path / "labelsTr")) == ["b"]  # the folder is given by name
+    assert list(_find_names(tmp_path / "scans*")) == ["scans [1]_a"]  # the pattern matches a folder
 
 
-def test_error_for_no_scan_names_the_files_present(tmp_path):
+def test_error_for_a_folder_without_scans_names_its_files(tmp_path):
     for source in (tmp_path, tmp_path / "gone", tmp_path / "*.nii"):
         with pytest.raises(DatasetError):
             find_images(source, 1)
@@ -101,7 +106,7 @@ def test_error_for_no_scan_names_the_files_present(tmp_path):
         ("a.nii a_0000.nii b.nii", {"a.nii", "a_0000.nii"}, {"b.nii"}),
         ("a_b/c.nii a/b_c.nii a/c.nii", {"a_b/c.nii", "a/b_c.nii"}, {"a/c.nii"}),
         ("x/a.nii y/a.nii x_a.nii", {"x/a.nii", "x_a.nii"}, {"y/a.nii"}),
-        # Windows and macOS take the two for one file
+        # both are the same file on Windows and macOS
         ("P1.nii p1.mha q.nii", {"P1.nii", "p1.mha"}, {"q.nii"}),
         ("e\u0301.nii \u00e9.mha q.nii", {"e\u0301.nii", "\u00e9.mha"}, {"q.nii"}),
     ],
@@ -124,13 +129,13 @@ def test_repeated_channel_is_a_fault(tmp_path):
     assert "a_0001.mha and a_0001.nii" in found["a"]
 
 
-def test_an_id_that_is_too_long_is_shortened_the_same_way_each_time(tmp_path):
+def test_long_id_is_shortened_the_same_way_each_time(tmp_path):
     deep = "/".join(["1.2.840.113619.2.55.3.604688119.971.1268071029.320"] * 5)
     _touch(tmp_path, f"{deep}/a.nii", f"{deep}/b.nii")
-    first, second = _found(tmp_path)
+    first, second = _find_names(tmp_path)
     assert max(len(first), len(second)) <= MAX_ID_BYTES
     assert first != second
-    assert list(_found(tmp_path)) == [first, second]
+    assert list(_find_names(tmp_path)) == [first, second]
 
 
 def test_files_that_are_not_scans_are_counted_and_named(tmp_path):
@@ -152,7 +157,7 @@ def test_files_that_are_not_scans_are_counted_and_named(tmp_path):
     assert "Left out: 1 × *.img, of an unknown format (old/b.img)" in map(str, found.left_out)
 
 
-def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path):
+def test_table_names_cases_channels_and_pixel_sizes(tmp_path):
     table = tmp_path / "manifest.csv"
     table.write_text(
         "case,image,image_0001,pixel_mm,group\nb,more/b.nii,c.nii,,P1\na,a.png,,0.2,\n"
@@ -162,18 +167,25 @@ def test_a_table_names_cases_channels_and_pixel_sizes(tmp_path):
     assert first.columns["pixel_mm"] == "0.2"
     assert (second.case, second.group) == ("b", "P1")
     assert second.images == (tmp_path / "more/b.nii", tmp_path / "c.nii")
-    for rows in ("b,", "a,b\na,c\n", "../a,b.nii\n"):
-        table.write_text(f"case,image\n{rows}")
-        with pytest.raises(DatasetError, match=r"manifest\.csv"):
-            find_images(table, 1)
-        table.write_text(f"case,image\n{rows}\nfine,c.nii\n")
-        assert list(_found(table)) == ["fine"]
 
 
-def test_channels_without_a_file_are_missing(tmp_path):
+@pytest.mark.parametrize("rows", ["b,", "a,b\na,c\n", "../a,b.nii\n"])
+def test_wrong_row_of_a_table_is_an_error_only_if_no_row_is_valid(tmp_path, rows):
+    table = tmp_path / "manifest.csv"
+    table.write_text(f"case,image\n{rows}")
+    with pytest.raises(DatasetError, match=r"manifest\.csv"):
+        find_images(table, 1)
+    table.write_text(f"case,image\n{rows}\nfine,c.nii\n")
+    assert list(_find_names(table)) == ["fine"]
+
+
+def test_channels_without_a_file_in_a_folder_are_missing(tmp_path):
     names = ("a_0000.nii", "a_0002.nii", "b_0001.nii", "c.nii", "d_0000.nii", "d_0001.nii")
     found = {c.case: c.missing for c in find_images(_touch(tmp_path, *names), 3)}
     assert found == {"a": (1,), "b": (0, 2), "c": (), "d": (2,)}
+
+
+def test_channels_without_a_file_in_a_table_are_missing(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("case,image,image_0001\na,a.nii,\nb,,b.nii\n")
     assert [c.missing for c in find_images(table, 2)] == [(1,), (0,)]

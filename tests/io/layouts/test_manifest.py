@@ -1,4 +1,4 @@
-"""Datasets described by a table, including one that a converter in `examples/` writes."""
+"""Datasets described by a table, including a table of the converter in `examples/`."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ import nndetection_to_manifest
 
 
 @pytest.fixture
-def manifest(tmp_path, write_nifti):
+def write_manifest(tmp_path, write_nifti):
     """Write a manifest, optional labels, images `a.nii` and `b.nii`, and a mask `m.nii`."""
     mask = np.zeros((5, 4, 3))
     mask[0, 0, 0] = 1
@@ -35,7 +35,7 @@ def manifest(tmp_path, write_nifti):
     return write
 
 
-def reference_of(dataset, place=0):
+def read_reference(dataset, place=0):
     return read_case(dataset.cases[place], dataset).reference
 
 
@@ -43,13 +43,13 @@ CYST = '{"1": "cyst", "2": "scar"}'
 ONE = "case,image,reference\nA,a.nii,m.nii\n"
 
 
-def test_every_column_is_read(manifest):
-    root = manifest(
+def test_every_column_is_read(write_manifest):
+    root = write_manifest(
         "case,image,image_0001,reference,group,role,fold,scanner\n"
         "A,a.nii,b.nii,m.nii,p1,test,,Siemens\n"
         "B,b.nii,a.nii,,,,3,\n"
     )
-    (root / "dataset.json").write_text("{}")  # a manifest goes before
+    (root / "dataset.json").write_text("{}")  # the manifest has priority
     dataset = read_dataset(root)
     assert dataset.convention == "manifest"
     assert dataset.channel_names == ("image", "image_0001")
@@ -60,21 +60,27 @@ def test_every_column_is_read(manifest):
     assert (a.group, a.role, a.fold, a.columns) == ("p1", "test", None, {"scanner": "Siemens"})
     assert (b.reference, b.group, b.role, b.fold) == (None, "B", None, 3)
     assert read_case(b, dataset).reference is None
-    assert reference_of(dataset).labels.sum() == 1
+    assert read_reference(dataset).labels.sum() == 1
 
 
-def test_labels_json_names_the_values(manifest):
-    dataset = read_dataset(manifest(ONE, '{"3": "cyst", "2": "scar"}'))
+def test_labels_json_names_the_values(write_manifest):
+    dataset = read_dataset(write_manifest(ONE, '{"3": "cyst", "2": "scar"}'))
     assert dataset.labels == Labels((2, 3), ("scar", "cyst"))
     with pytest.raises(ContentError, match=r"m\.nii: the values \[1\]"):
-        reference_of(dataset)
-    dataset = read_dataset(manifest(ONE, '{"1": "ignore", "2": "scar"}'))
+        read_reference(dataset)
+
+
+def test_value_called_ignore_is_ignored(write_manifest):
+    dataset = read_dataset(write_manifest(ONE, '{"1": "ignore", "2": "scar"}'))
     assert dataset.labels == Labels((2,), ("scar",), ignore=1)
-    reference = reference_of(dataset)
+    reference = read_reference(dataset)
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
-    for unclear in ("[]", "{}", '{"1": "ignore"}', '{"lesion": 1}'):
-        with pytest.raises(DatasetError, match=r"labels\.json"):
-            read_dataset(manifest(ONE, unclear))
+
+
+@pytest.mark.parametrize("labels", ["[]", "{}", '{"1": "ignore"}', '{"lesion": 1}'])
+def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels):
+    with pytest.raises(DatasetError, match=r"labels\.json"):
+        read_dataset(write_manifest(ONE, labels))
 
 
 @pytest.mark.parametrize(
@@ -96,13 +102,13 @@ def test_labels_json_names_the_values(manifest):
         ("case,image,instances,annotated\nA,a.nii,m.nii,scar\n", "line 2: .*'cyst'"),
     ],
 )
-def test_wrong_row_is_an_error_with_advice(manifest, text, match):
+def test_wrong_row_is_an_error_with_advice(write_manifest, text, match):
     with pytest.raises((DatasetError, ReadError), match=match):
-        read_dataset(manifest(text, CYST))
+        read_dataset(write_manifest(text, CYST))
 
 
-def test_empty_cell_is_a_missing_channel_if_allowed(manifest):
-    root = manifest("case,image,image_0001\nA,,a.nii\nB,b.nii,a.nii\n")
+def test_empty_cell_is_a_missing_channel_if_allowed(write_manifest):
+    root = write_manifest("case,image,image_0001\nA,,a.nii\nB,b.nii,a.nii\n")
     with pytest.raises(DatasetError, match="one file per channel"):
         read_dataset(root)
     dataset = read_dataset(root, may_lack=True)
@@ -120,28 +126,36 @@ D,b.nii,m.nii,cyst
 """
 
 
-def test_column_annotated_states_the_labels_that_were_searched_for(manifest):
-    """The mask has one voxel of a cyst, which is background if nobody searched for cysts."""
-    dataset = read_dataset(manifest(ANNOTATED, CYST))
+def test_column_annotated_states_the_labels_that_were_annotated(write_manifest):
+    """Read a mask with one voxel of a cyst, which is background if cysts were not annotated."""
+    dataset = read_dataset(write_manifest(ANNOTATED, CYST))
     assert [case.annotated for case in dataset.cases] == [("scar",), (), (), ("cyst",)]
-    assert dataset.cases[0].columns == {"annotated": "scar"}  # a subgroup, too
-    references = [reference_of(dataset, place) for place in range(4)]
+    assert dataset.cases[0].columns == {"annotated": "scar"}  # also used for subgroups
+    references = [read_reference(dataset, place) for place in range(4)]
     assert [r.unannotated for r in references] == [(1,), (), (), (2,)]
     assert [int(r.labels.sum()) for r in references] == [0, 1, 1, 1]
+
+
+def test_labels_of_partly_annotated_cases_cannot_be_merged(write_manifest):
+    root = write_manifest(ANNOTATED, CYST)
     with pytest.raises(DatasetError, match="'A'"):
-        read_dataset(dataset.root, merge_labels=True)
+        read_dataset(root, merge_labels=True)
+
+
+def test_error_for_an_unknown_annotated_label_suggests_a_similar_one(write_manifest):
     with pytest.raises(LesionsegError, match=r"line 4.*Did you mean 'cysts'"):
-        read_dataset(manifest(ANNOTATED, CYST.replace("cyst", "cysts")))
+        read_dataset(write_manifest(ANNOTATED, CYST.replace("cyst", "cysts")))
 
 
-def test_instance_masks_in_a_table_with_semicolons_are_read(manifest, write_nifti):
-    root = manifest("case;image;instances;age\nA;a.nii;ids.nii.gz;61\n")
+def test_instance_masks_in_a_table_with_semicolons_are_read(write_manifest, write_nifti):
+    root = write_manifest("case;image;instances;age\nA;a.nii;ids.nii.gz;61\n")
     ids = np.zeros((5, 4, 3), np.uint8)
-    ids[1, 2, 0], ids[4, 0, 2] = 5, 10
+    ids[1, 2, 0] = 5
+    ids[4, 0, 2] = 10
     write_nifti(root / "ids.nii.gz", ids)
     dataset = read_dataset(root)
     assert dataset.cases[0].columns == {"age": "61"}
-    reference = reference_of(dataset)
+    reference = read_reference(dataset)
     assert reference.instance_labels == (1, 1)
     assert (reference.instances[0, 2, 1], reference.instances[2, 0, 4]) == (1, 2)
 
@@ -149,18 +163,19 @@ def test_instance_masks_in_a_table_with_semicolons_are_read(manifest, write_nift
 @pytest.mark.parametrize("classes", [["nodule"], ["benign", "malignant"]])
 def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes):
     mask = np.zeros((5, 4, 3), np.uint8)
-    mask[1, 2, 0], mask[4, 0, 2] = 1, 7
-    home = tmp_path / "raw_splitted"
-    write_nifti(home / "imagesTr" / "c1_0000.nii.gz", np.ones(mask.shape, np.int16))
-    write_nifti(home / "labelsTr" / "c1.nii.gz", mask)
+    mask[1, 2, 0] = 1
+    mask[4, 0, 2] = 7
+    raw = tmp_path / "raw_splitted"
+    write_nifti(raw / "imagesTr" / "c1_0000.nii.gz", np.ones(mask.shape, np.int16))
+    write_nifti(raw / "labelsTr" / "c1.nii.gz", mask)
     instances = {"1": len(classes) - 1, "7": 0}
-    (home / "labelsTr" / "c1.json").write_text(json.dumps({"instances": instances}))
+    (raw / "labelsTr" / "c1.json").write_text(json.dumps({"instances": instances}))
     labels = {str(i): name for i, name in enumerate(classes)}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "dim": 3}))
     nndetection_to_manifest.convert(tmp_path)
     dataset = read_dataset(tmp_path)
     assert dataset.labels.value_names == dict(enumerate(classes, start=1))
-    found = reference_of(dataset)
+    found = read_reference(dataset)
     assert found.labels[0, 2, 1] == len(classes)
     assert found.labels[2, 0, 4] == 1
     assert len(lesions_of(found)) == 2
@@ -178,29 +193,29 @@ COLUMNS = [
 
 
 @pytest.mark.parametrize(("column", "meant"), COLUMNS)
-def test_remark_names_a_column_similar_to_a_known_one(manifest, column, meant):
-    dataset = read_dataset(manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
+def test_remark_names_a_column_similar_to_a_known_one(write_manifest, column, meant):
+    dataset = read_dataset(write_manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
     (remark,) = dataset.remarks
     assert f"the column {column!r} is unknown and is used for subgroups only" in remark.message
     assert f"Did you mean {meant!r}?" in remark.message
 
 
-def test_columns_for_subgroups_are_not_remarked_on(manifest):
+def test_columns_for_subgroups_are_not_remarked_on(write_manifest):
     text = "case,image,reference,label,scanner,age,sex\nA,a.nii,m.nii,x,y,1,f\n"
-    assert read_dataset(manifest(text)).remarks == ()
+    assert read_dataset(write_manifest(text)).remarks == ()
 
 
-def test_remark_names_cases_without_a_fold_if_others_have_one(manifest):
+def test_remark_names_cases_without_a_fold_if_others_have_one(write_manifest):
     text = (
         "case,image,reference,fold,role\nA,a.nii,m.nii,0,\nB,b.nii,m.nii,,\nC,b.nii,m.nii,,test\n"
     )
-    (remark,) = read_dataset(manifest(text)).remarks
+    (remark,) = read_dataset(write_manifest(text)).remarks
     assert "1 case without a fold, used for training in every fold: B" in remark.message
 
 
 @pytest.mark.parametrize("size", ["nan", "0", "-1", "inf", "0,14"])
-def test_invalid_pixel_size_is_an_error_with_an_example(manifest, size):
-    root = manifest(f'case,image,reference,pixel_mm\nA,a.nii,m.nii,"{size}"\n')
+def test_invalid_pixel_size_is_an_error_with_an_example(write_manifest, size):
+    root = write_manifest(f'case,image,reference,pixel_mm\nA,a.nii,m.nii,"{size}"\n')
     dataset = read_dataset(root)
     with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):
         read_case(dataset.cases[0], dataset)

@@ -14,7 +14,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
 
 
-def test_both_versions_are_read(nnunet_folder):
+def test_folder_of_version_2_is_read(nnunet_folder):
     labels = {"background": 0, "lesion": 1, "ignore": 2}
     root = nnunet_folder(name="toy", labels=labels)
     dataset = read_dataset(root)
@@ -26,6 +26,10 @@ def test_both_versions_are_read(nnunet_folder):
     assert [f.name for f in first.images] == ["A_0000.nii.gz", "A_0001.nii.gz"]
     assert first.reference.name == "A.nii.gz"
     assert (first.role, first.fold) == (None, None)
+
+
+def test_folder_of_version_1_is_read(nnunet_folder):
+    root = nnunet_folder()
     labels = {"0": "background", "2": "cyst", "1": "scar"}
     version_1 = {"modality": {"0": "FLAIR", "1": "T1"}, "labels": labels}
     (root / "dataset.json").write_text(json.dumps(version_1))
@@ -35,23 +39,33 @@ def test_both_versions_are_read(nnunet_folder):
     assert dataset.name == root.name
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_labelled_test_scans_get_the_test_role(nnunet_folder, labelled):
+def move_to_test(root, part, case):
+    """Move the files of a case, `images` or `labels`, from training to testing."""
+    (root / f"{part}Ts").mkdir()
+    for file in list((root / f"{part}Tr").glob(f"{case}*")):
+        file.rename(root / f"{part}Ts" / file.name)
+
+
+def test_labelled_test_scan_has_the_test_role(nnunet_folder):
     root = nnunet_folder()
-    for part in ("images", "labels") if labelled else ("images",):
-        (root / f"{part}Ts").mkdir()
-        for file in list((root / f"{part}Tr").glob("B*")):
-            file.rename(root / f"{part}Ts" / file.name)
-    (root / "labelsTr" / "B.nii.gz").unlink(missing_ok=True)
-    expected = [("A", None), ("B", "test")][: 1 + labelled]
-    assert [(c.case, c.role) for c in read_dataset(root).cases] == expected
+    move_to_test(root, "images", "B")
+    move_to_test(root, "labels", "B")
+    cases = read_dataset(root).cases
+    assert [(c.case, c.role) for c in cases] == [("A", None), ("B", "test")]
+
+
+def test_unlabelled_test_scan_is_not_a_case(nnunet_folder):
+    root = nnunet_folder()
+    move_to_test(root, "images", "B")
+    (root / "labelsTr" / "B.nii.gz").unlink()
+    assert [(c.case, c.role) for c in read_dataset(root).cases] == [("A", None)]
 
 
 def test_split_file_in_the_folder_is_found(nnunet_folder):
     root = nnunet_folder()
     assert read_dataset(root).split_file is None
-    for name in ("splits_final.pkl", "splits_final.json"):  # the latter goes first
-        (root / name).write_text("read by whoever divides the cases")
+    for name in ("splits_final.pkl", "splits_final.json"):  # the JSON file has priority
+        (root / name).write_text("not read here")
         assert read_dataset(root).split_file == root / name
 
 
@@ -67,43 +81,68 @@ def test_lists_of_values_are_regions(nnunet_folder):
         regions=((1, 2, 3), (2, 3), (3,)),
         ignore=4,
     )
+
+
+def test_merged_regions_are_one_lesion(nnunet_folder):
+    root = nnunet_folder(labels=REGIONS, regions_class_order=[1, 2, 3])
     merged = read_dataset(root, merge_labels=True)
-    named = {1: "whole tumor", 2: "core", 3: "enhancing"}
-    assert merged.labels == Labels((1,), ("lesion",), ignore=4, merged=named)
+    names = {1: "whole tumor", 2: "core", 3: "enhancing"}
+    assert merged.labels == Labels((1,), ("lesion",), ignore=4, merged=names)
     assert read_case(merged.cases[0], merged).reference.labels.sum() == 1
 
 
-def test_decathlon_of_one_channel_is_read(nnunet_folder, write_nifti):
+@pytest.fixture
+def decathlon_folder(nnunet_folder):
+    """Write a Decathlon folder of one channel, with a stray file of macOS."""
     root = nnunet_folder(channels=1)
     facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "cancer"}}
     (root / "dataset.json").write_text(json.dumps(facts))
     for file in list((root / "imagesTr").iterdir()):
         file.rename(file.with_name(file.name.replace("_0000", "")))
     (root / "imagesTr" / "._A.nii.gz").write_text("left by a Mac")
-    dataset = read_dataset(root)
+    return root
+
+
+def test_decathlon_folder_of_one_channel_is_read(decathlon_folder):
+    dataset = read_dataset(decathlon_folder)
     assert (dataset.convention, dataset.channel_names) == ("msd", ("CT",))
     assert dataset.labels == Labels((1,), ("cancer",))
     assert [c.case for c in dataset.cases] == ["A", "B"]
-    write_nifti(root / "imagesTr" / "A.nii.gz", np.zeros((5, 4, 3, 2), np.int16))
+
+
+def test_4_d_file_of_a_decathlon_folder_is_an_error_with_advice(decathlon_folder, write_nifti):
+    image = decathlon_folder / "imagesTr" / "A.nii.gz"
+    write_nifti(image, np.zeros((5, 4, 3, 2), np.int16))
+    dataset = read_dataset(decathlon_folder)
     with pytest.raises(ReadError, match="Split a 4-D file"):
-        read_case(dataset.cases[0], read_dataset(root))
-    (root / "dataset.json").write_text(json.dumps({**facts, "modality": {"0": "T1", "1": "T2"}}))
+        read_case(dataset.cases[0], dataset)
+
+
+def test_decathlon_folder_of_two_channels_is_an_error_with_advice(decathlon_folder):
+    facts = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "cancer"}}
+    (decathlon_folder / "dataset.json").write_text(json.dumps(facts))
     with pytest.raises(DatasetError, match=r"split a 4-D file.*_0000"):
-        read_dataset(root)
+        read_dataset(decathlon_folder)
 
 
-WRONG_LABELS = [
-    {"background": 0, "whole": [1, 2], "core": 2},  # without an order
-    {"background": 0, "whole": [0, 1]},
-    {"background": 0, "whole": [1, 2], "ignore": 2},
-    {"background": 0, "whole": [1, 2], "ignore": [3, 4]},
-    {"background": 0, "a": 1, "b": 1},
-    *({"background": 0}, None, {"background": 0, "a": 1.5}, {"background": 0, "a": -1}),
+WRONG = [
+    {"labels": {"background": 0, "whole": [1, 2], "core": 2}},  # without an order
+    {"labels": {"background": 0, "whole": [0, 1]}},
+    {"labels": {"background": 0, "whole": [1, 2], "ignore": 2}},
+    {"labels": {"background": 0, "whole": [1, 2], "ignore": [3, 4]}},
+    {"labels": {"background": 0, "a": 1, "b": 1}},
+    {"labels": {"background": 0}},
+    {"labels": None},
+    {"labels": {"background": 0, "a": 1.5}},
+    {"labels": {"background": 0, "a": -1}},
+    {"channel_names": {}},
+    {"channel_names": {"0": "T1", "2": "T2"}},
+    {"channel_names": ["T1", "T2"]},
+    {"labels": REGIONS, "regions_class_order": [1, 2]},
+    {"labels": REGIONS, "regions_class_order": [1, 2, 2]},
+    {"labels": REGIONS, "regions_class_order": 3},
+    {"labels": REGIONS, "regions_class_order": [2, 1, 3]},
 ]
-WRONG = [{"labels": labels} for labels in WRONG_LABELS]
-WRONG += [{"channel_names": names} for names in ({}, {"0": "T1", "2": "T2"}, ["T1", "T2"])]
-ORDERS = [[1, 2], [1, 2, 2], 3, [2, 1, 3]]
-WRONG += [{"labels": REGIONS, "regions_class_order": order} for order in ORDERS]
 
 
 @pytest.mark.parametrize("facts", WRONG, ids=str)
@@ -122,6 +161,11 @@ def test_case_may_lack_a_channel_if_allowed(nnunet_folder):
     image = read_case(dataset.cases[1], dataset).image
     assert image.missing == (0,)
     assert [bool(channel.any()) for channel in image.array] == [False, True]
+
+
+def test_unknown_channel_is_an_error_even_if_channels_may_be_missing(nnunet_folder):
+    root = nnunet_folder()
+    (root / "imagesTr" / "B_0000.nii.gz").unlink()
     (root / "imagesTr" / "B_0001.nii.gz").rename(root / "imagesTr" / "B_0002.nii.gz")
     with pytest.raises(DatasetError, match="'B' does not have one file per channel"):
         read_dataset(root, may_lack=True)
@@ -149,20 +193,25 @@ def test_files_without_a_counterpart_are_named(nnunet_folder, before, after, mat
         read_dataset(root)
 
 
-def test_a_case_for_training_and_testing_is_an_error(nnunet_folder):
+def test_case_for_training_and_testing_is_an_error(nnunet_folder):
     root = nnunet_folder()
     for part in ("images", "labels"):
         shutil.copytree(root / f"{part}Tr", root / f"{part}Ts")
     with pytest.raises(DatasetError, match="'A' is listed more than once"):
         read_dataset(root)
-    for part in ("imagesTr", "labelsTr", "labelsTs"):
+
+
+def test_folder_without_training_cases_is_an_error(nnunet_folder):
+    root = nnunet_folder()
+    shutil.copytree(root / "imagesTr", root / "imagesTs")
+    for part in ("imagesTr", "labelsTr"):
         shutil.rmtree(root / part)
     with pytest.raises(DatasetError, match="no labelled case"):
         read_dataset(root)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a_0000.png"])
-def test_a_picture_in_colour_is_a_case_of_three_channels(nnunet_folder, name):
+def test_colour_picture_is_a_case_of_three_channels(nnunet_folder, name):
     root = nnunet_folder((), channel_names={"0": "R", "1": "G", "2": "B"})
     for part in ("imagesTr", "labelsTr"):
         (root / part).mkdir(parents=True)
@@ -176,20 +225,17 @@ def test_a_picture_in_colour_is_a_case_of_three_channels(nnunet_folder, name):
 # --- names and stray files ---
 
 
-def rename(root, **new):
+def rename(root, part, names):
     """Rename the files of a part, `images` or `labels`, by their stems."""
-    for part, names in new.items():
-        for before, after in names.items():
-            file = root / f"{part}Tr" / f"{before}.nii.gz"
-            file.rename(file.with_name(f"{after}.nii.gz"))
-
-
-FOUR_DIGITS = {"A_0000": "lesion_0000", "B_0000": "lesion_0001"}
+    for before, after in names.items():
+        file = root / f"{part}Tr" / f"{before}.nii.gz"
+        file.rename(file.with_name(f"{after}.nii.gz"))
 
 
 def test_names_of_masks_decide_whether_four_digits_are_a_channel_number(nnunet_folder):
     root = nnunet_folder(channels=1)
-    rename(root, images=FOUR_DIGITS, labels={"A": "lesion_0000", "B": "lesion_0001"})
+    rename(root, "images", {"A_0000": "lesion_0000", "B_0000": "lesion_0001"})
+    rename(root, "labels", {"A": "lesion_0000", "B": "lesion_0001"})
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["lesion_0000", "lesion_0001"]
     assert [case.images[0].name for case in dataset.cases] == [
@@ -200,38 +246,38 @@ def test_names_of_masks_decide_whether_four_digits_are_a_channel_number(nnunet_f
     assert "lesion_0000, belong to the case id" in remark.message
 
 
-def test_channel_number_of_masks_is_removed_from_their_case_id(nnunet_folder):
-    for channels in (1, 2):
-        root = nnunet_folder(channels=channels)
-        rename(root, labels={"A": "A_0000", "B": "B_0000"})
-        dataset = read_dataset(root)
-        assert [(c.case, c.reference.name) for c in dataset.cases] == [
-            ("A", "A_0000.nii.gz"),
-            ("B", "B_0000.nii.gz"),
-        ]
-        assert all(len(case.images) == channels for case in dataset.cases)
-        assert "the masks end in _0000" in dataset.remarks[0].message
-        rename(root, labels={"A_0000": "A", "B_0000": "B"})
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channel_number_of_masks_is_removed_from_their_case_id(nnunet_folder, channels):
+    root = nnunet_folder(channels=channels)
+    rename(root, "labels", {"A": "A_0000", "B": "B_0000"})
+    dataset = read_dataset(root)
+    assert [(c.case, c.reference.name) for c in dataset.cases] == [
+        ("A", "A_0000.nii.gz"),
+        ("B", "B_0000.nii.gz"),
+    ]
+    assert all(len(case.images) == channels for case in dataset.cases)
+    assert "the masks end in _0000" in dataset.remarks[0].message
 
 
 def test_error_explains_an_id_that_was_read_as_a_channel_number(nnunet_folder):
     root = nnunet_folder(("A", "B", "C"), channels=1)
-    rename(root, images={"B_0000": "B_0001"}, labels={"B": "B_0001"})
+    rename(root, "images", {"B_0000": "B_0001"})
+    rename(root, "labels", {"B": "B_0001"})
     with pytest.raises(DatasetError) as caught:
         read_dataset(root)
-    said = str(caught.value)
-    assert "B_0001.nii.gz: the last four digits, 0001, were read as a channel number" in said
-    assert "rename the image to B_0001_0000.nii.gz" in said
-    assert said.count("\n") == 0  # and nothing else is wrong
+    message = str(caught.value)
+    assert "B_0001.nii.gz: the last four digits, 0001, were read as a channel number" in message
+    assert "rename the image to B_0001_0000.nii.gz" in message
+    assert message.count("\n") == 0  # no other error is listed
 
 
 def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder):
     root = nnunet_folder(channels=1)
-    rename(root, labels={"A": "other1", "B": "other2"})
+    rename(root, "labels", {"A": "other1", "B": "other2"})
     dataset = read_dataset(root, lenient=True)
-    said = [problem.message for problem in dataset.problems]
+    messages = [problem.message for problem in dataset.problems]
     for words in ("'other1' in", "'other2' in", "image 'A' has no mask", "no labelled case"):
-        assert any(words in message for message in said)
+        assert any(words in message for message in messages)
     assert dataset.cases == ()
 
 
@@ -239,9 +285,9 @@ def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder
 def test_check_lists_a_wrong_group_among_other_faults(nnunet_folder, pattern):
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").unlink()
-    said = [p.message for p in read_dataset(root, group=pattern, lenient=True).problems]
-    assert any("'B' has no mask" in message for message in said)
-    assert any("data.group=" in message for message in said)
+    messages = [p.message for p in read_dataset(root, group=pattern, lenient=True).problems]
+    assert any("'B' has no mask" in message for message in messages)
+    assert any("data.group=" in message for message in messages)
 
 
 def test_previews_next_to_volumes_are_left_out(nnunet_folder):
@@ -251,13 +297,13 @@ def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["A", "B"]
     assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
-    said = " ".join(remark.message for remark in dataset.remarks)
-    assert "2 files next to those that end in .nii.gz" in said
-    assert "A_0000.png, overview.jpg" in said
-    other = nnunet_folder(file_ending=".nrrd")  # a wrong one is said, and stops nothing
-    for file in other.rglob("*.[jp][pn]g"):
-        file.unlink()
-    dataset = read_dataset(other)
+    remarks = " ".join(remark.message for remark in dataset.remarks)
+    assert "2 files next to those that end in .nii.gz" in remarks
+    assert "A_0000.png, overview.jpg" in remarks
+
+
+def test_wrong_file_ending_in_dataset_json_is_a_remark(nnunet_folder):
+    dataset = read_dataset(nnunet_folder(file_ending=".nrrd"))
     assert len(dataset.cases) == 2
     assert "no file ends in .nrrd" in dataset.remarks[0].message
 
@@ -272,29 +318,35 @@ def test_files_of_unknown_formats_are_counted_and_named(nnunet_folder, caplog):
     assert expected + "C_0000.hdr, C_0000.img, D_0000.rar, patient7." in caplog.text
 
 
-def test_the_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monkeypatch):
+def test_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monkeypatch):
     root = nnunet_folder(channels=1)
     monkeypatch.setenv("SCANS", str(root / "imagesTr"))
-    listed = {
+    entries = {
         "first": {"images": ["imagesTr/A_0000.nii.gz"], "label": "labelsTr/A.nii.gz"},
         "second": {"images": ["$SCANS/B_0000.nii.gz"], "label": str(root / "labelsTr/B.nii.gz")},
     }
     facts = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": listed}))
+    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": entries}))
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["first", "second"]
     assert read_case(dataset.cases[1], dataset).reference.labels.sum() == 1
-    listed["first"]["images"] = ["imagesTr/gone.nii.gz"]
-    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": listed}))
+    entries["first"]["images"] = ["imagesTr/gone.nii.gz"]
+    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": entries}))
     with pytest.raises(DatasetError, match=r"gone\.nii\.gz of case 'first'"):
         read_dataset(root)
 
 
-def test_remark_states_a_difference_from_numbers_in_dataset_json(nnunet_folder):
+def test_remark_names_a_wrong_number_of_training_cases(nnunet_folder):
     root = nnunet_folder(numTraining=5)
     assert "numTraining 5, but 2 training cases" in read_dataset(root).remarks[0].message
+
+
+def test_remark_names_cases_that_the_list_of_dataset_json_leaves_out(nnunet_folder):
     entries = [{"image": "./imagesTr/A.nii.gz", "label": "./labelsTr/A.nii.gz"}]
-    said = read_dataset(nnunet_folder(training=entries)).remarks[0].message
-    assert "leaves out 1 case of imagesTr: B" in said
-    root = nnunet_folder(spacing=float("nan"))  # as Python's json writes it
+    remark = read_dataset(nnunet_folder(training=entries)).remarks[0]
+    assert "leaves out 1 case of imagesTr: B" in remark.message
+
+
+def test_nan_in_an_unused_field_of_dataset_json_is_allowed(nnunet_folder):
+    root = nnunet_folder(spacing=float("nan"))
     assert len(read_dataset(root).cases) == 2

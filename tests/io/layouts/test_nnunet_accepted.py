@@ -1,4 +1,4 @@
-"""Raw folders that nnU-Net accepts are accepted here, too, with a remark in the check."""
+"""Unusual raw folders that nnU-Net accepts. They are read with a remark in the check."""
 
 import json
 import logging
@@ -23,16 +23,17 @@ def count_voxels(dataset):
     return [int(lesion_mask(reference).sum()) for reference in references]
 
 
-def said_in_check(dataset, tmp_path):
-    """Return the text of the check on the dataset and its cases, and its errors."""
-    found = check_dataset(dataset, tmp_path / "check.html").findings
-    texts = " ".join(finding.named for finding in found)
-    kinds = {"no_training"}  # too few cases, in these tests
-    return texts, [f for f in found if f.severity == "error" and f.kind not in kinds]
+def run_check(dataset, tmp_path):
+    """Check the dataset and its cases. Return the text of all findings, and the errors."""
+    findings = check_dataset(dataset, tmp_path / "check.html").findings
+    text = " ".join(finding.named for finding in findings)
+    # "no_training" is expected, as these datasets have too few cases
+    errors = [f for f in findings if f.severity == "error" and f.kind != "no_training"]
+    return text, errors
 
 
-def elsewhere(root, affine):
-    """Give every mask another affine."""
+def replace_affines(root, affine):
+    """Give every mask another affine and another lesion voxel."""
     for path in (root / "labelsTr").glob("*.nii.gz"):
         array = np.asarray(nibabel.load(path).dataobj)
         array[2, 3, 1] = 1
@@ -43,12 +44,12 @@ def test_mask_less_than_half_a_voxel_away_is_on_the_grid_of_its_image(nnunet_fol
     root = nnunet_folder()
     affine = np.eye(4)
     affine[1, 3] = 0.3
-    elsewhere(root, affine)
+    replace_affines(root, affine)
     dataset = read_dataset(root)
     assert count_voxels(dataset) == [2, 2]
-    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    text, errors = run_check(read_dataset(root, lenient=True), tmp_path)
     assert not errors
-    assert "the header states another position than A_0000.nii.gz" in texts
+    assert "the header states another position than A_0000.nii.gz" in text
 
 
 @pytest.mark.parametrize("change", ["origin", "direction"])
@@ -59,21 +60,21 @@ def test_geometry_image_accepts_another_origin_or_direction(nnunet_folder, tmp_p
         affine[:3, 3] = (40, -7, 3)
     else:
         affine[0] = (-1, 0, 0, 4)
-    elsewhere(root, affine)
+    replace_affines(root, affine)
     with pytest.raises(GeometryError, match=r"A\.nii\.gz.*data\.geometry=image"):
         count_voxels(read_dataset(root))
     dataset = read_dataset(root, grid_of_image=True)
     reference = read_case(dataset.cases[0], dataset).reference
     assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # by index
     lenient = read_dataset(root, grid_of_image=True, lenient=True)
-    texts, errors = said_in_check(lenient, tmp_path)
+    text, errors = run_check(lenient, tmp_path)
     assert not errors
-    assert "the header states another position than A_0000.nii.gz" in texts
+    assert "the header states another position than A_0000.nii.gz" in text
 
 
-def test_another_spacing_or_shape_is_still_an_error(nnunet_folder):
+def test_another_spacing_is_an_error_even_with_geometry_image(nnunet_folder):
     root = nnunet_folder()
-    elsewhere(root, np.diag([1.0, 1.2, 1.0, 1.0]))
+    replace_affines(root, np.diag([1.0, 1.2, 1.0, 1.0]))
     with pytest.raises(GeometryError, match="Resample one onto the other"):
         count_voxels(read_dataset(root, grid_of_image=True))
 
@@ -86,20 +87,19 @@ def test_file_with_the_stated_ending_is_read_if_nii_and_nii_gz_exist(nnunet_fold
     dataset = read_dataset(root)
     assert count_voxels(dataset) == [1, 1]
     assert all(file.name.endswith(".nii.gz") for case in dataset.cases for file in case.images)
-    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    text, errors = run_check(read_dataset(root, lenient=True), tmp_path)
     assert not errors
-    assert "A_0000.nii" in texts
-    assert "B.nii" in texts
+    assert "A_0000.nii" in text
+    assert "B.nii" in text
 
 
 def test_explicit_paths_in_the_list_dataset_are_read(nnunet_folder, tmp_path):
     root = nnunet_folder(channels=1)
-    elsewhere_folder = tmp_path / "archive"
-    (root / "imagesTr").rename(elsewhere_folder)
+    (root / "imagesTr").rename(tmp_path / "archive")
     facts = json.loads((root / "dataset.json").read_text())
     facts["dataset"] = {
-        case: {"images": [f"../archive/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
-        for case in "AB"
+        "A": {"images": ["../archive/A_0000.nii.gz"], "label": "labelsTr/A.nii.gz"},
+        "B": {"images": ["../archive/B_0000.nii.gz"], "label": "labelsTr/B.nii.gz"},
     }
     (root / "dataset.json").write_text(json.dumps(facts))
     assert count_voxels(read_dataset(root)) == [1, 1]
@@ -113,9 +113,9 @@ def test_single_slice_of_999_millimetres_is_read_as_a_picture(nnunet_folder, tmp
     for case in "AB":
         image = np.expand_dims(np.arange(63, dtype=np.float32).reshape(9, 7), axis)
         mask = np.expand_dims(np.zeros((9, 7), np.uint8), axis)
-        place = [2, 3]
-        place.insert(axis, 0)
-        mask[tuple(place)] = 1
+        voxel = [2, 3]
+        voxel.insert(axis, 0)
+        mask[tuple(voxel)] = 1
         for path, array in (
             (root / "imagesTr" / f"{case}_0000.nii.gz", image),
             (root / "labelsTr" / f"{case}.nii.gz", mask),
@@ -129,12 +129,12 @@ def test_single_slice_of_999_millimetres_is_read_as_a_picture(nnunet_folder, tmp
     assert np.argwhere(case.reference.labels).tolist() == [[3, 2]]
     assert case.image.array[0, 3, 2] == 17  # the value at x = 2, y = 3
     assert count_voxels(dataset) == [1, 1]
-    texts, errors = said_in_check(read_dataset(root, lenient=True), tmp_path)
+    text, errors = run_check(read_dataset(root, lenient=True), tmp_path)
     assert not errors
-    assert "one slice of 999 mm is read as a picture" in texts
+    assert "one slice of 999 mm is read as a picture" in text
 
 
-def test_a_single_slice_of_a_scan_stays_a_volume(nnunet_folder):
+def test_single_slice_with_a_plausible_thickness_is_a_volume(nnunet_folder):
     root = nnunet_folder(channels=1)
     for folder, name in (("imagesTr", "A_0000"), ("labelsTr", "A")):
         array = np.zeros((9, 7, 1), np.uint8)
@@ -154,7 +154,7 @@ def write_stack(root, name, array, spacing=None, folder="imagesTr"):
     return path
 
 
-def stacks(nnunet_folder, spacing):
+def write_stacks(nnunet_folder, spacing):
     """Write two cases as stacks of 6 slices, with 8 lesion voxels each."""
     root = nnunet_folder(cases=(), file_ending=".tif", channels=1)
     for case in "AB":
@@ -167,63 +167,63 @@ def stacks(nnunet_folder, spacing):
 
 
 def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder, tmp_path):
-    dataset = read_dataset(stacks(nnunet_folder, [3.0, 0.5, 0.7]))
+    dataset = read_dataset(write_stacks(nnunet_folder, [3.0, 0.5, 0.7]))
     assert dataset.dims == 3
     case = read_case(dataset.cases[0], dataset)
     assert case.image.array.shape == (1, 6, 9, 7)
     assert case.image.geometry.spacing_mm == pytest.approx((3.0, 0.5, 0.7))
     assert count_voxels(dataset) == [8, 8]
-    _, errors = said_in_check(read_dataset(dataset.root, lenient=True), tmp_path)
+    _, errors = run_check(read_dataset(dataset.root, lenient=True), tmp_path)
     assert not errors
 
 
 def test_tiff_stack_without_spacing_has_one_millimetre_and_a_warning(
     nnunet_folder, tmp_path, caplog
 ):
-    dataset = read_dataset(stacks(nnunet_folder, None))
+    dataset = read_dataset(write_stacks(nnunet_folder, None))
     with caplog.at_level(logging.WARNING):
         case = read_case(dataset.cases[0], dataset)
     assert case.image.geometry.spacing_mm == (1.0, 1.0, 1.0)
     assert "A.json states the spacing" in caplog.text
-    texts, errors = said_in_check(read_dataset(dataset.root, lenient=True), tmp_path)
+    text, errors = run_check(read_dataset(dataset.root, lenient=True), tmp_path)
     assert not errors
-    assert "A.json states the spacing" in texts
+    assert "A.json states the spacing" in text
 
 
 @pytest.mark.parametrize("spacing", [[1, 1], "many", [0, 1, 1], [1, float("inf"), 1]])
 def test_error_names_the_file_with_an_invalid_spacing(nnunet_folder, spacing):
-    dataset = read_dataset(stacks(nnunet_folder, [1, 1, 1]))
+    dataset = read_dataset(write_stacks(nnunet_folder, [1, 1, 1]))
     text = json.dumps({"spacing": spacing})
     (dataset.root / "imagesTr" / "A.json").write_text(text)
     with pytest.raises(ReadError, match=r"A\.json"):
         read_case(dataset.cases[0], dataset)
 
 
-def marked(root, values):
-    """Write masks with one voxel of each value into both cases."""
+def write_masks(root, values):
+    """Write a mask with one voxel of each value for both cases."""
     for path in (root / "labelsTr").glob("*.nii.gz"):
         array = np.zeros((5, 4, 3), np.uint8)
-        for place, value in enumerate(values):
-            array[place, (2 * place) % 4, place % 3] = value
+        for i, value in enumerate(values):
+            array[i, (2 * i) % 4, i % 3] = value
         nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
 
 
 def test_every_positive_value_is_lesion_if_labels_are_merged(nnunet_folder, tmp_path):
     root = nnunet_folder()
-    marked(root, [255, 255, 1])
+    write_masks(root, [255, 255, 1])
     with pytest.raises(ContentError, match=r"255.*data\.merge_labels=true"):
         count_voxels(read_dataset(root))
     dataset = read_dataset(root, merge_labels=True)
     assert count_voxels(dataset) == [3, 3]
     lenient = read_dataset(root, merge_labels=True, lenient=True)
-    texts, errors = said_in_check(lenient, tmp_path)
+    text, errors = run_check(lenient, tmp_path)
     assert not errors
-    assert "They count as lesion" in texts
+    assert "They count as lesion" in text
 
 
 def test_error_suggests_instances_for_consecutive_mask_values(nnunet_folder):
     root = nnunet_folder()
-    marked(root, [1, 2, 3, 4])
+    write_masks(root, [1, 2, 3, 4])
     with pytest.raises(ContentError, match="column instances of a manifest"):
         count_voxels(read_dataset(root))
     assert count_voxels(read_dataset(root, merge_labels=True)) == [4, 4]
@@ -231,7 +231,7 @@ def test_error_suggests_instances_for_consecutive_mask_values(nnunet_folder):
 
 def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
     root = nnunet_folder(labels={"background": 0, "lesion": 1, "ignore": 2})
-    marked(root, [255, 2, 1])
+    write_masks(root, [255, 2, 1])
     dataset = read_dataset(root, merge_labels=True)
     reference = read_case(dataset.cases[0], dataset).reference
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (2, 1)
@@ -242,15 +242,15 @@ def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
     [
         (["P08_0", "P08_1", "P09_0", "P09_1", "P09_2"], True),
         (["a-1", "a-2", "b-1", "b-2"], True),
-        (["LUNA_001", "LUNA_002", "LUNA_003"], False),  # three digits: numbers of cases
-        ([f"case_{i}" for i in range(30)], False),  # one prefix names the study
-        ([f"site{s}_{i}" for s in "ab" for i in range(40)], False),  # sites
+        (["LUNA_001", "LUNA_002", "LUNA_003"], False),  # three digits are the numbers of cases
+        ([f"case_{i}" for i in range(30)], False),  # the only prefix is the name of the study
+        ([f"site{s}_{i}" for s in "ab" for i in range(40)], False),  # the prefixes are sites
         (["P1", "P2", "P3"], False),
         (["P1_0", "P2_0", "P3_0", "P3_1"], True),
         (["P1_0", "P2_0", "P3_0", "P4_0", "P5_0", "P5_1"], False),
     ],
 )
-def test_a_pattern_is_suggested_if_names_look_like_visits(names, suggested):
+def test_pattern_for_groups_is_suggested_if_names_look_like_visits(names, suggested):
     cases = [CaseFiles(name, ()) for name in names]
     remarks = list(group_remarks(cases))
     assert bool(remarks) == suggested

@@ -1,4 +1,4 @@
-"""The tables of VinDr-CXR and of the RSNA pneumonia challenge."""
+"""Tables of VinDr-CXR and of the RSNA pneumonia challenge."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from lesionseg.errors import ContentError, LesionsegError
 from lesionseg.io.cases import read_reference
 from lesionseg.io.layouts import read_dataset
-from tests.io.dicom_files import DX, save
+from tests.io.dicom_files import DX, write_dicom_file
 from tests.io.layouts.box_folders import (
     HEIGHT,
     WIDTH,
@@ -31,7 +31,7 @@ def write_table(path, header, rows, encoding="utf-8"):
 
 
 @pytest.fixture
-def vindr(tmp_path):
+def write_vindr(tmp_path):
     """Write the pictures `a` (with the rectangle), `b` and the unlisted `t`, and Kaggle's table."""
 
     def write(rows, header=KAGGLE, encoding="utf-8"):
@@ -44,9 +44,9 @@ def vindr(tmp_path):
     return write
 
 
-def test_box_of_vindr_is_the_bright_rectangle(vindr, caplog):
+def test_box_of_vindr_is_the_bright_rectangle(write_vindr, caplog):
     caplog.set_level("INFO")
-    root = vindr([f"a,Nodule/Mass,8,R1,{BRIGHT}", "b,No finding,14,R1,,,,"])
+    root = write_vindr([f"a,Nodule/Mass,8,R1,{BRIGHT}", "b,No finding,14,R1,,,,"])
     dataset, cases = read_all(root)
     assert (dataset.convention, dataset.lesions_are_boxes) == ("vindr", True)
     assert [*cases] == ["a", "b"]
@@ -55,20 +55,20 @@ def test_box_of_vindr_is_the_bright_rectangle(vindr, caplog):
     assert "1 image without a row, left out: t.png." in caplog.text
 
 
-def test_labels_of_vindr_are_in_the_order_of_class_ids(vindr):
+def test_labels_of_vindr_are_in_the_order_of_class_ids(write_vindr):
     rows = [f"a,Cardiomegaly,3,R1,{BRIGHT}", "a,Mass,0,R1,1,2,3,4", "b,No finding,14,R1,0,0,1,1"]
-    dataset, cases = read_all(vindr(rows))
+    dataset, cases = read_all(write_vindr(rows))
     assert dataset.labels.value_names == {1: "Mass", 2: "Cardiomegaly"}
     assert cases["a"].reference.box_labels == (2, 1)
     assert_negative(cases["b"])
 
 
-def test_tables_of_physionet_give_roles(vindr):
-    root = vindr([f"a,Mass,0,R1,{BRIGHT}"])
+def test_tables_of_physionet_give_roles(write_vindr):
+    root = write_vindr([f"a,Mass,0,R1,{BRIGHT}"])
     (root / "train.csv").unlink()
     tables = root / "annotations"
     write_table(tables / "annotations_train.csv", PHYSIONET, [f"a,R1,Mass,{BRIGHT}"])
-    assert [c.role for c in read_dataset(root).cases] == [None]  # one part is no division
+    assert [c.role for c in read_dataset(root).cases] == [None]  # a single table gives no roles
     header = "image_id,class_name,x_min,y_min,x_max,y_max\n"
     rows = ["t,Nodule,1,2,3,4"]
     write_table(tables / "annotations_test.csv", header, rows)
@@ -99,21 +99,24 @@ VINDR_WRONG = [
 
 
 @pytest.mark.parametrize(("rows", "match"), VINDR_WRONG)
-def test_wrong_row_of_vindr_is_an_error_that_names_file_and_line(vindr, rows, match):
+def test_wrong_row_of_vindr_is_an_error_that_names_file_and_line(write_vindr, rows, match):
     with pytest.raises(LesionsegError, match=rf"train\.csv.*{match}") as caught:
-        read_dataset(vindr([rows]))
+        read_dataset(write_vindr([rows]))
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_table_of_vindr_is_an_error(vindr):
+def test_missing_columns_of_vindr_are_an_error(write_vindr):
     with pytest.raises(LesionsegError, match=r"train\.csv: .* no columns 'x_max', 'y_max', only"):
-        read_dataset(vindr([], "image_id,class_name,x_min,y_min\n"))
+        read_dataset(write_vindr([], "image_id,class_name,x_min,y_min\n"))
+
+
+def test_box_of_vindr_outside_its_image_is_an_error(write_vindr):
     with pytest.raises(ContentError, match=r"train\.csv: line 2: the box is .*outside its image"):
-        read_all(vindr(["a,Mass,0,R1,500,400,600,500"]))
+        read_all(write_vindr(["a,Mass,0,R1,500,400,600,500"]))
 
 
-def test_two_images_of_one_name_are_an_error(vindr):
-    root = vindr([f"a,Mass,0,R1,{BRIGHT}"])
+def test_two_images_with_the_same_name_are_an_error(write_vindr):
+    root = write_vindr([f"a,Mass,0,R1,{BRIGHT}"])
     write_picture(root / "test" / "a.png")
     with pytest.raises(LesionsegError, match=r"line 2: .*are both called 'a'. Keep one"):
         read_dataset(root)
@@ -122,22 +125,27 @@ def test_two_images_of_one_name_are_an_error(vindr):
 @pytest.mark.parametrize(
     ("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-16")]
 )
-def test_separator_and_encoding_of_spreadsheets_are_read(vindr, separator, encoding):
+def test_separator_and_encoding_of_spreadsheets_are_read(write_vindr, separator, encoding):
     header = KAGGLE.replace(",", separator)
     row = f"a,Mass,0,R1,{BRIGHT}".replace(",", separator)
-    _, cases = read_all(vindr([row], header, encoding))
+    _, cases = read_all(write_vindr([row], header, encoding))
     assert_rectangle(cases["a"])
 
 
 def write_radiograph(path, bright):
-    """Write a DICOM radiograph with padding in its first 8 rows, which cut the rectangle."""
+    """Write a DICOM radiograph with padding in its first 8 rows, over a part of the rectangle."""
     pixels = np.full((HEIGHT, WIDTH), 100, np.uint16)
     if bright:
         pixels[Y0:Y1, X0:X1] = 200
     pixels[:8] = 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    spacing = {"ImagerPixelSpacing": [0.2, 0.2], "PixelPaddingValue": 0}
-    save(path, pixels, DX, Modality="DX", PixelSpacing=None, **spacing)
+    write_dicom_file(
+        path,
+        pixels,
+        DX,
+        Modality="DX",
+        ImagerPixelSpacing=[0.2, 0.2],
+        PixelPaddingValue=0,
+    )
 
 
 @pytest.mark.parametrize("layout", ["vindr", "rsna"])
@@ -166,7 +174,7 @@ RSNA = "patientId,x,y,width,height,Target\n"
 
 
 @pytest.fixture
-def rsna(tmp_path):
+def write_rsna(tmp_path):
     """Write the pictures `a` (with the rectangle) and `b`, and the table."""
 
     def write(rows, header=RSNA):
@@ -178,8 +186,8 @@ def rsna(tmp_path):
     return write
 
 
-def test_box_of_rsna_is_the_bright_rectangle(rsna):
-    dataset, cases = read_all(rsna(["a,16.0,4.0,16.0,10.0,1", "b,,,,,0"]))
+def test_box_of_rsna_is_the_bright_rectangle(write_rsna):
+    dataset, cases = read_all(write_rsna(["a,16.0,4.0,16.0,10.0,1", "b,,,,,0"]))
     assert (dataset.convention, dataset.lesions_are_boxes) == ("rsna", True)
     assert dataset.labels.value_names == {1: "lung opacity"}
     assert_rectangle(cases["a"])
@@ -200,14 +208,17 @@ RSNA_WRONG = [
 
 
 @pytest.mark.parametrize(("rows", "match"), RSNA_WRONG)
-def test_wrong_row_of_rsna_is_an_error_that_names_file_and_line(rsna, rows, match):
+def test_wrong_row_of_rsna_is_an_error_that_names_file_and_line(write_rsna, rows, match):
     with pytest.raises(LesionsegError, match=rf"stage_2_train_labels\.csv.*{match}") as caught:
-        read_dataset(rsna([rows]))
+        read_dataset(write_rsna([rows]))
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_table_of_rsna_is_an_error(rsna):
+def test_missing_column_of_rsna_is_an_error(write_rsna):
     with pytest.raises(LesionsegError, match=r"no column 'Target', only patientId, x, y"):
-        read_dataset(rsna(["a,1,2,3,4"], "patientId,x,y,width,height\n"))
+        read_dataset(write_rsna(["a,1,2,3,4"], "patientId,x,y,width,height\n"))
+
+
+def test_box_of_rsna_outside_its_image_is_an_error(write_rsna):
     with pytest.raises(ContentError, match=r"line 3: the box is .*x 64 to 66 of 0 to 64"):
-        read_all(rsna(["b,,,,,0", "a,64,4,2,3,1"]))
+        read_all(write_rsna(["b,,,,,0", "a,64,4,2,3,1"]))

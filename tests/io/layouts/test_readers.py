@@ -1,4 +1,4 @@
-"""Several readers of one case: merged boxes, and their agreement."""
+"""Several readers of a case: merging of their boxes, and their agreement."""
 
 import itertools
 import json
@@ -18,14 +18,15 @@ FAR = LesionBox(1, (0.0, 50.0), (10.0, 60.0), "C")
 OTHER_LABEL = LesionBox(2, (0.0, 0.0), (10.0, 10.0), "C")
 
 
-def corners(table):
+def rows_of(table):
+    """Return label, start and stop of each box."""
     return [(box.label, *box.start, *box.stop) for box in table.boxes]
 
 
 def test_merged_box_is_the_mean_of_boxes_of_one_label():
     table = CaseBoxes((FIRST, SHIFTED, FAR, OTHER_LABEL), ("A", "B", "C"))
-    assert corners(merge_case(table)) == [(1, 0, 1, 10, 11)]
-    assert corners(merge_case(table, min_readers=1)) == [
+    assert rows_of(merge_case(table)) == [(1, 0, 1, 10, 11)]
+    assert rows_of(merge_case(table, min_readers=1)) == [
         (1, 0, 1, 10, 11),
         (1, 0, 50, 10, 60),
         (2, 0, 0, 10, 10),
@@ -33,10 +34,10 @@ def test_merged_box_is_the_mean_of_boxes_of_one_label():
     assert merge_case(table, min_readers=3).boxes == ()
 
 
-def test_two_readers_keep_the_lesions_of_either():
+def test_lesion_of_one_of_two_readers_is_kept():
     table = CaseBoxes((FIRST, FAR), ("A", "C"))
-    assert corners(merge_case(table)) == [(1, 0, 0, 10, 10), (1, 0, 50, 10, 60)]
-    assert merge_case(table, min_readers=9).boxes == ()  # both readers, not nine
+    assert rows_of(merge_case(table)) == [(1, 0, 0, 10, 10), (1, 0, 50, 10, 60)]
+    assert merge_case(table, min_readers=9).boxes == ()  # both readers are required
 
 
 def test_reader_without_lesions_counts_as_a_reader():
@@ -44,35 +45,37 @@ def test_reader_without_lesions_counts_as_a_reader():
     assert len(merge_case(CaseBoxes((FIRST,), ("A", "B"))).boxes) == 1
 
 
-def test_two_boxes_of_one_reader_are_one_mark():
+def test_two_boxes_of_one_reader_count_as_one_reader():
     twice = LesionBox(1, (0.0, 2.0), (10.0, 12.0), "A")
     assert merge_case(CaseBoxes((FIRST, twice), ("A", "B", "C"))).boxes == ()
 
 
 def test_boxes_below_half_overlap_are_different_lesions():
-    half = LesionBox(1, (0.0, 0.0), (10.0, 5.0), "B")  # IoU exactly 0.5
+    half = LesionBox(1, (0.0, 0.0), (10.0, 5.0), "B")  # IoU of exactly 0.5
     less = LesionBox(1, (0.0, 0.0), (10.0, 4.9), "B")
     assert len(merge_case(CaseBoxes((FIRST, half), ("A", "B"))).boxes) == 1
     assert len(merge_case(CaseBoxes((FIRST, less), ("A", "B"))).boxes) == 2
 
 
-def test_running_mean_decides_about_a_third_box():
-    chain = [
-        LesionBox(1, (0.0, x), (10.0, x + 10), reader)
-        for x, reader in ((0.0, "A"), (3.0, "B"), (5.0, "C"))
-    ]
-    # IoU of the third with the first is 1/3, with the mean of the first two (1.5) 65/135
-    assert len(merge_case(CaseBoxes(tuple(chain), ("A", "B", "C")), min_readers=1).boxes) == 2
-    chain[2] = LesionBox(1, (0.0, 4.5), (10.0, 14.5), "C")  # 70/130
-    assert corners(merge_case(CaseBoxes(tuple(chain), ("A", "B", "C")))) == [(1, 0, 2.5, 10, 12.5)]
+def test_third_box_is_compared_with_the_mean_of_two_boxes():
+    first = LesionBox(1, (0.0, 0.0), (10.0, 10.0), "A")
+    second = LesionBox(1, (0.0, 3.0), (10.0, 13.0), "B")
+    # IoU with the first is 1/3, with the mean of both 65/135
+    third = LesionBox(1, (0.0, 5.0), (10.0, 15.0), "C")
+    table = CaseBoxes((first, second, third), ("A", "B", "C"))
+    assert len(merge_case(table, min_readers=1).boxes) == 2
+    # IoU with the mean of both is 70/130
+    nearer = LesionBox(1, (0.0, 4.5), (10.0, 14.5), "C")
+    table = CaseBoxes((first, second, nearer), ("A", "B", "C"))
+    assert rows_of(merge_case(table)) == [(1, 0, 2.5, 10, 12.5)]
 
 
 def test_order_of_rows_does_not_matter():
     boxes = [FIRST, SHIFTED, LesionBox(1, (1.0, 4.0), (11.0, 14.0), "C"), FAR]
-    found = {
-        tuple(corners(merge_case(CaseBoxes(tuple(order), ("A", "B", "C")), 1)))
-        for order in itertools.permutations(boxes)
-    }
+    found = set()
+    for order in itertools.permutations(boxes):
+        table = CaseBoxes(order, ("A", "B", "C"))
+        found.add(tuple(rows_of(merge_case(table, 1))))
     assert len(found) == 1
 
 
@@ -81,7 +84,7 @@ def test_agreement_compares_each_reader_with_the_others():
         CaseBoxes((FIRST, SHIFTED, FAR), ("A", "B", "C")),
         CaseBoxes((), ("A", "B")),
     ]
-    # case 1: the others of A are B and C, so one of them is enough: SHIFTED and FAR
+    # case 1: the other readers of A are B and C, and a box of one is enough: SHIFTED and FAR
     assert measure_agreement(tables, {1: "nodule"}) == (
         ReaderAgreement("nodule", "A", n_cases=2, n_lesions=2, n_found=1, n_false=0),
         ReaderAgreement("nodule", "B", n_cases=2, n_lesions=2, n_found=1, n_false=0),
@@ -89,6 +92,9 @@ def test_agreement_compares_each_reader_with_the_others():
     )
     first = measure_agreement(tables, {1: "nodule"})[0]
     assert (first.sensitivity, first.false_per_case) == (0.5, 0.0)
+
+
+def test_sensitivity_without_lesions_is_none():
     assert ReaderAgreement("x", "A", 4, 0, 0, 2).sensitivity is None
     assert ReaderAgreement("x", "A", 4, 0, 0, 2).false_per_case == 0.5
 
@@ -99,12 +105,12 @@ def test_counts_of_readers_are_added_up_by_label():
         ReaderAgreement("mass", "B", n_cases=6, n_lesions=6, n_found=2, n_false=2),
         ReaderAgreement("cyst", "A", n_cases=2, n_lesions=0, n_found=0, n_false=1),
     ]
-    (mass, of_mass), (cyst, of_cyst) = pool_readers(rows)
-    assert (mass.sensitivity, mass.false_per_case, len(of_mass)) == (0.5, 0.25, 2)
-    assert (cyst.sensitivity, cyst.false_per_case, len(of_cyst)) == (None, 0.5, 1)
+    (mass, readers_of_mass), (cyst, readers_of_cyst) = pool_readers(rows)
+    assert (mass.sensitivity, mass.false_per_case, len(readers_of_mass)) == (0.5, 0.25, 2)
+    assert (cyst.sensitivity, cyst.false_per_case, len(readers_of_cyst)) == (None, 0.5, 1)
 
 
-def test_two_boxes_do_not_find_the_same_lesion():
+def test_second_box_on_a_found_lesion_is_a_false_positive():
     twice = LesionBox(1, (0.0, 1.0), (10.0, 11.0), "A")
     rows = measure_agreement([CaseBoxes((FIRST, twice, SHIFTED), ("A", "B"))], {1: "nodule"})
     assert (rows[0].n_lesions, rows[0].n_found, rows[0].n_false) == (1, 1, 1)
@@ -122,6 +128,7 @@ ROWS = (
 
 @pytest.fixture
 def folder(tmp_path):
+    """Write two pictures and a table of three readers."""
     write_picture(tmp_path / "a.png")
     write_picture(tmp_path / "b.png", bright=False)
     (tmp_path / "boxes.csv").write_text(HEADER + ROWS)
@@ -139,7 +146,7 @@ def test_readers_of_a_table_are_merged(folder):
     assert_negative(cases["a"])
 
 
-def test_merged_labels_are_merged_before_the_boxes(folder):
+def test_labels_are_merged_before_the_boxes(folder):
     rows = ROWS.replace("a,nodule,17", "a,mass,17")
     (folder / "boxes.csv").write_text(HEADER + rows)
     _, cases = read_all(folder)
@@ -157,30 +164,46 @@ def test_readers_of_vindr_are_merged(tmp_path):
     assert_rectangle(cases["a"])
 
 
-@pytest.mark.parametrize("key", [{"reader": "{}"}, {"attributes": {"reader": "{}"}}])
-def test_readers_of_coco_are_merged(tmp_path, key):
+@pytest.fixture(params=["field", "attribute"])
+def coco_content(request, tmp_path):
+    """Make COCO annotations of two readers, each named by a field or by an attribute."""
     write_picture(tmp_path / "images" / "a.png")
     annotations = []
     for reader, x in (("R1", 15), ("R2", 17), ("R2", 45)):
-        own = json.loads(json.dumps(key).replace("{}", reader))
-        box = {"image_id": 1, "category_id": 0, "bbox": [x, 4, 16, 10]}
-        annotations.append(own | box)
+        annotation = {"image_id": 1, "category_id": 0, "bbox": [x, 4, 16, 10]}
+        if request.param == "field":
+            annotation["reader"] = reader
+        else:
+            annotation["attributes"] = {"reader": reader}
+        annotations.append(annotation)
     image = {"id": 1, "file_name": "a.png", "width": 64, "height": 40, "readers": ["R1", "R2", 3]}
     categories = [{"id": 0, "name": "nodule"}]
-    content = {"images": [image], "annotations": annotations, "categories": categories}
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    return {"images": [image], "annotations": annotations, "categories": categories}
+
+
+def test_readers_of_coco_are_merged(tmp_path, coco_content):
+    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
     dataset, cases = read_all(tmp_path)
     assert dataset.lesions_are_boxes
     assert_rectangle(cases["a"])
-    image["height"] = 41
-    (tmp_path / "annotations.json").write_text(json.dumps(content))
+
+
+def test_wrong_image_size_with_several_readers_is_an_error(tmp_path, coco_content):
+    coco_content["images"][0]["height"] = 41
+    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
     with pytest.raises(LesionsegError, match=r"annotations state \(41, 64\)"):
         read_all(tmp_path)
-    for fault, match in (
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
         ({"reader": "", "attributes": {}}, "names no reader"),
         ({"iscrowd": 1}, "several readers, so each annotation must have a bbox"),
-    ):
-        broken = {**content, "annotations": [annotations[0] | fault, *annotations[1:]]}
-        (tmp_path / "annotations.json").write_text(json.dumps(broken))
-        with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
-            read_dataset(tmp_path)
+    ],
+)
+def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, fault, match):
+    coco_content["annotations"][0].update(fault)
+    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
+    with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
+        read_dataset(tmp_path)

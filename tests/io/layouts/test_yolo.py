@@ -1,4 +1,4 @@
-"""YOLO folders: data.yaml, and a text file of boxes per image."""
+"""YOLO folders: data.yaml, and a text file with the boxes of each image."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ FOLDERS = "train: images/train\nval: images/val\n"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def write_folder(tmp_path):
     """Write the pictures train/a (with the rectangle), train/b and val/c, and text files."""
 
     def write(texts, data=FOLDERS + NAMES):
@@ -40,9 +40,9 @@ def folder(tmp_path):
     return write
 
 
-def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(folder, caplog):
+def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(write_folder, caplog):
     caplog.set_level("INFO")
-    root = folder({"train/a": f"1 {BRIGHT}\n", "train/b": "\n"})
+    root = write_folder({"train/a": f"1 {BRIGHT}\n", "train/b": "\n"})
     dataset, cases = read_all(root)
     assert (dataset.convention, dataset.lesions_are_boxes) == ("yolo", True)
     assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
@@ -65,8 +65,8 @@ def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(folde
         "\ufeffnames: ['nodule', 'mass']\n",
     ],
 )
-def test_names_may_be_a_list_or_a_dictionary(folder, names):
-    dataset, cases = read_all(folder({"train/a": f"0 {BRIGHT}"}, names + FOLDERS))
+def test_names_may_be_a_list_or_a_dictionary(write_folder, names):
+    dataset, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}"}, names + FOLDERS))
     assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
     assert_rectangle(cases["a"])
 
@@ -86,8 +86,8 @@ def test_layout_of_roboflow_has_folders_next_to_data_yaml(tmp_path):
 
 
 @pytest.mark.parametrize("base", ["path: .\n", "path: ../elsewhere\n", "path: /datasets/x\n"])
-def test_path_of_another_computer_is_ignored(folder, base):
-    _, cases = read_all(folder({"train/a": f"0 {BRIGHT}"}, base + FOLDERS + NAMES))
+def test_path_on_another_computer_is_ignored(write_folder, base):
+    _, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}"}, base + FOLDERS + NAMES))
     assert_rectangle(cases["a"])
 
 
@@ -102,26 +102,33 @@ def test_text_files_may_be_next_to_the_images_and_folders_a_list(tmp_path):
         assert_rectangle(case)
 
 
-def test_polygon_is_drawn(folder):
-    polygon = "0.25 0.1 0.5 0.1 0.5 0.35 0.25 0.35"
-    dataset, cases = read_all(folder({"train/a": f"1 {polygon}"}))
+POLYGON = "0.25 0.1 0.5 0.1 0.5 0.35 0.25 0.35"
+
+
+def test_polygon_is_filled(write_folder):
+    dataset, cases = read_all(write_folder({"train/a": f"1 {POLYGON}"}))
     assert not dataset.lesions_are_boxes
     reference = cases["a"].reference
     np.testing.assert_array_equal(reference.instances > 0, cases["a"].image.array[0] > 0)
     assert reference.instance_labels == (2,)
     assert reference.boxes.tolist() == [[4, 16, 14, 32]]
-    dataset, cases = read_all(folder({"train/a": f"1 {polygon}\n0 {BRIGHT}"}))
+
+
+def test_polygon_next_to_a_box_becomes_a_box(write_folder):
+    dataset, cases = read_all(write_folder({"train/a": f"1 {POLYGON}\n0 {BRIGHT}"}))
     assert dataset.lesions_are_boxes
     assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32]] * 2
 
 
-def test_box_may_reach_outside_the_image(folder):
-    _, cases = read_all(folder({"train/a": "0 1 0.5 0.25 0.5"}))
+def test_box_may_reach_outside_the_image(write_folder):
+    _, cases = read_all(write_folder({"train/a": "0 1 0.5 0.25 0.5"}))
     assert cases["a"].reference.boxes.tolist() == [[HEIGHT / 4, 56, HEIGHT * 0.75, WIDTH]]
 
 
-def test_repeated_lines_count_once_and_files_without_image_are_named(folder, caplog):
-    root = folder({"train/a": f"0 {BRIGHT}\n" * 2, "train/z": f"0 {BRIGHT}", "train/classes": ""})
+def test_repeated_lines_count_once_and_files_without_image_are_named(write_folder, caplog):
+    root = write_folder(
+        {"train/a": f"0 {BRIGHT}\n" * 2, "train/z": f"0 {BRIGHT}", "train/classes": ""}
+    )
     _, cases = read_all(root)
     assert_rectangle(cases["a"])
     assert "a.txt: line 2: the row repeats an earlier one." in caplog.text
@@ -146,8 +153,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("line", "match"), WRONG)
-def test_wrong_line_is_an_error_that_names_file_and_line(folder, line, match):
-    root = folder({"train/a": f"\n{line}\n"})
+def test_wrong_line_is_an_error_that_names_file_and_line(write_folder, line, match):
+    root = write_folder({"train/a": f"\n{line}\n"})
     with pytest.raises(LesionsegError, match=rf"a\.txt: line 2: .*{match}") as caught:
         read_dataset(root)
     assert "\n" not in str(caught.value)
@@ -169,15 +176,19 @@ DATA_WRONG = [
 
 
 @pytest.mark.parametrize(("data", "match"), DATA_WRONG)
-def test_wrong_data_yaml_is_an_error(folder, data, match):
+def test_wrong_data_yaml_is_an_error(write_folder, data, match):
     with pytest.raises(LesionsegError, match=rf"data\.yaml: .*{match}") as caught:
-        read_dataset(folder({"train/a": f"0 {BRIGHT}"}, data))
+        read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
     assert "\n" not in str(caught.value)
 
 
-def test_relative_folder_is_read_and_not_left(folder, monkeypatch):
-    monkeypatch.chdir(folder({"train/a": f"0 {BRIGHT}"}))
+def test_relative_folder_is_read(write_folder, monkeypatch):
+    monkeypatch.chdir(write_folder({"train/a": f"0 {BRIGHT}"}))
     assert [c.case for c in read_dataset(Path()).cases] == ["a", "b", "c"]
+
+
+def test_path_in_data_yaml_outside_its_folder_is_an_error(write_folder, monkeypatch):
+    monkeypatch.chdir(write_folder({"train/a": f"0 {BRIGHT}"}))
     inner = Path("images")
     (inner / "data.yaml").write_text("names: [a]\ntrain: ../images/train\n")
     with pytest.raises(LesionsegError, match="no image has a text file"):
@@ -188,16 +199,20 @@ def test_relative_folder_is_read_and_not_left(folder, monkeypatch):
         read_dataset(Path())
 
 
-def test_folder_without_any_text_file_is_an_error(folder):
+def test_folder_without_any_text_file_is_an_error(write_folder):
     with pytest.raises(LesionsegError, match="no image has a text file with boxes"):
-        read_dataset(folder({}))
+        read_dataset(write_folder({}))
 
 
-def test_text_file_that_is_no_text_is_an_error(folder):
-    root = folder({"train/a": ""})
+def test_text_file_that_is_not_utf_8_is_an_error(write_folder):
+    root = write_folder({"train/a": ""})
     (root / "labels" / "train" / "a.txt").write_bytes(b"0 0.5 \xff\xe9")
     with pytest.raises(LesionsegError, match=r"a\.txt: the text is not UTF-8"):
         read_dataset(root)
+
+
+def test_huge_text_file_is_an_error(write_folder):
+    root = write_folder({"train/a": ""})
     with (root / "labels" / "train" / "a.txt").open("r+b") as file:
         file.truncate(2**25)
     with pytest.raises(LesionsegError, match=r"a\.txt: the text has more than 16 MiB"):
