@@ -1,4 +1,4 @@
-"""Commands with the settings that a test names; the others are those of `conf/`."""
+"""Commands as functions, with the settings that a test names and the defaults of `conf/`."""
 
 import subprocess
 import sys
@@ -9,18 +9,26 @@ from typing import Any
 from lesionseg.config import COMMANDS
 
 
-def python(*arguments: Any, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own; its exit status and what it said."""
-    how = {"capture_output": True, "text": True, "check": False, **how}
-    return subprocess.run([sys.executable, *map(str, arguments)], **how)
+def python(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python in a separate process. Return its exit status and output."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def _command(name: str, *keys: str) -> Callable[..., Any]:
     def call(*values: Any, **settings: Any) -> Any:
         recipe = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
-        options = {k: settings.pop(k) for k in ("architectures", "progress") if k in settings}
-        given = dict(zip(keys, values, strict=False))
-        return recipe(COMMANDS[name].of(**given, **settings), **options)
+        options = {}
+        for key in ("architectures", "progress"):
+            if key in settings:
+                options[key] = settings.pop(key)
+        settings |= dict(zip(keys, values, strict=False))
+        return recipe(COMMANDS[name].of(**settings), **options)
 
     return call
 

@@ -1,4 +1,4 @@
-"""What every test may use: one thread, a seeded generator, a toy case, a plan."""
+"""Fixtures for all tests: one thread, a seeded generator, a toy case, a plan."""
 
 import os
 
@@ -21,7 +21,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def toy_case(rng: np.random.Generator) -> Case:
-    """One 24 x 32 x 28 volume of noise with two bright boxes, marked as two lesions."""
+    """Return a volume of noise, 24 x 32 x 28, with two bright boxes as lesions."""
     geometry = Geometry.from_spacing((24, 32, 28), (1.0, 1.0, 1.0))
     labels = np.zeros(geometry.shape, np.uint8)
     labels[4:8, 5:9, 6:10] = 1
@@ -32,7 +32,7 @@ def toy_case(rng: np.random.Generator) -> Case:
 
 @pytest.fixture
 def plan() -> Plan:
-    """A 3-D plan of two stages, small enough for a test."""
+    """Return a 3-D plan of two stages that is small enough for a test."""
     strides = ((1, 1, 1), (2, 2, 2))
     return plan_of(dims=3, strides=strides, table={"blocks": 1}, channel_names=("T1",))
 

@@ -1,6 +1,6 @@
-"""Values that must not change: compared with JSON files made by the code before it was cut.
+"""Compare values that must not change with JSON files of an earlier version.
 
-`GOLDEN_WRITE=1 pytest tests/golden` writes them anew; only a change of a definition calls for that.
+`GOLDEN_WRITE=1 pytest tests/golden` writes the files again. Only a changed definition is a reason.
 """
 
 import csv
@@ -18,27 +18,28 @@ HERE = Path(__file__).parent
 
 def check(name, values, rtol=1e-5, atol=1e-6):
     """Compare a tree of numbers, texts, lists and mappings with `<name>.json`."""
-    path, found = HERE / f"{name}.json", plain(values)
+    path = HERE / f"{name}.json"
+    found = to_plain(values)
     if os.environ.get("GOLDEN_WRITE"):
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
     wanted = json.loads(path.read_text())
-    differences = list(compared(wanted, found, rtol, atol, name))
+    differences = list(find_differences(wanted, found, rtol, atol, name))
     assert not differences, f"{len(differences)} differ:\n" + "\n".join(differences[:12])
 
 
-def compared(wanted, found, rtol, atol, at):
-    """One line for each value of `wanted` that `found` lacks or has otherwise."""
+def find_differences(wanted, found, rtol, atol, at):
+    """Yield one line for each value that is missing or different in `wanted` or `found`."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         for key in sorted({*wanted, *found}):
             if key in wanted and key in found:
-                yield from compared(wanted[key], found[key], rtol, atol, f"{at}.{key}")
+                yield from find_differences(wanted[key], found[key], rtol, atol, f"{at}.{key}")
             else:
                 yield f"{at}.{key}: only in the {'golden' if key in wanted else 'new'} values"
     elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
         for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
-            yield from compared(a, b, rtol, atol, f"{at}[{i}]")
+            yield from find_differences(a, b, rtol, atol, f"{at}[{i}]")
     elif is_number(wanted) and is_number(found):
         if not math.isclose(wanted, found, rel_tol=rtol, abs_tol=atol):
             yield f"{at}: {wanted!r} became {found!r}"
@@ -50,19 +51,19 @@ def is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def plain(value):
-    """As JSON has it, with eight digits."""
+def to_plain(value):
+    """Return the value as JSON stores it, with eight digits."""
     if isinstance(value, dict):
-        return {str(key): plain(v) for key, v in value.items()}
+        return {str(key): to_plain(v) for key, v in value.items()}
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_plain(v) for v in value]
     return float(f"{value:.8g}") if isinstance(value, float) else value
 
 
 def gist(array, n=5):
-    """Sum, norm, a sum by place and n entries, evenly spaced, of an array or tensor."""
+    """Return sum, norm, a sum weighted by place, and n evenly spaced entries of an array."""
     if hasattr(array, "detach"):
         array = array.detach().double().cpu().numpy()
     flat = np.asarray(array, float).ravel()
@@ -71,20 +72,20 @@ def gist(array, n=5):
     return [flat.sum(), np.linalg.norm(flat), by_place, *flat[at]]
 
 
-def table(path):
-    """The rows of a CSV file."""
+def read_table(path):
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def number(text, empty=None):
-    """The number that a cell holds, or its text."""
+def to_number(text, empty=None):
+    """Return the number in a cell, otherwise its text."""
     try:
         return float(text) if text else empty
     except ValueError:
         return text
 
 
-def command(name, **settings):
-    """Run a command of the command line; its exit status."""
+def run_command(name, **settings):
+    """Run a command of the command line. Return its exit status."""
     return run(name, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])

@@ -1,4 +1,4 @@
-"""Plans of fixed fingerprints, for processors and GPUs."""
+"""Plans of fixed fingerprints on processors and GPUs."""
 
 import random
 from dataclasses import astuple
@@ -25,11 +25,12 @@ DEVICES = {"cpu": ("cpu", 16), "11 GB": ("cuda:0", 11), "80 GB": ("cuda:0", 80)}
 
 
 def plan_of(name, device, memory_gb, **chosen):
-    """The one place that knows how a plan is made."""
+    """Make the plan of a dataset. Only this function knows how a plan is made."""
     facts = facts_of(name)
     names = tuple(f"channel{i}" for i in range(facts.pop("n_channels")))
     modality = facts["modality"]
-    body, lesion = Spread(90.0, 40.0, -5.0, 240.0), Spread(130.0, 35.0, 10.0, 250.0)
+    body = Spread(90.0, 40.0, -5.0, 240.0)
+    lesion = Spread(130.0, 35.0, 10.0, 250.0)
     fingerprint = Fingerprint(
         channels=tuple(ChannelStatistics(n, modality == "ct", body, lesion, 0.7) for n in names),
         **facts,
@@ -47,15 +48,17 @@ def plan_of(name, device, memory_gb, **chosen):
 
 
 def step_gb(plan):
-    """Memory of a training step, made up: so many floats a voxel and feature."""
-    width, voxels = plan.architecture.features[0], plan.batch_size * prod(plan.tile_shape)
+    """Return an invented memory of a training step: a number of floats per voxel and feature."""
+    width = plan.architecture.features[0]
+    voxels = plan.batch_size * prod(plan.tile_shape)
     return 1.5 + 34e-9 * width * voxels * (1 + 0.02 * len(plan.architecture.features))
 
 
 def facts_of(name):
-    """Shapes, spacings and lesions that vary from case to case by a fixed rule."""
+    """Return shapes, spacings and lesions that vary from case to case by a fixed rule."""
     modality, n_channels, shape, spacing, (small, large), n = DATASETS[name]
-    rng, dims = random.Random(name), len(shape)
+    rng = random.Random(name)
+    dims = len(shape)
     shapes = tuple(tuple(round(s * rng.uniform(0.85, 1.15)) for s in shape) for _ in range(n))
     spacings = tuple(tuple(s * rng.choice((0.9, 1.0, 1.0, 1.2)) for s in spacing) for _ in range(n))
     lesions = tuple(rng.choice((0, 1, 2, 5)) for _ in range(n))
@@ -76,8 +79,9 @@ def facts_of(name):
     }
 
 
-def decided(plan):
-    shape, rule = plan.architecture, plan.candidate_rule
+def decisions_of(plan):
+    shape = plan.architecture
+    rule = plan.candidate_rule
     keys = ("spacing_mm", "tile_shape", "batch_size", "lesion_fraction")
     found = {key: getattr(plan, key) for key in keys}
     found |= {key: getattr(shape, key) for key in ("features", "strides", "kernels")}
@@ -88,27 +92,31 @@ def decided(plan):
     return found
 
 
-def on_every_device(names, **chosen):
-    return {
-        f"{name}, {device}": decided(plan_of(name, *of, **chosen))
-        for name in names
-        for device, of in DEVICES.items()
-    }
+def plan_on_every_device(names, **chosen):
+    found = {}
+    for name in names:
+        for title, (device, memory_gb) in DEVICES.items():
+            found[f"{name}, {title}"] = decisions_of(plan_of(name, device, memory_gb, **chosen))
+    return found
 
 
-def test_plans_of_segmenting_networks():
-    check("plans", on_every_device(DATASETS))
+def test_plans_of_segmentation_networks_equal_the_golden_values():
+    check("plans", plan_on_every_device(DATASETS))
 
 
-def test_plans_of_detectors():
+def test_plans_of_detectors_equal_the_golden_values():
     names = ("x-ray", "thick-slice MRI", "isotropic CT", "small lesions")
-    check("plans_detectors", on_every_device(names, architecture="retina_unet"))
+    check("plans_detectors", plan_on_every_device(names, architecture="retina_unet"))
 
 
-def test_plans_with_choices():
-    choices = {"spacing_mm": (2.0, 1.5, 1.5), "tile_shape": (48, 64, 64), "base_features": 8}
-    found = {
-        key: decided(plan_of("isotropic CT", "cpu", 16, **{key: value}))
-        for key, value in (choices | {"batch_size": 3}).items()
+def test_plans_with_overrides_equal_the_golden_values():
+    overrides = {
+        "spacing_mm": (2.0, 1.5, 1.5),
+        "tile_shape": (48, 64, 64),
+        "base_features": 8,
+        "batch_size": 3,
     }
+    found = {}
+    for key, value in overrides.items():
+        found[key] = decisions_of(plan_of("isotropic CT", "cpu", 16, **{key: value}))
     check("plans_choices", found)

@@ -1,4 +1,4 @@
-"""What a small network makes of oblique files, damaged files and a DICOM series."""
+"""Predictions of a small network for oblique files, damaged files and a DICOM series."""
 
 import json
 
@@ -10,12 +10,12 @@ from pydicom import dcmread
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
-from tests.golden.common import check, command, gist, table
+from tests.golden.common import check, gist, read_table, run_command
 from tests.golden.small_network import (
     SPACING,
+    make_phantom,
+    make_plan_and_network,
     oblique_affine,
-    phantom,
-    plan_and_network,
     write_bundle,
     write_nifti,
 )
@@ -26,18 +26,19 @@ POINT = "score:0.5"
 
 
 def probabilities_of(image, affine, **settings):
-    """Probabilities `[z, y, x]` of an image `[z, y, x]` on its own grid."""
-    plan, network = plan_and_network()
-    how = InferenceConfig.of(precision="fp32", **settings)
-    backwards = np.eye(4)
-    backwards[:3, :3] = np.eye(3)[::-1]  # of the array's index
-    volume = Volume(image[None], Geometry(image.shape, affine @ backwards))
-    return Predictor.from_network(network, plan, settings=how).probabilities(volume)[0]
+    """Return probabilities `[z, y, x]` of an image `[z, y, x]` on its own grid."""
+    plan, network = make_plan_and_network()
+    config = InferenceConfig.of(precision="fp32", **settings)
+    reversed_axes = np.eye(4)
+    reversed_axes[:3, :3] = np.eye(3)[::-1]  # array index (z, y, x) to (x, y, z)
+    volume = Volume(image[None], Geometry(image.shape, affine @ reversed_axes))
+    return Predictor.from_network(network, plan, settings=config).probabilities(volume)[0]
 
 
-def described(folder, case):
-    """The first candidates, voxels of masks and their geometry, of a case's files."""
-    mask, ids = (nib.load(folder / f"{case}_{kind}.nii.gz") for kind in ("mask", "instances"))
+def describe_results(folder, case):
+    """Return the first candidates, the mask's voxels and the geometry from a case's files."""
+    mask = nib.load(folder / f"{case}_mask.nii.gz")
+    ids = nib.load(folder / f"{case}_instances.nii.gz")
     candidates = json.loads((folder / f"{case}_candidates.json").read_text())["candidates"]
     keys = ("id", "score", "start_vox", "stop_vox", "centre_mm", "diameter_mm", "accepted")
     return {
@@ -50,8 +51,15 @@ def described(folder, case):
 
 
 def predict(bundle, scans, output):
-    how = {"operating_point": POINT, "device": "cpu", "inference__precision": "fp32"}
-    return command("predict", bundle=bundle, input=scans, output=output, **how)
+    return run_command(
+        "predict",
+        bundle=bundle,
+        input=scans,
+        output=output,
+        operating_point=POINT,
+        device="cpu",
+        inference__precision="fp32",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def bundle(tmp_path_factory):
     return write_bundle(tmp_path_factory.mktemp("golden") / "bundle")
 
 
-def test_probabilities_of_an_oblique_volume(monkeypatch):
+def test_probabilities_of_an_oblique_volume_equal_the_golden_values(monkeypatch):
     found = {}
     for name, settings in {
         "plain": {"overlap": 0.5},
@@ -67,58 +75,60 @@ def test_probabilities_of_an_oblique_volume(monkeypatch):
         "flips": {"overlap": 0.5, "flips": True},
     }.items():
         with monkeypatch.context() as patch:
-            # no compression of log-odds beyond 8: tests/inference/test_window.py tests that
+            # no compression of log-odds beyond 8, which tests/inference/test_window.py tests
             patch.setattr("lesionseg.inference.probabilities.SURE", float("inf"))
-            if name == "little overlap":  # and nothing left out
+            if name == "little overlap":  # no voxel is left out
                 patch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
-            found[name] = gist(probabilities_of(phantom(0), oblique_affine(), **settings), 40)
+            found[name] = gist(probabilities_of(make_phantom(0), oblique_affine(), **settings), 40)
     check("probabilities", found, rtol=1e-4, atol=1e-5)
 
 
-def test_files_good_and_damaged(bundle, tmp_path):
-    scans, output = tmp_path / "scans", tmp_path / "output"
+def test_predictions_of_good_and_damaged_files_equal_the_golden_values(bundle, tmp_path):
+    scans = tmp_path / "scans"
+    output = tmp_path / "output"
     scans.mkdir()
     for seed, name in enumerate(("good1", "good2", "cut")):
-        write_nifti(scans / f"{name}.nii.gz", phantom(seed))
+        write_nifti(scans / f"{name}.nii.gz", make_phantom(seed))
     whole = (scans / "cut.nii.gz").read_bytes()
     (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (scans / "text.nii.gz").write_text("no image")
-    broken = phantom(3)
+    broken = make_phantom(3)
     broken[3, 4, 5:9] = np.nan
     write_nifti(scans / "nan.nii.gz", broken)
     status = predict(bundle, scans, output)
     found = {
         "exit status": status,
-        "status": {row["case"]: row["status"] for row in table(output / "predictions.csv")},
-        "good1": described(output, "good1"),
-        "good2": described(output, "good2"),
+        "status": {row["case"]: row["status"] for row in read_table(output / "predictions.csv")},
+        "good1": describe_results(output, "good1"),
+        "good2": describe_results(output, "good2"),
         "written": sorted(f.name.split("_")[0] for f in output.glob("*_mask.nii.gz")),
     }
     check("predictions", found, rtol=1e-4, atol=1e-5)
 
 
-def test_dicom_segmentation(bundle, tmp_path):
-    """Voxels per segment, by pydicom alone, and the same when it is read as a reference."""
-    write_series(tmp_path / "scan", phantom(1))
-    output, scores = tmp_path / "output", tmp_path / "scores"
+def test_dicom_segmentation_equals_the_golden_values(bundle, tmp_path):
+    """Read voxels per segment with pydicom, and compare the file also as a reference."""
+    write_series(tmp_path / "scan", make_phantom(1))
+    output = tmp_path / "output"
+    scores = tmp_path / "scores"
     assert predict(bundle, tmp_path / "scan", output) == 0
     (path,) = (f for f in output.rglob("*.dcm") if dcmread(f).Modality == "SEG")
-    (case,) = (row["case"] for row in table(output / "predictions.csv"))
+    (case,) = (row["case"] for row in read_table(output / "predictions.csv"))
     (tmp_path / "manifest.csv").write_text(
         f"case,image,reference\n{case},scan,{path.relative_to(tmp_path)}\n"
     )
-    assert command("evaluate", reference=tmp_path, prediction=output, output=scores) == 0
-    (row,) = table(scores / "cases.csv")
+    assert run_command("evaluate", reference=tmp_path, prediction=output, output=scores) == 0
+    (row,) = read_table(scores / "cases.csv")
     found = {
-        "voxels": segments(path),
-        "files": described(output, case),
+        "voxels": read_segments(path),
+        "files": describe_results(output, case),
         "as reference": {key: float(row[key]) for key in ("dice", "n_lesions", "reference_ml")},
     }
     check("dicom_segmentation", found, rtol=1e-4, atol=1e-5)
 
 
-def segments(path):
-    """Voxels and the mean place (patient millimetres) of each segment."""
+def read_segments(path):
+    """Return the number of voxels and the mean place (patient mm) of each segment."""
     raw = dcmread(path)
     shared = raw.SharedFunctionalGroupsSequence[0]
     across, down = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
@@ -136,7 +146,7 @@ def segments(path):
 
 
 def write_series(folder, image):
-    """An MR series of an image `[z, y, x]`, axial."""
+    """Write an axial MR series of an image `[z, y, x]`."""
     empty = ("PatientBirthDate", "PatientSex", "StudyID", "AccessionNumber")
     elements = {
         "FrameOfReferenceUID": "1.2.3.9",
@@ -152,5 +162,11 @@ def write_series(folder, image):
         "SliceThickness": SPACING[0],
     }
     for z, pixels in enumerate(image.round().astype(np.uint16)):
-        where = {"InstanceNumber": z + 1, "ImagePositionPatient": [-12.0, 7.5, 3.0 * z]}
-        save(folder / f"{z:02d}.dcm", pixels, MR, **elements, **where)
+        save(
+            folder / f"{z:02d}.dcm",
+            pixels,
+            MR,
+            InstanceNumber=z + 1,
+            ImagePositionPatient=[-12.0, 7.5, 3.0 * z],
+            **elements,
+        )

@@ -1,4 +1,4 @@
-"""Scores of cases drawn at random, from files to tables; hand values are in tests/evaluation."""
+"""Scores of random cases from files to tables. Values by hand are in tests/evaluation."""
 
 import json
 
@@ -9,24 +9,28 @@ import lesionseg
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.io.predictions import write_prediction
 from tests.evaluation.hand_cases import prediction_of
-from tests.golden.common import check, number, table
+from tests.golden.common import check, read_table, to_number
 from tests.golden.small_network import write_nifti
 
-POINT = 0.4  # of the random cases
+POINT = 0.4
 MEASURES = ("dice", "surface_dice", "hd95_mm")
 
 
 def random_cases(n=40):
-    """Lesions and candidates of boxes; patients of one to four cases."""
-    rng, patient, left = np.random.default_rng(7), 0, 0
+    """Yield lesions and candidates of boxes. Patients have one to four cases."""
+    rng = np.random.default_rng(7)
+    patient = 0
+    left = 0
     for i in range(n):
         patient, left = (patient, left - 1) if left else (patient + 1, int(rng.integers(1, 4)))
         shape = np.array([9, 14, 16])
-        reference, drawn = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        boxes = [
-            (rng.integers(0, shape - 2), rng.integers(1, 6, 3))
-            for _ in range(0 if i % 5 == 0 else rng.integers(1, 6))
-        ]
+        reference = np.zeros(shape, np.int32)
+        drawn = np.zeros(shape, np.int32)
+        boxes = []
+        for _ in range(0 if i % 5 == 0 else rng.integers(1, 6)):
+            corner = rng.integers(0, shape - 2)
+            sides = rng.integers(1, 6, 3)
+            boxes.append((corner, sides))
         for corner, sides in boxes:
             paint(reference, corner, sides, rng)
             if rng.random() < 0.8:
@@ -34,42 +38,46 @@ def random_cases(n=40):
                 paint(drawn, moved, np.maximum(sides + rng.integers(-2, 3, 3), 1), rng)
         for _ in range(rng.integers(0, 4)):
             paint(drawn, rng.integers(0, shape - 1), rng.integers(1, 4, 3), rng)
-        reference, drawn = renumbered(reference), renumbered(drawn)
+        reference = renumber(reference)
+        drawn = renumber(drawn)
         scores = (rng.integers(1, 20, int(drawn.max())) / 20).tolist()
         spacing = rng.choice([0.5, 1.0, 1.5, 3.0], 3).tolist()
         yield f"case{i:02d}", f"p{patient}", reference, drawn, scores, (), POINT, spacing
 
 
 def paint(array, corner, sides, rng):
-    """A ragged box with the next id."""
+    """Paint a ragged box with the next id."""
     box = array[tuple(slice(a, a + b) for a, b in zip(corner, sides, strict=True))]
     box[rng.random(box.shape) > 0.1] = array.max() + 1
 
 
-def renumbered(ids):
+def renumber(ids):
     return np.unique(np.append(ids.ravel(), 0), return_inverse=True)[1][:-1].reshape(ids.shape)
 
 
-def write(folder, cases, point):
-    """The reference with its manifest, and the prediction's three files of each case."""
-    reference, prediction = folder / "reference", folder / "prediction"
+def write_cases(folder, cases, point):
+    """Write the references with a manifest, and three prediction files of each case."""
+    reference = folder / "reference"
+    prediction = folder / "prediction"
     for path in (reference, prediction):
         path.mkdir()
     lines = ["case,image,instances,group"]
-    chosen = OperatingPoint(f"score:{point}", point)
+    operating_point = OperatingPoint(f"score:{point}", point)
     for case, group, lesions, drawn, scores, labels, start, spacing in cases:
         lines.append(f"{case},{case}.nii.gz,{case}.nii.gz,{group}")
         affine = np.diag([*spacing[::-1], 1.0])
         write_nifti(reference / f"{case}.nii.gz", lesions.astype(np.uint8), affine)
         geometry = Geometry.from_spacing(drawn.shape, spacing)
-        given = drawn, scores, geometry, labels, start, case
-        write_prediction(prediction, prediction_of(*given, operating_point=chosen))
+        found = prediction_of(
+            drawn, scores, geometry, labels, start, case, operating_point=operating_point
+        )
+        write_prediction(prediction, found)
     (reference / "manifest.csv").write_text("\n".join(lines) + "\n")
     return reference, prediction
 
 
 def values_of(output):
-    """The values by names of our own: the one place that knows keys and columns."""
+    """Return the values by our own names. Only this function knows keys and columns."""
     scores = json.loads((output / "scores.json").read_text())
     keys = (
         *("n_cases", "n_groups", "n_lesion_free_cases", "n_lesions", "n_candidates"),
@@ -90,28 +98,28 @@ def values_of(output):
     return {
         "pooled": pooled,
         "cases": {
-            row["case"]: [number(row[key]) for key in MEASURES]
-            for row in table(output / "cases.csv")
+            row["case"]: [to_number(row[key]) for key in MEASURES]
+            for row in read_table(output / "cases.csv")
         },
-        "lesions": {  # found at the operating point, the score from which on it is, mm
+        "lesions": {  # found at the operating point, score from which it is found, diameter in mm
             f"{row['case']} {row['lesion']}": [
                 row["detected"].lower() in ("1", "true"),
-                *(number(row[key]) for key in ("detected_at", "diameter_mm")),
+                *(to_number(row[key]) for key in ("detected_at", "diameter_mm")),
             ]
-            for row in table(output / "lesions.csv")
+            for row in read_table(output / "lesions.csv")
         },
-        "candidates": {  # accepted, and what it is if all are
+        "candidates": {  # accepted, and its outcome if all candidates are accepted
             f"{row['case']} {row['candidate']}": [
                 row["accepted"].lower() in ("1", "true"),
                 row["outcome_any"],
             ]
-            for row in table(output / "candidates.csv")
+            for row in read_table(output / "candidates.csv")
         },
     }
 
 
 @pytest.mark.parametrize("preset", ["lesionseg", "instances"])
-def test_scores(preset, tmp_path):
-    reference, prediction = write(tmp_path, random_cases(), POINT)
+def test_scores_of_random_cases_equal_the_golden_values(preset, tmp_path):
+    reference, prediction = write_cases(tmp_path, random_cases(), POINT)
     lesionseg.evaluate(reference, prediction, tmp_path / "scores", preset=preset)
     check(f"scores_random_{preset}", values_of(tmp_path / "scores"))

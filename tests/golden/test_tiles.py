@@ -1,4 +1,4 @@
-"""Tiles of a fixed seed: where they lie, and what they hold once they are changed."""
+"""Tiles of a fixed seed: their places, and their voxels after augmentation."""
 
 from dataclasses import replace
 
@@ -8,13 +8,14 @@ import pytest
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.data import TileDataset, fill_cache, open_dataset
 from tests.golden.common import check, gist
-from tests.golden.small_network import phantom, plan_and_network, write_nifti
+from tests.golden.small_network import make_phantom, make_plan_and_network, write_nifti
 
-N_TILES, TILE = 24, (8, 16, 16)
+N_TILES = 24
+TILE = (8, 16, 16)
 AFFINE = np.diag([0.9, 1.1, 3.0, 1.0])
 OFF = {"spatial_probability": 0.0, "intensity_probability": 0.0}
 UNFLIPPED = ("spatial", "intensity")
-CHANGES = {  # None: not at all
+CHANGES = {  # None: no augmentation
     "none": None,
     "flips": OFF,
     "spatial": {**OFF, "spatial_probability": 1.0},
@@ -24,30 +25,31 @@ CHANGES = {  # None: not at all
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Prepared cases and, by name, a sequence of tiles."""
+def prepared(tmp_path_factory):
+    """Return prepared cases and, by name, a sequence of tiles."""
     root = tmp_path_factory.mktemp("golden") / "data"
     root.mkdir()
     lines = ["case,image,reference,group"]
     for seed in range(4):
-        image = phantom(seed)
+        image = make_phantom(seed)
         labels = (image > 145).astype(np.uint8) * (seed != 2)  # one is free of lesions
         write_nifti(root / f"image{seed}.nii.gz", image, AFFINE)
         write_nifti(root / f"label{seed}.nii.gz", labels, AFFINE)
         lines.append(f"c{seed},image{seed}.nii.gz,label{seed}.nii.gz,g{seed}")
     (root / "manifest.csv").write_text("\n".join(lines) + "\n")
-    dataset, plan = open_dataset(root), replace(plan_and_network()[0], tile_shape=TILE)
+    dataset = open_dataset(root)
+    plan = replace(make_plan_and_network()[0], tile_shape=TILE)
     cases = fill_cache(dataset, dataset.cases, plan, root.parent / "cache")
-    sampling, how = SamplingConfig.of(lesion_share=0.5), {"n_tiles": N_TILES, "seed": 5}
+    sampling = SamplingConfig.of(lesion_share=0.5)
     sets = {}
     for name, settings in CHANGES.items():
         changes = None if settings is None else AugmentConfig.of(**settings)
-        sets[name] = TileDataset(cases, plan, sampling, changes, **how)
+        sets[name] = TileDataset(cases, plan, sampling, changes, n_tiles=N_TILES, seed=5)
     return cases, sets
 
 
 def boxes(instances):
-    """Box and voxels of each lesion."""
+    """Return box and number of voxels of each lesion."""
     found = []
     for number in np.unique(instances[instances > 0]):
         places = np.argwhere(instances == number)
@@ -55,35 +57,35 @@ def boxes(instances):
     return found
 
 
-def test_prepared_cases(made):
-    cases, _ = made
-    found = {
-        case.case: {
+def test_prepared_cases_equal_the_golden_values(prepared):
+    cases, _ = prepared
+    found = {}
+    for case in cases:
+        found[case.case] = {
             "shape": case.shape,
             "affine": case.geometry.affine,
             "image": gist(np.asarray(case.image, np.float32), 12),
             "labels": int((np.asarray(case.labels) > 0).sum()),
             "boxes": boxes(np.asarray(case.instances)),
         }
-        for case in cases
-    }
     check("prepared", found, rtol=1e-4, atol=1e-4)
 
 
-def test_where_tiles_lie(made):
-    sampler = made[1]["none"].sampler
+def test_places_of_tiles_equal_the_golden_values(prepared):
+    sampler = prepared[1]["none"].sampler
     choices = [sampler.choose(*divmod(i, N_TILES)) for i in range(3 * N_TILES)]
     check("tiles_starts", {"tiles": [[c.case, *c.start, c.kind] for c in choices]})
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_tiles_hold(name, made, monkeypatch):
+def test_voxels_of_tiles_equal_the_golden_values(name, prepared, monkeypatch):
     if name in UNFLIPPED:
         monkeypatch.setattr("lesionseg.data.augment.FLIP_PROBABILITY", 0.0)
     found = {}
     for i in range(N_TILES):
-        item = made[1][name][i]
-        image, instances = (np.asarray(item[key][0]) for key in ("image", "instances"))
+        item = prepared[1][name][i]
+        image = np.asarray(item["image"][0])
+        instances = np.asarray(item["instances"][0])
         found[str(i)] = {
             "image": [image.mean(), image.std(), *gist(image, 6)],
             "labels": gist(item["label"], 0),

@@ -1,4 +1,4 @@
-"""Damaged and hostile files fail by name: no crash, hang, full memory, or look outside a folder."""
+"""Damaged and hostile files fail by name, without crash, hang, full memory or foreign files."""
 
 import gzip
 import os
@@ -38,8 +38,8 @@ encoding: {encoding}
 
 
 @pytest.fixture
-def limited():
-    """Sets limits for this test alone."""
+def change_limits():
+    """Return a function that sets limits for one test."""
     before = limits()
     yield lambda **changes: set_limits(FileLimits(**changes))
     set_limits(before)
@@ -58,7 +58,7 @@ def check_error(path, *words):
     "name", ["/etc/passwd", "../out.raw", "%03d.raw 1 3 1", "LIST", "-", "link"]
 )
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".nrrd"])
-def test_voxels_outside_the_header_s_folder_are_not_read(tmp_path, name, suffix):
+def test_voxels_outside_of_the_folder_are_not_read(tmp_path, name, suffix):
     folder = tmp_path / "in"
     folder.mkdir()
     (tmp_path / "out.raw").write_bytes(bytes(1000))
@@ -74,9 +74,16 @@ def test_voxels_outside_the_header_s_folder_are_not_read(tmp_path, name, suffix)
         check_error(folder / "b.nrrd", "voxels elsewhere")
 
 
-def bomb(path):
-    """A few KB that ask for 108 GB."""
-    size, packed = "3000 6000 6000", gzip.compress(bytes(2**22))
+def png_chunk(name, data):
+    length = struct.pack(">I", len(data))
+    checksum = struct.pack(">I", zlib.crc32(name + data))
+    return length + name + data + checksum
+
+
+def write_bomb(path):
+    """Write a few KB that ask for 108 GB of memory."""
+    size = "3000 6000 6000"
+    packed = gzip.compress(bytes(2**22))
     if path.suffix == ".mha":
         head = MHA.format(size=size, more="CompressedData = True\n", file="LOCAL")
         path.write_bytes(head.encode() + zlib.compress(bytes(2**22)))
@@ -86,39 +93,37 @@ def bomb(path):
         header = nibabel.Nifti1Header()
         header.set_data_shape((3000, 6000, 6000))
         header.set_data_dtype(np.uint8)
-        header["magic"], header["vox_offset"] = b"n+1", 352
+        header["magic"] = b"n+1"
+        header["vox_offset"] = 352
         path.write_bytes(gzip.compress(header.binaryblock + bytes(2**22)))
     else:
-        kinds = {b"IHDR": struct.pack(">IIBBBBB", 60000, 60000, 16, 2, 0, 0, 0)}
-        kinds |= {b"IDAT": zlib.compress(bytes(2**22)), b"IEND": b""}
-        chunks = (
-            struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d))
-            for n, d in kinds.items()
-        )
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+        content = b"\x89PNG\r\n\x1a\n"
+        content += png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 16, 2, 0, 0, 0))
+        content += png_chunk(b"IDAT", zlib.compress(bytes(2**22)))
+        path.write_bytes(content + png_chunk(b"IEND", b""))
     assert path.stat().st_size < 10_000
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "a.nii.gz", "a.png"])
-def test_a_few_kilobytes_do_not_get_a_hundred_gigabytes(tmp_path, name):
-    bomb(tmp_path / name)
+def test_file_of_kilobytes_that_asks_for_gigabytes_is_an_error(tmp_path, name):
+    write_bomb(tmp_path / name)
     check_error(tmp_path / name)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
 @pytest.mark.parametrize("name", ["a.mha", "a.png", "a.nii.gz", "a.dcm", "a"])
-def test_a_pipe_is_no_file(tmp_path, name):
+def test_pipe_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
     check_error(tmp_path / name, "no such file")
 
 
 def crash(path):
-    """What a native library does with some damaged files."""
+    """Crash like a native library with some damaged files."""
     os.abort()
 
 
 def spin(path):
-    """Compute for ever."""
+    """Compute without end."""
     while True:
         pass
 
@@ -133,8 +138,9 @@ def nap(path):
 
 
 def work(path, seconds):
-    """Take processor time."""
-    begin, n = time.process_time(), 0
+    """Use processor time."""
+    begin = time.process_time()
+    n = 0
     while time.process_time() < begin + seconds:
         n += 1
     return n
@@ -158,10 +164,10 @@ FEW_VOXELS = FileLimits(max_voxels=10**6)
         (grow, FEW_VOXELS, 1000, MemoryError, ".*"),
     ],
 )
-def test_the_worker_s_death_is_that_file_s_failure_alone(
+def test_crash_of_the_worker_fails_only_its_file(
     tmp_path, monkeypatch, misbehave, allowed, wall_per_processor, error, words
 ):
-    """Only the limit under test is narrow: a busy machine reaches no other one."""
+    """Only the tested limit is narrow, so a busy machine reaches no other limit."""
     good = tmp_path / "a.png"
     Image.new("L", (2, 2), 1).save(good)
     monkeypatch.setattr(io_limits, "_limits", allowed)
@@ -172,30 +178,31 @@ def test_the_worker_s_death_is_that_file_s_failure_alone(
     assert read_volume(good).array.sum() == 4
 
 
-def test_waiting_for_a_processor_does_not_count(tmp_path, limited):
-    """A sleeping decoder stands for one on a busy machine; many files do not add up either."""
+def test_time_of_waiting_for_a_processor_does_not_count(tmp_path, change_limits):
+    """Simulate a busy machine by a sleeping decoder. The times of several files do not add up."""
     run_in_worker(work, tmp_path / "start.png", 0.0)  # starting the worker takes long
-    limited(read_seconds=2.0)
+    change_limits(read_seconds=2.0)
     assert run_in_worker(nap, tmp_path / "slow.png") == 7
     for _ in range(3):
         assert run_in_worker(work, tmp_path / "a.png", 0.8) > 0
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])
-def test_more_voxels_than_allowed_and_impossible_spacings(tmp_path, suffix, limited):
-    path, shape = tmp_path / f"a{suffix}", (5, 5)
+def test_too_many_voxels_and_impossible_spacings_are_errors(tmp_path, suffix, change_limits):
+    path = tmp_path / f"a{suffix}"
+    shape = (5, 5)
     mm = 300.0 if suffix in (".nrrd", ".mha", ".nii.gz") else 1.0
     plane = Geometry.from_spacing(shape, (1, mm))
     write_volume(path, Volume(np.zeros((1, *shape), np.uint8), plane))
     if mm > 1:
         check_error(path, "impossible voxel size")
-    limited(max_voxels=24, spacing_mm=(1e-3, 1000))
+    change_limits(max_voxels=24, spacing_mm=(1e-3, 1000))
     check_error(path, "too many voxels: 25", "Crop it")
-    limited(max_voxels=25, spacing_mm=(1e-3, 1000))
+    change_limits(max_voxels=25, spacing_mm=(1e-3, 1000))
     assert read_volume(path).geometry.shape == shape
 
 
-def test_another_format_under_a_picture_s_name_is_not_opened(tmp_path):
+def test_gif_named_png_is_an_error(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png", "gif")
     check_error(tmp_path / "a.png")
 
@@ -204,8 +211,8 @@ def test_another_format_under_a_picture_s_name_is_not_opened(tmp_path):
 DIM, DATATYPE, VOX_OFFSET, SFORM, HEADER = 40, 70, 108, 280, 352
 
 
-def patched(offset, form, *values):
-    """The packed file with these values in it."""
+def patch_header(offset, form, *values):
+    """Return a function that writes these values into the unpacked file."""
 
     def patch(file, rng=None):
         plain = bytearray(gzip.decompress(file))
@@ -215,39 +222,43 @@ def patched(offset, form, *values):
     return patch
 
 
-def noise_inside(file, rng):
+def insert_noise(file, rng):
     begin = int(rng.integers(20, len(file) // 2))
     return file[:begin] + rng.bytes(200) + file[begin + 200 :]
 
 
-def few_voxels(file, rng):
+def cut_voxels(file, rng):
     plain = gzip.decompress(file)
     return gzip.compress(plain[: int(rng.integers(HEADER, len(plain) - 4000))])
 
 
-def not_finite(file, rng):
+def insert_non_finite(file, rng):
     value = rng.choice([np.nan, np.inf, -np.inf])
-    return patched(HEADER + 4 * int(rng.integers(0, 500)), "<f", value)(file)
+    return patch_header(HEADER + 4 * int(rng.integers(0, 500)), "<f", value)(file)
+
+
+def replace_by_noise(file, rng):
+    return rng.bytes(3000)
 
 
 DAMAGES = {
-    "noise": noise_inside,
-    "few_voxels": few_voxels,
-    "not_finite": not_finite,
-    "random": lambda file, rng: rng.bytes(3000),
-    "magic": patched(344, "<4s", b"xyz\0"),
-    "zero_dim": patched(DIM + 4, "<h", 0),
-    "negative_dim": patched(DIM + 2, "<h", -5),
-    "huge_dims": patched(DIM + 2, "<3h", 30000, 30000, 30000),
-    "datatype": patched(DATATYPE, "<h", 12345),
-    "far_offset": patched(VOX_OFFSET, "<f", 1e9),
-    "huge_spacing": patched(SFORM, "<12f", 900, 0, 0, 0, 0, 900, 0, 0, 0, 0, 900, 0),
-    "flat_affine": patched(SFORM, "<12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0),
+    "noise": insert_noise,
+    "few_voxels": cut_voxels,
+    "not_finite": insert_non_finite,
+    "random": replace_by_noise,
+    "magic": patch_header(344, "<4s", b"xyz\0"),
+    "zero_dim": patch_header(DIM + 4, "<h", 0),
+    "negative_dim": patch_header(DIM + 2, "<h", -5),
+    "huge_dims": patch_header(DIM + 2, "<3h", 30000, 30000, 30000),
+    "datatype": patch_header(DATATYPE, "<h", 12345),
+    "far_offset": patch_header(VOX_OFFSET, "<f", 1e9),
+    "huge_spacing": patch_header(SFORM, "<12f", 900, 0, 0, 0, 0, 900, 0, 0, 0, 0, 900, 0),
+    "flat_affine": patch_header(SFORM, "<12f", 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path, rng, damage):
+def test_damaged_file_is_an_error_with_its_name(tmp_path, rng, damage):
     path = tmp_path / f"{damage}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(rng.normal(size=(12, 10, 14)).astype("f4"), np.eye(4)), path)
     dataset = Dataset("x", tmp_path, "nnunet", 3, ("T1",), Labels.of({1: "lesion"}), ())
@@ -259,14 +270,19 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path, rng, damage):
             read_image(CaseFiles("a", (path,)), dataset)
 
 
-def scan_of(path, shape, spacing_mm, unit="mm"):
+def write_scan(path, shape, spacing_mm, unit="mm"):
     """Write a scan whose header gives lengths as numbers of this unit."""
     if path.suffix == ".dcm":  # a folder
         pixels = np.zeros(shape[1:], np.int16)
         for z in range(shape[0]):
-            place = [0, 0, z * spacing_mm[0]]
-            where = {"ImagePositionPatient": place, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
-            save_dicom(path / f"{z}.dcm", pixels, CT, PixelSpacing=list(spacing_mm[1:]), **where)
+            save_dicom(
+                path / f"{z}.dcm",
+                pixels,
+                CT,
+                PixelSpacing=list(spacing_mm[1:]),
+                ImagePositionPatient=[0, 0, z * spacing_mm[0]],
+                ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            )
         return path
     if path.name.endswith((".nii", ".nii.gz")):
         image = nibabel.Nifti1Image(
@@ -281,15 +297,15 @@ def scan_of(path, shape, spacing_mm, unit="mm"):
     return path
 
 
-SENSELESS = [
+SPACINGS = [
     # spacing in the header, unit, words of the error ("" for none)
-    ((1.5, 1.5, 1.5), "micron", "micrometres"),  # 0.0015 mm, 0.06 mm in all
+    ((1.5, 1.5, 1.5), "micron", "micrometres"),  # 0.0015 mm, extent 0.06 mm
     ((5, 0.5, 0.5), "micron", "micrometres"),
     ((1, 1, 1), "meter", "metres"),
     ((0.09, 0.5, 0.5), "meter", "metres"),
     ((999, 1, 1), "mm", "outside 0.001–100 mm"),
     ((0.0005, 1, 1), "mm", "outside 0.001–100 mm"),
-    ((0.001, 0.001, 0.001), "mm", "longest side is 0.04 mm"),  # in metres
+    ((0.001, 0.001, 0.001), "mm", "longest side is 0.04 mm"),  # probably metres
     ((1500, 1500, 1500), "micron", ""),
     ((0.0015, 0.0015, 0.0015), "meter", ""),
     ((0.05, 0.05, 0.05), "mm", ""),  # ex vivo
@@ -297,17 +313,17 @@ SENSELESS = [
 ]
 
 
-@pytest.mark.parametrize(("spacing_mm", "unit", "words"), SENSELESS, ids=str)
+@pytest.mark.parametrize(("spacing_mm", "unit", "words"), SPACINGS, ids=str)
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha", "a.dcm"])
-def test_a_spacing_or_an_extent_of_no_scan_is_an_error(tmp_path, name, spacing_mm, unit, words):
+def test_implausible_spacing_or_extent_is_an_error(tmp_path, name, spacing_mm, unit, words):
     if unit != "mm" and name != "a.nii.gz":
-        return  # the other formats have millimetres alone
+        return  # the other formats have only millimetres
     if name == "a.dcm" and spacing_mm[0] < 0.001:
-        # slices so near are duplicates
+        # slices with this distance count as duplicates
         with pytest.raises(GeometryError, match="duplicates"):
-            read_volume(scan_of(tmp_path / name, (20, 40, 30), spacing_mm, unit))
+            read_volume(write_scan(tmp_path / name, (20, 40, 30), spacing_mm, unit))
         return
-    path = scan_of(tmp_path / name, (20, 40, 30), spacing_mm, unit)
+    path = write_scan(tmp_path / name, (20, 40, 30), spacing_mm, unit)
     if words:
         check_error(path, words, "Correct the spacing or its unit")
     else:
@@ -315,9 +331,9 @@ def test_a_spacing_or_an_extent_of_no_scan_is_an_error(tmp_path, name, spacing_m
 
 
 @pytest.mark.parametrize("mm", [0.0, -1.0, float("nan"), 1e-4, 101.0, 1e-9])
-def test_a_pixel_size_of_no_picture_is_an_error(tmp_path, mm):
+def test_implausible_pixel_size_is_an_error(tmp_path, mm):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ReadError, match=r"a\.png: the pixel size .*Correct pixel_mm"):
         read_volume(tmp_path / "a.png", raster_mm=mm)
-    Image.new("L", (12000, 2)).save(tmp_path / "b.png")  # of no stated size: 12 m would be too much
+    Image.new("L", (12000, 2)).save(tmp_path / "b.png")  # without a pixel size, 12 m is no error
     assert read_volume(tmp_path / "b.png").array.shape == (1, 2, 12000)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lesionseg.plan.plan import Plan
+
 
 class Bright(nn.Module):
     """A network whose logit is `gain · (first channel - level)` for each label."""
@@ -15,6 +17,11 @@ class Bright(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return [((image[:, :1] - self.level) * self.gain).repeat_interleave(self.n_labels, 1)]
+
+
+def make_bright(_: Plan) -> Bright:
+    """Build `Bright` for any plan, as the value of an architecture's name."""
+    return Bright()
 
 
 class Identity(nn.Module):

@@ -1,4 +1,4 @@
-"""Our weights under the names that nnU-Net gives them."""
+"""Our weights with the names of nnU-Net."""
 
 import re
 from collections import OrderedDict
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 
-def as_there(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights as nnU-Net lists them: layers twice, the encoder again in the decoder."""
+def to_nnunet_weights(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return our weights as nnU-Net stores them: layers twice, the encoder also in the decoder."""
     is_residual = "encoder.stem.conv.weight" in ours
     last = len({m[1] for name in ours if (m := re.match(r"decoder\.ups\.(\d+)", name))}) - 1
     theirs: dict[str, Tensor] = OrderedDict()
     for name, tensor in ours.items():
-        new = _there(name, is_residual, last)
+        new = _nnunet_name(name, is_residual, last)
         theirs[new] = tensor
         if ".conv.weight" in new and "seg" not in new:
             theirs[new.replace(".conv.weight", ".conv.bias")] = torch.ones(len(tensor))
@@ -25,14 +25,14 @@ def as_there(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return OrderedDict({**theirs, **again})
 
 
-PARTS = (  # that count their stages from the other end there
+PARTS = (  # nnU-Net counts these stages from the other end
     (r"decoder\.ups\.(\d)\.", "decoder.transpconvs.{}."),
     (r"decoder\.stages\.(\d)\.", "decoder.stages.{}.convs."),
     (r"heads\.(\d)\.conv\.", "decoder.seg_layers.{}."),
 )
 
 
-def _there(name: str, is_residual: bool, last: int) -> str:
+def _nnunet_name(name: str, is_residual: bool, last: int) -> str:
     for ours, theirs in PARTS:
         if match := re.match(ours, name):
             return theirs.format(last - int(match[1])) + name[match.end() :]
@@ -43,6 +43,6 @@ def _there(name: str, is_residual: bool, last: int) -> str:
         return f"encoder.stages.{stage}.0.convs.{block}.{part}"
     part = f"conv2.{part}" if part.startswith("norm.") else part
     part = part.replace("first.", "conv1.").replace("second.", "conv2.conv.")
-    # a later stage halves and widens: an average, then convolution and norm
+    # the skip connection of a later stage is an average, a convolution and a norm
     part = part.replace("past.1.", "skip.1.conv.").replace("past.2.", "skip.1.norm.")
     return f"encoder.stages.{stage}.blocks.{block}.{part}"

@@ -1,4 +1,4 @@
-"""A plan of a small network, for every test of models."""
+"""A plan of a small network for tests."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def plan_of(
     table: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Plan:
-    """Three stages of 4, 8 and 16 features; `table` goes to the architecture."""
+    """Return a plan with three stages of 4, 8 and 16 features. `table` changes the architecture."""
     strides = strides or ((1,) * dims, (2,) * dims, (2,) * dims)
     n = len(strides)
     sizes = {

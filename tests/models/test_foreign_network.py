@@ -1,4 +1,4 @@
-"""Networks that are not ours: filled in, tried, wrapped, and imported only when that was asked."""
+"""Networks of other packages: construction, trial, wrapping, and import only with trust."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ HERE = "tests.models.test_foreign_network"
 
 
 class TenLines(nn.Module):
-    """What a user writes."""
+    """A network as a user may write it."""
 
     def __init__(self, in_channels: int, out_channels: int, width: int = 4) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class TenLines(nn.Module):
 
 
 class Halves(nn.Module):
-    """Two maps, the coarser first, of tiles that 16 divides; its channels are called otherwise."""
+    """A network with two outputs, the coarser first. Tiles must be multiples of 16."""
 
     def __init__(self, wide: int = 1) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class Halves(nn.Module):
         return {"half": nn.functional.avg_pool3d(logits, 2), "whole": logits}
 
 
-def plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
+def make_plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
     return plan_of(name, len(tile), n_channels=2, table={"network": network}, tile_shape=tile)
 
 
-def target(name: str, **arguments: Any) -> dict[str, Any]:
+def make_target(name: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": f"{HERE}.{name}", **arguments}
 
 
-def test_channels_are_filled_in_and_training_starts_at_the_prior() -> None:
-    network = build_network(plan(**target("TenLines", width=8)), architectures=TRUSTED)
+def test_channels_are_inserted_and_the_first_prediction_is_the_prior() -> None:
+    network = build_network(make_plan(**make_target("TenLines", width=8)), architectures=TRUSTED)
     with torch.no_grad():
         (logits,) = network(torch.zeros(2, 2, 16, 16, 16))
     assert logits.shape == (2, 1, 16, 16, 16)
@@ -62,20 +62,24 @@ def test_channels_are_filled_in_and_training_starts_at_the_prior() -> None:
 
 
 NO_NETWORKS = [{}, {"_target_": "missing_package.Network"}, {"_target_": "builtins.dict"}]
-NO_NETWORKS += [target("Nothing"), target("TenLines", depth=3), target("TenLines", width="wide")]
+NO_NETWORKS += [
+    make_target("Nothing"),
+    make_target("TenLines", depth=3),
+    make_target("TenLines", width="wide"),
+]
 
 
 @pytest.mark.parametrize("spec", NO_NETWORKS)
-def test_what_cannot_be_built_is_said(spec: dict[str, Any]) -> None:
+def test_network_that_cannot_be_built_is_an_error(spec: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"model\.network"):
-        build_network(plan(**spec), architectures=TRUSTED)
+        build_network(make_plan(**spec), architectures=TRUSTED)
 
 
 @pytest.mark.parametrize("name", ["custom", "retinanet"])
-def test_a_bundle_s_class_is_imported_only_with_trust(name: str) -> None:
+def test_class_of_a_bundle_is_imported_only_with_trust(name: str) -> None:
     for architectures in (None, allowed_architectures(False)):
         with pytest.raises(BundleError, match=r"antigravity\.fly.*trust=true"):
-            build_network(plan(name, _target_="antigravity.fly"), architectures=architectures)
+            build_network(make_plan(name, _target_="antigravity.fly"), architectures=architectures)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +87,11 @@ def test_a_bundle_s_class_is_imported_only_with_trust(name: str) -> None:
     [("SegResNet", {"init_filters": 8}, 1), ("MedNeXt", MEDNEXT, 3)],
 )
 @pytest.mark.parametrize("tile", [(16, 16, 16), (16, 32)])
-def test_monai_s_networks_are_named_by_target(
+def test_networks_of_monai_are_built_by_their_target(
     name: str, arguments: dict[str, Any], n_levels: int, tile: tuple[int, ...]
 ) -> None:
     spec = {"_target_": f"monai.networks.nets.{name}", **arguments}
-    ready = probe_network(plan(tile=tile, **spec), by_hand=True)
+    ready = probe_network(make_plan(tile=tile, **spec), by_hand=True)
     assert len(supervised_strides(ready.architecture)) == n_levels
     assert Plan.from_json(ready.to_json()) == ready
     network = build_network(ready, architectures=TRUSTED).eval()
@@ -96,16 +100,16 @@ def test_monai_s_networks_are_named_by_target(
     assert logits.shape == (1, 1, *ready.tile_shape)
 
 
-def test_a_swin_transformer_s_tile_is_rounded_to_what_it_takes() -> None:
+def test_tile_of_a_swin_transformer_is_rounded() -> None:
     pytest.importorskip("einops")
-    small = plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
+    small = make_plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
     assert probe_network(small, by_hand=False).tile_shape == (64, 64)
     with pytest.raises(ConfigError, match=r"Set model.tile_shape=\[64, 64\]"):
         probe_network(small, by_hand=True)
 
 
 def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
-    ready = probe_network(plan(tile=(20, 16, 16), **target("Halves")), by_hand=False)
+    ready = probe_network(make_plan(tile=(20, 16, 16), **make_target("Halves")), by_hand=False)
     assert ready.tile_shape == (16, 16, 16)
     assert ready.architecture.levels == ((1, 1, 1), (2, 2, 2))
     assert ready.architecture.strides[1] == (16, 16, 16)
@@ -115,8 +119,8 @@ def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
     assert [x.shape[-1] for x in network.eval()(tiles)] == [16]
 
 
-def test_wrong_channels_are_refused_and_our_own_plans_left_alone() -> None:
+def test_wrong_channels_are_refused_and_our_own_plans_unchanged() -> None:
     with pytest.raises(ConfigError):
-        probe_network(plan(**target("Halves", wide=3)), by_hand=False)
-    ours = plan("unet")
+        probe_network(make_plan(**make_target("Halves", wide=3)), by_hand=False)
+    ours = make_plan("unet")
     assert probe_network(ours, by_hand=False) is ours

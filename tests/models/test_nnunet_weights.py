@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net and nnssl, written here under their names, read under ours."""
+"""Checkpoints of nnU-Net and nnssl are written with their names and read with ours."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lesionseg.models import build_network
 from lesionseg.models.weights import architecture_of, read_checkpoint
 from lesionseg.plan.plan import Architecture, Plan
 from tests.models import plans
-from tests.models.nnunet_names import as_there
+from tests.models.nnunet_names import to_nnunet_weights
 
 STRIDES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
 KERNELS = ((1, 3, 3), (3, 3, 3), (3, 3, 3))
@@ -25,20 +25,27 @@ def plan_of(architecture: Architecture) -> Plan:
     return plans.plan_of(dims=3, architecture=architecture, activation="softmax")
 
 
-def written(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:
+def write_checkpoint(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:
     network = build_network(plan_of(architecture), seed=4)
-    for parameter in network.parameters():  # none of them all 0 or 1
+    for parameter in network.parameters():  # no tensor of only 0 or 1
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
     path = folder / "checkpoint_final.pth"
-    torch.save({"network_weights": as_there(network.state_dict()), **more}, path)
+    torch.save({"network_weights": to_nnunet_weights(network.state_dict()), **more}, path)
     return path, network
 
 
 @pytest.mark.parametrize("architecture", [PLAIN, RESIDUAL], ids=["plain", "residual"])
-def test_a_network_is_the_same_by_both_names(tmp_path: Path, architecture: Architecture) -> None:
-    best = {"_best_ema": np.float64(0.5), "logging": {"dice": [np.float32(0.25)]}}
-    more = {"init_args": {"plans": {}, "device": torch.device("cpu")}, "current_epoch": 3}
-    path, network = written(tmp_path, architecture, **best, **more)
+def test_network_gives_equal_outputs_after_renaming(
+    tmp_path: Path, architecture: Architecture
+) -> None:
+    path, network = write_checkpoint(
+        tmp_path,
+        architecture,
+        _best_ema=np.float64(0.5),
+        logging={"dice": [np.float32(0.25)]},
+        init_args={"plans": {}, "device": torch.device("cpu")},
+        current_epoch=3,
+    )
     read = read_checkpoint(path)
     assert architecture_of(read, architecture.name, path.name) == architecture
     again = build_network(plan_of(architecture), seed=5)
@@ -47,18 +54,18 @@ def test_a_network_is_the_same_by_both_names(tmp_path: Path, architecture: Archi
     assert torch.equal(network(image)[0], again(image)[0])
 
 
-def test_wrappers_before_the_names_and_bare_weights_are_understood(tmp_path: Path) -> None:
-    path, network = written(tmp_path, PLAIN)
-    bare = {f"module._orig_mod.{k}": v for k, v in as_there(network.state_dict()).items()}
+def test_prefixes_of_wrappers_and_bare_weights_are_read(tmp_path: Path) -> None:
+    path, network = write_checkpoint(tmp_path, PLAIN)
+    bare = {f"module._orig_mod.{k}": v for k, v in to_nnunet_weights(network.state_dict()).items()}
     torch.save(bare, path)
     assert set(read_checkpoint(path)) == set(network.state_dict())
 
 
 class Foreign:
-    """What a checkpoint must not make."""
+    """A class that a checkpoint must not create."""
 
 
-def test_files_that_hold_no_weights_or_more_than_weights_are_refused(tmp_path: Path) -> None:
+def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     with pytest.raises(BundleError):
         read_checkpoint(path)
@@ -67,16 +74,16 @@ def test_files_that_hold_no_weights_or_more_than_weights_are_refused(tmp_path: P
         path.write_bytes(content)
         with pytest.raises(BundleError):
             read_checkpoint(path)
-    path, _ = written(tmp_path, PLAIN, init_args=Foreign())
+    path, _ = write_checkpoint(tmp_path, PLAIN, init_args=Foreign())
     with pytest.raises(BundleError, match="Foreign"):
         read_checkpoint(path)
 
 
-def test_another_kind_of_backbone_and_unlike_stages_are_refused(tmp_path: Path) -> None:
-    path, _ = written(tmp_path, RESIDUAL)
+def test_another_backbone_and_incomplete_stages_are_refused(tmp_path: Path) -> None:
+    path, _ = write_checkpoint(tmp_path, RESIDUAL)
     with pytest.raises(ConfigError):
         architecture_of(read_checkpoint(path), "unet", path.name)
-    weights = read_checkpoint(written(tmp_path, PLAIN)[0])
+    weights = read_checkpoint(write_checkpoint(tmp_path, PLAIN)[0])
     assert architecture_of(weights, "retina_unet", "x").features == PLAIN.features
     less = {k: v for k, v in weights.items() if not k.startswith("encoder.stages.2.1.")}
     with pytest.raises(BundleError):

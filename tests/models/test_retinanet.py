@@ -12,7 +12,7 @@ from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.models.plans import plan_of
 
 
-def _plan(dims: int = 2, name: str = "retinanet", labels: tuple[str, ...] = ("a",)) -> Plan:
+def _make_plan(dims: int = 2, name: str = "retinanet", labels: tuple[str, ...] = ("a",)) -> Plan:
     sizes = (((3.0,) * dims, (4.0,) * dims), ((8.0,) * dims, (9.0,) * dims))
     anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
     return plan_of(name, dims, labels=labels, table={"n_supervised": 2}, anchors=anchors)
@@ -21,8 +21,9 @@ def _plan(dims: int = 2, name: str = "retinanet", labels: tuple[str, ...] = ("a"
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("name", "n_levels"), [("retinanet", 0), ("retina_unet", 2)])
 def test_every_anchor_has_scores_and_a_box(dims: int, name: str, n_levels: int) -> None:
-    plan = _plan(dims, name, ("a", "b"))
-    network, tiles = build_network(plan), torch.randn(2, 1, *plan.tile_shape)
+    plan = _make_plan(dims, name, ("a", "b"))
+    network = build_network(plan)
+    tiles = torch.randn(2, 1, *plan.tile_shape)
     output = network(tiles)
     n = len(grid_anchors(planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)))
     assert output.class_logits.shape == (2, n, 2)
@@ -31,15 +32,15 @@ def test_every_anchor_has_scores_and_a_box(dims: int, name: str, n_levels: int) 
     assert len(network.eval()(tiles).segmentation) == min(n_levels, 1)
 
 
-def test_first_scores_are_the_prior_and_first_boxes_the_anchors() -> None:
-    output = build_network(_plan())(torch.zeros(1, 1, 16, 16))
+def test_first_scores_equal_the_prior_and_first_boxes_the_anchors() -> None:
+    output = build_network(_make_plan())(torch.zeros(1, 1, 16, 16))
     assert output.class_logits.mean().item() == pytest.approx(-math.log(99), abs=0.2)
     assert output.box_deltas.abs().max() < 0.3
 
 
-def test_outputs_lie_at_their_anchors() -> None:
-    """The gradient of an anchor's score by the image is centred on the anchor."""
-    plan = _plan()
+def test_outputs_are_located_at_their_anchors() -> None:
+    """The gradient of an anchor's score by the image has its maximum near the anchor."""
+    plan = _make_plan()
     draw = torch.Generator().manual_seed(0)
     image = torch.randn((64, 1, 16, 16), generator=draw).requires_grad_()
     levels = planned_anchors(plan).levels(plan.architecture.strides, (16, 16))

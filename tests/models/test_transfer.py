@@ -1,4 +1,4 @@
-"""Weights that move from one network to another."""
+"""Weights are transferred from one network to another."""
 
 from dataclasses import replace
 
@@ -18,8 +18,9 @@ def plan_of(name: str, labels: tuple[str, ...] = ("lesion",), sizes=SIZES) -> Pl
     return plans.plan_of(name, labels=labels, table={"n_supervised": 2}, anchors=anchors)
 
 
-def moved(plan: Plan, before: Plan):
-    network, old = build_network(plan, seed=1), build_network(before, seed=2)
+def transfer(plan: Plan, before: Plan):
+    network = build_network(plan, seed=1)
+    old = build_network(before, seed=2)
     return network, old, take_weights(network, plan, old, before)
 
 
@@ -28,8 +29,8 @@ def fresh_parts(done):
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
-def test_between_equal_networks_everything_moves(name):
-    network, old, done = moved(plan_of(name), plan_of(name))
+def test_equal_networks_transfer_all_weights(name):
+    network, old, done = transfer(plan_of(name), plan_of(name))
     assert (done.fresh, done.unused, done.why_fresh) == ((), (), "")
     for key, tensor in old.state_dict().items():
         assert torch.equal(network.state_dict()[key], tensor), key
@@ -38,15 +39,15 @@ def test_between_equal_networks_everything_moves(name):
 @pytest.mark.parametrize(("labels", "before"), [(("nodule",), ("lesion",)), (("a", "b"), ("a",))])
 def test_other_labels_give_new_heads_that_start_at_the_prior(labels, before):
     plan = plan_of("unet", labels)
-    network, _, done = moved(plan, plan_of("unet", before))
+    network, _, done = transfer(plan, plan_of("unet", before))
     assert set(done.fresh) == {k for k in network.state_dict() if is_head(k)}
     assert done.why_fresh
     fresh = build_network(plan, seed=1)
     assert torch.equal(network.heads[0].conv.bias, fresh.heads[0].conv.bias)
 
 
-def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
-    network, old, done = moved(plan_of("retina_unet"), plan_of("unet"))
+def test_retina_unet_takes_backbone_and_voxel_head_of_a_unet():
+    network, old, done = transfer(plan_of("retina_unet"), plan_of("unet"))
     assert (fresh_parts(done), done.unused) == ({"head"}, ())
     image = torch.randn(1, 1, 16, 16)
     with torch.no_grad():
@@ -54,34 +55,36 @@ def test_a_unet_gives_a_retina_unet_its_backbone_and_its_voxels():
         assert torch.equal(voxels, old.eval()(image)[0])
 
 
-def test_a_retinanet_finds_its_coarser_decoder_in_a_unets():
-    network, old, done = moved(plan_of("retinanet"), plan_of("unet"))
+def test_retinanet_takes_the_coarse_decoder_of_a_unet():
+    network, old, done = transfer(plan_of("retinanet"), plan_of("unet"))
     assert torch.equal(network.decoder.ups[0].weight, old.decoder.ups[1].weight)
     assert fresh_parts(done) == {"head"}
-    assert "decoder.ups.0.weight" in done.unused  # the finest stage, which it does without
+    assert "decoder.ups.0.weight" in done.unused  # the finest stage does not exist in a RetinaNet
 
 
-def test_other_anchors_another_activation_and_other_shapes_stay_fresh():
-    _, _, done = moved(
+def test_weights_of_other_anchors_activations_or_shapes_stay_new():
+    _, _, done = transfer(
         plan_of("retinanet", sizes=(((3.0, 3.0), (9.0, 9.0)),)), plan_of("retinanet")
     )
     assert fresh_parts(done) == {"head"}
     unet = plan_of("unet")
-    _, _, done = moved(unet.with_(activation="softmax"), unet)
+    _, _, done = transfer(unet.with_(activation="softmax"), unet)
     assert fresh_parts(done) == {"heads"}
     wide = unet.with_(architecture=replace(unet.architecture, features=(4, 8, 12)))
-    _, _, done = moved(wide, unet)
+    _, _, done = transfer(wide, unet)
     assert "encoder.stages.2.0.conv.weight" in done.fresh
     assert "encoder.stages.1.0.conv.weight" in done.taken
 
 
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 def test_one_channel_is_repeated_for_several(name):
-    more = {"encoder_blocks": (1, 1, 1)} if name == "residual_unet" else {}
-    one = plans.plan_of(name, channel_names=("FLAIR",), table=more)
-    network, old, done = moved(one.with_(channel_names=("T1", "T2"), **two_scales(one)), one)
+    table = {"encoder_blocks": (1, 1, 1)} if name == "residual_unet" else {}
+    one = plans.plan_of(name, channel_names=("FLAIR",), table=table)
+    two = one.with_(channel_names=("T1", "T2"), normalisation=one.normalisation * 2)
+    network, old, done = transfer(two, one)
     first = "encoder.stem.conv.weight" if name == "residual_unet" else _STEM
-    before, after = old.state_dict()[first], network.state_dict()[first]
+    before = old.state_dict()[first]
+    after = network.state_dict()[first]
     assert torch.allclose(after, before.expand_as(after) / 2)
     assert first in done.taken
     assert "had 1 channels and has 2" in done.adapted
@@ -94,26 +97,24 @@ def test_one_channel_is_repeated_for_several(name):
 _STEM = "encoder.stages.0.0.conv.weight"
 
 
-def two_scales(plan: Plan):
-    return {"normalisation": plan.normalisation * 2}
-
-
 def test_channels_of_the_same_name_keep_their_weights():
     two = plans.plan_of("unet", channel_names=("FLAIR", "T1"))
-    two = two.with_(**({} if len(two.normalisation) == 2 else two_scales(two)))
+    if len(two.normalisation) == 1:
+        two = two.with_(normalisation=two.normalisation * 2)
     three = two.with_(
         channel_names=("t1", "T2", "flair"), normalisation=(two.normalisation[0],) * 3
     )
-    network, old, done = moved(three, two)
-    before, after = old.state_dict()[_STEM], network.state_dict()[_STEM]
+    network, old, done = transfer(three, two)
+    before = old.state_dict()[_STEM]
+    after = network.state_dict()[_STEM]
     assert torch.equal(after[:, 0], before[:, 1])
     assert torch.equal(after[:, 2], before[:, 0])
     assert torch.allclose(after[:, 1], before.mean(1) * 2 / 3)
     assert "t1, flair kept" in done.adapted
     swapped = two.with_(channel_names=("T1", "FLAIR"))
-    network, old, _ = moved(swapped, two)
+    network, old, _ = transfer(swapped, two)
     assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM].flip(1))
-    other = two.with_(channel_names=("a", "b"))  # nothing says which is which
-    network, old, done = moved(other, two)
+    other = two.with_(channel_names=("a", "b"))  # names that do not match
+    network, old, done = transfer(other, two)
     assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM])
     assert done.adapted == ""

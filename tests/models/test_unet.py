@@ -1,4 +1,4 @@
-"""U-Nets, plain and residual: shapes, seeds, first predictions, gradients, refusals."""
+"""Plain and residual U-Nets: shapes, seeds, first predictions, gradients, refusals."""
 
 from dataclasses import replace
 
@@ -26,12 +26,12 @@ def noise():
     [
         (((1, 1), (2, 2), (2, 2)), (16, 24), [(8, 12), (4, 6)]),
         (((1, 1, 1), (2, 2, 2), (2, 2, 2)), (8, 16, 24), [(4, 8, 12), (2, 4, 6)]),
-        # thick slices: the first downsampling leaves z as it is
+        # thick slices: the first downsampling does not change z
         (((1, 1, 1), (1, 2, 2), (2, 2, 2)), (6, 16, 8), [(6, 8, 4), (3, 4, 2)]),
         (((1, 1), (1, 2), (3, 1)), (9, 10), [(9, 5), (3, 5)]),
     ],
 )
-def test_every_level_has_its_own_resolution_and_every_weight_a_gradient(
+def test_levels_have_their_resolution_and_weights_a_gradient(
     name, table, strides, shape, coarse, noise
 ):
     plan = plan_of(name, len(shape), strides=strides, n_channels=2, table=table)
@@ -59,14 +59,16 @@ def test_every_supervised_head_first_predicts_the_prior(name, labels, pi, activa
 
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 @pytest.mark.parametrize("shape", [(8, 10), (6, 8), (4, 4), (8, 8, 8)])
-def test_a_size_the_total_stride_does_not_divide_is_refused(name, shape):
+def test_size_that_is_no_multiple_of_the_total_stride_is_refused(name, shape):
     with pytest.raises(GeometryError):
         build_network(plan_of(name))(torch.zeros(1, 1, *shape))
 
 
-def test_the_seed_alone_decides_the_weights_and_the_global_random_state_stays():
+def test_weights_depend_only_on_the_seed_and_keep_the_global_state():
     before = torch.random.get_rng_state()
-    first, same, other = (build_network(plan_of(), seed=s).state_dict() for s in (1, 1, 2))
+    first = build_network(plan_of(), seed=1).state_dict()
+    same = build_network(plan_of(), seed=1).state_dict()
+    other = build_network(plan_of(), seed=2).state_dict()
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
     kernel = "encoder.stages.0.0.conv.weight"
@@ -81,7 +83,7 @@ def test_logits_are_fp32_under_autocast():
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_instance_norm_equals_torchs(dims, last, noise):
+def test_instance_norm_equals_that_of_torch(dims, last, noise):
     ours = InstanceNorm(5)
     theirs = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims](5, affine=True)
     with torch.no_grad():
@@ -91,7 +93,8 @@ def test_instance_norm_equals_torchs(dims, last, noise):
             getattr(theirs, name).copy_(value)
     x = (4 + 3 * torch.randn(2, 5, *(6,) * dims, generator=noise)).requires_grad_()
     layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
-    expected, seen = theirs(x), ours(x.to(memory_format=layout) if last else x)
+    expected = theirs(x)
+    seen = ours(x.to(memory_format=layout) if last else x)
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
     assert seen.is_contiguous() != last
     weight = torch.randn(x.shape, generator=noise)
@@ -109,12 +112,12 @@ def test_instance_norm_equals_torchs(dims, last, noise):
         ("encoder_blocks", (1, 2)),
     ],
 )
-def test_tables_that_do_not_fit_are_refused(key, value):
+def test_inconsistent_architectures_are_refused(key, value):
     with pytest.raises(ConfigError):
         build_network(plan_of(table={key: value}))
 
 
-def test_nnunets_layout_begins_without_a_prior_and_every_block_as_its_way_past():
+def test_layout_of_nnunet_starts_without_prior_and_with_identity_blocks():
     table = {**RESIDUAL, "features": (4, 8, 8), "layout": "nnunet"}
     network = build_network(plan_of("residual_unet", table=table))
     assert [up.bias.abs().max().item() for up in network.decoder.ups] == [0, 0]
@@ -124,7 +127,7 @@ def test_nnunets_layout_begins_without_a_prior_and_every_block_as_its_way_past()
     assert torch.allclose(network.encoder.stages[1][1](x), x)
 
 
-def test_a_block_that_learnt_nothing_passes_its_input_on():
+def test_residual_block_with_zero_norm_returns_its_input():
     x = torch.rand(1, 3, 8, 8)
     for stride, expected in (((1, 1), x), ((1, 2), (x[..., ::2] + x[..., 1::2]) / 2)):
         block = ResidualBlock(2, 3, 3, kernel=(3, 3), stride=stride)
@@ -132,7 +135,7 @@ def test_a_block_that_learnt_nothing_passes_its_input_on():
         assert torch.allclose(block(x), expected)
 
 
-def test_nnunets_table_of_blocks_is_planned():
+def test_planned_residual_unet_has_the_blocks_of_nnunet():
     allowed = replace(budget("cuda", 9.0, lambda *_: 0.0).value, architecture="residual_unet")
     shape = allowed.choose_architecture((128,) * 3, (1.0,) * 3)
     assert shape.features == (32, 64, 128, 256, 320, 320)
@@ -140,10 +143,11 @@ def test_nnunets_table_of_blocks_is_planned():
     assert shape.blocks == 1
 
 
-def test_its_cost_counts_its_convolutions():
+def test_cost_of_a_residual_unet_counts_its_convolutions():
     plan = plan_of("residual_unet", n_channels=2, labels=("a", "b", "c"), table=RESIDUAL)
     plan = plan.with_(architecture=replace(plan.architecture, n_supervised=2))
-    network, counted = build_network(plan).eval(), 0
+    network = build_network(plan).eval()
+    counted = 0
 
     def count(layer, _, output):
         nonlocal counted
@@ -155,4 +159,6 @@ def test_its_cost_counts_its_convolutions():
             layer.register_forward_hook(count)
     network(torch.randn(1, 2, 16, 16))
     cost = multiplications(plan.architecture, (16, 16), 1, n_channels=2)
-    assert cost / 3 == pytest.approx(counted, rel=0.1)  # and the ways up and past
+    assert cost / 3 == pytest.approx(
+        counted, rel=0.1
+    )  # the formula also counts transposed and skip convolutions

@@ -1,4 +1,4 @@
-"""`prepare`: what is surveyed, plans for a GPU elsewhere, the weights a training begins with."""
+"""`prepare`: survey, plans for another GPU, and the initial weights of a training."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
 from tests.models import plans
-from tests.models.test_nnunet_weights import PLAIN, plan_of, written
+from tests.models.test_nnunet_weights import PLAIN, plan_of, write_checkpoint
 from tests.pipeline.cases import boxes, write_array
 
 
@@ -34,7 +34,7 @@ def raw(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet"])
-def test_a_card_is_planned_for_by_its_memory(raw, tmp_path, monkeypatch, name):
+def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = {"accelerator": "gpu", "memory_gb": 24.0}
     cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
@@ -48,29 +48,34 @@ def test_a_card_is_planned_for_by_its_memory(raw, tmp_path, monkeypatch, name):
 
 
 @pytest.fixture
-def planned(plan):
+def nnunet_plan(plan):
     return plan.with_(architecture=replace(plan.architecture, n_supervised=1, layout="nnunet"))
 
 
-def test_the_log_says_what_was_taken_and_what_is_new(planned, tmp_path, caplog):
-    old, network = build_network(planned, seed=1), build_network(planned, seed=2)
-    write_bundle(tmp_path / "run" / "bundle", [old, old], planned, "card")
-    assert bundle_plan(str(tmp_path / "run")).architecture == planned.architecture
+def test_log_names_the_reused_and_the_new_tensors(nnunet_plan, tmp_path, caplog):
+    old = build_network(nnunet_plan, seed=1)
+    network = build_network(nnunet_plan, seed=2)
+    write_bundle(tmp_path / "run" / "bundle", [old, old], nnunet_plan, "card")
+    assert bundle_plan(str(tmp_path / "run")).architecture == nnunet_plan.architecture
     with caplog.at_level(logging.INFO, "lesionseg"):
-        start_from(str(tmp_path / "run"), network, planned.with_(labels=Labels((1,), ("nodule",))))
-    every = len(old.state_dict())
-    for said in (f"{every - 2} of {every} tensors taken", "ensemble of 2", "heads.0 (2)"):
-        assert said in caplog.text
+        start_from(
+            str(tmp_path / "run"), network, nnunet_plan.with_(labels=Labels((1,), ("nodule",)))
+        )
+    n_tensors = len(old.state_dict())
+    assert f"{n_tensors - 2} of {n_tensors} tensors taken" in caplog.text
+    assert "ensemble of 2" in caplog.text
+    assert "heads.0 (2)" in caplog.text
     stem = "encoder.stages.0.0.conv.weight"
     assert torch.equal(network.state_dict()[stem], old.state_dict()[stem])
     with pytest.raises(BundleError):
         bundle_plan(str(tmp_path / "none"))
 
 
-def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(tmp_path, caplog):
-    path, old = written(tmp_path, PLAIN)
+def test_checkpoint_initialises_the_backbone_and_is_logged(tmp_path, caplog):
+    path, old = write_checkpoint(tmp_path, PLAIN)
     own = plan_of(PLAIN)
-    network, model = build_network(own, seed=2), ModelConfig.of(init_from=str(path))
+    network = build_network(own, seed=2)
+    model = ModelConfig.of(init_from=str(path))
     assert checkpoint_architecture(model, 3) == PLAIN
     with pytest.raises(ConfigError, match="spatial axes"):
         checkpoint_architecture(model, 2)
@@ -81,18 +86,19 @@ def test_a_checkpoint_gives_the_backbone_and_the_log_says_so(tmp_path, caplog):
         assert torch.equal(tensor, old.state_dict()[name]) != name.startswith("heads"), name
 
 
-# --- what a survey needs of a dataset, and simulated datasets ---
+# --- datasets that a survey accepts, and simulated datasets ---
 
 
-def test_training_leaves_out_no_only_channel():
+def test_dropout_of_the_only_channel_is_refused():
     with pytest.raises(ConfigError):
         may_lack(DataConfig.of(channel_dropout=0.3), ("FLAIR",))
 
 
-def boxed(root, box=(8, 10, 9, 8)):
-    """Four radiographs of 32 by 32 as COCO boxes, one of them lesion-free."""
+def write_coco_boxes(root, box=(8, 10, 9, 8)):
+    """Write four radiographs of 32 by 32 with COCO boxes. One of them is lesion-free."""
     (root / "images").mkdir(parents=True)
-    images, boxes = [], []
+    images = []
+    boxes = []
     for i in range(4):
         Image.fromarray(np.full((32, 32), 90, np.uint8)).save(root / "images" / f"{i}.png")
         images.append({"id": i, "file_name": f"{i}.png", "width": 32, "height": 32})
@@ -103,15 +109,16 @@ def boxed(root, box=(8, 10, 9, 8)):
 
 
 @pytest.mark.parametrize("model", ["unet", "retina_unet"])
-def test_boxes_alone_teach_no_voxels(model, tmp_path, capsys):
-    root, folder = boxed(tmp_path / "raw"), tmp_path / "run"
+def test_training_voxels_on_boxes_without_masks_is_refused(model, tmp_path, capsys):
+    root = write_coco_boxes(tmp_path / "raw")
+    folder = tmp_path / "run"
     assert run("train", [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
     assert "3 references without a mask (case 1: 1 box)" in capsys.readouterr().err
     assert not folder.exists()
 
 
-def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_path):
-    data = DataConfig.of(root=boxed(tmp_path / "raw", box=(40, 40, 5, 5)))
+def test_dataset_without_usable_references_is_refused(tmp_path):
+    data = DataConfig.of(root=write_coco_boxes(tmp_path / "raw", box=(40, 40, 5, 5)))
     with pytest.raises(DatasetError, match=r"(?s)3 cases cannot be used(.*outside){3}"):
         take_survey(data, seed=0)
     table = tmp_path / "raw" / "annotations.json"
@@ -123,9 +130,10 @@ def test_a_set_of_bad_cases_without_lesions_or_references_cannot_be_used(tmp_pat
         take_survey(data, seed=0)
 
 
-def test_a_test_case_named_by_the_settings_leaves_no_trace_in_the_fingerprint(tmp_path):
+def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
-    own, data = tmp_path / "splits.json", DataConfig.of(root=tmp_path / "raw")
+    own = tmp_path / "splits.json"
+    data = DataConfig.of(root=tmp_path / "raw")
     before = take_survey(data, 0)
     tested = before.dataset.cases[0].case
     own.write_text(json.dumps({"roles": {**before.splits.roles, tested: "test"}}))
@@ -154,21 +162,21 @@ def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
         simulate_once(root, {"kind": "mri", "n_cases": 3})
 
 
-def test_a_test_role_is_safe_where_its_patients_are_others(tmp_path):
+def test_test_role_is_safe_only_if_its_patients_are_separate(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
     survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
     first, *others = survey.dataset.cases
     for tested in ("other", "same"):
         cases = (replace(first, group=tested), *(replace(c, group="same") for c in others))
         roles = survey.splits.roles | {first.case: "test"} | {c.case: "train" for c in others[1:]}
-        roles[others[0].case] = "validation"  # the one patient to train and validate on
+        roles[others[0].case] = "validation"  # its patient is also used for training
         given = replace(survey.splits, roles=roles, group_safe=False)
         found = replace(survey, dataset=replace(survey.dataset, cases=cases), splits=given)
         assert not found.is_group_safe("validation")
         assert found.is_group_safe("test") == (tested == "other")
 
 
-def test_a_plan_keeps_that_nan_is_background(tmp_path):
+def test_plan_stores_that_nan_is_background(tmp_path):
     root = tmp_path / "data"
     rows = ["case,image,reference"]
     for k in range(3):

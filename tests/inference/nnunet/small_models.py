@@ -11,7 +11,7 @@ from torch import nn
 
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import Architecture
-from tests.models.nnunet_names import as_there
+from tests.models.nnunet_names import to_nnunet_weights
 
 SPLINES = "resample_data_or_seg_to_shape"
 
@@ -151,7 +151,7 @@ class SmallModel:
         for fold in range(self.n_folds):
             (folder / f"fold_{fold}").mkdir()
             checkpoint = {
-                "network_weights": as_there(self.network(fold).state_dict()),
+                "network_weights": to_nnunet_weights(self.network(fold).state_dict()),
                 "trainer_name": "nnUNetTrainer",
                 "init_args": {"configuration": self.configuration, "device": torch.device("cpu")},
                 "inference_allowed_mirroring_axes": self.mirror_axes,

@@ -260,10 +260,12 @@ def test_what_is_not_known_is_one_sentence(tmp_path: Path, name: str) -> None:
 def test_other_layers_and_options_are_named_with_their_trainer(tmp_path: Path) -> None:
     theirs = PLAIN.network().state_dict()
     weights = {"encoder.stages.0.0.convs.0.squeeze.weight": torch.ones(2)}
-    from tests.models.nnunet_names import as_there
+    from tests.models.nnunet_names import to_nnunet_weights
 
     folder = PLAIN.write(
-        tmp_path / "a", network_weights={**as_there(theirs), **weights}, trainer_name="MyTrainer"
+        tmp_path / "a",
+        network_weights={**to_nnunet_weights(theirs), **weights},
+        trainer_name="MyTrainer",
     )
     with pytest.raises(BundleError, match="MyTrainer changed the network"):
         read_bundle(folder)
