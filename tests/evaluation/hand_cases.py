@@ -1,9 +1,9 @@
-"""Tiny cases drawn by hand, one sentence each, with what the default preset must make of them.
+"""Tiny cases drawn by hand, with a sentence and the expected result of the default preset.
 
-`by_pairs` is what differs under the preset `instances`.
+`by_pairs` contains the values that differ under the preset `instances`.
 
-In a drawing a digit is an instance id, a dot is background; rows are separated by spaces, slices
-by bars. Candidates have the given scores and, unless said otherwise, label 1.
+In a drawing, a digit is an instance id and a dot is background. Rows are separated by spaces,
+slices by bars. Candidates have the given scores and label 1 if no other is given.
 """
 
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,11 @@ from lesionseg.evaluation.box_precision import NO_HITS
 
 @dataclass(frozen=True)
 class HandCase:
-    """`sides`: lesions found and false positives by side criterion; `n_true`: true candidates."""
+    """A drawing and its expected result.
+
+    `sides` contains lesions found and false positives by side criterion. `n_true` is the number
+    of true candidates.
+    """
 
     name: str
     sentence: str
@@ -31,7 +35,7 @@ class HandCase:
     fn: int = 0
     dice: float | None = None
     detected_at: tuple[float | None, ...] = ()
-    n_true: int | None = None  # None: as many as lesions found
+    n_true: int | None = None  # None: equal to the number of lesions found
     ignored: int = 0
     candidate_labels: tuple[int, ...] = ()
     accepted_from: float = 0.0
@@ -40,12 +44,12 @@ class HandCase:
 
 
 def evaluate_case(reference, prediction, preset, operating_point=None, **known):
-    """The result of a case: its candidates matched with its lesions, and decided by a point."""
+    """Match the candidates of a case with its lesions and apply the operating point."""
     return match_case(reference, prediction, preset, **known).result(operating_point)
 
 
 def mask_boxes(instances, n):
-    """Boxes `[n, 2·dims]` (starts, stops; half-open voxels) of the instances 1..n."""
+    """Return the boxes `[n, 2·dims]` (starts, stops; half-open voxels) of the instances 1..n."""
     boxes = np.zeros((n, 2 * instances.ndim))
     for box, found in zip(boxes, find_objects(instances, n), strict=False):
         if found is not None:
@@ -54,7 +58,7 @@ def mask_boxes(instances, n):
 
 
 def draw(text, spacing_mm=None):
-    """The ids of a drawing, and their grid."""
+    """Return the instance ids of a drawing and their grid."""
     slices = [[list(row) for row in s.split()] for s in text.replace(".", "0").split("|")]
     ids = np.array(slices, dtype=np.int32)
     ids = ids if "|" in text else ids[0]
@@ -69,13 +73,21 @@ def make_reference(case, spacing_mm=None):
 
 def make_prediction(case, spacing_mm=None):
     ids, geometry = draw(case.prediction, spacing_mm)
-    given = case.candidate_labels, case.accepted_from, case.name
-    return prediction_of(ids, case.scores, geometry, *given)
+    return prediction_of(
+        ids,
+        case.scores,
+        geometry,
+        labels=case.candidate_labels,
+        accepted_from=case.accepted_from,
+        case=case.name,
+    )
 
 
 def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case", **more):
-    """Candidates of the given instances, by falling score."""
-    dims, n, candidates = instances.ndim, len(scores), []
+    """Return a prediction with a candidate for each instance, by falling score."""
+    dims = instances.ndim
+    n = len(scores)
+    candidates = []
     rows = zip(scores, labels or (1,) * n, mask_boxes(instances, n).tolist(), strict=True)
     for number, (score, label, box) in enumerate(rows, start=1):
         place = tuple(box[:dims]), tuple(box[dims:]), (0.0,) * dims
@@ -85,34 +97,44 @@ def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, cas
     return Prediction(case, geometry, ranked, instances, **more)
 
 
-def evaluated(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
-    """The result of a hand case, given by its name or itself."""
+def evaluate_hand_case(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
+    """Evaluate a hand case, which is given by its name or as an object."""
     hand = CASES[hand] if isinstance(hand, str) else hand
-    truth, found = make_reference(hand, spacing_mm), make_prediction(hand, spacing_mm)
+    truth = make_reference(hand, spacing_mm)
+    found = make_prediction(hand, spacing_mm)
     return evaluate_case(truth, found, PRESETS[preset], case=case or hand.name, **options)
 
 
 @cache
 def templates():
-    """A result, its lesion and its candidate, and a false positive."""
-    base, (wrong,) = evaluated("perfect"), evaluated("false_alarm").candidates
+    """Return a result, its lesion, its candidate, and a false positive."""
+    base = evaluate_hand_case("perfect")
+    (wrong,) = evaluate_hand_case("false_alarm").candidates
     return base, *base.lesions, *base.candidates, wrong
 
 
 def result(case, detected_at=(), false=(), **changes):
-    """A case of lesions found from these scores on (None: never), and of false positives."""
+    """Return a case of lesions found from these scores on (None: never), and of false positives."""
     base, lesion, hit, wrong = templates()
     found = [at for at in detected_at if at is not None]
     lesions = [replace(lesion, detected_at=at, detected=at is not None) for at in detected_at]
     candidates = [replace(hit, score=score) for score in found]
     candidates += [replace(wrong, score=score) for score in false]
-    rows = {"lesions": tuple(lesions), "candidates": tuple(candidates), "role": "validation"}
-    changes = {"box_hits": NO_HITS, **changes}  # those of the template belong to its own lesion
-    return replace(base, **{"case": case, "group": case, **rows, **changes})
+    plain = replace(
+        base,
+        case=case,
+        group=case,
+        lesions=tuple(lesions),
+        candidates=tuple(candidates),
+        role="validation",
+        box_hits=NO_HITS,  # the hits of the template belong to its own lesion
+    )
+    return replace(plain, **changes)
 
 
 SIDES = "any_overlap", "iou50", "centre_distance"
-FOUND, FALSE = dict.fromkeys(SIDES, (1, 0)), dict.fromkeys(SIDES, (0, 1))
+FOUND = dict.fromkeys(SIDES, (1, 0))
+FALSE = dict.fromkeys(SIDES, (0, 1))
 HAND_CASES = (
     HandCase("perfect", "A candidate equal to the only lesion finds it.",
         ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,), sides=FOUND),
@@ -122,7 +144,7 @@ HAND_CASES = (
         ".... ....", "11.. ....", (0.4,), fp=1, sides=FALSE),
     HandCase("missed", "A lesion without candidate is missed and its case counts Dice 0.",
         ".... .11.", ".... ....", (), 0, 0, 1, 0.0, (None,)),
-    HandCase("elsewhere", "A candidate beside the lesion is false and the lesion is missed.",
+    HandCase("elsewhere", "A candidate next to the lesion is false and the lesion is missed.",
         "11..... .......", "....111 .......", (0.8,), 0, 1, 1, 0.0, (None,)),
     HandCase("exactly_a_tenth", "IoU 1/10 suffices.",
         "1......... ..........", "1111111111 ..........", (0.5,), 1, 0, 0, 2 / 11, (0.5,),
@@ -138,30 +160,30 @@ HAND_CASES = (
         sides={"any_overlap": (2, 0), "iou10": (1, 0)},
         by_pairs={"tp": 1, "fn": 1, "detected_at": (0.7, None)}),
     HandCase("stolen",
-        "Candidate 1 fits lesion 1 best, but lesion 1 is all that candidate 2 can find: by pairs, "
-        "along an augmenting path, both lesions are found.",
+        "Candidate 1 fits lesion 1 best, but candidate 2 can only find lesion 1. By pairs, an "
+        "augmenting path finds both lesions.",
         "111122.. ........", "21111... ........", (0.9, 0.5), 2, 0, 0, 10 / 11, (0.9, 0.9),
         by_pairs={"detected_at": (0.9, 0.5)}),
-    HandCase("tie", "Candidates of the same score enter together, whatever their ids.",
+    HandCase("tie", "Candidates of the same score enter together, in any order of ids.",
         "111222 ......", "222111 ......", (0.5, 0.5), 2, 0, 0, 1.0, (0.5, 0.5)),
     HandCase("below_the_point", "A candidate under the point finds the lesion only below it.",
         ".11. .11.", ".11. .11.", (0.3,), 0, 0, 1, 0.0, (0.3,), accepted_from=0.5),
     HandCase("late_better_fit",
-        "By pairs the better candidate takes over later; the lesion stays found from the first.",
+        "By pairs the better candidate replaces the first. The lesion keeps the first score.",
         "1111 ....", "12.. 12..", (0.9, 0.4), 1, 0, 0, 4 / 8, (0.9,), n_true=2,
         by_pairs={"n_true": 1, "ignored": 1}),
-    HandCase("fragments", "Candidates within a lesion, a twentieth of it each, find it together.",
+    HandCase("fragments", "Two candidates, each a twentieth of a lesion, find it together.",
         "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), 1, 0, 0, 4 / 22, (0.4,),
         n_true=2, sides={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
         by_pairs={"tp": 0, "fp": 2, "fn": 1, "detected_at": (None,)}),
-    HandCase("contained", "A candidate in a lesion is true, but a twentieth of it finds nothing.",
+    HandCase("contained", "A candidate in a lesion is true, but covers too little to find it.",
         "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), 0, 0, 1, 2 / 21, (None,),
         n_true=1, sides={"iou10": (0, 1)}, by_pairs={"fp": 1}),
     HandCase("umbrella", "One candidate over five lesions finds them all; by pairs it is false.",
         "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), 5, 0, 0, 10 / 18,
         (0.6,) * 5, n_true=1, sides={"any_overlap": (5, 0), "iou10": (0, 1)},
         by_pairs={"tp": 0, "fp": 1, "fn": 5, "detected_at": (None,) * 5}),
-    HandCase("unsupported", "What lies under a tenth in lesions finds none, whatever it covers.",
+    HandCase("unsupported", "A candidate with less than a tenth in lesions finds none.",
         "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
         (None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)}),
     HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",

@@ -19,7 +19,7 @@ GRID = Geometry.from_spacing((60, 90), (1.0, 1.0))
 PRESET = PRESETS["lesionseg"]
 
 
-def case_of(name, lesions, candidates, accepted_from=0.0, ignore=None, grid=GRID, **more):
+def match_boxes(name, lesions, candidates, accepted_from=0.0, ignore=None, grid=GRID, **more):
     """Match a case of lesions (label, box) and candidates (label, score, box)."""
     reference = Reference(
         grid,
@@ -36,16 +36,16 @@ def case_of(name, lesions, candidates, accepted_from=0.0, ignore=None, grid=GRID
     return match_case(reference, prediction, PRESET, case=name).result()
 
 
-def boxes_of(results, labels=(), replicates=0):
-    """The scores of some cases."""
+def score_boxes(results, labels=(), replicates=0):
+    """Return the scores of some cases."""
     names = {label: str(label) for label in labels}
     return summarise(
         results, PRESET, SummarySettings(evaluated_on="test", replicates=replicates, labels=names)
     )
 
 
-def at(scores, iou):
-    """The average precision at an IoU."""
+def precision_at(scores, iou):
+    """Return the average precision at an IoU."""
     return scores.average_precision[[round(one, 2) for one in scores.iou].index(iou)]
 
 
@@ -55,13 +55,13 @@ FOUR_FIFTHS = (10.0, 20.0, 20.0, 28.0)  # IoU 80 / 100 with LESION
 FAR = (0.0, 0.0, 5.0, 5.0)
 
 
-def test_ious_are_those_from_a_tenth_on_in_steps_of_a_twentieth():
+def test_ious_run_from_a_tenth_in_steps_of_a_twentieth():
     assert len(IOUS) == 18
     assert (IOUS[0], IOUS[-1]) == (0.1, 0.95)
 
 
-def test_one_lesion_found_at_up_to_an_iou_of_four_fifths():
-    found = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])]).box_precision
+def test_lesion_with_an_iou_of_four_fifths_counts_up_to_that_iou():
+    found = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])]).box_precision
     expected = [1.0 if iou <= 0.8 else 0.0 for iou in IOUS]
     assert found.average_precision == pytest.approx(expected)
     assert found.ap_40.value == found.ap_50.value == found.ap_40_75.value == pytest.approx(1.0)
@@ -71,73 +71,77 @@ def test_one_lesion_found_at_up_to_an_iou_of_four_fifths():
 
 def test_false_positive_with_the_highest_score_halves_the_precision():
     candidates = [(1, 0.9, FAR), (1, 0.8, LESION)]
-    found = boxes_of([case_of("a", [(1, LESION), (1, OTHER)], candidates)]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], candidates)]).box_precision
     # recall reaches 1/2 at a precision of 1/2, so 51 of the 101 recalls count 1/2
     assert found.ap_50.value == pytest.approx(51 / 101 / 2)
 
 
-def test_second_candidate_on_a_lesion_is_a_false_positive_and_takes_no_other_label():
+def test_second_candidate_and_candidate_of_another_label_are_false():
     pair = [(1, 0.9, LESION), (1, 0.8, FOUR_FIFTHS), (1, 0.7, OTHER)]
-    found = boxes_of([case_of("a", [(1, LESION), (1, OTHER)], pair)]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], pair)]).box_precision
     assert found.ap_50.value == pytest.approx((51 + 50 * 2 / 3) / 101)
-    wrong = boxes_of([case_of("a", [(1, LESION)], [(2, 0.9, LESION)])], labels=(1, 2))
+    wrong = score_boxes([match_boxes("a", [(1, LESION)], [(2, 0.9, LESION)])], labels=(1, 2))
     assert wrong.box_precision.ap_50.value == 0.0
     assert wrong.lesion_recall.value == 1.0  # the default rule ignores the labels
     assert wrong.per_label["2"].box_precision.ap_50.value is None
     assert wrong.per_label["2"].box_precision.reason
 
 
-def test_mean_is_over_labels_and_each_label_has_its_own():
+def test_mean_is_over_labels_and_each_label_has_its_precision():
     results = [
-        case_of("a", [(1, LESION), (2, OTHER)], [(1, 0.9, LESION), (2, 0.3, FAR)]),
-        case_of("b", [(1, OTHER)], [(1, 0.2, OTHER), (3, 0.5, FAR)]),
+        match_boxes("a", [(1, LESION), (2, OTHER)], [(1, 0.9, LESION), (2, 0.3, FAR)]),
+        match_boxes("b", [(1, OTHER)], [(1, 0.2, OTHER), (3, 0.5, FAR)]),
     ]
-    scores = boxes_of(results, labels=(1, 2, 3))
+    scores = score_boxes(results, labels=(1, 2, 3))
     assert scores.box_precision.ap_50.value == pytest.approx(0.5)  # label 3 has no lesion
     values = [scores.per_label[name].box_precision.ap_50.value for name in ("1", "2", "3")]
     assert values == [pytest.approx(1.0), 0.0, None]
 
 
-def test_ignored_region_and_limit_of_a_hundred():
+def test_candidates_in_ignored_regions_and_beyond_a_hundred_are_left_out():
     ignore = np.zeros(GRID.shape, dtype=np.bool_)
     ignore[:8, :8] = True
     candidates = [(1, 0.9, FAR), (1, 0.8, LESION)]
-    found = boxes_of([case_of("a", [(1, LESION)], candidates, ignore=ignore)]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION)], candidates, ignore=ignore)]).box_precision
     assert found.ap_50.value == pytest.approx(1.0)
     many = [(1, 0.9, FAR)] * 100 + [(1, 0.8, LESION)] * 3
-    found = boxes_of([case_of("a", [(1, LESION)], many)]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION)], many)]).box_precision
     assert (found.ap_50.value, found.n_left_out) == (0.0, 3)
 
 
 def test_candidates_without_scores_have_no_average_precision():
-    scores = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, LESION)], has_scores=False)])
+    scores = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)], has_scores=False)])
     assert (scores.box_precision.average_precision, scores.box_precision.ap_50.value) == (None,) * 2
     assert "score" in scores.box_precision.reason
-    free = boxes_of([case_of("a", [], [(1, 0.9, LESION)])]).box_precision
+    free = score_boxes([match_boxes("a", [], [(1, 0.9, LESION)])]).box_precision
     assert "no reference lesion" in free.reason
 
 
 def test_case_without_a_prediction_lowers_the_recall():
     reference = Reference(GRID, boxes=np.array([LESION], np.float32), box_labels=(1,))
     missing = match_case(reference, None, PRESET, case="b").result()
-    found = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, LESION)]), missing]).box_precision
+    found = score_boxes(
+        [match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)]), missing]
+    ).box_precision
     assert found.ap_50.value == pytest.approx(51 / 101)
 
 
-def test_rsna_score_of_a_case():
+def test_rsna_score_equals_the_value_by_hand():
     candidates = [(1, 0.9, (10.0, 20.0, 20.0, 26.0)), (1, 0.8, FAR), (1, 0.1, OTHER)]
-    found = case_of("a", [(1, LESION), (1, OTHER)], candidates, accepted_from=0.5)
+    found = match_boxes("a", [(1, LESION), (1, OTHER)], candidates, accepted_from=0.5)
     # IoU 0.6: a hit at 0.4 to 0.6, which is 5 of 8 IoUs; 1 TP, 1 FP and 1 FN give 1/3
     assert rsna_of_case(found.box_hits, 2) == pytest.approx(5 / 8 / 3)
-    empty = case_of("b", [], [])
+    empty = match_boxes("b", [], [])
     assert rsna_of_case(empty.box_hits, 0) is None
-    false = case_of("c", [], [(1, 0.9, FAR)])
-    assert boxes_of([found, empty, false]).box_precision.rsna_score.value == pytest.approx(5 / 48)
+    false = match_boxes("c", [], [(1, 0.9, FAR)])
+    assert score_boxes([found, empty, false]).box_precision.rsna_score.value == pytest.approx(
+        5 / 48
+    )
 
 
-def test_best_box_iou_of_each_lesion_concerns_accepted_candidates_of_its_label():
+def test_best_box_iou_counts_only_accepted_candidates_of_the_label():
     candidates = [(1, 0.9, FOUR_FIFTHS), (1, 0.2, LESION), (2, 0.9, OTHER)]
-    found = case_of("a", [(1, LESION), (1, OTHER)], candidates, accepted_from=0.5)
+    found = match_boxes("a", [(1, LESION), (1, OTHER)], candidates, accepted_from=0.5)
     assert [x.box_iou for x in found.lesions] == [pytest.approx(0.8), 0.0]
 
 
@@ -145,9 +149,9 @@ def test_three_axes_and_masks_are_compared_by_their_bounding_boxes():
     grid = Geometry.from_spacing((8, 8, 8), (2.0, 1.0, 1.0))
     lesion = (1.0, 1.0, 1.0, 5.0, 5.0, 5.0)
     near = (1.0, 1.0, 1.0, 5.0, 5.0, 3.0)
-    found = boxes_of([case_of("a", [(1, lesion)], [(1, 0.9, near)], grid=grid)])
+    found = score_boxes([match_boxes("a", [(1, lesion)], [(1, 0.9, near)], grid=grid)])
     assert found.box_precision.ap_50.value == pytest.approx(1.0)
-    assert at(found.box_precision, 0.55) == 0.0
+    assert precision_at(found.box_precision, 0.55) == 0.0
     drawn = np.zeros((20, 20), np.int32)
     drawn[2, 2:10] = 1
     drawn[2:10, 2] = 1  # an angle, whose box is a square
@@ -156,12 +160,12 @@ def test_three_axes_and_masks_are_compared_by_their_bounding_boxes():
     box = Candidate.from_box(1, 1, 0.9, (2.0, 2.0, 10.0, 10.0), plane)
     prediction = Prediction("b", plane, (box,), None)
     result = match_case(reference, prediction, PRESET, case="b").result()
-    assert boxes_of([result]).box_precision.ap_50_95.value == pytest.approx(1.0)
+    assert score_boxes([result]).box_precision.ap_50_95.value == pytest.approx(1.0)
 
 
 def test_terminal_has_the_numbers_of_boxes_only_if_there_are_boxes():
     row = ["box AP, IoU 0.5 to 0.95 (COCO)", "0.700"]
-    scores = boxes_of([case_of("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])])
+    scores = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])])
     assert row in scores_table({"role test": scores})
     masks = replace(scores, image_axes=(3,), dice=replace(scores.dice, mean=0.5))
     assert not [line for line in scores_table({"role test": masks}) if "box AP" in line[0]]
@@ -170,11 +174,11 @@ def test_terminal_has_the_numbers_of_boxes_only_if_there_are_boxes():
 def test_interval_contains_the_value_and_repeated_patients_change_nothing():
     rng = np.random.default_rng(3)
     results = [random_case(rng, f"c{k}", n_scores=10**9)[2] for k in range(30)]
-    scores = boxes_of(results, replicates=200).box_precision
+    scores = score_boxes(results, replicates=200).box_precision
     low, high = scores.ap_50.ci95
     assert low < scores.ap_50.value < high
     twice = [replace(r, case=f"{r.case}{k}") for r in results for k in range(2)]
-    again = boxes_of(twice).box_precision
+    again = score_boxes(twice).box_precision
     assert again.average_precision == pytest.approx(scores.average_precision)
 
 
@@ -182,9 +186,9 @@ def test_interval_contains_the_value_and_repeated_patients_change_nothing():
 
 
 def random_case(rng, name, n_scores=12):
-    """Boxes with whole corners and few different scores, so that IoUs and scores are often equal.
+    """Return the lesions, candidates and result of a random case.
 
-    Returns the lesions, the candidates and the result.
+    Boxes have whole corners and there are few different scores, so IoUs and scores are often equal.
     """
     lesions = []
     for _ in range(rng.integers(0, 5)):
@@ -205,28 +209,28 @@ def random_case(rng, name, n_scores=12):
         corner = rng.integers(0, (50, 80))
         box = tuple(map(float, (*corner, *(corner + rng.integers(2, 11, 2)))))
         candidates.append((int(rng.integers(1, 4)), rng.integers(1, n_scores) / n_scores, box))
-    return lesions, candidates, case_of(name, lesions, candidates)
+    return lesions, candidates, match_boxes(name, lesions, candidates)
 
 
-def found_case(rng, name):
-    """A random case with a lesion and a candidate at least."""
+def random_case_with_lesions(rng, name):
+    """Return a random case with at least one lesion and one candidate."""
     while True:
         lesions, candidates, result = random_case(rng, name)
         if lesions and candidates:
             return lesions, candidates, result
 
 
-def as_coco(box):
-    """[x, y, width, height] of a box (y, x, y, x)."""
+def to_coco(box):
+    """Return [x, y, width, height] of a box (y, x, y, x)."""
     return [box[1], box[0], box[3] - box[1], box[2] - box[0]]
 
 
-def by_pycocotools(cases):
-    """Average precision of each IoU and label [ious, labels], −1 without a lesion."""
+def precision_by_pycocotools(cases):
+    """Return average precisions [ious, labels] of pycocotools, −1 without lesions of the label."""
     annotations = []
     for image, (lesions, _, _) in enumerate(cases, 1):
         for label, box in lesions:
-            bbox = as_coco(box)
+            bbox = to_coco(box)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -245,12 +249,12 @@ def by_pycocotools(cases):
             "annotations": annotations,
         }
         truth.createIndex()
-        rows = [
-            {"image_id": image, "category_id": c.label, "score": c.score, "bbox": as_coco(box)}
-            for image, (_, _, result) in enumerate(cases, 1)
-            for c in result.candidates
-            for box in [(*c.start_vox, *c.stop_vox)]
-        ]
+        rows = []
+        for image, (_, _, result) in enumerate(cases, 1):
+            for candidate in result.candidates:
+                bbox = to_coco((*candidate.start_vox, *candidate.stop_vox))
+                row = {"image_id": image, "category_id": candidate.label, "bbox": bbox}
+                rows.append({**row, "score": candidate.score})
         evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
         evaluation.params.iouThrs = np.array(
             [*(k / 20 for k in range(2, 10)), *np.linspace(0.5, 0.95, 10)]
@@ -261,12 +265,12 @@ def by_pycocotools(cases):
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_equal_to_pycocotools_in_random_sets(block):
+def test_precision_of_random_sets_equals_pycocotools(block):
     rng = np.random.default_rng(block)
     for _ in range(12):  # 48 sets of 3 to 8 cases
         cases = [random_case(rng, f"c{k}") for k in range(rng.integers(2, 8))]
-        cases.append(found_case(rng, "last"))
-        expected = by_pycocotools(cases)
+        cases.append(random_case_with_lesions(rng, "last"))
+        expected = precision_by_pycocotools(cases)
         known = expected[0] >= 0
         found = Summary([c[2] for c in cases], PRESET, 0, 0).box_precision()
         mean = expected[:, known].mean(axis=1)
@@ -274,11 +278,11 @@ def test_equal_to_pycocotools_in_random_sets(block):
         assert found.ap_50_95.value == pytest.approx(expected[8:, known].mean(), abs=1e-6)
 
 
-def test_labels_are_equal_to_pycocotools():
+def test_precision_of_each_label_equals_pycocotools():
     rng = np.random.default_rng(4)
     cases = [random_case(rng, f"c{k}") for k in range(20)]
-    expected = by_pycocotools(cases)
-    scores = boxes_of([c[2] for c in cases], labels=(1, 2, 3))
+    expected = precision_by_pycocotools(cases)
+    scores = score_boxes([c[2] for c in cases], labels=(1, 2, 3))
     for label in (1, 2, 3):
         own = scores.per_label[str(label)].box_precision.average_precision
         assert own == pytest.approx(expected[:, label - 1], abs=1e-6)

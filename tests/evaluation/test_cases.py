@@ -1,4 +1,4 @@
-"""One case: what is found, its sizes; boxes alone, no prediction."""
+"""One case: detections, sizes, references of boxes, and a stated IoU."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tests.evaluation.hand_cases import (
     CASES,
     HAND_CASES,
     evaluate_case,
-    evaluated,
+    evaluate_hand_case,
     make_prediction,
     make_reference,
     prediction_of,
@@ -24,8 +24,8 @@ BY_RULE += [("instances", replace(c, **{"n_true": None, **c.by_pairs})) for c in
 
 
 @pytest.mark.parametrize(("preset", "case"), BY_RULE, ids=lambda x: getattr(x, "name", x))
-def test_hand_case(preset, case):
-    found = evaluated(case, preset)
+def test_hand_case_has_the_expected_result(preset, case):
+    found = evaluate_hand_case(case, preset)
     assert found.n_detected == case.tp
     assert found.n_outcome("true_positive") == (case.tp if case.n_true is None else case.n_true)
     assert found.n_outcome("false_positive") == case.fp
@@ -39,19 +39,19 @@ def test_hand_case(preset, case):
         assert sum(getattr(x, name) for x in found.lesions) == n_found
 
 
-def test_the_operating_point_overrules_the_flags():
+def test_operating_point_overrides_the_flags():
     point = OperatingPoint("score:0.7", 0.7)
-    found = evaluated("split", operating_point=point)
+    found = evaluate_hand_case("split", operating_point=point)
     assert [c.outcome for c in found.candidates] == ["true_positive", "not_accepted"]
     assert [c.outcome_any for c in found.candidates] == ["true_positive"] * 2
-    by_pairs = evaluated("split", "instances", operating_point=point)
+    by_pairs = evaluate_hand_case("split", "instances", operating_point=point)
     assert [c.outcome_any for c in by_pairs.candidates] == ["ignored", "true_positive"]
     assert found.dice == pytest.approx(2 * 2 / (6 + 2))
     assert found.operating_point == point
 
 
-def test_volumes_and_sizes_in_three_axes_whatever_their_order():
-    found = evaluated("three_axes", spacing_mm=(3.0, 2.0, 1.0))
+def test_sizes_in_three_axes_do_not_depend_on_the_order_of_axes():
+    found = evaluate_hand_case("three_axes", spacing_mm=(3.0, 2.0, 1.0))
     lesion = found.lesions[0]
     assert found.reference_ml == pytest.approx(12 * 6 / 1000)
     assert found.predicted_ml == pytest.approx(8 * 6 / 1000)
@@ -61,7 +61,8 @@ def test_volumes_and_sizes_in_three_axes_whatever_their_order():
     assert lesion.centre_mm == (0.5, 1.0, 3.0)
     assert found.hd95_mm == pytest.approx(3.0)
     turned = Geometry.from_spacing((2, 2, 3), (1.0, 2.0, 3.0))
-    truth, given = make_reference(CASES["three_axes"]), make_prediction(CASES["three_axes"])
+    truth = make_reference(CASES["three_axes"])
+    given = make_prediction(CASES["three_axes"])
     truth = Reference(turned, instances=truth.instances.T.copy(), instance_labels=(1,))
     given = Prediction("a", turned, given.candidates, given.instances.T.copy())
     again = evaluate_case(truth, given, PRESET, case="a")
@@ -70,7 +71,7 @@ def test_volumes_and_sizes_in_three_axes_whatever_their_order():
     assert again.lesions[0].diameter_mm == lesion.diameter_mm
 
 
-def test_boxes_alone_are_scored_without_dice():
+def test_reference_of_boxes_is_scored_without_dice():
     geometry = Geometry.from_spacing((20, 20), (0.5, 0.5))
     boxes = np.array([[2, 2, 6, 6], [12, 12, 14, 14]], dtype=np.float32)
     reference = Reference(geometry, boxes=boxes, box_labels=(1, 1))
@@ -107,7 +108,7 @@ def test_rule_of_a_stated_iou_finds_boxes_of_at_least_that_iou(least, found):
 
 
 @pytest.mark.parametrize("name", ["iou:0", "iou:1.1", "iou:half", "iou:", "iou:nan"])
-def test_an_impossible_iou_is_an_error(name):
+def test_iou_out_of_range_is_an_error(name):
     with pytest.raises(ConfigError, match="above 0 and at most 1"):
         find_preset(name)
 

@@ -8,20 +8,20 @@ from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
 from lesionseg.evaluation.scores import PrimaryDifference
-from tests.evaluation.hand_cases import evaluated, result
+from tests.evaluation.hand_cases import evaluate_hand_case, result
 
 
-def model(names):
-    return [evaluated(n, case=f"case{i}", group=f"g{i // 2}") for i, n in enumerate(names)]
+def make_model(names):
+    return [evaluate_hand_case(n, case=f"case{i}", group=f"g{i // 2}") for i, n in enumerate(names)]
 
 
 def test_equal_models_do_not_differ_and_a_better_one_does():
-    same = model(["perfect", "missed"] * 8)
+    same = make_model(["perfect", "missed"] * 8)
     found = compare(same, same, replicates=200)["lesion_recall"]
     assert (found.one, found.difference, found.p_value) == (0.5, 0.0, 1.0)
     assert found.ci95 is None
-    one = model(["perfect"] * 15 + ["missed"])
-    other = model(["missed"] * 12 + ["perfect"] * 4)
+    one = make_model(["perfect"] * 15 + ["missed"])
+    other = make_model(["missed"] * 12 + ["perfect"] * 4)
     found = compare(one, other, replicates=500)["lesion_recall"]
     assert found.difference == pytest.approx(15 / 16 - 4 / 16)
     low, high = found.ci95
@@ -32,20 +32,28 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
     assert back.p_value == pytest.approx(found.p_value)
 
 
-def scored(seed, shift, n_false=1, n_groups=40):
-    """One lesion and `n_false` false positives a patient; lesions score `shift` above."""
+def make_scored_model(seed, shift, n_false=1, n_groups=40):
+    """Return patients with one lesion and `n_false` false positives.
+
+    Lesions score `shift` higher.
+    """
     rng = np.random.default_rng(seed)
-    scores = ((rng.normal(shift, size=1), rng.normal(size=n_false)) for _ in range(n_groups))
-    return [result(f"c{i}", at.tolist(), false.tolist()) for i, (at, false) in enumerate(scores)]
+    results = []
+    for i in range(n_groups):
+        detected_at = rng.normal(shift, size=1)
+        false = rng.normal(size=n_false)
+        results.append(result(f"c{i}", detected_at.tolist(), false.tolist()))
+    return results
 
 
 def test_models_are_compared_at_equal_false_positives():
-    one, other = scored(0, 2.0), scored(1, 0.0)
+    one = make_scored_model(0, 2.0)
+    other = make_scored_model(1, 0.0)
     found = compare(one, other, replicates=100)
     for rate in (0.5, 1, 2):
         row = found[f"recall_at_{rate:g}"]
-        alone = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
-        assert (row.one, row.other) == tuple(alone)
+        recalls = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
+        assert (row.one, row.other) == tuple(recalls)
     assert found["recall_at_0.5"].ci95[0] > 0
     primary = [name for name, row in found.items() if isinstance(row, PrimaryDifference)]
     assert primary == ["recall_at_1"]
@@ -56,8 +64,9 @@ def test_models_are_compared_at_equal_false_positives():
     assert compare(one, one, replicates=50)["cpm"].p_value == 1.0
 
 
-def test_a_margin_makes_the_whole_interval_decide():
-    one, other = scored(0, 1.0, 3), scored(1, 1.0, 3)
+def test_margin_is_compared_with_the_lower_end_of_the_interval():
+    one = make_scored_model(0, 1.0, 3)
+    other = make_scored_model(1, 1.0, 3)
     low, high = compare(one, other, replicates=100)["recall_at_1"].ci95
     assert low < 0 < high
     for margin, shown in ((abs(low) + 0.01, True), (abs(low) / 2, False), (None, None)):
@@ -65,8 +74,9 @@ def test_a_margin_makes_the_whole_interval_decide():
         assert found["recall_at_1"].not_inferior is shown
 
 
-def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_an_error():
-    one, other = model(["perfect"] * 10), model(["missed"] * 10)  # five patients
+def test_p_value_needs_five_patients_and_the_same_cases():
+    one = make_model(["perfect"] * 10)  # five patients
+    other = make_model(["missed"] * 10)
     assert compare(one, other, replicates=10)["lesion_recall"].p_value == 2 / 32
     found = compare(one[:6], other[:6])["lesion_recall"]
     assert (found.difference, found.ci95, found.p_value) == (1.0, None, None)
@@ -76,12 +86,12 @@ def test_p_values_of_five_patients_are_exact_of_fewer_none_and_other_cases_are_a
 
 
 @pytest.mark.parametrize("row", [{"answer": "maybe"}, {"answer": "lesion"}])
-def test_a_row_that_says_nothing_is_an_error_with_its_line(row):
+def test_row_without_a_valid_answer_is_an_error_with_its_line(row):
     with pytest.raises(ContentError, match="line 2"):
         read_answers([row], "adjudicate.csv")
 
 
-def test_readers_who_disagree_are_an_error_and_two_who_agree_count_once():
+def test_equal_answers_count_once_and_different_ones_are_an_error():
     cases = [result("c0", (), [0.8])]
     (wrong,) = cases[0].candidates
     place = "c0", wrong.candidate, (*wrong.start_vox, *wrong.stop_vox)
@@ -91,44 +101,56 @@ def test_readers_who_disagree_are_an_error_and_two_who_agree_count_once():
         adjudicate(cases, answers)
 
 
-# --- the curves: by hand, of nothing, and of resampled groups ---
+# --- curves by hand, without lesions, and of resampled groups ---
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def random_results(rng):
-    """Nine cases of six patients, some of them annotated by half; scores tie."""
+    """Return nine cases of six patients with equal scores. Some are only partly annotated."""
     results = []
     for i in range(9):
         at = [None if rng.random() < 0.3 else rng.integers(1, 10) / 10 for _ in range(i % 4)]
         false = rng.integers(1, 10, rng.integers(0, 6)) / 10
-        more = {"annotated": {1: True, 2: bool(i % 3)}, "case_score": rng.integers(0, 10) / 10}
-        results.append(result(f"c{i}", at, false.tolist(), group=f"{i % 6}", **more))
+        results.append(
+            result(
+                f"c{i}",
+                at,
+                false.tolist(),
+                group=f"{i % 6}",
+                annotated={1: True, 2: bool(i % 3)},
+                case_score=rng.integers(0, 10) / 10,
+            )
+        )
     return results
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_weight_counts_a_group_as_often(seed):
-    """That the plain curves are right is seen in test_matching.py."""
+def test_weight_of_a_group_equals_repeating_its_cases(seed):
+    """Compare with repeated cases. test_matching.py checks the unweighted curves."""
     rng = np.random.default_rng(seed)
-    results, one = random_results(rng), np.ones((1, 6))
-    pool, weights = Pool.of(results), rng.multinomial(6, np.full(6, 1 / 6), 5)
+    results = random_results(rng)
+    one = np.ones((1, 6))
+    pool = Pool.of(results)
+    weights = rng.multinomial(6, np.full(6, 1 / 6), 5)
     for curve in (lambda p: froc(p, RATES), average_precision, case_auroc):
         for found, often in zip(curve(pool)(weights.astype(float)), weights, strict=True):
             again = Pool.of([r for r in results for _ in range(often[int(r.group)])])
-            alone = curve(again)(np.ones((1, len(again.groups))))[0]
-            np.testing.assert_allclose(found, alone)
+            expected = curve(again)(np.ones((1, len(again.groups))))[0]
+            np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(cpm(pool, RATES)(one)[:, 0], froc(pool, RATES)(one).mean(1))
 
 
-def test_froc_by_hand():
+def test_froc_equals_the_values_by_hand():
     cases = [result("a", [0.9, 0.8, 0.5, None], [0.6, 0.85]), *(result(f"{i}") for i in range(7))]
     found = froc(Pool.of(cases), (0.1, 0.125, 0.25, 8))(np.ones((1, 8)))
     assert found.tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
-def test_nothing_found_is_zero_and_without_lesions_curves_are_undefined():
-    one, never, free = np.ones((1, 1)), Pool.of([result("a", [None])]), Pool.of([result("a")])
+def test_curves_are_zero_without_detections_and_undefined_without_lesions():
+    one = np.ones((1, 1))
+    never = Pool.of([result("a", [None])])
+    free = Pool.of([result("a")])
     assert not froc(never, RATES)(one).any()
     assert average_precision(never)(one).item() == 0
     assert np.isnan(froc(free, RATES)(one)).all()

@@ -1,4 +1,4 @@
-"""Lesions found by what candidates cover together: against a naive reference, and by hand."""
+"""Lesions are found by the common cover of candidates, as in a naive reference and by hand."""
 
 from dataclasses import replace
 from itertools import combinations, permutations
@@ -10,13 +10,13 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.criteria import INSTANCES
 from lesionseg.evaluation.matching import NEVER, Links, assign, detection_scores, match
-from tests.evaluation.hand_cases import evaluate_case, evaluated, mask_boxes, prediction_of
+from tests.evaluation.hand_cases import evaluate_case, evaluate_hand_case, mask_boxes, prediction_of
 
 PRESET = PRESETS["lesionseg"]
 
 
-def naive(lesions, candidates, scores):
-    """Each candidate's support and each lesion's score, by counting voxels of masks `[bool]`."""
+def match_naively(lesions, candidates, scores):
+    """Return the support of each candidate and the score of each lesion from masks `[bool]`."""
     union = np.logical_or.reduce(lesions) if lesions else False
     supported = [10 * (mask & union).sum() >= mask.sum() for mask in candidates]
     found_at = [NEVER] * len(lesions)
@@ -25,12 +25,12 @@ def naive(lesions, candidates, scores):
         covered = np.logical_or.reduce([candidates[i] for i in rows]) if rows else False
         for i, lesion in enumerate(lesions):
             if 10 * (lesion & covered).sum() >= lesion.sum():
-                found_at[i] = score  # ascending, so the highest stays
+                found_at[i] = score  # ascending, so the highest score remains
     return supported, found_at
 
 
 def random_instances(rng, shape, n):
-    """Up to `n` boxes that may hide each other; ids 1, 2, … of those that are left."""
+    """Return up to `n` boxes that may hide each other, with ids 1, 2, … of the visible ones."""
     drawn = np.zeros(shape, np.int32)
     for number in range(1, rng.integers(0, n + 1) + 1):
         start = rng.integers(0, np.array(shape) - 1)
@@ -43,8 +43,10 @@ def random_instances(rng, shape, n):
 def random_case(seed):
     rng = np.random.default_rng(seed)
     shape = (12, 14) if seed % 2 else (6, 7, 8)
-    reference, drawn = (random_instances(rng, shape, n) for n in (5, 8))
-    labels, given = (rng.integers(1, 3, int(x.max())).tolist() for x in (reference, drawn))
+    reference = random_instances(rng, shape, 5)
+    drawn = random_instances(rng, shape, 8)
+    labels = rng.integers(1, 3, int(reference.max())).tolist()
+    given = rng.integers(1, 3, int(drawn.max())).tolist()
     scores = (rng.integers(1, 6, len(given)) / 6).tolist()  # ties
     return reference, tuple(labels), drawn, tuple(given), tuple(scores)
 
@@ -58,8 +60,8 @@ def grid(array):
 
 
 def check(links, lesions, candidates, scores):
-    """Matched at every threshold as the naive reference has it, and never worse further down."""
-    supported, found_at = naive(lesions, candidates, scores)
+    """Compare with the naive reference at every threshold. Found lesions must remain found."""
+    supported, found_at = match_naively(lesions, candidates, scores)
     assert links.detected_at.tolist() == found_at
     before = np.zeros(len(lesions), bool)
     ids = links.candidates.ids - 1  # ranked by score, the masks by id
@@ -67,7 +69,7 @@ def check(links, lesions, candidates, scores):
         by, outcomes = links.decide_outcomes(links.scores >= score)
         found = by >= 0
         assert found.tolist() == [at >= score for at in found_at]
-        assert (found | ~before).all()  # what was found stays found
+        assert (found | ~before).all()  # found lesions remain found
         before = found
         for row, candidate in enumerate(ids.tolist()):
             truth = "true_positive" if supported[candidate] else "false_positive"
@@ -76,36 +78,42 @@ def check(links, lesions, candidates, scores):
 
 
 @pytest.mark.parametrize("block", range(10))
-def test_equal_to_a_naive_reference_at_every_threshold(block):
+def test_matches_equal_a_naive_reference_at_every_threshold(block):
     for seed in range(60 * block, 60 * (block + 1)):
         reference, labels, drawn, given, scores = random_case(seed)
         truth = Reference(grid(reference), instances=reference, instance_labels=labels)
         found = match(truth, prediction_of(drawn, scores, grid(drawn), given), PRESET.criterion)
-        lesions, candidates, pairs = masks_of(reference), masks_of(drawn), found.overlaps
+        lesions = masks_of(reference)
+        candidates = masks_of(drawn)
+        pairs = found.overlaps
         check(found, lesions, candidates, scores)
-        a, b = (np.reshape(m, (len(m), reference.size)).astype(int) for m in (candidates, lesions))
-        shared, table = a @ b.T, np.zeros((2, len(a), len(b)))
+        a = np.reshape(candidates, (len(candidates), reference.size)).astype(int)
+        b = np.reshape(lesions, (len(lesions), reference.size)).astype(int)
+        shared = a @ b.T
+        table = np.zeros((2, len(a), len(b)))
         iou = shared / (a.sum(1)[:, None] + b.sum(1) - shared)
         ids = found.candidates.ids[pairs.candidate], found.lesions.ids[pairs.lesion]
         table[:, ids[0] - 1, ids[1] - 1] = pairs.voxels, pairs.iou
         np.testing.assert_allclose(table, [shared, iou])
 
 
-def filled(instances):
-    """The box of each instance as a mask."""
-    index, boxes = np.indices(instances.shape).T, mask_boxes(instances, int(instances.max()))
+def fill_boxes(instances):
+    """Return the box of each instance as a mask."""
+    index = np.indices(instances.shape).T
+    boxes = mask_boxes(instances, int(instances.max()))
     starts, stops = np.split(boxes, 2, axis=1)
     return [((index >= a) & (index < b)).all(-1).T for a, b in zip(starts, stops, strict=True)]
 
 
 @pytest.mark.parametrize("bare", ["both", "reference", "prediction"])
-def test_boxes_take_the_place_of_voxels(bare):
-    """Boxes may overlap, and what two of them cover counts once."""
+def test_boxes_are_matched_like_filled_masks(bare):
+    """Boxes may overlap, and a place that two of them cover counts once."""
     for seed in range(60):
         reference, _, drawn, _, scores = random_case(seed)
         if not reference.any() or not drawn.any():
             continue
-        labels, geometry = (1,) * int(reference.max()), grid(reference)
+        labels = (1,) * int(reference.max())
+        geometry = grid(reference)
         boxes = mask_boxes(reference, len(labels)).astype(np.float32)
         truth = Reference(geometry, instances=reference, instance_labels=labels)
         if bare != "prediction":
@@ -114,11 +122,14 @@ def test_boxes_take_the_place_of_voxels(bare):
         if bare != "reference":
             rows = tuple(replace(c, has_mask=False) for c in given.candidates)
             given = Prediction("a", geometry, rows, None)
-        check(match(truth, given, PRESET.criterion), filled(reference), filled(drawn), scores)
+        check(
+            match(truth, given, PRESET.criterion), fill_boxes(reference), fill_boxes(drawn), scores
+        )
 
 
-def test_lesions_that_several_candidates_share_and_that_share_one_are_marked():
-    split, merge = evaluated("split"), evaluated("merge")
+def test_split_and_merged_lesions_are_marked():
+    split = evaluate_hand_case("split")
+    merge = evaluate_hand_case("merge")
     assert (split.splits, split.merges, split.lesions[0].split) == (1, 0, True)
     assert (merge.splits, merge.merges) == (0, 1)
     assert [(x.split, x.merged) for x in merge.lesions] == [(False, True)] * 2
@@ -127,8 +138,8 @@ def test_lesions_that_several_candidates_share_and_that_share_one_are_marked():
 # --- one to one ---
 
 
-def best_by_trying(weight):
-    """Largest number of pairs, then largest sum, over all one-to-one assignments."""
+def best_assignment(weight):
+    """Return the largest number of pairs and their largest sum over all one-to-one assignments."""
     n_candidates, n_lesions = weight.shape
     best = (0, 0.0)
     for size in range(1, min(weight.shape) + 1):
@@ -141,7 +152,7 @@ def best_by_trying(weight):
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
+def test_assignment_is_maximal_at_every_threshold(seed):
     rng = np.random.default_rng(seed)
     weight = rng.integers(10, 100, (5, 4)) / 100
     weight[rng.random(weight.shape) > 0.4] = 0
@@ -151,35 +162,47 @@ def test_maximum_at_every_threshold_and_a_found_lesion_stays_found(seed):
     found_at = detection_scores(links, scores)
     for threshold in np.unique(scores):
         present = scores >= threshold
-        n_best, sum_best = best_by_trying(weight[present])
+        n_best, sum_best = best_assignment(weight[present])
         found = found_at >= threshold
         assert found.sum() == n_best
         candidate_of = assign(links, found, present=present)
         matched = candidate_of >= 0
         assert round(weight[candidate_of[matched], np.flatnonzero(matched)].sum(), 6) == sum_best
         assert len(set(candidate_of[matched])) == matched.sum()
-        # the match of largest IoU finds the very lesions that the curve counts
+        # the match of largest IoU finds the same lesions as the curve
         np.testing.assert_array_equal(matched, found)
 
 
-# --- the numbers of scores.json against a scorer written apart: masks and plain loops ---
+# --- scores.json is compared with an independent scorer of masks and plain loops ---
 
-POINT, SPACING, VOXEL_MM3 = 0.4, (2.5, 1.5, 0.8), 3.0
-EDGES, RATES = [0, 3, 5, 10, 20, np.inf], (0.125, 0.25, 0.5, 1, 2, 4, 8)
-APART = dict.fromkeys(("abs", "rel"), 1e-9)
+POINT = 0.4
+SPACING = (2.5, 1.5, 0.8)
+VOXEL_MM3 = 3.0
+EDGES = [0, 3, 5, 10, 20, np.inf]
+RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)
+TOLERANCE = 1e-9
 
 
 def naive_scores(cases):
-    """Numbers of `(lesion masks, candidate masks, scores)` by case, at the operating point."""
-    at, false, free_false, dice, volumes, sizes, ill, well = ([] for _ in range(8))
-    accepted = true = 0
+    """Return the numbers of `(lesion masks, candidate masks, scores)` by case at the point."""
+    at = []
+    false = []
+    free_false = []
+    dice = []
+    volumes = []
+    sizes = []
+    ill = []
+    well = []
+    accepted = 0
+    true = 0
     for lesions, candidates, scores in cases:
-        supported, found_at = naive(lesions, candidates, scores)
+        supported, found_at = match_naively(lesions, candidates, scores)
         at += found_at
         sizes += [2 * (3 * m.sum() * VOXEL_MM3 / (4 * np.pi)) ** (1 / 3) for m in lesions]
         false += [s for s, good in zip(scores, supported, strict=True) if not good]
         shown = [i for i, s in enumerate(scores) if s >= POINT]
-        accepted, true = accepted + len(shown), true + sum(supported[i] for i in shown)
+        accepted = accepted + len(shown)
+        true = true + sum(supported[i] for i in shown)
         drawn = sum(candidates[i].sum() for i in shown)
         both = sum((candidates[i] & m).sum() for i in shown for m in lesions)
         (ill if lesions else well).append(max(scores, default=0.0))
@@ -188,14 +211,18 @@ def naive_scores(cases):
         else:
             free_false.append(sum(not supported[i] for i in shown))
         volumes.append((drawn - sum(m.sum() for m in lesions)) * VOXEL_MM3 / 1000)
-    n, hits, wrong = len(cases), [a >= POINT for a in at], sum(s >= POINT for s in false)
+    n = len(cases)
+    hits = [a >= POINT for a in at]
+    wrong = sum(s >= POINT for s in false)
 
-    def counted(score):
+    def count_from(score):
         return sum(a >= score for a in at), sum(s >= score for s in false)
 
-    area, before, curve = 0.0, 0, dict.fromkeys(RATES, 0.0)
+    area = 0.0
+    before = 0
+    curve = dict.fromkeys(RATES, 0.0)
     for score in sorted({*at, *false} - {-np.inf}, reverse=True):
-        found, mistaken = counted(score)
+        found, mistaken = count_from(score)
         area += (found - before) / len(at) * found / (found + mistaken)
         before = found
         curve |= {r: found / len(at) for r in RATES if mistaken <= r * n}
@@ -220,22 +247,31 @@ def naive_scores(cases):
     )
 
 
-def only(label, items, labels):
+def select_label(label, items, labels):
     return [x for x, own in zip(items, labels, strict=True) if label in (None, own)]
 
 
 @pytest.mark.parametrize("block", range(4))
 def test_scores_equal_a_naive_scorer(block):
-    cases, results, preset = {None: [], 1: [], 2: []}, [], PRESETS["lesionseg"]
-    for seed in range(80 * block, 80 * (block + 1), 2):  # those of three axes
+    cases = {None: [], 1: [], 2: []}
+    results = []
+    preset = PRESETS["lesionseg"]
+    for seed in range(80 * block, 80 * (block + 1), 2):  # even seeds have three axes
         reference, labels, drawn, given, scores = random_case(seed)
         for label, some in cases.items():
-            lesions = only(label, masks_of(reference), labels)
-            some.append((lesions, only(label, masks_of(drawn), given), only(label, scores, given)))
+            lesions = select_label(label, masks_of(reference), labels)
+            some.append(
+                (
+                    lesions,
+                    select_label(label, masks_of(drawn), given),
+                    select_label(label, scores, given),
+                )
+            )
         geometry = Geometry.from_spacing(reference.shape, SPACING)
         values = np.array([0, *labels])[reference]
         truth = Reference(geometry, values, instances=reference, instance_labels=labels)
-        prediction, point = prediction_of(drawn, scores, geometry, given), OperatingPoint("", POINT)
+        prediction = prediction_of(drawn, scores, geometry, given)
+        point = OperatingPoint("", POINT)
         name = f"c{seed:03d}"
         results.append(evaluate_case(truth, prediction, preset, case=name, operating_point=point))
     settings = SummarySettings(evaluated_on="test", replicates=0)
@@ -245,10 +281,10 @@ def test_scores_equal_a_naive_scorer(block):
         table = found if label is None else found["per_label"][f"{label}"]
         for key in numbers if label is None else numbers.keys() & table.keys():
             value = table[key]["mean" if key == "dice" else "value"]
-            assert value == pytest.approx(numbers[key], **APART), (label, key)
+            assert value == pytest.approx(numbers[key], abs=TOLERANCE, rel=TOLERANCE), (label, key)
         if label is None:
             rows = [row["recall"] for row in found["recall_by_size"] if row["n"]]
-            assert rows == pytest.approx(by_size, **APART)
-            assert found["froc"]["recall"] == pytest.approx(curve, **APART)
+            assert rows == pytest.approx(by_size, abs=TOLERANCE, rel=TOLERANCE)
+            assert found["froc"]["recall"] == pytest.approx(curve, abs=TOLERANCE, rel=TOLERANCE)
             volume = found["lesion_load"]["volume_ml"]["bias"]["value"]
-            assert volume == pytest.approx(bias, **APART)
+            assert volume == pytest.approx(bias, abs=TOLERANCE, rel=TOLERANCE)

@@ -1,4 +1,4 @@
-"""Extent of a lesion and surfaces of two masks: by hand, by a naive search, and as in MONAI."""
+"""Extent of a lesion and surfaces of two masks, compared with values by hand and with MONAI."""
 
 import numpy as np
 import pytest
@@ -17,18 +17,20 @@ def test_axes_and_slices_equal_a_naive_search(seed):
     spacing = tuple(rng.choice([0.5, 1.0, 2.5], dims).tolist())
     mask = rng.random(tuple(rng.integers(1, 8, dims))) < 0.4
     mask.flat[0] = True
-    found, pixel = measure(np.argwhere(mask), spacing), np.array(spacing)
+    found = measure(np.argwhere(mask), spacing)
+    pixel = np.array(spacing)
     if dims == 3:
         axis = int(np.argmax(spacing))
         layers = np.moveaxis(mask, axis, 0)
         assert found.slices == layers.any(axis=(1, 2)).sum()
-        mask, pixel = max(layers, key=np.count_nonzero), np.delete(pixel, axis)
+        mask = max(layers, key=np.count_nonzero)
+        pixel = np.delete(pixel, axis)
     places = np.argwhere(mask) * pixel
     apart = places[:, None] - places[None]
     length = np.linalg.norm(apart, axis=-1).max()
     expected = {(pixel.max(), pixel.min())} if length == 0 else set()
     for pair in np.argwhere(np.isclose(np.linalg.norm(apart, axis=-1), length or np.inf)):
-        along = apart[tuple(pair)] / length  # any of the longest will do
+        along = apart[tuple(pair)] / length  # any of the longest axes is correct
         across = np.array([-along[1], along[0]])
         short_mm = np.ptp(places @ across) + np.abs(across) @ pixel
         expected.add((round(length + np.abs(along) @ pixel, 9), round(short_mm, 9)))
@@ -39,33 +41,40 @@ def test_axes_and_slices_equal_a_naive_search(seed):
 # --- surfaces ---
 
 
-def blob(seed, shape):
+def make_blob(seed, shape):
     mask = np.random.default_rng(seed).random(shape) < 0.35
     mask[tuple(slice(2, 6) for _ in shape)] = True
     return mask
 
 
-def test_shifted_equal_and_empty_masks_by_hand():
-    a, b = np.zeros((9, 8), bool), np.zeros((9, 8), bool)
+def test_surface_scores_of_shifted_equal_and_empty_masks():
+    a = np.zeros((9, 8), bool)
+    b = np.zeros((9, 8), bool)
     a[2, 2:6] = b[5, 2:6] = True
     masks = np.argwhere(a), np.argwhere(b), (2.5, 1.0)
     assert surface_scores(*masks, 7.5) == (1.0, 7.5)
     assert surface_scores(*masks, 5.0)[0] == pytest.approx(0.5)
     assert surface_scores(*masks, 4.9)[0] == 0.0
-    some, none = np.argwhere(blob(3, (6, 7, 8))), np.zeros((0, 3), dtype=np.int64)
+    some = np.argwhere(make_blob(3, (6, 7, 8)))
+    none = np.zeros((0, 3), dtype=np.int64)
     assert surface_scores(some, some, (2.0, 1.0, 1.0), 0.0) == (1.0, 0.0)
     assert surface_scores(some, none, (1.0, 1.0, 1.0), 1.0) is None
     assert surface_scores(none, some, (1.0, 1.0, 1.0), 1.0) is None
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI in itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI warns about itself
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (3.0, 0.7, 1.1), (0.5, 3.0, 0.5)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_equal_to_monai_on_padded_masks(seed, spacing):
+def test_surface_scores_equal_monai_on_padded_masks(seed, spacing):
     shape = (9, 10, 8)[: len(spacing)]
-    a, b = (np.pad(blob(s, shape), 1) for s in (seed, seed + 10))
+    a = np.pad(make_blob(seed, shape), 1)
+    b = np.pad(make_blob(seed + 10, shape), 1)
     _, distances, areas = get_edge_surface_distance(
-        *(torch.from_numpy(m) for m in (b, a)), spacing=spacing, use_subvoxels=True, symmetric=True
+        torch.from_numpy(b),
+        torch.from_numpy(a),
+        spacing=spacing,
+        use_subvoxels=True,
+        symmetric=True,
     )
     areas = [part[part > 0] for part in areas]
     within = sum(float(s[d <= 1.0001].sum()) for s, d in zip(areas, distances, strict=True))
@@ -79,18 +88,19 @@ def test_equal_to_monai_on_padded_masks(seed, spacing):
     assert hd95 == pytest.approx(max(farthest), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI in itself
-def test_hd95_by_area_can_be_0_where_border_voxels_are_a_voxel_apart():
-    """A cube of 8³ voxels and the same without 16 voxels of one face: Dice .984."""
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI warns about itself
+def test_hd95_by_area_can_be_0_if_border_voxels_differ_by_a_voxel():
+    """Compare a cube of 8³ voxels with the cube without 16 voxels of one face: Dice 0.984."""
     a = np.zeros((12, 12, 12), bool)
     a[2:10, 2:10, 2:10] = True
     b = a.copy()
     b[2, 2:4, 2:10] = False
     _, hd95 = surface_scores(np.argwhere(a), np.argwhere(b), (1.5, 1.5, 1.5), 1.0)
     between_voxels = compute_hausdorff_distance(
-        *(torch.from_numpy(mask)[None, None] for mask in (b, a)),
+        torch.from_numpy(b)[None, None],
+        torch.from_numpy(a)[None, None],
         percentile=95,
         spacing=[1.5, 1.5, 1.5],
     )
-    assert hd95 == 0.0  # under 5 % of the area moved, as surface-distance counts
-    assert float(between_voxels) == 1.5  # more than 5 % of the border voxels moved, as MONAI counts
+    assert hd95 == 0.0  # less than 5 % of the area moved
+    assert float(between_voxels) == 1.5  # more than 5 % of the border voxels moved

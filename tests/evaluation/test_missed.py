@@ -1,4 +1,4 @@
-"""Why a lesion was missed: one case for each way in which a rule can leave it out."""
+"""The reason of a missed lesion, with one case for each reason of each rule."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from tests.evaluation.hand_cases import (
     CASES,
     HandCase,
     evaluate_case,
-    evaluated,
+    evaluate_hand_case,
     make_reference,
     prediction_of,
 )
@@ -20,16 +20,16 @@ from tests.evaluation.hand_cases import (
 POINT = OperatingPoint("score:0.5", 0.5)
 
 
-def case(reference, prediction, *scores, labels=()):
+def draw_case(reference, prediction, *scores, labels=()):
     return HandCase("case", "", reference, prediction, scores, candidate_labels=labels)
 
 
-def missed(hand, preset="lesionseg", row=0, point=POINT):
-    return evaluated(hand, preset, operating_point=point).lesions[row]
+def evaluate_lesion(hand, preset="lesionseg", row=0, point=POINT):
+    return evaluate_hand_case(hand, preset, operating_point=point).lesions[row]
 
 
-UNTOUCHED = case(".11. ....", ".... ....")
-BELOW = case(".11. .11.", ".11. .11.", 0.3)
+UNTOUCHED = draw_case(".11. ....", ".... ....")
+BELOW = draw_case(".11. .11.", ".11. .11.", 0.3)
 
 
 @pytest.mark.parametrize(
@@ -55,43 +55,44 @@ BELOW = case(".11. .11.", ".11. .11.", 0.3)
     ],
 )
 def test_each_way_to_miss_has_its_own_reason(preset, hand, row, why):
-    assert missed(hand, preset, row).why_missed == why
+    assert evaluate_lesion(hand, preset, row).why_missed == why
 
 
-def test_a_covered_lesion_in_a_huge_candidate_states_both_shares():
-    result = evaluated("under_a_tenth", operating_point=POINT)
-    (lesion,), (candidate,) = result.lesions, result.candidates
+def test_covered_lesion_in_a_huge_candidate_states_both_shares():
+    result = evaluate_hand_case("under_a_tenth", operating_point=POINT)
+    (lesion,) = result.lesions
+    (candidate,) = result.candidates
     assert (lesion.covered, lesion.nearest_candidate, lesion.nearest_score) == (1.0, 1, 0.5)
     assert candidate.in_lesions == pytest.approx(1 / 11)
     assert candidate.outcome == "false_positive"
 
 
-def test_a_barely_touched_lesion_states_how_much_of_it_is_covered():
-    lesion = missed("contained")
+def test_barely_touched_lesion_states_its_covered_share():
+    lesion = evaluate_lesion("contained")
     assert lesion.covered == pytest.approx(1 / 20)
     assert lesion.nearest_iou == pytest.approx(1 / 20)
-    assert evaluated("contained").candidates[0].in_lesions == 1.0
+    assert evaluate_hand_case("contained").candidates[0].in_lesions == 1.0
 
 
 def test_a_found_lesion_has_no_reason_and_states_its_cover():
-    lesion = evaluated("fragments").lesions[0]
+    lesion = evaluate_hand_case("fragments").lesions[0]
     assert (lesion.why_missed, lesion.nearest_candidate) == (WhyMissed.FOUND, None)
     assert lesion.covered == pytest.approx(2 / 20)
 
 
-def test_a_huge_candidate_that_is_accepted_comes_before_a_fitting_one_that_is_not():
+def test_accepted_huge_candidate_precedes_a_fitting_rejected_one():
     # candidate 1 covers half of the lesion and is far too large; candidate 2 would find it
-    hand = case("11...................", "12111111111111111111.", 0.9, 0.2)
-    lesion = missed(hand)
+    hand = draw_case("11...................", "12111111111111111111.", 0.9, 0.2)
+    lesion = evaluate_lesion(hand)
     assert lesion.why_missed == WhyMissed.CANDIDATE_TOO_LARGE
     assert lesion.nearest_candidate == 1
 
 
-def test_a_candidate_that_is_not_accepted_despite_its_score_is_not_called_below_the_point():
+def test_candidate_rejected_despite_its_score_is_not_below_the_point():
     prediction = prediction_of(np.array([[0, 1], [0, 2]], np.int32), (0.9, 0.4), grid(2, 2))
     first, second = prediction.candidates
     flagged = replace(prediction, candidates=(replace(first, accepted=False), second))
-    lesions = evaluate(reference([[0, 1], [0, 2]], (1, 1)), flagged).lesions
+    lesions = evaluate(reference_of([[0, 1], [0, 2]], (1, 1)), flagged).lesions
     assert [x.why_missed for x in lesions] == [WhyMissed.NOT_ACCEPTED, WhyMissed.FOUND]
     assert lesions[0].nearest_score == 0.9
 
@@ -107,10 +108,8 @@ def test_a_candidate_that_is_not_accepted_despite_its_score_is_not_called_below_
         ("wrong_label", "instances", 0, WhyMissed.WRONG_LABEL),
     ],
 )
-def test_a_candidate_below_the_point_that_would_not_suffice_is_named_with_its_score(
-    hand, preset, row, why
-):
-    lesion = missed(hand, preset, row, OperatingPoint("score:0.99", 0.99))
+def test_insufficient_candidate_below_the_point_is_named_with_its_score(hand, preset, row, why):
+    lesion = evaluate_lesion(hand, preset, row, OperatingPoint("score:0.99", 0.99))
     assert lesion.why_missed == why
     assert lesion.nearest_candidate == 1
     assert lesion.nearest_score == CASES[hand].scores[0]
@@ -126,15 +125,13 @@ def test_a_failed_case_is_the_reason_for_all_its_lesions():
     [
         (0.7, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),
         (0.7, 0, 1, "lesionseg", WhyMissed.NO_RESPONSE),  # next to the lesion
-        (0.4, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # states its score, which is low
-        (0.7, 1, 2, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # the rule takes all labels as one
+        (0.4, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # a low score is stated, too
+        (0.7, 1, 2, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # this rule ignores labels
         (0.7, 1, 2, "instances", WhyMissed.NO_RESPONSE),
     ],
 )
 @pytest.mark.parametrize("masked", [True, False])
-def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(
-    score, row, label, preset, why, masked
-):
+def test_candidate_removed_by_size_explains_a_missed_lesion(score, row, label, preset, why, masked):
     place = (row, 1), (row + 1, 2), (0.0, 0.0)
     removed = Candidate(1, label, score, *place, 1.0, None, False, accepted=False)
     marked = make_reference(CASES["missed"])
@@ -150,9 +147,9 @@ def test_what_was_removed_for_its_size_tells_why_a_lesion_was_missed(
     assert result.candidates == ()  # nothing else changes
 
 
-def test_a_lesion_marked_as_a_kind_that_the_reader_did_not_look_for_has_the_wrong_label():
+def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label():
     found = prediction_of(np.array([[1, 1, 0, 0]], np.int32), (0.9,), grid(1, 4), (2,))
-    marked = replace(reference([[1, 1, 0, 0]], (1,)), annotated={1: True, 2: False})
+    marked = replace(reference_of([[1, 1, 0, 0]], (1,)), annotated={1: True, 2: False})
     result = evaluate(marked, found)
     assert [x.why_missed for x in result.lesions] == [WhyMissed.WRONG_LABEL]
     assert result.candidates == ()
@@ -160,7 +157,7 @@ def test_a_lesion_marked_as_a_kind_that_the_reader_did_not_look_for_has_the_wron
     assert [x.why_missed for x in faint.lesions] == [WhyMissed.NO_RESPONSE]
 
 
-def test_boxes_take_the_place_of_voxels():
+def test_boxes_give_the_reasons_of_filled_masks():
     geometry = grid(20, 20)
     boxes = np.array([[0, 0, 2, 2], [10, 10, 20, 20], [10, 0, 12, 2]], dtype=np.float32)
     marked = Reference(geometry, boxes=boxes, box_labels=(1, 1, 1))
@@ -175,7 +172,7 @@ def test_boxes_take_the_place_of_voxels():
     assert [x.covered for x in lesions] == [1.0, 0.05, 0.0]
 
 
-def test_two_boxes_on_the_same_place_cover_it_once():
+def test_two_equal_boxes_cover_a_lesion_once():
     geometry = grid(1, 20)
     marked = Reference(geometry, boxes=np.array([[0, 0, 1, 20]], np.float32), box_labels=(1,))
     rows = [Candidate.from_box(n, 1, 0.9, (0, 0, 1, 1), geometry) for n in (1, 2)]
@@ -185,9 +182,10 @@ def test_two_boxes_on_the_same_place_cover_it_once():
 
 @pytest.mark.parametrize("preset", ["lesionseg", "instances", "iou50", "luna16"])
 @pytest.mark.parametrize("seed", range(25))
-def test_on_random_cases_each_reason_is_true(seed, preset):
+def test_each_reason_is_true_on_random_cases(seed, preset):
     rng = np.random.default_rng(seed)
-    truth, found = random_instances(rng, 8), random_instances(rng, 6)
+    truth = random_instances(rng, 8)
+    found = random_instances(rng, 6)
     scores = tuple(rng.choice([0.2, 0.4, 0.6, 0.8], size=int(found.max())).tolist())
     labels = tuple(rng.integers(1, 3, size=len(scores)).tolist())
     marked = Reference(
@@ -234,7 +232,7 @@ def grid(*shape):
     return Geometry.from_spacing(shape, (1.0,) * len(shape))
 
 
-def reference(instances, labels):
+def reference_of(instances, labels):
     ids = np.array(instances, dtype=np.int32)
     return Reference(grid(*ids.shape), instances=ids, instance_labels=labels)
 
@@ -244,7 +242,7 @@ def evaluate(marked, prediction, preset="lesionseg", point=None):
 
 
 def random_instances(rng, n):
-    """Rectangles of very different sizes, later ones on top; ids run from 1 without a gap."""
+    """Return rectangles of very different sizes with ids from 1 without gaps."""
     ids = np.zeros((24, 24), dtype=np.int32)
     for number in range(1, n + 1):
         size = rng.choice([1, 2, 4, 14], size=2)

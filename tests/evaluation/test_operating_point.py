@@ -12,12 +12,12 @@ from tests.evaluation.hand_cases import result
 
 @pytest.fixture
 def results():
-    """Two cases: lesions found at .9, .6 and .2; false positives at .8, .5 and .4."""
+    """Return two cases: lesions found at 0.9, 0.6 and 0.2; false positives at 0.8, 0.5 and 0.4."""
     cases = {"a": ([0.9, 0.6], [0.8]), "b": ([0.2], [0.5, 0.4])}
     return [result(name, *scores) for name, scores in cases.items()]
 
 
-# two cases allow 2k − 1 false positives, which lie at .8, .5 and .4
+# two cases allow 2k − 1 false positives, whose scores are .8, .5 and .4
 @pytest.mark.parametrize(
     ("asked", "recall", "seen", "expected"),
     [
@@ -25,14 +25,19 @@ def results():
         (Aim("fp_per_case", 0.5), 1 / 3, 0.0, 0.5),
         (Aim("fp_per_case", 1.0), 2 / 3, 0.5, 1.0),
         (Aim("fp_per_case", 1.5), 2 / 3, 1.0, 1.5),
-        (Aim("fp_per_case", 8.0), 1.0, 1.5, 1.75),  # there are no more: half of one is expected
-        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.0),  # the highest score of the sensitivity
+        (
+            Aim("fp_per_case", 8.0),
+            1.0,
+            1.5,
+            1.75,
+        ),  # no further candidates, and half of one is expected
+        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.0),  # the highest score with this sensitivity
         (Aim("sensitivity", 2 / 3), 2 / 3, 0.5, 0.5),
         (Aim("sensitivity", 0.9), 1.0, 1.5, 1.75),
         (Aim("score", 0.45), 2 / 3, 1.0, 1.0),
     ],
 )
-def test_what_is_asked_for_is_seen_or_expected_of_new_cases(results, asked, recall, seen, expected):
+def test_requested_rate_or_sensitivity_is_reached(results, asked, recall, seen, expected):
     point = choose(results, asked)
     assert point.lesion_recall == pytest.approx(recall)
     assert point.false_positives_per_case == pytest.approx(seen)
@@ -43,24 +48,24 @@ def test_what_is_asked_for_is_seen_or_expected_of_new_cases(results, asked, reca
     assert (point.attainable_recall, point.lesion_recall_ci95) == (1.0, None)  # of two patients
 
 
-def test_the_score_lies_just_above_the_false_positive_that_is_one_too_many(results):
+def test_score_is_just_above_the_first_false_positive_too_many(results):
     assert choose(results) == replace(choose(results, Aim("fp_per_case", 1)), is_default=True)
     assert 0.5 < choose(results).score <= 0.5002
     crowded = [result("a", [0.50001], [0.5])]
     assert 0.5 < choose(crowded, Aim("fp_per_case", 0)).score <= 0.50001
-    # false positives that outrank everything: a rate of 0 finds nothing, as does the rate seen
+    # if a false positive has the highest score, a rate of 0 finds nothing
     point = choose([result("a", [0.5], [1.0])], Aim("fp_per_case", 0))
     assert point.score > 1.0
     assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
 
 
-def test_no_candidate_at_all_gives_a_score_halfway_and_says_so(caplog):
+def test_score_without_candidates_is_one_half_and_is_logged(caplog):
     point = choose([result("a", [None])])
     assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
     assert "detected nothing" in caplog.text
 
 
-def test_what_cannot_be_chosen_is_an_error():
+def test_operating_point_out_of_reach_is_an_error():
     for bad in ([result("a", [1.0], has_scores=False)], []):
         with pytest.raises(ContentError):
             choose(bad)
@@ -78,27 +83,27 @@ def test_eight_patients_give_intervals(results):
     assert point.lesion_recall_ci95[0] < point.lesion_recall < point.lesion_recall_ci95[1]
 
 
-# --- rates of new patients ---
+# --- false-positive rates of new patients ---
 
-MEAN = 6.0  # false positives per case among all candidates, their scores uniform in [0, 1]
+MEAN = 6.0  # false positives per case among all candidates, with scores uniform in [0, 1]
 
 
-def rates(n, variance, rng):
-    """False positives to expect of each of `n` patients: gamma distributed, or all alike."""
+def draw_rates(n, variance, rng):
+    """Return the expected false positives of `n` patients, gamma distributed or all equal."""
     return MEAN * (rng.gamma(1 / variance, variance, n) if variance else np.ones(n))
 
 
-def patients(n, variance, rng):
-    """Each with a lesion that is always found."""
-    numbers = rng.poisson(rates(n, variance, rng))
+def draw_patients(n, variance, rng):
+    """Return patients with a lesion that is always found."""
+    numbers = rng.poisson(draw_rates(n, variance, rng))
     return [result(f"p{i}", [0.9999], rng.random(k).tolist()) for i, k in enumerate(numbers)]
 
 
 @pytest.mark.parametrize("variance", [0, 1])
 @pytest.mark.parametrize(("n", "asked"), [(4, 2.0), (10, 1.0), (30, 0.5)])
-def test_new_patients_have_the_rate_asked_for_on_average(n, asked, variance):
+def test_new_patients_have_the_requested_rate_on_average(n, asked, variance):
     rng = np.random.default_rng(0)
-    sets = (patients(n, variance, rng) for _ in range(1600 if n == 4 else 400))
+    sets = (draw_patients(n, variance, rng) for _ in range(1600 if n == 4 else 400))
     points = [choose(some, Aim("fp_per_case", asked)) for some in sets]
     true = MEAN * np.array([1 - min(p.score, 1.0) for p in points])
     expected = np.array([p.expected_false_positives_per_case for p in points])
@@ -110,35 +115,40 @@ def test_new_patients_have_the_rate_asked_for_on_average(n, asked, variance):
 @pytest.mark.parametrize(
     ("n", "variance", "asked", "used"), [(12, 0, 1.0, 0.4), (20, 1, 0.5, 0.35), (50, 2.5, 1.0, 0.4)]
 )
-def test_new_patients_keep_to_the_rate_in_nine_sets_of_ten(n, variance, asked, used):
-    rng, kept, given = np.random.default_rng(0), [], []
+def test_rate_of_new_patients_is_met_in_nine_sets_of_ten(n, variance, asked, used):
+    rng = np.random.default_rng(0)
+    kept = []
+    given = []
     for _ in range(min(12000 // n, 400)):
-        point = choose(patients(n, variance, rng), Aim("fp_per_case", asked), confidence=0.9)
+        point = choose(draw_patients(n, variance, rng), Aim("fp_per_case", asked), confidence=0.9)
         share = 1 - min(point.score, 1.0)
-        kept.append(rng.poisson(share * rates(n, variance, rng)).sum() <= asked * n)
+        kept.append(rng.poisson(share * draw_rates(n, variance, rng)).sum() <= asked * n)
         given.append(share * MEAN / asked)
     assert np.mean(kept) >= 0.88
     assert used <= np.mean(given) < 1
 
 
-def test_too_few_cases_allow_no_false_positive_and_say_that_the_rate_is_not_held():
-    # the negative binomial: 1 - 2^-5 = .97 after none of 4, .89 after one; 1 - 2^-4; 1 - 2^-3
+def test_too_few_cases_allow_no_false_positive_and_have_no_confidence():
+    # negative binomial: 1 − 2^−5 = .97 after none in 4 cases, .89 after one; 1 − 2^−4; 1 − 2^−3
     by_hand = {(1.0, 4): 0, (0.5, 6): 0, (0.5, 5): -1}
     assert {k: most_false_positives(*k, confidence=0.9) for k in by_hand} == by_hand
-    few = patients(4, 0, np.random.default_rng(1))
+    few = draw_patients(4, 0, np.random.default_rng(1))
     point = choose(few, Aim("fp_per_case", 0.5), confidence=0.9)
     assert (point.false_positives_per_case, point.confidence) == (0.0, None)
     assert point.lesion_recall == 1.0
-    more = patients(30, 0, np.random.default_rng(1))
+    more = draw_patients(30, 0, np.random.default_rng(1))
     assert choose(more, Aim("fp_per_case", 1.0), confidence=0.9).confidence == 0.9
     rare = choose(few, Aim("fp_per_case", 0.1))
     assert rare.false_positives_per_case == 0.0
     assert rare.expected_false_positives_per_case >= 0.25
 
 
-def test_a_score_that_finds_nothing_is_not_taken():
+def test_score_that_finds_no_lesion_is_not_chosen():
     few = [result(f"p{i}", [0.5], [0.9] * (i < 2)) for i in range(4)]
-    for confidence in (None, 0.9):  # 2 of 4 are false; at none nothing is found
+    for confidence in (
+        None,
+        0.9,
+    ):  # 2 of 4 have a false positive, and without any no lesion is found
         point = choose(few, Aim("fp_per_case", 0.5), confidence=confidence)
         assert (point.lesion_recall, point.false_positives_per_case) == (1.0, 0.5)
         assert point.confidence is None
@@ -155,7 +165,7 @@ def test_the_default_rate_is_one_or_a_tenth_of_the_lesions(n_lesions, n_cases, r
     assert default_rate(n_lesions, n_cases) == rate
 
 
-def test_the_default_serves_cases_with_many_lesions():
+def test_default_rate_grows_with_the_number_of_lesions():
     many = [result(f"c{i}", [0.9] * 30, [0.5] * 5) for i in range(4)]
     assert choose(many).aim == Aim("fp_per_case", 3.0)
     few = [result(f"c{i}", [0.9] * 3, [0.5] * 5) for i in range(4)]
@@ -197,7 +207,7 @@ def test_best_f1_without_candidates_is_the_uninformed_score():
         ("score:0.37", Aim("score", 0.37)),
     ],
 )
-def test_an_aim_is_read_and_written(text, aim):
+def test_round_trip_keeps_the_aim(text, aim):
     assert Aim.parse(text) == aim
     assert Aim.parse(str(aim)) == aim
 
@@ -217,11 +227,11 @@ def test_an_aim_is_read_and_written(text, aim):
         "best_f1:0.5",
     ],
 )
-def test_a_wrong_aim_is_an_error_that_says_how_to_write_one(text):
+def test_wrong_aim_is_an_error_with_examples(text):
     with pytest.raises(ConfigError, match=r"fp_per_case:1, sensitivity:0\.9"):
         Aim.parse(text)
 
 
-def test_a_bare_number_is_taken_for_a_forgotten_score():
+def test_message_for_a_bare_number_proposes_a_score():
     with pytest.raises(ConfigError, match=r"Did you mean score:0\.3\?"):
         Aim.parse(0.3)

@@ -18,7 +18,7 @@ from lesionseg.evaluation.subgroups import divide_by, find_subgroups
 from tests.evaluation.hand_cases import (
     HAND_CASES,
     evaluate_case,
-    evaluated,
+    evaluate_hand_case,
     make_prediction,
     make_reference,
     prediction_of,
@@ -26,7 +26,7 @@ from tests.evaluation.hand_cases import (
     templates,
 )
 
-# the contract's
+# the keys that the documentation guarantees
 KEYS = """
     schema_version evaluated_on preset n_cases n_groups n_lesion_free_cases n_lesions n_candidates
     n_true_positive n_false_positive n_missed dice surface_dice hd95_mm lesion_recall lesion_f1
@@ -38,16 +38,17 @@ KEYS = """
 GRID = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
 
 
-def summarise(results, replicates=0, **options):
-    options = {"evaluated_on": "test", **options}
-    settings = SummarySettings(replicates=replicates, **options)
+def summarise(results, replicates=0, evaluated_on="test", **options):
+    settings = SummarySettings(replicates=replicates, evaluated_on=evaluated_on, **options)
     return summary(results, PRESETS["lesionseg"], settings)
 
 
-def made_up(seed, group="", n_lesions=3, has_scores=True):
-    """Boxes as lesions, two in three of them found, and some false positives."""
-    rng, scores = np.random.default_rng(seed), []
-    reference, drawn = np.zeros(GRID.shape, np.int32), np.zeros(GRID.shape, np.int32)
+def make_result(seed, group="", n_lesions=3, has_scores=True):
+    """Return a result with boxes as lesions. Two thirds of them are found, with false positives."""
+    rng = np.random.default_rng(seed)
+    scores = []
+    reference = np.zeros(GRID.shape, np.int32)
+    drawn = np.zeros(GRID.shape, np.int32)
     for i in range(n_lesions):
         at = (slice(1, 4), slice(1 + 4 * i, 3 + 4 * i), slice(1, 3))
         reference[at] = i + 1
@@ -62,12 +63,12 @@ def made_up(seed, group="", n_lesions=3, has_scores=True):
     return evaluate_case(truth, found, PRESETS["lesionseg"], case=f"case{seed}", group=group)
 
 
-def many(n=12, **changes):
-    return [made_up(s, group=f"g{s // 2}", n_lesions=s % 4, **changes) for s in range(n)]
+def make_results(n=12, **changes):
+    return [make_result(s, group=f"g{s // 2}", n_lesions=s % 4, **changes) for s in range(n)]
 
 
 def nulls_without_reason(value, path="", explained=False):
-    """Dotted paths of nulls that nothing explains."""
+    """Yield the dotted paths of nulls without a reason."""
     if isinstance(value, dict):
         explained = explained or "reason" in value
         for key, item in value.items():
@@ -81,9 +82,10 @@ def nulls_without_reason(value, path="", explained=False):
 
 
 def test_every_null_has_a_reason_and_nothing_is_nan():
-    free, ill = ([made_up(s, n_lesions=n) for s in range(9)] for n in (0, 2))
-    few = [], free[:1], ill[:1], many(4)
-    for results in (*few, many(has_scores=False), many(), free, ill):
+    free = [make_result(seed, n_lesions=0) for seed in range(9)]
+    ill = [make_result(seed, n_lesions=2) for seed in range(9)]
+    few = [], free[:1], ill[:1], make_results(4)
+    for results in (*few, make_results(has_scores=False), make_results(), free, ill):
         scores = summarise(results, 50).to_json()
         assert set(scores) == set(KEYS.split())
         json.dumps(scores, allow_nan=False)
@@ -91,8 +93,8 @@ def test_every_null_has_a_reason_and_nothing_is_nan():
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_scores_read_back_are_the_scores_written(scored, tmp_path):
-    results = many(has_scores=scored)
+def test_round_trip_keeps_the_scores(scored, tmp_path):
+    results = make_results(has_scores=scored)
     false = results[3].candidates[-1]
     answer = Answer("case3", false.candidate, (*false.start_vox, *false.stop_vox), "lesion")
     scores = replace(
@@ -105,15 +107,15 @@ def test_scores_read_back_are_the_scores_written(scored, tmp_path):
     read = read_scores(tmp_path / "scores.json")
     assert read == Scores.from_json(scores.to_json())
     write_scores(tmp_path / "again", results, read)
-    first, second = (tmp_path / name / "scores.json" for name in (".", "again"))
-    assert first.read_bytes() == second.read_bytes()
+    second = (tmp_path / "again" / "scores.json").read_bytes()
+    assert (tmp_path / "scores.json").read_bytes() == second
     assert read.lesion_recall == scores.lesion_recall
     assert read.froc == scores.froc
     assert read.provenance.dataset == "MS"
 
 
-def test_scores_of_an_earlier_version_lack_keys_and_are_read():
-    content = summarise(many(), 20).to_json()
+def test_scores_of_an_earlier_version_with_fewer_keys_are_read():
+    content = summarise(make_results(), 20).to_json()
     counts = [key for key in content if key.startswith("n_")]
     found = Scores.from_json({key: content[key] for key in counts})
     assert found.n_lesions == content["n_lesions"]
@@ -126,7 +128,7 @@ def test_scores_of_an_earlier_version_lack_keys_and_are_read():
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "words"),
     [
         ([], "the key n_lesions is missing"),
         ({"cases": 3}, "the key n_lesions is missing"),
@@ -135,16 +137,17 @@ def test_scores_of_an_earlier_version_lack_keys_and_are_read():
         ({"recall_by_size": [{"n": 1}]}, r"recall_by_size\[0\]"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named_with_its_key(content, said):
+def test_invalid_value_is_named_with_its_key(content, words):
     if isinstance(content, dict) and "cases" not in content:
-        content = summarise(many(4)).to_json() | content
-    with pytest.raises(ContentError, match=f"s.json: {said}"):
+        content = summarise(make_results(4)).to_json() | content
+    with pytest.raises(ContentError, match=f"s.json: {words}"):
         Scores.from_json(content, "s.json")
 
 
-def test_the_seed_decides_the_intervals():
-    one, same, other = (summarise(many(), 60, seed=s) for s in (1, 1, 2))
-    assert one == same
+def test_intervals_depend_only_on_the_seed():
+    one = summarise(make_results(), 60, seed=1)
+    other = summarise(make_results(), 60, seed=2)
+    assert one == summarise(make_results(), 60, seed=1)
     assert one.lesion_f1.ci95 != other.lesion_f1.ci95
 
 
@@ -152,24 +155,25 @@ def test_a_point_chosen_on_these_cases_is_called_optimistic():
     kinds = {("validation", None), ("test", "validation"), ("test", "test"), ("external", None)}
     for role, chosen_on in kinds:
         point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
-        found = summarise(many(2), evaluated_on=role, operating_point=point).operating_point
+        found = summarise(make_results(2), evaluated_on=role, operating_point=point).operating_point
         assert found.optimistic == (role in ("validation", chosen_on))
         assert (found.score, found.chosen_on) == (0.4, chosen_on)
 
 
 def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
-    # a tenth of the ill score lower than the others, so that replicates differ
+    # some cases with lesions score lower than the others, so that replicates differ
     kinds = ["perfect"] * 10 + ["missed"] * 2 + ["false_alarm"] + ["nothing"] * 4
-    results = [evaluated(kind, case=f"{i}") for i, kind in enumerate(kinds)]
-    few, enough = (summarise(some, 200).case_auroc for some in (results[:-1], results))
+    results = [evaluate_hand_case(kind, case=f"{i}") for i, kind in enumerate(kinds)]
+    few = summarise(results[:-1], 200).case_auroc
+    enough = summarise(results, 200).case_auroc
     assert 0.5 < few.value < enough.value < 1
     assert few.ci95 is None is not enough.ci95
 
 
-def test_panoptic_quality_and_lesion_load_by_hand():
-    # IoU 1/10, 1 and 4/6 of pairs; a lesion missed; a candidate without lesion, one without pair
+def test_panoptic_quality_and_lesion_load_equal_the_values_by_hand():
+    # pairs with IoU 1/10, 1 and 4/6; a missed lesion; a candidate without lesion or without pair
     names = ("exactly_a_tenth", "perfect", "split", "missed", "false_alarm")
-    scores = summarise([evaluated(name) for name in names])
+    scores = summarise([evaluate_hand_case(name) for name in names])
     assert scores.panoptic_quality.value == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
@@ -180,9 +184,11 @@ def test_panoptic_quality_and_lesion_load_by_hand():
     assert load.volume_ml.n == load.n_lesions.n == 4
 
 
-def test_the_size_curve_has_intervals_that_hold_the_truth():
-    """40 patients with 12 lesions of 1 to 20 mm, found the likelier the larger; 50 % at 4 mm."""
-    rng, (_, like, *_), results = np.random.default_rng(0), templates(), []
+def test_intervals_of_the_size_curve_contain_the_truth():
+    """Draw 40 patients with 12 lesions of 1 to 20 mm. The recall grows with size, 50 % at 4 mm."""
+    rng = np.random.default_rng(0)
+    (_, like, *_) = templates()
+    results = []
     for case in range(40):
         sizes = np.exp(rng.uniform(0, np.log(20), 12))
         found = rng.random(12) < 1 / (1 + np.exp(-3 * np.log(sizes / 4)))
@@ -200,7 +206,7 @@ def test_the_size_curve_has_intervals_that_hold_the_truth():
         assert low <= value <= high
 
 
-def tables(folder, results, labels=None):
+def write_tables(folder, results, labels=None):
     write_scores(folder, results, summarise(results), labels)
     return [
         list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
@@ -208,9 +214,9 @@ def tables(folder, results, labels=None):
     ]
 
 
-def test_a_line_for_each_result(tmp_path):
-    results = [evaluated(c) for c in HAND_CASES]
-    cases, lesions, candidates = tables(tmp_path, results, {1: "metastasis"})
+def test_tables_have_a_line_for_each_case_lesion_and_candidate(tmp_path):
+    results = [evaluate_hand_case(c) for c in HAND_CASES]
+    cases, lesions, candidates = write_tables(tmp_path, results, {1: "metastasis"})
     assert [row["case"] for row in cases] == [r.case for r in results]
     assert len(lesions) == sum(len(r.lesions) for r in results)
     assert len(candidates) == sum(len(r.candidates) for r in results)
@@ -219,12 +225,12 @@ def test_a_line_for_each_result(tmp_path):
     assert (first["label"], first["detected"], first["volume_ml"]) == ("metastasis", "true", "")
     assert [first[f"start_{axis}_vox"] for axis in "zyx"] == ["", "1.0", "1.0"]
     assert [first[f"centre_{axis}_mm"] for axis in "xyz"] == ["1.5", "1.5", ""]
-    assert tables(tmp_path, []) == [[], [], []]
+    assert write_tables(tmp_path, []) == [[], [], []]
     assert (tmp_path / "lesions.csv").read_text().startswith("case,group,lesion,label,diameter_mm")
 
 
-def test_a_line_for_each_label(tmp_path):
-    results = [evaluated(c) for c in HAND_CASES]
+def test_table_of_labels_has_a_line_for_each_label(tmp_path):
+    results = [evaluate_hand_case(c) for c in HAND_CASES]
     scores = summarise(results, labels={1: "metastasis", 2: "cyst"})
     write_scores(tmp_path, results, scores)
     rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
@@ -238,12 +244,13 @@ def test_a_line_for_each_label(tmp_path):
 
 
 def test_a_warning_of_the_scan_is_in_its_row(tmp_path):
-    hand, said = HAND_CASES[0], InputCheckResult(2.5, "Another grid.")
-    prediction = replace(make_prediction(hand), input=said)
+    hand = HAND_CASES[0]
+    check = InputCheckResult(2.5, "Another grid.")
+    prediction = replace(make_prediction(hand), input=check)
     result = evaluate_case(make_reference(hand), prediction, PRESETS["lesionseg"], case="=a")
-    (row,), *_ = tables(tmp_path, [result])
+    (row,), *_ = write_tables(tmp_path, [result])
     assert (row["warning"], row["input_score"]) == ("Another grid.", "2.5")
-    assert row["case"] == "'=a"  # no spreadsheet runs it
+    assert row["case"] == "'=a"  # a spreadsheet must not run it as a formula
 
 
 CASES = [f"case{i}" for i in range(12)]
@@ -253,22 +260,22 @@ TABLE = {
 }
 
 
-def test_every_dividing_column_gives_subgroups_with_the_numbers_of_their_cases_alone():
-    results = many()
+def test_subgroups_have_the_numbers_of_only_their_cases():
+    results = make_results()
     found = summarise(results, columns=TABLE).subgroups
     assert {row.by for row in found} == {"site", "age"}
     for row in summarise(results, columns=TABLE, subgroups=["site"]).subgroups:
         own = [r for r in results if TABLE[r.case]["site"] == row.value]
-        alone = summarise(own)
+        expected = summarise(own)
         assert row.n_cases == len(own) == 6
-        assert row.n_detected == alone.n_true_positive
-        assert row.n_lesions == alone.n_lesions
-        assert row.lesion_recall == alone.lesion_recall
-        assert row.false_positives_per_case == alone.false_positives_per_case
-        assert row.dice == pytest.approx(alone.dice.mean)
+        assert row.n_detected == expected.n_true_positive
+        assert row.n_lesions == expected.n_lesions
+        assert row.lesion_recall == expected.lesion_recall
+        assert row.false_positives_per_case == expected.false_positives_per_case
+        assert row.dice == pytest.approx(expected.dice.mean)
 
 
-def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
+def test_numbers_are_divided_into_quantiles_and_empty_cells_form_a_group():
     for name in ("site", "age", "sex", "id"):  # every case once
         members = divide_by(CASES, TABLE, name).values()
         assert sorted(case for own in members for case in own) == sorted(CASES)
@@ -279,20 +286,22 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_stand_apart():
     dates = {case: {"visit": f"{20240101 + i}"} for i, case in enumerate(CASES)}
     assert [*map(len, divide_by(CASES, dates, "visit").values())] == [3, 3, 3, 3]
     patients = {case: {"subject": f"S{i // 2}"} for i, case in enumerate(CASES)}
-    results = [replace(r, group=patients[r.case]["subject"]) for r in many()]
+    results = [replace(r, group=patients[r.case]["subject"]) for r in make_results()]
     assert not [one for one in find_subgroups(results, patients) if one.by == "subject"]
-    with pytest.raises(ConfigError, match="sight"):  # not there
+    with pytest.raises(ConfigError, match="sight"):  # a missing column
         divide_by(CASES, TABLE, "sight")
     crowd = [f"case{i}" for i in range(30)]
     with pytest.raises(ConfigError):
         divide_by(crowd, {c: {"id": c} for c in crowd}, "id")
 
 
-def test_thick_and_thin_slices_are_subgroups_without_any_table():
+def test_slice_spacings_are_subgroups_without_a_table():
     spacings = [1.0] * 6 + [5.0] * 6
-    results = [replace(r, slice_spacing_mm=mm) for r, mm in zip(many(), spacings, strict=True)]
+    results = [
+        replace(r, slice_spacing_mm=mm) for r, mm in zip(make_results(), spacings, strict=True)
+    ]
     found = summarise(results).subgroups
     assert [(row.by, row.value) for row in found] == [("slice_spacing_mm", c) for c in "15"]
     assert sum(row.n_lesions for row in found) == sum(len(r.lesions) for r in results)
     stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
-    assert summarise(results, columns=stated).subgroups == ()  # what a table says goes first
+    assert summarise(results, columns=stated).subgroups == ()  # the table has precedence

@@ -1,4 +1,4 @@
-"""A tiny dataset in memory: what the planning rules need of one."""
+"""A tiny dataset in memory for the planning rules."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from lesionseg.plan import Fingerprint, facts_of, fingerprint_of
 
 
 def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
-    """Statistics of the labelled of these cases."""
+    """Return the statistics of the labelled cases."""
     return fingerprint_of(dataset, [facts_of(c, c.reference) for c in cases if c.reference])
 
 
@@ -30,7 +30,7 @@ def dataset() -> Dataset:
 
 @pytest.fixture
 def cases() -> list[Case]:
-    """Two lesions of 8 voxels and one of 1 voxel in c0, none in c1 and c2; voxels of 2 mm³."""
+    """Return three cases with voxels of 2 mm³. c0 has lesions of 8, 8 and 1 voxels."""
     geometry = Geometry.from_spacing((10, 12, 14), (2.0, 1.0, 1.0))
     rng = np.random.default_rng(0)
     found = []

@@ -1,4 +1,4 @@
-"""Anchors fitted to lesions: what they reach, and what they never do."""
+"""Anchors are fitted to lesions."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -10,40 +10,40 @@ from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 
 
-def architecture(dims: int) -> Architecture:
-    """Five stages, each of half the resolution."""
+def make_architecture(dims: int) -> Architecture:
+    """Make an architecture of five stages, each of half the resolution."""
     strides = ((1,) * dims, *[(2,) * dims] * 4)
     return Architecture("retinanet", (16, 32, 64, 128, 256), strides, ((3,) * dims,) * 5)
 
 
-def fitted(extents: object, dims: int = 3) -> AnchorPlan:
-    found = fit_anchors(extents, architecture(dims)).value  # type: ignore[arg-type]
+def fit(extents: object, dims: int = 3) -> AnchorPlan:
+    found = fit_anchors(extents, make_architecture(dims)).value  # type: ignore[arg-type]
     assert found is not None
     return found
 
 
-def test_the_heads_channels_are_whole_groups_of_their_norm() -> None:
-    network = replace(architecture(3), features=(10, 20, 40, 80, 160))
+def test_width_of_the_heads_is_a_multiple_of_their_norm_groups() -> None:
+    network = replace(make_architecture(3), features=(10, 20, 40, 80, 160))
     found = fit_anchors([[5, 5, 5]], network).value
     assert found is not None
     assert found.width == 24
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_three_voxel_lesions_are_looked_at_from_every_second_voxel(dims: int) -> None:
-    found = fitted([[3] * dims] * 20, dims)
-    assert total_strides(architecture(dims).strides)[found.stages[0]] == (2,) * dims
+def test_anchors_of_three_voxel_lesions_have_a_stride_of_two(dims: int) -> None:
+    found = fit([[3] * dims] * 20, dims)
+    assert total_strides(make_architecture(dims).strides)[found.stages[0]] == (2,) * dims
     assert (found.mean_iou, found.small_recall) == (pytest.approx(1.0), 1.0)
 
 
 def test_boxes_of_low_probability_are_kept() -> None:
-    assert fitted([[24, 24]] * 20, 2).floor == 0.01
+    assert fit([[24, 24]] * 20, 2).floor == 0.01
 
 
 def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     rng = np.random.default_rng(0)
     extents = np.exp(rng.normal(1.5, 0.6, (300, 1)) + rng.normal(0, 0.3, (300, 3))).round() + 1
-    found = fitted(extents)
+    found = fit(extents)
     cubes = np.repeat(2.0 ** (np.arange(2, 11) / 2)[:, None], 3, axis=1)
     shared = np.minimum(extents[:, None], cubes).prod(-1)
     union = extents.prod(-1)[:, None] + cubes.prod(-1) - shared
@@ -53,11 +53,11 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
     volumes = [[np.prod(size) for size in sizes] for sizes in found.sizes]
     assert volumes == sorted(map(sorted, volumes))  # the smallest at the finest level
     for finer, coarser in pairwise(found.sizes):
-        assert set(finer) & set(coarser)  # no lesion falls between two levels
+        assert set(finer) & set(coarser)  # the levels overlap
 
 
-def test_no_lesion_gets_cubes_that_grow_with_the_stride() -> None:
-    found = fitted([])
+def test_dataset_without_lesions_gets_cubes_that_grow_with_the_stride() -> None:
+    found = fit([])
     octaves = [(4 * 2.0**i,) * 3 for i in range(4)]
     assert [found.sizes[i][0] for i in range(3)] == octaves[:3]
     assert [found.sizes[i][3] for i in range(2)] == octaves[1:3]  # of the next level

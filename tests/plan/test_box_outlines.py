@@ -10,13 +10,13 @@ from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.plan.box_outlines import OutlineCounts, count_box_outlines, is_box_outline
 
 
-def crop_of(mask: np.ndarray) -> np.ndarray:
+def crop(mask: np.ndarray) -> np.ndarray:
     rows, columns = np.nonzero(mask)
     return mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-def ellipses(n: int):
-    """Yield ellipses as other programs draw them: pixel centres, rounded corners, Pillow's."""
+def draw_ellipses(n: int):
+    """Yield ellipses as different programs draw them: pixel centres, rounded corners, Pillow."""
     rng = np.random.default_rng(0)
     rows, columns = np.ogrid[:140, :140]
     for _ in range(n):
@@ -33,7 +33,7 @@ def ellipses(n: int):
 
 
 def test_ellipses_of_any_program_are_recognised():
-    assert all(is_box_outline(crop_of(mask)) for mask in ellipses(100))
+    assert all(is_box_outline(crop(mask)) for mask in draw_ellipses(100))
 
 
 def test_rectangles_are_recognised_even_if_a_row_differs():
@@ -51,13 +51,13 @@ def test_a_rotated_ellipse_is_not_from_a_box(angle: float):
     y, x = np.mgrid[-40:41, -40:41]
     along = x * np.cos(turn) + y * np.sin(turn)
     across = y * np.cos(turn) - x * np.sin(turn)
-    assert not is_box_outline(crop_of((along / 36) ** 2 + (across / 16) ** 2 <= 1))
+    assert not is_box_outline(crop((along / 36) ** 2 + (across / 16) ** 2 <= 1))
 
 
 def test_a_wavy_disc_is_not_from_a_box():
     y, x = np.mgrid[-30:31, -30:31]
     radius = 20 * (1 + 0.12 * np.sin(3 * np.arctan2(y, x)))
-    assert not is_box_outline(crop_of(np.hypot(y, x) <= radius))
+    assert not is_box_outline(crop(np.hypot(y, x) <= radius))
 
 
 def test_only_large_lesions_inside_the_image_are_tested():
@@ -71,7 +71,7 @@ def test_only_large_lesions_inside_the_image_are_tested():
     assert count_box_outlines(reference, lesions_of(reference)) == OutlineCounts(3, 2)
 
 
-def test_volumes_boxes_and_empty_references_have_no_outlines():
+def test_volumes_boxes_and_empty_references_are_not_tested():
     cube = Reference(Geometry.from_spacing((20,) * 3, (1,) * 3), np.ones((20,) * 3, np.uint8))
     flat = Geometry.from_spacing((40, 40), (1, 1))
     empty = Reference(flat, np.zeros((40, 40), np.uint8))
@@ -80,7 +80,7 @@ def test_volumes_boxes_and_empty_references_have_no_outlines():
         assert count_box_outlines(reference, lesions_of(reference)) == OutlineCounts()
 
 
-def test_simulated_nodules_have_outlines_of_their_own(tmp_path):
+def test_simulated_nodules_are_not_taken_for_outlines_of_boxes(tmp_path):
     write_xray_phantoms(tmp_path, 6, seed=3, shape=(256, 256), pixel_mm=0.7, n_nodules=(3, 4))
     n_tested = 0
     n_boxes = 0

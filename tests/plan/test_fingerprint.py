@@ -1,4 +1,4 @@
-"""The fingerprint counts, measures and forgets."""
+"""Counts and sizes of the fingerprint, and its JSON."""
 
 import json
 from dataclasses import replace
@@ -12,10 +12,11 @@ from lesionseg.plan.fingerprint import Fingerprint
 from tests.plan.conftest import take_fingerprint
 
 
-def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
+def test_counts_and_sizes_equal_those_by_hand(dataset: Dataset, cases: list[Case]):
     found = take_fingerprint(dataset, cases)
     counts = json.loads(found.to_json())
-    assert [counts[f"n_{what}"] for what in ("cases", "lesions", "lesion_free_cases")] == [3, 3, 2]
+    names = ("n_cases", "n_lesions", "n_lesion_free_cases")
+    assert [counts[name] for name in names] == [3, 3, 2]
     assert found.lesions_per_case == (3, 0, 0)
     assert sorted(found.lesion_voxels) == [1, 8, 8]
     # 8 voxels of 2 mm³: 2 (3·16 / 4π)^⅓
@@ -32,12 +33,12 @@ def test_counts_and_sizes_by_hand(dataset: Dataset, cases: list[Case]):
     assert channel.nonzero_share == 1
 
 
-def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
+def test_ignored_voxels_do_not_count(dataset: Dataset, cases: list[Case]):
     ignored = []
     for case in cases:
         assert case.reference is not None
         ignore = np.zeros(case.reference.geometry.shape, bool)
-        ignore[5:] = True  # with the second lesion and the one of a voxel
+        ignore[5:] = True  # covers the second lesion and the lesion of one voxel
         ignored.append(replace(case, reference=replace(case.reference, ignore=ignore)))
     found = take_fingerprint(dataset, ignored)
     assert (found.lesions_per_case, found.lesion_voxels) == ((1, 0, 0), (8,))
@@ -48,7 +49,7 @@ def test_what_is_ignored_does_not_count(dataset: Dataset, cases: list[Case]):
     ("name", "values", "is_ct"),
     [("CT", 0.0, True), ("ct", 0.0, True), ("image", -1000.0, True), ("T1", 0.0, False)],
 )
-def test_ct_is_known_by_name_or_by_its_values(
+def test_ct_is_recognised_by_name_or_by_its_values(
     dataset: Dataset, cases: list[Case], name: str, values: float, is_ct: bool
 ):
     for case in cases:
@@ -60,7 +61,7 @@ def test_ct_is_known_by_name_or_by_its_values(
         assert found.channels[0].body.lower > -950  # air is left out
 
 
-def test_two_axes_are_a_radiograph_whose_boxes_are_as_large_as_the_ellipses_in_them(
+def test_boxes_of_radiographs_are_measured_as_ellipses(
     dataset: Dataset,
 ):
     geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
@@ -74,14 +75,18 @@ def test_two_axes_are_a_radiograph_whose_boxes_are_as_large_as_the_ellipses_in_t
     assert found.lesion_fraction == pytest.approx(24 / 600)
 
 
-def test_unlabelled_cases_are_skipped_and_none_left_is_refused(dataset: Dataset, cases: list[Case]):
+def test_unlabelled_cases_are_skipped_and_must_not_be_the_only_ones(
+    dataset: Dataset, cases: list[Case]
+):
     unlabelled = replace(cases[1], reference=None)
     assert take_fingerprint(dataset, [cases[0], unlabelled]).lesions_per_case == (3,)
     with pytest.raises(DatasetError, match="no case has a reference"):
         take_fingerprint(dataset, [unlabelled])
 
 
-def test_json_round_trip_and_refusal(dataset: Dataset, cases: list[Case]):
+def test_json_round_trip_keeps_the_fingerprint_and_wrong_json_is_refused(
+    dataset: Dataset, cases: list[Case]
+):
     free = take_fingerprint(dataset, cases[1:])
     assert free.channels[0].lesion is None
     assert (free.lesions_per_case, free.lesion_fraction) == ((0, 0), 0)

@@ -28,18 +28,26 @@ def random_tables(n: int) -> Iterator[tuple[int, Labelled]]:
 
 
 def split(
-    dataset: Dataset, table: Labelled, groups: Mapping[str, str], *, labelled: bool = True, **how
+    dataset: Dataset,
+    table: Labelled,
+    groups: Mapping[str, str],
+    *,
+    labelled: bool = True,
+    **settings,
 ) -> Splits:
-    """Split cases with these labels, one lesion for each label. `groups`: patient of each case."""
+    """Split cases with these labels, one lesion per label.
+
+    `groups` contains each case's patient.
+    """
     cases = tuple(CaseFiles(case, (), group=groups[case]) for case in table)
     counts = {case: len(labels) for case, labels in table.items()}
     values = {case: tuple(sorted(labels)) for case, labels in table.items()}
     lesions = LesionFacts(labels=values) if labelled else None
-    return make_splits(replace(dataset, cases=cases), counts, lesions=lesions, **how)
+    return make_splits(replace(dataset, cases=cases), counts, lesions=lesions, **settings)
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_validation_has_each_label_of_two_patients(dataset: Dataset, together: int):
+def test_validation_gets_each_label_that_two_patients_have(dataset: Dataset, together: int):
     for seed, table in random_tables(150):
         groups = {case: f"p{int(case[1:]) // together}" for case in table}
         patients: dict[str, set[int]] = {}
@@ -73,7 +81,7 @@ def test_one_label_is_divided_as_without_labels(dataset: Dataset):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_label_of_one_patient_is_trained(seed: int):
+def test_label_of_one_patient_stays_in_training(seed: int):
     units = [f"p{i}" for i in range(12)]
     labels = {name: frozenset({1}) for name in units} | {"p7": frozenset({1, 2})}
     held = hold_each_label(["p3", "p7"], units, labels, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""A whole plan: reasoned, repeatable, and bent only by what somebody asks for."""
+"""A complete plan with reasons. It is repeatable and follows the user's overrides."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,24 +18,30 @@ Make = Callable[..., Plan]
 
 
 def step_gb(plan: Plan) -> float:
-    """What a step of a plan takes, made up."""
+    """Return an invented memory of a training step."""
     return 3 + 34e-9 * plan.architecture.features[0] * plan.batch_size * prod(plan.tile_shape)
 
 
 @pytest.fixture
 def make(dataset: Dataset, cases: list[Case]) -> Make:
-    """The plan of a toy dataset by overrides; `data` are changes of the dataset."""
+    """Return a function that plans for a toy dataset. `data` contains changes of the dataset."""
     taken = take_fingerprint(dataset, cases)
     large = replace(taken, shapes=((160, 190, 160),) * 3, spacings_mm=((1.0, 1.0, 1.0),) * 3)
 
     def plan_of(
         *, data: Any = None, device: str = "cpu", before: Any = None, **chosen: Any
     ) -> Plan:
-        how: dict[str, Any] = {"memory_gb": 24, "device": device, "step_memory": step_gb}
-        how |= {"overrides": ModelConfig.of(**chosen), "before": before}
         changed = replace(dataset, **(data or {}))
         channels = taken.channels[:1] * len(changed.channel_names)
-        return make_plan(replace(large, channels=channels), changed, **how)
+        return make_plan(
+            replace(large, channels=channels),
+            changed,
+            memory_gb=24,
+            device=device,
+            step_memory=step_gb,
+            overrides=ModelConfig.of(**chosen),
+            before=before,
+        )
 
     return plan_of
 
@@ -50,17 +56,21 @@ def test_regions_are_channels_of_mask_values(make: Make):
 
 
 @pytest.mark.parametrize(("device", "width", "depth"), [("cuda", 128, 4), ("cpu", 32, 1)])
-def test_a_detector_has_large_heads_on_a_gpu_alone(make: Make, device: str, width: int, depth: int):
+def test_detector_has_large_heads_only_on_a_gpu(make: Make, device: str, width: int, depth: int):
     anchors = make(device=device, architecture="retinanet").anchors
     assert anchors is not None
     assert (anchors.width, anchors.depth) == (width, depth)
 
 
-def test_overrides_win_and_are_said(make: Make):
+def test_overrides_are_used_and_stated(make: Make):
     plan = make(
-        spacing_mm=[2, 1, 1], tile_shape=[32, 48, 48], batch_size=3,
-        base_features=8, activation="softmax", architecture="mine",
-    )  # fmt: skip
+        spacing_mm=[2, 1, 1],
+        tile_shape=[32, 48, 48],
+        batch_size=3,
+        base_features=8,
+        activation="softmax",
+        architecture="mine",
+    )
     assert (plan.spacing_mm, plan.tile_shape) == ((2.0, 1.0, 1.0), (32, 48, 48))
     assert (plan.batch_size, plan.activation) == (3, "softmax")
     assert plan.architecture.name == "mine"
@@ -73,33 +83,38 @@ def test_overrides_win_and_are_said(make: Make):
     ("key", "value"),
     [("tile_shape", [64, 64]), ("spacing_mm", [1.0, 1.0]), ("tile_shape", [63, 63, 63])],
 )
-def test_refuses_what_does_not_fit(make: Make, key: str, value: list[float]):
+def test_override_with_a_wrong_shape_is_refused(make: Make, key: str, value: list[float]):
     with pytest.raises(ConfigError, match=rf"model\.{key}"):
         make(**{key: value})
 
 
-def test_a_plan_follows_the_one_whose_weights_training_starts_from(make: Make):
+def test_plan_follows_the_plan_of_the_initial_weights(make: Make):
     before = make(spacing_mm=(2.0, 1.0, 1.0), tile_shape=(32, 64, 64))
     after = make(device="cuda", before=before)
     for name in ("spacing_mm", "normalisation", "tile_shape", "architecture"):
         assert getattr(after, name) == getattr(before, name)
         assert "that training starts from" in after.reasons[name]
-    chosen = {"architecture": "retina_unet", "tile_shape": (64, 64, 64)}
-    detector = make(device="cuda", before=before, **chosen)
+    detector = make(
+        device="cuda",
+        before=before,
+        architecture="retina_unet",
+        tile_shape=(64, 64, 64),
+    )
     assert detector.architecture == replace(before.architecture, name="retina_unet")
     assert detector.tile_shape == (64, 64, 64)
     assert detector.anchors is not None
 
 
-def test_nnunets_layout_supervises_all_but_the_two_coarsest_stages(make: Make):
+def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make: Make):
     tile = (128, 128, 128)
-    ours, theirs = (make(layout=n, tile_shape=tile).architecture for n in (None, "nnunet"))
+    ours = make(layout=None, tile_shape=tile).architecture
+    theirs = make(layout="nnunet", tile_shape=tile).architecture
     assert (len(ours.features), ours.n_supervised, theirs.n_supervised) == (6, 3, 4)
     assert replace(theirs, layout="lesionseg", n_supervised=3) == ours
 
 
 @pytest.mark.parametrize(
-    ("change", "overrides", "says"),
+    ("change", "overrides", "message"),
     [
         ({"dims": 2}, {}, "number of axes of the bundle is 2, but here it is 3"),
         ({"modality": "ct"}, {}, "modality of the bundle is ct, but here it is mri"),
@@ -111,10 +126,10 @@ def test_nnunets_layout_supervises_all_but_the_two_coarsest_stages(make: Make):
     ],
 )
 def test_a_bundle_that_does_not_fit_is_refused(
-    make: Make, change: dict, overrides: dict, says: str
+    make: Make, change: dict, overrides: dict, message: str
 ):
     before = make().with_(**change)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         make(before=before, **overrides)
 
 
@@ -129,7 +144,7 @@ def test_a_bundle_that_does_not_fit_is_refused(
         (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), "differ"),
     ],
 )
-def test_channels_match_by_name_or_else_by_position(
+def test_channels_match_by_name_otherwise_by_position(
     make: Make, caplog, before, here, sources, warned: str
 ):
     own = make(data={"channel_names": here})
@@ -141,6 +156,6 @@ def test_channels_match_by_name_or_else_by_position(
     followed = [own.normalisation[i] if s is None else scales[s] for i, s in enumerate(sources)]
     assert list(plan.normalisation) == followed
     assert channel_sources(here, before) == sources
-    said = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
-    assert (said in caplog.text) == bool(warned)
+    words = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
+    assert (words in caplog.text) == bool(warned)
     assert warned in caplog.text

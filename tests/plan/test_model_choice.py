@@ -32,21 +32,24 @@ def test_boxes_and_outlines_of_boxes_need_a_detector(kinds: ReferenceKinds, mode
 
 def test_a_plan_states_the_model_and_the_reason(dataset: Dataset, cases: list[Case]):
     taken = take_fingerprint(dataset, cases)
-    how = {"memory_gb": 24, "device": "cpu"}
-    plan = make_plan(taken, dataset, **how)
+    plan = make_plan(taken, dataset, memory_gb=24, device="cpu")
     assert plan.architecture.name == "unet"
     assert plan.reasons["model"] == "unet, because the references are masks"
-    boxed = make_plan(replace(taken, n_boxed=1), dataset, **how)
+    boxed = make_plan(replace(taken, n_boxed=1), dataset, memory_gb=24, device="cpu")
     assert boxed.architecture.name == "retinanet"
     assert boxed.anchors is not None
     named = make_plan(
-        replace(taken, n_boxed=1), dataset, overrides=ModelConfig.of(architecture="unet"), **how
+        replace(taken, n_boxed=1),
+        dataset,
+        overrides=ModelConfig.of(architecture="unet"),
+        memory_gb=24,
+        device="cpu",
     )
     assert named.architecture.name == "unet"
     assert "model" not in named.reasons
 
 
-def test_each_model_is_a_value_of_the_group_also_from_python():
+def test_each_model_can_be_set_from_python():
     for name in ("auto", "unet", "residual_unet", "retinanet", "retina_unet"):
         cfg = settings_of("train", {"model": name, "data.root": "x", "model.batch_size": 3})
         assert cfg.model.architecture == name

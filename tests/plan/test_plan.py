@@ -11,7 +11,7 @@ from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Plan
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 
 
-def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
+def test_json_round_trip_keeps_the_plan(plan: Plan) -> None:
     full = plan.with_(
         link=FocalCorrection((0.25, 0.5), 2.0),
         reasons={"spacing": "as measured"},
@@ -25,13 +25,15 @@ def test_a_plan_read_back_is_the_plan_written(plan: Plan) -> None:
         ("unet", None, "segmentation", (True, False)),
         ("retinanet", ANCHORS, "detection", (False, True)),
         ("retina_unet", ANCHORS, "both", (True, True)),
-        ("retina_unet", ANCHORS, "detection", (True, True)),  # it has voxels, wanted or not
+        ("retina_unet", ANCHORS, "detection", (True, True)),  # it always has a head for voxels
         ("mine", None, "segmentation", (True, False)),
         ("mine", ANCHORS, "both", (True, True)),
-        ("mine", ANCHORS, "detection", (False, True)),  # a detector of somebody's own
+        ("mine", ANCHORS, "detection", (False, True)),  # a user's own detector
     ],
 )
-def test_which_heads_a_network_has(plan: Plan, name, anchors, source, heads) -> None:
+def test_heads_follow_from_name_anchors_and_candidate_source(
+    plan: Plan, name, anchors, source, heads
+) -> None:
     named = plan.with_(
         architecture=replace(plan.architecture, name=name),
         anchors=anchors,
@@ -70,14 +72,15 @@ def test_a_value_out_of_range_is_named_by_its_key(
         Plan.from_json(json.dumps(raw), "a/plan.json")
 
 
-def test_the_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
+def test_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
     file = Path(__file__).with_name("plan_schema_1.json")
     text = file.read_text("utf-8")
     plan = Plan.from_json(text, file)
     assert plan.labels == Labels((1, 2), ("whole tumor", "core"), regions=((1, 2), (2,)))
     assert set(plan.reasons) >= {"spacing_mm", "tile_shape"}
     assert not set(plan.reasons) & {"operating point", "calibration", "voxel calibration"}
-    before, after = json.loads(text), json.loads(plan.to_json())
+    before = json.loads(text)
+    after = json.loads(plan.to_json())
     same = (key for key in after if key not in ("reasons", "schema_version"))
     assert [key for key in same if before.get(key, after[key]) != after[key]] == []
     selection = Selection.from_json(text)
@@ -87,7 +90,7 @@ def test_the_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
     assert set(before) - kept == {"compressed"}
 
 
-def test_differences_are_decisions_that_keep_networks_from_being_averaged(plan: Plan) -> None:
+def test_differences_name_only_decisions_that_prevent_an_ensemble(plan: Plan) -> None:
     renamed = replace(plan.labels, names=("another name",))
     own = plan.with_(batch_size=plan.batch_size + 1, may_lack=True, reasons={}, labels=renamed)
     assert plan.differences(own) == []
@@ -97,6 +100,6 @@ def test_differences_are_decisions_that_keep_networks_from_being_averaged(plan: 
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", "null", "", "{", '{"a": NaN}'])
-def test_what_is_no_plan_is_refused(text: str) -> None:
+def test_invalid_plan_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match=r"plan\.json"):
         Plan.from_json(text)

@@ -21,7 +21,7 @@ PLANE = Geometry.from_spacing((96, 96), (1.0, 1.0))
 COCO = Dataset("d", Path("d"), "coco", 2, ("image",), Labels.of({1: "nodule"}), ())
 
 
-def masked(array, geometry=PLANE, **more):
+def mask_reference(array, geometry=PLANE, **more):
     return Reference(geometry, np.asarray(array, np.uint8), **more)
 
 
@@ -31,8 +31,8 @@ def disc(side=96):
     return mask
 
 
-def boxed(*boxes, labels=None):
-    """Boxes x, y, width, height, as a COCO table states them."""
+def box_reference(*boxes, labels=None):
+    """Return a reference of boxes (x, y, width, height) as a COCO table states them."""
     x, y, width, height = np.array(boxes, np.float64).T
     given = np.stack([y, x, y + height, x + width], axis=1)
     names = tuple(labels or [1] * len(boxes))
@@ -45,99 +45,101 @@ def doubts_of(*references, dataset=COCO):
     return {(d.kind, d.case): d.detail for d in find_doubts(dataset, facts)}
 
 
-def test_a_sound_mask_raises_no_doubt():
-    facts = reference_facts(masked(disc()))
+def test_plausible_mask_raises_no_doubt():
+    facts = reference_facts(mask_reference(disc()))
     assert facts == ReferenceFacts(share=120 / 96**2, labels=(1,))
-    assert doubts_of(masked(disc()), masked(np.zeros((96, 96)))) == {}
+    assert doubts_of(mask_reference(disc()), mask_reference(np.zeros((96, 96)))) == {}
 
 
 def test_an_inverted_mask_fills_most_of_the_image_and_touches_all_borders():
-    facts = reference_facts(masked(1 - disc()))
+    facts = reference_facts(mask_reference(1 - disc()))
     assert (facts.share, facts.touches_all, facts.is_wide) == (9096 / 96**2, True, True)
-    assert doubts_of(masked(1 - disc())) == {("mostly_lesion", "c0"): " They fill 98.7 %."}
+    assert doubts_of(mask_reference(1 - disc())) == {("mostly_lesion", "c0"): " They fill 98.7 %."}
     frame = np.zeros((96, 96), np.uint8)
     frame[[0, -1]] = frame[:, [0, -1]] = 1
-    assert doubts_of(masked(frame)) == {("touches_borders", "c0"): ""}
+    assert doubts_of(mask_reference(frame)) == {("touches_borders", "c0"): ""}
     band = np.zeros((96, 96), np.uint8)
     band[40:44] = 1
-    assert doubts_of(masked(band)) == {("full_width", "c0"): ""}
+    assert doubts_of(mask_reference(band)) == {("full_width", "c0"): ""}
 
 
 def test_a_lesion_through_all_slices_of_a_thin_slab_is_not_as_wide_as_the_image():
     geometry = Geometry.from_spacing((5, 40, 40), (5.0, 1.0, 1.0))
     mask = np.zeros(geometry.shape, np.uint8)
     mask[:, 10:14, 10:14] = 1
-    assert doubts_of(masked(mask, geometry), dataset=replace(COCO, convention="nnunet")) == {}
+    assert (
+        doubts_of(mask_reference(mask, geometry), dataset=replace(COCO, convention="nnunet")) == {}
+    )
 
 
-def test_voxels_to_be_ignored_are_no_part_of_the_image():
+def test_ignored_voxels_do_not_belong_to_the_image():
     ignore = np.zeros((96, 96), bool)
     ignore[:, :90] = True
     mask = np.zeros((96, 96), np.uint8)
     mask[:60, 90:] = 1
-    assert reference_facts(masked(mask, ignore=ignore)).share == 60 / 96
+    assert reference_facts(mask_reference(mask, ignore=ignore)).share == 60 / 96
 
 
-def test_boxes_that_are_corners_are_asked_about():
+def test_boxes_that_may_be_corners_raise_a_doubt():
     corners = [(20, 30, 32, 40), (40, 30, 60, 70)]
-    found = doubts_of(*(boxed(box) for box in corners))
+    found = doubts_of(*(box_reference(box) for box in corners))
     assert found["box_corners", ""] == (
         " All 2 fit their images as corners. Read as sizes, 1 of them reaches outside."
     )
     assert found["boxes_outside", "c1"] == " 1 of 1."
     inside = [(8 * k, 8 * k, 8 * k + 2, 8 * k + 3) for k in range(1, 6)]  # as sizes, too
-    assert ("box_corners", "") in doubts_of(boxed(*inside))
-    assert doubts_of(boxed(*inside[:4])) == {}  # too few to say
+    assert ("box_corners", "") in doubts_of(box_reference(*inside))
+    assert doubts_of(box_reference(*inside[:4])) == {}  # too few for a doubt
     sizes = [(30, 40, 9, 12), (60, 20, 40, 10)]  # the second reaches outside
-    found = doubts_of(boxed(*sizes))
+    found = doubts_of(box_reference(*sizes))
     assert found == {("boxes_outside", "c0"): " 1 of 2."}
-    assert doubts_of(boxed((-0.5, 0, 20, 20))) == {}  # by rounding
+    assert doubts_of(box_reference((-0.5, 0, 20, 20))) == {}  # within rounding
     other = replace(COCO, convention="datalist")
-    assert ("box_corners", "") not in doubts_of(boxed(*corners), dataset=other)
+    assert ("box_corners", "") not in doubts_of(box_reference(*corners), dataset=other)
 
 
 def test_boxes_of_several_readers_are_counted():
     three = [(20, 30, 12, 10), (21, 30, 12, 10), (20, 31, 12, 10)]
-    assert doubts_of(boxed(*three)) == {("box_readers", "c0"): " 2 of 3."}
-    assert doubts_of(boxed(three[0], three[0])) == {("box_duplicates", "c0"): " 1 of 2."}
+    assert doubts_of(box_reference(*three)) == {("box_readers", "c0"): " 2 of 3."}
+    assert doubts_of(box_reference(three[0], three[0])) == {("box_duplicates", "c0"): " 1 of 2."}
     two = replace(COCO, labels=Labels.of({1: "nodule", 2: "mass"}))
-    assert doubts_of(boxed(*three[:2], labels=(1, 2)), dataset=two) == {}
+    assert doubts_of(box_reference(*three[:2], labels=(1, 2)), dataset=two) == {}
     half = [(20, 30, 12, 10), (24, 30, 12, 10)]  # IoU 0.5
-    assert doubts_of(boxed(*half)) == {}
+    assert doubts_of(box_reference(*half)) == {}
 
 
 def test_repeated_boxes_are_found_in_a_long_list(rng):
     places = rng.uniform(0, 60, (700, 2))
     boxes = np.concatenate([places, np.full((700, 2), 0.01)], axis=1)
     boxes[650] = boxes[3]
-    facts = reference_facts(boxed(*boxes.tolist()))
+    facts = reference_facts(box_reference(*boxes.tolist()))
     assert (facts.n_boxes, facts.n_equal, facts.n_overlapping) == (700, 1, 0)
 
 
 def test_a_label_without_a_lesion_is_named():
     roboflow = replace(COCO, labels=Labels.of({1: "lesions", 2: "nodule"}))
-    found = doubts_of(boxed((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
+    found = doubts_of(box_reference((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
     assert "It is 'lesions'. Roboflow" in found["empty_label", ""]
-    reversed_labels = doubts_of(boxed((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
+    reversed_labels = doubts_of(box_reference((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
     assert "It is 'nodule'. If no image" in reversed_labels["empty_label", ""]
     other = replace(roboflow, convention="nnunet")
-    assert doubts_of(masked(2 * disc()), dataset=other) == {
+    assert doubts_of(mask_reference(2 * disc()), dataset=other) == {
         ("empty_label", ""): " It is 'lesions', value 1."
     }
-    assert doubts_of(masked(np.zeros((96, 96))), dataset=other) == {}  # nothing at all is told
+    assert doubts_of(mask_reference(np.zeros((96, 96))), dataset=other) == {}  # no lesion at all
 
 
 @pytest.mark.parametrize(("shares", "expected"), [((1.0, 0.0), True), ((1.0, 0.99), False)])
-def test_only_lesion_everywhere_leaves_nothing_to_learn(shares, expected):
+def test_references_without_any_background_are_detected(shares, expected):
     facts = {str(share): ReferenceFacts(share=share) for share in shares}
     assert has_no_background(facts) is expected
 
 
-def test_lines_have_a_kind_each_with_the_cases():
+def test_each_kind_of_doubt_gives_one_line_with_its_cases():
     facts = {
-        "a": reference_facts(masked(1 - disc())),
-        "b": reference_facts(masked(1 - disc())),
-        "c": reference_facts(boxed((20, 30, 90, 10))),
+        "a": reference_facts(mask_reference(1 - disc())),
+        "b": reference_facts(mask_reference(1 - disc())),
+        "c": reference_facts(box_reference((20, 30, 90, 10))),
     }
     lines = doubt_lines(find_doubts(COCO, facts))
     assert lines == [

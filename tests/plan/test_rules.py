@@ -1,4 +1,4 @@
-"""Each rule against values worked out by hand."""
+"""Each rule is compared with values that were computed by hand."""
 
 from dataclasses import replace
 from math import prod
@@ -24,7 +24,7 @@ BOTH = ("cpu", "cuda")
 @pytest.mark.parametrize(
     ("spacings", "smallest", "devices", "expected"),
     [
-        # the median of each axis, of an anisotropic coarse axis the tenth percentile
+        # the median of each axis, but the tenth percentile of a coarse anisotropic axis
         ([(2, 1, 1), (2, 1, 1), (3, 0.5, 2)], 20.0, ("cuda",), (2, 1, 1)),
         ([(z, 1, 1) for z in (2, 4, 5, 5, 6)], 100.0, ("cuda",), (2.8, 1, 1)),
         ([(1, 2)], None, BOTH, (1, 2)),  # no lesion
@@ -38,7 +38,7 @@ BOTH = ("cpu", "cuda")
         ([(1, 1, 1)], 5.0, BOTH, (1, 1, 1)),
     ],
 )
-def test_spacing(spacings, smallest, devices, expected):
+def test_spacing_follows_scans_lesions_and_device(spacings, smallest, devices, expected):
     diameters = [] if smallest is None else [smallest] * 50 + [200.0]
     for device in devices:
         assert rules.spacing(spacings, diameters, device).value == pytest.approx(expected)
@@ -47,19 +47,19 @@ def test_spacing(spacings, smallest, devices, expected):
 @pytest.mark.parametrize(
     ("diameters", "dims", "expected"),
     [
-        ([7.0] * 4 + [83.0] * 96, 2, 2),  # one small mark among many large lesions
+        ([7.0] * 4 + [83.0] * 96, 2, 2),  # a few small lesions among many large ones
         ([7.0] * 5 + [19.0] * 6 + [83.0] * 89, 2, 1),  # over a tenth is up to 20 pixels across
         ([5.0] * 6 + [83.0] * 94, 2, 1),  # over 5 % would have less than 3 pixels
         ([6.5] * 6 + [83.0] * 94, 2, 2),
         ([7.0] * 4 + [83.0] * 96, 3, 1),  # a volume keeps the resolution of its smallest lesion
     ],
 )
-def test_few_small_marks_do_not_decide_the_resolution_of_films(diameters, dims, expected):
+def test_few_small_lesions_do_not_determine_the_resolution_of_films(diameters, dims, expected):
     found = rules.spacing([(1.0,) * dims], diameters, "cpu")
     assert found.value == (expected,) * dims
 
 
-def channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> ChannelStatistics:
+def make_channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> ChannelStatistics:
     return ChannelStatistics(name, is_ct, Spread(-400, 300, -930, 700), lesion, 1.0)
 
 
@@ -76,7 +76,7 @@ def channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> ChannelStati
 def test_ct_keeps_the_range_of_body_and_lesions_and_balances_them(
     dims, lesion, lower, upper, mean, std
 ):
-    found = rules.normalisation(channel(True, lesion), dims).value
+    found = rules.normalisation(make_channel(True, lesion), dims).value
     assert (found.scheme, found.lower, found.upper, found.mean) == ("dataset", lower, upper, mean)
     assert found.std == pytest.approx(std, abs=1e-3)
 
@@ -92,12 +92,12 @@ def test_ct_keeps_the_range_of_body_and_lesions_and_balances_them(
         (" rgb_to_0_1", Normalisation("dataset", std=255.0)),
     ],
 )
-def test_a_name_by_which_nnunet_chooses_goes_before_the_rules(name, scale, dims: int):
+def test_channel_name_of_an_nnunet_normalisation_overrides_the_rules(name, scale, dims: int):
     lesion = Spread(0, 1, 0, 1)
-    found = rules.normalisation(channel(False, lesion, name), dims).value
+    found = rules.normalisation(make_channel(False, lesion, name), dims).value
     assert found == (scale or Normalisation("range" if dims == 2 else "zscore"))
     if scale is not None:
-        assert rules.normalisation(channel(True, lesion, name), dims).value == scale
+        assert rules.normalisation(make_channel(True, lesion, name), dims).value == scale
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_floor_is_at_least_the_prior():
 
 
 def step_gb(shape, tile, batch):
-    """About what a plain U-Net takes: 3 GB, and 34 bytes a voxel and feature of the first stage."""
+    """Return an estimate for a plain U-Net: 3 GB, and 34 bytes per voxel and feature."""
     return 3 + 34e-9 * shape.features[0] * batch * prod(tile)
 
 
@@ -136,14 +136,17 @@ GPU = budget("cuda", 9.0, step_gb).value
 CUBE = (160, 160, 160)
 
 
-def small(allowed, median, lesions, mm=1.0, n_cases=1):
-    """The budget of a dataset of cases of one shape, with lesions of these voxels."""
+def limit_budget(allowed, median, lesions, mm=1.0, n_cases=1):
+    """Limit a budget for a dataset of equal shapes and lesions of these voxels.
+
+    Return it and the tile.
+    """
     spacing = (mm,) * len(median)
     spent = limit_to_small_tiles(allowed, median, spacing, n_cases * prod(median), lesions)
     return spent, tile_shape(median, spacing, spent).value
 
 
-def test_a_coarse_axis_waits_until_the_others_have_caught_up():
+def test_coarse_axis_is_halved_after_the_finer_axes():
     shape = GPU.choose_architecture((16, 128, 128), (5.0, 1.0, 1.0))
     assert shape.strides[:4] == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert shape.kernels[:3] == ((1, 3, 3), (1, 3, 3), (3, 3, 3))
@@ -165,9 +168,9 @@ def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
         assert batch_size(shape, tile, allowed, n_voxels).value == expected
 
 
-def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more():
+def test_many_lesions_per_tile_give_more_and_smaller_tiles():
     median = (96, 112, 96)  # 5.6 lesions to a tile of 64³
-    spent, tile = small(CPU, median, [200] * 356, mm=1.5, n_cases=16)
+    spent, tile = limit_budget(CPU, median, [200] * 356, mm=1.5, n_cases=16)
     assert tile == (32, 32, 32)
     shape = CPU.choose_architecture(tile, (1.5,) * 3)
     assert batch_size(shape, tile, spent, 16 * prod(median)).value == 16
@@ -179,7 +182,7 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
     [
         (CPU, (128, 128, 256), [100] * 23, False),  # sixteen tiles of 64³
         (CPU, (128, 128, 256), [100] * 24, True),
-        (CPU, (50, 50, 50), [100], False),  # a tile of 56³ holds no more than there is
+        (CPU, (50, 50, 50), [100], False),  # a tile of 56³ contains all lesions
         (CPU, (50, 50, 50), [100] * 2, True),
         (CPU, CUBE, [9] * 150 + [4096] * 50, False),  # some would fill it
         (CPU, (24, 24, 24), [9] * 50, False),  # as small as a tile gets
@@ -188,18 +191,18 @@ def test_where_a_tile_would_hold_several_lesions_it_is_small_and_there_are_more(
         (CPU, CUBE, [], False),
     ],
 )
-def test_where_a_tile_holds_one_and_a_half_lesions_it_is_small(allowed, median, lesions, is_small):
-    spent, tile = small(allowed, median, lesions)
+def test_tile_is_small_from_one_and_a_half_lesions_per_tile(allowed, median, lesions, is_small):
+    spent, tile = limit_budget(allowed, median, lesions)
     assert (spent is not allowed) == (tile == (32, 32, 32)) == is_small
 
 
-def test_cost_of_one_stage_by_hand():
+def test_cost_of_one_stage_equals_the_count_by_hand():
     flat = Architecture("unet", (4,), ((1, 1),), ((3, 3),), blocks=2)
     # 9·(3·4 + 4·4) multiplications a pixel, 64 pixels, 2 tiles, forward and backward (3)
     cost = 3 * 2 * 64 * 9 * (3 * 4 + 4 * 4)
     assert multiplications(flat, (8, 8), 2, n_channels=3) == cost
 
 
-def test_a_gpu_needs_to_know_what_a_step_takes():
+def test_budget_of_a_gpu_needs_the_memory_of_a_step():
     with pytest.raises(ConfigError, match="step_memory"):
         budget("cuda", 24.0)

@@ -1,9 +1,10 @@
-"""Roles: groups whole, lesions on both sides, the same every time."""
+"""Roles keep groups together, have lesions on both sides, and are reproducible."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,20 +14,20 @@ from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
 
 
 def build(dataset: Dataset, groups: Mapping[str, str], **own: Mapping[str, object]) -> Dataset:
-    """A dataset of the given cases (id → group); `role` and `fold` by case."""
-    cases = tuple(
-        CaseFiles(c, (Path(c),), group=g, **{k: v.get(c) for k, v in own.items()})  # type: ignore[arg-type]
-        for c, g in groups.items()
-    )
-    return replace(dataset, cases=cases)
+    """Return a dataset of the given cases (id → group). `role` and `fold` are given by case."""
+    cases = []
+    for case, group in groups.items():
+        stated: Any = {name: values.get(case) for name, values in own.items()}
+        cases.append(CaseFiles(case, (Path(case),), group=group, **stated))
+    return replace(dataset, cases=tuple(cases))
 
 
-def numbered(n: int, together: int = 1) -> dict[str, str]:
-    """As many cases, and the group of each."""
+def number_cases(n: int, together: int = 1) -> dict[str, str]:
+    """Return n cases, and the group of each."""
     return {f"c{i:02d}": f"g{i // together}" for i in range(n)}
 
 
-def of_role(splits: Splits, role: Role) -> set[str]:
+def cases_of_role(splits: Splits, role: Role) -> set[str]:
     return {case for case, r in splits.roles.items() if r == role}
 
 
@@ -34,16 +35,17 @@ TEN = {f"c{i}": f"g{i}" for i in range(10)}
 ONES = dict.fromkeys(TEN, 1)
 
 
-def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset):
-    groups, drawn = numbered(30, together=3), set()
+def test_a_fifth_of_the_groups_is_drawn_only_by_the_seed(dataset: Dataset):
+    groups = number_cases(30, together=3)
+    drawn = set()
     counts = {case: i for i, case in enumerate(groups)}
     backwards = dict(reversed(groups.items()))
     for seed in range(8):
         splits = make_splits(build(dataset, groups), counts, seed=seed)
-        held = of_role(splits, "validation")
+        held = cases_of_role(splits, "validation")
         patients = {groups[c] for c in held}
         assert len(patients) == 2
-        assert not patients & {groups[c] for c in of_role(splits, "train")}
+        assert not patients & {groups[c] for c in cases_of_role(splits, "train")}
         assert splits.group_safe
         assert make_splits(build(dataset, backwards), counts, seed=seed).roles == splits.roles
         drawn.add(frozenset(held))
@@ -51,17 +53,17 @@ def test_a_fifth_of_the_groups_is_drawn_whole_by_the_seed_alone(dataset: Dataset
 
 
 def test_validation_draws_from_few_to_many_lesions(dataset: Dataset):
-    cases = numbered(40)
+    cases = number_cases(40)
     counts = {case: 0 if i < 10 else i for i, case in enumerate(cases)}
     for seed in range(5):
         splits = make_splits(build(dataset, cases), counts, validation_fraction=0.2, seed=seed)
-        held = sorted(counts[c] for c in of_role(splits, "validation"))
-        assert held[:2] == [0, 0]  # a quarter of the cases is lesion-free: so are 2 of 8
+        held = sorted(counts[c] for c in cases_of_role(splits, "validation"))
+        assert held[:2] == [0, 0]  # a quarter of all cases is lesion-free, and so are 2 of these 8
         assert held[2] > 0
         assert held[-1] >= 35
 
 
-def test_both_sides_get_a_lesion_and_training_the_only_group_with_one(dataset: Dataset):
+def test_both_sides_get_lesions_and_a_single_group_with_lesions_trains(dataset: Dataset):
     two = {case: 2 if case in ("c0", "c1") else 0 for case in TEN}
     one = {case: 5 if case == "c9" else 0 for case in TEN}
     for seed in range(20):
@@ -69,7 +71,7 @@ def test_both_sides_get_a_lesion_and_training_the_only_group_with_one(dataset: D
         assert {splits.roles["c0"], splits.roles["c1"]} == {"train", "validation"}
         splits = make_splits(build(dataset, TEN), one, seed=seed)
         assert splits.roles["c9"] == "train"
-        assert len(of_role(splits, "validation")) == 2
+        assert len(cases_of_role(splits, "validation")) == 2
 
 
 FOLDS = {"fold": {case: i % 5 for i, case in enumerate(TEN)}}
@@ -87,10 +89,12 @@ STATED = {"role": {"c4": "validation"}}
         (STATED, {"validation_fraction": 0}, set()),
     ],
 )
-def test_what_the_dataset_states_is_followed(dataset: Dataset, caplog, own, asked, held):
+def test_stated_roles_and_folds_of_the_dataset_are_followed(
+    dataset: Dataset, caplog, own, asked, held
+):
     splits = make_splits(build(dataset, TEN, **own), ONES, **asked)
-    assert of_role(splits, "validation") == held
-    assert of_role(splits, "train") == set(TEN) - held
+    assert cases_of_role(splits, "validation") == held
+    assert cases_of_role(splits, "train") == set(TEN) - held
     assert ("the dataset's validation cases" in caplog.text) == (own is STATED and bool(asked))
 
 
@@ -99,13 +103,18 @@ def test_test_cases_and_unlabelled_ones_are_never_drawn(dataset: Dataset):
     labelled = {case: 1 for case in TEN if case not in ("c0", "c3")}
     for k in range(5):
         splits = make_splits(built, labelled, fold=k)
-        assert (of_role(splits, "test"), of_role(splits, "external")) == ({"c0"}, {"c1"})
+        assert (cases_of_role(splits, "test"), cases_of_role(splits, "external")) == (
+            {"c0"},
+            {"c1"},
+        )
         assert "c3" not in splits.roles
 
 
-def test_a_group_on_both_sides_is_named(dataset: Dataset, caplog: pytest.LogCaptureFixture):
+def test_group_in_training_and_validation_is_named(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+):
     splits = make_splits(build(dataset, dict.fromkeys(TEN, "Ann")), ONES)  # drawn by case
-    assert len(of_role(splits, "validation")) == 2
+    assert len(cases_of_role(splits, "validation")) == 2
     assert not splits.group_safe
     assert "Patient Ann is in both training and validation" in caplog.text
     groups = {"a": "p", "b": "p", "c": "q", "d": "r"}
@@ -114,7 +123,7 @@ def test_a_group_on_both_sides_is_named(dataset: Dataset, caplog: pytest.LogCapt
     assert splits.group_safe == (splits.roles["b"] != "train")
 
 
-def test_one_case_trains_and_two_leave_one_for_each_side(dataset: Dataset):
+def test_one_case_trains_and_two_cases_give_one_to_each_side(dataset: Dataset):
     splits = make_splits(build(dataset, {"a": "p"}), {"a": 4})
     assert splits.roles == {"a": "train"}
     splits = make_splits(build(dataset, {"a": "p", "b": "q"}), {"a": 1, "b": 1})
@@ -126,13 +135,14 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
-    data, sides = build(dataset, TEN), [{"c1", "c7"}, {"c2"}]
+def test_split_files_of_both_kinds_are_followed(dataset: Dataset, tmp_path: Path):
+    data = build(dataset, TEN)
+    sides = [{"c1", "c7"}, {"c2"}]
     folds = [{"train": sorted(set(TEN) - held), "val": sorted(held)} for held in sides]
     final = write(tmp_path / "splits_final.json", folds)
-    assert of_role(make_splits(data, ONES, given=final, fold=1), "validation") == sides[1]
+    assert cases_of_role(make_splits(data, ONES, given=final, fold=1), "validation") == sides[1]
     first = make_splits(data, ONES, given=final)
-    assert of_role(first, "validation") == sides[0]
+    assert cases_of_role(first, "validation") == sides[0]
     own = write(tmp_path / "splits.json", json.loads(first.to_json()))
     assert make_splits(data, ONES, given=own).roles == first.roles
     for path in (final, own):
@@ -155,7 +165,9 @@ def test_follows_a_given_split_of_either_kind(dataset: Dataset, tmp_path: Path):
         ({"val": []}, "train"),
     ],
 )
-def test_a_given_split_must_fit(dataset: Dataset, tmp_path: Path, fold: dict, words: str):
+def test_split_file_that_does_not_fit_is_refused(
+    dataset: Dataset, tmp_path: Path, fold: dict, words: str
+):
     path = write(tmp_path / "given.json", [fold])
     with pytest.raises(DatasetError, match=rf"given\.json.*{words}"):
         make_splits(build(dataset, TEN, role={"c0": "test"}), ONES, given=path)
@@ -164,21 +176,24 @@ def test_a_given_split_must_fit(dataset: Dataset, tmp_path: Path, fold: dict, wo
 def test_cases_that_a_split_file_leaves_out_get_no_role(dataset: Dataset, tmp_path: Path):
     path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1", "c2"], "val": ["c4"]}])
     expected = {"c0": "train", "c1": "train", "c2": "train", "c4": "validation"}
-    lying_there = replace(build(dataset, TEN), split_file=path)
+    with_split_file = replace(build(dataset, TEN), split_file=path)
     for splits in (
         make_splits(build(dataset, TEN), ONES, given=path),
-        make_splits(lying_there, ONES),
-        make_splits(lying_there, ONES, fold=0),
+        make_splits(with_split_file, ONES),
+        make_splits(with_split_file, ONES, fold=0),
     ):
         assert splits.roles == expected
         assert "leaves out 6 labelled cases" in splits.note
     tested = replace(build(dataset, TEN, role={"c9": "test"}), split_file=path)
     assert make_splits(tested, ONES).roles == {**expected, "c9": "test"}
-    own = write(tmp_path / "own.json", {"train": ["c0"], "val": ["c1"]})  # goes first
-    assert make_splits(lying_there, ONES, given=own).roles == {"c0": "train", "c1": "validation"}
+    own = write(tmp_path / "own.json", {"train": ["c0"], "val": ["c1"]})  # has precedence
+    assert make_splits(with_split_file, ONES, given=own).roles == {
+        "c0": "train",
+        "c1": "validation",
+    }
 
 
-def test_without_validation_the_held_out_cases_stay_out(
+def test_without_validation_only_cases_of_the_split_file_train(
     dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1"], "val": ["c4"]}])
@@ -190,9 +205,7 @@ def test_without_validation_the_held_out_cases_stay_out(
         make_splits(data, ONES, validation_fraction=0, fold=0)
 
 
-def test_a_split_file_that_cannot_be_followed_is_never_replaced_by_a_draw(
-    dataset: Dataset, tmp_path: Path
-):
+def test_invalid_split_file_is_not_replaced_by_a_draw(dataset: Dataset, tmp_path: Path):
     val = {"train": ["c0", "c1"], "val": ["c4"]}
     path = write(tmp_path / "splits_final.json", [val, {**val, "train": ["c2"]}])
     data = replace(build(dataset, TEN), split_file=path)
@@ -213,15 +226,16 @@ def test_an_unlabelled_case_in_a_split_file_is_named_as_such(dataset: Dataset, t
 
 def test_a_split_that_divides_a_patient_is_an_error(dataset: Dataset, tmp_path: Path):
     groups = {"a1": "a", "a2": "a", "b1": "b", "c1": "c"}
-    data, ones = build(dataset, groups), dict.fromkeys(groups, 1)
+    data = build(dataset, groups)
+    ones = dict.fromkeys(groups, 1)
     path = write(tmp_path / "s.json", [{"train": ["a1", "b1"], "val": ["a2"]}])
     match = r"such as 'a', between train and validation: a1, a2.*data\.group=\.\+"
     with pytest.raises(DatasetError, match=match):
         make_splits(data, ones, given=path)
-    alone = build(dataset, {case: case for case in groups})  # what data.group=.+ makes of it
-    assert make_splits(alone, ones, given=path).group_safe
+    single = build(dataset, {case: case for case in groups})  # the groups of data.group=.+
+    assert make_splits(single, ones, given=path).group_safe
     roles = {"a1": "train", "b1": "train", "a2": "validation"}
-    own = write(tmp_path / "own.json", {"roles": roles, "group_safe": False})  # says so itself
+    own = write(tmp_path / "own.json", {"roles": roles, "group_safe": False})  # states it
     assert not make_splits(data, ones, given=own).group_safe
     one_patient = build(dataset, dict.fromkeys(groups, "a"))
     assert not make_splits(one_patient, ones, given=path).group_safe
@@ -230,7 +244,7 @@ def test_a_split_that_divides_a_patient_is_an_error(dataset: Dataset, tmp_path: 
         make_splits(folds, ones)
 
 
-def test_json_round_trip(dataset: Dataset):
+def test_json_round_trip_keeps_the_splits_and_wrong_json_is_refused(dataset: Dataset):
     splits = make_splits(build(dataset, TEN), ONES)
     assert Splits.from_json(splits.to_json()) == splits
     for text in ("[]", "{}", "x", '{"roles": {"a": "umpire"}, "group_safe": true}'):
@@ -239,9 +253,12 @@ def test_json_round_trip(dataset: Dataset):
 
 
 def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
-    groups = numbered(30, together=2)
-    built, counts = build(dataset, groups), {c: int(c[1:]) % 7 for c in groups}
-    held = [of_role(make_splits(built, counts, fold=k, seed=2), "validation") for k in range(5)]
+    groups = number_cases(30, together=2)
+    built = build(dataset, groups)
+    counts = {c: int(c[1:]) % 7 for c in groups}
+    held = [
+        cases_of_role(make_splits(built, counts, fold=k, seed=2), "validation") for k in range(5)
+    ]
     assert sum(len(h) for h in held) == 30
     assert set().union(*held) == set(groups)
     for cases in held:
@@ -250,22 +267,23 @@ def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
 
 
 def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
-    cases = numbered(40)
+    cases = number_cases(40)
     counts = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
     for k in range(5):
         splits = make_splits(
             build(dataset, cases), counts, fold=k, seed=1, lesions=LesionFacts(sizes)
         )
-        held = of_role(splits, "validation")
+        held = cases_of_role(splits, "validation")
         assert len(held) == 8
         assert sum(counts[c] == 0 for c in held) == 2
         typical = sum(sizes[c] for c in held if counts[c]) / 6
         assert abs(typical - 4.5) < 1.5
 
 
-def test_the_folds_there_are(dataset: Dataset, tmp_path: Path):
-    data, few = build(dataset, TEN), build(dataset, dict(list(TEN.items())[:2]))
+def test_fold_numbers_come_from_settings_dataset_or_split_file(dataset: Dataset, tmp_path: Path):
+    data = build(dataset, TEN)
+    few = build(dataset, dict(list(TEN.items())[:2]))
     own = build(dataset, TEN, fold={case: 3 + i % 2 for i, case in enumerate(TEN)})
     given = write(tmp_path / "folds.json", [{"train": [], "val": []}] * 4)
     assert fold_numbers(data, ONES, n_folds=3) == (0, 1, 2)

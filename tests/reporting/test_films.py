@@ -1,4 +1,4 @@
-"""Whole images on the page: boxes at their pixels, letters of labels, the choice of scans."""
+"""Whole images on the page: places of boxes, letters of labels, the choice of scans."""
 
 import base64
 import io
@@ -47,18 +47,26 @@ MARKINGS = {
 
 
 def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass")):
-    """A COCO dataset of PNG films, and predictions of boxes."""
-    images, annotations = [], []
+    """Write a COCO dataset of PNG films, and predictions of boxes."""
+    images = []
+    annotations = []
     (root / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number, (case, boxes) in enumerate(lesions.items(), 1):
         pixels = rng.integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "images" / f"{case}.png")
-        size = {"width": WIDTH, "height": HEIGHT}
-        images.append({"id": number, "file_name": f"{case}.png", **size})
+        images.append({"id": number, "file_name": f"{case}.png", "width": WIDTH, "height": HEIGHT})
         for label, *box in boxes:
-            ids = {"id": len(annotations) + 1, "image_id": number, "category_id": label}
-            annotations.append({**ids, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
         found = []
         for rank, (label, score, x, y, width, height) in enumerate(markings[case], 1):
             box = (float(y), float(x), float(y + height), float(x + width))
@@ -94,16 +102,16 @@ def page(study):
     return path.read_text(encoding="utf-8")
 
 
-def film_on(page, case):
-    """The SVG of a scan, without its picture."""
+def find_film(page, case):
+    """Return the SVG of a scan without its picture."""
     films = re.findall(r"<svg class=\"film\".*?</svg>", page, flags=re.DOTALL)
     chosen = [film for film in films if f'aria-label="{case}:' in film]
     assert len(chosen) == 1
     return chosen[0]
 
 
-def boxes_on(film, kind):
-    """x, y, width and height of the boxes of a kind."""
+def find_boxes(film, kind):
+    """Return error, x, y, width and height of the boxes of a kind."""
     found = re.findall(
         rf'<rect class="{kind}( error)?" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"',
         film,
@@ -112,17 +120,17 @@ def boxes_on(film, kind):
 
 
 def test_boxes_are_at_their_pixels_with_x_first(page):
-    film = film_on(page, "a")
+    film = find_film(page, "a")
     assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in film
     assert f'width="{WIDTH}" height="{HEIGHT}"' in film  # the picture fills the image
-    assert sorted(boxes_on(film, "reference")) == [(False, 10, 30, 8, 6), (True, 70, 5, 40, 10)]
-    assert boxes_on(film, "accepted") == [(False, 11, 31, 8, 6)]
-    assert boxes_on(film, "below") == [(False, 75, 6, 30, 8)]
-    assert boxes_on(film_on(page, "free"), "accepted") == [(True, 5, 5, 20, 10)]
+    assert sorted(find_boxes(film, "reference")) == [(False, 10, 30, 8, 6), (True, 70, 5, 40, 10)]
+    assert find_boxes(film, "accepted") == [(False, 11, 31, 8, 6)]
+    assert find_boxes(film, "below") == [(False, 75, 6, 30, 8)]
+    assert find_boxes(find_film(page, "free"), "accepted") == [(True, 5, 5, 20, 10)]
 
 
 def test_labels_have_letters_and_the_key_names_them(page):
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", film_on(page, "a"))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", find_film(page, "a"))
     assert sorted(texts) == ["A 0.3", "A missed", "B", "B 0.9"]
     assert re.search(r'class="letter"[^>]*>A</b>nodule', page)
     assert re.search(r'class="letter"[^>]*>B</b>mass', page)
@@ -133,7 +141,7 @@ def test_caption_has_the_counts_and_the_reason(page):
     assert "no lesion, 1 false positive." in page
 
 
-def test_table_of_labels(page):
+def test_table_of_labels_has_lesions_detections_and_false_positives(page):
     table = page.partition("Label by label")[2].partition("</table>")[0]
     rows = [re.findall(r"<t[dh](?: [^>]*)?>([^<]*)<", row) for row in table.split("</tr>")]
     assert rows[0][:4] == ["label", "lesions", "found", "false positives"]
@@ -145,7 +153,7 @@ def test_scans_with_large_misses_and_confident_false_positives_come_first(study)
     assert choose_films(read_tables(study / "scores", identifiers=True)) == ["a", "free", "b", "c"]
 
 
-def test_three_images_are_on_the_first_screen_and_all_are_in_the_pdf(study, page):
+def test_three_images_are_on_the_first_screen_and_the_others_below(study, page):
     top, _, below = page.partition('<p class="limits">')
     assert [part.count('class="film"') for part in (top, below)] == [3, 1]
     assert "Largest lesions it missed" not in page
@@ -202,12 +210,12 @@ def test_large_films_become_small_pictures(tmp_path):
     path = write_report(tmp_path / "scores", tmp_path / "page", images=tmp_path, options=options)
     text = path.read_text(encoding="utf-8")
     film = re.search(r"<svg class=\"film\".*?</svg>", text, flags=re.DOTALL).group()
-    assert boxes_on(film, "reference") == [(True, 10, 20, 300, 400)]
+    assert find_boxes(film, "reference") == [(True, 10, 20, 300, 400)]
     data = re.search(r"base64,([^\"]+)", film).group(1)
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (LARGEST_SIDE // 2, LARGEST_SIDE)
 
 
-def test_pictures_in_colour_stay_in_colour():
+def test_colour_pictures_keep_their_colours():
     green = np.zeros((3, 20, 30), dtype=np.uint8)
     green[1] = 200
     scene = Scene(green[0], Geometry.from_spacing((20, 30), (1.0, 1.0)), colours=green)

@@ -1,4 +1,4 @@
-"""What the page says of dataset, date, model and training: from scores.json and from the run."""
+"""The page states dataset, date, model and training from scores.json and from the run."""
 
 import json
 import shutil
@@ -30,8 +30,8 @@ TRAINED = {
 
 
 @pytest.fixture
-def trained(tmp_path):
-    """A run directory with a bundle; whoever reads the digest never opens the weights."""
+def trained_run(tmp_path):
+    """Write a run directory with a bundle. Its weights cannot be read, only their digest."""
     folder = tmp_path / "run"
     write_json(folder / "bundle" / "plan.json", {"architecture": {"name": "unet"}})
     (folder / "bundle" / "weights.safetensors").write_bytes(b"weights")
@@ -40,30 +40,30 @@ def trained(tmp_path):
     return folder
 
 
-def test_the_scores_of_a_training_have_the_digest_of_its_bundle(trained):
-    digest = bundle_digest(trained / "bundle")
+def test_scores_of_a_training_have_the_digest_of_its_bundle(trained_run):
+    digest = bundle_digest(trained_run / "bundle")
     known = Identity("MS", "2026-01-31", "unet", digest, 12, 20, "1.2.3", "abc")
-    assert read_identity(trained, Provenance(TRAINED)) == known
-    assert read_identity(trained / "test", Provenance(TRAINED)) == known
+    assert read_identity(trained_run, Provenance(TRAINED)) == known
+    assert read_identity(trained_run / "test", Provenance(TRAINED)) == known
 
 
-def test_a_run_of_an_earlier_version_is_counted_by_its_splits(trained):
-    made = {"lesionseg": "1.0.0", "training_steps": 60}
-    write_json(trained / "scores.json", {"provenance": made})
-    found = read_identity(trained / "test", Provenance(made))
+def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
+    provenance = {"lesionseg": "1.0.0", "training_steps": 60}
+    write_json(trained_run / "scores.json", {"provenance": provenance})
+    found = read_identity(trained_run / "test", Provenance(provenance))
     assert (found.dataset, found.evaluated, found.model) == ("", "", "unet")
     assert found.training() == "trained on 2 scans, number of patients unknown"
 
 
-def test_an_evaluation_inside_a_run_is_not_said_to_be_of_its_model(trained):
-    found = read_identity(trained / "another_model", Provenance({"date": "2026-02-01"}))
+def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
+    found = read_identity(trained_run / "another_model", Provenance({"date": "2026-02-01"}))
     assert (found.digest, found.training_patients) == ("", None)
     assert "model unknown" in found.line()
 
 
-def test_a_bundle_that_cannot_be_read_leaves_the_model_unknown(trained):
-    (trained / "bundle" / "plan.json").write_text("{}")
-    assert read_identity(trained, Provenance({"training_steps": 1})).digest == ""
+def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
+    (trained_run / "bundle" / "plan.json").write_text("{}")
+    assert read_identity(trained_run, Provenance({"training_steps": 1})).digest == ""
 
 
 def evaluate(root, prediction):
@@ -72,43 +72,45 @@ def evaluate(root, prediction):
     return json.loads((root / "scores" / "scores.json").read_text())
 
 
-def predicted(root, folder):
-    hand, point = CASES["three_axes"], OperatingPoint("score:0.5", 0.5)
-    reference, prediction = make_reference(hand), make_prediction(hand)
+def write_case(root, folder):
+    hand = CASES["three_axes"]
+    point = OperatingPoint("score:0.5", 0.5)
+    reference = make_reference(hand)
+    prediction = make_prediction(hand)
     write_array(
         root / "masks" / f"{prediction.case}.nii.gz", reference.instances, prediction.geometry
     )
     write_prediction(folder, replace(prediction, operating_point=point))
 
 
-def test_evaluate_records_date_dataset_and_the_model_that_predicted(tmp_path, trained):
-    predicted(tmp_path, tmp_path / "found")
-    made = evaluate(tmp_path, tmp_path / "found")["provenance"]
-    assert len(made["date"]) == len("2026-01-31")
-    assert made["dataset"] == "masks in masks"
-    assert "bundle" not in made
+def test_evaluate_records_date_dataset_and_predicting_model(tmp_path, trained_run):
+    write_case(tmp_path, tmp_path / "found")
+    provenance = evaluate(tmp_path, tmp_path / "found")["provenance"]
+    assert len(provenance["date"]) == len("2026-01-31")
+    assert provenance["dataset"] == "masks in masks"
+    assert "bundle" not in provenance
     (tmp_path / "found" / "predictions.csv").write_text("case,bundle\nthree_axes,0123\n")
     assert evaluate(tmp_path, tmp_path / "found")["provenance"]["bundle"] == "0123"
-    predicted(tmp_path, trained / "test" / "predictions")
-    made = evaluate(tmp_path, trained / "test" / "predictions")["provenance"]
-    assert made["bundle"] == bundle_digest(trained / "bundle")
-    assert (made["training_patients"], made["training_scans"]) == (12, 20)
+    write_case(tmp_path, trained_run / "test" / "predictions")
+    provenance = evaluate(tmp_path, trained_run / "test" / "predictions")["provenance"]
+    assert provenance["bundle"] == bundle_digest(trained_run / "bundle")
+    assert (provenance["training_patients"], provenance["training_scans"]) == (12, 20)
 
 
-def test_page_and_pdf_have_a_title_of_their_own(tmp_path, trained):
-    predicted(tmp_path, tmp_path / "found")
+def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
+    write_case(tmp_path, tmp_path / "found")
     evaluate(tmp_path, tmp_path / "found")
-    shutil.copytree(tmp_path / "scores", trained / "test")
-    scores = json.loads((trained / "test" / "scores.json").read_text())
+    shutil.copytree(tmp_path / "scores", trained_run / "test")
+    scores = json.loads((trained_run / "test" / "scores.json").read_text())
     write_json(
-        trained / "test" / "scores.json",
+        trained_run / "test" / "scores.json",
         {**scores, "evaluated_on": "test", "provenance": scores["provenance"] | TRAINED},
     )
-    assert run("report", [f"scores={trained / 'test'}", f"output={tmp_path / 'page'}"]) == 0
+    assert run("report", [f"scores={trained_run / 'test'}", f"output={tmp_path / 'page'}"]) == 0
     title = "MS: lesions found and missed in test scans, 2026-01-31"
     html = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert f"<title>{title}</title>" in html
-    digest = bundle_digest(trained / "bundle")
+    digest = bundle_digest(trained_run / "bundle")
     line = f"dataset MS · evaluated 2026-01-31 · model unet {digest} · trained on 12 patients"
     assert line in html
     pdf = (tmp_path / "page" / "report.pdf").read_bytes()
@@ -117,14 +119,14 @@ def test_page_and_pdf_have_a_title_of_their_own(tmp_path, trained):
     assert b"D:20260131" in pdf
 
 
-def test_patients_are_counted_only_if_someone_stated_them():
+def test_patients_are_counted_only_if_they_are_stated():
     scans = [CaseFiles("a1", (), group="a"), CaseFiles("a2", (), group="a")]
     assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
-    alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
-    assert training_counts(alone) == {"training_patients": None, "training_scans": 2}
+    one_unstated = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
+    assert training_counts(one_unstated) == {"training_patients": None, "training_scans": 2}
 
 
-def test_the_page_states_why_a_model_was_chosen():
+def test_page_states_why_a_model_was_chosen():
     reason = "retinanet, because 9 of 9 cases with lesions have boxes and no mask"
     assert ("Choice of the model", reason) in Identity(model="retinanet", why_model=reason).rows()
     assert "Choice of the model" not in dict(Identity(model="retinanet").rows())

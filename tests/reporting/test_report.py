@@ -1,4 +1,4 @@
-"""The page of an evaluation: its words, its charts, its pictures, and what it hides."""
+"""The page of an evaluation: words, charts, pictures, and hidden names."""
 
 import os
 import re
@@ -25,10 +25,13 @@ GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Four scans: two large lesions each, the small one missed, one false positive; one is free."""
-    root, point = tmp_path_factory.mktemp("study"), OperatingPoint("score:0.5", 0.5, "validation")
+    """Write four scans. Three have two lesions each, and the small ones are missed."""
+    root = tmp_path_factory.mktemp("study")
+    point = OperatingPoint("score:0.5", 0.5, "validation")
     for k, case in enumerate(f"P{k}_$x$" for k in range(4)):
-        truth, found, scores = np.zeros(GRID.shape, np.uint8), np.zeros(GRID.shape, np.int32), []
+        truth = np.zeros(GRID.shape, np.uint8)
+        found = np.zeros(GRID.shape, np.int32)
+        scores = []
         if k < 3:
             truth[3:6, 4:10, 4:10] = truth[8:9, 20:22, 20:22] = 1
             found[3:6, 4:9, 5:10] = 1
@@ -47,19 +50,24 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(study):
-    places = {"images": study / "scans", "reference": study / "masks"}
-    path = write_report(study / "scores", study / "page", prediction=study / "found", **places)
+    path = write_report(
+        study / "scores",
+        study / "page",
+        images=study / "scans",
+        reference=study / "masks",
+        prediction=study / "found",
+    )
     return path.read_text(encoding="utf-8")
 
 
-def test_first_screen_says_what_is_found_and_missed(study, page):
+def test_first_screen_states_lesions_found_and_missed(study, page):
     tables = read_tables(study / "scores")
     assert [tile.value for tile in tiles(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
     assert "test scans, not used in training" in page
     assert headline(tables) in page
 
 
-def test_pictures_are_there_and_names_are_not(study, page):
+def test_page_has_pictures_and_no_names(study, page):
     assert page.count("data:image/jpeg;base64") == 3 + 3 + 3 + 3  # top, missed, false, found
     text = re.sub(r"base64,[^\"']*", "", page)
     assert "P0_" not in text
@@ -70,24 +78,26 @@ def test_pictures_are_there_and_names_are_not(study, page):
     assert not re.search(r"(?:src|href)=.https?:", text)
 
 
-def test_names_on_request_and_no_pictures_without_images(study, tmp_path):
+def test_page_has_names_on_request_and_no_pictures_without_images(study, tmp_path):
     (tmp_path / "study.yaml").write_text("title: <b>Ours</b> $x^$")
     options = ReportSection.of(identifiers=True, pdf=False, study=tmp_path / "study.yaml")
     page = write_report(study / "scores", tmp_path, options=options).read_text(encoding="utf-8")
     assert "P0_$x$" in page
-    assert not [absent for absent in ("<b>Ours</b>", "data:image/jpeg") if absent in page]
+    assert "<b>Ours</b>" not in page
+    assert "data:image/jpeg" not in page
     assert not [*tmp_path.glob("pseudonyms.csv"), *tmp_path.glob("*.pdf")]
 
 
-def test_an_answer_stays_with_its_false_positive(study, tmp_path):
-    tables, path = read_tables(study / "scores"), tmp_path / "adjudicate.csv"
+def test_answers_are_kept_when_the_table_is_written_again(study, tmp_path):
+    tables = read_tables(study / "scores")
+    path = tmp_path / "adjudicate.csv"
     assert write_adjudication(path, tables) == 3
     rows = pd.read_csv(path, dtype=str)
     assert rows["case"].tolist() == ["P0_$x$", "P2_$x$", "P3_$x$"]
     answers = ["", "lesion", "", "unsure"]
-    gone = rows.iloc[[0]].assign(candidate="9")  # no false positive now
+    gone = rows.iloc[[0]].assign(candidate="9")  # not a false positive any more
     rows = pd.concat([rows, gone], ignore_index=True).assign(answer=answers)
-    rows["start_z_vox"] = rows["start_z_vox"].str.removesuffix(".0")  # as spreadsheets do
+    rows["start_z_vox"] = rows["start_z_vox"].str.removesuffix(".0")  # like spreadsheets
     rows.to_csv(path, index=False, sep=";")
     before = os.umask(0o027)
     write_adjudication(path, tables)
@@ -101,7 +111,7 @@ def test_an_answer_stays_with_its_false_positive(study, tmp_path):
         write_adjudication(path, tables)
 
 
-def test_another_model_s_evaluation_is_of_the_same_cases(study, tmp_path):
+def test_comparison_with_other_cases_is_refused(study, tmp_path):
     shutil.copytree(study / "scores", tmp_path / "other")
     cases = tmp_path / "other" / "cases.csv"
     cases.write_text(cases.read_text().replace("P0_", "Q0_"))

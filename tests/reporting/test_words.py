@@ -1,4 +1,4 @@
-"""The sentences of the report: each reason, each rate and each share in words that are true."""
+"""The sentences of the report state reasons, rates and shares correctly."""
 
 from dataclasses import replace
 
@@ -48,19 +48,20 @@ POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positi
 
 
 def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="test"):
-    """The tables of some case results, as the report reads them."""
+    """Write the results and return their tables as the report reads them."""
     settings = SummarySettings(evaluated_on=evaluated_on, operating_point=point, replicates=50)
     write_scores(folder, results, summarise(results, PRESETS[preset], settings))
     return read_tables(folder, identifiers=True)
 
 
-def hand_tables(name, folder, preset="lesionseg", point=POINT):
-    reference, prediction = make_reference(CASES[name]), make_prediction(CASES[name])
+def tables_of_hand_case(name, folder, preset="lesionseg", point=POINT):
+    reference = make_reference(CASES[name])
+    prediction = make_prediction(CASES[name])
     found = evaluate_case(reference, prediction, PRESETS[preset], case="a", operating_point=point)
     return tables_of([found], folder, preset, point)
 
 
-def words_of(tables, row=0):
+def missed_words(tables, row=0):
     return why_missed(tables.lesions.iloc[row], tables)
 
 
@@ -91,25 +92,25 @@ HIGH = OperatingPoint("score:0.99", 0.99)
         ("wrong_label", "instances", 0, POINT, "marked as another kind of lesion"),
     ],
 )  # fmt: skip
-def test_a_missed_lesion_has_its_reason_in_words(name, preset, row, point, words, tmp_path):
-    assert words_of(hand_tables(name, tmp_path, preset, point), row) == words
+def test_missed_lesion_has_its_reason_in_words(name, preset, row, point, words, tmp_path):
+    assert missed_words(tables_of_hand_case(name, tmp_path, preset, point), row) == words
 
 
 def test_every_reason_has_words():
     assert set(_REASON_WORDS) == {str(why) for why in WhyMissed} - {""}
 
 
-def test_a_failed_scan_and_bare_masks_have_words(tmp_path):
+def test_failed_scan_and_bare_masks_have_reasons(tmp_path):
     reference = make_reference(CASES["missed"])
     failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
-    assert words_of(tables_of([failed], tmp_path / "a")) == "the scan has no result"
+    assert missed_words(tables_of([failed], tmp_path / "a")) == "the scan has no result"
     bare = replace(make_prediction(CASES["missed"]), has_scores=False)
     found = evaluate_case(reference, bare, PRESETS["lesionseg"], case="a")
-    assert words_of(tables_of([found], tmp_path / "b", point=None)) == "no marking touches it"
+    assert missed_words(tables_of([found], tmp_path / "b", point=None)) == "no marking touches it"
 
 
 def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
-    hand_tables("under_a_tenth", tmp_path)
+    tables_of_hand_case("under_a_tenth", tmp_path)
     new = ["covered", "nearest_candidate", "nearest_score", "nearest_iou", "in_lesions"]
     for name in ("lesions", "candidates"):
         table = pd.read_csv(tmp_path / f"{name}.csv")
@@ -117,12 +118,12 @@ def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
             tmp_path / f"{name}.csv", index=False
         )
     old = read_tables(tmp_path, identifiers=True)
-    assert words_of(old) == "inside a marking that is too large to count"
+    assert missed_words(old) == "inside a marking that is too large to count"
     assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
 
 
-def test_a_false_positive_states_how_much_of_it_is_lesion(tmp_path):
-    tables = hand_tables("under_a_tenth", tmp_path)
+def test_false_positive_states_its_share_of_lesion(tmp_path):
+    tables = tables_of_hand_case("under_a_tenth", tmp_path)
     words = "rated 0.5, touches a lesion (9 % of the marking is lesion)"
     assert false_positive_words(tables.candidates.iloc[0]) == words
 
@@ -130,11 +131,11 @@ def test_a_false_positive_states_how_much_of_it_is_lesion(tmp_path):
 @pytest.mark.parametrize(
     ("hits", "n", "words"), [(1, 8, "1 of 8"), (3, 25, "3 of 25"), (9, 100, "1 in 10")]
 )
-def test_a_share_of_few_is_stated_as_counts(hits, n, words):
+def test_small_share_is_stated_as_counts(hits, n, words):
     assert share_words(hits, n) == words
 
 
-def test_one_is_singular_everywhere(tmp_path):
+def test_one_is_singular_in_all_words(tmp_path):
     one = hand_result("a", [0.9], [0.8])
     tables = tables_of([one], tmp_path)
     assert per_scan(1.0) == "1 false positive per scan"
@@ -155,13 +156,13 @@ def test_one_is_singular_everywhere(tmp_path):
         (30, "set for 3 false positives per scan on new scans, the default of one per ten lesions"),
     ],
 )
-def test_the_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
+def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
     results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
     tables = tables_of(results, tmp_path, point=choose(results))
     assert words in setting_words(tables)
 
 
-def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
+def test_upper_end_of_the_rate_is_stated(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcd"]
     tile = tiles(tables_of(found, tmp_path))[2]
     assert tile.words == "false positives. The true rate may be up to 0.75 per scan."
@@ -180,20 +181,20 @@ def test_the_rate_that_still_fits_is_a_sentence(tmp_path):
         (16, replace(POINT, name="fp_per_case:10"), ""),
     ],
 )  # fmt: skip
-def test_a_rate_far_above_the_one_asked_for_is_said_first(n_false, point, words, tmp_path):
+def test_rate_far_above_the_requested_one_is_explained(n_false, point, words, tmp_path):
     false = np.linspace(0.6, 0.9, n_false).tolist()
     tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
     assert explain_excess(tables) == words
     assert (("Setting", words) in tags(tables)) == bool(words)
 
 
-def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
-    # 3 markings in lesions find 8 lesions; 32 do not
+def test_precision_states_its_counts(tmp_path):
+    # 3 markings find 8 lesions, and 32 markings are false
     base = hand_result("a", [0.9] * 8, [0.8] * 32)
     true = [c for c in base.candidates if c.outcome == "true_positive"][:3]
     false = [c for c in base.candidates if c.outcome == "false_positive"]
-    numbered = [replace(c, candidate=n) for n, c in enumerate((*true, *false), 1)]
-    tables = tables_of([replace(base, candidates=tuple(numbered))], tmp_path)
+    candidates = [replace(c, candidate=n) for n, c in enumerate((*true, *false), 1)]
+    tables = tables_of([replace(base, candidates=tuple(candidates))], tmp_path)
     rows = {m.name: m for m in measures(tables)[0]}
     assert rows["precision"].value == "0.0857"
     assert rows["precision"].meaning.startswith("3 of 35 markings are in lesions.")
@@ -201,7 +202,7 @@ def test_precision_has_the_counts_that_it_is_made_of(tmp_path):
     assert tables.scores.n_true_positive == 8
 
 
-def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
+def test_every_measure_is_explained_and_a_shared_reason_is_stated_once(tmp_path):
     tables = tables_of([hand_result(c, [0.9, None], [0.8]) for c in "ab"], tmp_path)
     rows, note = measures(tables)
     names = {name.format(unit="pixels") for name, _ in MEASURES.values()}
@@ -212,7 +213,7 @@ def test_every_measure_is_explained_and_a_shared_reason_stands_once(tmp_path):
     assert not [m for m in rows if "fewer than 5 patients" in m.interval]
 
 
-def test_the_auroc_states_its_scans(tmp_path):
+def test_auroc_states_its_scans(tmp_path):
     results = [hand_result("a", [0.9]), hand_result("b", [], [0.3]), hand_result("c", [None])]
     rows = {m.name: m for m in measures(tables_of(results, tmp_path))[0]}
     assert rows["AUROC of scans"].meaning.endswith("from 2 scans with and 1 without a lesion")
@@ -225,7 +226,7 @@ def test_a_size_next_to_a_limit_has_more_decimals():
     assert size_text(2.98, [0.0, 3.0, 5.0]) == "2.98"
 
 
-def bins(*pairs):
+def make_size_classes(*pairs):
     return [
         SizeClass(from_mm=0.0, to_mm=None, n=n, detected=hits, recall=hits / n, ci95=None)
         for hits, n in pairs
@@ -235,19 +236,19 @@ def bins(*pairs):
 @pytest.mark.parametrize(
     ("classes", "grows"),
     [
-        (bins((1, 2), (23, 23), (43, 43), (10, 10)), False),  # a law from one lesion
-        (bins((4, 5), (5, 5)), False),  # also from one
-        (bins((10, 30), (20, 30), (28, 30)), True),
-        (bins((10, 30), (30, 30), (20, 30)), False),
-        (bins((10, 30), (20, 30), (4, 4)), False),
-        (bins((10, 30)), False),
+        (make_size_classes((1, 2), (23, 23), (43, 43), (10, 10)), False),  # a trend from one lesion
+        (make_size_classes((4, 5), (5, 5)), False),  # also a trend from one lesion
+        (make_size_classes((10, 30), (20, 30), (28, 30)), True),
+        (make_size_classes((10, 30), (30, 30), (20, 30)), False),
+        (make_size_classes((10, 30), (20, 30), (4, 4)), False),
+        (make_size_classes((10, 30)), False),
     ],
 )
-def test_the_law_of_sizes_needs_several_lesions_per_class(classes, grows):
+def test_size_trend_needs_several_lesions_per_class(classes, grows):
     assert has_size_trend(classes) == grows
 
 
-def test_the_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
+def test_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
     scores = np.linspace(0.4, 0.95, 12).tolist()
     results = [hand_result(f"c{k}", scores[k : k + 3], scores[k : k + 2]) for k in range(8)]
     chart = froc_chart([("this", tables_of(results, tmp_path))])
@@ -260,7 +261,7 @@ def test_the_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
     assert np.ptp(np.diff(place)) < 1e-6
 
 
-def test_the_froc_axis_reaches_a_higher_rate(tmp_path):
+def test_froc_axis_extends_to_a_higher_rate(tmp_path):
     false = np.linspace(0.6, 0.9, 16).tolist()
     tables = tables_of([hand_result(case, [0.9, 0.7], false) for case in "ab"], tmp_path)
     (axes,) = froc_chart([("this", tables)]).figure.axes
@@ -268,7 +269,7 @@ def test_the_froc_axis_reaches_a_higher_rate(tmp_path):
     assert size_chart(tables).title == "Lesions found, by size"
 
 
-def test_a_missing_prediction_is_singular_or_plural(tmp_path):
+def test_one_missing_prediction_is_stated_in_the_singular(tmp_path):
     failed = hand_result("b", [None], status="missing")
     tables = tables_of([hand_result("a", [0.9]), failed], tmp_path)
     assert limitations(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
@@ -277,7 +278,7 @@ def test_a_missing_prediction_is_singular_or_plural(tmp_path):
 # --- identity ---
 
 
-def test_identity_says_what_is_unknown():
+def test_identity_names_unknown_parts():
     line = "dataset unknown · evaluated unknown · model unknown · number of training patients "
     assert Identity().line() == f"{line}unknown"
     known = Identity("MS", "2026-01-31", "unet", "0123", 12, 20, "1.0.0", "abc")
@@ -291,7 +292,7 @@ def test_identity_says_what_is_unknown():
     )
 
 
-def test_the_title_names_dataset_role_and_day(tmp_path):
+def test_title_names_dataset_role_and_day(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
     identity = Identity("MS", "2026-01-31")
     title = "MS: lesions found and missed in test scans, 2026-01-31"
@@ -306,7 +307,7 @@ def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
     assert lines["Included (STARD 6, CLAIM 8)"] == "not stated"
     assert lines["Remarks"] == "pilot"
     assert "Contact" not in lines
-    assert len(lines) == len(QUESTIONS) - 2  # the title, and no contact
+    assert len(lines) == len(QUESTIONS) - 2  # without title and contact
     rows = dict(about_lines(tables, {}, Identity("MS")))
     assert rows["Dataset"] == "MS"
     assert rows["Scans"] == (
@@ -325,11 +326,11 @@ def test_boxes_of_reference_and_prediction_have_words(tmp_path):
     )  # fmt: skip
     tables = tables_of([found], tmp_path)
     assert isinstance(tables, Tables)
-    assert words_of(tables).endswith("4 % of the marking is lesion (10 % needed)")
+    assert missed_words(tables).endswith("4 % of the marking is lesion (10 % needed)")
 
 
-def films(tmp_path, spacing_mm=(1.0, 1.0)):
-    """Tables of two films of 200 x 400 pixels: lesions of 40 and 6 pixels, one found by half."""
+def film_tables(tmp_path, spacing_mm=(1.0, 1.0)):
+    """Return tables of two films of 200 x 400 pixels with lesions of 40 and 6 pixels."""
     grid = Geometry.from_spacing((200, 400), spacing_mm)
     boxes = np.array([[10, 10, 50, 50], [100, 300, 106, 306]], dtype=np.float32)
     reference = Reference(grid, boxes=boxes, box_labels=(1, 1))
@@ -342,7 +343,7 @@ def films(tmp_path, spacing_mm=(1.0, 1.0)):
 
 
 def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path):
-    tables = films(tmp_path)
+    tables = film_tables(tmp_path)
     assert tables.scores.size_unit == "% of the image width"
     assert tables.lesions["diameter_percent"].tolist() == pytest.approx([10.0, 1.5] * 2)
     counts = [(b.from_mm, b.to_mm, b.n) for b in tables.scores.recall_by_size]
@@ -357,14 +358,14 @@ def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path)
 
 
 def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
-    tables = films(tmp_path, spacing_mm=(0.2, 0.2))
+    tables = film_tables(tmp_path, spacing_mm=(0.2, 0.2))
     assert tables.scores.size_unit == "mm"
     assert [b.n for b in tables.scores.recall_by_size] == [2, 0, 2, 0, 0]
     assert "5 mm or more" in headline(tables)
 
 
-def test_first_screen_of_boxes_has_those_found_with_an_iou_of_half(tmp_path):
-    first, second = tiles(films(tmp_path))[:2]
+def test_first_screen_of_boxes_has_detections_with_an_iou_of_half(tmp_path):
+    first, second = tiles(film_tables(tmp_path))[:2]
     assert (first.value, first.words) == ("2 of 4", "lesions found (50 %)")
     assert (second.value, second.words) == (
         "0 of 4",
@@ -373,7 +374,7 @@ def test_first_screen_of_boxes_has_those_found_with_an_iou_of_half(tmp_path):
 
 
 def test_surfaces_of_images_without_a_pixel_size_are_measured_in_pixels(tmp_path):
-    tables = films(tmp_path)
+    tables = film_tables(tmp_path)
     in_mm = replace(tables, scores=replace(tables.scores, size_unit="mm"))
     for own, tolerance, hd95 in (
         (tables, "1 pixel", "HD95, pixels"),
@@ -384,8 +385,8 @@ def test_surfaces_of_images_without_a_pixel_size_are_measured_in_pixels(tmp_path
         assert hd95 in rows
 
 
-def test_pixels_of_an_old_evaluation_have_no_classes_of_millimetres(tmp_path):
-    tables = films(tmp_path)
+def test_old_evaluation_in_pixels_has_no_size_classes(tmp_path):
+    tables = film_tables(tmp_path)
     old = replace(tables, scores=replace(tables.scores, size_unit="px"))
     assert size_chart(old) is None
     assert not old.size_classes
