@@ -116,7 +116,7 @@ def test_affine_of_the_prepared_image_gives_the_positions_of_its_values(spacing)
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0)])
 def test_sheared_grid_is_resampled_to_orthogonal_axes(spacing):
-    """Prepare a scan of a tilted gantry, with slices 1 mm apart and shifted by 30 degrees."""
+    """Prepare a scan of a tilted gantry. The slices follow a line 30 degrees from their normal."""
     affine = np.eye(4)
     affine[:3, 0] = (np.cos(np.pi / 6), np.sin(np.pi / 6), 0.0)
     image = np.zeros((1, 24, 40, 24), np.float32)

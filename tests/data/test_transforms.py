@@ -120,7 +120,7 @@ def test_tile_is_the_same_in_any_order_and_process_with_transforms_of_other_libr
             assert torch.equal(first[key], second[key])
             assert torch.equal(first[key], batch[key][0])
     assert not torch.equal(forwards[0]["image"], make_tiles()[0]["image"])
-    assert not torch.equal(forwards[0]["image"], forwards[8]["image"])  # of the next epoch
+    assert not torch.equal(forwards[0]["image"], forwards[8]["image"])  # a tile of the next epoch
 
 
 def test_all_masks_are_transformed_with_the_label():

@@ -17,7 +17,8 @@ RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SERIES = "1.2.3.4"
 STUDY = "1.2.3"
 LPS = np.array([-1.0, -1.0, 1.0])
-VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)  # of series and enhanced files
+# the pixels of series and enhanced files
+VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)
 
 
 def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):

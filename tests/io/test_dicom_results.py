@@ -121,7 +121,7 @@ def test_every_voxel_has_the_position_of_the_scan(name, tmp_path):
 def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
     uneven = {
         "ImagePositionPatient": to_lps(GRIDS["oblique"], (3.04, 0, 0))
-    }  # a bit, as scanners do
+    }  # slightly uneven, like real scans
     changes = {z: PATIENT | (uneven if z == 3 else {}) for z in range(5)}
     scan = write_series(tmp_path, GRIDS["oblique"], changes)
     headers = [dcmread(path) for path in scan.iterdir()]
@@ -288,7 +288,7 @@ def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
     write_results(tmp_path / "regions", make_prediction(scan, values=values), scan)
 
 
-@pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom, as the test writes them
+@pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom warns when the test writes them
 @pytest.mark.parametrize(
     "changes",
     [

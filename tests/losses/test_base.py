@@ -123,7 +123,7 @@ def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> Non
 
 @EVERY
 def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) -> None:
-    """Check that logits of class 2 have no effect in the second tile, but in the first tile."""
+    """Check that logits of class 2 have an effect in the first tile only."""
     logits, labels, instances = make_scene(2)
     labels[1][labels[1] == 2] = 0
     unannotated = torch.tensor([[False, False], [False, True]])

@@ -189,4 +189,5 @@ def test_channels_without_a_file_in_a_table_are_missing(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("case,image,image_0001\na,a.nii,\nb,,b.nii\n")
     assert [c.missing for c in find_images(table, 2)] == [(1,), (0,)]
-    assert [c.missing for c in find_images(table, 1)] == [(), (0,)]  # reading counts two files
+    # the second column is a channel too many, which is an error when the case is read
+    assert [c.missing for c in find_images(table, 1)] == [(), (0,)]

@@ -65,7 +65,7 @@ def test_geometry_image_accepts_another_origin_or_direction(nnunet_folder, tmp_p
         count_voxels(read_dataset(root))
     dataset = read_dataset(root, grid_of_image=True)
     reference = read_case(dataset.cases[0], dataset).reference
-    assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # by index
+    assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # at the same indices
     lenient = read_dataset(root, grid_of_image=True, lenient=True)
     text, errors = run_check(lenient, tmp_path)
     assert not errors
