@@ -19,7 +19,7 @@ from tests.golden.small_network import (
     write_bundle,
     write_nifti,
 )
-from tests.io.dicom_files import save
+from tests.io.dicom_files import write_dicom_file
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 POINT = "score:0.5"
@@ -162,7 +162,7 @@ def write_series(folder, image):
         "SliceThickness": SPACING[0],
     }
     for z, pixels in enumerate(image.round().astype(np.uint16)):
-        save(
+        write_dicom_file(
             folder / f"{z:02d}.dcm",
             pixels,
             MR,

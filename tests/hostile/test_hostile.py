@@ -18,8 +18,7 @@ from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.limits import FileLimits, limits, run_in_worker, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
-from tests.io.dicom_files import CT
-from tests.io.dicom_files import save as save_dicom
+from tests.io.dicom_files import CT, write_dicom_file
 
 SECRET = "root:x:0:0"
 MHA = """ObjectType = Image
@@ -275,7 +274,7 @@ def write_scan(path, shape, spacing_mm, unit="mm"):
     if path.suffix == ".dcm":  # a folder
         pixels = np.zeros(shape[1:], np.int16)
         for z in range(shape[0]):
-            save_dicom(
+            write_dicom_file(
                 path / f"{z}.dcm",
                 pixels,
                 CT,

@@ -1,6 +1,7 @@
-"""nnU-Net model folders as bundles: every step against a plain loop, and what is refused."""
+"""nnU-Net model folders as bundles: probabilities of a naive loop, and models that are refused."""
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lesionseg.inference.bundle import (
 from lesionseg.inference.predictor import Predictor
 from tests.inference.nnunet import naive
 from tests.inference.nnunet.small_models import SmallModel
+from tests.models.nnunet_names import to_nnunet_weights
 
 PLAIN = SmallModel()
 LABELS = {"background": 0, "nodule": 1, "mass": 2}
@@ -90,8 +92,8 @@ MODELS = {
 }
 
 
-def scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
-    """A noisy block with a hole, in zeros."""
+def make_scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
+    """Make a noisy block with a hole, surrounded by zeros."""
     rng = np.random.default_rng(3)
     image = np.zeros((len(model.channels), *shape), np.float32)
     block = image[:, 1:-1, 2:-3, 1:]
@@ -102,24 +104,28 @@ def scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
 
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_probabilities_are_those_of_a_plain_loop(tmp_path: Path, name: str, mirrored: bool) -> None:
+def test_probabilities_equal_those_of_a_naive_loop(
+    tmp_path: Path, name: str, mirrored: bool
+) -> None:
     model, spacing = MODELS[name]
     folder = model.write(tmp_path)
-    image = scan(model)
+    image = make_scan(model)
     settings = InferenceConfig.of(flips=mirrored, precision="fp32")
     predictor = Predictor(folder, settings=settings, device="cpu")
     volume = Volume(image, Geometry.from_spacing(image.shape[1:], spacing))
     found = predictor.probabilities(volume)
     expected = naive.predict(model, image, spacing, mirrored=mirrored)
-    assert expected[expected > 0].std() > 0.05  # there is something to agree on
+    assert expected[expected > 0].std() > 0.05  # the probabilities are not all equal
     assert np.abs(found - expected).max() < 2e-3
     assert np.abs(found - expected).mean() < 2e-4
 
 
-def test_a_reordered_file_gives_the_same_for_a_reorienting_reader(tmp_path: Path) -> None:
+def test_reordered_file_gives_the_same_probabilities_with_a_reorienting_reader(
+    tmp_path: Path,
+) -> None:
     model = PLAIN.with_(reader="NibabelIOWithReorient")
     predictor = Predictor(model.write(tmp_path), device="cpu")
-    image = scan(model)
+    image = make_scan(model)
     straight = Geometry.from_spacing(image.shape[1:], (2.4, 1.0, 1.1))
     turned = image[:, ::-1].transpose(0, 2, 3, 1)
     last = image.shape[1] - 1
@@ -130,7 +136,7 @@ def test_a_reordered_file_gives_the_same_for_a_reorienting_reader(tmp_path: Path
     np.testing.assert_array_equal(second, first[:, ::-1].transpose(0, 2, 3, 1))
 
 
-def test_a_picture_has_pixels_of_one(tmp_path: Path) -> None:
+def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
     model = PLAIN.with_(
         channels=("R", "G", "B"),
         schemes=("RGBTo01Normalization",) * 3,
@@ -149,50 +155,59 @@ def test_a_picture_has_pixels_of_one(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() < 2e-3
 
 
-def test_candidates_masks_and_a_bundle_of_our_own(tmp_path: Path) -> None:
+def make_volume() -> Volume:
+    image = make_scan(PLAIN)
+    return Volume(image, Geometry.from_spacing(image.shape[1:], (2.0, 1.0, 1.0)))
+
+
+def test_operating_point_accepts_candidates_of_an_nnunet_model(tmp_path: Path) -> None:
     folder = PLAIN.with_(n_folds=2).write(tmp_path)
-    image = scan(PLAIN)
-    volume = Volume(image, Geometry.from_spacing(image.shape[1:], (2.0, 1.0, 1.0)))
     predictor = Predictor(folder, device="cpu", operating_point="score:0.7")
-    found = predictor.predict_volume(volume, "a")
+    found = predictor.predict_volume(make_volume(), "a")
     assert found.candidates
     assert found.mask().any()
     assert all(c.accepted == (c.score >= 0.7) for c in found.candidates)
+
+
+def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path: Path) -> None:
+    folder = PLAIN.with_(n_folds=2).write(tmp_path)
+    volume = make_volume()
+    expected = Predictor(folder, device="cpu").probabilities(volume)
     bundle = read_bundle(folder)
     write_bundle(tmp_path / "bundle", bundle.networks, bundle.plan, "")
     assert bundle_plan(tmp_path / "bundle") == bundle.plan == bundle_plan(folder)
     again = Predictor(tmp_path / "bundle", device="cpu").probabilities(volume)
-    np.testing.assert_array_equal(again, predictor.probabilities(volume))
+    np.testing.assert_array_equal(again, expected)
 
 
-def zipped(folder: Path, *models: Path, **more: str) -> Path:
+def write_zip(folder: Path, *models: Path, extra: dict[str, str] | None = None) -> Path:
+    """Write a zip file of model folders and of extra text files."""
     path = folder / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for model in models:
             for file in model.rglob("*.*"):
                 archive.write(file, file.relative_to(model.parents[1]))
-        for name, text in more.items():
+        for name, text in (extra or {}).items():
             archive.writestr(name, text)
     return path
 
 
-def test_a_zip_and_one_of_several_in_it(tmp_path: Path) -> None:
+def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path: Path) -> None:
     model = PLAIN.write(tmp_path / "results")
     plan = bundle_plan(model)
-    path = zipped(tmp_path, model)
+    path = write_zip(tmp_path, model)
     assert bundle_plan(path) == plan
     assert bundle_digest(path) == bundle_digest(model)
-    flat = PLAIN.with_(
-        patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1)
-    ).write(tmp_path / "others")
-    path = zipped(tmp_path, model, flat)
+    flat = PLAIN.with_(patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1))
+    other_model = flat.write(tmp_path / "others")
+    path = write_zip(tmp_path, model, other_model)
     with pytest.raises(BundleError, match=r"2 models.*3d_fullres"):
         read_bundle(path)
     assert bundle_plan(path / "Dataset001_X" / model.name) == plan
     assert bundle_plan(path / model.name) == plan
 
 
-def test_folds_are_all_numbered_ones_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path: Path) -> None:
     folder = PLAIN.with_(n_folds=3).write(tmp_path)
     assert len(read_bundle(folder).networks) == 3
     first = read_bundle(folder / "fold_1")
@@ -212,7 +227,7 @@ class Touch:
         return (Path.touch, (self.path,))
 
 
-def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+def test_checkpoint_with_code_is_an_error_and_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     folder = PLAIN.write(tmp_path, logging=Touch(marker))
     with pytest.raises(BundleError, match="more than tensors and numbers"):
@@ -220,24 +235,22 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_runs(tmp_path: Path) -> N
     assert not marker.exists()
 
 
-def test_a_foreign_class_in_the_plans_is_not_imported(tmp_path: Path) -> None:
+def test_foreign_class_in_the_plans_is_not_imported(tmp_path: Path) -> None:
     foreign = {"network_class_name": "antigravity.Net", "arch_kwargs": {}}
     folder = PLAIN.with_(more={"architecture": foreign}).write(tmp_path)
     with pytest.raises(BundleError, match=r"antigravity\.Net.*not imported"):
         read_bundle(folder)
-    import sys
-
     assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "C:\\evil"])
-def test_a_zip_with_paths_outside_is_refused(tmp_path: Path, name: str) -> None:
-    path = zipped(tmp_path, PLAIN.write(tmp_path / "results"), **{name: "x"})
+def test_zip_with_paths_outside_its_folder_is_an_error(tmp_path: Path, name: str) -> None:
+    path = write_zip(tmp_path, PLAIN.write(tmp_path / "results"), extra={name: "x"})
     with pytest.raises(BundleError, match="outside its own folder"):
         read_bundle(path)
 
 
-CHANGED = {
+UNKNOWN_SETTINGS = {
     "a cascade": ({"previous_stage": "3d_lowres"}, "cascade"),
     "a preprocessor": ({"preprocessor_name": "MyPreprocessor"}, "MyPreprocessor"),
     "a normalisation": ({"normalization_schemes": ["MyScheme"]}, "MyScheme"),
@@ -248,35 +261,32 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("name", list(CHANGED))
-def test_what_is_not_known_is_one_sentence(tmp_path: Path, name: str) -> None:
-    more, words = CHANGED[name]
+@pytest.mark.parametrize("name", list(UNKNOWN_SETTINGS))
+def test_error_names_the_unknown_setting_of_the_plans(tmp_path: Path, name: str) -> None:
+    more, words = UNKNOWN_SETTINGS[name]
     folder = PLAIN.with_(more=more).write(tmp_path)
     with pytest.raises(BundleError, match=words) as caught:
         read_bundle(folder)
     assert "plans.json" in str(caught.value)
 
 
-def test_other_layers_and_options_are_named_with_their_trainer(tmp_path: Path) -> None:
-    theirs = PLAIN.network().state_dict()
-    weights = {"encoder.stages.0.0.convs.0.squeeze.weight": torch.ones(2)}
-    from tests.models.nnunet_names import to_nnunet_weights
-
-    folder = PLAIN.write(
-        tmp_path / "a",
-        network_weights={**to_nnunet_weights(theirs), **weights},
-        trainer_name="MyTrainer",
-    )
+def test_error_for_foreign_layers_names_the_trainer(tmp_path: Path) -> None:
+    weights = to_nnunet_weights(PLAIN.network().state_dict())
+    weights["encoder.stages.0.0.convs.0.squeeze.weight"] = torch.ones(2)
+    folder = PLAIN.write(tmp_path, network_weights=weights, trainer_name="MyTrainer")
     with pytest.raises(BundleError, match="MyTrainer changed the network"):
         read_bundle(folder)
+
+
+def test_error_names_an_unknown_layer_of_the_plans(tmp_path: Path) -> None:
     options = PLAIN.plans()["configurations"]["base"]["architecture"]
     options["arch_kwargs"]["nonlin"] = "torch.nn.ReLU"
-    folder = PLAIN.with_(more={"architecture": options}).write(tmp_path / "b")
+    folder = PLAIN.with_(more={"architecture": options}).write(tmp_path)
     with pytest.raises(BundleError, match=r"torch\.nn\.ReLU"):
         read_bundle(folder)
 
 
-def test_files_of_two_trainings_do_not_mix(tmp_path: Path) -> None:
+def test_files_of_different_trainings_are_an_error(tmp_path: Path) -> None:
     folder = PLAIN.write(tmp_path)
     facts = PLAIN.with_(labels=LABELS).facts()
     (folder / "dataset.json").write_text(json.dumps(facts))
@@ -291,8 +301,7 @@ def test_files_of_two_trainings_do_not_mix(tmp_path: Path) -> None:
         read_bundle(folder)
 
 
-def test_old_plans_name_the_network_otherwise(tmp_path: Path) -> None:
-    folder = PLAIN.with_(more={"architecture": None, "UNet_class_name": "PlainConvUNet"}).write(
-        tmp_path
-    )
+def test_network_of_old_plans_is_recognised(tmp_path: Path) -> None:
+    model = PLAIN.with_(more={"architecture": None, "UNet_class_name": "PlainConvUNet"})
+    folder = model.write(tmp_path)
     assert isinstance(read_bundle(folder), Bundle)
