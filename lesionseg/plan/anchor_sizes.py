@@ -52,50 +52,68 @@ def fit_anchors(
     Returns:
         The anchors, with the reason.
     """
-    sides = np.maximum(np.asarray(extents, dtype=float), 1.0)
+    sides = np.maximum(np.asarray(extents, dtype=float), 1.0)  # at least one voxel along each axis
     strides = np.asarray(total_strides(architecture.strides), dtype=float)
     # no anchors at full resolution, unless the backbone has no coarser stage
     is_first_full_resolution = strides[0].max() == 1
     finest = 1 if is_first_full_resolution and len(strides) > 1 else 0
     if sides.size == 0:
-        stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
-        octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)
-        shapes = np.concatenate([2 * strides[i] * octaves[:, None] for i in stages])
-        return Decision(
-            _make_anchors(stages, shapes, architecture),
-            "default sizes, because there are no lesions",
-        )
-    sides = sides[np.argsort(sides.prod(axis=1), kind="stable")]
-    n_used = min(len(sides), _MOST_LESIONS)
-    evenly_spaced = np.linspace(0, len(sides) - 1, n_used).astype(int)
-    sides = sides[evenly_spaced]
-    stages = _choose_stages(sides, strides, finest)
+        return _default_anchors(strides, finest, architecture)
+    sides = _sample_by_volume(sides)
     volume = sides.prod(axis=1)
     is_small = volume <= np.percentile(volume, SMALL_PERCENT)  # True for at least one lesion
+    stages = _choose_stages(sides, strides, finest)
     # all lesions together have the weight 1, and the small ones another 1
     weights = 1 / len(sides) + is_small / is_small.sum()
     shapes = _cluster(sides, weights, N_SHAPES * len(stages))
     best_iou = _best_iou(sides, shapes)
     mean_iou = float(best_iou.mean())
     small_recall = float((best_iou[is_small] >= GOOD_IOU).mean())
-    found = replace(
+    anchors = replace(
         _make_anchors(stages, shapes, architecture),
         mean_iou=round(mean_iou, 4),
         small_recall=round(small_recall, 4),
     )
-    step = strides[stages[0]]
-    reason = (
-        f"{len(stages)} levels from a stride of {' × '.join(f'{s:g}' for s in step)}, "
-        f"{found.n_shapes} sizes each; lesions have a mean IoU of {mean_iou:.2f} with their best "
-        f"size; {100 * small_recall:.0f} % of the smallest tenth of lesions have an IoU of "
-        f"{GOOD_IOU:g} or more"
-    )
-    small = np.percentile(sides, SMALL_PERCENT, axis=0)
-    are_small_resolved = (small >= _CELLS_ACROSS * step).all()
-    if not are_small_resolved:
+    finest_stride = strides[stages[0]]
+    reason = _explain_fit(anchors, finest_stride, mean_iou, small_recall)
+    small_sides = np.percentile(sides, SMALL_PERCENT, axis=0)
+    if (small_sides < _CELLS_ACROSS * finest_stride).any():
         reason += f"; the smallest tenth are less than {_CELLS_ACROSS:g} cells of the finest level"
         reason += " across"
-    return Decision(found, reason)
+    return Decision(anchors, reason)
+
+
+def _default_anchors(
+    strides: Extents, finest: int, architecture: Architecture
+) -> Decision[AnchorPlan | None]:
+    """Return the anchors of a dataset without lesions: cubes on each level (Lin et al. 2017)."""
+    stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
+    octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
+    shapes = np.concatenate([2 * strides[stage] * octaves[:, None] for stage in stages])
+    return Decision(
+        _make_anchors(stages, shapes, architecture),
+        "default sizes, because there are no lesions",
+    )
+
+
+def _sample_by_volume(sides: Extents) -> Extents:
+    """Return at most `_MOST_LESIONS` lesions in ascending order of volume, evenly spaced in it."""
+    ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
+    n_used = min(len(ascending), _MOST_LESIONS)
+    evenly_spaced = np.linspace(0, len(ascending) - 1, n_used).astype(int)
+    return np.asarray(ascending[evenly_spaced])
+
+
+def _explain_fit(
+    anchors: AnchorPlan, finest_stride: NDArray[np.float64], mean_iou: float, small_recall: float
+) -> str:
+    """Return the reason of fitted anchors: their number, and how well they cover the lesions."""
+    stride = " × ".join(f"{step:g}" for step in finest_stride)
+    return (
+        f"{len(anchors.stages)} levels from a stride of {stride}, {anchors.n_shapes} sizes each; "
+        f"lesions have a mean IoU of {mean_iou:.2f} with their best size; {100 * small_recall:.0f} "
+        f"% of the smallest tenth of lesions have an IoU of {GOOD_IOU:g} or more"
+    )
 
 
 def _make_anchors(

@@ -17,7 +17,15 @@ from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
-from lesionseg.plan.plan import AnchorPlan, Architecture, Plan, sources_of, to_tuples, total_stride
+from lesionseg.plan.plan import (
+    AnchorPlan,
+    Architecture,
+    Normalisation,
+    Plan,
+    sources_of,
+    to_tuples,
+    total_stride,
+)
 from lesionseg.plan.rules import Decision, DeviceBudget
 
 logger = logging.getLogger(__name__)
@@ -77,27 +85,15 @@ def make_plan(
     chosen = asked
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
-        chosen = asked.model_copy(
-            update={
-                "spacing_mm": before.spacing_mm,
-                "tile_shape": asked.tile_shape or before.tile_shape,
-            }
-        )
+        chosen = _keep_grid_and_tile(asked, before)
     draft = _draft(fingerprint, dataset, device, chosen, before)
-    anchors_of = cache(partial(_choose_anchors, fingerprint, draft, before, device))
-
-    def plan_with(shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        """Return the plan with this architecture, tile and batch."""
-        return draft.with_(
-            architecture=shape,
-            tile_shape=tuple(tile),
-            batch_size=batch,
-            anchors=anchors_of(shape).value,
-        )
-
+    completion = _Completion(
+        draft,
+        choose_anchors=cache(partial(_choose_anchors, fingerprint, draft, before, device)),
+    )
     step_gb = None
     if step_memory is not None:
-        step_gb = partial(_step_gb, step_memory, plan_with)
+        step_gb = partial(completion.predict_step_gb, step_memory)
     budget = rules.budget(
         device,
         memory_gb,
@@ -105,8 +101,8 @@ def make_plan(
         n_channels=len(dataset.channel_names),
         dims=draft.dims,
     )
-    allowed = _adapt_budget(budget.value, chosen, device)
     sizes = _sizes_on_grid(fingerprint, draft)
+    allowed = _adapt_budget(budget.value, chosen, device)
     if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = rules.limit_to_small_tiles(
             allowed,
@@ -123,7 +119,7 @@ def make_plan(
         chosen.batch_size,
         lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
     )
-    plan = plan_with(shape.value, tile.value, batch.value)
+    plan = completion.complete(shape.value, tile.value, batch.value)
     reasons = {
         **draft.reasons,
         "budget": budget.reason,
@@ -134,13 +130,53 @@ def make_plan(
     if model.reason:
         reasons["model"] = model.reason
     if plan.anchors is not None:
-        reasons["anchors"] = anchors_of(shape.value).reason
+        reasons["anchors"] = completion.choose_anchors(shape.value).reason
     if step_memory is not None and device.startswith("cuda"):
         reasons["memory"] = f"a training step is predicted to take {step_memory(plan):.1f} GB"
     if before is not None:  # otherwise the reasons would say that the user set these values
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     return plan.with_(reasons=reasons)
+
+
+@dataclass(frozen=True)
+class _Completion:
+    """Completes a draft by the sizes that are decided last: architecture, tile and batch.
+
+    The rules try many sizes to find those that fit into the device's memory, and each try needs a
+    complete plan.
+
+    Attributes:
+        draft: the plan without these sizes.
+        choose_anchors: function that chooses the anchors for an architecture.
+    """
+
+    draft: Plan
+    choose_anchors: Callable[[Architecture], Decision[AnchorPlan | None]]
+
+    def complete(self, shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        """Return the plan with this architecture, tile and batch."""
+        return self.draft.with_(
+            architecture=shape,
+            tile_shape=tuple(tile),
+            batch_size=batch,
+            anchors=self.choose_anchors(shape).value,
+        )
+
+    def predict_step_gb(
+        self, step_memory: StepMemory, shape: Architecture, tile: Sequence[int], batch: int
+    ) -> float:
+        """Predict the memory, in 10⁹ bytes, of a training step with these sizes."""
+        return step_memory(self.complete(shape, tile, batch))
+
+
+def _keep_grid_and_tile(asked: ModelConfig, before: Plan) -> ModelConfig:
+    """Return the settings with the spacing of `before`, and its tile if they have none."""
+    kept = {
+        "spacing_mm": before.spacing_mm,
+        "tile_shape": asked.tile_shape or before.tile_shape,
+    }
+    return asked.model_copy(update=kept)
 
 
 def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[ModelConfig]:
@@ -150,17 +186,6 @@ def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[Mode
     model = choose_model(ReferenceKinds.of(fingerprint))
     named = asked.model_copy(update={"architecture": model.value})
     return Decision(named, f"{model.value}, because {model.reason}")
-
-
-def _step_gb(
-    step_memory: StepMemory,
-    plan_with: Callable[[Architecture, Sequence[int], int], Plan],
-    shape: Architecture,
-    tile: Sequence[int],
-    batch: int,
-) -> float:
-    """Return the memory, in 10⁹ bytes, of a training step with this network, tile and batch."""
-    return step_memory(plan_with(shape, tile, batch))
 
 
 @dataclass(frozen=True)
@@ -286,14 +311,7 @@ def _draft(
 
     `before` is the plan of the bundle that training starts from, or None.
     """
-    for name in ("spacing_mm", "tile_shape"):
-        value = getattr(chosen, name)
-        if value is not None and len(value) != facts.dims:
-            axes = "z, y, x" if facts.dims == 3 else "y, x"
-            raise ConfigError(
-                f"model.{name}={list(value)} has {len(value)} values, but the images have "
-                f"{facts.dims} axes. Give one value each for {axes}."
-            )
+    _require_values_per_axis(chosen, facts.dims)
     if dataset.labels.regions and chosen.activation == "softmax":
         raise ConfigError(
             "model.activation=softmax does not fit labels that are regions, because regions "
@@ -302,18 +320,13 @@ def _draft(
     spacing: Decision[tuple[float, ...]] = _pick(
         chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
     )
-    sources: tuple[int | None, ...] = (None,) * len(facts.channels)
-    if before is not None:
-        sources = channel_sources(dataset.channel_names, before.channel_names)
-    scales = []
-    for channel, source in zip(facts.channels, sources, strict=True):
-        if before is None or source is None:
-            scales.append(rules.normalisation(channel, facts.dims))
-        else:
-            scales.append(Decision(before.normalisation[source], FOLLOWED))
-    prior = rules.prior(facts.lesion_fraction)
-    candidates = rules.candidate_rule(facts.lesion_voxels, prior.value)
-    xray_mm = [mm[0] for mm in facts.spacings_mm] if facts.dims == 2 else []
+    scales = _choose_scales(facts, dataset, before)
+    prior = rules.prior(facts.lesion_fraction, facts.dims)
+    candidates = rules.candidate_rule(facts.lesion_voxels, prior.value, facts.dims)
+    raster_mm = None
+    if facts.dims == 2:
+        # a radiograph that states no pixel size is assumed to have the median of the training set
+        raster_mm = float(np.median([spacing_mm[0] for spacing_mm in facts.spacings_mm]))
     return Plan(
         dims=facts.dims,
         modality=facts.modality,
@@ -321,13 +334,13 @@ def _draft(
         labels=dataset.labels.predicted(),
         spacing_mm=spacing.value,
         normalisation=tuple(scale.value for scale in scales),
+        # tile, batch and architecture are placeholders until `_Completion` decides them
         tile_shape=(),
         batch_size=1,
         architecture=Architecture(chosen.architecture, (), (), ()),
         lesion_fraction=prior.value,
         activation=chosen.activation,
-        # a radiograph that states no pixel size is assumed to have the median of the training set
-        raster_mm=float(np.median(xray_mm)) if xray_mm else None,
+        raster_mm=raster_mm,
         candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,
@@ -336,6 +349,41 @@ def _draft(
             "candidate_rule": candidates.reason,
         },
     )
+
+
+def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
+    """Raise `ConfigError` if the spacing or tile that the user sets has another number of axes."""
+    axes = "z, y, x" if dims == 3 else "y, x"
+    settings: dict[str, Sequence[float] | None] = {
+        "spacing_mm": chosen.spacing_mm,
+        "tile_shape": chosen.tile_shape,
+    }
+    for name, values in settings.items():
+        if values is not None and len(values) != dims:
+            raise ConfigError(
+                f"model.{name}={list(values)} has {len(values)} values, but the images have "
+                f"{dims} axes. Give one value each for {axes}."
+            )
+
+
+def _choose_scales(
+    facts: Fingerprint, dataset: Dataset, before: Plan | None
+) -> list[Decision[Normalisation]]:
+    """Choose the normalisation of each channel.
+
+    A channel that the bundle of `before` also has keeps the bundle's normalisation, because its
+    weights were trained with it.
+    """
+    if before is None:
+        return [rules.normalisation(channel, facts.dims) for channel in facts.channels]
+    scales = []
+    sources = channel_sources(dataset.channel_names, before.channel_names)
+    for channel, source in zip(facts.channels, sources, strict=True):
+        if source is None:  # a channel that the bundle does not have
+            scales.append(rules.normalisation(channel, facts.dims))
+        else:
+            scales.append(Decision(before.normalisation[source], FOLLOWED))
+    return scales
 
 
 def _choose_stages(
@@ -359,9 +407,11 @@ def _choose_stages(
         shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
     coarsest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "nearly isotropic"
+    element = rules.grid_element(len(tile))
+    features = f"{shape.features[0]} to {shape.features[-1]} features"
     reason = (
-        f"{len(shape.features)} stages with {shape.features[0]} to {shape.features[-1]} features; "
-        f"the coarsest has {' × '.join(map(str, coarsest))} voxels per tile; the spacing is {kind}"
+        f"{len(shape.features)} stages with {features}; the coarsest has "
+        f"{' × '.join(map(str, coarsest))} {element}s per tile; the spacing is {kind}"
     )
     return Decision(shape, reason)
 

@@ -48,6 +48,7 @@ ROUND_UP = 1.15  # to fit the total stride, a tile may be larger than the median
 CROWDED = 1.5
 SMALL_TILE = 32**3  # voxels; enough for a small lesion and its surroundings
 MOST_SMALL_TILES = 16  # per training step
+_LEAST_START = 16  # side, in voxels, of the tile to start from if the budget's own is too large
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Decision(Generic[T]):
 
     value: T
     reason: str
+
+
+def grid_element(dims: int) -> str:
+    """Return the name of an element of the grid in reasons: a voxel, or in 2-D a pixel."""
+    return "pixel" if dims == 2 else "voxel"
 
 
 def spacing(
@@ -75,6 +81,8 @@ def spacing(
     twice as coarse as the finest one keep their spacing.
     """
     table = np.asarray(spacings_mm, dtype=float)
+    is_flat = table.shape[1] == 2
+    element = grid_element(table.shape[1])
     spacing = np.median(table, axis=0)
     fine = np.percentile(table, 10, axis=0)
     reason = "the median spacing"
@@ -89,15 +97,14 @@ def spacing(
             reason += "; the 10th percentile along axes that are too coarse for small lesions"
         if (small < RESOLVED_VOXELS * spacing).any():
             reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
-            reason += f" {RESOLVED_VOXELS} voxels across"
+            reason += f" {RESOLVED_VOXELS} {element}s across"
         similar = spacing < 2 * spacing.min()
-        is_flat = table.shape[1] == 2
         are_large = _are_lesions_large(diameters_mm, float(spacing[similar].max()), is_flat=is_flat)
         if are_large and not device.startswith("cuda"):
             spacing = np.where(similar, 2 * spacing, spacing)
             which = f"{LARGE_SHARE} % of the lesions are" if is_flat else "every lesion is"
             reason += f"; half the resolution, because {which} more than "
-            reason += f"{LARGE_VOXELS} voxels across"
+            reason += f"{LARGE_VOXELS} {element}s across"
     return Decision(tuple(round(float(s), 6) for s in spacing), reason)
 
 
@@ -135,7 +142,7 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     if name in NAMED_SCALES:
         return Decision(NAMED_SCALES[name], f"selected by the channel name {channel.name!r}")
     if dims == 2 and not channel.is_ct:
-        return Decision(Normalisation("range"), "scaled by each radiograph's own range")
+        return Decision(Normalisation("range"), "scaled by each image's own range")
     if not channel.is_ct:
         return Decision(
             Normalisation("zscore"), "the z-score of each case, because units are arbitrary"
@@ -157,7 +164,7 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     return Decision(scale, f"Hounsfield units clipped to {scale.lower:.0f}..{scale.upper:.0f}")
 
 
-def prior(lesion_fraction: float) -> Decision[float]:
+def prior(lesion_fraction: float, dims: int = 3) -> Decision[float]:
     """Decide the prior π for the bias of the last layer: the share of lesion voxels.
 
     This is the initialisation of Lin et al. 2017, section 3.3. The prior is limited to 10⁻⁶ to
@@ -166,13 +173,16 @@ def prior(lesion_fraction: float) -> Decision[float]:
     low = 1e-6
     high = 0.2
     value = min(max(lesion_fraction, low), high)
-    reason = f"lesions fill {lesion_fraction:.2e} of the scanned volume"
+    whole = "images" if dims == 2 else "scanned volume"
+    reason = f"lesions fill {lesion_fraction:.2e} of the {whole}"
     if value != lesion_fraction:
         reason += f", but the prior is limited to {low:g} to {high:g}"
     return Decision(value, reason)
 
 
-def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[CandidateRule]:
+def candidate_rule(
+    lesion_voxels: Sequence[int], prior_: float, dims: int = 3
+) -> Decision[CandidateRule]:
     """Decide the rule that finds candidates on the file's grid.
 
     A candidate is too small if it has less than a tenth of the voxels of the smallest lesions (5th
@@ -190,9 +200,10 @@ def candidate_rule(lesion_voxels: Sequence[int], prior_: float) -> Decision[Cand
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,
     )
+    element = grid_element(dims)
     reason = (
-        f"candidates have at least {count(least, 'voxel')}, because 5 % of lesions have at most "
-        f"{count(round(smallest), 'voxel')}"
+        f"candidates have at least {count(least, element)}, because 5 % of lesions have at most "
+        f"{count(round(smallest), element)}"
     )
     return Decision(rule, reason)
 
@@ -367,51 +378,85 @@ def tile_shape(
     of the median volume is rounded up instead if this adds at most 15 %. On a GPU, each axis then
     grows by its total stride as often as the budget allows.
     """
+    growth = _TileGrowth(median_shape, spacing_mm, allowed)
+    tile = growth.grow(growth.smallest(), growth.step_to_limit)
+    tile = _round_to_strides(tile, growth.stride(tile), median_shape)
+    if allowed.fills:
+        tile = growth.grow(tile, growth.step_by_stride)
+    why = _explain_tile(tile, median_shape, allowed)
+    return Decision(tile, f"{' × '.join(map(str, tile))}, {why}")
 
-    def stride(tile: Sequence[int]) -> tuple[int, ...]:
-        return total_stride(allowed.choose_architecture(tile, spacing_mm))
 
-    def is_affordable(tile: Sequence[int]) -> bool:
-        fits = allowed.fits(allowed.choose_architecture(tile, spacing_mm), tile, 2)
-        return fits and prod(tile) <= allowed.most_voxels
+@dataclass(frozen=True)
+class _TileGrowth:
+    """The growth of a tile within the limits of the dataset and of the device.
 
-    def step_to_limit(tile: tuple[int, ...], axis: int) -> int:
+    Attributes:
+        median_shape: median shape of the cases on the plan's grid.
+        spacing_mm: spacing of the plan's grid.
+        allowed: the limits of the device.
+    """
+
+    median_shape: Sequence[int]
+    spacing_mm: Sequence[float]
+    allowed: DeviceBudget
+
+    def smallest(self) -> tuple[int, ...]:
+        """Return the tile to start from: the budget's, or 16 voxels along each axis."""
+        start = tuple(min(n, self.allowed.start) for n in self._limit())
+        if self.is_affordable(start):
+            return start
+        return tuple(min(n, _LEAST_START) for n in self._limit())
+
+    def stride(self, tile: Sequence[int]) -> tuple[int, ...]:
+        """Return the total stride of the architecture for a tile."""
+        return total_stride(self.allowed.choose_architecture(tile, self.spacing_mm))
+
+    def is_affordable(self, tile: Sequence[int]) -> bool:
+        """Return True if the budget allows a training step with two such tiles."""
+        shape = self.allowed.choose_architecture(tile, self.spacing_mm)
+        return self.allowed.fits(shape, tile, 2) and prod(tile) <= self.allowed.most_voxels
+
+    def step_to_limit(self, tile: tuple[int, ...], axis: int) -> int:
         """Return 8 voxels, or fewer next to the limit."""
-        return min(8, limit[axis] - tile[axis])
+        return min(8, self._limit()[axis] - tile[axis])
 
-    def step_by_stride(tile: tuple[int, ...], axis: int) -> int:
+    def step_by_stride(self, tile: tuple[int, ...], axis: int) -> int:
         """Return the total stride, or 0 if the longer tile is too long or has another stride."""
-        step = stride(tile)[axis]
-        longer = (*tile[:axis], tile[axis] + step, *tile[axis + 1 :])
-        is_too_long = longer[axis] > most[axis]
+        step = self.stride(tile)[axis]
+        longer = _lengthen(tile, axis, step)
+        most = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
         # a longer tile may get more stages, and then another stride
-        has_remainder = any(np.remainder(longer, stride(longer)))
+        has_remainder = any(np.remainder(longer, self.stride(longer)))
+        is_too_long = longer[axis] > most
         return 0 if is_too_long or has_remainder else step
 
-    def grow(tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]) -> tuple[int, ...]:
-        """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first."""
+    def grow(
+        self, tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]
+    ) -> tuple[int, ...]:
+        """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first.
+
+        An axis stops to grow when its step is 0 or when the budget does not allow the longer tile.
+        """
         growing = set(range(len(tile)))
         while growing:
             # ties are for the first axis
-            axis = min(growing, key=lambda a: (tile[a] * spacing_mm[a], a))
-            larger = (*tile[:axis], tile[axis] + step(tile, axis), *tile[axis + 1 :])
-            if larger != tile and is_affordable(larger):
+            axis = min(growing, key=lambda a: (tile[a] * self.spacing_mm[a], a))
+            larger = _lengthen(tile, axis, step(tile, axis))
+            if larger != tile and self.is_affordable(larger):
                 tile = larger
             else:
                 growing.remove(axis)
         return tile
 
-    limit = [min(n, allowed.longest) for n in median_shape]
-    most = [min(int(ROUND_UP * n), allowed.longest) for n in median_shape]
-    tile = tuple(min(n, allowed.start) for n in limit)
-    if not is_affordable(tile):
-        tile = tuple(min(n, 16) for n in limit)
-    tile = grow(tile, step_to_limit)
-    tile = _round_to_strides(tile, stride(tile), median_shape)
-    if allowed.fills:
-        tile = grow(tile, step_by_stride)
-    why = _explain_tile(tile, median_shape, allowed)
-    return Decision(tile, f"{' × '.join(map(str, tile))}, {why}")
+    def _limit(self) -> list[int]:
+        """Return the longest sides before the tile is rounded: those of the median volume."""
+        return [min(n, self.allowed.longest) for n in self.median_shape]
+
+
+def _lengthen(tile: tuple[int, ...], axis: int, step: int) -> tuple[int, ...]:
+    """Return the tile with `step` more voxels along one axis."""
+    return (*tile[:axis], tile[axis] + step, *tile[axis + 1 :])
 
 
 def _round_to_strides(
@@ -436,7 +481,9 @@ def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: Dev
         return "because larger tiles would contain several lesions of one patient"
     covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
     if covers_median:
-        return "which covers the median volume"
+        return (
+            "which covers the median image" if len(tile) == 2 else "which covers the median volume"
+        )
     return "the largest tile that the device allows with a batch of 2"
 
 

@@ -53,6 +53,22 @@ class LesionFacts:
     labels: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Assignment:
+    """The roles of cases, and a note on the origin of the roles."""
+
+    roles: Mapping[str, Role]
+    note: str
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """The cases of each fold by its number, ascending, and a description of the folds' origin."""
+
+    cases: Mapping[int, set[str]]
+    origin: str
+
+
 def make_splits(
     dataset: Dataset,
     counts: Mapping[str, int],
@@ -107,40 +123,29 @@ def make_splits(
     stated, development = _stated_roles(dataset, counts)
     lesions = lesions or LesionFacts()
     rng = np.random.default_rng(seed)
-    roles = _use_validation_for_training(stated)
-    validation: set[str] = set()
     file = given or dataset.split_file
     if file is not None:
-        roles, note = _follow_file(file, dataset, stated, fold)
+        assigned = _follow_file(file, dataset, stated, fold)
         if given is None and fold is None and validation_fraction <= 0:
-            roles = _use_validation_for_training(roles)
-            text = "data.validation_fraction=0: validation cases of %s are used for training."
-            logger.warning(text, file)
-            note = f"cases of {file.name}, all for training, because data.validation_fraction=0"
+            assigned = _ignore_validation_of_file(file, assigned.roles)
     elif fold is not None:
-        folds, origin = _make_folds(development, counts, lesions, n_folds, rng)
-        _require_fold(fold, folds, dataset.root)
-        validation = folds[fold]
-        note = f"fold {fold} of {origin}"
+        folds = _make_folds(development, counts, lesions, n_folds, rng)
+        _require_fold(fold, folds.cases, dataset.root)
+        assigned = _validate_on_fold(fold, folds, stated)
     elif validation_fraction <= 0:
-        note = "no validation, because data.validation_fraction=0"
-        if "validation" in stated.values():
-            logger.warning(
-                "data.validation_fraction=0: the dataset's validation cases are used for training."
-            )
+        assigned = _use_all_for_training(stated)
     elif "validation" in stated.values():
-        roles = stated
-        note = "validation cases that the dataset states"
+        assigned = _Assignment(stated, "validation cases that the dataset states")
     elif any(case.fold is not None for case in development):
         # the dataset states the folds, so facts about lesions are not needed
-        folds, origin = _make_folds(development, counts, LesionFacts(), n_folds, rng)
-        validation = folds[min(folds)]
-        note = f"fold {min(folds)} of {origin}"
+        folds = _make_folds(development, counts, LesionFacts(), n_folds, rng)
+        assigned = _validate_on_fold(min(folds.cases), folds, stated)
     else:
         validation, note = _draw_validation(
             development, counts, lesions.labels, validation_fraction, rng
         )
-    roles |= dict.fromkeys(validation, "validation")
+        assigned = _Assignment(_hold_out(validation, stated), note)
+    roles = assigned.roles
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
             "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
@@ -149,14 +154,8 @@ def make_splits(
     divided = _find_divided_groups(dataset, roles)
     if divided:
         name, other = next(iter(divided.items()))
-        logger.warning(
-            "Patient %s is in both training and %s, so %s scores will be too optimistic. Add other "
-            "patients, or divide by patient (data.splits, data.group).",
-            name,
-            other,
-            other,
-        )
-    return Splits(roles, group_safe=not divided, seed=seed, note=note)
+        _warn_of_divided_group(name, other)
+    return Splits(roles, group_safe=not divided, seed=seed, note=assigned.note)
 
 
 def _use_validation_for_training(roles: Mapping[str, Role]) -> dict[str, Role]:
@@ -164,10 +163,62 @@ def _use_validation_for_training(roles: Mapping[str, Role]) -> dict[str, Role]:
     return {case: "train" if role == "validation" else role for case, role in roles.items()}
 
 
+def _hold_out(validation: Collection[str], stated: Mapping[str, Role]) -> dict[str, Role]:
+    """Return the roles if only these cases are for validation, and the rest for training.
+
+    Test and external cases keep their roles.
+    """
+    roles = _use_validation_for_training(stated)
+    roles.update(dict.fromkeys(validation, "validation"))
+    return roles
+
+
+def _validate_on_fold(fold: int, folds: _Folds, stated: Mapping[str, Role]) -> _Assignment:
+    """Use the cases of one fold for validation, and all other development cases for training."""
+    return _Assignment(_hold_out(folds.cases[fold], stated), f"fold {fold} of {folds.origin}")
+
+
+def _use_all_for_training(stated: Mapping[str, Role]) -> _Assignment:
+    """Use all development cases for training, with a warning if the dataset has validation cases.
+
+    This is the rule for `data.validation_fraction=0` without a split file.
+    """
+    if "validation" in stated.values():
+        logger.warning(
+            "data.validation_fraction=0: the dataset's validation cases are used for training."
+        )
+    return _Assignment(
+        _use_validation_for_training(stated),
+        "no validation, because data.validation_fraction=0",
+    )
+
+
+def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assignment:
+    """Use the validation cases of the dataset's own split file for training, with a warning."""
+    logger.warning(
+        "data.validation_fraction=0: validation cases of %s are used for training.", file
+    )
+    return _Assignment(
+        _use_validation_for_training(roles),
+        f"cases of {file.name}, all for training, because data.validation_fraction=0",
+    )
+
+
+def _warn_of_divided_group(name: str, other: str) -> None:
+    """Log a warning about a patient with cases in training and in the role `other`."""
+    logger.warning(
+        "Patient %s is in both training and %s, so %s scores will be too optimistic. Add other "
+        "patients, or divide by patient (data.splits, data.group).",
+        name,
+        other,
+        other,
+    )
+
+
 def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
-) -> tuple[dict[str, Role], str]:
-    """Assign roles by a split file. Return the roles and a note on their origin."""
+) -> _Assignment:
+    """Assign roles by a split file."""
     roles = _check_roles(read_split_file(file), dataset, stated, fold)
     note = f"roles of {file.name}"
     if fold is not None:
@@ -175,7 +226,7 @@ def _follow_file(
     n_out = len(stated.keys() - roles.keys())
     if n_out:
         note += f", which leaves out {count(n_out, 'labelled case')}"
-    return roles, note
+    return _Assignment(roles, note)
 
 
 def fold_numbers(
@@ -198,7 +249,7 @@ def fold_numbers(
     else:
         development = _stated_roles(dataset, counts)[1]
         rng = np.random.default_rng()
-        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng)[0])
+        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).cases)
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there is "
@@ -243,51 +294,67 @@ def _make_folds(
     lesions: LesionFacts,
     n_folds: int,
     rng: np.random.Generator,
-) -> tuple[dict[int, set[str]], str]:
-    """Return the cases of each fold, in ascending order, and a description of the folds.
-
-    They are the dataset's folds, if it states any. Otherwise folds are drawn, so that all have
-    similar numbers and sizes of lesions:
-
-    1. Groups without lesions form one class. The remaining groups are divided by their number of
-       lesions into about three classes. A group is only divided if it is the only one.
-    2. The groups of a class are sorted by lesion size.
-    3. Each block of `n_folds` consecutive groups is dealt to the folds at random, one to each. If
-       there are several labels, `deal_by_label` deals the groups instead.
-    """
-    folds = _stated_folds(development)
-    if folds:
-        return folds, "the dataset"
+) -> _Folds:
+    """Return the folds that the dataset states, or draw `n_folds` folds of groups."""
+    stated = _stated_folds(development)
+    if stated:
+        return _Folds(stated, "the dataset")
     units, weight = _make_units(development, counts, rng)
     size: dict[str, float] = {}
     for name, cases in units.items():
         size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in cases]))
-    free = [name for name in weight if weight[name] == 0]
-    others = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
-    # about a third of `others`, as a multiple of n_folds
-    class_size = n_folds * max(1, round(len(others) / (3 * n_folds)))
-    classes = [free]
-    for start in range(0, len(others), class_size):
-        classes.append(others[start : start + class_size])
-    ordered: list[str] = []
-    for members in classes:
-        ordered += sorted(members, key=lambda name: size[name])
+    ordered = _order_by_lesions(weight, size, n_folds)
     unit_labels = _unit_labels(units, counts, lesions.labels)
     if _has_several_labels(unit_labels):
         dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
         origin = f"{n_folds} random folds of groups, balanced by labels"
     else:
-        dealt = [set() for _ in range(n_folds)]
-        for start in range(0, len(ordered), n_folds):
-            block = ordered[start : start + n_folds]
-            for name, fold in zip(block, rng.permutation(n_folds), strict=False):
-                dealt[int(fold)].add(name)
+        dealt = _deal_in_blocks(ordered, n_folds, rng)
         origin = f"{n_folds} random folds of groups, balanced by numbers and sizes of lesions"
     cases_of_folds: list[set[str]] = []
     for names in dealt:
         if names:  # with fewer groups than folds, some folds are empty
             cases_of_folds.append({case for name in names for case in units[name]})
-    return dict(enumerate(cases_of_folds)), origin
+    return _Folds(dict(enumerate(cases_of_folds)), origin)
+
+
+def _order_by_lesions(
+    weight: Mapping[str, int], size: Mapping[str, float], n_folds: int
+) -> list[str]:
+    """Order groups so that neighbours are similar, and can be dealt to different folds.
+
+    Groups without lesions come first. The remaining groups are divided by their number of lesions
+    into about three classes, and each class is sorted by lesion size. A class has a multiple of
+    `n_folds` groups, so that each fold gets the same number of them.
+
+    Args:
+        weight: number of lesions of each group, in ascending order.
+        size: size of the lesions of each group.
+        n_folds: number of folds.
+    """
+    free = [name for name in weight if weight[name] == 0]
+    with_lesions = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
+    third = len(with_lesions) / 3
+    class_size = n_folds * max(1, round(third / n_folds))
+    classes = [free]
+    for start in range(0, len(with_lesions), class_size):
+        classes.append(with_lesions[start : start + class_size])
+    ordered: list[str] = []
+    for members in classes:
+        ordered += sorted(members, key=lambda name: size[name])
+    return ordered
+
+
+def _deal_in_blocks(
+    ordered: Sequence[str], n_folds: int, rng: np.random.Generator
+) -> list[set[str]]:
+    """Deal each block of `n_folds` consecutive groups to the folds at random, one to each."""
+    dealt: list[set[str]] = [set() for _ in range(n_folds)]
+    for start in range(0, len(ordered), n_folds):
+        block = ordered[start : start + n_folds]
+        for name, fold in zip(block, rng.permutation(n_folds), strict=False):
+            dealt[int(fold)].add(name)
+    return dealt
 
 
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:

@@ -206,3 +206,25 @@ def test_cost_of_one_stage_equals_the_count_by_hand():
 def test_budget_of_a_gpu_needs_the_memory_of_a_step():
     with pytest.raises(ConfigError, match="step_memory"):
         budget("cuda", 24.0)
+
+
+@pytest.mark.parametrize(("dims", "element"), [(2, "pixels"), (3, "voxels")])
+def test_reasons_call_the_elements_of_an_image_pixels(dims: int, element: str):
+    spacings_mm = [(1.0,) * dims]
+    small = rules.spacing(spacings_mm, [2.0] * 20, "cuda").reason
+    assert small.endswith(f"(under 2.0 mm) are still less than 3 {element} across")
+    large = rules.spacing(spacings_mm, [50.0] * 20, "cpu").reason
+    assert large.endswith(f"more than 20 {element} across")
+    candidates = rules.candidate_rule([50] * 20, 0.01, dims).reason
+    assert candidates.startswith(f"candidates have at least 5 {element}")
+    assert candidates.endswith(f"at most 50 {element}")
+
+
+@pytest.mark.parametrize(("dims", "whole"), [(2, "image"), (3, "volume")])
+def test_reasons_call_a_case_of_two_axes_an_image(dims: int, whole: str):
+    prior = rules.prior(0.01, dims).reason
+    assert prior.startswith("lesions fill 1.00e-02 of the ")
+    assert prior.removesuffix("s").endswith(whole)
+    allowed = budget("cpu", 16.0, dims=dims).value
+    tile = tile_shape((32,) * dims, (1.0,) * dims, allowed).reason
+    assert tile.endswith(f"which covers the median {whole}")
