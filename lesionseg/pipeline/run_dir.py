@@ -165,18 +165,14 @@ def check_cases(run: Path, splits: Splits) -> None:
         )
 
 
-def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int | None]:
+def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
     """Return the numbers of training patients and scans, for the provenance.
 
-    The number of patients is None if every case is its own group, because patients are not stated.
+    A case without a stated patient counts as a patient of its own, as in splits and intervals.
     """
     trained = list(cases)
     groups = {files.group or files.case for files in trained}
-    are_stated = any(files.group not in ("", files.case) for files in trained)
-    return {
-        "training_patients": len(groups) if are_stated else None,
-        "training_scans": len(trained),
-    }
+    return {"training_patients": len(groups), "training_scans": len(trained)}
 
 
 def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:

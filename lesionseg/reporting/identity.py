@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from lesionseg.core.dataset import EACH_IS_A_PATIENT
 from lesionseg.errors import LesionsegError, count
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
 from lesionseg.io.files import read_json
@@ -37,14 +38,19 @@ class Identity:
     why_model: str = ""
 
     def training(self) -> str:
-        """Return the number of training patients in words."""
-        scans = "" if self.training_scans is None else count(self.training_scans, "scan")
-        if self.training_patients is not None:
-            patients = count(self.training_patients, "patient")
-            return f"trained on {patients} ({scans})" if scans else f"trained on {patients}"
-        if scans:
-            return f"trained on {scans}, number of patients {UNKNOWN}"
-        return f"number of training patients {UNKNOWN}"
+        """Return the numbers of training patients and scans in words."""
+        n_patients = self.training_patients
+        n_scans = self.training_scans
+        if n_patients is None and n_scans is None:
+            return f"number of training patients {UNKNOWN}"
+        if n_patients is None:
+            return f"trained on {count(n_scans or 0, 'scan')}, number of patients {UNKNOWN}"
+        patients = count(n_patients, "patient")
+        if n_scans is None:
+            return f"trained on {patients}"
+        if n_scans == n_patients > 1:
+            return f"trained on {n_scans} scans, {EACH_IS_A_PATIENT}"
+        return f"trained on {patients} ({count(n_scans, 'scan')})"
 
     def line(self) -> str:
         """Return the identity in one line, for the top of the page."""

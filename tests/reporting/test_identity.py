@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lesionseg.cli import run
@@ -11,6 +12,7 @@ from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import write_json
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.reporting.identity import Identity, read_identity
@@ -119,11 +121,36 @@ def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
     assert b"D:20260131" in pdf
 
 
-def test_patients_are_counted_only_if_they_are_stated():
+def test_a_case_without_a_stated_patient_counts_as_one_patient():
     scans = [CaseFiles("a1", (), group="a"), CaseFiles("a2", (), group="a")]
     assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
-    one_unstated = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
-    assert training_counts(one_unstated) == {"training_patients": None, "training_scans": 2}
+    alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
+    assert training_counts(alone) == {"training_patients": 2, "training_scans": 2}
+
+
+@pytest.mark.parametrize(
+    ("group_of", "scans_in_log", "scans_in_report"),
+    [
+        ("", "4 cases, each counted as one patient.", "4 scans, each counted as one patient"),
+        (r"^\w", "4 cases of 1 patient.", "1 patient (4 scans)"),
+    ],
+)
+def test_train_and_the_report_state_the_same_number_of_patients(
+    tmp_path, caplog, group_of, scans_in_log, scans_in_report
+):
+    for case in ("a1", "a2", "a3", "a4"):
+        write_array(tmp_path / "imagesTr" / f"{case}_0000.nii", np.zeros((4, 4, 4), np.float32))
+        write_array(tmp_path / "labelsTr" / f"{case}.nii", np.ones((4, 4, 4), np.uint8))
+    facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
+    write_json(tmp_path / "dataset.json", facts)
+    with caplog.at_level("INFO"):
+        dataset = read_dataset(tmp_path, group=group_of or None)
+    assert scans_in_log in caplog.text
+    counts = training_counts(dataset.cases)
+    identity = Identity(
+        training_patients=counts["training_patients"], training_scans=counts["training_scans"]
+    )
+    assert identity.training() == f"trained on {scans_in_report}"
 
 
 def test_page_states_why_a_model_was_chosen():

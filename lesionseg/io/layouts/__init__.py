@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Problem
-from lesionseg.core.dataset import assign_groups
+from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
@@ -241,6 +241,8 @@ def _log_summary(dataset: Dataset) -> None:
         text = "Training and test cases share %s, so the test scores will be too good."
         logger.warning(text, count(len(shared), "patient"))
     size = f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}"
+    if len(cases) == len(patients) > 1:
+        size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
     if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
