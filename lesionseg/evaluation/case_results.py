@@ -33,6 +33,7 @@ from lesionseg.evaluation.criteria import (
     INSTANCES,
     IOU50,
     SIDE_CRITERIA,
+    Criterion,
     Preset,
 )
 from lesionseg.evaluation.matching import NEVER, Match, Outcome, match
@@ -331,6 +332,18 @@ class _Decision:
     iou_of: IoUs
     misses: Misses
 
+    def is_found_under(self, criterion: Criterion, lesion: int) -> bool:
+        """Return True if a side criterion finds the lesion in this row."""
+        found_by, _ = self.sides[criterion.name]
+        return bool(found_by[lesion] >= 0)
+
+    def count_sides(self) -> dict[str, tuple[int, int]]:
+        """Count the lesions found and the false positives under each side criterion."""
+        counts = {}
+        for name, (found_by, outcomes) in self.sides.items():
+            counts[name] = (int((found_by >= 0).sum()), outcomes.count("false_positive"))
+        return counts
+
 
 @dataclass(frozen=True, eq=False)
 class _SplitAndMerged:
@@ -453,22 +466,9 @@ class MatchedCase:
         pair_ious, n_unpaired = self._measure_pairs(decision)
         several = self._find_split_and_merged(decision.accepted)
         overlap = self._measure_overlap(decision.accepted, surface)
-        sides = {}
-        for name, (found_by, outcomes) in decision.sides.items():
-            sides[name] = (int((found_by >= 0).sum()), outcomes.count("false_positive"))
         regions = {}
         for name, part in self.regions.items():
             regions[name] = part.result(operating_point, surface=surface)
-        within_labels = None
-        if match.within_labels is not None:
-            by_label = replace(self, match=match.within_labels, regions={})
-            within_labels = by_label.result(operating_point, surface=False)
-        case_score = None
-        if given.has_scores:
-            case_score = float(match.scores[~match.ignored].max(initial=0.0))
-        slice_spacing_mm = None
-        if lesions.geometry.dims == 3:
-            slice_spacing_mm = round(max(lesions.geometry.spacing_mm), 1)
         return CaseResult(
             case=self.case,
             group=self.group or self.case,
@@ -479,7 +479,7 @@ class MatchedCase:
             candidates=self._describe_candidates(decision),
             reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_sum_ml(match.candidates, decision.accepted & ~match.lost),
-            case_score=case_score,
+            case_score=self._find_highest_score(),
             has_scores=given.has_scores,
             dice=overlap.dice,
             surface_dice=overlap.surface_dice,
@@ -487,20 +487,37 @@ class MatchedCase:
             splits=int(several.split.sum()),
             merges=int(several.merging.sum()),
             dice_by_label=overlap.dice_by_label,
-            sides=sides,
+            sides=decision.count_sides(),
             pair_ious=pair_ious,
             n_unpaired=n_unpaired,
             operating_point=point or given.operating_point,
             unit=lesions.geometry.size_unit,
             regions=regions,
-            within_labels=within_labels,
+            within_labels=self._compute_within_labels(operating_point),
             seconds=self.seconds + perf_counter() - begin,
             warning=given.input.warning if given.input else "",
             input_score=given.input.score if given.input else None,
-            slice_spacing_mm=slice_spacing_mm,
+            slice_spacing_mm=_find_slice_spacing(lesions.geometry),
             annotated=self.annotated,
             box_hits=self.box_hits.accept(decision.accepted),
         )
+
+    def _compute_within_labels(self, operating_point: OperatingPoint | None) -> CaseResult | None:
+        """Compute the result with each label matched separately, if labels were pooled."""
+        within_labels = self.match.within_labels
+        if within_labels is None:
+            return None
+        by_label = replace(self, match=within_labels, regions={})
+        return by_label.result(operating_point, surface=False)
+
+    def _find_highest_score(self) -> float | None:
+        """Return the highest score of a candidate that is not ignored, 0 if there is none.
+
+        Return None if the candidates have no scores.
+        """
+        if not self.prediction.has_scores:
+            return None
+        return float(self.match.scores[~self.match.ignored].max(initial=0.0))
 
     def _accept(self, point: OperatingPoint | None) -> _Decision:
         """Accept candidates by the score of a point or, for None, as the prediction marks them."""
@@ -559,61 +576,71 @@ class MatchedCase:
         self, decision: _Decision, several: _SplitAndMerged
     ) -> tuple[LesionResult, ...]:
         """Return the lines of lesions.csv."""
+        n_lesions = len(self.match.lesions)
+        box_ious = self.box_pairs.best_of_lesions(decision.accepted, n_lesions)
+        lines = []
+        for row in range(n_lesions):
+            lines.append(self._describe_lesion(row, decision, several, float(box_ious[row])))
+        return tuple(lines)
+
+    def _describe_lesion(
+        self, row: int, decision: _Decision, several: _SplitAndMerged, box_iou: float
+    ) -> LesionResult:
+        """Return the line of the lesion in this row."""
         match = self.match
-        lesions = match.lesions
+        place = _describe_place(match.lesions, row)
+        size = _measure_size(match.lesions, row)
+        miss = self._explain_miss(row, decision)
+        finder = int(decision.found_by[row])
+        is_found = finder >= 0
+        candidate = None
+        iou = None
+        if is_found:
+            candidate = int(match.candidates.ids[finder])
+            iou = decision.iou_of.get((finder, row), 0.0)
         has_scores = self.prediction.has_scores
-        box_ious = self.box_pairs.best_of_lesions(decision.accepted, len(lesions))
-        rows = []
-        for row, candidate in enumerate(decision.found_by.tolist()):
-            is_found = candidate >= 0
-            highest_score = float(match.detected_at[row])
-            is_ever_found = highest_score > NEVER
-            if is_found:
-                miss = Miss(WhyMissed.FOUND, float(decision.misses.covered_by_accepted[row]))
-            elif self.status == "missing":
-                miss = Miss(WhyMissed.CASE_FAILED)
-            else:
-                miss = decision.misses.explain(row)
-            place = _describe_place(lesions, row)
-            size = _measure_size(lesions, row)
-            found_under = {}
-            for name, (side_found_by, _) in decision.sides.items():
-                found_under[name] = bool(side_found_by[row] >= 0)
-            rows.append(
-                LesionResult(
-                    lesion=int(lesions.ids[row]),
-                    label=place.label,
-                    diameter_mm=place.diameter_mm,
-                    diameter_percent=place.diameter_percent,
-                    volume_ml=place.volume_ml,
-                    voxels=size.voxels,
-                    slices=size.slices,
-                    long_axis_mm=size.long_axis_mm,
-                    short_axis_mm=size.short_axis_mm,
-                    near_resolution=size.near_resolution,
-                    start_vox=place.start_vox,
-                    stop_vox=place.stop_vox,
-                    centre_mm=place.centre_mm,
-                    detected=is_found,
-                    detected_at=highest_score if has_scores and is_ever_found else None,
-                    candidate=int(match.candidates.ids[candidate]) if is_found else None,
-                    iou=decision.iou_of.get((candidate, row), 0.0) if is_found else None,
-                    any_overlap=found_under[ANY_OVERLAP.name],
-                    iou50=found_under[IOU50.name],
-                    centre_distance=found_under[CENTRE_DISTANCE.name],
-                    iou10=found_under[INSTANCES.name],
-                    why_missed=miss.why,
-                    split=bool(several.split[row]),
-                    merged=bool(several.merged[row]),
-                    zone=self.zones[row],
-                    covered=miss.covered,
-                    nearest_candidate=miss.candidate,
-                    nearest_score=miss.score if has_scores else None,
-                    nearest_iou=miss.iou,
-                    box_iou=float(box_ious[row]),
-                )
-            )
-        return tuple(rows)
+        highest_score = float(match.detected_at[row])
+        is_ever_found = highest_score > NEVER
+        return LesionResult(
+            lesion=int(match.lesions.ids[row]),
+            label=place.label,
+            diameter_mm=place.diameter_mm,
+            diameter_percent=place.diameter_percent,
+            volume_ml=place.volume_ml,
+            voxels=size.voxels,
+            slices=size.slices,
+            long_axis_mm=size.long_axis_mm,
+            short_axis_mm=size.short_axis_mm,
+            near_resolution=size.near_resolution,
+            start_vox=place.start_vox,
+            stop_vox=place.stop_vox,
+            centre_mm=place.centre_mm,
+            detected=is_found,
+            detected_at=highest_score if has_scores and is_ever_found else None,
+            candidate=candidate,
+            iou=iou,
+            any_overlap=decision.is_found_under(ANY_OVERLAP, row),
+            iou50=decision.is_found_under(IOU50, row),
+            centre_distance=decision.is_found_under(CENTRE_DISTANCE, row),
+            iou10=decision.is_found_under(INSTANCES, row),
+            why_missed=miss.why,
+            split=bool(several.split[row]),
+            merged=bool(several.merged[row]),
+            zone=self.zones[row],
+            covered=miss.covered,
+            nearest_candidate=miss.candidate,
+            nearest_score=miss.score if has_scores else None,
+            nearest_iou=miss.iou,
+            box_iou=box_iou,
+        )
+
+    def _explain_miss(self, row: int, decision: _Decision) -> Miss:
+        """Explain why the lesion in this row was missed, or state that it was found."""
+        if decision.found_by[row] >= 0:
+            return Miss(WhyMissed.FOUND, float(decision.misses.covered_by_accepted[row]))
+        if self.status == "missing":
+            return Miss(WhyMissed.CASE_FAILED)
+        return decision.misses.explain(row)
 
     def _measure_overlap(self, accepted: NDArray[np.bool_], surface: bool) -> _Overlap:
         """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label."""
@@ -787,38 +814,20 @@ def match_case(
     if prediction is not None:
         if labels is not None and labels.regions:
             prediction = _unite_labels(prediction)
-        grid = reference.geometry
-        other = prediction.geometry
-        if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
-            raise GeometryError(
-                f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
-                f"reference {describe_grid(grid)}: {grid.describe_difference(other)}. Resample it "
-                "onto the reference's grid."
-            )
+        _require_same_grid(case, reference.geometry, prediction.geometry)
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
-    given = prediction
-    if given is None:  # a prediction without candidates finds nothing
-        empty = np.zeros(reference.geometry.shape, dtype=np.int32)
-        given = Prediction(case, reference.geometry, (), empty)
+    given = _predict_nothing(case, reference.geometry) if prediction is None else prediction
     matched = match(reference, given, preset.criterion)
+    zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
-        zone_of = zones.of(matched.candidates)
-        located = [replace(c, zone=z) for c, z in zip(given.candidates, zone_of, strict=True)]
-        given = replace(given, candidates=tuple(located))
-    # boxes and bare masks do not say which region a voxel belongs to
-    has_values = prediction is None or prediction.values is not None
-    regions: dict[str, tuple[int, ...]] = {}
-    if labels is not None and labels.regions and has_values:
-        regions = dict(zip(labels.names, labels.regions, strict=True))
+        given = _assign_zones(given, zones.of(matched.candidates))
+        zones_of_lesions = zones.of(matched.lesions)
     matched_regions = {}
-    for name, values in regions.items():
-        part = None
-        if prediction is not None:
-            part = _cut_prediction(prediction, values)
+    for name, values in _scorable_regions(labels, prediction).items():
         matched_regions[name] = match_case(
             _cut_reference(reference, values),
-            part,
+            None if prediction is None else _cut_prediction(prediction, values),
             preset,
             case=case,
             group=group,
@@ -836,12 +845,50 @@ def match_case(
         status="missing" if prediction is None else "ok",
         regions=matched_regions,
         seconds=perf_counter() - begin,
-        zones=zones.of(matched.lesions) if zones else [""] * len(matched.lesions),
+        zones=zones_of_lesions,
         annotated=reference.annotated,
         box_pairs=box_pairs,
         box_hits=find_hits(matched.candidates, box_pairs, matched.scores, ignored),
         unannotated=unannotated,
     )
+
+
+def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
+    """Raise `GeometryError` if a prediction is not on the grid of its reference."""
+    if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
+        raise GeometryError(
+            f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
+            f"reference {describe_grid(grid)}: {grid.describe_difference(other)}. Resample it "
+            "onto the reference's grid."
+        )
+
+
+def _predict_nothing(case: str, geometry: Geometry) -> Prediction:
+    """Return a prediction without candidates, which stands for a missing one: it finds nothing."""
+    return Prediction(case, geometry, (), np.zeros(geometry.shape, dtype=np.int32))
+
+
+def _assign_zones(prediction: Prediction, zones: Sequence[str]) -> Prediction:
+    """Give each candidate its anatomical zone."""
+    candidates = []
+    for candidate, zone in zip(prediction.candidates, zones, strict=True):
+        candidates.append(replace(candidate, zone=zone))
+    return replace(prediction, candidates=tuple(candidates))
+
+
+def _scorable_regions(
+    labels: Labels | None, prediction: Prediction | None
+) -> dict[str, tuple[int, ...]]:
+    """Return the mask values of the regions that are scored separately, by their names.
+
+    There are none if the labels are not regions. There are none either for boxes and bare masks,
+    because these do not say which region a voxel belongs to.
+    """
+    if labels is None or not labels.regions:
+        return {}
+    if prediction is not None and prediction.values is None:
+        return {}
+    return dict(zip(labels.names, labels.regions, strict=True))
 
 
 def _match_unannotated(
@@ -861,6 +908,11 @@ def describe_grid(geometry: Geometry) -> str:
     spacing = tuple(round(s, 4) for s in reversed(geometry.spacing_mm))
     shape = tuple(reversed(geometry.shape))
     return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
+
+
+def _find_slice_spacing(geometry: Geometry) -> float | None:
+    """Return the largest spacing of a volume, rounded to 0.1 mm; None for an image of two axes."""
+    return round(max(geometry.spacing_mm), 1) if geometry.dims == 3 else None
 
 
 def _describe_place(instances: Lesions, row: int) -> _Place:

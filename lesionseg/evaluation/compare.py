@@ -152,23 +152,15 @@ def _compare_number(
     statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
 ) -> Difference:
     """Compute a number of both models, their difference, its interval and its p-value."""
-    n = draws.shape[1]
+    n_groups = draws.shape[1]
 
-    def compute_both(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
-        """Return three columns: the number of the first and second model, and the difference.
-
-        `first` and `second` are the weights of both models' groups. Swapped weights give the number
-        of the second model.
-        """
-        a = statistic(np.hstack((first, second)))[:, 0]
-        b = statistic(np.hstack((second, first)))[:, 0]
+    def compute_columns(weights: NDArray[Any]) -> NDArray[np.float64]:
+        """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
+        none = np.zeros_like(weights)
+        a, b = _compute_both(statistic, first=weights, second=none)
         return np.stack([a, b, a - b], axis=1)
 
-    def compute_unswapped(weights: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the columns of `compute_both` for weights `[replicates, groups]`."""
-        return compute_both(weights, np.zeros_like(weights))
-
-    a, b, difference = bootstrap(compute_unswapped, draws, support, UNDEFINED, items)
+    a, b, difference = bootstrap(compute_columns, draws, support, UNDEFINED, items)
     found = Difference(
         one=a.value,
         other=b.value,
@@ -176,32 +168,59 @@ def _compare_number(
         ci95=difference.ci95,
         reason=difference.reason,
     )
-    if difference.value is None or (support > 0).sum() < MIN_GROUPS:
+    n_supporting = (support > 0).sum()
+    if difference.value is None or n_supporting < MIN_GROUPS:
         return found
+    return replace(found, p_value=_test_by_swapping(statistic, n_groups, items, seed))
 
-    def compute_swapped(
+
+def _compute_both(
+    statistic: Statistic, first: NDArray[Any], second: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute a number of two sets of results `[replicates]`, each with one result per group.
+
+    One set takes the first model's results with the weights `first`, and the second model's with
+    the weights `second`, both `[replicates, groups]`. The other set takes the remaining results, so
+    its weights are exchanged.
+    """
+    one = statistic(np.hstack((first, second)))[:, 0]
+    other = statistic(np.hstack((second, first)))[:, 0]
+    return one, other
+
+
+def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int) -> float:
+    """Return the p-value of a permutation test in which groups swap the results of both models.
+
+    If the models are equally good, it does not matter which of the two results of a group counts
+    for which model.
+    """
+
+    def compute_difference(
         first: NDArray[Any], second: NDArray[Any], axis: int
     ) -> NDArray[np.float64]:
-        """Return the difference if some groups swap their models.
+        """Return the difference after some groups have swapped their results.
 
-        `first` contains, for each group, the index of the results that count for the first model.
+        `first` has, along `axis`, the index of the results that count for the first model: g for a
+        group g that keeps its results, and g + n_groups for a group that swaps them. `second` has
+        the other index and is not needed.
         """
         first = np.moveaxis(first, axis, -1)
-        weights = np.zeros((*first.shape[:-1], 2 * n))
-        np.put_along_axis(weights, first.astype(np.int64), 1.0, axis=-1)
-        weights = weights.reshape(-1, 2 * n)
-        return compute_both(weights[:, :n], weights[:, n:])[:, 2].reshape(first.shape[:-1])
+        is_taken = np.zeros((*first.shape[:-1], 2 * n_groups))
+        np.put_along_axis(is_taken, first.astype(np.int64), 1.0, axis=-1)
+        weights = is_taken.reshape(-1, 2 * n_groups)
+        a, b = _compute_both(statistic, weights[:, :n_groups], weights[:, n_groups:])
+        return (a - b).reshape(first.shape[:-1])
 
     test = permutation_test(
-        (np.arange(n), np.arange(n) + n),
-        compute_swapped,
+        (np.arange(n_groups), np.arange(n_groups) + n_groups),
+        compute_difference,
         permutation_type="samples",
         vectorized=True,
         n_resamples=_PERMUTATIONS,
         batch=max(1, _MAX_ELEMENTS // items),
         random_state=seed,
     )
-    return replace(found, p_value=float(test.pvalue))
+    return float(test.pvalue)
 
 
 def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:

@@ -44,19 +44,20 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class _ScoreForRate:
-    """A score that was chosen for a rate of false positives per case.
+class _ChosenScore:
+    """A score that was chosen for an aim.
 
     Attributes:
         score: The score.
-        design_effect: The design effect of the false positives, which lowers their number.
+        design_effect: The design effect of the false positives, which lowers their number. It is 0
+            if the aim is not a rate.
         keeps_confidence: True if the rate of new cases is at most the wanted one with the wanted
             probability.
     """
 
     score: float
-    design_effect: float
-    keeps_confidence: bool
+    design_effect: float = 0.0
+    keeps_confidence: bool = False
 
 
 def choose(
@@ -110,44 +111,57 @@ def choose(
             "A longer training may help.",
             UNINFORMED_SCORE,
         )
-    design_effect = 0.0
-    keeps_confidence = False
-    if aim.kind == "score":
-        chosen = aim.value
-    elif aim.kind == "sensitivity":
-        chosen = _find_score_of_sensitivity(pool, aim.value)
-    elif aim.kind == "best_f1":
-        chosen = _find_score_of_best_f1(pool)
-    else:
-        found_score = _find_score_of_rate(pool, aim.value, confidence)
-        chosen = found_score.score
-        design_effect = found_score.design_effect
-        keeps_confidence = found_score.keeps_confidence
-    false = pool.false_by_group(chosen)
-    hits = pool.detected_at >= chosen
-    found = np.bincount(pool.lesion_group[hits], minlength=len(pool.groups)).astype(np.float64)
+    chosen = _find_score(pool, aim, confidence)
+    is_found = pool.detected_at >= chosen.score
+    groups_of_found = pool.lesion_group[is_found]
+    found = np.bincount(groups_of_found, minlength=len(pool.groups)).astype(np.float64)
+    false = pool.false_by_group(chosen.score)
     recall = proportion(found, pool.lesions_by_group, NO_LESION)
     false_positives = rate(false, pool.cases_by_group, NO_CASE)
-    # The module's docstring explains d for the next false positive. If the score accepts all false
-    # positives, there is no next one; ½ is Jeffreys' prior.
-    accepts_all = false.sum() == len(pool.false_score)
-    expected = (false.sum() + (0.5 if accepts_all else design_effect)) / pool.n_cases
-    is_ever_found = pool.detected_at > NEVER
+    attainable_recall = None
+    if len(pool.detected_at):
+        attainable_recall = float((pool.detected_at > NEVER).mean())
     roles = sorted({r.role for r in results if r.role})
+    chosen_on = None
+    if roles and aim.kind != "score":
+        chosen_on = "+".join(roles)
     return OperatingPoint(
         name=str(aim),
-        score=float(chosen),
-        chosen_on=None if aim.kind == "score" else "+".join(roles) or None,
+        score=float(chosen.score),
+        chosen_on=chosen_on,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
-        expected_false_positives_per_case=float(expected),
-        attainable_recall=float(is_ever_found.mean()) if len(is_ever_found) else None,
-        confidence=confidence if keeps_confidence else None,
+        expected_false_positives_per_case=_expect_rate(pool, chosen, float(false.sum())),
+        attainable_recall=attainable_recall,
+        confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
-        lesion_f1=lesion_f1(int(hits.sum()), float(false.sum()), len(hits)),
+        lesion_f1=lesion_f1(int(is_found.sum()), float(false.sum()), len(is_found)),
     )
+
+
+def _find_score(pool: Pool, aim: Aim, confidence: float | None) -> _ChosenScore:
+    """Find the score for an aim, as `choose` describes."""
+    if aim.kind == "score":
+        return _ChosenScore(aim.value)
+    if aim.kind == "sensitivity":
+        return _ChosenScore(_find_score_of_sensitivity(pool, aim.value))
+    if aim.kind == "best_f1":
+        return _ChosenScore(_find_score_of_best_f1(pool))
+    return _find_score_of_rate(pool, aim.value, confidence)
+
+
+def _expect_rate(pool: Pool, chosen: _ChosenScore, n_false: float) -> float:
+    """Return the expected rate of false positives per new case, for `n_false` on these cases.
+
+    The module's docstring explains why the design effect is added: it stands for the next false
+    positive. If the score accepts all false positives, there is no next one. Then ½ is added, as in
+    Jeffreys' prior.
+    """
+    accepts_all = n_false == len(pool.false_score)
+    added = 0.5 if accepts_all else chosen.design_effect
+    return (n_false + added) / pool.n_cases
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
@@ -216,7 +230,7 @@ def most_false_positives(
     return int((probabilities >= confidence).sum()) - 1
 
 
-def _find_score_of_rate(pool: Pool, rate: float, confidence: float | None) -> _ScoreForRate:
+def _find_score_of_rate(pool: Pool, rate: float, confidence: float | None) -> _ChosenScore:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
     If this score finds no lesion, the score with this rate on these cases is used instead.
@@ -228,8 +242,8 @@ def _find_score_of_rate(pool: Pool, rate: float, confidence: float | None) -> _S
     most = most_false_positives(rate, pool.n_cases, design_effect, confidence, len(pool.groups))
     score = _find_score_allowing(pool, max(most, 0))
     if pool.n_detected(score_here) and not pool.n_detected(score):
-        return _ScoreForRate(score_here, design_effect, keeps_confidence=False)
-    return _ScoreForRate(score, design_effect, keeps_confidence=most >= 0)
+        return _ChosenScore(score_here, design_effect, keeps_confidence=False)
+    return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
 
 
 def _find_score_allowing(pool: Pool, allowed: int) -> float:

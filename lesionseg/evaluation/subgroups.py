@@ -117,6 +117,50 @@ def recall_by_size(
     return tuple(found)
 
 
+@dataclass(frozen=True, eq=False)
+class _LesionsBySize:
+    """The lesions of each group, counted by diameter.
+
+    Many lesions have the same number of voxels, and therefore the same diameter.
+
+    Attributes:
+        diameters: The different diameters `[sizes]`, ascending.
+        counts: Number of lesions of each diameter `[sizes]`.
+        found: Number of found lesions `[groups, sizes]`.
+        total: Number of lesions `[groups, sizes]`.
+    """
+
+    diameters: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    found: csr_array
+    total: csr_array
+
+    @classmethod
+    def of(
+        cls, results: Sequence[CaseResult], groups: Sequence[str], scale: SizeScale
+    ) -> "_LesionsBySize":
+        """Count the lesions of all cases, of which there is at least one."""
+        row_of_group = {group: row for row, group in enumerate(groups)}
+        rows: list[int] = []
+        sizes: list[float] = []
+        are_found: list[bool] = []
+        for r in results:
+            for lesion in r.lesions:
+                rows.append(row_of_group[r.group])
+                sizes.append(scale.size_of(lesion))
+                are_found.append(lesion.detected)
+        diameters, columns = np.unique(np.array(sizes), return_inverse=True)
+        shape = (len(groups), len(diameters))
+        # values at equal places of a sparse array are added
+        places = (np.array(rows), columns)
+        return cls(
+            diameters=diameters,
+            counts=np.bincount(columns).astype(np.float64),
+            found=csr_array((np.array(are_found, dtype=np.float64), places), shape=shape),
+            total=csr_array((np.ones(len(rows)), places), shape=shape),
+        )
+
+
 def size_curve(
     results: Sequence[CaseResult], groups: Sequence[str], draws: Draws, scale: SizeScale
 ) -> SizeCurve | NoSizeCurve:
@@ -126,55 +170,66 @@ def size_curve(
     normal prior with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter
     separates found and missed lesions perfectly, the slope is therefore steep instead of infinite.
     """
-    index = {group: i for i, group in enumerate(groups)}
-    lesions = [(x, index[r.group]) for r in results for x in r.lesions]
-    n_found = sum(x.detected for x, _ in lesions)
-    if min(n_found, len(lesions) - n_found) < MIN_FOR_CURVE:
+    n_lesions = sum(len(r.lesions) for r in results)
+    n_found = sum(r.n_detected for r in results)
+    if min(n_found, n_lesions - n_found) < MIN_FOR_CURVE:
         return NoSizeCurve(reason=TOO_FEW)
-    diameters = np.array([scale.size_of(x) for x, _ in lesions])
-    found = np.array([x.detected for x, _ in lesions])
-    group = np.array([i for _, i in lesions])
-    low = float(diameters.min())
-    high = float(diameters.max())
-    # many lesions have the same number of voxels, and therefore the same diameter
-    values, place = np.unique(diameters, return_inverse=True)
-    x = np.log(values)
-    counts = np.bincount(place).astype(np.float64)
-    shape = (len(groups), len(values))
-    totals = csr_array((np.ones(len(lesions)), (group, place)), shape=shape)
-    hits = csr_array((found.astype(np.float64), (group, place)), shape=shape)
-    along = np.geomspace(low, high, N_CURVE_POINTS)
+    sizes = _LesionsBySize.of(results, groups, scale)
+    log_diameters = np.log(sizes.diameters)
+    low = float(sizes.diameters[0])
+    high = float(sizes.diameters[-1])
+    points = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
-        fits = fit_logistic(x, weights @ hits, weights @ totals, counts, ridge=_RIDGE)
+        found = weights @ sizes.found
+        total = weights @ sizes.total
+        fits = fit_logistic(log_diameters, found, total, sizes.counts, ridge=_RIDGE)
         intercept = fits[:, :1]
         slope = fits[:, 1:]
-        curve = expit(intercept + slope * np.log(along))
-        log_odds = np.log([1.0, 9.0])  # of 50 and 90 %
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            crossing = np.exp((log_odds - intercept) / slope)
-        # a curve that does not rise never crosses 50 or 90 %: it is below or above throughout
-        middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
-        without_crossing = np.where(middle >= [0.5, 0.9], 0.0, np.inf)
-        diameter = np.clip(np.where(slope > 0, crossing, without_crossing), low, high)
-        return np.concatenate([curve, diameter, fits], axis=1)
+        curve = expit(intercept + slope * np.log(points))
+        crossings = _find_crossings(intercept, slope, low, high)
+        return np.concatenate([curve, crossings, fits], axis=1)
 
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
-    items = _ITEMS_PER_LESION * len(lesions)
+    items = _ITEMS_PER_LESION * n_lesions
     estimates = bootstrap(statistic, draws, support, NO_LESION, items)
-    *points, d50, d90, intercept, slope = estimates
+    *recall, d50, d90, intercept, slope = estimates
     return SizeCurve(
         intercept=float(intercept.value or 0.0),
         slope=float(slope.value or 0.0),
         d50_mm=_clear_if_at_end(d50, low, high),
         d90_mm=_clear_if_at_end(d90, low, high),
         observed_mm=(low, high),
-        diameters_mm=tuple(along.tolist()),
-        recall=tuple(one.value for one in points),
-        ci95=tuple(one.ci95 for one in points),
-        reason=next((one.reason for one in (points[0], d50, d90) if one.reason), None),
+        diameters_mm=tuple(points.tolist()),
+        recall=tuple(one.value for one in recall),
+        ci95=tuple(one.ci95 for one in recall),
+        reason=next((one.reason for one in (recall[0], d50, d90) if one.reason), None),
     )
+
+
+def _find_crossings(
+    intercept: NDArray[np.float64], slope: NDArray[np.float64], low: float, high: float
+) -> NDArray[np.float64]:
+    """Return the diameters at which curves cross 50 and 90 % `[curves, 2]`.
+
+    A diameter outside the observed ones, from `low` to `high`, is replaced by the nearest of them.
+    A curve that does not rise crosses nothing: it is below or above throughout, as in its middle.
+    It gets `high` if it is below, and `low` if it is above.
+
+    Args:
+        intercept: Intercept of each curve `[curves, 1]`.
+        slope: Slope of each curve `[curves, 1]`.
+        low: Smallest observed diameter.
+        high: Largest observed diameter.
+    """
+    levels = np.array([0.5, 0.9])
+    log_odds = np.log([1.0, 9.0])  # of the levels: 0.5/0.5 and 0.9/0.1
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        crossing = np.exp((log_odds - intercept) / slope)
+    in_middle = expit(intercept + slope * np.log(np.sqrt(low * high)))
+    without_crossing = np.where(in_middle >= levels, 0.0, np.inf)
+    return np.clip(np.where(slope > 0, crossing, without_crossing), low, high)
 
 
 def _clear_if_at_end(diameter: Estimate, low: float, high: float) -> Estimate:

@@ -39,12 +39,14 @@ from lesionseg.evaluation.intervals import (
 from lesionseg.evaluation.scores import (
     Agreement,
     BoxPrecision,
+    CalibrationScores,
     Counts,
     CriterionScores,
     Froc,
     LabelScores,
     LesionLoad,
     MeanEstimate,
+    NoCalibration,
     PointInUse,
     Provenance,
     Scores,
@@ -176,13 +178,15 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
     """
     whole = Summary(results, preset, settings.replicates, settings.seed)
     counts = whole.counts()
-    made = {
-        **settings.provenance,
-        "preset": json.loads(json.dumps(asdict(preset))),  # turns tuples into lists, as in a file
-        "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
-    }
-    columns = _with_slice_spacing(results, settings.columns)
     scale = SizeScale.of(results, preset)
+    calibration: CalibrationScores | NoCalibration | Unscored = Unscored(reason=UNSCORED)
+    if whole.has_scores:
+        calibration = describe_calibration(results)
+    columns = _with_slice_spacing(results, settings.columns)
+    subgroups = []
+    for members in find_subgroups(results, columns, settings.subgroups):
+        subgroups.append(whole.subgroup(members))
+    point = _find_operating_point(results, settings.operating_point, settings.evaluated_on)
     return Scores(
         evaluated_on=settings.evaluated_on,
         preset=preset.name,
@@ -214,22 +218,25 @@ def summarise(results: Sequence[CaseResult], preset: Preset, settings: SummarySe
         recall_by_size=recall_by_size(results, whole.groups, scale),
         size_curve=size_curve(results, whole.groups, whole.draws, scale),
         size_unit=scale.unit,
-        calibration=describe_calibration(results)
-        if whole.has_scores
-        else Unscored(reason=UNSCORED),
-        operating_point=_find_operating_point(
-            results, settings.operating_point, settings.evaluated_on
-        ),
+        calibration=calibration,
+        operating_point=point,
         other_criteria=whole.other_criteria(),
-        subgroups=tuple(
-            whole.subgroup(members)
-            for members in find_subgroups(results, columns, settings.subgroups)
-        ),
+        subgroups=tuple(subgroups),
         per_label=_per_label(whole, settings.labels),
         split_is_group_safe=settings.split_is_group_safe,
         missing_predictions=tuple(r.case for r in results if r.status == "missing"),
-        provenance=Provenance(made),
+        provenance=_describe_provenance(preset, settings),
     )
+
+
+def _describe_provenance(preset: Preset, settings: SummarySettings) -> Provenance:
+    """Return the stated provenance with the match rule and the bootstrap."""
+    made = {
+        **settings.provenance,
+        "preset": json.loads(json.dumps(asdict(preset))),  # turns tuples into lists, as in a file
+        "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
+    }
+    return Provenance(made)
 
 
 def _with_slice_spacing(results: Sequence[CaseResult], columns: Columns) -> Columns:
