@@ -27,6 +27,7 @@ MEANING: Mapping[str, str] = {
     "names": "File names could be understood in two ways.",
     "columns": "The table has an unknown column whose name resembles a known one.",
     "repeated_rows": "The table repeats rows. Each box counts once.",
+    "ignored_boxes": "Boxes that too few of several readers marked are ignored.",
     "not_in_table": "Images without a row in the table count as lesion-free.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",

@@ -30,7 +30,7 @@ from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
-from lesionseg.io.layouts.readers import merge_readers
+from lesionseg.io.layouts.readers import IGNORED_BOXES, merge_readers
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
 from lesionseg.io.volumes import is_dicom_image, read_geometry
 
@@ -244,6 +244,9 @@ def _log_summary(dataset: Dataset) -> None:
     if len(cases) == len(patients) > 1:
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
+    for remark in dataset.remarks:
+        if remark.kind == IGNORED_BOXES:  # the remarks of a layout are logged before
+            logger.info(remark.message)
     if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 

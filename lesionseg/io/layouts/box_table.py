@@ -53,6 +53,8 @@ class CaseBoxes:
 
     Attributes:
         boxes: The boxes in the order of the table.
+        ignored: The boxes that are neither lesion nor background, because too few of several
+            readers marked them.
         readers: Everyone who read the case, including readers who found no lesion.
         is_relative: True if coordinates are shares of the sides of the image, otherwise pixels.
         size: Height and width of the image as the table states them, or None.
@@ -62,6 +64,7 @@ class CaseBoxes:
     readers: tuple[str, ...] = ()
     is_relative: bool = False
     size: tuple[int, int] | None = None
+    ignored: tuple[LesionBox, ...] = ()
 
 
 def has_boxes_only(files: CaseFiles) -> bool:
@@ -252,17 +255,23 @@ def read_box_reference(files: CaseFiles, geometry: Geometry, merged: Collection[
             "Correct height and width, or the image."
         )
     scale = np.array([*shape, *shape]) if table.is_relative else np.ones(2 * geometry.dims)
-    sides: list[NDArray[np.float64]] = []
-    for box in table.boxes:
+    for box in (*table.boxes, *table.ignored):
         if len(box.start) != geometry.dims:
             advice = "Fill in z0 and z1." if geometry.dims == 3 else "Empty z0 and z1."
             raise ContentError(
                 f"{box.where}: the box has {len(box.start)} axes, but {files.images[0]} has "
                 f"{geometry.dims}. {advice}"
             )
-        sides.append(np.array([*box.start, *box.stop]) * scale)
+    sides = [np.array([*box.start, *box.stop]) * scale for box in table.boxes]
     labels = [1 if box.label in merged else box.label for box in table.boxes]
-    return make_box_reference(geometry, sides, labels, [box.where for box in table.boxes])
+    places = [box.where for box in table.boxes]
+    ignore = None
+    if table.ignored:
+        ignore = np.zeros(shape, dtype=np.bool_)
+        for box in table.ignored:
+            corners = np.array([*box.start, *box.stop]) * scale
+            ignore[box_slices(clip_boxes(corners, shape, box.where)[0], geometry.dims)] = True
+    return make_box_reference(geometry, sides, labels, places, ignore)
 
 
 def make_box_reference(

@@ -7,9 +7,11 @@ doi.org/10.1016/j.imavis.2021.104117, section 3).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lesionseg.core import Dataset, ReaderAgreement
+from lesionseg.core import Dataset, ReaderAgreement, Remark
+from lesionseg.errors import count, join_names
 from lesionseg.io.layouts.box_table import TABLE, CaseBoxes, LesionBox
 
+IGNORED_BOXES = "ignored_boxes"  # kind of the remark on boxes that too few readers marked
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
 
 
@@ -48,7 +50,8 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             `required_readers`.
 
     Returns:
-        The dataset with merged boxes and its `reader_agreement`.
+        The dataset with merged boxes and its `reader_agreement`. A remark counts the boxes that are
+        ignored.
     """
     tables = {}
     for files in dataset.cases:
@@ -61,14 +64,28 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
     if not tables:
         return dataset
     cases = []
+    n_ignored: dict[str, int] = {}
     for files in dataset.cases:
         if files.case in tables:
             merged = merge_case(tables[files.case], min_readers)
             files = replace(files, annotations={**files.annotations, TABLE: merged})
+            if merged.ignored:
+                n_ignored[files.case] = len(merged.ignored)
         cases.append(files)
     names = dataset.labels.value_names
     agreement = measure_agreement(list(tables.values()), names, min_readers)
-    return replace(dataset, cases=tuple(cases), reader_agreement=agreement)
+    remarks = (*dataset.remarks, *_remark_ignored(n_ignored))
+    return replace(dataset, cases=tuple(cases), reader_agreement=agreement, remarks=remarks)
+
+
+def _remark_ignored(n_ignored: Mapping[str, int]) -> list[Remark]:
+    """Return a note on the boxes that too few readers marked, from their number in each case."""
+    if not n_ignored:
+        return []
+    boxes = count(sum(n_ignored.values()), "box", "boxes")
+    text = f"{boxes} in {count(len(n_ignored), 'case')} that too few readers marked (min_readers): "
+    text += f"neither learned nor scored, in {join_names(n_ignored, 5)}."
+    return [Remark(IGNORED_BOXES, text, is_note=True)]
 
 
 def required_readers(n_readers: int, min_readers: int | None = None) -> int:
@@ -97,18 +114,24 @@ def merge_case(table: CaseBoxes, min_readers: int | None = None) -> CaseBoxes:
         min_readers: See `required_readers`.
 
     Returns:
-        The mean box of each lesion that enough readers marked. It has no outlines and no readers.
+        The mean box of each lesion that enough readers marked. The mean boxes of the remaining
+        lesions are `ignored`, because it is uncertain if they are lesions. No box has an outline or
+        a reader.
     """
     required = required_readers(len(table.readers), min_readers)
     boxes: list[LesionBox] = []
+    ignored: list[LesionBox] = []
     for label in sorted({box.label for box in table.boxes}):
         for cluster in _cluster([box for box in table.boxes if box.label == label]):
-            if len(cluster.readers) >= required:
-                mean = cluster.mean
-                dims = len(mean) // 2
-                where = cluster.first.where
-                boxes.append(LesionBox(label, mean[:dims], mean[dims:], where=where))
-    return replace(table, boxes=tuple(boxes), readers=())
+            mean = cluster.mean
+            dims = len(mean) // 2
+            merged = LesionBox(label, mean[:dims], mean[dims:], where=cluster.first.where)
+            has_enough_readers = len(cluster.readers) >= required
+            if has_enough_readers:
+                boxes.append(merged)
+            else:
+                ignored.append(merged)
+    return replace(table, boxes=tuple(boxes), ignored=tuple(ignored), readers=())
 
 
 def _cluster(boxes: Sequence[LesionBox]) -> list[_Cluster]:

@@ -3,14 +3,24 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
-from lesionseg.core import ReaderAgreement, pool_readers
+from lesionseg.core import Candidate, Prediction, ReaderAgreement, pool_readers
 from lesionseg.errors import LesionsegError
+from lesionseg.evaluation.case_results import match_case
+from lesionseg.evaluation.criteria import PRESETS
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.box_table import CaseBoxes, LesionBox
 from lesionseg.io.layouts.readers import measure_agreement, merge_case
-from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
+from tests.io.layouts.box_folders import (
+    HEIGHT,
+    WIDTH,
+    assert_negative,
+    assert_rectangle,
+    read_all,
+    write_picture,
+)
 
 FIRST = LesionBox(1, (0.0, 0.0), (10.0, 10.0), "A")
 SHIFTED = LesionBox(1, (0.0, 2.0), (10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
@@ -32,6 +42,16 @@ def test_merged_box_is_the_mean_of_boxes_of_one_label():
         (2, 0, 0, 10, 10),
     ]
     assert merge_case(table, min_readers=3).boxes == ()
+
+
+def test_lesions_of_too_few_readers_are_ignored():
+    table = CaseBoxes((FIRST, SHIFTED, FAR, OTHER_LABEL), ("A", "B", "C"))
+    ignored = merge_case(table).ignored
+    assert [(box.label, *box.start, *box.stop) for box in ignored] == [
+        (1, 0, 50, 10, 60),
+        (2, 0, 0, 10, 10),
+    ]
+    assert merge_case(table, min_readers=1).ignored == ()
 
 
 def test_lesion_of_one_of_two_readers_is_kept():
@@ -144,6 +164,35 @@ def test_readers_of_a_table_are_merged(folder):
     assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32], [20, 40, 30, 50]]
     _, cases = read_all(folder, min_readers=3)
     assert_negative(cases["a"])
+
+
+def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder):
+    """R2 alone marked the second box. A box of R1 alone overlaps the lesion of R1 and R2."""
+    (folder / "boxes.csv").write_text(HEADER + ROWS + "a,cyst,24,4,40,14,R1\n")
+    dataset, cases = read_all(folder)
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[20:30, 40:50] = True  # the second box
+    expected[4:14, 32:40] = True  # the part of the third box that is outside the lesion
+    np.testing.assert_array_equal(cases["a"].reference.ignore, expected)
+    assert cases["b"].reference.ignore is None
+    assert [remark.kind for remark in dataset.remarks] == ["ignored_boxes"]
+    assert dataset.remarks[0].message.startswith("2 boxes in 1 case that too few readers marked")
+
+
+def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
+    _, cases = read_all(folder)
+    reference = cases["a"].reference
+    candidates = tuple(
+        Candidate.from_box(number, 1, 0.9, box, reference.geometry)
+        for number, box in enumerate([(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)], start=1)
+    )
+    prediction = Prediction("a", reference.geometry, candidates)
+    result = match_case(reference, prediction, PRESETS["lesionseg"], case="a").result()
+    assert [candidate.outcome for candidate in result.candidates] == [
+        "true_positive",
+        "ignored",
+        "false_positive",
+    ]
 
 
 def test_labels_are_merged_before_the_boxes(folder):
