@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
 from time import monotonic, process_time
-from typing import IO, ParamSpec, TypeVar, cast
+from typing import IO, Any, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
@@ -171,47 +171,77 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
     Raises:
         ResourceError: `read` crashes, or needs more processor time or memory than `limits()` allow.
     """
-    global _process
     where = args[0]
-    seconds = _limits.read_seconds
-    with suppress(OSError):
-        seconds += Path(str(where)).stat().st_size / _BYTES_PER_SECOND
+    seconds = _allowed_seconds(Path(str(where)))
     with _lock:
-        if _process is None or _process.poll() is not None:
-            stop_worker()
-            _process = _start_worker()
-        jobs = cast(IO[bytes], _process.stdin)
-        replies = cast(IO[bytes], _process.stdout)
-        wall_seconds = seconds * _WALL_PER_PROCESSOR
-        timer = Timer(wall_seconds, _process.kill)
-        begin = monotonic()
-        timer.start()
-        try:
-            pickle.dump((read, args, settings, _limits, seconds), jobs)
-            jobs.flush()
-            failed, value, messages = pickle.load(replies)  # protocol 5 does not copy voxels
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            failure = "crashed on it"
-            # the worker has closed its pipe: its exit may take a while on a busy machine
-            with suppress(subprocess.TimeoutExpired):
-                if _process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0):
-                    failure = f"took longer than {seconds:.0f} s of processor time"
-            if monotonic() - begin >= wall_seconds:
-                failure = f"did not answer for {wall_seconds:.0f} s"
-            stop_worker()
-            raise ResourceError(
-                f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
-            ) from error
-        except BaseException:  # after an interruption, the next job would get the late reply
-            stop_worker()
-            raise
-        finally:
-            timer.cancel()
+        job = (read, args, settings, _limits, seconds)
+        failed, value, messages = _exchange(job, where, seconds)
     for name, level, message in messages:
         logging.getLogger(name).log(level, "%s", message)
     if failed:
         raise value
     return value  # type: ignore[no-any-return]  # it is of the type that `read` returns
+
+
+def _allowed_seconds(path: Path) -> float:
+    """Return the processor time for a file. A large file gets more. A name of no file does not."""
+    seconds = _limits.read_seconds
+    with suppress(OSError):
+        seconds += path.stat().st_size / _BYTES_PER_SECOND
+    return seconds
+
+
+def _exchange(job: object, where: object, seconds: float) -> Any:
+    """Send a job to the worker, which is started if it does not run, and return its reply.
+
+    Raises `ResourceError` naming `where` if the worker gives no reply. It is stopped then, so that
+    the next job gets a new one.
+    """
+    worker = _running_worker()
+    jobs = cast(IO[bytes], worker.stdin)
+    replies = cast(IO[bytes], worker.stdout)
+    wall_seconds = seconds * _WALL_PER_PROCESSOR
+    timer = Timer(wall_seconds, worker.kill)
+    begin = monotonic()
+    timer.start()
+    try:
+        pickle.dump(job, jobs)
+        jobs.flush()
+        return pickle.load(replies)  # protocol 5 does not copy voxels
+    except (EOFError, OSError, pickle.UnpicklingError) as error:
+        failure = "crashed on it"
+        if _has_exceeded_time(worker):
+            failure = f"took longer than {seconds:.0f} s of processor time"
+        if monotonic() - begin >= wall_seconds:
+            failure = f"did not answer for {wall_seconds:.0f} s"
+        stop_worker()
+        raise ResourceError(
+            f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
+        ) from error
+    except BaseException:  # after an interruption, the next job would get the late reply
+        stop_worker()
+        raise
+    finally:
+        timer.cancel()
+
+
+def _running_worker() -> subprocess.Popen[bytes]:
+    """Return the worker of this process. Start it if it does not run yet, or no longer."""
+    global _process
+    if _process is None or _process.poll() is not None:
+        stop_worker()
+        _process = _start_worker()
+    return _process
+
+
+def _has_exceeded_time(worker: subprocess.Popen[bytes]) -> bool:
+    """Return True if the system has ended the worker because of its processor time.
+
+    The worker has closed its pipe before, but its exit may take a while on a busy machine.
+    """
+    with suppress(subprocess.TimeoutExpired):
+        return worker.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
+    return False
 
 
 def _start_worker() -> subprocess.Popen[bytes]:

@@ -28,6 +28,7 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: Pillow would run Ghostscript for an EPS
 _ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
 _EXTRA_SAMPLES = 338  # tag of TIFF
+_ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or not
 _REDUCED = 1  # bit in the type of a TIFF page: a thumbnail
 _TRANSPARENCY_MASK = 4  # bit in the type of a TIFF page: a mask of opacity
 _CCITT = (2, 3, 4, 32771)  # TIFF compressions of fax machines
@@ -373,58 +374,81 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
     """Decode a TIFF with one full page. Kinds that tifffile cannot decode go to Pillow."""
     import tifffile
 
+    kind = tifffile.PHOTOMETRIC
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(path, tiff)
+        bits = int(page.bitspersample)
         _make_grid(path, (page.imagelength, page.imagewidth), raster_mm)
-        bits = page.bitspersample
         if page.compression in _BOUNDED:
-            n_bits = page.imagelength * page.imagewidth * page.samplesperpixel * int(bits)
+            n_bits = page.imagelength * page.imagewidth * page.samplesperpixel * bits
             check_size(path, n_bits // 8, compressed=page.compression != 1)
-        kind = tifffile.PHOTOMETRIC
-        photometric = page.photometric
-        if "PhotometricInterpretation" not in page.tags:  # the default of libtiff
-            photometric = kind.RGB if page.samplesperpixel in (3, 4) else kind.MINISBLACK
+        photometric = _photometric_of(page)
         n_colours = _count_tiff_colours(page, photometric)
         if n_colours is None:
             return _decode_by_pillow(path, raster_mm)
-        pixels = np.asarray(page.asarray())
-        if page.axes == "SYX":  # each sample as a separate plane
-            pixels = np.moveaxis(pixels, 0, -1)
-        if pixels.dtype.kind not in "biuf":
-            raise ReadError(
-                f"{path}: the pixels are not plain numbers ({pixels.dtype}). Save them as integers "
-                "or floating-point numbers."
-            )
-        if pixels.ndim not in (2, 3) or page.imagedepth > 1:
-            raise ReadError(
-                f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
-            )
-        pixels = pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
-        meanings = [int(code) for code in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
-        if pixels.shape[-1] == 3 and photometric == kind.MINISBLACK:
+        samples = _read_tiff_samples(path, page)
+        if samples.shape[-1] == 3 and photometric == kind.MINISBLACK:
             n_colours = 3  # microscopes write three grey channels in one page
-        further = pixels[..., n_colours:]
-        n_further = further.shape[-1]
-        # 1 and 2 mean opacity, with colours multiplied by it or not
-        is_alpha = bool(meanings) and meanings[-1] in (1, 2)
-        may_be_channel = n_further == 1 and n_colours == 1 and not is_alpha
-        if n_further > 1 or may_be_channel:
-            raise ReadError(
-                f"{path}: {pixels.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
-                "Save each channel as a separate file: <case>_0000, <case>_0001, …"
-            )
-        extra = further[..., 0] if n_further else None
+        meanings = [int(code) for code in np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ()))]
+        has_alpha = bool(meanings) and meanings[-1] in _ALPHA
+        further = _take_further_sample(path, samples, n_colours, has_alpha=has_alpha)
         return _Stored(
-            samples=pixels[..., :n_colours],
-            bits=int(bits),
+            samples=samples[..., :n_colours],
+            bits=bits,
             white_is_zero=photometric == kind.MINISWHITE,
             palette=_tiff_palette(page) if photometric == kind.PALETTE else None,
-            alpha=extra if is_alpha else None,
-            opaque=1.0 if pixels.dtype.kind == "f" else 2 ** int(bits) - 1,
-            extra=None if is_alpha else extra,
+            alpha=further if has_alpha else None,
+            opaque=1.0 if samples.dtype.kind == "f" else 2**bits - 1,
+            extra=None if has_alpha else further,
             is_lossy=page.compression in _JPEG,
             turn=int(page.tags.valueof(_ORIENTATION, 1)),
         )
+
+
+def _photometric_of(page: Any) -> int:
+    """Return the photometric interpretation of a page. If the tag is missing, guess as libtiff."""
+    import tifffile
+
+    if "PhotometricInterpretation" in page.tags:
+        return int(page.photometric)
+    is_colour = page.samplesperpixel in (3, 4)
+    return int(tifffile.PHOTOMETRIC.RGB if is_colour else tifffile.PHOTOMETRIC.MINISBLACK)
+
+
+def _read_tiff_samples(path: Path, page: Any) -> NDArray[Any]:
+    """Read the samples of a page as `[y, x, samples]`. Raise `ReadError` if it is no picture."""
+    pixels = np.asarray(page.asarray())
+    if page.axes == "SYX":  # each sample as a separate plane
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.dtype.kind not in "biuf":
+        raise ReadError(
+            f"{path}: the pixels are not plain numbers ({pixels.dtype}). Save them as integers "
+            "or floating-point numbers."
+        )
+    if pixels.ndim not in (2, 3) or page.imagedepth > 1:
+        raise ReadError(
+            f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
+        )
+    return pixels[..., np.newaxis] if pixels.ndim == 2 else pixels
+
+
+def _take_further_sample(
+    path: Path, samples: NDArray[Any], n_colours: int, *, has_alpha: bool
+) -> NDArray[Any] | None:
+    """Return the sample `[y, x]` that follows the colours of each pixel, or None without one.
+
+    Raise `ReadError` if there are several, or if the only one may be a second grey channel instead
+    of opacity.
+    """
+    further = samples[..., n_colours:]
+    n_further = further.shape[-1]
+    may_be_channel = n_further == 1 and n_colours == 1 and not has_alpha
+    if n_further > 1 or may_be_channel:
+        raise ReadError(
+            f"{path}: {samples.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
+            "Save each channel as a separate file: <case>_0000, <case>_0001, …"
+        )
+    return further[..., 0] if n_further else None
 
 
 def _only_page(path: Path, tiff: Any) -> Any:

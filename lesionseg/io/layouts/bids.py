@@ -4,7 +4,7 @@ Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a sub
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,37 +38,32 @@ def read_bids(root: Path) -> Dataset:
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
     problems = Problems()
-    for file in sorted(root.rglob("sub-*_label-*")):
-        if not is_image_file(file) or not _MASK.fullmatch(strip_suffix(file)):
-            continue
-        case = _session_of(file)
-        with problems.collect(case, file):
+    for mask in _find_masks(root):
+        case = _session_of(mask)
+        with problems.collect(case, mask):
             if not case:
                 raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
             if case in masks:
                 raise DatasetError(
                     f"{masks[case].name} is a second lesion mask of {case}. Keep one."
                 )
-            masks[case] = file
-            found = _find_images(root, case, file)
+            masks[case] = mask
+            found = _find_images(root, case, mask)
             if not found:
                 raise DatasetError(f"the session {case} has no image. Add one, or remove the mask.")
             images[case] = found
     channels: list[str] = []
     remarks: list[Remark] = []
-    with problems.collect("", root):
-        channels = _find_channels(root, images, masks, remarks) if images else []
+    if images:
+        with problems.collect("", root):
+            channels = _find_channels(root, images, masks, remarks)
     cases: list[CaseFiles] = []
-    for case, files in images.items():
-        if channels:
+    if channels:  # there are no cases if no image is on the grid of its mask
+        for case, files in images.items():
             case_images = tuple(files[channel] for channel in channels)
-            cases.append(CaseFiles(case, case_images, masks[case], case.partition("_")[0]))
-    sessions = {_session_of(f) for f in root.glob("sub-*/**/sub-*") if is_image_file(f)}
-    without_mask = sorted(case for case in sessions if case and case not in masks)
-    if without_mask:
-        text = f"{root}: {count(len(without_mask), 'session')} without a lesion mask, left out: "
-        advice = "A lesion-free session needs a mask of zeros."
-        remarks.append(Remark("left_out", f"{text}{join_names(without_mask)}. {advice}"))
+            subject = case.partition("_")[0]
+            cases.append(CaseFiles(case, case_images, masks[case], subject))
+    remarks += _remark_without_mask(root, masks)
     return Dataset(
         name=root.name,
         root=root,
@@ -80,6 +75,29 @@ def read_bids(root: Path) -> Dataset:
         problems=tuple(problems),
         remarks=tuple(remarks),
     )
+
+
+def _find_masks(root: Path) -> list[Path]:
+    """Find the lesion masks in all folders of the subjects and derivatives."""
+    found = []
+    for file in sorted(root.rglob("sub-*_label-*")):
+        if is_image_file(file) and _MASK.fullmatch(strip_suffix(file)):
+            found.append(file)
+    return found
+
+
+def _remark_without_mask(root: Path, masks: Collection[str]) -> list[Remark]:
+    """Return a remark that names the sessions with images but without a mask, which are left out.
+
+    `masks` are the sessions with a mask.
+    """
+    sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
+    without_mask = sorted(session for session in sessions if session and session not in masks)
+    if not without_mask:
+        return []
+    text = f"{root}: {count(len(without_mask), 'session')} without a lesion mask, left out: "
+    advice = "A lesion-free session needs a mask of zeros."
+    return [Remark("left_out", f"{text}{join_names(without_mask)}. {advice}")]
 
 
 def _session_of(file: Path) -> str:

@@ -399,58 +399,80 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         GeometryError: The image or the mask has another size than stated.
         ContentError: A segmentation cannot be drawn, or does not fit its box.
     """
-    size = files.annotations["size"]
+    _require_stated_size(files, geometry)
     shape = geometry.shape
     case = files.case
-    if None not in size and tuple(size) != shape:
-        raise GeometryError(
-            f"{files.images[0]} has {shape} pixels, but its annotations state {size}. Correct "
-            "height and width, or the image."
-        )
     annotations = _add_boxes(case, files.annotations["lesions"], shape)
     lesions = [lesion for lesion in annotations if not lesion.iscrowd]
     crowds = [lesion for lesion in annotations if lesion.iscrowd]
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
-    ignore = _draw_crowds(case, crowds, shape)
+    ignore = _draw_crowds(case, crowds, shape) if crowds else None
     if _has_boxes_only(files):  # a lesion without an outline cannot be drawn
         places = [f"case {case}: {lesion.where}" for lesion in lesions]
-        return make_box_reference(
-            geometry, given, labels.tolist(), places, ignore if crowds else None
-        )
+        return make_box_reference(geometry, given, labels.tolist(), places, ignore)
     boxes = clip_boxes(given, shape, f"case {case}")
-    stated = StatedBoxes(given, tuple(labels.tolist()))
     are_in_mask = all(lesion.mask_label is not None for lesion in lesions)
     if files.reference is not None and are_in_mask:
-        instances = _read_instances(files.reference, lesions, shape)
+        numbers = _read_instances(files.reference, lesions, shape)
     else:
-        instances = _draw_instances(case, lesions, shape)
+        numbers = _draw_instances(case, lesions, shape)
     # the number of pixels of each lesion; the first count is that of the background
-    n_pixels = np.bincount(instances.ravel(), minlength=len(lesions) + 1)[1:]
-    _check_boxes(case, instances, boxes, n_pixels)
-    visible = n_pixels > 0
-    if not visible.all():
-        text = (
+    n_pixels = np.bincount(numbers.ravel(), minlength=len(lesions) + 1)[1:]
+    _check_boxes(case, numbers, boxes, n_pixels)
+    is_visible = n_pixels > 0
+    if not is_visible.all():
+        logger.warning(
             "%s: %s left out, because smaller lesions cover every pixel or because another "
-            "annotation has the same pixels."
+            "annotation has the same pixels.",
+            case,
+            count(int((~is_visible).sum()), "lesion"),
         )
-        logger.warning(text, case, count(int((~visible).sum()), "lesion"))
-    # look-up table by number of annotation, 0 for background: visible lesions get consecutive
-    # numbers; covered lesions, which have no pixels, get 0
-    new_number = np.append(0, np.cumsum(visible) * visible).astype(np.int32)
-    label_type = np.min_scalar_type(int(labels.max(initial=0)))
-    label_of_number = np.array([0, *labels]).astype(label_type)
-    visible_labels = tuple(labels[visible].tolist())
+    visible_labels = tuple(labels[is_visible].tolist())
     return Reference(
         geometry,
-        labels=np.asarray(label_of_number[instances]),
-        instances=new_number[instances],
+        labels=_label_pixels(numbers, labels),
+        instances=_renumber_visible(numbers, is_visible),
         instance_labels=visible_labels,
-        boxes=boxes[visible],
+        boxes=boxes[is_visible],
         box_labels=visible_labels,
-        ignore=ignore & (instances == 0) if crowds else None,
-        stated=stated,
+        ignore=None if ignore is None else ignore & (numbers == 0),
+        stated=StatedBoxes(given, tuple(labels.tolist())),
     )
+
+
+def _require_stated_size(files: CaseFiles, geometry: Geometry) -> None:
+    """Raise `GeometryError` if the annotations of an image state another size than its own."""
+    size = files.annotations["size"]
+    if None not in size and tuple(size) != geometry.shape:
+        raise GeometryError(
+            f"{files.images[0]} has {geometry.shape} pixels, but its annotations state {size}. "
+            "Correct height and width, or the image."
+        )
+
+
+def _label_pixels(
+    numbers: NDArray[np.int32], labels: NDArray[np.int64]
+) -> NDArray[np.integer[Any]]:
+    """Return the label of each pixel, 0 for background.
+
+    `numbers` has the number of each pixel's lesion, and `labels[i]` is the label of lesion i + 1.
+    """
+    label_type = np.min_scalar_type(int(labels.max(initial=0)))
+    label_of_number = np.array([0, *labels]).astype(label_type)
+    return np.asarray(label_of_number[numbers])
+
+
+def _renumber_visible(
+    numbers: NDArray[np.int32], is_visible: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Give the visible lesions consecutive numbers, because covered lesions have no pixels.
+
+    Of three lesions of which the second is covered, for example, the third gets the number 2.
+    """
+    new_number = np.zeros(len(is_visible) + 1, dtype=np.int32)  # the first is the background
+    new_number[1:][is_visible] = np.arange(1, is_visible.sum() + 1)
+    return np.asarray(new_number[numbers])
 
 
 def _draw_instances(

@@ -6,7 +6,7 @@ medicaldecathlon.com.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,42 +98,49 @@ def read_nnunet(root: Path) -> Dataset:
     remarks: list[Remark] = []
     content = read_json(path, allow_nan=True)
     facts = validate(_DatasetJson, content, path)
-    names = tuple(name for _, name in sorted(facts.channel_names.items()))
-    if sorted(facts.channel_names) != list(range(len(names))):
-        raise DatasetError(
-            f"{path}: the channels {facts.channel_names} are not numbered 0, 1, …. Correct "
-            "channel_names."
-        )
+    names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
     training_images = _find_images(root / "imagesTr", facts.file_ending, remarks)
     training_masks = _find_images(root / "labelsTr", facts.file_ending, remarks)
     test_images = _find_images(root / "imagesTs", facts.file_ending, remarks)
     test_masks = _find_images(root / "labelsTs", facts.file_ending, remarks)
+    # the test cases are named in the same way as the training cases
     naming = _find_naming(training_images, training_masks, len(names), remarks)
-    cases: list[CaseFiles] = []
-    if facts.dataset is None:
+    if facts.dataset is not None:
+        training_cases = _listed_cases(root, facts.dataset, len(names))
+    else:
         images = _group_by_case(training_images, naming.images, problems)
         masks = _group_by_case(training_masks, naming.masks, problems)
-        cases += _match_cases(root, "Tr", images, masks, len(names), problems)
-        remarks += _count_remarks(path, facts, [case.case for case in cases])
-    else:
-        cases += _listed_cases(root, facts.dataset, len(names))
+        training_cases = _match_cases(root, "Tr", images, masks, len(names), problems)
+        remarks += _count_remarks(path, facts, [case.case for case in training_cases])
     images = _group_by_case(test_images, naming.images, problems)
     masks = _group_by_case(test_masks, naming.masks, problems)
-    cases += _match_cases(root, "Ts", images, masks, len(names), problems)
+    test_cases = _match_cases(root, "Ts", images, masks, len(names), problems)
+    has_channel_numbers = naming.images or facts.dataset is not None
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Dataset(
         name=str(content.get("name") or root.name),
         root=root,
-        convention="nnunet" if naming.images or facts.dataset is not None else "msd",
+        convention="nnunet" if has_channel_numbers else "msd",
         dims=3,
         channel_names=names,
         labels=labels,
-        cases=tuple(cases),
+        cases=(*training_cases, *test_cases),
         problems=tuple(problems),
         remarks=tuple(remarks),
         split_file=next((file for file in split_files if file.is_file()), None),
     )
+
+
+def _channel_names(facts: _DatasetJson, path: Path) -> tuple[str, ...]:
+    """Return the names of the channels in the order of their numbers, which must be 0, 1, …"""
+    numbers = sorted(facts.channel_names)
+    if numbers != list(range(len(numbers))):
+        raise DatasetError(
+            f"{path}: the channels {facts.channel_names} are not numbered 0, 1, …. Correct "
+            "channel_names."
+        )
+    return tuple(facts.channel_names[number] for number in numbers)
 
 
 def _match_cases(
@@ -359,22 +366,14 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     name by value. Value 0 is background, whatever its name. If one label is a list, all labels are
     regions, and a single value is a region of one value.
     """
-    sets: dict[str, tuple[int, ...]] = {}
-    for key, value in facts.labels.items():
-        if isinstance(value, str):  # version 1
-            sets[value] = (int(key),)
-        elif isinstance(value, list):
-            sets[str(key)] = tuple(sorted(set(value)))
-        else:
-            sets[str(key)] = (value,)
-    lesions = {n: values for n, values in sets.items() if n != IGNORE and values != (0,)}
-    ignored = sets.get(IGNORE, ())
-    not_lesions = {0, *ignored}
-    is_mixed = any(not not_lesions.isdisjoint(values) for values in lesions.values())
-    has_empty_region = () in lesions.values()
-    is_repeated = len(set(sets.values())) < len(facts.labels)
-    has_valid_lesions = bool(lesions) and not is_mixed and not has_empty_region
-    if not has_valid_lesions or len(ignored) > 1 or is_repeated:
+    values_of = _values_by_name(facts)
+    ignored = values_of.get(IGNORE, ())
+    lesions: dict[str, tuple[int, ...]] = {}
+    for name, values in values_of.items():
+        if name != IGNORE and values != (0,):
+            lesions[name] = values
+    are_repeated = len(set(values_of.values())) < len(facts.labels)
+    if are_repeated or len(ignored) > 1 or not _are_valid_lesions(lesions.values(), ignored):
         raise DatasetError(
             f"{path}: the labels {facts.labels} are not valid. They need different values, 0 for "
             "the background, and at least one lesion. Write "
@@ -383,20 +382,52 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     ignore = ignored[0] if ignored else None
     if all(len(values) == 1 for values in lesions.values()):
         return Labels.of({values[0]: name for name, values in lesions.items()}, ignore)
-    # the value that nnU-Net writes into a mask for each region
+    return Labels(
+        values=_mask_values_of_regions(facts, lesions, path),
+        names=tuple(lesions),
+        regions=tuple(lesions.values()),
+        ignore=ignore,
+    )
+
+
+def _values_by_name(facts: _DatasetJson) -> dict[str, tuple[int, ...]]:
+    """Return the values of each label by its name, in the form of version 2."""
+    values_of: dict[str, tuple[int, ...]] = {}
+    for key, value in facts.labels.items():
+        if isinstance(value, str):  # version 1 writes the name by its value
+            values_of[value] = (int(key),)
+        elif isinstance(value, list):
+            values_of[str(key)] = tuple(sorted(set(value)))
+        else:
+            values_of[str(key)] = (value,)
+    return values_of
+
+
+def _are_valid_lesions(lesions: Collection[tuple[int, ...]], ignored: Sequence[int]) -> bool:
+    """Return True if there are lesions, and none is empty or contains a value of no lesion."""
+    not_lesions = {0, *ignored}
+    for values in lesions:
+        if not values or not not_lesions.isdisjoint(values):
+            return False
+    return bool(lesions)
+
+
+def _mask_values_of_regions(
+    facts: _DatasetJson, lesions: Mapping[str, tuple[int, ...]], path: Path
+) -> tuple[int, ...]:
+    """Return the value that nnU-Net writes into a mask for each region.
+
+    Raises `DatasetError` if there is not one value for each region, if two are equal, or if a value
+    does not belong to its region.
+    """
     mask_values = facts.regions_class_order or []
-    pairs = zip(lesions.values(), mask_values, strict=False)
-    is_foreign = any(value not in region for region, value in pairs)
     has_one_per_region = len(mask_values) == len(lesions)
     are_different = len(set(mask_values)) == len(mask_values)
+    pairs = zip(lesions.values(), mask_values, strict=False)
+    is_foreign = any(value not in region for region, value in pairs)
     if is_foreign or not has_one_per_region or not are_different:
         raise DatasetError(
             f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
             "values: for each region, in the order of the labels, one of its values."
         )
-    return Labels(
-        values=tuple(mask_values),
-        names=tuple(lesions),
-        regions=tuple(lesions.values()),
-        ignore=ignore,
-    )
+    return tuple(mask_values)

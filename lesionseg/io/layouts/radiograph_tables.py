@@ -5,7 +5,8 @@ doi.org/10.1148/ryai.2019180041.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
@@ -43,6 +44,38 @@ Row = Mapping[str, str]
 AddRow = Callable[[CaseBoxCollector, str, Row, str], None]
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A table of boxes.
+
+    Attributes:
+        path: The file.
+        role: The role of its images, or None.
+        rows: File and line of each row, and its cells by column.
+    """
+
+    path: Path
+    role: Role | None
+    rows: Sequence[tuple[str, Row]]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The meaning of the rows of a table.
+
+    Attributes:
+        name: The name of the layout.
+        column: The column with the names of images.
+        labels: The labels.
+        add_row: The function that adds a row to its case.
+    """
+
+    name: str
+    column: str
+    labels: Labels
+    add_row: AddRow
+
+
 def find_vindr(root: Path) -> list[Path]:
     """Find the tables of VinDr-CXR, which have the columns `image_id` and `class_name`."""
     columns = {"image_id", "class_name"}
@@ -66,7 +99,7 @@ def read_vindr(root: Path) -> Dataset:
         DatasetError: A table lacks a column.
         ReadError: A table cannot be read.
     """
-    tables: list[tuple[Path, Role | None, list[tuple[str, Row]]]] = []
+    tables: list[_Table] = []
     problems = Problems()
     paths = find_vindr(root)
     for path in paths:
@@ -74,10 +107,10 @@ def read_vindr(root: Path) -> Dataset:
         role = _VINDR_TABLES[path.relative_to(root).as_posix()]
         if len(paths) == 1:  # a single table does not divide the images
             role = None
-        tables.append((path, role, rows))
+        tables.append(_Table(path, role, rows))
     all_rows: list[tuple[str, Row]] = []
-    for _, _, rows in tables:
-        all_rows += rows
+    for table in tables:
+        all_rows += table.rows
     value_of = _vindr_labels(all_rows, problems)
 
     def add_row(collector: CaseBoxCollector, case: str, row: Row, where: str) -> None:
@@ -96,7 +129,8 @@ def read_vindr(root: Path) -> Dataset:
         collector.add_box(case, box)
 
     labels = make_labels(paths[0], {value: name for name, value in value_of.items()})
-    return _read_listed(root, "vindr", "image_id", labels, tables, add_row, problems)
+    layout = _Layout("vindr", "image_id", labels, add_row)
+    return _read_listed(root, layout, tables, problems)
 
 
 def _vindr_labels(rows: Sequence[tuple[str, Row]], problems: Problems) -> dict[str, int]:
@@ -157,29 +191,19 @@ def read_rsna(root: Path) -> Dataset:
         corners = (x, y, x + width, y + height)
         collector.add_box(case, make_box(1, corners, ("x", "y", "x1", "y1"), where=where))
 
-    labels = Labels.of({1: _RSNA_LABEL})
-    tables: list[tuple[Path, Role | None, list[tuple[str, Row]]]] = [(path, None, rows)]
-    return _read_listed(root, "rsna", "patientId", labels, tables, add_row, Problems())
+    layout = _Layout("rsna", "patientId", Labels.of({1: _RSNA_LABEL}), add_row)
+    return _read_listed(root, layout, [_Table(path, None, rows)], Problems())
 
 
 def _read_listed(
-    root: Path,
-    convention: str,
-    column: str,
-    labels: Labels,
-    tables: Sequence[tuple[Path, Role | None, list[tuple[str, Row]]]],
-    add_row: AddRow,
-    problems: Problems,
+    root: Path, layout: _Layout, tables: Sequence[_Table], problems: Problems
 ) -> Dataset:
     """Make a case of each image that a table lists.
 
     Args:
         root: The folder.
-        convention: The name of the layout.
-        column: The column with the names of images.
-        labels: The labels.
-        tables: Path, role and rows of each table.
-        add_row: The function that adds a row to its case.
+        layout: The meaning of the rows.
+        tables: The tables.
         problems: The problems so far. Those of rows are added.
     """
     images: dict[str, list[Path]] = {}
@@ -187,42 +211,32 @@ def _read_listed(
         images.setdefault(strip_suffix(file), []).append(file)
     cases: dict[str, CaseFiles] = {}
     collector = CaseBoxCollector()
-    for path, role, rows in tables:
-        for where, row in rows:
-            name = row[column]
+    for table in tables:
+        for where, row in table.rows:
+            name = row[layout.column]
             with problems.collect(name, where):
-                files = images.get(name, [])
-                if len(files) != 1:
-                    raise DatasetError(_explain_image(root, column, name, files))
-                first = cases.setdefault(name, CaseFiles(name, (files[0],), role=role))
-                if first.role != role:
+                image = _find_only_image(root, layout.column, name, images.get(name, []))
+                first = cases.setdefault(name, CaseFiles(name, (image,), role=table.role))
+                if first.role != table.role:
                     raise DatasetError(
                         f"the image {name!r} is in two tables, for train and for test. Remove it "
-                        f"from {path.name}."
+                        f"from {table.path.name}."
                     )
-                add_row(collector, name, row, where)
+                layout.add_row(collector, name, row, where)
     boxes = collector.collect(problems)
-    used = {files.images[0] for files in cases.values()}
-    unlisted: list[Path] = []
-    for files_of_name in images.values():
-        unlisted += [file for file in files_of_name if file not in used]
+    listed = []
+    for name, files in cases.items():
+        if name in boxes:  # otherwise all rows of the case are wrong
+            listed.append(replace(files, annotations={TABLE: boxes[name]}))
     remarks = collector.remarks()
-    if unlisted:
-        text = f"{tables[0][0]}: {count(len(unlisted), 'image')} without a row, left out: "
-        text += f"{join_names((file.name for file in unlisted), 5)}."
-        remarks.append(Remark("left_out", text, is_note=True))
-    listed = [
-        CaseFiles(name, files.images, role=files.role, annotations={TABLE: boxes[name]})
-        for name, files in cases.items()
-        if name in boxes
-    ]
+    remarks += _remark_unlisted(tables[0].path, images.values(), cases.values())
     return Dataset(
         name=root.name,
         root=root,
-        convention=convention,
+        convention=layout.name,
         dims=2,
         channel_names=("image",),
-        labels=labels,
+        labels=layout.labels,
         cases=tuple(listed),
         problems=tuple(problems),
         remarks=tuple(remarks),
@@ -230,11 +244,27 @@ def _read_listed(
     )
 
 
-def _explain_image(root: Path, column: str, name: str, files: Sequence[Path]) -> str:
-    """Return the reason why no single image has the name in a row."""
+def _find_only_image(root: Path, column: str, name: str, files: Sequence[Path]) -> Path:
+    """Return the only image with the name in a row. Raise `DatasetError` if there is none."""
     if not files:
-        return (
+        raise DatasetError(
             f"there is no image {name[:200]!r} ({column}) in {root}. Add the image, or remove its "
             "rows."
         )
-    return f"{files[0]} and {files[1]} are both called {name!r}. Keep one of them."
+    if len(files) > 1:
+        raise DatasetError(f"{files[0]} and {files[1]} are both called {name!r}. Keep one of them.")
+    return files[0]
+
+
+def _remark_unlisted(
+    table: Path, images: Iterable[Sequence[Path]], cases: Iterable[CaseFiles]
+) -> list[Remark]:
+    """Return a note that names the images without a row, which are left out."""
+    listed = {files.images[0] for files in cases}
+    unlisted: list[str] = []
+    for files_of_name in images:
+        unlisted += [file.name for file in files_of_name if file not in listed]
+    if not unlisted:
+        return []
+    text = f"{table}: {count(len(unlisted), 'image')} without a row, left out: "
+    return [Remark("left_out", f"{text}{join_names(unlisted, 5)}.", is_note=True)]
