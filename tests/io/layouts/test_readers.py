@@ -186,7 +186,7 @@ def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
         Candidate.from_box(number, 1, 0.9, box, reference.geometry)
         for number, box in enumerate([(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)], start=1)
     )
-    prediction = Prediction("a", reference.geometry, candidates)
+    prediction = Prediction("a", reference.geometry, candidates, None)
     result = match_case(reference, prediction, PRESETS["lesionseg"], case="a").result()
     assert [candidate.outcome for candidate in result.candidates] == [
         "true_positive",
