@@ -351,16 +351,27 @@ def write_mri_phantoms(
     def simulate(rng: Generator, n: Range) -> Simulated:
         signal, white = _head(rng, grid)
         lesions, instances = _place_lesions(rng, white, spacing_mm, n, (2.0, 7.0, 15.0), gap=1)
-        for lesion in lesions:  # small lesions tend to be fainter
-            excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
-            brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
-            signal[lesion.box] += lesion.share * brightness
+        _brighten_lesions(rng, signal, lesions, contrast)
         return _acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid = Grid(shape, spacing_mm)
     cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
+
+
+def _brighten_lesions(
+    rng: Generator, signal: Field, lesions: Sequence[_Lesion], contrast: float
+) -> None:
+    """Add lesions to a FLAIR signal. Small lesions tend to be fainter, as in patients.
+
+    A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. The excess of a
+    lesion is random, and limited to 0.25 to 1.2. It is multiplied by `contrast`.
+    """
+    for lesion in lesions:
+        excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
+        brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
+        signal[lesion.box] += lesion.share * brightness
 
 
 def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
@@ -374,39 +385,85 @@ def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) 
     return coverage(radius_mm - distance_mm, float(np.mean(grid.spacing_mm)))
 
 
+@dataclass(frozen=True, eq=False)
+class _ChestSpace:
+    """The coordinates of a chest that fills a grid.
+
+    The origin is the middle of the chest; z points up, y to the front. Organs are ellipsoids whose
+    sizes are shares of half the extent of the grid. The depth below a surface is in mm, positive
+    inside.
+
+    Attributes:
+        z: Position of each voxel in mm. A random field bends the three positions a bit, and with
+            them all surfaces.
+        y: The same along y.
+        x: The same along x.
+        half_mm: Half the extent of the grid along z, y and x.
+        voxel_mm: Mean side of a voxel.
+    """
+
+    z: Field
+    y: Field
+    x: Field
+    half_mm: NDArray[np.float64]
+    voxel_mm: float
+
+    @classmethod
+    def draw(cls, rng: Generator, grid: Grid) -> "_ChestSpace":
+        """Draw the bend of the coordinates of a grid."""
+        half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
+        bend = np.float32(0.02 * half_mm.min())
+        z, y, x = (
+            axis + bend * smooth_field(rng, grid.shape, grid.spacing_mm, 90)
+            for axis in millimetre_axes(grid.shape, grid.spacing_mm)
+        )
+        return cls(z, y, x, half_mm, float(np.mean(grid.spacing_mm)))
+
+    def torso_depth(self, size: Field) -> Field:
+        """Return the depth below the skin of a torso, which is an elliptic cylinder along z."""
+        _, front, side = self.half_mm
+        radii = (1, 0.96 * front, 0.98 * side) * size
+        return ellipsoid_depth((0 * self.z, self.y, self.x), (0, 0, 0), radii)
+
+    def lung_depth(self, size: Field) -> Field:
+        """Return the depth below the surface of both lungs, which are narrower at their tops."""
+        up, front, side = self.half_mm
+        narrow = 1 + 0.35 * np.clip(self.z / up, 0, 1) ** 2
+        # |x| mirrors one lung to the other side
+        both = (self.z, self.y * narrow, (np.abs(self.x) - 0.44 * side) * narrow)
+        radii = (0.92 * up, 0.72 * front, 0.36 * side) * size
+        return ellipsoid_depth(both, (0, 0, 0), radii)
+
+    def heart_depth(self) -> Field:
+        """Return the depth below the surface of the heart, to the left of the middle."""
+        up, front, side = self.half_mm
+        centre = (-0.3 * up, 0.15 * front, 0.12 * side)
+        return ellipsoid_depth((self.z, self.y, self.x), centre, 0.4 * self.half_mm)
+
+    def hilum_distance(self) -> Field:
+        """Return the distance from the root of the lung, in units of the smallest half extent."""
+        side = self.half_mm[2]
+        distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
+        return np.asarray(distance_mm / np.float32(self.half_mm.min()))
+
+
 def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the Hounsfield units of a chest that fills the grid, and the share of lung.
 
-    Torso, lungs and heart are ellipsoids whose sizes are shares of half the extent of the grid
-    (`up`, `front` and `side`, in mm). Ribs, spine and vessels have fixed sizes in mm. The origin is
-    the middle of the chest; z points up, y to the front. A random field bends all surfaces a bit.
+    The chest has a torso, two lungs and a heart (`_ChestSpace`). Ribs, spine and vessels have fixed
+    sizes in mm.
     """
-    half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
-    up, front, side = half
-    voxel = float(np.mean(grid.spacing_mm))
-    draw_field = partial(smooth_field, rng, grid.shape, grid.spacing_mm)
-    bend = np.float32(0.02 * half.min())
-    axes = millimetre_axes(grid.shape, grid.spacing_mm)
-    z, y, x = (axis + bend * draw_field(90) for axis in axes)
-    size = rng.uniform(0.92, 1.0, size=3)
-    torso = ellipsoid_depth((0 * z, y, x), (0, 0, 0), (1, 0.96 * front, 0.98 * side) * size)
-    narrow = 1 + 0.35 * np.clip(z / up, 0, 1) ** 2  # the lungs are narrower at their tops
-    # |x| mirrors one lung to the other side
-    both = (z, y * narrow, (np.abs(x) - 0.44 * side) * narrow)
-    lungs = ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
-    heart = ellipsoid_depth((z, y, x), (-0.3 * up, 0.15 * front, 0.12 * side), 0.4 * half)
-    lung = coverage(np.minimum(lungs, -heart), voxel)
-    # distance from the root of the lung, from which vessels become thinner
-    hilum = np.sqrt(z**2 + y**2 + (np.abs(x) - 0.2 * side) ** 2) / np.float32(half.min())
-    large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
-    small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
-    fine = draw_field(7.0)
-    coarse = draw_field(25.0)
-    # lung is denser at the back of a patient who lies on it
-    air = rng.normal(-860, 20) - np.float32(0.4) * y + 12 * fine + 18 * coarse
+    space = _ChestSpace.draw(rng, grid)
+    voxel = space.voxel_mm
+    size = rng.uniform(0.92, 1.0, size=3)  # of this patient along each axis
+    torso = space.torso_depth(size)
+    lung = coverage(np.minimum(space.lung_depth(size), -space.heart_depth()), voxel)
+    vessels = _draw_vessels(rng, grid, space)
+    air = _draw_air(rng, grid, space)
     # shells 10 mm below the skin, cut into oblique ribs every 24 mm
-    rib = coverage(4 - np.abs(torso - 10), voxel) * (np.cos((z + 0.5 * y) * 2 * np.pi / 24) > 0.2)
-    spine = coverage(15 - np.hypot(x, y + 0.7 * front), voxel)
+    shell = coverage(4 - np.abs(torso - 10), voxel)
+    rib = shell * (np.cos((space.z + 0.5 * space.y) * 2 * np.pi / 24) > 0.2)
+    spine = coverage(15 - np.hypot(space.x, space.y + 0.7 * space.half_mm[1]), voxel)
     hounsfield = np.full(grid.shape, -1000, dtype=np.float32)
     # share and Hounsfield units of each tissue; a later one replaces the earlier ones
     tissues: list[tuple[Field, Any]] = [
@@ -414,11 +471,29 @@ def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
         (rib, 350),
         (spine, 180),
         (lung, air),
-        (lung * np.maximum(large, small), 45),
+        (lung * vessels, 45),
     ]
     for share, value in tissues:
         hounsfield += share * (value - hounsfield)
     return hounsfield, lung
+
+
+def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
+    """Draw the share 0..1 of vessels in each voxel. They become thinner away from the hilum."""
+    hilum = space.hilum_distance()
+    large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
+    small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
+    return np.asarray(np.maximum(large, small))
+
+
+def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
+    """Draw the Hounsfield units of lung, which has fine and coarse texture.
+
+    Lung is denser at the back of a patient who lies on it.
+    """
+    fine = smooth_field(rng, grid.shape, grid.spacing_mm, 7.0)
+    coarse = smooth_field(rng, grid.shape, grid.spacing_mm, 25.0)
+    return np.asarray(rng.normal(-860, 20) - np.float32(0.4) * space.y + 12 * fine + 18 * coarse)
 
 
 def write_ct_phantoms(
@@ -457,15 +532,8 @@ def write_ct_phantoms(
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, grid)
         lesions, instances = _place_lesions(rng, lung, spacing_mm, n, (3.0, 6.0, 15.0), gap=2)
-        for lesion in lesions:
-            is_solid = rng.random() > 0.2  # the remaining nodules are ground glass
-            level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
-            excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
-            hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
-        white = rng.standard_normal(shape, dtype=np.float32)
-        grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])  # σ = 0.5 mm
-        blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
-        return blurred + np.float32(40 / grain.std()) * grain, instances
+        _add_nodules(rng, hounsfield, lesions, contrast)
+        return _acquire_ct(rng, hounsfield, spacing_mm), instances
 
     about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
     grid = Grid(shape, spacing_mm)
@@ -473,6 +541,26 @@ def write_ct_phantoms(
         simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_chest_ct", "CT", about)
+
+
+def _add_nodules(
+    rng: Generator, hounsfield: Field, lesions: Sequence[_Lesion], contrast: float
+) -> None:
+    """Add nodules to the Hounsfield units of a chest: four of five solid, the rest ground glass."""
+    for lesion in lesions:
+        is_solid = rng.random() > 0.2
+        level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
+        # a vessel in a nodule of ground glass stays as dense as it is
+        excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
+        hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
+
+
+def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field:
+    """Add the blur of a CT scanner (σ = 0.6 mm), and noise of 40 HU with a grain of 0.5 mm."""
+    white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
+    grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
+    blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
+    return np.asarray(blurred + np.float32(40 / grain.std()) * grain)
 
 
 def _radiograph(rng: Generator, attenuation: Field) -> Field:
@@ -530,55 +618,76 @@ def write_xray_phantoms(
     volume = Grid(volume_shape, (2 * pixel_mm, depth_mm, 2 * pixel_mm))
     grid = Grid(shape, (pixel_mm, pixel_mm))
 
-    def project(values: Field) -> Field:
-        """Sum values per mm along the rays, on the grid of the radiograph."""
-        sums = values.sum(axis=1)[::-1] * depth_mm
-        return np.asarray(ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]])
-
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, volume)
         per_mm = 0.0205 * np.maximum(1 + hounsfield / 1000, 0)  # of water at 60 keV (NISTIR 5632)
-        attenuation = project(per_mm)
-        lung_mm = project(lung)
+        attenuation = _project(per_mm, depth_mm, shape)
+        lung_mm = _project(lung, depth_mm, shape)
+        # a nodule is placed where the rays pass through much lung
         deep_lung = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
         lesions, instances = _place_lesions(
             rng, deep_lung, grid.spacing_mm, n, (5.0, 15.0, 30.0), gap=3
         )
         for lesion in lesions:
-            # The thickness of a ball: at the distance r·d from its edge, seen from the front, the
-            # ray through a ball of radius r has the length 2r·√(d·(2 − d)).
-            is_lesion = np.pad(lesion.share >= 0.5, 1)
-            from_edge = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
-            d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
-            thickness_mm = lesion.diameter_mm * np.sqrt(d * (2 - d))
-            density = 0.0164 * rng.uniform(0.9, 2.0)  # tissue replaces lung
-            absorbed = np.float32(contrast * density) * lesion.share * thickness_mm
+            density = 0.0164 * rng.uniform(0.9, 2.0)  # per mm; tissue replaces lung
+            absorbed = np.float32(contrast * density) * lesion.share * _thickness_mm(lesion)
             attenuation[lesion.box] += absorbed
         return _radiograph(rng, attenuation), instances
 
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
     cases = draw_cases(
         simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
-    for index, (case, levels, instances, geometry) in enumerate(cases, start=1):
+    about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
+    _write_coco(folder, cases, about, pixel_mm)
+
+
+def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
+    """Sum values per mm along the rays, on the grid of the radiograph.
+
+    Args:
+        values: `[z, y, x]` at half the resolution of the radiograph. The rays run along y.
+        depth_mm: size of a voxel along y.
+        shape: rows and columns of the radiograph.
+    """
+    sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
+    return np.asarray(ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]])
+
+
+def _thickness_mm(lesion: _Lesion) -> Field:
+    """Return how far the rays run through a nodule that is as thick as a ball.
+
+    At the distance r·d from its edge, seen from the front, the ray through a ball of radius r has
+    the length 2r·√(d·(2 − d)). For an irregular outline, d is 1 at the point farthest from the
+    edge.
+    """
+    is_lesion = np.pad(lesion.share >= 0.5, 1)
+    from_edge = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
+    d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
+    return np.asarray(lesion.diameter_mm * np.sqrt(d * (2 - d)))
+
+
+def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_mm: float) -> None:
+    """Write images, instance masks and annotations of radiographs as a COCO folder."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (case, levels, instances, geometry) in enumerate(cases, start=1):
         png = f"{case}.png"
         _write(folder / "images" / png, levels.astype(np.uint16), geometry)
         _write(folder / "masks" / png, instances.astype(np.uint8), geometry)
+        height, width = geometry.shape
         image = {
-            "id": index,
+            "id": number,
             "file_name": png,
             "mask_file": png,
             "patient": case,
-            "width": shape[1],
-            "height": shape[0],
+            "width": width,
+            "height": height,
             "pixel_mm": pixel_mm,
         }
         images.append(image)
         for label, box in enumerate(ndimage.find_objects(instances), start=1):
             area = int((instances == label).sum())
-            annotations.append(_annotate(len(annotations) + 1, index, label, box, area))
-    about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
+            annotations.append(_annotate(len(annotations) + 1, number, label, box, area))
     document = {
         "info": {"description": about, "license": "CC0-1.0"},
         "categories": [{"id": 1, "name": "nodule", "supercategory": "lesion"}],

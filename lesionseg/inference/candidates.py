@@ -68,6 +68,34 @@ class PeakRegion:
         return int(self.voxels[self.probabilities.argmax()])
 
 
+@dataclass(frozen=True, eq=False)
+class _LabelledRegion:
+    """A region around a peak, and the mask value of the label that it was found in."""
+
+    region: PeakRegion
+    label: int
+
+    @property
+    def n_voxels(self) -> int:
+        """The number of voxels of the region."""
+        return len(self.region.voxels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """The regions that become candidates.
+
+    Attributes:
+        kept: the candidates, by descending score.
+        removed: the regions that are too small, by descending score.
+        n_left_out: number of large regions beyond the limit of candidates.
+    """
+
+    kept: Sequence[_LabelledRegion]
+    removed: Sequence[_LabelledRegion]
+    n_left_out: int
+
+
 def collect_sparse(
     slabs: Iterable[NDArray[np.floating[Any]]], shape: tuple[int, ...], rule: CandidateRule
 ) -> SparseProbabilities:
@@ -359,88 +387,115 @@ def find_candidates(
     >>> found.instances.tolist(), [c.label for c in found.candidates]
     ([[1, 1, 0, 2, 0]], [7, 7])
     """
-    regions: list[PeakRegion] = []
-    labels: list[int] = []
+    found: list[_LabelledRegion] = []
     for label, channel in zip(label_values, probabilities, strict=True):
-        if channel.shape != geometry.shape:
-            raise GeometryError(
-                f"Probabilities {channel.shape} do not fit the grid {geometry.shape}."
-            )
-        if not isinstance(channel, SparseProbabilities):
-            channel = collect_sparse([channel], geometry.shape, rule)
-        joined = join_touching(grow_regions(channel, rule), channel)
-        regions += joined
-        labels += [label] * len(joined)
-    large = np.array([len(region.voxels) >= rule.min_voxels for region in regions], dtype=np.bool_)
-    labels_of_large = {labels[i] for i in np.flatnonzero(large)}
-    if len(labels_of_large) > 1:  # regions of one label do not share voxels
-        regions, labels = _divide_shared_voxels(regions, labels, large, geometry.shape)
-    # a part of a divided region may not reach the floor
-    by_height = [i for i, region in enumerate(regions) if region.height >= rule.floor]
-    by_height.sort(key=lambda i: (-regions[i].height, regions[i].peak, i))
-    large_ones = [i for i in by_height if len(regions[i].voxels) >= rule.min_voxels]
-    small_ones = [i for i in by_height if len(regions[i].voxels) < rule.min_voxels]
-    limit = rule.candidate_limit
-    kept = large_ones[:limit]
-    kept += [i for i in large_ones[limit:] if regions[i].score >= keep_from]
-    kept.sort(key=lambda i: -regions[i].score)
-    small_ones = sorted(small_ones[:limit], key=lambda i: -regions[i].score)
-
-    def make_candidate(number: int, i: int) -> Candidate:
-        """Return region i as the candidate with this id."""
-        voxels = np.stack(np.unravel_index(regions[i].voxels, geometry.shape), axis=-1)
-        return Candidate.from_voxels(number, labels[i], regions[i].score, voxels, geometry)
-
+        for region in _find_regions(channel, geometry, rule):
+            found.append(_LabelledRegion(region, label))
+    choice = _choose_regions(_separate_labels(found, rule, geometry.shape), rule, keep_from)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     candidates = []
-    for number, i in enumerate(kept, start=1):
-        instances.flat[regions[i].voxels] = number
-        candidates.append(make_candidate(number, i))
-    removed = tuple(
-        replace(make_candidate(number, i), has_mask=False, accepted=False)
-        for number, i in enumerate(small_ones, start=1)
-    )
+    for number, kept in enumerate(choice.kept, start=1):
+        instances.flat[kept.region.voxels] = number
+        candidates.append(_make_candidate(number, kept, geometry))
+    removed = []
+    for number, small in enumerate(choice.removed, start=1):
+        candidate = _make_candidate(number, small, geometry)
+        removed.append(replace(candidate, has_mask=False, accepted=False))
     return Prediction(
         case,
         geometry,
         tuple(candidates),
         instances,
-        removed=removed,
-        n_left_out=len(large_ones) - len(kept),
+        removed=tuple(removed),
+        n_left_out=choice.n_left_out,
     )
 
 
+def _find_regions(
+    channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
+) -> list[PeakRegion]:
+    """Find the regions of one label that do not touch, by descending peak."""
+    if channel.shape != geometry.shape:
+        raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
+    if not isinstance(channel, SparseProbabilities):
+        channel = collect_sparse([channel], geometry.shape, rule)
+    return join_touching(grow_regions(channel, rule), channel)
+
+
+def _separate_labels(
+    found: Sequence[_LabelledRegion], rule: CandidateRule, shape: tuple[int, ...]
+) -> Sequence[_LabelledRegion]:
+    """Divide the voxels that large regions of several labels share.
+
+    Regions of one label do not share voxels, so there is nothing to do for a single label.
+    """
+    is_large = np.array([one.n_voxels >= rule.min_voxels for one in found], dtype=np.bool_)
+    labels_of_large = {found[i].label for i in np.flatnonzero(is_large)}
+    if len(labels_of_large) < 2:
+        return found
+    return _divide_shared_voxels(found, is_large, shape)
+
+
+def _choose_regions(
+    found: Sequence[_LabelledRegion], rule: CandidateRule, keep_from: float
+) -> _Choice:
+    """Choose the regions that become candidates, by size, height and score.
+
+    The limit of candidates is applied to the highest peaks. A region beyond it is kept only if its
+    score is at least `keep_from`.
+    """
+    # a part of a divided region may not reach the floor
+    by_height = [one for one in found if one.region.height >= rule.floor]
+    by_height.sort(key=lambda one: (-one.region.height, one.region.peak))
+    large = [one for one in by_height if one.n_voxels >= rule.min_voxels]
+    small = [one for one in by_height if one.n_voxels < rule.min_voxels]
+    limit = rule.candidate_limit
+    kept = large[:limit]
+    kept += [one for one in large[limit:] if one.region.score >= keep_from]
+    return _Choice(
+        kept=_sort_by_score(kept),
+        removed=_sort_by_score(small[:limit]),
+        n_left_out=len(large) - len(kept),
+    )
+
+
+def _sort_by_score(regions: Sequence[_LabelledRegion]) -> list[_LabelledRegion]:
+    """Return the regions by descending score. Equal scores keep their order."""
+    return sorted(regions, key=lambda one: -one.region.score)
+
+
+def _make_candidate(number: int, found: _LabelledRegion, geometry: Geometry) -> Candidate:
+    """Return a region as the candidate with this id."""
+    voxels = np.stack(np.unravel_index(found.region.voxels, geometry.shape), axis=-1)
+    return Candidate.from_voxels(number, found.label, found.region.score, voxels, geometry)
+
+
 def _divide_shared_voxels(
-    regions: Sequence[PeakRegion],
-    labels: Sequence[int],
-    large: NDArray[np.bool_],
-    shape: tuple[int, ...],
-) -> tuple[list[PeakRegion], list[int]]:
+    found: Sequence[_LabelledRegion], is_large: NDArray[np.bool_], shape: tuple[int, ...]
+) -> list[_LabelledRegion]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 
     Ties go to the first region. If this divides a region, each of its connected parts becomes a
     region, so that a candidate is one object.
     """
-    large_rows = np.flatnonzero(large).tolist()
-    voxels = np.concatenate([regions[i].voxels for i in large_rows])
-    probabilities = np.concatenate([regions[i].probabilities for i in large_rows])
-    region_of_voxel = np.repeat(large_rows, [len(regions[i].voxels) for i in large_rows])
+    large_rows = np.flatnonzero(is_large).tolist()
+    voxels = np.concatenate([found[row].region.voxels for row in large_rows])
+    probabilities = np.concatenate([found[row].region.probabilities for row in large_rows])
+    row_of_voxel = np.repeat(large_rows, [found[row].n_voxels for row in large_rows])
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
-    order = np.lexsort((-region_of_voxel, probabilities))
+    order = np.lexsort((-row_of_voxel, probabilities))
     owner = np.full(prod(shape), -1, dtype=np.int32)
-    owner[voxels[order]] = region_of_voxel[order]
-    divided: list[PeakRegion] = []
-    of_label: list[int] = []
-    for i, region in enumerate(regions):
-        parts = [region]
-        is_own = owner[region.voxels] == i
-        if large[i] and not is_own.all():
-            rest = PeakRegion(region.voxels[is_own], region.probabilities[is_own])
-            parts = _connected_parts(rest, shape)
-        divided += parts
-        of_label += [labels[i]] * len(parts)
-    return divided, of_label
+    owner[voxels[order]] = row_of_voxel[order]
+    divided: list[_LabelledRegion] = []
+    for row, one in enumerate(found):
+        is_own = owner[one.region.voxels] == row
+        if not is_large[row] or is_own.all():
+            divided.append(one)
+            continue
+        rest = PeakRegion(one.region.voxels[is_own], one.region.probabilities[is_own])
+        divided += [_LabelledRegion(part, one.label) for part in _connected_parts(rest, shape)]
+    return divided
 
 
 def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakRegion]:

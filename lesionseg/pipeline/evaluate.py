@@ -34,6 +34,7 @@ from lesionseg.evaluation import (
     summarise,
 )
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
+from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
@@ -145,19 +146,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     selection = _stated_selection(cfg, aim, preset, inputs)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
-        matches = list(
-            match_cases(
-                inputs.cases,
-                inputs.predictions,
-                options,
-                progress=progress,
-                keep=kept.keep,
-                faults=inputs.faults,
-            )
-        )
-        if inputs.cases and not matches:
-            faults = "\n  ".join(problem.message for problem in inputs.faults)
-            raise DatasetError(f"No case can be scored:\n  {faults}")
+        matches = _match_all(inputs, options, kept, progress)
         if aim is not None and selection.point is None:
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
@@ -185,17 +174,45 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
         written = kept.finish(selection)
-    # the report shows the kept predictions if they replace all given ones
-    shows_kept = written is not None and kept.has_all(inputs.predictions)
-    given = {
-        "images": "SCANS",
-        "reference": cfg.reference,
-        "prediction": str(written) if shows_kept else cfg.prediction,
-    }
     failed = [*inputs.faults, *unread]
     if second is not None:
         failed += second.faults
+    given = {
+        "images": "SCANS",
+        "reference": cfg.reference,
+        "prediction": cfg.prediction,
+    }
+    if written is not None and kept.has_all(inputs.predictions):
+        # the report shows the kept predictions if they replace all given ones
+        given["prediction"] = str(written)
     return EvaluateOutcome(scores, output, given, written, tuple(failed))
+
+
+def _match_all(
+    inputs: "Inputs", options: MatchOptions, kept: KeptPredictions, progress: Advance | None
+) -> list[MatchedCase]:
+    """Match all cases. Keep the predictions that nnU-Net's probabilities contain.
+
+    Raises:
+        DatasetError: if there are cases, but none can be scored.
+    """
+    matches = match_cases(
+        inputs.cases,
+        inputs.predictions,
+        options,
+        progress=progress,
+        keep=kept.keep,
+        faults=inputs.faults,
+    )
+    matched = list(matches)
+    if inputs.cases and not matched:
+        raise DatasetError(_explain_nothing_scored(inputs.faults))
+    return matched
+
+
+def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
+    """Return the message for cases of which none can be scored, one fault per line."""
+    return "\n  ".join(["No case can be scored:", *(fault.message for fault in faults)])
 
 
 def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> MatchOptions:
@@ -257,18 +274,19 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     folder = Path(cfg.prediction)
     rules = ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers)
     dataset, labelled = open_references(Path(cfg.reference), problems, rules)
-    predictions = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
+    found = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
-    dataset = with_labels_of_outputs(dataset, labelled, predictions)
-    chosen = cases_of_role(labelled, predictions, cfg.evaluated_on)
-    faults = _faults_of_cases(problems, [*(c.case for c in chosen), *predictions])
+    dataset = with_labels_of_outputs(dataset, labelled, found)
+    of_role = cases_of_role(labelled, found, cfg.evaluated_on)
+    # cases whose files could not be listed are left out of both sides
+    faults = _faults_of_cases(problems, [*(files.case for files in of_role), *found])
     unusable = frozenset(problem.case for problem in faults)
-    chosen = [c for c in chosen if c.case not in unusable]
-    predictions = {case: files for case, files in predictions.items() if case not in unusable}
+    chosen = [files for files in of_role if files.case not in unusable]
+    predictions = {case: files for case, files in found.items() if case not in unusable}
     if faults and not chosen:
-        raise DatasetError("\n  ".join(["No case can be scored:", *(f.message for f in faults)]))
-    has_scorable = any(c.case in predictions for c in chosen)
+        raise DatasetError(_explain_nothing_scored(faults))
+    has_scorable = any(files.case in predictions for files in chosen)
     if cfg.chosen_on is not None and not has_scorable:
         _log.warning(
             "No prediction has a reference. Masks are written, but nothing is scored. To score, "
@@ -276,13 +294,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         )
         chosen = []
     elif not chosen:
-        present = " and ".join(sorted({c.role or UNSTATED[0] for c in labelled}))
-        _log.warning(
-            "No case of the reference has the role %s (it has %s). The scores are empty.",
-            cfg.evaluated_on,
-            present,
-        )
-    role = cfg.evaluated_on or _shared_role(chosen)
+        _warn_of_absent_role(cfg.evaluated_on, labelled)
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
     return Inputs(
@@ -290,9 +302,19 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         labelled=labelled,
         cases=cases,
         predictions=predictions,
-        role=role,
+        role=cfg.evaluated_on or _shared_role(chosen),
         faults=faults,
         unusable=unusable,
+    )
+
+
+def _warn_of_absent_role(role: str | None, labelled: Sequence[CaseFiles]) -> None:
+    """Warn that no case has the role to evaluate, and name the roles that the cases have."""
+    present = {files.role or UNSTATED[0] for files in labelled}
+    _log.warning(
+        "No case of the reference has the role %s (it has %s). The scores are empty.",
+        role,
+        " and ".join(sorted(present)),
     )
 
 
