@@ -306,38 +306,23 @@ def prepare_reference(
     instances = lesions.draw()
     if reference.ignore is not None:  # a box may contain ignored voxels
         instances[reference.ignore] = 0
-    # the mask value of each lesion voxel, in C order. With regions, a lesion may have several.
-    values_of_voxels: NDArray[np.integer[Any]]
-    if plan.labels.regions and reference.labels is not None:
-        values_of_voxels = reference.labels[instances > 0]
-    else:
-        values_of_voxels = np.ones(np.count_nonzero(instances), dtype=np.uint8)
-    values = np.unique(values_of_voxels if plan.labels.regions else lesions.labels)
-    unknown = sorted(set(values.tolist()) - set(mask_values))
-    if unknown:
-        raise ContentError(
-            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
-            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
-        )
+    values_of_voxels = None
+    if plan.labels.regions:  # a lesion of regions may have voxels of several mask values
+        values_of_voxels = _mask_values_of(reference, instances)
+    present = lesions.labels if values_of_voxels is None else values_of_voxels
+    _require_known_values(present, mask_values, where)
     moved, covered = _read_instances(instances, reference.geometry, geometry)
     label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
     _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
-    if plan.labels.regions:
+    if values_of_voxels is not None:
         label_of_id[1:] = 1
         labels = _resample_labels(
             values_of_voxels, instances, moved, (reference.geometry, geometry), mask_values
         )
     else:
-        channels = [plan.labels.values.index(v) + 1 for v in lesions.labels.tolist()]
+        channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
         label_of_id[lesions.ids] = channels
         labels = label_of_id[moved]
-    ignored = (moved > 0) & (covered < VISIBLE_SHARE)
-    if reference.ignore is not None:
-        ignore = reference.ignore.astype(np.uint8)
-        is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
-        # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
-        ignored |= is_ignored & (moved == 0)
-    has_ignored = reference.ignore is not None or bool(ignored.any())
     known = [value for value in reference.unannotated if value in mask_values]
     unannotated = [mask_values.index(value) + 1 for value in known]
     return Reference(
@@ -345,9 +330,54 @@ def prepare_reference(
         labels=labels,
         instances=moved,
         instance_labels=tuple(label_of_id[1:].tolist()),
-        ignore=ignored if has_ignored else None,
+        ignore=_find_ignored(reference, geometry, moved, covered),
         annotated=dict.fromkeys(unannotated, False),
     )
+
+
+def _mask_values_of(reference: Reference, instances: NDArray[np.int32]) -> NDArray[np.integer[Any]]:
+    """Return the mask value of each lesion voxel, in C order. Lesions of boxes have the value 1."""
+    if reference.labels is not None:
+        return np.asarray(reference.labels[instances > 0])
+    return np.ones(np.count_nonzero(instances), dtype=np.uint8)
+
+
+def _require_known_values(
+    present: NDArray[np.integer[Any]], mask_values: Sequence[int], where: str | None
+) -> None:
+    """Raise `ContentError` if the plan does not have one of the label values of a reference."""
+    unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
+    if unknown:
+        raise ContentError(
+            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
+            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
+        )
+
+
+def _find_ignored(
+    reference: Reference,
+    geometry: Geometry,
+    moved: NDArray[np.int32],
+    covered: NDArray[np.float32],
+) -> NDArray[np.bool_] | None:
+    """Return True for the voxels of the plan's grid that do not count in training.
+
+    These are the voxels of lesions that cover too little of them to be visible, and the ignored
+    voxels of the reference. Return None if there are none.
+
+    Args:
+        reference: on the file's grid.
+        geometry: the plan's grid.
+        moved: lesion ids on the plan's grid.
+        covered: share of each voxel that lesions cover.
+    """
+    ignored = (moved > 0) & (covered < VISIBLE_SHARE)
+    if reference.ignore is None:
+        return ignored if ignored.any() else None
+    ignore = reference.ignore.astype(np.uint8)
+    is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
+    # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
+    return np.asarray(ignored | (is_ignored & (moved == 0)))
 
 
 def _resample_labels(

@@ -244,32 +244,8 @@ def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
     """Read one network. For errors, see `read_bundle`."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # safetensors begins with the length of its header in 8 bytes, which may be equal to those of a
-    # pickle. The header's first byte is {.
-    is_safetensors = start[8:] == b"{"
-    if start.startswith(_PICKLES) and not is_safetensors:
-        raise BundleError(
-            f"{path}: the file is a pickle, which can run any code, so it was not opened. "
-            "Save the weights with safetensors.torch.save_file."
-        )
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise BundleError(
-            f"{path}: the weights cannot be read: {error}. Copy the bundle again."
-        ) from error
-    # checked before the network is built, because wrong features could need too much memory
-    sizes: set[int] = set()
-    for tensor in tensors.values():
-        sizes.update(tensor.shape)
-    unknown_widths = sorted(set(plan.architecture.features) - sizes)
-    if plan.architecture.name in SOURCES and unknown_widths:
-        raise BundleError(
-            f"{path}: no tensor has {unknown_widths} channels, but plan.json states them. "
-            "Use weights and plan of the same training run."
-        )
+    tensors = _read_tensors(path)
+    _require_stated_widths(path, tensors, plan)
     not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if not_finite:
         raise BundleError(
@@ -285,3 +261,41 @@ def _read_network(
             f"training run. {error}"
         ) from error
     return network.eval()
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file. Raise `BundleError` for a pickle, unopened."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # safetensors begins with the length of its header in 8 bytes, which may be equal to those of a
+    # pickle. The header's first byte is {.
+    is_safetensors = start[8:] == b"{"
+    if start.startswith(_PICKLES) and not is_safetensors:
+        raise BundleError(
+            f"{path}: the file is a pickle, which can run any code, so it was not opened. "
+            "Save the weights with safetensors.torch.save_file."
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise BundleError(
+            f"{path}: the weights cannot be read: {error}. Copy the bundle again."
+        ) from error
+
+
+def _require_stated_widths(path: Path, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
+    """Raise `BundleError` if no tensor has a number of features that the plan states.
+
+    This is checked before the network is built, because a wrong plan could need too much memory.
+    """
+    if plan.architecture.name not in SOURCES:  # a user's own network may have other widths
+        return
+    sizes: set[int] = set()
+    for tensor in tensors.values():
+        sizes.update(tensor.shape)
+    unknown_widths = sorted(set(plan.architecture.features) - sizes)
+    if unknown_widths:
+        raise BundleError(
+            f"{path}: no tensor has {unknown_widths} channels, but plan.json states them. "
+            "Use weights and plan of the same training run."
+        )

@@ -338,24 +338,18 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
         BundleError: if the depths of the stages are not those of a U-Net that nnU-Net plans.
     """
     residual = RESIDUAL_STEM in weights
-    kind = "residual_unet" if residual else "plain"
     if name == AUTO_MODEL:
         name = "residual_unet" if residual else "unet"
-    wanted = backbone_kind(name)
-    if kind != wanted:
-        raise ConfigError(
-            f"model.init_from: {where} has a {kind} backbone, the network has a {wanted} one. Set "
-            f"model={'residual_unet' if residual else 'unet'}."
-        )
+    _require_backbone(residual, name, where)
     conv = "first.conv.weight" if residual else "conv.weight"
-    # the first convolution of each stage
+    # the first convolution of each stage, and the transposed convolutions between the stages
     first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
     ups = _numbered_weights(weights, "decoder.ups.{}.weight")
-    dims = first[0].ndim - 2
     n = len(first)
     encoder_depths = []
     for i in range(n):
-        encoder_depths.append(len(_numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")))
+        blocks = _numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")
+        encoder_depths.append(len(blocks))
     decoder_depths = set()
     for i in range(n - 1):
         blocks = _numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight")
@@ -368,16 +362,30 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
             f"{sorted(decoder_depths)} in the decoder's stages, and {len(ups)} transposed "
             "convolutions. Use weights of a U-Net that nnU-Net has planned."
         )
+    # a convolution's weight is [out, in, *kernel]; the kernel of a transposed one is its stride
+    dims = first[0].ndim - 2
+    full_resolution = (1,) * dims
     return Architecture(
         name=name,
-        features=tuple(len(w) for w in first),
-        strides=((1,) * dims, *(tuple(w.shape[2:]) for w in ups)),
-        kernels=tuple(tuple(w.shape[2:]) for w in first),
+        features=tuple(len(weight) for weight in first),
+        strides=(full_resolution, *(tuple(weight.shape[2:]) for weight in ups)),
+        kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),
         n_supervised=max(n - 2, 1),
         encoder_blocks=tuple(encoder_depths) if residual else (),
         layout="nnunet",
     )
+
+
+def _require_backbone(residual: bool, name: str, where: str) -> None:
+    """Raise `ConfigError` if the network `name` has another kind of backbone than the weights."""
+    kind = "residual_unet" if residual else "plain"
+    wanted = backbone_kind(name)
+    if kind != wanted:
+        raise ConfigError(
+            f"model.init_from: {where} has a {kind} backbone, the network has a {wanted} one. Set "
+            f"model={'residual_unet' if residual else 'unet'}."
+        )
 
 
 def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:

@@ -132,13 +132,22 @@ def _interpolate(
 ) -> None:
     """Fill `out` by interpolating `image` at the positions of a warp.
 
-    Both are contiguous `[C, Z, Y, X]`.
+    Both are contiguous `[C, Z, Y, X]`. Each row of the output takes two steps:
+
+    1. Locate the cell of each position, which is the cube of the eight voxels around it: the flat
+       index of its first `corner`, and the `fraction` of the cell along z, y and x. A position
+       beyond the first or the last voxel counts as that voxel. `inside` is 0 if it is more than
+       half a voxel outside.
+    2. For each channel, mix the eight corners: along x, then along y in the front and in the back
+       face of the cell, then between the two faces.
+
+    Both steps are in one function, because the calls of two would take a fifth of the time.
     """
     channels = image.reshape(image.shape[0], -1)
     n_out = out.shape[3]
-    place = np.empty(n_out, np.uint32)
     row = np.empty(n_out, np.float32)
-    share = np.empty((3, n_out), np.float32)
+    corner = np.empty(n_out, np.uint32)
+    fraction = np.empty((3, n_out), np.float32)
     inside = np.empty(n_out, np.float32)
     pitch = (image.shape[2] * image.shape[3], image.shape[3], 1)
     # array elements from one voxel to the next along each axis; 0 if the axis has only one voxel
@@ -148,40 +157,41 @@ def _interpolate(
     for k in range(out.shape[1]):
         for j in range(out.shape[2]):
             for i in range(n_out):
-                place[i] = _U(0)
+                corner[i] = _U(0)
                 inside[i] = _ONE
             for axis in range(3):
                 _fill_coordinates(row, matrix, bend, axis, k, j)
                 n = image.shape[axis + 1]
                 last = _F(n - 1)
-                low = _I(max(n - 2, 0))
+                last_cell = _I(max(n - 2, 0))  # 0 also if there is only one voxel
                 beyond = last + _HALF
-                along = share[axis]
+                along = fraction[axis]
                 stride = _U(pitch[axis])
                 for i in range(n_out):
                     x = row[i]
                     inside[i] = inside[i] if (x >= -_HALF) & (x <= beyond) else _ZERO
                     x = min(max(x, _ZERO), last)
-                    cell = min(_I(x), low)
+                    cell = min(_I(x), last_cell)
                     along[i] = x - _F(cell)
-                    place[i] += _U(cell) * stride
+                    corner[i] += _U(cell) * stride
             for c in range(out.shape[0]):
                 source = channels[c]
                 target = out[c, k, j]
                 for i in range(n_out):
-                    p = place[i]
-                    fx = share[2, i]
-                    fy = share[1, i]
-                    fz = share[0, i]
-                    a = source[p] + fx * (source[p + dx] - source[p])
+                    fx = fraction[2, i]
+                    fy = fraction[1, i]
+                    fz = fraction[0, i]
+                    p = corner[i]
                     q = p + dy
-                    b = source[q] + fx * (source[q + dx] - source[q])
-                    near = a + fy * (b - a)
+                    low = source[p] + fx * (source[p + dx] - source[p])
+                    high = source[q] + fx * (source[q + dx] - source[q])
+                    front = low + fy * (high - low)
                     p = p + dz
-                    a = source[p] + fx * (source[p + dx] - source[p])
                     q = p + dy
-                    b = source[q] + fx * (source[q + dx] - source[q])
-                    target[i] = (near + fz * (a + fy * (b - a) - near)) * inside[i]
+                    low = source[p] + fx * (source[p + dx] - source[p])
+                    high = source[q] + fx * (source[q + dx] - source[q])
+                    back = low + fy * (high - low)
+                    target[i] = (front + fz * (back - front)) * inside[i]
 
 
 @_compile_loops

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +23,7 @@ from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.films import Film
+from lesionseg.reporting.films import Film, FilmBox
 from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
 from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
@@ -37,6 +38,7 @@ SOFT = "#555555"
 CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
 CHARTS_END = 5.5  # lower end of the charts of page 1 and of their captions
 TOP_SIDE = 1.62  # side of a picture on page 1
+TOP_FILM_SIDE = 1.52  # side of a whole image on page 1, with room for the key below it
 SIDE = 1.18  # side of a picture on the following pages
 COLUMNS = 3  # of pictures
 PER_PAGE = 12  # pictures
@@ -53,6 +55,10 @@ FILM_STYLES = {**LINE_STYLES, "below": (BELOW, ":")}  # on a dark image
 FILM_COLUMNS = 3  # of whole images on a page
 FILM_ROWS = 2
 FILM_CAPTION = 0.72  # height of the caption below a whole image
+# order of drawing in a whole image: dark edges below the lines of all boxes, texts above them
+EDGE_ORDER = 2
+LINE_ORDER = 3
+TEXT_ORDER = 5
 LEAST_TEXT = 5.0  # least size of the text in a whole image, in points
 LETTER = 0.062  # mean width of a letter of 8 points
 
@@ -157,11 +163,12 @@ def _first_page(content: ReportContent) -> Figure:
         page.text(EDGE, y, content.films_title, 11, weight="bold")
         step = (WIDTH - 2 * EDGE + GAP) / content.n_films_on_top
         for k, film in enumerate(pictures.films[: content.n_films_on_top]):
-            _draw_film(page, film, EDGE + k * step, y + 0.22, TOP_SIDE, TOP_SIDE)
-            x = EDGE + k * step + TOP_SIDE + 0.08
+            x = EDGE + k * step
+            _draw_film(page, film, x, y + 0.22, TOP_FILM_SIDE, TOP_FILM_SIDE)
+            x += TOP_FILM_SIDE + 0.08
             page.text(x, y + 0.22, film.case, 8, weight="bold")
             page.text(x, y + 0.39, film.words, 7.5, 30)
-        _draw_film_key(page, pictures, y + 0.27 + TOP_SIDE, in_one_row=True)
+        _draw_film_key(page, pictures, y + 0.27 + TOP_FILM_SIDE, in_one_row=True)
     elif pictures.top:
         words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
@@ -276,47 +283,67 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
         aspect="auto",
     )
     axes.set_axis_off()
-    text_inches = film.text_size / film.width * width
-    points = max(72 * text_inches, LEAST_TEXT)
+    inches_per_pixel = width / film.width
+    points = max(72 * film.text_size * inches_per_pixel, LEAST_TEXT)
     for box in film.boxes:
-        colour, style = FILM_STYLES[box.kind]
-        thickness = 1.6 if box.is_error else 0.8
-        # a dark edge below all lines keeps them visible in bright images
-        lines = (("black", "-", 1.0, 2), (colour, style, 0.0, 3))
-        for colour_of_line, style_of_line, more, zorder in lines:
-            axes.add_patch(
-                Rectangle(
-                    (box.x, box.y),
-                    box.width,
-                    box.height,
-                    fill=False,
-                    edgecolor=colour_of_line,
-                    linestyle=style_of_line,
-                    linewidth=thickness + more,
-                    zorder=zorder,
-                )
-            )
+        _draw_film_box(axes, box)
         if box.text:
-            left, top, _ = film.tag(box)
-            is_above = top < box.y
-            axes.text(
-                left,
-                box.y if is_above else top,
-                box.text,
-                fontsize=points,
-                weight="bold",
-                va="bottom" if is_above else "top",
-                clip_on=True,
-                zorder=5,  # above all boxes
-                bbox={
-                    "facecolor": box.label.colour if box.label else colour,
-                    "edgecolor": "none",
-                    "pad": 0.6,
-                },
-            )
+            _draw_film_text(axes, film, box, points)
     axes.set_xlim(0, film.width)
     axes.set_ylim(film.height, 0)
     return y + height
+
+
+def _draw_film_box(axes: Axes, box: FilmBox) -> None:
+    """Draw a box in the style of its kind, thick if it is an error.
+
+    A dark edge below the line keeps it visible in bright images.
+    """
+    colour, style = FILM_STYLES[box.kind]
+    thickness = 1.6 if box.is_error else 0.8
+    edge = _rectangle_of(box, edgecolor="black", linewidth=thickness + 1.0, zorder=EDGE_ORDER)
+    line = _rectangle_of(box, edgecolor=colour, linewidth=thickness, zorder=LINE_ORDER)
+    line.set_linestyle(style)
+    axes.add_patch(edge)
+    axes.add_patch(line)
+
+
+def _rectangle_of(box: FilmBox, edgecolor: str, linewidth: float, zorder: int) -> Rectangle:
+    """Return the outline of a box."""
+    return Rectangle(
+        (box.x, box.y),
+        box.width,
+        box.height,
+        fill=False,
+        edgecolor=edgecolor,
+        linewidth=linewidth,
+        zorder=zorder,
+    )
+
+
+def _draw_film_text(axes: Axes, film: Film, box: FilmBox, points: float) -> None:
+    """Write the text of a box above it or, without room, at the place that the film gives it.
+
+    `points` is the size of the text.
+    """
+    left, top, _ = film.tag(box)
+    is_above = top < box.y
+    colour, _ = FILM_STYLES[box.kind]
+    axes.text(
+        left,
+        box.y if is_above else top,
+        box.text,
+        fontsize=points,
+        weight="bold",
+        va="bottom" if is_above else "top",
+        clip_on=True,
+        zorder=TEXT_ORDER,
+        bbox={
+            "facecolor": box.label.colour if box.label else colour,
+            "edgecolor": "none",
+            "pad": 0.6,
+        },
+    )
 
 
 def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: bool = False) -> float:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 
 from lesionseg.io.files import write_text
 from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
@@ -97,42 +99,20 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the page of the search. It needs no network. Return its path."""
     figure, axes = new_figure(6, 4.4)
-    finished = search.finished
-    dots = axes.scatter(
-        [trial.alpha for trial in finished],
-        [trial.gamma for trial in finished],
-        c=np.array([trial.value for trial in finished], dtype=float),
-        s=90,
-        vmin=0,
-        vmax=1,
-        clip_on=False,
-        zorder=3,
-    )
+    dots = _draw_finished(axes, search)
     figure.colorbar(dots, label=search.objective)
-    for trial in finished:
-        place = (trial.alpha, trial.gamma)
-        axes.annotate(f"{trial.value:.2f}", place, (8, 4), textcoords="offset points", size=8)
+    caption = f"Each dot is a completed training, coloured by its {search.objective}."
     stopped = [trial for trial in search.trials if trial.state == "pruned"]
     alphas = [trial.alpha for trial in stopped]
     gammas = [trial.gamma for trial in stopped]
     axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
-    axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    caption = f"Each dot is a completed training, coloured by its {search.objective}."
     if stopped:
         caption += " Crosses: trainings that were stopped early."
+    axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     headline = "No trial has found a lesion yet."
     steadiest = find_steadiest(search)
     if steadiest is not None and steadiest.value:
-        axes.plot(
-            [steadiest.alpha],
-            [steadiest.gamma],
-            "o",
-            mfc="none",
-            mec=ACCENT,
-            mew=2,
-            markersize=15,
-            clip_on=False,
-        )
+        _draw_ring(axes, steadiest)
         caption += " Ring: the recommended α and γ."
         headline = f"Use α = {steadiest.alpha:.3f} and γ = {steadiest.gamma:.2f}: "
         headline += f"{steadiest.scores.get('recall', 0.0):.2f} {search.objective}."
@@ -146,6 +126,39 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     )
     write_text(path, html)
     return path
+
+
+def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
+    """Draw a dot for each finished training, with its value next to it. Return the dots."""
+    finished = search.finished
+    dots = axes.scatter(
+        [trial.alpha for trial in finished],
+        [trial.gamma for trial in finished],
+        c=np.array([trial.value for trial in finished], dtype=float),
+        s=90,
+        vmin=0,
+        vmax=1,
+        clip_on=False,
+        zorder=3,
+    )
+    for trial in finished:
+        place = (trial.alpha, trial.gamma)
+        axes.annotate(f"{trial.value:.2f}", place, (8, 4), textcoords="offset points", size=8)
+    return dots
+
+
+def _draw_ring(axes: Axes, trial: TuningTrial) -> None:
+    """Draw a ring around the dot of a training."""
+    axes.plot(
+        [trial.alpha],
+        [trial.gamma],
+        "o",
+        mfc="none",
+        mec=ACCENT,
+        mew=2,
+        markersize=15,
+        clip_on=False,
+    )
 
 
 def find_steadiest(search: TuningSearch) -> TuningTrial | None:

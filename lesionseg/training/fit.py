@@ -14,12 +14,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import Dataset
 
-from lesionseg.config import TrainConfig, build
+from lesionseg.config import TrainConfig, TrainerConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
@@ -252,30 +253,20 @@ def make_trainer(
     ours: list[pl.Callback] = [FocalStatistics()]
     ours += [build(spec, "callbacks") for spec in cfg.callbacks]
     ours += callbacks
-    every = settings.validate_every_minutes
     if validate is not None:
+        every = settings.validate_every_minutes
         minutes = float(every) if isinstance(every, int | float) else None
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
-    devices: Any = settings.devices
-    if isinstance(devices, tuple):  # numbers of devices, which Lightning takes only as a list
-        devices = list(devices)
-    if environment is not None and devices == "auto":
-        devices = environment.world_size() // settings.n_nodes
     precision = settings.precision
     if precision == "auto":
         precision = _fastest_precision(device)
-    strategy: Any = "auto"
-    if not settings.has_one_device:
-        # Lightning spawns the processes, unless torchrun or srun has started them
-        start = "spawn" if environment is None else "popen"
-        strategy = DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
     # a dictionary, because the user's settings may replace any of these
     arguments: dict[str, Any] = {
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
-        "devices": devices,
-        "strategy": strategy,
+        "devices": _choose_devices(settings, environment),
+        "strategy": _choose_strategy(settings, environment),
         "precision": precision,
         "gradient_clip_val": GRADIENT_CLIP,
         "log_every_n_steps": LOG_EVERY,
@@ -293,6 +284,29 @@ def make_trainer(
         return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **arguments)
     except TypeError as error:
         raise ConfigError(f"trainer.lightning: {error}.") from error
+
+
+def _choose_devices(settings: TrainerConfig, environment: ClusterEnvironment | None) -> Any:
+    """Return the devices of one node in a form that Lightning takes.
+
+    `environment` is that of torchrun or srun, which have started the processes of all nodes.
+    """
+    if environment is not None and settings.devices == "auto":
+        return environment.world_size() // settings.n_nodes
+    if isinstance(settings.devices, tuple):  # numbers of devices, which must be a list
+        return list(settings.devices)
+    return settings.devices
+
+
+def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | None) -> Any:
+    """Return Lightning's strategy: one process, or one per device.
+
+    Lightning spawns the processes, unless torchrun or srun has started them.
+    """
+    if settings.has_one_device:
+        return "auto"
+    start = "spawn" if environment is None else "popen"
+    return DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
 
 
 def _fastest_precision(device: torch.device) -> Any:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from torch import nn
 
+from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.layouts.nnunet import nnunet_labels
@@ -47,6 +48,7 @@ _TORCH = "resample_torch_fornnunet"
 _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
 _SLOPE = 0.01  # nnU-Net's default for the leaky ReLU
+_UNKNOWN_FRACTION = 0.01  # placeholder for the share of lesion voxels
 _EPS = 1e-5  # nnU-Net's default for the instance norm
 
 
@@ -166,57 +168,64 @@ def nnunet_digest(files: NnunetModelFiles) -> str:
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     """Convert the plans of an nnU-Net model and the shapes of its weights to a plan.
 
-    nnU-Net states no `lesion_fraction`. The value is a placeholder, because prediction does not use
-    it.
+    Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
+    `lesion_fraction`, and the recipe has nnU-Net's own normalisation.
     """
     plans_path = files.where(PLANS)
     labels_path = files.where(LABELS)
     plans = _validate(_Plans, files.read_json(PLANS), plans_path)
     described = files.read_json(LABELS)
     facts = _validate(_Facts, described, labels_path)
+    channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
     name = checkpoint.configuration or files.configuration
-    content = _inherit(plans, name, plans_path)
     where = f"{plans_path}: configurations.{name}"
-    config = _validate(_Configuration, content, where)
+    config = _validate(_Configuration, _inherit(plans, name, plans_path), where)
     try:
         labels = nnunet_labels(described, Path(labels_path))
     except LesionsegError as error:
         raise BundleError(str(error)) from error
     architecture = _architecture(config, where, checkpoint, files)
-    recipe = _recipe(plans, config, name, checkpoint, where, len(facts.channel_names))
+    recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
+    _require_fitting_layers(files, checkpoint, labels, len(channels))
     dims = 2 if plans.image_reader_writer == _PICTURES else 3
-    channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
-    n_outputs = len(labels) if labels.regions else len(labels) + 1
-    if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != len(channels):
-        raise BundleError(
-            f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
-            f"{checkpoint.n_outputs} outputs, but {labels_path} needs {len(channels)} and "
-            f"{n_outputs}. Use the files of one training."
-        )
-    spacing = _grid_spacing(recipe, plans, dims)
     # a 2-D network of a volume has tiles of one slice
     tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
+    folds = ", ".join(files.folds)
+    source = f"nnU-Net v2, {files.name}, {folds}; trainer {checkpoint.trainer or 'not stated'}"
     return Plan(
         dims=dims,
         modality=_modality(channels, dims),
         channel_names=channels,
         labels=labels.predicted(),
-        spacing_mm=spacing,
+        spacing_mm=_grid_spacing(recipe, plans, dims),
         normalisation=(Normalisation("zscore"),) * len(channels),
         tile_shape=tile_shape,
         batch_size=max(1, min(config.batch_size, 16)),
         architecture=architecture,
-        lesion_fraction=0.01,
+        lesion_fraction=_UNKNOWN_FRACTION,
         activation="sigmoid" if labels.regions else "softmax",
         candidate_rule=NNUNET_RULE,
         raster_mm=1.0 if dims == 2 else None,
         grid_of_image=True,  # nnU-Net's readers only warn
         nnunet=recipe,
-        reasons={
-            "source": f"nnU-Net v2, {files.name}, {', '.join(files.folds)}; trainer "
-            f"{checkpoint.trainer or 'not stated'}"
-        },
+        reasons={"source": source},
     )
+
+
+def _require_fitting_layers(
+    files: NnunetModelFiles, checkpoint: NnunetCheckpoint, labels: Labels, n_channels: int
+) -> None:
+    """Raise `BundleError` if the first or last layer does not fit the channels or the labels.
+
+    The network has an output for each label and, without regions, one for the background.
+    """
+    n_outputs = len(labels) if labels.regions else len(labels) + 1
+    if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
+        raise BundleError(
+            f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
+            f"{checkpoint.n_outputs} outputs, but {files.where(LABELS)} needs {n_channels} and "
+            f"{n_outputs}. Use the files of one training."
+        )
 
 
 def _architecture(

@@ -123,26 +123,35 @@ def spline_orders(
 ) -> tuple[tuple[int, ...], int | None]:
     """Return the spline order of each axis, and the axis of thick slices, or None without one.
 
-    The axis of thick slices is resized with its own order, `resampling.order_z`. The model's
-    setting `separate_z` decides if there is one:
+    The axis of thick slices is resized with its own order, `resampling.order_z`, because splines
+    across thick slices mix distant tissue. The model's setting `separate_z` decides if there is
+    such an axis:
 
-    - False: no.
-    - True: yes, that of the coarsest spacing before resizing.
-    - None: yes if the spacing before resizing is anisotropic, that of its coarsest spacing.
-      Otherwise yes if the spacing after resizing is anisotropic, that of its coarsest spacing.
+    - False: there is none.
+    - True: the axis with the coarsest spacing before resizing.
+    - None: the same axis if the spacing before resizing is anisotropic. Otherwise the axis with the
+      coarsest spacing after resizing, if that is anisotropic.
 
     If two axes are equally coarse, there is none in all cases.
     """
-    axis = None
-    depends_on_spacing = resampling.separate_z is None
-    if resampling.separate_z or (depends_on_spacing and _is_thick(resampling, before)):
-        axis = _thickest(before)
-    elif depends_on_spacing and _is_thick(resampling, after):
-        axis = _thickest(after)
+    axis = _find_thick_axis(resampling, before, after)
     orders = [resampling.order] * len(before)
     if axis is not None:
         orders[axis] = resampling.order_z
     return tuple(orders), axis
+
+
+def _find_thick_axis(
+    resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
+) -> int | None:
+    """Return the axis of thick slices as `spline_orders` describes, or None without one."""
+    if resampling.separate_z is False:
+        return None
+    if resampling.separate_z is True or _is_thick(resampling, before):
+        return _thickest(before)
+    if _is_thick(resampling, after):
+        return _thickest(after)
+    return None
 
 
 def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
