@@ -7,7 +7,7 @@ Hydra. The error for an unknown key names the nearest known key.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
 from os import PathLike, fspath
@@ -475,6 +475,24 @@ COMMANDS: Mapping[str, type[Settings]] = {
     "serve": ServeConfig,
 }
 S = TypeVar("S", bound=Settings)
+# settings of one meaning: the folder of the results, and that of the scans
+_SAME_MEANING = (("output", "run_dir"), ("input", "data.root"))
+
+
+def suggest_key(key: str, known: Collection[str]) -> str:
+    """Return ` Did you mean …?` with the setting that an unknown key probably means, or "".
+
+    It is the setting of the same meaning in another command, or the only setting whose last part is
+    the key. Otherwise it is the nearest one.
+
+    >>> suggest_key("output", ["optim", "run_dir"]), suggest_key("max_steps", ["trainer.max_steps"])
+    (" Did you mean 'run_dir'?", " Did you mean 'trainer.max_steps'?")
+    """
+    same = [other for names in _SAME_MEANING if key in names for other in names if other in known]
+    same = same or [name for name in known if name.rpartition(".")[2] == key]
+    if len(same) == 1:
+        return f" Did you mean {same[0]!r}?"
+    return suggest(key, known)
 
 
 def read(kind: type[S], plain: Mapping[str, Any]) -> S:
@@ -489,7 +507,7 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
         for misfit in error.errors():
             if misfit["type"] == "extra_forbidden":
                 key = ".".join(map(str, misfit["loc"]))
-                near = suggest(key, dict(keys(kind)))
+                near = suggest_key(key, dict(keys(kind)))
                 raise ConfigError(f"There is no setting {key!r}.{near}") from None
         raise ConfigError(describe_misfits(error, plain)) from None
 

@@ -438,7 +438,7 @@ class _ChestSpace:
         """Return the depth below the surface of the heart, to the left of the middle."""
         up, front, side = self.half_mm
         centre = (-0.3 * up, 0.15 * front, 0.12 * side)
-        return ellipsoid_depth((self.z, self.y, self.x), centre, 0.4 * self.half_mm)
+        return ellipsoid_depth((self.z, self.y, self.x), centre, (0.4 * self.half_mm).tolist())
 
     def hilum_distance(self) -> Field:
         """Return the distance from the root of the lung, in units of the smallest half extent."""

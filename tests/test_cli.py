@@ -80,6 +80,24 @@ def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("command", "override", "meant"),
+    [
+        ("prepare", "output=page", "run_dir"),
+        ("train", "input=scans", "data.root"),
+        ("predict", "run_dir=out", "output"),
+        ("train", "max_steps=10", "trainer.max_steps"),
+        ("train", "modle=unet", "model"),
+        ("train", "modle=unett", "model"),
+    ],
+)
+def test_an_unknown_key_names_the_setting_of_its_meaning(
+    command: str, override: str, meant: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
+        compose(command, ["check=true", override] if command == "prepare" else [override])
+
+
+@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("loss.gamma=two", "loss.gamma: two"),

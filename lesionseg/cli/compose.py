@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read
+from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read, suggest_key
 from lesionseg.errors import ConfigError, suggest
 from lesionseg.pipeline.log import command_line
 
@@ -120,7 +120,12 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
         elif is_known or removes_key:
             result.append(override.lstrip("+"))
         else:
-            raise ConfigError(f"There is no setting {key!r}.{suggest(key, known)}")
+            settings = [
+                name for name, node in _dotted_items(composed) if not isinstance(node, dict)
+            ]
+            groups_of_value = [name for name in options if values[key] in options[name]]
+            near = suggest_key(key, [*settings, *groups_of_value])
+            raise ConfigError(f"There is no setting {key!r}.{near or suggest(key, options)}")
     return result
 
 

@@ -430,7 +430,7 @@ def _separate_labels(
     Regions of one label do not share voxels, so there is nothing to do for a single label.
     """
     is_large = np.array([one.n_voxels >= rule.min_voxels for one in found], dtype=np.bool_)
-    labels_of_large = {found[i].label for i in np.flatnonzero(is_large)}
+    labels_of_large = {found[row].label for row in np.flatnonzero(is_large).tolist()}
     if len(labels_of_large) < 2:
         return found
     return _divide_shared_voxels(found, is_large, shape)

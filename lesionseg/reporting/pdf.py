@@ -301,24 +301,21 @@ def _draw_film_box(axes: Axes, box: FilmBox) -> None:
     """
     colour, style = FILM_STYLES[box.kind]
     thickness = 1.6 if box.is_error else 0.8
-    edge = _rectangle_of(box, edgecolor="black", linewidth=thickness + 1.0, zorder=EDGE_ORDER)
-    line = _rectangle_of(box, edgecolor=colour, linewidth=thickness, zorder=LINE_ORDER)
-    line.set_linestyle(style)
-    axes.add_patch(edge)
-    axes.add_patch(line)
-
-
-def _rectangle_of(box: FilmBox, edgecolor: str, linewidth: float, zorder: int) -> Rectangle:
-    """Return the outline of a box."""
-    return Rectangle(
-        (box.x, box.y),
-        box.width,
-        box.height,
-        fill=False,
-        edgecolor=edgecolor,
-        linewidth=linewidth,
-        zorder=zorder,
-    )
+    # colour, style, thickness and order of drawing of the edge and of the line
+    looks = (("black", "-", thickness + 1.0, EDGE_ORDER), (colour, style, thickness, LINE_ORDER))
+    for edgecolor, linestyle, linewidth, zorder in looks:
+        axes.add_patch(
+            Rectangle(
+                (box.x, box.y),
+                box.width,
+                box.height,
+                fill=False,
+                edgecolor=edgecolor,
+                linestyle=linestyle,
+                linewidth=linewidth,
+                zorder=zorder,
+            )
+        )
 
 
 def _draw_film_text(axes: Axes, film: Film, box: FilmBox, points: float) -> None:

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 from PIL import Image
 
 import lesionseg
 from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.io.predictions import write_prediction
+from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.films import (
     LARGEST_SIDE,
@@ -158,6 +160,39 @@ def test_three_images_are_on_the_first_screen_and_the_others_below(study, page):
     assert [part.count('class="film"') for part in (top, below)] == [3, 1]
     assert "Largest lesions it missed" not in page
     assert (study / "page" / "report.pdf").stat().st_size > 20_000
+
+
+def test_nothing_on_the_first_page_touches_the_line_of_limitations(tmp_path, study, monkeypatch):
+    """The key of boxes and letters is the lowest part of the page above the line."""
+    figures = []
+
+    class Pages:
+        """Keep the pages of a PDF as figures."""
+
+        def __init__(self, path, metadata):
+            path.touch()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def savefig(self, figure):
+            figures.append(figure)
+
+    monkeypatch.setattr(pdf, "PdfPages", Pages)
+    write_report(
+        study / "scores", tmp_path, images=study / "data", prediction=study / "data" / "found"
+    )
+    first = figures[0]
+    renderer = first.canvas.get_renderer()
+    (line,) = [one for one in first.findobj(Line2D) if one.get_color() == "black"]
+    line_at = line.get_window_extent(renderer).y0
+    lowest = [one.get_window_extent(renderer).y0 for one in first.texts + first.artists]
+    margin = 0.04 * first.dpi
+    assert min(y for y in lowest if y > line_at) > line_at + margin
+    assert max(y for y in lowest if y < line_at) < line_at  # the limitations themselves
 
 
 def test_one_label_needs_no_letter_and_volumes_have_no_whole_images(tmp_path, study):
