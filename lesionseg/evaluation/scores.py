@@ -421,6 +421,16 @@ class Provenance:
         return self._count("training_scans")
 
     @property
+    def min_readers(self) -> int | None:
+        """The number of readers who must have marked a reference lesion, None for the default."""
+        return self._count("min_readers")
+
+    @property
+    def merges_labels(self) -> bool:
+        """True if all labels of the references were merged into one."""
+        return bool(self.stated.get("merge_labels"))
+
+    @property
     def training_minutes(self) -> float:
         """Duration of the training in minutes, 0 if it is not stated."""
         return float(self.stated.get("training_minutes") or 0.0)

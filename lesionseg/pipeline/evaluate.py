@@ -413,8 +413,10 @@ def _version_and_date() -> dict[str, Any]:
 
 
 def _model_and_dataset(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return the model and the dataset, for the provenance."""
+    """Return the model, and the dataset with the rule for several readers, for the provenance."""
     known = model_of(Path(cfg.prediction))
+    if cfg.min_readers is not None:  # the report reads the references again, by the same rule
+        known["min_readers"] = cfg.min_readers
     if inputs.dataset is None:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {

@@ -178,6 +178,7 @@ def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
 def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Return versions, git commit, device, seed, date, dataset and the hash of its files.
 
+    `min_readers` and `merge_labels` are stated only if they are not the default.
     `git_commit` ends in `+` if files were changed. `simulated` is True if the configuration
     simulated the data, or the dataset's name says so.
     """
@@ -192,7 +193,10 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
         machine = torch.cuda.get_device_name(device)
     dataset = survey.dataset
     sources = "".join(survey.sources.get(c.case) or source_hash(c) for c in dataset.cases)
-    has_phantoms = bool(config.get("data", {}).get("phantoms"))
+    data = config.get("data", {})
+    has_phantoms = bool(data.get("phantoms"))
+    # the report reads the references again, by the same rules
+    rules = {key: data[key] for key in ("min_readers", "merge_labels") if data.get(key)}
     return {
         "lesionseg": lesionseg.__version__,
         "git_commit": _git_commit(),
@@ -205,6 +209,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
         "convention": dataset.convention,
         "data_sha256": hashlib.sha256(sources.encode()).hexdigest(),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
+        **rules,
     }
 
 

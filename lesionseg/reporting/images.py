@@ -20,7 +20,8 @@ from lesionseg.core import (
     Reference,
 )
 from lesionseg.core.lesions import box_slices
-from lesionseg.errors import DatasetError, GeometryError, ReadError
+from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
+from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
@@ -36,6 +37,7 @@ _log = logging.getLogger(__name__)
 GRID_TOLERANCE = 0.05
 
 Mask = NDArray[np.bool_]
+NOT_STATED = Provenance({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,7 @@ class Sources:
             reference.
         reference: The root of a dataset, or a folder of masks.
         prediction: A folder of prediction files.
+        made: The provenance of the scores. It states how the boxes of several readers were merged.
 
     Raises:
         ReadError: if a folder does not exist.
@@ -88,20 +91,21 @@ class Sources:
         images: Path | Dataset,
         reference: Path | None = None,
         prediction: Path | None = None,
+        made: Provenance = NOT_STATED,
     ) -> None:
         for folder in (images, reference, prediction):
             if isinstance(folder, Path) and not folder.exists():
                 raise ReadError(
                     f"{folder}: this folder does not exist. The pictures of the report need it."
                 )
-        self._images = images if isinstance(images, Dataset) else _find_dataset(images)
+        self._images = images if isinstance(images, Dataset) else _find_dataset(images, made)
         if self._images is not None:
             cases = self._images.cases
         else:
             assert isinstance(images, Path)  # noqa: S101
             cases = tuple(find_images(images, 1))
         self._files = _by_case(cases)
-        self._reference = None if reference is None else _find_dataset(reference)
+        self._reference = None if reference is None else _find_dataset(reference, made)
         unusable: list[Problem] = []  # `evaluate` has named these files; the report omits them
         self._masks = {}
         if reference is not None and self._reference is None:  # a folder of masks
@@ -159,7 +163,11 @@ class Sources:
         if files is None and self._images is None:  # a numbered film in a folder of films
             files = self._files.get(case.removesuffix(FIRST_CHANNEL))
         if files is None:
-            raise ReadError(f"The image of the case {case!r} is missing.")
+            raise ReadError(
+                f"The image of the case {case!r} is missing. The images have the ids "
+                f"{join_names(sorted(self._files), 3)}. Give the folder that was predicted: the id "
+                "of an image is its path below this folder, such as p1_scan for p1/scan.nii.gz."
+            )
         return files
 
     def _read_reference(self, found: Case) -> Reference | None:
@@ -195,11 +203,17 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
     return {files.case: files for files in cases}
 
 
-def _find_dataset(folder: Path) -> Dataset | None:
-    """Read the dataset in a folder; None if its layout is unknown."""
+def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
+    """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
         return read_dataset(
-            folder, may_lack=True, nan_background=True, grid_of_image=True, lenient=True
+            folder,
+            merge_labels=made.merges_labels,
+            may_lack=True,
+            nan_background=True,
+            grid_of_image=True,
+            min_readers=made.min_readers,
+            lenient=True,
         )
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)

@@ -99,7 +99,12 @@ def write_report(
     study = read_study(Path(options.study) if options.study else None)
     pictures = Pictures()
     if images is not None:
-        sources = Sources(images, reference, prediction or _find_predictions(scores_dir))
+        sources = Sources(
+            images,
+            reference,
+            prediction or _find_predictions(scores_dir),
+            made=tables.scores.provenance,
+        )
         viewer = output / "viewer" if options.viewer else None
         pictures = _draw_pictures(tables, sources, viewer, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")

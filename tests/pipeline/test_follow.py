@@ -14,7 +14,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.follow import FollowOutcome
+from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import Bright
@@ -322,3 +322,18 @@ def test_images_are_advised_only_if_none_were_given(has_images, n, tmp_path):
     following = "\n".join(outcome.summary())
     assert following.count("before_images=") == n
     assert "reference=" in following
+
+
+def test_scans_in_subfolders_are_paired_by_their_whole_path(tmp_path, caplog):
+    for visit in ("before", "after"):
+        for patient in ("p1", "p2"):
+            write(tmp_path / visit, f"{patient}_scan", OLD)
+            write(tmp_path / f"{visit}_images" / patient, "scan", OLD)
+    folders = [str(tmp_path / f"{visit}_images") for visit in ("before", "after")]
+    pairs = visits_of_folders(tmp_path / "before", tmp_path / "after", *folders)
+    scans = [[visit.image.relative_to(tmp_path).as_posix() for visit in pair] for pair in pairs]
+    assert scans == [
+        ["before_images/p1/scan.nii.gz", "after_images/p1/scan.nii.gz"],
+        ["before_images/p2/scan.nii.gz", "after_images/p2/scan.nii.gz"],
+    ]
+    assert "no scan with the name" not in caplog.text

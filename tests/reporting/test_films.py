@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from PIL import Image
 
 import lesionseg
 from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.errors import ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_tables
@@ -27,7 +29,7 @@ from lesionseg.reporting.films import (
     draw_picture,
     label_keys,
 )
-from lesionseg.reporting.images import Scene
+from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.write import write_report
 
 WIDTH, HEIGHT = 120, 50  # x, y: more columns than rows
@@ -186,8 +188,9 @@ def test_nothing_on_the_first_page_touches_the_line_of_limitations(tmp_path, stu
         study / "scores", tmp_path, images=study / "data", prediction=study / "data" / "found"
     )
     first = figures[0]
-    renderer = first.canvas.get_renderer()
-    (line,) = [one for one in first.findobj(Line2D) if one.get_color() == "black"]
+    renderer = FigureCanvasAgg(first).get_renderer()
+    lines = [one for one in first.artists if isinstance(one, Line2D)]
+    (line,) = [one for one in lines if one.get_color() == "black"]
     line_at = line.get_window_extent(renderer).y0
     lowest = [one.get_window_extent(renderer).y0 for one in first.texts + first.artists]
     margin = 0.04 * first.dpi
@@ -258,3 +261,33 @@ def test_colour_pictures_keep_their_colours():
     red, level, blue = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))[10, 15]
     assert level > 190
     assert max(red, blue) < 10
+
+
+def test_images_in_subfolders_are_found_by_their_whole_path(tmp_path):
+    for patient, level in (("p1", 10), ("p2", 200)):
+        (tmp_path / patient).mkdir()
+        Image.fromarray(np.full((8, 9), level, np.uint8)).save(tmp_path / patient / "scan.png")
+    sources = Sources(tmp_path)
+    assert sources.load("p2_scan", frozenset()).image.max() == 200
+    with pytest.raises(ReadError, match="have the ids p1_scan, p2_scan"):
+        sources.load("scan", frozenset())
+
+
+def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data / "a.png")
+    (data / "boxes.csv").write_text(
+        "case,label,x0,y0,x1,y1,reader\n"
+        "a,nodule,10,10,20,20,R1\na,nodule,10,10,20,20,R2\n"
+        "a,nodule,40,20,50,30,R2\na,,,,,,R3\n"
+    )
+    point = OperatingPoint("score:0.5", 0.5)
+    prediction = Prediction("a", GRID, (), None, operating_point=point)
+    write_prediction(tmp_path / "found", prediction)
+    lesionseg.evaluate(data, tmp_path / "found", tmp_path / "scores", min_readers=1)
+    tables = read_tables(tmp_path / "scores")
+    assert tables.scores.n_lesions == 2
+    by_rule = Sources(data, made=tables.scores.provenance).load("a", frozenset())
+    assert by_rule.reference.sum() == 200
+    assert Sources(data).load("a", frozenset()).reference.sum() == 100
