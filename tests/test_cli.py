@@ -1,4 +1,4 @@
-"""The command line: overrides that are right, nearly right and wrong."""
+"""The command line accepts correct overrides and explains wrong ones."""
 
 import logging
 import shlex
@@ -35,7 +35,7 @@ REQUIRED = {
 }
 
 
-def composed(command: str, *argv: str) -> Any:
+def compose_with_required(command: str, *argv: str) -> Any:
     return compose(command, [*REQUIRED[command], *argv])
 
 
@@ -43,24 +43,32 @@ PATHS = ("a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é")
 
 
 @pytest.mark.parametrize("text", [*PATHS, "(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)"])
-def test_paths_and_patterns_arrive_as_they_were_typed(text: str) -> None:
-    cfg = composed("train", f"data.root={text}", f"run_dir={text}", f"report.study={text}")
+def test_paths_and_patterns_are_passed_unchanged(text: str) -> None:
+    cfg = compose_with_required(
+        "train", f"data.root={text}", f"run_dir={text}", f"report.study={text}"
+    )
     assert (cfg.data.root, cfg.run_dir, cfg.report.study) == (text, text, text)
-    assert composed("evaluate", f"groups={text}").groups == text
-    assert composed("prepare", f"data.group={text}").data.group == text
+    assert compose_with_required("evaluate", f"groups={text}").groups == text
+    assert compose_with_required("prepare", f"data.group={text}").data.group == text
 
 
-def test_values_of_several_kinds_pass() -> None:
-    assert composed("train", "run_dir='a b'").run_dir == "a b"
-    assert composed("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
-    assert composed("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
-    assert composed("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)
-    assert composed("train", "trainer.devices=[0,2]").trainer.devices == (0, 2)
-    lightning = composed("train", "trainer.lightning.profiler=simple").trainer.lightning
+def test_values_of_several_types_are_accepted() -> None:
+    assert compose_with_required("train", "run_dir='a b'").run_dir == "a b"
+    assert compose_with_required("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
+    assert compose_with_required("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
+    assert compose_with_required("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)
+    assert compose_with_required("train", "trainer.devices=[0,2]").trainer.devices == (0, 2)
+    lightning = compose_with_required(
+        "train", "trainer.lightning.profiler=simple"
+    ).trainer.lightning
     assert lightning == {"profiler": "simple"}
-    own = composed("train", "loss=custom", "loss._target_=my.Loss", "loss.power=3").loss
+    own = compose_with_required(
+        "train", "loss=custom", "loss._target_=my.Loss", "loss.power=3"
+    ).loss
     assert own.to_plain() == {"_target_": "my.Loss", "power": 3}
-    assert composed("train", "model.tile_shape=[8,8]").to_plain()["model"]["tile_shape"] == [8, 8]
+    assert compose_with_required("train", "model.tile_shape=[8,8]").to_plain()["model"][
+        "tile_shape"
+    ] == [8, 8]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +82,9 @@ def test_values_of_several_kinds_pass() -> None:
         ("+sead=1", "seed"),
     ],
 )
-def test_a_mistyped_override_names_the_nearest(override: str, nearest: str) -> None:
+def test_message_of_a_mistyped_override_proposes_the_nearest(override: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"Did you mean '{nearest}'"):
-        composed("train", override)
+        compose_with_required("train", override)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +115,9 @@ def test_an_unknown_key_names_the_setting_of_its_meaning(
         ("run_dir=runs/${data.nothing}", "data.nothing"),
     ],
 )
-def test_a_value_of_the_wrong_kind_or_range_is_an_error(override: str, expected: str) -> None:
+def test_value_of_a_wrong_type_or_range_is_an_error(override: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
-        composed("train", override)
+        compose_with_required("train", override)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +133,15 @@ def test_a_value_of_the_wrong_kind_or_range_is_an_error(override: str, expected:
         (["experiment=demo_mri", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
     ],
 )
-def test_what_is_no_override_is_an_error(argv: list[str], meant: str, capsys: Capture) -> None:
+def test_argument_that_is_no_override_is_an_error(
+    argv: list[str], meant: str, capsys: Capture
+) -> None:
     assert run("train", argv) == 2
     assert meant in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_missing_setting_is_named_and_help_lists_examples_groups_and_options(
+def test_missing_setting_is_named_and_help_lists_examples_and_options(
     command: str, capsys: Capture, repository: Path
 ) -> None:
     script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
@@ -148,35 +158,36 @@ def test_a_missing_setting_is_named_and_help_lists_examples_groups_and_options(
         assert all(f"  {group}={option} " in page for option in options)
 
 
-def test_the_page_of_settings_is_what_the_files_say(repository: Path) -> None:
+def test_page_of_settings_equals_the_files(repository: Path) -> None:
     page = run_path(str(repository / "scripts" / "settings.py"))["settings_page"]()
     assert (repository / "docs" / "settings.md").read_text(encoding="utf-8") == page
 
 
 def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:
-    def printed(command: str, *argv: str) -> Any:
+    def print_settings(command: str, *argv: str) -> Any:
         assert run(command, [*argv]) == 0
         return yaml.safe_load(capsys.readouterr().out)
 
-    found = printed("train", "data.root=a, b", "loss.gamma=3", "--cfg")
+    found = print_settings("train", "data.root=a, b", "loss.gamma=3", "--cfg")
     assert (found["data"]["root"], found["loss"]["gamma"]) == ("a, b", 3)
-    assert printed("train", "-c", "job")["data"]["root"] == "???"
-    found = printed("predict", "-i", "a b", "-o=c", "--cfg")
+    assert print_settings("train", "-c", "job")["data"]["root"] == "???"
+    found = print_settings("predict", "-i", "a b", "-o=c", "--cfg")
     assert (found["input"], found["output"]) == ("a b", "c")
 
 
-def test_an_error_is_one_sentence_and_in_python_an_exception(
+def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(
     tmp_path: Path, capsys: Capture
 ) -> None:
     nowhere = f"scores={tmp_path / 'nowhere'}"
     assert run("report", [nowhere, "output=o"]) == 1
-    assert "nowhere" in (printed := capsys.readouterr().err)
+    printed = capsys.readouterr().err
+    assert "nowhere" in printed
     assert "Traceback" not in printed
     with pytest.raises(LesionsegError, match="nowhere"):
         lesionseg.report(tmp_path / "nowhere", "o")
 
 
-def test_ctrl_c_and_sigterm_leave_with_130() -> None:
+def test_sigterm_ends_with_status_130() -> None:
     code = (
         "import signal, sys; import lesionseg.cli.command as c; "
         "c.run_recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
@@ -199,17 +210,19 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
     handlers = [*logging.getLogger().handlers]
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
-    assert logging.getLogger().handlers == handlers  # Hydra's write to an output that is closed
+    assert (
+        logging.getLogger().handlers == handlers
+    )  # Hydra's handlers would write to a closed output
     assert len(set(folders)) == 2
-    named = "run_dir=runs/cv/fold_${data.fold}"
-    assert run("train", ["-m", "data.root=x", "data.fold=0,1", "loss=focal,dice_focal", named]) == 0
+    own = "run_dir=runs/cv/fold_${data.fold}"
+    assert run("train", ["-m", "data.root=x", "data.fold=0,1", "loss=focal,dice_focal", own]) == 0
     assert folders[2:] == [f"runs/cv/fold_{n}" for n in (0, 0, 1, 1)]
     assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
     assert "fold_${data.fold}" in capsys.readouterr().err
 
 
-def test_an_experiment_of_the_users_own_folder_is_found(tmp_path: Path, capsys: Capture) -> None:
+def test_experiment_in_a_user_s_folder_is_found(tmp_path: Path, capsys: Capture) -> None:
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\n# short\ntrainer: {max_minutes: 7}\n")
@@ -223,19 +236,19 @@ def test_an_experiment_of_the_users_own_folder_is_found(tmp_path: Path, capsys: 
     assert "'seed'" in capsys.readouterr().err
 
 
-# --- the YAML files and the settings: every option composes, every key is in both ---
+# --- YAML files and settings agree ---
 
 OPTIONS = [
     (command, group, option)
     for command in COMMANDS
-    if command not in ("prepare", "tune")  # which have those of `train`
+    if command not in ("prepare", "tune")  # they have the options of `train`
     for group, options in groups(command).items()
     for option in options
 ]
 
 
 @pytest.mark.parametrize(("command", "group", "option"), OPTIONS)
-def test_every_option_composes(command: str, group: str, option: str) -> None:
+def test_every_option_can_be_composed(command: str, group: str, option: str) -> None:
     cfg: Any = compose(command, [*REQUIRED[command], f"{group}={option}"])
     if command == "train":
         make_loss(cfg.loss, cfg.model.activation)
@@ -244,15 +257,17 @@ def test_every_option_composes(command: str, group: str, option: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_files_have_the_keys_and_the_defaults_of_the_settings(command: str) -> None:
+def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
         declared.add("loss.focal_weight")
     assert set(_leaves(compose_plain(command, []))) == declared
-    given = dict(part.split("=") for part in REQUIRED[command] if "." not in part)
-    data = {"data": {"root": "x"}} if "data.root=x" in REQUIRED[command] else {}
-    assert COMMANDS[command].of(**given, **data) == compose(command, REQUIRED[command])
+    settings: dict[str, Any] = {}
+    for part in REQUIRED[command]:
+        key, _, value = part.partition("=")
+        settings |= {"data": {"root": value}} if key == "data.root" else {key: value}
+    assert COMMANDS[command].of(**settings) == compose(command, REQUIRED[command])
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
@@ -263,7 +278,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
     return leaves
 
 
-def test_a_section_takes_what_is_named_and_checks_it() -> None:
+def test_section_of_settings_is_checked() -> None:
     cfg = TrainConfig.of(trainer={"max_steps": 3}, seed=4, inference=InferenceConfig.of(flips=True))
     assert (cfg.trainer.max_steps, cfg.trainer.devices, cfg.seed) == (3, 1, 4)
     assert cfg.inference.flips
@@ -288,12 +303,12 @@ WRONG = {
 @pytest.mark.parametrize(
     ("section", "wrong"), [(name, wrong) for name, many in WRONG.items() for wrong in many]
 )
-def test_a_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
+def test_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"{section}.{next(iter(wrong))}"):
         TrainConfig.of(**{section: wrong})
 
 
-def test_settings_are_composed_within_a_program_that_uses_hydra_itself(tmp_path: Path) -> None:
+def test_settings_are_composed_within_a_program_that_uses_hydra(tmp_path: Path) -> None:
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         outer = GlobalHydra.instance().hydra
         assert compose("train", ["data.root=x", "seed=5", "loss.gamma=1.5"]).seed == 5

@@ -1,4 +1,4 @@
-"""What the machine says of memory."""
+"""Memory of the machine and of this process."""
 
 import ctypes
 import gc
@@ -14,18 +14,18 @@ from tests.commands import python
 MEBIBYTE = 2**20
 
 
-def test_the_peak_is_not_that_of_the_parent() -> None:
+def test_peak_memory_does_not_include_the_parent_process() -> None:
     held = np.ones(600 * MEBIBYTE, np.uint8)
     program = "from lesionseg.host_memory import peak_memory_mb; print(peak_memory_mb())"
     done = python("-c", program)
     assert 0 < int(done.stdout) < 500 < held.nbytes // MEBIBYTE
 
 
-def test_what_is_free_is_some_of_what_there_is() -> None:
+def test_default_budget_is_below_the_physical_memory() -> None:
     assert 0 < default_budget() < physical_bytes()
 
 
-def test_cycles_are_looked_for_again_afterwards() -> None:
+def test_garbage_collection_resumes_after_a_pause() -> None:
     with suppress(ValueError), pause_collection():
         assert not gc.isenabled()
         raise ValueError
@@ -34,7 +34,7 @@ def test_cycles_are_looked_for_again_afterwards() -> None:
     try:
         with pause_collection():
             pass
-        assert not gc.isenabled()  # as it was
+        assert not gc.isenabled()  # still off
     finally:
         gc.enable()
 

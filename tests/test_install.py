@@ -1,4 +1,4 @@
-"""Somebody installs lesionseg: the lock agrees with itself, and every command named works."""
+"""The lock files are consistent, and the stated install commands are correct."""
 
 import re
 import tomllib
@@ -14,14 +14,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
-def _locked(name: str = "requirements.lock") -> dict[str, Requirement]:
+def _read_lock(name: str = "requirements.lock") -> dict[str, Requirement]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     return {pin.name.lower().replace("_", "-"): pin for pin in pins}
 
 
-def test_the_runtimes_lock_is_a_part_of_the_developers() -> None:
-    everything, runtime = _locked(), _locked("requirements-runtime.lock")
+def test_runtime_lock_is_a_part_of_the_complete_lock() -> None:
+    everything = _read_lock()
+    runtime = _read_lock("requirements-runtime.lock")
     assert {name: everything[name].specifier for name in runtime} == {
         name: pin.specifier for name, pin in runtime.items()
     }
@@ -30,8 +31,8 @@ def test_the_runtimes_lock_is_a_part_of_the_developers() -> None:
     assert not runtime.keys() & tools
 
 
-def test_the_lock_has_one_exact_version_of_all_that_lesionseg_and_its_tests_ask_for() -> None:
-    pins = _locked()
+def test_lock_has_one_exact_version_of_each_dependency() -> None:
+    pins = _read_lock()
     for pin in pins.values():
         (only,) = pin.specifier
         assert only.operator == "=="
@@ -42,16 +43,16 @@ def test_the_lock_has_one_exact_version_of_all_that_lesionseg_and_its_tests_ask_
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test", "docs"}))
-def test_an_extra_is_installed_by_the_names_of_its_packages(extra: str) -> None:
+def test_install_command_of_an_extra_names_its_packages(extra: str) -> None:
     named = re.findall(r'"([^"]*)"', pip_install(extra))
     assert {Requirement(name) for name in named} == {Requirement(name) for name in EXTRAS[extra]}
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "apptainer.def"])
-def test_a_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) -> None:
+def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     (listed,) = re.findall(r"-c requirements\.lock ([\w -]+)", text)
     wanted = {Requirement(line).name for line in [*EXTRAS["dicom"], *EXTRAS["serve"]]}
     assert set(listed.split()) == wanted
-    assert wanted <= _locked().keys()
+    assert wanted <= _read_lock().keys()
     assert "HEALTHCHECK" not in text  # only serve answers one

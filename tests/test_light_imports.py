@@ -1,4 +1,4 @@
-"""Importing lesionseg stays fast: heavy packages are loaded only by what needs them."""
+"""Importing lesionseg stays fast, because heavy packages are imported only if they are needed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The commands as functions: the words of the command line, and results that show themselves."""
+"""The commands as functions with the names of the command line, and results for notebooks."""
 
 import shutil
 from pathlib import Path
@@ -57,12 +57,13 @@ quick = {"trainer__max_steps": 2, "trainer__workers": 0, "trainer__accelerator":
 run = lesionseg.train(folder / "raw", run_dir=folder / "run", report__pdf=False, **small, **quick)
 assert run.scores.n_cases
 """
-SEEN, MISSED = (2, 2, 2, 6), (15, 15, 15, 4)
+SEEN = (2, 2, 2, 6)
+MISSED = (15, 15, 15, 4)
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
-    """One lesion found and one missed on each of two cases, by masks."""
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
+    """Evaluate masks of two cases with one lesion found and one missed each."""
     folder = tmp_path_factory.mktemp("scored")
     for case in ("a", "b"):
         for name, places in (("truth", [SEEN, MISSED]), ("masks", [SEEN])):
@@ -70,17 +71,19 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
     return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
 
 
-def test_scores_tables_and_the_page_of_an_evaluation(scored: lesionseg.Run, tmp_path: Path) -> None:
-    assert scored.scores.lesion_recall.value == 0.5
-    assert scored.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
-    assert list(scored.to_pandas("cases")["case"]) == ["a", "b"]
-    assert "<td>lesion recall</td><td>0.500</td>" in scored._repr_html_()
-    assert scored.plot().axes
-    assert scored.report(tmp_path, report__pdf=False).is_file()
+def test_run_has_scores_tables_charts_and_a_page(evaluation: lesionseg.Run, tmp_path: Path) -> None:
+    assert evaluation.scores.lesion_recall.value == 0.5
+    assert evaluation.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
+    assert list(evaluation.to_pandas("cases")["case"]) == ["a", "b"]
+    assert "<td>lesion recall</td><td>0.500</td>" in evaluation._repr_html_()
+    assert evaluation.plot().axes
+    assert evaluation.report(tmp_path, report__pdf=False).is_file()
 
 
-def test_ids_stay_text_and_boxes_are_numbers(scored: lesionseg.Run, tmp_path: Path) -> None:
-    table = (scored.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
+def test_ids_are_read_as_text_and_boxes_as_numbers(
+    evaluation: lesionseg.Run, tmp_path: Path
+) -> None:
+    table = (evaluation.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
     (tmp_path / "lesions.csv").write_text(table.replace("\na,", "\n'=b,"))
     frame = lesionseg.Run(tmp_path).to_pandas("lesions")
     assert frame["case"].tolist() == ["007", "=b", "b", "b"]
@@ -88,16 +91,18 @@ def test_ids_stay_text_and_boxes_are_numbers(scored: lesionseg.Run, tmp_path: Pa
     assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
 
 
-def test_what_is_not_there_is_named(scored: lesionseg.Run, tmp_path: Path) -> None:
+def test_missing_tables_and_unknown_settings_are_named(
+    evaluation: lesionseg.Run, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="the table"):
-        scored.to_pandas("lesion")
+        evaluation.to_pandas("lesion")
     with pytest.raises(ReadError, match="the table does not exist"):
         lesionseg.Run(tmp_path).to_pandas("cases")
     with pytest.raises(ConfigError, match="Did you mean 'preset'"):
         lesionseg.evaluate("a", "b", "c", presett="iou50")
 
 
-def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_have_the_names_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
     monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
@@ -108,21 +113,23 @@ def test_settings_are_typed_as_on_the_command_line(monkeypatch: pytest.MonkeyPat
     assert list(cfg.model.tile_shape) == [32, 32, 32]
 
 
-@pytest.mark.slow  # a whole training in a process of its own
-def test_a_training_in_python_prints_nothing(tmp_path: Path) -> None:
+@pytest.mark.slow  # a complete training in a separate process
+def test_training_in_python_prints_nothing(tmp_path: Path) -> None:
     done = python("-c", TRAINING, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_run_takes_text_and_has_its_test_scores(scored: lesionseg.Run, tmp_path: Path) -> None:
-    assert lesionseg.Run(str(scored.folder)) == scored
+def test_run_accepts_a_path_as_text_and_has_test_scores(
+    evaluation: lesionseg.Run, tmp_path: Path
+) -> None:
+    assert lesionseg.Run(str(evaluation.folder)) == evaluation
     with pytest.raises(ReadError, match="no scores of test cases"):
-        _ = scored.test
-    shutil.copytree(scored.folder, tmp_path / "run" / "test")
-    assert lesionseg.Run(str(tmp_path / "run")).test.scores == scored.scores
+        _ = evaluation.test
+    shutil.copytree(evaluation.folder, tmp_path / "run" / "test")
+    assert lesionseg.Run(str(tmp_path / "run")).test.scores == evaluation.scores
 
 
-def test_public_names_are_listed() -> None:
+def test_public_names_are_in_dir() -> None:
     commands = {"evaluate", "follow", "predict", "prepare", "report", "train"}
     assert {"Predictor", "Run", *commands} <= {*dir(lesionseg)}
     assert all(callable(getattr(lesionseg, name)) for name in commands)
@@ -136,7 +143,7 @@ def test_public_names_are_listed() -> None:
         ({"trainer.max_steps": "many"}, "trainer.max_steps"),
     ],
 )
-def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
+def test_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         lesionseg.train("data", **values)
     with pytest.raises(ConfigError, match=r"give data\.root=…"):
@@ -144,16 +151,16 @@ def test_a_wrong_setting_is_named(values: dict[str, object], message: str) -> No
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_defaults_equal_what_hydra_composes(command: str) -> None:
+def test_defaults_equal_those_of_hydra(command: str) -> None:
     by_hydra = compose_files(command)
     by_hydra.pop("experiment", None)  # a group without a choice
     assert defaults(command) == by_hydra
     assert set(groups_of(command)) - {"experiment"} <= set(by_hydra)
 
 
-def test_library_classes_and_prediction_do_not_import_hydra_and_print_nothing(
+def test_library_does_not_import_hydra_and_prints_nothing(
     tmp_path: Path,
 ) -> None:
     done = python("-c", WITHOUT_HYDRA, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")  # nothing is printed, no bar is drawn
+    assert (done.returncode, done.stderr) == (0, "")  # also no progress bar
     assert done.stdout == "hydra False\n"

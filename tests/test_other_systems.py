@@ -1,4 +1,4 @@
-"""On Windows and macOS: what Linux alone has is asked for by nobody, or has a substitute."""
+"""Windows and macOS: features that only Linux has are not needed or have a substitute."""
 
 import os
 from dataclasses import replace
@@ -14,9 +14,9 @@ from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
 from tests.commands import python
 
-WINDOWS = {**os.environ, "USERNAME": "user"}  # which it always has
+WINDOWS = {**os.environ, "USERNAME": "user"}  # Windows always sets it
 
-# as if this Python had been built without them; torch asks for some where it is built for Linux
+# Remove them from this Python. torch is imported before, because its Linux build needs some.
 WITHOUT = """
 import os, sys
 import torch
@@ -50,12 +50,12 @@ assert (peak_memory_mb(), physical_bytes()) == (0, 8 * 2**30)
 
 
 @pytest.mark.slow
-def test_every_module_is_imported_without_what_linux_has() -> None:
+def test_every_module_can_be_imported_without_features_of_linux() -> None:
     done = python("-W", "ignore", "-c", WITHOUT + IMPORTS, env=WINDOWS)
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_said_in_an_encoding_that_lacks_its_signs() -> None:
+def test_help_is_printed_in_an_encoding_without_its_characters() -> None:
     pipe = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}  # on Windows
     done = python("-m", "lesionseg", "--help", env=pipe, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
@@ -63,12 +63,13 @@ def test_help_is_said_in_an_encoding_that_lacks_its_signs() -> None:
 
 
 @pytest.mark.slow
-def test_predict_and_evaluate_work_without_what_linux_has(
+def test_predict_and_evaluate_work_without_features_of_linux(
     plan: Plan, toy_case: Case, tmp_path: Path
 ) -> None:
     easy = replace(plan, lesion_fraction=0.7)
     write_bundle(tmp_path / "bundle", build_network(easy), easy, "")
-    geometry, reference = toy_case.image.geometry, toy_case.reference
+    geometry = toy_case.image.geometry
+    reference = toy_case.reference
     assert reference is not None
     labels = np.asarray(reference.labels)[np.newaxis]
     write_volume(tmp_path / "scans" / "toy.nii.gz", toy_case.image)

@@ -1,4 +1,4 @@
-"""Mistyped paths: reported for every command and key, before heavy packages are imported."""
+"""Mistyped paths are reported for every command and key before heavy packages are imported."""
 
 import pytest
 
@@ -22,7 +22,7 @@ GIVEN = {
 
 
 def path_keys(kind=Settings, prefix=""):
-    """Return every key of a path in a command's settings, and what the path must be."""
+    """Return every key of a path in a command's settings, and the required kind of the path."""
     found = {}
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
@@ -38,7 +38,7 @@ KEYS = [(command, key) for command in COMMANDS for key in path_keys(COMMANDS[com
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A current folder with a data folder, a bundle, masks, scores and a file."""
+    """Change to a folder with a data folder, a bundle, masks, scores and a file."""
     for name in ("data/manifest.csv", "model/weights.safetensors", "model/plan.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -49,11 +49,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def typed(command, **changed):
+def arguments_of(command, **changed):
     return [f"{key}={value}" for key, value in {**GIVEN[command], **changed}.items()]
 
 
-def test_all_paths_of_the_settings_are_known():
+def test_path_keys_contain_all_paths_of_train_and_predict():
     assert {(c, k) for c, k in KEYS if c in ("train", "predict")} >= {
         ("train", "data.root"),
         ("train", "data.splits"),
@@ -68,7 +68,7 @@ def test_all_paths_of_the_settings_are_known():
 
 
 @pytest.mark.parametrize(("command", "key"), KEYS)
-def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
+def test_mistyped_path_is_named_with_its_key(command, key, place, capsys):
     changed = {}
     wrong = "masls" if key != "data.root" else "dada"
     if path_keys(COMMANDS[command])[key] is PathKind.OUTPUT:  # may be missing, but not a file
@@ -76,7 +76,7 @@ def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
     if command == "follow" and key in ("visits", "bundle", "predictions"):
         changed = {"before": "null", "after": "null", "visits": "table.csv"}
         changed |= {"predictions" if key == "visits" else key: "masks"}
-    assert run(command, typed(command, **changed | {key: wrong})) == 1
+    assert run(command, arguments_of(command, **changed | {key: wrong})) == 1
     printed = capsys.readouterr().err
     assert f"{key}={wrong}" in printed
     near = {"masls": "masks", "dada": "data", "table.csv": "Name"}[wrong]
@@ -86,7 +86,7 @@ def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "key", "wrong", "said"),
+    ("command", "key", "wrong", "words"),
     [
         ("train", "data.root", "empty", "no known dataset layout"),
         ("train", "data.root", "table.csv", "is a file"),
@@ -101,18 +101,18 @@ def test_a_mistyped_path_is_named_with_its_key(command, key, place, capsys):
         ("report", "scores", "masks", "Run evaluate first"),
     ],
 )
-def test_a_path_to_something_else_is_named(command, key, wrong, said, place, capsys):
+def test_path_to_another_kind_of_file_or_folder_is_named(command, key, wrong, words, place, capsys):
     (place / "empty").mkdir()
-    assert run(command, typed(command, **{key: wrong})) == 1
-    assert said in capsys.readouterr().err
+    assert run(command, arguments_of(command, **{key: wrong})) == 1
+    assert words in capsys.readouterr().err
 
 
 def test_no_heavy_package_is_imported_before_paths_are_checked(place):
     keys = ["train data.root", "train data.splits", "predict bundle", "evaluate prediction"]
     keys += ["follow before", "report scores", "export bundle", "serve bundle"]
     named = [each.split() for each in keys]
-    calls = [(command, typed(command, **{key: "dada"})) for command, key in named]
-    calls.append(("predict", typed("predict", input="masks/*.png")))
+    calls = [(command, arguments_of(command, **{key: "dada"})) for command, key in named]
+    calls.append(("predict", arguments_of("predict", input="masks/*.png")))
     (place / "dada").mkdir()
     code = f"from lesionseg.cli import run; import sys; print([run(*c) for c in {calls!r}])"
     done = python("-c", f"{code}; print(*sys.modules)")

@@ -1,4 +1,4 @@
-"""The example package, installed beside lesionseg: its layout and its experiment are found."""
+"""The example package is installed next to lesionseg. Its layout and its experiment are found."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a process that sees the package, which this one does not."""
+    """Return the variables of a process that can import the package."""
     place = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "plugin"
     copytree(ROOT / "examples" / "plugin", source)
@@ -24,7 +24,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
 
 
-def test_its_layout_is_read_and_its_experiment_composed(
+def test_layout_and_experiment_of_the_plugin_are_used(
     environment: dict[str, str], tmp_path: Path, rng: np.random.Generator
 ) -> None:
     for number in range(4):
@@ -32,7 +32,8 @@ def test_its_layout_is_read_and_its_experiment_composed(
         scan = rng.normal(100, 20, (24, 24, 24)).astype(np.float32)
         write_array(folder / "scan.nii.gz", scan)
         write_array(folder / "lesions.nii.gz", boxes(scan.shape, (8, 8, 8, 4)))
-    root, run_dir = f"data.root={tmp_path / 'data'}", f"run_dir={tmp_path / 'check'}"
+    root = f"data.root={tmp_path / 'data'}"
+    run_dir = f"run_dir={tmp_path / 'check'}"
     done = python("-m", "lesionseg", "prepare", root, "check=true", run_dir, env=environment)
     assert "layout pairs: 4 cases" in done.stdout + done.stderr
     experiment = ("--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg")

@@ -1,4 +1,4 @@
-"""SIGTERM to a whole process group, as schedulers send it, ends a command as Ctrl-C does."""
+"""SIGTERM to a complete process group, as schedulers send it, ends a command like Ctrl-C."""
 
 import os
 import signal
@@ -14,13 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 import lesionseg.cli.command as c
 from lesionseg.training import fit
-from tests.training.conftest import Squares, config, small_plan
+from tests.training.conftest import Squares, make_config, small_plan
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
 
 def train(*_):
     fit.CHECKPOINT_EVERY = timedelta(0)
-    plan, cfg = small_plan(), config(max_steps=100000, workers=2)
+    plan = small_plan()
+    cfg = make_config(max_steps=100000, workers=2)
     fit.fit(build_network(plan), plan, Squares(), cfg, Path(sys.argv[1]), loss=DiceFocalLoss())
 
 c.run_recipe = train
@@ -61,8 +62,8 @@ def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, reposito
         time.sleep(0.01)
     time.sleep(1)
     os.killpg(process.pid, signal.SIGTERM)
-    _, said = process.communicate(timeout=900)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert "killed by signal" not in said
-    assert said.splitlines()[-1] == "Stopped. The same command continues."
+    _, output = process.communicate(timeout=900)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "killed by signal" not in output
+    assert output.splitlines()[-1] == "Stopped. The same command continues."

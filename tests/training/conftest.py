@@ -1,4 +1,4 @@
-"""A plan, numbered tiles and a short training, all in 2-D and tiny."""
+"""A tiny 2-D plan, numbered tiles and a short training."""
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from tests.models.plans import plan_of
 
 
 class Squares:
-    """Noise with a bright square, the lesion, in every second tile."""
+    """Tiles of noise. Every second tile has a bright square as a lesion."""
 
     def __init__(self, side=16, bad=()):
-        self.side, self.bad = side, set(bad)
+        self.side = side
+        self.bad = set(bad)
 
     def __getitem__(self, number):
         noise = torch.Generator().manual_seed(number)
@@ -33,8 +34,12 @@ class Squares:
 
 def small_plan(batch_size: int = 2, n_supervised: int = 2) -> Plan:
     table = {"blocks": 1, "n_supervised": n_supervised}
-    changes = {"batch_size": batch_size, "lesion_fraction": 0.02}
-    return plan_of(strides=((1, 1), (2, 2)), table=table, **changes)
+    return plan_of(
+        strides=((1, 1), (2, 2)),
+        table=table,
+        batch_size=batch_size,
+        lesion_fraction=0.02,
+    )
 
 
 @pytest.fixture
@@ -50,8 +55,8 @@ def make_plan():
 LIGHTNING = ("accumulate_grad_batches", "gradient_clip_val", "log_every_n_steps")
 
 
-def config(optim=None, **trainer):
-    """Settings of a quiet training in one process; keywords are those of `trainer`."""
+def make_config(optim=None, **trainer):
+    """Return the settings of a quiet training in one process. Keywords are those of `trainer`."""
     chosen = {"workers": 0, "accelerator": "cpu", "precision": "32-true", **trainer}
     lightning = {key: chosen.pop(key) for key in LIGHTNING if key in chosen}
     chosen["lightning"] = {"enable_progress_bar": False, **chosen.get("lightning", {}), **lightning}
@@ -60,7 +65,7 @@ def config(optim=None, **trainer):
 
 @pytest.fixture
 def train(tmp_path):
-    """Train by `config`; keywords that `fit` takes are handed on."""
+    """Return a function that trains with `make_config`. Keywords of `fit` are passed to it."""
 
     def run(*, run_dir=None, tiles=None, plan=None, network=None, **given):
         plan = plan or small_plan()
@@ -68,13 +73,13 @@ def train(tmp_path):
         parts |= {key: given.pop(key) for key in ("loss", "validate") if key in given}
         folder = run_dir or tmp_path / "run"
         network = network or build_network(plan)
-        return fit(network, plan, tiles or Squares(), config(**given), folder, **parts)
+        return fit(network, plan, tiles or Squares(), make_config(**given), folder, **parts)
 
     return run
 
 
 class Clock:
-    """Stands in for the module `time`: its seconds pass only when a test says so."""
+    """A replacement for the module `time`. A test decides how many seconds pass."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -88,7 +93,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Let a training go by a clock that is independent of the machine's speed."""
+    """Replace the clock of a training, so that it does not depend on the speed of the machine."""
     found = Clock()
     for module in ("module", "callbacks"):
         monkeypatch.setattr(f"lesionseg.training.{module}.time", found)

@@ -1,4 +1,4 @@
-"""What a detector is taught: positives, ignored anchors, parts, and boxes after cutting."""
+"""Targets of a detector: positives, ignored anchors, loss terms, and cropped boxes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.models.plans import plan_of
 from tests.training.conftest import Squares
 
 
-def detector(name="retinanet", dims=2):
+def make_detector_plan(name="retinanet", dims=2):
     sizes = (((4.0,) * dims, (6.0,) * dims),)
     anchors = AnchorPlan(stages=(1,), sizes=sizes, width=8, depth=1)
     strides = ((1,) * dims, (2,) * dims)
@@ -21,23 +21,24 @@ def detector(name="retinanet", dims=2):
     return plan_of(name, dims, strides=strides, labels=("a", "b"), table=table, anchors=anchors)
 
 
-def objective_of(plan):
+def objective_for(plan):
     return make_objective(plan, TrainConfig.of(), FocalLoss())
 
 
-def two_tiles(dims=2):
-    """Lesion 7 of label 2 and lesion 3 of label 1 in the first tile, none in the second."""
+def make_two_tiles(dims=2):
+    """Make two tiles. The first has lesion 7 of label 2 and lesion 3 of label 1."""
     shape = (2, *(16,) * dims)
     instances = torch.zeros(shape, dtype=torch.int32)
     instances[0][(slice(4, 8),) * dims] = 7
     instances[0][(slice(10, 14),) * dims] = 3
     labels = (2 * (instances == 7) + (instances == 3)).to(torch.uint8)
-    image, valid = torch.randn((2, 1, *shape[1:])), torch.ones(shape, dtype=torch.bool)
+    image = torch.randn((2, 1, *shape[1:]))
+    valid = torch.ones(shape, dtype=torch.bool)
     return {"image": image, "labels": labels, "instances": instances, "valid": valid}
 
 
 def test_every_lesion_has_positive_anchors_with_its_label_and_box():
-    targets = objective_of(detector()).targets(two_tiles())
+    targets = objective_for(make_detector_plan()).targets(make_two_tiles())
     anchors = targets.anchors
     assert [set(labels.tolist()) for labels in anchors.labels] == [{0, 1, 2}, {0}]
     positive = anchors.labels[0] > 0
@@ -46,22 +47,24 @@ def test_every_lesion_has_positive_anchors_with_its_label_and_box():
     assert of_seven.unique(dim=0).tolist() == [[4, 4, 8, 8]]
 
 
-def test_invalid_background_teaches_nothing_and_an_invalid_lesion_is_none():
-    batch = two_tiles()
+def test_invalid_voxels_and_lesions_are_left_out_of_the_targets():
+    batch = make_two_tiles()
     batch["valid"][:, :, 8:] = False  # hides lesion 3
-    targets = objective_of(detector()).targets(batch).anchors
+    targets = objective_for(make_detector_plan()).targets(batch).anchors
     assert set(targets.labels[0].tolist()) == {0, 2}
     assert targets.valid[0][targets.labels[0] > 0].all()
-    # two anchors a cell, 8 x 8 cells: those of the right half are out
+    # two anchors per cell, 8 x 8 cells; the right half is invalid
     assert targets.valid[1].sum() == 64
 
 
 @pytest.mark.parametrize("name", ["retinanet", "retina_unet"])
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("free", [False, True])
-def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(name, dims, free):
-    plan = detector(name, dims)
-    network, objective, batch = build_network(plan), objective_of(plan), two_tiles(dims)
+def test_terms_are_finite_and_every_weight_gets_a_gradient(name, dims, free):
+    plan = make_detector_plan(name, dims)
+    network = build_network(plan)
+    objective = objective_for(plan)
+    batch = make_two_tiles(dims)
     if free:
         batch["labels"].zero_()
         batch["instances"].zero_()
@@ -74,17 +77,19 @@ def test_terms_are_finite_and_every_weight_learns_with_and_without_lesions(name,
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
 
 
-def test_the_plan_remembers_what_inference_must_undo():
+def test_plan_stores_the_focal_correction_for_inference():
     cfg = TrainConfig.of(detection={"alpha": 0.3, "gamma": 1.5})
-    plan = with_focal_correction(detector(), cfg)
+    plan = with_focal_correction(make_detector_plan(), cfg)
     assert (plan.anchors.alpha, plan.anchors.gamma) == (0.3, 1.5)
     assert type(plan).from_json(plan.to_json()) == plan
 
 
-def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor():
-    plan, batch = detector("retina_unet"), two_tiles()
-    objective = objective_of(plan)
-    batch["labels"][batch["labels"] == 2], batch["instances"][batch["instances"] == 7] = 0, 0
+def test_unannotated_label_of_a_tile_gives_no_gradient():
+    plan = make_detector_plan("retina_unet")
+    batch = make_two_tiles()
+    objective = objective_for(plan)
+    batch["labels"][batch["labels"] == 2] = 0
+    batch["instances"][batch["instances"] == 7] = 0
     output = build_network(plan)(batch["image"])
     for tensor in (output.class_logits, *output.segmentation):
         tensor.retain_grad()
@@ -99,16 +104,15 @@ def test_a_label_that_a_tile_does_not_annotate_teaches_no_anchor():
 
 
 class Empty(Squares):
-    """The tiles without a square."""
+    """Tiles without a square."""
 
     def __getitem__(self, number):
         return super().__getitem__(2 * number + 1)
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
-def test_tiles_without_any_lesion_train_without_nan(name, train):
-    """No step is skipped, no weight is lost."""
-    plan = None if name == "unet" else detector(name)
+def test_tiles_without_lesions_train_without_skipped_steps(name, train):
+    plan = None if name == "unet" else make_detector_plan(name)
     result = train(plan=plan, tiles=Empty(), max_steps=8)
     assert (result.steps, result.skipped) == (8, 0)
     assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())

@@ -24,7 +24,7 @@ SGD = {"name": "sgd", "lr": 0.01}
 
 
 class Newest(pl.Callback):
-    """Keeps the weights after each step."""
+    """A callback that keeps the weights after each step."""
 
     def __init__(self):
         self.seen = []
@@ -42,8 +42,8 @@ def column(tmp_path):
 
 
 @pytest.fixture
-def often(monkeypatch):
-    """A checkpoint after every step."""
+def checkpoint_every_step(monkeypatch):
+    """Write a checkpoint after every step."""
     monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
     monkeypatch.setattr("lesionseg.training.callbacks.PAUSE_SHARE", 0)
 
@@ -52,9 +52,9 @@ def last_checkpoint(run_dir):
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_metrics_csv_has_terms_positives_and_who_gets_the_gradient(train, column):
+def test_metrics_csv_has_terms_positives_and_gradient_shares(train, column):
     train(max_steps=10, loss=DiceFocalLoss())
-    assert column("step") == [4, 9]  # from 0 on
+    assert column("step") == [4, 9]  # steps are counted from 0
     assert column("positives") == [12, 12]  # one square of 4 × 3 in each pair of tiles
     terms = np.add(column("loss_dice"), column("loss_focal"))
     assert column("loss") == pytest.approx(terms, rel=1e-4)
@@ -64,10 +64,11 @@ def test_metrics_csv_has_terms_positives_and_who_gets_the_gradient(train, column
 
 
 class KeepCheckpoint(pl.Callback):
-    """Copies the checkpoint written before step 4, then lets training crash at step 7."""
+    """A callback that copies the checkpoint of step 4 and stops the training at step 7."""
 
     def __init__(self, run_dir):
-        self.last, self.kept = run_dir / "checkpoints" / "last.ckpt", run_dir / "kept.ckpt"
+        self.last = run_dir / "checkpoints" / "last.ckpt"
+        self.kept = run_dir / "kept.ckpt"
 
     def on_train_batch_start(self, trainer, pl_module, *_):
         if trainer.global_step == 4:
@@ -79,8 +80,8 @@ class KeepCheckpoint(pl.Callback):
 
 
 @pytest.mark.parametrize(("optim", "n"), [({"lr": 1e-2}, 1), (SGD, 1), (SGD, 3)])
-def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
-    train, tmp_path, column, optim, n, often
+def test_killed_training_ends_with_identical_weights(
+    train, tmp_path, column, optim, n, checkpoint_every_step
 ):
     settings = {"max_steps": 12, "log_every_n_steps": 2, "optim": optim}
     settings["accumulate_grad_batches"] = n
@@ -90,22 +91,24 @@ def test_a_killed_training_ends_bit_for_bit_like_an_undisturbed_one(
         train(run_dir=tmp_path / "killed", plugs=[plug], **settings)
     shutil.move(plug.kept, plug.last)
     assert train(run_dir=tmp_path / "killed", **settings).steps == 12
-    calm, killed = (last_checkpoint(tmp_path / d) for d in ("calm", "killed"))
+    calm = last_checkpoint(tmp_path / "calm")
+    killed = last_checkpoint(tmp_path / "killed")
     for name, value in calm["state_dict"].items():
         assert torch.equal(value, killed["state_dict"][name]), name
     assert column("step", "killed") == column("step", "calm")
     assert column("loss", "killed") == column("loss", "calm")
 
 
-def test_a_finished_training_is_not_prolonged_nor_taken_for_another_network_s(train, make_plan):
-    first, again = train(max_steps=4), train(max_steps=4)
+def test_finished_training_is_kept_and_refused_for_another_network(train, make_plan):
+    first = train(max_steps=4)
+    again = train(max_steps=4)
     assert again.steps == 4
     assert torch.equal(weights(first.network), weights(again.network))
     with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=6, plan=make_plan(n_supervised=1))
 
 
-def test_a_checkpoint_takes_its_place_after_its_row(train, tmp_path, often, monkeypatch):
+def test_checkpoint_is_written_after_its_row(train, tmp_path, checkpoint_every_step, monkeypatch):
     class Watched(History):
         def log_metrics(self, metrics, step):
             if (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
@@ -115,12 +118,12 @@ def test_a_checkpoint_takes_its_place_after_its_row(train, tmp_path, often, monk
     monkeypatch.setattr("lesionseg.training.fit.History", Watched)
     steps = []
     train(max_steps=5, log_every_n_steps=1)
-    assert steps == [(1, 1), (2, 2), (3, 3), (4, 4)]  # row n is the one of step n + 1
+    assert steps == [(1, 1), (2, 2), (3, 3), (4, 4)]  # row n belongs to step n + 1
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_a_damaged_checkpoint_cannot_be_resumed(train, tmp_path, content):
+def test_damaged_checkpoint_is_an_error(train, tmp_path, content):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -129,7 +132,7 @@ def test_a_damaged_checkpoint_cannot_be_resumed(train, tmp_path, content):
 
 
 class StepsOfSeconds(pl.Callback):
-    """Lets each step take some seconds of the test's clock."""
+    """A callback that advances the test's clock by some seconds per step."""
 
     def __init__(self, clock, seconds):
         self.clock = clock
@@ -139,9 +142,7 @@ class StepsOfSeconds(pl.Callback):
         self.clock.advance(self.seconds)
 
 
-def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(
-    train, column, clock
-):
+def test_time_budget_includes_validation_and_scales_the_schedule(train, column, clock):
     ends = []
 
     def validate(network):
@@ -149,13 +150,17 @@ def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(
         ends.append(clock.seconds)
         return {}
 
-    settings = {"validate_every_minutes": 1e-9, "log_every_n_steps": 1}
-    steps = StepsOfSeconds(clock, 3)
-    result = train(max_minutes=1, validate=validate, plugs=[steps], **settings)
+    result = train(
+        max_minutes=1,
+        validate=validate,
+        plugs=[StepsOfSeconds(clock, 3)],
+        validate_every_minutes=1e-9,
+        log_every_n_steps=1,
+    )
     assert ends == [18, 36, 54, 72, 90]  # after each step, and at the end
     assert result.steps == 5
     assert result.minutes == pytest.approx(75 / 60)  # the first step that ends after a minute
-    shares = np.array([0, 0, 3, 21, 39]) / 60  # of the budget, at the end of the step before
+    shares = np.array([0, 0, 3, 21, 39]) / 60  # share of the budget at the end of the previous step
     optim = scale_learning_rate(OptimConfig.of(lr=1e-2), n_tiles=2, dims=2)
     rates = [learning_rate(share, optim) for share in shares]
     assert column("lr") == pytest.approx(rates)
@@ -163,21 +168,27 @@ def test_the_time_budget_ends_training_counts_validations_and_fits_the_schedule(
 
 
 def test_validation_runs_at_intervals_and_at_the_end(train, column):
-    dice, calls, seen = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4]), [], []
+    dice = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4])
+    calls = []
+    seen = []
 
     def validate(network):
         calls.append(network.training)
         seen.append(weights(network).clone())
         return {"recall": 0.5, "dice": next(dice)}
 
-    settings = {"validate_every_minutes": 1e-9, "log_every_n_steps": 1}
-    result = train(max_steps=6, validate=validate, **settings)
+    result = train(
+        max_steps=6,
+        validate=validate,
+        validate_every_minutes=1e-9,
+        log_every_n_steps=1,
+    )
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
-    assert torch.equal(weights(result.network), seen[2])  # the best of all
+    assert torch.equal(weights(result.network), seen[2])  # the weights with the best score
 
 
-def test_a_validation_waits_for_a_whole_step(train):
+def test_validation_waits_for_a_complete_step(train):
     steps = []
 
     class Counts(pl.Callback):
@@ -185,21 +196,25 @@ def test_a_validation_waits_for_a_whole_step(train):
             steps.append(trainer.global_step)
 
     seen = []
-    settings = {"validate_every_minutes": 1e-9, "accumulate_grad_batches": 3}
+
+    def validate(_):
+        seen.append(len(steps))
+        return {"dice": 0.5}
+
     train(
         max_steps=2,
-        validate=lambda _: seen.append(len(steps)) or {"dice": 0.5},
+        validate=validate,
         plugs=[Counts()],
-        **settings,
+        validate_every_minutes=1e-9,
+        accumulate_grad_batches=3,
     )
     assert steps == [0, 0, 1, 1, 1, 2]
     assert seen == [3, 6]  # batches
 
 
-def test_scores_that_are_undefined_choose_no_weights(train, tmp_path):
+def test_undefined_scores_are_never_the_best(train, tmp_path):
     dice = iter([float("nan"), 0.3])
-    settings = {"validate": lambda _: {"dice": next(dice)}, "validate_every_minutes": 1e-9}
-    train(max_steps=2, **settings)
+    train(max_steps=2, validate=lambda _: {"dice": next(dice)}, validate_every_minutes=1e-9)
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 2
 
@@ -215,30 +230,34 @@ def test_early_stopping_follows_the_validation_score(train):
         validate_every_minutes=1e-9,
         plugs=[stop],
     )
-    # scores after steps 1, 2 and 3; the step that had begun is the last one
+    # scores after steps 1, 2 and 3; the step that has begun is finished
     assert result.steps == 4
 
 
-def test_a_run_that_was_moved_still_knows_its_best_score(train, tmp_path):
+def test_moved_run_keeps_its_best_score(train, tmp_path):
     dice = iter([0.8, 0.4])
-    settings = {"validate": lambda _: {"dice": next(dice)}, "validate_every_minutes": 99}
-    train(max_steps=1, run_dir=tmp_path / "here", **settings)
+
+    def validate(_):
+        return {"dice": next(dice)}
+
+    train(max_steps=1, run_dir=tmp_path / "here", validate=validate, validate_every_minutes=99)
     shutil.move(tmp_path / "here", tmp_path / "there")
-    train(max_steps=2, run_dir=tmp_path / "there", **settings)
+    train(max_steps=2, run_dir=tmp_path / "there", validate=validate, validate_every_minutes=99)
     best = torch.load(tmp_path / "there" / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 1
 
 
-def test_the_bar_goes_on_while_batches_accumulate(train):
-    said = []
-    bar = Progress(lambda: nullcontext(lambda *words: said.append(words)))
+def test_progress_bar_advances_only_with_complete_steps(train):
+    calls = []
+    bar = Progress(lambda: nullcontext(lambda *call: calls.append(call)))
     train(max_steps=5, accumulate_grad_batches=2, plugs=[bar])
-    assert [share for _, share, _ in said] == [0, *np.repeat([0.2, 0.4, 0.6, 0.8], 2), 1]
-    assert "loss" in said[-1][0]
+    assert [share for _, share, _ in calls] == [0, *np.repeat([0.2, 0.4, 0.6, 0.8], 2), 1]
+    assert "loss" in calls[-1][0]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog, tmp_path):
-    newest, bad = Newest(), squares(bad={4, 5})  # the third step's tiles
+def test_step_with_a_non_finite_loss_is_skipped_and_counted(train, squares, caplog, tmp_path):
+    newest = Newest()
+    bad = squares(bad={4, 5})  # the tiles of the third step
     result = train(max_steps=6, plugs=[newest], tiles=bad, log_every_n_steps=1)
     assert torch.equal(newest.seen[1], newest.seen[2])
     assert not torch.equal(newest.seen[2], newest.seen[3])
@@ -248,12 +267,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(train, squares, caplog
     assert last_checkpoint(tmp_path / "run")["skipped"] == 1
 
 
-def test_ten_such_steps_in_a_row_end_training(train, squares):
+def test_ten_non_finite_steps_in_a_row_end_the_training(train, squares):
     with pytest.raises(TrainingError, match="10 steps in a row up to step 12"):
         train(max_steps=50, tiles=squares(bad=range(4, 100)))
 
 
-def test_the_divisor_is_the_moving_average_of_positives(train, make_plan, tmp_path):
+def test_loss_is_divided_by_the_moving_average_of_positives(train, make_plan, tmp_path):
     class Divisors(FocalLoss):
         def forward(self, logits, labels, *, valid=None, normaliser=None):
             assert logits.dtype == torch.float32
@@ -262,18 +281,26 @@ def test_the_divisor_is_the_moving_average_of_positives(train, make_plan, tmp_pa
 
     seen = []
     train(max_steps=1, loss=Divisors(), plan=make_plan(n_supervised=1))
-    # two tiles of 256 voxels at a fraction of 0.02 are expected to hold 10.24, a square holds 12
+    # two tiles of 256 voxels at a fraction of 0.02 give 10.24 expected voxels; a square has 12
     assert seen == [pytest.approx(0.9 * 10.24 + 0.1 * 12)]
-    seen, one = [], {"plan": make_plan(batch_size=1, n_supervised=1)}
-    train(max_steps=2, loss=Divisors(), accumulate_grad_batches=2, run_dir=tmp_path / "2", **one)
-    # a tile with the square and one without, twice: the average moves once a step, by 6 a tile
-    first, step = 0.9 * 5.12 + 0.1 * 12, [0.9 * 5.12 + 0.1 * 6]
+    seen = []
+    train(
+        max_steps=2,
+        loss=Divisors(),
+        accumulate_grad_batches=2,
+        run_dir=tmp_path / "2",
+        plan=make_plan(batch_size=1, n_supervised=1),
+    )
+    # Each step has a tile with a square and one without.
+    # The average is updated once per step, with a mean of 6 voxels.
+    first = 0.9 * 5.12 + 0.1 * 12
+    step = [0.9 * 5.12 + 0.1 * 6]
     then = 0.9 * step[0] + 0.1 * 12
     step.append(0.9 * step[0] + 0.1 * 6)
     assert seen == pytest.approx([first, step[0], then, step[1]])
 
 
-def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
+def test_bf16_training_returns_fp32_weights(train):
     result = train(max_steps=3, precision="bf16-mixed")
     assert result.skipped == 0
     for p in result.network.parameters():
@@ -281,12 +308,12 @@ def test_bf16_trains_and_hands_over_plain_fp32_weights(train):
         assert p.is_contiguous()
 
 
-def test_an_option_that_lightning_does_not_have_is_an_error(train):
+def test_unknown_option_of_lightning_is_an_error(train):
     with pytest.raises(ConfigError, match=r"trainer\.lightning.*profilers"):
         train(max_steps=99, lightning={"profilers": 1})
 
 
-def test_ctrl_c_says_how_to_go_on(train, caplog, often):
+def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step):
     class CtrlC(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
             if trainer.global_step == 3:
@@ -295,7 +322,9 @@ def test_ctrl_c_says_how_to_go_on(train, caplog, often):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(max_steps=5, plugs=[CtrlC()])
-    assert signal.getsignal(signal.SIGINT) is handler  # the trainer leaves it ignored
+    assert (
+        signal.getsignal(signal.SIGINT) is handler
+    )  # Lightning's trainer alone would leave it ignored
     assert "Training stopped at step 3." in caplog.text
     assert train(max_steps=5).steps == 5
 
@@ -308,7 +337,7 @@ def test_loss_and_network_must_agree_on_the_activation(train):
 
 
 class Trainer:
-    """Saves checkpoints that take long."""
+    """A trainer whose checkpoints take long to save."""
 
     accumulate_grad_batches = 1
     is_global_zero = True
@@ -324,7 +353,7 @@ class Trainer:
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])
-def test_checkpoints_take_two_hundredths_of_a_training_at_most(tmp_path, clock, seconds, saved):
+def test_checkpoints_take_at_most_two_per_cent_of_a_training(tmp_path, clock, seconds, saved):
     trainer = Trainer(clock, seconds)
     last = LastCheckpoint(tmp_path, timedelta(seconds=15))
     last.on_train_start(trainer, SimpleNamespace(minutes=0.0))

@@ -1,4 +1,4 @@
-"""The stream of tiles from prepared cases, and a training on it."""
+"""Tiles of prepared cases, and a training on them."""
 
 from dataclasses import replace
 
@@ -17,13 +17,13 @@ from lesionseg.models import build_network
 from lesionseg.training.batch_targets import BatchTargets
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.tile_stream import to_batch
-from tests.training.conftest import config
+from tests.training.conftest import make_config
 
 
 @pytest.fixture
 def cases(tmp_path, rng):
-    """One case with two lesions and one without."""
-    made = []
+    """Write one case with two lesions and one without. Return both."""
+    found = []
     for name in ("ill", "well"):
         instances = np.zeros((20, 24, 22), np.int32)
         if name == "ill":
@@ -31,17 +31,18 @@ def cases(tmp_path, rng):
             instances[14:16, 18:20, 10:13] = 2
         image = rng.normal(size=(1, *instances.shape)).astype(np.float32) + 3 * (instances > 0)
         geometry = Geometry.from_spacing(instances.shape, (1, 1, 1))
-        labels, n = (instances > 0).astype(np.uint8), int(instances.max())
+        labels = (instances > 0).astype(np.uint8)
+        n = int(instances.max())
         reference = Reference(geometry, labels, instances, (1,) * n)
         (tmp_path / name).mkdir()
         prepared = PreparedCase(name, name, Volume(image, geometry), reference)
         write_cached_case(tmp_path / name, prepared, "hash")
-        made.append(read_cached_case(tmp_path / name))
-    return made
+        found.append(read_cached_case(tmp_path / name))
+    return found
 
 
-def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
-    """And nothing at all where every case annotates all."""
+def test_batch_marks_the_unannotated_labels_of_each_tile(cases, plan):
+    """The entry is missing if every case annotates all labels."""
 
     def stream(*cases):
         return TileDataset(cases, plan, None, AugmentConfig.of(), n_tiles=6, seed=0)
@@ -54,19 +55,20 @@ def test_tiles_say_which_labels_their_case_does_not_annotate(cases, plan):
     assert "unannotated" not in to_batch([stream(*cases)[0]])
 
 
-def test_a_label_that_no_case_annotates_is_not_learnt(cases, plan, tmp_path):
-    """Its head keeps its first weights: the only gradient there could be is of that label."""
+def test_label_that_no_case_annotates_changes_no_weights(cases, plan, tmp_path):
+    """The plan has a single label, so any gradient would come from it."""
     network = build_network(plan)
     before = [p.clone() for p in network.parameters()]
     unknown = [replace(case, unannotated=(1,)) for case in cases]
-    cfg = config(max_steps=2, optim={"weight_decay": 0.0})
+    cfg = make_config(max_steps=2, optim={"weight_decay": 0.0})
     fit(network, plan, tiles_of(unknown, plan, cfg), cfg, tmp_path / "run", loss=FocalLoss())
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-def test_workers_hand_nearest_lesions_to_a_loss_that_asks_for_them(cases, plan, tmp_path):
-    cfg = config(max_steps=5, workers=1)
-    tiles, run = tiles_of(cases, plan, cfg), tmp_path / "run"
+def test_loss_that_needs_nearest_lesions_gets_them(cases, plan, tmp_path):
+    cfg = make_config(max_steps=5, workers=1)
+    tiles = tiles_of(cases, plan, cfg)
+    run = tmp_path / "run"
     batch = BatchTargets(nearest=True)(to_batch([tiles[0], tiles[1]]))
     known = batch["instances"].masked_fill(~batch["valid"], 0)
     assert torch.equal(batch["nearest"].int(), nearest_lesions(known))

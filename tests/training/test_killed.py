@@ -1,6 +1,6 @@
-"""A training that is killed outright, at whatever moment, and started again.
+"""A training is killed at a random time and started again.
 
-`python -m tests.training.test_killed RUN_DIR` is the training to be killed.
+`python -m tests.training.test_killed RUN_DIR` runs the training that is killed.
 """
 
 import random
@@ -17,7 +17,7 @@ import torch
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
 from lesionseg.training import callbacks, fit
-from tests.training.conftest import Squares, config, small_plan
+from tests.training.conftest import Squares, make_config, small_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ STEPS = 40
 
 
 class WaitsForItsEnd(pl.Callback):
-    """Stops before the last step: a slow machine may kill late, but never too late."""
+    """A callback that waits before the last step, so that a slow machine never kills too late."""
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == STEPS - 1:
@@ -34,8 +34,8 @@ class WaitsForItsEnd(pl.Callback):
 
 
 def train(run_dir, callbacks=()):
-    """Take a few steps on few and small tiles."""
-    cfg = config(max_steps=STEPS, log_every_n_steps=1, workers=1)
+    """Train a few steps on a few small tiles."""
+    cfg = make_config(max_steps=STEPS, log_every_n_steps=1, workers=1)
     return fit.fit(
         build_network(small_plan()),
         small_plan(),
@@ -48,7 +48,7 @@ def train(run_dir, callbacks=()):
 
 
 def kill_at_random(run_dir):
-    """Kill the program up to 0.15 s after its first checkpoint. Return how long after."""
+    """Kill the program up to 0.15 s after its first checkpoint. Return the delay."""
     command = [sys.executable, "-m", "tests.training.test_killed", str(run_dir)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     while not (run_dir / "checkpoints" / "last.ckpt").is_file():
@@ -61,7 +61,7 @@ def kill_at_random(run_dir):
     return delay
 
 
-def test_killed_at_any_moment_it_ends_bit_for_bit_like_an_undisturbed_one(tmp_path):
+def test_training_killed_at_any_time_ends_with_identical_weights(tmp_path):
     delay = kill_at_random(tmp_path / "killed")
     left = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
     where = f"killed {delay:.3f} s after step 1, resumed at step {left['global_step']}"

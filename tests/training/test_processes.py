@@ -1,4 +1,4 @@
-"""Who started this process; what the first one does for all; and what two learn together."""
+"""Launchers of processes, work of the first process, and training with two processes."""
 
 import os
 import shutil
@@ -34,61 +34,64 @@ TORCHRUN = """TORCHELASTIC_RUN_ID=one WORLD_SIZE=4 LOCAL_WORLD_SIZE=2 RANK=3 LOC
 RESTARTS = " TORCHELASTIC_USE_AGENT_STORE=True TORCHELASTIC_MAX_RESTARTS=3"
 
 
-def variables(launcher):
+def parse_variables(launcher):
     return dict(pair.split("=") for pair in launcher.split())
 
 
-def settings(devices=1, num_nodes=1):
+def make_settings(devices=1, num_nodes=1):
     return TrainerConfig.of(devices=devices, accelerator="cpu", lightning={"num_nodes": num_nodes})
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """Sets the variables of a launcher."""
-    return lambda by: [monkeypatch.setenv(*pair) for pair in variables(by).items()]
+def start_with(monkeypatch):
+    """Return a function that sets the variables of a launcher."""
+
+    def set_variables(launcher):
+        for name, value in parse_variables(launcher).items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
 
 
-def test_a_task_of_slurm_trains_on_its_own_device_as_anywhere(train, tmp_path, started):
+def test_task_of_slurm_trains_like_a_process_without_slurm(train, tmp_path, start_with):
     here = train(run_dir=tmp_path / "here", max_steps=2)
-    started(SRUN)
+    start_with(SRUN)
     there = train(run_dir=tmp_path / "there", max_steps=2)
     assert torch.equal(weights(there.network), weights(here.network))
 
 
 @pytest.mark.parametrize(("by", "rank", "local"), [(SRUN, 2, 0), (TORCHRUN, 3, 1)])
 @pytest.mark.parametrize("devices", [2, "auto"])
-def test_the_launchers_that_lightning_knows_say_which_process_this_is(
-    started, by, rank, local, devices
-):
-    started(by)
-    found = find_launcher(settings(devices, 2))
+def test_ranks_are_read_from_the_launcher_s_variables(start_with, by, rank, local, devices):
+    start_with(by)
+    found = find_launcher(make_settings(devices, 2))
     seen = (found.world_size(), found.global_rank(), found.local_rank(), found.node_rank())
     assert seen == (4, rank, local, 1)
 
 
 @pytest.mark.parametrize("by", [SRUN, TORCHRUN])
 @pytest.mark.parametrize(("devices", "num_nodes"), [(4, 1), (2, 1), (4, 2)])
-def test_settings_that_tell_of_other_processes_are_refused(started, by, devices, num_nodes):
-    started(by)
+def test_settings_that_contradict_the_launcher_are_refused(start_with, by, devices, num_nodes):
+    start_with(by)
     with pytest.raises(ConfigError, match=r"Set trainer.devices=2 and .*num_nodes=2"):
-        find_launcher(settings(devices, num_nodes))
+        find_launcher(make_settings(devices, num_nodes))
 
 
-def test_restarts_that_would_not_find_each_other_are_refused(started):
-    started(TORCHRUN + RESTARTS)
+def test_restarts_with_a_shared_store_are_refused(start_with):
+    start_with(TORCHRUN + RESTARTS)
     with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        find_launcher(settings(2, 2))
+        find_launcher(make_settings(2, 2))
 
 
-def test_a_batch_script_without_srun_starts_processes_of_its_own(started, monkeypatch):
-    started(SRUN)
+def test_batch_script_without_srun_starts_its_own_processes(start_with, monkeypatch):
+    start_with(SRUN)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
-    assert find_launcher(settings(4)) is None
+    assert find_launcher(make_settings(4)) is None
 
 
-def test_nodes_that_nobody_started_are_refused():
+def test_several_nodes_without_a_launcher_are_refused():
     with pytest.raises(ConfigError, match="by torchrun or srun"):
-        find_launcher(settings(2, 2))
+        find_launcher(make_settings(2, 2))
 
 
 def fail():
@@ -96,14 +99,16 @@ def fail():
 
 
 def _meet(rank, port):
-    os.environ.update(variables(TORCHRUN), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(
+        parse_variables(TORCHRUN), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
+    )
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    made = []
-    with join_processes(settings(2)):
-        assert n_processes(settings(2)) == 2
+    ranks = []
+    with join_processes(make_settings(2)):
+        assert n_processes(make_settings(2)) == 2
         assert is_rank_zero() == (rank == 0)
-        assert broadcast_from_rank_zero(lambda: made.append(rank) or rank) == 0
-        assert made == [0] * (rank == 0)
+        assert broadcast_from_rank_zero(lambda: ranks.append(rank) or rank) == 0
+        assert ranks == [0] * (rank == 0)
         assert call_on_local_rank_zero_first(lambda: rank) == rank
         with pytest.raises(ConfigError, match="Wrong here"):
             broadcast_from_rank_zero(fail)
@@ -111,7 +116,7 @@ def _meet(rank, port):
 
 
 @pytest.mark.slow  # two processes that import torch
-def test_all_have_what_the_first_one_makes_and_fail_with_it():
+def test_all_processes_share_results_and_errors_of_the_first():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -123,20 +128,27 @@ ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, de
 
 @pytest.mark.slow  # two processes that import torch
 @pytest.mark.parametrize("name", ["unet", "retinanet"])
-def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_plan, tmp_path, name):
+def test_two_processes_train_like_one_on_the_same_tiles(train, make_plan, tmp_path, name):
     plan = make_plan()
     if name == "retinanet":
         plan = plan.with_(architecture=replace(plan.architecture, name=name), anchors=ANCHORS)
-    networks, curves = [], []
-    budget = {"max_steps": 8, "optim": {"name": "sgd", "lr": 0.02}, "log_every_n_steps": 1}
+    networks = []
+    curves = []
     for n in (1, 2):
-        run, given = tmp_path / str(n), {"plan": plan.with_(batch_size=2 // n), "devices": n}
-        result = train(run_dir=run, **given, **budget)
+        run = tmp_path / str(n)
+        result = train(
+            run_dir=run,
+            plan=plan.with_(batch_size=2 // n),
+            devices=n,
+            max_steps=8,
+            optim={"name": "sgd", "lr": 0.02},
+            log_every_n_steps=1,
+        )
         networks.append(weights(result.network))
         curves.append(pd.read_csv(run / "metrics.csv")["loss"].dropna().tolist())
-    alone, together = curves
-    assert alone[-1] < alone[0]
-    assert together == pytest.approx(alone, rel=1e-3)
+    one, two = curves
+    assert one[-1] < one[0]
+    assert two == pytest.approx(one, rel=1e-3)
     torch.testing.assert_close(*networks, rtol=1e-3, atol=1e-5)
 
 
@@ -150,7 +162,9 @@ def test_two_processes_learn_what_one_learns_from_the_same_tiles(train, make_pla
         (False, {"gcc"}, False),
     ],
 )
-def test_compiling_asks_for_a_compiler_before_training(monkeypatch, on_gpu, present, fits):
+def test_compiling_without_a_compiler_is_refused_before_training(
+    monkeypatch, on_gpu, present, fits
+):
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)

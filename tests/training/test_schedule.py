@@ -15,7 +15,7 @@ from lesionseg.training.module import learning_rate, make_optimiser, resolve_bud
     ("device", "given", "minutes", "steps", "every"),
     [
         ("cpu", {}, 60.0, None, 10.0),
-        ("cuda", {}, None, 125_000, 20.0),  # twice as many voxels a step as nnU-Net's
+        ("cuda", {}, None, 125_000, 20.0),  # twice as many voxels per step as nnU-Net
         ("cuda", {"devices": 2, "lightning": {"accumulate_grad_batches": 4}}, None, 15_625, 20.0),
         ("cuda", {"max_minutes": 5.0}, 5.0, None, None),
         ("cuda", {"max_steps": 7}, None, 7, None),
@@ -23,7 +23,7 @@ from lesionseg.training.module import learning_rate, make_optimiser, resolve_bud
         ("cpu", {"validate_every_minutes": None}, 60.0, None, None),
     ],
 )
-def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, every):
+def test_missing_limits_are_chosen_by_device(make_plan, device, given, minutes, steps, every):
     plan = make_plan(batch_size=4).with_(dims=3, tile_shape=(128, 128, 128))
     found = resolve_budget(TrainerConfig.of(**given), plan, device)
     assert (found.max_minutes, found.max_steps) == (minutes, steps)
@@ -34,31 +34,34 @@ def test_what_is_open_becomes_limits(make_plan, device, given, minutes, steps, e
     ("dims", "batch", "world", "name", "factor"),
     [(3, 2, 1, "adamw", 1), (3, 4, 2, "adamw", 2), (3, 8, 1, "sgd", 4), (2, 1, 1, "adamw", 0.5)],
 )
-def test_the_rate_is_that_of_all_tiles_of_a_step(make_plan, dims, batch, world, name, factor):
+def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
+    make_plan, dims, batch, world, name, factor
+):
     plan = make_plan(batch_size=batch).with_(dims=dims)
     cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
     module = lesion_module(plan, cfg, torch.nn.PReLU())
-    given = {"world_size": world, "accumulate_grad_batches": 1, "precision": "32-true"}
-    module.trainer = SimpleNamespace(**given)
+    module.trainer = SimpleNamespace(
+        world_size=world, accumulate_grad_batches=1, precision="32-true"
+    )
     assert module.configure_optimizers()["optimizer"].param_groups[0]["initial_lr"] == factor
 
 
 @pytest.mark.parametrize(
     ("name", "progress", "rate"),
     [
-        ("adamw", 0.0, 0.02),  # a hundredth of the peak rather than nothing
+        ("adamw", 0.0, 0.02),  # a hundredth of the peak instead of 0
         ("adamw", 0.025, 1.0),
         ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
         ("adamw", 1.3, 0.0),
         ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
     ],
 )
-def test_cosine_rises_linearly_then_falls_and_poly_falls(name, progress, rate):
+def test_learning_rate_follows_cosine_or_polynomial_schedule(name, progress, rate):
     settings = OptimConfig.of(lr=2.0, name=name)
     assert learning_rate(progress, settings) == pytest.approx(rate)
 
 
-def test_a_smaller_rate_for_the_backbone_keeps_its_ratio_through_the_schedule(make_plan):
+def test_smaller_rate_of_the_backbone_keeps_its_ratio(make_plan):
     network = build_network(make_plan())
     optimiser = make_optimiser(network, OptimConfig.of(backbone_lr_scale=0.1, weight_decay=0.3))
     heads = {id(p) for p in network.heads.parameters()}

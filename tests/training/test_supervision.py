@@ -10,22 +10,22 @@ from torch.nn.functional import interpolate
 from lesionseg.training.objective import LevelTargets, coarsen, take_middle_voxels
 
 
-def targets(labels, valid=None):
+def make_targets(labels, valid=None):
     labels = torch.as_tensor(labels, dtype=torch.uint8)[None]
     valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid[None]
     batch = {"labels": labels, "instances": labels.int() * 7, "valid": valid}
     return LevelTargets.of(batch)
 
 
-def test_a_lesion_of_one_voxel_survives_at_every_level():
+def test_lesion_of_one_voxel_is_kept_at_a_coarse_level():
     labels = torch.zeros(16, 16, 16)
     labels[5, 10, 3] = 1
-    finest = targets(labels)
+    finest = make_targets(labels)
     finest = replace(finest, nearest=torch.full_like(finest.instances, 3))
     coarse = coarsen(finest, (4, 8, 8))
     assert coarse.labels.shape == (1, 4, 2, 2)
     assert coarse.labels.nonzero().tolist() == [[0, 1, 1, 0]]
-    assert coarse.nearest[0, 1, 1, 0] == 7  # its block is its own, whatever the middle's is
+    assert coarse.nearest[0, 1, 1, 0] == 7  # the block gets its lesion, not the value in its middle
     assert (coarse.nearest == 3).sum() == 15
 
 
@@ -33,39 +33,42 @@ def test_a_lesion_of_one_voxel_survives_at_every_level():
 def test_coarse_labels_are_the_highest_of_their_block(stride):
     noise = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (8, 8), generator=noise)
-    coarse = coarsen(targets(labels), stride).labels[0]
+    coarse = coarsen(make_targets(labels), stride).labels[0]
     sy, sx = stride
     for y, x in product(range(8 // sy), range(8 // sx)):
         assert coarse[y, x] == labels[y * sy : (y + 1) * sy, x * sx : (x + 1) * sx].max()
 
 
-def test_an_invalid_voxel_makes_its_block_invalid_unless_a_lesion_is_known_there():
-    labels, valid = torch.zeros(2, 6), torch.ones(2, 6, dtype=torch.bool)
+def test_block_with_an_invalid_voxel_is_valid_only_if_it_has_a_lesion():
+    labels = torch.zeros(2, 6)
+    valid = torch.ones(2, 6, dtype=torch.bool)
     labels[0, 2] = 1
     valid[1, 0] = valid[1, 3] = False
-    coarse = coarsen(targets(labels, valid), (2, 2))
+    coarse = coarsen(make_targets(labels, valid), (2, 2))
     assert coarse.valid.tolist() == [[[False, True, True]]]
     assert coarse.labels.tolist() == [[[0, 1, 0]]]
 
 
 def test_regions_overlap_at_every_level():
     labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
-    labels[0, 0, 0], labels[0, 1, 1], labels[0, 3, 3] = 3, 1, 2
+    labels[0, 0, 0] = 3
+    labels[0, 1, 1] = 1
+    labels[0, 3, 3] = 2
     valid = torch.ones_like(labels, dtype=torch.bool)
     valid[0, 2, 0] = valid[0, 0, 1] = False
-    labels[0, 2, 0] = 3  # not known
+    labels[0, 2, 0] = 3  # an invalid voxel
     batch = {"labels": labels, "instances": labels.int(), "valid": valid}
     finest = LevelTargets.of(batch, regions=((1, 2, 3), (2, 3), (3,)))
     assert finest.labels.shape == (1, 3, 4, 4)
     assert finest.labels.sum(dim=(0, 2, 3)).tolist() == [3, 2, 1]
     coarse = coarsen(finest, (2, 2))
-    # a block is in a region as soon as one of its voxels is: the highest label alone would not do
+    # a block belongs to the regions of all its voxels, so the highest label is not enough
     assert coarse.labels[0].int().tolist() == [[[1, 0], [0, 1]], [[1, 0], [0, 1]], [[1, 0], [0, 0]]]
     assert coarse.valid[0].tolist() == [[True, True], [False, True]]
 
 
 @pytest.mark.parametrize("regions", [(), ((1, 2), (2,))])
-def test_what_is_ignored_changes_no_level(regions):
+def test_invalid_voxels_change_no_level(regions):
     noise = torch.Generator().manual_seed(3)
     valid = torch.rand((2, 8, 8), generator=noise) > 0.3
     known = torch.randint(0, 3, (2, 8, 8), generator=noise, dtype=torch.uint8)
@@ -80,12 +83,12 @@ def test_what_is_ignored_changes_no_level(regions):
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (4, 1), (2, 4)])
-def test_nnunets_coarse_labels_are_the_voxels_in_the_middle_of_blocks(stride):
-    """As torch's nearest-exact interpolation has them; a lesion elsewhere in a block is lost."""
+def test_middle_voxels_equal_nearest_exact_interpolation(stride):
+    """A lesion next to the middle of a block is lost, like in nnU-Net."""
     labels = torch.randint(0, 3, (8, 12), generator=torch.Generator().manual_seed(4))
     shape = [n // s for n, s in zip(labels.shape, stride, strict=True)]
     nearest = interpolate(labels[None, None].float(), shape, mode="nearest-exact")[0]
-    found = take_middle_voxels(targets(labels), stride)
+    found = take_middle_voxels(make_targets(labels), stride)
     assert torch.equal(found.labels, nearest.to(torch.uint8))
     assert torch.equal(found.instances, found.labels.int() * 7)
     assert found.valid.all()

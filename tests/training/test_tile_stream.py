@@ -1,4 +1,4 @@
-"""Which tiles a step sees, on one process or on several, from the start or later."""
+"""The tiles of each step with one or several processes, and the number of workers."""
 
 from collections import namedtuple
 from itertools import chain, islice
@@ -9,7 +9,7 @@ from lesionseg.training import tile_stream
 from lesionseg.training.tile_stream import loader_workers, step_tiles
 
 
-def test_processes_share_out_the_tiles_of_a_step_without_overlap():
+def test_processes_divide_the_tiles_of_a_step_without_overlap():
     ranks = [islice(step_tiles(2, rank=r, world_size=3), 3) for r in range(3)]
     together = [sorted(chain(*step)) for step in zip(*ranks, strict=True)]
     assert together == [list(range(6)), list(range(6, 12)), list(range(12, 18))]
@@ -25,7 +25,7 @@ def test_processes_share_out_the_tiles_of_a_step_without_overlap():
         (2, 0, "cuda", 1, 0),
     ],
 )
-def test_a_gpu_is_fed_by_all_cores_but_one(
+def test_number_of_workers_follows_cores_and_processes(
     monkeypatch, make_plan, cores, asked, device, processes, expected
 ):
     monkeypatch.setattr(tile_stream, "cores", lambda: cores)
@@ -33,10 +33,10 @@ def test_a_gpu_is_fed_by_all_cores_but_one(
 
 
 @pytest.mark.parametrize(("side", "room"), [(16, 8), (512, 2), (2048, 0)])
-def test_workers_that_shared_memory_has_no_room_for_are_named_with_the_remedy(
+def test_workers_are_limited_by_shared_memory_with_advice(
     monkeypatch, caplog, make_plan, side, room
 ):
-    """Three steps of two tiles at fourteen bytes a voxel, of each worker."""
+    """Each worker needs three steps of two tiles at 14 bytes per voxel."""
     usage = namedtuple("usage", "free")(64 * 10**6)
     monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
     assert loader_workers(8, make_plan().with_(tile_shape=(side, side)), "cpu") == room

@@ -1,4 +1,4 @@
-"""A device of a few tensors' memory, and the sizes that fit it."""
+"""Sizes of tile and batch that fit a device with little memory."""
 
 import pytest
 import torch
@@ -10,11 +10,11 @@ from lesionseg.models.memory_formula import step_gb
 from lesionseg.plan.plan import Architecture
 from lesionseg.training import trial_steps
 from lesionseg.training.trial_steps import fit_to_memory
-from tests.training.conftest import config
+from tests.training.conftest import make_config
 
 
-def cramped(limit):
-    """Steps that run out of memory above so many voxels."""
+def limited_steps(limit):
+    """Return a function whose steps run out of memory above so many voxels."""
 
     def take_steps(plan):
         if plan.batch_size * plan.tile_shape[0] * plan.tile_shape[1] > limit:
@@ -31,37 +31,38 @@ def cramped(limit):
         (2 * 14 * 16, 2, (14, 16), {"batch_size", "tile_shape"}),
     ],
 )
-def test_the_largest_size_that_fits_is_taken(make_plan, limit, batch, tile, reasons):
-    fitted = fit_to_memory(make_plan(batch_size=8), cramped(limit))
-    assert (fitted.batch_size, fitted.tile_shape) == (batch, tile)
-    assert set(fitted.reasons) == reasons
+def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons):
+    found = fit_to_memory(make_plan(batch_size=8), limited_steps(limit))
+    assert (found.batch_size, found.tile_shape) == (batch, tile)
+    assert set(found.reasons) == reasons
 
 
 @pytest.mark.parametrize(("batch", "side"), [(8, 16), (2, 4)])
-def test_after_three_smaller_tiles_or_at_one_small_tile_it_gives_up(make_plan, batch, side):
+def test_error_after_three_smaller_tiles_or_at_a_small_tile(make_plan, batch, side):
     plan = make_plan(batch_size=batch).with_(tile_shape=(side, side))
     with pytest.raises(TrainingError, match=r"model\.tile_shape"):
-        fit_to_memory(plan, cramped(10))
+        fit_to_memory(plan, limited_steps(10))
 
 
-def test_less_is_tried_one_tile_at_a_time(make_plan):
+def test_batch_is_reduced_by_one_tile_at_a_time(make_plan):
     tried = []
 
     def take_steps(plan):
         tried.append(plan.batch_size)
-        cramped(3 * 256)(plan)
+        limited_steps(3 * 256)(plan)
 
     fit_to_memory(make_plan(batch_size=6), take_steps)
     assert tried == [6, 5, 4, 3]
 
 
-def test_a_single_tile_takes_less_than_two(make_plan):
-    """The U-Net that was counted by hand: 1053 bytes a voxel, 45.2 million weights."""
+def test_one_tile_needs_less_memory_than_two(make_plan):
+    """Use the U-Net counted by hand: 1053 bytes per voxel, 45.2 million weights."""
     features = (32, 64, 128, 256, 320, 320, 320)
     strides = ((1, 1, 1), *((2, 2, 2),) * 5, (1, 1, 1))
     table = Architecture("unet", features, strides, ((3, 3, 3),) * 7)
-    grid = {"dims": 3, "spacing_mm": (1.0,) * 3, "tile_shape": (224, 256, 224)}
-    plan = make_plan().with_(**grid, architecture=table)
+    plan = make_plan().with_(
+        dims=3, spacing_mm=(1.0,) * 3, tile_shape=(224, 256, 224), architecture=table
+    )
     assert step_gb(plan) == pytest.approx(31.9, rel=0.15)
     assert step_gb(plan.with_(batch_size=1)) < 0.65 * step_gb(plan)
 
@@ -69,7 +70,7 @@ def test_a_single_tile_takes_less_than_two(make_plan):
 @pytest.mark.parametrize(
     ("batch", "remedy"), [(3, r"model\.batch_size=2"), (1, "model.tile_shape")]
 )
-def test_memory_that_ends_in_a_training_names_what_to_set(train, make_plan, batch, remedy):
+def test_out_of_memory_error_names_the_settings_to_reduce(train, make_plan, batch, remedy):
     class Greedy(FocalLoss):
         def forward(self, *_, **__):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -79,9 +80,7 @@ def test_memory_that_ends_in_a_training_names_what_to_set(train, make_plan, batc
     assert "step 1" in str(error.value)
 
 
-def test_trial_steps_let_cudnn_choose_its_fastest_algorithms_as_training_does(
-    make_plan, monkeypatch
-):
+def test_trial_steps_let_cudnn_choose_algorithms_like_training(make_plan, monkeypatch):
     seen = []
 
     def build_watched(plan, **options):
@@ -90,6 +89,6 @@ def test_trial_steps_let_cudnn_choose_its_fastest_algorithms_as_training_does(
         return network
 
     monkeypatch.setattr(trial_steps, "build_network", build_watched)
-    trial_steps.try_steps(make_plan(batch_size=2), config(), "cpu")
+    trial_steps.try_steps(make_plan(batch_size=2), make_config(), "cpu")
     assert seen == [True, True]
     assert torch.backends.cudnn.benchmark is False
