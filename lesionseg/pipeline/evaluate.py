@@ -38,7 +38,7 @@ from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
-from lesionseg.evaluation.subgroups import read_columns
+from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.io.files import hold_lock, read_csv
 from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
@@ -130,11 +130,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         DatasetError: if no case can be scored. Nothing is written then.
     """
     preset = find_preset(cfg.preset)
-    if cfg.margin is not None and cfg.compare is None:
-        raise ConfigError(
-            "margin= is the margin between two models. Add the second one as compare=, or leave "
-            "margin= out."
-        )
+    _require_second_model(cfg)
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
@@ -152,16 +148,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]
         unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
-        settings = SummarySettings(
-            evaluated_on=inputs.role,
-            operating_point=selection.point,
-            labels=inputs.lesion_names,
-            replicates=cfg.replicates,
-            seed=cfg.seed,
-            provenance=_version_and_date() | _model_and_dataset(cfg, inputs),
-            columns=columns,
-            subgroups=cfg.subgroups,
-        )
+        settings = _summary_settings(cfg, inputs, selection.point, columns)
         scores = summarise(results, preset, settings)
         scores = replace(scores, failed_cases=_failed_cases(inputs.faults))
         if second is not None and inputs.cases:
@@ -186,6 +173,34 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         # the report shows the kept predictions if they replace all given ones
         given["prediction"] = str(written)
     return EvaluateOutcome(scores, output, given, written, tuple(failed))
+
+
+def _require_second_model(cfg: EvaluateConfig) -> None:
+    """Raise `ConfigError` if there is a margin between two models, but no second model."""
+    if cfg.margin is not None and cfg.compare is None:
+        raise ConfigError(
+            "margin= is the margin between two models. Add the second one as compare=, or leave "
+            "margin= out."
+        )
+
+
+def _summary_settings(
+    cfg: EvaluateConfig, inputs: "Inputs", point: OperatingPoint | None, columns: Columns
+) -> SummarySettings:
+    """Return the facts about the cases, and the settings of the bootstrap.
+
+    `columns` are the cells of the dataset and of the user's table, by which subgroups are divided.
+    """
+    return SummarySettings(
+        evaluated_on=inputs.role,
+        operating_point=point,
+        labels=inputs.lesion_names,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+        provenance=_version_and_date() | _model_and_dataset(cfg, inputs),
+        columns=columns,
+        subgroups=cfg.subgroups,
+    )
 
 
 def _match_all(

@@ -104,13 +104,7 @@ def make_plan(
     sizes = _sizes_on_grid(fingerprint, draft)
     allowed = _adapt_budget(budget.value, chosen, device)
     if chosen.tile_shape is None and chosen.batch_size is None:
-        allowed = rules.limit_to_small_tiles(
-            allowed,
-            median_shape=sizes.median_shape,
-            spacing_mm=draft.spacing_mm,
-            n_voxels=sizes.n_voxels,
-            lesion_voxels=sizes.lesion_voxels,
-        )
+        allowed = _limit_to_small_tiles(allowed, sizes, draft)
     tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)
     shape = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
     if pyramid is not None or before is not None:
@@ -120,23 +114,23 @@ def make_plan(
         lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
     )
     plan = completion.complete(shape.value, tile.value, batch.value)
+    anchors = completion.choose_anchors(shape.value)
     reasons = {
         **draft.reasons,
         "budget": budget.reason,
         "tile_shape": tile.reason,
         "architecture": shape.reason,
         "batch_size": batch.reason,
+        "model": model.reason,
+        "anchors": anchors.reason,
     }
-    if model.reason:
-        reasons["model"] = model.reason
-    if plan.anchors is not None:
-        reasons["anchors"] = completion.choose_anchors(shape.value).reason
     if step_memory is not None and device.startswith("cuda"):
         reasons["memory"] = f"a training step is predicted to take {step_memory(plan):.1f} GB"
     if before is not None:  # otherwise the reasons would say that the user set these values
         reasons["spacing_mm"] = FOLLOWED
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
-    return plan.with_(reasons=reasons)
+    # a model that the user named, and a network without anchors, have no reason
+    return plan.with_(reasons={name: reason for name, reason in reasons.items() if reason})
 
 
 @dataclass(frozen=True)
@@ -243,6 +237,17 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
     # the largest number of features changes in the same proportion as that of the first stage
     widest = budget.widest * base_features // budget.base_features
     return replace(adapted, base_features=base_features, widest=max(widest, base_features))
+
+
+def _limit_to_small_tiles(allowed: DeviceBudget, sizes: _GridSizes, draft: Plan) -> DeviceBudget:
+    """Limit the budget to small tiles if a large tile would contain several lesions."""
+    return rules.limit_to_small_tiles(
+        allowed,
+        median_shape=sizes.median_shape,
+        spacing_mm=draft.spacing_mm,
+        n_voxels=sizes.n_voxels,
+        lesion_voxels=sizes.lesion_voxels,
+    )
 
 
 def _choose_tile(
