@@ -5,9 +5,11 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.data.cache import source_hash
+from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.files import write_json
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
+from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
 from tests.commands import evaluate
 from tests.io.layouts.box_folders import write_picture
@@ -57,6 +59,14 @@ def test_prepare_states_the_agreement_and_counts_merged_lesions(films, caplog):
     assert expected + "readers (0 to 100 %), with 0.056 other boxes per case." in caplog.text
     survey = take_survey(DataConfig.of(root=films, min_readers=1), seed=0)
     assert survey.counts["f5"] == 1
+
+
+def test_scores_of_a_training_state_the_rule_for_several_readers(films):
+    survey = take_survey(DataConfig.of(root=films), seed=0)
+    assert "min_readers" not in provenance(survey, {"data": {"min_readers": None}}, 0, "cpu")
+    made = provenance(survey, {"data": {"min_readers": 1, "merge_labels": True}}, 0, "cpu")
+    stated = Provenance(made)
+    assert (stated.min_readers, stated.merges_labels) == (1, True)
 
 
 def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):
