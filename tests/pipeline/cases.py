@@ -1,4 +1,4 @@
-"""Small masks, scans and commands that several recipes are tested with."""
+"""Small masks, scans and commands for the tests of several recipes."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lesionseg.phantoms import write_xray_phantoms
 
 
 def boxes(shape, *places, value=1):
-    """A mask `[z, y, x]` of cubes, each given by its first voxel and its side."""
+    """Return a mask `[z, y, x]` of cubes. A place is a cube's first voxel and its side."""
     mask = np.zeros(shape, np.uint8)
     for *first, side in places:
         mask[tuple(slice(a, a + side) for a in first)] = value
@@ -16,7 +16,7 @@ def boxes(shape, *places, value=1):
 
 
 def write_array(path, array, geometry=None):
-    """An array as an image file; without a geometry its voxels are of 1 mm."""
+    """Write an array as an image file. Without a geometry, the voxels measure 1 mm."""
     grid = geometry or Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
     write_volume(path, Volume(array[None], grid))
 
@@ -27,7 +27,7 @@ def write_scan(path, geometry, seed=0):
 
 
 def small_training(folder, *more, n_cases=3):
-    """The command of a training of one step, of radiographs that are drawn for it."""
+    """Draw radiographs and return the arguments of a training of one step."""
     write_xray_phantoms(folder / "raw", n_cases, seed=0, shape=(48, 48), pixel_mm=8.0)
     small = "max_minutes=null max_steps=1 workers=0"
     command = [f"data.root={folder / 'raw'}", f"run_dir={folder / 'run'}", "report.pdf=false"]

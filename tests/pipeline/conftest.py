@@ -1,4 +1,4 @@
-"""What the commands are tested with."""
+"""Fixtures for the tests of the commands."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from tests.inference.networks import Bright
 
 @pytest.fixture
 def bundle(tmp_path, plan):
-    """A bundle whose network marks what is two standard deviations brighter than the rest."""
+    """Write a bundle. Its network marks voxels two standard deviations above the mean."""
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Bright(), mine, "")
     return tmp_path / "bundle"
@@ -18,13 +18,19 @@ def bundle(tmp_path, plan):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Ray on this machine, with room for two workers."""
+    """Start Ray on this machine, with room for two workers."""
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address="local", num_cpus=2, object_store_memory=200 * 2**20, **quiet)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=200 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
         yield
         ray.shutdown()

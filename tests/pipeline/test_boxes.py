@@ -20,7 +20,7 @@ READERS = ("Miller", "Otto", "Smith")
 
 @pytest.fixture
 def films(tmp_path):
-    """Six films read by three readers, of whom two mark the lesion. The sixth has no lesion."""
+    """Write six films. Three readers read them, two mark the lesion, the sixth has no lesion."""
     root = tmp_path / "films"
     rows = []
     for number in range(6):
@@ -93,7 +93,7 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
     assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (6, 5, 0)
 
 
-def test_help_and_message_name_the_layouts(tmp_path, capsys):
+def test_message_of_unknown_layout_names_the_known_ones(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("")
     assert run("prepare", [f"data.root={tmp_path}"]) != 0
     shown = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""A deliberately broken dataset: every planted fault is found, and the page names nobody."""
+"""A dataset with planted faults. Each fault is found, and the page contains no identifiers."""
 
 import json
 import re
@@ -24,14 +24,15 @@ from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
 PLAIN = np.diag([1.0, 1.0, 2.0, 1.0])
-# case ids, file names, what DICOM headers say of the patient
+# case ids, file names and patient data of DICOM headers
 SECRETS = ("Miller", "Otto", "4711", "fine0", "visit1", "truncated_image", "misrole", ".nii")
 
 
 def write_case(root, name, image=(), mask=(), affine=PLAIN, mask_affine=None, rows=12, codes=1):
-    """A healthy case with one lesion of 8 voxels; its manifest entries.
+    """Write a healthy case with one lesion of 8 voxels and return its manifest entries.
 
-    `image`, `mask`: a place and the value it has instead. `rows`: of the mask that are kept.
+    `image` and `mask` are a place and the value that is written there. `rows` is the number of
+    rows of the mask that are kept.
     """
     rng = np.random.default_rng(sum(name.encode()))
     arrays = {"image": rng.normal(100, 10, SHAPE).astype(np.float32), "mask": np.zeros(SHAPE, "f4")}
@@ -48,7 +49,7 @@ def write_case(root, name, image=(), mask=(), affine=PLAIN, mask_affine=None, ro
 
 
 def write_dicom(root, name, odd=None, n=3, **elements):
-    """A DICOM series of n slices and an empty mask beside it; `odd` changes the middle slice."""
+    """Write a DICOM series of n slices and an empty mask. `odd` changes the middle slice."""
     rng = np.random.default_rng(sum(name.encode()))
     grid = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
     shared = {"SeriesInstanceUID": generate_uid(), "Modality": "CT", **grid, **elements}
@@ -75,13 +76,13 @@ PLANTED = {
     "flipped": ({"affine": FLIPPED}, {"orientation"}),
     "unoriented": ({"affine": FLIPPED, "codes": 0}, {"unoriented"}),
 }
-# what is wrong with the middle slice of five, and the kind of the finding
+# the changed element in the middle of five slices, and the kind of the finding
 PLANTED_DICOM = {
     "Otto_duplicate": ({"ImagePositionPatient": [0, 0, 2]}, {"geometry"}),
     "Otto_gap": ({"ImagePositionPatient": [0, 0, 4.2]}, {"geometry"}),
     "Otto_scout": ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, {"unreadable"}),
 }
-# more: what the list or its files say wrongly, and what only shows beside the others
+# also the faults of the list and its files, and the findings from a comparison of cases
 FOUND = {
     **{name: expected for name, (_, expected) in (PLANTED | PLANTED_DICOM).items()},
     "missing": {"unreadable"},
@@ -97,7 +98,7 @@ FOUND = {
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory):
+def broken_dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("broken")
     rows = {f"fine{i}": write_case(root, f"fine{i}") for i in range(6)}
     rows |= {name: write_case(root, name, **odd) for name, (odd, _) in PLANTED.items()}
@@ -122,57 +123,60 @@ def broken(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checked(broken, tmp_path_factory):
+def outcome(broken_dataset, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "dataset_report.html"
-    return check_dataset(read_dataset(broken, lenient=True), page)
+    return check_dataset(read_dataset(broken_dataset, lenient=True), page)
 
 
-def kinds(checked, case):
-    return {f.kind for f in checked.findings if f.case == case}
+def kinds(outcome, case):
+    return {f.kind for f in outcome.findings if f.case == case}
 
 
-def test_every_planted_fault_is_found_and_healthy_cases_have_none(checked):
-    assert {case: kinds(checked, case) & FOUND[case] for case in FOUND} == FOUND
-    errors = {f.case for f in checked.findings if f.severity == "error"}
+def test_every_planted_fault_is_found_and_healthy_cases_have_none(outcome):
+    assert {case: kinds(outcome, case) & FOUND[case] for case in FOUND} == FOUND
+    errors = {f.case for f in outcome.findings if f.severity == "error"}
     assert errors >= set(PLANTED_DICOM)
-    assert any("line 29: the case" in f.named for f in checked.findings if not f.case)
-    assert all(kinds(checked, f"fine{i}") == set() for i in (1, 4, 5))
-    assert checked.exit_status == 1
-    assert "14 cannot be used" in checked.summary()[-3]
-    page = checked.page.read_text()
+    assert any("line 29: the case" in f.named for f in outcome.findings if not f.case)
+    assert all(kinds(outcome, f"fine{i}") == set() for i in (1, 4, 5))
+    assert outcome.exit_status == 1
+    assert "14 cannot be used" in outcome.summary()[-3]
+    page = outcome.page.read_text()
     assert "1 entry of the list" in page
     assert page.count("data:image/jpeg") == 15  # every case that can be read
 
 
-def test_the_terminal_names_cases_and_the_page_only_if_asked_to(broken, tmp_path, capsys):
+def test_terminal_names_cases_and_page_names_them_only_with_identifiers(
+    broken_dataset, tmp_path, capsys
+):
     out = tmp_path / "out"
-    words = [f"data.root={broken}", "check=true", f"run_dir={out}"]
+    words = [f"data.root={broken_dataset}", "check=true", f"run_dir={out}"]
     assert run("prepare", words) == 1
-    printed, page = capsys.readouterr().out, (out / "dataset_report.html").read_text()
+    printed = capsys.readouterr().out
+    page = (out / "dataset_report.html").read_text()
     assert str(out / "dataset_report.html") in printed
     for named in ("Miller_nan_image.nii", "Otto_gap", "line 29: the case"):
         assert named in printed
     assert not [secret for secret in SECRETS if secret in page]
-    assert str(broken) not in page
+    assert str(broken_dataset) not in page
     assert run("prepare", [*words, "identifiers=true"]) == 1
     page = (out / "dataset_report.html").read_text()
     for named in ("Miller_nan_image.nii", "Otto_gap", "line 29: the case"):
         assert named in page
 
 
-def test_a_finding_says_which_picture_of_the_page_belongs_to_it(checked):
-    (line,) = (line for line in checked.summary() if "Otto_gap" in line and "error" in line)
-    assert f"Otto_gap ({checked.pseudonyms['Otto_gap']}): " in line
+def test_summary_states_the_pseudonym_of_a_case_with_a_finding(outcome):
+    (line,) = (line for line in outcome.summary() if "Otto_gap" in line and "error" in line)
+    assert f"Otto_gap ({outcome.pseudonyms['Otto_gap']}): " in line
 
 
-def test_training_comes_next_only_if_no_case_has_an_error(checked, broken):
-    assert "prepare check=true data.root=" in checked.next
-    assert "Correct the errors" in checked.summary()[-2]
-    warned = [f for f in checked.findings if f.severity != "error"]
-    assert "train data.root=" in replace(checked, findings=tuple(warned)).next
+def test_training_comes_next_only_if_no_case_has_an_error(outcome, broken_dataset):
+    assert "prepare check=true data.root=" in outcome.next
+    assert "Correct the errors" in outcome.summary()[-2]
+    warned = [f for f in outcome.findings if f.severity != "error"]
+    assert "train data.root=" in replace(outcome, findings=tuple(warned)).next
 
 
-def test_a_leak_into_the_test_role_is_found(tmp_path):
+def test_same_case_in_training_and_test_is_a_leak(tmp_path):
     rows = [",".join([name, *write_case(tmp_path, name)]) for name in ("ab", "ba")]  # alike
     table = ["case,image,reference,role", f"{rows[0]},train", f"{rows[1]},test"]
     (tmp_path / "manifest.csv").write_text("\n".join(table))
@@ -182,7 +186,7 @@ def test_a_leak_into_the_test_role_is_found(tmp_path):
 
 
 def write_nnunet(root, images, masks, **facts):
-    """An nnU-Net folder of one channel; files by their stems, all of one healthy case."""
+    """Write an nnU-Net folder of one channel. All files contain the same healthy case."""
     root.mkdir()
     image, mask = write_case(root, "ab")
     for part, names, source in (("imagesTr", images, image), ("labelsTr", masks, mask)):
@@ -194,7 +198,7 @@ def write_nnunet(root, images, masks, **facts):
     return root
 
 
-def test_a_dataset_without_a_whole_case_has_its_faults_on_a_page(tmp_path, capsys):
+def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys):
     root = write_nnunet(tmp_path / "data", ["A_0000", "B_0000"], ["A-0", "B-0"])
     (root / "imagesTr" / "C.rar").write_text("x")
     assert run("prepare", [f"data.root={root}", "check=true", f"run_dir={tmp_path / 'out'}"]) == 1
@@ -207,16 +211,19 @@ def test_a_dataset_without_a_whole_case_has_its_faults_on_a_page(tmp_path, capsy
     assert (tmp_path / "out" / "dataset_report.html").is_file()
 
 
-def test_ids_of_four_digits_are_checked_and_the_guess_is_said(tmp_path):
+def test_ids_of_four_digits_are_accepted_and_the_guess_is_noted(tmp_path):
     names = ["lesion_0001", "lesion_0002"]
     dataset = read_dataset(write_nnunet(tmp_path / "data", names, names), lenient=True)
-    checked = check_dataset(dataset, tmp_path / "page.html")
-    assert checked.exit_status == 0
-    assert any("- note: " in line and "lesion_0001, belong" in line for line in checked.summary())
+    outcome = check_dataset(dataset, tmp_path / "page.html")
+    assert outcome.exit_status == 0
+    assert any("- note: " in line and "lesion_0001, belong" in line for line in outcome.summary())
+
+
+ROWS = "c{k},i{k}.png,m{k}.png\n"
 
 
 def write_pictures(root, table, masks=()):
-    """Pictures of 96 by 96, and beside them masks, listed by a table of the given text."""
+    """Write pictures of 96 by 96, their masks, and a manifest with the given header."""
     root.mkdir()
     for k in range(4):
         picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
@@ -227,24 +234,19 @@ def write_pictures(root, table, masks=()):
     return root
 
 
-ROWS = "c{k},i{k}.png,m{k}.png\n"
-
-
-def check_command(root, capsys, *more):
-    """The exit status of a check, and what it printed."""
+def run_check(root, capsys, *more):
+    """Run a check. Return its exit status and its output."""
     settings = [f"data.root={root}", "check=true", f"run_dir={root.parent / 'out'}", *more]
     return run("prepare", settings), capsys.readouterr().out
 
 
 @pytest.mark.parametrize("column", ["mask", "label", "seg"])
-def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
-    tmp_path, capsys, column
-):
+def test_training_is_not_offered_if_the_reference_column_is_misnamed(tmp_path, capsys, column):
     mask = np.zeros((96, 96), np.uint8)
     mask[40:50, 40:52] = 1
     masks = {"m": Image.fromarray(mask)}
     root = write_pictures(tmp_path / "data", f"case,image,{column}\n", masks)
-    status, printed = check_command(root, capsys)
+    status, printed = run_check(root, capsys)
     assert f"column {column!r} is unknown and is used for subgroups only" in printed
     assert "Did you mean 'reference'?" in printed
     assert "there is no reference to learn from" in printed
@@ -253,7 +255,7 @@ def test_training_is_not_offered_where_a_misnamed_column_leaves_no_reference(
     (root / "manifest.csv").write_text(
         (root / "manifest.csv").read_text().replace(column, "reference", 1)
     )
-    status, printed = check_command(root, capsys)
+    status, printed = run_check(root, capsys)
     assert (status, "train data.root" in printed) == (0, True)
     assert "used for subgroups only" not in printed
 
@@ -263,14 +265,14 @@ def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_pa
     mask[40:50, 40:52] = 0
     masks = {"m": Image.fromarray(mask)}
     root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
-    _, printed = check_command(root, capsys)
+    _, printed = run_check(root, capsys)
     assert printed.count("Lesions fill more than half of the image") == 4
     assert "They fill 98.7 %." in printed
     take_survey(DataConfig.of(root=str(root)), seed=0)
     assert "4 cases: c0, c1, c2, c3 (c0: They fill 98.7 %.)" in caplog.text
     for k in range(4):
         Image.fromarray(np.ones((96, 96), np.uint8)).save(root / f"m{k}.png")
-    _, printed = check_command(root, capsys)
+    _, printed = run_check(root, capsys)
     assert "every voxel of the references is lesion" in printed
     assert "train data.root" not in printed
     with pytest.raises(DatasetError, match="every voxel of the references is lesion"):
@@ -282,17 +284,18 @@ def test_a_mask_drawn_in_its_opacity_is_named(tmp_path, capsys):
     drawn[40:50, 40:52, 3] = 255
     masks = {"m": Image.fromarray(drawn, "RGBA")}
     root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
-    status, printed = check_command(root, capsys)
+    status, printed = run_check(root, capsys)
     assert status == 1
     assert printed.count("but its opacity varies") == 4
     assert "train data.root" not in printed
 
 
-def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
+def test_doubts_about_boxes_are_reported_and_a_detector_is_chosen(tmp_path, capsys, caplog):
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     boxes = {"a": [[20, 30, 32, 40]], "b": [[40, 30, 60, 70]] * 2, "c": [[10, 10, 40, 30]]}
-    images, annotations = [], []
+    images = []
+    annotations = []
     for k, (name, own) in enumerate(boxes.items()):
         picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
         Image.fromarray(picture).save(root / "images" / f"{name}.png")
@@ -301,7 +304,7 @@ def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
     content = {"images": images, "annotations": annotations}
     content["categories"] = [{"id": 0, "name": "findings"}, {"id": 1, "name": "nodule"}]
     (root / "annotations.json").write_text(json.dumps(content))
-    status, printed = check_command(root, capsys)
+    status, printed = run_check(root, capsys)
     assert status == 0
     for words in (
         "All 4 fit their images as corners. Read as sizes, 2 of them reach outside.",
@@ -315,7 +318,7 @@ def test_boxes_are_asked_about_and_lead_to_a_detector(tmp_path, capsys, caplog):
     assert "All 4 fit their images as corners" in caplog.text
 
 
-def test_rejected_rows_make_no_case_lesion_free_and_no_label_empty(tmp_path, capsys):
+def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     for k, name in enumerate("abcd"):
@@ -324,7 +327,7 @@ def test_rejected_rows_make_no_case_lesion_free_and_no_label_empty(tmp_path, cap
     # the last two numbers of the case a are width and height
     rows = ["a,nodule,50,50,20,20", "b,mass,10,10,40,30", "c,mass,10,50,40,80"]
     (root / "boxes.csv").write_text("\n".join(["case,label,x0,y0,x1,y1", *rows]))
-    status, printed = check_command(root, capsys)
+    status, printed = run_check(root, capsys)
     assert status == 1
     assert "x1 is 20, but must be greater than x0, 50. If x1 is a length" in printed
     assert "1 of 4 images has no row" in printed
@@ -332,15 +335,15 @@ def test_rejected_rows_make_no_case_lesion_free_and_no_label_empty(tmp_path, cap
     assert "A label has no lesion" not in printed
 
 
-def test_a_split_file_that_cannot_be_followed_is_a_finding(tmp_path, capsys):
-    names = [f"P{k}" for k in range(3)]
+def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):
+    names = ["P0", "P1", "P2"]
     root = write_nnunet(tmp_path / "data", [f"{name}_0000" for name in names], names)
     (root / "splits_final.json").write_text('[{"train": ["P0", "P1"], "val": ["P9"]}]')
-    _, printed = check_command(root, capsys)
+    _, printed = run_check(root, capsys)
     assert "names 1 case that" in printed
     assert "train data.root" not in printed
     (root / "splits_final.json").write_text('[{"train": ["P0", "P1"], "val": ["P2"]}]')
-    assert "train data.root" in check_command(root, capsys)[1]
+    assert "train data.root" in run_check(root, capsys)[1]
 
 
 def test_every_kind_of_remark_and_doubt_has_a_meaning_on_the_page():

@@ -59,7 +59,7 @@ def write_films(root: Path, *, masks: str | None, n: int = 5) -> Path:
 @pytest.mark.parametrize(
     ("masks", "model"), [(None, "retinanet"), ("ellipse", "retina_unet"), ("lesion", "unet")]
 )
-def test_the_references_choose_the_model_of_a_run(tmp_path, capsys, masks, model):
+def test_references_determine_the_model_of_a_run(tmp_path, capsys, masks, model):
     raw = write_films(tmp_path / "raw", masks=masks)
     command = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "model.tile_shape=[64,64]"]
     for _ in range(2):  # the second command resumes the first one
@@ -86,7 +86,7 @@ def test_a_named_model_is_obeyed_and_the_check_states_the_choice(tmp_path, capsy
     assert "retina_unet, because" in (tmp_path / "check" / "dataset_report.html").read_text()
 
 
-def test_check_of_boxes_needs_no_other_model(tmp_path, capsys):
+def test_check_of_boxes_proposes_no_other_model(tmp_path, capsys):
     raw = write_films(tmp_path / "raw", masks=None)
     assert run("prepare", [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "check=true"]) == 0
     shown = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_check_of_boxes_needs_no_other_model(tmp_path, capsys):
     assert "model=retinanet" not in shown
 
 
-def test_a_run_keeps_its_model_whatever_the_rule_says_today(tmp_path):
+def test_run_keeps_its_model_if_the_configuration_says_auto(tmp_path):
     asked = TrainConfig.of(data={"root": "x"})
     named = TrainConfig.of(data={"root": "x"}, model={"architecture": "residual_unet"})
     assert keep_model_of_run(asked, tmp_path).model.architecture == "auto"
@@ -107,7 +107,7 @@ def test_a_run_keeps_its_model_whatever_the_rule_says_today(tmp_path):
         check_config(tmp_path, config_of(keep_model_of_run(other, tmp_path)))
 
 
-def test_training_from_a_bundle_has_the_model_of_the_bundle(tmp_path):
+def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):
     settings = small_training(tmp_path, "model=retina_unet")
     assert run("train", settings) == 0
     model = ModelConfig.of(init_from=str(tmp_path / "run"))
@@ -120,7 +120,7 @@ def test_training_from_a_bundle_has_the_model_of_the_bundle(tmp_path):
     assert (model_for(named, masks).value, model_for(named, masks).reason) == ("unet", "")
 
 
-def test_an_experiment_has_a_model_for_losses_and_searches(tmp_path):
+def test_experiment_replaces_auto_by_a_model_for_the_search(tmp_path):
     raw = write_films(tmp_path / "raw", masks="ellipse")
     cfg = compose("tune", [f"data.root={raw}", "detection.gamma=1", "model.base_features=4"])
     opened = Experiment.open(cfg, tmp_path / "run").cfg

@@ -1,4 +1,4 @@
-"""Of radiographs, sizes are measured at the detector, and each page and table says so."""
+"""Sizes on radiographs are measured at the detector. Each page and table says so."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tests.pipeline.cases import boxes, write_array
 
 @pytest.fixture
 def study(tmp_path):
-    """Two radiographs of 40 x 30 with padding to the left, each with a square that is found."""
+    """Write two radiographs of 40 x 30 with padding on the left and one detected square each."""
     rows = ["case,image,reference"]
     for number, intent in enumerate(("FOR PRESENTATION", "FOR PROCESSING")):
         name = f"Miller_{number}"
@@ -44,29 +44,34 @@ def study(tmp_path):
     return tmp_path
 
 
-def test_scores_report_and_candidates_say_it_and_padding_is_ignored(study):
+def test_scores_report_and_candidates_state_sizes_at_the_detector(study):
     evaluate(study / "data", study / "predicted", study / "scores", replicates=20)
-    told = read_json(study / "scores" / "scores.json")
-    assert told["size_unit"] == "mm at the detector"
-    assert (told["n_true_positive"], told["n_false_positive"]) == (2, 0)
-    assert [row["n_ignored"] for row in read_csv(study / "scores" / "cases.csv")] == ["1", "1"]
+    scores = read_json(study / "scores" / "scores.json")
+    assert scores["size_unit"] == "mm at the detector"
     write_report(study / "scores", study / "report", options=ReportSection.of(pdf=False))
     assert "at the detector" in (study / "report" / "report.html").read_text()
     geometry = read_geometry(study / "data" / "Miller_0.dcm")
     files = find_predictions(study / "predicted")["Miller_0"]
     write_prediction(study / "again", read_prediction(files, geometry=geometry))
-    told = read_json(study / "again" / "Miller_0_candidates.json")
-    assert told["size_unit"] == "mm at the detector"
-    assert told["candidates"][0]["diameter_mm"] == pytest.approx(0.2 * 4 * 2 / np.sqrt(np.pi))
+    content = read_json(study / "again" / "Miller_0_candidates.json")
+    assert content["size_unit"] == "mm at the detector"
+    assert content["candidates"][0]["diameter_mm"] == pytest.approx(0.2 * 4 * 2 / np.sqrt(np.pi))
 
 
-def test_a_check_says_how_they_were_taken_and_what_is_hidden(study):
-    checked = check_dataset(read_dataset(study / "data"), study / "page.html")
-    page = checked.page.read_text()
-    for said in ("for processing", "for presentation", "at the detector"):
-        assert said in page
+def test_candidates_in_the_padding_are_ignored(study):
+    evaluate(study / "data", study / "predicted", study / "scores", replicates=20)
+    scores = read_json(study / "scores" / "scores.json")
+    assert (scores["n_true_positive"], scores["n_false_positive"]) == (2, 0)
+    assert [row["n_ignored"] for row in read_csv(study / "scores" / "cases.csv")] == ["1", "1"]
+
+
+def test_check_states_the_presentation_intent_and_hides_patients(study):
+    outcome = check_dataset(read_dataset(study / "data"), study / "page.html")
+    page = outcome.page.read_text()
+    for words in ("for processing", "for presentation", "at the detector"):
+        assert words in page
     assert "laterality" not in page  # no file states it
     assert "Miller" not in page
-    kinds = [{f.kind for f in checked.findings if f.case == f"Miller_{n}"} for n in (0, 1)]
+    kinds = [{f.kind for f in outcome.findings if f.case == f"Miller_{n}"} for n in (0, 1)]
     assert kinds == [{"detector"}, {"detector", "remark", "burned_in"}]
-    assert checked.exit_status == 0
+    assert outcome.exit_status == 0

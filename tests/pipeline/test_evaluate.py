@@ -21,7 +21,7 @@ GEOMETRY = Geometry.from_spacing(SHAPE, (3.0, 1.0, 1.0))
 
 
 def lesions(n, found=None):
-    """n boxes; with `found`, only those, and moved by a voxel."""
+    """Return a mask of n boxes. With `found`, only those are drawn, moved by a voxel."""
     mask = np.zeros(SHAPE, dtype=np.uint8)
     for i in range(n) if found is None else found:
         mask[2:4, 1 + 4 * i : 4 + 4 * i, 2 + (found is not None) : 6 + (found is not None)] = 1
@@ -34,8 +34,12 @@ def write_mask(path, array, geometry=GEOMETRY):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three cases: both lesions found, one of three found, lesion-free with a false positive."""
-    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
+    """Write three cases:
+
+    both lesions found, one of three found, a false positive without lesion.
+    """
+    reference = tmp_path / "reference"
+    prediction = tmp_path / "prediction"
     for name, n in (("a", 2), ("b", 3), ("c", 0)):
         write_mask(reference / f"{name}.nii.gz", lesions(n))
     for name, found in (("a", [0, 1]), ("b_mask", [2]), ("c", [0])):
@@ -43,18 +47,21 @@ def folders(tmp_path):
     return reference, prediction, tmp_path / "out"
 
 
-def scores_of(*folders, **settings):
-    return evaluate(*folders, **{"replicates": 5, **settings}).scores
+def scores_of(*folders, replicates=5, **settings):
+    return evaluate(*folders, replicates=replicates, **settings).scores
 
 
 def columns(folder, table, *names):
-    """Cells of a table's columns, row by row; of one column, the cells alone."""
+    """Return a table's cells in the given columns, row by row. One column gives plain cells."""
     rows = read_csv(folder / f"{table}.csv")
-    return [row[names[0]] if len(names) == 1 else tuple(row[n] for n in names) for row in rows]
+    if len(names) == 1:
+        return [row[names[0]] for row in rows]
+    return [tuple(row[name] for name in names) for row in rows]
 
 
-def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
-    scores, out = scores_of(*folders), folders[2]
+def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
+    scores = scores_of(*folders)
+    out = folders[2]
     assert (scores.n_cases, scores.n_lesions, scores.n_lesion_free_cases) == (3, 5, 1)
     assert (scores.n_true_positive, scores.n_missed, scores.n_false_positive) == (3, 2, 1)
     assert scores.lesion_recall.value == 0.6
@@ -71,7 +78,7 @@ def test_bare_masks_of_another_program_and_tables_that_agree(folders, caplog):
     assert point.score is None is not point.reason
 
 
-def test_a_folder_of_masks_of_a_dataset_keeps_what_the_dataset_states(folders, tmp_path):
+def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
     reference, prediction, out = folders
     labels = {"background": 0, "nodule": 1, "ignore": 7}
     facts = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
@@ -85,7 +92,7 @@ def test_a_folder_of_masks_of_a_dataset_keeps_what_the_dataset_states(folders, t
     assert (scores.n_lesions, scores.n_lesion_free_cases) == (5, 1)
 
 
-def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
+def test_candidate_files_supply_scores_and_operating_point(tmp_path):
     drawn = lesions(2).astype(np.int32)
     drawn[:, 5:8] *= 2
     prediction = prediction_of(drawn, (0.9, 0.3), GEOMETRY, accepted_from=0.5, case="a")
@@ -114,7 +121,7 @@ def test_our_own_files_bring_scores_and_their_operating_point(tmp_path):
         ("subgroups", ["site"], ConfigError, "site"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(folders, setting, value, error, named):
+def test_invalid_setting_is_refused(folders, setting, value, error, named):
     with pytest.raises(error, match=named):
         evaluate(*folders, **{setting: value})
     assert not (folders[2] / "scores.json").exists()
@@ -144,9 +151,9 @@ def test_predictions_of_a_format_that_is_not_read_are_named(folders, caplog):
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
     (folders[1] / "b_mask.nii.gz").unlink()
     write_mask(folders[1] / "unknown.nii.gz", lesions(1))
-    told = []
-    scores = scores_of(*folders, progress=lambda *step: told.append(step))
-    assert told == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
+    steps = []
+    scores = scores_of(*folders, progress=lambda *step: steps.append(step))
+    assert steps == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
     assert "unknown" in caplog.text
     assert (scores.missing_predictions, scores.n_missed) == (("b",), 3)
     names = "status", "dice", "surface_dice", "hd95_mm"
@@ -154,7 +161,7 @@ def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplo
     assert columns(folders[2], "lesions", "why_missed") == ["", "", *["case_failed"] * 3]
 
 
-def test_a_second_reader_is_scored_alike_and_compared(folders):
+def test_second_reader_is_scored_and_compared(folders):
     recall = scores_of(*folders, compare=folders[0]).comparison["lesion_recall"]
     assert (recall.one, recall.other) == (0.6, 1.0)
     assert set(columns(folders[2] / "compare", "lesions", "detected")) == {"true"}
@@ -164,9 +171,9 @@ def test_a_second_reader_is_scored_alike_and_compared(folders):
     assert kept & {"own.txt", "scores.json"} == {"own.txt"}  # it may be anybody's folder
 
 
-def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
+def test_zones_give_recall_and_false_positives_by_zone(folders, tmp_path):
     zones = np.ones(SHAPE, dtype=np.uint8)
-    zones[:, 5:] = 2  # the first lesion lies in 1, the others in 2
+    zones[:, 5:] = 2  # the first lesion is located in 1, the remaining ones in 2
     for case in "abc":
         write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
     (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
@@ -180,9 +187,10 @@ def test_sensitivity_and_false_positives_by_zone(folders, tmp_path):
     assert columns(folders[2], "lesions", "zone") == ["front", "back", "front", "back", "back"]
 
 
-def manifest(folders, column, cells):
-    """A dataset around the reference masks; the column has the second cell for b."""
-    root, lines = folders[0].parent, [f"case,image,reference,{column}"]
+def write_manifest(folders, column, cells):
+    """Write a dataset around the reference masks. In the column, b has the second cell."""
+    root = folders[0].parent
+    lines = [f"case,image,reference,{column}"]
     for name in "abc":
         write_scan(root / "scans" / f"{name}.nii.gz", GEOMETRY)
         lines.append(f"{name},scans/{name}.nii.gz,reference/{name}.nii.gz,{cells[name == 'b']}")
@@ -190,14 +198,16 @@ def manifest(folders, column, cells):
     return root
 
 
-def test_subgroups_by_a_column_of_the_manifest_and_by_a_table(folders, tmp_path):
-    root = manifest(folders, "site", "NS")
+def test_a_column_of_the_manifest_gives_subgroups(folders):
+    root = write_manifest(folders, "site", "NS")
     found = {(g.by, g.value): g for g in scores_of(root, *folders[1:]).subgroups}
     counts = {key: (g.n_cases, g.n_lesions, g.n_detected) for key, g in found.items()}
     assert counts == {("site", "N"): (2, 2, 2), ("site", "S"): (1, 3, 1)}
     assert found["site", "N"].false_positives_per_case.value == 0.5
     assert scores_of(root, *folders[1:], subgroups=[]).subgroups == ()
 
+
+def test_a_column_of_another_table_gives_subgroups(folders, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
     found = scores_of(*folders, subgroups=["scanner"], columns=table).subgroups
@@ -216,13 +226,13 @@ TO_COARSE[:3, 3] = (-1 / 3, -0.25, -0.25)
 FINE = Geometry((30, 24, 28), GEOMETRY.affine @ TO_COARSE)
 
 
-def finer(mask):
+def refine(mask):
     return mask.repeat(3, 0).repeat(2, 1).repeat(2, 2)
 
 
 def test_another_grid_is_refused_or_resampled(folders, caplog):
     before = scores_of(*folders)
-    write_mask(folders[1] / "a.nii.gz", finer(lesions(2, [0, 1])), FINE)
+    write_mask(folders[1] / "a.nii.gz", refine(lesions(2, [0, 1])), FINE)
     refused = evaluate(*folders)
     assert [problem.case for problem in refused.failed] == ["a"]
     assert "resample=true" in refused.failed[0].message
@@ -231,8 +241,8 @@ def test_another_grid_is_refused_or_resampled(folders, caplog):
     assert (after.n_true_positive, after.dice) == (before.n_true_positive, before.dice)
 
 
-def eight(folder, change=None):
-    """Eight references and predictions with one lesion each; `change` spoils the predictions."""
+def write_eight_cases(folder, change=None):
+    """Write eight references and predictions of one lesion. `change` damages predictions."""
     for k in range(8):
         mask = lesions(1, [0])
         write_mask(folder / "ref" / f"P{k}.nii.gz", lesions(1))
@@ -243,7 +253,7 @@ def eight(folder, change=None):
 
 
 def spoil(predictions):
-    """One prediction lacks a slice, one is 0.6 mm off, one is damaged, one is there twice."""
+    """Crop one prediction, move one by 0.6 mm, damage one, and duplicate one."""
     lacking = Geometry.from_spacing((9, 12, 14), (3.0, 1.0, 1.0))
     write_mask(predictions / "P1.nii.gz", lesions(1, [0])[:-1], lacking)
     moved = np.array(GEOMETRY.affine)
@@ -253,10 +263,11 @@ def spoil(predictions):
     write_mask(predictions / "P4_mask.nii.gz", lesions(1, [0]))
 
 
-def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog):
-    expected = scores_of(*eight(tmp_path / "sound"))
-    outcome = evaluate(*eight(tmp_path / "spoilt", spoil), replicates=5)
-    scores, out = outcome.scores, tmp_path / "spoilt" / "out"
+def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, caplog):
+    expected = scores_of(*write_eight_cases(tmp_path / "sound"))
+    outcome = evaluate(*write_eight_cases(tmp_path / "spoilt", spoil), replicates=5)
+    scores = outcome.scores
+    out = tmp_path / "spoilt" / "out"
     assert (scores.n_cases, scores.n_true_positive) == (4, 4)
     assert scores.dice.mean == expected.dice.mean
     wrong = ["P1", "P2", "P3", "P4"]
@@ -284,14 +295,14 @@ def test_cases_that_do_not_fit_are_named_and_the_others_scored(tmp_path, caplog)
     assert "4 scans could not be scored" in page.read_text()
 
 
-def test_a_damaged_reference_fails_alone(folders):
+def test_only_the_case_of_a_damaged_reference_fails(folders):
     (folders[0] / "b.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(*folders, replicates=5)
     assert (outcome.scores.n_cases, outcome.exit_status) == (2, 3)
     assert [problem.case for problem in outcome.failed] == ["b"]
 
 
-def test_a_dataset_with_a_wrong_case_scores_the_others(folders, tmp_path):
+def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tmp_path):
     rows = [{"case": name, "image": f"reference/{name}.nii.gz"} for name in "abc"]
     for row in rows:
         row["reference"] = row["image"]
@@ -302,7 +313,7 @@ def test_a_dataset_with_a_wrong_case_scores_the_others(folders, tmp_path):
     assert "gone.nii.gz" in outcome.failed[0].message
 
 
-def test_where_no_case_fits_all_faults_are_listed_and_nothing_is_written(folders):
+def test_all_faults_are_listed_and_nothing_is_written_if_no_case_fits(folders):
     for name in "abc":
         (folders[0] / f"{name}.nii.gz").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)a\.nii\.gz.*b\.nii\.gz.*c\.nii\.gz"):
@@ -311,9 +322,9 @@ def test_where_no_case_fits_all_faults_are_listed_and_nothing_is_written(folders
 
 
 def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
-    reference, prediction, out = eight(tmp_path / "one", spoil)
+    reference, prediction, out = write_eight_cases(tmp_path / "one", spoil)
     other = tmp_path / "two" / "pred"
-    eight(tmp_path / "two")
+    write_eight_cases(tmp_path / "two")
     (other / "P6.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
     assert outcome.scores.n_cases == 4
@@ -321,10 +332,10 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     assert json.loads((out / "compare" / "scores.json").read_text())["n_cases"] == 3
 
 
-def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
-    drawn = finer(lesions(2, [0, 1])).astype(np.int32)
+def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
+    drawn = refine(lesions(2, [0, 1])).astype(np.int32)
     drawn[:, 10:] *= 2
-    drawn[0, 0, 0] = 3  # finer than a voxel of the reference
+    drawn[0, 0, 0] = 3  # smaller than a voxel of the reference
     (folders[1] / "a.nii.gz").unlink()
     write_prediction(folders[1], prediction_of(drawn, (0.9, 0.4, 0.2), FINE, case="a"))
     scores_of(*folders, resample=True)
@@ -336,7 +347,7 @@ def test_resampled_candidates_keep_their_scores_and_are_measured_anew(folders):
     assert float(found[0]["diameter_mm"]) == pytest.approx((6 / np.pi * 24 * 3) ** (1 / 3))
 
 
-def test_rasters_of_another_size_show_the_same_field(tmp_path):
+def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
     reference = np.zeros((12, 16), np.uint8)
     reference[2:6, 4:8] = 1
     folders = [tmp_path / name for name in ("reference", "prediction", "out")]
@@ -350,7 +361,7 @@ def test_rasters_of_another_size_show_the_same_field(tmp_path):
     assert columns(folders[2], "cases", "reference_ml") == [""]
 
 
-# --- what others' folders hold ---
+# --- predictions of other programs ---
 
 
 def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
@@ -364,17 +375,18 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     assert (scores.n_true_positive, scores.n_false_positive) == (1, 1)
     assert scores.missing_predictions == ("b", "c")
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
-    assert scores.dice.mean is scores.specificity.value is None  # boxes; none of c
+    assert scores.dice.mean is scores.specificity.value is None  # only boxes, and none for c
     assert scores.false_positives_per_case.value == 1.0
 
 
-def test_answers_survive_the_walk_through_the_report(folders, tmp_path):
+def test_answers_in_the_report_s_table_are_counted_by_evaluate(folders, tmp_path):
     scores_of(*folders)
     write_report(folders[2], tmp_path / "report", options=ReportSection.of(pdf=False))
     path = tmp_path / "report" / "adjudicate.csv"
     (row,) = read_csv(path)
     rows = [{**row, "answer": "Lesion"}, {**row, "answer": "lesion", "case": "a"}]
-    write_csv(path, [*rows, {**row, "candidate": "7"}], list(row))  # of a it is no false positive
+    stale = {**row, "candidate": "7"}  # not a false positive of the case a
+    write_csv(path, [*rows, stale], list(row))
     after = scores_of(*folders, adjudication=path).adjudication
     assert (after.n_lesion, after.n_stale, after.n_open) == (1, 1, 0)
     for found, expected in (
@@ -390,7 +402,7 @@ def test_answers_survive_the_walk_through_the_report(folders, tmp_path):
 ROLES = {"a": None, "b": None, "c": "test", "d": "test"}
 
 
-def chosen(roles, predicted, evaluated_on=None):
+def choose_cases(roles, predicted, evaluated_on=None):
     cases = [CaseFiles(case, (), role=role) for case, role in roles.items()]
     return "".join(c.case for c in cases_of_role(cases, predicted, evaluated_on))
 
@@ -409,24 +421,26 @@ def chosen(roles, predicted, evaluated_on=None):
         ("abcd", "external", "abcd"),
     ],
 )
-def test_the_roles_asked_for_or_predicted(predicted, evaluated_on, expected):
-    assert chosen(ROLES, predicted, evaluated_on) == expected
-    assert chosen(dict.fromkeys("abcd"), predicted, evaluated_on) == "abcd"  # none is stated
+def test_cases_of_the_requested_or_predicted_role_are_scored(predicted, evaluated_on, expected):
+    assert choose_cases(ROLES, predicted, evaluated_on) == expected
+    assert choose_cases(dict.fromkeys("abcd"), predicted, evaluated_on) == "abcd"  # none is stated
 
 
-def test_a_role_that_no_case_has_gives_empty_tables_and_a_page_that_says_so(
-    folders, tmp_path, caplog
-):
-    root = manifest(folders, "role", ("train", "test"))
-    how = {"evaluated_on": "validation", "compare": folders[1]}
-    assert evaluate(root, *folders[1:], **how).scores.n_cases == 0
+def test_role_without_cases_gives_empty_tables_and_an_explaining_page(folders, tmp_path, caplog):
+    root = write_manifest(folders, "role", ("train", "test"))
+    outcome = evaluate(root, *folders[1:], evaluated_on="validation", compare=folders[1])
+    assert outcome.scores.n_cases == 0
     assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=root).read_text()
     assert "No scan was evaluated" in page
     assert page.count("<b>–</b>") == 4
     assert (tmp_path / "page/report.pdf").is_file()
+
+
+def test_unpredicted_cases_of_another_role_are_not_missed(folders):
+    root = write_manifest(folders, "role", ("train", "test"))
     for name in "ac":
         (folders[1] / f"{name}.nii.gz").unlink()
-    scores = scores_of(root, *folders[1:])  # only the test part was predicted: no misses
+    scores = scores_of(root, *folders[1:])
     assert (scores.n_cases, scores.evaluated_on) == (1, "test")
     assert scores.missing_predictions == ()

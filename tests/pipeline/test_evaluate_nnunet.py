@@ -1,4 +1,4 @@
-"""`evaluate` on nnU-Net's probabilities: FROC, thresholds, and the masks that they give."""
+"""`evaluate` reads nnU-Net's probabilities: FROC, thresholds, and masks at a threshold."""
 
 import json
 from pathlib import Path
@@ -24,25 +24,27 @@ from tests.inference.nnunet.probability_files import (
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 24, 24)
-FIRST, SECOND, FALSE = (2, 2, 2), (2, 12, 12), (7, 2, 14)
+FIRST = (2, 2, 2)
+SECOND = (2, 12, 12)
+FALSE = (7, 2, 14)
 
 
-def case(folder: Path, name: str, lesions: float, false: float) -> None:
-    """A case of two lesions, found with a probability, and a false positive with another."""
+def write_case(folder: Path, name: str, lesions: float, false: float) -> None:
+    """Write two lesions, the second found with `lesions`, and a false positive with `false`."""
     p = blobs(SHAPE, (FIRST, 3, 0.97), (SECOND, 3, lesions), (FALSE, 3, false))
     write_outputs(folder, name, softmax_of(p), p > 0.5)
 
 
-def truth(path: Path) -> None:
+def write_truth(path: Path) -> None:
     write_array(path, boxes(SHAPE, (*FIRST, 3), (*SECOND, 3)))
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Six cases: a lesion at 0.3 in each, a false positive at 0.4 in half of them."""
+    """Write six cases. Each has a lesion at 0.3, and half of them a false positive at 0.4."""
     for i in range(6):
-        truth(tmp_path / "labels" / f"P{i}.nii.gz")
-        case(tmp_path / "out", f"P{i}", lesions=0.3, false=0.4 if i % 2 else 0.1)
+        write_truth(tmp_path / "labels" / f"P{i}.nii.gz")
+        write_case(tmp_path / "out", f"P{i}", lesions=0.3, false=0.4 if i % 2 else 0.1)
     return tmp_path / "labels", tmp_path / "out", tmp_path / "scores"
 
 
@@ -63,7 +65,7 @@ def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Pa
     assert not list(folders[2].glob(".*"))
 
 
-def test_a_rate_gives_masks_and_candidates_at_its_threshold(
+def test_rate_gives_masks_and_candidates_at_its_threshold(
     folders: tuple[Path, Path, Path],
 ) -> None:
     outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
@@ -89,7 +91,7 @@ def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]
     assert not folders[2].exists()
 
 
-def test_an_unreadable_archive_fails_alone(folders: tuple[Path, Path, Path]) -> None:
+def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path, Path]) -> None:
     n_cases = scores_of(*folders).n_cases
     (folders[1] / "P5.npz").write_bytes(b"no archive")
     scores = scores_of(*folders)
@@ -98,7 +100,9 @@ def test_an_unreadable_archive_fails_alone(folders: tuple[Path, Path, Path]) -> 
     assert "P5.npz" in scores.failed_cases[0].message
 
 
-def test_unreadable_archives_leave_nothing(folders: tuple[Path, Path, Path]) -> None:
+def test_nothing_is_written_if_all_archives_are_unreadable(
+    folders: tuple[Path, Path, Path],
+) -> None:
     for file in folders[1].glob("*.npz"):
         file.write_bytes(b"no archive")
     with pytest.raises(DatasetError, match=r"P5\.npz"):
@@ -108,20 +112,20 @@ def test_unreadable_archives_leave_nothing(folders: tuple[Path, Path, Path]) -> 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """An nnU-Net raw folder with a model folder of two folds, and predicted test cases."""
+    """Write an nnU-Net raw folder, a model folder of two folds, and predicted test cases."""
     root = tmp_path / "Dataset001_X"
     write_labels(root, {"background": 0, "lesion": 1})
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_labels(model, {"background": 0, "lesion": 1})
     for i in range(6):
-        truth(root / "labelsTr" / f"P{i}.nii.gz")
+        write_truth(root / "labelsTr" / f"P{i}.nii.gz")
         write_array(root / "imagesTr" / f"P{i}_0000.nii.gz", np.ones(SHAPE, np.float32))
         folder = model / f"fold_{i % 2}" / "validation"
-        case(folder, f"P{i}", lesions=0.3, false=0.4 if i < 2 else 0.2)
+        write_case(folder, f"P{i}", lesions=0.3, false=0.4 if i < 2 else 0.2)
     for i in (7, 8):
-        truth(root / "labelsTs" / f"P{i}.nii.gz")
+        write_truth(root / "labelsTs" / f"P{i}.nii.gz")
         write_array(root / "imagesTs" / f"P{i}_0000.nii.gz", np.ones(SHAPE, np.float32))
-        case(tmp_path / "out", f"P{i}", lesions=0.35, false=0.25)
+        write_case(tmp_path / "out", f"P{i}", lesions=0.35, false=0.25)
     return root
 
 
@@ -168,14 +172,14 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(
     assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
 
 
-def test_what_cannot_choose_a_threshold_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_chosen_on_without_usable_cases_is_refused(dataset: Path, tmp_path: Path) -> None:
     paths = dataset, tmp_path / "out", tmp_path / "scores"
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     with pytest.raises(ConfigError, match="chosen_on"):
         scores_of(*paths, chosen_on=model, operating_point="score:0.3")
     with pytest.raises(ConfigError, match="chosen_on_reference"):
         scores_of(*paths, chosen_on_reference=dataset)
-    (dataset / "labelsTs").rename(tmp_path / "masks")  # nothing tells where the training masks are
+    (dataset / "labelsTs").rename(tmp_path / "masks")  # no file names the training masks
     paths = tmp_path / "masks", *paths[1:]
     with pytest.raises(DatasetError, match="chosen_on_reference"):
         scores_of(*paths, chosen_on=model)
@@ -200,9 +204,9 @@ def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) ->
     assert set(scores.per_label) == {"whole", "core"}
 
 
-def test_labels_beside_a_dataset_of_another_model_are_named(tmp_path: Path) -> None:
-    truth(tmp_path / "labels" / "P0.nii.gz")
-    case(tmp_path / "out", "P0", 0.3, 0.2)
+def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:
+    write_truth(tmp_path / "labels" / "P0.nii.gz")
+    write_case(tmp_path / "out", "P0", 0.3, 0.2)
     write_json(tmp_path / "out" / "dataset.json", {"channel_names": {"0": "a"}, "labels": {}})
     with pytest.raises(DatasetError, match=r"dataset\.json"):
         scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")

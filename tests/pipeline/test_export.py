@@ -1,4 +1,4 @@
-"""Exported networks: what other programs compute from them is what the bundle computes."""
+"""Exported networks give the same numbers in other programs as the bundle."""
 
 import json
 from dataclasses import replace
@@ -33,13 +33,14 @@ from tests.pipeline.cases import write_array
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
-# coarser than the plan: there both interpolate; where it is finer ours averages, MONAI samples
+# coarser than the plan, so both interpolate; on a finer grid ours averages and MONAI samples
 LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
 
 
-def _plan(plan, dims, n_channels, activation):
-    """A plan of two labels taught by a focal loss."""
-    strides, kernels = ((1,) * dims, (2,) * dims), ((3,) * dims,) * 2
+def _make_plan(plan, dims, n_channels, activation):
+    """Make a plan of two labels whose network was trained with a focal loss."""
+    strides = ((1,) * dims, (2,) * dims)
+    kernels = ((3,) * dims,) * 2
     ways = Normalisation("zscore"), Normalisation("dataset", -50.0, 180.0, 60.0, 30.0)
     return replace(
         plan,
@@ -56,8 +57,8 @@ def _plan(plan, dims, n_channels, activation):
     )
 
 
-def _lively(plan, seed=0):
-    """A U-Net whose logits spread widely, as a trained one's do."""
+def _make_network(plan, seed=0):
+    """Make a U-Net whose logits vary as much as those of a trained network."""
     network = build_network(plan, seed=seed)
     with torch.no_grad():
         for parameter in network.heads.parameters():
@@ -67,8 +68,8 @@ def _lively(plan, seed=0):
 
 @pytest.fixture
 def bundle(tmp_path, plan):
-    two = _plan(plan, 3, 2, "sigmoid")
-    write_bundle(tmp_path / "run" / "bundle", _lively(two), two, "# the card\n")
+    two = _make_plan(plan, 3, 2, "sigmoid")
+    write_bundle(tmp_path / "run" / "bundle", _make_network(two), two, "# the card\n")
     return tmp_path / "run"
 
 
@@ -78,16 +79,17 @@ def bundle(tmp_path, plan):
 def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     tmp_path, plan, dims, activation, n_members, rng
 ):
-    """Those of an ensemble are the mean; the note beside the file says what it needs."""
-    two = _plan(plan, dims, dims - 1, activation)
-    networks = [_lively(two, seed) for seed in range(n_members)]
+    """Compare also the mean of an ensemble, and the contents of `model.json`."""
+    two = _make_plan(plan, dims, dims - 1, activation)
+    networks = [_make_network(two, seed) for seed in range(n_members)]
     write_bundle(tmp_path / "bundle", networks, two, "")
     assert export(tmp_path / "bundle", tmp_path / "out").difference < 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
-    session, note = _exported(tmp_path / "out")
-    (image,), (output,) = session.get_inputs(), session.get_outputs()
-    for node, said in ((image, note["input"]), (output, note["output"])):
-        assert (node.name, node.shape) == (said["name"], said["shape"])
+    session, note = _open_export(tmp_path / "out")
+    (image,) = session.get_inputs()
+    (output,) = session.get_outputs()
+    for node, stated in ((image, note["input"]), (output, note["output"])):
+        assert (node.name, node.shape) == (stated["name"], stated["shape"])
     for name in ("plan", "selection"):
         assert note[name] == json.loads((tmp_path / f"bundle/{name}.json").read_text())
     window = SlidingWindow(networks, two, InferenceConfig.of(precision="fp32"))
@@ -99,26 +101,26 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
         np.testing.assert_allclose(found, own, atol=2e-5)
 
 
-def _exported(folder):
+def _open_export(folder):
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
     return session, json.loads((folder / "model.json").read_text())
 
 
-def _detector(plan, dims, name):
-    """A plan of two labels for a detector of two levels, of boxes taught by a focal loss."""
+def _make_detector_plan(plan, dims, name):
+    """Make a plan of two labels for a detector of two levels, trained with a focal loss."""
     sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
     anchors = AnchorPlan((0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0)
-    two = _plan(plan, dims, 1, "sigmoid")
+    two = _make_plan(plan, dims, 1, "sigmoid")
     return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
 
 
 @pytest.mark.parametrize(("name", "dims"), [("retinanet", 2), ("retina_unet", 3)])
 def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, name, rng):
-    planned = _detector(plan, dims, name)
+    planned = _make_detector_plan(plan, dims, name)
     network = build_network(planned).eval()
     write_bundle(tmp_path / "bundle", network, planned, "")
     assert export(tmp_path / "bundle", tmp_path / "out").difference < 1e-4
-    session, note = _exported(tmp_path / "out")
+    session, note = _open_export(tmp_path / "out")
     names = [node["name"] for node in (note["boxes"]["scores"], note["boxes"]["boxes"])]
     tiles = rng.normal(size=(3, 1, *planned.tile_shape)).astype(np.float32)
     with torch.no_grad():
@@ -144,21 +146,21 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, nam
 
 
 class Certain(nn.Module):
-    """Logits from −48 to 48: a long training is as certain as that."""
+    """A network with logits from −48 to 48, as after a long training."""
 
     def forward(self, image):
         logits = 16 * image.clamp(-3, 3)
         return [torch.cat([logits, -logits], 1)]
 
 
-def test_certain_networks_give_numbers_as_onnx_too(tmp_path, plan):
-    certain = Bundle((Certain(),), _plan(plan, 3, 1, "sigmoid"))
+def test_onnx_of_large_logits_equals_the_bundle(tmp_path, plan):
+    certain = Bundle((Certain(),), _make_plan(plan, 3, 1, "sigmoid"))
     run = write_onnx(tmp_path / "model.onnx", trace(certain))
     assert largest_difference(certain, run) < 1e-5
 
 
-def _scan(rng, shape):
-    """Smooth noise with two bright spots in air."""
+def _make_scan(rng, shape):
+    """Return smooth noise with two bright spots and air on one side."""
     image = rng.normal(100, 8, shape).astype(np.float32)
     image[(slice(4, 8), slice(6, 11), slice(20, 25))[-len(shape) :]] += 80
     image[(slice(18, 22), slice(14, 18), slice(8, 12))[-len(shape) :]] += 60
@@ -167,7 +169,7 @@ def _scan(rng, shape):
 
 
 def _run_monai(root, bundle, overlap=0.5):
-    """Export a bundle and run it on `root/images` as `python -m monai.bundle run` does."""
+    """Export a bundle and run it on `root/images` like `python -m monai.bundle run`."""
     from monai.bundle import run
 
     export(bundle, root / "monai", format="monai")
@@ -183,65 +185,65 @@ def _run_monai(root, bundle, overlap=0.5):
     )
 
 
-def _probabilities(bundle, *files, **settings):
+def _predict(bundle, *files, **settings):
     settings = InferenceConfig.of(precision="fp32", **settings)
     predictor = Predictor(bundle, device="cpu", settings=settings)
     return predictor.probabilities(predictor.read(CaseFiles("a", files)))
 
 
-def _painted(probabilities):
+def _paint(probabilities):
     best = np.array([1, 4])[probabilities.argmax(0)]
     return np.where(probabilities.max(0) >= 0.5, best, 0)
 
 
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
-    # ours are kept as float16 between the steps, and MONAI lays the last tiles elsewhere
+    # ours are stored as float16 between the steps, and MONAI places the last tiles differently
     [(SAR, (32, 32, 48), 0.0, 3e-4, 5e-5), (LPS, (20, 40, 20), 0.5, 0.05, 2e-3)],
-    ids=["the very same tiles", "turned and of another spacing"],
+    ids=["same tiles", "rotated with another spacing"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_monai_runs_the_exported_folder_to_our_probabilities(
+def test_monai_bundle_gives_our_probabilities(
     bundle, tmp_path, rng, affine, shape, overlap, largest, mean, monkeypatch
 ):
     geometry = Geometry(shape, affine)
     files = [tmp_path / "images" / f"a_000{c}.nii.gz" for c in range(2)]
     for file in files:
-        write_array(file, _scan(rng, shape), geometry)
+        write_array(file, _make_scan(rng, shape), geometry)
     _run_monai(tmp_path, bundle, overlap)
     assert (tmp_path / "monai/docs/README.md").read_text() == "# the card\n"
     assert "lesionseg." not in (tmp_path / "monai/configs/inference.json").read_text()
-    # MONAI's layout has no place for our mask of the body: air is computed like all else
+    # MONAI's layout cannot contain our body mask, so air is computed like the other voxels
     monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
-    own = _probabilities(bundle, *files, overlap=overlap)
+    own = _predict(bundle, *files, overlap=overlap)
     image = nibabel.load(tmp_path / "out" / "a_0000_prob.nii.gz")
     found = np.asarray(image.dataobj).transpose(3, 2, 1, 0)
     assert own.std() > 0.05
-    # the outermost voxels are read beyond the centres of the last ones, which each does its way
+    # both programs extrapolate differently beyond the centres of the outermost voxels
     difference = np.abs(found - own)[:, 2:-2, 2:-2, 2:-2]
     assert difference.max() < largest
     assert difference.mean() < mean
     mask = read_volume(tmp_path / "out" / "a_0000_mask.nii.gz")
     np.testing.assert_allclose(mask.geometry.affine, affine, atol=1e-4)
-    np.testing.assert_array_equal(mask.array[0], _painted(found))
+    np.testing.assert_array_equal(mask.array[0], _paint(found))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_monai_runs_a_network_for_radiographs(plan, tmp_path, rng):
-    flat = _plan(plan, 2, 1, "softmax")
-    write_bundle(tmp_path / "bundle", _lively(flat), flat, "")
-    image = np.clip(_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
+def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng):
+    flat = _make_plan(plan, 2, 1, "softmax")
+    write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
+    image = np.clip(_make_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
     write_array(tmp_path / "images" / "x.png", image)
     _run_monai(tmp_path, tmp_path / "bundle")
-    labels = _painted(_probabilities(tmp_path / "bundle", tmp_path / "images" / "x.png"))
+    labels = _paint(_predict(tmp_path / "bundle", tmp_path / "images" / "x.png"))
     mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]
     assert 0 < (labels > 0).mean() < 1
     assert (mask == labels).mean() > 0.999
 
 
-def test_regions_are_painted_later_over_earlier_ones(plan):
+def test_later_regions_are_painted_over_earlier_ones(plan):
     labels = Labels((1, 4), ("ring", "spot"), regions=((1, 4), (4,)))
-    two = replace(_plan(plan, 3, 1, "sigmoid"), labels=labels)
+    two = replace(_make_plan(plan, 3, 1, "sigmoid"), labels=labels)
     steps = inference_config(two)["postprocessing"]["transforms"]
     (text,) = (step["func"] for step in steps if step["_target_"] == "Lambdad")
     paint = eval(text.removeprefix("$").replace("@threshold", "0.5"), {"torch": torch})
@@ -254,12 +256,12 @@ class _Unexportable(nn.Module):
         return [image if float(image.sum()) > 0 else -image]
 
 
-def test_what_cannot_be_exported_or_computes_something_else_is_an_error(plan, bundle, tmp_path):
-    boxes = _detector(plan, 2, "retinanet")  # MONAI's layout and an ensemble have no place for them
+def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
+    boxes = _make_detector_plan(plan, 2, "retinanet")  # unsupported by MONAI and in ensembles
     detector = build_network(boxes)
-    for made in (Bundle((_Unexportable(),), plan), Bundle((detector, detector), boxes)):
+    for unexportable in (Bundle((_Unexportable(),), plan), Bundle((detector, detector), boxes)):
         with pytest.raises(ConfigError):
-            trace(made)
+            trace(unexportable)
     write_bundle(tmp_path / "boxes", detector, boxes, "")
     with pytest.raises(ConfigError):
         export(tmp_path / "boxes", tmp_path / "out", format="monai")

@@ -1,4 +1,4 @@
-"""`follow` on small files: what is written, what is scored, what is refused."""
+"""`follow` on small files: written tables, scores, and refused input."""
 
 import json
 
@@ -17,7 +17,7 @@ from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
-from tests.inference.networks import Bright
+from tests.inference.networks import make_bright
 from tests.io.dicom_files import save
 from tests.io.test_dicom_results import GRIDS, series
 from tests.pipeline.cases import boxes, write_array
@@ -25,32 +25,33 @@ from tests.pipeline.cases import boxes, write_array
 SHAPE = (16, 24, 24)
 GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
 FAR = Geometry(SHAPE, GRID.affine + np.eye(4, k=3) * 900)
-OLD, NEW = (2, 2, 2, 5), (9, 12, 12, 4)
+OLD = (2, 2, 2, 5)
+NEW = (9, 12, 12, 4)
 
 
-def write(folder, case, *places, value=1, geometry=GRID):
-    """A mask of cubes."""
+def write_cubes(folder, case, *places, value=1, geometry=GRID):
+    """Write a mask of cubes."""
     write_array(folder / f"{case}.nii.gz", boxes(SHAPE, *places, value=value), geometry)
 
 
 @pytest.fixture
 def visits(tmp_path):
-    """Two patients: one with a new lesion, one without any lesion at all."""
-    write(tmp_path / "before", "a", OLD)
-    write(tmp_path / "after", "a_mask", OLD, NEW)
+    """Write two patients, one with a new lesion and one without lesions."""
+    write_cubes(tmp_path / "before", "a", OLD)
+    write_cubes(tmp_path / "after", "a_mask", OLD, NEW)
     for visit in ("before", "after"):
-        write(tmp_path / visit, "b")
-    write(tmp_path / "reference", "a", NEW)
+        write_cubes(tmp_path / visit, "b")
+    write_cubes(tmp_path / "reference", "a", NEW)
     return tmp_path
 
 
-def run(root, before="before", after="after", **settings):
+def follow_folders(root, before="before", after="after", **settings):
     follow(root / before, root / after, root / "out", **settings)
     return read_csv(root / "out" / "changes.csv")
 
 
 def test_changes_pairs_and_rule_are_written(visits, caplog):
-    write(visits / "after", "c")
+    write_cubes(visits / "after", "c")
     outcome = follow(visits / "before", visits / "after", visits / "out")
     assert "one visit only: c" in caplog.text
     rows = read_csv(visits / "out" / "changes.csv")
@@ -64,58 +65,56 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     assert not (visits / "out" / "scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
     assert "99 % of stable lesions" in (visits / "out" / "follow.html").read_text(encoding="utf-8")
-    run(visits, reference=visits / "reference")
+    follow_folders(visits, reference=visits / "reference")
     scores = read_json(visits / "out" / "scores.json")
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
 
 
-def test_a_new_lesion_too_thin_to_be_sure_is_not_hidden(visits):
+def test_page_counts_new_lesion_that_is_too_thin_to_be_sure(visits):
     thin = np.zeros(SHAPE, dtype=np.uint8)
     thin[5, 2:20, 2:20] = 1
     write_array(visits / "after" / "b.nii.gz", thin, GRID)
-    run(visits)
+    follow_folders(visits)
     page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
     assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page
 
 
-def test_the_operating_point_leaves_the_stated_rate_on_stable_pairs(visits):
-    """Six stable pairs with a small false new lesion each, and none may stay."""
-    stable = [f"s{n}" for n in range(6)]
+def test_operating_point_allows_the_stated_rate_on_stable_pairs(visits):
+    stable = [f"s{n}" for n in range(6)]  # each has a small false new lesion
     for name in stable:
-        write(visits / "before", name)
-        write(visits / "after", name, (2, 2, 2, 3))
-    rows = run(visits, stable=stable, false_new_per_pair=0.0)
-    # the true one is larger than the false ones, so that it stays
+        write_cubes(visits / "before", name)
+        write_cubes(visits / "after", name, (2, 2, 2, 3))
+    rows = follow_folders(visits, stable=stable, false_new_per_pair=0.0)
+    # the true lesion is larger than the false ones, so it remains accepted
     accepted = {r["case"]: r["accepted"] for r in rows if r["state"] == "new"}
     assert accepted == {"a": "true", **dict.fromkeys(stable, "false")}
-    rows = run(visits, stable=[*stable, "b"], false_new_per_pair=2.0)
+    rows = follow_folders(visits, stable=[*stable, "b"], false_new_per_pair=2.0)
     assert {r["accepted"] for r in rows if r["state"] == "new"} == {"true"}
 
 
-def test_scored_candidates_rank_new_lesions_and_tell_what_was_there(visits):
-    """The old lesion was below the operating point before: it is not new now."""
+def test_candidate_below_the_earlier_operating_point_is_not_new(visits):
     one = boxes(SHAPE, OLD).astype(np.int32)
     both = one + boxes(SHAPE, NEW, value=2)
     for visit, drawn, scores, least in (("p", one, [0.75], 0.9), ("q", both, [0.75, 0.5], 0.0)):
         found = prediction_of(drawn, scores, GRID, accepted_from=least, case="a")
         write_prediction(visits / visit, found)
-    rows = run(visits, "p", "q")
+    rows = follow_folders(visits, "p", "q")
     assert [(r["state"], r["score"]) for r in rows] == [("new", "0.5"), ("stable", "")]
 
 
-def test_another_grid_in_the_same_space_is_followed_by_its_header(visits):
-    """The later scan has voxels of half the size and begins elsewhere."""
+def test_visits_on_different_grids_are_matched_by_their_headers(visits):
+    """Use a later scan with voxels of half the size and another origin."""
     fine = boxes(SHAPE, OLD).repeat(2, 0).repeat(2, 1).repeat(2, 2)[2:]
     affine = GRID.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
     affine[:3, 3] += GRID.affine[:3, :3] @ np.array([0.75, -0.25, -0.25])
     write_array(visits / "fine" / "a.nii.gz", fine, Geometry(fine.shape, affine))
-    (row,) = run(visits, after="fine", register="headers")
+    (row,) = follow_folders(visits, after="fine", register="headers")
     assert row["state"] == "stable"
     assert float(row["volume_after_ml"]) == pytest.approx(float(row["volume_before_ml"]))
 
 
-def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path):
-    """The earlier scan's header is moved by 15 mm: by headers alone nothing would match."""
+def test_scans_with_contradicting_headers_are_registered_and_drawn(tmp_path):
+    """Move the earlier header by 15 mm, so that no lesion matches by the headers."""
     settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2))
     write_visit_phantoms(tmp_path, 1, settings, seed=4)
     for name in ("before", "before_images"):
@@ -123,8 +122,9 @@ def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path):
         volume = read_volume(path)
         moved = volume.geometry.affine + np.array([[0, 0, 0, 15], *[[0] * 4] * 3])
         write_array(path, volume.array[0], Geometry(volume.geometry.shape, moved))
-    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
-    rows = run(tmp_path, **images)
+    before_images = tmp_path / "before_images"
+    after_images = tmp_path / "after_images"
+    rows = follow_folders(tmp_path, before_images=before_images, after_images=after_images)
     assert sum(row["state"] == "stable" for row in rows) >= 6
     (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
     assert pair["registered"] == "rigid"
@@ -133,25 +133,35 @@ def test_scans_that_the_headers_place_apart_are_registered_and_drawn(tmp_path):
     n_shown = sum(row["accepted"] == "true" for row in rows)
     assert page.count("data:image/jpeg") == n_shown > 0
     assert "simulated_000" not in page
-    run(tmp_path, **images, register="headers", identifiers=True)
+    follow_folders(
+        tmp_path,
+        before_images=before_images,
+        after_images=after_images,
+        register="headers",
+        identifiers=True,
+    )
     assert "simulated_000" in (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
 
 
 def test_a_poor_registration_is_refused(tmp_path):
-    """A head before, a small block after."""
+    """Register a head to a small block."""
     settings = VisitSettings(shape=(16, 32, 32), spacing_mm=(2, 2, 2))
     write_visit_phantoms(tmp_path, 1, settings)
     block = np.zeros(settings.shape, dtype=np.float32)
     block[7:9, 4:28, 14:18] = 100
     grid = Geometry.from_spacing(settings.shape, settings.spacing_mm)
     write_array(tmp_path / "after_images" / "simulated_000.nii.gz", block, grid)
-    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
     with pytest.raises(GeometryError, match="registration is poor"):
-        run(tmp_path, register="rigid", **images)
+        follow_folders(
+            tmp_path,
+            before_images=tmp_path / "before_images",
+            after_images=tmp_path / "after_images",
+            register="rigid",
+        )
 
 
-def test_a_pair_that_cannot_be_compared_fails_alone(visits, caplog):
-    write(visits / "before", "c", OLD)
+def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
+    write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
     outcome = follow(visits / "before", visits / "after", visits / "out")
     assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
@@ -174,47 +184,52 @@ def test_a_pair_that_cannot_be_compared_fails_alone(visits, caplog):
         ("after", {"reference": "others"}, DatasetError, "reference of change"),
     ],
 )
-def test_bad_input_is_refused_by_name(visits, after, settings, error, words, monkeypatch):
+def test_bad_input_is_refused_with_its_name(visits, after, settings, error, words, monkeypatch):
     monkeypatch.chdir(visits)
-    write(visits / "others", "z")
-    write(visits / "two", "a", OLD, value=2)
-    write(visits / "far", "a", OLD, geometry=FAR)
+    write_cubes(visits / "others", "z")
+    write_cubes(visits / "two", "a", OLD, value=2)
+    write_cubes(visits / "far", "a", OLD, geometry=FAR)
     with pytest.raises(error, match=words):
-        run(visits, after=after, **settings)
+        follow_folders(visits, after=after, **settings)
     assert not (visits / "out").exists()
 
 
-def test_states_and_both_volumes_stand_in_a_dicom_report(tmp_path):
-    """A lesion that stays, one that goes, one that comes; both visits are DICOM series."""
+def test_dicom_report_contains_states_and_both_volumes(tmp_path):
+    """Follow DICOM series with one stable, one gone and one new lesion."""
     hd = pytest.importorskip("highdicom")
     for visit, places in {"before": [(0, 0, 0, 2), (0, 2, 4, 2)], "after": [(0, 0, 0, 2)]}.items():
         scan = series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
         mask = boxes((5, 4, 6), *places)
         mask[3:, 1:, 3:] |= visit == "after"
         write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
-    run(tmp_path, **{f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")})
+    follow_folders(
+        tmp_path,
+        before_images=tmp_path / "before_images",
+        after_images=tmp_path / "after_images",
+    )
     report = hd.sr.srread(tmp_path / "out" / "P1_scan_sr.dcm")
     groups = report.content.get_volumetric_roi_measurement_groups()
     named = [item for g in groups for item in g.get_qualitative_evaluations()]
     states = [x.value.meaning for x in named if x.name.meaning == "Change since the earlier visit"]
     assert sorted(states) == ["New", "Stable"]
     items = [i for i in report.iterall() if i.keyword in ("CodeMeaning", "TextValue")]
-    said = " ".join(str(item.value) for item in items)
-    assert said.count("Volume at the earlier visit") == 1
-    assert "Score of the model" not in said, "masks have no scores"
-    assert "Gone since: 0.009 ml." in said
+    text = " ".join(str(item.value) for item in items)
+    assert text.count("Volume at the earlier visit") == 1
+    assert "Score of the model" not in text, "masks have no scores"
+    assert "Gone since: 0.009 ml." in text
     assert report.PatientID == "77-1"
 
 
 @pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])
-def test_a_report_belongs_to_its_scan_and_replaces_none_of_another(tmp_path, obstacle, caplog):
+def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     pytest.importorskip("highdicom")
     for visit in ("before", "after"):
         for case in ("P1", "P2"):
             scan = series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
             mask = boxes((5, 4, 6), (0, 0, 0, 2))
             write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
-    out, case = tmp_path / "out", "P1_scan"
+    out = tmp_path / "out"
+    case = "P1_scan"
     out.mkdir()
     stated = {"candidates": [], "source": {"digest": "aa", "series_uid": "1.99"}}
     if obstacle == "prediction":
@@ -224,15 +239,20 @@ def test_a_report_belongs_to_its_scan_and_replaces_none_of_another(tmp_path, obs
     else:
         (tmp_path / "after" / f"{case}_candidates.json").write_text(json.dumps(stated))
     before = {f.name: f.read_bytes() for f in out.iterdir()}
-    images = {f"{v}_images": tmp_path / f"{v}_images" for v in ("before", "after")}
-    outcome = follow(tmp_path / "before", tmp_path / "after", out, **images)
+    outcome = follow(
+        tmp_path / "before",
+        tmp_path / "after",
+        out,
+        before_images=tmp_path / "before_images",
+        after_images=tmp_path / "after_images",
+    )
     assert outcome.exit_status == 3
     assert case in caplog.text
     assert all((out / name).read_bytes() == content for name, content in before.items())
     assert (out / "P2_scan_sr.dcm").is_file()
 
 
-# --- patients' visits by a table: their order, what is predicted first, what is refused ---
+# --- visits from a table: order, prediction before the comparison, refused tables ---
 
 VISITS = {
     "base": ("2023-01-20", [OLD]),
@@ -241,14 +261,14 @@ VISITS = {
 }
 
 
-def table(root, *lines):
+def write_table(root, *lines):
     (root / "visits.csv").write_text("\n".join(["case,image,group,visit", *lines]))
     return root / "visits.csv"
 
 
 @pytest.fixture
 def timeline(tmp_path):
-    """A patient at three times, the last one with a new lesion, and one seen once."""
+    """Write a patient with three visits and a new lesion, and a patient with one visit."""
     rng = np.random.default_rng(0)
     for name, (_, places) in VISITS.items():
         mask = boxes(SHAPE, *places)
@@ -257,16 +277,16 @@ def timeline(tmp_path):
         write_array(tmp_path / "masks" / f"{name}.nii.gz", mask, GRID)
     write_array(tmp_path / "masks" / "once.nii.gz", mask, GRID)
     lines = [f"{name},{name}.nii.gz,P1,{when}" for name, (when, _) in VISITS.items()]
-    return table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
+    return write_table(tmp_path, *lines, "once,base.nii.gz,P2,2023-01-01")
 
 
-def ordered(path):
+def read_and_order(path):
     return order_visits(read_scan_list(path), path)
 
 
-def test_each_visit_is_compared_with_the_one_before(timeline, tmp_path, caplog):
-    by_masks = {"visits": timeline, "predictions": tmp_path / "masks"}
-    outcome = follow(None, None, tmp_path / "out", **by_masks)
+def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, caplog):
+    masks = tmp_path / "masks"
+    outcome = follow(None, None, tmp_path / "out", visits=timeline, predictions=masks)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
     states = [(row["case"], row["state"]) for row in read_csv(tmp_path / "out" / "changes.csv")]
     assert states == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
@@ -274,16 +294,22 @@ def test_each_visit_is_compared_with_the_one_before(timeline, tmp_path, caplog):
     assert pairs == [("m6", "base"), ("m12", "m6")]
     assert "no other visit: once" in caplog.text
     for name in ("m6", "m12"):
-        (tmp_path / "masks" / f"{name}.nii.gz").unlink()
+        (masks / f"{name}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="predictions of two visits"):
-        follow(None, None, tmp_path / "other", **by_masks)
+        follow(None, None, tmp_path / "other", visits=timeline, predictions=masks)
 
 
-def test_a_bundle_predicts_the_visits_first(timeline, tmp_path, bundle, monkeypatch):
-    made, own = predict_module.make_predictor, {"mine": lambda _: Bright()}
-    monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: made(cfg, own))
+def test_bundle_predicts_the_visits_before_they_are_compared(
+    timeline, tmp_path, bundle, monkeypatch
+):
+    make_predictor = predict_module.make_predictor
+
+    def make_bright_predictor(cfg, _):
+        return make_predictor(cfg, {"mine": make_bright})
+
+    monkeypatch.setattr(predict_module, "make_predictor", make_bright_predictor)
     rows = timeline.read_text().splitlines()
-    lines = table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
+    lines = write_table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
     outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=bundle)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
@@ -294,20 +320,20 @@ def test_a_bundle_predicts_the_visits_first(timeline, tmp_path, bundle, monkeypa
 
 
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
-def test_dates_and_numbers_are_ordered(times, tmp_path):
+def test_visits_are_ordered_by_date_or_number(times, tmp_path):
     lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
-    (visits,) = ordered(table(tmp_path, *lines))
+    (visits,) = read_and_order(write_table(tmp_path, *lines))
     assert [files.case for files in visits] == ["c", "b", "a"]
 
 
 @pytest.mark.parametrize("visits", ["P,first P,second", "P,2 P,2", "P,1 Q,2"])
-def test_a_table_without_an_order_or_a_second_visit_is_refused(visits, tmp_path):
+def test_table_without_order_or_second_visit_is_refused(visits, tmp_path):
     lines = (f"{case},{case}.nii,{when}" for case, when in zip("ab", visits.split(), strict=True))
     with pytest.raises(DatasetError):
-        ordered(table(tmp_path, *lines))
+        read_and_order(write_table(tmp_path, *lines))
 
 
-def test_what_is_to_be_followed_must_be_clear(tmp_path):
+def test_incomplete_or_contradicting_arguments_are_refused(tmp_path):
     both = {"before": "b", "after": "a", "visits": "v.csv", "predictions": "p"}
     for given in ({}, {"visits": "v.csv"}, {"before": "b"}, both):
         with pytest.raises(ConfigError, match="give before= and after="):
@@ -317,7 +343,7 @@ def test_what_is_to_be_followed_must_be_clear(tmp_path):
 
 
 @pytest.mark.parametrize(("has_images", "n"), [(False, 1), (True, 0)])
-def test_images_are_advised_only_if_none_were_given(has_images, n, tmp_path):
+def test_summary_advises_images_only_if_none_were_given(has_images, n, tmp_path):
     outcome = FollowOutcome((), 1, tmp_path, has_images=has_images)
     following = "\n".join(outcome.summary())
     assert following.count("before_images=") == n

@@ -1,4 +1,4 @@
-"""Commands on an nnU-Net model folder: predict, export, serve's digest, and chosen points."""
+"""Commands on an nnU-Net model folder: predict, export, and operating points."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from lesionseg.io.nnunet_output import check_nnunet_labels
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import write_volume
 from tests.commands import evaluate, export, predict
-from tests.inference.networks import Bright
+from tests.inference.networks import Bright, make_bright
 from tests.inference.nnunet.probability_files import blobs, softmax_of, write_outputs
 from tests.inference.nnunet.small_models import SmallModel
 from tests.models.plans import plan_of
@@ -55,14 +55,19 @@ def test_predict_takes_a_model_folder_and_keeps_finished_cases(tmp_path: Path) -
     assert [row["status"] for row in rows] == ["kept", "kept"]
 
 
-def test_a_large_case_keeps_its_logits_and_probabilities_in_files(tmp_path: Path) -> None:
+def test_little_memory_gives_the_same_instances(tmp_path: Path) -> None:
     model = SmallModel().write(tmp_path / "results")
     write_scans(tmp_path / "scans", 1)
     masks = []
     for limit in (None, 1e-6):
         output = tmp_path / f"found_{limit}"
-        settings = {"inference": {"max_memory_gb": limit}}
-        predict(model, tmp_path / "scans", output, device="cpu", **settings)
+        predict(
+            model,
+            tmp_path / "scans",
+            output,
+            device="cpu",
+            inference={"max_memory_gb": limit},
+        )
         masks.append(read_mask(output / "P0_instances.nii.gz").labels)
     np.testing.assert_array_equal(*masks)
 
@@ -92,10 +97,11 @@ def test_onnx_gives_the_mean_logits_of_all_folds(tmp_path: Path, model: SmallMod
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def with_validation(tmp_path: Path) -> tuple[Path, Path]:
-    """A model folder whose two folds validated twelve cases each, and the masks of all."""
+def write_validated_model(tmp_path: Path) -> tuple[Path, Path]:
+    """Write a model of two folds with twelve validation cases each, and all masks."""
     model = SmallModel(n_folds=2).write(tmp_path / "results")
-    first, false = (2, 2, 2), (7, 9, 9)
+    first = (2, 2, 2)
+    false = (7, 9, 9)
     for i in range(24):
         p = blobs(SHAPE, (first, 3, 0.5 + i / 60), (false, 3, 0.1 + i / 50))
         write_outputs(model / f"fold_{i % 2}" / "validation", f"P{i}", softmax_of(p), p > 0.5)
@@ -103,8 +109,8 @@ def with_validation(tmp_path: Path) -> tuple[Path, Path]:
     return model, tmp_path / "labels"
 
 
-def test_a_bundle_of_our_own_has_points_of_the_cross_validation(tmp_path: Path) -> None:
-    model, labels = with_validation(tmp_path)
+def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path: Path) -> None:
+    model, labels = write_validated_model(tmp_path)
     export(
         model,
         tmp_path / "out",
@@ -128,8 +134,8 @@ def test_a_bundle_of_our_own_has_points_of_the_cross_validation(tmp_path: Path) 
     assert "out-of-fold" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
 
 
-def test_what_cannot_be_chosen_or_written_is_refused(tmp_path: Path) -> None:
-    model, labels = with_validation(tmp_path)
+def test_export_without_validation_or_of_another_format_is_refused(tmp_path: Path) -> None:
+    model, labels = write_validated_model(tmp_path)
     with pytest.raises(ConfigError, match="format=onnx"):
         export(model, tmp_path / "out", format="monai")
     for file in (model / "fold_0" / "validation").glob("*.npz"):
@@ -139,20 +145,20 @@ def test_what_cannot_be_chosen_or_written_is_refused(tmp_path: Path) -> None:
     export(model, tmp_path / "out", format="bundle")
     assert bundle_selection(tmp_path / "out").operating_points == ()
     with pytest.raises(ConfigError, match="already"):
-        export_own(tmp_path)
+        export_foreign_bundle(tmp_path)
 
 
-def export_own(tmp_path: Path) -> None:
-    """Ask for a bundle of a bundle that nnU-Net did not train."""
+def export_foreign_bundle(tmp_path: Path) -> None:
+    """Export a bundle of a network that nnU-Net did not train."""
     plan = plan_of(dims=3, strides=((1, 1, 1), (2, 2, 2)), table={"blocks": 1})
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "own", Bright(), mine, "")
-    architectures = {"mine": lambda _: Bright()}
+    architectures = {"mine": make_bright}
     export(tmp_path / "own", tmp_path / "out2", format="bundle", architectures=architectures)
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool) -> None:
+def test_probabilities_are_written_in_the_format_of_nnunet(tmp_path: Path, regions: bool) -> None:
     small = SmallModel(labels={"background": 0, "a": 1, "b": 2})
     if regions:
         small = SmallModel(
@@ -161,11 +167,19 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
     model = small.write(tmp_path / "results")
     write_scans(tmp_path / "scans", 1)
     found = tmp_path / "found"
-    settings = {"device": "cpu", "names": "nnunet", "save_probabilities": True}
-    predict(model, tmp_path / "scans", found, **settings)
+    predict(
+        model,
+        tmp_path / "scans",
+        found,
+        device="cpu",
+        names="nnunet",
+        save_probabilities=True,
+    )
     names = {"P0.nii.gz", "P0.npz", "P0.pkl", "P0_candidates.json", "dataset.json", "plans.json"}
     assert names <= {path.name for path in found.iterdir()}
-    assert [path.name for path in found.glob("*.nii.gz")] == ["P0.nii.gz"]  # all are masks there
+    assert [path.name for path in found.glob("*.nii.gz")] == [
+        "P0.nii.gz"
+    ]  # nnU-Net treats all of them as masks
     instances = read_mask(found / "P0_instances.nrrd")
     assert instances.geometry.matches(read_mask(found / "P0.nii.gz").geometry, 1e-3)
     p = np.load(found / "P0.npz", allow_pickle=False)["probabilities"]
@@ -175,7 +189,7 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
     kinds = {op.name: arg for op, arg, _ in genops((found / "P0.pkl").read_bytes())}
     assert not {"GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ"} & set(kinds)  # plain values
     assert bool(read_nnunet_labels(found / "dataset.json").regions) == regions
-    # without the candidate file they are read as nnU-Net's own
+    # without the candidate file, the folder is read like one of nnU-Net
     before = read_prediction(find_predictions(found)["P0"])
     (found / "P0_candidates.json").unlink()
     for file in found.glob("P0_*"):
@@ -185,7 +199,7 @@ def test_probabilities_are_written_as_nnunet_does(tmp_path: Path, regions: bool)
     assert [round(c.score, 2) for c in again.candidates[:3]] == pytest.approx(highest, abs=0.02)
 
 
-def test_labels_that_nnunet_cannot_have_are_refused(tmp_path: Path) -> None:
+def test_labels_with_gaps_are_refused_for_nnunet(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1, 4"):
         check_nnunet_labels(Labels((1, 4), ("a", "b")))
     check_nnunet_labels(Labels((1, 4), ("a", "b"), regions=((1, 4), (4,))))

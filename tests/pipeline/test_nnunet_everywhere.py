@@ -1,4 +1,4 @@
-"""An nnU-Net model folder in place of a bundle: DICOM in and out, serve, export, init_from."""
+"""An nnU-Net model folder instead of a bundle: DICOM, serve, Ray and `init_from`."""
 
 import warnings
 from pathlib import Path
@@ -26,10 +26,17 @@ VOXELS = np.random.default_rng(0).normal(100, 30, SHAPE)
 def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
     model = SmallModel().write(tmp_path / "results")
     for z in range(SHAPE[0]):
-        header = {"Modality": "MR", "SeriesInstanceUID": "1.2", "SeriesDescription": "FLAIR"}
-        header |= {"RescaleSlope": 1, "RescaleIntercept": 0}
-        pixels = VOXELS[z].astype(np.int16)
-        save(tmp_path / "archive" / "P1" / f"{z:03d}.dcm", pixels, CT, **header, **place(GRID, z))
+        save(
+            tmp_path / "archive" / "P1" / f"{z:03d}.dcm",
+            VOXELS[z].astype(np.int16),
+            CT,
+            Modality="MR",
+            SeriesInstanceUID="1.2",
+            SeriesDescription="FLAIR",
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **place(GRID, z),
+        )
     predict(model, tmp_path / "archive", tmp_path / "found", device="cpu")
     (row,) = read_csv(tmp_path / "found" / "predictions.csv")
     assert row["status"] == "done", row
@@ -41,7 +48,7 @@ def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_writes_what_this_machine_does(cluster: None, tmp_path: Path) -> None:
+def test_ray_writes_the_same_files_as_one_machine(cluster: None, tmp_path: Path) -> None:
     model = SmallModel(n_folds=2).write(tmp_path / "results")
     volume = Volume(VOXELS[None].astype(np.float32), Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
     for name in ("one", "two"):
@@ -56,7 +63,7 @@ def test_ray_writes_what_this_machine_does(cluster: None, tmp_path: Path) -> Non
     assert read_volume(tmp_path / "there" / "one_mask.nii.gz").array.any()
 
 
-def test_serve_gives_the_mask_of_a_scan(tmp_path: Path) -> None:
+def test_serve_returns_the_mask_of_a_scan(tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # starlette prefers httpx2
@@ -79,7 +86,7 @@ def test_serve_gives_the_mask_of_a_scan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, predictor(scan).mask())
 
 
-def test_a_training_starts_from_a_checkpoint_not_from_the_folder(tmp_path: Path) -> None:
+def test_training_from_the_folder_is_refused_and_a_checkpoint_advised(tmp_path: Path) -> None:
     model = SmallModel().write(tmp_path / "results")
     with pytest.raises(ConfigError, match=r"fold_0/checkpoint_final\.pth") as caught:
         plan_to_start_from(str(model))

@@ -14,8 +14,10 @@ from lesionseg.pipeline.references import with_ids_of_references
 from tests.pipeline.test_chosen_model import write_films
 
 
-def renamed(predictions: list[str], references: list[str], folder: Path) -> dict[str, str]:
-    """Return the file of each prediction under its id after renaming."""
+def match_to_references(
+    predictions: list[str], references: list[str], folder: Path
+) -> dict[str, str]:
+    """Return the file of each prediction under the id of its reference."""
     files = {case: PredictionFiles(case, mask=Path(f"{case}_mask.png")) for case in predictions}
     cases = [CaseFiles(case, (), group=case) for case in references]
     found = with_ids_of_references(files, cases, folder)
@@ -45,16 +47,16 @@ def test_numbered_films_with_masks_of_the_same_names_are_cases_of_an_nnunet_fold
 
 
 def test_the_first_film_is_compared_with_its_reference(tmp_path):
-    found = renamed(["film", "film_0001"], ["film_0000", "film_0001"], tmp_path)
+    found = match_to_references(["film", "film_0001"], ["film_0000", "film_0001"], tmp_path)
     assert found == {"film_0000": "film_mask.png", "film_0001": "film_0001_mask.png"}
 
 
-def test_films_that_may_be_of_other_patients_keep_their_ids(tmp_path):
+def test_ambiguous_films_keep_their_ids(tmp_path):
     both = ["film", "film_0000"]
-    assert [*renamed(["film"], both, tmp_path)] == ["film"]
-    assert [*renamed(both, ["film_0000"], tmp_path)] == both
-    assert [*renamed(["film"], ["film_0001"], tmp_path)] == ["film"]
+    assert [*match_to_references(["film"], both, tmp_path)] == ["film"]
+    assert [*match_to_references(both, ["film_0000"], tmp_path)] == both
+    assert [*match_to_references(["film"], ["film_0001"], tmp_path)] == ["film"]
     (tmp_path / "predictions.csv").write_text("case,path\nfilm,film.png\n")
-    assert [*renamed(["film"], ["film_0000"], tmp_path)] == ["film"]
+    assert [*match_to_references(["film"], ["film_0000"], tmp_path)] == ["film"]
     (tmp_path / "predictions.csv").write_text("case,path\nfilm,film_0000.png\n")
-    assert [*renamed(["film"], ["film_0000"], tmp_path)] == ["film_0000"]
+    assert [*match_to_references(["film"], ["film_0000"], tmp_path)] == ["film_0000"]

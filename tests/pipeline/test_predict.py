@@ -1,4 +1,4 @@
-"""`predict`: files in their own geometry, one row each, faults apart, resumed after a kill."""
+"""`predict` writes files in each scan's geometry, one row per scan, and resumes after a kill."""
 
 import gzip
 import os
@@ -20,16 +20,16 @@ from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
-from tests.inference.networks import Bright
+from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 18, 20)
-MINE = {"mine": lambda _: Bright()}
+MINE = {"mine": make_bright}
 
 
 @pytest.fixture
 def scans(tmp_path, rng):
-    """Three scans stored in three ways, two of them one level down."""
+    """Write three scans in three formats, two of them in a subfolder."""
     folder = tmp_path / "scans with = and, [x]"
     image = rng.normal(100, 3, SHAPE).astype(np.float32)
     image += 70 * boxes(SHAPE, (3, 4, 5, 3), (8, 10, 12, 4))
@@ -51,12 +51,16 @@ def statuses(outcome):
 
 
 def contents(folder):
-    """Every result by name, unpacked; the table has times in it."""
-    return {
-        f.name: gzip.decompress(f.read_bytes()) if f.suffix == ".gz" else f.read_bytes()
-        for f in sorted(folder.iterdir())
-        if f.is_file() and f.suffix not in (".csv", ".log")
-    }
+    """Return the content of every result by name.
+
+    Tables are left out because they contain times.
+    """
+    found = {}
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix not in (".csv", ".log"):
+            content = file.read_bytes()
+            found[file.name] = gzip.decompress(content) if file.suffix == ".gz" else content
+    return found
 
 
 CASES = ("a", "more_b", "more_c")
@@ -88,7 +92,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
     assert (row["count_lesion"], row["n_accepted"]) == ("2", "2")
 
 
-def test_amounts_by_label_and_zone_count_what_is_accepted():
+def test_amounts_by_label_and_zone_count_accepted_candidates():
     def candidate(label, ml, zone="", accepted=True):
         box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
         return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
@@ -102,7 +106,7 @@ def test_amounts_by_label_and_zone_count_what_is_accepted():
     assert counts_of([], {1: "a"}) == {"volume_ml": 0.0, "count_a": 0, "ml_a": 0.0}
 
 
-def test_started_again_it_leaves_out_what_is_unchanged(bundle, scans, tmp_path):
+def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
     before = contents(out)
@@ -115,7 +119,7 @@ def test_started_again_it_leaves_out_what_is_unchanged(bundle, scans, tmp_path):
     assert statuses(again) == dict.fromkeys(CASES, "done")
 
 
-def test_faults_are_rows_and_leave_no_files(bundle, scans, tmp_path):
+def test_failed_cases_get_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
     whole = (scans / "a.nii.gz").read_bytes()
@@ -133,7 +137,7 @@ def test_faults_are_rows_and_leave_no_files(bundle, scans, tmp_path):
     assert all(text and str(scans) not in text for text in messages)
 
 
-def test_two_scans_of_one_stem_fail_alone(bundle, scans, tmp_path):
+def test_only_the_two_scans_of_one_stem_fail(bundle, scans, tmp_path):
     write_volume(scans / "a.mha", read_volume(scans / "a.nii.gz"))
     outcome = run(bundle, scans, tmp_path / "out")
     found = {row.path: (row.case, row.status) for row in outcome.rows}
@@ -147,7 +151,7 @@ def test_two_scans_of_one_stem_fail_alone(bundle, scans, tmp_path):
     assert {"a.mha", "a.nii.gz"} <= {row["path"] for row in read_csv(tmp_path / "out" / TABLE)}
 
 
-def test_bundle_input_and_output_that_cannot_be(bundle, tmp_path, scans):
+def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_path, scans):
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError):
         run(bundle, tmp_path / "none", tmp_path / "out")
@@ -158,7 +162,7 @@ def test_bundle_input_and_output_that_cannot_be(bundle, tmp_path, scans):
         run(tmp_path / "empty", scans, tmp_path / "out")
 
 
-def test_shards_share_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
+def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
     shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
     assert [list(statuses(share)) for share in shares] == [["a", "more_c"], ["more_b"]]
@@ -169,8 +173,8 @@ def test_shards_share_the_cases_and_a_last_call_joins_their_tables(bundle, scans
 
 def test_little_memory_changes_no_result(bundle, scans, tmp_path):
     run(bundle, scans, tmp_path / "plenty", names="nnunet")
-    little = {"names": "nnunet", "inference": {"max_memory_gb": 1e-6}}
-    run(bundle, scans, tmp_path / "little", **little)
+    limits = {"max_memory_gb": 1e-6}
+    run(bundle, scans, tmp_path / "little", names="nnunet", inference=limits)
     assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
 
@@ -179,18 +183,26 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
     mine = plan.with_(architecture=replace(plan.architecture, name="mine"), labels=labels)
     write_bundle(tmp_path / "bundle", Bright(n_labels=2), mine, "")
-    zones, scan = np.ones(SHAPE, np.uint8), scans / "a.nii.gz"
+    zones = np.ones(SHAPE, np.uint8)
+    scan = scans / "a.nii.gz"
     zones[:, 9:] = 2
     write_array(tmp_path / "zones" / "a.nii.gz", zones, read_volume(scan).geometry)
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,back\n")
-    how = {"architectures": {"mine": lambda _: Bright(n_labels=2)}, "zones": tmp_path / "zones"}
-    outcome = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
-    amounts = outcome.rows[0].amounts
+
+    def predict_with_zones():
+        return predict(
+            tmp_path / "bundle",
+            scan,
+            tmp_path / "out",
+            architectures={"mine": lambda _: Bright(n_labels=2)},
+            zones=tmp_path / "zones",
+        )
+
+    amounts = predict_with_zones().rows[0].amounts
     assert amounts["zone_count_front"] == amounts["zone_count_back"] == 1
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,rear\n")
-    again = predict(tmp_path / "bundle", scan, tmp_path / "out", **how)
-    assert again.rows[0].amounts["zone_count_rear"] == 1
+    assert predict_with_zones().rows[0].amounts["zone_count_rear"] == 1
 
 
 KILLED = """
@@ -205,7 +217,7 @@ predict(sys.argv[1], sys.argv[2], sys.argv[3], architectures={"mine": lambda _: 
 """
 
 
-def test_killed_and_started_again_it_writes_the_same_files(bundle, scans, tmp_path, repository):
+def test_killed_run_writes_the_same_files_after_a_restart(bundle, scans, tmp_path, repository):
     run(bundle, scans, tmp_path / "whole")
     out = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(bundle), str(scans), str(out)]
@@ -214,9 +226,10 @@ def test_killed_and_started_again_it_writes_the_same_files(bundle, scans, tmp_pa
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    half, other = out / f".0a1b2c3d-{TABLE}", out / ".0a1b2c3d-predictions_0_of_2.csv"
-    half.touch()  # as if it had died while it wrote the table
-    other.touch()  # another shard may be at it
+    half = out / f".0a1b2c3d-{TABLE}"
+    other = out / ".0a1b2c3d-predictions_0_of_2.csv"
+    half.touch()  # the remains of a table whose process died while writing
+    other.touch()  # another shard may still write this table
     run(bundle, scans, out)
     assert (half.exists(), other.exists()) == (False, True)
     other.unlink()
@@ -224,7 +237,7 @@ def test_killed_and_started_again_it_writes_the_same_files(bundle, scans, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_cluster_writes_what_this_machine_does(cluster, bundle, scans, tmp_path):
+def test_cluster_writes_the_same_files_as_one_machine(cluster, bundle, scans, tmp_path):
     (scans / "bad.nii.gz").write_text("no image")
     here = run(bundle, scans, tmp_path / "here")
     there = run(bundle, scans, tmp_path / "there", engine="ray", device="cpu")
@@ -233,7 +246,7 @@ def test_a_cluster_writes_what_this_machine_does(cluster, bundle, scans, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_case_that_kills_its_workers_fails_alone(cluster, bundle, scans, tmp_path):
+def test_only_the_case_that_kills_its_workers_fails(cluster, bundle, scans, tmp_path):
     here = os.getpid()
 
     class Dying(Bright):
@@ -246,6 +259,12 @@ def test_a_case_that_kills_its_workers_fails_alone(cluster, bundle, scans, tmp_p
     write_volume(scans / "d.nii", scan)
     scan.array[0, 0, 0, 0] = 1e6
     write_volume(scans / "a.nii.gz", scan)
-    how = {"engine": "ray", "device": "cpu", "architectures": {"mine": lambda _: Dying()}}
-    outcome = predict(bundle, scans, tmp_path / "out", **how)
+    outcome = predict(
+        bundle,
+        scans,
+        tmp_path / "out",
+        engine="ray",
+        device="cpu",
+        architectures={"mine": lambda _: Dying()},
+    )
     assert statuses(outcome) == {"a": "failed", "d": "done", "more_b": "done", "more_c": "done"}

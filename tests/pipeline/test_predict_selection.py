@@ -1,4 +1,4 @@
-"""Which scans of an archive are predicted, and which results get a DICOM report."""
+"""Selection of the scans of an archive, and of the results that get a DICOM report."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.io.files import read_csv
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
-from tests.inference.networks import Bright
+from tests.inference.networks import Bright, make_bright
 from tests.io.dicom_files import CT, DX, grid_of, place, save
 from tests.pipeline.cases import boxes, write_array, write_scan
 
@@ -23,21 +23,32 @@ VOXELS = np.random.default_rng(0).normal(100, 3, SHAPE) + 70 * boxes(SHAPE, (3, 
 
 def write_series(folder, uid, n_slices=12, modality="MR", description="", **elements):
     for z in range(n_slices):
-        header = {"Modality": modality, "SeriesInstanceUID": uid, "SeriesNumber": 3}
-        header |= {"SeriesDescription": description, "RescaleSlope": 1, "RescaleIntercept": 0}
         save(
             folder / f"{z:03d}.dcm",
             VOXELS[z].astype(np.int16),
             CT,
-            **header,
+            Modality=modality,
+            SeriesInstanceUID=uid,
+            SeriesNumber=3,
+            SeriesDescription=description,
+            RescaleSlope=1,
+            RescaleIntercept=0,
             **place(GRID, z),
             **elements,
         )
 
 
-def run(bundle, source, output, **options):
-    how = {"device": "cpu", "dicom_output": False, **options}
-    outcome = predict(bundle, source, output, architectures={"mine": lambda _: Bright()}, **how)
+def run(bundle, source, output, dicom_output=False, **options):
+    """Run `predict`. Return its outcome and its rows by case."""
+    outcome = predict(
+        bundle,
+        source,
+        output,
+        architectures={"mine": make_bright},
+        device="cpu",
+        dicom_output=dicom_output,
+        **options,
+    )
     return outcome, {row.case: row for row in outcome.rows}
 
 
@@ -59,9 +70,7 @@ def archive(tmp_path):
     return tmp_path / "archive"
 
 
-def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
-    bundle, archive, tmp_path
-):
+def test_localisers_single_slices_and_films_of_an_archive_are_skipped(bundle, archive, tmp_path):
     outcome, rows = run(bundle, archive, tmp_path / "out")
     predicted = {case for case, row in rows.items() if row.status == "done"}
     assert predicted == {"P1_t1", "P1_flair", "P1_short", "P1_ct", "P1_nifti"}
@@ -80,7 +89,7 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
     table = {row["case"]: row for row in read_csv(tmp_path / "out" / TABLE)}
     assert table["P1_loc"]["status"] == "skipped"
     assert table["P1_loc"]["series_uid"] == "1.5"
-    # a report in the archive is counted; what is skipped again is not in the log again
+    # A report in the archive is counted. A scan that is skipped again is logged only once.
     save(archive / "P1" / "t1" / "report.dcm", None, "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
     outcome, _ = run(bundle, archive, tmp_path / "out")
     assert any("DICOM, objects that are not images" in line for line in outcome.summary())
@@ -106,42 +115,41 @@ def test_localisers_lone_slices_and_films_of_an_archive_are_skipped_by_name(
 def test_series_are_chosen_by_modality_description_and_slices(
     bundle, archive, tmp_path, monkeypatch, series, expected
 ):
-    # what is not skipped is told by its row; its prediction is another test's
+    # The rows show which scans are not skipped, so no prediction is needed.
     monkeypatch.setattr(Bright, "forward", lambda *_: 1 / 0)
     _, rows = run(bundle, archive, tmp_path / "out", series=series)
     tried = {case.removeprefix("P1_") for case, row in rows.items() if row.status != "skipped"}
     assert tried == expected
     given = [key for key in series if series[key] is not None]
-    told = [row.message for row in rows.values() if "(series." in row.message]
-    assert all(any(f"series.{key}" in message for message in told) for key in given[:1])
+    messages = [row.message for row in rows.values() if "(series." in row.message]
+    assert all(any(f"series.{key}" in message for message in messages) for key in given[:1])
 
 
-def test_a_scan_that_is_named_is_predicted_whatever_it_is(bundle, archive, tmp_path):
+def test_named_scan_is_predicted_even_if_it_is_a_localiser(bundle, archive, tmp_path):
     for name in ("P1/loc/series=3", "P1/lone/000.dcm"):
         _, rows = run(bundle, archive / name, tmp_path / "out")
         assert [row.status for row in rows.values()] == ["done"]
     (archive / "list.csv").write_text("case,image\nA,P1/loc\nB,P1/t1\n")
     _, rows = run(bundle, archive / "list.csv", tmp_path / "out")
     assert {case: row.status for case, row in rows.items()} == {"A": "done", "B": "done"}
-    how = {"series": {"min_slices": 5}}
-    _, rows = run(bundle, archive / "list.csv", tmp_path / "other", **how)
+    _, rows = run(bundle, archive / "list.csv", tmp_path / "other", series={"min_slices": 5})
     assert {case: row.status for case, row in rows.items()} == {"A": "skipped", "B": "done"}
 
 
-def test_a_folder_of_what_is_skipped_has_a_table_and_status_1(bundle, archive, tmp_path):
+def test_folder_of_skipped_scans_gives_a_table_and_status_1(bundle, archive, tmp_path):
     outcome, _ = run(bundle, archive / "P1" / "loc", tmp_path / "out")
     assert outcome.exit_status == 1
     assert [row["status"] for row in read_csv(tmp_path / "out" / TABLE)] == ["skipped"]
 
 
-def test_a_pattern_that_is_none_is_a_wrong_setting(bundle, archive, tmp_path):
+def test_invalid_regular_expression_is_a_wrong_setting(bundle, archive, tmp_path):
     with pytest.raises(ConfigError, match="regular expression"):
         run(bundle, archive, tmp_path / "out", series={"description": "("})
 
 
 @pytest.fixture
-def narrow(bundle, plan, tmp_path):
-    """A bundle whose training scans had an extent of 24 mm along S, and another of 240."""
+def make_checked_bundle(bundle, plan, tmp_path):
+    """Return a function that writes a bundle trained on scans of the given extent along S."""
 
     def make(middle):
         name = "log extent along S in mm"
@@ -154,34 +162,36 @@ def narrow(bundle, plan, tmp_path):
     return make
 
 
-def test_a_scan_unlike_the_training_scans_gets_dicom_results_only_if_asked_for(
-    narrow, archive, tmp_path
+def test_scan_unlike_the_training_scans_gets_dicom_results_only_on_request(
+    make_checked_bundle, archive, tmp_path
 ):
     pytest.importorskip("highdicom")
-    scan, out = archive / "P1" / "t1", tmp_path / "out"
-    _, rows = run(narrow(24.0), scan, tmp_path / "like", dicom_output=True)
+    scan = archive / "P1" / "t1"
+    out = tmp_path / "out"
+    _, rows = run(make_checked_bundle(24.0), scan, tmp_path / "like", dicom_output=True)
     assert rows["t1"].status == "done"
     assert (tmp_path / "like" / "t1_sr.dcm").is_file()
-    outcome, rows = run(narrow(240.0), scan, out, dicom_output=True)
+    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
     assert (rows["t1"].status, outcome.exit_status) == ("warned", 0)
     assert "unlike" in rows["t1"].warning
     assert "dicom_output=all" in rows["t1"].message
     assert (out / "t1_mask.nii.gz").is_file()
     assert not list(out.glob("*.dcm"))
-    # it is warned of as long as it is kept
-    outcome, rows = run(narrow(240.0), scan, out, dicom_output=True)
+    # the warning remains if the result is kept
+    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
     assert (rows["t1"].status, rows["t1"].is_unchanged) == ("warned", True)
     assert "1 kept" in outcome.summary()[0]
-    _, rows = run(narrow(240.0), scan, out, dicom_output="all")
+    _, rows = run(make_checked_bundle(240.0), scan, out, dicom_output="all")
     assert rows["t1"].status == "warned"
     assert {f.name for f in out.glob("*.dcm")} == {"t1_sr.dcm", "t1_seg.dcm"}
-    # and without results that are not asked for any more
-    run(narrow(240.0), scan, out, dicom_output=True)
+    # results that are no longer requested are removed
+    run(make_checked_bundle(240.0), scan, out, dicom_output=True)
     assert not list(out.glob("*.dcm"))
 
 
-def test_a_scan_without_contrast_has_no_detection_no_report_and_a_status(bundle, tmp_path):
-    folder, out = tmp_path / "in", tmp_path / "out"
+def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
+    folder = tmp_path / "in"
+    out = tmp_path / "out"
     write_array(folder / "zero.nii", np.zeros(SHAPE, np.float32))
     write_array(folder / "hundred.nii", np.full(SHAPE, 100, np.int16))
     write_array(folder / "fine.nii", VOXELS.astype(np.float32))
@@ -201,14 +211,21 @@ def test_a_scan_without_contrast_has_no_detection_no_report_and_a_status(bundle,
 def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
     folder = tmp_path / "in"
     for z in range(4):
-        header = {"Modality": "MR", "RescaleSlope": 1, "RescaleIntercept": 0, **place(GRID, z)}
-        save(folder / f"{z}.dcm", np.full((18, 20), 7, np.int16), CT, **header)
+        save(
+            folder / f"{z}.dcm",
+            np.full((18, 20), 7, np.int16),
+            CT,
+            Modality="MR",
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **place(GRID, z),
+        )
     _, rows = run(bundle, folder, tmp_path / "out", dicom_output="all")
     assert rows["in"].status == "blank"
     assert not list((tmp_path / "out").glob("*.dcm"))
 
 
-def test_micrometres_taken_for_millimetres_fail_with_the_spacing(bundle, tmp_path):
+def test_spacing_in_micrometres_fails_and_is_stated(bundle, tmp_path):
     micro = Geometry.from_spacing(SHAPE, (0.0015, 0.0015, 0.0015))
     write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32), micro)
     write_array(tmp_path / "in" / "b.nii", VOXELS.astype(np.float32))

@@ -1,4 +1,4 @@
-"""`predict` never replaces one scan's results by another's, whatever the nights bring."""
+"""`predict` never replaces the results of one scan by those of another scan."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
-from tests.inference.networks import Bright
+from tests.inference.networks import make_bright
 from tests.io.dicom_files import CT, grid_of, place, save
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 18, 20)
-TABLES = (".csv", ".log")  # with times in them
+TABLES = (".csv", ".log")  # files that contain times
 GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
 
 
-def image(seed):
-    """Noise with a bright cube, elsewhere for each seed."""
+def make_image(seed):
+    """Return noise with a bright cube whose place depends on the seed."""
     start = np.random.default_rng(seed).integers(1, 8, 3)
     noise = np.random.default_rng(seed).normal(100, 3, SHAPE)
     return (noise + 70 * boxes(SHAPE, (*start, 4))).astype(np.float32)
@@ -30,28 +30,42 @@ def image(seed):
 
 def write(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_array(path, image(seed), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
+    write_array(path, make_image(seed), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
 
 
 def write_series(folder, seed, uid, number=3, prefix="IM"):
-    for z, pixels in enumerate(image(seed)):
-        header = {"Modality": "MR", "SeriesInstanceUID": uid, "SeriesNumber": number}
-        header |= {"StudyInstanceUID": "1.2", "RescaleSlope": 1, "RescaleIntercept": 0}
+    for z, pixels in enumerate(make_image(seed)):
         save(
-            folder / f"{prefix}{z:03d}.dcm", pixels.astype(np.int16), CT, **header, **place(GRID, z)
+            folder / f"{prefix}{z:03d}.dcm",
+            pixels.astype(np.int16),
+            CT,
+            Modality="MR",
+            SeriesInstanceUID=uid,
+            SeriesNumber=number,
+            StudyInstanceUID="1.2",
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **place(GRID, z),
         )
 
 
 def run(bundle, source, output, **options):
-    how = {"device": "cpu", "dicom_output": False, **options}
-    return predict(bundle, source, output, architectures={"mine": lambda _: Bright()}, **how)
+    return predict(
+        bundle,
+        source,
+        output,
+        architectures={"mine": make_bright},
+        device="cpu",
+        dicom_output=False,
+        **options,
+    )
 
 
 def statuses(outcome):
     return {row.path: row.status for row in outcome.rows}
 
 
-def marked(output, case, suffix=".nii.gz"):
+def read_mask(output, case, suffix=".nii.gz"):
     return read_volume(output / f"{case}_mask{suffix}").array[0]
 
 
@@ -61,6 +75,7 @@ def contents(folder):
 
 @pytest.fixture
 def places(tmp_path):
+    """Return the paths of an inbox and an output folder."""
     return tmp_path / "inbox", tmp_path / "out"
 
 
@@ -78,7 +93,7 @@ def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places
     table = read_csv(out / TABLE)
     assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "done"), ("FLAIR", "failed")]
     assert len({r["digest"] for r in table}) == 2
-    # it is known on the next night, and the first scan's result is still kept
+    # the failure is known on the next night, and the result of the first scan is still kept
     again = run(bundle, inbox, out)
     assert (statuses(again), again.exit_status) == ({"FLAIR.nii.gz": "failed"}, 0)
     write(inbox / "FLAIR.nii.gz", 1)
@@ -87,7 +102,7 @@ def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places
     assert statuses(run(bundle, inbox, out, overwrite=True)) == {"FLAIR.nii.gz": "done"}
     (row,) = read_csv(out / TABLE)
     assert row["status"] == "done"
-    assert (marked(out, "FLAIR") > 0)[image(2) > 130].all()
+    assert (read_mask(out, "FLAIR") > 0)[make_image(2) > 130].all()
 
 
 def test_a_scan_of_the_same_name_size_and_date_is_noticed(bundle, places):
@@ -106,7 +121,7 @@ def test_a_scan_of_the_same_name_size_and_date_is_noticed(bundle, places):
 @pytest.mark.parametrize(
     ("first", "second"), [("a_b/c.nii", "a/b_c.nii"), ("P1.nii", "p1.nii"), ("x.nii", "x.mha")]
 )
-def test_two_paths_of_one_id_on_two_nights(bundle, places, first, second):
+def test_second_path_of_the_same_id_fails_on_the_next_night(bundle, places, first, second):
     inbox, out = places
     write(inbox / first, 1)
     run(bundle, inbox, out)
@@ -122,7 +137,7 @@ def test_two_paths_of_one_id_on_two_nights(bundle, places, first, second):
 
 
 def test_results_that_state_no_source_are_not_replaced(bundle, places):
-    """As version 1.0 wrote them, or where only a mask is left."""
+    """Test a candidate file of version 1.0, and a mask without a candidate file."""
     inbox, out = places
     write(inbox / "a.nii", 1)
     run(bundle, inbox, out)
@@ -138,12 +153,13 @@ def test_results_that_state_no_source_are_not_replaced(bundle, places):
     assert statuses(run(bundle, inbox, out, overwrite=True)) == {"a.nii": "done"}
 
 
-def test_a_table_that_was_deleted_is_made_again_from_the_results(bundle, places):
+def test_deleted_table_is_restored_from_the_results(bundle, places):
     inbox, out = places
     for seed in (1, 2):
         write(inbox / f"{seed}.nii", seed)
     run(bundle, inbox, out)
-    before, rows = contents(out), read_csv(out / TABLE)
+    before = contents(out)
+    rows = read_csv(out / TABLE)
     (out / TABLE).unlink()
     (inbox / "2.nii").unlink()
     write(inbox / "1.nii", 3)  # another scan now
@@ -176,7 +192,7 @@ def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, plac
     assert "PatientID" not in (out / TABLE).read_text() + str(before)
 
 
-def test_the_files_of_a_series_may_get_other_names(bundle, places):
+def test_series_is_kept_if_its_files_are_renamed(bundle, places):
     inbox, out = places
     write_series(inbox / "s", 1, "1.2.3")
     run(bundle, inbox, out)
@@ -185,7 +201,7 @@ def test_the_files_of_a_series_may_get_other_names(bundle, places):
     assert statuses(run(bundle, inbox, out)) == {"s": "kept"}
 
 
-def test_a_series_keeps_its_name_if_another_comes_into_its_folder_or_leaves(bundle, places):
+def test_series_keeps_its_id_if_another_joins_or_leaves_its_folder(bundle, places):
     inbox, out = places
     write_series(inbox / "P1", 1, "1.2.3", number=3)
     assert [row.case for row in run(bundle, inbox, out).rows] == ["P1"]
@@ -199,7 +215,7 @@ def test_a_series_keeps_its_name_if_another_comes_into_its_folder_or_leaves(bund
     assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
 
 
-def test_two_patients_of_one_series_number_in_one_folder(bundle, places):
+def test_series_of_one_number_in_one_folder_get_different_ids(bundle, places):
     inbox, out = places
     write_series(inbox, 1, "1.2.3", prefix="a")
     write_series(inbox, 2, "1.2.4", prefix="b")
@@ -214,7 +230,7 @@ def test_two_patients_of_one_series_number_in_one_folder(bundle, places):
     assert len(list(out.glob("*_candidates.json"))) == 3
 
 
-def test_a_table_of_scans_states_the_source_as_well(bundle, places):
+def test_scans_of_a_table_keep_their_source(bundle, places):
     inbox, out = places
     write_series(inbox / "scan", 1, "1.2.3")
     table = inbox / "list.csv"
@@ -228,17 +244,17 @@ def test_a_table_of_scans_states_the_source_as_well(bundle, places):
     assert found == {("A", "failed"), ("'../B'", "failed"), ("C", "done")}
 
 
-def test_a_broken_file_in_a_folder_of_several_series_fails_only_its_own(bundle, places):
+def test_broken_file_fails_only_its_own_series(bundle, places):
     inbox, out = places
     write_series(inbox, 1, "1.2.3", prefix="a")
     write_series(inbox, 2, "1.2.4", number=4, prefix="b")
     whole = (inbox / "b005.dcm").read_bytes()
-    end = whole.index(b"1.2.4") + 40  # behind the UID, before the number of rows
+    end = whole.index(b"1.2.4") + 40  # after the UID, before the number of rows
     (inbox / "b005.dcm").write_bytes(whole[:end])
     rows = {row.series_uid: row for row in run(bundle, inbox, out).rows}
     assert {uid: row.status for uid, row in rows.items()} == {"1.2.3": "done", "1.2.4": "failed"}
     assert "b005.dcm" in rows["1.2.4"].message
-    # of a series of which nothing else is there
+    # a series whose only file is broken
     (inbox / "b005.dcm").write_bytes(whole)
     write_series(inbox, 3, "1.2.5", prefix="c")
     for file in sorted(inbox.glob("c*"))[1:]:
@@ -248,11 +264,12 @@ def test_a_broken_file_in_a_folder_of_several_series_fails_only_its_own(bundle, 
     assert found == {"series=3": "kept", "series=4": "done", "c000.dcm": "failed"}
 
 
-def test_masks_that_are_named_in_another_way_leave_none_of_the_earlier_names(bundle, places):
+def test_new_naming_removes_masks_of_the_earlier_names(bundle, places):
     inbox, out = places
     write(inbox / "a.nii", 1)
     run(bundle, inbox, out)
-    own, nnunet = {"a_mask.nii", "a_instances.nii"}, {"a.nii", "a_instances.nrrd"}
+    own = {"a_mask.nii", "a_instances.nii"}
+    nnunet = {"a.nii", "a_instances.nrrd"}
     for names, expected in (("nnunet", nnunet), ("lesionseg", own)):
         (row,) = run(bundle, inbox, out, names=names).rows
         assert row.status == "done"

@@ -1,4 +1,4 @@
-"""A run directory belongs to one configuration and its development cases, and keeps its log."""
+"""A run directory belongs to one configuration and its development cases. It keeps its log."""
 
 import json
 import logging
@@ -33,16 +33,16 @@ CONFIG = """seed=0 run_dir=a debug=false loss.gamma=2.0 data.root=r data.cache_d
     command=train trainer.max_steps=5 trainer.workers=0 report.pdf=true"""
 
 
-def config(*changes):
+def make_config(*changes):
     return OmegaConf.to_container(OmegaConf.from_dotlist([*CONFIG.split(), *changes]))
 
 
-def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path):
-    check_config(tmp_path / "run", config())
+def test_settings_without_effect_on_results_may_differ_on_resume(tmp_path):
+    check_config(tmp_path / "run", make_config())
     assert not (tmp_path / "run").exists()
-    save_config(tmp_path / "run", config())
+    save_config(tmp_path / "run", make_config())
     free = "run_dir=b", "debug=true", "data.cache_dir=c", "trainer.workers=4", "report.pdf=false"
-    check_config(tmp_path / "run", config(*free))
+    check_config(tmp_path / "run", make_config(*free))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_what_changes_no_result_may_differ_when_a_run_resumes(tmp_path):
     ],
 )
 def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, change, named):
-    save_config(tmp_path, config())
+    save_config(tmp_path, make_config())
     with pytest.raises(ConfigError, match=named):
-        check_config(tmp_path, config(*change.split()))
+        check_config(tmp_path, make_config(*change.split()))
 
 
-def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
+def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):
     (tmp_path / "manifest.csv").touch()
     with locked_folder(tmp_path / "run"):
         assert run("train", [f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]) == 1
@@ -68,22 +68,22 @@ def test_a_file_or_a_folder_in_use_is_an_error(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [tmp_path / "manifest.csv"]
     (tmp_path / "run").touch()
     with pytest.raises(OutputError, match="is a file"):
-        save_config(tmp_path / "run", config())
+        save_config(tmp_path / "run", make_config())
 
 
-def check(run, roles):
+def check_roles(run, roles):
     check_cases(run, Splits(roles, True, 0, ""))
 
 
 @pytest.fixture
-def begun(tmp_path):
+def started_run(tmp_path):
     save_config(tmp_path, {"seed": 0})
     (tmp_path / "splits.json").write_text(Splits(BEGAN, True, 0, "").to_json())
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    ("now", "said"),
+    ("now", "words"),
     [
         (BEGAN | {"d": "train"}, r"d \(new → train\)\. .*run_dir="),
         ({c: r for c, r in BEGAN.items() if c != "c"}, r"c \(validation → gone\)"),
@@ -92,30 +92,31 @@ def begun(tmp_path):
         (BEGAN | {f"n{i}": "train" for i in range(8)}, r"n4 \(new → train\) and 3 more"),
     ],
 )
-def test_changed_development_cases_are_named(begun, now, said):
-    with pytest.raises(DatasetError, match=said):
-        check(begun, now)
+def test_changed_development_cases_are_named(started_run, now, words):
+    with pytest.raises(DatasetError, match=words):
+        check_roles(started_run, now)
     folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-    (begun / "splits.json").write_text(json.dumps(folds))  # of folds the first is compared
-    check(begun, BEGAN)
-    with pytest.raises(DatasetError, match=said):
-        check(begun, now)
+    (started_run / "splits.json").write_text(json.dumps(folds))  # the first fold is compared
+    check_roles(started_run, BEGAN)
+    with pytest.raises(DatasetError, match=words):
+        check_roles(started_run, now)
 
 
-def test_other_test_cases_another_order_and_an_unused_folder_are_fine(begun):
-    check(begun, dict(reversed(BEGAN.items())))
-    check(begun, {**BEGAN, "t": "external", "t2": "test"})
-    (begun / "splits.json").write_text('{"roles": {"a": "exam"}}')
+def test_other_test_cases_another_order_and_an_unused_folder_are_accepted(started_run):
+    check_roles(started_run, dict(reversed(BEGAN.items())))
+    check_roles(started_run, {**BEGAN, "t": "external", "t2": "test"})
+    (started_run / "splits.json").write_text('{"roles": {"a": "exam"}}')
     with pytest.raises(DatasetError, match=r"splits\.json"):
-        check(begun, BEGAN)
-    (begun / "config.yaml").unlink()
-    check(begun, {"x": "train"})
+        check_roles(started_run, BEGAN)
+    (started_run / "config.yaml").unlink()
+    check_roles(started_run, {"x": "train"})
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])
-def test_a_finished_training_is_not_scored_on_cases_that_taught_it(tmp_path, capsys, fold):
+def test_finished_training_is_not_scored_on_its_training_cases(tmp_path, capsys, fold):
     more = f"data.fold={fold}", "data.n_folds=2", "trainer.accelerator=cpu"
-    same, splits = small_training(tmp_path, *more, n_cases=4), tmp_path / "run" / "splits.json"
+    same = small_training(tmp_path, *more, n_cases=4)
+    splits = tmp_path / "run" / "splits.json"
     assert run("train", same) == 0
     before = splits.read_bytes()
     assert run("train", same) == 0
@@ -124,25 +125,25 @@ def test_a_finished_training_is_not_scored_on_cases_that_taught_it(tmp_path, cap
     assert splits.read_bytes() == before
 
 
-# --- what a run says is kept in its directory ---
+# --- the log of a run ---
 
 log = logging.getLogger("lesionseg.test")
 
 
 @pytest.fixture
-def logged(caplog):
-    """As the command line sets it."""
+def info_level(caplog):
+    """Log at the level of the command line."""
     caplog.set_level(logging.INFO, "lesionseg")
 
 
-def kept(run):
-    """The lines of a log without date and time."""
+def read_log(run):
+    """Return the lines of a log without date and time."""
     lines = (run / LOG).read_text(encoding="utf-8").splitlines()
     return [line.split(" ", 2)[2] for line in lines]
 
 
-@pytest.mark.usefixtures("logged")
-def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path):
+@pytest.mark.usefixtures("info_level")
+def test_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path):
     run = tmp_path / "run"
     with run_log(run) as note:
         log.info("Plan, spacing: %s", "1 mm")
@@ -150,15 +151,15 @@ def test_a_log_begins_with_the_plan_and_a_resumed_run_appends(tmp_path):
         save_config(run, {})
         log.warning("Later.")
         note("Only here.")
-    assert kept(run)[1:] == ["Plan, spacing: 1 mm", "Later.", "Only here."]
+    assert read_log(run)[1:] == ["Plan, spacing: 1 mm", "Later.", "Only here."]
     with run_log(run):
         log.info("Again.")
-    assert kept(run)[4:] == [kept(run)[0], "Again."]
+    assert read_log(run)[4:] == [read_log(run)[0], "Again."]
 
 
 @pytest.mark.parametrize("error", [DatasetError("Bad."), KeyboardInterrupt(), ValueError("odd")])
-@pytest.mark.usefixtures("logged")
-def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(tmp_path, error):
+@pytest.mark.usefixtures("info_level")
+def test_error_ends_the_log_and_leaves_neither_handler_nor_new_run(tmp_path, error):
     save_config(tmp_path / "begun", {})
     before = list(logging.getLogger().handlers)
     for name in ("begun", "new"):
@@ -171,7 +172,7 @@ def test_an_error_ends_the_log_and_leaves_no_handler_and_no_new_run(tmp_path, er
     assert not (tmp_path / "new").exists()
 
 
-def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(tmp_path):
+def test_without_logging_set_up_warnings_are_printed_and_the_plan_is_logged(tmp_path):
     script = (
         "import logging, pathlib, sys; from lesionseg.pipeline.log import run_log\n"
         "with run_log(pathlib.Path(sys.argv[1])):\n"
@@ -181,25 +182,25 @@ def test_where_nobody_set_logging_up_warnings_are_printed_and_the_plan_is_kept(t
     save_config(tmp_path, {})
     done = python("-c", script, tmp_path)
     assert (done.returncode, done.stderr) == (0, "a warning\n")
-    assert {"a plan", "a warning"} <= set(kept(tmp_path))
+    assert {"a plan", "a warning"} <= set(read_log(tmp_path))
 
 
-# --- what is said while and after it runs ---
+# --- messages during and after a training ---
 
 
-def test_a_line_of_progress_never_repeats_the_time_left(monkeypatch, caplog, capsys):
+def test_progress_lines_do_not_repeat_the_remaining_time(monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO, "lesionseg")
     clock = iter(np.arange(0, 10**6, 6.0))
     monkeypatch.setattr("lesionseg.pipeline.log.time.monotonic", lambda: next(clock))
     with bar("Training") as advance:
         for done in range(101):
             advance("loss 0.5", done / 100, 1)
-    said = [record.getMessage().rpartition(", ")[2] for record in caplog.records]
-    assert len(said) > 5
-    assert len(said) == len(set(said))
+    times = [record.getMessage().rpartition(", ")[2] for record in caplog.records]
+    assert len(times) > 5
+    assert len(times) == len(set(times))
 
 
-def scores(n_lesions, n_found, minutes=3.0):
+def make_scores(n_lesions, n_found, minutes=3.0):
     return Scores(
         n_cases=4,
         n_groups=4,
@@ -213,20 +214,23 @@ def scores(n_lesions, n_found, minutes=3.0):
     )
 
 
-def test_if_nothing_was_found_it_says_what_to_try():
-    lines = explain_nothing_found({"validation": scores(12, 3), "test": scores(1, 0)})
+def test_training_that_finds_nothing_is_explained_with_advice():
+    lines = explain_nothing_found({"validation": make_scores(12, 3), "test": make_scores(1, 0)})
     assert lines[0] == "It found none of 1 lesion of the test cases after 3 minutes of training."
     assert "trainer.max_minutes=60" in lines[1]
     assert "docs/troubleshooting.md" in lines[1]
-    assert explain_nothing_found({"validation": scores(12, 3), "test": scores(0, 0)}) == []
-    (line, _) = explain_nothing_found({"validation": scores(12, 0, minutes=0.5)})
+    assert (
+        explain_nothing_found({"validation": make_scores(12, 3), "test": make_scores(0, 0)}) == []
+    )
+    (line, _) = explain_nothing_found({"validation": make_scores(12, 0, minutes=0.5)})
     assert "none of 12 lesions of the validation cases after 30 seconds" in line
 
 
-# --- settings of a loss or a machine are named before a run belongs to them ---
+# --- wrong settings of a loss or a machine are refused before the run directory is used ---
 
 
-def fits(plan, **settings):
+def fits_alpha(plan, **settings):
+    """Return True if the number of α values fits the plan."""
     try:
         check_losses(plan, TrainConfig.of(**settings))
     except ConfigError as error:
@@ -234,22 +238,21 @@ def fits(plan, **settings):
     return True
 
 
-def test_one_alpha_a_class_of_voxels_and_a_label_of_anchors_fits(plan):
+def test_alpha_has_one_value_per_voxel_class_or_anchor_label(plan):
     two = plan.with_(labels=Labels((1, 2), ("a", "b")))
     focal = {"_target_": "lesionseg.losses.FocalLoss"}
     for activation, n in (("sigmoid", 2), ("softmax", 3)):
-        right, wrong = (LossConfig.model_validate(focal | {"alpha": [0.2] * k}) for k in (n, 1))
-        assert fits(two.with_(activation=activation), loss=right)
-        assert not fits(two.with_(activation=activation), loss=wrong)
+        right = LossConfig.model_validate(focal | {"alpha": [0.2] * n})
+        wrong = LossConfig.model_validate(focal | {"alpha": [0.2]})
+        assert fits_alpha(two.with_(activation=activation), loss=right)
+        assert not fits_alpha(two.with_(activation=activation), loss=wrong)
     anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)
     shape = replace(plan.architecture, name="retina_unet")
     boxed = two.with_(architecture=shape, anchors=anchors)
-    assert [fits(boxed, detection={"alpha": [0.2] * n}) for n in (2, 3)] == [True, False]
+    assert [fits_alpha(boxed, detection={"alpha": [0.2] * n}) for n in (2, 3)] == [True, False]
 
 
-def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
-    tmp_path, capsys, monkeypatch
-):
+def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
     for key, wrong in (
@@ -263,32 +266,28 @@ def test_a_refused_setting_leaves_the_run_directory_to_the_corrected_one(
     assert run("train", [*command, "loss.alpha=[0.2]", "trainer.accelerator=cpu"]) == 0
 
 
-def test_on_another_machine_a_training_asks_for_its_gpu_until_it_is_finished(
-    tmp_path, capsys, monkeypatch
-):
+def test_unfinished_training_needs_its_gpu_on_another_machine(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
     assert run("train", command) == 0
-    begun = tmp_path / "run" / "config.yaml"
-    begun.write_text(begun.read_text().replace("accelerator: auto", "accelerator: gpu"))
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(saved.read_text().replace("accelerator: auto", "accelerator: gpu"))
     assert run("train", [*command, "trainer.accelerator=gpu"]) == 0  # only scored again
     shutil.rmtree(tmp_path / "run" / "bundle")
     assert run("train", [*command, "trainer.accelerator=gpu"]) == 2
     assert "finds no GPU" in capsys.readouterr().err
 
 
-def test_a_process_keeps_its_own_settings_when_it_receives_the_survey_of_the_first(
-    tmp_path, monkeypatch
-):
-    """Each node has a cache folder of its own, which only its processes can read."""
+def test_process_keeps_its_settings_when_it_receives_the_survey_of_the_first(tmp_path, monkeypatch):
+    """Give each node its own cache folder, which only its processes can read."""
     seen = []
 
     def receive_from_another_node(make):
-        made = make()
-        if isinstance(made, Experiment):
-            data = made.cfg.data.model_copy(update={"cache_dir": "/first/node"})
-            return replace(made, cfg=made.cfg.model_copy(update={"data": data}))
-        return made
+        received = make()
+        if isinstance(received, Experiment):
+            data = received.cfg.data.model_copy(update={"cache_dir": "/first/node"})
+            return replace(received, cfg=received.cfg.model_copy(update={"data": data}))
+        return received
 
     def stop(experiment):
         seen.append(experiment.cfg.data.cache_dir)
@@ -298,7 +297,7 @@ def test_a_process_keeps_its_own_settings_when_it_receives_the_survey_of_the_fir
     monkeypatch.setattr(train_recipe, "broadcast_from_rank_zero", receive_from_another_node)
     monkeypatch.setattr(train_recipe, "begin", stop)
     own = str(tmp_path / "cache")
-    typed = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}"]
+    settings = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}"]
     with pytest.raises(TrainingError, match="stop"):
-        train_recipe.train(compose("train", [*typed, f"data.cache_dir={own}"]))
+        train_recipe.train(compose("train", [*settings, f"data.cache_dir={own}"]))
     assert seen == [own]

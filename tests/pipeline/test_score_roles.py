@@ -1,4 +1,4 @@
-"""Out-of-fold predictions, as folds would have written them, gathered and scored."""
+"""Out-of-fold predictions are gathered and scored as if the folds had written them."""
 
 import json
 import re
@@ -29,8 +29,8 @@ from tests.evaluation.hand_cases import prediction_of, result
 CFG = TrainConfig.of()
 
 
-def predicted(files, dataset, rng):
-    """The reference's lesions of a case, and six single voxels that score lower."""
+def make_prediction(files, dataset, rng):
+    """Return a case's reference lesions and six single voxels with lower scores."""
     case = read_case(files, dataset)
     instances = lesion_instances(case.reference.labels)[0].copy()
     n_lesions = int(instances.max())
@@ -41,7 +41,7 @@ def predicted(files, dataset, rng):
 
 
 def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, rng):
-    """A run directory with what three folds predicted of their validation cases."""
+    """Write the predictions of three folds for their validation cases."""
     run = tmp_path / "run"
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
     data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
@@ -49,7 +49,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     folds = {k: with_fold(found, data, 0, k) for k in folds_of(found, data)}
     for number, fold in folds.items():
         for files in labelled_cases(fold, "validation"):
-            prediction = predicted(files, found.dataset, rng)
+            prediction = make_prediction(files, found.dataset, rng)
             write_prediction(run / f"fold_{number}" / "validation", prediction)
     before = {p: p.read_bytes() for p in run.glob("fold_*/validation/*")}
     choice, scores = score_folds(Experiment(CFG, found, run), folds, Selection())
@@ -69,35 +69,37 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     assert mine == sorted(mine, reverse=True)
     assert mine != pytest.approx(fit.probability([c["score"] for c in candidates]).tolist())
     assert all(c["accepted"] == (c["score"] >= first.score) for c in candidates)
-    assert {p: p.read_bytes() for p in before} == before  # the folds stay as they are
+    assert {p: p.read_bytes() for p in before} == before  # the folders of the folds are unchanged
 
 
 # --- whole volumes ---
 
 
 class Brightness(nn.Module):
-    """Takes what is bright for a lesion: the logit is `gain` times the image, less `shift`."""
+    """A network that detects bright voxels. Its logit is `gain` times the image minus `shift`."""
 
     def __init__(self, gain, shift):
         super().__init__()
-        self.gain, self.shift = gain, shift
+        self.gain = gain
+        self.shift = shift
 
     def forward(self, image):
         return [self.gain * image - self.shift]
 
 
-def planned(found, tile, run):
-    """An experiment on the CPU, and its plan."""
+def make_experiment(found, tile, run):
+    """Return an experiment on the CPU and its plan."""
     cfg = TrainConfig.of(trainer={"accelerator": "cpu"}, model={"tile_shape": tile})
     experiment = Experiment(cfg, found, run)
     return experiment, plan_run(experiment)
 
 
 def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
-    drawn = {"shape": (64, 64), "pixel_mm": 4.0, "lesion_free_share": 0.0}
-    write_xray_phantoms(tmp_path / "raw", 6, seed=3, **drawn)
+    write_xray_phantoms(
+        tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
+    )
     found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    experiment, plan = planned(found, (64, 64), tmp_path / "run")
+    experiment, plan = make_experiment(found, (64, 64), tmp_path / "run")
     cases = experiment.cases("validation")[:1]
 
     def scores(shift):
@@ -110,12 +112,13 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     assert "detects nothing on 1 validation case" in caplog.text
 
 
-def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp_path):
-    drawn = {"shape": (24, 28, 24), "spacing_mm": (6.0,) * 3, "contrast": 3.0}
-    write_mri_phantoms(tmp_path / "raw", 6, seed=0, **drawn)
+def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
+    write_mri_phantoms(
+        tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
+    )
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
-    experiment, plan = planned(found, (24, 32, 24), tmp_path / "run")
-    unsure = Predictor.from_network(Brightness(4, 22.0), plan)  # hardly believes what it sees
+    experiment, plan = make_experiment(found, (24, 32, 24), tmp_path / "run")
+    unsure = Predictor.from_network(Brightness(4, 22.0), plan)  # low probabilities in lesions
     complete, scores = score_validation(unsure, experiment)
     fit = complete.voxel_calibration
     assert fit is not None
@@ -126,62 +129,63 @@ def test_validation_cases_are_predicted_again_by_what_their_voxels_are_worth(tmp
     assert scores.dice.mean > 0.1
 
 
-# --- what is chosen on development predictions, by hand ---
+# --- operating points of predictions by hand ---
 
 OUT_OF_FOLD = {"chosen_on": "out-of-fold", "fold_of": {f"c{i:02d}": i % 3 for i in range(12)}}
 
 
 @pytest.fixture
 def results():
-    """Twelve patients of two lesions and a speck, which scores as high."""
+    """Return twelve patients with two lesions and one false positive of similar scores."""
     scores = np.random.default_rng(0).uniform(0.3, 0.9, (12, 3)).tolist()
     return [result(f"c{i:02d}", row[:2], row[2:]) for i, row in enumerate(scores)]
 
 
 @pytest.fixture
-def chosen():
-    """What is selected on validation cases."""
+def choose():
+    """Return a function that selects operating points on validation cases."""
 
-    def of(results, aim="fp_per_case:1", confidence=None):
+    def select_on_validation(results, aim="fp_per_case:1", confidence=None):
         return select(results, Selection(), Aim.parse(aim), confidence, chosen_on="validation")[0]
 
-    return of
+    return select_on_validation
 
 
-def test_points_say_what_they_were_chosen_on_and_what_to_expect(results):
+def test_points_state_their_cases_and_the_expected_rate(results):
     choice, _ = select(results, Selection(), Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD)
     first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
     assert [p.aim for p in choice.operating_points[1:]] == list(AIMS)
     assert 0.9 < choice.operating_points[1].expected_false_positives_per_case <= 1.0
-    expected = 1.0 + 0.5 / len(results)  # all are accepted: half of one more is expected
+    expected = 1.0 + 0.5 / len(results)  # all are accepted, and half a further one is expected
     assert first.expected_false_positives_per_case == pytest.approx(expected)
     assert f"{expected:.2f}" in choice.reasons["operating point"]
 
 
-def test_the_one_that_was_asked_for_accepts(results, chosen):
-    assert chosen(results, "sensitivity:0.8").operating_points[0].name == "sensitivity:0.8"
-    by_hand = chosen(results, "score:0.4").operating_points
+def test_requested_point_comes_first(results, choose):
+    assert choose(results, "sensitivity:0.8").operating_points[0].name == "sensitivity:0.8"
+    by_hand = choose(results, "score:0.4").operating_points
     assert (by_hand[0].score, by_hand[0].chosen_on, len(by_hand)) == (0.4, None, 1 + len(AIMS))
     assert by_hand[0].false_positives_per_case is not None
     few = [result(f"c{i}", [0.9, None], [0.4]) for i in range(6)]
-    choice = chosen(few, "sensitivity:0.9")  # out of reach
+    choice = choose(few, "sensitivity:0.9")  # out of reach
     assert choice.operating_points[0].name == "fp_per_case:1"
     assert "6 of 12 lesions (0.5)" in choice.reasons["operating point"]
 
 
-def test_few_patients_are_named_with_what_they_cannot_hold(results, chosen):
-    some, few = chosen(results[:4], "fp_per_case:0.5", 0.9), chosen(results[:2], "fp_per_case:0.4")
+def test_too_few_patients_are_stated_in_the_reason(results, choose):
+    some = choose(results[:4], "fp_per_case:0.5", 0.9)
+    few = choose(results[:2], "fp_per_case:0.4")
     assert "only 4 patients, too few to guarantee" in some.reasons["operating point"]
     assert "only 2 patients, too few to expect" in few.reasons["operating point"]
     assert some.operating_points[0].confidence is None
 
 
-def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, chosen):
+def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, choose):
     voxels = Selection(voxel_calibration=Calibration(), n_members=5, reasons={"a": "b"})
     complete, fits = select(results, voxels, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD)
     assert (complete.calibration.n_true, complete.calibration.n_false) == (24, 12)
-    assert fits["c00"] is fits["c03"] is None  # 8 false ones elsewhere are too few
-    assert chosen(results[:6]).calibration is None
+    assert fits["c00"] is fits["c03"] is None  # 8 false positives in other folds are too few
+    assert choose(results[:6]).calibration is None
     assert (complete.voxel_calibration, complete.n_members) == (Calibration(), 5)
     assert set(complete.reasons) == {"a", "operating point", "calibration"}

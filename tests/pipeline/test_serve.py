@@ -1,4 +1,4 @@
-"""The server: a scan in, its mask out, limits, and nothing kept."""
+"""The server returns the mask of a scan, enforces limits, and keeps nothing."""
 
 import asyncio
 import base64
@@ -27,11 +27,11 @@ from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import read_volume, write_volume
-from tests.inference.networks import Bright
+from tests.inference.networks import make_bright
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # starlette says that it would rather have httpx2
+    warnings.simplefilter("ignore")  # starlette recommends httpx2
     from fastapi.testclient import TestClient
 
 from anyio.from_thread import check_cancelled
@@ -51,12 +51,12 @@ FORM = "multipart/form-data; boundary=a"
 
 @pytest.fixture
 def predictor(bundle: Path) -> Predictor:
-    return Predictor(bundle, device="cpu", architectures={"mine": lambda _: Bright()})
+    return Predictor(bundle, device="cpu", architectures={"mine": make_bright})
 
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where everything temporary goes, to see that nothing stays; NiiVue is not there."""
+    """Return the folder of all temporary files. NiiVue is hidden."""
     monkeypatch.setattr(viewer, "NIIVUE", tmp_path / "none")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -75,20 +75,25 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
 
 @pytest.fixture
 def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
-    limits = {"max_upload_mb": 0.5, "max_waiting": 1, "hosts": ["scans.example"]}
-    cfg = ServeConfig.of(bundle=bundle, **limits)
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as asking:
-        yield asking
+    cfg = ServeConfig.of(
+        bundle=bundle,
+        max_upload_mb=0.5,
+        max_waiting=1,
+        hosts=["scans.example"],
+    )
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        yield client
 
 
-def kept(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file()]
 
 
-def test_a_scan_gives_its_mask_and_nothing_stays(
+def test_scan_gives_its_mask_and_leaves_no_files(
     client: TestClient, predictor: Predictor, scan: bytes, tmp_path: Path, temporary: Path
 ) -> None:
-    own, files = predictor(tmp_path / NAME), {"file": (NAME, scan)}
+    own = predictor(tmp_path / NAME)
+    files = {"file": (NAME, scan)}
     answer = client.post("/predict", files=files)
     assert answer.status_code == 200
     assert answer.headers["content-disposition"] == 'attachment; filename="scan_mask.nii.gz"'
@@ -111,21 +116,21 @@ def test_a_scan_gives_its_mask_and_nothing_stays(
     assert set(view["volumes"]) == {"image", "candidates"}
     assert view["picture"].startswith("data:image/jpeg;base64,")
     assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(view["zip"])))
-    assert not kept(temporary)
+    assert not list_files(temporary)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-def test_uploads_are_private_whatever_the_umask(
+def test_uploads_are_private_under_any_umask(
     bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes = list[int]()
 
-    def served(*_: Any, **__: Any) -> None:
+    def record_modes(*_: Any, **__: Any) -> None:
         (home,) = temporary.iterdir()
         (home / "scan.nii.gz").touch()
         modes.extend(path.stat().st_mode & 0o777 for path in (home, home / "scan.nii.gz"))
 
-    monkeypatch.setattr("uvicorn.run", served)
+    monkeypatch.setattr("uvicorn.run", record_modes)
     monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
@@ -136,7 +141,7 @@ def test_uploads_are_private_whatever_the_umask(
     assert modes == [0o700, 0o600]
 
 
-def test_the_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:
+def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:
     page = client.get("/").text
     assert "make viewer" in page
     assert "looks for: lesion" in page
@@ -169,7 +174,7 @@ def test_requests_are_logged_without_names(
         ("POST /predict", "422"),
     ]
     assert int(found[0][1]) > len(scan)
-    assert len(lines) == len(found)  # a check of health is no news
+    assert len(lines) == len(found)  # checks of health are not logged
 
 
 def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestClient) -> None:
@@ -202,7 +207,7 @@ def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestCli
         ({"file": ("a.nii", b"0" * 2**20)}, 413),
     ],
 )
-def test_what_cannot_be_predicted_says_why(
+def test_unusable_upload_is_refused_and_leaves_no_files(
     client: TestClient, files: dict[str, tuple[str, bytes]], status: int, temporary: Path
 ) -> None:
     answer = client.post("/predict", files=files)
@@ -211,7 +216,7 @@ def test_what_cannot_be_predicted_says_why(
     assert not list(temporary.iterdir())
 
 
-def test_a_zip_bomb_other_names_pages_and_endless_bodies_are_turned_away(
+def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     client: TestClient,
 ) -> None:
     buffer = io.BytesIO()
@@ -227,7 +232,7 @@ def test_a_zip_bomb_other_names_pages_and_endless_bodies_are_turned_away(
     assert endless.status_code == 413
 
 
-def test_slicer_sends_a_volume_and_asks_by_the_key_it_got(
+def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
     client: TestClient, scan: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert client.get("/info/").json()["models"]["lesionseg"]["labels"] == {"lesion": 1}
@@ -250,28 +255,33 @@ def test_slicer_sends_a_volume_and_asks_by_the_key_it_got(
     assert client.get(f"/session/{key}").status_code == 404
 
 
-def test_a_scan_sent_by_its_name_is_predicted_once_and_is_nobody_elses(
+def test_named_scan_is_predicted_once_and_not_replaced(
     client: TestClient, scan: bytes, temporary: Path
 ) -> None:
-    send, ask = "/datastore/?image=MRHead", "/infer/lesionseg?image=MRHead"
+    send = "/datastore/?image=MRHead"
+    ask = "/infer/lesionseg?image=MRHead"
     assert client.put(send, files={"file": ("a.zip", b"PK")}).status_code == 422
     assert client.put(send, files={"file": (NAME, scan)}).json()["image"] == "MRHead"
     assert client.put(send, files={"file": (NAME, scan)}).status_code == 409
     assert client.post(ask).status_code == 200
     assert client.post(ask).status_code == 404
-    assert not kept(temporary)
+    assert not list_files(temporary)
 
 
-def test_channels_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_channels_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     names = ("P_0001.nii", "P_0000.nii")
     store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)
     assert (tmp_path / "scan_0000.nii").read_text() == "P_0000.nii"
 
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])
-def test_nobody_waiting_ends_the_work(seconds: float, leaves: bool) -> None:
-    queue, has_left = InferenceQueue(1, seconds), False
-    begun, ended = threading.Event(), threading.Event()
+def test_inference_stops_if_the_client_leaves_or_the_time_is_over(
+    seconds: float, leaves: bool
+) -> None:
+    queue = InferenceQueue(1, seconds)
+    has_left = False
+    begun = threading.Event()
+    ended = threading.Event()
 
     def work() -> None:
         begun.set()
@@ -289,7 +299,7 @@ def test_nobody_waiting_ends_the_work(seconds: float, leaves: bool) -> None:
         nonlocal has_left
         request: Any = SimpleNamespace(is_disconnected=is_disconnected)
         with queue.place(), pytest.raises(HTTPException) as full, queue.place():
-            pass  # one is there already, be it on its way only
+            pass  # the only place is taken, even if the work has not begun
         assert full.value.status_code == 503
         asked = asyncio.create_task(queue.run(request, work))
         await asyncio.to_thread(begun.wait)

@@ -1,4 +1,4 @@
-"""What is learnt of a dataset before a training: roles, and what the fingerprint is taken from."""
+"""The survey of a dataset before a training: roles, and the cases of the fingerprint."""
 
 import json
 
@@ -12,8 +12,8 @@ from tests.pipeline.cases import boxes, write_array
 
 
 @pytest.fixture
-def eight(tmp_path):
-    """An nnU-Net folder of the cases P00 to P07, each with one lesion of side 2 + number."""
+def write_eight_cases(tmp_path):
+    """Return a function that writes the cases P00 to P07, each with a lesion of side 2 + number."""
 
     def write(splits=None):
         root = tmp_path / "Dataset001_eight"
@@ -39,8 +39,11 @@ HELD_OUT = [
 
 
 @pytest.mark.parametrize("place", ["found", "named"])
-def test_cases_that_a_split_file_leaves_out_do_not_train(eight, tmp_path, caplog, place):
-    root, settings = eight(HELD_OUT), {}
+def test_cases_that_a_split_file_leaves_out_do_not_train(
+    write_eight_cases, tmp_path, caplog, place
+):
+    root = write_eight_cases(HELD_OUT)
+    settings = {}
     if place == "named":
         given = tmp_path / "mine.json"
         (root / "splits_final.json").rename(given)
@@ -49,15 +52,15 @@ def test_cases_that_a_split_file_leaves_out_do_not_train(eight, tmp_path, caplog
     assert [c.case for c in survey.of_role("train")] == HELD_OUT[0]["train"]
     assert [c.case for c in survey.of_role("validation")] == HELD_OUT[0]["val"]
     assert "leaves out 2 labelled cases, not used here: P06, P07" in caplog.text
-    # nor are they in the fingerprint: the lesions of P06 and P07 are the largest
+    # the fingerprint leaves them out, too: the lesions of P06 and P07 are the largest
     assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in range(6)]
     second = take_survey(DataConfig.of(root=str(root), fold=1, **settings), seed=0)
     assert [c.case for c in second.of_role("train")] == ["P02", "P03", "P04", "P05"]
 
 
-def test_a_cross_validation_plans_for_the_cases_of_all_folds(eight, caplog):
+def test_cross_validation_plans_for_the_cases_of_all_folds(write_eight_cases, caplog):
     folds = [{"train": ["P00", "P01"], "val": ["P02"]}, {"train": ["P02", "P05"], "val": ["P00"]}]
-    survey = take_survey(DataConfig.of(root=str(eight(folds)), fold="all"), seed=0)
+    survey = take_survey(DataConfig.of(root=str(write_eight_cases(folds)), fold="all"), seed=0)
     assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
     assert "leaves out 4 labelled cases, not used here: P03, P04, P06, P07" in caplog.text
 
@@ -72,8 +75,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("splits", "match"), WRONG)
-def test_a_split_file_that_cannot_be_followed_stops_the_training(eight, splits, match):
-    root = eight(splits)
+def test_invalid_split_file_stops_the_training(write_eight_cases, splits, match):
+    root = write_eight_cases(splits)
     for settings in ({}, {"fold": 0}, {"fold": "all"}):
         with pytest.raises(DatasetError, match=rf"splits_final\.json: .*{match}"):
             take_survey(DataConfig.of(root=str(root), **settings), seed=0)

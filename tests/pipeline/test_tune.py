@@ -1,4 +1,4 @@
-"""The search for α and γ: it goes on, and a trial is worth its recall."""
+"""The search for α and γ resumes, and a trial is ranked by its recall."""
 
 import json
 
@@ -24,14 +24,15 @@ def root(tmp_path_factory):
 
 
 def search(root, folder, *more):
+    """Run a small search and return its trials."""
     cfg = compose("tune", [f"data.root={root}", f"run_dir={folder}", *SMALL, *more])
     return tune(cfg).search
 
 
-def test_a_search_leaves_table_page_and_journal_and_goes_on(root, tmp_path, capsys):
+def test_search_writes_table_page_and_journal_and_resumes(root, tmp_path, capsys):
     folder = tmp_path / "run"
-    typed = [f"data.root={root}", f"run_dir={folder}", *SMALL, "tune.n_trials=2"]
-    assert run("tune", typed) == 0
+    settings = [f"data.root={root}", f"run_dir={folder}", *SMALL, "tune.n_trials=2"]
+    assert run("tune", settings) == 0
     kept = json.loads((folder / "tune.json").read_text())
     assert [trial["number"] for trial in kept["trials"]] == [0, 1]
     assert (kept["trials"][0]["alpha"], kept["trials"][0]["gamma"]) == (0.25, 2.0)
@@ -49,9 +50,7 @@ def test_a_search_leaves_table_page_and_journal_and_goes_on(root, tmp_path, caps
         search(root, folder, "tune.n_trials=3", "seed=1")
 
 
-def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
-    root, tmp_path, monkeypatch
-):
+def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_path, monkeypatch):
     def diverges(*_, **__):
         raise TrainingError("The loss is no number.")
 
@@ -73,7 +72,7 @@ def test_a_training_that_diverges_is_worth_nothing_and_the_search_goes_on(
         ("tune.alpha=[0.8,0.2]", "the lower bound"),
     ],
 )
-def test_the_pair_is_that_of_voxels_anchors_or_both(more, groups):
+def test_searched_pair_belongs_to_voxels_anchors_or_both(more, groups):
     cfg = compose("tune", ["data.root=x", *more.split()])
     if isinstance(groups, tuple):
         assert tuned_groups(cfg) == groups
