@@ -2,10 +2,10 @@
 
     python benchmarks/bench_detection.py [--quick]
 
-NMS: the same boxes and threshold, the kept ones compared. Step and volume: see
-`time_detectors.py`; they run in the peers' environment (`make peers`), because MONAI's detector
-needs torchvision, each in two processes by turns, and the better counts. Memory is the most that
-torch had given out at a time, weights and libraries aside.
+Both NMS functions get the same boxes and the same threshold, and must keep the same boxes. Step and
+volume are measured by `time_detectors.py` in the peers' environment (`make peers`), because MONAI's
+detector needs torchvision. Two processes of each program take turns, and the better result counts.
+Memory is the peak of torch's allocations, without weights and libraries.
 """
 
 import argparse
@@ -28,7 +28,7 @@ IOU = 0.3
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer boxes, a smaller volume")
     options = parser.parse_args()
@@ -47,8 +47,8 @@ def main() -> None:
     )
 
 
-def boxes_of_a_scan(thousands: int) -> tuple[Tensor, Tensor]:
-    """Boxes as a detector gives them: crowds around lesions in a volume of 512³, and scores."""
+def draw_boxes(thousands: int) -> tuple[Tensor, Tensor]:
+    """Draw boxes and scores like a detector: crowds around lesions in a volume of 512³."""
     draw = torch.Generator().manual_seed(thousands)
     n = 1000 * thousands
     centres = torch.rand((n // 20, 3), generator=draw) * 500
@@ -58,16 +58,19 @@ def boxes_of_a_scan(thousands: int) -> tuple[Tensor, Tensor]:
 
 
 def nms_row(thousands: int, device: str) -> table.Row:
-    """Our time and MONAI's, in milliseconds."""
-    boxes, scores = (t.to(device) for t in boxes_of_a_scan(thousands))
-    kept, peers = nms(boxes, scores, IOU), non_max_suppression(boxes, scores, IOU)
+    """Return our time and MONAI's in milliseconds."""
+    boxes, scores = draw_boxes(thousands)
+    boxes = boxes.to(device)
+    scores = scores.to(device)
+    kept = nms(boxes, scores, IOU)
+    peers = non_max_suppression(boxes, scores, IOU)
     assert kept.tolist() == torch.as_tensor(peers).tolist(), "other boxes were kept"
     ours = table.interleaved_ms({"ours": lambda: nms(boxes, scores, IOU)}, rounds=9, device=device)
-    peer = _once_ms(boxes, scores)
+    peer = _time_monai_once(boxes, scores)
     return table.Row(f"nms_{thousands}k", ours["ours"], "ms", "monai", peer)
 
 
-def _once_ms(boxes: Tensor, scores: Tensor) -> float:
+def _time_monai_once(boxes: Tensor, scores: Tensor) -> float:
     found = table.interleaved_ms(
         {"monai": lambda: non_max_suppression(boxes, scores, IOU)},
         rounds=1,
@@ -78,21 +81,18 @@ def _once_ms(boxes: Tensor, scores: Tensor) -> float:
 
 
 def detector_rows(side: int, rounds: int, skipped: dict[str, str]) -> list[table.Row]:
-    """Rows of time and memory of a step and a volume."""
+    """Return rows of time and memory of a training step and a volume."""
     if not PEERS.is_file():
         skipped["detector_step, detector_volume"] = "make peers first"
         return []
     seen: dict[str, list[dict[str, float]]] = {"ours": [], "monai": []}
     for who in ("ours", "monai") * 2:
         seen[who].append(_measure(who, side, rounds))
-    best = {
-        who: {name: min(found[name] for found in all_) for name in all_[0]}
-        for who, all_ in seen.items()
-    }
     rows = []
     for what in ("step", "volume"):
         for name, unit in ((what, "ms"), (f"{what}_memory", "MB")):
-            ours, peer = best["ours"][name], best["monai"][name]
+            ours = min(found[name] for found in seen["ours"])
+            peer = min(found[name] for found in seen["monai"])
             rows.append(table.Row(f"detector_{name}", ours, unit, "monai", peer))
     return rows
 

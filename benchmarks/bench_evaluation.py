@@ -1,13 +1,13 @@
-"""Evaluating one brain case of 1 mm, against panoptica and surface-distance on the same masks.
+"""Time of evaluating one brain case of 1 mm, compared with panoptica and surface-distance.
 
     python benchmarks/bench_evaluation.py [--quick]
 
-All get two label masks and find the components themselves. `evaluate_case`: ours does everything
-`evaluate` does for a case (matching under four criteria, Dice, surface Dice, HD95, sizes, rows of
-tables); panoptica Dice and panoptic quality alone, or what it does by default
-(`panoptica_defaults`, surface distances of instances too); surface-distance the surface Dice and
-HD95 of the whole masks. Dice, surface Dice and HD95 are checked to be equal before any time is
-printed. The peers live in an environment of their own: `make peers`.
+All programs get the same two label masks and find the components. `evaluate_case`: ours computes
+everything that `evaluate` computes for a case (matching under four criteria, Dice, surface Dice,
+HD95, sizes, rows of tables). panoptica computes only Dice and panoptic quality, or its defaults
+(`panoptica_defaults`, including surface distances of instances). surface-distance computes the
+surface Dice and HD95 of the complete masks. Dice, surface Dice and HD95 must be equal before any
+time is printed. The peers run in their own environment: `make peers`.
 """
 
 import argparse
@@ -38,47 +38,53 @@ class Pair:
     prediction: np.ndarray
 
     def evaluate(self) -> CaseResult:
-        """Everything `evaluate` does for the masks of a case."""
+        """Evaluate the masks like `evaluate` evaluates a case."""
         geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
         reference = Reference(geometry, labels=self.reference)
-        prediction = as_prediction(self.prediction, geometry)
+        prediction = make_prediction(self.prediction, geometry)
         return match_case(reference, prediction, PRESETS["lesionseg"], case="case").result()
 
 
-def as_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
-    """The components as candidates; scores by place, for the curves to have something to do."""
+def make_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
+    """Return the components as candidates. Scores differ, so that the curves have work to do."""
     instances, _ = lesion_instances(mask)
     boxes = lesions_of(Reference(geometry, labels=mask)).boxes.tolist()
-    n = len(boxes)
-    candidates = tuple(
-        Candidate(i + 1, 1, 1 - i / (n + 1), tuple(b[:3]), tuple(b[3:]), (0.0, 0.0, 0.0), 1.0, None)
-        for i, b in enumerate(boxes)
-    )
-    return Prediction("case", geometry, candidates, instances)
+    candidates = []
+    for i, box in enumerate(boxes):
+        score = 1 - i / (len(boxes) + 1)
+        start = tuple(box[:3])
+        stop = tuple(box[3:])
+        candidates.append(Candidate(i + 1, 1, score, start, stop, (0.0, 0.0, 0.0), 1.0, None))
+    return Prediction("case", geometry, tuple(candidates), instances)
 
 
-def brain_case(seed: int, n_lesions: int = 30) -> Pair:
-    """Balls strewn over a brain-sized grid; predicted ones moved, a third missed, some false."""
+def draw_brain_case(seed: int, n_lesions: int = 30) -> Pair:
+    """Draw balls on a grid of a brain.
+
+    Predictions are moved, a third is missing, five are false.
+    """
     rng = np.random.default_rng(seed)
-    reference, predicted = np.zeros(SHAPE, dtype=np.uint8), np.zeros(SHAPE, dtype=np.uint8)
+    reference = np.zeros(SHAPE, dtype=np.uint8)
+    predicted = np.zeros(SHAPE, dtype=np.uint8)
     for _ in range(n_lesions):
-        centre, radius = rng.integers(20, 160, 3), rng.uniform(1.0, 7.0)
-        _ball(reference, centre, radius)
+        centre = rng.integers(20, 160, 3)
+        radius = rng.uniform(1.0, 7.0)
+        _paint_ball(reference, centre, radius)
         if rng.random() < 0.7:
-            _ball(predicted, centre + rng.integers(-1, 2, 3), radius * rng.uniform(0.8, 1.2))
+            _paint_ball(predicted, centre + rng.integers(-1, 2, 3), radius * rng.uniform(0.8, 1.2))
     for _ in range(5):
-        _ball(predicted, rng.integers(20, 160, 3), rng.uniform(1.0, 3.0))
+        _paint_ball(predicted, rng.integers(20, 160, 3), rng.uniform(1.0, 3.0))
     return Pair(reference, predicted)
 
 
-def _ball(mask: np.ndarray, centre: np.ndarray, radius: float) -> None:
+def _paint_ball(mask: np.ndarray, centre: np.ndarray, radius: float) -> None:
     reach = int(np.ceil(radius))
     grid = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1)
     mask[tuple((grid[(grid**2).sum(-1) <= radius**2] + centre).T)] = 1
 
 
 def time_ours(cases: list[Pair], rounds: int) -> float:
-    """Milliseconds a case, the best round."""
+    """Return the milliseconds per case of the fastest round."""
     times = []
     for _ in range(rounds):
         begin = time.perf_counter()
@@ -88,10 +94,11 @@ def time_ours(cases: list[Pair], rounds: int) -> float:
     return min(times)
 
 
-def peers_times(cases: list[Pair], rounds: int) -> dict[str, dict]:
-    """Milliseconds a case and numbers of each peer, from the peers' environment."""
+def time_peers(cases: list[Pair], rounds: int) -> dict[str, dict]:
+    """Return milliseconds per case and the numbers of each peer, from the peers' environment."""
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "cases.npz", Path(folder) / "times.json"
+        source = Path(folder) / "cases.npz"
+        target = Path(folder) / "times.json"
         arrays = {f"{i}/reference": case.reference for i, case in enumerate(cases)}
         arrays |= {f"{i}/prediction": case.prediction for i, case in enumerate(cases)}
         np.savez_compressed(source, **arrays)
@@ -102,9 +109,10 @@ def peers_times(cases: list[Pair], rounds: int) -> dict[str, dict]:
 
 
 def check_equal(cases: list[Pair], peers: dict[str, dict]) -> None:
-    """Refuse to print times of unequal numbers."""
+    """Check that all programs compute the same numbers."""
     for i, case in enumerate(cases):
-        ours, surface = case.evaluate(), peers["surface_distance"]["numbers"][i]
+        ours = case.evaluate()
+        surface = peers["surface_distance"]["numbers"][i]
         np.testing.assert_allclose(ours.dice, peers["panoptica"]["numbers"][i]["dice"], rtol=1e-9)
         np.testing.assert_allclose(ours.surface_dice, surface["surface_dice"], rtol=1e-9)
         np.testing.assert_allclose(ours.hd95_mm, surface["hd95_mm"], rtol=1e-9)
@@ -115,11 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     n = 2 if parser.parse_args().quick else 5
-    cases = [brain_case(seed) for seed in range(n)]
+    cases = [draw_brain_case(seed) for seed in range(n)]
     cases[0].evaluate()  # compiles
-    ours, rows, skipped = time_ours(cases, 5), [], {}
+    ours = time_ours(cases, 5)
+    rows = []
+    skipped = {}
     if PEERS.is_file():
-        peers = peers_times(cases, 2)
+        peers = time_peers(cases, 2)
         check_equal(cases, peers)
         rows = [Row("evaluate_case", ours, "ms", k, p["ms"]) for k, p in peers.items()]
         both = sum(peers[name]["ms"] for name in ("panoptica", "surface_distance"))

@@ -1,13 +1,13 @@
-"""Focal loss, forward and backward: time and peak extra memory against its peers.
+"""Focal loss, forward and backward: time and peak extra memory, compared with other libraries.
 
     python benchmarks/bench_focal.py [--quick] [--large] [--device cuda]
 
-All get the same fp32 logits of one class, 1 % lesion voxels, α = 0.25, γ = 2, reduction `mean`;
-ours reads uint8 labels, the others a one-hot float copy made beforehand and not counted. All take
-turns and the best times count. `floor` moves as many bytes as are needed at least (logits, labels
-read twice, the gradient written once: 14 a voxel) at the speed of a large copy. Memory is the
-highest sum of bytes that torch's allocator had given out at a time beyond the inputs, the gradient
-included, per voxel; on the CPU it is taken from the profiler's record of every allocation.
+All losses get the same fp32 logits of one class, 1 % lesion voxels, α = 0.25, γ = 2, reduction
+`mean`. Ours reads uint8 labels. The others read a one-hot float copy, whose creation is not
+counted. All losses take turns, and the best times count. `floor` copies the minimum number of bytes
+(logits and labels read twice, the gradient written once: 14 per voxel) at the speed of a large
+copy. Memory is the peak of torch's allocations per voxel beyond the inputs, including the gradient.
+On a CPU, the profiler's record of all allocations gives the peak.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BYTES_NEEDED = 14
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--large", action="store_true", help="8x1x192 on a CPU too: 3 GB, minutes")
@@ -52,46 +52,50 @@ def main() -> None:
 def measure(
     batch: int, side: int, device: str, rounds: int, skipped: dict[str, str]
 ) -> list[table.Row]:
-    """Rows of time and memory for one shape."""
+    """Return the rows of time and memory for one shape."""
     what = f"focal_{batch}x1x{side}"
     draw = torch.Generator().manual_seed(0)
     shape = (batch, 1, side, side, side)
     logits = (3 * torch.randn(shape, generator=draw) - 4).to(device).requires_grad_()
     labels = (torch.rand(batch, side, side, side, generator=draw) < 0.01).to(torch.uint8).to(device)
-    losses = {"ours": ours(labels)} | peers(labels.unsqueeze(1).float(), logits, skipped)
+    losses = {"ours": make_our_loss(labels)} | make_peer_losses(
+        labels.unsqueeze(1).float(), logits, skipped
+    )
     check_agreement(losses, logits)
-    runs = {name: step(loss, logits) for name, loss in losses.items()}
-    n_bytes = BYTES_NEEDED * logits.numel() // 2  # a copy reads and writes each
+    runs = {name: make_step(loss, logits) for name, loss in losses.items()}
+    n_bytes = BYTES_NEEDED * logits.numel() // 2  # a copy reads and writes each byte
     source = torch.zeros(n_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = table.interleaved_ms(
         {**runs, "floor": lambda: target.copy_(source)}, rounds=rounds, device=device
     )
     memory = {name: peak_bytes(run, device) / logits.numel() for name, run in runs.items()}
-    rows = [
-        table.Row(what, times["ours"], "ms", peer, value)
-        for peer, value in times.items()
-        if peer != "ours"
-    ]
-    return rows + [
-        table.Row(f"{what}_memory", memory["ours"], "bytes/voxel", peer, value)
-        for peer, value in memory.items()
-        if peer != "ours"
-    ]
+    rows = []
+    for peer, value in times.items():
+        if peer != "ours":
+            rows.append(table.Row(what, times["ours"], "ms", peer, value))
+    for peer, value in memory.items():
+        if peer != "ours":
+            rows.append(table.Row(f"{what}_memory", memory["ours"], "bytes/voxel", peer, value))
+    return rows
 
 
-def ours(labels: Tensor) -> Loss:
-    """lesionseg's focal loss of integer labels."""
+def make_our_loss(labels: Tensor) -> Loss:
+    """Return lesionseg's focal loss of integer labels."""
     return lambda logits: sigmoid_focal_loss(logits, labels, reduction="mean")
 
 
-def peers(target: Tensor, logits: Tensor, skipped: dict[str, str]) -> dict[str, Loss]:
-    """The same loss by others, where they can be had, and plain cross-entropy."""
+def make_peer_losses(target: Tensor, logits: Tensor, skipped: dict[str, str]) -> dict[str, Loss]:
+    """Return the same loss of other libraries if they are installed, and plain cross-entropy."""
     monai = MonaiFocalLoss(gamma=2.0, alpha=0.25)
+
+    def bind(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+        return lambda logits: loss(logits, target)
+
     losses: dict[str, Loss] = {
-        "monai": lambda logits: monai(logits, target),
-        "eager": lambda logits: eager(logits, target),
-        "cross_entropy": lambda logits: F.binary_cross_entropy_with_logits(logits, target),
+        "monai": bind(monai),
+        "eager": bind(eager_focal_loss),
+        "cross_entropy": bind(F.binary_cross_entropy_with_logits),
     }
     if importlib.util.find_spec("torchvision") is None:
         skipped["torchvision"] = "not installed"
@@ -99,27 +103,27 @@ def peers(target: Tensor, logits: Tensor, skipped: dict[str, str]) -> dict[str, 
         from torchvision.ops import sigmoid_focal_loss as theirs
 
         losses["torchvision"] = lambda logits: theirs(logits, target, reduction="mean")
-    compiled = torch.compile(eager, dynamic=False)
+    compiled = torch.compile(eager_focal_loss, dynamic=False)
     try:
         compiled(logits, target).backward()
-        losses["torch_compile"] = lambda logits: compiled(logits, target)
-    except Exception as error:  # whatever a missing or broken compiler raises
+        losses["torch_compile"] = bind(compiled)
+    except Exception as error:  # a missing or broken compiler raises errors of many types
         reason = "no C++ compiler" if shutil.which("g++") is None else type(error).__name__
         skipped["torch_compile"] = reason
     logits.grad = None
     return losses
 
 
-def eager(logits: Tensor, target: Tensor) -> Tensor:
-    """The formula as most repositories write it."""
+def eager_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the focal loss as most repositories write it."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p_t = torch.exp(-cross_entropy)
     alpha_t = 0.25 * target + 0.75 * (1 - target)
     return (alpha_t * (1 - p_t) ** 2 * cross_entropy).mean()
 
 
-def step(loss: Loss, logits: Tensor) -> Callable[[], None]:
-    """Forward and backward, with a gradient made anew as after `zero_grad`."""
+def make_step(loss: Loss, logits: Tensor) -> Callable[[], None]:
+    """Return a function that runs forward and backward with a new gradient."""
 
     def run() -> None:
         logits.grad = None
@@ -129,7 +133,7 @@ def step(loss: Loss, logits: Tensor) -> Callable[[], None]:
 
 
 def check_agreement(losses: dict[str, Loss], logits: Tensor) -> None:
-    """A benchmark of another number would be none."""
+    """Check that all losses have the same value."""
     values = {name: loss(logits).item() for name, loss in losses.items()}
     for name, value in values.items():
         if name != "cross_entropy":

@@ -1,15 +1,14 @@
-"""Prediction, NIfTI to NIfTI, on a CPU: time and memory against nnU-Net and MONAI.
+"""Prediction from NIfTI to NIfTI on a CPU: time and memory, compared with nnU-Net and MONAI.
 
     python benchmarks/bench_inference.py [--quick] [--bundle RUN --input DIR]
 
-`inference_balanced` and `inference_fast`: seconds a case with all that belongs to it (reading,
-preparing, network, restoring, candidates, writing), against nnU-Net's predictor (mirroring off)
-and a script with MONAI's `sliding_window_inference`, both with half-overlapping tiles as `balanced`
-has; the same network with the same weights in each, each in a process of its own, imports left out.
-`overhead`: the share of ours that is not the network. `inference_memory`: the most memory that a
-process held. Without `--bundle` the weights are random and the scans heads of noise.
-`nnunet_model`: the same for a model folder of nnU-Net, with which both programs predict (mirroring
-off).
+`inference_balanced` and `inference_fast`: seconds per case for the complete prediction (reading,
+preparing, network, restoring, candidates, writing), compared with nnU-Net's predictor (mirroring
+off) and a script with MONAI's `sliding_window_inference`. Both peers use half-overlapping tiles
+like `balanced`. All programs use the same network and weights, each in its own process; imports are
+not counted. `overhead`: our share of time outside of the network. `inference_memory`: the peak
+memory of a process. Without `--bundle`, the weights are random and the scans are heads of noise.
+`nnunet_model`: the same for a model folder of nnU-Net that both programs use (mirroring off).
 """
 
 import argparse
@@ -47,7 +46,7 @@ PRESETS = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rows."""
     options = _options()
     if options.worker:
         print(json.dumps(predict_folder(options.worker, options.folder)))
@@ -56,9 +55,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_work(folder, options)
-        rows = speed(folder, skipped)
+        rows = measure_speed(folder, skipped)
         if not options.bundle:
-            rows += nnunet_model(folder, skipped, quick=options.quick)
+            rows += measure_nnunet_model(folder, skipped, quick=options.quick)
     table.print_report(
         "inference",
         rows,
@@ -81,23 +80,23 @@ def _options() -> argparse.Namespace:
 
 
 def make_work(folder: Path, options: argparse.Namespace) -> None:
-    """Bundle, weights for the peers and scans, in one folder."""
+    """Write bundle, weights for the peers and scans into one folder."""
     if options.bundle:
         bundle = read_bundle(options.bundle)
         (folder / "in").mkdir()
         for scan in sorted(options.input.glob("*.nii.gz")):
             (folder / "in" / scan.name).symlink_to(scan.resolve())
     else:
-        bundle = random_bundle(quick=options.quick)
+        bundle = make_random_bundle(quick=options.quick)
         shape = (112, 128, 112) if options.quick else (176, 208, 176)
         for seed in range(1 if options.quick else 2):
-            write_volume(folder / "in" / f"head{seed}.nii.gz", head(shape, seed))
+            write_volume(folder / "in" / f"head{seed}.nii.gz", draw_head(shape, seed))
     write_bundle(folder / "bundle", bundle.networks, bundle.plan, "")
     torch.save(bundle.networks[0].state_dict(), folder / "network.pt")
 
 
-def random_bundle(*, quick: bool) -> Bundle:
-    """The U-Net of the reference numbers, or a narrower one."""
+def make_random_bundle(*, quick: bool) -> Bundle:
+    """Return the U-Net of the reference numbers, or a narrower one."""
     features = (8, 16, 32, 64) if quick else (16, 32, 64, 128, 160)
     n = len(features)
     plan = Plan(
@@ -117,8 +116,8 @@ def random_bundle(*, quick: bool) -> Bundle:
     return Bundle((build_network(plan, seed=0).eval(),), plan)
 
 
-def head(shape: tuple[int, int, int], seed: int) -> Volume:
-    """An ellipsoid of tissue with bright spots, in noisy air, as a scanner stores it."""
+def draw_head(shape: tuple[int, int, int], seed: int) -> Volume:
+    """Return an ellipsoid of tissue with bright spots in noisy air, as int16."""
     rng = np.random.default_rng(seed)
     axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in shape)]
     inside = sum((a / 0.8) ** 2 for a in axes) < 1
@@ -130,41 +129,41 @@ def head(shape: tuple[int, int, int], seed: int) -> Volume:
     return Volume(image.astype(np.int16)[None], Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
 
 
-def speed(folder: Path, skipped: dict[str, str]) -> list[table.Row]:
-    """Rows of time, overhead and memory."""
+def measure_speed(folder: Path, skipped: dict[str, str]) -> list[table.Row]:
+    """Return the rows of time, overhead and memory."""
     ours = {name: run_ours(name, folder) for name in PRESETS}
     rows: list[table.Row] = []
     for peer in ("nnunet", "monai"):
         theirs = run_peer(peer, folder, skipped)
         if theirs:
             for name in ("balanced", "fast"):
-                seconds = (ours[name]["seconds"], theirs["seconds"])
-                rows.append(table.Row(f"inference_{name}", seconds[0], "s/case", peer, seconds[1]))
-            peaks = ours["balanced"]["peak_mb"], theirs["peak_mb"]
-            rows.append(table.Row("inference_memory", peaks[0], "MB", peer, peaks[1]))
+                seconds = ours[name]["seconds"]
+                rows.append(
+                    table.Row(f"inference_{name}", seconds, "s/case", peer, theirs["seconds"])
+                )
+            peak_mb = ours["balanced"]["peak_mb"]
+            rows.append(table.Row("inference_memory", peak_mb, "MB", peer, theirs["peak_mb"]))
     for name in ("balanced", "fast"):
         share = 100 * (1 - ours[name]["network_s"] / ours[name]["seconds"])
         rows.append(table.Row(f"overhead_{name}", max(share, 0.01), "% of time", "allowed", 15))
     return rows
 
 
-def nnunet_model(folder: Path, skipped: dict[str, str], *, quick: bool) -> list[table.Row]:
-    """Rows of an nnU-Net model folder, which its own predictor and ours predict with."""
+def measure_nnunet_model(folder: Path, skipped: dict[str, str], *, quick: bool) -> list[table.Row]:
+    """Return the rows of an nnU-Net model folder that both programs predict with."""
     what = "quick" if quick else "full"
     theirs = run_peer("nnunet_model", folder, skipped, "peer_nnunet_model.py", [folder, what])
     if not theirs:
         return []
     ours = run_ours("nnunet_model", folder)
-    times = ours["seconds"], theirs["seconds"]
-    peaks = ours["peak_mb"], theirs["peak_mb"]
     return [
-        table.Row("nnunet_model", times[0], "s/case", "nnunet", times[1]),
-        table.Row("nnunet_model_memory", peaks[0], "MB", "nnunet", peaks[1]),
+        table.Row("nnunet_model", ours["seconds"], "s/case", "nnunet", theirs["seconds"]),
+        table.Row("nnunet_model_memory", ours["peak_mb"], "MB", "nnunet", theirs["peak_mb"]),
     ]
 
 
 def run_ours(name: str, folder: Path) -> dict[str, float]:
-    """What our worker measures, in a process of its own."""
+    """Run our worker in a separate process. Return its measurements."""
     command = [sys.executable, __file__, "--worker", name, "--folder", str(folder)]
     return _last_line(subprocess.run(command, capture_output=True, text=True, check=False))
 
@@ -176,7 +175,7 @@ def run_peer(
     script: str = "peer_inference.py",
     arguments: Sequence[str | Path] = (),
 ) -> dict[str, float]:
-    """What a peer's script measures; nothing, with the reason in `skipped`, where it cannot."""
+    """Run a peer's script. Return its measurements, or nothing with the reason in `skipped`."""
     if not PEERS.exists():
         skipped[peer] = "there is no .peers; make peers"
         return {}
@@ -202,7 +201,7 @@ def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
 
 
 def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Predict all scans of a folder, and say what it took."""
+    """Predict all scans of a folder. Return time and memory."""
     output = folder / name
     cfg = PredictConfig.of(
         bundle=folder / ("nnunet_model" if name == "nnunet_model" else "bundle"),
@@ -213,10 +212,10 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     )
     predictor = make_predictor(cfg)
     scans = find_cases(folder / "in", output, predictor.plan, cfg.series).scans
-    _warm(predictor)
+    _warm_up(predictor)
     spent = [0.0]
     for network in predictor.window.networks:
-        _timed(network, spent)
+        _add_time_of(network, spent)
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
     rows = list(predict_cases(cfg, predictor, output, scans, {}))
@@ -224,14 +223,13 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     for row in rows:
         if row.status != "done":
             sys.exit(row.message)
-    peak = _memory_mb("VmHWM")  # the kernel's ru_maxrss begins with what the parent held
+    peak = _memory_mb("VmHWM")  # ru_maxrss includes the memory of the parent
     network_s = spent[0] / len(scans)
-    times = {"seconds": seconds, "network_s": network_s}
-    return {**times, "peak_mb": peak, "base_mb": base}
+    return {"seconds": seconds, "network_s": network_s, "peak_mb": peak, "base_mb": base}
 
 
-def _warm(predictor: Predictor) -> None:
-    """Load what is loaded at first use, and let convolutions choose their ways."""
+def _warm_up(predictor: Predictor) -> None:
+    """Load everything that is loaded at first use, and let convolutions choose algorithms."""
     plan = predictor.plan
     array = np.zeros((len(plan.channel_names), *plan.tile_shape), np.float32)
     array[:, 1:3, 1:3, 1:3] = 5
@@ -240,7 +238,7 @@ def _warm(predictor: Predictor) -> None:
     )
 
 
-def _timed(network: nn.Module, spent: list[float]) -> None:
+def _add_time_of(network: nn.Module, spent: list[float]) -> None:
     """Add the time of every call of the network to `spent`."""
     began = [0.0]
     network.register_forward_pre_hook(lambda *_: began.__setitem__(0, time.perf_counter()))

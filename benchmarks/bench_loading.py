@@ -1,20 +1,20 @@
-"""Tiles and preparation: reading a tile, a whole training tile, preparing a dataset, on one core.
+"""Time on one core to read a tile, to make a training tile, and to prepare a dataset.
 
     python benchmarks/bench_loading.py [--quick]
 
-`read_tile`: a sampled 96³ tile from the cache of a 192 × 224 × 192 case, against MONAI's
+`read_tile`: a sampled 96³ tile from the cache of a 192 × 224 × 192 case, compared with MONAI's
 `RandCropByPosNegLabeld` on the same case in memory (medians). `augment_tile`: reading and
-augmentation as in training, the mean over tiles, as each undergoes something else; against
-MONAI's crop and the same steps at the same probabilities, and against nnU-Net's own training
-transforms on a tile already in memory.
-`prepare`: from raw files to the cache, as commands, start-up included, against
+augmentation as in training. The row has the mean over tiles, because each tile is augmented
+differently. It is compared with MONAI's crop and the same steps at the same probabilities, and with
+nnU-Net's training transforms on a tile in memory.
+`prepare`: from raw files to the cache, as commands with their start-up, compared with
 `nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
 
-Times are processor time of one thread: on an idle core that is the time of the clock, and on a
-busy machine it is what can still be compared. Waiting, which nnU-Net's processes do for one
-another, is not counted. `read_tile` is told by the clock too. The arrays are in the operating
-system's file cache. Ours and MONAI take turns of eight tiles; the first of a turn is not counted.
-With `--quick` two of the later rows are measured at a time.
+Times are processor time of one thread. On an idle core this equals wall time, and it remains
+comparable on a busy machine. Processes of nnU-Net wait for each other; this is not counted.
+`read_tile` is also measured by wall time. The arrays are in the file cache of the operating system.
+Ours and MONAI take turns of eight tiles, and the first tile of a turn is not counted. With
+`--quick`, two of the later rows are measured at the same time.
 """
 
 import argparse
@@ -46,12 +46,13 @@ from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
-CASE, TILE = (192, 224, 192), (96, 96, 96)
+CASE = (192, 224, 192)
+TILE = (96, 96, 96)
 TURN = 8
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer tiles and cases")
     options = parser.parse_args()
@@ -60,11 +61,11 @@ def main() -> None:
     n_tiles, n_cases = (16, 2) if options.quick else (200, 12)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        rows = tiles(folder, n_tiles)
-        # each is a process, and one of nnU-Net's takes as long as the others together
+        rows = measure_tiles(folder, n_tiles)
+        # each is a process, and one of nnU-Net's takes as long as all others together
         with ThreadPoolExecutor(2 if options.quick else 1) as pool:
-            preparing = prepare(pool, folder, n_cases, skipped)
-            theirs = pool.submit(peer, "augment", folder, str(n_tiles), skipped=skipped)
+            preparing = submit_preparations(pool, folder, n_cases, skipped)
+            theirs = pool.submit(run_peer, "augment", folder, str(n_tiles), skipped=skipped)
         if theirs.result():
             ours = next(row.ours for row in rows if row.what == "augment_tile")
             mean = theirs.result()["mean_ms"]
@@ -81,9 +82,10 @@ def main() -> None:
     )
 
 
-def tiles(folder: Path, n: int) -> list[table.Row]:
-    """Rows of reading and augmenting."""
-    case, plan = make_case(folder / "case"), make_plan()
+def measure_tiles(folder: Path, n: int) -> list[table.Row]:
+    """Return the rows of reading and augmenting."""
+    case = make_case(folder / "case")
+    plan = make_plan()
     plan = plan.with_(tile_shape=TILE)
     plain = TileDataset([case], plan, SamplingConfig.of(), None, n_tiles=n, seed=0)
     full = TileDataset([case], plan, SamplingConfig.of(), AugmentConfig.of(), n_tiles=n, seed=0)
@@ -92,59 +94,61 @@ def tiles(folder: Path, n: int) -> list[table.Row]:
         "labels": torch.from_numpy(np.array(case.labels))[None],
     }
     chain = mt.Compose(monai_chain(AugmentConfig.of(), masks=("labels",)))
-    crop = monai_crop()
-    read = turns(
+    crop = make_monai_crop()
+    read = take_turns(
         n,
         ours=plain.raw,
         monai=lambda i: crop(whole),
     )
-    made = turns(n, ours=full.__getitem__, monai=lambda i: chain(crop(whole)[0]))
+    augmented = take_turns(n, ours=full.__getitem__, monai=lambda i: chain(crop(whole)[0]))
     return [
-        row("read_tile", read, np.median),
-        row("read_tile_clock", read, np.median, clock=True),
-        row("augment_tile", made, np.mean),
+        make_row("read_tile", read, np.median),
+        make_row("read_tile_clock", read, np.median, clock=True),
+        make_row("augment_tile", augmented, np.mean),
     ]
 
 
 Times = dict[str, list[tuple[float, float]]]
 
 
-def row(
+def make_row(
     what: str, times: Times, middle: Callable[[list[float]], Any], *, clock: bool = False
 ) -> table.Row:
-    """Ours against MONAI; processor time, or that of the clock."""
-    ours, monai = (float(middle([t[clock] for t in times[who]])) for who in ("ours", "monai"))
+    """Return a row of ours and MONAI, of processor time or wall time."""
+    ours = float(middle([pair[clock] for pair in times["ours"]]))
+    monai = float(middle([pair[clock] for pair in times["monai"]]))
     return table.Row(what, ours, "ms", "monai", monai)
 
 
-def turns(n: int, **runs: Callable[[int], object]) -> Times:
-    """Milliseconds of this thread, and of the clock, of each of n runs; all take turns of eight.
+def take_turns(n: int, **runs: Callable[[int], object]) -> Times:
+    """Return processor and wall time in ms of n runs of each function, in turns of eight.
 
-    The first of a turn, which finds the processor's caches full of the other's, is not counted.
+    The first run of a turn is not counted, because the processor's caches contain other data.
     """
     times: Times = {name: [] for name in runs}
     for start in range(0, n, TURN):
         for name, run in runs.items():
             for i in (start, *range(start, min(start + TURN, n))):
-                used, begin = time.thread_time(), time.perf_counter()
+                used = time.thread_time()
+                begin = time.perf_counter()
                 run(i)
                 spent = time.thread_time() - used, time.perf_counter() - begin
                 times[name].append((spent[0] * 1e3, spent[1] * 1e3))
-            del times[name][start]  # as many are counted as tiles lie before this turn
+            del times[name][start]  # the first run of this turn
     return times
 
 
-def monai_crop() -> mt.Compose:
-    """A tile around a lesion voxel or a background voxel, half of each."""
+def make_monai_crop() -> mt.Compose:
+    """Return a crop around a lesion voxel or a background voxel, half of each."""
     return mt.RandCropByPosNegLabeld(
         ("image", "labels"), label_key="labels", spatial_size=TILE, pos=1, neg=1, num_samples=1
     )
 
 
-def prepare(
+def submit_preparations(
     pool: ThreadPoolExecutor, folder: Path, n: int, skipped: dict[str, str]
 ) -> list[Future[float]]:
-    """Seconds of preparing `n` cases of raw files, ours and nnU-Net's."""
+    """Start to prepare `n` cases of raw files with both programs. Return their seconds."""
     if not (PEERS / "nnUNetv2_plan_and_preprocess").exists():
         skipped["nnunet"] = "nnunetv2 is not in .peers; make peers"
         return []
@@ -154,24 +158,27 @@ def prepare(
     ours += [f"run_dir={folder / 'run'}", "data.validation_fraction=0"]
     theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres"]
     theirs += ["-np", "1", "-npfp", "1"]
-    slower = pool.submit(finish, theirs, peer_environment(folder))
-    return [pool.submit(finish, ours, {"OMP_NUM_THREADS": "1"}), slower]
+    slower = pool.submit(run_to_end, theirs, peer_environment(folder))
+    return [pool.submit(run_to_end, ours, {"OMP_NUM_THREADS": "1"}), slower]
 
 
-def finish(command: list[str], environment: dict[str, str]) -> float:
-    """Run a command to its end; seconds it and its processes computed. Shows why it fails."""
-    with tempfile.TemporaryFile() as said:
-        started = subprocess.Popen(command, env=os.environ | environment, stdout=said, stderr=said)
-        _, status, used = os.wait4(started.pid, 0)
-        started.returncode = os.waitstatus_to_exitcode(status)
-        if started.returncode:
-            said.seek(0)
-            sys.exit(f"{command[0]} failed:\n{said.read()[-4000:].decode(errors='replace')}")
+def run_to_end(command: list[str], environment: dict[str, str]) -> float:
+    """Run a command.
+
+    Return the processor seconds of it and its processes, or exit with its error.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            sys.exit(f"{command[0]} failed:\n{log.read()[-4000:].decode(errors='replace')}")
     return used.ru_utime + used.ru_stime
 
 
-def peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) -> dict[str, float]:
-    """What peer_nnunet.py measures; nothing, with the reason in `skipped`, where it cannot."""
+def run_peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) -> dict[str, float]:
+    """Run peer_nnunet.py. Return its measurements, or nothing with the reason in `skipped`."""
     if not (PEERS / "python").exists():
         skipped["nnunet"] = "there is no .peers; make peers"
         return {}
@@ -190,7 +197,7 @@ def peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) -> d
 
 
 def peer_environment(folder: Path) -> dict[str, str]:
-    """Where nnU-Net looks and writes, on one thread."""
+    """Return the variables of nnU-Net: its folders, and one thread."""
     places = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "pre", "nnUNet_results": "results"}
     for place in places.values():
         (folder / place).mkdir(exist_ok=True)
@@ -199,7 +206,7 @@ def peer_environment(folder: Path) -> dict[str, str]:
 
 
 def peer_versions() -> dict[str, str]:
-    """The peers' versions, without starting them."""
+    """Return the versions of the peers without starting them."""
     found = {}
     for package in ("nnunetv2", "batchgeneratorsv2"):
         for path in ROOT.glob(f".peers/lib/python*/site-packages/{package}-*.dist-info"):
@@ -208,10 +215,10 @@ def peer_versions() -> dict[str, str]:
 
 
 def make_case(folder: Path) -> CachedCase:
-    """A cached case of noise with 30 lesions of 2 to 9 voxels across."""
+    """Return a cached case of noise with 30 lesions of 2 to 9 voxels in diameter."""
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, *CASE)).astype(np.float32)
-    labels = lesions(rng, CASE)
+    labels = draw_lesions(rng, CASE)
     instances = label_components(labels > 0)
     geometry = Geometry.from_spacing(CASE, (1.0, 1.0, 1.0))
     reference = Reference(geometry, labels, instances, (1,) * int(instances.max()))
@@ -221,8 +228,8 @@ def make_case(folder: Path) -> CachedCase:
     return read_cached_case(folder)
 
 
-def lesions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """30 cubes inside the middle half."""
+def draw_lesions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Return 30 cubes inside the middle half of the shape."""
     labels = np.zeros(shape, np.uint8)
     for _ in range(30):
         side = int(rng.integers(2, 10))
@@ -232,7 +239,7 @@ def lesions(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write_dataset(root: Path, n: int) -> None:
-    """An nnU-Net raw folder of int16 scans of two spacings, a bright body on air."""
+    """Write an nnU-Net raw folder of int16 scans of two spacings, a bright body in air."""
     shape = (112, 160, 144)
     (root / "imagesTr").mkdir(parents=True)
     (root / "labelsTr").mkdir()
@@ -240,7 +247,7 @@ def write_dataset(root: Path, n: int) -> None:
     body = sum(a**2 for a in axes) < 0.8
     for i in range(n):
         rng = np.random.default_rng(i)
-        labels = lesions(rng, shape) * body
+        labels = draw_lesions(rng, shape) * body
         scan = (rng.normal(400, 30, shape) + 150 * labels) * body
         spacing = (1.0, 1.0, 1.0) if i % 3 else (1.25, 1.0, 1.0)
         geometry = Geometry.from_spacing(shape, spacing)
@@ -249,17 +256,17 @@ def write_dataset(root: Path, n: int) -> None:
         write_volume(
             root / "labelsTr" / f"c{i:02}.nii.gz", Volume(labels.astype(np.uint8)[None], geometry)
         )
-    described = {
+    content = {
         "channel_names": {"0": "FLAIR"},
         "labels": {"background": 0, "lesion": 1},
         "numTraining": n,
         "file_ending": ".nii.gz",
     }
-    (root / "dataset.json").write_text(json.dumps(described))
+    (root / "dataset.json").write_text(json.dumps(content))
 
 
 def make_plan() -> Plan:
-    """A plan of 96³ tiles."""
+    """Return a plan of 96³ tiles."""
     stages = ((1, 1, 1), (2, 2, 2))
     return Plan(
         dims=3,

@@ -1,11 +1,11 @@
-"""How the start of a training grows with the number of cases: seconds, memory, exponent.
+"""Growth of the start of a training with the number of cases: seconds, memory, exponent.
 
     python benchmarks/bench_scale.py [--quick] [--cases 100 1000 10000]
 
-Small volumes with real headers (NIfTI, compressed), an nnU-Net raw folder. A first start reads
-every case, a second one the facts that the first has left. Each runs in a process of its own;
-memory is its highest resident size, beyond what the imports took. An exponent of 1 is growth as the
-number of cases: of the processors' seconds, between the last two sizes.
+The dataset is an nnU-Net raw folder of small volumes (compressed NIfTI). A first start reads every
+case. A second start reads the facts that the first start has stored. Each start runs in its own
+process. Memory is the peak resident size minus the memory after the imports. The exponent is that
+of the processor seconds between the last two sizes; 1 means proportional to the number of cases.
 """
 
 import argparse
@@ -24,7 +24,10 @@ import numpy as np
 
 from benchmarks.common import table
 
-ALLOWED_S, ALLOWED_MB, ALLOWED_EXPONENT = 20.0, 300.0, 1.05  # of a second start of 10 000 cases
+# limits of a second start with 10 000 cases
+ALLOWED_S = 20.0
+ALLOWED_MB = 300.0
+ALLOWED_EXPONENT = 1.05
 SHAPE = (24, 24, 24)
 
 
@@ -39,25 +42,24 @@ def main() -> None:
         print(json.dumps(start(options.folder)))
         return
     seconds: dict[str, list[float]] = {"first_start": [], "second_start": []}
-    sizes, rows = [100, 1000] if options.quick else options.cases, []
+    sizes = [100, 1000] if options.quick else options.cases
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for n in sizes:
             folder = Path(scratch) / str(n)
             write_cases(folder / "data", n)
-            time.sleep(3)  # facts of files of this very second are not relied on
+            time.sleep(3)  # facts of files that are only a second old are not used
             for what, taken in seconds.items():
                 command = [sys.executable, __file__, "--folder", str(folder)]
                 environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-                said = subprocess.check_output(command, text=True, env=environment)
-                found = json.loads(said.splitlines()[-1])
+                output = subprocess.check_output(command, text=True, env=environment)
+                found = json.loads(output.splitlines()[-1])
                 taken.append(max(found["cpu"], 0.01))
                 print(f"{what}, {n} cases: {found}", flush=True)
-            share = n / 10_000
-            allowed = [("s", found["seconds"], ALLOWED_S * share + 1)]
-            allowed += [("MB", found["mb"], ALLOWED_MB)]
-            rows += [
-                table.Row(f"second_start_{n}", a, unit, "allowed", b) for unit, a, b in allowed
-            ]
+            name = f"second_start_{n}"
+            allowed_s = ALLOWED_S * n / 10_000 + 1
+            rows.append(table.Row(name, found["seconds"], "s", "allowed", allowed_s))
+            rows.append(table.Row(name, found["mb"], "MB", "allowed", ALLOWED_MB))
     for what, taken in seconds.items():
         power = math.log(taken[-1] / taken[-2]) / math.log(sizes[-1] / sizes[-2])
         row = table.Row(f"{what}_exponent", max(power, 0.01), "", "allowed", ALLOWED_EXPONENT)
@@ -66,28 +68,35 @@ def main() -> None:
 
 
 def start(folder: Path) -> dict[str, float]:
-    """Read and divide a dataset, as every training does first."""
+    """Read and divide a dataset like the start of a training. Return seconds and memory."""
     from lesionseg.config import DataConfig
     from lesionseg.pipeline.survey import take_survey
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begin, at_work = time.perf_counter(), sum(os.times()[:4])
+    begin = time.perf_counter()
+    at_work = sum(os.times()[:4])
     take_survey(DataConfig.of(root=folder / "data"), 0, folder / "facts")
-    seconds, cpu = time.perf_counter() - begin, sum(os.times()[:4]) - at_work
+    seconds = time.perf_counter() - begin
+    cpu = sum(os.times()[:4]) - at_work
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"seconds": seconds, "cpu": cpu, "mb": grown / 1024}
 
 
 def write_cases(root: Path, n_cases: int) -> None:
-    """An nnU-Net raw folder of small scans with one to three bright cubes in noise."""
+    """Write an nnU-Net raw folder of small scans with one to three bright cubes in noise."""
     for name in ("imagesTr", "labelsTr"):
         (root / name).mkdir(parents=True)
-    about = {"channel_names": {"0": "FLAIR"}, "labels": {"background": 0, "lesion": 1}}
-    about |= {"numTraining": n_cases, "file_ending": ".nii.gz"}
-    (root / "dataset.json").write_text(json.dumps(about))
+    content = {
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": n_cases,
+        "file_ending": ".nii.gz",
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
     for i in range(n_cases):
         rng = np.random.default_rng(i)
-        image, mask = rng.normal(100, 20, SHAPE), np.zeros(SHAPE, np.uint8)
+        image = rng.normal(100, 20, SHAPE)
+        mask = np.zeros(SHAPE, np.uint8)
         for _ in range(rng.integers(1, 4)):
             z, y, x = rng.integers(0, np.array(SHAPE) - 3)
             mask[z : z + 3, y : y + 3, x : x + 3] = 1

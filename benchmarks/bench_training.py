@@ -1,19 +1,19 @@
-"""Training: a step, tiles a second end to end, and memory, against nnU-Net v2.
+"""Training: time of a step, time per tile end to end, and memory, compared with nnU-Net v2.
 
     python benchmarks/bench_training.py [--quick] [--threads N] [--workers N] [--data DIR]
 
-The same network (nnU-Net's plain U-Net: features, strides, kernels, two blocks a stage, deep
-supervision), tile, batch and scans for both, each measurement in a process of its own.
+Both programs use the same network (nnU-Net's plain U-Net: features, strides, kernels, two blocks
+per stage, deep supervision), tile, batch and scans. Each measurement runs in its own process.
 
-`train_step`: median milliseconds of one step on a batch in memory, ours as `fit` takes it (loss,
-gradients, clipping, optimiser, callbacks), nnU-Net's `nnUNetTrainer.train_step`.
-On a CPU nnU-Net computes in fp32 and ours in bf16 where the processor has it; `train_step_fp32` is
-ours in fp32 too. `train_tiles`: seconds a tile with each tool's own prepared files, sampler,
-augmentation and workers, from the end of the warm-up on. `train_memory`: the most that a training
-step took, on a GPU what torch gave out, on a CPU what the process grew by.
+`train_step`: median milliseconds of one step on a batch in memory. Ours is a step of `fit` (loss,
+gradients, clipping, optimiser, callbacks); nnU-Net's is `nnUNetTrainer.train_step`. On a CPU, nnU-
+Net computes in fp32, and ours in bf16 if the processor supports it. `train_step_fp32` is ours in
+fp32. `train_tiles`: seconds per tile after the warm-up, with each program's prepared files,
+sampler, augmentation and workers. `train_memory`: the peak memory of a training step. On a GPU this
+is torch's peak, on a CPU the growth of the process.
 
-nnU-Net runs in the peers' environment (`make peers`), its files are made by
-`nnUNetv2_plan_and_preprocess`. `--data`: an nnU-Net raw dataset; without it, simulated heads.
+nnU-Net runs in the peers' environment (`make peers`) on files of `nnUNetv2_plan_and_preprocess`.
+`--data` is an nnU-Net raw dataset. Without it, heads are simulated.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Found = Mapping[str, float]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the rows."""
     options = _options()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     skipped: dict[str, str] = {}
@@ -69,7 +69,7 @@ def _options() -> argparse.Namespace:
 
 
 def make_job(options: argparse.Namespace, folder: Path, device: str) -> Job:
-    """What all measurements share."""
+    """Return the settings that all measurements share."""
     gpu = device == "cuda"
     return Job(
         what="step",
@@ -87,8 +87,9 @@ def make_job(options: argparse.Namespace, folder: Path, device: str) -> Job:
 def prepare(
     folder: Path, options: argparse.Namespace, job: Job, skipped: dict[str, str]
 ) -> set[str]:
-    """Raw scans and what each tool makes of them; the tools that are ready."""
-    raw, done = folder / DATASET, folder / "ready.json"
+    """Write scans and let each program prepare them. Return the programs that are ready."""
+    raw = folder / DATASET
+    done = folder / "ready.json"
     if done.is_file():
         return set(json.loads(done.read_text()))
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def prepare(
 
 
 def write_scans(raw: Path, n: int, side: int) -> None:
-    """Simulated heads, larger than a tile."""
+    """Simulate heads that are larger than a tile."""
     from lesionseg.phantoms import write_mri_phantoms
 
     shape = tuple(max(axis, side + side // 4) for axis in (96, 112, 96))
@@ -119,7 +120,7 @@ def write_scans(raw: Path, n: int, side: int) -> None:
 
 
 def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Row]:
-    """All rows of one device."""
+    """Return all rows of one device."""
     jobs = {"train_step": job}
     if job.device == "cpu":
         jobs["train_step_fp32"] = replace(job, precision="32-true")
@@ -131,8 +132,7 @@ def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Ro
             rows.append(table.Row(what, mine["step_ms"], "ms", "nnunet", theirs["step_ms"]))
     mine = ours["train_step"]
     if mine and theirs:
-        peaks = mine["peak_mb"], theirs["peak_mb"]
-        rows.append(table.Row("train_memory", peaks[0], "MB", "nnunet", peaks[1]))
+        rows.append(table.Row("train_memory", mine["peak_mb"], "MB", "nnunet", theirs["peak_mb"]))
     if ready < {"ours", "nnunet"}:
         return rows
     job = replace(job, what="tiles")
@@ -144,31 +144,33 @@ def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Ro
 
 
 def run_ours(job: Job, skipped: dict[str, str], what: str) -> Found | None:
-    """Our worker's numbers."""
+    """Return the numbers of our worker."""
     script = str(ROOT / "benchmarks" / "peers" / "train_ours.py")
-    return numbers([sys.executable, script, json.dumps(job.to_json())], job, skipped, what)
+    return read_numbers([sys.executable, script, json.dumps(job.to_json())], job, skipped, what)
 
 
 def run_peer(job: Job, skipped: dict[str, str], what: str) -> Found | None:
-    """The numbers of nnU-Net's worker."""
+    """Return the numbers of nnU-Net's worker."""
     script = str(ROOT / "benchmarks" / "peers" / "peer_training.py")
     command = [str(PEERS / "python"), script, json.dumps(job.to_json())]
-    return numbers(command, job, skipped, what)
+    return read_numbers(command, job, skipped, what)
 
 
-def numbers(command: Sequence[str], job: Job, skipped: dict[str, str], what: str) -> Found | None:
-    """What a worker prints, told at once."""
-    said = run(command, job, skipped, what)
-    if said is None:
+def read_numbers(
+    command: Sequence[str], job: Job, skipped: dict[str, str], what: str
+) -> Found | None:
+    """Run a worker, print its numbers and return them."""
+    line = run(command, job, skipped, what)
+    if line is None:
         return None
-    found = {name: float(value) for name, value in json.loads(said).items()}
-    told = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
-    print(f"{Path(command[1]).stem} {what}: {told}", file=sys.stderr)
+    found = {name: float(value) for name, value in json.loads(line).items()}
+    text = "  ".join(f"{name} {value:.4g}" for name, value in found.items())
+    print(f"{Path(command[1]).stem} {what}: {text}", file=sys.stderr)
     return found
 
 
 def run(command: Sequence[str], job: Job, skipped: dict[str, str], what: str) -> str | None:
-    """The last line a command prints; None, with the reason in `skipped`, when it fails."""
+    """Return the last line that a command prints. If it fails, return None and note the reason."""
     done = subprocess.run(
         command,
         capture_output=True,
@@ -184,7 +186,7 @@ def run(command: Sequence[str], job: Job, skipped: dict[str, str], what: str) ->
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Where nnU-Net looks and writes, how many processes it has, and threads for either."""
+    """Return the folders and processes of nnU-Net, and the threads of both programs."""
     folder = Path(job.folder)
     places = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "pre", "nnUNet_results": "results"}
     for place in places.values():

@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import table
-from benchmarks.common.brains import planned
+from benchmarks.common.brains import plan_for_gpu
 from benchmarks.common.memory import peak_bytes
 from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
@@ -128,7 +129,7 @@ def measure(scale: Scale, names: Sequence[str]) -> dict[str, str]:
         began = time.monotonic()
         try:
             rows = GROUPS[name](scale)
-        except Exception as error:  # whatever it is, the other groups are worth measuring
+        except Exception as error:  # measure the other groups after an error of any type
             traceback.print_exc()
             failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             rows = []
@@ -140,12 +141,12 @@ def measure(scale: Scale, names: Sequence[str]) -> dict[str, str]:
     return failed
 
 
-def against(what: str, unit: str, ours: float, **peers: float) -> list[table.Row]:
+def rows_against(what: str, unit: str, ours: float, **peers: float) -> list[table.Row]:
     """Return a row for each peer."""
     return [table.Row(what, ours, unit, peer, value) for peer, value in peers.items()]
 
 
-def times(scale: Scale, rounds: int = 0, **runs: Callable[[], object]) -> dict[str, float]:
+def time_runs(scale: Scale, rounds: int = 0, **runs: Callable[[], object]) -> dict[str, float]:
     """Return the milliseconds of each run."""
     rounds = min(rounds or scale.rounds, scale.rounds)
     warm_up = 3 if scale.rounds > 1 else 1
@@ -155,7 +156,7 @@ def times(scale: Scale, rounds: int = 0, **runs: Callable[[], object]) -> dict[s
 # --- losses and boxes ----------------------------------------------------------------------------
 
 
-def eager(logits: Tensor, target: Tensor) -> Tensor:
+def eager_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Compute the focal loss as most repositories write it."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     alpha_t = 0.25 * target + 0.75 * (1 - target)
@@ -169,19 +170,19 @@ def loss_rows(scale: Scale) -> list[table.Row]:
         shape = (batch, 1, side, side, side)
         logits = (3 * torch.randn(shape, device=scale.device) - 4).requires_grad_()
         labels = (torch.rand(batch, side, side, side, device=scale.device) < 0.01).to(torch.uint8)
-        rows += one_loss(scale, f"focal_{batch}x1x{side}", logits, labels)
+        rows += loss_rows_of(scale, f"focal_{batch}x1x{side}", logits, labels)
     return rows
 
 
-def one_loss(scale: Scale, what: str, logits: Tensor, labels: Tensor) -> list[table.Row]:
+def loss_rows_of(scale: Scale, what: str, logits: Tensor, labels: Tensor) -> list[table.Row]:
     """Measure the losses of one size."""
     target = labels[:, None].float()
-    compiled = torch.compile(eager, dynamic=False, backend=scale.compiler)
+    compiled = torch.compile(eager_focal_loss, dynamic=False, backend=scale.compiler)
     losses: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: sigmoid_focal_loss(logits, labels, reduction="mean"),
-        "eager": lambda: eager(logits, target),
-        "torch_compile": lambda: compiled(logits, target),
-        "cross_entropy": lambda: F.binary_cross_entropy_with_logits(logits, target),
+        "ours": partial(sigmoid_focal_loss, logits, labels, reduction="mean"),
+        "eager": partial(eager_focal_loss, logits, target),
+        "torch_compile": partial(compiled, logits, target),
+        "cross_entropy": partial(F.binary_cross_entropy_with_logits, logits, target),
     }
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], None]:
@@ -193,8 +194,8 @@ def one_loss(scale: Scale, what: str, logits: Tensor, labels: Tensor) -> list[ta
 
     runs = {name: step(loss) for name, loss in losses.items()}
     memory = {name: peak_bytes(run, scale.device) / logits.numel() for name, run in runs.items()}
-    rows = against(what, "ms", **times(scale, 50, **runs))
-    return rows + against(f"{what}_memory", "bytes/voxel", **memory)
+    rows = rows_against(what, "ms", **time_runs(scale, 50, **runs))
+    return rows + rows_against(f"{what}_memory", "bytes/voxel", **memory)
 
 
 def nms_rows(scale: Scale) -> list[table.Row]:
@@ -206,12 +207,12 @@ def nms_rows(scale: Scale) -> list[table.Row]:
         sides = 3 + torch.rand(n, 3, device=scale.device) * 12
         boxes = torch.cat([start, start + sides], dim=1)
         scores = torch.rand(n, device=scale.device)
-        ours = times(scale, 9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
+        ours = time_runs(scale, 9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
         began = time.perf_counter()  # once: 30 000 boxes take MONAI long
         non_max_suppression(boxes, scores, 0.3)
         if scale.device == "cuda":
             torch.cuda.synchronize()
-        rows += against(f"nms_{n}", "ms", ours, monai=1e3 * (time.perf_counter() - began))
+        rows += rows_against(f"nms_{n}", "ms", ours, monai=1e3 * (time.perf_counter() - began))
     return rows
 
 
@@ -249,7 +250,7 @@ def plan_of(scale: Scale, name: str = "unet") -> Plan:
     )
 
 
-def step_of(
+def make_step(
     scale: Scale,
     plan: Plan,
     *,
@@ -291,24 +292,24 @@ def step_rows(scale: Scale) -> list[table.Row]:
     """Measure a training step: as it is, compiled, and with weights channels-last."""
     plan = plan_of(scale)
     runs = {
-        "ours": step_of(scale, plan),
-        "compiled": step_of(scale, plan, compiled=True),
-        "channels_last": step_of(scale, plan, memory_format=torch.channels_last_3d),
+        "ours": make_step(scale, plan),
+        "compiled": make_step(scale, plan, compiled=True),
+        "channels_last": make_step(scale, plan, memory_format=torch.channels_last_3d),
     }
-    rows = against("train_step", "ms", **times(scale, **runs))
+    rows = rows_against("train_step", "ms", **time_runs(scale, **runs))
     megabytes = {name: peak_bytes(run, scale.device) / 2**20 for name, run in runs.items()}
-    return rows + against("train_step_memory", "MB", **megabytes)
+    return rows + rows_against("train_step_memory", "MB", **megabytes)
 
 
 def network_rows(scale: Scale) -> list[table.Row]:
-    """Measure a step of the other networks, and of the loss per lesion, beside the U-Net's."""
+    """Measure a step of the other networks and of the loss per lesion, compared with the U-Net."""
     rows = []
-    unet = step_of(scale, plan_of(scale))
-    others = {name: step_of(scale, plan_of(scale, name)) for name in ARCHITECTURES[1:]}
-    others["lesion_balanced"] = step_of(scale, plan_of(scale), loss="lesion_balanced")
+    unet = make_step(scale, plan_of(scale))
+    others = {name: make_step(scale, plan_of(scale, name)) for name in ARCHITECTURES[1:]}
+    others["lesion_balanced"] = make_step(scale, plan_of(scale), loss="lesion_balanced")
     for name, run in others.items():
-        found = times(scale, 10, ours=run, unet=unet)
-        rows += against(f"step_{name}", "ms", **found)
+        found = time_runs(scale, 10, ours=run, unet=unet)
+        rows += rows_against(f"step_{name}", "ms", **found)
     return rows
 
 
@@ -336,7 +337,7 @@ def norm_rows(scale: Scale) -> list[table.Row]:
         return run
 
     runs = {name: both_ways(norm, dtype) for name, (norm, dtype) in norms.items()}
-    return against("instance_norm", "ms", **times(scale, **runs))
+    return rows_against("instance_norm", "ms", **time_runs(scale, **runs))
 
 
 def memory_rows(scale: Scale) -> list[table.Row]:
@@ -350,17 +351,17 @@ def memory_rows(scale: Scale) -> list[table.Row]:
     for name in ARCHITECTURES:
         for budget in scale.budgets_gb:
             if budget <= largest_gb:
-                plan = planned(name, budget) if on_gpu else plan_of(scale, name)
-                rows += one_memory(scale, plan, f"memory_{name}_{budget:g}")
+                plan = plan_for_gpu(name, budget) if on_gpu else plan_of(scale, name)
+                rows += memory_rows_of(scale, plan, f"memory_{name}_{budget:g}")
     return rows
 
 
-def one_memory(scale: Scale, plan: Plan, what: str) -> list[table.Row]:
+def memory_rows_of(scale: Scale, plan: Plan, what: str) -> list[table.Row]:
     """Measure the tensors of a step, the memory that torch reserves, and the driver's context."""
     cfg = TrainConfig.of()
     if scale.device != "cuda":
         peak = peak_bytes(lambda: try_steps(plan, cfg, scale.device), scale.device)
-        return against(what, "GB", peak / 1e9, predicted=tensors_gb(plan))
+        return rows_against(what, "GB", peak / 1e9, predicted=tensors_gb(plan))
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -368,19 +369,19 @@ def one_memory(scale: Scale, plan: Plan, what: str) -> list[table.Row]:
     tensors = torch.cuda.max_memory_allocated() / 1e9
     reserved = torch.cuda.max_memory_reserved() / 1e9
     predicted = tensors_gb(plan)
-    rows = against(f"{what}_tensors", "GB", tensors, predicted=predicted)
+    rows = rows_against(f"{what}_tensors", "GB", tensors, predicted=predicted)
     allowed = predicted + WORKSPACE_GB
-    rows += against(f"{what}_reserved", "GB", reserved, predicted=allowed)
+    rows += rows_against(f"{what}_reserved", "GB", reserved, predicted=allowed)
     free, total = torch.cuda.mem_get_info()
     context = (total - free) / 1e9 - torch.cuda.memory_reserved() / 1e9
-    return rows + against(f"{what}_context", "GB", context, predicted=CONTEXT_GB)
+    return rows + rows_against(f"{what}_context", "GB", context, predicted=CONTEXT_GB)
 
 
 # --- a training, and prediction ------------------------------------------------------------------
 
 
 class Laps(pl.Callback):
-    """Records the end of each step, and the duration of a checkpoint."""
+    """A callback that records the end of each step and the duration of a checkpoint."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -402,7 +403,7 @@ class Laps(pl.Callback):
 
 
 def fit_rows(scale: Scale) -> list[table.Row]:
-    """Train for a minute with the loader, beside the step alone; and time a checkpoint."""
+    """Train for a minute with the loader, measure the step without it, and time a checkpoint."""
     plan = plan_of(scale)
     laps = Laps()
     on_gpu = scale.device == "cuda"
@@ -414,15 +415,15 @@ def fit_rows(scale: Scale) -> list[table.Row]:
     cfg = TrainConfig.of(trainer=trainer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tiles = tiles_of(prepared(folder, plan), plan, cfg)
+        tiles = tiles_of(prepare_heads(folder, plan), plan, cfg)
         fit(build_network(plan), plan, tiles, cfg, folder / "run", callbacks=[laps])
-    step_ms = times(scale, ours=step_of(scale, plan))["ours"]
+    step_ms = time_runs(scale, ours=make_step(scale, plan))["ours"]
     rate = laps.steps_per_second()
     rows: list[table.Row] = [table.RecallRow("fit", rate, "steps/s", "step_alone", 1e3 / step_ms)]
-    return rows + against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
+    return rows + rows_against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
 
 
-def prepared(folder: Path, plan: Plan) -> list[CachedCase]:
+def prepare_heads(folder: Path, plan: Plan) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
     from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
@@ -453,11 +454,13 @@ def inference_rows(scale: Scale) -> list[table.Row]:
             image = volume[None].to(scale.device)
             sliding_window_inference(image, (side,) * 3, 2, logits, 0.5, mode="gaussian")
 
-    return against("inference", "ms", **times(scale, 3, ours=lambda: window(volume), monai=monai))
+    return rows_against(
+        "inference", "ms", **time_runs(scale, 3, ours=lambda: window(volume), monai=monai)
+    )
 
 
 def scan_rows(scale: Scale) -> list[table.Row]:
-    """Predict a CT from NIfTI to NIfTI, beside the network's passes alone."""
+    """Predict a CT from NIfTI to NIfTI, and measure the network without the rest."""
     from lesionseg.config import PredictConfig
     from lesionseg.pipeline.predict import predict
 
@@ -483,8 +486,8 @@ def scan_rows(scale: Scale) -> list[table.Row]:
     device = torch.device(scale.device)
     window = SlidingWindow((build_network(plan),), plan, device=device)
     image = torch.randn(1, *scale.ct_shape)
-    alone = times(scale, 1, ours=lambda: window(image))["ours"] / 1e3
-    return against("nifti_to_nifti", "s", seconds[1], network_alone=alone)
+    network_s = time_runs(scale, 1, ours=lambda: window(image))["ours"] / 1e3
+    return rows_against("nifti_to_nifti", "s", seconds[1], network_alone=network_s)
 
 
 GROUPS: dict[str, Callable[[Scale], list[table.Row]]] = {

@@ -1,4 +1,4 @@
-"""The plans of cards with 8 to 80 GB for one dataset, 300 brains of 160 × 192 × 160 voxels."""
+"""Plans of GPUs with 8 to 80 GB for one dataset: 300 brains of 160 × 192 × 160 voxels."""
 
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ SHAPE = (160, 192, 160)
 
 
 @cache
-def planned(architecture: str, memory_gb: float) -> Plan:
+def plan_for_gpu(architecture: str, memory_gb: float) -> Plan:
     """Return the plan of `train model=architecture` on a card."""
     spread = Spread(90.0, 40.0, -5.0, 240.0)
     n_lesions = 5 * N_CASES

@@ -1,4 +1,4 @@
-"""How much memory a piece of code takes of torch, on a GPU or a processor."""
+"""Measure the memory that torch allocates for a piece of code, on a GPU or a CPU."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int:
-    """Highest number of bytes held at a time during one run, beyond those held before.
+    """Return the peak number of bytes that one run allocates beyond the earlier allocations.
 
-    What torch's allocator gave out; on a CPU by the profiler's record of every allocation, which
-    knows neither compiled code nor libraries, nor the scratch space inside a convolution.
+    The numbers are those of torch's allocator. On a CPU they come from the profiler's record of all
+    allocations, without compiled code, libraries and the workspace of convolutions.
     """
     run()
     if device.startswith("cuda"):
@@ -21,7 +21,8 @@ def peak_bytes(run: Callable[[], object], device: str) -> int:
     assert profiler is not None
     kineto = profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in kineto if e.name() == "[memory]"]
-    held, peak = 0, 0
+    held = 0
+    peak = 0
     for _, change in sorted(changes, key=lambda c: c[0]):
         held += change
         peak = max(peak, held)

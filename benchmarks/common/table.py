@@ -1,4 +1,4 @@
-"""What every benchmark prints: a table for people, then one line of JSON for programs."""
+"""The output of every benchmark: a table for people, and one line of JSON for programs."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Row:
-    """Ours against a peer. `ratio` above 1 means ours is better (less time, less memory)."""
+    """Ours compared with a peer. If `ratio` is above 1, ours is better (less time or memory)."""
 
     what: str
     ours: float
@@ -24,21 +24,21 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is."""
+        """Peer's value divided by ours, which is above 1 if ours is better."""
         return self.peer_value / self.ours
 
 
 class RecallRow(Row):
-    """A row where more is better."""
+    """A row whose larger value is better."""
 
     @property
     def ratio(self) -> float:
-        """How many times more ours is."""
+        """Our value divided by the peer's, which is above 1 if ours is better."""
         return self.ours / self.peer_value
 
 
 def device_name(device: str = "cpu") -> str:
-    """The GPU's name, or the processor's with the number of threads in use.
+    """Return the GPU's name, or the processor's name and the number of threads in use.
 
     >>> device_name("cpu").endswith("threads")
     True
@@ -49,7 +49,7 @@ def device_name(device: str = "cpu") -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, torch, lesionseg and the named packages, those not installed left out."""
+    """Return the versions of Python, torch, lesionseg and the named packages, if installed."""
     found = {"python": platform.python_version()}
     for package in ("torch", "lesionseg", *packages):
         try:
@@ -67,7 +67,7 @@ def print_report(
     versions: Mapping[str, str],
     skipped: Mapping[str, str] | None = None,
 ) -> None:
-    """The table, what was skipped and why, and the JSON line."""
+    """Print the table, the skipped measurements with their reasons, and the line of JSON."""
     print(f"\n{bench} on {device}")
     print("  ".join(f"{name} {version}" for name, version in versions.items()))
     width = max([len(row.what) for row in rows], default=0)
@@ -83,10 +83,7 @@ def print_report(
         "bench": bench,
         "device": device,
         "versions": dict(versions),
-        "rows": [
-            {name: _rounded(value) for name, value in (asdict(row) | {"ratio": row.ratio}).items()}
-            for row in rows
-        ],
+        "rows": [_row_to_json(row) for row in rows],
     }
     print(json.dumps(line, ensure_ascii=False))
     sys.stdout.flush()
@@ -99,10 +96,10 @@ def interleaved_ms(
     device: str = "cpu",
     warm_up: int = 2,
 ) -> dict[str, float]:
-    """Milliseconds of each run, the best of `rounds` after `warm_up` others; they take turns.
+    """Return the fewest milliseconds of each run in `rounds` rounds after `warm_up` rounds.
 
-    Other programs can only add time, so the best is the least disturbed, and taking turns lets a
-    busy minute hurt all alike.
+    Other programs can only add time, so the fastest round is the least disturbed. The runs take
+    turns, so that a busy minute affects all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for name in runs:  # compile, allocate, fill caches
@@ -116,7 +113,8 @@ def interleaved_ms(
 
 def _once_ms(run: Callable[[], object], device: str) -> float:
     if device.startswith("cuda"):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start = torch.cuda.Event(enable_timing=True)
+        stop = torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         start.record()
         run()
@@ -128,7 +126,12 @@ def _once_ms(run: Callable[[], object], device: str) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def _rounded(value: object) -> object:
+def _row_to_json(row: Row) -> dict[str, object]:
+    values = asdict(row) | {"ratio": row.ratio}
+    return {name: _round(value) for name, value in values.items()}
+
+
+def _round(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""MONAI's transforms with the steps and probabilities of ours, to compare the time they take."""
+"""MONAI's transforms with our steps and probabilities, to compare their time."""
 
 from collections.abc import Sequence
 from math import radians
@@ -11,8 +11,9 @@ from lesionseg.data import augment
 
 
 def monai_chain(settings: AugmentConfig, masks: Sequence[str]) -> list[Any]:
-    """For 3-D tiles of MRI with voxels of one spacing; `masks` are moved with the image."""
-    keys, p = ("image", *masks), settings.intensity_probability
+    """Return transforms for 3-D MRI tiles of isotropic voxels. `masks` move with the image."""
+    keys = ("image", *masks)
+    p = settings.intensity_probability
     sigma = augment.BLUR_SIGMA
     affine: dict[str, Any] = {
         "rotate_range": [radians(settings.rotate_degrees)] * 3,
@@ -21,11 +22,12 @@ def monai_chain(settings: AugmentConfig, masks: Sequence[str]) -> list[Any]:
         "mode": ("bilinear", *("nearest" for _ in masks)),
         "padding_mode": "zeros",
     }
-    bent = settings.spatial_probability * augment.ELASTIC_SHARE
-    bend = {"sigma_range": (5, 8), "magnitude_range": (50, 150)}
+    elastic = settings.spatial_probability * augment.ELASTIC_SHARE
     return [
-        mt.RandAffined(keys, prob=settings.spatial_probability - bent, **affine),
-        mt.Rand3DElasticd(keys, prob=bent, **bend, **affine),
+        mt.RandAffined(keys, prob=settings.spatial_probability - elastic, **affine),
+        mt.Rand3DElasticd(
+            keys, prob=elastic, sigma_range=(5, 8), magnitude_range=(50, 150), **affine
+        ),
         *(mt.RandFlipd(keys, augment.FLIP_PROBABILITY, axis) for axis in range(3)),
         mt.RandSimulateLowResolutiond(
             "image", prob=p, zoom_range=augment.LOW_RESOLUTION, upsample_mode="trilinear"

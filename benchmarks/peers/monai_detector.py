@@ -1,8 +1,8 @@
-"""MONAI's `RetinaNetDetector` on our backbone, as its LUNA16 recipe has it; for the peers' env.
+"""MONAI's `RetinaNetDetector` on our backbone, with the settings of its LUNA16 recipe.
 
-Heads (four convolutions), ATSS, BCE with hard-negative mining and L1 boxes are MONAI's own. The
-backbone, the levels and the anchors' sizes are those of a plan of ours, so that a comparison is
-one of heads, matching, loss and inference.
+It runs in the peers' environment. Heads (four convolutions), ATSS, BCE with hard-negative mining
+and L1 boxes are MONAI's. The backbone, the levels and the sizes of the anchors are those of our
+plan, so that a comparison only concerns heads, matching, loss and inference.
 """
 
 import torch
@@ -19,19 +19,21 @@ OVERLAP = 0.5
 
 
 class Backbone(nn.Module):
-    """The encoder and decoder of our RetinaNet: one map a level, equally wide."""
+    """The encoder and decoder of our RetinaNet: one map per level, all with the same width."""
 
     def __init__(self, plan: Plan, seed: int = 0) -> None:
         super().__init__()
         network = build_network(plan, seed=seed)
         assert isinstance(network, RetinaNet)
-        self.encoder, self.decoder = network.encoder, network.decoder
-        self.finest, self.stages = network.finest, network.stages
+        self.encoder = network.encoder
+        self.decoder = network.decoder
+        self.finest = network.finest
+        self.stages = network.stages
         self.laterals = network.head.laterals
         self.out_channels = planned_anchors(plan).width
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The levels by name."""
+        """Return the levels by name."""
         pyramid = self.decoder(self.encoder(image)[self.finest :])
         maps = [pyramid[stage] for stage in self.stages]
         pairs = zip(self.laterals, maps, strict=True)
@@ -39,7 +41,7 @@ class Backbone(nn.Module):
 
 
 def build_detector(plan: Plan, device: torch.device, seed: int = 0) -> RetinaNetDetector:
-    """MONAI's detector for the plan's tiles."""
+    """Return MONAI's detector for the tiles of the plan."""
     anchors = planned_anchors(plan)
     strides = total_strides(plan.architecture.strides)
     network = MonaiRetinaNet(
@@ -71,7 +73,7 @@ def build_detector(plan: Plan, device: torch.device, seed: int = 0) -> RetinaNet
 
 
 def _anchors_of(plan: Plan) -> AnchorGeneratorWithAnchorShape:
-    """MONAI's generator with the plan's sizes at every level."""
+    """Return MONAI's generator with the plan's sizes at every level."""
     sizes = planned_anchors(plan).sizes
     generator = AnchorGeneratorWithAnchorShape((1,) * len(sizes), sizes[0])
     halves = [torch.tensor(level) / 2 for level in sizes]

@@ -2,10 +2,10 @@
 
     PYTHONPATH=. .peers/bin/python benchmarks/peers/nnunet_models.py FOLDER [MODEL ...]
 
-in the peers' environment. FOLDER/raw has the raw folders of `nnunet_raw.py`. Afterwards
-FOLDER/results has nnU-Net's model folders, and FOLDER/predicted/MODEL/plain and …/mirrored have
-what `nnUNetPredictor` makes of the test cases, with probabilities. A few steps are enough: what is
-compared is agreement, not accuracy.
+Run this in the peers' environment. FOLDER/raw contains the raw folders of `nnunet_raw.py`.
+Afterwards FOLDER/results contains nnU-Net's model folders. FOLDER/predicted/MODEL/plain and
+…/mirrored contain the predictions of `nnUNetPredictor` for the test cases, with probabilities. A
+few steps are enough, because the tests compare agreement, not accuracy.
 """
 
 import json
@@ -40,9 +40,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa:
 
 @dataclass(frozen=True)
 class Model:
-    """A model to be trained: data set, configuration, planner and folds.
+    """A model to train: dataset, configuration, planner and folds.
 
-    `validates`: nnU-Net then predicts the validation cases of each fold, with probabilities.
+    If `validates` is True, nnU-Net predicts the validation cases of each fold with probabilities.
     """
 
     name: str
@@ -77,7 +77,7 @@ FIRST_FEATURES = 8
 
 
 def main() -> None:
-    """Train and predict the models that are named, or all."""
+    """Train and predict the named models, or all models."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     wanted = sys.argv[2:]
     for model in MODELS:
@@ -92,9 +92,9 @@ def main() -> None:
 
 
 def train(model: Model) -> None:
-    """Fingerprint, plan, preprocess and train all folds, as nnU-Net's commands do."""
+    """Fingerprint, plan, preprocess and train all folds like nnU-Net's commands."""
     number = int(model.dataset[7:10])
-    os.environ |= {"nnUNet_n_proc_DA": "1"}  # its planner takes no 0
+    os.environ |= {"nnUNet_n_proc_DA": "1"}  # the planner does not accept 0
     extract_fingerprints([number], num_processes=1, check_dataset_integrity=True)
     plan_experiments([number], experiment_planner_class_name=model.planner)
     path = FOLDER / "preprocessed" / model.dataset / f"{model.plans}.json"
@@ -108,16 +108,14 @@ def train(model: Model) -> None:
         configurations=[model.configuration],
         num_processes=[1],
     )
-    os.environ |= {"nnUNet_n_proc_DA": "0"}  # no further process loads tiles
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # no other process loads tiles
     for fold in model.folds:
         torch.manual_seed(fold)
-        np.random.seed(fold)  # noqa: NPY002 - what nnU-Net draws from
-        described = json.loads((path.parent / "dataset.json").read_text())
+        np.random.seed(fold)  # noqa: NPY002 - nnU-Net uses this generator
+        facts = json.loads((path.parent / "dataset.json").read_text())
         plans = json.loads(path.read_text())
         plans["continue_training"] = False
-        trainer = nnUNetTrainer(
-            plans, model.configuration, fold, described, device=torch.device("cpu")
-        )
+        trainer = nnUNetTrainer(plans, model.configuration, fold, facts, device=torch.device("cpu"))
         trainer.num_epochs = 1
         trainer.num_iterations_per_epoch = model.steps
         trainer.num_val_iterations_per_epoch = 1
@@ -130,15 +128,15 @@ def narrow(plans: dict[str, Any], configuration: str) -> None:
     """Give every stage few features and the tile at most three quarters of the scan."""
     config = plans["configurations"][configuration]
     arguments = config["architecture"]["arch_kwargs"]
-    arguments["features_per_stage"] = [
-        min(FIRST_FEATURES * 2**i, MOST_FEATURES) for i in range(arguments["n_stages"])
-    ]
+    n_stages = arguments["n_stages"]
+    features = [min(FIRST_FEATURES * 2**i, MOST_FEATURES) for i in range(n_stages)]
+    arguments["features_per_stage"] = features
     factors = np.prod(arguments["strides"], axis=0)
-    smaller = [
-        max(int(0.75 * n / f), 2) * int(f)
-        for n, f in zip(config["patch_size"], factors, strict=True)
-    ]
-    config["patch_size"] = [min(a, b) for a, b in zip(smaller, config["patch_size"], strict=True)]
+    patch = []
+    for side, factor in zip(config["patch_size"], factors, strict=True):
+        smaller = max(int(0.75 * side / factor), 2) * int(factor)
+        patch.append(min(smaller, side))
+    config["patch_size"] = patch
     config["batch_size"] = 2
 
 
@@ -163,9 +161,11 @@ def predict(model: Model) -> None:
         begin = time.perf_counter()
         predictor.predict_from_files_sequential(str(raw), str(output), save_probabilities=True)
         seconds[kind] = time.perf_counter() - begin
-    places = {"model": trained, "images": raw}
-    facts = {key: path.relative_to(FOLDER).as_posix() for key, path in places.items()}
-    facts["seconds"] = seconds
+    facts = {
+        "model": trained.relative_to(FOLDER).as_posix(),
+        "images": raw.relative_to(FOLDER).as_posix(),
+        "seconds": seconds,
+    }
     (FOLDER / "predicted" / model.name / "facts.json").write_text(json.dumps(facts))
 
 

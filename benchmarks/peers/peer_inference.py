@@ -1,11 +1,11 @@
-"""nnU-Net's predictor and a MONAI script, NIfTI to NIfTI; run by bench_inference.py.
+"""Predict from NIfTI to NIfTI with nnU-Net's predictor or a MONAI script, for bench_inference.py.
 
     PYTHONPATH=. python benchmarks/peers/peer_inference.py nnunet|monai FOLDER
 
-in the peers' environment. FOLDER holds `bundle/`, `network.pt` (its weights) and the scans
-`in/<case>.nii.gz`; masks go to `FOLDER/<peer>/`. The network is ours, with the same weights, in
-each. The last line is JSON: seconds a case, imports and loading of weights left out, and the most
-memory that the process held.
+Run this in the peers' environment. FOLDER contains `bundle/`, its weights `network.pt` and the
+scans `in/<case>.nii.gz`. Masks are written to `FOLDER/<peer>/`. Both programs use our network with
+the same weights. The last line is JSON: seconds per case without imports and loading of weights,
+and the peak memory of the process.
 """
 
 import json
@@ -22,21 +22,22 @@ from lesionseg.plan.plan import Plan
 
 
 class TwoChannels(nn.Module):
-    """Background and lesion, as nnU-Net wants them: their softmax is our sigmoid."""
+    """A network with logits of background and lesion. Their softmax equals our sigmoid."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits `[B, 2, *spatial]`."""
+        """Return logits `[B, 2, *spatial]`."""
         logits = self.network(image)[0]
         return torch.cat((torch.zeros_like(logits), logits), dim=1)
 
 
 def main() -> None:
-    """Predict with one peer, and print what it took."""
-    peer, folder = sys.argv[1], Path(sys.argv[2])
+    """Predict with one peer, and print time and memory."""
+    peer = sys.argv[1]
+    folder = Path(sys.argv[2])
     plan = Plan.from_json((folder / "bundle" / "plan.json").read_text())
     network = build_network(plan)
     network.load_state_dict(torch.load(folder / "network.pt", weights_only=True))
@@ -44,9 +45,9 @@ def main() -> None:
     scans = sorted((folder / "in").glob("*.nii.gz"))
     output = folder / peer
     output.mkdir(exist_ok=True)
-    with torch.inference_mode():  # convolutions choose their ways
+    with torch.inference_mode():  # convolutions choose their algorithms
         network(torch.zeros(1, len(plan.channel_names), *plan.tile_shape))
-    run = {"nnunet": nnunet, "monai": monai}[peer](network, plan)
+    run = make_nnunet(network, plan) if peer == "nnunet" else make_monai(network, plan)
     begin = time.perf_counter()
     run(scans, output)
     seconds = (time.perf_counter() - begin) / len(scans)
@@ -54,8 +55,8 @@ def main() -> None:
     print(json.dumps({"seconds": seconds, "peak_mb": peak}))
 
 
-def nnunet(network: nn.Module, plan: Plan):
-    """`nnUNetPredictor` at its defaults but for mirroring, which is off."""
+def make_nnunet(network: nn.Module, plan: Plan):
+    """Return `nnUNetPredictor` with its defaults, except that mirroring is off."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -69,16 +70,16 @@ def nnunet(network: nn.Module, plan: Plan):
         allow_tqdm=False,
     )
     manager = PlansManager(nnunet_plans(plan))
-    whole = TwoChannels(network)
+    two_channels = TwoChannels(network)
     labels = {"background": 0, "lesion": 1}
     names = {str(i): name for i, name in enumerate(plan.channel_names)}
-    described = {"channel_names": names, "labels": labels, "file_ending": ".nii.gz"}
+    facts = {"channel_names": names, "labels": labels, "file_ending": ".nii.gz"}
     predictor.manual_initialization(
-        whole,
+        two_channels,
         manager,
         manager.get_configuration("3d_fullres"),
-        [whole.state_dict()],
-        described,
+        [two_channels.state_dict()],
+        facts,
         "nnUNetTrainer",
         None,
     )
@@ -93,7 +94,7 @@ def nnunet(network: nn.Module, plan: Plan):
 
 
 def nnunet_plans(plan: Plan) -> dict[str, object]:
-    """The parts of nnU-Net's plans that prediction reads."""
+    """Return the parts of nnU-Net's plans that prediction reads."""
     resample = "resample_data_or_seg_to_shape"
     image = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     labels = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -137,8 +138,8 @@ def nnunet_plans(plan: Plan) -> dict[str, object]:
     }
 
 
-def monai(network: nn.Module, plan: Plan):
-    """What MONAI's tutorials do: transforms, `sliding_window_inference`, the transforms undone."""
+def make_monai(network: nn.Module, plan: Plan):
+    """Return a prediction like in MONAI's tutorials, with `sliding_window_inference`."""
     from monai import transforms as mt
     from monai.inferers import sliding_window_inference
 
@@ -159,7 +160,7 @@ def monai(network: nn.Module, plan: Plan):
         ]
     )
 
-    def turned(tiles: Tensor) -> Tensor:
+    def predict_turned(tiles: Tensor) -> Tensor:
         # MONAI's axes are x, y, z
         return network(tiles.permute(0, 1, 4, 3, 2))[0].permute(0, 1, 4, 3, 2)
 
@@ -171,7 +172,12 @@ def monai(network: nn.Module, plan: Plan):
             for scan in scans:
                 case = before({"image": scan})
                 case["pred"] = sliding_window_inference(
-                    case["image"][None], plan.tile_shape[::-1], 1, turned, 0.5, mode="gaussian"
+                    case["image"][None],
+                    plan.tile_shape[::-1],
+                    1,
+                    predict_turned,
+                    0.5,
+                    mode="gaussian",
                 )[0]
                 save(after(case))
 

@@ -1,9 +1,9 @@
-"""nnU-Net's own augmentation, timed; run by bench_loading.py in the peers' environment.
+"""Time nnU-Net's augmentation for bench_loading.py, in the peers' environment.
 
     python benchmarks/peers/peer_nnunet.py augment N
 
 The last line is JSON: mean and median milliseconds of N 96³ tiles on one thread. The transforms
-are those of `nnUNetTrainer` without deep supervision; its larger input tile is in memory already.
+are those of `nnUNetTrainer` without deep supervision. Its larger input tile is already in memory.
 """
 
 import json

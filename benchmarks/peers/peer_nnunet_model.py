@@ -1,11 +1,11 @@
-"""A model folder as nnU-Net saves it, and its predictor on it; run by bench_inference.py.
+"""Write a model folder of nnU-Net and predict with its predictor, for bench_inference.py.
 
     PYTHONPATH=. python benchmarks/peers/peer_nnunet_model.py FOLDER quick|full
 
-in the peers' environment. The scans are `FOLDER/in/<case>.nii.gz`, the model goes to
-`FOLDER/nnunet_model`, masks to `FOLDER/nnunet_out`. Its weights are random, and its last biases
-such that it finds nothing. The last line is JSON: seconds a case, imports and loading of weights
-left out, and the most memory that the process held.
+Run this in the peers' environment. The scans are `FOLDER/in/<case>.nii.gz`. The model is written to
+`FOLDER/nnunet_model`, masks to `FOLDER/nnunet_out`. The weights are random, and the last biases
+prevent detections. The last line is JSON: seconds per case without imports and loading of weights,
+and the peak memory of the process.
 """
 
 import json
@@ -24,11 +24,11 @@ supply_nms()  # nnU-Net imports torchvision
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: E402
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans  # noqa: E402
 
-SPACING = [1.2, 1.1, 1.1]  # the scans have 1 mm: both ways are resampled
+SPACING = [1.2, 1.1, 1.1]  # the scans have 1 mm, so scans and results are resampled
 CONFIGURATION = "3d_fullres"
 
 
-def plans(*, quick: bool) -> dict[str, Any]:
+def make_plans(*, quick: bool) -> dict[str, Any]:
     """Return the content of `plans.json`: a plain U-Net of five stages, narrower if `quick`."""
     features = [8, 16, 32, 64, 64] if quick else [16, 32, 64, 128, 160]
     n = len(features)
@@ -87,8 +87,8 @@ def plans(*, quick: bool) -> dict[str, Any]:
 
 
 def save_model(folder: Path, *, quick: bool) -> None:
-    """Save a model folder with one fold, as a trainer does."""
-    content = plans(quick=quick)
+    """Save a model folder with one fold like a trainer."""
+    content = make_plans(quick=quick)
     architecture = content["configurations"][CONFIGURATION]["architecture"]
     torch.manual_seed(0)
     network = get_network_from_plans(
@@ -117,8 +117,9 @@ def save_model(folder: Path, *, quick: bool) -> None:
 
 
 def main() -> None:
-    """Save the model, predict with mirroring off, and print what it took."""
-    folder, size = Path(sys.argv[1]), sys.argv[2]
+    """Save the model, predict with mirroring off, and print time and memory."""
+    folder = Path(sys.argv[1])
+    size = sys.argv[2]
     model = folder / "nnunet_model"
     if not model.exists():
         save_model(model, quick=size == "quick")
@@ -134,7 +135,7 @@ def main() -> None:
     output = folder / "nnunet_out"
     output.mkdir(exist_ok=True)
     tile = predictor.configuration_manager.patch_size
-    with torch.inference_mode():  # convolutions choose their ways
+    with torch.inference_mode():  # convolutions choose their algorithms
         predictor.network.eval()(torch.zeros(1, 1, *tile))
     scans = sorted((folder / "in").glob("*.nii.gz"))
     begin = time.perf_counter()

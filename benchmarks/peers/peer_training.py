@@ -1,10 +1,10 @@
-"""nnU-Net's training, timed; run by bench_training.py in the peers' environment.
+"""Time nnU-Net's training for bench_training.py, in the peers' environment.
 
     PYTHONPATH=. python benchmarks/peers/peer_training.py JOB
 
-JOB is a `training_work.Job` as JSON; the last line is JSON. nnU-Net's `nnUNetTrainer` runs on what
-`nnUNetv2_plan_and_preprocess` left, its plans cut to the job's network, tile and batch;
-`nnUNet_n_proc_DA` and `nnUNet_compile` count as ever.
+JOB is a `training_work.Job` as JSON. The last line of the output is JSON. `nnUNetTrainer` runs on
+the files of `nnUNetv2_plan_and_preprocess`. Its plans get the job's network, tile and batch. The
+variables `nnUNet_n_proc_DA` and `nnUNet_compile` have their usual effect.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ DATASET = "Dataset001_Bench"
 
 
 def main() -> None:
-    """Do the job, and print what it took."""
+    """Run the job and print its numbers."""
     job = Job(**json.loads(sys.argv[1]))
     torch.set_num_threads(job.threads)
     with contextlib.redirect_stdout(sys.stderr):
@@ -31,8 +31,8 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def arguments(size: Size) -> dict[str, Any]:
-    """The shape of nnU-Net's plain U-Net, in its own words."""
+def network_arguments(size: Size) -> dict[str, Any]:
+    """Return the shape of nnU-Net's plain U-Net with nnU-Net's keys."""
     n = len(size.features)
     architecture = size.architecture()
     return {
@@ -46,30 +46,31 @@ def arguments(size: Size) -> dict[str, Any]:
 
 
 def make_trainer(job: Job) -> Any:
-    """A trainer on all prepared cases, its plans cut to the job's size."""
+    """Return a trainer on all prepared cases with the job's network, tile and batch."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     place = Path(job.folder) / "pre" / DATASET
     plans = json.loads((place / "nnUNetPlans.json").read_text())
     size = SIZES[job.size]
-    chosen = plans["configurations"]["3d_fullres"]
-    chosen |= {"patch_size": list(size.tile), "batch_size": size.batch}
-    chosen["architecture"]["arch_kwargs"] |= arguments(size)
-    described = json.loads((place / "dataset.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": list(size.tile), "batch_size": size.batch}
+    configuration["architecture"]["arch_kwargs"] |= network_arguments(size)
+    facts = json.loads((place / "dataset.json").read_text())
     plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", "all", described, torch.device(job.device))
-    if job.device == "cuda":  # as nnUNetv2_train has it
+    trainer = nnUNetTrainer(plans, "3d_fullres", "all", facts, torch.device(job.device))
+    if job.device == "cuda":  # like nnUNetv2_train
         torch.backends.cudnn.benchmark = True
     return trainer
 
 
 def train(job: Job) -> dict[str, float]:
-    """Time `train_step`, on one batch or on those of its own workers."""
-    trainer, laps = make_trainer(job), Laps(job)
+    """Time `train_step` on one batch in memory or on batches of nnU-Net's workers."""
+    trainer = make_trainer(job)
+    laps = Laps(job)
     base = memory_mb("VmRSS")
     if job.what == "step":
         trainer.initialize()
-        batch = some_batch(trainer)
+        batch = make_batch(trainer)
     else:
         trainer.on_train_start()
     trainer.on_train_epoch_start()
@@ -88,10 +89,10 @@ def train(job: Job) -> dict[str, float]:
     return {"peak_mb": grown, "weights": weights} | laps.result()
 
 
-def some_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
-    """Noise with a lesion in the middle of each tile, and its labels at every supervised level."""
+def make_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
+    """Return noise with a lesion in the middle of each tile, and labels at all levels."""
     size = trainer.configuration_manager.patch_size
-    image, labels = noise((trainer.batch_size, trainer.num_input_channels, *size), seed)
+    image, labels = make_tiles((trainer.batch_size, trainer.num_input_channels, *size), seed)
     levels = []
     for scale in trainer._get_deep_supervision_scales():
         smaller = tuple(round(n * s) for n, s in zip(size, scale, strict=True))
@@ -99,8 +100,8 @@ def some_batch(trainer: Any, seed: int = 0) -> dict[str, Any]:
     return {"data": image, "target": levels}
 
 
-def noise(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """An image and a label map of the same shape, one channel each."""
+def make_tiles(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Return an image and a label map of one channel with equal spatial shapes."""
     draw = torch.Generator().manual_seed(seed)
     image = torch.randn(shape, generator=draw)
     labels = torch.zeros((shape[0], 1, *shape[2:]))

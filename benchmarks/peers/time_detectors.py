@@ -1,12 +1,12 @@
-"""One detector, ours or MONAI's: a training step and a volume, and the memory they took.
+"""Time and memory of a training step and a volume, with our detector or MONAI's.
 
     PYTHONPATH=. .peers/bin/python benchmarks/peers/time_detectors.py ours|monai SIDE ROUNDS
 
-Run by `bench_detection.py`, one process each. Both have the backbone of our U-Net with the same
-anchors per place, bf16 where the processor has it, the same tile, overlap and Gaussian weights.
-Everything else is each one's own: MONAI's heads (four convolutions), ATSS and hard-negative mining
-as in its LUNA16 recipe. Memory is the most that torch's allocator gave out at a time, beyond the
-weights, images and the optimiser's moments (`memory.py`). Prints one JSON line.
+`bench_detection.py` runs this script in one process per detector. Both detectors have the backbone
+of our U-Net, the same anchors per place, bf16 if the processor supports it, and the same tile,
+overlap and Gaussian weights. All other parts differ: MONAI has the heads (four convolutions), ATSS
+and hard-negative mining of its LUNA16 recipe. Memory is the peak of torch's allocations beyond
+weights, images and the optimiser's moments (`memory.py`). The output is one line of JSON.
 """
 
 import json
@@ -42,15 +42,16 @@ from lesionseg.plan.plan import (  # noqa: E402
 )
 from lesionseg.training.objective import make_objective  # noqa: E402
 
-TILE, BATCH = 64, 2
+TILE = 64
+BATCH = 2
 SHAPES = ((3.0,) * 3, (4.0,) * 3, (6.0,) * 3)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = fast_dtype(DEVICE)
 AMP = DTYPE is not torch.float32
 
 
-def plan() -> Plan:
-    """The plan of both: 16 to 128 features, three levels from a stride of 2."""
+def make_plan() -> Plan:
+    """Return the plan of both: 16 to 128 features, three levels from a stride of 2."""
     sizes = tuple(tuple(tuple(s * 2**i for s in shape) for shape in SHAPES) for i in range(3))
     strides = ((1, 1, 1), *[(2, 2, 2)] * 3)
     return Plan(
@@ -69,13 +70,13 @@ def plan() -> Plan:
     )
 
 
-def ours(side: int) -> dict[str, Callable[[], object]]:
-    """Our training step and volume."""
+def prepare_ours(side: int) -> dict[str, Callable[[], object]]:
+    """Return our training step and our prediction of a volume."""
     layout = fast_memory_format(3, DEVICE)
-    network = build_network(plan()).to(device=DEVICE, memory_format=layout)
-    objective = make_objective(plan(), TrainConfig.of(), FocalLoss())
+    network = build_network(make_plan()).to(device=DEVICE, memory_format=layout)
+    objective = make_objective(make_plan(), TrainConfig.of(), FocalLoss())
     optimiser = torch.optim.AdamW(network.parameters())
-    batch = {name: value.to(DEVICE) for name, value in tiles().items()}
+    batch = {name: value.to(DEVICE) for name, value in make_tiles().items()}
 
     def step() -> None:
         network.train()
@@ -90,31 +91,29 @@ def ours(side: int) -> dict[str, Callable[[], object]]:
     image = torch.randn(1, side, side, side)
 
     def volume() -> int:
-        window = SlidingWindow([network], plan(), device=DEVICE)
+        window = SlidingWindow([network], make_plan(), device=DEVICE)
         return len(window(image)[1] or ())
 
     return {"step": step, "volume": volume}
 
 
-def monai(side: int) -> dict[str, Callable[[], object]]:
-    """MONAI's training step and volume."""
+def prepare_monai(side: int) -> dict[str, Callable[[], object]]:
+    """Return MONAI's training step and its prediction of a volume."""
     from benchmarks.peers.monai_detector import build_detector
 
-    detector = build_detector(plan(), DEVICE)
+    detector = build_detector(make_plan(), DEVICE)
     optimiser = torch.optim.AdamW(detector.network.parameters())
-    images = list(tiles()["image"].to(DEVICE))
-    box = torch.tensor([[float(a) for a in LESION[:3]] + [float(b) for b in LESION[3:]]])
-    targets = [
-        {"box": box.to(DEVICE), "label": torch.zeros(1, dtype=torch.long, device=DEVICE)}
-        for _ in images
-    ]
+    images = list(make_tiles()["image"].to(DEVICE))
+    box = torch.tensor([LESION], dtype=torch.float32, device=DEVICE)
+    label = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    targets = [{"box": box, "label": label} for _ in images]
 
-    def amp() -> torch.autocast:
+    def autocast() -> torch.autocast:
         return torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=AMP)
 
     def step() -> None:
         detector.train()
-        with amp():
+        with autocast():
             terms = detector(images, targets)
         optimiser.zero_grad()
         sum(terms.values()).backward()
@@ -124,7 +123,7 @@ def monai(side: int) -> dict[str, Callable[[], object]]:
 
     def volume() -> int:
         detector.eval()
-        with torch.no_grad(), amp():
+        with torch.no_grad(), autocast():
             return len(detector([image], use_inferer=True)[0]["box"])
 
     return {"step": step, "volume": volume}
@@ -133,8 +132,8 @@ def monai(side: int) -> dict[str, Callable[[], object]]:
 LESION = (20, 20, 20, 25, 25, 25)
 
 
-def tiles() -> dict[str, Tensor]:
-    """Two tiles of noise with one lesion each."""
+def make_tiles() -> dict[str, Tensor]:
+    """Return two tiles of noise with one lesion each."""
     torch.manual_seed(0)
     shape = (BATCH, *(TILE,) * 3)
     labels = torch.zeros(shape, dtype=torch.uint8)
@@ -148,7 +147,7 @@ def tiles() -> dict[str, Tensor]:
 
 
 def best_ms(run: Callable[[], object], rounds: int) -> float:
-    """The best of some rounds after one to warm up."""
+    """Return the milliseconds of the fastest round after one warm-up round."""
     marks = []
     for _ in range(rounds + 1):
         marks.append(time.perf_counter())
@@ -160,10 +159,12 @@ def best_ms(run: Callable[[], object], rounds: int) -> float:
 
 
 def main() -> None:
-    """Measure one and print."""
+    """Measure one detector and print the numbers."""
     warnings.filterwarnings("ignore")
-    who, side, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    runs = {"ours": ours, "monai": monai}[who](side)
+    who = sys.argv[1]
+    side = int(sys.argv[2])
+    rounds = int(sys.argv[3])
+    runs = prepare_ours(side) if who == "ours" else prepare_monai(side)
     found = {}
     for what, run in runs.items():
         found[what] = best_ms(run, rounds if what == "step" else 1)

@@ -1,4 +1,4 @@
-"""Time panoptica and surface-distance; runs in the peers' environment, for bench_evaluation.
+"""Time panoptica and surface-distance for bench_evaluation.py, in the peers' environment.
 
 python time_evaluation_peers.py cases.npz times.json ROUNDS
 """
@@ -17,21 +17,21 @@ warnings.simplefilter("ignore")
 
 
 def main(source, target, rounds):
-    """Write milliseconds a case and the numbers of each peer."""
+    """Write the milliseconds per case and the numbers of each peer."""
     with np.load(source) as arrays:
         n = len(arrays.files) // 2
         cases = [(arrays[f"{i}/reference"], arrays[f"{i}/prediction"]) for i in range(n)]
     peers = {
-        "panoptica": panoptica("DSC", "IOU"),
-        "panoptica_defaults": panoptica(),
-        "surface_distance": surface_distance(),
+        "panoptica": make_panoptica("DSC", "IOU"),
+        "panoptica_defaults": make_panoptica(),
+        "surface_distance": make_surface_distance(),
     }
-    times = {name: timed(run, cases, int(rounds)) for name, run in peers.items()}
+    times = {name: time_peer(run, cases, int(rounds)) for name, run in peers.items()}
     Path(target).write_text(json.dumps(times))
 
 
-def timed(run, cases, rounds):
-    """The best round, and what the first run gave."""
+def time_peer(run, cases, rounds):
+    """Return the milliseconds of the fastest round, and the numbers of the first run."""
     numbers = [run(*case) for case in cases]  # compiles and imports
     best = np.inf
     for _ in range(rounds):
@@ -42,8 +42,8 @@ def timed(run, cases, rounds):
     return {"ms": best, "numbers": numbers}
 
 
-def panoptica(*metrics):
-    """panoptica with these metrics of instances, or with those it has by default (ASSD too)."""
+def make_panoptica(*metrics):
+    """Return panoptica with these metrics of instances, or with its defaults (also ASSD)."""
     from panoptica import InputType, Metric, Panoptica_Evaluator
     from panoptica.instance_approximator import ConnectedComponentsInstanceApproximator
     from panoptica.instance_matcher import NaiveThresholdMatching
@@ -57,22 +57,25 @@ def panoptica(*metrics):
     )
 
     def run(reference, prediction):
-        pair = prediction.astype(np.uint8), reference.astype(np.uint8)
-        found = next(iter(evaluator.evaluate(*pair, verbose=False).values()))
+        results = evaluator.evaluate(
+            prediction.astype(np.uint8), reference.astype(np.uint8), verbose=False
+        )
+        found = next(iter(results.values()))
         return {"dice": float(found.global_bin_dsc), "pq": float(found.pq)}
 
     return run
 
 
-def surface_distance():
-    """Surface Dice at 1 mm and HD95 of the whole masks."""
+def make_surface_distance():
+    """Return a function for surface Dice at 1 mm and HD95 of the complete masks."""
     import surface_distance.metrics as peer
 
     peer.ndimage.filters = peer.ndimage.morphology = ndimage
 
     def run(reference, prediction):
-        pair = reference.astype(bool), prediction.astype(bool)
-        distances = peer.compute_surface_distances(*pair, (1.0, 1.0, 1.0))
+        distances = peer.compute_surface_distances(
+            reference.astype(bool), prediction.astype(bool), (1.0, 1.0, 1.0)
+        )
         return {
             "surface_dice": float(peer.compute_surface_dice_at_tolerance(distances, 1.0)),
             "hd95_mm": float(peer.compute_robust_hausdorff(distances, 95)),

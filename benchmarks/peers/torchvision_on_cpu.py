@@ -1,8 +1,9 @@
-"""Makes torchvision's models importable beside a torch without CUDA.
+"""Make torchvision's models importable together with a torch without CUDA.
 
-Its wheels are linked against CUDA, so beside the CPU build of torch its compiled operators do not
-load and the import fails. RetinaNet needs a single one of them, NMS; it gets ours, which is faster
-on a CPU, so that no comparison flatters us. Import this before torchvision or `monai.apps`.
+torchvision's wheels are linked against CUDA. With the CPU build of torch, its compiled operators do
+not load and the import fails. RetinaNet needs only one of them, NMS. It gets our NMS, which is
+faster on a CPU, so the comparison does not favour us. Import this before torchvision or
+`monai.apps`.
 """
 
 import torch
@@ -12,7 +13,7 @@ from lesionseg.ops import nms
 
 
 def supply_nms() -> None:
-    """Define `torchvision::nms` where the compiled operators are missing."""
+    """Define `torchvision::nms` if the compiled operators are missing."""
     if torch.version.cuda is not None:
         return
     library = torch.library.Library("torchvision", "DEF")

@@ -1,11 +1,11 @@
-"""lesionseg's training, timed; run by bench_training.py.
+"""Time lesionseg's training for bench_training.py.
 
     python benchmarks/peers/train_ours.py prepare FOLDER SIZE
     python benchmarks/peers/train_ours.py JOB
 
-The first prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan, FOLDER/plan.
-JOB is a `training_work.Job` as JSON. The last line is JSON. Training goes through `fit`, the public
-way, with the configuration's own loss, optimiser, sampling and augmentation.
+The first command prepares the raw dataset FOLDER/raw/Dataset001_Bench on the grid of a plan,
+FOLDER/plan.json. JOB is a `training_work.Job` as JSON. The last line of the output is JSON.
+Training uses the public function `fit` with the default loss, optimiser, sampling and augmentation.
 """
 
 import json
@@ -30,23 +30,23 @@ from lesionseg.training.trial_steps import some_batch
 
 
 class Watch(pl.Callback):
-    """Shows the clock every step and ends training when it has seen enough."""
+    """A callback that times every step and ends the training after enough steps."""
 
     def __init__(self, laps: Laps) -> None:
         self.laps = laps
 
     def on_train_batch_start(self, *_: object) -> None:
-        """The batch is on the device."""
+        """Start the clock: the batch is on the device."""
         self.laps.begin()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
-        """Optimiser and averages are done, and the other callbacks."""
+        """Stop the clock after the optimiser, the averages and the other callbacks."""
         if self.laps.end():
             trainer.should_stop = True
 
 
 class InMemory(Dataset[dict[str, Tensor]]):
-    """The same few tiles again and again."""
+    """A dataset that repeats the same few tiles."""
 
     def __init__(self, batch: dict[str, Tensor]) -> None:
         self.batch = batch
@@ -56,7 +56,7 @@ class InMemory(Dataset[dict[str, Tensor]]):
 
 
 def main() -> None:
-    """Do the job, and print what it took."""
+    """Run the job and print its numbers."""
     logging.getLogger("lesionseg").setLevel(logging.WARNING)
     if sys.argv[1] == "prepare":
         prepare(Path(sys.argv[2]), SIZES[sys.argv[3]])
@@ -65,7 +65,10 @@ def main() -> None:
 
 
 def prepare(folder: Path, size: Size) -> None:
-    """Fill the cache from the raw files, all of them for training, on the grid they suggest."""
+    """Fill the cache from the raw files on the grid that they suggest.
+
+    All cases are for training.
+    """
     from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.pipeline.survey import take_survey
@@ -74,21 +77,22 @@ def prepare(folder: Path, size: Size) -> None:
     root = folder / "raw" / "Dataset001_Bench"
     cfg = TrainConfig.of(data={"root": root, "validation_fraction": 0})
     found = take_survey(cfg.data, seed=0)
-    made = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
-    plan = made.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
+    plan = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
+    plan = plan.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
     (folder / "plan.json").write_text(plan.to_json())
     prepare_cases(Experiment(cfg, found, folder / "run"), plan)
-    print(json.dumps({"cases": len(cached(folder))}))
+    print(json.dumps({"cases": len(read_cases(folder))}))
 
 
-def cached(folder: Path) -> list[CachedCase]:
-    """The prepared cases."""
+def read_cases(folder: Path) -> list[CachedCase]:
+    """Return the prepared cases."""
     return [read_cached_case(p.parent) for p in sorted((folder / "cache").rglob("case.json"))]
 
 
 def plan_of(job: Job) -> Plan:
-    """What was planned of the data, or for a batch in memory one that knows none."""
-    path, size = Path(job.folder) / "plan.json", SIZES[job.size]
+    """Return the plan of the data, or a default plan for a batch in memory."""
+    path = Path(job.folder) / "plan.json"
+    size = SIZES[job.size]
     shape = size.architecture()
     if path.is_file():
         return Plan.from_json(path.read_text()).with_(architecture=shape)
@@ -109,15 +113,16 @@ def plan_of(job: Job) -> Plan:
 def fit_in_memory(
     network: nn.Module, plan: Plan, cfg: TrainConfig, run: Path, watch: pl.Callback
 ) -> None:
-    """Train on one batch again and again, until `watch` has seen enough."""
+    """Train repeatedly on one batch until `watch` ends the training."""
     tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
     fit(network, plan, tiles, cfg, run, callbacks=[watch])
 
 
 def work(job: Job) -> dict[str, float]:
-    """Train, and say what steps and tiles took, and how much memory."""
+    """Train, and return the times of steps and tiles and the memory."""
     torch.set_num_threads(job.threads)
-    plan, laps = plan_of(job), Laps(job)
+    plan = plan_of(job)
+    laps = Laps(job)
     trainer = {
         "max_steps": 10**9,
         "accelerator": "gpu" if job.device.startswith("cuda") else "cpu",
@@ -133,7 +138,7 @@ def work(job: Job) -> dict[str, float]:
         if job.what == "step":
             fit_in_memory(network, plan, cfg, Path(run), Watch(laps))
         else:
-            tiles = tiles_of(cached(Path(job.folder)), plan, cfg)
+            tiles = tiles_of(read_cases(Path(job.folder)), plan, cfg)
             fit(network, plan, tiles, cfg, Path(run), callbacks=[Watch(laps)])
     grown = memory_mb("VmHWM") - base
     return {"peak_mb": grown, "weights": weights} | laps.result()

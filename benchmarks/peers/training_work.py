@@ -1,6 +1,6 @@
-"""What bench_training.py and its two workers share: the network, the job, and the clock of steps.
+"""Network, job and clock that bench_training.py shares with its two workers.
 
-Read in the project's environment and in the peers', so it imports little.
+The module imports little, because it is used in the project's and in the peers' environment.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from lesionseg.plan.plan import Architecture
 
 @dataclass(frozen=True)
 class Size:
-    """An equal network, tile and batch for both tools."""
+    """An equal network, tile and batch for both programs."""
 
     features: tuple[int, ...]
     side: int
@@ -24,16 +24,17 @@ class Size:
 
     @property
     def tile(self) -> tuple[int, int, int]:
-        """The shape of a tile."""
+        """Shape of a tile."""
         return (self.side,) * 3
 
     def architecture(self) -> Architecture:
-        """nnU-Net's plain U-Net of two blocks a stage as ours.
+        """Return nnU-Net's plain U-Net of two blocks per stage as our architecture.
 
-        nnU-Net has logits at all stages but the coarsest and gives the last of them no weight.
+        nnU-Net has logits at all stages except the coarsest, and the last of them has no weight.
         """
         n = len(self.features)
-        strides, kernels = ((1,) * 3, *((2,) * 3,) * (n - 1)), ((3,) * 3,) * n
+        strides = ((1,) * 3, *((2,) * 3,) * (n - 1))
+        kernels = ((3,) * 3,) * n
         return Architecture("unet", self.features, strides, kernels, n_supervised=max(n - 2, 1))
 
 
@@ -47,11 +48,11 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement in a process of its own.
+    """One measurement in a separate process.
 
-    `what`: `step` (a batch in memory, `steps` of them timed one by one) or `tiles` (the real data
-    pipeline for `seconds` on end), each after `warm_up` steps. `folder` holds what was prepared.
-    `precision` is ours alone.
+    `what` is `step` (time `steps` single steps on a batch in memory) or `tiles` (run the real data
+    pipeline for `seconds`). Both start after `warm_up` steps. `folder` contains the prepared data.
+    `precision` applies only to ours.
     """
 
     what: str
@@ -66,49 +67,56 @@ class Job:
     precision: str = "auto"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 class Laps:
-    """The clock of a training: call `begin` and `end` around each step until `end` says stop.
+    """The clock of a training: call `begin` and `end` around each step until `end` returns True.
 
-    A `step` waits for the device before and after, `tiles` do not.
+    In a job `step`, the clock waits for the device before and after each step.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self._cuda = job.device.startswith("cuda")
         self._steps: list[float] = []
-        self._n, self._began, self._first, self._cpu = 0, 0.0, 0.0, 0.0
-        self._wall, self._used, self._timed = 0.0, 0.0, 0
+        self._n = 0
+        self._began = 0.0
+        self._first = 0.0
+        self._cpu = 0.0
+        self._wall = 0.0
+        self._used = 0.0
+        self._timed = 0
 
     def begin(self) -> None:
-        """A step starts: its batch is there."""
+        """Start the clock of a step whose batch is ready."""
         self._wait()
         self._began = time.perf_counter()
 
     def end(self) -> bool:
-        """A step has ended; whether all is measured."""
+        """Stop the clock of a step. Return True if the measurement is complete."""
         self._wait()
         now = time.perf_counter()
         self._n += 1
         if self._n <= self.job.warm_up:
-            self._first, self._cpu = now, time.process_time()
+            self._first = now
+            self._cpu = time.process_time()
             if self._cuda and self._n == self.job.warm_up:
                 torch.cuda.reset_peak_memory_stats()
             return False
         self._steps.append(now - self._began)
-        self._wall, self._timed = now - self._first, len(self._steps)
+        self._wall = now - self._first
+        self._timed = len(self._steps)
         self._used = time.process_time() - self._cpu
         if self.job.what == "step":
             return self._timed >= self.job.steps
         return self._wall >= self.job.seconds
 
     def result(self) -> dict[str, float]:
-        """Median milliseconds of a step, seconds a tile, share of time outside of steps.
+        """Return median milliseconds of a step, seconds per tile, and the share outside of steps.
 
-        `tile_cpu_s`: processor time a tile, of this process with all its threads alone.
+        `tile_cpu_s` is the processor time per tile of only this process with all its threads.
         """
         tiles = self._timed * SIZES[self.job.size].batch
         found = {
@@ -128,6 +136,6 @@ class Laps:
 
 
 def memory_mb(name: str) -> float:
-    """MB of a line of /proc/self/status: `VmRSS` (held now) or `VmHWM` (the most so far)."""
+    """Return MB from /proc/self/status: `VmRSS` (current memory) or `VmHWM` (peak)."""
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith(name)).split()[1]) / 1024

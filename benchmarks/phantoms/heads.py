@@ -1,8 +1,8 @@
-"""Anatomical heads: FLAIR scans with white-matter lesions, as the tables of docs/results.md use.
+"""Anatomical heads: FLAIR scans with white-matter lesions for the tables of docs/results.md.
 
     python benchmarks/phantoms/heads.py FOLDER --cases 16 --test 4 --seed 1
 
-Ellipsoids, folds of cortex and relaxation times become a FLAIR signal.
+Ellipsoids, folds of cortex and relaxation times give a FLAIR signal.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lesionseg.phantoms import (
     write_nnunet_raw,
 )
 
-TRIES = 40  # places tried for a lesion before it is given up
+TRIES = 40  # a lesion is left out after so many tried places
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Tissue:
     density: float
 
 
-# 1.5 T, as tabulated for the BrainWeb simulator: Kwan RKS, Evans AC, Pike GB, IEEE Trans Med
+# 1.5 T, from the tables of the BrainWeb simulator: Kwan RKS, Evans AC, Pike GB, IEEE Trans Med
 # Imaging 1999;18:1085; Cocosco CA et al., NeuroImage 1997;5:S425.
 TISSUES: Mapping[str, Tissue] = {
     "csf": Tissue(2569, 329, 1.0),
@@ -67,7 +67,7 @@ LAYERS_MM = {"fluid": 2.0, "skull": 8.0, "scalp": 13.0}  # outer depth below eac
 
 
 def inversion_time_ms(t1_ms: float, repetition_ms: float = REPETITION_MS) -> float:
-    """Inversion time in ms that nulls a tissue of the given T1.
+    """Return the inversion time in ms that nulls a tissue of the given T1.
 
     Solves 1 − 2·exp(−TI/T1) + exp(−TR/T1) = 0 (Hajnal JV et al., J Comput Assist Tomogr
     1992;16:841).
@@ -79,7 +79,7 @@ def inversion_time_ms(t1_ms: float, repetition_ms: float = REPETITION_MS) -> flo
 
 
 def flair_signal(tissue: Tissue) -> float:
-    """Magnitude of a FLAIR sequence that nulls fluid, relative to a density of 1.
+    """Return the magnitude of a FLAIR sequence that nulls fluid, relative to a density of 1.
 
     PD · |1 − 2·exp(−TI/T1) + exp(−TR/T1)| · exp(−TE/T2).
 
@@ -93,11 +93,11 @@ def flair_signal(tissue: Tissue) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The healthy head on a grid `[*shape]`: noise-free signal and where lesions may lie.
+    """A healthy head on a grid `[*shape]`: noise-free signal and possible places of lesions.
 
-    `white` and `parenchyma` are shares 0..1 of white matter and of brain; `ventricle_mm` is the
-    distance to the ventricles, `depth_mm` the depth under the brain's surface. `signals` are the
-    case's own tissue signals.
+    `white` and `parenchyma` are shares 0..1 of white matter and of brain. `ventricle_mm` is the
+    distance to the ventricles, `depth_mm` the depth below the brain's surface. `signals` contains
+    the tissue signals of the case.
     """
 
     signal: Field
@@ -113,21 +113,17 @@ def simulate_head(rng: Generator, shape: Sequence[int], spacing_mm: Sequence[flo
     half_mm = np.asarray(shape) * np.asarray(spacing_mm) / 2
     outer = np.minimum(0.96 * half_mm, ADULT_MM) * rng.uniform(0.95, 1.0, size=3)
     scale = min(1.0, float(np.min(outer / ADULT_MM)) * 1.2)  # small grids get a small head
-    axes = _deformed_axes(rng, shape, spacing_mm, scale)
+    axes = _draw_axes(rng, shape, spacing_mm, scale)
     voxel = float(np.mean(spacing_mm))
     depth = ellipsoid_depth(axes, (0, 0, 0), tuple(outer - LAYERS_MM["scalp"] * scale))
-    signals = _signals(rng)
-    signal = _envelope(depth, voxel, scale, signals)
+    signals = _draw_signals(rng)
+    signal = _envelope_signal(depth, voxel, scale, signals)
     surface = _surface_mm(rng, axes, depth, shape, spacing_mm, scale)
-    brain, white = (
-        coverage(surface - 0.7 * scale, voxel),
-        coverage(surface - 3.4 * scale, voxel),
-    )
+    brain = coverage(surface - 0.7 * scale, voxel)
+    white = coverage(surface - 3.4 * scale, voxel)
     ventricle = _ventricle_depth(rng, axes, scale)
-    grey_core, fluid = (
-        coverage(_nuclei_depth(axes, scale), voxel),
-        coverage(ventricle, voxel),
-    )
+    grey_core = coverage(_nuclei_depth(axes, scale), voxel)
+    fluid = coverage(ventricle, voxel)
     white = white * (1 - grey_core) * (1 - fluid)
     brain = brain * (1 - fluid)
     texture = 1 + 0.04 * smooth_field(rng, shape, spacing_mm, 14 * scale)
@@ -143,26 +139,29 @@ def simulate_head(rng: Generator, shape: Sequence[int], spacing_mm: Sequence[flo
     return Head(signal.astype(np.float32), white, brain, -ventricle, depth, signals)
 
 
-def _signals(rng: Generator) -> dict[str, float]:
-    """Tissue signals with the T2 of each tissue 4 % apart between people."""
-    return {
-        name: flair_signal(Tissue(t.t1_ms, t.t2_ms * rng.normal(1, 0.04), t.density))
-        for name, t in TISSUES.items()
-    }
+def _draw_signals(rng: Generator) -> dict[str, float]:
+    """Return the tissue signals. The T2 of each tissue varies by 4 % between people."""
+    signals = {}
+    for name, tissue in TISSUES.items():
+        t2_ms = tissue.t2_ms * rng.normal(1, 0.04)
+        signals[name] = flair_signal(Tissue(tissue.t1_ms, t2_ms, tissue.density))
+    return signals
 
 
-def _deformed_axes(
+def _draw_axes(
     rng: Generator, shape: Sequence[int], spacing_mm: Sequence[float], scale: float
 ) -> list[Field]:
-    """Coordinates in mm, bent by about 2 mm, so that no head is a perfect ellipsoid."""
+    """Return coordinates in mm, deformed by about 2 mm, so that no head is an exact ellipsoid."""
     return [
         axis + np.float32(2.5 * scale) * smooth_field(rng, shape, spacing_mm, 120 * scale)
         for axis in millimetre_axes(shape, spacing_mm)
     ]
 
 
-def _envelope(depth: Field, voxel: float, scale: float, signals: Mapping[str, float]) -> Field:
-    """Skin, subcutaneous fat, dark bone with a line of marrow, and dark fluid, by depth."""
+def _envelope_signal(
+    depth: Field, voxel: float, scale: float, signals: Mapping[str, float]
+) -> Field:
+    """Return the signal of skin, fat, dark bone with marrow, and dark fluid, by depth."""
     skin = coverage(depth + 13 * scale, voxel)
     fat = coverage(depth + 11.5 * scale, voxel)
     bone = coverage(depth + 8 * scale, voxel)
@@ -181,9 +180,9 @@ def _surface_mm(
     spacing_mm: Sequence[float],
     scale: float,
 ) -> Field:
-    """Distance in mm to the nearest fluid-covered surface: outside, fissure or a sulcus.
+    """Return the distance in mm to the nearest surface next to fluid: outside, fissure or sulcus.
 
-    Sulci are the zero sheets of a random field: |field| / |gradient| is the distance to them.
+    Sulci are the zero sheets of a random field. Their distance is |field| / |gradient|.
     """
     wavelength = 24.0 * scale
     folds = smooth_field(rng, shape, spacing_mm, wavelength)
@@ -194,19 +193,19 @@ def _surface_mm(
 
 
 def _ventricle_depth(rng: Generator, axes: Sequence[Field], scale: float) -> Field:
-    """Signed depth in mm inside the lateral ventricles (two arcs) and the third one."""
+    """Return the signed depth in mm inside the lateral ventricles (two arcs) and the third."""
     z, y, x = (a / np.float32(scale) for a in axes)
-    wide = rng.uniform(0.8, 1.5)
+    width = rng.uniform(0.8, 1.5)
     bow = (y / 32) ** 2
     lateral = ellipsoid_depth(
-        (z - 12 + 7 * bow, y, np.abs(x) - 7 - 8 * bow), (0, 0, 0), (5.5 * wide, 32, 4.5 * wide)
+        (z - 12 + 7 * bow, y, np.abs(x) - 7 - 8 * bow), (0, 0, 0), (5.5 * width, 32, 4.5 * width)
     )
-    third = ellipsoid_depth((z, y, x), (-3, -4, 0), (10, 12, 1.6 * wide))
+    third = ellipsoid_depth((z, y, x), (-3, -4, 0), (10, 12, 1.6 * width))
     return np.asarray(np.maximum(lateral, third) * np.float32(scale), dtype=np.float32)
 
 
 def _nuclei_depth(axes: Sequence[Field], scale: float) -> Field:
-    """Signed depth in mm inside thalamus and striatum, left and right."""
+    """Return the signed depth in mm inside thalamus and striatum of both sides."""
     z, y, x = (a / np.float32(scale) for a in axes)
     thalamus = ellipsoid_depth((z, y, np.abs(x)), (0, -9, 12), (8, 13, 8))
     striatum = ellipsoid_depth((z, y, np.abs(x)), (0, 8, 26), (10, 17, 5))
@@ -220,7 +219,7 @@ def _flow_artefacts(
     scale: float,
     signals: Mapping[str, float],
 ) -> Field:
-    """Fluid that moves escapes the inversion: bright spots in sulci and ventricles."""
+    """Return bright spots in sulci and ventricles, where moving fluid is not nulled."""
     field = smooth_field(rng, shape, spacing_mm, 16 * scale)
     return np.asarray(
         np.clip(field - 1.4, 0, 1) * signals["lesion"] + 0.15 * signals["white"], dtype=np.float32
@@ -228,24 +227,24 @@ def _flow_artefacts(
 
 
 def _plexus(axes: Sequence[Field], ventricle: Field, voxel: float, scale: float) -> Field:
-    """Choroid plexus: bright, lesion-like tissue inside the back of the lateral ventricles."""
+    """Return the choroid plexus: bright tissue in the posterior part of the lateral ventricles."""
     z, y, x = (a / np.float32(scale) for a in axes)
     depth = ellipsoid_depth((z, y, np.abs(x)), (9, -17, 10), (4, 9, 3)) * np.float32(scale)
     return coverage(depth, voxel) * coverage(ventricle, voxel)
 
 
 def _caps(ventricle: Field, scale: float) -> Field:
-    """The thin bright lining that healthy ventricles have, fading within about 2 mm."""
+    """Return the thin bright lining of healthy ventricles, which fades within about 2 mm."""
     return np.exp(np.minimum(ventricle, 0) / np.float32(2 * scale))
 
 
 @dataclass(frozen=True)
 class MriSettings:
-    """What the simulated scans look like.
+    """Settings of the simulated scans.
 
-    `contrast` multiplies the lesions' difference from white matter; `noise` and `bias`: of the
-    receiver as a share of white matter's signal, and of the log of the coil's shading (standard
-    deviations). `lesion_fraction` caps the share of lesion voxels in the grid.
+    `contrast` multiplies the difference of lesions from white matter. `noise` is the standard
+    deviation of the receiver's noise as a share of white matter's signal, `bias` that of the log of
+    the coil's shading. `lesion_fraction` limits the share of lesion voxels in the grid.
     """
 
     shape: tuple[int, ...] = (96, 112, 96)
@@ -262,10 +261,11 @@ class MriSettings:
 def simulate_mri_case(rng: Generator, settings: MriSettings, n_lesions: Range) -> Simulated:
     """Draw one head: anatomy, FLAIR signal, lesions, coil shading, Rician noise.
 
-    A voxel is lesion when at least half of it is. Voxels of different lesions never touch.
+    A voxel is lesion if at least half of its volume is lesion. Different lesions never touch.
     """
     head = simulate_head(rng, settings.shape, settings.spacing_mm)
-    signal, labels = head.signal.copy(), np.zeros(settings.shape, dtype=np.uint8)
+    signal = head.signal.copy()
+    labels = np.zeros(settings.shape, dtype=np.uint8)
     if n_lesions[1]:
         _add_lesions(rng, head, settings, signal, labels)
     shading = smooth_field(rng, settings.shape, settings.spacing_mm, 220.0)
@@ -283,7 +283,7 @@ def draw_diameters(
     diameter_mm: tuple[float, float, float],
     log_std: float,
 ) -> list[float]:
-    """Log-normal diameters (least, median, most) of so many lesions (least, most), descending."""
+    """Draw log-normal diameters (least, median, most) of n lesions (least, most), descending."""
     least, median, most = diameter_mm
     n = int(rng.integers(n_lesions[0], n_lesions[1] + 1))
     diameters = np.exp(rng.normal(np.log(median), log_std, size=n))
@@ -301,35 +301,35 @@ def _add_lesions(
     zones = _zones(head)
     share = np.inf if settings.lesion_fraction is None else settings.lesion_fraction
     budget = share * labels.size
-    sizes = (settings.n_lesions, settings.diameter_mm, settings.log_std)
-    for diameter in draw_diameters(rng, *sizes):
-        excess = _severity(rng, diameter) * head.signals["lesion"] - head.signals["white"]
+    diameters = draw_diameters(rng, settings.n_lesions, settings.diameter_mm, settings.log_std)
+    for diameter in diameters:
+        excess = _draw_severity(rng, diameter) * head.signals["lesion"] - head.signals["white"]
         for _ in range(TRIES):
-            placed = _place(rng, head, settings, zones, diameter, labels)
+            placed = _try_place(rng, head, settings, zones, diameter, labels)
             if placed is not None:
                 break
         else:
             continue
-        where, filled = placed
+        place, filled = placed
         voxels = int((filled >= 0.5).sum())
         if voxels > budget:
             continue
         budget -= voxels
-        signal[where] += filled * np.float32(settings.contrast * max(excess, 0.0))
-        labels[where][filled >= 0.5] = 1
+        signal[place] += filled * np.float32(settings.contrast * max(excess, 0.0))
+        labels[place][filled >= 0.5] = 1
 
 
-def _severity(rng: Generator, diameter_mm: float) -> float:
-    """Signal relative to a fully demyelinated plaque: small lesions tend to be fainter."""
+def _draw_severity(rng: Generator, diameter_mm: float) -> float:
+    """Draw the signal relative to a fully demyelinated plaque. Small lesions are fainter."""
     typical = 0.72 * (diameter_mm / 6.0) ** 0.1
     return float(np.clip(typical * np.exp(rng.normal(0, 0.15)), 0.55, 1.0))
 
 
 def _zones(head: Head) -> list[tuple[float, NDArray[np.int64]]]:
-    """Where lesions start, as (probability, flat voxel indices), as multiple sclerosis has them.
+    """Return probability and flat voxel indices of the zones of lesions in multiple sclerosis.
 
-    Around the ventricles, in deep white matter, and under the cortex (Filippi M et al., Brain
-    2019;142:1858).
+    The zones are around the ventricles, in deep white matter, and below the cortex (Filippi M et
+    al., Brain 2019;142:1858).
     """
     near = (head.ventricle_mm > 0.5) & (head.ventricle_mm < 8) & (head.white > 0.5)
     deep = (head.ventricle_mm >= 8) & (head.white > 0.98)
@@ -338,7 +338,7 @@ def _zones(head: Head) -> list[tuple[float, NDArray[np.int64]]]:
     return [(p, np.flatnonzero(zone)) for p, zone in zones if zone.any()]
 
 
-def _place(
+def _try_place(
     rng: Generator,
     head: Head,
     settings: MriSettings,
@@ -346,7 +346,7 @@ def _place(
     diameter_mm: float,
     labels: NDArray[np.uint8],
 ) -> Placed | None:
-    """A free place and the lesion's share of each voxel there; None when this try does not fit."""
+    """Try a random place. Return it with the lesion's share of each voxel, or None if not free."""
     weight = np.array([p for p, _ in zones])
     voxels = zones[int(rng.choice(len(zones), p=weight / weight.sum()))][1]
     centre = np.array(np.unravel_index(int(rng.choice(voxels)), settings.shape))
@@ -364,7 +364,7 @@ def write_mri_phantoms(
     lesion_free_share: float = 1 / 6,
     **chosen: Any,
 ) -> None:
-    """Write simulated FLAIR scans as an nnU-Net raw folder; `chosen`: of `MriSettings`."""
+    """Write simulated FLAIR scans as an nnU-Net raw folder. `chosen` are `MriSettings`."""
     settings = MriSettings(**chosen)
 
     def simulate(rng: Generator, n_lesions: Range) -> Simulated:
@@ -372,8 +372,9 @@ def write_mri_phantoms(
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid = Grid(settings.shape, settings.spacing_mm)
-    n = settings.n_lesions
-    cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n, None)
+    cases = draw_cases(
+        simulate, "SIM", n_cases, seed, lesion_free_share, grid, settings.n_lesions, None
+    )
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
 
 
@@ -384,6 +385,11 @@ if __name__ == "__main__":
     parser.add_argument("--test", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--needle", action="store_true", help="thick slices, few lesion voxels")
-    asked = parser.parse_args()
-    chosen = NEEDLE if asked.needle else {}
-    write_mri_phantoms(asked.folder, asked.cases, seed=asked.seed, n_test=asked.test, **chosen)
+    options = parser.parse_args()
+    write_mri_phantoms(
+        options.folder,
+        options.cases,
+        seed=options.seed,
+        n_test=options.test,
+        **(NEEDLE if options.needle else {}),
+    )

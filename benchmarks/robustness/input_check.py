@@ -1,14 +1,15 @@
-"""Which scans `predict` warns of: scans like those of the training, and the same scans damaged.
+"""Warnings of `predict` for scans like those of the training, and for the same scans damaged.
 
     python benchmarks/robustness/input_check.py RUN DIR [--most 40]
     python benchmarks/robustness/input_check.py --data DATASET [--most 120]
 
-RUN is a finished training run, DIR holds 3-D scans of one channel that it did not train on. A line
-per damage says how many scans are warned of. The last two are not looked for: see the docs.
+RUN is a finished training run. DIR contains 3-D scans of one channel that were not used in
+training. Each line states a damage and the number of scans with a warning. The check does not look
+for the last two damages: see the docs.
 
 DATASET is a dataset's folder, of pictures or volumes. Nothing is trained: the check needs only the
 plan and the prepared scans. Patients are divided into two thirds for training and a third that is
-held out, ten times. Both lines are shares of held-out scans: as they are, and as photographic
+held out, ten times. Both lines are shares of held-out scans: unchanged, and as photographic
 negatives.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,61 +47,102 @@ from lesionseg.plan.plan import Plan
 Damage = Callable[[Volume], Volume]
 
 
-def with_array(volume: Volume, array: NDArray[np.floating], mm: float = 1.0) -> Volume:
-    """Other values on the same corner and axes; `mm` multiplies the last axis' spacing."""
+def replace_array(volume: Volume, array: NDArray[np.floating], mm: float = 1.0) -> Volume:
+    """Return other values with the same corner and axes. `mm` multiplies the last axis' spacing."""
     affine = volume.geometry.affine.copy()
     affine[:, volume.geometry.dims - 1] *= mm
     values = np.ascontiguousarray(array, dtype=np.float32)
     return Volume(values, Geometry(values.shape[1:], affine))
 
 
-def thick(volume: Volume, *, header: bool) -> Volume:
-    """Four slices averaged into one; without `header` interpolated back to the thin grid."""
+def thicken(volume: Volume, *, header: bool) -> Volume:
+    """Average four slices into one. Without `header`, interpolate back to the thin grid."""
     a = volume.array
     merged = a[..., : a.shape[-1] // 4 * 4].reshape(*a.shape[:-1], -1, 4).mean(-1)
     if header:
-        return with_array(volume, merged, 4.0)
+        return replace_array(volume, merged, 4.0)
     zoom = (1.0, 1.0, 1.0, a.shape[-1] / merged.shape[-1])
-    return with_array(volume, ndimage.zoom(merged, zoom, order=1, grid_mode=True, mode="nearest"))
+    return replace_array(
+        volume, ndimage.zoom(merged, zoom, order=1, grid_mode=True, mode="nearest")
+    )
 
 
-def bent(volume: Volume) -> Volume:
-    """What is of middle intensity becomes dark."""
-    low, width = volume.array.min(), max(float(np.ptp(volume.array)), 1e-6)
-    return with_array(volume, low + width * ((volume.array - low) / width) ** 2.5)
+def darken_middle(volume: Volume) -> Volume:
+    """Make middle intensities dark."""
+    low = volume.array.min()
+    width = max(float(np.ptp(volume.array)), 1e-6)
+    return replace_array(volume, low + width * ((volume.array - low) / width) ** 2.5)
 
 
-def noisy(volume: Volume) -> Volume:
-    """Noise of the scan's own standard deviation."""
+def add_noise(volume: Volume) -> Volume:
+    """Add noise with the standard deviation of the scan."""
     noise = np.random.default_rng(0).normal(size=volume.array.shape)
-    return with_array(volume, volume.array + volume.array.std() * noise)
+    return replace_array(volume, volume.array + volume.array.std() * noise)
 
 
-def half(volume: Volume) -> Volume:
-    """Half of the slices are lost: a box of zeros."""
+def zero_half(volume: Volume) -> Volume:
+    """Set half of the slices to zero."""
     array = volume.array.copy()
     array[:, : array.shape[1] // 2] = 0
-    return with_array(volume, array)
+    return replace_array(volume, array)
+
+
+def keep(volume: Volume) -> Volume:
+    """Return the scan itself."""
+    return volume
+
+
+def invert(volume: Volume) -> Volume:
+    """Exchange dark and bright."""
+    return replace_array(volume, volume.array.max() + volume.array.min() - volume.array)
+
+
+def blur(volume: Volume) -> Volume:
+    """Blur the scan by 2 voxels."""
+    return replace_array(volume, ndimage.gaussian_filter(volume.array, (0, 2, 2, 2)))
+
+
+def fill_with_mean(volume: Volume) -> Volume:
+    """Set all voxels to the mean."""
+    return replace_array(volume, np.full_like(volume.array, volume.array.mean()))
+
+
+def state_cm(volume: Volume) -> Volume:
+    """State the spacing in cm instead of mm."""
+    affine = volume.geometry.affine @ np.diag([0.1, 0.1, 0.1, 1])
+    return Volume(volume.array, Geometry(volume.geometry.shape, affine))
+
+
+def crop_middle(volume: Volume) -> Volume:
+    """Crop the middle half of each axis."""
+    middle = tuple(slice(n // 4, n - n // 4) for n in volume.geometry.shape)
+    return replace_array(volume, volume.array[(slice(None), *middle)])
+
+
+def add_1024(volume: Volume) -> Volume:
+    """Add 1024 to all voxels."""
+    return replace_array(volume, volume.array + 1024)
+
+
+def turn_upside_down(volume: Volume) -> Volume:
+    """Reverse the last axis."""
+    return replace_array(volume, volume.array[..., ::-1])
 
 
 DAMAGES: Mapping[str, Damage] = {
-    "none": lambda v: v,
-    "contrast bent": bent,
-    "dark and bright exchanged": lambda v: with_array(v, v.array.max() + v.array.min() - v.array),
-    "half zeroed": half,
-    "thick slices": lambda v: thick(v, header=True),
-    "thick slices, header thin": lambda v: thick(v, header=False),
-    "blurred by 2 voxels": lambda v: with_array(v, ndimage.gaussian_filter(v.array, (0, 2, 2, 2))),
-    "noise of one standard deviation": noisy,
-    "one value everywhere": lambda v: with_array(v, np.full_like(v.array, v.array.mean())),
-    "spacing in cm": lambda v: Volume(
-        v.array, Geometry(v.geometry.shape, v.geometry.affine @ np.diag([0.1, 0.1, 0.1, 1]))
-    ),
-    "cut to the middle half": lambda v: with_array(
-        v, v.array[(slice(None), *(slice(n // 4, n - n // 4) for n in v.geometry.shape))]
-    ),
-    "stored with 1024 more (not looked for)": lambda v: with_array(v, v.array + 1024),
-    "upside down (not looked for)": lambda v: with_array(v, v.array[..., ::-1]),
+    "none": keep,
+    "contrast bent": darken_middle,
+    "dark and bright exchanged": invert,
+    "half zeroed": zero_half,
+    "thick slices": partial(thicken, header=True),
+    "thick slices, header thin": partial(thicken, header=False),
+    "blurred by 2 voxels": blur,
+    "noise of one standard deviation": add_noise,
+    "one value everywhere": fill_with_mean,
+    "spacing in cm": state_cm,
+    "cut to the middle half": crop_middle,
+    "stored with 1024 more (not looked for)": add_1024,
+    "upside down (not looked for)": turn_upside_down,
 }
 
 
@@ -109,7 +152,7 @@ HELD_OUT_PART = 3  # one in three patients
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What the check sees of one scan: grid, intensities and polarity."""
+    """The numbers of one scan that the check uses: grid, intensities and polarity."""
 
     grid: Mapping[str, float]
     image: Mapping[str, float]
@@ -117,7 +160,7 @@ class Look:
 
 
 def look_at(volume: Volume, plan: Plan) -> Look:
-    """Prepare a scan as training and prediction do, and take its numbers."""
+    """Prepare a scan like in training and prediction. Return its numbers."""
     order = volume.geometry.canonical_order
     prepared = prepare_image(volume, plan).array
     return Look(
@@ -130,7 +173,7 @@ def look_at(volume: Volume, plan: Plan) -> Look:
     )
 
 
-def negative(volume: Volume) -> Volume:
+def make_negative(volume: Volume) -> Volume:
     """Exchange dark and bright in every channel."""
     array = np.stack([channel.max() + channel.min() - channel for channel in volume.array])
     return Volume(array, volume.geometry, volume.valid, volume.missing)
@@ -141,7 +184,7 @@ def is_warned(check: InputCheck, look: Look) -> bool:
     return bool(check.compare({**look.grid, **look.image}, look.features)[1])
 
 
-def on_dataset(root: Path, most: int) -> None:
+def measure_dataset(root: Path, most: int) -> None:
     """Measure hits on negatives and false warnings on held-out scans of a dataset."""
     dataset = read_dataset(root)
     files = [case for case in dataset.cases if case.reference or case.annotations]
@@ -150,7 +193,7 @@ def on_dataset(root: Path, most: int) -> None:
     facts = [facts_of(case, case.reference) for case in cases if case.reference is not None]
     plan = make_plan(fingerprint_of(dataset, facts), dataset, memory_gb=8, device="cpu")
     looks = [look_at(case.image, plan) for case in cases]
-    negatives = [look_at(negative(case.image), plan) for case in cases]
+    negatives = [look_at(make_negative(case.image), plan) for case in cases]
     patients = np.array([case.group for case in cases])
     rng = np.random.default_rng(0)
     shares = []
@@ -158,7 +201,7 @@ def on_dataset(root: Path, most: int) -> None:
         shuffled = rng.permutation(np.unique(patients))
         held_out = np.isin(patients, shuffled[: len(shuffled) // HELD_OUT_PART])
         training = np.flatnonzero(~held_out)
-        training = training[:: max(1, -(-len(training) // N_SCANS))]  # as `training_ranges` does
+        training = training[:: max(1, -(-len(training) // N_SCANS))]  # like `training_ranges`
         check = make_input_check(
             [looks[n].grid for n in training],
             [looks[n].image for n in training],
@@ -179,7 +222,7 @@ def on_dataset(root: Path, most: int) -> None:
 
 
 def main() -> None:
-    """Look at each scan in every way, and print who is warned of."""
+    """Damage each scan in every way, and print the number of warnings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("scans", type=Path, nargs="?")
@@ -187,7 +230,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=40)
     options = parser.parse_args()
     if options.data is not None:
-        on_dataset(options.data, options.most)
+        measure_dataset(options.data, options.most)
         return
     if options.scans is None:
         parser.error("name RUN and DIR, or --data DATASET")
@@ -198,10 +241,11 @@ def main() -> None:
     warned = {}
     for name, damage in DAMAGES.items():
         scans = [predictor.prepare_volume(damage(v), name) for v in volumes]
-        verdicts = [
-            check_scan(bundle.check, s.image.array, s.file_geometry, bundle.plan, ()) for s in scans
-        ]
-        warned[name] = sum(bool(v.warning) for v in verdicts)
+        warned[name] = 0
+        for scan in scans:
+            array = scan.image.array
+            found = check_scan(bundle.check, array, scan.file_geometry, bundle.plan, ())
+            warned[name] += bool(found.warning)
         print(f"| {name} | {warned[name]} of {len(volumes)} |")
     looked_for = [n for name, n in warned.items() if name != "none" and "not looked" not in name]
     result = {

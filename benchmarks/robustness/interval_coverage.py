@@ -1,12 +1,12 @@
-"""How often 95 % intervals hold the truth, in simulated studies of few and of many patients.
+"""Coverage of 95 % intervals in simulated studies of few and of many patients.
 
     python benchmarks/robustness/interval_coverage.py
 
-Patients have 1 lesion or more, on average 5 and sometimes 40, as in multiple sclerosis; lesions of
-one patient are alike, and false positives crowd in some (negative binomials with k = 0.7). Half of
-the patients of the AUROC have no lesion. The truth of a curve is that of 40 000 patients. Prints
-the table of evaluation.md: the share of studies whose interval holds the truth, in percent, and
-in brackets that of studies with an interval where not all have one.
+Patients have at least 1 lesion, on average 5 and sometimes 40, like in multiple sclerosis. Lesions
+of one patient are similar, and a few patients have many false positives (negative binomials with k
+= 0.7). For the AUROC, half of the patients have no lesion. The truth of a curve is computed from 40
+000 patients. The script prints the table of evaluation.md: the percentage of studies whose interval
+contains the truth. If not all studies have an interval, their percentage is in brackets.
 """
 
 import argparse
@@ -33,44 +33,50 @@ from lesionseg.evaluation.intervals import (
 PATIENTS = (5, 10, 20, 50)
 REPLICATES = 1000
 POPULATION = 40_000
-Ends = Mapping[str, tuple[CI | None, float]]  # interval and truth, by what it is of
+Ends = Mapping[str, tuple[CI | None, float]]  # interval and truth of each measure
 Array = NDArray[np.float64]
 
 
-def by_patient(pool: Pool, groups: NDArray[np.int64]) -> Array:
-    """How many of the items each patient has."""
+def count_by_patient(pool: Pool, groups: NDArray[np.int64]) -> Array:
+    """Return the number of items of each patient."""
     return np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
 
 
-def resampled(statistic: Statistic, support: Array, items: int, rng: np.random.Generator) -> Any:
-    """The bootstrap's interval of a statistic of one value."""
+def bootstrap_ends(
+    statistic: Statistic, support: Array, items: int, rng: np.random.Generator
+) -> Any:
+    """Return the bootstrap interval of a statistic of one value."""
     draws = draw_groups(len(support), REPLICATES, rng)
     return bootstrap(statistic, draws, support, "nothing", items)[0].ci95
 
 
 def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Pool:
-    """Patients of whom a share is ill; `shift`: by how much lesions score above the middle."""
+    """Draw patients, of which a share has lesions. Lesions score `shift` above the middle."""
     positive = rng.random(n) < ill
     lesions = positive * (1 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n)))
     false = rng.poisson(rng.gamma(0.7, 3 / 0.7, n))
-    own, groups = rng.normal(0, 0.5, n), np.arange(n)
-    at, wrong = np.repeat(groups, lesions), np.repeat(groups, false)
+    own = rng.normal(0, 0.5, n)
+    groups = np.arange(n)
+    at = np.repeat(groups, lesions)
+    wrong = np.repeat(groups, false)
     detected_at = rng.normal(shift, 1, len(at)) + own[at]
     false_score = rng.normal(-0.5, 0.8, len(wrong))
     highest = np.full(n, -9.0)
     np.maximum.at(highest, at, detected_at)
     np.maximum.at(highest, wrong, false_score)
     names = tuple(map(str, groups))
-    whole = np.ones(n)
-    return Pool(names, at, detected_at, wrong, false_score, groups, highest, positive, whole)
+    fully = np.ones(n)
+    return Pool(names, at, detected_at, wrong, false_score, groups, highest, positive, fully)
 
 
-def plain_numbers(n: int, rng: np.random.Generator) -> Ends:
-    """Sensitivity, also where few patients have most lesions, false positives and Dice."""
+def simple_measures(n: int, rng: np.random.Generator) -> Ends:
+    """Return sensitivity (also if few patients have most lesions), false positives and Dice."""
     lesions = 1.0 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n))
     hits = rng.binomial(lesions.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     false = rng.poisson(rng.gamma(0.7, 1 / 0.7, n)).astype(np.float64)
-    dice, ones, none = rng.beta(4, 2, n), np.ones(n), "nothing"
+    dice = rng.beta(4, 2, n)
+    ones = np.ones(n)
+    none = "nothing"
     uneven = 1.0 + rng.poisson(rng.gamma(0.2, 10 / 0.2, n))
     some = rng.binomial(uneven.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     return {
@@ -88,59 +94,68 @@ def plain_numbers(n: int, rng: np.random.Generator) -> Ends:
 
 
 def truth_at_one() -> float:
-    """Sensitivity at 1 false positive per scan of a population."""
-    pool = population()
-    # one group is enough for the value, and quick
-    one = {f: np.zeros_like(getattr(pool, f)) for f in ("lesion_group", "false_group")}
-    whole = replace(pool, groups=("all",), case_group=np.zeros_like(pool.case_group), **one)
-    return float(value_of(at_one(whole), 1)[0] or 0.0)
+    """Return the sensitivity of a population at 1 false positive per scan."""
+    pool = draw_population()
+    # a single group is fast and does not change the value
+    pooled = replace(
+        pool,
+        groups=("all",),
+        case_group=np.zeros_like(pool.case_group),
+        lesion_group=np.zeros_like(pool.lesion_group),
+        false_group=np.zeros_like(pool.false_group),
+    )
+    return float(value_of(at_one(pooled), 1)[0] or 0.0)
 
 
-def population(**kind: float) -> Pool:
-    """Patients enough for the truth."""
+def draw_population(**kind: float) -> Pool:
+    """Draw enough patients to compute the truth."""
     return draw_pool(POPULATION, np.random.default_rng(1), **kind)
 
 
 def sensitivity_at_one(true: float, n: int, rng: np.random.Generator) -> Ends:
-    """The interval of a point of the curve."""
+    """Return the interval of a point of the curve."""
     pool = draw_pool(n, rng)
-    lesions, items = (
-        by_patient(pool, pool.lesion_group),
-        len(pool.detected_at) + len(pool.false_score),
-    )
-    ends = resampled(at_one(pool), lesions, items + 1, rng)
+    lesions = count_by_patient(pool, pool.lesion_group)
+    items = len(pool.detected_at) + len(pool.false_score)
+    ends = bootstrap_ends(at_one(pool), lesions, items + 1, rng)
     return {"sensitivity at 1 false positive per scan (bootstrap)": (ends, true)}
 
 
 def auroc(true: float, n: int, rng: np.random.Generator) -> Ends:
-    """Scans told apart, where half of the patients have no lesion."""
+    """Return the interval of the AUROC. Half of the patients have no lesion."""
     pool = draw_pool(n, rng, ill=0.5)
     ill = pool.case_positive
-    support = (ill if ill.sum() < n / 2 else ~ill).astype(np.float64)  # of the rarer kind
-    ends = resampled(curves.case_auroc(pool), support, n, rng)
+    support = (ill if ill.sum() < n / 2 else ~ill).astype(np.float64)  # the rarer class
+    ends = bootstrap_ends(curves.case_auroc(pool), support, n, rng)
     return {"AUROC, half of the patients without lesions (bootstrap)": (ends, true)}
 
 
-def whole_auroc() -> float:
-    """AUROC of a population."""
-    pool = replace(population(ill=0.5), groups=("all",), case_group=np.zeros(POPULATION, np.int64))
+def truth_of_auroc() -> float:
+    """Return the AUROC of a population."""
+    pool = replace(
+        draw_population(ill=0.5), groups=("all",), case_group=np.zeros(POPULATION, np.int64)
+    )
     return float(value_of(curves.case_auroc(pool), 1)[0] or 0.0)
 
 
 def at_one(pool: Pool) -> Statistic:
-    """Sensitivity at 1 false positive per scan."""
+    """Return the statistic of the sensitivity at 1 false positive per scan."""
     return curves.froc(pool, [1.0])
 
 
 def chosen_score(n: int, rng: np.random.Generator) -> Ends:
-    """What a score chosen on these patients for 0.5 false positives per scan gives on new ones."""
+    """Return intervals and truth on new patients for a score chosen on these patients.
+
+    The score is chosen for 0.5 false positives per scan.
+    """
     from scipy.special import ndtr
 
     pool = draw_pool(n, rng)
-    score = allowing(pool, 0.5)
-    lesions, cases = by_patient(pool, pool.lesion_group), np.ones(n)
-    hits = by_patient(pool, pool.lesion_group[pool.detected_at >= score])
-    false = by_patient(pool, pool.false_group[pool.false_score >= score])
+    score = lowest_score(pool, 0.5)
+    lesions = count_by_patient(pool, pool.lesion_group)
+    cases = np.ones(n)
+    hits = count_by_patient(pool, pool.lesion_group[pool.detected_at >= score])
+    false = count_by_patient(pool, pool.false_group[pool.false_score >= score])
     return {
         "chosen score, sensitivity on new scans (Wilson, deff)": (
             proportion(hits, lesions, "nothing").ci95,
@@ -153,19 +168,20 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
     }
 
 
-def allowing(pool: Pool, per_case: float) -> float:
-    """The lowest score with no more false positives per scan."""
-    false, most = np.sort(pool.false_score)[::-1], int(per_case * pool.n_cases)
+def lowest_score(pool: Pool, per_case: float) -> float:
+    """Return the lowest score with at most so many false positives per scan."""
+    false = np.sort(pool.false_score)[::-1]
+    most = int(per_case * pool.n_cases)
     if len(false) <= most:
         return float(min(pool.detected_at.min(), false.min(initial=np.inf)))
     seen = np.concatenate([pool.detected_at, false])
     return float((false[most] + seen[seen > false[most]].min(initial=false[most] + 1)) / 2)
 
 
-def coverage(
+def measure_coverage(
     measure: Callable[[int, np.random.Generator], Ends], studies: int
 ) -> dict[str, list[str]]:
-    """The cells of each number's line: one per number of patients."""
+    """Return the cells of each measure's line, one cell per number of patients."""
     lines: dict[str, list[str]] = {}
     for n in PATIENTS:
         held: dict[str, list[bool | None]] = {}
@@ -180,7 +196,7 @@ def coverage(
 
 
 def cell(held: Iterable[bool | None]) -> str:
-    """Share held in percent, and the share of studies that have an interval where not all do.
+    """Return the coverage in percent, and the share of studies with an interval if some have none.
 
     >>> cell([True, True, False, True]), cell([True, None]), cell([None])
     ('75.0', '100.0 (50)', '–')
@@ -200,9 +216,9 @@ def main() -> None:
     studies = parser.parse_args().studies
     print(f"| patients | {' | '.join(map(str, PATIENTS))} |\n|---|{'---:|' * len(PATIENTS)}")
     curve = partial(sensitivity_at_one, truth_at_one())
-    area = partial(auroc, whole_auroc())
-    for measure in (plain_numbers, curve, area, chosen_score):
-        for name, cells in coverage(measure, studies).items():
+    area = partial(auroc, truth_of_auroc())
+    for measure in (simple_measures, curve, area, chosen_score):
+        for name, cells in measure_coverage(measure, studies).items():
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

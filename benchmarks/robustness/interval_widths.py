@@ -1,4 +1,4 @@
-"""Print how wide 95 % intervals are for a number of test patients: the tables of docs/patients.md.
+"""Print the widths of 95 % intervals by number of test patients: the tables of docs/patients.md.
 
     python benchmarks/robustness/interval_widths.py
 
@@ -10,7 +10,7 @@ import argparse
 from collections import defaultdict
 
 import numpy as np
-from interval_coverage import plain_numbers
+from interval_coverage import simple_measures
 
 from lesionseg.evaluation.intervals import rate, wilson_interval
 from lesionseg.evaluation.operating_point_choice import most_false_positives
@@ -33,7 +33,7 @@ def main() -> None:
     for patients in PATIENTS:
         ends = defaultdict(list)
         for _ in range(studies):
-            for name, (interval, _) in plain_numbers(patients, rng).items():
+            for name, (interval, _) in simple_measures(patients, rng).items():
                 if interval is not None:
                     ends[name].append(interval)
         for name, found in ends.items():
@@ -52,9 +52,9 @@ def main() -> None:
     )
     for cases in CASES:
         average = most_false_positives(1.0, cases)
-        alike = most_false_positives(1.0, cases, confidence=0.9)
-        unlike = most_false_positives(1.0, cases, 2.0, 0.9, cases)
-        print(f"  {cases:>3} cases: {average}, {alike}, {unlike}")
+        confident = most_false_positives(1.0, cases, confidence=0.9)
+        clustered = most_false_positives(1.0, cases, 2.0, 0.9, cases)
+        print(f"  {cases:>3} cases: {average}, {confident}, {clustered}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Commands killed at random moments and started again: do they end as if nothing had happened?
+"""Kill commands at random times, start them again, and compare their files with undisturbed runs.
 
-    python benchmarks/robustness/kills.py --kills 40 --folder DIR  # goes on where it was
+    python benchmarks/robustness/kills.py --kills 40 --folder DIR  # resumes in DIR
 
-Each command runs in a process that gets SIGKILL after a random time of the processor, and again,
-until it ends by itself. Its files must then be those of an undisturbed run, byte for byte, and no
-other may lie there. Columns and lines of times are left out; a file that two undisturbed runs still
-do not write alike need only be there. A search begins a killed trial anew under another number, so
-`tune` must only end with its tables and its page, and leave no half file.
+Each command runs in a process that gets SIGKILL after a random processor time. It is started and
+killed again until it finishes. Its files must then equal those of an undisturbed run, byte for
+byte, and there must be no further file. Columns and lines of times are left out. If two undisturbed
+runs write different files, such a file must only exist. A search starts a killed trial again under
+another number, so `tune` must only finish with its tables and its page, without incomplete files.
 
-The last line is JSON; exit status 1 when a promise was broken.
+The last line is JSON. The exit status is 1 if a comparison fails.
 """
 
 import argparse
@@ -38,8 +38,8 @@ SMALL = (
 )
 OF_THE_DAY = (b"training_minutes", b"git_commit", b'"seconds"')
 TIMES = ("seconds", "minutes", "peak_memory_mb")
-WITH_TIMES = ("run/tune.html",)  # which say them in words
-# in the order in which each finds what it needs; {0} is the folder of the data
+WITH_TIMES = ("run/tune.html",)  # pages with times in sentences
+# in the order of their inputs; {0} is the folder of the data
 COMMANDS = {
     "train": f"data.root={{0}}/raw run_dir=run report.pdf=false {SMALL}",
     "prepare": f"data.root={{0}}/raw run_dir=run {SMALL}",
@@ -57,20 +57,20 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Kill each command so many times, and print what became of it."""
+    """Kill each command so many times, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in COMMANDS:  # once, for all the processes that are forked from this one
+    for name in COMMANDS:  # import once for all forked processes
         importlib.import_module(f"lesionseg.pipeline.{name}")
     with tempfile.TemporaryDirectory() as temporary:
         root = (options.folder or Path(temporary)).resolve()
         write_data(root)
         for name in list(COMMANDS)[: 1 + max(map(list(COMMANDS).index, options.commands))]:
-            undisturbed(root, name)
+            run_undisturbed(root, name)
         rows = [kill(root, name, options.kills) for name in options.commands]
         held = all(row["same"] == row["kills"] for row in rows)
     print(json.dumps({"bench": "kills", "rows": rows}))
@@ -78,24 +78,25 @@ def main() -> None:
 
 
 def write_data(root: Path) -> None:
-    """Five tiny heads and six pairs of visits."""
+    """Write five tiny heads and six pairs of visits."""
     if not (root / "visits").is_dir():
         shutil.rmtree(root / "raw", ignore_errors=True)
         size = (16, 18, 16)
         write_mri_phantoms(root / "raw", 5, seed=0, n_test=1, shape=size, spacing_mm=(8.0,) * 3)
         write_visit_phantoms(root / "part", 6, VisitSettings(shape=(16, 40, 40)))
         (root / "part").rename(root / "visits")
-        time.sleep(3)  # what is learnt of files that changed a moment ago is not kept
+        time.sleep(3)  # facts of files that changed a moment ago are not kept
 
 
-def undisturbed(root: Path, name: str) -> None:
-    """Two runs that are left alone; `seconds.txt` beside them is the second's processor time."""
+def run_undisturbed(root: Path, name: str) -> None:
+    """Run the command twice without kills. Store the second run's processor seconds."""
     for twin in ("calm", "twin"):
         folder = root / name / twin
         if (root / name / "seconds.txt").is_file():
             return
         shutil.rmtree(folder, ignore_errors=True)
-        child, seconds = start(root, name, folder), 0.0
+        child = start(root, name, folder)
+        seconds = 0.0
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
             seconds = processor_seconds(child)
             time.sleep(0.01)
@@ -105,13 +106,13 @@ def undisturbed(root: Path, name: str) -> None:
 
 
 def processor_seconds(process: int) -> float:
-    """What a process has computed so far, which does not depend on how busy the machine is."""
+    """Return the processor time of a process, which does not depend on the machine's load."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def start(root: Path, name: str, folder: Path) -> int:
-    """Run a command in a process of its own, in `folder`; what it says is added to `log` there."""
+    """Run a command in a separate process in `folder`, and append its output to `log`."""
     folder.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child == 0:
@@ -130,18 +131,21 @@ def start(root: Path, name: str, folder: Path) -> int:
 
 
 def kill(root: Path, name: str, n: int) -> dict[str, object]:
-    """Kill a command `n` times in as many rounds as it takes; the tally is kept in `tally.json`."""
+    """Kill a command `n` times in as many rounds as needed. `tally.json` contains the counts."""
     longest = 1.2 * float((root / name / "seconds.txt").read_text())
-
-    file, folder = root / name / "tally.json", root / name / "killed"
+    file = root / name / "tally.json"
+    folder = root / name / "killed"
     tally = json.loads(file.read_text()) if file.is_file() else {"kills": 0, "same": 0, "rounds": 0}
     while tally["kills"] < n:
         shutil.rmtree(folder, ignore_errors=True)
-        draw, n_killed = random.Random(tally["rounds"]), 0
-        while tally["kills"] + n_killed < n and killed(root, name, draw.uniform(0, longest)):
+        draw = random.Random(tally["rounds"])
+        n_killed = 0
+        while tally["kills"] + n_killed < n and start_and_kill(
+            root, name, draw.uniform(0, longest)
+        ):
             n_killed += 1
         os.waitpid(start(root, name, folder), 0)
-        wrong = differences(root / name)
+        wrong = list_differences(root / name)
         tally["rounds"] += 1
         tally["kills"] += n_killed
         tally["same"] += 0 if wrong else n_killed
@@ -149,11 +153,11 @@ def kill(root: Path, name: str, n: int) -> dict[str, object]:
             folder.rename(folder.with_name(f"wrong{tally['rounds']}"))
         file.write_text(json.dumps(tally))
         print(f"{name} round {tally['rounds']}, {tally}", *wrong, sep="\n  ", flush=True)
-    return {"command": name, **tally, "volatile": volatile(root / name)}
+    return {"command": name, **tally, "volatile": volatile_files(root / name)}
 
 
-def killed(root: Path, name: str, after_s: float) -> bool:
-    """Start a command and kill it after a time; False when it was done before."""
+def start_and_kill(root: Path, name: str, after_s: float) -> bool:
+    """Start a command and kill it after a time. Return False if it finishes before."""
     child = start(root, name, root / name / "killed")
     while processor_seconds(child) < after_s:
         if os.waitpid(child, os.WNOHANG)[0]:
@@ -163,34 +167,35 @@ def killed(root: Path, name: str, after_s: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def differences(folder: Path) -> list[str]:
-    """What a killed run's files have otherwise than the undisturbed one's."""
-    calm, after = contents(folder / "calm"), contents(folder / "killed")
+def list_differences(folder: Path) -> list[str]:
+    """Return the differences between the files of a killed and an undisturbed run."""
+    calm = contents(folder / "calm")
+    after = contents(folder / "killed")
     if folder.name == "tune":
-        missing = [n for n in calm if n not in after and "/trials/" not in n]
-        return [f"missing: {n}" for n in missing] + [
-            f"half: {n}" for n in after if Path(n).match(files.HALF)
-        ]
+        missing = [name for name in calm if name not in after and "/trials/" not in name]
+        half = [name for name in after if Path(name).match(files.HALF)]
+        return [f"missing: {name}" for name in missing] + [f"half: {name}" for name in half]
     names = sorted(calm.keys() ^ after.keys())
     differ = (n for n in sorted(calm.keys() & after.keys()) if calm[n] != after[n])
-    exempt = set(volatile(folder))
+    exempt = set(volatile_files(folder))
     return [f"only once: {n}" for n in names] + [f"other: {n}" for n in differ if n not in exempt]
 
 
-def volatile(folder: Path) -> list[str]:
-    """The files that two undisturbed runs do not write alike."""
-    calm, twin = contents(folder / "calm"), contents(folder / "twin")
+def volatile_files(folder: Path) -> list[str]:
+    """Return the files that differ between two undisturbed runs."""
+    calm = contents(folder / "calm")
+    twin = contents(folder / "twin")
     return sorted(n for n in calm if calm[n] != twin.get(n) or n in WITH_TIMES)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder without times, hidden ones too; but for what the command said."""
+    """Return all files of a folder without times, including hidden ones, but not the log."""
     files = (p for p in folder.rglob("*") if p.is_file() and p != folder / "log")
-    return {str(p.relative_to(folder)): timeless(p) for p in files}
+    return {str(p.relative_to(folder)): remove_times(p) for p in files}
 
 
-def timeless(path: Path) -> bytes:
-    """A file without the lines, and of a table without the columns, that say how long it took."""
+def remove_times(path: Path) -> bytes:
+    """Return a file's content without lines, and a table's without columns, of times."""
     data = path.read_bytes()
     if path.suffix in (".json", ".md"):
         lines = data.split(b"\n")
@@ -198,7 +203,7 @@ def timeless(path: Path) -> bytes:
     if path.suffix == ".csv":
         rows = [[row[k] for k in row if k not in TIMES] for row in files.read_csv(path)]
         return json.dumps(rows).replace('"kept"', '"done"').encode()
-    if path.suffix == ".html":  # the minutes stand in the cell beside their name
+    if path.suffix == ".html":  # the cell next to the name contains the minutes
         return re.sub(rb"(training_minutes</td>\s*<td>)[^<]*", rb"\1", data)
     return data
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common.brains import MEMORY_GB, planned
+from benchmarks.common.brains import MEMORY_GB, plan_for_gpu
 from lesionseg.models.memory_formula import step_gb, tensors_gb
 from lesionseg.plan.plan import Plan
 from lesionseg.training.module import resolve_budget
@@ -24,18 +24,18 @@ def share(plan: Plan, *settings: str) -> float:
 
 @pytest.mark.parametrize(("name", "memory_gb"), QUICK)
 def test_the_formula_is_near_the_count(name: str, memory_gb: float) -> None:
-    assert 0.95 < share(planned(name, memory_gb)) < 1.1
+    assert 0.95 < share(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "memory_gb"), [row for row in ROWS if row not in QUICK])
 def test_the_formula_is_near_the_count_for_all_plans(name: str, memory_gb: float) -> None:
-    assert 0.95 < share(planned(name, memory_gb)) < 1.1
+    assert 0.95 < share(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.parametrize("loss", ["dice_focal", "lesion_balanced"])
 def test_the_formula_holds_for_several_labels_and_channels(loss: str) -> None:
-    plan = planned("unet", 12)
+    plan = plan_for_gpu("unet", 12)
     several = card_plan("unet", labels=("a", "b", "c"), n_channels=2)
     plan = plan.with_(
         labels=several.labels,
@@ -60,7 +60,7 @@ def test_the_table_of_plans_has_all_rows() -> None:
 
 def check_row(name: str, memory_gb: int) -> None:
     tile, batch, steps, step = table()[name, memory_gb]
-    plan = planned(name, memory_gb)
+    plan = plan_for_gpu(name, memory_gb)
     assert tile == " × ".join(map(str, plan.tile_shape))
     assert int(batch) == plan.batch_size
     assert int(steps) == resolve_budget(card_config().trainer, plan, "cuda").max_steps
