@@ -1,4 +1,4 @@
-"""Commands as they are typed, what they leave, and small datasets for them."""
+"""Run commands like a user, read their results, and write small datasets for them."""
 
 import json
 
@@ -21,23 +21,23 @@ SMALL = [
 
 
 def train(raw, run_dir, *overrides, status=0):
-    """A small training, which ends with `status`; returns its folder."""
-    given = [f"data.root={raw}", f"run_dir={run_dir}", *SMALL, *overrides]
-    assert run("train", given) == status
+    """Run a small training that ends with `status`. Return its folder."""
+    settings = [f"data.root={raw}", f"run_dir={run_dir}", *SMALL, *overrides]
+    assert run("train", settings) == status
     return run_dir
 
 
 def predict(bundle, scans, output, *overrides, status=0):
-    """The rows of predictions.csv by case."""
-    given = [f"bundle={bundle}", f"input={scans}", f"output={output}", *overrides]
-    assert run("predict", given) == status
+    """Predict scans. Return the rows of predictions.csv by case."""
+    settings = [f"bundle={bundle}", f"input={scans}", f"output={output}", *overrides]
+    assert run("predict", settings) == status
     table = output / "predictions.csv"
     return {row["case"]: row for row in read_csv(table)} if table.is_file() else {}
 
 
 def evaluate(reference, prediction, output):
-    given = [f"reference={reference}", f"prediction={prediction}", f"output={output}"]
-    assert run("evaluate", [*given, "replicates=20"]) == 0
+    settings = [f"reference={reference}", f"prediction={prediction}", f"output={output}"]
+    assert run("evaluate", [*settings, "replicates=20"]) == 0
     return scores_of(output)
 
 
@@ -55,7 +55,10 @@ def write(path, array, mm=2.0):
 
 
 def write_raw(root, labels, cases, **facts):
-    """An nnU-Net raw folder of one channel; `cases`: (Tr or Ts, image, mask) by name."""
+    """Write an nnU-Net raw folder of one channel.
+
+    `cases` contains (Tr or Ts, image, mask) by name.
+    """
     for name, (part, image, mask) in cases.items():
         write(root / f"images{part}" / f"{name}_0000.nii.gz", image.astype(np.float32))
         write(root / f"labels{part}" / f"{name}.nii.gz", mask.astype(np.uint8))

@@ -6,12 +6,13 @@ from filelock import FileLock
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    """`once(name, make)`: the folder that `make(folder)` filled, one for all of xdist's workers."""
+    """Return `once(name, make)`: the folder that `make` fills once for all workers of xdist."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def made(name, make):
-        folder, done = base / name, base / f"{name}.done"
+    def make_once(name, make):
+        folder = base / name
+        done = base / f"{name}.done"
         with FileLock(base / f"{name}.lock"):
             if not done.exists():
                 folder.mkdir()
@@ -19,4 +20,4 @@ def once(tmp_path_factory):
                 done.touch()
         return folder
 
-    return made
+    return make_once

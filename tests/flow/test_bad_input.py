@@ -1,4 +1,4 @@
-"""Each fault gives one clear message that names the file or key, before anything is written."""
+"""Each fault gives one clear message that names the file or key. No results are written."""
 
 import nibabel as nib
 import numpy as np
@@ -7,13 +7,14 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.phantoms import write_mri_phantoms
 
-IMAGE, MASK = "imagesTr/SIM_001_0000.nii.gz", "labelsTr/SIM_001.nii.gz"
+IMAGE = "imagesTr/SIM_001_0000.nii.gz"
+MASK = "labelsTr/SIM_001.nii.gz"
 
 
 @pytest.fixture
 def raw(tmp_path):
-    folder, grid = tmp_path / "raw", {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
-    write_mri_phantoms(folder, 3, seed=0, **grid)
+    folder = tmp_path / "raw"
+    write_mri_phantoms(folder, 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
     return folder
 
 
@@ -25,34 +26,42 @@ def rewrite(path, place, value):
     nib.save(nib.Nifti1Image(voxels, image.affine), path)
 
 
-def truncate(raw):
+def truncate_image(raw):
     (raw / IMAGE).write_bytes((raw / IMAGE).read_bytes()[:2000])
 
 
-def shrink(raw):
+def shrink_mask(raw):
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), raw / MASK)
 
 
-def erase(raw):
+def erase_masks(raw):
     for path in (raw / "labelsTr").iterdir():
         rewrite(path, ..., 0)
 
 
-def remove(raw):
+def remove_other_cases(raw):
     for path in raw.glob("*Tr/*"):
         if "SIM_001" not in path.name:
             path.unlink()
 
 
+def insert_nan(raw):
+    rewrite(raw / IMAGE, (2, 3, 4), np.nan)
+
+
+def insert_unknown_label(raw):
+    rewrite(raw / MASK, (2, 3, 4), 7)
+
+
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        (truncate, "SIM_001_0000.nii.gz"),
-        (shrink, "SIM_001"),
-        (lambda raw: rewrite(raw / IMAGE, (2, 3, 4), np.nan), "SIM_001_0000.nii.gz"),
-        (lambda raw: rewrite(raw / MASK, (2, 3, 4), 7), "SIM_001.nii.gz"),
-        (erase, "no lesion"),
-        (remove, "no case is left"),
+        (truncate_image, "SIM_001_0000.nii.gz"),
+        (shrink_mask, "SIM_001"),
+        (insert_nan, "SIM_001_0000.nii.gz"),
+        (insert_unknown_label, "SIM_001.nii.gz"),
+        (erase_masks, "no lesion"),
+        (remove_other_cases, "no case is left"),
     ],
 )
 def test_a_fault_is_named_and_nothing_is_written(fault, named, raw, tmp_path, capsys):
@@ -63,23 +72,23 @@ def test_a_fault_is_named_and_nothing_is_written(fault, named, raw, tmp_path, ca
     assert named in printed
     assert printed.count("Error:") == 1
     assert "Traceback" not in printed
-    # but for what was learnt of the other cases, which the next start need not read again
+    # only facts about the other cases are kept, so the next start need not read them again
     facts = tmp_path / "cache" / "facts"
     left = {path for path in tmp_path.rglob("*") if facts not in (path, *path.parents)}
     assert sorted(left - {facts.parent}) == before
 
 
 def test_every_bad_case_is_named_at_once(raw, tmp_path, capsys):
-    truncate(raw)
+    truncate_image(raw)
     rewrite(raw / "imagesTr" / "SIM_002_0000.nii.gz", (2, 3, 4), np.nan)
-    checked = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "check=true"]
-    assert run("prepare", checked) == 1
+    settings = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "check=true"]
+    assert run("prepare", settings) == 1
     printed = capsys.readouterr().out
     assert "SIM_001_0000.nii.gz" in printed
     assert "SIM_002_0000.nii.gz" in printed
 
 
 @pytest.mark.parametrize(("folder", "named"), [("nowhere", "nowhere"), (".", "dataset.json")])
-def test_a_missing_folder_and_one_without_a_dataset(tmp_path, capsys, folder, named):
+def test_missing_folder_and_folder_without_dataset_are_refused(tmp_path, capsys, folder, named):
     assert run("train", [f"data.root={tmp_path / folder}"]) == 1
     assert named in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Photographs in colour in nnU-Net's layout: a picture is a case of three channels."""
+"""Colour photographs in nnU-Net's layout: a picture is a case of three channels."""
 
 import json
 
@@ -10,14 +10,16 @@ from tests.flow.cases import plan_of, predict, train
 
 
 def write_pictures(root):
-    """Five pictures of 64 by 48 with a red square each, two of them named by channel."""
+    """Write five pictures of 64 by 48 with a red square each. Two are named by channel."""
     rng = np.random.default_rng(0)
     for part in ("imagesTr", "labelsTr"):
         (root / part).mkdir(parents=True)
     for i in range(5):
-        pixels, mask = rng.integers(60, 90, (64, 48, 3)), np.zeros((64, 48), np.uint8)
-        where = slice(8 * i, 8 * i + 12), slice(10, 24)
-        pixels[where], mask[where] = (220, 40 + i, 30), 1
+        pixels = rng.integers(60, 90, (64, 48, 3))
+        mask = np.zeros((64, 48), np.uint8)
+        square = slice(8 * i, 8 * i + 12), slice(10, 24)
+        pixels[square] = (220, 40 + i, 30)
+        mask[square] = 1
         suffix = "_0000.png" if i < 2 else ".png"
         Image.fromarray(pixels.astype(np.uint8)).save(root / "imagesTr" / f"c{i}{suffix}")
         Image.fromarray(mask).save(root / "labelsTr" / f"c{i}.png")
@@ -26,7 +28,7 @@ def write_pictures(root):
     (root / "dataset.json").write_text(json.dumps(content))
 
 
-def test_pictures_in_colour_are_checked_trained_on_and_predicted(tmp_path, capsys):
+def test_colour_pictures_are_checked_trained_on_and_predicted(tmp_path, capsys):
     raw = tmp_path / "skin"
     write_pictures(raw)
     assert run("prepare", [f"data.root={raw}", f"run_dir={tmp_path / 'check'}", "check=true"]) == 0

@@ -18,14 +18,14 @@ COUNTS = ("n_true_positive", "n_false_negative", "n_false_positive", "n_lesions"
 
 
 def counts(scores):
-    """Return everything that is counted, and the mean Dice."""
+    """Return all counts and rates, and the mean Dice."""
     counted = {name: scores[name] for name in COUNTS if name in scores}
     rates = {name: scores[name]["value"] for name in ("lesion_recall", "false_positives_per_case")}
     return counted | rates | {"dice": scores["dice"]["mean"]}
 
 
-def bare_masks(predictions, folder):
-    """Copy the masks alone, as another program would write them."""
+def copy_bare_masks(predictions, folder):
+    """Copy only the masks, like results of another program."""
     folder.mkdir()
     for mask in predictions.glob("*_mask*"):
         shutil.copy(mask, folder / mask.name.replace("_mask", ""))
@@ -34,7 +34,9 @@ def bare_masks(predictions, folder):
 
 def assert_counts_agree(references, predictions, folder):
     ours = counts(evaluate(references, predictions, folder / "ours"))
-    bare = counts(evaluate(references, bare_masks(predictions, folder / "bare"), folder / "theirs"))
+    bare = counts(
+        evaluate(references, copy_bare_masks(predictions, folder / "bare"), folder / "theirs")
+    )
     assert ours == pytest.approx(bare)
     return ours
 
@@ -43,21 +45,23 @@ def assert_counts_agree(references, predictions, folder):
     "threshold",
     [pytest.param("score:0.1", marks=pytest.mark.slow), "score:0.3", "fp_per_case:1"],
 )
-def test_of_an_undertrained_network_in_three_dimensions(tmp_path, once, threshold):
+def test_counts_agree_for_an_undertrained_network_on_volumes(tmp_path, once, threshold):
     def make(folder):
-        grid = {"shape": (32, 40, 32), "spacing_mm": (4.0, 4.0, 4.0)}
-        write_mri_phantoms(folder / "raw", 6, seed=3, n_test=2, **grid)
+        write_mri_phantoms(
+            folder / "raw", 6, seed=3, n_test=2, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
+        )
         train(folder / "raw", folder / "run", TILE, "trainer.max_steps=30", "optim.lr=0.02")
 
     folder = once("undertrained", make)
-    scans, labels = folder / "raw" / "imagesTs", folder / "raw" / "labelsTs"
+    scans = folder / "raw" / "imagesTs"
+    labels = folder / "raw" / "labelsTs"
     predict(folder / "run", scans, tmp_path / "out", f"operating_point={threshold}")
     found = assert_counts_agree(labels, tmp_path / "out", tmp_path)
     if threshold == "score:0.1":
         assert found["n_false_positive"] > 0
 
 
-def test_of_an_undertrained_network_on_radiographs(tmp_path):
+def test_counts_agree_for_an_undertrained_network_on_radiographs(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 6, seed=0, shape=(160, 160), pixel_mm=2.5)
     tile = "model.tile_shape=[64,64]"
     run_dir = train(
@@ -68,7 +72,7 @@ def test_of_an_undertrained_network_on_radiographs(tmp_path):
     assert found["n_true_positive"] + found["n_false_positive"] > 0
 
 
-def test_of_a_thousand_small_lesions(tmp_path):
+def test_counts_agree_for_a_thousand_small_lesions(tmp_path):
     shape = (104, 104, 104)
     geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
     rng = np.random.default_rng(0)
@@ -80,7 +84,7 @@ def test_of_a_thousand_small_lesions(tmp_path):
         box = slice(z, z + 3), slice(y, y + 3), slice(x, x + 3)
         if i < 1000:
             lesions[box] = 1
-        if i >= 100:  # 100 lesions are not seen, and 200 objects are none
+        if i >= 100:  # 100 lesions are missed, and 200 objects are no lesions
             p[(0, *box)] = rng.uniform(0.5, 1)
     found = find_candidates(p, geometry, CandidateRule(), (1,), "A")
     write_prediction(tmp_path / "out", accept(found, OperatingPoint("score:0.4", 0.4)))

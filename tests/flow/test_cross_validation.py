@@ -1,4 +1,4 @@
-"""All folds in one command: resumed, gathered out of fold, kept as one ensemble."""
+"""All folds in one command are resumed, scored out of fold, and kept as one ensemble."""
 
 import json
 import shutil
@@ -17,35 +17,36 @@ ALL = [*SETTINGS, "data.fold=all"]
 WEIGHTS = Path("bundle") / "weights.safetensors"
 
 
-def write(folder):
-    grid = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
-    write_mri_phantoms(folder / "raw", 5, seed=0, n_test=1, **grid)
+def write_data(folder):
+    write_mri_phantoms(
+        folder / "raw", 5, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0)
+    )
 
 
 @pytest.fixture(scope="session")
 def folder(once):
-    """Fold 1 trained alone, as on a machine of its own; then all."""
+    """Train fold 1 separately, like on another machine, and then all folds."""
 
     def make(folder):
-        write(folder)
+        write_data(folder)
         train(folder / "raw", folder / "cv" / "fold_1", *SETTINGS, "data.fold=1")
-        shutil.copytree(folder / "cv" / "fold_1", folder / "alone")
+        shutil.copytree(folder / "cv" / "fold_1", folder / "separate")
         train(folder / "raw", folder / "cv", *ALL)
 
     return once("cross_validation", make)
 
 
-def test_a_cross_validation_leaves_everything_that_is_promised(folder):
-    promised = """config.yaml plan.json selection.json splits.json fold_0/bundle fold_1/bundle
+def test_cross_validation_writes_all_documented_files(folder):
+    documented = """config.yaml plan.json selection.json splits.json fold_0/bundle fold_1/bundle
         oof/scores.json
         fold_0/previews/step_000003.png
         oof/cases.csv oof/lesions.csv oof/candidates.csv report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
         bundle/plan.json bundle/selection.json bundle/model_card.md"""
-    assert [name for name in promised.split() if not (folder / "cv" / name).exists()] == []
+    assert [name for name in documented.split() if not (folder / "cv" / name).exists()] == []
 
 
-def test_a_finished_cross_validation_repeats_nothing(folder, tmp_path, capsys, caplog):
+def test_finished_cross_validation_repeats_nothing(folder, tmp_path, capsys, caplog):
     run_dir = shutil.copytree(folder / "cv", tmp_path / "cv")
     train(folder / "raw", run_dir, *ALL)
     assert "Finished at " in capsys.readouterr().out
@@ -53,7 +54,7 @@ def test_a_finished_cross_validation_repeats_nothing(folder, tmp_path, capsys, c
     assert "Fold" not in caplog.text
 
 
-def test_every_development_case_is_predicted_once_by_a_network_that_never_saw_it(folder):
+def test_each_development_case_is_predicted_once_out_of_fold(folder):
     run_dir = folder / "cv"
     folds = json.loads((run_dir / "splits.json").read_text())
     held = [case for fold in folds for case in fold["val"]]
@@ -69,8 +70,9 @@ def test_every_development_case_is_predicted_once_by_a_network_that_never_saw_it
     assert "expected_false_positives_per_case" in scores["operating_point"]
 
 
-def test_a_fold_that_was_trained_alone_is_kept_as_it_is(folder):
-    before, after = folder / "alone", folder / "cv" / "fold_1"
+def test_separately_trained_fold_is_not_changed(folder):
+    before = folder / "separate"
+    after = folder / "cv" / "fold_1"
     files = [p.relative_to(before) for p in before.rglob("*") if p.is_file()]
     assert files
     assert all((before / f).read_bytes() == (after / f).read_bytes() for f in files)
@@ -86,14 +88,14 @@ def test_the_bundle_is_an_ensemble_of_the_folds(folder):
         assert ours == (run_dir / f"fold_{k}" / WEIGHTS).read_bytes()
 
 
-def test_killed_before_the_last_fold_it_goes_on(folder, tmp_path, caplog):
+def test_cross_validation_killed_before_the_last_fold_continues(folder, tmp_path, caplog):
     run_dir = shutil.copytree(folder / "cv", tmp_path / "cv")
     for name in ("bundle", "fold_1/bundle"):
         shutil.rmtree(run_dir / name)
     train(folder / "raw", run_dir, *ALL)
     assert "Fold 0 is finished and kept." in caplog.text
     assert "Fold 1 is finished" not in caplog.text
-    before = folder / "cv"  # the plan is not made again from this machine
+    before = folder / "cv"  # the plan is not made again on this machine
     assert plan_of(run_dir) == plan_of(before)
     for k in (0, 1):
         name = Path(f"fold_{k}") / WEIGHTS
@@ -101,7 +103,7 @@ def test_killed_before_the_last_fold_it_goes_on(folder, tmp_path, caplog):
     assert scores_of(run_dir / "oof")["dice"] == scores_of(before / "oof")["dice"]
 
 
-def test_a_fold_of_other_settings_is_refused_by_name(folder, tmp_path, capsys):
+def test_fold_with_other_settings_is_refused_by_name(folder, tmp_path, capsys):
     shutil.copytree(folder / "cv" / "fold_1", tmp_path / "cv" / "fold_1")
     train(folder / "raw", tmp_path / "cv", *ALL, "loss.gamma=3", status=2)
     printed = capsys.readouterr().err
@@ -117,8 +119,8 @@ def test_folds_that_share_a_case_are_refused_at_once(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_folds_as_submitted_jobs_are_gathered_afterwards(folder, tmp_path, monkeypatch):
-    """By submitit on this machine, as on a cluster by SLURM."""
+def test_folds_of_submitted_jobs_are_combined(folder, tmp_path, monkeypatch):
+    """Submit with submitit on this machine, like with SLURM on a cluster."""
     monkeypatch.chdir(tmp_path)  # Hydra's own folder goes here
     jobs = ["data.fold=0,1", "run_dir=submitted/fold_${data.fold}", *SMALL, *SETTINGS]
     submitted = ["-m", "hydra/launcher=submitit_local", f"data.root={folder / 'raw'}"]

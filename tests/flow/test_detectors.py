@@ -12,8 +12,8 @@ SETTINGS = ["trainer.max_steps=4", "augment=none"]
 SETTINGS += ["data.validation_fraction=0.34"]
 
 
-def test_radiographs_with_boxes_alone_are_detected_and_scored(tmp_path):
-    """Dice is left out, with the reason, in scores and report; evaluation compares boxes."""
+def test_radiographs_with_only_boxes_are_detected_and_scored(tmp_path):
+    """Dice is missing with a reason in scores and report. The evaluation compares boxes."""
     raw = tmp_path / "raw"
     write_xray_phantoms(raw, 4, seed=1, shape=(64, 64), pixel_mm=5.6, n_nodules=(1, 2))
     content = json.loads((raw / "annotations.json").read_text())
@@ -34,13 +34,15 @@ def test_radiographs_with_boxes_alone_are_detected_and_scored(tmp_path):
 
 @pytest.fixture
 def volumes():
-    """Four scans of 24³ with a block of each of two labels, and their boxes as MONAI has them."""
-    draw, cases = np.random.default_rng(0), {}
+    """Return four scans of 24³ with a block of each of two labels, and boxes in MONAI's format."""
+    draw = np.random.default_rng(0)
+    cases = {}
     for number in range(4):
         mask = np.zeros((24, 24, 24), np.uint8)
-        mask[4:9, 5:10, 6:11], mask[14:18, 15:20, 4:8] = 1, 2
+        mask[4:9, 5:10, 6:11] = 1
+        mask[14:18, 15:20, 4:8] = 2
         cases[f"case{number}"] = "Tr", draw.normal(0, 1, mask.shape) + 3 * mask, mask
-    # centre and size in mm, x and y as in DICOM
+    # centre and size in mm; x and y like in DICOM
     return cases, [[-16, -14, 12, 10, 10, 10], [-11, -34, 31, 8, 10, 8]]
 
 
@@ -52,10 +54,10 @@ def test_two_labels_are_detected_and_outlined_in_volumes(volumes, tmp_path):
     assert plan_of(run_dir)["anchors"]["mean_iou"] > 0.5
 
 
-def test_a_datalist_of_boxes_trains_a_detector_which_has_no_probabilities_of_voxels(
-    volumes, tmp_path, capsys
-):
-    (cases, boxes), root, entries = volumes, tmp_path / "boxes", []
+def test_detector_of_a_datalist_of_boxes_refuses_to_save_probabilities(volumes, tmp_path, capsys):
+    (cases, boxes) = volumes
+    root = tmp_path / "boxes"
+    entries = []
     for name, (_, image, _) in cases.items():
         write(root / f"{name}.nii.gz", image.astype(np.float32))
         entries.append({"image": f"{name}.nii.gz", "box": boxes, "label": [0, 1]})
