@@ -125,7 +125,6 @@ def print_outcome(outcome: Outcome) -> int:
 def multirun(command: str, argv: Sequence[str]) -> int:
     """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra."""
     import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
@@ -133,19 +132,9 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise ConfigError(f"{submitit} needs hydra-submitit-launcher: {pip_install('slurm')}")
     overrides = override_list(command, argv)
-    statuses: list[int] = []
     if "run_dir" in COMMANDS[command].model_fields:
-        run_dirs = [o for o in overrides if key_of(o) == "run_dir"]
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        has_several_jobs = any(o.is_sweep_override() for o in parsed)
-        if not run_dirs:  # jobs may begin in the same second, so each gets its number
-            now = time.strftime("%Y%m%d-%H%M%S")
-            overrides.append(f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'")
-        elif has_several_jobs and "${" not in run_dirs[-1]:
-            raise ConfigError(
-                f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
-                "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
-            )
+        overrides = _separate_run_dirs(command, overrides)
+    statuses: list[int] = []
 
     def run_job(cfg: Any) -> int:
         """Run one job, print its outcome and keep its exit status."""
@@ -166,6 +155,27 @@ def multirun(command: str, argv: Sequence[str]) -> int:
         raise ConfigError(str(error).splitlines()[0]) from error
     # a launcher runs jobs in other processes, which raise if they fail and leave no status here
     return max(statuses, default=0)
+
+
+def _separate_run_dirs(command: str, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a multirun with a run directory of its own for each job.
+
+    Raises `ConfigError` if the user's `run_dir` is the same for several jobs.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    run_dirs = [override for override in overrides if key_of(override) == "run_dir"]
+    if not run_dirs:  # jobs may begin in the same second, so each gets its number
+        now = time.strftime("%Y%m%d-%H%M%S")
+        return [*overrides, f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'"]
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    has_several_jobs = any(override.is_sweep_override() for override in parsed)
+    if has_several_jobs and "${" not in run_dirs[-1]:
+        raise ConfigError(
+            f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
+            "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
+        )
+    return list(overrides)
 
 
 @contextmanager

@@ -360,35 +360,43 @@ def read_prediction(
             f"{files.candidates}: two candidates have the same id. Give each its own id."
         )
     instances = None
-    present = set[int]()
+    with_voxels: set[int] = set()
     if files.instances is not None:
         instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
-        present = set(present_values(instances)) - {0}
-        if unknown := sorted(present - ids):
+        with_voxels = set(present_values(instances)) - {0}
+        unknown = sorted(with_voxels - ids)
+        if unknown:
             raise ContentError(
                 f"{files.instances}: the ids {unknown[:10]} are not in {files.candidates.name}. "
                 "Write both files together."
             )
-    values_file = files.regions
-    if values_file is None and binary:
-        # other programs write no regions file; their mask contains the accepted candidates only
-        values_file = files.mask
-    values = None
-    if values_file is not None:
-        values = np.asarray(read_mask(values_file).labels, dtype=np.uint8)
     ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
     return Prediction(
         case=files.case,
         geometry=grid,
-        candidates=tuple(replace(c, has_mask=c.id in present) for c in ranked),
+        candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
         instances=instances,
         operating_point=stated.operating_point,
         has_scores=stated.scored,
-        values=values,
+        values=_read_region_values(files, binary=binary),
         removed=tuple(removed),
         input=stated.input_check,
         n_left_out=stated.n_left_out,
     )
+
+
+def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.uint8] | None:
+    """Read the mask values that state the regions of each voxel; None without such a file.
+
+    Other programs write no regions file. If the values are regions (`binary`), their mask states
+    them for the accepted candidates.
+    """
+    file = files.regions
+    if file is None and binary:
+        file = files.mask
+    if file is None:
+        return None
+    return np.asarray(read_mask(file).labels, dtype=np.uint8)
 
 
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:

@@ -75,40 +75,10 @@ def match_cases(
         faults: a list to which the problems of cases are appended. Such a case is left out and
             named in a warning. None: the first error is raised.
     """
-    dataset = options.dataset
-    labels = dataset.labels if dataset else None
-
-    def match_one(files: CaseFiles) -> MatchedCase:
-        reference = open_reference(files, dataset)
-        prediction = None
-        if files.case in predictions:
-            prediction = read_on_grid(
-                predictions[files.case],
-                reference.geometry,
-                resample=options.resample,
-                binary=labels is not None and bool(labels.regions),
-                by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
-            )
-            if keep is not None:
-                keep(replace(prediction, case=files.case))
-        zones = None
-        if options.zones is not None:
-            zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])
-        return match_case(
-            reference,
-            prediction,
-            options.preset,
-            case=files.case,
-            group=files.group,
-            role=files.role or options.role,
-            labels=labels,
-            zones=zones,
-        )
-
     with bar("Scoring", progress) as advance:
         for done, files in enumerate(cases, start=1):
             try:
-                matched = match_one(files)
+                matched = _match_one(files, predictions.get(files.case), options, keep)
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
                 if faults is None:
                     raise
@@ -117,6 +87,42 @@ def match_cases(
             else:
                 yield matched
             advance(files.case, done, len(cases))
+
+
+def _match_one(
+    files: CaseFiles,
+    predicted: PredictionFiles | None,
+    options: MatchOptions,
+    keep: Callable[[Prediction], None] | None,
+) -> MatchedCase:
+    """Read the reference and the prediction of a case, and match them. See `match_cases`."""
+    dataset = options.dataset
+    labels = dataset.labels if dataset else None
+    reference = open_reference(files, dataset)
+    prediction = None
+    if predicted is not None:
+        prediction = read_on_grid(
+            predicted,
+            reference.geometry,
+            resample=options.resample,
+            binary=labels is not None and bool(labels.regions),
+            by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
+        )
+        if keep is not None:
+            keep(replace(prediction, case=files.case))
+    zones = None
+    if options.zones is not None:
+        zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])
+    return match_case(
+        reference,
+        prediction,
+        options.preset,
+        case=files.case,
+        group=files.group,
+        role=files.role or options.role,
+        labels=labels,
+        zones=zones,
+    )
 
 
 def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -451,22 +451,27 @@ def _draw_pictures(
         n_done += len(indices_of[case]) + (case in on_film)
         if progress is not None:
             progress(case, n_done, n_wanted)
-    boxes = [box for film in films.values() for box in film.boxes]
-    kinds_of_boxes = {box.kind for box in boxes}
-    letters = {box.label.letter for box in boxes if box.label}
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
+    boxes_on_films = [box for film in films.values() for box in film.boxes]
+    kinds_of_boxes = {box.kind for box in boxes_on_films}
+    letters = {box.label.letter for box in boxes_on_films if box.label}
     return Pictures(
         top=of_kind["top"],
         missed=of_kind["missed"],
         false_positives=of_kind["false_positive"],
         found=of_kind["found"],
-        outlines=[outline for name, outline in OUTLINES.items() if name in visible],
+        outlines=_outlines_of(visible),
         films=[films[case] for case in on_film if case in films],
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
-        film_outlines=[outline for name, outline in OUTLINES.items() if name in kinds_of_boxes],
+        film_outlines=_outlines_of(kinds_of_boxes),
     )
+
+
+def _outlines_of(kinds: Collection[str]) -> list[tuple[str, str]]:
+    """Return the key of the outlines of these kinds: their class and description, in order."""
+    return [outline for kind, outline in OUTLINES.items() if kind in kinds]
 
 
 def _find_visible_masks(scene: Scene) -> set[str]:

@@ -8,9 +8,11 @@ chosen so that the labels of the probabilities agree with the mask.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations, product
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +146,9 @@ def read_probabilities(
     voxels = _collect(file, are_regions=are_regions)
     painted = _paint(voxels, values, are_regions=are_regions)
     shape = _spatial_shape(file, grid.dims)
-    order = _axis_order(file, shape, voxels.index, painted, np.asarray(mask.labels), grid)
+    is_lesion = painted > 0
+    maps = _LabelMaps(shape, voxels.index[is_lesion], painted[is_lesion], np.asarray(mask.labels))
+    order = _axis_order(file, maps, grid)
     channels = _channels(voxels, order, shape, are_regions=are_regions)
     found = find_by_rule(
         channels,
@@ -262,59 +266,84 @@ def _spatial_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
     return shape
 
 
-def _axis_order(
-    file: ProbabilityFile,
-    shape: tuple[int, ...],
-    index: NDArray[np.int64],
-    painted: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    geometry: Geometry,
-) -> AxisOrder:
+@dataclass(frozen=True, eq=False)
+class _LabelMaps:
+    """The labels of the probabilities and those of the mask, which may have other axes.
+
+    Attributes:
+        shape: spatial shape of the probabilities.
+        index: flat index of each lesion voxel of the probabilities.
+        painted: label of each of these voxels.
+        mask: labels of the mask `[*spatial]`.
+    """
+
+    shape: tuple[int, ...]
+    index: NDArray[np.int64]
+    painted: NDArray[np.int64]
+    mask: NDArray[np.integer[Any]]
+
+    @cached_property
+    def n_voxels(self) -> tuple[int, int]:
+        """The numbers of lesion voxels of the probabilities and of the mask."""
+        return len(self.index), int(np.count_nonzero(self.mask))
+
+    def dice(self, order: AxisOrder) -> float:
+        """Compute the Dice of both if the axes of the probabilities are in this order."""
+        in_mask = self.mask.flat[order.flat_index(self.index, self.shape)]
+        n_agreeing = np.count_nonzero(in_mask == self.painted)
+        return float(2 * n_agreeing / sum(self.n_voxels))
+
+
+def _axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:
     """Find the axis order in which the labels of the probabilities agree with the mask.
 
     The order of the reader in the plans is tried first, then the order of the mask. If labels or
     mask are empty, the first order that fits the shape is returned.
     """
-    is_lesion = painted > 0
-    index = index[is_lesion]
-    painted = painted[is_lesion]
-    n_in_mask = int(np.count_nonzero(labels))
-    fitting = [o for o in _orders(file, geometry) if o.shape(shape) == labels.shape]
+    shape = maps.mask.shape
+    fitting = [order for order in _orders(file, geometry) if order.shape(maps.shape) == shape]
     if not fitting:
         raise GeometryError(
-            f"{file.path}: probabilities of shape {shape} do not fit the mask's shape "
-            f"{labels.shape} in any axis order. Predict this case again."
+            f"{file.path}: probabilities of shape {maps.shape} do not fit the mask's shape "
+            f"{shape} in any axis order. Predict this case again."
         )
     expected = fitting[0]
-    if n_in_mask == 0 or len(index) == 0:
+    if 0 in maps.n_voxels:
         return expected
-    best = expected
+    best, dice = _find_best_order(maps, fitting)
+    if dice >= _SOME_ORDER:
+        return best
+    # if the expected order is plausible, the mask was probably changed after the prediction
+    keeps_shape = expected.shape(maps.shape) == maps.shape == shape
+    if keeps_shape or len(fitting) == 1:
+        _log.warning(
+            "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
+            "post-processed. Candidates come from the probabilities.",
+            file.path,
+            dice,
+        )
+        return expected
+    raise ContentError(
+        f"{file.path}: its labels do not agree with the mask in any axis order (Dice at most "
+        f"{dice:.2f}). Predict this case again with --save_probabilities."
+    )
+
+
+def _find_best_order(maps: _LabelMaps, orders: Sequence[AxisOrder]) -> tuple[AxisOrder, float]:
+    """Return the order with the highest Dice, and this Dice.
+
+    The search ends at the first order with a Dice of at least `_SAME_ORDER`.
+    """
+    best = orders[0]
     highest = -1.0
-    for order in fitting:
-        in_mask = labels.flat[order.flat_index(index, shape)]
-        n_agreeing = np.count_nonzero(in_mask == painted)
-        dice = 2 * n_agreeing / (len(index) + n_in_mask)
+    for order in orders:
+        dice = maps.dice(order)
         if dice > highest:
             best = order
             highest = dice
         if highest >= _SAME_ORDER:
             break
-    if highest < _SOME_ORDER:
-        # if the expected order is plausible, the mask was probably changed after the prediction
-        keeps_shape = expected.shape(shape) == shape and shape == labels.shape
-        if keeps_shape or len(fitting) == 1:
-            _log.warning(
-                "%s: the Dice of its labels and the mask is only %.2f. The mask may be "
-                "post-processed. Candidates come from the probabilities.",
-                file.path,
-                highest,
-            )
-            return expected
-        raise ContentError(
-            f"{file.path}: its labels do not agree with the mask in any axis order (Dice at most "
-            f"{highest:.2f}). Predict this case again with --save_probabilities."
-        )
-    return best
+    return best, highest
 
 
 def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:

@@ -71,13 +71,15 @@ def read_boxes_csv(root: Path) -> Dataset:
     case_of = _case_names(root, dataset.cases)
     collector = CaseBoxCollector()
     for where, row in rows:
-        case = case_of.get(row["case"])
-        with problems.collect(case or row["case"], where):
+        name = row["case"]
+        case = case_of.get(name)
+        with problems.collect(case or name, where):
             if case is None:
-                near = suggest(row["case"], case_of) if len(problems) < _MAX_SUGGESTED else ""
+                # a table of another folder has many such rows, and the search takes time
+                near = suggest(name, case_of) if len(problems) < _MAX_SUGGESTED else ""
                 raise DatasetError(
-                    f"the case {row['case'][:200]!r} has no image.{near} Correct its name, or "
-                    "add the image."
+                    f"the case {name[:200]!r} has no image.{near} Correct its name, or add the "
+                    "image."
                 )
             _add_row(collector, case, row, where, value_of)
     tables = collector.collect(problems)

@@ -4,11 +4,11 @@ Format: `monai.data.load_decathlon_datalist`, with boxes as in MONAI's detection
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -82,21 +82,8 @@ def read_datalist(root: Path) -> Dataset:
                 f"{path}: the key {key} is not supported. Remove it, and write boxes as cccwhd in "
                 "LPS mm, or as xyxy on pictures."
             )
-    cases: list[CaseFiles] = []
     problems = Problems()
-    for key, role in zip(_LISTS, _ROLES, strict=True):
-        entries = content.get(key, [])
-        if not isinstance(entries, list):
-            problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
-            continue
-        for place, entry in enumerate(entries):
-            keys_of_entry = entry if isinstance(entry, dict) else {}
-            if role == "test" and "label" not in keys_of_entry:
-                continue  # a scan to predict on
-            name = str(keys_of_entry.get("image", ""))
-            with problems.collect(name, f"{path}: {key}[{place}]"):
-                cases.append(_make_case(root, validate(_Entry, entry), role))
-    cases = _make_unique(root, cases)
+    cases = _make_unique(root, _list_cases(root, path, content, problems))
     n_channels = len(cases[0].images) if cases else 1
     names = content.get("modality")
     names_all_channels = isinstance(names, dict) and len(names) == n_channels
@@ -113,6 +100,27 @@ def read_datalist(root: Path) -> Dataset:
         problems=tuple(problems),
         lesions_are_boxes=any(map(_has_boxes, cases)),
     )
+
+
+def _list_cases(
+    root: Path, path: Path, content: Mapping[str, Any], problems: Problems
+) -> list[CaseFiles]:
+    """Return a case of each entry in the lists of a datalist. Wrong entries become problems."""
+    cases: list[CaseFiles] = []
+    for key, role in zip(_LISTS, _ROLES, strict=True):
+        entries = content.get(key, [])
+        if not isinstance(entries, list):
+            problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
+            continue
+        for place, entry in enumerate(entries):
+            keys_of_entry = entry if isinstance(entry, dict) else {}
+            is_scan_to_predict = role == "test" and "label" not in keys_of_entry
+            if is_scan_to_predict:
+                continue
+            name = str(keys_of_entry.get("image", ""))
+            with problems.collect(name, f"{path}: {key}[{place}]"):
+                cases.append(_make_case(root, validate(_Entry, entry), role))
+    return cases
 
 
 def _has_boxes(files: CaseFiles) -> bool:
