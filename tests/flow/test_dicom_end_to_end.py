@@ -7,7 +7,14 @@ import pytest
 
 from lesionseg.core import Geometry
 from tests.flow.cases import TILE, plan_of, predict, scores_of, train
-from tests.io.dicom_files import CT, contours, lps, place, save, segmentation
+from tests.io.dicom_files import (
+    CT,
+    slice_elements,
+    to_lps,
+    write_dicom_file,
+    write_rtstruct,
+    write_seg,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +40,8 @@ def write_scan(folder, seed, drift=0.0):
     header = {"Modality": "CT", "PatientName": "Miller^Jane", "SeriesInstanceUID": f"1.2.3.{seed}"}
     header |= {"SeriesNumber": seed, "RescaleSlope": 1, "RescaleIntercept": 0}
     for z in range(SHAPE[0]):
-        where = place(GRID, z) | {"ImagePositionPatient": lps(GRID, (z, drift * z, 0))}
-        save(folder / f"s{seed}_{z:02d}.dcm", voxels[z], CT, **header, **where)
+        where = slice_elements(GRID, z) | {"ImagePositionPatient": to_lps(GRID, (z, drift * z, 0))}
+        write_dicom_file(folder / f"s{seed}_{z:02d}.dcm", voxels[z], CT, **header, **where)
 
 
 def write_contours(path, mask):
@@ -45,7 +52,7 @@ def write_contours(path, mask):
         left, right = columns.min() - 0.5, columns.max() + 0.5
         corners = ((top, left), (top, right), (bottom, right), (bottom, left))
         drawn.append((float(z), corners))
-    contours(path, GRID, *drawn, name="GTV")
+    write_rtstruct(path, GRID, *drawn, name="GTV")
 
 
 def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path):
@@ -57,7 +64,7 @@ def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path)
         if seed % 2:
             write_contours(reference, lesion(seed))
         else:
-            segmentation(reference, GRID, {"GTV": lesion(seed)})
+            write_seg(reference, GRID, {"GTV": lesion(seed)})
         rows.append(f"P{seed},scan{seed},{reference.name}")
     (data / "manifest.csv").write_text("\n".join(rows) + "\n")
     run_dir = train(data, tmp_path / "run", "trainer.max_steps=4", TILE)
@@ -70,7 +77,7 @@ def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path)
     write_scan(study, 8)
     write_scan(study / "tilted", 9, drift=0.2)
     scout = {"SeriesInstanceUID": "1.2.3.99", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-    save(study / "scout.dcm", np.ones((9, 9), np.uint16), CT, Modality="CT", **scout)
+    write_dicom_file(study / "scout.dcm", np.ones((9, 9), np.uint16), CT, Modality="CT", **scout)
     found = predict(run_dir, study, tmp_path / "out", "inference=fast", status=3)
     by_series = {row["series_uid"]: row for row in found.values()}
     statuses = {uid: row["status"] for uid, row in by_series.items()}

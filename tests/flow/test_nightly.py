@@ -26,7 +26,7 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import Bright
-from tests.io.dicom_files import CT, grid_of, place, save
+from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 from tests.pipeline.cases import write_array
 
 SHAPE = (8, 12, 14)
@@ -57,8 +57,8 @@ def write_series(folder, patient, prefix="IM"):
         header = {"Modality": "MR", "SeriesInstanceUID": f"1.2.{patient}.3", "SeriesNumber": 3}
         header |= {"StudyInstanceUID": f"1.2.{patient}", "SeriesDescription": "FLAIR"}
         header |= {"RescaleSlope": 1, "RescaleIntercept": 0, "PatientID": f"secret{patient}"}
-        header |= {"SOPInstanceUID": f"1.2.{patient}.3.{z}", **place(GRID, z)}
-        save(folder / f"{prefix}{z:03d}.dcm", pixels.astype(np.int16), CT, **header)
+        header |= {"SOPInstanceUID": f"1.2.{patient}.3.{z}", **slice_elements(GRID, z)}
+        write_dicom_file(folder / f"{prefix}{z:03d}.dcm", pixels.astype(np.int16), CT, **header)
     return folder
 
 

@@ -184,11 +184,3 @@ def write_series(root, grid, changes=None, folder="scan"):
         }
         write_dicom_file(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
     return root / folder
-
-
-# former names, until all tests use the new ones
-save = write_dicom_file
-place = slice_elements
-lps = to_lps
-contours = write_rtstruct
-segmentation = write_seg

@@ -311,6 +311,3 @@ def test_error_of_the_library_does_not_contain_the_patient(tmp_path):
     assert "SECRET" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert list(tmp_path.glob("*.dcm")) == []
-
-
-series = write_patient_series  # former name, until all tests use the new one

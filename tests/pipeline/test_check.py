@@ -20,7 +20,7 @@ from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.survey import take_survey
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.dataset_page import MEANING
-from tests.io.dicom_files import CT, SECONDARY_CAPTURE, save
+from tests.io.dicom_files import CT, SECONDARY_CAPTURE, write_dicom_file
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
 PLAIN = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -57,7 +57,7 @@ def write_dicom(root, name, odd=None, n=3, **elements):
     for z in range(n):
         own = {"ImagePositionPatient": [0, 0, 2 * z]} | ((odd or {}) if z == n // 2 else {})
         pixels = rng.integers(0, 200, (10, 12)).astype(np.uint16)
-        save(root / name / f"{z}.dcm", pixels, kind, **shared, **own)
+        write_dicom_file(root / name / f"{z}.dcm", pixels, kind, **shared, **own)
     mask = np.zeros((12, 10, n), np.uint8)
     nibabel.save(nibabel.Nifti1Image(mask, np.diag([-1, -1, 2, 1])), root / f"{name}_mask.nii")
     return name, f"{name}_mask.nii"

@@ -11,7 +11,7 @@ from lesionseg.io.volumes import read_geometry
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
-from tests.io.dicom_files import DX, save
+from tests.io.dicom_files import DX, write_dicom_file
 from tests.pipeline.cases import boxes, write_array
 
 
@@ -23,7 +23,7 @@ def study(tmp_path):
         name = f"Miller_{number}"
         pixels = np.random.default_rng(number).integers(1, 900, (40, 30)).astype(np.uint16)
         pixels[:, :5] = 0
-        save(
+        write_dicom_file(
             tmp_path / "data" / f"{name}.dcm",
             pixels,
             DX,

@@ -18,8 +18,8 @@ from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
-from tests.io.dicom_files import save
-from tests.io.test_dicom_results import GRIDS, series
+from tests.io.dicom_files import write_dicom_file
+from tests.io.test_dicom_results import GRIDS, write_patient_series
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (16, 24, 24)
@@ -198,7 +198,7 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
     """Follow DICOM series with one stable, one gone and one new lesion."""
     hd = pytest.importorskip("highdicom")
     for visit, places in {"before": [(0, 0, 0, 2), (0, 2, 4, 2)], "after": [(0, 0, 0, 2)]}.items():
-        scan = series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
+        scan = write_patient_series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
         mask = boxes((5, 4, 6), *places)
         mask[3:, 1:, 3:] |= visit == "after"
         write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
@@ -225,7 +225,7 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     pytest.importorskip("highdicom")
     for visit in ("before", "after"):
         for case in ("P1", "P2"):
-            scan = series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
+            scan = write_patient_series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
             mask = boxes((5, 4, 6), (0, 0, 0, 2))
             write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
     out = tmp_path / "out"
@@ -235,7 +235,9 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     if obstacle == "prediction":
         (out / f"{case}_candidates.json").write_text(json.dumps(stated))
     elif obstacle == "another study":
-        save(out / f"{case}_sr.dcm", None, "1.2.3", Modality="SR", StudyInstanceUID="1.99")
+        write_dicom_file(
+            out / f"{case}_sr.dcm", None, "1.2.3", Modality="SR", StudyInstanceUID="1.99"
+        )
     else:
         (tmp_path / "after" / f"{case}_candidates.json").write_text(json.dumps(stated))
     before = {f.name: f.read_bytes() for f in out.iterdir()}
@@ -353,8 +355,8 @@ def test_summary_advises_images_only_if_none_were_given(has_images, n, tmp_path)
 def test_scans_in_subfolders_are_paired_by_their_whole_path(tmp_path, caplog):
     for visit in ("before", "after"):
         for patient in ("p1", "p2"):
-            write(tmp_path / visit, f"{patient}_scan", OLD)
-            write(tmp_path / f"{visit}_images" / patient, "scan", OLD)
+            write_cubes(tmp_path / visit, f"{patient}_scan", OLD)
+            write_cubes(tmp_path / f"{visit}_images" / patient, "scan", OLD)
     folders = [str(tmp_path / f"{visit}_images") for visit in ("before", "after")]
     pairs = visits_of_folders(tmp_path / "before", tmp_path / "after", *folders)
     scans = [[visit.image.relative_to(tmp_path).as_posix() for visit in pair] for pair in pairs]

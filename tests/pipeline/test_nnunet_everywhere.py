@@ -16,7 +16,7 @@ from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.planning import checkpoint_architecture, plan_to_start_from
 from tests.commands import predict
 from tests.inference.nnunet.small_models import SmallModel
-from tests.io.dicom_files import CT, grid_of, place, save
+from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 
 SHAPE = (12, 18, 20)
 GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
@@ -26,7 +26,7 @@ VOXELS = np.random.default_rng(0).normal(100, 30, SHAPE)
 def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
     model = SmallModel().write(tmp_path / "results")
     for z in range(SHAPE[0]):
-        save(
+        write_dicom_file(
             tmp_path / "archive" / "P1" / f"{z:03d}.dcm",
             VOXELS[z].astype(np.int16),
             CT,
@@ -35,7 +35,7 @@ def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
             SeriesDescription="FLAIR",
             RescaleSlope=1,
             RescaleIntercept=0,
-            **place(GRID, z),
+            **slice_elements(GRID, z),
         )
     predict(model, tmp_path / "archive", tmp_path / "found", device="cpu")
     (row,) = read_csv(tmp_path / "found" / "predictions.csv")

@@ -13,7 +13,7 @@ from lesionseg.io.files import read_csv
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
-from tests.io.dicom_files import CT, DX, grid_of, place, save
+from tests.io.dicom_files import CT, DX, grid_of, slice_elements, write_dicom_file
 from tests.pipeline.cases import boxes, write_array, write_scan
 
 SHAPE = (12, 18, 20)
@@ -23,7 +23,7 @@ VOXELS = np.random.default_rng(0).normal(100, 3, SHAPE) + 70 * boxes(SHAPE, (3, 
 
 def write_series(folder, uid, n_slices=12, modality="MR", description="", **elements):
     for z in range(n_slices):
-        save(
+        write_dicom_file(
             folder / f"{z:03d}.dcm",
             VOXELS[z].astype(np.int16),
             CT,
@@ -33,7 +33,7 @@ def write_series(folder, uid, n_slices=12, modality="MR", description="", **elem
             SeriesDescription=description,
             RescaleSlope=1,
             RescaleIntercept=0,
-            **place(GRID, z),
+            **slice_elements(GRID, z),
             **elements,
         )
 
@@ -63,7 +63,9 @@ def archive(tmp_path):
     write_series(root / "scout", "1.6", n_slices=3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_series(root / "lone", "1.7", n_slices=1, description="T1")
     pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    save(root / "film.dcm", pixels, DX, Modality="DX", SeriesInstanceUID="1.8", PixelSpacing=[1, 1])
+    write_dicom_file(
+        root / "film.dcm", pixels, DX, Modality="DX", SeriesInstanceUID="1.8", PixelSpacing=[1, 1]
+    )
     write_array(root / "nifti.nii", VOXELS.astype(np.float32))
     flat = Geometry.from_spacing((1, 18, 20), (2.0, 1.0, 1.0))
     write_scan(root / "slice.nii.gz", flat)
@@ -90,7 +92,9 @@ def test_localisers_single_slices_and_films_of_an_archive_are_skipped(bundle, ar
     assert table["P1_loc"]["status"] == "skipped"
     assert table["P1_loc"]["series_uid"] == "1.5"
     # A report in the archive is counted. A scan that is skipped again is logged only once.
-    save(archive / "P1" / "t1" / "report.dcm", None, "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    write_dicom_file(
+        archive / "P1" / "t1" / "report.dcm", None, "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR"
+    )
     outcome, _ = run(bundle, archive, tmp_path / "out")
     assert any("DICOM, objects that are not images" in line for line in outcome.summary())
     log = (tmp_path / "out" / "predictions.log").read_text()
@@ -211,14 +215,14 @@ def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
 def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
     folder = tmp_path / "in"
     for z in range(4):
-        save(
+        write_dicom_file(
             folder / f"{z}.dcm",
             np.full((18, 20), 7, np.int16),
             CT,
             Modality="MR",
             RescaleSlope=1,
             RescaleIntercept=0,
-            **place(GRID, z),
+            **slice_elements(GRID, z),
         )
     _, rows = run(bundle, folder, tmp_path / "out", dicom_output="all")
     assert rows["in"].status == "blank"

@@ -13,7 +13,7 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import make_bright
-from tests.io.dicom_files import CT, grid_of, place, save
+from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 18, 20)
@@ -35,7 +35,7 @@ def write(path, seed):
 
 def write_series(folder, seed, uid, number=3, prefix="IM"):
     for z, pixels in enumerate(make_image(seed)):
-        save(
+        write_dicom_file(
             folder / f"{prefix}{z:03d}.dcm",
             pixels.astype(np.int16),
             CT,
@@ -45,7 +45,7 @@ def write_series(folder, seed, uid, number=3, prefix="IM"):
             StudyInstanceUID="1.2",
             RescaleSlope=1,
             RescaleIntercept=0,
-            **place(GRID, z),
+            **slice_elements(GRID, z),
         )
 
 
