@@ -1,4 +1,4 @@
-"""Two labels, each looked for in some of the cases alone: train to scores, and scores by hand."""
+"""Two labels, each annotated in only some cases: training, and scores by hand."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from tests.flow.cases import TILE, evaluate, scores_of, train, write
 LESION, CYST = 1, 2
 
 
-def cubes(places):
-    """A mask of cubes of 8 voxels: labels by corner."""
+def draw_cubes(places):
+    """Return a mask of cubes of 8 voxels, with labels by corner."""
     mask = np.zeros((16, 16, 16), np.uint8)
     for corner, label in places.items():
         mask[tuple(slice(a, a + 2) for a in corner)] = label
@@ -17,10 +17,11 @@ def cubes(places):
 
 
 def write_cases(root, cases):
-    """A manifest of cases: which labels were looked for, and what was found."""
-    rows, rng = ["case,image,reference,annotated"], np.random.default_rng(0)
+    """Write a manifest. A case states its annotated labels and its lesions."""
+    rows = ["case,image,reference,annotated"]
+    rng = np.random.default_rng(0)
     for case, (annotated, places) in cases.items():
-        mask = cubes(places)
+        mask = draw_cubes(places)
         image = rng.normal(size=mask.shape) + 5 * (mask == LESION) - 5 * (mask == CYST)
         write(root / f"{case}.nii.gz", image.astype(np.float32))
         write(root / f"{case}_mask.nii.gz", mask)
@@ -30,9 +31,11 @@ def write_cases(root, cases):
     return root
 
 
-def test_scores_of_what_was_looked_for_by_hand(tmp_path):
-    """B alone annotates both; its lesion is a false positive, all others were not looked for."""
-    here, there, far = (2, 2, 2), (8, 8, 8), (12, 12, 12)
+def test_only_annotated_labels_are_scored(tmp_path):
+    """Only B annotates both labels. Its lesion is a false positive, all others are ignored."""
+    here = (2, 2, 2)
+    there = (8, 8, 8)
+    far = (12, 12, 12)
     reference = {"A": ("lesion", {here: LESION}), "B": ("", {here: CYST}), "C": ("cyst", {})}
     predicted = {
         "A": {here: LESION, there: CYST, far: CYST},
@@ -40,11 +43,11 @@ def test_scores_of_what_was_looked_for_by_hand(tmp_path):
         "C": {there: LESION},
     }
     for case, places in predicted.items():
-        write(tmp_path / "predicted" / f"{case}_mask.nii.gz", cubes(places))
+        write(tmp_path / "predicted" / f"{case}_mask.nii.gz", draw_cubes(places))
     root = write_cases(tmp_path / "data", reference)
     scores = evaluate(root, tmp_path / "predicted", tmp_path / "scores")
     assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (2, 2, 1)
-    # two halves of a scan and a whole one; nobody knows whether C is free of lesions
+    # two half-annotated scans and a complete one; C may contain lesions that are not annotated
     assert scores["false_positives_per_case"]["value"] == 1 / 2
     assert (scores["n_cases"], scores["n_lesion_free_cases"]) == (3, 0)
     assert scores["dice"]["mean"] == pytest.approx((1 + 2 / 3) / 2)
@@ -57,8 +60,8 @@ def test_scores_of_what_was_looked_for_by_hand(tmp_path):
 @pytest.mark.parametrize(
     "option", ["loss=dice_focal", pytest.param("model=retina_unet", marks=pytest.mark.slow)]
 )
-def test_a_training_on_cases_that_annotate_one_label_each(tmp_path, option):
-    """The masks hold both, one of which was looked for."""
+def test_training_uses_cases_that_annotate_one_label_each(tmp_path, option):
+    """The masks contain both labels, but only one is annotated in each case."""
     places = {(4, 4, 4): LESION, (10, 10, 10): CYST}
     cases = {f"c{i}": ("lesion" if i % 2 else "cyst", places) for i in range(6)}
     settings = TILE, "trainer.max_steps=6", option
