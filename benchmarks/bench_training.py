@@ -10,10 +10,12 @@ gradients, clipping, optimiser, callbacks); nnU-Net's is `nnUNetTrainer.train_st
 Net computes in fp32, and ours in bf16 if the processor supports it. `train_step_fp32` is ours in
 fp32. `train_tiles`: seconds per tile after the warm-up, with each program's prepared files,
 sampler, augmentation and workers. `train_memory`: the peak memory of a training step. On a GPU this
-is torch's peak, on a CPU the growth of the process.
+is torch's peak, on a CPU the growth of the process. Rows that end in `_2d` are measured on colour
+pictures.
 
 nnU-Net runs in the peers' environment (`make peers`) on files of `nnUNetv2_plan_and_preprocess`.
-`--data` is an nnU-Net raw dataset. Without it, heads are simulated.
+`--data` is an nnU-Net raw dataset of scans. Without it, heads are simulated. Pictures are always
+simulated.
 """
 
 import argparse
@@ -31,6 +33,7 @@ import torch
 
 from benchmarks.common import table
 from benchmarks.peers.training_work import SIZES, Job
+from benchmarks.phantoms.fundus import FundusSettings, write_fundus
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
@@ -44,10 +47,13 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = (options.folder or Path(name)).absolute()
-        job = make_job(options, folder, device)
-        ready = prepare(folder, options, job, skipped)
-        rows = measure(job, ready, skipped)
+        sizes = [options.size] if options.size else [device, f"{device}_2d"]
+        rows = []
+        for size in sizes:
+            folder = (options.folder or Path(name)).absolute() / size
+            job = make_job(options, folder, device, size)
+            ready = prepare(folder, options, job, skipped)
+            rows += measure(job, ready, skipped)
     table.print_report(
         "training",
         rows,
@@ -68,13 +74,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_job(options: argparse.Namespace, folder: Path, device: str) -> Job:
-    """Return the settings that all measurements share."""
+def make_job(options: argparse.Namespace, folder: Path, device: str, size: str) -> Job:
+    """Return the settings that all measurements of a size share."""
     gpu = device == "cuda"
     return Job(
         what="step",
         folder=str(folder),
-        size=options.size or device,
+        size=size,
         device=device,
         threads=options.threads,
         workers=(8 if gpu else 1) if options.workers is None else options.workers,
@@ -92,13 +98,15 @@ def prepare(
     done = folder / "ready.json"
     if done.is_file():
         return set(json.loads(done.read_text()))
+    size = SIZES[job.size]
     raw.parent.mkdir(parents=True, exist_ok=True)
-    if options.data:
+    if options.data and size.dims == 3:
         raw.symlink_to(options.data.resolve())
     elif not raw.exists():
-        write_scans(raw, 2 if options.quick else 8, SIZES[job.size].side)
+        write = write_scans if size.dims == 3 else write_pictures
+        write(raw, 2 if options.quick else 8, size.side)
     ours = [sys.executable, str(ROOT / "benchmarks" / "peers" / "train_ours.py"), "prepare"]
-    theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", "3d_fullres"]
+    theirs = [str(PEERS / "nnUNetv2_plan_and_preprocess"), "-d", "1", "-c", size.configuration]
     commands = {"ours": [*ours, str(folder), job.size]}
     if Path(theirs[0]).exists():
         commands["nnunet"] = [*theirs, "-np", "1", "-npfp", "1"]
@@ -119,27 +127,37 @@ def write_scans(raw: Path, n: int, side: int) -> None:
     write_mri_phantoms(raw, n, seed=0, shape=shape, lesion_free_share=0)
 
 
+def write_pictures(raw: Path, n: int, side: int) -> None:
+    """Simulate colour photographs of the retina, about three times as wide as a tile."""
+    write_fundus(raw, n, 0, seed=0, settings=FundusSettings(side=3 * side))
+
+
 def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Row]:
-    """Return all rows of one device."""
-    jobs = {"train_step": job}
+    """Return all rows of one size."""
+    suffix = "_2d" if SIZES[job.size].dims == 2 else ""
+    jobs = {"train_step" + suffix: job}
     if job.device == "cpu":
-        jobs["train_step_fp32"] = replace(job, precision="32-true")
+        jobs[f"train_step{suffix}_fp32"] = replace(job, precision="32-true")
     ours = {what: run_ours(each, skipped, what) for what, each in jobs.items()}
     theirs = run_peer(job, skipped, "nnunet") if "nnunet" in ready else None
     rows = []
     for what, mine in ours.items():
         if mine and theirs:
             rows.append(table.Row(what, mine["step_ms"], "ms", "nnunet", theirs["step_ms"]))
-    mine = ours["train_step"]
+    mine = ours["train_step" + suffix]
     if mine and theirs:
-        rows.append(table.Row("train_memory", mine["peak_mb"], "MB", "nnunet", theirs["peak_mb"]))
+        memory = table.Row(
+            "train_memory" + suffix, mine["peak_mb"], "MB", "nnunet", theirs["peak_mb"]
+        )
+        rows.append(memory)
     if ready < {"ours", "nnunet"}:
         return rows
     job = replace(job, what="tiles")
-    mine = run_ours(job, skipped, "train_tiles")
-    theirs = run_peer(job, skipped, "train_tiles of nnunet")
+    what = "train_tiles" + suffix
+    mine = run_ours(job, skipped, what)
+    theirs = run_peer(job, skipped, f"{what} of nnunet")
     if mine and theirs:
-        rows.append(table.Row("train_tiles", mine["tile_s"], "s/tile", "nnunet", theirs["tile_s"]))
+        rows.append(table.Row(what, mine["tile_s"], "s/tile", "nnunet", theirs["tile_s"]))
     return rows
 
 

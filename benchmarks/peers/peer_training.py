@@ -52,12 +52,12 @@ def make_trainer(job: Job) -> Any:
     place = Path(job.folder) / "pre" / DATASET
     plans = json.loads((place / "nnUNetPlans.json").read_text())
     size = SIZES[job.size]
-    configuration = plans["configurations"]["3d_fullres"]
+    configuration = plans["configurations"][size.configuration]
     configuration |= {"patch_size": list(size.tile), "batch_size": size.batch}
     configuration["architecture"]["arch_kwargs"] |= network_arguments(size)
     facts = json.loads((place / "dataset.json").read_text())
     plans["continue_training"] = False
-    trainer = nnUNetTrainer(plans, "3d_fullres", "all", facts, torch.device(job.device))
+    trainer = nnUNetTrainer(plans, size.configuration, "all", facts, torch.device(job.device))
     if job.device == "cuda":  # like nnUNetv2_train
         torch.backends.cudnn.benchmark = True
     return trainer

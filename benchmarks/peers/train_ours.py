@@ -97,12 +97,12 @@ def plan_of(job: Job) -> Plan:
     if path.is_file():
         return Plan.from_json(path.read_text()).with_(architecture=shape)
     return Plan(
-        dims=3,
-        modality="mri",
-        channel_names=("FLAIR",),
+        dims=size.dims,
+        modality="mri" if size.dims == 3 else "other",
+        channel_names=size.channels,
         labels=Labels((1,), ("lesion",)),
-        spacing_mm=(1.0,) * 3,
-        normalisation=(Normalisation("zscore"),),
+        spacing_mm=(1.0,) * size.dims,
+        normalisation=(Normalisation("zscore"),) * len(size.channels),
         tile_shape=size.tile,
         batch_size=size.batch,
         architecture=shape,

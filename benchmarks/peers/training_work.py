@@ -13,19 +13,36 @@ import torch
 
 from lesionseg.plan.plan import Architecture
 
+RGB = ("R", "G", "B")
+
 
 @dataclass(frozen=True)
 class Size:
-    """An equal network, tile and batch for both programs."""
+    """An equal network, tile and batch for both programs.
+
+    Attributes:
+        features: number of features of each stage.
+        side: voxels of a tile per axis.
+        batch: tiles per step.
+        channels: names of the channels.
+        dims: 3 for scans, 2 for pictures.
+    """
 
     features: tuple[int, ...]
     side: int
     batch: int = 2
+    channels: tuple[str, ...] = ("FLAIR",)
+    dims: int = 3
 
     @property
-    def tile(self) -> tuple[int, int, int]:
+    def tile(self) -> tuple[int, ...]:
         """Shape of a tile."""
-        return (self.side,) * 3
+        return (self.side,) * self.dims
+
+    @property
+    def configuration(self) -> str:
+        """nnU-Net's name of the configuration."""
+        return "2d" if self.dims == 2 else "3d_fullres"
 
     def architecture(self) -> Architecture:
         """Return nnU-Net's plain U-Net of two blocks per stage as our architecture.
@@ -33,8 +50,8 @@ class Size:
         nnU-Net has logits at all stages except the coarsest, and the last of them has no weight.
         """
         n = len(self.features)
-        strides = ((1,) * 3, *((2,) * 3,) * (n - 1))
-        kernels = ((3,) * 3,) * n
+        strides = ((1,) * self.dims, *((2,) * self.dims,) * (n - 1))
+        kernels = ((3,) * self.dims,) * n
         return Architecture("unet", self.features, strides, kernels, n_supervised=max(n - 2, 1))
 
 
@@ -43,6 +60,9 @@ SIZES = {
     "cuda": Size((32, 64, 128, 256, 320, 320), 128),
     "small": Size((4, 8, 8), 16),
     "tiny": Size((4, 8), 16),
+    "cpu_2d": Size((16, 32, 64, 128, 128, 128), 320, batch=4, channels=RGB, dims=2),
+    "cuda_2d": Size((32, 64, 128, 256, 512, 512, 512), 512, batch=12, channels=RGB, dims=2),
+    "small_2d": Size((4, 8, 8), 32, channels=RGB, dims=2),
 }
 
 

@@ -139,7 +139,7 @@ def write_fundus(
     for number in range(n_cases + n_test):
         picture, mask = draw_fundus(np.random.default_rng([seed, number]), settings)
         part = "Tr" if number < n_cases else "Ts"
-        Image.fromarray(picture).save(folder / f"images{part}" / f"SIMF{number:03d}.png")
+        Image.fromarray(picture).save(folder / f"images{part}" / f"SIMF{number:03d}_0000.png")
         Image.fromarray(mask).save(folder / f"labels{part}" / f"SIMF{number:03d}.png")
     content = {
         "name": "SIMULATED retina",

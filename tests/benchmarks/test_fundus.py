@@ -33,7 +33,7 @@ def test_the_folder_is_a_colour_dataset_and_depends_on_its_seed_only(tmp_path):
         write_fundus(tmp_path / name, 1, 1, seed, SMALL)
     dataset = read_dataset(tmp_path / "a")
     assert [case.role for case in dataset.cases] == [None, "test"]
-    first = np.asarray(Image.open(tmp_path / "a/imagesTr/SIMF000.png"))
+    first = np.asarray(Image.open(tmp_path / "a/imagesTr/SIMF000_0000.png"))
     assert first.shape == (128, 128, 3)
-    assert (first == np.asarray(Image.open(tmp_path / "b/imagesTr/SIMF000.png"))).all()
-    assert (first != np.asarray(Image.open(tmp_path / "c/imagesTr/SIMF000.png"))).any()
+    assert (first == np.asarray(Image.open(tmp_path / "b/imagesTr/SIMF000_0000.png"))).all()
+    assert (first != np.asarray(Image.open(tmp_path / "c/imagesTr/SIMF000_0000.png"))).any()
