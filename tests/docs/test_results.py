@@ -12,5 +12,5 @@ def test_each_file_of_rows_is_named_on_a_page_and_each_named_file_exists():
     assert {name for name in kept if f"`{name}`" not in text and f"/{name}`" not in text} == set()
     pages = [ROOT / "docs" / name for name in ("results.md", "trials.md", "speed.md")]
     words = " ".join(page.read_text() for page in pages).split()
-    named = {word.strip("`(),.;") for word in words if ".csv`" in word}
+    named = {word.strip("`(),.;:") for word in words if ".csv`" in word}
     assert named - kept == set()
