@@ -168,7 +168,13 @@ def convolution(
 
 
 def initialise(conv: Conv | Up) -> None:
-    """Set He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in) and zero bias."""
+    """Set He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in) and zero bias.
+
+    Weights on the device `meta` have no numbers and are left as they are. Torch would spend most of
+    the planning time there, because a plan for a GPU counts the weights of dozens of networks.
+    """
+    if conv.weight.is_meta:
+        return
     nn.init.kaiming_normal_(conv.weight, a=LEAKY_SLOPE, nonlinearity="leaky_relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -35,7 +35,8 @@ class SegmentationHead(nn.Module):
         self.block = tuple(block) or (1,) * dims
         biases = torch.tensor(list(bias)).repeat_interleave(prod(self.block))
         self.conv = CONV[dims](in_channels, len(biases), kernel_size=1)
-        nn.init.normal_(self.conv.weight, std=HEAD_STD)
+        if not self.conv.weight.is_meta:  # as in `blocks.initialise`
+            nn.init.normal_(self.conv.weight, std=HEAD_STD)
         if self.conv.bias is not None:
             with torch.no_grad():
                 self.conv.bias.copy_(biases)

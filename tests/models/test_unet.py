@@ -45,6 +45,17 @@ def test_levels_have_their_resolution_and_weights_a_gradient(
     assert torch.equal(first, logits[0])
 
 
+@pytest.mark.parametrize(("name", "table"), [("unet", {}), ("residual_unet", RESIDUAL)])
+def test_network_without_numbers_has_the_shapes_of_a_real_one(name, table, monkeypatch):
+    plan = plan_of(name, table=table)
+    real = build_network(plan).state_dict()
+    for draw in ("kaiming_normal_", "normal_"):  # slow there, and a plan builds dozens
+        monkeypatch.delattr(nn.init, draw)
+    with torch.device("meta"):
+        found = build_network(plan).state_dict()
+    assert {key: x.shape for key, x in found.items()} == {key: x.shape for key, x in real.items()}
+
+
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 @pytest.mark.parametrize("labels", [("a",), ("a", "b")])
 @pytest.mark.parametrize("pi", [1e-4, 0.2])
