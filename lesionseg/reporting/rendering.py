@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lesionseg import __version__
 from lesionseg.errors import count
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -83,6 +87,12 @@ def pixels(value: float) -> str:
 
 def render(template: str, **values: object) -> str:
     """Fill a template of this package. All values are escaped."""
+    return _templates().get_template(template).render(**values)
+
+
+@cache
+def _templates() -> "Environment":
+    """Return the templates of this package. Each one is compiled once in a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -95,4 +105,4 @@ def render(template: str, **values: object) -> str:
     environment.filters["cell"] = cell
     environment.filters["pixels"] = pixels
     environment.globals |= {"count": count, "is_number": is_number, "version": __version__}
-    return environment.get_template(template).render(**values)
+    return environment
