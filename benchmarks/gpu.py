@@ -44,7 +44,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.blocks import GroupNorm, InstanceNorm
-from lesionseg.models.build import build_network
+from lesionseg.models.build import autocast_dtype, build_network
 from lesionseg.models.memory_formula import CONTEXT_GB, WORKSPACE_GB, tensors_gb
 from lesionseg.ops import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
@@ -70,6 +70,7 @@ class Scale:
     volume: int  # side
     budgets_gb: tuple[float, ...]
     fit_seconds: float
+    fit_steps: int | None  # None: as many as there is time for
     ct_shape: tuple[int, int, int]
     rounds: int
     compiler: str  # of torch.compile
@@ -84,6 +85,7 @@ GPU = Scale(
     volume=256,
     budgets_gb=(12, 24),
     fit_seconds=60,
+    fit_steps=None,
     ct_shape=(300, 512, 512),
     rounds=20,
     compiler="inductor",
@@ -96,7 +98,8 @@ REHEARSAL = Scale(
     boxes=(200,),
     volume=24,
     budgets_gb=(12,),
-    fit_seconds=0.5,
+    fit_seconds=600,
+    fit_steps=4,  # half a second would be less than two steps on a busy CPU
     ct_shape=(24, 32, 32),
     rounds=1,
     compiler="eager",
@@ -250,6 +253,15 @@ def plan_of(scale: Scale, name: str = "unet") -> Plan:
     )
 
 
+def autocast(scale: Scale) -> torch.autocast:
+    """Return the autocast of a training on the device. It is off if the device has no faster type.
+
+    Otherwise a rehearsal on a CPU without bf16 would take many times as long.
+    """
+    dtype = autocast_dtype(torch.device(scale.device))
+    return torch.autocast(scale.device, dtype, enabled=dtype != torch.float32)
+
+
 def make_step(
     scale: Scale,
     plan: Plan,
@@ -272,7 +284,7 @@ def make_step(
     def run() -> None:
         optimiser.zero_grad(set_to_none=True)
         targets = objective.targets(batch)
-        with torch.autocast(scale.device, torch.bfloat16):
+        with autocast(scale):
             output = network(batch["image"])
         terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
         torch.stack(list(terms.values())).sum().backward()
@@ -319,11 +331,12 @@ def norm_rows(scale: Scale) -> list[table.Row]:
     shape = (2, width, scale.side, scale.side, scale.side)
     compiled = InstanceNorm(width).to(scale.device)
     compiled.compile(backend=scale.compiler)
+    dtype = autocast_dtype(torch.device(scale.device))
     norms: dict[str, tuple[nn.Module, torch.dtype]] = {
-        "ours": (InstanceNorm(width).to(scale.device), torch.bfloat16),
+        "ours": (InstanceNorm(width).to(scale.device), dtype),
         "fp16": (InstanceNorm(width).to(scale.device), torch.float16),
-        "compiled": (compiled, torch.bfloat16),
-        "group_norm": (GroupNorm(width, width).to(scale.device), torch.bfloat16),
+        "compiled": (compiled, dtype),
+        "group_norm": (GroupNorm(width, width).to(scale.device), dtype),
     }
 
     def both_ways(norm: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
@@ -409,6 +422,7 @@ def fit_rows(scale: Scale) -> list[table.Row]:
     on_gpu = scale.device == "cuda"
     trainer = {
         "max_minutes": scale.fit_seconds / 60,
+        "max_steps": scale.fit_steps,
         "accelerator": "gpu" if on_gpu else "cpu",
         "workers": "auto" if on_gpu else 0,
     }
@@ -447,7 +461,7 @@ def inference_rows(scale: Scale) -> list[table.Row]:
 
     def monai() -> None:
         def logits(tiles: Tensor) -> Tensor:
-            with torch.autocast(scale.device, torch.bfloat16):
+            with autocast(scale):
                 return network(tiles)[0]
 
         with torch.inference_mode():
