@@ -75,8 +75,10 @@ def test_little_memory_gives_the_same_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        SmallModel(n_folds=2),
-        SmallModel(patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1)),
+        SmallModel(n_folds=2, blocks=1),
+        SmallModel(
+            patch=(8, 12), spacing=(1.0, 1.0), configuration="2d", mirror_axes=(0, 1), blocks=1
+        ),
     ],
     ids=["3d", "2d"],
 )

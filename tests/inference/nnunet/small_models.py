@@ -30,6 +30,7 @@ class SmallModel:
     transpose: tuple[int, int, int] = (0, 1, 2)
     reader: str = "SimpleITKIO"
     residual: bool = False
+    blocks: int = 2
     configuration: str = "3d_fullres"
     image_resampling: str = SPLINES
     image_options: Mapping[str, Any] = field(
@@ -62,7 +63,7 @@ class SmallModel:
             kernels=((*ones[1:], 3), (3,) * dims, (3,) * dims),
             layout="nnunet",
             n_supervised=2,
-            blocks=1 if self.residual else 2,
+            blocks=1 if self.residual else self.blocks,
             encoder_blocks=(1, 2, 2) if self.residual else (),
         )
 
