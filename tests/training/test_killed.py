@@ -22,7 +22,7 @@ from tests.training.conftest import Squares, make_config, small_plan
 ROOT = Path(__file__).resolve().parents[2]
 
 
-STEPS = 40
+STEPS = 12
 
 
 class WaitsForItsEnd(pl.Callback):
