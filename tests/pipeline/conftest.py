@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lesionseg.inference.bundle import write_bundle
+from tests.flow.cases import FEW_PICTURES
 from tests.inference.networks import Bright
 
 
@@ -14,6 +15,13 @@ def bundle(tmp_path, plan):
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Bright(), mine, "")
     return tmp_path / "bundle"
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    """Draw one picture of each kind in a report."""
+    for name, number in FEW_PICTURES.items():
+        monkeypatch.setattr(f"lesionseg.reporting.write.{name}", number)
 
 
 @pytest.fixture(scope="module")
