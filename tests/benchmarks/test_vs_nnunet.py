@@ -1,4 +1,4 @@
-"""The comparison with nnU-Net without nnU-Net: candidates of log-odds, the hand-over, the table."""
+"""The parts of the comparison with nnU-Net that need no nnU-Net: candidates, dataset and table."""
 
 import argparse
 
@@ -12,19 +12,21 @@ from lesionseg.io.files import read_json
 from lesionseg.phantoms import write_mri_phantoms
 
 
-@pytest.fixture
-def setting(tmp_path):
-    """Four tiny heads, one of which is scored."""
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """Prepare four tiny heads, one of which is scored."""
     grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
-    write_mri_phantoms(tmp_path / "raw", 4, seed=1, n_test=1, **grid)
-    options = {"output": tmp_path / "out", "accelerator": "cpu", "overrides": [], "group": None}
-    return versus.prepare(tmp_path / "raw", argparse.Namespace(**options))
+    folder = tmp_path_factory.mktemp("heads")
+    write_mri_phantoms(folder / "raw", 4, seed=1, n_test=1, **grid)
+    options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
+    return versus.prepare(folder / "raw", argparse.Namespace(**options))
 
 
-def test_candidates_are_ranked_by_log_odds_also_where_probabilities_round_to_1(setting, tmp_path):
+def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, tmp_path):
     odds = np.full((1, 12, 12, 12), -20, np.float32)
     np.save(tmp_path / "empty.npy", odds)
-    odds[0, 2:5, 2:5, 2:5], odds[0, 8:11, 8:11, 8:11] = 40, 60
+    odds[0, 2:5, 2:5, 2:5] = 40
+    odds[0, 8:11, 8:11, 8:11] = 60
     np.save(tmp_path / "a.npy", odds)
     assert versus.probabilities(40) == versus.probabilities(60) == 1
     volume = Volume(odds, Geometry((12, 12, 12), np.eye(4)))
@@ -38,7 +40,7 @@ def test_candidates_are_ranked_by_log_odds_also_where_probabilities_round_to_1(s
     assert versus.score(np.array([0.0])) == 0.5
 
 
-def test_the_peer_gets_the_learning_cases_and_our_size(setting, tmp_path):
+def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
     raw = tmp_path / "nnunet" / "raw" / versus.DATASET
     learning = {files.case for files in setting.found.of_role("train")}
@@ -51,9 +53,10 @@ def test_the_peer_gets_the_learning_cases_and_our_size(setting, tmp_path):
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
 
 
-def cell(found):
-    """A lesion of 4 mm in each of as many patients as there are answers."""
-    lesions, cases = [], []
+def make_cell(found):
+    """Make the tables of one lesion of 4 mm per patient. `found` has an answer for each patient."""
+    lesions = []
+    cases = []
     for i, hit in enumerate(found):
         who = {"case": f"c{i}", "group": f"P{i}"}
         lesions.append({**who, "diameter_mm": 4.0, "found": hit})
@@ -61,12 +64,13 @@ def cell(found):
     return {"lesions": lesions, "cases": cases}
 
 
-def test_the_interval_is_paired():
-    answers, found = [True, False] * 5, table.small_found
-    same = table.paired_interval([cell(answers)], [cell(answers)], found)
-    assert same == (0, 0, 0)  # what the patients have in common cancels
-    better = table.paired_interval([cell([True] * 10)], [cell(answers)], found)
+def test_interval_is_paired_by_patient():
+    answers = [True, False] * 5
+    found = table.small_found
+    same = table.paired_interval([make_cell(answers)], [make_cell(answers)], found)
+    assert same == (0, 0, 0)  # the differences between patients cancel
+    better = table.paired_interval([make_cell([True] * 10)], [make_cell(answers)], found)
     assert better[0] == pytest.approx(0.5)
     assert 0 < better[1] < 0.5 < better[2]
-    few = [cell([True] * 4)]
+    few = [make_cell([True] * 4)]
     assert table.paired_interval(few, few, found) is None

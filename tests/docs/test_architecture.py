@@ -1,4 +1,4 @@
-"""The page on the architecture names what exists, and no modules import each other in a circle."""
+"""The page on the architecture is true, and no modules import each other in a circle."""
 
 import ast
 import re
@@ -7,11 +7,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lesionseg"
-WAY = re.compile(r"^ +([\w.]+) +([\w/]+\.py)", re.MULTILINE)
+NAMED_IN = re.compile(r"^ +([\w.]+) +([\w/]+\.py)", re.MULTILINE)
 
 
-def modules() -> dict[str, ast.Module]:
-    """Every module of the library by its dotted name, parsed."""
+def parse_modules() -> dict[str, ast.Module]:
+    """Parse every module of the library. Return the trees by dotted name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -19,8 +19,8 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
-    """What a module imports, at its top or within a function, as dotted names."""
+def find_imports(tree: ast.Module) -> Iterator[str]:
+    """Yield the dotted names that a module imports, at its top or within a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -29,10 +29,10 @@ def imports(tree: ast.Module) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}"
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
-    """A chain of modules that leads back to its first one; empty if there is none.
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return a chain of modules that leads back to its first one. It is empty if there is none.
 
-    >>> circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})
+    >>> find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})
     ['b', 'c', 'b']
     """
     finished: set[str] = set()
@@ -51,29 +51,29 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return next(filter(None, (visit(name, []) for name in graph)), [])
 
 
-def import_graph() -> dict[str, set[str]]:
-    """The modules that each module of the library imports.
+def make_import_graph() -> dict[str, set[str]]:
+    """Return the modules that each module of the library imports.
 
-    The package itself is left out: it imports a public name when it is first used.
+    The package itself is left out, because it imports a public name when it is first used.
     """
-    trees = modules()
+    trees = parse_modules()
     graph: dict[str, set[str]] = {}
     for name, tree in trees.items():
-        # `from package import name` means a module, or what a module defines
-        found = {t if t in trees else t.rpartition(".")[0] for t in imports(tree)}
+        # the name of `from package import name` is a module, or is defined in one
+        found = {t if t in trees else t.rpartition(".")[0] for t in find_imports(tree)}
         graph[name] = (found & trees.keys()) - {name, "lesionseg"}
     return graph
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = import_graph()
+    graph = make_import_graph()
     assert "lesionseg.pipeline.predict" in graph["lesionseg.pipeline.follow"]  # in a function
-    assert circle(graph) == []
+    assert find_circle(graph) == []
 
 
-def test_functions_of_the_pipeline_take_at_most_six_values() -> None:
+def test_functions_of_the_pipeline_have_at_most_six_parameters() -> None:
     many = []
-    for name, tree in modules().items():
+    for name, tree in parse_modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and name.startswith("lesionseg.pipeline"):
                 given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -84,7 +84,7 @@ def test_functions_of_the_pipeline_take_at_most_six_values() -> None:
 
 def test_only_cli_writes_to_standard_output() -> None:
     writers = set()
-    for name, tree in modules().items():
+    for name, tree in parse_modules().items():
         for node in ast.walk(tree):
             is_print = isinstance(node, ast.Name) and node.id == "print"
             if is_print or (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.stdout"):
@@ -92,11 +92,11 @@ def test_only_cli_writes_to_standard_output() -> None:
     assert writers == {"lesionseg.cli.command"}
 
 
-def test_every_name_on_the_way_of_a_case_is_defined_in_its_file() -> None:
+def test_every_function_that_the_page_names_is_in_the_named_file() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    ways = WAY.findall(page)
-    assert len(ways) > 40
-    for name, file in ways:
+    named = NAMED_IN.findall(page)
+    assert len(named) > 40
+    for name, file in named:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
         nodes: list[ast.stmt] = tree.body
         for part in name.split("."):

@@ -1,4 +1,4 @@
-"""README and docs: each command and setting shown exists, each link leads somewhere."""
+"""README and docs: each command, setting, script and link exists."""
 
 import os
 import re
@@ -28,8 +28,8 @@ EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """Each command of a page, in blocks and in running text, with what is typed after it."""
+def find_commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Return the commands of a page, in blocks and in text, each with its overrides."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).splitlines() + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
@@ -45,21 +45,22 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def without_blocks(page: Path) -> str:
+def read_without_blocks(page: Path) -> str:
+    """Read a page without its blocks of code."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 @EACH_PAGE
-def test_every_command_and_setting_is_one_that_lesionseg_takes(page: Path) -> None:
-    for name, overrides in commands(page):
+def test_every_command_and_setting_on_a_page_is_accepted(page: Path) -> None:
+    for name, overrides in find_commands(page):
         compose(name, overrides)
-    for word in re.findall(r"`([^`\n ]+)`", without_blocks(page)):
+    for word in re.findall(r"`([^`\n ]+)`", read_without_blocks(page)):
         if (typed := SETTING.match(word)) and not typed[1].startswith((*OPEN_SECTIONS, "loss.")):
             assert typed[1] in KNOWN, word
 
 
 @EACH_PAGE
-def test_every_target_of_make_and_every_script_is_there(page: Path) -> None:
+def test_every_make_target_and_script_on_a_page_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
@@ -67,37 +68,38 @@ def test_every_target_of_make_and_every_script_is_there(page: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
-def slug(heading: str) -> str:
-    """A heading's anchor, as GitHub and the site make it."""
+def make_anchor(heading: str) -> str:
+    """Return the anchor of a heading, as GitHub and the site make it."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
     return re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
 
 
 @EACH_PAGE
-def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", without_blocks(page)):
+def test_every_link_on_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", read_without_blocks(page)):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
         if target.startswith("http") or name.endswith(".ipynb"):  # made from the page
             continue
         assert file.is_file(), target
-        headings = re.findall(r"^#+ (.*)$", without_blocks(file), re.MULTILINE) if anchor else ()
-        assert not anchor or anchor in map(slug, headings), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", read_without_blocks(file), re.MULTILINE)
+            assert anchor in map(make_anchor, headings), target
 
 
-# --- `make docs`: the site builds without a warning, fetches nothing; its notebooks run ---
+# --- `make docs`: the site and its notebooks ---
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 
 
-def test_every_page_has_its_place_in_the_site():
+def test_every_page_is_listed_in_the_site():
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert pages == set(re.findall(r"[\w/-]+\.md$", config, re.MULTILINE))
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
+def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     pytest.importorskip("mkdocstrings")
     build = ("-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path)
     done = python(*build, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
@@ -115,9 +117,10 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # a reader's own session is not this strict
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)
-def test_the_cells_run_in_order(page, tmp_path, monkeypatch):
+def test_cells_of_a_notebook_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names, hook = {"__name__": "__main__"}, run_path(page.parent / "as_ipynb.py")
+    names = {"__name__": "__main__"}
+    hook = run_path(page.parent / "as_ipynb.py")
     for number, (kind, source) in enumerate(hook["cells"](page.read_text(encoding="utf-8"))):
         if kind == "code":
             exec(compile(source, f"{page.name}, part {number}", "exec"), names)

@@ -1,4 +1,4 @@
-"""Example files that pages show: they are what the page prints, and they work."""
+"""Example files are the same as on their pages, and they work."""
 
 import json
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def raw(tmp_path):
-    """Six cases, P01 to P06, as in the examples."""
+    """Write the six cases of the examples, P01 to P06."""
     rng = np.random.default_rng(0)
     cases = {}
     for number in range(1, 7):
@@ -25,7 +25,8 @@ def raw(tmp_path):
     return write_raw(tmp_path / "raw", {"background": 0, "lesion": 1}, cases, file_ending=".nii.gz")
 
 
-def roles(raw, folder, *settings):
+def prepare_roles(raw, folder, *settings):
+    """Run `prepare`. Return the cases of each role."""
     given = [f"data.root={raw}", f"run_dir={folder}", TILE, *SMALL, *settings]
     assert run("prepare", given) == 0
     found: dict[str, set[str]] = {}
@@ -34,23 +35,25 @@ def roles(raw, folder, *settings):
     return found
 
 
-def test_the_split_files_are_printed_on_their_page():
+def test_split_files_are_printed_on_their_page():
     page = (ROOT / "docs" / "splits.md").read_text(encoding="utf-8")
     printed = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
     names = ("splits.json", "splits_folds.json")
     assert printed == [json.loads((ROOT / "examples" / name).read_text()) for name in names]
 
 
-def test_the_split_files_are_followed(raw, tmp_path):
-    single, folds = (ROOT / "examples" / name for name in ("splits.json", "splits_folds.json"))
-    assert roles(raw, tmp_path / "runs" / "a", f"data.splits={single}") == {
+def test_split_files_are_followed(raw, tmp_path):
+    single = ROOT / "examples" / "splits.json"
+    folds = ROOT / "examples" / "splits_folds.json"
+    assert prepare_roles(raw, tmp_path / "runs" / "a", f"data.splits={single}") == {
         "train": {"P01", "P02", "P03", "P04"},
         "validation": {"P05"},
         "test": {"P06"},
     }
-    assert roles(raw, tmp_path / "runs" / "b", f"data.splits={folds}", "data.fold=1") == {
+    assert prepare_roles(raw, tmp_path / "runs" / "b", f"data.splits={folds}", "data.fold=1") == {
         "train": {"P01", "P02", "P05", "P06"},
         "validation": {"P03", "P04"},
     }
-    again = tmp_path / "runs" / "a" / "splits.json"  # of another run
-    assert roles(raw, tmp_path / "runs" / "c", f"data.splits={again}")["validation"] == {"P05"}
+    of_another_run = tmp_path / "runs" / "a" / "splits.json"
+    again = prepare_roles(raw, tmp_path / "runs" / "c", f"data.splits={of_another_run}")
+    assert again["validation"] == {"P05"}

@@ -1,4 +1,4 @@
-"""The rows of measurements that the repository keeps."""
+"""The files of measurements in the repository."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results"
 
 
-def test_each_file_of_rows_is_named_on_a_page_and_each_named_file_exists():
+def test_pages_name_every_file_of_measurements_and_no_other():
     text = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     kept = {path.name for path in ROWS.glob("*.csv")}
     assert {name for name in kept if f"`{name}`" not in text and f"/{name}`" not in text} == set()

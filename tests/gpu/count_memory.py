@@ -1,4 +1,4 @@
-"""The memory of a training step, counted allocation by allocation on tensors without numbers."""
+"""Count the memory of a training step, allocation by allocation, on tensors without numbers."""
 
 import weakref
 from typing import Any
@@ -17,11 +17,11 @@ from lesionseg.training.objective import make_objective
 from tests.gpu.pretend_cuda import Card, pretend_cards
 
 N_POSITIVES = 100  # anchors of a batch that are assigned to lesions
-STATE_BYTES = 12  # of a weight: itself in fp32, and AdamW's two moments
+STATE_BYTES = 12  # per weight: the weight in fp32, and the two moments of AdamW
 
 
 class CountBytes(TorchDispatchMode):
-    """Counts the bytes of the cards' tensors that are alive, and the most of them at a time."""
+    """A mode that counts the bytes of all living tensors of the cards, and their maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,10 +57,10 @@ class CountBytes(TorchDispatchMode):
 
 
 def step_bytes(plan: Plan, cfg: TrainConfig) -> int:
-    """Return the most bytes that tensors take at a time in a training step in bf16 with AdamW.
+    """Return the maximum bytes of tensors in a training step in bf16 with AdamW.
 
-    Targets, network, loss and backward pass are those of a training. Not counted are the driver's
-    context and the workspaces of convolutions.
+    Targets, network, loss and backward pass are those of a training. The context of the driver and
+    the workspaces of convolutions are not counted.
     """
     with pretend_cards(numbers=False), mock.patch.object(functional, "avg_pool3d", _average):
         network = _without_numbers(plan)
@@ -84,13 +84,13 @@ def step_bytes(plan: Plan, cfg: TrainConfig) -> int:
 
 
 def _average(x: Tensor, *sizes: Any) -> Tensor:
-    """Compute `avg_pool3d` in the precision of `x`: a CPU's autocast widens it, CUDA's does not."""
+    """Compute `avg_pool3d` in the precision of `x`, as CUDA does. Autocast on a CPU widens it."""
     with torch.autocast("cuda", enabled=False):
         return torch._C._nn.avg_pool3d(x, *sizes)
 
 
 def _without_numbers(plan: Plan) -> nn.Module:
-    """Build the network with weights on a card that have a shape only."""
+    """Build the network with weights on a card that only have a shape."""
     with torch.device("meta"):
         network = build_network(plan, architectures=TRUSTED).train()
     for module in network.modules():
@@ -102,7 +102,7 @@ def _without_numbers(plan: Plan) -> nn.Module:
 
 
 def _batch(plan: Plan, nearest: bool) -> Batch:
-    """Make the masks of a batch, and a detector's targets, as tensors with a shape only."""
+    """Make the masks of a batch, and the targets of a detector, as tensors without numbers."""
     shape = (plan.batch_size, *plan.tile_shape)
     batch = {
         "labels": torch.empty(shape, dtype=torch.uint8, device="cuda"),

@@ -1,4 +1,4 @@
-"""Plans of tiny networks in 3-D, their settings, and tiles with lesions, for a pretend card."""
+"""Plans of tiny 3-D networks, their settings, and tiles with lesions, for a pretend card."""
 
 from dataclasses import replace
 from functools import cache
@@ -32,7 +32,7 @@ def card_plan(name: str, **changes: Any) -> Plan:
 
 @cache
 def card_config(*overrides: str) -> TrainConfig:
-    """Return the settings of `train` for a card, with tiles made by the same process."""
+    """Return the settings of `train` for a card. The same process makes the tiles."""
     always = ("data.root=unused", "trainer.accelerator=gpu", "trainer.workers=0")
     return read(TrainConfig, compose_files("train", (*always, *overrides), resolve=True))
 

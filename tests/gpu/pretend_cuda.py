@@ -8,8 +8,8 @@ Inside `pretend_cards()` torch reports one or more cards, and a tensor on `cuda`
 - A copy to the CPU with `non_blocking=True` arrives when something that comes after it is waited
   for. Until then its destination holds NaN, or the opposite for integers and booleans.
 
-Not imitated: kernels, streams, pinned memory, NCCL, Triton, and autocast's own list for CUDA (the
-CPU's is used).
+Kernels, streams, pinned memory, NCCL and Triton are not imitated. Autocast uses the CPU's list of
+operations instead of CUDA's.
 """
 
 import sys
@@ -34,7 +34,7 @@ NAME = "Pretend H100"
 ROOT = f"{Path(__file__).resolve().parents[2]}/"
 OURS = (f"{ROOT}lesionseg/", f"{ROOT}benchmarks/")
 
-# Operations whose result the host needs before it can go on
+# Operations whose result the host needs before it can continue
 WAITING = {
     aten._local_scalar_dense: "item",
     aten.nonzero: "nonzero",
@@ -51,7 +51,7 @@ INDEXING = {aten.index, aten._unsafe_index}
 INDEXED_WRITES = {aten.index_put, aten.index_put_, aten._index_put_impl_}
 CASTS = {aten._to_copy, aten.to}  # `to` in inference mode
 COPIES = {*CASTS, aten.copy_, aten.set_, aten.lift_fresh}
-# Elsewhere CUDA takes a CPU's number (a tensor without axes) beside a card's tensor
+# All other operations of CUDA accept a number of the CPU (a tensor without axes)
 REFUSES_NUMBERS = {
     aten.cat,
     aten.stack,
@@ -69,7 +69,7 @@ REFUSES_NUMBERS = {
 
 @dataclass(frozen=True)
 class Wait:
-    """An operation for which the host waits: its kind, and the line of ours that asked."""
+    """An operation for which the host waits: its kind, and the line of our code that called it."""
 
     kind: str
     place: str
@@ -97,16 +97,16 @@ class Cards:
     current: int = 0
     waits: list[Wait] = field(default_factory=list)
     ops_by_card: Counter[int] = field(default_factory=Counter)
-    _on_their_way: list[_Copy] = field(default_factory=list)
+    _pending: list[_Copy] = field(default_factory=list)
 
     def wait(self, kind: str) -> None:
         """Record a wait of the host. All copies have arrived after it."""
         self.waits.append(Wait(kind, _place()))
-        self.arrive(len(self._on_their_way))
+        self.arrive(len(self._pending))
 
     def send(self, destination: torch.Tensor, values: torch.Tensor) -> None:
         """Copy without waiting: `destination` holds wrong numbers until the copy has arrived."""
-        self._on_their_way.append(_Copy(destination, values.clone()))
+        self._pending.append(_Copy(destination, values.clone()))
         if destination.is_floating_point():
             destination.fill_(torch.nan)
         else:
@@ -114,13 +114,13 @@ class Cards:
 
     def n_sent(self) -> int:
         """Return the number of copies that have not arrived."""
-        return len(self._on_their_way)
+        return len(self._pending)
 
     def arrive(self, n: int) -> None:
         """Let the first `n` copies arrive."""
-        for copy in self._on_their_way[:n]:
+        for copy in self._pending[:n]:
             copy.destination.copy_(copy.values)
-        del self._on_their_way[:n]
+        del self._pending[:n]
 
     def by_place(self) -> dict[str, int]:
         """Count the waits by kind and line."""
@@ -137,7 +137,7 @@ def _cards() -> Cards:
 
 
 def _place() -> str:
-    """Return the innermost line of the library or the benchmarks, else of a test."""
+    """Return the innermost line of the library or the benchmarks, otherwise of a test."""
     frame: types.FrameType | None = sys._getframe(2)
     in_tests = "?"
     while frame is not None:
@@ -151,7 +151,7 @@ def _place() -> str:
 
 
 class _ToCpu(torch.autograd.Function):
-    """A copy to the CPU whose gradient goes back to the card."""
+    """A copy to the CPU whose gradient returns to the card."""
 
     @staticmethod
     def forward(ctx: Any, x: "Card") -> torch.Tensor:
@@ -460,7 +460,7 @@ def _changed_argument(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Ten
 
 
 class _Dispatch(TorchDispatchMode):
-    """Catches the operations that make a card's tensor from none."""
+    """A mode that catches operations that make the first tensor of a card."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -469,7 +469,7 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Devices(TorchFunctionMode):
-    """Names cards by number, and makes pinned memory of any other."""
+    """A mode that numbers cards, and ignores requests for pinned memory."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -493,7 +493,7 @@ def _names_device(value: Any) -> bool:
 
 
 class PretendEvent:
-    """A CUDA event. Waiting for it brings the copies that were sent before it was recorded."""
+    """A CUDA event. If the host waits for it, the copies sent before its record arrive."""
 
     def __init__(self, **_: Any) -> None:
         self._n_sent = 0
@@ -541,7 +541,7 @@ def _by_card(grouping: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _torch_cuda(cards: Cards) -> dict[str, Callable[..., Any]]:
-    """Return the functions of `torch.cuda` that stand in while the cards are there."""
+    """Return the functions that replace those of `torch.cuda`."""
 
     def set_device(device: Any) -> None:
         cards.current = _card_device(device).index
@@ -596,15 +596,15 @@ def pretend_cards(
     cached_gb: float = 0,
     numbers: bool = True,
 ) -> Iterator[Cards]:
-    """Make torch report cards, and yield what is recorded of them.
+    """Make torch report cards, and yield their record.
 
     Args:
-        memory_gb: of each card, in 10⁹ bytes.
-        n_cards: how many there are.
-        bf16: whether they compute in bf16.
-        free_gb: what the driver reports as free; None is 95 % of the memory.
-        cached_gb: what torch's allocator has reserved but not given out.
-        numbers: False for tensors with a shape only, which take no memory.
+        memory_gb: memory of each card, in 10⁹ bytes.
+        n_cards: number of cards.
+        bf16: True if they compute in bf16.
+        free_gb: memory that the driver reports as free. None means 95 % of the memory.
+        cached_gb: memory that the allocator of torch has reserved but not given out.
+        numbers: False for tensors that only have a shape and take no memory.
     """
     free = 0.95 * memory_gb if free_gb is None else free_gb
     cards = Cards(

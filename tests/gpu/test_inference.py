@@ -1,4 +1,4 @@
-"""Prediction on a pretend card: the CPU's numbers, and few waits for each batch of tiles."""
+"""Prediction on a pretend card: it equals the CPU's, and the host waits once per batch at most."""
 
 from typing import Any
 from unittest import mock
@@ -40,23 +40,25 @@ def predict(name: str, activation: str, device: str, flips: bool = False) -> Any
 
 
 @pytest.mark.parametrize(("name", "activation"), KINDS)
-def test_a_card_finds_what_the_cpu_does(name: str, activation: str) -> None:
+def test_prediction_on_a_card_equals_that_of_the_cpu(name: str, activation: str) -> None:
     probabilities, boxes = predict(name, activation, "cpu")
     with pretend_cards():
         on_card, found = predict(name, activation, "cuda")
     torch.testing.assert_close(on_card, probabilities, rtol=2e-3, atol=1e-4)
     assert (found is None) == (boxes is None)
     if found is not None and boxes is not None:
-        apart = (found[:, None] - boxes).abs().amax(-1)  # equal scores have any order
+        distances = (found[:, None] - boxes).abs().amax(-1)  # equal scores have any order
         assert len(found) == len(boxes) > 0
-        assert max(apart.amin(0).max(), apart.amin(1).max()) < 0.01
+        assert max(distances.amin(0).max(), distances.amin(1).max()) < 0.01
 
 
-def batches_of(name: str, activation: str, flips: bool) -> list[list[Wait]]:
-    """Return the waits of each batch of tiles, from its network to its boxes."""
+def record_waits(name: str, activation: str, flips: bool) -> list[list[Wait]]:
+    """Return the waits in each batch of tiles, from its network to its boxes."""
     found: list[list[Wait]] = []
 
-    def watched(cards: Cards, function: Any) -> Any:
+    def with_record(cards: Cards, function: Any) -> Any:
+        """Return the function with its waits added to those of the last batch."""
+
         def call(*args: Any, **kwargs: Any) -> Any:
             before = len(cards.waits)
             result = function(*args, **kwargs)
@@ -65,15 +67,16 @@ def batches_of(name: str, activation: str, flips: bool) -> list[list[Wait]]:
 
         return call
 
-    def begins(self: Any, *args: Any) -> Any:
+    def begin_batch(self: Any, *args: Any) -> Any:
+        """Predict a batch with a list of its own."""
         found.append([])
         return predict_batch(self, *args)
 
     with pretend_cards() as cards:
-        predict_batch = watched(cards, SlidingWindow.predict)
-        gather = watched(cards, BoxCollector.gather)
+        predict_batch = with_record(cards, SlidingWindow.predict)
+        gather = with_record(cards, BoxCollector.gather)
         with (
-            mock.patch.object(SlidingWindow, "predict", begins),
+            mock.patch.object(SlidingWindow, "predict", begin_batch),
             mock.patch.object(BoxCollector, "gather", lambda self: gather(self)),
         ):
             predict(name, activation, "cuda", flips)
@@ -81,22 +84,22 @@ def batches_of(name: str, activation: str, flips: bool) -> list[list[Wait]]:
 
 
 @pytest.mark.parametrize(("name", "activation"), KINDS)
-def test_a_batch_of_tiles_waits_once_at_most(name: str, activation: str) -> None:
-    batches = batches_of(name, activation, flips=name == "retinanet")
+def test_host_waits_at_most_once_per_batch_of_tiles(name: str, activation: str) -> None:
+    batches = record_waits(name, activation, flips=name == "retinanet")
     assert len(batches) >= 3
     for waits in batches[1:]:  # the first one makes constants
         assert len(waits) <= MOST_WAITS_A_BATCH, waits
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_card_predicts_in_the_precision_it_was_made_for(bf16: bool, dtype: torch.dtype) -> None:
+def test_precision_is_bf16_or_fp16_without_bf16(bf16: bool, dtype: torch.dtype) -> None:
     plan = card_plan("unet")
     with pretend_cards(bf16=bf16):
         window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
     assert window.dtype == dtype
 
 
-def test_a_window_is_on_the_card_that_is_current() -> None:
+def test_window_uses_the_current_card() -> None:
     plan = card_plan("unet")
     with pretend_cards(n_cards=2) as cards:
         torch.cuda.set_device(1)
@@ -106,7 +109,7 @@ def test_a_window_is_on_the_card_that_is_current() -> None:
 
 
 @pytest.mark.parametrize(("cached_gb", "device"), [(60, "cuda"), (0, "cpu")])
-def test_memory_in_torch_s_cache_counts_as_free(cached_gb: float, device: str) -> None:
+def test_memory_in_the_cache_of_torch_counts_as_free(cached_gb: float, device: str) -> None:
     plan = card_plan("unet")
     with pretend_cards(free_gb=1e-5, cached_gb=cached_gb):
         window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
@@ -116,8 +119,9 @@ def test_memory_in_torch_s_cache_counts_as_free(cached_gb: float, device: str) -
         assert made.call_args.args[-1].type == device
 
 
-def test_the_last_batch_has_the_shape_of_the_others_on_a_card() -> None:
-    plan, sizes = card_plan("unet"), set()
+def test_last_batch_on_a_card_has_the_shape_of_all_others() -> None:
+    plan = card_plan("unet")
+    sizes = set()
     with pretend_cards():
         network = build_network(plan)
         network.register_forward_pre_hook(lambda _, args: sizes.add(len(args[0])))
@@ -131,9 +135,10 @@ def test_the_last_batch_has_the_shape_of_the_others_on_a_card() -> None:
     assert sizes == {2}
 
 
-def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then(monkeypatch) -> None:
+def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    plan, seen = card_plan("unet"), []
+    plan = card_plan("unet")
+    seen = []
     network = build_network(plan)
     network.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
     with pretend_cards():
@@ -142,7 +147,7 @@ def test_cudnn_times_its_algorithms_while_a_network_runs_and_only_then(monkeypat
     assert not torch.backends.cudnn.benchmark
 
 
-def test_the_number_of_anchors_left_out_reaches_the_boxes_of_a_volume(monkeypatch) -> None:
+def test_boxes_of_a_volume_state_the_number_of_anchors_left_out(monkeypatch) -> None:
     monkeypatch.setattr("lesionseg.inference.box_candidates.MOST_ANCHORS", 2)
     plan = card_plan("retinanet")
     _, boxes = SlidingWindow([build_network(plan)], plan)(torch.randn(1, *SHAPE), body=EVERYWHERE)
@@ -150,13 +155,14 @@ def test_the_number_of_anchors_left_out_reaches_the_boxes_of_a_volume(monkeypatc
     assert boxes.n_left_out > 0
 
 
-def test_rows_are_kept_inside_the_body_only() -> None:
-    store, inside = Store((1, 2, 2)), torch.tensor([[True, False], [False, True]])
+def test_probabilities_outside_the_body_are_zero() -> None:
+    store = Store((1, 2, 2))
+    inside = torch.tensor([[True, False], [False, True]])
     store.write((slice(0, 2), slice(0, 2)), torch.full((1, 2, 2), 0.75), inside)
     assert store.decode(store.values).tolist() == [[[0.75, 0], [0, 0.75]]]
 
 
-def test_nms_of_boxes_on_a_card() -> None:
+def test_nms_on_a_card_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     with pretend_cards():
         kept = nms(boxes.to("cuda"), torch.tensor([0.5, 0.9, 0.1], device="cuda"), 0.5)

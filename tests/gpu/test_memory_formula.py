@@ -15,26 +15,26 @@ QUICK = [("unet", 24), ("residual_unet", 12), ("retinanet", 12), ("retina_unet",
 ROWS = [(name, memory) for name in ARCHITECTURES for memory in MEMORY_GB]
 
 
-def share(plan: Plan, *settings: str) -> float:
-    """Return the formula's result per counted byte."""
+def compare_with_count(plan: Plan, *settings: str) -> float:
+    """Return the result of the formula divided by the counted bytes."""
     name = plan.architecture.name
     cfg = card_config(f"model={name}", f"model.activation={plan.activation}", *settings)
     return 1e9 * tensors_gb(plan) / step_bytes(plan, cfg)
 
 
 @pytest.mark.parametrize(("name", "memory_gb"), QUICK)
-def test_the_formula_is_near_the_count(name: str, memory_gb: float) -> None:
-    assert 0.95 < share(plan_for_gpu(name, memory_gb)) < 1.1
+def test_formula_is_near_the_count(name: str, memory_gb: float) -> None:
+    assert 0.95 < compare_with_count(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "memory_gb"), [row for row in ROWS if row not in QUICK])
-def test_the_formula_is_near_the_count_for_all_plans(name: str, memory_gb: float) -> None:
-    assert 0.95 < share(plan_for_gpu(name, memory_gb)) < 1.1
+def test_formula_is_near_the_count_for_all_plans(name: str, memory_gb: float) -> None:
+    assert 0.95 < compare_with_count(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.parametrize("loss", ["dice_focal", "lesion_balanced"])
-def test_the_formula_holds_for_several_labels_and_channels(loss: str) -> None:
+def test_formula_is_near_the_count_for_several_labels_and_channels(loss: str) -> None:
     plan = plan_for_gpu("unet", 12)
     several = card_plan("unet", labels=("a", "b", "c"), n_channels=2)
     plan = plan.with_(
@@ -42,10 +42,10 @@ def test_the_formula_holds_for_several_labels_and_channels(loss: str) -> None:
         channel_names=several.channel_names,
         normalisation=several.normalisation,
     )
-    assert 0.95 < share(plan, f"loss={loss}") < 1.1
+    assert 0.95 < compare_with_count(plan, f"loss={loss}") < 1.1
 
 
-def table() -> dict[tuple[str, int], list[str]]:
+def read_table() -> dict[tuple[str, int], list[str]]:
     """Return the rows of the table in docs/planning.md, by model and memory."""
     page = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
     cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
@@ -53,13 +53,14 @@ def table() -> dict[tuple[str, int], list[str]]:
     return {(name.strip("`"), int(memory)): rest for name, memory, *rest in rows}
 
 
-def test_the_table_of_plans_has_all_rows() -> None:
+def test_table_of_plans_has_all_rows() -> None:
     models = ("unet", "residual_unet", "retina_unet")
-    assert list(table()) == [(name, memory) for name in models for memory in MEMORY_GB]
+    assert list(read_table()) == [(name, memory) for name in models for memory in MEMORY_GB]
 
 
 def check_row(name: str, memory_gb: int) -> None:
-    tile, batch, steps, step = table()[name, memory_gb]
+    """Compare a row of the table with its plan."""
+    tile, batch, steps, step = read_table()[name, memory_gb]
     plan = plan_for_gpu(name, memory_gb)
     assert tile == " × ".join(map(str, plan.tile_shape))
     assert int(batch) == plan.batch_size
@@ -69,11 +70,11 @@ def check_row(name: str, memory_gb: int) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in QUICK if row[0] != "retinanet"])
-def test_the_table_of_plans_is_true(row: tuple[str, int]) -> None:
+def test_row_of_the_table_equals_its_plan(row: tuple[str, int]) -> None:
     check_row(*row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ROWS if row[0] != "retinanet"])
-def test_the_whole_table_of_plans_is_true(row: tuple[str, int]) -> None:
+def test_every_row_of_the_table_equals_its_plan(row: tuple[str, int]) -> None:
     check_row(*row)

@@ -1,4 +1,4 @@
-"""The pretence itself: what CUDA refuses raises here, and what waits is counted."""
+"""The pretend cards: operations that CUDA rejects raise, and waits of the host are counted."""
 
 import pytest
 import torch
@@ -31,13 +31,14 @@ MIXED = {
 
 
 @pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
-def test_a_mixture_of_card_and_cpu_raises(cards, mix):
-    card, cpu = torch.arange(3.0, device="cuda"), torch.arange(3.0)
+def test_mixture_of_card_and_cpu_raises(cards, mix):
+    card = torch.arange(3.0, device="cuda")
+    cpu = torch.arange(3.0)
     with pytest.raises(RuntimeError, match="same device"):
         mix(card, cpu)
 
 
-def test_a_mixture_of_two_cards_raises():
+def test_mixture_of_two_cards_raises():
     with pretend_cards(n_cards=2):
         first, second = (torch.ones(2, device=f"cuda:{i}") for i in range(2))
         with pytest.raises(RuntimeError, match="same device"):
@@ -45,8 +46,9 @@ def test_a_mixture_of_two_cards_raises():
         assert (first.to("cuda:1") + second).tolist() == [2, 2]
 
 
-def test_a_card_takes_a_cpu_s_numbers_indices_and_copies(cards):
-    card, cpu = torch.arange(3.0, device="cuda"), torch.arange(3)
+def test_card_accepts_numbers_indices_and_copies_of_the_cpu(cards):
+    card = torch.arange(3.0, device="cuda")
+    cpu = torch.arange(3)
     assert (card * cpu[2] + 1).tolist() == [1, 3, 5]
     assert card[cpu.flip(0)].tolist() == [2, 1, 0]
     assert card.copy_(torch.ones(3)).tolist() == [1, 1, 1]
@@ -54,7 +56,7 @@ def test_a_card_takes_a_cpu_s_numbers_indices_and_copies(cards):
     assert isinstance(cpu.to(card), Card)
 
 
-def test_numpy_raises(cards):
+def test_conversion_to_numpy_raises(cards):
     with pytest.raises(TypeError, match="numpy"):
         torch.zeros(3, device="cuda").numpy()
 
@@ -78,7 +80,7 @@ WAITING = {
 
 
 @pytest.mark.parametrize("ask", WAITING.values(), ids=WAITING)
-def test_a_wait_is_counted_with_its_line(cards, ask):
+def test_wait_is_counted_with_its_line(cards, ask):
     x = torch.arange(3.0, device="cuda")
     before = len(cards.waits)
     ask(x)
@@ -98,16 +100,18 @@ QUEUED = {
 
 
 @pytest.mark.parametrize("ask", QUEUED.values(), ids=QUEUED)
-def test_what_is_queued_is_no_wait(cards, ask):
+def test_queued_operation_is_not_a_wait(cards, ask):
     x = torch.arange(3.0, device="cuda")
     before = len(cards.waits)
     ask(x)
     assert len(cards.waits) == before
 
 
-def test_a_copy_that_is_not_waited_for_holds_wrong_numbers_until_its_event(cards):
-    x, flag = torch.ones(2, device="cuda"), torch.ones((), dtype=torch.bool, device="cuda")
-    here, there = torch.zeros(2, pin_memory=True), torch.zeros((), dtype=torch.bool)
+def test_asynchronous_copy_has_wrong_numbers_until_its_event(cards):
+    x = torch.ones(2, device="cuda")
+    flag = torch.ones((), dtype=torch.bool, device="cuda")
+    here = torch.zeros(2, pin_memory=True)
+    there = torch.zeros((), dtype=torch.bool)
     here.copy_(x, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
@@ -120,9 +124,10 @@ def test_a_copy_that_is_not_waited_for_holds_wrong_numbers_until_its_event(cards
     assert there
 
 
-def test_gradients_of_a_card_are_those_of_the_cpu(cards):
+def test_gradients_on_a_card_equal_those_of_the_cpu(cards):
     torch.manual_seed(0)
-    layer, x = torch.nn.Conv2d(1, 2, 3), torch.randn(2, 1, 5, 5)
+    layer = torch.nn.Conv2d(1, 2, 3)
+    x = torch.randn(2, 1, 5, 5)
     layer(x).square().sum().backward()
     on_card = torch.nn.Conv2d(1, 2, 3)
     on_card.load_state_dict(layer.state_dict())
@@ -132,7 +137,7 @@ def test_gradients_of_a_card_are_those_of_the_cpu(cards):
     assert torch.equal(on_card.weight.grad.cpu(), layer.weight.grad)
 
 
-def test_an_optimiser_skips_a_step_that_a_flag_on_the_card_forbids(cards):
+def test_optimiser_skips_a_step_if_a_flag_on_the_card_is_set(cards):
     weight = torch.nn.Parameter(torch.ones(2, device="cuda"))
     optimiser = torch.optim.AdamW([weight], lr=0.1, fused=True)
     for found_inf, same in ((1.0, True), (0.0, False)):
@@ -144,7 +149,7 @@ def test_an_optimiser_skips_a_step_that_a_flag_on_the_card_forbids(cards):
         assert (weight.tolist() == [1, 1]) == same
 
 
-def test_outside_there_is_no_card():
+def test_no_card_is_left_afterwards():
     with pretend_cards():
         assert torch.cuda.is_available()
     assert not torch.cuda.is_available()

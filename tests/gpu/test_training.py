@@ -1,4 +1,4 @@
-"""Training on a pretend card: no devices are mixed, numbers are the CPU's, and nothing waits."""
+"""Training on a pretend card: devices are not mixed, results equal the CPU's, and no step waits."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from lesionseg.training.objective import Objective, Targets, make_objective
 from tests.gpu.plans import ARCHITECTURES, Cubes, card_config, card_plan
 from tests.gpu.pretend_cuda import Cards, pretend_cards
 
-# Waits of the host in a step that is not logged, by network; the flag of the step before it is
-# read by an event and is not among them
+# Waits of the host in a step that is not logged, by network. The flag of the previous step is read
+# by an event, which is not counted.
 MOST_WAITS = dict.fromkeys(ARCHITECTURES, 0)
 LOSSES = ("dice_focal", "focal", "cross_entropy", "dice_cross_entropy", "lesion_balanced", "custom")
 STEPS = [
@@ -33,7 +33,7 @@ STEPS = [
 ]
 
 
-def forward(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, Targets, Any, Any]:
+def make_outputs(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, Targets, Any, Any]:
     """Return an objective, the targets of a batch, the output in fp32, and the network."""
     network = build_network(plan).to(device).train()
     objective = make_objective(plan, cfg)
@@ -45,7 +45,7 @@ def forward(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, Targe
     return objective, objective.targets(batch), output, network
 
 
-def learn(
+def compute_gradient(
     objective: Objective, targets: Targets, output: Any, network: nn.Module
 ) -> dict[str, torch.Tensor]:
     """Return the terms of the loss, and the gradient of all weights together."""
@@ -56,17 +56,17 @@ def learn(
 
 
 @pytest.mark.parametrize(("name", "setting", "changes"), STEPS)
-def test_a_step_computes_what_the_cpu_does_and_waits_for_nothing(
+def test_step_on_a_card_equals_that_of_the_cpu_without_waits(
     name: str, setting: str, changes: dict[str, Any]
 ) -> None:
     plan = card_plan(name, **changes)
     cfg = card_config(f"model={name}", f"model.activation={plan.activation}", setting)
-    expected = learn(*forward(plan, cfg, "cpu"))
+    expected = compute_gradient(*make_outputs(plan, cfg, "cpu"))
     with pretend_cards() as cards:
-        objective, targets, output, network = forward(plan, cfg, "cuda")
+        objective, targets, output, network = make_outputs(plan, cfg, "cuda")
         objective.terms(output, targets, torch.ones_like(targets.counts()))  # makes constants
         before = len(cards.waits)
-        on_card = learn(objective, targets, output, network)
+        on_card = compute_gradient(objective, targets, output, network)
         assert cards.waits[before:] == []
         found = {key: value.detach().cpu() for key, value in on_card.items()}
     assert found.keys() == expected.keys()
@@ -74,8 +74,8 @@ def test_a_step_computes_what_the_cpu_does_and_waits_for_nothing(
         torch.testing.assert_close(found[key], value.detach(), rtol=1e-3, atol=1e-4)
 
 
-class Marks(pl.Callback):
-    """Notes how many waits there were at the beginning of each step."""
+class WaitCounter(pl.Callback):
+    """A callback that keeps the number of waits before each step."""
 
     def __init__(self, cards: Cards) -> None:
         self.cards = cards
@@ -86,27 +86,32 @@ class Marks(pl.Callback):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_step_of_a_training_waits_for_the_step_before_it_alone(name: str, tmp_path) -> None:
-    plan, cfg = card_plan(name), card_config(f"model={name}", "trainer.max_steps=3")
+def test_step_waits_only_for_the_previous_step(name: str, tmp_path) -> None:
+    plan = card_plan(name)
+    cfg = card_config(f"model={name}", "trainer.max_steps=3")
     with pretend_cards() as cards:
-        marks = Marks(cards)
-        result = fit(build_network(plan), plan, Cubes(), cfg, tmp_path, callbacks=[marks])
-        second = cards.waits[marks.n_waits[1] : marks.n_waits[2]]
+        counter = WaitCounter(cards)
+        result = fit(build_network(plan), plan, Cubes(), cfg, tmp_path, callbacks=[counter])
+        second = cards.waits[counter.n_waits[1] : counter.n_waits[2]]
     assert (result.device, result.steps, result.skipped) == ("cuda", 3, 0)
     assert [wait.kind for wait in second].count("event") == 1
     assert len(second) - 1 <= MOST_WAITS[name], cards.by_place()
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_a_step_without_finite_gradient_is_left_out_and_counted(bf16: bool, tmp_path) -> None:
-    class Bad(Cubes):
+def test_step_without_finite_gradient_is_skipped_and_counted(bf16: bool, tmp_path) -> None:
+    class BadCubes(Cubes):
+        """Tiles whose second step contains only NaN."""
+
         def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
             tile = super().__getitem__(number)
             if number in (2, 3):  # of the second step
                 tile["image"] = torch.full_like(tile["image"], torch.nan)
             return tile
 
-    class Weights(pl.Callback):
+    class WeightRecorder(pl.Callback):
+        """A callback that keeps the weights after each step."""
+
         def __init__(self) -> None:
             self.seen: list[torch.Tensor] = []
 
@@ -114,9 +119,11 @@ def test_a_step_without_finite_gradient_is_left_out_and_counted(bf16: bool, tmp_
             flat = [p.detach().flatten() for p in module.network.parameters()]
             self.seen.append(torch.cat(flat).cpu())
 
-    plan, cfg, weights = card_plan("unet"), card_config("trainer.max_steps=3"), Weights()
+    plan = card_plan("unet")
+    cfg = card_config("trainer.max_steps=3")
+    weights = WeightRecorder()
     with pretend_cards(bf16=bf16):
-        result = fit(build_network(plan), plan, Bad(), cfg, tmp_path, callbacks=[weights])
+        result = fit(build_network(plan), plan, BadCubes(), cfg, tmp_path, callbacks=[weights])
     assert (result.steps, result.skipped) == (3, 1)
     assert torch.equal(weights.seen[0], weights.seen[1])
     assert not torch.equal(weights.seen[1], weights.seen[2])

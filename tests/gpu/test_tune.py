@@ -1,4 +1,4 @@
-"""A search on a pretend card uses the card of `trainer.devices`, for its validation too."""
+"""A search on a pretend card uses the card of `trainer.devices`, also for validation."""
 
 from pathlib import Path
 
@@ -15,16 +15,17 @@ SMALL = [
 ]
 
 
-def test_a_search_plans_trains_and_validates_on_its_card(tmp_path: Path, monkeypatch) -> None:
-    root, devices = tmp_path / "radiographs", []
+def test_search_plans_trains_and_validates_on_its_card(tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "radiographs"
+    devices = []
     write_xray_phantoms(root, 4, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)
     predict = SlidingWindow.predict
 
-    def watched(self, *args):
+    def record_device(self, *args):
         devices.append(self.device)
         return predict(self, *args)
 
-    monkeypatch.setattr(SlidingWindow, "predict", watched)
+    monkeypatch.setattr(SlidingWindow, "predict", record_device)
     settings = [f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.devices=[1]", *SMALL]
     cfg = compose("tune", settings)
     with pretend_cards(n_cards=2) as cards:

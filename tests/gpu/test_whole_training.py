@@ -26,7 +26,7 @@ SETTINGS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual_unet", "retina_unet"])
-def test_a_card_trains_from_folder_to_report(name: str, tmp_path: Path) -> None:
+def test_training_on_a_card_writes_bundle_test_and_report(name: str, tmp_path: Path) -> None:
     root = tmp_path / "scans"
     run = tmp_path / "run"
     write_mri_phantoms(root, 5, seed=0, shape=(32, 40, 40), n_test=1)

@@ -1,4 +1,4 @@
-"""Simulated scans: exact references, reproducible, neither trivial nor hopeless."""
+"""Simulated scans: their references are exact, and a seed gives the same scans again."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ write_ct = partial(write_ct_phantoms, n_nodules=(3, 3), **SMALL)
 
 @pytest.mark.parametrize("diameter", [3.0, 6.0, 12.0])
 @pytest.mark.parametrize("spacing", [(1.5, 1.0, 2.0), (1.0, 0.5)])
-def test_a_lesion_has_the_volume_of_its_ball(diameter, spacing):
+def test_lesion_has_the_volume_of_its_ball(diameter, spacing):
     share = lesion_share(np.random.default_rng(1), diameter, spacing, np.zeros(len(spacing)))
     ball = np.pi / 6 * diameter**3 if len(spacing) == 3 else np.pi / 4 * diameter**2
     assert share.sum() * np.prod(spacing) == pytest.approx(ball, rel=0.05)
@@ -35,9 +35,7 @@ def test_a_lesion_has_the_volume_of_its_ball(diameter, spacing):
 
 
 @pytest.mark.parametrize("write", [write_mri, write_ct])
-def test_a_folder_in_nnunet_s_form_whose_lesions_are_brighter_than_their_surroundings(
-    write, tmp_path
-):
+def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(write, tmp_path):
     write(tmp_path, 4, seed=1, n_test=1, lesion_free_share=0.5, contrast=2.0)
     meta = json.loads((tmp_path / "dataset.json").read_text())
     assert "SIMULATED" in meta["description"]
@@ -55,37 +53,39 @@ def test_a_folder_in_nnunet_s_form_whose_lesions_are_brighter_than_their_surroun
     assert image.array[0][lesion].mean() > image.array[0][near].mean()
 
 
-def test_a_longer_set_begins_with_the_shorter_one_and_tells_its_progress(tmp_path):
-    told: list[tuple[str, int, int]] = []
+def test_longer_set_begins_with_the_shorter_one_and_reports_its_progress(tmp_path):
+    calls: list[tuple[str, int, int]] = []
     write_mri(tmp_path / "one", 1, seed=2)
-    write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: told.append(done))
-    assert told == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
-    one, two = (read_volume(tmp_path / n / "imagesTr/SIM_000_0000.nii.gz") for n in ("one", "two"))
+    write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: calls.append(done))
+    assert calls == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
+    one = read_volume(tmp_path / "one/imagesTr/SIM_000_0000.nii.gz")
+    two = read_volume(tmp_path / "two/imagesTr/SIM_000_0000.nii.gz")
     np.testing.assert_array_equal(one.array, two.array)
     other = read_volume(tmp_path / "two/imagesTr/SIM_001_0000.nii.gz")
     assert not np.array_equal(one.array, other.array)
 
 
-def test_radiographs_in_coco_s_form(tmp_path):
+def test_radiographs_have_coco_annotations_that_agree_with_their_masks(tmp_path):
     write_xray_phantoms(tmp_path, 2, seed=3, shape=(96, 80), pixel_mm=3.0, lesion_free_share=0.5)
-    told = json.loads((tmp_path / "annotations.json").read_text())
-    assert "SIMULATED" in told["info"]["description"]
-    first, second = told["images"]
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    assert "SIMULATED" in content["info"]["description"]
+    first, second = content["images"]
     assert first["patient"] != second["patient"]
     assert [first[key] for key in ("height", "width", "pixel_mm")] == [96, 80, 3.0]
-    image, mask = (read_volume(tmp_path / p / first["file_name"]) for p in ("images", "masks"))
+    image = read_volume(tmp_path / "images" / first["file_name"])
+    mask = read_volume(tmp_path / "masks" / first["file_name"])
     assert image.array.shape == mask.array.shape == (1, 96, 80)
     assert 2000 < image.array.max() <= 4095
     ids = mask.array[0]
-    assert len(told["annotations"]) == ids.max() > 0
-    for annotation in told["annotations"]:
+    assert len(content["annotations"]) == ids.max() > 0
+    for annotation in content["annotations"]:
         x, y, width, height = (int(v) for v in annotation["bbox"])
         here = ids == annotation["mask_label"]
         assert annotation["image_id"] == 1
         assert here[y : y + height, x : x + width].sum() == here.sum() == annotation["area"]
 
 
-def test_two_visits_differ_by_what_is_said_to_change(tmp_path):
+def test_two_visits_differ_by_the_stated_changes_only(tmp_path):
     settings = VisitSettings(n_lesions=(3, 0, 0, 0, 4), diameter_mm=(4, 7))
     scans, masks = simulate_visits(np.random.default_rng(0), settings)
     np.testing.assert_array_equal(masks["after"] - masks["before"], masks["new"])
@@ -109,6 +109,6 @@ def test_two_visits_differ_by_what_is_said_to_change(tmp_path):
         (write_ct_phantoms, {"shape": (32, 32)}),
     ],
 )
-def test_refuses_impossible_numbers(write, wrong, tmp_path):
+def test_impossible_number_is_an_error_that_names_it(write, wrong, tmp_path):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         write(tmp_path, 2, seed=0, **wrong)
