@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -10,6 +11,7 @@ PACKAGE = ROOT / "lesionseg"
 NAMED_IN = re.compile(r"^ +([\w.]+) +([\w/]+\.py)", re.MULTILINE)
 
 
+@cache
 def parse_modules() -> dict[str, ast.Module]:
     """Parse every module of the library. Return the trees by dotted name."""
     found = {}
