@@ -1,4 +1,4 @@
-"""End to end on toy files by the command line: train, resume, predict, evaluate, report."""
+"""Train, resume, predict, evaluate and report on toy files from the command line."""
 
 import re
 import shutil
@@ -17,30 +17,32 @@ STEPS = [TILE, "trainer.max_steps=20"]
 
 @pytest.fixture(scope="session")
 def folder(once):
-    """A finished run of 20 steps on seven small phantoms, one of them in the test role."""
+    """Train 20 steps on seven small phantoms, one of them in the test role."""
 
     def make(folder):
-        grid = {"shape": (32, 40, 32), "spacing_mm": (4.0, 4.0, 4.0)}
-        write_mri_phantoms(folder / "raw", 7, seed=0, n_test=1, **grid)
+        write_mri_phantoms(
+            folder / "raw", 7, seed=0, n_test=1, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
+        )
         train(folder / "raw", folder / "run", *STEPS)
 
     return once("end_to_end", make)
 
 
-def test_a_run_leaves_everything_that_is_promised(folder):
-    promised = """config.yaml fingerprint.json plan.json selection.json splits.json
+def test_run_writes_all_documented_files(folder):
+    documented = """config.yaml fingerprint.json plan.json selection.json splits.json
         checkpoints/last.ckpt
         train.log metrics.csv validation
         scores.json cases.csv lesions.csv candidates.csv report.html
         bundle/weights.safetensors bundle/plan.json bundle/selection.json bundle/model_card.md
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
-    assert [name for name in promised.split() if not (folder / "run" / name).exists()] == []
+    assert [name for name in documented.split() if not (folder / "run" / name).exists()] == []
     names = [p.name.lower() for p in (folder / "run").rglob("*")]
     assert [name for name in names if "tmp" in name or "partial" in name] == []
 
 
-def test_scores_say_what_they_were_computed_on(folder):
-    validation, test = (scores_of(folder / name) for name in ("run", "run/test"))
+def test_scores_state_their_role_and_provenance(folder):
+    validation = scores_of(folder / "run")
+    test = scores_of(folder / "run" / "test")
     assert (validation["evaluated_on"], test["evaluated_on"]) == ("validation", "test")
     assert validation["operating_point"]["optimistic"] is True
     assert test["operating_point"]["score"] == validation["operating_point"]["score"]
@@ -51,17 +53,17 @@ def test_scores_say_what_they_were_computed_on(folder):
     assert p[-1] > p[0]
 
 
-def states(folder):
-    """Return the time of change of every file of results, logs excepted."""
+def change_times(folder):
+    """Return the time of change of every file of results except logs."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".log")
     return {p.relative_to(folder): p.stat().st_mtime_ns for p in files}
 
 
-def test_a_finished_training_says_so_and_repeats_nothing(folder, tmp_path, capsys, caplog):
+def test_finished_training_is_stated_and_repeats_nothing(folder, tmp_path, capsys, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
-    before = states(copy)
+    before = change_times(copy)
     train(folder / "raw", copy, *STEPS)
-    assert states(copy) == before
+    assert change_times(copy) == before
     printed = capsys.readouterr().out
     assert re.search(r"Finished at \d{4}-\d\d-\d\d \d\d:\d\d", printed)
     assert f"Open:    {copy / 'test' / 'report.html'}" in printed
@@ -69,7 +71,7 @@ def test_a_finished_training_says_so_and_repeats_nothing(folder, tmp_path, capsy
     assert "Predicting" not in caplog.text
 
 
-def test_other_settings_of_the_report_draw_it_again_without_predictions(folder, tmp_path, caplog):
+def test_other_settings_of_the_report_write_it_again_without_predictions(folder, tmp_path, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     assert "SIM_006" not in (copy / "test" / "report.html").read_text()
     train(folder / "raw", copy, *STEPS, "report.identifiers=true")
@@ -77,7 +79,7 @@ def test_other_settings_of_the_report_draw_it_again_without_predictions(folder, 
     assert "Predicting" not in caplog.text
 
 
-def test_a_finished_training_is_completed_if_something_is_missing(folder, tmp_path, caplog):
+def test_finished_training_restores_missing_results(folder, tmp_path, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(copy / "test")
     weights = (copy / "bundle" / "weights.safetensors").read_bytes()
@@ -87,22 +89,23 @@ def test_a_finished_training_is_completed_if_something_is_missing(folder, tmp_pa
     assert caplog.text.count("Predicting 1 validation case.") == 1
 
 
-def test_a_finished_training_explains_how_to_train_further(folder, tmp_path, capsys):
+def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     train(folder / "raw", copy, TILE, "trainer.max_steps=40", status=2)
-    said = capsys.readouterr().err
-    assert "trainer.max_steps: 20 → 40" in said
-    assert f"model.init_from={copy} run_dir=NEW trainer.max_steps=40" in said
+    printed = capsys.readouterr().err
+    assert "trainer.max_steps: 20 → 40" in printed
+    assert f"model.init_from={copy} run_dir=NEW trainer.max_steps=40" in printed
     train(folder / "raw", copy, *STEPS, "loss.gamma=3", status=2)
-    said = capsys.readouterr().err
-    assert "loss.gamma: 1.0 → 3" in said
-    assert f"model.init_from={copy} run_dir=NEW (" in said
-    further = [TILE, "trainer.max_steps=2", f"model.init_from={copy}"]  # what was advised works
-    train(folder / "raw", tmp_path / "new", *further)
+    printed = capsys.readouterr().err
+    assert "loss.gamma: 1.0 → 3" in printed
+    assert f"model.init_from={copy} run_dir=NEW (" in printed
+    advised = [TILE, "trainer.max_steps=2", f"model.init_from={copy}"]
+    train(folder / "raw", tmp_path / "new", *advised)
 
 
-def test_predict_evaluate_and_report_follow(folder, tmp_path):
-    scans, labels = folder / "raw" / "imagesTs", folder / "raw" / "labelsTs"
+def test_prediction_and_evaluation_of_a_bundle_equal_those_of_the_run(folder, tmp_path):
+    scans = folder / "raw" / "imagesTs"
+    labels = folder / "raw" / "labelsTs"
     predict(folder / "run", scans, tmp_path / "p q")
     scan = nib.load(next(scans.glob("*.nii.gz")))
     mask = nib.load(next((tmp_path / "p q").glob("*_mask.nii.gz")))
@@ -112,8 +115,8 @@ def test_predict_evaluate_and_report_follow(folder, tmp_path):
     ours = scores_of(folder / "run" / "test")
     assert again["dice"]["mean"] == pytest.approx(ours["dice"]["mean"])
     assert again["n_true_positive"] == ours["n_true_positive"]
-    told = [f"scores={tmp_path / 's'}", f"output={tmp_path}", f"images={scans}"]
-    assert run("report", [*told, f"reference={labels}"]) == 0
+    settings = [f"scores={tmp_path / 's'}", f"output={tmp_path}", f"images={scans}"]
+    assert run("report", [*settings, f"reference={labels}"]) == 0
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
@@ -129,12 +132,15 @@ def test_scans_are_compared_with_the_training_scans(folder, tmp_path):
     assert float(row["input_score"]) > 1
 
 
-def test_the_same_run_in_two_dimensions_on_a_coarser_grid(tmp_path):
-    raw, output = tmp_path / "raw", tmp_path / "predicted"
+def test_radiographs_are_trained_and_predicted_on_a_coarser_grid(tmp_path):
+    raw = tmp_path / "raw"
+    output = tmp_path / "predicted"
     write_xray_phantoms(raw, 6, seed=0, shape=(96, 96), pixel_mm=4.0)
     coarser = "model.tile_shape=[32,32]", "model.spacing_mm=[6,6]"
     run_dir = train(raw, tmp_path / "run", *coarser, "trainer.max_steps=4")
     assert (run_dir / "report.html").is_file()
     rows = predict(run_dir, raw / "images", output)
     assert len(list(output.glob("*_mask.png"))) == 6
-    assert not [row for row in rows.values() if "grid" in row["warning"]]  # as large as in training
+    assert not [
+        row for row in rows.values() if "grid" in row["warning"]
+    ]  # same size as in training

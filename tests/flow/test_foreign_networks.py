@@ -1,4 +1,4 @@
-"""Networks, losses and transforms of others through the public commands: train, predict, export."""
+"""Networks, losses and transforms of other packages are used by train, predict and export."""
 
 from collections import Counter
 from pathlib import Path
@@ -36,7 +36,7 @@ SWIN_BACKBONE = (
 
 
 class Steps(pl.Callback):
-    """Writes down each step."""
+    """A callback that records each step."""
 
     def __init__(self, file):
         self.file = Path(file)
@@ -47,7 +47,7 @@ class Steps(pl.Callback):
 
 
 class Recorded(MapTransform):
-    """Writes down each call, and leaves everything as it was."""
+    """A transform that records each call and returns its input unchanged."""
 
     def __init__(self, keys, file):
         super().__init__(keys)
@@ -62,17 +62,19 @@ class Recorded(MapTransform):
 RECORDED = f"_target_: {__name__}.Recorded"
 
 
-def lines(file):
+def read_lines(file):
     return file.read_text().splitlines()
 
 
 @pytest.fixture(scope="session")
 def raw(once):
-    grid = {"shape": (24, 28, 24), "spacing_mm": (5.0, 5.0, 5.0)}
-    return once("foreign", lambda folder: write_mri_phantoms(folder, 4, seed=0, **grid))
+    def make(folder):
+        write_mri_phantoms(folder, 4, seed=0, shape=(24, 28, 24), spacing_mm=(5.0, 5.0, 5.0))
+
+    return once("foreign", make)
 
 
-def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
+def test_network_loss_transforms_callback_and_logger_of_others_are_called(
     raw, tmp_path, monkeypatch, capsys
 ):
     calls = Counter()
@@ -83,7 +85,10 @@ def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
             return super().forward(*given)
 
     monkeypatch.setattr(monai.losses, "DiceFocalLoss", Counted)
-    tiles, images, steps, logs = (tmp_path / n for n in ("tiles", "images", "steps", "logs"))
+    tiles = tmp_path / "tiles"
+    images = tmp_path / "images"
+    steps = tmp_path / "steps"
+    logs = tmp_path / "logs"
     shift = "{_target_: monai.transforms.RandShiftIntensityd, keys: image, offsets: 1}"
     logger = "_target_: pytorch_lightning.loggers.CSVLogger, version: ''"
     run_dir = train(
@@ -101,13 +106,13 @@ def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
         STEPS,
         "trainer.workers=1",
     )
-    assert calls["loss"] > 2  # the check before, and two steps
-    assert len(lines(tiles)) >= 4  # two tiles a step
-    assert set(lines(tiles)) == {"image 4,label 4,instances 4,valid 4"}
-    assert len(lines(images)) >= 4  # each case, to train or to validate
-    assert lines(steps) == ["1", "2"]
-    (told,) = logs.rglob("metrics.csv")
-    assert read_csv(told)
+    assert calls["loss"] > 2  # the check before training, and two steps
+    assert len(read_lines(tiles)) >= 4  # two tiles per step
+    assert set(read_lines(tiles)) == {"image 4,label 4,instances 4,valid 4"}
+    assert len(read_lines(images)) >= 4  # each training or validation case
+    assert read_lines(steps) == ["1", "2"]
+    (metrics,) = logs.rglob("metrics.csv")
+    assert read_csv(metrics)
     plan = plan_of(run_dir / "bundle")
     assert plan["architecture"]["network"] == {"_target_": TEN_LINES, "width": 6}
     assert not predict(run_dir, raw / "imagesTr", tmp_path / "masks", status=1)
@@ -117,17 +122,18 @@ def test_a_network_loss_transforms_callback_and_logger_of_others_are_called(
     predict(run_dir, raw / "imagesTr", tmp_path / "masks", "trust=true")
 
 
-def test_weights_and_biases_keeps_a_training_offline(raw, tmp_path):
+def test_weights_and_biases_logs_a_training_offline(raw, tmp_path):
     pytest.importorskip("wandb")
     logger = "_target_: pytorch_lightning.loggers.WandbLogger, offline: true"
-    chosen = f"logger=[{{{logger}, save_dir: '{tmp_path}'}}]"
-    train(raw, tmp_path / "run", *MINE.split(), chosen, STEPS)
-    (told,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert told.stat().st_size > 0
+    setting = f"logger=[{{{logger}, save_dir: '{tmp_path}'}}]"
+    train(raw, tmp_path / "run", *MINE.split(), setting, STEPS)
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert log.stat().st_size > 0
 
 
-def test_transforms_of_another_s_bundle_are_called_only_with_trust(raw, plan, tmp_path, capsys):
-    bundle, calls = tmp_path / "bundle", tmp_path / "calls"
+def test_transforms_of_a_foreign_bundle_are_called_only_with_trust(raw, plan, tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    calls = tmp_path / "calls"
     spec = {"_target_": f"{__name__}.Recorded", "keys": ["image"], "file": str(calls)}
     plan = plan.with_(prepare_extra=(spec,), spacing_mm=(5.0, 5.0, 5.0))
     write_bundle(bundle, build_network(plan), plan, "")
@@ -135,12 +141,12 @@ def test_transforms_of_another_s_bundle_are_called_only_with_trust(raw, plan, tm
     assert spec["_target_"] in capsys.readouterr().err
     assert not calls.exists()
     predict(bundle, raw / "imagesTr", tmp_path / "out", "trust=true")
-    assert lines(calls) == ["image 4"] * 4
+    assert read_lines(calls) == ["image 4"] * 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [MINE, SEGRESNET, SWIN, SWIN_BACKBONE])
-def test_others_networks_train_predict_and_export(raw, tmp_path, model):
+def test_foreign_networks_train_predict_and_export(raw, tmp_path, model):
     if "swin" in model:
         pytest.importorskip("einops")
     run_dir = train(raw, tmp_path / "run", *model.split(), STEPS)

@@ -1,4 +1,4 @@
-"""A miniature of LUNA16 in the challenge's own files, through `experiment=luna16`."""
+"""A miniature of LUNA16 in the challenge's file formats, with `experiment=luna16`."""
 
 import sys
 from pathlib import Path
@@ -13,21 +13,26 @@ import luna16_to_manifest
 
 sitk = pytest.importorskip("SimpleITK")
 
-SHAPE, SPACING, ORIGIN = (24, 32, 32), (1.25, 0.75, 0.75), (-190.0, -12.0, -12.0)  # z, y, x
+# z, y, x
+SHAPE = (24, 32, 32)
+SPACING = (1.25, 0.75, 0.75)
+ORIGIN = (-190.0, -12.0, -12.0)
 SETTINGS = ["experiment=luna16", "trainer.max_steps=40", TILE]
 SETTINGS += ["optim.lr=0.01", "augment=none"]
 
 
 def write_luna(root):
-    """Two subsets of four scans each: nodules of 6 mm, one excluded finding, one scan without."""
-    draw, header = np.random.default_rng(0), "seriesuid,coordX,coordY,coordZ,diameter_mm"
-    found, excluded = [header], [header]
+    """Write two subsets of four scans with nodules of 6 mm. One finding is excluded."""
+    draw = np.random.default_rng(0)
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm"
+    found = [header]
+    excluded = [header]
     grid = np.stack(np.indices(SHAPE), axis=-1) * SPACING + ORIGIN
     for number in range(8):
         scan = f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{100 + number}"
         voxels = draw.normal(-820, 30, SHAPE)
         if number < 7:
-            z, y, x = np.add((-180.0, -3.0, -2.0), draw.uniform(-2, 2, 3))  # of the world, LPS
+            z, y, x = np.add((-180.0, -3.0, -2.0), draw.uniform(-2, 2, 3))  # world, LPS
             voxels[np.linalg.norm(grid - (z, y, x), axis=-1) <= 3] = 20
             found.append(f"{scan},{x},{y},{z},6.0")
         if number == 4:
@@ -44,8 +49,8 @@ def write_luna(root):
     luna16_to_manifest.convert(root)
 
 
-def test_every_subset_is_predicted_by_a_network_that_never_saw_it(tmp_path):
-    """All scans count, that without a nodule too; the excluded finding is neither hit nor miss."""
+def test_each_subset_is_scored_out_of_fold(tmp_path):
+    """All scans count, also without nodules. The excluded finding is neither hit nor miss."""
     write_luna(tmp_path / "luna")
     run_dir = train(tmp_path / "luna", tmp_path / "run", *SETTINGS)
     scores = scores_of(run_dir / "oof")

@@ -1,4 +1,4 @@
-"""Scans without a channel: a network trained to do without, scored so, and what it says of them."""
+"""Scans without a channel: training, scores, prediction, and warnings."""
 
 import json
 import shutil
@@ -21,10 +21,9 @@ FLAIR = "raw/imagesTs/SIM_006_0000.nii.gz"
 
 
 def write_channels(raw):
-    """Simulated heads of two channels, of which some that teach, validate or test lack one."""
-    grid = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
-    write_mri_phantoms(raw, 8, seed=0, n_test=2, **grid)
-    for first in list(raw.glob("images*/*_0000.nii.gz")):  # and a T1 in which lesions are dark
+    """Write simulated heads of two channels. A training, a validation and a test case lack one."""
+    write_mri_phantoms(raw, 8, seed=0, n_test=2, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    for first in list(raw.glob("images*/*_0000.nii.gz")):  # add a T1 with dark lesions
         flair = read_volume(first)
         dark = np.where(flair.array > 0, 1000 - flair.array, 0).astype(np.float32)
         second = first.with_name(first.name.replace("_0000", "_0001"))
@@ -52,7 +51,7 @@ def plan(folder):
     return Plan.from_json((folder / "run" / "bundle" / "plan.json").read_text())
 
 
-def test_cases_that_lack_a_channel_are_scored_with_the_others(folder, plan):
+def test_cases_without_a_channel_are_scored_like_all_cases(folder, plan):
     assert plan.may_lack
     for part, numbers in (("run/test", (6, 7)), ("run", (3, 4, 5))):
         cases = [row["case"] for row in read_csv(folder / part / "cases.csv")]
@@ -61,7 +60,7 @@ def test_cases_that_lack_a_channel_are_scored_with_the_others(folder, plan):
         assert point["score"] == bundle_selection(folder / "run").point.score
 
 
-def test_a_scan_without_a_channel_is_predicted_and_said(folder, plan, tmp_path):
+def test_scan_without_a_channel_is_predicted_with_a_warning(folder, plan, tmp_path):
     (tmp_path / "scans").mkdir()
     shutil.copy(folder / FLAIR, tmp_path / "scans")
     (row,) = predict(folder / "run", tmp_path / "scans", tmp_path / "out").values()
@@ -74,12 +73,13 @@ def test_a_scan_without_a_channel_is_predicted_and_said(folder, plan, tmp_path):
     assert written["input_check"]["missing"] == ["T1"]
 
 
-def test_an_empty_cell_and_an_array_lack_the_same_channel(folder, tmp_path):
+def test_empty_cell_and_array_without_a_channel_give_equal_results(folder, tmp_path):
     table = tmp_path / "list.csv"
     table.write_text(f"case,image,image_0001\na,{folder / FLAIR},\n")
     predict(folder / "run", table, tmp_path / "out")
     listed = json.loads((tmp_path / "out" / "a_candidates.json").read_text())["candidates"]
-    predictor, volume = lesionseg.Predictor(folder / "run"), read_volume(folder / FLAIR)
+    predictor = lesionseg.Predictor(folder / "run")
+    volume = read_volume(folder / FLAIR)
     array = predictor(volume.array, volume.geometry.affine, missing=["T1"])
     scores = [candidate.score for candidate in array.candidates]
     assert scores == pytest.approx([c["score"] for c in listed])
@@ -91,16 +91,16 @@ def test_an_empty_cell_and_an_array_lack_the_same_channel(folder, tmp_path):
         predictor.predict_volume(nothing, "a")
 
 
-def test_who_was_not_trained_for_it_refuses_by_name(folder, plan, tmp_path, capsys):
+def test_model_without_channel_dropout_refuses_missing_channels(folder, plan, tmp_path, capsys):
     bundle = shutil.copytree(folder / "run" / "bundle", tmp_path / "bundle")
     (bundle / "plan.json").write_text(plan.with_(may_lack=False).to_json())
     (row,) = predict(bundle, folder / FLAIR, tmp_path / "out", status=3).values()
     assert row["status"] == "failed"
     assert "no T1" in row["message"]
-    both = lesionseg.Predictor([folder / "run", bundle])  # may lack what both may
+    both = lesionseg.Predictor([folder / "run", bundle])  # only one model accepts missing channels
     with pytest.raises(DatasetError, match="no T1"):
         both(folder / FLAIR, missing=["T1"])
     train(folder / "raw", tmp_path / "run", *SETTINGS, status=1)
-    said = capsys.readouterr().err
-    assert "SIM_000" in said
-    assert "data.channel_dropout" in said
+    printed = capsys.readouterr().err
+    assert "SIM_000" in printed
+    assert "data.channel_dropout" in printed

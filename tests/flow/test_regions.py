@@ -1,4 +1,4 @@
-"""End to end on a dataset whose labels are regions, part of it to be ignored: train to evaluate."""
+"""A dataset whose labels are regions, with ignored voxels: train, predict, evaluate."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,20 @@ SETTINGS = [TILE, "trainer.max_steps=60", "optim.lr=0.02"]
 SETTINGS += ["loss=dice_focal", "augment=none", "operating_point=score:0.3"]
 
 
-def ball(centre, radius):
+def draw_ball(centre, radius):
     grid = np.stack(np.indices(SHAPE), axis=-1)
     return np.linalg.norm(grid - centre, axis=-1) <= radius
 
 
 def write_regions(root):
-    """Bright balls with a brighter core; in the far corner bright ones that are to be ignored."""
-    rng, cases, unsure = np.random.default_rng(0), {}, ball((20, 20, 20), 3)
+    """Write bright balls with a brighter core, and ignored bright balls in a corner."""
+    rng = np.random.default_rng(0)
+    cases = {}
+    unsure = draw_ball((20, 20, 20), 3)
     for number in range(5):
         centre = rng.integers(7, 12, size=3)
-        whole, core = ball(centre, 5), ball(centre + 1, 2.5)
+        whole = draw_ball(centre, 5)
+        core = draw_ball(centre + 1, 2.5)
         image = rng.normal(size=SHAPE) + 4 * whole + 4 * core + 8 * unsure + 10
         mask = np.where(unsure, 3, whole.astype(np.uint8) + core)
         cases[f"case{number}"] = "Ts" if number == 4 else "Tr", image, mask
@@ -39,7 +42,7 @@ def folder(once):
     return once("regions", make)
 
 
-def test_regions_are_planned_and_scored_by_name_and_a_lesion_is_one(folder):
+def test_regions_are_planned_and_scored_by_name(folder):
     plan = plan_of(folder / "run" / "bundle")
     assert (plan["regions"], plan["label_values"]) == ([[1, 2], [2]], [1, 2])
     for found in (scores_of(folder / "run"), scores_of(folder / "run" / "test")):
@@ -48,25 +51,24 @@ def test_regions_are_planned_and_scored_by_name_and_a_lesion_is_one(folder):
         assert found["per_label"]["core"]["n_lesions"] == 1
         assert found["dice"]["mean"] > 0.3
         assert found["per_label"]["whole tumor"]["dice"]["mean"] == found["dice"]["mean"]
-        # what is to be ignored shines brighter than any lesion, and yet is no false positive
+        # the ignored ball is brighter than any lesion, but no false positive
         assert found["n_false_positive"] == 0
     (row,) = read_csv(folder / "run" / "cases.csv")
     assert float(row["dice_core"]) >= 0
     assert row["n_lesions_whole_tumor"] == "1"
 
 
-def test_the_mask_holds_the_files_values(folder, tmp_path):
-    raw, output = folder / "raw", tmp_path / "predicted"
+def test_mask_has_the_values_of_the_dataset(folder, tmp_path):
+    raw = folder / "raw"
+    output = tmp_path / "predicted"
     predict(folder / "run", raw / "imagesTs", output)
-    mask, truth = (
-        read_volume(path).array[0]
-        for path in (output / "case4_mask.nii.gz", raw / "labelsTs" / "case4.nii.gz")
-    )
+    mask = read_volume(output / "case4_mask.nii.gz").array[0]
+    truth = read_volume(raw / "labelsTs" / "case4.nii.gz").array[0]
     assert set(np.unique(mask)) <= {0, 1, 2}
     assert (mask == 1).any()
     core = (mask == 2) & (truth != 3)
     dice = 2 * (core & (truth == 2)).sum() / (core.sum() + (truth == 2).sum())
-    # the same files scored again, and then the bare mask as another program's
+    # score the same files again, and then only the bare mask
     ours = scores_of(folder / "run" / "test")
     assert ours["per_label"]["core"]["dice"]["mean"] == pytest.approx(dice)
     for name in ("all", "bare"):

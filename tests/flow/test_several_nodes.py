@@ -1,6 +1,6 @@
-"""Two nodes of two processes each learn what four processes of one node learn.
+"""Two nodes of two processes each train like four processes of one node.
 
-Nodes are launchers on this machine, which talk over its loopback and share `run_dir` alone.
+The nodes are launchers on this machine. They talk over its loopback and share only `run_dir`.
 """
 
 import os
@@ -27,10 +27,11 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1
 
 
 class DieOnce(pl.Callback):
-    """Kills the last process after some steps, unless the file says that it has."""
+    """A callback that kills the last process once after some steps."""
 
     def __init__(self, file, step):
-        self.file, self.step = Path(file), step
+        self.file = Path(file)
+        self.step = step
 
     def on_train_batch_end(self, trainer, pl_module, *_):
         last = trainer.global_rank == trainer.world_size - 1
@@ -59,26 +60,27 @@ def start(launcher, folder, run, *more):
     )
 
 
-def ended(*nodes):
-    """What the launchers and their processes said."""
-    said = [node.communicate(timeout=600)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0] * len(nodes), "\n".join(said)
-    return said
+def wait_for(*nodes):
+    """Wait for the launchers and return the output of each."""
+    outputs = [node.communicate(timeout=600)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0] * len(nodes), "\n".join(outputs)
+    return outputs
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data, and what one node of as many processes learns from it."""
+    """Write data and train on it with one node of four processes."""
     folder = tmp_path_factory.mktemp("nodes")
-    grid = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
-    write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
+    write_mri_phantoms(
+        folder / "raw", 4, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0)
+    )
     one = "--standalone --nproc-per-node 4"
-    ended(start(one, folder, folder / "one", "trainer.devices=4"))
+    wait_for(start(one, folder, folder / "one", "trainer.devices=4"))
     return folder
 
 
-def on_two_nodes(folder, run, *more):
-    """Each node with a cache of its own."""
+def train_on_two_nodes(folder, run, *more):
+    """Train on two nodes, each with its own cache."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         at = f"127.0.0.1:{free.getsockname()[1]}"
@@ -86,11 +88,12 @@ def on_two_nodes(folder, run, *more):
     launcher += f"--local-addr 127.0.0.1 --rdzv-endpoint {at}"
     two = ["trainer.devices=2", "trainer.lightning.num_nodes=2", *more]
     caches = [f"data.cache_dir={folder}/{run.name}_cache_{node}" for node in range(2)]
-    return ended(*(start(launcher, folder, run, *two, cache) for cache in caches))
+    return wait_for(*(start(launcher, folder, run, *two, cache) for cache in caches))
 
 
-def check_learnt_the_same(run, other):
-    curves, weights = [], []
+def check_equal_training(run, other):
+    curves = []
+    weights = []
     for folder in (run, other):
         rows = [row for row in read_csv(folder / "metrics.csv") if row["loss"]]
         curves.append(
@@ -103,24 +106,25 @@ def check_learnt_the_same(run, other):
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
-def test_two_nodes_learn_what_one_node_learns(folder):
-    said = on_two_nodes(folder, folder / "calm")
-    check_learnt_the_same(folder / "calm", folder / "one")
+def test_two_nodes_train_like_one_node(folder):
+    outputs = train_on_two_nodes(folder, folder / "calm")
+    check_equal_training(folder / "calm", folder / "one")
     caches = (folder / f"calm_cache_{node}" for node in range(2))
     assert [len(list(cache.glob("*/*/*/case.json"))) for cache in caches] == [2, 2]
-    assert sum(text.count("Finished in") for text in said) == 1  # the first process speaks
+    assert sum(text.count("Finished in") for text in outputs) == 1  # only the first process prints
 
 
-def test_processes_that_lightning_starts_validate_too(folder):
+def test_processes_started_by_lightning_validate(folder):
     run = folder / "spawned"
-    ended(start("", folder, run, "trainer.devices=2", "trainer.validate_every_minutes=0.001"))
+    wait_for(start("", folder, run, "trainer.devices=2", "trainer.validate_every_minutes=0.001"))
     assert any(row.get("validation_dice") for row in read_csv(run / "metrics.csv"))
 
 
-def test_a_killed_process_is_started_again_and_all_end_with_the_same_weights(folder):
-    run, file = folder / "killed", folder / "died"
+def test_killed_process_restarts_and_all_end_with_the_same_weights(folder):
+    run = folder / "killed"
+    file = folder / "died"
     die = f"{{_target_: tests.flow.test_several_nodes.DieOnce, file: {file}, step: 4}}"
-    on_two_nodes(folder, run, f"callbacks=[{die}]")
+    train_on_two_nodes(folder, run, f"callbacks=[{die}]")
     assert file.exists()
     assert "Resuming" in (run / "train.log").read_text()
-    check_learnt_the_same(run, folder / "one")
+    check_equal_training(run, folder / "one")
