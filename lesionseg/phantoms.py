@@ -489,7 +489,7 @@ def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
 def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
     """Draw the Hounsfield units of lung, which has fine and coarse texture.
 
-    Lung is denser at the back of a patient who lies on it.
+    Lung is denser at the back if the patient is on his or her back.
     """
     fine = smooth_field(rng, grid.shape, grid.spacing_mm, 7.0)
     coarse = smooth_field(rng, grid.shape, grid.spacing_mm, 25.0)

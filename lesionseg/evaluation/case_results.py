@@ -864,7 +864,7 @@ def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
 
 
 def _predict_nothing(case: str, geometry: Geometry) -> Prediction:
-    """Return a prediction without candidates, which stands for a missing one: it finds nothing."""
+    """Return a prediction without candidates for a case whose prediction is missing."""
     return Prediction(case, geometry, (), np.zeros(geometry.shape, dtype=np.int32))
 
 

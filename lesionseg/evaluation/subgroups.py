@@ -139,7 +139,7 @@ class _LesionsBySize:
     def of(
         cls, results: Sequence[CaseResult], groups: Sequence[str], scale: SizeScale
     ) -> "_LesionsBySize":
-        """Count the lesions of all cases, of which there is at least one."""
+        """Count the lesions of all cases. At least one case has a lesion."""
         row_of_group = {group: row for row, group in enumerate(groups)}
         rows: list[int] = []
         sizes: list[float] = []

@@ -226,7 +226,7 @@ def _match_all(
 
 
 def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
-    """Return the message for cases of which none can be scored, one fault per line."""
+    """Return the message if no case can be scored, with one fault per line."""
     return "\n  ".join(["No case can be scored:", *(fault.message for fault in faults)])
 
 

@@ -161,7 +161,7 @@ def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))
-    # the mean of both, because by rank alone nearly all would be the most common sizes
+    # the mean of both, because by rank only, nearly all would be the most common sizes
     even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
     even_by_size = np.linspace(even_by_rank[0], even_by_rank[-1], k)
     wanted = (even_by_rank + even_by_size) / 2

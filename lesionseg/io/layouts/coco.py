@@ -468,7 +468,7 @@ def _renumber_visible(
 ) -> NDArray[np.int32]:
     """Give the visible lesions consecutive numbers, because covered lesions have no pixels.
 
-    Of three lesions of which the second is covered, for example, the third gets the number 2.
+    If the second of three lesions is covered, for example, the third gets the number 2.
     """
     new_number = np.zeros(len(is_visible) + 1, dtype=np.int32)  # the first is the background
     new_number[1:][is_visible] = np.arange(1, is_visible.sum() + 1)
