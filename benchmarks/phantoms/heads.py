@@ -1,4 +1,4 @@
-"""Anatomical heads: FLAIR scans with white-matter lesions for the tables of docs/results.md.
+"""Anatomical heads: FLAIR scans with white-matter lesions for the tables in docs/.
 
     python benchmarks/phantoms/heads.py FOLDER --cases 16 --test 4 --seed 1
 
