@@ -626,7 +626,12 @@ def write_xray_phantoms(
         # a nodule is placed where the rays pass through much lung
         deep_lung = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
         lesions, instances = _place_lesions(
-            rng, deep_lung, grid.spacing_mm, n, (5.0, 15.0, 30.0), gap=3
+            rng,
+            tissue=deep_lung,
+            spacing_mm=grid.spacing_mm,
+            n_lesions=n,
+            diameter_mm=(5.0, 15.0, 30.0),  # least, median, most
+            gap=3,
         )
         for lesion in lesions:
             density = 0.0164 * rng.uniform(0.9, 2.0)  # per mm; tissue replaces lung

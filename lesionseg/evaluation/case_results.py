@@ -757,8 +757,9 @@ class MatchedCase:
     def _find_lesion_of_candidates(self, decision: _Decision) -> NDArray[np.int64]:
         """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
 
-        It is the lesion that the candidate overlaps most, or the first of several. If the rule
-        pairs one to one, a candidate that finds a lesion gets this lesion instead.
+        It is the lesion that the candidate overlaps most, or the first of several that it overlaps
+        equally. Unless candidates find lesions jointly, a candidate that finds a lesion gets this
+        lesion instead.
         """
         pairs = self.match.overlaps
         is_joint = self.preset.criterion.assignment == "jointly"
@@ -771,9 +772,12 @@ class MatchedCase:
         order = order[np.argsort(overlap[order], kind="stable")]
         lesion_of = np.full(len(self.match.candidates), -1, dtype=np.int64)
         lesion_of[pairs.candidate[order]] = pairs.lesion[order]
-        if not is_joint:
-            found = np.flatnonzero(decision.found_by >= 0)[::-1]
-            lesion_of[decision.found_by[found]] = found
+        if is_joint:
+            return lesion_of
+        # also in reverse, so that a candidate that finds several lesions gets the first one
+        found_lesions = np.flatnonzero(decision.found_by >= 0)[::-1]
+        finders = decision.found_by[found_lesions]
+        lesion_of[finders] = found_lesions
         return lesion_of
 
 

@@ -322,29 +322,50 @@ def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
-    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER`."""
-    found_at = np.full(links.n_lesions, NEVER)
+    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER`.
+
+    A lesion is found at a score if the candidates of this score and above find it. Any operating
+    point can then be evaluated without another match.
+    """
     rule = links.criterion
-    if rule.assignment == "all":
+    if rule.assignment == "every_threshold":
+        return _find_scores_one_to_one(links, scores)
+    found_at = np.full(links.n_lesions, NEVER)
+    if rule.assignment == "all":  # one link is enough, so the one with the highest score decides
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
-    elif rule.assignment == "jointly":
-        for pairs in _group_equal(links.lesion):
-            own = links.where(pairs)
-            found_at[own.lesion[0]] = score_of_cover(
-                scores[own.candidate], own.weight, own.common, rule.threshold
-            )
-    else:
-        is_exclusive = _find_exclusive(links)
-        found_at[links.lesion[is_exclusive]] = scores[links.candidate[is_exclusive]]
-        for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
-            # the module's docstring explains why one pass by descending score is enough
-            for score in np.unique(scores[candidates])[::-1]:
-                found = found_at[lesions] > NEVER
-                if found.all():
-                    break
-                _, columns = _pair_best(weight[scores[candidates] >= score], found)
-                new = lesions[columns]
-                found_at[new] = np.maximum(found_at[new], score)
+        return found_at
+    for links_of_lesion in _group_equal(links.lesion):
+        own = links.where(links_of_lesion)
+        found_at[own.lesion[0]] = score_of_cover(
+            scores=scores[own.candidate],
+            share=own.weight,
+            common=own.common,
+            enough=rule.threshold,
+        )
+    return found_at
+
+
+def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
+    """Return the result of `detection_scores` for a rule that pairs one to one.
+
+    Candidates are added by descending score, and the best matching is computed after each addition.
+    A lesion gets the score at which it is matched first, because it then stays found, as the
+    module's docstring explains.
+    """
+    found_at = np.full(links.n_lesions, NEVER)
+    is_exclusive = _find_exclusive(links)  # these need no matching
+    found_at[links.lesion[is_exclusive]] = scores[links.candidate[is_exclusive]]
+    for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
+        part_scores = scores[candidates]
+        for score in np.unique(part_scores)[::-1]:
+            is_found = found_at[lesions] > NEVER
+            if is_found.all():
+                break
+            is_added = part_scores >= score
+            _, columns = _pair_best(weight[is_added], is_found)
+            matched = lesions[columns]
+            # the maximum keeps the higher score of a lesion that was found before
+            found_at[matched] = np.maximum(found_at[matched], score)
     return found_at
 
 

@@ -147,8 +147,8 @@ class Misses:
         )
 
     def _explain_near_miss(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
-        """Explain why pairs that mark the lesion do not find it; None if none marks it."""
-        near = self._find_marking(pairs, row)
+        """Explain why a pair that comes close does not find the lesion; None if none is close."""
+        near = self._find_near_pair(pairs, row)
         if near is None:
             return None
         why, pair = near
@@ -213,31 +213,47 @@ class Misses:
             return WhyMissed.IOU_TOO_SMALL
         return WhyMissed.WRONG_LABEL  # "overlap": any contact is enough if the label is right
 
-    def _find_marking(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
-        """Return a pair that marks the lesion without finding it, and the reason; None if none."""
+    def _find_near_pair(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
+        """Return the pair that comes closest to finding a missed lesion, and why it does not.
+
+        Return None if no pair comes close. A pair is close in these cases:
+
+        - coverage rule: the pairs together cover enough of the lesion, but too little of this
+          candidate is located in lesions
+        - centre rule: the candidate covers at least the share `MARKED` of the lesion
+        - other rules: the candidate may find this lesion, or it covers the share `MARKED`, but it
+          is the match of another lesion
+
+        Args:
+            pairs: Positions in `match.overlaps` of pairs of this lesion.
+            row: Row of the lesion.
+        """
         if not len(pairs):
             return None
         rule = self.match.criterion
         links = self.match.links[rule]
         candidate = self.match.overlaps.candidate[pairs]
-        is_marked = self._shares.of_lesion[pairs] >= MARKED
+        covers_much = self._shares.of_lesion[pairs] >= MARKED
         if rule.measure == "coverage":
-            if self._sum_of_pairs(pairs) < rule.threshold - ROUNDING:
+            covered_together = self._sum_of_pairs(pairs)
+            if covered_together < rule.threshold - ROUNDING:
                 return None
             why = WhyMissed.CANDIDATE_TOO_LARGE
-            is_supported = np.isin(candidate, links.candidate)
-            marking = pairs[~is_supported]
+            # the rule links only candidates of which enough is located in lesions
+            is_linked = np.isin(candidate, links.candidate)
+            is_close = ~is_linked
         elif rule.measure == "centre":
             why = WhyMissed.CENTRE_TOO_FAR
-            marking = pairs[is_marked]
+            is_close = covers_much
         else:
-            # the candidate may find this lesion, or marks it, but is the match of another one
             why = WhyMissed.MERGED
-            is_linked = np.isin(candidate, links.candidate[links.lesion == row])
-            marking = pairs[is_linked | (self.true[candidate] & is_marked)]
-        if not len(marking):
+            may_find_lesion = np.isin(candidate, links.candidate[links.lesion == row])
+            finds_another = self.true[candidate]
+            is_close = may_find_lesion | (finds_another & covers_much)
+        close_pairs = pairs[is_close]
+        if not len(close_pairs):
             return None
-        return why, self._choose_best(marking)
+        return why, self._choose_best(close_pairs)
 
     def _select_fitting(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Select the pairs that the rule would count as hits if it ignored labels."""

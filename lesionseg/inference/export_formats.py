@@ -260,8 +260,8 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
         own = _arrays(network(torch.from_numpy(tiles)))
     theirs = run(tiles)
     if plan.nnunet is not None:
-        own = _probabilities(own, plan)
-        theirs = _probabilities(theirs, plan)
+        own = _convert_to_probabilities(own, plan)
+        theirs = _convert_to_probabilities(theirs, plan)
     differences = []
     for name, exported, expected in zip(output_names(plan), theirs, own, strict=True):
         scale = max(shape[2:]) if name == BOXES else 1
@@ -276,7 +276,9 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     return difference
 
 
-def _probabilities(logits: Sequence[NDArray[np.float32]], plan: Plan) -> list[NDArray[np.float32]]:
+def _convert_to_probabilities(
+    logits: Sequence[NDArray[np.float32]], plan: Plan
+) -> list[NDArray[np.float32]]:
     """Convert the logits of an nnU-Net model to probabilities."""
     return [label_probabilities(torch.from_numpy(array), plan).numpy() for array in logits]
 

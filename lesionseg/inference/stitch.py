@@ -156,7 +156,7 @@ class Store:
         if inside is not None:  # on the CPU, because the mask would have to be copied to the GPU
             numbers.masked_fill_(~inside, 0)
         self.values[(slice(None), *where)] = numbers
-        self.release()
+        self.release()  # otherwise the pages of a file would fill the memory that it should save
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers to probabilities float32."""

@@ -120,23 +120,40 @@ def resample_slabs(
     axes = _find_parallel_axes(matrix[:-1, :-1], target.shape)
     for start in range(0, target.shape[0], n_rows):
         rows = slice(start, min(start + n_rows, target.shape[0]))
-        slab_matrix = matrix.copy()  # from indices of the slab to indices of the input it reads
-        slab_matrix[:-1, -1] += start * matrix[:-1, 0]
         shape = (rows.stop - start, *target.shape[1:])
+        slab_matrix = matrix.copy()  # from indices of the slab to indices of the array
+        slab_matrix[:-1, -1] += start * matrix[:-1, 0]
+        # the slab needs the indices from `lowest` to `highest`, of which the array may have a part
         lowest, highest = _find_input_range(slab_matrix, shape)
-        end = np.array(source.shape) - 1
-        first = lowest.clip(0, end)  # the part of the range that the array has
-        last = highest.clip(0, end)
-        region = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
-        stored = array[(slice(None), *region)]
-        piece = stored if isinstance(stored, Tensor) else as_torch(stored)
-        if decode is not None:
-            piece = decode(piece)
+        last_index = np.array(source.shape) - 1
+        first = lowest.clip(0, last_index)
+        last = highest.clip(0, last_index)
+        piece = _read_region(array, first, last, decode)
+        # `extend` needs the outermost values also outside the array. A share needs zeros there, as
+        # it would otherwise be a mean over only the part of a voxel that is within the array.
         if edge == "extend" or how == "share":
             piece = _pad(piece, first - lowest, highest - last, zeros=edge == "zero")
             first = lowest
-        slab_matrix[:-1, -1] -= first  # `piece` begins at this index of the array
-        yield rows, _Resampling(slab_matrix, shape, axes, is_exact).apply(piece, how).contiguous()
+        piece_matrix = slab_matrix.copy()  # from indices of the slab to indices of `piece`
+        piece_matrix[:-1, -1] -= first
+        resampling = _Resampling(piece_matrix, shape, axes, is_exact)
+        yield rows, resampling.apply(piece, how).contiguous()
+
+
+def _read_region(
+    array: Tensor | NDArray[Any],
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    decode: Decode | None,
+) -> Tensor:
+    """Return the values of an array `[C, *spatial]` from index `first` to index `last`, inclusive.
+
+    Only this region is decoded, because decoded values may need more memory than stored ones.
+    """
+    region = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
+    stored = array[(slice(None), *region)]
+    piece = stored if isinstance(stored, Tensor) else as_torch(stored)
+    return piece if decode is None else decode(piece)
 
 
 def _largest_drift(

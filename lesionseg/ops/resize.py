@@ -66,6 +66,7 @@ def find_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
         first = np.floor(inside)
         weight = inside - first
         second = np.minimum(first + 1, n_in - 1)
+        # a value of weight 0 must not count, but 0 times an infinite value would be NaN
         second = np.where(weight > 0, second, first)
     return Neighbours(
         torch.from_numpy(first.astype(np.int64)),

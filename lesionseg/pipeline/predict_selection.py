@@ -37,14 +37,20 @@ def mark_unwanted_scans(
 
 
 def _mark_scan(scan: FoundScan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> FoundScan:
-    """Return the scan, with a reason if it is left out."""
+    """Return the scan, with a reason if it is left out.
+
+    The conditions of `cfg` apply to each DICOM scan. The further conditions of `_explain_unfit`
+    apply only in an archive, because otherwise the user chose the scan.
+    """
     if scan.left_out or scan.fault:
         return scan
     facts = scan.dicom
-    if facts is None and (cfg.modality or cfg.description or cfg.min_slices):
+    has_conditions = cfg.modality or cfg.description or cfg.min_slices
+    if facts is None and has_conditions:
+        # the scan of a table has no description yet; its headers are read only if they are needed
         with suppress(LesionsegError, OSError):  # prediction will raise the same error
             facts = scan.facts
-    if facts is None or facts.fault:
+    if facts is None or facts.fault:  # another format, or a scan that prediction will reject
         return scan
     reason = _explain_unwanted(facts, cfg, plan.dims)
     if not reason and archive:

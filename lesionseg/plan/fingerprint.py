@@ -135,7 +135,7 @@ class CaseFacts:
 
 
 def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
-    """Compute the statistics of a labelled case.
+    """Compute the statistics of a labelled case, from which `fingerprint_of` makes a fingerprint.
 
     Args:
         case: the case.
@@ -151,26 +151,29 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
     geometry = case.image.geometry
     order = geometry.canonical_order
     lesions = lesions_of(reference)
-    covered = lesion_mask(reference)
+    is_lesion = lesion_mask(reference)
+    has_only_boxes = reference.mask() is None and len(lesions.diameters_mm) > 0
+    n_annotated = is_lesion.size
+    if reference.ignore is not None:
+        n_annotated = int(np.count_nonzero(~reference.ignore))
     start, stop = np.split(lesions.boxes, 2, axis=1)
-    sides = np.maximum(stop - start, 1)
-    n_known = covered.size if reference.ignore is None else np.count_nonzero(~reference.ignore)
-    flat = array.reshape(len(array), -1)
     extents_mm = []
-    for row in sides:
-        extents_mm.append(tuple(round(float(row[a]) * geometry.spacing_mm[a], 4) for a in order))
+    for sides_vox in np.maximum(stop - start, 1):
+        sides_mm = [float(sides_vox[a]) * geometry.spacing_mm[a] for a in order]
+        extents_mm.append(tuple(round(side, 4) for side in sides_mm))
+    channels = array.reshape(len(array), -1)
     return CaseFacts(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
-        boxed=reference.mask() is None and len(lesions.diameters_mm) > 0,
+        boxed=has_only_boxes,
         lesion_voxels=tuple(int(v) for v in lesions.sizes_vox),
         diameters_mm=tuple(float(d) for d in lesions.diameters_mm),
         extents_mm=tuple(extents_mm),
-        lesion_mm=float(covered.sum()) * geometry.voxel_size,
-        scanned_mm=float(n_known) * geometry.voxel_size,
-        nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in flat),
-        sample=_sample(flat, most),
-        lesion_sample=_sample(array[:, covered], most),
+        lesion_mm=float(is_lesion.sum()) * geometry.voxel_size,
+        scanned_mm=float(n_annotated) * geometry.voxel_size,
+        nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in channels),
+        sample=_sample(channels, most),
+        lesion_sample=_sample(array[:, is_lesion], most),
         reference=reference_facts(reference, lesions),
     )
 

@@ -37,6 +37,12 @@ WASH = "#f3f6f8"
 SOFT = "#555555"
 CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
 CHARTS_END = 5.5  # lower end of the charts of page 1 and of their captions
+CHART_TITLE = 0.24  # height of the title above a chart
+CHART_CAPTION = 0.25  # height of a caption of two lines, which is the usual one
+CHART_GAP = 0.03  # between a chart and its caption
+CHART_WORDS = 7.5  # size of a caption in points
+LINE_SPACING = 1.35  # distance between two lines of a text, in font sizes
+POINTS = 72  # per inch
 TOP_SIDE = 1.62  # side of a picture on page 1
 TOP_FILM_SIDE = 1.52  # side of a whole image on page 1, with room for the key below it
 SIDE = 1.18  # side of a picture on the following pages
@@ -119,7 +125,7 @@ class _Page:
         """
         lines = _wrap_lines(words, width)
         for k, line in enumerate(lines):
-            baseline = y + (1 + 1.35 * k) * size / 72
+            baseline = y + (1 + LINE_SPACING * k) * size / POINTS
             self.figure.text(x / WIDTH, 1 - baseline / HEIGHT, line, fontsize=size, **look)
         return len(lines)
 
@@ -210,17 +216,24 @@ def _draw_tiles(page: _Page, tiles: Sequence[Tile], y: float) -> None:
 
 
 def _draw_charts(page: _Page, charts: Sequence[Chart], y: float) -> float:
-    """Draw two charts next to each other. Return the position below them."""
-    n_lines = max((len(_wrap_lines(chart.caption, CAPTION)) for chart in charts), default=0)
-    # there is room for two lines; further lines make the charts lower
-    further = max(0, n_lines - 2) * 1.35 * 7.5 / 72
-    height = CHARTS_END - 0.52 - further - y
+    """Draw two charts next to each other. Return the position below them.
+
+    Title, chart and caption fill the page from `y` to `CHARTS_END`. A caption of more than two
+    lines takes its room from the chart, so that the content below stays in its place.
+    """
+    if not charts:
+        return y + 0.16
+    n_lines = max(len(_wrap_lines(chart.caption, CAPTION)) for chart in charts)
+    further_lines = max(0, n_lines - 2) * LINE_SPACING * CHART_WORDS / POINTS
+    caption_y = CHARTS_END - CHART_CAPTION - further_lines
+    chart_y = y + CHART_TITLE
+    height = caption_y - CHART_GAP - chart_y
     for k, chart in enumerate(charts):
         x = EDGE + k * (CHART + GAP)
         page.text(x, y, chart.title, 11, weight="bold")
-        page.image(x, y + 0.24, CHART, height, _render_pixels(chart.figure))
-        page.text(x, CHARTS_END - 0.25 - further, chart.caption, 7.5, CAPTION, color=SOFT)
-    return CHARTS_END + 0.12 if charts else y + 0.16
+        page.image(x, chart_y, CHART, height, _render_pixels(chart.figure))
+        page.text(x, caption_y, chart.caption, CHART_WORDS, CAPTION, color=SOFT)
+    return CHARTS_END + 0.12
 
 
 def _draw_missed(page: _Page, pictures: Pictures, y: float) -> None:

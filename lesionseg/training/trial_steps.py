@@ -82,7 +82,10 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
 
 
 def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
-    """Take two training steps. The second one also has the optimiser's moments in memory.
+    """Take two training steps, to find out if they fit into memory.
+
+    Raise `torch.OutOfMemoryError` if they do not. The first step creates the optimiser's moments,
+    so only the second one needs all the memory of a training.
 
     cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """

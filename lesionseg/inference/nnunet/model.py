@@ -297,7 +297,7 @@ def _network_kind(
             f"{where}: the network {stated or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
             "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
         )
-    unknown_option = _unknown_option(options)
+    unknown_option = _find_unknown_option(options)
     if checkpoint.unknown or unknown_option:
         what = unknown_option or f"layers such as {checkpoint.unknown[0]}"
         trainer = checkpoint.trainer or files.trainer or "the trainer"
@@ -308,7 +308,7 @@ def _network_kind(
     return _NETWORKS[name]
 
 
-def _unknown_option(options: Mapping[str, Any]) -> str:
+def _find_unknown_option(options: Mapping[str, Any]) -> str:
     """Return the first option that differs from nnU-Net's default; "" if all are the default.
 
     Dropout is not checked, because it is inactive in prediction.

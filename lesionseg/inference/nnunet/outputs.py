@@ -131,30 +131,29 @@ def read_probabilities(
             f"{path}: the mask {files.case}.* with the geometry is missing in this folder. Keep "
             "the masks of nnUNetv2_predict in the folder of the probabilities."
         )
-    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
-    mask = read_mask(files.mask, raster_mm=pixel_mm)
-    grid = mask.geometry
-    if geometry is not None:
-        is_picture_of_scan = is_raster(files.mask) and grid.shape == geometry.shape
-        if not is_picture_of_scan:  # a picture states no position, so its shape is enough
-            check_grid(files.mask, grid, Path("the scan"), geometry, by_image=by_image)
-        grid = geometry
-    file = open_probabilities(path)  # its axis order may be another than that of the mask
+    mask_labels, grid = _read_mask_on_grid(files.mask, geometry, by_image=by_image)
+    file = open_probabilities(path)
     labels = find_labels(path)
     are_regions = labels is not None and bool(labels.regions)
-    values = _channel_values(file, labels)
-    voxels = _collect(file, are_regions=are_regions)
-    painted = _paint(voxels, values, are_regions=are_regions)
-    shape = _spatial_shape(file, grid.dims)
-    is_lesion = painted > 0
-    maps = _LabelMaps(shape, voxels.index[is_lesion], painted[is_lesion], np.asarray(mask.labels))
-    order = _axis_order(file, maps, grid)
-    channels = _channels(voxels, order, shape, are_regions=are_regions)
+    mask_values = _find_mask_values(file, labels)
+    voxels = _read_voxels(file, are_regions=are_regions)
+    # the array's axis order is unknown: it is the one in which its labels agree with the mask
+    label_of_voxel = _label_voxels(voxels, mask_values, are_regions=are_regions)
+    is_lesion = label_of_voxel > 0
+    shape = _fit_shape(file, grid.dims)
+    maps = _LabelMaps(
+        shape=shape,
+        index=voxels.index[is_lesion],
+        label_of_voxel=label_of_voxel[is_lesion],
+        mask=mask_labels,
+    )
+    order = _find_axis_order(file, maps, grid)
+    channels = _move_to_mask_grid(voxels, order, shape, are_regions=are_regions)
     found = find_by_rule(
         channels,
         grid,
         NNUNET_RULE,
-        values,
+        mask_values,
         are_regions=are_regions,
         case=files.case,
         keep_from=DEFAULT_POINT.score,
@@ -162,6 +161,25 @@ def read_probabilities(
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
     return accept(found, DEFAULT_POINT)
+
+
+def _read_mask_on_grid(
+    path: Path, geometry: Geometry | None, *, by_image: bool
+) -> tuple[NDArray[np.integer[Any]], Geometry]:
+    """Read nnU-Net's mask `[*spatial]`. Return it with the scan's grid, or its own without a scan.
+
+    Raises `GeometryError` if the mask has another grid than the scan.
+    """
+    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
+    mask = read_mask(path, raster_mm=pixel_mm)
+    labels = np.asarray(mask.labels)
+    grid = mask.geometry
+    if geometry is None:
+        return labels, grid
+    is_picture_of_scan = is_raster(path) and grid.shape == geometry.shape
+    if not is_picture_of_scan:  # a picture states no position, so its shape is enough
+        check_grid(path, grid, Path("the scan"), geometry, by_image=by_image)
+    return labels, geometry
 
 
 def find_labels(path: Path) -> Labels | None:
@@ -176,7 +194,7 @@ def find_labels(path: Path) -> Labels | None:
     return None
 
 
-def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
+def _find_mask_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
     """Return the mask values of the channels, without the background."""
     n_channels = file.shape[0]
     if labels is None:
@@ -190,8 +208,8 @@ def _channel_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, 
     return labels.values
 
 
-def _collect(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Collect the voxels that can belong to a candidate of any label. Check the probabilities.
+def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
+    """Read the voxels that can belong to a candidate of any label. Check the probabilities.
 
     The file is read twice, because the first pass finds the voxels whose values the second keeps.
     """
@@ -241,7 +259,9 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int6
     return np.unique(np.concatenate(found))
 
 
-def _paint(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDArray[np.int64]:
+def _label_voxels(
+    voxels: _Voxels, values: Sequence[int], *, are_regions: bool
+) -> NDArray[np.int64]:
     """Return the mask value `[n]` of each voxel in nnU-Net's mask.
 
     It is that of the most probable label. Regions are painted if their probability is above 0.5,
@@ -256,7 +276,7 @@ def _paint(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> NDAr
     return painted
 
 
-def _spatial_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
+def _fit_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
     """Return the array's spatial shape with `dims` axes. A first axis of 1 is dropped or added."""
     shape = file.shape[1:]
     if len(shape) > dims and shape[0] == 1:
@@ -273,13 +293,13 @@ class _LabelMaps:
     Attributes:
         shape: spatial shape of the probabilities.
         index: flat index of each lesion voxel of the probabilities.
-        painted: label of each of these voxels.
+        label_of_voxel: label of each of these voxels.
         mask: labels of the mask `[*spatial]`.
     """
 
     shape: tuple[int, ...]
     index: NDArray[np.int64]
-    painted: NDArray[np.int64]
+    label_of_voxel: NDArray[np.int64]
     mask: NDArray[np.integer[Any]]
 
     @cached_property
@@ -290,18 +310,20 @@ class _LabelMaps:
     def dice(self, order: AxisOrder) -> float:
         """Compute the Dice of both if the axes of the probabilities are in this order."""
         in_mask = self.mask.flat[order.flat_index(self.index, self.shape)]
-        n_agreeing = np.count_nonzero(in_mask == self.painted)
+        n_agreeing = np.count_nonzero(in_mask == self.label_of_voxel)
         return float(2 * n_agreeing / sum(self.n_voxels))
 
 
-def _axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:
+def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:
     """Find the axis order in which the labels of the probabilities agree with the mask.
 
     The order of the reader in the plans is tried first, then the order of the mask. If labels or
     mask are empty, the first order that fits the shape is returned.
     """
     shape = maps.mask.shape
-    fitting = [order for order in _orders(file, geometry) if order.shape(maps.shape) == shape]
+    fitting = [
+        order for order in _list_axis_orders(file, geometry) if order.shape(maps.shape) == shape
+    ]
     if not fitting:
         raise GeometryError(
             f"{file.path}: probabilities of shape {maps.shape} do not fit the mask's shape "
@@ -346,7 +368,7 @@ def _find_best_order(maps: _LabelMaps, orders: Sequence[AxisOrder]) -> tuple[Axi
     return best, highest
 
 
-def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
+def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
     """Return all axis orders of an array, the most probable first."""
     dims = geometry.dims
     every_order = [
@@ -354,13 +376,13 @@ def _orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
         for axes in permutations(range(dims))
         for flipped in product((False, True), repeat=dims)
     ]
-    likely = [AxisOrder.same(dims), _reoriented_order(geometry)]
-    if _reader(file.path).endswith(_REORIENTING):
+    likely = [AxisOrder.same(dims), _find_reoriented_order(geometry)]
+    if _read_reader_name(file.path).endswith(_REORIENTING):
         likely.reverse()
     return list(dict.fromkeys([*likely, *every_order]))  # without repetitions
 
 
-def _reoriented_order(geometry: Geometry) -> AxisOrder:
+def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
     """Return the order of an array whose axes run along +S, +A, +R."""
     if geometry.dims != 3:
         return AxisOrder.same(geometry.dims)
@@ -374,7 +396,7 @@ def _reoriented_order(geometry: Geometry) -> AxisOrder:
     return AxisOrder(axes, tuple(flipped))
 
 
-def _reader(path: Path) -> str:
+def _read_reader_name(path: Path) -> str:
     """Return the name of the image reader in nnU-Net's `plans.json`; "" without this file."""
     for folder in list(path.parents)[:_LEVELS_UP]:
         if not (folder / _PLANS).is_file():
@@ -386,10 +408,10 @@ def _reader(path: Path) -> str:
     return ""
 
 
-def _channels(
+def _move_to_mask_grid(
     voxels: _Voxels, order: AxisOrder, shape: tuple[int, ...], *, are_regions: bool
 ) -> list[SparseProbabilities]:
-    """Return the probabilities of each label on the mask's grid."""
+    """Return the probabilities of each label on the mask's grid, which has the axis `order`."""
     index = order.flat_index(voxels.index, shape)
     by_index = np.argsort(index, kind="stable")
     first_label = 0 if are_regions else 1  # channel 0 is otherwise the background

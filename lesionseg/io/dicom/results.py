@@ -338,8 +338,7 @@ class _Results:
     def make_segmentation(self, mask_labels: Mapping[int, str]) -> tuple[Any, dict[int, int]]:
         """Make a binary SEG, in which each segment is a candidate or a label.
 
-        Segments are labels if there are too many candidates. They are also labels if labels are
-        regions, because a candidate may then contain several regions.
+        `_choose_segments` decides between the two.
 
         Returns:
             The SEG, or None if no accepted candidate has voxels, and the segment number of each
@@ -352,19 +351,17 @@ class _Results:
         candidates = [candidate for candidate in self.accepted if candidate.id in ids]
         if not candidates:
             return None, {}
-        values: NDArray[Any] = instances
-        name_of_value = {candidate.id: self.tracking_name(candidate) for candidate in candidates}
-        number_of_candidate = {candidate.id: n for n, candidate in enumerate(candidates, start=1)}
-        has_regions = self.prediction.values is not None
-        if has_regions or len(candidates) > MOST_SEGMENTS:
-            values = self.prediction.mask()
-            labels = sorted(value for value in present_values(values) if value)
-            name_of_value = {label: _label_name(mask_labels, label) for label in labels}
-            number_of_candidate = {}
+        values, name_of_value, are_labels = self._choose_segments(
+            instances, candidates, mask_labels
+        )
         # look-up table from voxel value to segment number; 0 means background
         number_of_value = np.zeros(int(values.max()) + 1, np.uint8)
         number_of_value[list(name_of_value)] = np.arange(len(name_of_value)) + 1
+        number_of_candidate: dict[int, int] = {}
+        if not are_labels:
+            number_of_candidate = {c.id: n for n, c in enumerate(candidates, start=1)}
         images, pixels = self._arrange_frames(values, number_of_value)
+        # the SEG refers to all files of the scan, also to those without a lesion
         used = {id(image) for image in images}
         unused = [header for header in self.headers if id(header) not in used]
         dataset = self.hd.seg.Segmentation(
@@ -382,6 +379,28 @@ class _Results:
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
         return _remove_times(dataset), number_of_candidate
+
+    def _choose_segments(
+        self,
+        instances: NDArray[Any],
+        candidates: Sequence[Candidate],
+        mask_labels: Mapping[int, str],
+    ) -> tuple[NDArray[Any], dict[int, str], bool]:
+        """Choose candidates or labels as the segments of the SEG.
+
+        Segments are labels if there are too many candidates. They are also labels if labels are
+        regions, because a candidate may then contain several regions.
+
+        Returns:
+            The voxel values `[*spatial]`, the name of the segment of each value in the order of the
+            segment numbers, and True if segments are labels.
+        """
+        has_regions = self.prediction.values is not None
+        if has_regions or len(candidates) > MOST_SEGMENTS:
+            mask = self.prediction.mask()
+            labels = sorted(value for value in present_values(mask) if value)
+            return mask, {label: _label_name(mask_labels, label) for label in labels}, True
+        return instances, {c.id: self.tracking_name(c) for c in candidates}, False
 
     def _describe_segments(self, names: Sequence[str]) -> list[Any]:
         """Return the description of each segment, numbered from 1."""
