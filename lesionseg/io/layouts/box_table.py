@@ -90,11 +90,12 @@ def read_box_table(path: Path, columns: Collection[str]) -> list[tuple[str, Mapp
     present = rows[0][1] if rows else read_csv_columns(path)
     missing = [name for name in columns if name not in present]
     if missing:
-        advice = f"Rename the column that contains {'it' if len(missing) == 1 else 'them'}, or add "
-        advice += "it." if len(missing) == 1 else "them."
+        is_one = len(missing) == 1
+        noun = "column" if is_one else "columns"
+        pronoun = "it" if is_one else "them"
+        advice = f"Rename the column that contains {pronoun}, or add {pronoun}."
         if {"x1", "y1"} <= {*missing}:
             advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
-        noun = "column" if len(missing) == 1 else "columns"
         raise DatasetError(
             f"{path}: the table has no {noun} {', '.join(map(repr, missing))}, only "
             f"{', '.join(present)[:300]}. {advice}"
@@ -249,11 +250,7 @@ def read_box_reference(files: CaseFiles, geometry: Geometry, merged: Collection[
     """
     table: CaseBoxes = files.annotations[TABLE]
     shape = geometry.shape
-    if table.size not in (None, shape):
-        raise GeometryError(
-            f"{files.images[0]} has {shape} pixels, but its annotations state {table.size}. "
-            "Correct height and width, or the image."
-        )
+    require_stated_size(files.images[0], table.size, geometry)
     scale = np.array([*shape, *shape]) if table.is_relative else np.ones(2 * geometry.dims)
     for box in (*table.boxes, *table.ignored):
         if len(box.start) != geometry.dims:
@@ -272,6 +269,18 @@ def read_box_reference(files: CaseFiles, geometry: Geometry, merged: Collection[
             corners = np.array([*box.start, *box.stop]) * scale
             ignore[box_slices(clip_boxes(corners, shape, box.where)[0], geometry.dims)] = True
     return make_box_reference(geometry, sides, labels, places, ignore)
+
+
+def require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: Geometry) -> None:
+    """Raise `GeometryError` if the annotations of an image state another size than its own.
+
+    `stated` is height and width, or None if the annotations state no size.
+    """
+    if stated not in (None, geometry.shape):
+        raise GeometryError(
+            f"{image} has {geometry.shape} pixels, but its annotations state {stated}. Correct "
+            "height and width, or the image."
+        )
 
 
 def make_box_reference(

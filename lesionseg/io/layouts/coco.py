@@ -35,6 +35,7 @@ from lesionseg.io.layouts.box_table import (
     LesionBox,
     has_boxes_only,
     make_box_reference,
+    require_stated_size,
 )
 from lesionseg.io.layouts.checks import (
     Count,
@@ -399,7 +400,9 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         GeometryError: The image or the mask has another size than stated.
         ContentError: A segmentation cannot be drawn, or does not fit its box.
     """
-    _require_stated_size(files, geometry)
+    height, width = files.annotations["size"]
+    stated = None if None in (height, width) else (height, width)
+    require_stated_size(files.images[0], stated, geometry)
     shape = geometry.shape
     case = files.case
     annotations = _add_boxes(case, files.annotations["lesions"], shape)
@@ -439,16 +442,6 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         ignore=None if ignore is None else ignore & (numbers == 0),
         stated=StatedBoxes(given, tuple(labels.tolist())),
     )
-
-
-def _require_stated_size(files: CaseFiles, geometry: Geometry) -> None:
-    """Raise `GeometryError` if the annotations of an image state another size than its own."""
-    size = files.annotations["size"]
-    if None not in size and tuple(size) != geometry.shape:
-        raise GeometryError(
-            f"{files.images[0]} has {geometry.shape} pixels, but its annotations state {size}. "
-            "Correct height and width, or the image."
-        )
 
 
 def _label_pixels(
