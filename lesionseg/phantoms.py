@@ -435,7 +435,10 @@ class _ChestSpace:
         return ellipsoid_depth(both, (0, 0, 0), radii)
 
     def heart_depth(self) -> Field:
-        """Return the depth below the surface of the heart, to the left of the middle."""
+        """Return the depth below the surface of the heart.
+
+        Its centre is below the middle of the chest, in front of it, and towards +x.
+        """
         up, front, side = self.half_mm
         centre = (-0.3 * up, 0.15 * front, 0.12 * side)
         return ellipsoid_depth((self.z, self.y, self.x), centre, (0.4 * self.half_mm).tolist())

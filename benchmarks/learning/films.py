@@ -15,7 +15,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ import torch
 from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
 from lesionseg.core import Candidate, Case, CaseFiles, Prediction, Volume
+from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation import MatchedCase, Scores, SummarySettings, match_case, summarise
 from lesionseg.evaluation.criteria import find_preset
 from lesionseg.inference.predictor import Predictor
@@ -38,6 +39,7 @@ from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.pipeline.train_fold import train_network
+from lesionseg.plan.plan import Plan
 
 COVERAGE = find_preset("lesionseg")
 IOU40 = find_preset("iou:0.4")
@@ -50,6 +52,8 @@ COMMON = (
     "trainer.lightning.enable_progress_bar=false",
 )
 VALIDATION_SHARE = 0.3
+
+TrainFunction = Callable[[Experiment, Plan, Sequence[CachedCase]], tuple[Predictor, int]]
 
 log = logging.getLogger("films")
 
@@ -78,8 +82,12 @@ class CellName:
         return f"{self.dataset}__{self.variant}__{self.steps}steps__s{self.seed}"
 
 
-def main() -> None:
-    """Train and score the missing cells, then print the table."""
+def main(train: TrainFunction | None = None) -> None:
+    """Train and score the missing cells, then print the table.
+
+    Args:
+        train: trains a network and returns its predictor; None trains ours.
+    """
     options = arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
@@ -89,7 +97,7 @@ def main() -> None:
         for name, overrides in options.variants.items():
             for root in options.data:
                 cell = CellName(root.name, name, overrides, options.steps, seed)
-                rows.append(make_cell(cell, root, options.output))
+                rows.append(make_cell(cell, root, options.output, train or train_ours))
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     if options.table:
@@ -128,7 +136,23 @@ def read_variant(text: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(filter(None, overrides.split(";")))
 
 
-def make_cell(cell: CellName, root: Path, output: Path) -> Mapping[str, Any]:
+def train_ours(
+    experiment: Experiment, plan: Plan, cases: Sequence[CachedCase]
+) -> tuple[Predictor, int]:
+    """Train the plan's network. Return its predictor and the number of steps."""
+    fitted = train_network(experiment, plan, cases)
+    predictor = Predictor.from_network(
+        fitted.network,
+        with_focal_correction(plan, experiment.cfg),
+        device=fitted.device,
+        settings=experiment.cfg.inference,
+    )
+    return predictor, fitted.steps
+
+
+def make_cell(
+    cell: CellName, root: Path, output: Path, train: TrainFunction = train_ours
+) -> Mapping[str, Any]:
     """Return the row of a cell: read it if it is finished, otherwise train and score."""
     path = output / "cells" / f"{cell.text}.json"
     if path.is_file():
@@ -148,15 +172,9 @@ def make_cell(cell: CellName, root: Path, output: Path) -> Mapping[str, Any]:
     cases = prepare_cases(experiment, plan)
     is_new = not (run / "checkpoints" / "last.ckpt").is_file()
     before = time.process_time()
-    fitted = train_network(experiment, plan, cases)
+    predictor, steps = train(experiment, plan, cases)
     trained = (time.process_time() - before) / 60
     before = time.process_time()
-    predictor = Predictor.from_network(
-        fitted.network,
-        with_focal_correction(plan, cfg),
-        device=fitted.device,
-        settings=cfg.inference,
-    )
     scores = score(predictor, found)
     coverage = scores[COVERAGE.name]
     iou40 = scores[IOU40.name]
@@ -166,7 +184,7 @@ def make_cell(cell: CellName, root: Path, output: Path) -> Mapping[str, Any]:
         "set": cell.dataset,
         "variant": cell.variant,
         "overrides": ";".join(cell.overrides),
-        "steps": fitted.steps,
+        "steps": steps,
         "seed": cell.seed,
         "cpm": coverage.cpm.value,
         "ap": coverage.average_precision.value,

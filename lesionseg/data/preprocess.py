@@ -362,22 +362,25 @@ def _find_ignored(
 ) -> NDArray[np.bool_] | None:
     """Return True for the voxels of the plan's grid that do not count in training.
 
-    These are the voxels of lesions that cover too little of them to be visible, and the ignored
-    voxels of the reference. Return None if there are none.
+    - A voxel of a lesion does not count if lesions cover less than `VISIBLE_SHARE` of it. Only a
+      voxel that `_restore_lost` has added is covered so little.
+    - A voxel that the reference ignores does not count, unless it belongs to a lesion.
+
+    Return None if all voxels count.
 
     Args:
         reference: on the file's grid.
         geometry: the plan's grid.
-        moved: lesion ids on the plan's grid.
+        moved: lesion ids on the plan's grid, after `_restore_lost`.
         covered: share of each voxel that lesions cover.
     """
     ignored = (moved > 0) & (covered < VISIBLE_SHARE)
-    if reference.ignore is None:
-        return ignored if ignored.any() else None
-    ignore = reference.ignore.astype(np.uint8)
-    is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
-    # the restored voxel of a lesion counts, also if its nearest file voxel is ignored
-    return np.asarray(ignored | (is_ignored & (moved == 0)))
+    if reference.ignore is not None:
+        ignore = reference.ignore.astype(np.uint8)
+        is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
+        # `_restore_lost` may have put a lesion onto an ignored voxel: the lesion has priority
+        ignored |= is_ignored & (moved == 0)
+    return ignored if ignored.any() else None
 
 
 def _resample_labels(

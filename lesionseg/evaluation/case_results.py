@@ -131,7 +131,7 @@ class CandidateResult:
         probability: Calibrated probability of being a true positive.
         diameter_mm: Equivalent diameter, in pixels if the pixel size is unknown.
         diameter_percent: Equivalent diameter in per cent of the image width. None in 3-D.
-        volume_ml: Volume. None in 2-D and for a box without voxels.
+        volume_ml: Volume. None in 2-D, and for a box without voxels whose volume is not stated.
         start_vox: First corner of its box in array order.
         stop_vox: Last corner of its box, exclusive.
         centre_mm: Centre in RAS mm.
@@ -714,12 +714,12 @@ class MatchedCase:
         )
 
     def _describe_candidates(self, decision: _Decision) -> tuple[CandidateResult, ...]:
-        """Return the lines of candidates.csv."""
+        """Return the lines of candidates.csv; `CandidateResult` explains the columns."""
         match = self.match
         candidates = match.candidates
         pairs = match.overlaps
-        dims = candidates.geometry.dims
-        _, outcomes_any = match.decide_outcomes(np.ones_like(decision.accepted))
+        accept_all = np.ones_like(decision.accepted)  # the lowest threshold of the FROC curve
+        _, outcomes_any = match.decide_outcomes(accept_all)
         lesion_of = self._find_lesion_of_candidates(decision)
         touched = np.bincount(pairs.candidate, minlength=len(candidates)) > 0
         rows = []
@@ -728,7 +728,8 @@ class MatchedCase:
         ):
             place = _describe_place(candidates, row)
             volume_ml = place.volume_ml
-            if volume_ml is None and dims == 3:
+            if volume_ml is None and candidates.geometry.dims == 3:
+                # without its mask, a candidate still states the volume that `predict` measured
                 volume_ml = given.volume_ml
             rows.append(
                 CandidateResult(

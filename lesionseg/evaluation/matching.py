@@ -306,7 +306,12 @@ def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps:
 
 
 def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
-    """Compute the shares that each overlap covers, by boxes if one of the two has no mask."""
+    """Compute the shares of the candidate and of the lesion that each overlap covers.
+
+    If one of the two has no mask, their boxes are compared. `Shares.common` then contains the boxes
+    of the overlaps, because boxes of several candidates may overlap, and only the volume of their
+    union counts.
+    """
     common = None
     shared = pairs.voxels.astype(np.float64)
     of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
@@ -314,7 +319,7 @@ def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
     bare = shared == 0  # pairs overlap, so one of the two has no mask
     if bare.any():
         boxes = _intersect(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
-        common = boxes * bare[:, None]
+        common = boxes * bare[:, None]  # 0 for pairs of two masks, because masks never overlap
         shared[bare] = _compute_volumes(common[bare])
         of_candidate[bare] = _compute_volumes(candidates.boxes[pairs.candidate[bare]])
         of_lesion[bare] = _compute_volumes(lesions.boxes[pairs.lesion[bare]])

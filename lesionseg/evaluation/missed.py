@@ -194,12 +194,16 @@ class Misses:
         return self._describe_miss(self._too_little, row, self._choose_best(pairs))
 
     def _explain_removed(self, row: int, least: float) -> Miss | None:
-        """Return a miss if a candidate of at least this score was removed here for its size."""
-        scores = [c.score for c in self.removed if self._is_removed_from(c, row)]
+        """Return a miss if a candidate at this lesion was removed for its size; otherwise None.
+
+        Candidates with a score below `least` do not count.
+        """
+        scores = [c.score for c in self.removed if self._covers_part_of(c, row)]
         highest = max(scores, default=None)
         if highest is None or highest < least:
             return None
-        return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), None, highest)
+        covered = self.covered(row)
+        return Miss(WhyMissed.REMOVED_BY_SIZE, covered, candidate=None, score=highest)
 
     @property
     def _too_little(self) -> WhyMissed:
@@ -273,7 +277,7 @@ class Misses:
         is_fitting = find_fitting(other, shares)
         return bool((is_accepted & is_fitting).any())
 
-    def _is_removed_from(self, candidate: Candidate, row: int) -> bool:
+    def _covers_part_of(self, candidate: Candidate, row: int) -> bool:
         """Return True if the box of a removed candidate contains a part of the lesion."""
         lesions = self.match.lesions
         pooled = self.match.criterion.assignment == "jointly"

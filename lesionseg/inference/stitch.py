@@ -22,8 +22,8 @@ from lesionseg.errors import OutputError
 TakeRows = Callable[[int, Tensor], None]
 # size of the rows that are given to `take_rows` at a time: on a CPU, small temporary arrays; on a
 # GPU, few copies to synchronise with
-_HANDED_BYTES = 1 << 22
-_HANDED_BYTES_GPU = 1 << 26
+_BYTES_PER_CALL = 1 << 22
+_BYTES_PER_CALL_GPU = 1 << 26
 # the smallest positive float16. Probabilities above 0.5 are stored as negative numbers, so p = 1 is
 # stored as minus this number instead of 0
 _SMALLEST = 2.0**-24
@@ -67,9 +67,10 @@ class Stitcher:
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
         self._total_weight = self._weight.new_zeros(shape_held)
-        handed = _HANDED_BYTES if self._sum.device.type == "cpu" else _HANDED_BYTES_GPU
+        is_on_cpu = self._sum.device.type == "cpu"
+        bytes_per_call = _BYTES_PER_CALL if is_on_cpu else _BYTES_PER_CALL_GPU
         row_bytes = self._sum[:, 0].numel() * self._sum.element_size()
-        self._rows_at_once = max(1, handed // max(row_bytes, 1))
+        self._rows_per_call = max(1, bytes_per_call // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
         """Add the output of a tile to the sums."""
@@ -88,8 +89,8 @@ class Stitcher:
         """Give the rows before `end` to `take_rows`."""
         while self._first_row < end:
             n_finished = min(end - self._first_row, len(self._total_weight))
-            for first in range(0, n_finished, self._rows_at_once):
-                rows = slice(first, min(first + self._rows_at_once, n_finished))
+            for first in range(0, n_finished, self._rows_per_call):
+                rows = slice(first, min(first + self._rows_per_call, n_finished))
                 # if no tile covers a voxel, its weight and sum are 0, and the average must be 0
                 weight = self._total_weight[rows].clamp_min(torch.finfo(torch.float32).tiny)
                 self._take_rows(self._first_row + first, self._sum[:, rows] / weight)

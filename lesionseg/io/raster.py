@@ -83,6 +83,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
     Args:
         path: The file. Its content decides the format, not its suffix.
         raster_mm: The pixel size in millimetres. None means 1 mm, because pictures do not state it.
+            It is not used for several pages, because a file beside them states their grid.
         as_labels: True reads a mask.
 
     Returns:
@@ -93,7 +94,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
     with convert_read_errors(path):
-        stack = read_stack(path)
+        stack = read_stack(path)  # it states its own grid, and its values are grey
         if stack is not None:
             return stack
         stored = _decode(path, raster_mm)

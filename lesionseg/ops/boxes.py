@@ -130,7 +130,11 @@ def _shared_volume(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> 
 
 
 def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-    """Multiply over the last axis from left to right, in the same order as `nms`."""
+    """Multiply over the last axis from left to right.
+
+    `nms` multiplies in the same order. Both therefore round alike, and agree on an IoU that is
+    exactly at the threshold.
+    """
     product = sides[..., 0]
     for axis in range(1, sides.shape[-1]):
         product = product * sides[..., axis]
@@ -214,10 +218,10 @@ def tile_boxes(
 
     low = []
     high = []
-    pitch = shape.numel()
+    stride = shape.numel()  # voxels between neighbours along an axis, in a flat tile
     for n in shape:
-        pitch //= n
-        coordinate = voxels // pitch % n  # of each voxel along this axis
+        stride //= n
+        coordinate = voxels // stride % n  # `% n` also removes the number of the tile
         low.append(reduce_rows(coordinate, "amin"))
         high.append(reduce_rows(coordinate + 1, "amax"))
     highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion

@@ -173,7 +173,10 @@ class RunLog(MemoryHandler):
         self.run = run
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Return True if the run has a configuration, so that its log may be written."""
+        """Open the log as soon as the run has a configuration. Return True if it is open.
+
+        `MemoryHandler` keeps the records in memory as long as this returns False.
+        """
         if self.target is None and (self.run / "config.yaml").is_file():
             file = logging.FileHandler(self.run / LOG, encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -127,7 +127,10 @@ class _FileLog(MemoryHandler):
         self.addFilter(_is_for_file)
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Return True if the file can be written."""
+        """Open the file as soon as its folder exists. Return True if it is open.
+
+        `MemoryHandler` keeps the records in memory as long as this returns False.
+        """
         if self.target is None and self.file.parent.is_dir():
             target = logging.FileHandler(self.file, encoding="utf-8")
             target.setFormatter(self.formatter)

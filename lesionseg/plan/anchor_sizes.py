@@ -34,7 +34,7 @@ def fit_anchors(
 
     Levels: the stride of the finest level is at most ⅔ of the sides of the smallest tenth of
     lesions. If the backbone has a coarser stage, the finest level is not at full resolution. The
-    stride of the coarsest level is at most half the sides of the largest lesion.
+    stride of the coarsest level is at most half the largest lesion along at least one axis.
 
     Sizes: lesions are clustered by the distance 1 − IoU, into three clusters per level (after
     Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has the same weight as
@@ -136,10 +136,11 @@ def _make_anchors(
 
 
 def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
-    """Choose the consecutive stages that have anchors.
+    """Choose the consecutive stages that have anchors, at most `MOST_LEVELS`.
 
-    The first is the coarsest stage that resolves small lesions. The last is the coarsest stage
-    whose stride is at most half the largest lesion.
+    The first is the coarsest stage that resolves small lesions along every axis, or `finest` if no
+    stage does. The last is the coarsest stage whose stride is at most half the largest lesion along
+    at least one axis, so that long and flat lesions have anchors too.
     """
     n = len(strides)
     small = np.percentile(sides, SMALL_PERCENT, axis=0)

@@ -526,8 +526,9 @@ def batch_size(
 ) -> Decision[int]:
     """Decide the number of tiles per training step: 2, or more if the budget allows it.
 
-    In 3-D, a step has at most 5 % of the dataset's voxels (nnU-Net). `n_voxels` is the number of
-    voxels of the dataset on the plan's grid.
+    In 3-D, a step has at most 5 % of the dataset's voxels, but at least 2 tiles, as in nnU-Net.
+    Small tiles and the presets of residual networks do not have this limit (`limits_share`).
+    `n_voxels` is the number of voxels of the dataset on the plan's grid.
     """
     most = allowed.batch
     if len(tile) == 3 and allowed.limits_share:

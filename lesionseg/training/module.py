@@ -68,7 +68,7 @@ class LesionModule(pl.LightningModule):
         self.observer: Any = None  # called with the finest logits of the next batch, if set
         self._shared_minutes: HostCopy | None = None  # the sum over all processes
         # number of the last step, and True if its gradient was finite
-        self._unread: tuple[int, HostCopy] | None = None
+        self._step_to_count: tuple[int, HostCopy] | None = None
 
     @property
     def progress(self) -> float:
@@ -126,14 +126,16 @@ class LesionModule(pl.LightningModule):
         return loss
 
     def _sum_over_processes(self, counts: Tensor) -> Tensor:
-        """Return the sum of `counts` over all processes. Average their minutes in the same call.
+        """Return the sum of `counts` over all processes. Set `minutes` to their mean minutes.
 
-        So all processes have the same minutes and end at the same step.
+        The minutes travel with the counts in one message. `minutes` is the mean of the previous
+        call, because a GPU would have to wait for that of this call. It is the same in all
+        processes, so they end at the same step.
         """
         world = self.trainer.world_size
         minutes = torch.full_like(counts[:1], self.elapsed_minutes())
         sums = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-        if self._shared_minutes is not None:  # of the previous step: reading these does not wait
+        if self._shared_minutes is not None:  # of the previous call
             self.minutes = self._shared_minutes.read().item() / world
         self._shared_minutes = HostCopy(sums[-1])
         return sums[:-1]
@@ -174,11 +176,13 @@ class LesionModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, or make the optimiser skip the step if it is not finite.
+        """Clip the gradient, and make the optimiser skip the step if it is not finite.
 
-        Both use the same norm. Lightning's own clipping refuses fused optimisers in half precision.
+        The norm is computed once, for both. Lightning's own clipping by norm refuses fused
+        optimisers in half precision. A skipped step is counted in the next step, because a GPU
+        would have to wait for the result now.
         """
-        self.count_skipped()
+        self.count_skipped()  # the previous step
         weights: list[nn.Parameter] = []
         gradients: list[Tensor] = []
         for weight in self.network.parameters():
@@ -191,16 +195,18 @@ class LesionModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-        if optimizer.defaults.get("fused"):  # otherwise Lightning's scaler skips the step
+        # A fused optimiser does nothing if `found_inf` is 1. The others are only used with fp16,
+        # and Lightning's scaler skips their step.
+        if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~is_finite).float()
-        self._unread = (self.global_step + 1, HostCopy(is_finite))
+        self._step_to_count = (self.global_step + 1, HostCopy(is_finite))
 
     def count_skipped(self) -> None:
         """Count the last step if it was skipped. Raise `TrainingError` after ten in a row."""
-        if self._unread is None:
+        if self._step_to_count is None:
             return
-        step, is_finite = self._unread
-        self._unread = None
+        step, is_finite = self._step_to_count
+        self._step_to_count = None
         if is_finite.read().item():
             self.skipped_in_a_row = 0
             return

@@ -280,8 +280,9 @@ class _Results:
     headers: Sequence["Header"]
     slices: Sequence[tuple[int, int | None]]
 
-    @property
+    @cached_property
     def codes(self) -> _Codes:
+        """The coded terms, as objects of highdicom."""
         return _Codes(self.hd.sr.CodedConcept)
 
     @cached_property
