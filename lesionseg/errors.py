@@ -167,6 +167,7 @@ def describe_misfits(error: Any, raw: object) -> str:
     for key, messages in messages_of.items():
         value = value_of[key]
         shown = "" if isinstance(value, dict) else f"{str(value)[:60]}, "
+        # a union of types reports one fault per type, and correcting one of them is enough
         faults = " or ".join(dict.fromkeys(messages))
         sentences.append(f"{key or 'the content'}: {shown}{faults}")
     return "; ".join(sentences)

@@ -52,7 +52,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     Args:
         command: the name of the command.
         argv: its overrides and flags.
-        program: the first word of the examples in its help. None: the script of the repository.
+        program: the program's name in the examples of its help. None means the script of the
+            repository, such as `python scripts/train.py`.
 
     Returns:
         0 if all is done, 3 if some cases failed, 1 if nothing ran, 2 for a wrong setting and 130
@@ -86,7 +87,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
-        # without run_dir, a training would begin in a new folder
+        # Without run_dir, a training would begin in a new folder. Commands without this setting
+        # find their finished cases again by their other settings.
         has_run_dir = any("run_dir=" in argument for argument in argv)
         can_continue = has_run_dir or command in ("predict", "prepare", "tune")
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
@@ -123,7 +125,10 @@ def print_outcome(outcome: Outcome) -> int:
 
 
 def multirun(command: str, argv: Sequence[str]) -> int:
-    """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra."""
+    """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra.
+
+    Return the highest exit status of the jobs that ran in this process, or 0 if none did.
+    """
     import hydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -144,7 +149,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises the original errors
-    sys.argv = [command, "--multirun", *overrides]
+    sys.argv = [command, "--multirun", *overrides]  # `hydra.main` reads its arguments only here
     try:
         with _restore_logging():
             as_job = hydra.main(

@@ -85,7 +85,9 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def override_list(command: str, argv: Sequence[str]) -> list[str]:
-    """Check the keys and options of overrides. Quote their texts so that Hydra can read them.
+    """Check the keys and options of overrides. Return them in the form that Hydra can read.
+
+    Texts are quoted, and a key that its section does not list yet gets `++`.
 
     Raises:
         ConfigError: if a key or an option of a group is unknown; the message names the nearest.
@@ -220,7 +222,8 @@ def _guess_key(command: str, flag: str = "") -> str | None:
 def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
     """Separate flags from overrides, and return both. Flags are returned by their long names.
 
-    A flag with a value (`KEYS`) becomes an override.
+    A flag with a value (`KEYS`) becomes an override. Raises `ConfigError` if a flag is unknown or
+    its value is missing.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
@@ -243,7 +246,7 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             overrides.append(f"{KEYS[name]}={value}")
         elif name in FLAGS.values():
             flags.add(name)
-            if name == "--cfg" and remaining[:1] == ["job"]:
+            if name == "--cfg" and remaining[:1] == ["job"]:  # Hydra's spelling is `--cfg job`
                 remaining.pop(0)
         else:
             # for the advice: the value after `=`, or the next word that is not a flag

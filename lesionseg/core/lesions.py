@@ -122,12 +122,13 @@ class Lesions:
     ) -> "Lesions":
         """Measure lesions. Rows that have neither voxels nor a box are left out.
 
-        `index` `[v]` are flat indices of voxels; those of row i are `index[first[i]:first[i + 1]]`.
-        `boxes` `[n, 2·dims]` are used only for rows without voxels. The box of other rows is the
-        bounding box of their voxels.
+        `ids` `[n]` and `labels` `[n]` belong to the rows. `index` `[v]` are flat indices of voxels;
+        those of row i are `index[first[i]:first[i + 1]]`. `boxes` `[n, 2·dims]` are used only for
+        rows without voxels. The box of other rows is the bounding box of their voxels.
         """
         counts = np.diff(first)
         present = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
+        # the rows that are left out have no voxels, so `index` stays complete
         counts = counts[present]
         first = np.concatenate([[0], np.cumsum(counts)])
         own_boxes = np.zeros((len(counts), 2 * geometry.dims))

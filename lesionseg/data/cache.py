@@ -277,7 +277,8 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         valid = ~reference.ignore
         _save(folder, "valid", valid)
         flat = np.flatnonzero(valid & (instances == 0))
-        # random voxels, because voxels at equal steps would be located on diagonals
+        # Tiles of the background are placed around these voxels. They are random, because voxels
+        # at equal steps would be located on diagonals. The fixed seed makes the entry reproducible.
         drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
         index = flat[drawn.astype(np.int64)]
         valid_seeds = np.stack(np.unravel_index(index, geometry.shape), axis=1).tolist()
@@ -427,7 +428,7 @@ def fill_cache(
                 filled[futures[future]] = future.result()
                 if progress is not None:
                     progress(cases[futures[future]].case, len(filled), len(cases))
-        except BaseException:
+        except BaseException:  # otherwise the end of `with` would wait for all queued cases
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [filled[i] for i in range(len(cases))]
@@ -451,7 +452,7 @@ def _find_or_make(
     # the old one can continue.
     wanted = source(files)
     name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
-    folder = place / name[:2]
+    folder = place / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
     if (cached := _find(entry, wanted)) is not None:
         return cached

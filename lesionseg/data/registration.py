@@ -31,9 +31,10 @@ class Alignment:
 def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     """Register the first channel of two scans by rotation and translation, coarse to fine.
 
-    The metric is the mutual information of every fifth voxel (Mattes et al. 2003). The optimisation
-    begins with aligned centres of mass, and uses a quarter, half and the full resolution. It has
-    one thread and a fixed seed, so that the same scans give the same numbers. Raises
+    The metric is the mutual information of every fifth voxel in 50 bins (Mattes et al. 2003). The
+    optimisation begins with aligned centres of mass, and uses a quarter, half and the full
+    resolution. In each of them it takes at most 200 steps, from 1 mm down to 0.0001 mm. It has one
+    thread and a fixed seed, so that the same scans give the same numbers. Raises
     `GeometryError` for 2-D scans, and if the optimisation fails.
     """
     import SimpleITK as sitk
@@ -67,6 +68,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
         raise GeometryError(text) from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
+    # the images of the origin and of the three unit vectors determine the rigid movement
     corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
     moved = np.array([transform.TransformPoint(p.tolist()) for p in corners])
     to_moving = np.eye(4)
@@ -74,6 +76,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     to_moving[:3, 3] = moved[0]
     # SimpleITK's transform maps fixed to moving points; lesions need the inverse
     matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), dtype=np.float64)
+    # the method minimises, so its metric is the negative mutual information
     information = -float(method.GetMetricValue())
     return Alignment(matrix, information, _foreground_dice(fixed_image, moving_image, transform))
 

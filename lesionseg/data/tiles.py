@@ -100,7 +100,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             chain.append(transform)
         else:
             chain += transform
-        super().__init__(range(n_tiles), chain)
+        super().__init__(range(n_tiles), chain)  # the data of an item is its number
         self.cases = tuple(cases)
         self.plan = plan
         self.n_tiles = n_tiles
@@ -215,7 +215,8 @@ def _read_masks(
     dims = len(shape)
     tile_start = np.array(start)
     tile_stop = tile_start + np.array(shape)
-    # not uint16, because torch supports few operations on it
+    # The last id is the highest. int32 instead of uint16, because torch supports few operations on
+    # uint16.
     fits_uint8 = len(lesions) == 0 or lesions.ids[-1] < 256
     instances = np.zeros(shape, dtype=np.uint8 if fits_uint8 else np.int32)
     labels = np.zeros(shape, dtype=np.uint8)

@@ -90,6 +90,8 @@ def sigmoid_focal_loss(
     positive = _expand_alpha(alpha, n_classes)
     negative = positive if alpha is None else [1 - a for a in positive]
     loss: Tensor
+    # `_sum_elements` is faster, but it has no losses of single elements and computes in fp32. While
+    # torch.compile traces, plain operations are used, which the compiler can fuse.
     if reduction == "none" or logits.dtype == torch.float64 or torch.compiler.is_compiling():
         loss = _compute_elements(logits, lesion, keep, positive, negative, gamma)
     else:
@@ -231,7 +233,17 @@ class _SummedFocal(torch.autograd.Function):
         negative: float,
         gamma: float,
     ) -> Tensor:
-        """Return the sum, and save its gradient for `backward`."""
+        """Return the sum over all elements, and save its gradient for `backward`.
+
+        Args:
+            ctx: Keeps the gradient.
+            logits: Of any shape and dtype. The sum and its gradient are float32.
+            lesion: True for lesion elements, of the logits' shape.
+            keep: False for elements that are left out, of the logits' shape. None keeps all.
+            positive: Weight of lesion elements.
+            negative: Weight of the other elements.
+            gamma: Focusing exponent.
+        """
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         total = gradient.new_zeros(())
         on_cpu = logits.device.type == "cpu"

@@ -70,6 +70,8 @@ class LesionBalancedLoss(DiceFocalLoss):
     ) -> LossTerms:
         """Compute the four terms of a batch.
 
+        Dice has one value per cell and class that occurs in it; the focal loss has one per cell.
+
         Args:
             logits: As in `VoxelLoss`.
             labels: As in `VoxelLoss`.
@@ -102,6 +104,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         has_lesion = has_class.any(1, keepdim=True)
         n_voxels = size.sum(1, keepdim=True)
         per_lesion = cells.sum_voxels(focal.unsqueeze(1)) / n_voxels.clamp_min(1)
+        # as in "per_positive", the divisor counts the lesion's voxels, not those of its cell
         focal_term = per_lesion.where(has_lesion, 0).sum() / has_lesion.sum().clamp_min(1)
         return terms | {
             "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,

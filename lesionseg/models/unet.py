@@ -56,7 +56,9 @@ class Encoder(nn.Module):
             )
             self.stages.append(stage)
             channels_before = channels
-        if residual and architecture.layout == "nnunet":  # every block starts as the identity
+        if residual and architecture.layout == "nnunet":
+            # As in nnU-Net, the convolutions of a block contribute nothing at first, so the block
+            # starts as its skip connection.
             for block in self.modules():
                 if isinstance(block, ResidualBlock):
                     nn.init.zeros_(block.norm.weight)

@@ -120,10 +120,13 @@ def take_tensors(
 
     `adapt_channels` adapts the first convolution if the channels or their order differ.
 
+    The result lists the names of the copied tensors, of those that keep their random values, and of
+    the tensors of `before` without a use.
+
     Args:
         network: receives the tensors.
         before: the tensors by name.
-        reasons: why a head is not copied, by the kind of head.
+        reasons: why a head is not copied, by the kind of head. Other heads are copied if they fit.
         first: the finest stage of the decoder in `before`.
         channels: names of the network's channels; empty if they are not known.
         channels_before: names of the channels of `before`.
@@ -371,7 +374,7 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
         strides=(full_resolution, *(tuple(weight.shape[2:]) for weight in ups)),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),
-        n_supervised=max(n - 2, 1),
+        n_supervised=max(n - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest
         encoder_blocks=tuple(encoder_depths) if residual else (),
         layout="nnunet",
     )

@@ -144,6 +144,7 @@ def assign_atss(
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)
+    # the deviation without Bessel's correction, which would divide by 0 for a single candidate
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     is_positive = (overlap >= threshold[:, None]) & (overlap > 0)
     # an anchor belongs to the lesion with the highest overlap; if several are equal, to the first

@@ -110,13 +110,15 @@ def _sweep(
     10 000 boxes in 3-D take 15 to 40 ms.
 
     `starts` and `stops` `[dims, n]` are sorted by start along `axis`. `position[rank]` is the
-    column of a box. `longest` is the longest side along `axis`.
+    column of a box; rank 0 has the highest score. `longest` is the longest side along `axis`: a box
+    that starts further below another one ends before it.
     """
     dims, n = starts.shape
     volume = np.ones(n, dtype=np.float32)
     for d in range(dims):
         for j in range(n):
             volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
+    # `alive` is by column. A kept box suppresses itself too, so `kept` is a second array.
     alive = np.ones(n, dtype=np.bool_)
     kept = np.zeros(n, dtype=np.bool_)
     shared = np.empty(n, dtype=np.float32)
