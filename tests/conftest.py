@@ -1,9 +1,11 @@
 """Fixtures for all tests: one thread, a seeded generator, a toy case, a plan."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,21 @@ import pytest
 from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.plan.plan import Plan
 from tests.models.plans import plan_of
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect the tests without garbage collection, and exclude all imported modules from it later.
+
+    Torch and the other packages have millions of objects that stay until the end. Searching them
+    for cycles took a tenth of the processor time of all quick tests.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture

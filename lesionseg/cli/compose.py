@@ -174,11 +174,12 @@ def files_of(command: str) -> Iterable[Path]:
             yield from files_of(entry)
 
 
-def _defaults_list(path: Path) -> list[Any]:
-    """Read the list `defaults` of a command's file."""
+@cache
+def _defaults_list(path: Path) -> Sequence[Any]:
+    """Read the list `defaults` of a command's file. Each file is read once per process."""
     import yaml
 
-    return list(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
+    return tuple(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:

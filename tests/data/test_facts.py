@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -19,10 +20,19 @@ from lesionseg.plan.fingerprint import facts_of
 OLD = 1_600_000_000
 
 
-@pytest.fixture
-def dataset(tmp_path):
-    root = tmp_path / "data"
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Write three simulated scans."""
+    root = tmp_path_factory.mktemp("scans")
     write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
+    return root
+
+
+@pytest.fixture
+def dataset(scans, tmp_path):
+    """Copy the scans, so that a test may change them. Their files have an old date."""
+    root = tmp_path / "data"
+    shutil.copytree(scans, root)
     for file in root.rglob("*"):
         os.utime(file, (OLD, OLD))
     return read_dataset(root)

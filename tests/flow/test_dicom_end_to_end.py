@@ -1,4 +1,4 @@
-"""From DICOM to DICOM's patients: train on series, SEG and RTSTRUCT, predict a whole study."""
+"""Train on DICOM series with SEG and RTSTRUCT references, then predict all series of a study."""
 
 import json
 
@@ -25,65 +25,103 @@ AFFINE[:3, 3] = (40, 30, -50)
 GRID = Geometry(SHAPE, AFFINE)
 
 
-def lesion(seed):
+def make_lesion(seed):
+    """Make the mask of a cube of 4 voxels at a random place."""
     mask = np.zeros(SHAPE, dtype=bool)
     start = np.random.default_rng(seed).integers(3, 14, 3)
     mask[tuple(slice(a, a + 4) for a in start)] = True
     return mask
 
 
-def write_scan(folder, seed, drift=0.0):
-    """A CT series with one bright cube; `drift` rows a slice is a tilted gantry."""
+def write_series(folder, seed, rows_per_slice=0.0):
+    """Write a CT series with one bright cube.
+
+    The position of each slice is moved by `rows_per_slice` relative to the slice before. A shift
+    other than 0 means a tilted gantry.
+    """
     noise = np.random.default_rng(seed).normal(40, 10, SHAPE)
     noise[:, :2] = -1000  # air
-    voxels = (noise + 120 * lesion(seed)).astype(np.int16)
-    header = {"Modality": "CT", "PatientName": "Miller^Jane", "SeriesInstanceUID": f"1.2.3.{seed}"}
-    header |= {"SeriesNumber": seed, "RescaleSlope": 1, "RescaleIntercept": 0}
+    voxels = (noise + 120 * make_lesion(seed)).astype(np.int16)
     for z in range(SHAPE[0]):
-        where = slice_elements(GRID, z) | {"ImagePositionPatient": to_lps(GRID, (z, drift * z, 0))}
-        write_dicom_file(folder / f"s{seed}_{z:02d}.dcm", voxels[z], CT, **header, **where)
+        elements = slice_elements(GRID, z)
+        elements["ImagePositionPatient"] = to_lps(GRID, (z, rows_per_slice * z, 0))
+        write_dicom_file(
+            folder / f"s{seed}_{z:02d}.dcm",
+            voxels[z],
+            CT,
+            Modality="CT",
+            PatientName="Miller^Jane",
+            SeriesInstanceUID=f"1.2.3.{seed}",
+            SeriesNumber=seed,
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **elements,
+        )
+
+
+def write_localiser(path):
+    """Write a series of one localiser image."""
+    write_dicom_file(
+        path,
+        np.ones((9, 9), np.uint16),
+        CT,
+        Modality="CT",
+        SeriesInstanceUID="1.2.3.99",
+        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
+    )
 
 
 def write_contours(path, mask):
-    drawn = []
+    """Write an RTSTRUCT file with a rectangle around the mask in each slice."""
+    polygons = []
     for z in np.flatnonzero(mask.any(axis=(1, 2))):
         rows, columns = np.nonzero(mask[z])
-        top, bottom = rows.min() - 0.5, rows.max() + 0.5
-        left, right = columns.min() - 0.5, columns.max() + 0.5
+        top = rows.min() - 0.5
+        bottom = rows.max() + 0.5
+        left = columns.min() - 0.5
+        right = columns.max() + 0.5
         corners = ((top, left), (top, right), (bottom, right), (bottom, left))
-        drawn.append((float(z), corners))
-    write_rtstruct(path, GRID, *drawn, name="GTV")
+        polygons.append((float(z), corners))
+    write_rtstruct(path, GRID, *polygons, name="GTV")
 
 
-def test_a_network_trained_on_series_predicts_a_study_series_by_series(tmp_path):
-    """Trained for four steps on four series, two with contours and two with segmentations."""
-    data, study, rows = tmp_path / "data", tmp_path / "study", ["case,image,reference"]
+def write_dataset(root):
+    """Write four series with a manifest: two references are contours, two are segmentations."""
+    rows = ["case,image,reference"]
     for seed in range(1, 5):
-        write_scan(data / f"scan{seed}", seed)
-        reference = data / f"reference{seed}.dcm"
+        write_series(root / f"scan{seed}", seed)
+        reference = root / f"reference{seed}.dcm"
         if seed % 2:
-            write_contours(reference, lesion(seed))
+            write_contours(reference, make_lesion(seed))
         else:
-            write_seg(reference, GRID, {"GTV": lesion(seed)})
+            write_seg(reference, GRID, {"GTV": make_lesion(seed)})
         rows.append(f"P{seed},scan{seed},{reference.name}")
-    (data / "manifest.csv").write_text("\n".join(rows) + "\n")
+    (root / "manifest.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_model_trained_on_dicom_predicts_only_the_valid_series_of_a_study(tmp_path):
+    data = tmp_path / "data"
+    write_dataset(data)
     run_dir = train(data, tmp_path / "run", "trainer.max_steps=4", TILE)
     scores = scores_of(run_dir)
     assert scores["n_lesions"] == scores["n_cases"] == 1
     assert scores["size_unit"] == "mm"
     assert plan_of(run_dir / "bundle")["modality"] == "ct"
 
-    write_scan(study, 7)
-    write_scan(study, 8)
-    write_scan(study / "tilted", 9, drift=0.2)
-    scout = {"SeriesInstanceUID": "1.2.3.99", "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-    write_dicom_file(study / "scout.dcm", np.ones((9, 9), np.uint16), CT, Modality="CT", **scout)
-    found = predict(run_dir, study, tmp_path / "out", "inference=fast", status=3)
-    by_series = {row["series_uid"]: row for row in found.values()}
-    statuses = {uid: row["status"] for uid, row in by_series.items()}
-    expected = {"1.2.3.7": "done", "1.2.3.8": "done", "1.2.3.9": "failed", "1.2.3.99": "skipped"}
-    assert statuses == expected
+    study = tmp_path / "study"
+    write_series(study, 7)
+    write_series(study, 8)
+    write_series(study / "tilted", 9, rows_per_slice=0.2)
+    write_localiser(study / "scout.dcm")
+    rows = predict(run_dir, study, tmp_path / "out", "inference=fast", status=3)
+    by_series = {row["series_uid"]: row for row in rows.values()}
+    assert {uid: row["status"] for uid, row in by_series.items()} == {
+        "1.2.3.7": "done",
+        "1.2.3.8": "done",
+        "1.2.3.9": "failed",
+        "1.2.3.99": "skipped",
+    }
     case = by_series["1.2.3.7"]["case"]
     assert case.startswith("study_7_")
-    told = json.loads((tmp_path / "out" / f"{case}_candidates.json").read_text())
-    assert told["size_unit"] == "mm"
+    candidates = json.loads((tmp_path / "out" / f"{case}_candidates.json").read_text())
+    assert candidates["size_unit"] == "mm"
