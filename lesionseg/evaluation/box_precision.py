@@ -215,6 +215,7 @@ def box_average_precision(
         lesions = np.bincount(case_group, counts, n_groups).astype(np.float64)
         of_label = [case.of_label(label) for case in hits]
         sizes = [len(case.score) for case in of_label]
+        # the empty first parts keep the shapes if there are no cases
         score = np.concatenate([np.zeros(0), *(case.score for case in of_label)])
         order = np.argsort(-score, kind="stable")
         group = np.repeat(case_group, sizes)[order]

@@ -81,7 +81,8 @@ def describe_calibration(results: Sequence[CaseResult]) -> CalibrationScores | N
     a logistic regression of the outcome on the logit of the probability (Cox 1958); it is 1 for
     perfect calibration and below 1 for probabilities that are too extreme. `observed_expected` is
     the number of true positives divided by the sum of the probabilities. The measures have no
-    intervals, because those of few patients would be unreliable.
+    intervals, because those of few patients would be unreliable. Return `NoCalibration` if there
+    are fewer than `MIN_FOR_CURVE` true positives or other candidates.
     """
     candidates = [c for r in results for c in r.candidates]
     calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
@@ -137,7 +138,7 @@ def fit_logistic(
     middle = float(np.average(x, weights=weights))
     width = float(np.sqrt(np.average((x - middle) ** 2, weights=weights)))
     z = (x - middle) / width if width > 0 else np.zeros_like(x)
-    prior = ridge if width > 0 else 1.0
+    prior = ridge if width > 0 else 1.0  # if all z are 0, any prior makes the slope 0
     beta = np.zeros((len(totals), 2))
     # Newton's method usually converges in far fewer steps. The small constants avoid 0/0 without
     # counts, and if all probabilities are nearly 0 or 1.

@@ -597,6 +597,7 @@ class MatchedCase:
         iou = None
         if is_found:
             candidate = int(match.candidates.ids[finder])
+            # a candidate that finds the lesion by its centre need not overlap it
             iou = decision.iou_of.get((finder, row), 0.0)
         has_scores = self.prediction.has_scores
         highest_score = float(match.detected_at[row])
@@ -643,7 +644,10 @@ class MatchedCase:
         return decision.misses.explain(row)
 
     def _measure_overlap(self, accepted: NDArray[np.bool_], surface: bool) -> _Overlap:
-        """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label."""
+        """Compute Dice, surface Dice and HD95 of all labels together, and Dice by label.
+
+        All are undefined without masks. Without a lesion, only Dice by label is defined.
+        """
         lesions = self.match.lesions
         candidates = self.match.candidates
         if not self.match.has_masks:
@@ -666,7 +670,8 @@ class MatchedCase:
             lesions.geometry.spacing_mm,
             self.preset.surface_tolerance_mm,
         )
-        surface_dice, hd95_mm = surfaces or (0.0, None)  # a missed case counts 0
+        surface_dice, hd95_mm = surfaces or (0.0, None)
+        # without an accepted voxel, surface Dice is 0 and HD95 is undefined
         return _Overlap(
             dice=dice, surface_dice=surface_dice, hd95_mm=hd95_mm, dice_by_label=by_label
         )
@@ -820,6 +825,7 @@ def match_case(
         if labels is not None and labels.regions:
             prediction = _unite_labels(prediction)
         _require_same_grid(case, reference.geometry, prediction.geometry)
+        # they are matched separately first: one of them may explain a missed lesion
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
     given = _predict_nothing(case, reference.geometry) if prediction is None else prediction
@@ -828,6 +834,7 @@ def match_case(
     if zones is not None:
         given = _assign_zones(given, zones.of(matched.candidates))
         zones_of_lesions = zones.of(matched.lesions)
+    # Each region is scored like a case of one label. The calls get no labels and end there.
     matched_regions = {}
     for name, values in _scorable_regions(labels, prediction).items():
         matched_regions[name] = match_case(
@@ -840,6 +847,7 @@ def match_case(
         )
     box_pairs = pair_boxes(matched.candidates, matched.lesions)
     ignored = matched.ignored | matched.lost
+    # the maps are left out, because all cases stay in memory
     return MatchedCase(
         prediction=replace(given, instances=None, values=None),
         match=matched,

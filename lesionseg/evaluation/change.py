@@ -233,10 +233,11 @@ def compare_visits(
             f"after {describe_grid(grid)}. Set register=rigid, before_images= and after_images= to "
             "register the scans."
         )
-    moved = before
+    moved = before  # the earlier visit on the grid of the later one
     if not placed.matches(grid):
         moved = resample_prediction(replace(before, geometry=placed), grid)
     lesions = candidates_of(before)
+    # through the indices of its own grid, the centres move as `matrix` says
     centres = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(
         lesions=lesions,
@@ -258,6 +259,7 @@ def compare_visits(
     changes = []
     for change in find_changes(case, earlier, later, rule):
         if change.state == "new" and change.accepted:
+            # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
     return VisitPair(moved, after, placed, changes)

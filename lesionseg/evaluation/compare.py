@@ -100,13 +100,14 @@ def compare(
         )
     groups = sorted({r.group for r in one})
     draws = draw_groups(len(groups), replicates, np.random.default_rng(seed))
-    # weights are [n, 2·groups]: the groups of the first model, then those of the second
+    # Each statistic and the number of items per group that it rests on. The weights of a statistic
+    # are [n, 2·groups]: the groups of the first model, then those of the second.
     numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
     has_scores = all(r.has_scores for r in (*one, *other))
     if has_scores:
         first = Pool.of(one)
         both = first.concatenate(Pool.of(other))
-        support = first.lesions_by_group
+        support = first.lesions_by_group  # both models have the same lesions
         for rate in EQUAL_RATES:
             numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
         numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
@@ -119,7 +120,9 @@ def compare(
             above.append(sums_by_group(groups, results, [term[0] for term in terms]))
             below.append(sums_by_group(groups, results, [term[1] for term in terms]))
         statistic = ratio(np.concatenate(above), np.concatenate(below))
+        # a group contributes if the number is defined for one of the models
         numbers[name] = (statistic, np.maximum(below[0], below[1]))
+    # an upper bound of the length of the arrays in a statistic; at least 1, because it is a divisor
     items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
     found = {
         name: _compare_number(statistic, support, draws, items, seed)
@@ -189,7 +192,7 @@ def _compute_both(
 
 
 def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int) -> float:
-    """Return the p-value of a permutation test in which groups swap the results of both models.
+    """Return the two-sided p-value of a test in which groups swap the results of both models.
 
     If the models are equally good, it does not matter which of the two results of a group counts
     for which model.

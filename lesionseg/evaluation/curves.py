@@ -46,7 +46,11 @@ class Pool:
 
     @classmethod
     def of(cls, results: Sequence[CaseResult]) -> "Pool":
-        """Pool the results of cases. In a case without scores, no lesion is ever found."""
+        """Pool the results of cases. In a case without scores, no lesion is ever found.
+
+        False positives are those at the lowest threshold (`outcome_any`), because the curves pass
+        all thresholds.
+        """
         groups = tuple(sorted({r.group for r in results}))
         index = {group: i for i, group in enumerate(groups)}
         lesion_group = []

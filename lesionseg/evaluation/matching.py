@@ -265,8 +265,10 @@ def _find_ignored(
 def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps) -> Links:
     """Find the links of a case under a criterion.
 
-    Links have the same label on both sides. The coverage rule uses all pairs in `overlaps`, with
-    any labels.
+    Links have the same label on both sides, except under the coverage rule: it uses all pairs in
+    `overlaps`, from which the caller may have removed pairs of different labels. The weight of a
+    link is the covered share of the lesion, the IoU, or a number that decreases with the distance
+    of the centres.
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion

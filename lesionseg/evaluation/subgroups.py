@@ -169,6 +169,7 @@ def size_curve(
     `d50_mm` and `d90_mm` are undefined outside the observed diameters. The standardised slope has a
     normal prior with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter
     separates found and missed lesions perfectly, the slope is therefore steep instead of infinite.
+    Return `NoSizeCurve` if fewer than `MIN_FOR_CURVE` lesions were found, or missed.
     """
     n_lesions = sum(len(r.lesions) for r in results)
     n_found = sum(r.n_detected for r in results)

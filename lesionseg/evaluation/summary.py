@@ -417,7 +417,11 @@ class Summary:
         )
 
     def box_precision(self) -> BoxPrecision:
-        """Compute the average precision of bounding boxes, as the mean over labels."""
+        """Compute the average precision of bounding boxes and the RSNA score.
+
+        The precision is the mean over labels. Candidates beyond `MAX_PER_CASE` of a case and label
+        are left out and counted.
+        """
         n_left_out = sum(sum(r.box_hits.left_out.values()) for r in self.results)
         support = self.pool.lesions_by_group
         if not self.has_scores or not support.any():
@@ -609,9 +613,10 @@ def _select_label(result: CaseResult, label: int) -> CaseResult:
 def _find_operating_point(
     results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
-    """Find the operating point in use. Its name is None if the predictions state different ones.
+    """Find the operating point in use: the given one, or that of the predictions.
 
-    It is optimistic if it was chosen on these cases, or if the program was developed on them.
+    Its name is None if there is none, or if the predictions state different ones. It is optimistic
+    if it was chosen on these cases, or if the program was developed on them.
     """
     predicted = [r for r in results if r.status == "ok"]
     unscored = [r.case for r in predicted if not r.has_scores]

@@ -100,6 +100,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     pieces = label_components(tissue)
     sizes = np.bincount(pieces.reshape(-1))
     sizes[0] = 0  # piece 0 is the background
+    # at least 1, so that the background does not count as inside if there is no tissue
     inside = (sizes >= max(1, _SMALLEST_PIECE * sizes.max()))[pieces]
     between = inside.copy()
     for axis in range(inside.ndim):

@@ -177,7 +177,9 @@ def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
 def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     """Write the positions of the voxels that touch the one at position `v` to `places`.
 
-    Return their number. The voxel itself is included. `places` must have room for 27 positions.
+    Positions refer to `index`, the ascending flat indices of the kept voxels. `starts` is the
+    result of `row_starts`. Return the number of positions. The voxel itself is included. `places`
+    must have room for 27 positions.
     """
     n_z, n_y, n_x = shape
     flat = index[v]
@@ -264,7 +266,7 @@ def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, l
         number += 1
         lowest = min(p[peak] / ratio, extent)
         contact = -1.0  # the highest probability of a voxel that touches a higher region
-        if begin == len(taken):
+        if begin == len(taken):  # no room for the peak
             taken = np.concatenate((taken, np.empty_like(taken)))
         taken[begin] = peak
         state[peak] = number
@@ -397,7 +399,7 @@ def find_candidates(
     for number, kept in enumerate(choice.kept, start=1):
         instances.flat[kept.region.voxels] = number
         candidates.append(_make_candidate(number, kept, geometry))
-    removed = []
+    removed = []  # they are numbered from 1 again, because they are not in `instances`
     for number, small in enumerate(choice.removed, start=1):
         candidate = _make_candidate(number, small, geometry)
         removed.append(replace(candidate, has_mask=False, accepted=False))

@@ -234,6 +234,7 @@ def find_by_rule(
     is_in_candidate = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
     for channel, value in zip(channels, label_values, strict=True):
+        # the union contains every voxel of every channel
         highest = union.probabilities[np.searchsorted(union.index, channel.index)]
         is_in_region = channel.probabilities >= highest / 2  # `find_by_plan` explains the half
         is_in_region &= is_in_candidate.flat[channel.index]

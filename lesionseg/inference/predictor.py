@@ -237,7 +237,7 @@ class Predictor:
             )
         channels = image[None] if image.ndim == self.plan.dims else image
         if len(channels) + len(lacking) == len(self.plan.channel_names):
-            # the array leaves the missing channels out
+            # the array leaves the missing channels out; otherwise it has placeholders for them
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
@@ -279,8 +279,10 @@ class Predictor:
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:
+            # the user's pixel size, then that assumed in training, then that of the training images
             mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
             files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
+        # `read_image` takes its settings from a dataset; missing channels have been checked above
         unlabelled = Dataset(
             name="input",
             root=files.images[0].parent,
@@ -336,6 +338,7 @@ class Predictor:
                 f"{where}: {n_wrong} voxels are NaN or infinite. Set them to a number, such as 0."
             )
         check_extent(volume.geometry, plan, where)
+        # before normalisation, which would enlarge the noise of an empty channel
         blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
             return replace(prepare_scan(volume, plan.nnunet, where), blank=blank)

@@ -159,6 +159,7 @@ class SlidingWindow:
         if memory_format is not None:
             for network in self.networks:
                 network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
+        # one tile occupies all cores of a CPU, so a batch would only take more memory there
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self.flips = flip_axes(plan) if settings.flips else ((),)
         self.tile_shape = plan.tile_shape
@@ -194,7 +195,7 @@ class SlidingWindow:
 
         Returns:
             The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
-            if it predicts none.
+            if it predicts none, or if the plan's rule uses only voxels.
 
         Raises:
             GeometryError: if the image or an output of the network does not fit the plan.

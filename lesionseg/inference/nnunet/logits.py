@@ -115,7 +115,9 @@ class NnunetWindow(SlidingWindow):
         numbers: Sequence[int] = (),
         collector: BoxCollector | None = None,
     ) -> Float[Tensor, "b k z y x"]:
-        """Return mean logits float32 over networks and mirrored views.
+        """Return mean logits float32 over networks and mirrored views, at the finest resolution.
+
+        `numbers` and `collector` are not used, because nnU-Net predicts no boxes.
 
         Raises `GeometryError` if an output of the network does not fit the plan.
         """

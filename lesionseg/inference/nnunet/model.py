@@ -169,7 +169,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     """Convert the plans of an nnU-Net model and the shapes of its weights to a plan.
 
     Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
-    `lesion_fraction`, and the recipe has nnU-Net's own normalisation.
+    `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
+    a larger one, as of a 2-D training, only takes more memory in prediction.
     """
     plans_path = files.where(PLANS)
     labels_path = files.where(LABELS)
