@@ -94,7 +94,7 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
         # values beyond float32 become infinite, which `check_finite` reports
         with np.errstate(over="ignore"):
             array[channel] = values[0]
-        if values.dtype.kind == "f":
+        if values.dtype.kind == "f":  # integers are always finite
             if dataset.nan_background:
                 array[channel] = nan_to_background(array[channel])
             check_finite(file, array[channel])

@@ -209,7 +209,7 @@ def _exchange(job: object, where: object, seconds: float) -> Any:
         jobs.flush()
         return pickle.load(replies)  # protocol 5 does not copy voxels
     except (EOFError, OSError, pickle.UnpicklingError) as error:
-        failure = "crashed on it"
+        failure = "crashed on it"  # the last cause that applies is stated
         if _has_exceeded_time(worker):
             failure = f"took longer than {seconds:.0f} s of processor time"
         if monotonic() - begin >= wall_seconds:

@@ -37,7 +37,10 @@ def check_nnunet_labels(labels: Labels) -> None:
 def write_description(
     folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
 ) -> None:
-    """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks."""
+    """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks.
+
+    `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder.
+    """
     values: Sequence[Any] = labels.regions or labels.values  # a region is a tuple of values
     value_of_name: dict[str, Any] = {"background": 0}
     for name, value in zip(labels.names, values, strict=True):

@@ -98,7 +98,7 @@ class PredictionFolder:
             "If it is the same scan with changed content, set overwrite=true. Otherwise name "
             "another output."
         )
-        if recorded.series_uid or source.series_uid:
+        if recorded.series_uid or source.series_uid:  # another UID is certainly another scan
             advice = "Name another output, or set overwrite=true to replace them."
         raise ConflictError(
             f"{self.path} contains results of another scan under this id, of {recorded}, but this "

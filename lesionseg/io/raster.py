@@ -372,7 +372,10 @@ def _count_tiff_colours(page: Any, photometric: int) -> int | None:
 
 
 def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
-    """Decode a TIFF with one full page. Kinds that tifffile cannot decode go to Pillow."""
+    """Decode a TIFF with one full page. Kinds that tifffile cannot decode go to Pillow.
+
+    Sizes are checked before the samples are decoded.
+    """
     import tifffile
 
     kind = tifffile.PHOTOMETRIC
@@ -480,7 +483,10 @@ def _tiff_palette(page: Any) -> NDArray[np.uint8]:
 
 
 def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
-    """Decode a picture by Pillow and undo the changes that Pillow makes to samples."""
+    """Decode a picture by Pillow and undo the changes that Pillow makes to samples.
+
+    Sizes are checked before the samples are decoded.
+    """
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:

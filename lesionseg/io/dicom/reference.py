@@ -54,7 +54,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         label_of_segment = _match_labels(path, _segment_names(header, modality), labels)
         masks: Masks = {}
         for number, label in label_of_segment.items():
-            if label != 0:
+            if label != 0:  # 0 marks a segment that is left out
                 masks[number] = np.zeros(geometry.shape, dtype=bool)
         if modality == "SEG":
             _draw_segments(path, header, geometry, masks)

@@ -132,7 +132,7 @@ def write_dicom_results(
         GeometryError: The slices do not form an even stack.
     """
     hd = require_highdicom()
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)
+    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -494,7 +494,7 @@ class _Results:
             ),
             procedure_reported=code("363679005", "SCT", "Imaging procedure"),
             imaging_measurements=groups or [self._make_empty_group()],
-        )[0]
+        )[0]  # highdicom returns a sequence with one item, the root of the report
         comment = sr.TextContentItem(
             code("121106", "DCM", "Comment"),
             self._write_comment(remark),

@@ -69,9 +69,10 @@ class DicomScan:
 def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
     """Sort the DICOM files of one folder into scans.
 
-    A file whose header cannot be read becomes a scan with a `fault`, unless it may be a slice of a
-    series in the folder. The reader of the series then reports it. A damaged file may be such a
-    slice if it states the UID of the series or no UID.
+    A series of several files is one scan. A series of one file and each radiograph are scans of a
+    single file. A file whose header cannot be read becomes a scan with a `fault`, unless it may be
+    a slice of a series in the folder. The reader of the series then reports it. A damaged file may
+    be such a slice if it states the UID of the series or no UID.
 
     Args:
         files: DICOM files of one folder.
@@ -103,9 +104,11 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
         else:
             series_of_several.append(headers)
     scans = [_describe_file(file, header) for file, header in single_files]
+    # a path names a series by its number only if no other scan of the folder has this number
     one_header_of_each = [header for _, header in single_files]
     one_header_of_each += [next(iter(headers.values())) for headers in series_of_several]
     numbers = [text(header, "SeriesNumber") for header in one_header_of_each]
+    # a series without a usable image does not count, so the other one keeps its short name
     n_readable = sum(not _are_all_unfit(headers) for headers in series_of_several)
     for headers in series_of_several:
         scans.append(_describe_series(headers, numbers, is_only_series=n_readable <= 1))

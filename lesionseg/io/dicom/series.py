@@ -204,6 +204,7 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             wanted[file] = header
     uids = {_uid(header) for header in wanted.values()}
     for file, fault in damaged.items():
+        # without a readable slice of the wanted series, any damaged file may be one
         is_only_series = name is None or not wanted
         if is_only_series or read_series_uid(file) in ("", *uids):
             raise fault

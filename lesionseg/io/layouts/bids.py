@@ -68,7 +68,7 @@ def read_bids(root: Path) -> Dataset:
         name=root.name,
         root=root,
         convention="bids",
-        dims=3,
+        dims=3,  # `read_dataset` replaces it by the axes of the first image
         channel_names=tuple(channels),
         labels=Labels.of({1: "lesion"}),
         cases=tuple(cases),

@@ -308,7 +308,7 @@ def _make_case(
     }
     has_mask = mask is not None and mask.is_file()
     readers = {*image.readers, *(lesion.reader for lesion in lesions)}
-    if len(readers) > 1:
+    if len(readers) > 1:  # the mask shows one reading, so the boxes of all readers replace it
         annotations = {TABLE: _make_table(image, lesions)}
         has_mask = False
     # if none exists, the first one is stated in the message that it is missing

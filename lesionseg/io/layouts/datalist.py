@@ -93,7 +93,7 @@ def read_datalist(root: Path) -> Dataset:
         name=root.name,
         root=root,
         convention="datalist",
-        dims=3,
+        dims=3,  # `read_dataset` replaces it by the axes of the first image
         channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
         labels=_labels(root, cases),
         cases=tuple(cases),

@@ -86,7 +86,8 @@ def _add_reference(
 ) -> CaseFiles:
     """Add reference, role, fold and annotated labels of a row.
 
-    `names` are the names of all labels of the dataset.
+    `names` are the names of all labels of the dataset. The key `instances` of the annotations marks
+    a reference whose values are lesion ids instead of labels.
     """
     mask = row.get("reference", "")
     instances = row.get("instances", "")

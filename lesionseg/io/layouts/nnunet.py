@@ -122,7 +122,7 @@ def read_nnunet(root: Path) -> Dataset:
         name=str(content.get("name") or root.name),
         root=root,
         convention="nnunet" if has_channel_numbers else "msd",
-        dims=3,
+        dims=3,  # `read_dataset` replaces it by the axes of the first image
         channel_names=names,
         labels=labels,
         cases=(*training_cases, *test_cases),
