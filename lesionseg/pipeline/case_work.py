@@ -183,8 +183,14 @@ class CaseWork:
     def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
         """Return the scan on the plan's grid, or its row if there is nothing to do.
 
+        A scan has nothing to do if it is left out, if its result or failure is already recorded for
+        the same files, or if it has too few slices.
+
         Raises:
             ConflictError: if the output has results of another scan under the same case id.
+            DatasetError: if the scan has a fault that was found when the folder was listed.
+            ResourceError: if its files change while they are read.
+            LesionsegError: if a file is wrong.
         """
         if scan.left_out:
             return self._skip(scan, scan.left_out)
@@ -279,7 +285,7 @@ class CaseWork:
         amounts = dict(
             counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
         )
-        volume_ml = amounts.pop("volume_ml")
+        volume_ml = amounts.pop("volume_ml")  # it has its own column
         checked = prediction.input
         warnings: list[str] = []
         if checked is not None and checked.warning:

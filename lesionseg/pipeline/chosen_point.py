@@ -189,6 +189,7 @@ def development_results(
         DatasetError: if no case remains, or no prediction has a reference.
     """
     dataset, labelled = all_references(reference, rules)
+    # without the roles of the dataset, all cases get the role in `options`
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
     if not cases:
         raise DatasetError(

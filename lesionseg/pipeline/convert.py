@@ -84,7 +84,7 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
         groups=cfg.groups,
-        rules=ReferenceRules(by_image=True),
+        rules=ReferenceRules(by_image=True),  # nnU-Net only warns of other headers
     )
     log.info("Operating points are chosen on %s.", count(len(results), "validation case"))
     fold_of = {r.case: predictions.fold_of[r.case] for r in results}

@@ -135,6 +135,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
     options = _match_options(cfg, preset, inputs)
+    # these tables are read before the cases, so that their errors come first
     answers = None
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
@@ -143,7 +144,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
         matches = _match_all(inputs, options, kept, progress)
-        if aim is not None and selection.point is None:
+        if aim is not None and selection.point is None:  # chosen on the evaluated cases themselves
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]
@@ -412,6 +413,7 @@ def _compare(
         replicates=cfg.replicates,
         seed=cfg.seed,
     )
+    # point and provenance of the first model do not apply to the second; subgroups are not compared
     second_settings = replace(
         settings, operating_point=None, provenance=_version_and_date(), columns={}, subgroups=None
     )

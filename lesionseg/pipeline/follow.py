@@ -251,6 +251,7 @@ def _follow_all(
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
                 pair = _follow_pair(cfg, files, point, names[case], masks.get(case))
+            # errors of settings, packages and the output concern all pairs and are not caught
             except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
                 faults[case] = error
                 _log.warning("Not followed, %s: %s", case, error)
@@ -559,7 +560,7 @@ def open_pair(
     after = _read(later.prediction)
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
-    if register == "auto":
+    if register == "auto":  # scans on one grid count as registered
         needs_alignment = not is_one_grid and earlier.image is not None
     alignment = None
     if needs_alignment:

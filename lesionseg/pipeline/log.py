@@ -195,7 +195,8 @@ def run_log(run: Path) -> Iterator[Callable[[str], None]]:
     handler = RunLog(run)
     level = ours.level
     handlers: list[logging.Handler] = [handler]
-    if not root.handlers and logging.lastResort:  # without own handlers, warnings are printed
+    if not root.handlers and logging.lastResort:
+        # Python prints warnings by `lastResort` only if there is no handler, so it is added too
         handlers.append(logging.lastResort)
         ours.setLevel(logging.INFO)
 

@@ -58,7 +58,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     require_masks(experiment.survey, architecture)
     _warn_of_unused_losses(cfg)
     is_new = given is None and not has_config(run)
-    if is_new:
+    if is_new:  # a finished run that is only scored again needs neither
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
     plan = with_focal_correction(plan_run(experiment, given), cfg)
@@ -68,7 +68,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
             "optim.backbone_lr_scale: lesionseg does not know which weights of model=custom are "
             "its backbone. Leave it at 1."
         )
-    if is_new and experiment.device == "cuda":
+    if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
         plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
     write_text(run / "plan.json", plan.to_json())
     # saved last, so that a rejected configuration does not claim the run directory

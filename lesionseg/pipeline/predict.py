@@ -104,7 +104,7 @@ def _predict(
         bar("Predicting", progress) as advance,
     ):
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        if cfg.num_shards == 1:
+        if cfg.num_shards == 1:  # the rows of other shards are in other tables
             _restore(results, table)
             table.forget_left_out()
         scans = [_keep_earlier_id(scan, results) for scan in scans]

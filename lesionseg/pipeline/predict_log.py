@@ -81,7 +81,8 @@ def predict_log(
     ours = logging.getLogger("lesionseg")
     level = ours.level
     handlers: list[logging.Handler] = [*log.handlers]
-    if not root.handlers and logging.lastResort:  # without own handlers, warnings are printed
+    if not root.handlers and logging.lastResort:
+        # Python prints warnings by `lastResort` only if there is no handler, so it is added too
         handlers.append(logging.lastResort)
         ours.setLevel(logging.INFO)
     for handler in handlers:

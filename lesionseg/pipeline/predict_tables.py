@@ -281,6 +281,7 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
         n_accepted=len(accepted),
         volume_ml=round(sum(volumes), 6) if has_all_volumes else None,
     )
+    # the state of the scan's files is unknown, so the next run reads them to compare their hash
     return row.with_source(source, state="")
 
 
