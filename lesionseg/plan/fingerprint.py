@@ -181,6 +181,8 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     """Compute the fingerprint of a dataset from the statistics of its labelled cases.
 
+    The modality is "xray" in 2-D, "ct" if any channel is CT, and otherwise "mri".
+
     Args:
         dataset: the dataset. Its axes and channel names are used.
         facts: the statistics of each labelled case.

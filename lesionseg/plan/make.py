@@ -82,7 +82,7 @@ def make_plan(
     """
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
     asked = model.value
-    chosen = asked
+    chosen = asked  # with the values that `before` fixes
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
         chosen = _keep_grid_and_tile(asked, before)
@@ -103,6 +103,7 @@ def make_plan(
     )
     sizes = _sizes_on_grid(fingerprint, draft)
     allowed = _adapt_budget(budget.value, chosen, device)
+    # only if the rules decide both, because a smaller tile is compensated by a larger batch
     if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = _limit_to_small_tiles(allowed, sizes, draft)
     tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)

@@ -324,7 +324,11 @@ class Plan:
 
 
 def _require_consistent(plan: Plan, where: str | Path) -> None:
-    """Raise `BundleError` if the lengths of tuples do not agree, or if a label occurs twice."""
+    """Raise `BundleError` if the keys of a plan contradict each other.
+
+    The lengths of tuples must agree, label values must be distinct, and the tile must not have more
+    than `_MOST_TILE_VOXELS` voxels.
+    """
     shape = plan.architecture
     anchors = plan.anchors
     n_labels = len(plan.labels)

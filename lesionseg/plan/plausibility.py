@@ -93,6 +93,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
     start = lesions.boxes[:, :dims]
     stop = lesions.boxes[:, dims:]
     spans = (start <= 0) & (stop >= shape)  # `[n, dims]`: from border to border along the axis
+    # a lesion rarely crosses the image along a long axis, but easily along a short one (few slices)
     longest = np.argsort(-shape, kind="stable")[:2]
     if reference.labels is not None:
         labels = {value for value in present_values(reference.labels) if value}

@@ -91,6 +91,7 @@ def spacing(
         reason += "; the 10th percentile along the coarsest axis"
     if len(diameters_mm) > 0:
         small = float(np.percentile(diameters_mm, 5))
+        # a percentile within 1 % of the spacing would gain nothing
         finer = (small < RESOLVED_VOXELS * spacing) & (fine < 0.99 * spacing)
         spacing = np.where(finer, fine, spacing)
         if finer.any():
@@ -247,7 +248,8 @@ class DeviceBudget:
         A stage halves the axes that keep at least 4 voxels and are less than twice as coarse as the
         finest axis that can be halved. Along an axis that is more than twice as coarse as the
         finest, the kernel size is 1. So this axis is not convolved until the others have become as
-        coarse. Features double from stage to stage, up to `widest`.
+        coarse. Features double from stage to stage, up to `widest`. The loss applies to all
+        resolutions except the two coarsest, but to at most three.
 
         Args:
             tile: shape of the tile.

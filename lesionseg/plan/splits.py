@@ -510,6 +510,7 @@ def _draw_validation(
     with_lesions = [name for name in ordered if weight[name] > 0]
     validation_has_none = not set(drawn) & set(with_lesions)
     if len(with_lesions) > 1 and validation_has_none:
+        # any drawn group may be replaced, because none of them has lesions
         drawn[-1] = with_lesions[int(rng.integers(len(with_lesions)))]
     training_has_none = set(with_lesions) <= set(drawn)
     if with_lesions and training_has_none:
