@@ -764,6 +764,7 @@ def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Im
     shape = settings.shape
     spacing_mm = settings.spacing_mm
     growth = settings.growth
+    # lesions are centred in this ellipsoid, which is inside the brain of `_head`
     radii = 0.375 * np.asarray(shape) * np.asarray(spacing_mm)
     within = ellipsoid_depth(millimetre_axes(shape, spacing_mm), (0, 0, 0), radii) > 0
     brain = np.asarray(within, dtype=np.float32)
@@ -956,8 +957,8 @@ def simulate_once(
 
     Args:
         root: the folder of the dataset.
-        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They are
-            stored in the folder.
+        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. The
+            arguments, without the kind, are stored in the folder and compared.
         bar: makes a context manager, such as a progress bar, that yields the argument `progress`
             of `write_<kind>_phantoms`.
 

@@ -164,7 +164,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0.
 
     Args:
-        models: The name and tables of each model, on the same scans.
+        models: The name and tables of each model, on the same scans. At most three are drawn.
     """
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):

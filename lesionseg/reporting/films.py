@@ -165,7 +165,10 @@ def _letter(number: int) -> str:
 
 
 def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
-    """Draw the whole image of a scan with the boxes of its lesions and markings."""
+    """Draw the whole image of a scan with the boxes of its lesions and markings.
+
+    At most `MOST_BOXES` boxes are drawn, errors first. The caption states how many are left out.
+    """
     keys = label_keys(tables)
     lesions = tables.lesions[tables.lesions["case"] == case]
     markings = tables.candidates[tables.candidates["case"] == case]

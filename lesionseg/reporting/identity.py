@@ -112,7 +112,7 @@ def read_identity(scores_dir: Path, made: Provenance) -> Identity:
 
 
 def read_run(folder: Path) -> Identity:
-    """Read the model and its training from a run directory, or from a folder inside it.
+    """Read the model and its training from a run directory, or a folder one or two levels below.
 
     The identity is empty if the run is unfinished, or if the folder belongs to no run.
     """

@@ -72,6 +72,8 @@ LETTER = 0.062  # mean width of a letter of 8 points
 def write_pdf(path: Path, content: ReportContent) -> None:
     """Write the report to a PDF.
 
+    Missed lesions have at most three pages, and none if the first page shows all of them.
+
     Raises:
         OutputError: if the file cannot be written.
     """
@@ -92,7 +94,6 @@ def write_pdf(path: Path, content: ReportContent) -> None:
         for page in _film_pages(content.pictures):
             pdf.savefig(page.figure)
         missed = content.pictures.missed[: 3 * PER_PAGE]
-        # page 1 shows all of them
         if not content.pictures.films and len(missed) <= len(content.pictures.top):
             missed = []
         for at in range(0, len(missed), PER_PAGE):

@@ -287,8 +287,9 @@ def _show(
         if mask is None or not mask.any():
             continue
         padded = np.pad(mask.astype(np.float32), 1)  # closes outlines at the border
+        # Each voxel is divided, so that outlines follow its edges instead of cutting its corners.
+        # Large masks are divided less, because their edges are finer and `contour` takes longer.
         factor = max(1, min(5, 500 // max(mask.shape)))
-        # smaller voxels, so that outlines follow the edges of the voxels of the mask
         padded = padded.repeat(factor, 0).repeat(factor, 1)
         down, across = ((np.arange(n) + 0.5) / factor - 1 for n in padded.shape)
         axes.contour(

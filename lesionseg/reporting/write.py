@@ -271,7 +271,10 @@ def about_lines(
 
 
 def case_rows(tables: Tables) -> list[dict[str, Any]]:
-    """Return one row per scan. The scans of a patient follow each other."""
+    """Return one row per scan. The scans of a patient follow each other.
+
+    Columns without any value are left out.
+    """
     columns = {
         "group": "patient",
         "case": "scan",

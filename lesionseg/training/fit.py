@@ -257,6 +257,7 @@ def make_trainer(
         every = settings.validate_every_minutes
         minutes = float(every) if isinstance(every, int | float) else None
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
+    # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
     precision = settings.precision

@@ -185,7 +185,8 @@ def loader_workers(
 
     With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
     from 1 to `MOST_WORKERS`. If the batches of all workers do not fit into shared memory, the
-    number is reduced with a warning: the system kills workers without a message when it is full.
+    number is reduced with a warning, if necessary to 0 (the training process then reads the tiles):
+    the system kills workers without a message when the memory is full.
 
     Args:
         asked: a number, or `auto`.
