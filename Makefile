@@ -79,7 +79,7 @@ lock:  ## write both locks anew, for every platform; versions in them stay unles
 wheelhouse: $(VENV)/.runtime  ## wheelhouse/: every wheel a machine without an index needs
 	$(BIN)/python -m pip wheel --quiet --wheel-dir wheelhouse -r requirements-runtime.lock .
 
-check-lock:  ## resolve requirements.lock as a stranger would, on Linux, macOS and Windows
+check-lock:  ## resolve requirements.lock as a new user would, on Linux, macOS and Windows
 	.ci/check-lock $(PYTHON)
 
 sbom: .sbom/.installed  ## sbom.json: all that a user installs (CycloneDX), then its known holes as PyPI lists them
