@@ -764,7 +764,7 @@ def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Im
     shape = settings.shape
     spacing_mm = settings.spacing_mm
     growth = settings.growth
-    # lesions are centred in this ellipsoid, which is inside the brain of `_head`
+    # lesions are centred in this ellipsoid, which approximates the brain of `_head`
     radii = 0.375 * np.asarray(shape) * np.asarray(spacing_mm)
     within = ellipsoid_depth(millimetre_axes(shape, spacing_mm), (0, 0, 0), radii) > 0
     brain = np.asarray(within, dtype=np.float32)
