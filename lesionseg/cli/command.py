@@ -87,8 +87,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
-        # Without run_dir, a training would begin in a new folder. Commands without this setting
-        # find their finished cases again by their other settings.
+        # Without run_dir, a training would begin in a new folder. predict finds the finished scans
+        # in its output.
         has_run_dir = any("run_dir=" in argument for argument in argv)
         can_continue = has_run_dir or command in ("predict", "prepare", "tune")
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
