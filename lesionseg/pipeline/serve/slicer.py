@@ -105,7 +105,9 @@ def slicer_router(
     ) -> Response:
         key = _key_of_session(session_id) if session_id else _key_of_name(request, image)
         scan = scans.find(key)
-        if not session_id:  # the scan is moved, so that the name can be used again
+        # A session's key is unique, so its scan is kept for further requests. A scan that is kept
+        # by its name is moved, so that the name can be used again.
+        if not session_id:
             scan = scan.rename(folder / "scan")
         name, mask = await predict(request, scan, "mask")
         return _mask_response(name, mask, labels)
