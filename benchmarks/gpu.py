@@ -71,6 +71,7 @@ class Scale:
     budgets_gb: tuple[float, ...]
     fit_seconds: float
     fit_steps: int | None  # None: as many as there is time for
+    lesions_per_head: tuple[int, int]  # least and most
     ct_shape: tuple[int, int, int]
     rounds: int
     compiler: str  # of torch.compile
@@ -86,6 +87,7 @@ GPU = Scale(
     budgets_gb=(12, 24),
     fit_seconds=60,
     fit_steps=None,
+    lesions_per_head=(10, 40),
     ct_shape=(300, 512, 512),
     rounds=20,
     compiler="inductor",
@@ -96,11 +98,12 @@ REHEARSAL = Scale(
     side=8,
     losses=((1, 8),),
     boxes=(200,),
-    volume=24,
+    volume=16,
     budgets_gb=(12,),
     fit_seconds=600,
     fit_steps=4,  # half a second would be less than two steps on a busy CPU
-    ct_shape=(24, 32, 32),
+    lesions_per_head=(1, 2),
+    ct_shape=(16, 20, 20),
     rounds=1,
     compiler="eager",
 )
@@ -429,7 +432,7 @@ def fit_rows(scale: Scale) -> list[table.Row]:
     cfg = TrainConfig.of(trainer=trainer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tiles = tiles_of(prepare_heads(folder, plan), plan, cfg)
+        tiles = tiles_of(prepare_heads(folder, plan, scale.lesions_per_head), plan, cfg)
         fit(build_network(plan), plan, tiles, cfg, folder / "run", callbacks=[laps])
     step_ms = time_runs(scale, ours=make_step(scale, plan))["ours"]
     rate = laps.steps_per_second()
@@ -437,14 +440,16 @@ def fit_rows(scale: Scale) -> list[table.Row]:
     return rows + rows_against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
 
 
-def prepare_heads(folder: Path, plan: Plan) -> list[CachedCase]:
+def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
     from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.pipeline.survey import take_survey
 
     shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)
-    write_mri_phantoms(folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0)
+    write_mri_phantoms(
+        folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0, n_lesions=n_lesions
+    )
     cfg = TrainConfig.of(data={"root": folder / "raw", "validation_fraction": 0})
     survey = take_survey(cfg.data, seed=0)
     plan = plan.with_(channel_names=survey.dataset.channel_names)

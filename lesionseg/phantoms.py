@@ -218,9 +218,14 @@ def place_at(
     box_with_gap = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
     share = share * tissue[box]
     is_lesion = share >= 0.5
-    is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)
-    has_neighbour = (labels[box_with_gap][is_near] > 0).any()
-    if has_neighbour or label_components(is_lesion).max() != 1:
+    if not is_lesion.any():
+        return None
+    is_other = labels[box_with_gap] > 0
+    if is_other.any():  # the filter is slow
+        is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)
+        if is_other[is_near].any():
+            return None
+    if label_components(is_lesion).max() != 1:
         return None
     return box, share
 
@@ -253,6 +258,9 @@ def _place_lesions(
     drawn = np.exp(rng.normal(np.log(diameter_mm[1]), 0.45, size=n))
     for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
         whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
+        if whole.max() < 0.5:  # too small for any voxel; the same numbers are drawn as in a search
+            rng.choice(places, size=TRIES)
+            continue
         for _ in range(TRIES):
             centre = np.array(np.unravel_index(int(rng.choice(places)), tissue.shape))
             placed = place_at(centre, whole, tissue, instances, gap)

@@ -24,7 +24,7 @@ OLD = 1_600_000_000
 def scans(tmp_path_factory):
     """Write three simulated scans."""
     root = tmp_path_factory.mktemp("scans")
-    write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40))
+    write_mri_phantoms(root, 3, seed=0, lesion_free_share=0, shape=(40, 40, 40), n_lesions=(2, 4))
     return root
 
 

@@ -203,7 +203,7 @@ def test_only_plain_transforms_of_monai_are_trusted_in_a_bundle(target):
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all of its readers
 def test_monai_reads_the_datalist(tmp_path):
-    write_mri_phantoms(tmp_path, 2, seed=0, n_test=0, shape=(24, 28, 24))
+    write_mri_phantoms(tmp_path, 2, seed=0, n_test=0, shape=(24, 28, 24), n_lesions=(2, 4))
     first, second = open_dataset(tmp_path).datalist()
     assert set(first) == {"image", "label", "case", "group"}
     assert first["case"] != second["case"]

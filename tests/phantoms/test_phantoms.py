@@ -34,6 +34,16 @@ def test_lesion_has_the_volume_of_its_ball(diameter, spacing):
     assert not any(share.take(i, axis).any() for axis in range(share.ndim) for i in (0, -1))
 
 
+def test_places_drawn_at_once_equal_places_drawn_one_by_one():
+    """A lesion that is too small for any voxel must not change the lesions after it."""
+    places = np.arange(100)
+    together = np.random.default_rng(0)
+    single = np.random.default_rng(0)
+    drawn = together.choice(places, size=61)
+    assert [single.choice(places) for _ in range(61)] == drawn.tolist()
+    assert together.bit_generator.state == single.bit_generator.state
+
+
 @pytest.mark.parametrize("write", [write_mri, write_ct])
 def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(write, tmp_path):
     write(tmp_path, 4, seed=1, n_test=1, lesion_free_share=0.5, contrast=2.0)

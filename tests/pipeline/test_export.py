@@ -109,7 +109,7 @@ def _open_export(folder):
 def _make_detector_plan(plan, dims, name):
     """Make a plan of two labels for a detector of two levels, trained with a focal loss."""
     sizes = (((3.0,) * dims, (5.0,) * dims), ((9.0,) * dims, (12.0,) * dims))
-    anchors = AnchorPlan((0, 1), sizes, width=8, prior=0.5, alpha=(0.25, 0.5), gamma=2.0)
+    anchors = AnchorPlan((0, 1), sizes, width=8, depth=1, prior=0.5, alpha=(0.25, 0.5), gamma=2.0)
     two = _make_plan(plan, dims, 1, "sigmoid")
     return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
 
