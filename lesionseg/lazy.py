@@ -24,8 +24,8 @@ def lazy_names(
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
-    def names() -> list[str]:
-        """Return the names in `__all__`."""
+    def list_names() -> list[str]:
+        """Return the names in `__all__`, for `dir()` and completion."""
         return sorted(import_module(package).__all__)
 
-    return get, names
+    return get, list_names

@@ -445,7 +445,8 @@ class _ChestSpace:
     def heart_depth(self) -> Field:
         """Return the depth below the surface of the heart.
 
-        Its centre is below the middle of the chest, in front of it, and towards +x.
+        Its centre is below the middle of the chest, in front of it, and towards +x. This is the
+        right side of a radiograph in the usual display, which is the patient's left.
         """
         up, front, side = self.half_mm
         centre = (-0.3 * up, 0.15 * front, 0.12 * side)

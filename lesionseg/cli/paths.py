@@ -55,6 +55,7 @@ def _check_has_files(setting: str, path: Path) -> None:
 
 
 def _check_dataset(setting: str, path: Path) -> None:
+    """Check that a folder has the layout of a dataset."""
     _check_is_folder(setting, path)
     from lesionseg.io.layouts import find_convention, read_dataset
 
@@ -63,6 +64,7 @@ def _check_dataset(setting: str, path: Path) -> None:
 
 
 def _check_file(setting: str, path: Path) -> None:
+    """Check that there is a file."""
     if not path.exists():
         raise ReadError(f"{setting}: the file does not exist.{_hint(path)}")
     if path.is_dir():
@@ -84,6 +86,7 @@ def _check_scans(setting: str, path: Path) -> None:
 
 
 def _check_bundle(setting: str, path: Path) -> None:
+    """Check that a path is a bundle, a run directory with one, or an nnU-Net model."""
     from lesionseg.io.bundle_folder import resolve_bundle
     from lesionseg.io.nnunet_model import find_nnunet_model
 
@@ -91,10 +94,11 @@ def _check_bundle(setting: str, path: Path) -> None:
         return
     if not path.exists():
         raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}")
-    resolve_bundle(path)
+    resolve_bundle(path)  # it raises the error that names what is missing
 
 
 def _check_existing(setting: str, path: Path) -> None:
+    """Check that there is a file or folder."""
     if not path.exists():
         raise ReadError(f"{setting}: there is no such file or folder.{_hint(path)}")
 

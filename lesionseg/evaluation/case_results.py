@@ -723,7 +723,8 @@ class MatchedCase:
         match = self.match
         candidates = match.candidates
         pairs = match.overlaps
-        accept_all = np.ones_like(decision.accepted)  # the lowest threshold of the FROC curve
+        # at the lowest threshold of the FROC curve, all candidates are accepted
+        accept_all = np.ones_like(decision.accepted)
         _, outcomes_any = match.decide_outcomes(accept_all)
         lesion_of = self._find_lesion_of_candidates(decision)
         touched = np.bincount(pairs.candidate, minlength=len(candidates)) > 0

@@ -318,13 +318,16 @@ def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
     shared = pairs.voxels.astype(np.float64)
     of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
     of_lesion = lesions.n_voxels[pairs.lesion].astype(np.float64)
-    bare = shared == 0  # pairs overlap, so one of the two has no mask
-    if bare.any():
+    # All pairs overlap, so a pair whose masks share no voxel contains a box without a mask.
+    is_box_pair = shared == 0
+    if is_box_pair.any():
         boxes = _intersect(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
-        common = boxes * bare[:, None]  # 0 for pairs of two masks, because masks never overlap
-        shared[bare] = _compute_volumes(common[bare])
-        of_candidate[bare] = _compute_volumes(candidates.boxes[pairs.candidate[bare]])
-        of_lesion[bare] = _compute_volumes(lesions.boxes[pairs.lesion[bare]])
+        # Pairs of two masks need no box, because the masks of two candidates share no voxel: their
+        # shares of a lesion can be added.
+        common = boxes * is_box_pair[:, None]
+        shared[is_box_pair] = _compute_volumes(common[is_box_pair])
+        of_candidate[is_box_pair] = _compute_volumes(candidates.boxes[pairs.candidate[is_box_pair]])
+        of_lesion[is_box_pair] = _compute_volumes(lesions.boxes[pairs.lesion[is_box_pair]])
     return Shares(shared / of_candidate, shared / of_lesion, common)
 
 
@@ -493,13 +496,13 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     union = candidates.n_voxels[candidate] + lesions.n_voxels[lesion] - shared
     by_mask = Overlaps(candidate, lesion, shared.astype(np.int64), shared / np.maximum(union, 1))
     # a pair is compared by boxes if one of the two has no mask
-    bare = ~np.outer(candidates.has_voxels, lesions.has_voxels)
-    if not bare.any():
+    is_box_pair = ~np.outer(candidates.has_voxels, lesions.has_voxels)
+    if not is_box_pair.any():
         return by_mask
     iou: Numbers = box_iou(
         torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
     ).numpy()
-    candidate, lesion = np.nonzero(bare & (iou > 0))
+    candidate, lesion = np.nonzero(is_box_pair & (iou > 0))
     by_box = Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])
     both = Overlaps(
         candidate=np.concatenate([by_mask.candidate, by_box.candidate]),

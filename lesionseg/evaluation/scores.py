@@ -607,7 +607,10 @@ def read_provenance(path: Path) -> Provenance:
 
 
 def _is_unset(value: object) -> bool:
-    """Return True for None and False, but not for 0, which is a value."""
+    """Return True if an optional key is left out: for None, and for a flag that is False.
+
+    The number 0 equals False in Python, but it is a value and is written.
+    """
     return value is None or value is False
 
 

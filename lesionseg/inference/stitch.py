@@ -67,6 +67,7 @@ class Stitcher:
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
         self._total_weight = self._weight.new_zeros(shape_held)
+        # `take_rows` gets a few rows at a time, see `_BYTES_PER_CALL`
         is_on_cpu = self._sum.device.type == "cpu"
         bytes_per_call = _BYTES_PER_CALL if is_on_cpu else _BYTES_PER_CALL_GPU
         row_bytes = self._sum[:, 0].numel() * self._sum.element_size()

@@ -312,7 +312,7 @@ def serve_jobs() -> None:
             read, args, settings, file_limits, seconds = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        set_limits(file_limits)
+        set_limits(file_limits)  # for the checks of the readers
         _limit_this_process(file_limits, seconds)
         collector.messages = []
         try:

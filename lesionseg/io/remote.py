@@ -100,7 +100,7 @@ def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
 
 
 def _set_time(path: Path, state: str) -> None:
-    """Set the modification time to a number computed from `state`.
+    """Set the modification time to a number computed from `state`, see `_list_states`.
 
     Copies of the same content then have the same time on every machine. Caches that compare times
     therefore stay valid.

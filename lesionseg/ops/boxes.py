@@ -202,13 +202,7 @@ def tile_boxes(
     width = int(ids.max()) + 1 if len(ids) else 1
     # One key per lesion, ascending by tile, then id. `owner` is the index of each voxel's lesion.
     keys, owner = torch.unique(tile * width + ids, return_inverse=True)
-    per_tile = torch.bincount(keys // width, minlength=n_tiles)
-    m = max(int(per_tile.max()) if n_tiles else 0, 1)
-    # The output has m rows per tile, so a lesion's row is m · tile + rank in the tile.
-    tile_of_lesion = keys // width
-    n_in_earlier_tiles = (per_tile.cumsum(0) - per_tile)[tile_of_lesion]
-    rank_in_tile = torch.arange(len(keys), device=flat.device) - n_in_earlier_tiles
-    row_of_lesion = tile_of_lesion * m + rank_in_tile
+    row_of_lesion, m = _rows_of_lesions(keys // width, n_tiles)
     rows = row_of_lesion[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
@@ -229,3 +223,17 @@ def tile_boxes(
     found = torch.where(highest_id > 0, labels.flatten()[first_voxel].long(), 0)
     boxes = torch.stack([*low, *high], dim=1).float()
     return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)
+
+
+def _rows_of_lesions(
+    tile_of_lesion: Int64[Tensor, " n"], n_tiles: int
+) -> tuple[Int64[Tensor, " n"], int]:
+    """Return the row of each lesion in an output with m rows per tile, and m, which is at least 1.
+
+    Lesions are in ascending order of tiles. The row is m · tile + the rank in the tile.
+    """
+    per_tile = torch.bincount(tile_of_lesion, minlength=n_tiles)
+    m = max(int(per_tile.max()) if n_tiles else 0, 1)
+    n_in_earlier_tiles = (per_tile.cumsum(0) - per_tile)[tile_of_lesion]
+    rank = torch.arange(len(tile_of_lesion), device=tile_of_lesion.device) - n_in_earlier_tiles
+    return m * tile_of_lesion + rank, m

@@ -307,14 +307,14 @@ class Previews(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Draw if it is due."""
         if module.minutes >= self._due:
-            self._draw(module)
+            self._draw_tiles(module)
             self._due = module.minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Draw the final output."""
-        self._draw(module)
+        """Draw the same tiles with the output of the finished network."""
+        self._draw_tiles(module)
 
-    def _draw(self, module: Any) -> None:
+    def _draw_tiles(self, module: Any) -> None:
         """Draw the tiles and the network's current output."""
         if not self.tiles:
             return

@@ -110,7 +110,7 @@ class LesionModule(pl.LightningModule):
         world = self.trainer.world_size
         counts = targets.counts()
         if world > 1:
-            counts = self._sum_over_processes(counts)
+            counts = self._share_counts_and_minutes(counts)
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.mask_unannotated(output, batch["unannotated"])
@@ -125,17 +125,17 @@ class LesionModule(pl.LightningModule):
         self._log_terms(named, batch_idx)
         return loss
 
-    def _sum_over_processes(self, counts: Tensor) -> Tensor:
-        """Return the sum of `counts` over all processes. Set `minutes` to their mean minutes.
+    def _share_counts_and_minutes(self, counts: Tensor) -> Tensor:
+        """Return the sum of `counts` over all processes, and update `minutes`.
 
-        The minutes travel with the counts in one message. `minutes` is the mean of the previous
-        call, because a GPU would have to wait for that of this call. It is the same in all
-        processes, so they end at the same step.
+        All processes get the same `minutes`, the mean of their clocks, so that they end at the same
+        step. The clocks are sent with the counts, and their sum is read in the next call, because a
+        GPU would have to wait for it in this one.
         """
         world = self.trainer.world_size
         minutes = torch.full_like(counts[:1], self.elapsed_minutes())
         sums = self.trainer.strategy.reduce(torch.cat([counts, minutes]), reduce_op="sum")
-        if self._shared_minutes is not None:  # of the previous call
+        if self._shared_minutes is not None:  # sent in the previous call
             self.minutes = self._shared_minutes.read().item() / world
         self._shared_minutes = HostCopy(sums[-1])
         return sums[:-1]
@@ -195,8 +195,8 @@ class LesionModule(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-        # A fused optimiser does nothing if `found_inf` is 1. The others are only used with fp16,
-        # and Lightning's scaler skips their step.
+        # A fused optimiser does nothing if `found_inf` is 1. With fp16 the optimiser is not fused
+        # (`configure_optimizers`), and Lightning's gradient scaler skips the step.
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~is_finite).float()
         self._step_to_count = (self.global_step + 1, HostCopy(is_finite))
