@@ -197,6 +197,46 @@ def test_sigterm_ends_with_status_130() -> None:
     assert (done.returncode, done.stderr) == (130, "Stopped.\n")
 
 
+CONTINUED = [
+    ("train", ["data.root=x", "run_dir=r"]),
+    ("tune", ["data.root=x", "run_dir=r"]),
+    ("train", ["experiment=demo_mri"]),  # the experiment sets run_dir
+    ("train", ["-m", "data.root=x", "seed=0,1", "run_dir=r/${seed}"]),
+    ("predict", REQUIRED["predict"]),
+]
+BEGUN_AGAIN = [
+    ("train", ["data.root=x"]),
+    ("train", ["data.root=my_run_dir=r"]),
+    ("train", ["experiment=demo_mri", "run_dir=null"]),
+    ("train", ["-m", "experiment=demo_mri", "seed=0,1"]),  # the jobs get folders with the time
+    ("prepare", ["data.root=x"]),
+    ("tune", ["data.root=x"]),
+    ("evaluate", REQUIRED["evaluate"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "can_continue"),
+    [(*case, True) for case in CONTINUED] + [(*case, False) for case in BEGUN_AGAIN],
+)
+def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: Capture,
+    command: str,
+    argv: list[str],
+    can_continue: bool,
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", interrupt)
+    assert run(command, argv) == 130
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line == ("Stopped. The same command continues." if can_continue else "Stopped.")
+
+
 def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:

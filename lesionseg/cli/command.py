@@ -15,7 +15,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
-from lesionseg.config import COMMANDS, ServeConfig, conf_dir, read
+from lesionseg.config import COMMANDS, ServeConfig, TrainConfig, conf_dir, read
 from lesionseg.errors import (
     INTERRUPTED,
     NOTHING_RAN,
@@ -71,13 +71,19 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     # Waiting threads of libgomp spin, so two commands on the same cores would halve each other's
     # speed. With this limit both are fast; a single command has 0.99 of its speed (benchmarks/).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    can_continue = command == "predict"  # it finds the finished scans in its output
     try:
         flags, overrides = read_flags(argv, command)
         if "--multirun" in flags and "--cfg" not in flags:
+            can_continue |= any(key_of(override) == "run_dir" for override in overrides)
             return multirun(command, overrides)
         if "--cfg" not in flags:
+            cfg = compose(command, overrides)
+            # Without run_dir, train, prepare and tune begin in a new folder, whose name contains
+            # the time. An experiment may set run_dir, too.
+            can_continue |= isinstance(cfg, TrainConfig) and cfg.run_dir is not None
             with progress_bars():
-                return print_outcome(run_recipe(command, compose(command, overrides)))
+                return print_outcome(run_recipe(command, cfg))
         import yaml
 
         plain = compose_plain(command, overrides)
@@ -87,10 +93,6 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
     except KeyboardInterrupt:
-        # Without run_dir, a training would begin in a new folder. predict finds the finished scans
-        # in its output.
-        has_run_dir = any("run_dir=" in argument for argument in argv)
-        can_continue = has_run_dir or command in ("predict", "prepare", "tune")
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED
 
