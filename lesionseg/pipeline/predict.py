@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.config import PredictConfig, SeriesConfig
-from lesionseg.errors import ConfigError, DatasetError, count
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
@@ -21,6 +21,7 @@ from lesionseg.io.layouts.input_images import (
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
+from lesionseg.io.sources import ScanSource, content_digest
 from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
@@ -189,15 +190,25 @@ def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
 
     The id of a series depends on its folder: it is the folder's name if the folder contains one
     series, and otherwise also has the number and UID of the series. Without this step, the id
-    would change if another series is added to the folder or removed.
+    would change if another series is added to the folder or removed. A series without UID is
+    recognised by the digest of its files.
     """
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan
     for case in (scan.case, scan.other_case):
         source = results.source(case)
-        if source is not None and source.series_uid == scan.dicom.series_uid:
+        if source is not None and _is_of_series(source, scan, scan.dicom.series_uid):
             return replace(scan, files=replace(scan.files, case=case, group=case))
     return scan
+
+
+def _is_of_series(source: ScanSource, scan: FoundScan, series_uid: str) -> bool:
+    """Return True if a result was computed from this DICOM series."""
+    if series_uid:
+        return source.series_uid == series_uid
+    with suppress(LesionsegError, OSError):  # reading the scan reports the error
+        return source.digest == content_digest(scan.contents)
+    return False
 
 
 def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> FoundScans:

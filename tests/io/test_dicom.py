@@ -51,18 +51,21 @@ def test_series_is_read_like_by_simpleitk(series):
 
 
 UNFIT = [
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ReadError, "localiser"),
-    ({"SOPClassUID": dicom.SECONDARY_CAPTURE}, ReadError, "secondary capture"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, GeometryError, "localiser"),
+    ({"SOPClassUID": dicom.SECONDARY_CAPTURE}, GeometryError, "secondary capture"),
     ({"EchoTime": 80.0}, GeometryError, "echo time"),
     ({"DiffusionBValue": 1000.0}, GeometryError, "b-value"),
     ({"ImagePositionPatient": None}, ReadError, "ImagePositionPatient"),
     ({"PixelSpacing": [-1, 1]}, ReadError, "PixelSpacing"),
     ({"SeriesInstanceUID": "1.2.3.5"}, GeometryError, "series"),
+    ({"SeriesInstanceUID": None}, GeometryError, "series"),
+    ({"StudyInstanceUID": "1.2.4"}, GeometryError, "study"),
+    ({"PatientID": "P2"}, GeometryError, "patient"),
     ({"PixelSpacing": [0.75, 0.6]}, GeometryError, "pixel size"),
     ({"Rows": 3, "PixelData": b"\0" * 36}, GeometryError, "number of pixels"),
     ({"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, GeometryError, "direction"),
-    ({"SamplesPerPixel": 3}, ReadError, "in colour"),
-    ({"NumberOfFrames": 2}, ReadError, "2 frames"),
+    ({"SamplesPerPixel": 3}, GeometryError, "in colour"),
+    ({"NumberOfFrames": 2}, GeometryError, "2 frames"),
     ({"Rows": 60000, "Columns": 60000}, ReadError, "claims more voxels"),
 ]
 
@@ -71,6 +74,56 @@ UNFIT = [
 def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error, named):
     with pytest.raises(error, match=rf"c\.dcm.*{named}"):
         read_volume(series({2: change}))
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser"),
+        ({"SOPClassUID": dicom.SECONDARY_CAPTURE, "ImagePositionPatient": None}, "screenshot"),
+        ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "another direction"),
+        ({"PixelSpacing": [1.5, 1.5]}, "another pixel size"),
+    ],
+    ids=["localiser", "screenshot", "direction", "pixel size"],
+)
+def test_images_of_a_series_outside_its_stack_are_left_out_and_named(
+    series, grid, caplog, elements, reason
+):
+    folder = series()
+    expected = read_volume(folder)
+    place = slice_elements(grid, 1)
+    for name in ("scout1.dcm", "scout2.dcm"):
+        write_dicom_file(
+            folder / name, VOXELS[0], dicom.CT, **{"Modality": "CT", **place, **elements}
+        )
+    volume = read_volume(folder)
+    np.testing.assert_array_equal(volume.array, expected.array)
+    assert volume.geometry.distance_mm(expected.geometry) < 1e-9
+    assert read_geometry(folder).distance_mm(expected.geometry) < 1e-9
+    assert "2 images of the series left out: scout1.dcm (" in caplog.text
+    assert "scout2.dcm (" in caplog.text
+    assert reason in caplog.text
+
+
+def test_smaller_image_of_a_series_is_left_out(series, grid, caplog):
+    place = {"ImagePositionPatient": to_lps(grid, (5, 0, 0))}  # the next place after the last slice
+    folder = series()
+    write_dicom_file(
+        folder / "f.dcm", VOXELS[0, :3], dicom.CT, **{**slice_elements(grid, 4), **place}
+    )
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    assert "1 image of the series left out: f.dcm (another number of pixels)" in caplog.text
+
+
+def test_series_without_a_main_stack_is_an_error(series, grid):
+    folder = series()
+    sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    for z in range(5):
+        write_dicom_file(
+            folder / f"s{z}.dcm", VOXELS[z], dicom.CT, **{**slice_elements(grid, z), **sagittal}
+        )
+    with pytest.raises(GeometryError, match="differ in their direction"):
+        read_volume(folder)
 
 
 def test_duplicate_slices_are_an_error(series, grid):
@@ -182,6 +235,25 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
     with pytest.raises(ReadError, match="series=7"):
         read_volume(folder / "series=8")
+
+
+def test_series_without_uid_are_separated_by_patient_and_number(series):
+    unknown = {"SeriesInstanceUID": None, "PatientID": "A", "SeriesNumber": 4}
+    folder = series(dict.fromkeys(range(5), unknown))
+    (single,) = find_images(folder, 1)
+    assert (single.case, single.images[0]) == ("scan", folder)
+    for n, change in enumerate(({"SeriesNumber": 5}, {"PatientID": "B"})):
+        for file in list(folder.glob("?.dcm")):
+            file.rename(file.with_name(f"{n}_{file.name}"))
+        series({z: {**unknown, **change, "RescaleSlope": 1} for z in range(5)})
+    found = {c.case: c.images[0] for c in find_images(folder, 1)}
+    assert len(found) == 3
+    assert [case[:7] for case in sorted(found)] == ["scan_4_", "scan_4_", "scan_5_"]
+    for image in found.values():
+        assert read_volume(image).array.shape == (1, 5, 4, 6)
+        assert len(content_files(image)) == 5
+    with pytest.raises(GeometryError, match=r"differ in their series.*separate folders"):
+        read_volume(folder)
 
 
 def test_rle_and_deflated_series_give_the_same_scan(series):

@@ -295,6 +295,7 @@ def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
         {"PatientSex": "W", "PatientBirthDate": "29.2.1948", "StudyDate": "?"},
         dict.fromkeys(PATIENT),
         {"StudyInstanceUID": None, "SeriesNumber": 7},
+        {"StudyInstanceUID": None, "SeriesInstanceUID": None},
     ],
 )
 def test_poor_headers_are_completed(changes, tmp_path):

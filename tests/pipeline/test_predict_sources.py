@@ -230,6 +230,20 @@ def test_series_of_one_number_in_one_folder_get_different_ids(bundle, places):
     assert len(list(out.glob("*_candidates.json"))) == 3
 
 
+def test_series_without_uid_keep_their_ids_if_others_join_or_leave(bundle, places):
+    inbox, out = places
+    write_series(inbox, 1, None, number=3, prefix="a")
+    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [("inbox", "done")]
+    write_series(inbox, 2, None, number=4, prefix="b")
+    rows = {row.case: row for row in run(bundle, inbox, out).rows}
+    assert rows.pop("inbox").status == "kept"
+    ((name, row),) = rows.items()
+    assert (name[:8], row.status) == ("inbox_4_", "done")
+    for file in inbox.glob("a*"):
+        file.unlink()
+    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
+
+
 def test_scans_of_a_table_keep_their_source(bundle, places):
     inbox, out = places
     write_series(inbox / "scan", 1, "1.2.3")

@@ -184,6 +184,9 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
     index_of_file = {file: index for index, file in enumerate(files)}
     slices = [(index_of_file[piece.path], piece.frame) for piece in stack]
     headers = [_complete_header(header_of_file[file]) for file in files]
+    for header in headers[1:]:  # a missing UID was derived for each file; a series has one
+        for name in _UID_SOURCES:
+            setattr(header, name, headers[0][name].value)
     for header in headers:  # the files may state wrong distances, or none
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices

@@ -17,7 +17,7 @@ from lesionseg.io.dicom.headers import (
     n_frames,
     read_series_uid,
 )
-from lesionseg.io.dicom.series import series_headers
+from lesionseg.io.dicom.series import series_headers, series_key
 
 _UID_DIGITS = 8  # digits of the digest that distinguishes the series of a folder
 # names of localisers (images on which a scan is planned) that ImageType does not state
@@ -95,7 +95,7 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
         elif is_radiograph(header):
             radiographs.append((file, header))
         else:
-            series[text(header, "SeriesInstanceUID")][file] = header
+            series[series_key(header)][file] = header
     single_files = list(radiographs)
     series_of_several = list[dict[Path, Header]]()
     for headers in series.values():
@@ -164,11 +164,11 @@ def _describe_series(
     """
     file, header = next(iter(headers.items()))
     number = text(header, "SeriesNumber")
-    uid = text(header, "SeriesInstanceUID")
+    key_of_series = series_key(header)
     is_only_scan = len(numbers) == 1
     is_unique = number != "" and numbers.count(number) == 1
-    key = number if is_unique else uid
-    digits = sha256(uid.encode()).hexdigest()[:_UID_DIGITS]
+    key = number if is_unique else key_of_series
+    digits = sha256(key_of_series.encode()).hexdigest()[:_UID_DIGITS]
     own_name = f"{number}_{digits}" if number.isdecimal() else digits
     return DicomScan(
         place=file.parent if is_only_scan else file.parent / f"series={key}",
@@ -176,7 +176,7 @@ def _describe_series(
         name="" if is_only_series else own_name,
         other_name=own_name if is_only_series else "",
         study_uid=text(header, "StudyInstanceUID"),
-        series_uid=uid,
+        series_uid=text(header, "SeriesInstanceUID"),
         modality=text(header, "Modality"),
         description=text(header, "SeriesDescription"),
         n_slices=sum(map(n_frames, headers.values())),

@@ -6,20 +6,22 @@ one series of a folder.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import GeometryError, ReadError
+from lesionseg.errors import GeometryError, ReadError, count, join_names
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     check_scan,
+    explain_unfit,
     image_header,
     is_dicom,
     read_header,
@@ -53,6 +55,13 @@ _NOTES = {
 }  # fmt: skip
 # largest drift over the whole stack: it is too small to move a voxel to its neighbour
 _MAX_DRIFT_PIXELS = 0.5
+# elements that distinguish series if the files have no SeriesInstanceUID
+_INSTEAD_OF_UID = (
+    "StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "Modality", "SeriesNumber",
+    "SeriesDescription",
+)  # fmt: skip
+_UID_DIGITS = 8  # digits of the digest of these elements
+_MAX_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,10 +208,10 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             logger.debug("%s is left out: it is not a DICOM image.", file)
     wanted: dict[Path, Header] = {}
     for file, header in headers.items():
-        is_wanted = name is None or name in (_number(header), _uid(header))
+        is_wanted = name is None or name in (_number(header), series_key(header))
         if is_wanted:
             wanted[file] = header
-    uids = {_uid(header) for header in wanted.values()}
+    uids = {series_key(header) for header in wanted.values()}
     for file, fault in damaged.items():
         # without a readable slice of the wanted series, any damaged file may be one
         is_only_series = name is None or not wanted
@@ -227,6 +236,9 @@ def _might_be_a_slice(file: Path) -> bool:
 def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
     """Read the slices of a series or file, without their pixels, and the grid that they form.
 
+    A few images of a series may not belong to its stack, such as the localiser on which it was
+    planned. They are left out with a remark.
+
     Args:
         path: The file, the folder or `folder/series=…`.
         remarks: Receives a remark for everything that is left out or replaced.
@@ -238,14 +250,23 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         ReadError: A file is damaged.
         GeometryError: The slices do not form an even stack.
     """
-    slices: list[DicomSlice] = []
-    for file, header in series_headers(path, remarks).items():
-        with convert_read_errors(file):
-            check_scan(file, header)
-            slices += read_slices(file, header)
+    headers = series_headers(path, remarks)
+    _check_same_series(path, headers)
+    slices, left_out = _select_slices(headers)
     first = slices[0]
     for piece in slices:
-        _check_same_stack(path, piece, first)
+        if different := _find_differences(piece, first):
+            raise GeometryError(
+                f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. "
+                "Sort them into separate folders."
+            )
+    note = ""
+    if left_out:
+        named = [f"{name} ({reason})" for name, reason in left_out.items()]
+        images = count(len(left_out), "image")
+        note = f"{images} of the series left out: {join_names(named, _MAX_SHOWN)}"
+    if note and remarks is not None:
+        remarks.add(note)
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     along_row, along_column = first.directions
     normal = np.cross(along_row, along_column)
@@ -253,7 +274,11 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     if len(slices) == 1:
         step = normal * _thickness(first, remarks)
     else:
-        step = _even_step(path, slices, normal)
+        try:
+            step = _even_step(path, slices, normal)
+        except GeometryError as error:
+            # one of these images may be the missing slice
+            raise (GeometryError(f"{error} {note}.") if note else error) from error
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
@@ -262,23 +287,104 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     return slices, check_grid(path, Geometry(shape, LPS_TO_RAS @ affine))
 
 
-def _check_same_stack(path: Path, piece: DicomSlice, first: DicomSlice) -> None:
-    """Raise `GeometryError` if a slice cannot belong to the same stack as the first one."""
-    echo = _ECHO_OF_FILE if piece.frame is None else _ECHO_OF_FRAME
+def series_key(header: "Header") -> str:
+    """Return the UID of the series, or a text that takes its place if the file has no UID.
+
+    This text is made of study, patient, number and description, so that the series of two patients
+    differ. It does not contain them.
+    """
+    uid = text(header, "SeriesInstanceUID")
+    if uid:
+        return uid
+    identity = repr([text(header, name) for name in _INSTEAD_OF_UID])
+    return f"without-uid-{sha256(identity.encode()).hexdigest()[:_UID_DIGITS]}"
+
+
+def _check_same_series(path: Path, headers: Mapping[Path, "Header"]) -> None:
+    """Raise `GeometryError` if the files belong to several series, studies or patients."""
+    first_file, first = next(iter(headers.items()))
+    for file, header in headers.items():
+        is_same = {
+            "series": series_key(header) == series_key(first),
+            "study": text(header, "StudyInstanceUID") == text(first, "StudyInstanceUID"),
+            "patient": text(header, "PatientID") == text(first, "PatientID"),
+        }
+        different = [name for name, same in is_same.items() if not same]
+        if different:
+            raise GeometryError(
+                f"{path}: {file.name} and {first_file.name} differ in their "
+                f"{', '.join(different)}. Sort them into separate folders."
+            )
+
+
+def _select_slices(headers: Mapping[Path, "Header"]) -> tuple[list[DicomSlice], dict[str, str]]:
+    """Select the slices that form the stack of a series.
+
+    An image is left out if it is not a slice, such as a localiser, or if its direction, pixel size
+    or number of pixels differs from that of more than half of the slices. If there is no such
+    majority, nothing is left out, and the caller reports the difference.
+
+    Returns:
+        The slices, and the reasons for the images that are left out by name.
+    """
+    reason_of: dict[Path, str] = {}
+    for file, header in headers.items():
+        with convert_read_errors(file):
+            reason_of[file] = explain_unfit(header)
+    n_unfit = sum(reason != "" for reason in reason_of.values())
+    are_few = 2 * n_unfit < len(headers)
+    left_out: dict[str, str] = {}
+    slices: list[DicomSlice] = []
+    for file, header in headers.items():
+        if reason_of[file] and are_few:
+            left_out[file.name] = reason_of[file].partition(". ")[0]  # without the advice
+            continue
+        with convert_read_errors(file):
+            check_scan(file, header)
+            slices += read_slices(file, header)
+    stacks = _group_stacks(slices)
+    largest = max(stacks, key=len)
+    if 2 * len(largest) <= len(slices):
+        return slices, left_out
+    for stack in stacks:
+        if stack is not largest:
+            different = " and ".join(_find_geometry_differences(stack[0], largest[0]))
+            left_out |= {piece.name: f"another {different}" for piece in stack}
+    return largest, left_out
+
+
+def _group_stacks(slices: Sequence[DicomSlice]) -> list[list[DicomSlice]]:
+    """Group slices of the same direction, pixel size and number of pixels."""
+    stacks: list[list[DicomSlice]] = []
+    for piece in slices:
+        for stack in stacks:
+            if not _find_geometry_differences(piece, stack[0]):
+                stack.append(piece)
+                break
+        else:
+            stacks.append([piece])
+    return stacks
+
+
+def _find_geometry_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
+    """Name the properties of a slice's plane that differ from those of another slice."""
     is_same = {
         "direction": np.allclose(piece.directions, first.directions, atol=1e-4),
         "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
         "number of pixels": piece.shape == first.shape,
-        "series": _uid(piece.elements) == _uid(first.elements),
-        "echo time": _have_same_number(piece, first, echo),
-        "b-value": _have_same_number(piece, first, "DiffusionBValue"),
     }
-    different = [name for name, same in is_same.items() if not same]
-    if different:
-        raise GeometryError(
-            f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. Sort "
-            "them into separate folders."
-        )
+    return [name for name, same in is_same.items() if not same]
+
+
+def _find_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
+    """Name the properties because of which two slices cannot belong to the same stack."""
+    echo = _ECHO_OF_FILE if piece.frame is None else _ECHO_OF_FRAME
+    different = _find_geometry_differences(piece, first)
+    if not _have_same_number(piece, first, echo):
+        different.append("echo time")
+    if not _have_same_number(piece, first, "DiffusionBValue"):
+        different.append("b-value")
+    return different
 
 
 def _thickness(piece: DicomSlice, remarks: Remarks | None) -> float:
@@ -361,7 +467,3 @@ def _have_same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:
 
 def _number(header: "Header") -> str:
     return text(header, "SeriesNumber")
-
-
-def _uid(header: "Header") -> str:
-    return text(header, "SeriesInstanceUID")
