@@ -56,3 +56,20 @@ def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) 
     assert set(listed.split()) == wanted
     assert wanted <= _read_lock().keys()
     assert "HEALTHCHECK" not in text  # only serve answers one
+
+
+def test_container_gets_all_files_that_its_recipe_copies() -> None:
+    recipe = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = set[str]()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", recipe, flags=re.M):
+        *sources, _ = line.split()
+        copied.update(sources)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[0] == "*"  # everything else is left out
+    sent = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert copied == sent
+    listed = (ROOT / "apptainer.def").read_text(encoding="utf-8")
+    of_apptainer = set(re.findall(r"^    (\S+) /source/\1$", listed, flags=re.M))
+    assert copied == of_apptainer
+    for name in copied:
+        assert (ROOT / name).exists()
