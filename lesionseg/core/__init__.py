@@ -16,6 +16,7 @@ from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit
 from lesionseg.core.labels import UNION as UNION
 from lesionseg.core.labels import Labels as Labels
+from lesionseg.core.labels import numbers_first as numbers_first
 from lesionseg.core.lesions import Lesions as Lesions
 from lesionseg.core.lesions import Zones as Zones
 from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm

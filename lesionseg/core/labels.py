@@ -1,5 +1,6 @@
 """The labels of a dataset or a network: mask values, names, regions and the value to ignore."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,6 +10,21 @@ from pydantic import Field
 LabelValue = Annotated[int, Field(ge=1, le=255)]
 # the single label of lesions if the labels are regions, whose voxels have several mask values
 UNION: Mapping[int, str] = {1: "lesion"}
+
+
+def numbers_first(name: str) -> tuple[bool, float, str, str]:
+    """Return a sort key: numbers in ascending order, then other names in that of the alphabet.
+
+    >>> sorted(["10", "b", "9", "A", "2.5"], key=numbers_first)
+    ['2.5', '9', '10', 'A', 'b']
+    """
+    try:
+        number = float(name)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        return (True, 0.0, name.casefold(), name)
+    return (False, number, name, name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from lesionseg.core import CaseFiles, joint_unit
+from lesionseg.core import CaseFiles, joint_unit, numbers_first
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
 from lesionseg.evaluation.case_results import CaseResult, LesionResult
@@ -270,7 +270,7 @@ def find_subgroups(
     for r in results:
         zones.update(lesion.zone for lesion in r.lesions)
         zones.update(candidate.zone for candidate in r.candidates)
-    for zone in sorted(zones - {""}):
+    for zone in sorted(zones - {""}, key=numbers_first):
         inside = [
             replace(
                 r,
@@ -300,7 +300,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
             f"subgroups: no table has a column {name!r}. The columns are: {known or 'none'}."
         )
     values = _read_cells(cases, columns, name)
-    words = sorted(set(values), key=lambda word: (word == NOT_STATED, word))
+    words = sorted(set(values), key=lambda word: (word == NOT_STATED, numbers_first(word)))
     if _is_numeric(words):
         values, ranges = _replace_by_quartiles(values)
         words = [word for word in (*ranges, NOT_STATED) if word in values]

@@ -295,6 +295,17 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_form_a_group():
         divide_by(crowd, {c: {"id": c} for c in crowd}, "id")
 
 
+def test_subgroups_of_numbers_are_in_ascending_order():
+    sizes = {case: {"mm": ["10", "2.5", "", "9"][i % 4]} for i, case in enumerate(CASES)}
+    assert list(divide_by(CASES, sizes, "mm")) == ["2.5", "9", "10", "not stated"]
+    results = []
+    for one, zone in zip(make_results(), ["10", "9"] * 6, strict=True):
+        lesions = tuple(replace(lesion, zone=zone) for lesion in one.lesions)
+        results.append(replace(one, lesions=lesions))
+    zones = [members.value for members in find_subgroups(results, {}) if members.by == "zone"]
+    assert zones == ["9", "10"]
+
+
 def test_slice_spacings_are_subgroups_without_a_table():
     spacings = [1.0] * 6 + [5.0] * 6
     results = [

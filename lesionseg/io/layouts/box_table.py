@@ -8,12 +8,19 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Labels, Reference, Remark, StatedBoxes
+from lesionseg.core import (
+    CaseFiles,
+    Geometry,
+    Labels,
+    Reference,
+    Remark,
+    StatedBoxes,
+    numbers_first,
+)
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_csv_columns, read_csv_lines
@@ -339,13 +346,9 @@ def make_labels(path: Path, name_of: Mapping[int, str]) -> Labels:
 
 
 def number_labels(names: Collection[str]) -> dict[str, int]:
-    """Return the value of each label, from 1, in the order of numbers or else of the alphabet.
+    """Return the value of each label, from 1, in the order of `numbers_first`.
 
     >>> number_labels({"10", "9"}), number_labels({"nodule", "mass"})
     ({'9': 1, '10': 2}, {'mass': 1, 'nodule': 2})
     """
-
-    def order(name: str) -> tuple[Any, ...]:
-        return (0, int(name), name) if name.isdecimal() else (1, name.casefold(), name)
-
-    return {name: value for value, name in enumerate(sorted(names, key=order), start=1)}
+    return {name: value for value, name in enumerate(sorted(names, key=numbers_first), start=1)}

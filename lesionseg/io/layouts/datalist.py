@@ -21,6 +21,7 @@ from lesionseg.core import (
     Problem,
     Reference,
     Role,
+    numbers_first,
 )
 from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.files import read_json
@@ -88,13 +89,13 @@ def read_datalist(root: Path) -> Dataset:
     names = content.get("modality")
     names_all_channels = isinstance(names, dict) and len(names) == n_channels
     if not names_all_channels:
-        names = {i: f"channel {i}" for i in range(n_channels)}
+        names = {str(i): f"channel {i}" for i in range(n_channels)}
     return Dataset(
         name=root.name,
         root=root,
         convention="datalist",
         dims=3,  # `read_dataset` replaces it by the axes of the first image
-        channel_names=tuple(str(names[key]) for key in sorted(names, key=str)),
+        channel_names=tuple(str(names[key]) for key in sorted(names, key=numbers_first)),
         labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),

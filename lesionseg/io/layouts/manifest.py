@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
+from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role, numbers_first
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import read_csv_lines, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validate
@@ -181,7 +181,10 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], P
 
 
 def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
-    """Read the rows of a table with their line numbers, and the names of its image columns."""
+    """Read the rows of a table with their line numbers, and the names of its image columns.
+
+    The columns of further images are in the order of their numbers.
+    """
     rows = read_csv_lines(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case. Write one row per case.")
@@ -192,7 +195,9 @@ def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
             )
     columns = rows[0][1]
     further = [name for name in columns if _is_further_image(name)]
-    return rows, ("image", *sorted(further))
+    numbers = {name: name.removeprefix("image_") for name in further}
+    ordered = sorted(further, key=lambda name: numbers_first(numbers[name]))
+    return rows, ("image", *ordered)
 
 
 def _is_further_image(column: str) -> bool:

@@ -43,6 +43,26 @@ def test_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_eleven_channels_have_the_names_of_their_numbers(tmp_path, write_nifti, is_reversed):
+    files = [f"a_{channel}.nii.gz" for channel in range(11)]
+    for file in (*files, "m.nii.gz"):
+        write_nifti(tmp_path / file, np.ones((5, 4, 3), np.uint8))
+    numbers = sorted(range(11), reverse=is_reversed)
+    content = {
+        "modality": {str(channel): f"m{channel}" for channel in numbers},
+        "training": [{"image": files, "label": "m.nii.gz"}],
+    }
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(content))
+    names = tuple(f"m{channel}" for channel in range(11))
+    assert read_dataset(tmp_path).channel_names == names
+    del content["modality"]
+    path.write_text(json.dumps(content))
+    names = tuple(f"channel {channel}" for channel in range(11))
+    assert read_dataset(tmp_path).channel_names == names
+
+
 GRID = grid_of("IPL", (2.0, 0.8, 0.5), shape=(8, 10, 12))
 
 

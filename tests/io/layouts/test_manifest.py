@@ -12,6 +12,7 @@ from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.ops.components import lesions_of
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
@@ -61,6 +62,19 @@ def test_every_column_is_read(write_manifest):
     assert (b.reference, b.group, b.role, b.fold) == (None, "B", None, 3)
     assert read_case(b, dataset).reference is None
     assert read_reference(dataset).labels.sum() == 1
+
+
+def test_image_columns_are_in_the_order_of_their_numbers(write_manifest):
+    numbers = [10, 2, 1, 9]
+    columns = ",".join(f"image_{number}" for number in numbers)
+    cells = ",".join(f"{number}.nii" for number in numbers)
+    root = write_manifest(f"case,image,{columns}\nA,a.nii,{cells}\n")
+    dataset = read_dataset(root, lenient=True)
+    assert dataset.channel_names == ("image", "image_1", "image_2", "image_9", "image_10")
+    names = [file.name for file in dataset.cases[0].images]
+    assert names == ["a.nii", "1.nii", "2.nii", "9.nii", "10.nii"]
+    (listed,) = read_scan_list(root / "manifest.csv")
+    assert listed.images == dataset.cases[0].images
 
 
 def test_labels_json_names_the_values(write_manifest):
