@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
@@ -114,10 +114,12 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
 
     with collect("channels"):
         check_channels(files, dataset)
-    grid: Geometry | None = None
+    readable: list[Path] = []
+    grid: Geometry | None = None  # of the first readable image
     for file in files.images:
         with collect("unreadable"):
             volume = read_volume(file, raster_mm=files.pixel_mm)
+            readable.append(file)
             grid = grid or volume.geometry
             with collect("not_finite"):
                 values = volume.array.astype("float32", copy=False)
@@ -128,13 +130,14 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
             check_grid(
                 file,
                 volume.geometry,
-                files.images[0],
+                readable[0],
                 grid,
                 by_image=dataset.grid_of_image,
             )
     if grid is not None:
         with collect("labels"):
-            read_reference(files, dataset, grid)
+            # messages about the reference name the first image, whose grid it must have
+            read_reference(replace(files, images=tuple(readable)), dataset, grid)
     return faults
 
 

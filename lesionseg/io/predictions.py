@@ -405,17 +405,17 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     A picture states no position, so only its shape is checked. Its pixel size is that of the scan.
     """
     grid = geometry
-    source_of_grid = files.candidates or Path("the scan")
+    source_of_grid = Path("the scan")
     is_plane = geometry is not None and geometry.dims == 2
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and is_plane else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, raster_mm=pixel_mm)
         if grid is None:
             grid = own
+            source_of_grid = file
         fits_as_picture = is_raster(file) and own.shape == grid.shape
         if not fits_as_picture:
             check_grid(file, own, source_of_grid, grid, by_image=by_image)
-        source_of_grid = file
     if grid is None:
         raise ReadError(
             f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "

@@ -1,5 +1,6 @@
 """Cases: a common grid, finite images, and masks with known values."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError
 from lesionseg.io.cases import read_case, read_image, read_mask
+from lesionseg.io.inspection import inspect_case
 
 
 @pytest.fixture
@@ -169,3 +171,19 @@ def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
         read_case(dataset.cases[0], dataset)
     labels = read_case(dataset.cases[0], replace(dataset, nan_background=True)).reference.labels
     assert np.argwhere(labels).tolist() == [[2, 1, 0]]
+
+
+def test_faults_after_an_unreadable_first_image_name_the_file_with_the_grid(dataset, write_nifti):
+    root = dataset.root
+    third = write_nifti(root / "A_0002.nii.gz", np.zeros((5, 4, 2), np.int16))
+    write_nifti(root / "A.nii.gz", np.zeros((5, 4, 6), np.uint8))
+    files = dataset.cases[0]
+    files.images[0].write_bytes(b"damaged")
+    files = replace(files, images=(*files.images, third))
+    faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD"))).faults
+    assert [kind for kind, _ in faults] == ["unreadable", "geometry", "geometry"]
+    (_, damaged), (_, image), (_, mask) = faults
+    assert "A_0000.nii.gz" in str(damaged)
+    second = r"and A_0001\.nii\.gz are not on one grid \(shapes \(%d, 4, 5\) and \(3, 4, 5\)\)"
+    assert re.search(r"A_0002\.nii\.gz " + second % 2, str(image))
+    assert re.search(r"A\.nii\.gz " + second % 6, str(mask))

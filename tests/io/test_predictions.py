@@ -235,6 +235,19 @@ def test_prediction_on_another_grid_than_the_scan_is_an_error(tmp_path, oblique)
         _read(tmp_path, Geometry(oblique.shape, moved))
 
 
+@pytest.mark.parametrize("name", ["A_instances.nii.gz", "A_mask.nii.gz"])
+def test_error_about_the_grid_of_the_scan_names_the_scan(tmp_path, oblique, name):
+    write_prediction(tmp_path, _make_prediction(oblique))
+    moved = oblique.affine.copy()
+    moved[0, 3] += 2
+    geometry = Geometry(oblique.shape, moved)
+    values = np.zeros((1, *oblique.shape), np.uint8)
+    for other in ("A_instances.nii.gz", "A_mask.nii.gz"):
+        write_volume(tmp_path / other, Volume(values, geometry if other != name else oblique))
+    with pytest.raises(GeometryError, match=rf"{name} and the scan .*2 mm apart"):
+        _read(tmp_path, geometry)
+
+
 def test_instance_without_a_candidate_is_an_error(tmp_path, oblique):
     write_prediction(tmp_path, _make_prediction(oblique))
     path = tmp_path / "A_candidates.json"
