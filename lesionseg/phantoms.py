@@ -5,6 +5,7 @@ blur of a scanner. Case i of a set depends only on the seed and on i. The files 
 it is simulated. Numbers measured on simulated scans are not claims about patients.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -966,13 +967,14 @@ def simulate_once(
 
     Args:
         root: the folder of the dataset.
-        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. The
-            arguments, without the kind, are stored in the folder and compared.
+        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They
+            are stored in the folder.
         bar: makes a context manager, such as a progress bar, that yields the argument `progress`
             of `write_<kind>_phantoms`.
 
     Raises:
-        ConfigError: if an argument is unknown, or `root` was simulated with other arguments.
+        ConfigError: if an argument is unknown, or `root` was simulated with another kind or other
+            arguments.
         OutputError: if the folder cannot be written.
     """
     settings = {key: value for key, value in phantoms.items() if key != "kind"}
@@ -989,13 +991,16 @@ def simulate_once(
     known = signature(write).parameters
     for name in settings.keys() - known.keys():
         raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
+    stored = json.loads(json.dumps({"kind": kind, **settings}))  # tuples become lists
     if root.exists():
         path = root / SETTINGS
         # a folder without the file is data of the user, which is taken as it is
-        before = read_json(path) if path.is_file() else settings
-        if before != settings:
+        before = read_json(path) if path.is_file() else stored
+        if isinstance(before, dict) and "kind" not in before:  # version 1.0 did not store it
+            before = {"kind": kind, **before}
+        if before != stored:
             raise ConfigError(
-                f"{root} was simulated with other settings ({before}, not {settings}). Set "
+                f"{root} was simulated with other settings ({before}, not {stored}). Set "
                 "data.root to another folder, or remove this one."
             )
         return
@@ -1006,7 +1011,7 @@ def simulate_once(
             made = Path(folder) / root.name
             with bar() as progress:
                 write(made, **settings, progress=progress)
-            write_json(made / SETTINGS, settings)
+            write_json(made / SETTINGS, stored)
             if not root.exists():  # another process may have been faster
                 made.replace(root)
     except OSError as error:

@@ -162,6 +162,22 @@ def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
         simulate_once(root, {"kind": "mri", "n_cases": 3})
 
 
+def test_simulated_dataset_is_taken_again_only_with_its_kind_and_arguments(tmp_path):
+    own = {"kind": "xray", "n_cases": 1, "seed": 0, "shape": (48, 48), "pixel_mm": 8.0}
+    root = tmp_path / "set"
+    simulate_once(root, own)
+    simulate_once(root, own)  # tuples equal the lists of the stored file
+    mri = {"kind": "mri", "n_cases": 1, "seed": 0}
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / SETTINGS).write_text(json.dumps(mri))
+    simulate_once(head, mri)
+    with pytest.raises(ConfigError, match=r"'kind': 'mri'.*not.*'kind': 'ct'"):
+        simulate_once(head, {**mri, "kind": "ct"})
+    (head / SETTINGS).write_text('{"n_cases": 1, "seed": 0}')  # as version 1.0 wrote it
+    simulate_once(head, mri)
+
+
 def test_test_role_is_safe_only_if_its_patients_are_separate(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
     survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
