@@ -29,6 +29,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+        gc.set_threshold(20_000, 10, 10)  # the default of 700 suits smaller programs
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Each fault gives one clear message that names the file or key. No results are written."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,11 +13,18 @@ IMAGE = "imagesTr/SIM_001_0000.nii.gz"
 MASK = "labelsTr/SIM_001.nii.gz"
 
 
-@pytest.fixture
-def raw(tmp_path):
-    folder = tmp_path / "raw"
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """Write three simulated scans without a fault."""
+    folder = tmp_path_factory.mktemp("healthy")
     write_mri_phantoms(folder, 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
     return folder
+
+
+@pytest.fixture
+def raw(healthy, tmp_path):
+    """Copy the scans, so that a test may damage them."""
+    return shutil.copytree(healthy, tmp_path / "raw")
 
 
 def rewrite(path, place, value):
