@@ -1,12 +1,13 @@
 """The example package is installed next to lesionseg. Its layout and its experiment are found."""
 
-import os
+import logging
 from pathlib import Path
 from shutil import copytree
 
 import numpy as np
 import pytest
 
+from lesionseg.cli import run
 from tests.commands import python
 from tests.pipeline.cases import boxes, write_array
 
@@ -14,28 +15,52 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return the variables of a process that can import the package."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the package into a folder and return it."""
     place = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "plugin"
     copytree(ROOT / "examples" / "plugin", source)
     pip = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
     assert python(*pip, "--target", place, source).returncode == 0
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)])}
+    return place
 
 
-def test_layout_and_experiment_of_the_plugin_are_used(
-    environment: dict[str, str], tmp_path: Path, rng: np.random.Generator
-) -> None:
+@pytest.fixture
+def with_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the installed package available to imports."""
+    monkeypatch.syspath_prepend(installed)
+
+
+def write_pairs(root: Path, rng: np.random.Generator) -> None:
+    """Write four cases in the layout of the package."""
     for number in range(4):
-        folder = tmp_path / "data" / f"case_{number}"
+        folder = root / f"case_{number}"
         scan = rng.normal(100, 20, (24, 24, 24)).astype(np.float32)
         write_array(folder / "scan.nii.gz", scan)
         write_array(folder / "lesions.nii.gz", boxes(scan.shape, (8, 8, 8, 4)))
-    root = f"data.root={tmp_path / 'data'}"
-    run_dir = f"run_dir={tmp_path / 'check'}"
-    done = python("-m", "lesionseg", "prepare", root, "check=true", run_dir, env=environment)
-    assert "layout pairs: 4 cases" in done.stdout + done.stderr
-    experiment = ("--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg")
-    done = python("-m", "lesionseg", "train", *experiment, env=environment)
-    assert "max_minutes: 5" in done.stdout
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_layout_of_the_plugin_is_used(
+    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pairs(tmp_path / "data", rng)
+    caplog.set_level(logging.INFO, "lesionseg")
+    settings = [f"data.root={tmp_path / 'data'}", "check=true", f"run_dir={tmp_path / 'check'}"]
+    assert run("prepare", settings) == 0
+    assert "layout pairs: 4 cases" in caplog.text
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_experiment_of_the_plugin_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = ["--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg"]
+    assert run("train", experiment) == 0
+    assert "max_minutes: 5" in capsys.readouterr().out
+
+
+def test_layout_of_a_package_that_is_not_installed_is_unknown(
+    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "data", rng)
+    assert run("prepare", [f"data.root={tmp_path / 'data'}", "check=true"]) == 1
+    assert "layout" in capsys.readouterr().err

@@ -6,9 +6,11 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 """
 
 import logging
+import sys
 from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -96,7 +98,17 @@ CONVENTIONS = (
 
 def conventions() -> tuple[Convention, ...]:
     """Return our layouts, then the `Convention` objects that installed packages register."""
-    return (*CONVENTIONS, *(point.load() for point in entry_points(group=ENTRY_POINTS)))
+    return (*CONVENTIONS, *_registered_conventions(tuple(sys.path)))
+
+
+@cache
+def _registered_conventions(_: tuple[str, ...]) -> tuple[Convention, ...]:
+    """Return the layouts that installed packages register.
+
+    The metadata of all packages are read once for each search path of modules (`sys.path`), because
+    this takes longer than to recognise a folder.
+    """
+    return tuple(point.load() for point in entry_points(group=ENTRY_POINTS))
 
 
 def find_convention(root: Path) -> str | None:
