@@ -324,11 +324,16 @@ def _find_split_patients(related: Sequence[Sequence[_InspectedCase]]) -> Iterato
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
-    """Yield the cases of groups in which some cases are for testing and others for training."""
+    """Yield the cases of groups whose cases state different roles.
+
+    A case without a role is for training or validation. Test and external cases are both unseen.
+    """
     leaked: set[str] = set()
     for group in groups:
-        for_testing = [case.files.role in ("test", "external") for case in group]
-        if any(for_testing) and not all(for_testing):
+        roles = {case.files.role for case in group}
+        is_divided = bool(roles & {"test", "external"}) and not roles <= {"test", "external"}
+        is_divided |= "validation" in roles and bool(roles & {"train", None})
+        if is_divided:
             leaked |= {case.files.case for case in group}
     for name in sorted(leaked):
         yield Finding(name, "leak", "warning")

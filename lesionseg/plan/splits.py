@@ -152,9 +152,10 @@ def make_splits(
             "them."
         )
     divided = _find_divided_groups(dataset, roles)
-    if divided:
-        name, other = next(iter(divided.items()))
-        _warn_of_divided_group(name, other)
+    _warn_of_divided_groups(divided, "training")
+    tested = _find_tested_groups(dataset, roles)
+    only_tested = {name: other for name, other in tested.items() if name not in divided}
+    _warn_of_divided_groups(only_tested, "validation")
     return Splits(roles, group_safe=not divided, seed=seed, note=assigned.note)
 
 
@@ -204,15 +205,31 @@ def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assign
     )
 
 
-def _warn_of_divided_group(name: str, other: str) -> None:
-    """Log a warning about a patient with cases in training and in the role `other`."""
-    logger.warning(
-        "Patient %s is in both training and %s, so %s scores will be too optimistic. Add other "
-        "patients, or divide by patient (data.splits, data.group).",
-        name,
-        other,
-        other,
-    )
+def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
+    """Log a warning that names the patients with cases in another role than `used_for`.
+
+    Args:
+        divided: The other roles of each patient.
+        used_for: The role that makes the scores of the other roles too optimistic.
+    """
+    names_of: dict[str, list[str]] = {}
+    for name, other in divided.items():
+        names_of.setdefault(other, []).append(name)
+    for other, names in names_of.items():
+        who = f"Patient {names[0]} is"
+        if len(names) > 1:
+            who = f"{len(names)} patients are"
+        listed = f": {join_names(names)}" if len(names) > 1 else ""
+        logger.warning(
+            "%s in both %s and %s%s. Therefore %s scores will be too optimistic. Give all cases of "
+            "a patient one role (column role, data.splits), or correct the patients (column "
+            "group, data.group).",
+            who,
+            used_for,
+            other,
+            listed,
+            other,
+        )
 
 
 def _follow_file(
@@ -260,16 +277,34 @@ def fold_numbers(
 
 def _find_divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
     """Map each group with cases in training and in other roles to these other roles."""
-    roles_of_group: dict[str, set[str]] = {}
-    for case in dataset.cases:
-        if case.case in roles:
-            roles_of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
     divided: dict[str, str] = {}
-    for name, own in roles_of_group.items():
+    for name, own in _roles_by_group(dataset, roles).items():
         others = sorted(own - {"train"})
         if "train" in own and others:
             divided[name] = " and ".join(others)
     return divided
+
+
+def _find_tested_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
+    """Map each group with cases in validation and in test roles to these test roles.
+
+    The threshold is chosen on validation cases, so a test case of the same patient is not unseen.
+    """
+    tested: dict[str, str] = {}
+    for name, own in _roles_by_group(dataset, roles).items():
+        others = sorted(own & {"test", "external"})
+        if "validation" in own and others:
+            tested[name] = " and ".join(others)
+    return tested
+
+
+def _roles_by_group(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, set[str]]:
+    """Return the roles of the cases of each group."""
+    roles_of_group: dict[str, set[str]] = {}
+    for case in dataset.cases:
+        if case.case in roles:
+            roles_of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
+    return roles_of_group
 
 
 def _stated_roles(

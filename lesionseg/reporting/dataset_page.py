@@ -42,7 +42,7 @@ MEANING: Mapping[str, str] = {
     "constant": "A channel has the same value everywhere.",
     "duplicate": "Two cases have the same image.",
     "same_patient": "Two names seem to belong to the same patient: a split could separate them.",
-    "leak": "The same image or patient is in training and in the test role.",
+    "leak": "The same image or patient has two roles, such as train and test.",
     "spacing": "The voxel size is far from that of the other cases.",
     "orientation": "The orientation differs from most cases. Preparation rotates the image.",
     "unoriented": "The file does not state the orientation: left and right may be swapped.",

@@ -123,6 +123,25 @@ def test_group_in_training_and_validation_is_named(
     assert splits.group_safe == (splits.roles["b"] != "train")
 
 
+def test_all_patients_with_two_stated_roles_are_named(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+):
+    groups = {"a1": "Ann", "a2": "Ann", "b1": "Bob", "b2": "Bob", "c1": "Cat", "c2": "Cat"}
+    role = {
+        "a1": "train",
+        "a2": "test",
+        "b1": "train",
+        "b2": "test",
+        "c1": "validation",
+        "c2": "external",
+    }
+    splits = make_splits(build(dataset, groups, role=role), dict.fromkeys(groups, 1))
+    assert splits.roles == role  # the stated roles are followed
+    assert not splits.group_safe
+    assert "2 patients are in both training and test: Ann, Bob." in caplog.text
+    assert "Patient Cat is in both validation and external." in caplog.text
+
+
 def test_one_case_trains_and_two_cases_give_one_to_each_side(dataset: Dataset):
     splits = make_splits(build(dataset, {"a": "p"}), {"a": 4})
     assert splits.roles == {"a": "train"}
