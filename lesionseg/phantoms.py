@@ -51,6 +51,8 @@ Images = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]
 SUBSAMPLES = 3  # points along each axis of a voxel, to count the share that a lesion covers
 SETTINGS = "simulation.json"
+SPREAD_OF_DIAMETERS = 0.45  # standard deviation of their logarithm
+SHARE_IN_TISSUE = 0.6  # of a lesion; a place with less is rejected
 TRIES = 60  # places tried for a lesion before it is left out
 
 
@@ -256,7 +258,7 @@ def _place_lesions(
     lesions: list[_Lesion] = []
     places = np.flatnonzero(tissue > 0.5)
     n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
-    drawn = np.exp(rng.normal(np.log(diameter_mm[1]), 0.45, size=n))
+    drawn = np.exp(rng.normal(np.log(diameter_mm[1]), SPREAD_OF_DIAMETERS, size=n))
     for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
         whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
         if whole.max() < 0.5:  # too small for any voxel; the same numbers are drawn as in a search
@@ -268,7 +270,7 @@ def _place_lesions(
             if placed is None:
                 continue
             box, share = placed
-            if share.sum() > 0.6 * whole.sum():  # most of the lesion is in the tissue
+            if share.sum() > SHARE_IN_TISSUE * whole.sum():
                 lesions.append(_Lesion(box, share, diameter))
                 instances[box][share >= 0.5] = len(lesions)
                 break

@@ -20,6 +20,10 @@ TOO_FEW = "fewer than 5 of either kind are too few for a curve"
 MIN_FOR_PLATT = 10  # a fit needs so many candidates of each outcome
 MIN_FOR_CURVE = 5  # the measures of calibration need so many
 N_BINS = 10
+_MOST_STEPS = 100  # of Newton's method, which usually converges in far fewer
+_LONGEST_STEP = 5.0  # of intercept or slope; the first steps may be far too long
+_CONVERGED = 1e-10  # a shorter step ends the iteration
+_LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
 
 
 def scores_and_outcomes(
@@ -140,10 +144,9 @@ def fit_logistic(
     z = (x - middle) / width if width > 0 else np.zeros_like(x)
     prior = ridge if width > 0 else 1.0  # if all z are 0, any prior makes the slope 0
     beta = np.zeros((len(totals), 2))
-    # Newton's method usually converges in far fewer steps. The small constants avoid 0/0 without
-    # counts, and if all probabilities are nearly 0 or 1.
-    for _ in range(100):
-        p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -30, 30))
+    # the small constants avoid 0/0 without counts, and if all probabilities are nearly 0 or 1
+    for _ in range(_MOST_STEPS):
+        p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -_LARGEST_LOGIT, _LARGEST_LOGIT))
         residuals = true - totals * p
         gradient = np.stack([residuals.sum(1), residuals @ z - prior * beta[:, 1]], axis=1)
         # the negative Hessian [[a, b], [b, c]] of the log likelihood
@@ -159,10 +162,9 @@ def fit_logistic(
             axis=1,
         )
         step /= (a * c - b**2)[:, None]
-        # a step of more than 5 is shortened, because the first ones may be far too long
-        step *= np.minimum(1, 5 / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
+        step *= np.minimum(1, _LONGEST_STEP / np.maximum(np.abs(step).max(1), 1e-300))[:, None]
         beta += step
-        if np.abs(step).max(initial=0) < 1e-10:
+        if np.abs(step).max(initial=0) < _CONVERGED:
             break
     slope = beta[:, 1] / width if width > 0 else np.zeros(len(beta))  # of x instead of z
     return np.stack([beta[:, 0] - slope * middle, slope], axis=1)

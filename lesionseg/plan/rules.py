@@ -42,6 +42,7 @@ MIN_SIDE = 4  # smallest side, in voxels, of the coarsest stage
 # Residual blocks of each encoder stage; further stages have the last number. The decoder has one
 # convolution per stage (Isensee et al. 2024; the same in nnU-Net's ResEnc M, L and XL).
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
+MOST_SUPERVISED = 3  # resolutions with a loss
 ROUND_UP = 1.15  # to fit the total stride, a tile may be larger than the median volume by this
 # Mean number of lesions per tile above which small tiles are used. In measurements, large tiles
 # were better with 1 lesion (nodules), small ones with 1.8 and more (MS, simulated heads).
@@ -274,6 +275,7 @@ class DeviceBudget:
             finest = mm.min(initial=inf, where=can_halve)
             stride = np.where(can_halve & (mm < 2 * finest), 2, 1)
         n = len(strides)
+        n_without_coarsest = max(n - 2, 1)  # nnU-Net omits the loss of the two coarsest
         residual = self.architecture == "residual_unet"
         blocks = (*RESIDUAL_BLOCKS, *(RESIDUAL_BLOCKS[-1],) * n)[:n]
         return Architecture(
@@ -282,7 +284,7 @@ class DeviceBudget:
             strides=tuple(strides),
             kernels=tuple(kernels),
             blocks=1 if residual else 2,
-            n_supervised=min(max(n - 2, 1), 3),
+            n_supervised=min(n_without_coarsest, MOST_SUPERVISED),
             encoder_blocks=blocks if residual else (),
         )
 

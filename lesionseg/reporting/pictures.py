@@ -21,6 +21,9 @@ SMALL_SIDE_MM = 38.0  # minimum side of the cut-out of a small lesion
 SIDE_MM = 64.0  # minimum side of other cut-outs
 SIDE_PER_EXTENT = 3.0  # side of a cut-out, relative to the extent of the lesion
 MIN_SHARE_2D = 0.25  # minimum side of a 2-D cut-out, relative to the longer side of the image
+# percentiles of the grey values that are shown as black and white
+WINDOW = (1, 99.5)  # of a complete plane
+CUTOUT_WINDOW = (1, 99.7)  # of a cut-out, from the values of its complete plane
 INCHES = 1.75  # side of a panel
 DPI = 110
 OUTLINE = 1.1  # width of an outline in points
@@ -125,7 +128,7 @@ def draw_cutout(
         _crop(panels[-1], image, masks, spacing, middle, side, unit)
         if planes == 1:
             return figure
-        limits = np.percentile(image, (1, 99.5))
+        limits = np.percentile(image, WINDOW)
         _show(panels[0], image, masks, spacing, limits)
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
@@ -208,7 +211,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
         spacing = spacing[1:]
     figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
-    _show(axes, turned, (outline,), spacing, np.percentile(turned, (1, 99.5)))
+    _show(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
     return data_uri(figure)
 
 
@@ -243,7 +246,7 @@ def _crop(
         slice(max(m - h, 0), min(m + h + 1, n))
         for m, h, n in zip(middle, half, image.shape, strict=True)
     )
-    limits = np.percentile(image, (1, 99.7))
+    limits = np.percentile(image, CUTOUT_WINDOW)
     _show(axes, image[window], [one.within(window) for one in masks], spacing, limits)
     # the centre in mm, on the axes of the window
     y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
