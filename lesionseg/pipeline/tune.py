@@ -275,8 +275,9 @@ def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
     seed = None if path.is_file() else cfg.seed  # a second process proposes other pairs
     pruner = optuna.pruners.NopPruner()
     if cfg.tune.prune:
-        # the first validation never ends a trial, because it hardly predicts the last one
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
+        # The first validation never ends a trial, because it hardly predicts the last one. Half of
+        # the random pairs are trained to the end, so that the median is that of several trials.
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=N_STARTUP // 2, n_warmup_steps=2)
     study = optuna.create_study(
         study_name="alpha and gamma",
         storage=optuna.storages.JournalStorage(

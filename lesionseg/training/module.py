@@ -279,6 +279,8 @@ def make_optimiser(
             }
         )
     if settings.name == "adamw":
+        # Focal loss shrinks its own gradient as the network learns. With torch's default of 0.999,
+        # AdamW divides by the large first gradients for about 1000 steps and hardly moves.
         return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
     sgd = torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
     # torch fills the buffer in the first step, but not if the gradient of that step is not finite
