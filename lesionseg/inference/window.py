@@ -212,15 +212,15 @@ class SlidingWindow:
         covered = _CoveredPart.of(shape, self.tile_shape, self.overlap, body)
         grid = covered.grid
         tiles = covered.tiles()
-        memory = self._memory_device(len(image), grid)
-        array = image[(slice(None), *covered.region)].to(memory).float()
+        sums_device = self._memory_device(len(image), grid)
+        array = image[(slice(None), *covered.region)].to(sums_device).float()
         is_padded = any(before or after for before, after in grid.pad)
         if is_padded:  # an image smaller than a tile is padded with 0, as in training
             # torch expects the last axis first
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
         take_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
-            grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, memory
+            grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, sums_device
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None

@@ -118,13 +118,12 @@ def _sweep(
     for d in range(dims):
         for j in range(n):
             volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
-    # `alive` is by column. A kept box suppresses itself too, so `kept` is a second array.
-    alive = np.ones(n, dtype=np.bool_)
+    suppressed = np.zeros(n, dtype=np.bool_)  # by column; a kept box suppresses itself too
     kept = np.zeros(n, dtype=np.bool_)
     shared = np.empty(n, dtype=np.float32)
     for rank in range(n):
         i = position[rank]
-        if not alive[i]:
+        if suppressed[i]:
             continue
         kept[rank] = True
         first = np.searchsorted(starts[axis], starts[axis, i] - longest)
@@ -144,5 +143,5 @@ def _sweep(
         for j in range(last - first):
             union = volume[i] + volume[first + j] - here[j]
             if here[j] > 0 and here[j] / union > iou_threshold:
-                alive[first + j] = False
+                suppressed[first + j] = True
     return kept

@@ -103,7 +103,7 @@ def decide_on_development(
         resample=cfg.resample,
         rules=ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers),
     )
-    role = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
+    chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     shared = [r.case for r in results if r.case in evaluated]
     if shared:
         log.warning(
@@ -111,11 +111,11 @@ def decide_on_development(
             "optimistic. Give predictions of other cases as chosen_on=.",
             ", ".join(shared[:5]),
         )
-        role = evaluated[shared[0]]
-    point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=role)
+        chosen_on = evaluated[shared[0]]
+    point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=chosen_on)
     calibration = None
     with suppress(ContentError):  # too few candidates
-        calibration = fit_calibration(results, fitted_on=role)
+        calibration = fit_calibration(results, fitted_on=chosen_on)
     log.info(
         "Threshold %s (%s): on these %d cases %.2f of the lesions and %.2f false positives per "
         "case; %.2f expected on new cases.",

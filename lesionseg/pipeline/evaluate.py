@@ -165,14 +165,12 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     failed = [*inputs.faults, *unread]
     if second is not None:
         failed += second.faults
-    given = {
+    replaces_all_given = written is not None and kept.has_all(inputs.predictions)
+    given = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
-        "prediction": cfg.prediction,
+        "prediction": str(written) if replaces_all_given else cfg.prediction,
     }
-    if written is not None and kept.has_all(inputs.predictions):
-        # the report shows the kept predictions if they replace all given ones
-        given["prediction"] = str(written)
     return EvaluateOutcome(scores, output, given, written, tuple(failed))
 
 

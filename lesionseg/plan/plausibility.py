@@ -197,9 +197,8 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
         doubts.append(Doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
-    n_lesions = sum(bool(one.labels) for one in facts.values())
     for label, name in dataset.labels.mask_names.items():
-        if n_lesions and label not in present and not dataset.labels.merged:
+        if present and label not in present and not dataset.labels.merged:
             detail = f" It is {name!r}, value {label}."
             if dataset.convention == "coco":
                 detail = f" It is {name!r}. "

@@ -149,8 +149,8 @@ def write_dicom_results(
             segments = dict[int, int]()
             if segmentation is not None:
                 seg, segments = results.make_segmentation(mask_labels or labels)
-            if segmentation is not None and seg is not None:
-                _save(seg, segmentation)
+                if seg is not None:
+                    _save(seg, segmentation)
             compared = comparison or Comparison()
             made = results.make_report(seg, segments, compared.since, compared.remark)
             _save(made, report)
@@ -313,12 +313,12 @@ class _Results:
         name = _label_name(self.labels, candidate.label)
         return name[: _MAX_LABEL_CHARACTERS - len(number)].rstrip() + number
 
-    def common_elements(self, kind: str, nth: int) -> dict[str, Any]:
+    def common_elements(self, kind: str, *, last_digit: int) -> dict[str, Any]:
         """Return the arguments that the constructors of SEG and SR share.
 
         Args:
             kind: "SEG" or "SR", from which the UIDs are derived.
-            nth: 1 for the SEG, 2 for the SR: the last digit of the series number.
+            last_digit: last digit of the series number, 1 for the SEG and 2 for the SR.
         """
         header = self.headers[0]
         key = self.origin.key
@@ -327,7 +327,7 @@ class _Results:
             "series_instance_uid": self.uid(f"{kind} series", key),
             # another machine may round differently, and different objects need different UIDs
             "sop_instance_uid": self.uid(kind, key, self.prediction.candidates),
-            "series_number": series_number * 100 + nth,
+            "series_number": series_number * 100 + last_digit,
             "instance_number": 1,
             "manufacturer": "lesionseg",
             "manufacturer_model_name": "lesionseg",
@@ -377,7 +377,7 @@ class _Results:
             content_description=RESEARCH_ONLY,
             series_description="lesionseg: lesions (research use only)",
             further_source_images=unused or None,
-            **self.common_elements("SEG", 1),
+            **self.common_elements("SEG", last_digit=1),
         )
         uid = self.uid("dimensions", self.origin.key)  # replaces the random UID of the library
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
@@ -516,7 +516,7 @@ class _Results:
             is_complete=True,
             series_description="lesionseg: measurements (research use only)",
             coding_schemes=[own_codes],
-            **self.common_elements("SR", 2),
+            **self.common_elements("SR", last_digit=2),
         )
         return _remove_times(report)
 
