@@ -185,37 +185,48 @@ class RunLog(MemoryHandler):
 
 
 @contextmanager
+def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
+    """Add handlers to the root logger within the context.
+
+    Python prints warnings by `lastResort` only if there is no handler, so it is added too.
+    """
+    root = logging.getLogger()
+    ours = logging.getLogger("lesionseg")
+    level = ours.level
+    handlers = [*own]
+    if not root.handlers and logging.lastResort:
+        handlers.append(logging.lastResort)
+        ours.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+        ours.setLevel(level)
+
+
+@contextmanager
 def run_log(run: Path) -> Iterator[Callable[[str], None]]:
     """Append the records of this context to the run's log. Yield a function that writes to it.
 
     The output on the terminal does not change. An error that ends the run is the last line.
     """
-    root = logging.getLogger()
-    ours = logging.getLogger("lesionseg")
     handler = RunLog(run)
-    level = ours.level
-    handlers: list[logging.Handler] = [handler]
-    if not root.handlers and logging.lastResort:
-        # Python prints warnings by `lastResort` only if there is no handler, so it is added too
-        handlers.append(logging.lastResort)
-        ours.setLevel(logging.INFO)
 
     def note(text: str) -> None:
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
-    for each in handlers:
-        root.addHandler(each)
-    note(f"lesionseg {__version__} started or resumed.")
     try:
-        yield note
+        with added_handlers([handler]):
+            note(f"lesionseg {__version__} started or resumed.")
+            yield note
     except BaseException as error:
         known = isinstance(error, LesionsegError | KeyboardInterrupt)
         note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
         raise
     finally:
-        for each in handlers:
-            root.removeHandler(each)
-        ours.setLevel(level)
         if handler.target is not None:
             handler.target.close()
         handler.close()

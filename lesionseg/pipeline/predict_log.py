@@ -12,7 +12,7 @@ from typing import Any
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, count
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.log import RepeatFilter
+from lesionseg.pipeline.log import RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
@@ -77,28 +77,16 @@ def predict_log(
 ) -> Iterator[PredictLog]:
     """Write the records of this context, and an error that ends the run, to files in the folder."""
     log = PredictLog(folder, stem, json_lines=json_lines)
-    root = logging.getLogger()
-    ours = logging.getLogger("lesionseg")
-    level = ours.level
-    handlers: list[logging.Handler] = [*log.handlers]
-    if not root.handlers and logging.lastResort:
-        # Python prints warnings by `lastResort` only if there is no handler, so it is added too
-        handlers.append(logging.lastResort)
-        ours.setLevel(logging.INFO)
-    for handler in handlers:
-        root.addHandler(handler)
-    log.note("begin", f"lesionseg {__version__} predict begins.")
     try:
-        yield log
+        with added_handlers(log.handlers):
+            log.note("begin", f"lesionseg {__version__} predict begins.")
+            yield log
     except BaseException as error:
         is_known = isinstance(error, LesionsegError | KeyboardInterrupt)
         text = str(error) if is_known else repr(error)
         log.note("error", f"The run ended: {text or type(error).__name__}.", logging.ERROR)
         raise
     finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-        ours.setLevel(level)
         written = log.close()
         with suppress(LesionsegError):  # the results themselves are uploaded already
             upload(written, folder, url)
