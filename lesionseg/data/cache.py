@@ -276,12 +276,7 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
     if reference.ignore is not None:
         valid = ~reference.ignore
         _save(folder, "valid", valid)
-        flat = np.flatnonzero(valid & (instances == 0))
-        # Tiles of the background are placed around these voxels. They are random, because voxels
-        # at equal steps would be located on diagonals. The fixed seed makes the entry reproducible.
-        drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
-        index = flat[drawn.astype(np.int64)]
-        valid_seeds = np.stack(np.unravel_index(index, geometry.shape), axis=1).tolist()
+        valid_seeds = _draw_seeds(valid & (instances == 0))
     inside = instances > 0
     label_of_id = np.array((0, *reference.instance_labels), dtype=np.uint8)
     entry = {
@@ -310,6 +305,19 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
 def _space_evenly(n: int, most: int) -> NDArray[np.int64]:
     """Return at most `most` evenly spaced indices below `n`."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
+
+
+def _draw_seeds(is_background: NDArray[np.bool_]) -> list[list[int]]:
+    """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
+
+    They are random, because voxels at equal steps would be located on diagonals. The fixed seed
+    makes the entry reproducible.
+    """
+    flat = np.flatnonzero(is_background)
+    drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
+    index = flat[drawn.astype(np.int64)]
+    seeds: list[list[int]] = np.stack(np.unravel_index(index, is_background.shape), axis=1).tolist()
+    return seeds
 
 
 def read_cached_case(folder: Path) -> CachedCase:

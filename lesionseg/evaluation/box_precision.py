@@ -208,9 +208,11 @@ def box_average_precision(
         case_group: Group of each case `[cases]`.
         n_groups: Number of groups.
     """
-    labels = sorted({label for own in lesion_labels for label in own})
-    parts = []
-    for label in labels:
+
+    def rank_candidates(
+        label: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
+        """Return group and hits of a label's candidates by rank, and the lesions of each group."""
         counts = [sum(one == label for one in own) for own in lesion_labels]
         lesions = np.bincount(case_group, counts, n_groups).astype(np.float64)
         of_label = [case.of_label(label) for case in hits]
@@ -220,7 +222,10 @@ def box_average_precision(
         order = np.argsort(-score, kind="stable")
         group = np.repeat(case_group, sizes)[order]
         hit = np.concatenate([NO_HITS.hit, *(case.hit for case in of_label)], axis=1)[:, order]
-        parts.append((group, hit, lesions))
+        return group, hit, lesions
+
+    labels = sorted({label for own in lesion_labels for label in own})
+    parts = [rank_candidates(label) for label in labels]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""

@@ -65,13 +65,9 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
-    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)  # 0 if missing
     if is_colour(files, n_channels):
-        array[:] = first.array  # a grey picture gets three equal channels
-        if dataset.nan_background:
-            array[:] = np.stack([nan_to_background(channel) for channel in array])
-        check_finite(files.images[0], array)
-        return Volume(array, first.geometry)
+        return _split_colours(files.images[0], first, dataset)
+    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)  # 0 if missing
     valid = first.valid
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):
@@ -99,6 +95,17 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
                 array[channel] = nan_to_background(array[channel])
             check_finite(file, array[channel])
     return Volume(array, first.geometry, valid, files.missing)
+
+
+def _split_colours(path: Path, picture: Volume, dataset: Dataset) -> Volume:
+    """Return the colours of a picture as channels. A grey picture gets equal channels."""
+    n_channels = len(dataset.channel_names)
+    array = np.empty((n_channels, *picture.geometry.shape), dtype=np.float32)
+    array[:] = picture.array
+    if dataset.nan_background:
+        array[:] = np.stack([nan_to_background(channel) for channel in array])
+    check_finite(path, array)
+    return Volume(array, picture.geometry)
 
 
 def read_mask(

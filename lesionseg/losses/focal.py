@@ -182,9 +182,11 @@ def softmax_focal_loss(
     """
     check_settings(alpha, gamma, reduction, normaliser)
     check_shapes(logits, target, valid, exclusive=True)
-    weights = _expand_alpha(alpha, logits.shape[1])
+    n_classes = logits.shape[1]
     if isinstance(alpha, int | float):
-        weights[0] = 1 - weights[0]
+        weights = [1 - alpha, *_expand_alpha(alpha, n_classes - 1)]
+    else:
+        weights = _expand_alpha(alpha, n_classes)
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape == logits.shape:
         keep = keep.all(dim=1)
