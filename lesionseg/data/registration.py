@@ -44,11 +44,13 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     fixed_image = itk_image(fixed.array[0].astype(np.float32), fixed.geometry)
     moving_image = itk_image(moving.array[0].astype(np.float32), moving.geometry)
     method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(50)
+    method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=50)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.2, 1)  # the seed is 1: samples are jittered
     method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
+    method.SetOptimizerAsRegularStepGradientDescent(
+        learningRate=1.0, minStep=1e-4, numberOfIterations=200
+    )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2.0, 1.0, 0.0])

@@ -179,7 +179,8 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )
     (model,) = chosen
-    in_model = [name.removeprefix(f"{model}/") for name in names if name.startswith(model)]
+    prefix = f"{model}/"
+    in_model = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     with_checkpoint = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
     folds = _choose_folds(with_checkpoint, wanted_fold)
     if not folds:

@@ -1,7 +1,7 @@
 """The image, reference and detections of one case, read from the folders that a report gets."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,11 @@ class Sources:
                     f"{folder}: this folder does not exist. The pictures of the report need it."
                 )
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, made)
+        cases: Sequence[CaseFiles] = ()
         if self._images is not None:
             cases = self._images.cases
-        else:
-            assert isinstance(images, Path)  # noqa: S101
-            cases = tuple(find_images(images, 1))
+        elif isinstance(images, Path):
+            cases = find_images(images, channels=1)
         self._files = _by_case(cases)
         self._reference = None if reference is None else _find_dataset(reference, made)
         unusable: list[Problem] = []  # `evaluate` has named these files; the report omits them
