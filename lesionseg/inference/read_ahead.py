@@ -33,7 +33,10 @@ def read_ahead(
     """Read, infer and write each item. Yield the results of `write` in order.
 
     While one item is inferred, a thread reads the next item and another thread writes the last one.
-    Errors of a step are raised here. Closing the generator ends it after the running steps.
+    The result of an item is yielded when the next one has been inferred.
+
+    If a step fails or the run is interrupted, the result of an item whose `write` is running is
+    yielded before the error is raised. Closing the generator ends it after the running steps.
 
     Args:
         items: the items.
@@ -46,25 +49,38 @@ def read_ahead(
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reading: Future[Any] | None = None  # the content of the current item
         writing: list[Future[R]] = []  # the last item, if it is not yet written
-        for number, item in enumerate(items):
-            if reading is None:
-                reading = reader.submit(read, item)
-            content = reading.result()
-            # the item that is written, the current one and the next one
-            fit_together = fits(items[number - len(writing) : number + 2])
-            reading = None
-            if fit_together and number + 1 < len(items):
-                reading = reader.submit(read, items[number + 1])
-            while writing and not fit_together:
-                yield writing.pop().result()
-            made = infer(item, content)
-            del content
-            while writing:
-                yield writing.pop().result()
-            writing.append(writer.submit(write, item, made))
-            del made  # the writer frees the memory step by step
-            if reading is None:  # the next item needs the memory of this one, or there is none
-                yield writing.pop().result()
+        try:
+            for number, item in enumerate(items):
+                if reading is None:
+                    reading = reader.submit(read, item)
+                content = reading.result()
+                # the item that is written, the current one and the next one
+                fit_together = fits(items[number - len(writing) : number + 2])
+                reading = None
+                if fit_together and number + 1 < len(items):
+                    reading = reader.submit(read, items[number + 1])
+                while writing and not fit_together:
+                    yield _take_result(writing)
+                made = infer(item, content)
+                del content
+                while writing:
+                    yield _take_result(writing)
+                writing.append(writer.submit(write, item, made))
+                del made  # the writer frees the memory step by step
+                if reading is None:  # the next item needs the memory of this one, or there is none
+                    yield _take_result(writing)
+        except (Exception, KeyboardInterrupt):
+            for written in writing:
+                if written.exception() is None:
+                    yield written.result()
+            raise
+
+
+def _take_result(writing: list[Future[R]]) -> R:
+    """Wait for the result of the last item, and remove the item once it is written."""
+    result = writing[0].result()
+    writing.clear()
+    return result
 
 
 def predict_volumes(

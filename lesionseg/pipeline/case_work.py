@@ -84,7 +84,7 @@ def predict_cases(
     scans: Sequence[FoundScan],
     known: EarlierRows,
 ) -> Generator[CaseRow]:
-    """Predict scans into `output`. Yield the row of each, in order, as soon as it is written.
+    """Predict scans into `output`. Yield the row of each, in order, after its results are written.
 
     `known`: rows of earlier runs; unchanged results are kept. The row of a scan that fails states
     the reason, and its earlier results stay. Close the generator to stop; the results written so

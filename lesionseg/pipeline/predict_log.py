@@ -81,10 +81,13 @@ def predict_log(
         with added_handlers(log.handlers):
             log.note("begin", f"lesionseg {__version__} predict begins.")
             yield log
+    except KeyboardInterrupt:
+        text = "The run was stopped by SIGTERM or Ctrl-C. The same command continues."
+        log.note("end", text, logging.WARNING)
+        raise
     except BaseException as error:
-        is_known = isinstance(error, LesionsegError | KeyboardInterrupt)
-        text = str(error) if is_known else repr(error)
-        log.note("error", f"The run ended: {text or type(error).__name__}.", logging.ERROR)
+        text = str(error) if isinstance(error, LesionsegError) else repr(error)
+        log.note("error", f"The run ended: {text}.", logging.ERROR)
         raise
     finally:
         written = log.close()

@@ -46,3 +46,19 @@ def test_error_of_a_step_is_raised(place):
     steps[place] = divide_by_zero
     with pytest.raises(ZeroDivisionError):
         list(read_ahead([1, 2], *steps))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, ZeroDivisionError])
+def test_result_of_a_written_item_precedes_the_interruption(interruption):
+    def infer(item, _):
+        if item == 2:
+            raise interruption
+        return item
+
+    found = read_ahead([0, 1, 2, 3], pass_nothing, infer, lambda item, _: item)
+    assert next(found) == 0
+    assert next(found) == 1
+    with pytest.raises(interruption):
+        next(found)
+    with pytest.raises(StopIteration):
+        next(found)

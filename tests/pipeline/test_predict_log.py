@@ -11,6 +11,7 @@ from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.models import build_network
+from lesionseg.pipeline.case_work import CaseWork
 from tests.pipeline.cases import write_scan
 
 GRID = Geometry.from_spacing((12, 18, 20), (1.0, 1.0, 1.0))
@@ -93,6 +94,28 @@ def test_cases_with_failures_outside_of_the_file_run_again(run_predict, tmp_path
         assert [run_predict()[0], run_predict()[0]] == [3, 3]
         assert not list((tmp_path / "out").glob("*a*_*"))
     assert run_predict()[0] == 0
+
+
+def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, monkeypatch):
+    for name in "ab":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
+    infer = CaseWork.infer
+
+    def stop_at_second(work, scan, content):
+        if scan.case == "b":
+            raise KeyboardInterrupt
+        return infer(work, scan, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CaseWork, "infer", stop_at_second)
+        assert run_predict()[0] == 130
+    log = (tmp_path / "out" / "predictions.log").read_text().splitlines()
+    assert " a: done, " in log[-2]
+    assert "WARNING The run was stopped" in log[-1]
+    assert [row["case"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == ["a"]
+    status, printed, _ = run_predict()
+    assert status == 0
+    assert "1 predicted, 1 kept" in printed
 
 
 def test_log_has_times_and_one_line_per_scan(run_predict, tmp_path):
