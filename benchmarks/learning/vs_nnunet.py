@@ -134,6 +134,7 @@ def score(odds: "np.ndarray[Any, Any]") -> float:
 def main() -> None:
     """Run the missing cells, then print and write the table."""
     options = arguments()
+    torch.set_num_threads(options.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("lesionseg").setLevel(logging.ERROR)
     cells: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
@@ -183,6 +184,8 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", LARGEST_TILES, *sizes(options)]
+    if not options.steps:  # a plan for a CPU depends on the minutes
+        typed.append(f"trainer.max_minutes={options.minutes}")
     cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
     plan = plan_run(Experiment(cfg, found, folder))
     return Setting(name, root, found, plan, options)

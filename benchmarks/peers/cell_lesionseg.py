@@ -33,7 +33,8 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     output = Path(job["output"])
     typed = [f"data.root={job['data']}", f"seed={job['seed']}", *job["overrides"]]
-    typed += [f"trainer.accelerator={job['accelerator']}", "trainer.max_minutes=null"]
+    planned_minutes = "null" if job["steps"] else job["minutes"]  # a plan for a CPU depends on them
+    typed += [f"trainer.accelerator={job['accelerator']}", f"trainer.max_minutes={planned_minutes}"]
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))

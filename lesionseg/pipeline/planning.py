@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig
+from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig, TrainerConfig
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.files import write_text
 from lesionseg.losses import make_loss
+from lesionseg.models.build import fast_dtype
 from lesionseg.models.foreign import backbone_pyramid, n_logits, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
@@ -27,6 +28,7 @@ from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_confi
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
+from lesionseg.plan.rules import Decision
 from lesionseg.training.objective import make_detection_loss, make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -37,6 +39,11 @@ from lesionseg.training.processes import (
 from lesionseg.training.trial_steps import fit_to_memory, some_batch, try_steps
 
 log = logging.getLogger(__name__)
+
+# Minutes of one core up to which a training on a CPU is short. The narrower network was better in
+# 20 minutes of one core (docs/trials.md); longer trainings were not compared.
+SHORT_CORE_MINUTES = 30
+NARROW_FEATURES = 8  # features of the first stage in such a training, in 3-D
 
 
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
@@ -175,16 +182,21 @@ def _make_plan(experiment: Experiment) -> Plan:
     elif model.backbone:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
+    width = Decision(model, "")
+    if dims == 3 and pyramid is None and before is None:
+        width = narrow_if_short(model, trainer, device)
     plan = make_plan(
         survey.fingerprint,
         survey.dataset,
         memory_gb=trainer.memory_gb or _memory_bytes(device) / 1e9,
         device=device,
-        overrides=model,
+        overrides=width.value,
         before=before,
         step_memory=step_gb,
         pyramid=pyramid,
     ).with_(prepare_extra=tuple(extra))
+    if width.reason:
+        plan = plan.with_(reasons={**plan.reasons, "features": width.reason})
     if experiment.why_model:
         why = f"{plan.architecture.name}, because {experiment.why_model}"
         plan = plan.with_(reasons={"model": why, **plan.reasons})
@@ -192,6 +204,30 @@ def _make_plan(experiment: Experiment) -> Plan:
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan
+
+
+def narrow_if_short(
+    model: ModelConfig, trainer: TrainerConfig, device: str
+) -> Decision[ModelConfig]:
+    """Return the settings with a narrower U-Net if the training on a CPU is short.
+
+    Processors that multiply bf16 faster than fp32 make two to three times as many steps in these
+    minutes. They keep the width, as do other networks, which were not compared.
+    """
+    unchanged = Decision(model, "")
+    if model.architecture != "unet" or model.base_features is not None:
+        return unchanged
+    is_slow_cpu = device == "cpu" and fast_dtype(torch.device("cpu")) == torch.float32
+    if not is_slow_cpu or trainer.max_minutes is None:
+        return unchanged
+    if trainer.max_minutes * torch.get_num_threads() > SHORT_CORE_MINUTES:
+        return unchanged
+    narrow = model.model_copy(update={"base_features": NARROW_FEATURES})
+    reason = (
+        f"{NARROW_FEATURES} in the first stage, because in {trainer.max_minutes:g} minutes on a "
+        "CPU more steps are worth more than a wider network"
+    )
+    return Decision(narrow, reason)
 
 
 def _plan_before(cfg: TrainConfig) -> Plan | None:

@@ -15,7 +15,12 @@ from lesionseg.core import Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
 from lesionseg.models import build_network
-from lesionseg.phantoms import SETTINGS, simulate_once, write_xray_phantoms
+from lesionseg.phantoms import (
+    SETTINGS,
+    simulate_once,
+    write_mri_phantoms,
+    write_xray_phantoms,
+)
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, plan_run
 from lesionseg.pipeline.survey import may_lack, take_survey
@@ -42,6 +47,40 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
     assert "24 GB" in plan.reasons["budget"]
     assert plan.architecture.features[0] >= 32
     assert (plan.anchors is not None) == (name == "retinanet")
+
+
+# --- the width of a U-Net in a short training on a CPU ---
+
+
+@pytest.fixture(scope="module")
+def head_scans(tmp_path_factory):
+    root = tmp_path_factory.mktemp("heads")
+    write_mri_phantoms(root, 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    return take_survey(DataConfig.of(root=root), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "threads", "fast", "model", "features"),
+    [
+        (20, 1, torch.float32, {"architecture": "unet"}, 8),
+        (10, 3, torch.float32, {"architecture": "unet"}, 8),
+        (20, 2, torch.float32, {"architecture": "unet"}, 16),  # 40 minutes of one core
+        (None, 1, torch.float32, {"architecture": "unet"}, 16),  # the default hour, or steps
+        (20, 1, torch.bfloat16, {"architecture": "unet"}, 16),  # makes more steps
+        (20, 1, torch.float32, {"architecture": "unet", "base_features": 12}, 12),
+        (20, 1, torch.float32, {"architecture": "retina_unet"}, 16),  # not compared
+    ],
+)
+def test_unet_is_narrow_only_in_short_trainings_on_a_slow_cpu(
+    head_scans, tmp_path, monkeypatch, minutes, threads, fast, model, features
+):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: fast)
+    trainer = {"accelerator": "cpu", "max_minutes": minutes}
+    cfg = TrainConfig.of(trainer=trainer, model=model)
+    plan = plan_run(Experiment(cfg, head_scans, tmp_path))
+    assert plan.architecture.features[0] == features
+    assert ("features" in plan.reasons) == (features == 8)
 
 
 # --- weights of a bundle or of a checkpoint ---
