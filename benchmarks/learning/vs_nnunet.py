@@ -327,9 +327,12 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     from PIL import Image
 
     case = read_case(files, setting.found.dataset)
-    paths = [raw / f"images{part}" / f"{files.case}_{i:04d}.png" for i in range(len(files.images))]
-    for channel, path in zip(case.image.array, paths, strict=True):
-        Image.fromarray(channel.astype(np.uint8 if channel.max() < 256 else np.uint16)).save(path)
+    channels = case.image.array
+    is_colour = len(files.images) == 1 and len(channels) == 3  # one file of three channels
+    pictures = [np.moveaxis(channels, 0, -1)] if is_colour else list(channels)
+    paths = [raw / f"images{part}" / f"{files.case}_{i:04d}.png" for i in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        Image.fromarray(picture.astype(np.uint8 if picture.max() < 256 else np.uint16)).save(path)
     labels = case.reference.labels if case.reference is not None else None
     drawn = np.zeros(case.image.geometry.shape, np.uint8) if labels is None else labels > 0
     if part == "Tr":
