@@ -278,7 +278,9 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             step = _even_step(path, slices, normal)
         except GeometryError as error:
             # one of these images may be the missing slice
-            raise (GeometryError(f"{error} {note}.") if note else error) from error
+            if not note:
+                raise
+            raise GeometryError(f"{error} {note}.") from error
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
