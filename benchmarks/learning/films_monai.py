@@ -34,7 +34,7 @@ from lesionseg.models.build import build_network  # noqa: E402
 from lesionseg.pipeline.experiment import Experiment  # noqa: E402
 from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
-from lesionseg.training.fit import tiles_of  # noqa: E402
+from lesionseg.training.fit import GRADIENT_CLIP, tiles_of  # noqa: E402
 from lesionseg.training.module import (  # noqa: E402
     learning_rate,
     make_optimiser,
@@ -42,7 +42,6 @@ from lesionseg.training.module import (  # noqa: E402
 )
 
 CPU = torch.device("cpu")
-GRADIENT_NORM = 12.0  # largest norm, as in nnU-Net
 KEEP_EVERY = 100  # steps between checkpoints
 
 
@@ -105,7 +104,7 @@ def train_monai(
         terms = detector(images, targets)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
-        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
+        nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_CLIP)
         optimiser.step()
         if (step + 1) % KEEP_EVERY == 0 or step + 1 == steps:
             losses = {name: round(term.item(), 3) for name, term in terms.items()}
