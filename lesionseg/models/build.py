@@ -31,6 +31,7 @@ ARCHITECTURES: Mapping[str, NetworkFactory] = {
 TRUSTED: Mapping[str, NetworkFactory] = {
     name: ARCHITECTURES[name] for name in ("custom", "retinanet", "retina_unet")
 }
+WIDE = 16  # features from which 2-D weight gradients are slow channels-last (without fast bf16)
 
 
 def build_network(
@@ -109,6 +110,22 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     if device.type == "cpu":
         return torch.channels_last_3d if dims == 3 else torch.channels_last
     return torch.contiguous_format
+
+
+def training_memory_format(plan: Plan, device: torch.device) -> torch.memory_format:
+    """Return the memory format in which a training step of a plan's network is fastest.
+
+    This is `fast_memory_format`, with one exception. On a CPU without fast bf16, the weight
+    gradients of wide 2-D convolutions take two to four times as long channels-last. One core of an
+    AMD EPYC with AVX2 then needs 2.4 s for a step contiguous and 3.0 s channels-last (U-Net with 16
+    features, batch 4 × 320²). With 8 features, channels-last is faster by a tenth.
+    """
+    features = plan.architecture.features
+    is_wide = bool(features) and features[0] >= WIDE  # a network of the user's may have none
+    is_slow_cpu = device.type == "cpu" and fast_dtype(device) == torch.float32
+    if plan.dims == 2 and is_wide and is_slow_cpu:
+        return torch.contiguous_format
+    return fast_memory_format(plan.dims, device)
 
 
 @cache

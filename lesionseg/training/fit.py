@@ -25,7 +25,7 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
-from lesionseg.models.build import TRUSTED, build_network, fast_dtype, fast_memory_format
+from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
@@ -230,7 +230,8 @@ def lesion_module(
         raise ConfigError("loss: it has weights, which are not trained. Use constants instead.")
     network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     device = training_device(cfg.trainer.accelerator)
-    network.to(memory_format=fast_memory_format(plan.dims, torch.device(device)))  # type: ignore[call-overload]
+    layout = training_memory_format(plan, torch.device(device))
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
     settings = resolve_budget(cfg.trainer, plan, device)
     return LesionModule(network, objective, plan, settings, cfg.optim)
 

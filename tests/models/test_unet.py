@@ -9,6 +9,7 @@ from torch import nn
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models import build_network
 from lesionseg.models.blocks import InstanceNorm, ResidualBlock
+from lesionseg.models.build import training_memory_format
 from lesionseg.plan.rules import budget, multiplications
 from tests.models.plans import plan_of
 
@@ -173,3 +174,23 @@ def test_cost_of_a_residual_unet_counts_its_convolutions():
     assert cost / 3 == pytest.approx(
         counted, rel=0.1
     )  # the formula also counts transposed and skip convolutions
+
+
+@pytest.mark.parametrize(
+    ("dims", "features", "device", "fast", "expected"),
+    [
+        (2, (16, 32), "cpu", torch.float32, torch.contiguous_format),
+        (2, (8, 16), "cpu", torch.float32, torch.channels_last),
+        (2, (16, 32), "cpu", torch.bfloat16, torch.channels_last),
+        (3, (16, 32), "cpu", torch.float32, torch.channels_last_3d),
+        (2, (), "cpu", torch.float32, torch.channels_last),  # a network of the user's
+        (2, (16, 32), "cuda", torch.float32, torch.contiguous_format),
+    ],
+)
+def test_wide_2d_networks_train_contiguous_on_a_cpu_without_bf16(
+    dims, features, device, fast, expected, monkeypatch
+):
+    monkeypatch.setattr("lesionseg.models.build.fast_dtype", lambda device: fast)
+    plan = plan_of(dims=dims, strides=((1,) * dims, (2,) * dims))
+    plan = plan.with_(architecture=replace(plan.architecture, features=features))
+    assert training_memory_format(plan, torch.device(device)) == expected
