@@ -3,11 +3,13 @@
     python benchmarks/phantoms/fundus.py FOLDER --cases 40 --test 15 --seed 1
 
 Each picture has a vignette, a bright disc, dark vessels, and about 60 soft yellow lesions of 2 to
-10 pixels. Pale, grey and reddish spots of the same sizes are distractors and not in the mask.
+10 pixels by default. Pale, grey and reddish spots of the same sizes are distractors and not in the
+mask.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,8 +96,9 @@ def _spot(rng: Generator, side: int, free: NDArray[np.bool_], diameter: Sequence
     radius = np.exp(rng.uniform(*np.log(diameter))) / 2
     angle = rng.uniform(0, np.pi)
     stretch = rng.uniform(1, 1.5)
-    low = np.maximum([int(row) - 14, int(column) - 14], 0)
-    y, x = np.mgrid[low[0] : min(row + 15, side), low[1] : min(column + 15, side)]
+    reach = max(14, math.ceil(2 * radius + 4))
+    low = np.maximum([int(row) - reach, int(column) - reach], 0)
+    y, x = np.mgrid[low[0] : min(row + reach + 1, side), low[1] : min(column + reach + 1, side)]
     y = y - row + rng.uniform(-0.5, 0.5)
     x = x - column + rng.uniform(-0.5, 0.5)
     along = (np.cos(angle) * y + np.sin(angle) * x) / np.sqrt(stretch)
@@ -160,8 +163,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--contrast", type=float, nargs=2, default=FundusSettings.contrast)
     parser.add_argument("--noise", type=float, default=FundusSettings.noise)
+    parser.add_argument("--diameter", type=float, nargs=2, default=FundusSettings.diameter)
     given = parser.parse_args()
-    settings = FundusSettings(contrast=tuple(given.contrast), noise=given.noise)
+    settings = FundusSettings(
+        contrast=tuple(given.contrast), noise=given.noise, diameter=tuple(given.diameter)
+    )
     write_fundus(given.folder, given.cases, given.test, given.seed, settings)
 
 
