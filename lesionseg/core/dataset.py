@@ -271,6 +271,14 @@ class Dataset:
     lesions_are_boxes: bool = False
     reader_agreement: tuple[ReaderAgreement, ...] = ()
 
+    @property
+    def is_colour(self) -> bool:
+        """True if each case is one picture whose three colours are the channels."""
+        has_three_channels = self.dims == 2 and len(self.channel_names) == 3
+        return has_three_channels and all(
+            len(case.images) == 1 and not case.missing for case in self.cases
+        )
+
     def datalist(self) -> list[dict[str, Any]]:
         """Return the cases in the form of MONAI's loaders and `CacheDataset`.
 

@@ -91,7 +91,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
 
     The module's docstring describes the steps.
     """
-    if modality == "xray":
+    if image.geometry.dims == 2:  # radiographs and pictures
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
     tissue = np.logical_or.reduce(

@@ -314,7 +314,7 @@ _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
-_MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR"}
+_MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR", "colour": "XC"}  # as in DICOM
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 

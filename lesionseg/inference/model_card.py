@@ -14,7 +14,7 @@ _CAUTIONS = {
     "external": "not used in training",
     UNKNOWN_ROLE: "their role was not stated: they may have been used in training",
 }
-_MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images"}
+_MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images", "colour": "colour pictures"}
 _CARD = """\
 # Lesion model: {{ plan.labels.names | join(", ") }}
 

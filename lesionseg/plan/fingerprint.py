@@ -181,7 +181,8 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
 def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     """Compute the fingerprint of a dataset from the statistics of its labelled cases.
 
-    The modality is "xray" in 2-D, "ct" if any channel is CT, and otherwise "mri".
+    In 2-D, the modality is "colour" for pictures in colour, and otherwise "xray". In 3-D, it is
+    "ct" if any channel is CT, and otherwise "mri".
 
     Args:
         dataset: the dataset. Its axes and channel names are used.
@@ -198,7 +199,7 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
     scanned = sum(n.scanned_mm for n in facts)  # 0 if all voxels are ignored
     modality: Modality = "mri"
     if dataset.dims == 2:
-        modality = "xray"
+        modality = "colour" if dataset.is_colour else "xray"
     elif any(channel.is_ct for channel in channels):
         modality = "ct"
     return Fingerprint(

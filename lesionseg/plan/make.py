@@ -20,6 +20,7 @@ from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (
     AnchorPlan,
     Architecture,
+    Modality,
     Normalisation,
     Plan,
     sources_of,
@@ -430,6 +431,11 @@ def backbone_kind(architecture: str) -> str:
     return "plain" if architecture in _PLAIN else architecture
 
 
+def _kind_of_scan(modality: Modality) -> str:
+    """Return the modality. Pictures in colour count as X-ray, as in bundles of version 1.0.0."""
+    return "xray" if modality == "colour" else modality
+
+
 def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
@@ -437,7 +443,7 @@ def check_compatible(
     shape = before.architecture
     for name, theirs, ours in (
         ("number of axes", before.dims, fingerprint.dims),
-        ("modality", before.modality, fingerprint.modality),
+        ("modality", _kind_of_scan(before.modality), _kind_of_scan(fingerprint.modality)),
         # safety: the class of a bundle's network is imported only if the user names it too
         ("network", dict(shape.network), network_spec(chosen)),
         ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),

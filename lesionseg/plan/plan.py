@@ -24,7 +24,7 @@ _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 _LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
 # errors in a field of `Labels` name the key of plan.json instead
 _FLAT_KEYS = {f"labels.{name}": key for key, name in _LABEL_KEYS.items()}
-Modality = Literal["mri", "ct", "xray"]
+Modality = Literal["mri", "ct", "xray", "colour"]
 Activation = Literal["sigmoid", "softmax"]
 Layout = Literal["lesionseg", "nnunet"]
 CandidateSource = Literal["segmentation", "detection", "both"]
@@ -209,7 +209,7 @@ class Plan:
 
     Attributes:
         dims: number of spatial axes.
-        modality: MRI, CT or X-ray.
+        modality: MRI, CT, X-ray, or colour pictures.
         channel_names: names of the input channels, in order.
         labels: labels that the network predicts, one per channel of its voxel output.
         spacing_mm: spacing of the grid that the network works on.

@@ -114,6 +114,13 @@ def test_no_augmentation_is_built_if_nothing_changes(make_augmentation, xray_pla
     assert make_augmentation(flip_axes=[]) is None
 
 
+def test_pictures_in_colour_are_flipped_along_both_axes(make_augmentation, xray_plan):
+    tile = make_tile((32, 32))
+    flips = make_augmentation(xray_plan.with_(modality="colour"), flip_probability=1.0)
+    flipped = augment_tile(flips, tile)
+    assert torch.equal(flipped["labels"], tile["labels"].flip((0, 1)))
+
+
 def test_given_axes_of_xrays_are_flipped(make_augmentation, xray_plan):
     tile = make_tile((32, 32))
     flips = make_augmentation(xray_plan, flip_axes=[1], flip_probability=1.0)

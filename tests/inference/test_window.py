@@ -50,9 +50,10 @@ def test_flips_average_the_probabilities_of_all_mirrored_images(plan):
     torch.testing.assert_close(found, expected, **HALF)
 
 
-def test_volumes_have_eight_mirrored_images_and_radiographs_one(plan):
+def test_mirrored_images_of_volumes_radiographs_and_colour_pictures(plan):
     assert (len(flip_axes(plan)), flip_axes(plan)[0]) == (8, ())
     assert flip_axes(replace(plan, dims=2, modality="xray")) == ((),)
+    assert flip_axes(replace(plan, dims=2, modality="colour")) == ((), (0,), (1,), (0, 1))
 
 
 def test_low_precision_changes_probabilities_little(plan):

@@ -61,6 +61,21 @@ def test_ct_is_recognised_by_name_or_by_its_values(
         assert found.channels[0].body.lower > -950  # air is left out
 
 
+def test_pictures_in_colour_are_no_radiographs(dataset: Dataset, cases: list[Case]):
+    geometry = Geometry.from_spacing((12, 14), (1.0, 1.0))
+    flat = []
+    for case in cases:
+        assert case.reference is not None
+        assert case.reference.labels is not None
+        image = Volume(np.ones((3, 12, 14), np.float32), geometry)
+        flat.append(Case(case.case, image, Reference(geometry, case.reference.labels[0])))
+    pictures = replace(dataset, dims=2, channel_names=("R", "G", "B"))
+    assert take_fingerprint(pictures, flat).modality == "colour"
+    # three grey files per case
+    files = tuple(replace(case, images=case.images * 3) for case in dataset.cases)
+    assert take_fingerprint(replace(pictures, cases=files), flat).modality == "xray"
+
+
 def test_boxes_of_radiographs_are_measured_as_ellipses(
     dataset: Dataset,
 ):

@@ -12,6 +12,7 @@ from lesionseg.core import Case, Dataset, Labels
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
 from lesionseg.plan.channels import channel_sources
+from lesionseg.plan.make import check_compatible
 from tests.plan.conftest import take_fingerprint
 
 Make = Callable[..., Plan]
@@ -111,6 +112,12 @@ def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make: Make)
     theirs = make(layout="nnunet", tile_shape=tile).architecture
     assert (len(ours.features), ours.n_supervised, theirs.n_supervised) == (6, 3, 4)
     assert replace(theirs, layout="lesionseg", n_supervised=3) == ours
+
+
+def test_bundle_may_call_pictures_in_colour_xray(make: Make, dataset: Dataset, cases: list[Case]):
+    before = make().with_(modality="xray")  # as in bundles of 1.0.0
+    colour = replace(take_fingerprint(dataset, cases), modality="colour")
+    check_compatible(before, ModelConfig.of(architecture="unet"), colour, dataset)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_heads_follow_from_name_anchors_and_candidate_source(
         ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor is nan"),
         ("spacing_mm", [1, 1, -1.5], r"spacing_mm\.2 is -1\.5"),
         ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
-        ("modality", "xxx", "modality is xxx.*'mri', 'ct' or 'xray'"),
+        ("modality", "xxx", "modality is xxx.*'mri', 'ct', 'xray' or 'colour'"),
         ("architecture.blocks", 10**7, r"architecture\.blocks is 10000000"),
         ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma is"),
         ("dims", "many", "dims is many"),

@@ -484,7 +484,8 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
     """Guess the modality from the number of axes and the names of channels."""
     if dims == 2:
-        return "xray"
+        initials = "".join(name[:1].casefold() for name in channels)
+        return "colour" if initials == "rgb" else "xray"
     return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
 
 
