@@ -98,8 +98,10 @@ def spacing(
         if finer.any():
             reason += "; the 10th percentile along axes that are too coarse for small lesions"
         if (small < RESOLVED_VOXELS * spacing).any():
-            reason += f"; the smallest 5 % of lesions (under {small:.1f} mm) are still less than"
-            reason += f" {RESOLVED_VOXELS} {element}s across"
+            # readers give an image without a pixel size pixels of 1 mm
+            unit = "pixels" if is_flat and (table == 1).all() else "mm"
+            reason += f"; the smallest 5 % of lesions (under {small:.1f} {unit}) are still less "
+            reason += f"than {RESOLVED_VOXELS} {element}s across"
         similar = spacing < 2 * spacing.min()
         are_large = _are_lesions_large(diameters_mm, float(spacing[similar].max()), is_flat=is_flat)
         if are_large and not device.startswith("cuda"):

@@ -208,11 +208,18 @@ def test_budget_of_a_gpu_needs_the_memory_of_a_step():
         budget("cuda", 24.0)
 
 
-@pytest.mark.parametrize(("dims", "element"), [(2, "pixels"), (3, "voxels")])
-def test_reasons_call_the_elements_of_an_image_pixels(dims: int, element: str):
-    spacings_mm = [(1.0,) * dims]
+@pytest.mark.parametrize(
+    ("dims", "mm", "element", "unit"),
+    [
+        (2, 1.0, "pixels", "pixels"),  # an image without a pixel size
+        (2, 0.9, "pixels", "mm"),
+        (3, 1.0, "voxels", "mm"),
+    ],
+)
+def test_reasons_name_the_elements_of_an_image(dims: int, mm: float, element: str, unit: str):
+    spacings_mm = [(mm,) * dims]
     small = rules.spacing(spacings_mm, [2.0] * 20, "cuda").reason
-    assert small.endswith(f"(under 2.0 mm) are still less than 3 {element} across")
+    assert small.endswith(f"(under 2.0 {unit}) are still less than 3 {element} across")
     large = rules.spacing(spacings_mm, [50.0] * 20, "cpu").reason
     assert large.endswith(f"more than 20 {element} across")
     candidates = rules.candidate_rule([50] * 20, 0.01, dims).reason
