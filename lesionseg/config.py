@@ -123,6 +123,7 @@ class DataConfig(Settings):
     channel_dropout: FractionBelow1
     nan: Literal["error", "background"]
     geometry: Literal["header", "image"]
+    colour: bool
     min_readers: PositiveInt | None
     cache_dir: Text | None
     phantoms: Arguments | None = None

@@ -38,6 +38,7 @@ from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.plan.plan import Plan
 
@@ -365,20 +366,24 @@ def read_cached_case(folder: Path) -> CachedCase:
     return cached
 
 
-def open_dataset(root: str | PathLike[str], *, group: str | None = None) -> Dataset:
+def open_dataset(
+    root: str | PathLike[str], *, group: str | None = None, colour: bool = False
+) -> Dataset:
     """Read a data folder in any supported layout.
 
     Args:
         root: the folder.
         group: see `lesionseg.io.layouts.read_dataset`.
+        colour: True makes the three colours of each picture the channels (`data.colour`).
 
     Returns:
         The dataset; its method `datalist()` returns MONAI's form.
 
     Raises:
-        LesionsegError: see `lesionseg.io.layouts.read_dataset`.
+        LesionsegError: see `lesionseg.io.layouts.read_dataset`, and `with_colours` for `colour`.
     """
-    return read_dataset(Path(root), group=group)
+    dataset = read_dataset(Path(root), group=group)
+    return with_colours(dataset) if colour else dataset
 
 
 def fill_cache(

@@ -295,7 +295,7 @@ class Predictor:
             nan_background=plan.nan_background,
             grid_of_image=plan.grid_of_image,
         )
-        return read_image(files, unlabelled)
+        return read_image(files, unlabelled, is_input=True)
 
     def prepare(self, files: CaseFiles) -> PreparedScan | NnunetScan:
         """Read and prepare a case. The memory of the volume is reused if possible."""

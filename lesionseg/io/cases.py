@@ -59,8 +59,11 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     return Case(files.case, image, reference, files.group)
 
 
-def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
-    """Read the image of one case without its reference. Raises the errors of `read_case`."""
+def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
+    """Read the image of one case without its reference. Raises the errors of `read_case`.
+
+    `is_input`: the case is an input of a trained model, whose channels can no longer be changed.
+    """
     check_channels(files, dataset)
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
@@ -85,7 +88,14 @@ def read_image(files: CaseFiles, dataset: Dataset) -> Volume:
                 valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
         if len(values) > 1:
-            logger.warning("%s is in colour. Only its brightness is used.", file)
+            if n_channels > 1 or is_input:
+                logger.warning("%s is in colour. Only its brightness is used.", file)
+            else:  # the text is the same for all cases, so that it is shown once
+                text = (
+                    "%s: pictures are in colour. Only their brightness is used. Set "
+                    "data.colour=true to use their three colours."
+                )
+                warn_once(logger, text, dataset.root)
             values = np.rint(np.tensordot(LUMA, values, axes=1))[np.newaxis]
         # values beyond float32 become infinite, which `check_finite` reports
         with np.errstate(over="ignore"):

@@ -306,7 +306,8 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
 def _find_duplicates(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield cases with two equal channels, and cases that have an equal image."""
     for case in inspected:
-        if len(set(case.images)) < len(case.images):
+        has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
+        if has_files and len(set(case.images)) < len(case.images):
             detail = " Two of its channels are equal."
             yield Finding(case.files.case, "duplicate", "warning", detail)
     for group in _groups_sharing(inspected, lambda case: case.images):

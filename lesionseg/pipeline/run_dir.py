@@ -33,6 +33,8 @@ SPLITS = "splits.json"
 # sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
 # runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
+# settings that version 1.0 did not have, with the values that equal its behaviour
+ADDED: Mapping[str, Any] = {"data.colour": False, "data.geometry": "header", "data.nan": "error"}
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
@@ -133,7 +135,8 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, st
         for name in {**before, **now}:
             inner = f"{key}.{name}" if key else name
             if inner not in FREE:
-                yield from _differences(before.get(name), now.get(name), inner)
+                default = ADDED.get(inner)
+                yield from _differences(before.get(name, default), now.get(name, default), inner)
     elif before != now:
         yield key, f"{before} → {now}"
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from lesionseg.config import DataConfig
-from lesionseg.core import CaseFiles, Dataset, ReaderAgreement, Role, pool_readers
+from lesionseg.core import CaseFiles, Dataset, Problem, ReaderAgreement, Role, pool_readers
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.remote import download
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import simulate_once
@@ -292,7 +293,7 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
     root = download(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms, partial(bar, "Simulating scans"))
-    return read_dataset(
+    dataset = read_dataset(
         root,
         group=data.group,
         merge_labels=data.merge_labels,
@@ -302,6 +303,14 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         min_readers=data.min_readers,
         lenient=lenient,
     )
+    if not data.colour or not dataset.cases:
+        return dataset
+    try:
+        return with_colours(dataset)
+    except DatasetError as error:
+        if not lenient:
+            raise
+        return replace(dataset, problems=(*dataset.problems, Problem("", str(error))))
 
 
 def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, ReaderAgreement, pool_readers
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
+from lesionseg.io.layouts.checks import is_colour
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.charts import FOUND, Chart, new_figure
@@ -124,6 +125,9 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     if case.reference is not None:
         mask = lesion_mask(case.reference)
         diameters = lesions_of(case.reference).diameters_mm.tolist()
+    shown = image.array[0]
+    if grid.dims == 2 and is_colour(files, len(image.array)):
+        shown = np.moveaxis(image.array, 0, -1)
     return CaseLook(
         name,
         files.role or "",
@@ -131,7 +135,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
         diameters=tuple(diameters),
         ranges=tuple(_measure_range(channel) for channel in image.array),
-        picture=draw_overview(image.array[0], grid, mask),
+        picture=draw_overview(shown, grid, mask),
         taken=taken,
     )
 

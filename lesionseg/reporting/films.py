@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
 from lesionseg.errors import count, format_score
 from lesionseg.reporting.evaluation_tables import Tables
 from lesionseg.reporting.images import Scene
+from lesionseg.reporting.pictures import display_levels
 from lesionseg.reporting.words import size_words, why_missed
 
 MOST_FILMS = 16
@@ -291,18 +291,9 @@ def draw_picture(scene: Scene) -> str:
     image = scene.image
     if scene.colours is not None:
         image = np.moveaxis(scene.colours, 0, -1)
-    levels = _levels(image)
+    levels = display_levels(image, WINDOW)
     picture = Image.fromarray(levels)
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _levels(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return an image as grey values or colours from 0 to 255. Bytes in colour stay as they are."""
-    if image.ndim == 3 and image.dtype == np.uint8:
-        return image
-    low, high = np.percentile(image, WINDOW)
-    scaled = (image.astype(np.float64) - low) / max(float(high - low), 1e-6)
-    return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.cases import read_case, read_mask
+from lesionseg.io.cases import LUMA, read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
-from lesionseg.io.layouts.checks import FIRST_CHANNEL
+from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles, find_masks, find_predictions
-from lesionseg.io.volumes import read_volume
+from lesionseg.io.volumes import is_raster, read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class Scene:
     """The image, masks and candidates of a case. Masks are None if the case has none.
 
     Attributes:
-        image: The first channel that the case has `[*spatial]`.
+        image: The first channel that the case has `[*spatial]`, or the brightness of a picture in
+            colour.
         geometry: Grid of the image and the masks.
         reference: Mask of all reference lesions.
         accepted: Mask of all accepted candidates.
@@ -111,7 +113,8 @@ class Sources:
         if reference is not None and self._reference is None:  # a folder of masks
             self._masks = find_masks(reference, unusable)
         if self._reference is None:
-            self._reference = read_dataset_of(self._masks.values())
+            of_masks = read_dataset_of(self._masks.values())
+            self._reference = None if of_masks is None else _in_colour(of_masks)
         self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
@@ -133,13 +136,12 @@ class Sources:
         geometry = found.image.geometry
         reference = self._read_reference(found)
         channels = found.image.present_channels
-        is_colour = len(files.images) == 1 and len(channels) == 3 and geometry.dims == 2
-        scene = Scene(
-            channels[0],
-            geometry,
-            _reference_mask(reference, geometry),
-            colours=found.image.array if is_colour else None,
-        )
+        colours = _read_colours(files)
+        image = channels[0]
+        if colours is not None and len(channels) == 3:
+            image = np.tensordot(LUMA, channels, axes=1)
+        mask = _reference_mask(reference, geometry)
+        scene = Scene(image, geometry, mask, colours=colours)
         predicted = self._find_prediction(case)
         if predicted is None:
             return scene
@@ -206,7 +208,7 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
-        return read_dataset(
+        dataset = read_dataset(
             folder,
             merge_labels=made.merges_labels,
             may_lack=True,
@@ -218,6 +220,29 @@ def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
+    return _in_colour(dataset)
+
+
+def _in_colour(dataset: Dataset) -> Dataset:
+    """Return the dataset with the colours of its pictures as channels, or unchanged if it has none.
+
+    The report shows colours even if the model used the brightness only.
+    """
+    with suppress(DatasetError):
+        return with_colours(dataset)
+    return dataset
+
+
+def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
+    """Return red, green and blue `[3, y, x]` of a case that is one picture in colour, or None.
+
+    `read_case` converts them to float32. Here they keep their type, so that bytes are shown as they
+    are.
+    """
+    if len(files.images) != 1 or not is_raster(files.images[0]):
+        return None
+    array = read_volume(files.images[0]).array
+    return array if len(array) == 3 else None
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:

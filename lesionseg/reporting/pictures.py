@@ -110,6 +110,9 @@ def draw_cutout(
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]  # mm of "mm at the detector"
     image = np.flip(scene.image.transpose(order), flips)
+    shown = image
+    if scene.colours is not None:
+        shown = display_levels(np.moveaxis(scene.colours, 0, -1), WINDOW)
     reference = _reorient(scene.reference, order, flips)
     accepted = _reorient(scene.accepted, order, flips)
     below = _reorient(scene.below, order, flips)
@@ -125,11 +128,11 @@ def draw_cutout(
     side = _choose_side(image_mm, box_mm)
     if image.ndim == 2:
         figure, panels = _make_panels(min(planes, 2))
-        _crop(panels[-1], image, masks, spacing, middle, side, unit)
+        _crop(panels[-1], shown, masks, spacing, middle, side, unit)
         if planes == 1:
             return figure
-        limits = np.percentile(image, WINDOW)
-        _show(panels[0], image, masks, spacing, limits)
+        limits = np.percentile(shown, WINDOW)
+        _show(panels[0], shown, masks, spacing, limits)
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
         return figure
@@ -196,12 +199,21 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
     """Draw a small picture of a case as a data URI.
 
     It shows the axial slice with the most mask voxels, or the middle slice without a mask.
+
+    Args:
+        image: The image `[*spatial]`, or the colours `[y, x, 3]` of a picture.
+        geometry: Grid of the image and the mask.
+        mask: Mask of the lesions `[*spatial]`, or None.
     """
     order, flips = display_axes(geometry)
-    turned = np.flip(image.transpose(order), flips)
-    lesions = _reorient(mask, order, flips)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
-    if turned.ndim == 3:
+    lesions = _reorient(mask, order, flips)
+    is_in_colour = image.ndim > geometry.dims
+    if is_in_colour:
+        turned = display_levels(image, WINDOW)
+    else:
+        turned = np.flip(image.transpose(order), flips)
+    if geometry.dims == 3:
         index = len(turned) // 2
         if lesions is not None:
             if lesions.any():
@@ -213,6 +225,20 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool
     outline = _Outline(lesions, REFERENCE, "-")
     _show(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
     return data_uri(figure)
+
+
+def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return an image as grey values or colours from 0 to 255. Bytes in colour stay as they are.
+
+    Args:
+        image: Grey values `[y, x]` or colours `[y, x, 3]`.
+        window: The percentiles of the values that are shown as black and white.
+    """
+    if image.ndim == 3 and image.dtype == np.uint8:
+        return image
+    low, high = np.percentile(image, window)
+    scaled = (image.astype(np.float64) - low) / max(float(high - low), 1e-6)
+    return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), dtype=np.uint8)
 
 
 def data_uri(figure: Figure) -> str:
@@ -240,11 +266,14 @@ def _crop(
     side: float,
     unit: str,
 ) -> None:
-    """Draw the square of an image around `middle` (voxels) with a scale bar. `side` is in mm."""
+    """Draw the square of an image around `middle` (voxels) with a scale bar. `side` is in mm.
+
+    The image is grey `[h, w]` or in colour `[h, w, 3]`.
+    """
     half = np.ceil(side / 2 / spacing).astype(int)
     window = tuple(
         slice(max(m - h, 0), min(m + h + 1, n))
-        for m, h, n in zip(middle, half, image.shape, strict=True)
+        for m, h, n in zip(middle, half, image.shape[:2], strict=True)
     )
     limits = np.percentile(image, CUTOUT_WINDOW)
     _show(axes, image[window], [one.within(window) for one in masks], spacing, limits)
@@ -273,8 +302,12 @@ def _show(
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
-    """Draw an image `[h, w]` in millimetres with the outlines of masks."""
-    height, width = np.array(image.shape) * spacing
+    """Draw an image in millimetres with the outlines of masks.
+
+    The image is grey `[h, w]`, or in colour `[h, w, 3]` from 0 to 255. `limits` are the grey values
+    of black and white.
+    """
+    height, width = np.array(image.shape[:2]) * spacing
     low = float(limits[0])
     high = float(limits[1])
     axes.imshow(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,10 +14,11 @@ from lesionseg.errors import DatasetError, LesionsegError, count, describe_misfi
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
-from lesionseg.io.volumes import SUFFIXES, strip_suffix
+from lesionseg.io.volumes import SUFFIXES, is_raster, strip_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of a case
 FIRST_CHANNEL = "_0000"
+COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour=true
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
@@ -84,6 +86,39 @@ def path_id(path: Path) -> str:
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Return True if a case is a single picture whose colours are the channels of the dataset."""
     return not files.missing and _may_be_colour(files.images, n_channels)
+
+
+def with_colours(dataset: Dataset) -> Dataset:
+    """Return the dataset with the three colours of its pictures as channels.
+
+    A dataset whose channels are colours already is returned unchanged.
+
+    Raises:
+        DatasetError: The images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
+            several channels.
+    """
+    if dataset.dims != 2:
+        raise DatasetError(
+            f"{dataset.root}: data.colour=true is for pictures with two axes, but the images have "
+            f"{dataset.dims}. Remove the setting."
+        )
+    for files in dataset.cases:
+        for file in files.images:
+            if not is_raster(file):
+                raise DatasetError(
+                    f"{dataset.root}: data.colour=true is for PNG, JPEG, BMP and TIFF, but the "
+                    f"image of {files.case!r} is {file.name}. Convert it, or remove the setting."
+                )
+    if dataset.is_colour:
+        return dataset
+    names = dataset.channel_names
+    if len(names) != 1:
+        raise DatasetError(
+            f"{dataset.root}: data.colour=true needs one picture per case, but the dataset has "
+            f"{len(names)} channels ({', '.join(names)}). Remove the setting, or all channels but "
+            "one."
+        )
+    return replace(dataset, channel_names=COLOURS)
 
 
 def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:

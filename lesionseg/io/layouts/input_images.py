@@ -7,7 +7,7 @@ number and UID of the series are added. An id never depends on another case.
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -450,18 +450,23 @@ def _folders_between(root: Path, folder: Path) -> list[str]:
 def _make_file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterator[FoundScan]:
     """Yield the scans of files other than DICOM, with all channels of a case in one scan.
 
-    A picture in colour is a case even if its name ends in a number.
+    A picture in colour is a case even if its name ends in a number. The grey pictures whose names
+    differ only in the number are cases, too.
     """
     files = list(dict.fromkeys(files))  # a glob may match a file twice
     numbers: dict[tuple[Path, str], set[int]] = defaultdict(set)
+    in_colour: set[tuple[Path, str]] = set()
     for file in files:
         match = CHANNEL.fullmatch(strip_suffix(file))
         if match:
-            numbers[file.parent, match[1]].add(int(match[2]))
+            series = file.parent, match[1]
+            numbers[series].add(int(match[2]))
+            if channels == 3 and series not in in_colour and _is_in_colour(file):
+                in_colour.add(series)
     # the files of each case by channel number; a case is given by its folder and name
     grouped: dict[tuple[Path, str], dict[int, list[Path]]] = {}
     for file in files:
-        stem, number = _split_channel(file, numbers, channels)
+        stem, number = _split_channel(file, numbers, in_colour, channels)
         grouped.setdefault((file.parent, stem), {}).setdefault(number, []).append(file)
     for (folder, stem), found in grouped.items():
         case = case_id([*_folders_between(root, folder), stem])
@@ -473,7 +478,10 @@ def _make_file_scans(files: Sequence[Path], root: Path, channels: int) -> Iterat
 
 
 def _split_channel(
-    file: Path, numbers: Mapping[tuple[Path, str], set[int]], channels: int
+    file: Path,
+    numbers: Mapping[tuple[Path, str], set[int]],
+    in_colour: Collection[tuple[Path, str]],
+    channels: int,
 ) -> tuple[str, int]:
     """Return the name of a file's case and its channel number.
 
@@ -482,6 +490,7 @@ def _split_channel(
     Args:
         file: The file.
         numbers: The numbers at the end of file names, by folder and remaining name.
+        in_colour: The folders and remaining names of numbered files of which one is in colour.
         channels: The number of channels of the model.
     """
     stem = strip_suffix(file)
@@ -489,9 +498,10 @@ def _split_channel(
     if match is None:
         return stem, _WHOLE_CASE
     number = int(match[2])
-    if not _is_channel(number, numbers[file.parent, match[1]], channels):
+    series = file.parent, match[1]
+    if not _is_channel(number, numbers[series], channels):
         return stem, _WHOLE_CASE
-    is_whole_case = channels == 1 or (channels == 3 and _is_in_colour(file))
+    is_whole_case = channels == 1 or (series in in_colour and is_raster(file))
     if not is_whole_case:
         return match[1], number
     is_first = number == 0  # `_0000` is not part of the id

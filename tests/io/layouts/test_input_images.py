@@ -81,6 +81,15 @@ def test_colour_pictures_are_not_channels(tmp_path):
     assert _find_names(tmp_path, 3) == {**films, "film_0002": ["film_0002.png"], "grey": greys}
 
 
+def test_grey_pictures_among_numbered_colour_pictures_are_cases(tmp_path):
+    for n in range(4):
+        Image.new("RGB", (8, 8), (0, 0, 0) if n in (1, 3) else (n, 0, 9)).save(
+            tmp_path / f"frame_{n:04d}.png"
+        )
+    frames = {f"frame_{n:04d}": [f"frame_{n:04d}.png"] for n in (1, 2, 3)}
+    assert _find_names(tmp_path, 3) == {"frame": ["frame_0000.png"], **frames}
+
+
 def test_file_pattern_and_name_with_brackets_are_found(tmp_path):
     _touch(tmp_path, "a_0000.nii", "b.nii", "c.png", "scans [1]/a.nii", "labelsTr/b.nii")
     assert _find_names(tmp_path / "a_0000.nii") == {"a": ["a_0000.nii"]}
