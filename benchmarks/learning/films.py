@@ -167,7 +167,7 @@ def make_cell(
     held = held_out(root, output / "cache", validation_fraction=VALIDATION_SHARE)
     data = held.data.model_copy(update={"merge_labels": cfg.data.merge_labels})
     found = held.as_development(take_survey(data, 0, output / "cache" / "facts"))
-    experiment = Experiment(cfg.model_copy(update={"data": data}), found, run)
+    experiment = Experiment.on(cfg.model_copy(update={"data": data}), found, run)
     plan = plan_run(experiment)
     cases = prepare_cases(experiment, plan)
     is_new = not (run / "checkpoints" / "last.ckpt").is_file()

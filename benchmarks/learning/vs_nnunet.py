@@ -187,7 +187,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     if not options.steps:  # a plan for a CPU depends on the minutes
         typed.append(f"trainer.max_minutes={options.minutes}")
     cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
-    plan = plan_run(Experiment(cfg, found, folder))
+    plan = plan_run(Experiment.on(cfg, found, folder))
     return Setting(name, root, found, plan, options)
 
 

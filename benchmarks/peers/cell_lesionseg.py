@@ -38,15 +38,15 @@ def main() -> None:
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache")
     found = held.as_development(take_survey(held.data, seed=0))
-    experiment = Experiment(cfg.model_copy(update={"data": held.data}), found, output)
+    experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
     cases = prepare_cases(experiment, plan)
     before = (time.time() - job["began"]) / 60
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
-    cfg = cfg.model_copy(update={"trainer": trainer})
+    experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))
     processor = time.process_time()
-    fitted = train_network(Experiment(cfg, found, output), plan, cases)
+    fitted = train_network(experiment, plan, cases)
     processor = time.process_time() - processor
     spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(

@@ -44,7 +44,11 @@ class Experiment:
         Raises:
             DatasetError: naming every bad file; see `take_survey`.
         """
-        survey = take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run))
+        return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run)), run)
+
+    @classmethod
+    def on(cls, cfg: TrainConfig, survey: Survey, run: Path) -> "Experiment":
+        """Return the experiment on a survey, with a model in place of `model=auto`."""
         named = keep_model_of_run(cfg, run)
         model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
         cfg = with_model(named, model.value)

@@ -83,6 +83,16 @@ def test_unet_is_narrow_only_in_short_trainings_on_a_slow_cpu(
     assert ("features" in plan.reasons) == (features == 8)
 
 
+def test_short_training_with_the_default_model_is_narrow(head_scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: torch.float32)
+    cfg = TrainConfig.of(trainer={"accelerator": "cpu", "max_minutes": 20})
+    experiment = Experiment.on(cfg, head_scans, tmp_path)
+    assert experiment.cfg.model.architecture == "unet"
+    assert "masks" in experiment.why_model
+    assert plan_run(experiment).architecture.features[0] == 8
+
+
 # --- weights of a bundle or of a checkpoint ---
 
 
