@@ -323,12 +323,12 @@ def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
-    """Write a radiograph and its mask as PNG, because nnU-Net does not read JPEG."""
+    """Write a picture and its mask as PNG, because nnU-Net does not read JPEG."""
     from PIL import Image
 
     case = read_case(files, setting.found.dataset)
     channels = case.image.array
-    is_colour = len(files.images) == 1 and len(channels) == 3  # one file of three channels
+    is_colour = setting.found.dataset.is_colour  # one file of three channels
     pictures = [np.moveaxis(channels, 0, -1)] if is_colour else list(channels)
     paths = [raw / f"images{part}" / f"{files.case}_{i:04d}.png" for i in range(len(pictures))]
     for picture, path in zip(pictures, paths, strict=True):
