@@ -43,6 +43,7 @@ from lesionseg.plan.plan import Plan
 
 COVERAGE = find_preset("lesionseg")
 IOU40 = find_preset("iou:0.4")
+PRESETS = (COVERAGE, IOU40)
 COMMON = (
     "model=retinanet",
     "data.merge_labels=true",
@@ -176,26 +177,13 @@ def make_cell(
     trained = (time.process_time() - before) / 60
     before = time.process_time()
     scores = score(predictor, found)
-    coverage = scores[COVERAGE.name]
-    iou40 = scores[IOU40.name]
-    rates = coverage.froc.fp_per_case
-    recall = dict(zip(rates, coverage.froc.recall or (None,) * len(rates), strict=True))
     made = {
         "set": cell.dataset,
         "variant": cell.variant,
         "overrides": ";".join(cell.overrides),
         "steps": steps,
         "seed": cell.seed,
-        "cpm": coverage.cpm.value,
-        "ap": coverage.average_precision.value,
-        "ap40": iou40.average_precision.value,
-        "recall_half_fp": recall[0.5],
-        "recall_1fp": recall[1.0],
-        "recall_4fp": recall[4.0],
-        "cpm40": iou40.cpm.value,
-        "films": coverage.n_cases,
-        "lesions": coverage.n_lesions,
-        "candidates": coverage.n_candidates,
+        **scores_of_row(scores),
         "spacing": "x".join(f"{mm:g}" for mm in plan.spacing_mm),
         "tile": "x".join(map(str, plan.tile_shape)),
         "batch": plan.batch_size,
@@ -219,37 +207,63 @@ def finest_stride(plan: Any) -> float | None:
 def score(predictor: Predictor, found: Survey) -> dict[str, Scores]:
     """Predict the validation films, and score the boxes by both match rules."""
     opened: dict[str, Case] = {}
-    presets = (COVERAGE, IOU40)
 
     def read(files: CaseFiles) -> Volume:
         opened[files.case] = read_case(files, found.dataset)
         return opened[files.case].image
 
     def match(files: CaseFiles, prediction: Prediction) -> list[MatchedCase]:
-        case = opened.pop(files.case)
-        boxes = without_masks(prediction)
-        matched = []
-        for preset in presets:
-            one = match_case(
-                case.reference,  # type: ignore[arg-type]  # all films have a reference
-                boxes,
-                preset,
-                case=case.case,
-                group=case.group,
-                role="validation",
-            )
-            matched.append(one)
-        return matched
+        return match_boxes(opened.pop(files.case), prediction)
 
     cases = found.of_role("validation")
     with closing(predict_volumes(predictor, cases, read, match)) as predicted:
-        matches = list(predicted)
+        return summarise_boxes(list(predicted))
+
+
+def match_boxes(case: Case, prediction: Prediction) -> list[MatchedCase]:
+    """Match the boxes of a film with its lesions, once by each of `PRESETS`."""
+    boxes = without_masks(prediction)
+    return [
+        match_case(
+            case.reference,  # type: ignore[arg-type]  # all films have a reference
+            boxes,
+            preset,
+            case=case.case,
+            group=case.group,
+            role="validation",
+        )
+        for preset in PRESETS
+    ]
+
+
+def summarise_boxes(matches: Sequence[Sequence[MatchedCase]]) -> dict[str, Scores]:
+    """Return the scores of all films by each of `PRESETS`. `matches` has one item per film."""
     scores = {}
-    for preset, of_preset in zip(presets, zip(*matches, strict=True), strict=True):
+    for preset, of_preset in zip(PRESETS, zip(*matches, strict=True), strict=True):
         results = [one.result(surface=False) for one in of_preset]
         settings = SummarySettings(evaluated_on="validation", replicates=0)
         scores[preset.name] = summarise(results, preset, settings)
     return scores
+
+
+def scores_of_row(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Return the scores of a cell under the names of the table's columns."""
+    coverage = scores[COVERAGE.name]
+    iou40 = scores[IOU40.name]
+    rates = coverage.froc.fp_per_case
+    recall = dict(zip(rates, coverage.froc.recall or (None,) * len(rates), strict=True))
+    return {
+        "cpm": coverage.cpm.value,
+        "ap": coverage.average_precision.value,
+        "ap40": iou40.average_precision.value,
+        "recall_half_fp": recall[0.5],
+        "recall_1fp": recall[1.0],
+        "recall_4fp": recall[4.0],
+        "cpm40": iou40.cpm.value,
+        "films": coverage.n_cases,
+        "lesions": coverage.n_lesions,
+        "candidates": coverage.n_candidates,
+    }
 
 
 def without_masks(prediction: Prediction) -> Prediction:

@@ -1,0 +1,102 @@
+"""nnU-Net's 2-D network on radiographs, with the films, minutes and scores of `films.py`.
+
+    python benchmarks/learning/films_nnunet.py --data DIR … --minutes 20 --seeds 0 1 2 \\
+        --output runs/films
+
+It is for sets with masks. nnU-Net trains as in `vs_nnunet.py` with its cut plan (`make peers`). Its
+candidates come from our rule for maps of probabilities, and their boxes are compared with boxes.
+Training and validation films are those of `films.py`.
+
+A finished cell (set × minutes × seed) is a file in OUTPUT/cells and is not made again. An
+interrupted cell begins anew, because its minutes count.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.learning import films, vs_nnunet
+from lesionseg.core import CaseFiles
+from lesionseg.evaluation import MatchedCase
+from lesionseg.io.cases import read_case
+from lesionseg.io.files import read_json, write_json
+
+
+def main() -> None:
+    """Train and score the missing cells, then print the table."""
+    options = arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    torch.set_num_threads(options.threads)
+    rows = []
+    for root in options.data:
+        setting = vs_nnunet.prepare(root.resolve(), options)
+        rows += [make_cell(setting, seed) for seed in options.seeds]
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    if options.table:
+        table.to_csv(options.table, index=False)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
+    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock minutes per cell")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("runs/films"))
+    parser.add_argument("--table", type=Path, help="a CSV file for the rows")
+    not_asked = {"steps": None, "workers": 1, "accelerator": "cpu", "group": None, "overrides": []}
+    parser.set_defaults(**not_asked)  # further options of vs_nnunet.py
+    options = parser.parse_args()
+    options.output = options.output.resolve()
+    return options
+
+
+def make_cell(setting: vs_nnunet.Setting, seed: int) -> Mapping[str, Any]:
+    """Return the row of a cell: read it if it is finished, otherwise train and score."""
+    options = setting.options
+    name = f"{setting.name}__nnunet_cut__{options.minutes:g}min__s{seed}"
+    path = options.output / "cells" / f"{name}.json"
+    if path.is_file():
+        row: Mapping[str, Any] = read_json(path)
+        return row
+    folder = options.output / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    trained = vs_nnunet.run_tool(setting, "nnunet_cut", seed, folder)
+    kept = vs_nnunet.Kept(folder, setting.plan)
+
+    def match(files: CaseFiles) -> list[MatchedCase]:
+        case = read_case(files, setting.found.dataset)
+        return films.match_boxes(case, kept.predict_volume(case.image, files.case))
+
+    scores = films.summarise_boxes([match(files) for files in setting.scored])
+    made = {
+        "set": setting.name,
+        "variant": "nnunet_cut",
+        "overrides": "",
+        "steps": trained["steps"],
+        "seed": seed,
+        **films.scores_of_row(scores),
+        "spacing": "x".join(f"{mm:g}" for mm in setting.plan.spacing_mm),
+        "tile": "x".join(map(str, trained["tile"])),
+        "batch": trained["batch"],
+        "anchor_stride": None,
+        "training_minutes": round(trained["minutes"], 2),
+    }
+    write_json(path, made)
+    shutil.rmtree(folder / "nnunet")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
