@@ -169,6 +169,7 @@ def arguments() -> argparse.Namespace:
         default=[],
         help="of train.py; part of a cell's name",
     )
+    parser.add_argument("--variant", help="name of a cell's overrides, instead of the overrides")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_nnunet"))
     parser.add_argument("--table", type=Path, help="file for a Markdown table")
     options = parser.parse_args()
@@ -199,7 +200,10 @@ def sizes(options: argparse.Namespace) -> list[str]:
 def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     """Return the numbers of a cell: read them if it is finished, otherwise train and score."""
     options = setting.options
-    variant = "_".join([tool, *(options.overrides if tool == "lesionseg" else sizes(options))])
+    differing = options.overrides if tool == "lesionseg" else sizes(options)
+    if options.variant and tool == "lesionseg":
+        differing = [options.variant]
+    variant = "_".join([tool, *differing])
     limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
     name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
     path = options.output / "cells" / f"{name}.json"
