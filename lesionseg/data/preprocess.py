@@ -33,6 +33,7 @@ SAME_MM = 1e-3
 VISIBLE_SHARE = 0.1
 # percentiles of each case that the scheme `range` uses
 RANGE_PERCENTILES = (0.5, 99.5)
+LOCAL_STD_FLOOR = 0.1  # share of an image's standard deviation; see `_add_local_contrast`
 _SLAB_VOXELS = 1 << 18
 # percentiles of larger arrays are computed from evenly spaced voxels, because sorting needs a copy
 _MAX_SORTED = 1 << 22
@@ -216,8 +217,9 @@ def read_linear(volume: Volume, geometry: Geometry) -> Volume:
 def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
     """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
 
-    With `zscore` and `range`, a channel becomes 0 if it is constant or has no voxel other than 0.
-    Temporary arrays are smaller than half a channel.
+    With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
+    than 0. Temporary arrays are smaller than half a channel, except with `local`, which needs two
+    channels.
     """
     for channel, scheme in zip(array, schemes, strict=True):
         inside = None  # all voxels
@@ -225,7 +227,7 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
             inside = channel != 0  # before clipping, zero means air
         lower = scheme.lower
         upper = scheme.upper
-        if scheme.scheme == "range":
+        if scheme.scheme in ("range", "local"):
             step = math.ceil(channel.size / _MAX_SORTED)
             sample = channel.reshape(-1)[::step]
             lower, upper = np.percentile(sample, RANGE_PERCENTILES).tolist()
@@ -238,6 +240,44 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
         channel -= np.float32(mean)
         if std > 0:  # 0 for a constant channel
             channel /= np.float32(std)
+        if scheme.scheme == "local":
+            _add_local_contrast(channel, scheme.sigma)
+
+
+def _add_local_contrast(channel: NDArray[np.float32], sigma: float) -> None:
+    """Add to each voxel its difference from its surroundings, in standard deviations, in place.
+
+    Schilham et al. 2006 (Medical Image Analysis 10:247) replace a radiograph by its local contrast
+    before they search nodules. We add it, so that the brightness over larger distances remains.
+    `LOCAL_STD_FLOOR` is added to the deviation, so that noise in a uniform region, such as outside
+    the body, is not enlarged.
+    """
+    mean = _local_mean(channel, sigma)
+    variance = _local_mean(np.square(channel), sigma) - np.square(mean)
+    contrast = np.subtract(channel, mean, out=mean)
+    contrast /= np.sqrt(variance.clip(min=0)) + np.float32(LOCAL_STD_FLOOR)
+    channel += contrast
+
+
+def window_of(sigma: float) -> int:
+    """Return the window, in voxels, of three running means that approximate a Gaussian.
+
+    Three means over w voxels have the variance (w² − 1) / 4 together, so w is √(4σ² + 1), rounded
+    to an odd number (Wells 1986, IEEE PAMI 8:234). Unlike a Gaussian, they take the same time for
+    any σ.
+
+    >>> window_of(24)
+    49
+    """
+    return 2 * round((math.sqrt(4 * sigma**2 + 1) - 1) / 2) + 1
+
+
+def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Return the mean of each voxel's surroundings. The image is mirrored at its edges."""
+    mean = channel
+    for _ in range(3):
+        mean = ndimage.uniform_filter(mean, window_of(sigma), mode="reflect")
+    return mean
 
 
 def _measure_moments(

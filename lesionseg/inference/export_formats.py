@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg import __version__
+from lesionseg.data.preprocess import LOCAL_STD_FLOOR, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
@@ -359,6 +360,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
             "$import torch",
             "$from monai.data import MetaTensor",
             "$from monai.data.utils import zoom_affine",
+            "$from scipy.ndimage import uniform_filter",
             "$from torch.export.passes import move_to_device_pass",
         ],
         "bundle_root": ".",
@@ -397,7 +399,11 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"nibabel": version("nibabel"), "pillow": version("pillow")},
+        "required_packages_version": {
+            "nibabel": version("nibabel"),
+            "pillow": version("pillow"),
+            "scipy": version("scipy"),
+        },
         "name": "lesionseg",
         "task": f"Segmentation of {', '.join(plan.labels.names)}",
         "description": "For research only, not a medical device. See docs/README.md.",
@@ -537,7 +543,18 @@ def _normalisation_text(scheme: Normalisation) -> str:
     text = standard.replace("{c}", "c").replace("{inside}", "c")
     # percentiles of at most 2²² voxels
     limits = "np.percentile(v.flatten()[:: -(-v.numel() // (1 << 22))].numpy(), (0.5, 99.5))"
-    return f"$lambda v: (lambda c: {text})(v.clamp(*map(float, {limits})))"
+    by_range = f"(lambda c: {text})(v.clamp(*map(float, {limits})))"
+    if scheme.scheme == "range":
+        return f"$lambda v: {by_range}"
+    mean = "t.numpy()"
+    for _ in range(3):
+        mean = f"uniform_filter({mean}, {window_of(scheme.sigma)})"
+    # n: the tensor scaled by its range, mean: the local mean
+    local = (
+        "(lambda n, mean: n + (n - mean(n)) / "
+        f"((mean(n * n) - mean(n) ** 2).clamp(min=0).sqrt() + {LOCAL_STD_FLOOR}))"
+    )
+    return f"$lambda v: {local}({by_range}, lambda t: torch.as_tensor({mean}))"
 
 
 def _clip_text(name: str, scheme: Normalisation) -> str:

@@ -15,7 +15,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channels import channel_sources
-from lesionseg.plan.fingerprint import Fingerprint
+from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (
     AnchorPlan,
@@ -327,7 +327,7 @@ def _draft(
     spacing: Decision[tuple[float, ...]] = _pick(
         chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
     )
-    scales = _choose_scales(facts, dataset, before)
+    scales = _choose_scales(facts, spacing.value, dataset, before)
     prior = rules.prior(facts.lesion_fraction, facts.dims)
     candidates = rules.candidate_rule(facts.lesion_voxels, prior.value, facts.dims)
     raster_mm = None
@@ -374,20 +374,28 @@ def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
 
 
 def _choose_scales(
-    facts: Fingerprint, dataset: Dataset, before: Plan | None
+    facts: Fingerprint, spacing_mm: Sequence[float], dataset: Dataset, before: Plan | None
 ) -> list[Decision[Normalisation]]:
     """Choose the normalisation of each channel.
 
     A channel that the bundle of `before` also has keeps the bundle's normalisation, because its
     weights were trained with it.
     """
+    radiograph_side = None
+    if facts.modality == "xray" and len(facts.channels) == 1:
+        sides_mm = np.max(np.multiply(facts.shapes, facts.spacings_mm), axis=1)
+        radiograph_side = float(np.median(sides_mm)) / max(spacing_mm)
+
+    def decide(channel: ChannelStatistics) -> Decision[Normalisation]:
+        return rules.normalisation(channel, facts.dims, radiograph_side)
+
     if before is None:
-        return [rules.normalisation(channel, facts.dims) for channel in facts.channels]
+        return [decide(channel) for channel in facts.channels]
     scales = []
     sources = channel_sources(dataset.channel_names, before.channel_names)
     for channel, source in zip(facts.channels, sources, strict=True):
         if source is None:  # a channel that the bundle does not have
-            scales.append(rules.normalisation(channel, facts.dims))
+            scales.append(decide(channel))
         else:
             scales.append(Decision(before.normalisation[source], FOLLOWED))
     return scales

@@ -57,14 +57,18 @@ class Normalisation:
     `zscore`: by mean and standard deviation of the case's own non-zero voxels (MRI). `dataset`: by
     `mean` and `std`, which come from lesion and body voxels of the training cases (CT). `range`:
     clip to the case's own 0.5 and 99.5 percentiles, then scale to zero mean and unit variance
-    (X-ray).
+    (pictures in colour). `local`: as `range`, then add the local contrast, which is a pixel's
+    difference from the mean of its surroundings in units of their standard deviation (X-ray). The
+    surroundings are weighted by a Gaussian with the standard deviation `sigma`, in voxels of the
+    plan.
     """
 
-    scheme: Literal["zscore", "dataset", "range"]
+    scheme: Literal["zscore", "dataset", "range", "local"]
     lower: FiniteFloat | None = None
     upper: FiniteFloat | None = None
     mean: FiniteFloat = 0.0
     std: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
+    sigma: Annotated[float, Field(ge=0, le=1e4)] = 0.0
 
 
 @dataclass(frozen=True)

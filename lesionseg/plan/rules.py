@@ -32,6 +32,9 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
     "rescale_0_1": Normalisation("range"),
     "rgb_to_0_1": Normalisation("dataset", std=255.0),
 }
+# The surroundings in a radiograph are weighted by a Gaussian with this standard deviation, as a
+# share of the longer side of the median image.
+LOCAL_SHARE = 0.05
 # returns the memory in GB of a training step with an architecture, a tile shape and a batch size
 StepGb = Callable[[Architecture, Sequence[int], int], float]
 GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
@@ -130,7 +133,9 @@ def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
     return max(spacing_mm) > 3 * min(spacing_mm)
 
 
-def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisation]:
+def normalisation(
+    channel: ChannelStatistics, dims: int, radiograph_side: float | None = None
+) -> Decision[Normalisation]:
     """Decide the normalisation of a channel.
 
     A channel name that selects a normalisation in nnU-Net has priority. Otherwise it depends on
@@ -139,18 +144,35 @@ def normalisation(channel: ChannelStatistics, dims: int) -> Decision[Normalisati
     - CT has absolute units, so all cases have the same scale. Values are clipped to the 0.5 and
       99.5 percentiles of the lesions (nnU-Net) and of the body, so that the lung around a nodule
       keeps its texture. Mean and standard deviation weight lesions and body equally.
-    - Radiographs are scaled by each image's own range.
+    - Radiographs are scaled by each image's own range. Their local contrast is added, because bones
+      and soft tissue differ much more than a lesion and its surroundings do.
+    - Other 2-D images are scaled by each image's own range.
     - MRI is scaled by each case's z-score.
+
+    Args:
+        channel: intensities of the channel.
+        dims: number of axes.
+        radiograph_side: longer side of the median radiograph in pixels of the plan. None for other
+            images.
     """
     name = channel.name.strip().casefold()
     if name in NAMED_SCALES:
         return Decision(NAMED_SCALES[name], f"selected by the channel name {channel.name!r}")
-    if dims == 2 and not channel.is_ct:
+    if channel.is_ct:
+        return _normalisation_of_ct(channel)
+    if radiograph_side is not None:
+        sigma = round(LOCAL_SHARE * radiograph_side, 1)
+        reason = f"scaled by each image's own range, plus the local contrast ({sigma:g} pixels)"
+        return Decision(Normalisation("local", sigma=sigma), reason)
+    if dims == 2:
         return Decision(Normalisation("range"), "scaled by each image's own range")
-    if not channel.is_ct:
-        return Decision(
-            Normalisation("zscore"), "the z-score of each case, because units are arbitrary"
-        )
+    return Decision(
+        Normalisation("zscore"), "the z-score of each case, because units are arbitrary"
+    )
+
+
+def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
+    """Decide the normalisation of a channel in Hounsfield units (see `normalisation`)."""
     body = channel.body
     lesion = channel.lesion or channel.body
     # mean and variance of a mixture in which body and lesions have half the weight each

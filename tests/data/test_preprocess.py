@@ -12,6 +12,7 @@ from lesionseg.data.preprocess import (
     prepare_case,
     prepare_image,
     prepare_reference,
+    window_of,
 )
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.components import lesion_instances
@@ -306,17 +307,73 @@ def test_missing_channel_is_zero_after_normalisation(scheme, spacing, rng):
 
 
 @pytest.mark.parametrize("scheme", ["zscore", "range"])
-def test_normalised_channel_has_mean_0_and_variance_1_unless_it_is_constant(scheme, rng):
+def test_normalised_channel_has_mean_0_and_variance_1(scheme, rng):
     array = rng.normal(100, 20, size=(1, 50, 60)).astype(np.float32)
     array[0, 0, 0] = 65535 if scheme == "range" else 100  # the tails are clipped
     normalise(array, (Normalisation(scheme),))
     assert array.mean() == pytest.approx(0, abs=1e-4)
     assert array.std() == pytest.approx(1, abs=1e-4)
     assert array.max() < 5
-    for value in (0.0, 7.3, -1e6):
-        array = np.full((1, 9, 9, 9), value, np.float32)
-        normalise(array, (Normalisation(scheme),))
-        np.testing.assert_array_equal(array, 0)
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "range", "local"])
+@pytest.mark.parametrize("value", [0.0, 7.3, -1e6])
+def test_constant_channel_becomes_0(scheme, value):
+    array = np.full((1, 9, 9, 9), value, np.float32)
+    normalise(array, (Normalisation(scheme, sigma=2.0),))
+    np.testing.assert_array_equal(array, 0)
+
+
+def test_local_contrast_equals_a_naive_computation(rng):
+    sigma = 1.4  # windows of 3 pixels
+    image = rng.normal(100, 20, size=(15, 19)).astype(np.float32)
+    found = image[None].copy()
+    normalise(found, (Normalisation("local", sigma=sigma),))
+    by_range = image[None].copy()
+    normalise(by_range, (Normalisation("range"),))
+
+    def mean_of_neighbours(values):
+        padded = np.pad(values, 1, mode="symmetric")
+        shifted = [padded[i : i + 15, j : j + 19] for i in range(3) for j in range(3)]
+        return np.mean(shifted, axis=0)
+
+    mean = by_range[0].astype(float)
+    square = np.square(mean)
+    for _ in range(3):
+        mean = mean_of_neighbours(mean)
+        square = mean_of_neighbours(square)
+    contrast = (by_range[0] - mean) / (np.sqrt(square - mean**2) + 0.1)
+    expected = by_range[0] + contrast
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+
+
+def test_local_contrast_enlarges_a_faint_lesion_on_a_slow_change_of_brightness(rng):
+    """The lesion stands out from the noise of the whole film three times as much."""
+    film = rng.normal(0, 5, size=(200, 200)) + np.linspace(0, 1000, 200)[None]
+    film[90:110, 40:60] += 20
+    stands_out = {}
+    for scheme in ("range", "local"):
+        changed = film.astype(np.float32)[None].copy()
+        normalise(changed, (Normalisation(scheme, sigma=12.0),))
+        above = changed[0, 60:80, 40:60].mean()  # the same columns, so the same brightness
+        stands_out[scheme] = changed[0, 90:110, 40:60].mean() - above
+    assert stands_out["local"] > 3 * stands_out["range"] > 0
+
+
+def test_local_normalisation_does_not_depend_on_the_units(rng):
+    film = rng.normal(size=(1, 60, 50)).astype(np.float32)
+    changed = film * 300 - 70
+    for array in (film, changed):
+        normalise(array, (Normalisation("local", sigma=4.0),))
+    np.testing.assert_allclose(film, changed, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 3.3, 24.0])
+def test_windows_of_local_normalisation_have_the_deviation_of_the_gaussian(sigma):
+    window = np.ones(window_of(sigma)) / window_of(sigma)
+    weights = np.convolve(np.convolve(window, window), window)
+    place = np.arange(len(weights)) - len(weights) // 2
+    assert np.sqrt((weights * place**2).sum()) == pytest.approx(sigma, abs=0.5)
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,9 @@ def test_monai_bundle_gives_our_probabilities(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng):
-    flat = _make_plan(plan, 2, 1, "softmax")
+@pytest.mark.parametrize("scheme", [Normalisation("range"), Normalisation("local", sigma=5.0)])
+def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng, scheme):
+    flat = _make_plan(plan, 2, 1, "softmax").with_(normalisation=(scheme,))
     write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
     image = np.clip(_make_scan(rng, (32, 48)), 0, 255).astype(np.uint8)
     write_array(tmp_path / "images" / "x.png", image)

@@ -72,32 +72,41 @@ def make_channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> Channel
         (None, -930, 700, -400, 300),
     ],
 )
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("dims", "side"), [(3, None), (2, 400)])
 def test_ct_keeps_the_range_of_body_and_lesions_and_balances_them(
-    dims, lesion, lower, upper, mean, std
+    dims, side, lesion, lower, upper, mean, std
 ):
-    found = rules.normalisation(make_channel(True, lesion), dims).value
+    found = rules.normalisation(make_channel(True, lesion), dims, side).value
     assert (found.scheme, found.lower, found.upper, found.mean) == ("dataset", lower, upper, mean)
     assert found.std == pytest.approx(std, abs=1e-3)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(
-    ("name", "scale"),
+    ("dims", "side", "scale"),
     [
-        ("c", None),  # MRI is scaled by case, radiographs by range
+        (3, None, Normalisation("zscore")),
+        (2, 400, Normalisation("local", sigma=20.0)),  # 5 % of the side
+        (2, None, Normalisation("range")),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("c", None),
         ("noNorm", Normalisation("dataset")),
         ("zscore", Normalisation("zscore")),
         ("rescale_to_0_1", Normalisation("range")),
         (" rgb_to_0_1", Normalisation("dataset", std=255.0)),
     ],
 )
-def test_channel_name_of_an_nnunet_normalisation_overrides_the_rules(name, scale, dims: int):
+def test_kind_of_image_decides_unless_the_channel_has_the_name_of_an_nnunet_normalisation(
+    dims, side, scale, name, named
+):
     lesion = Spread(0, 1, 0, 1)
-    found = rules.normalisation(make_channel(False, lesion, name), dims).value
-    assert found == (scale or Normalisation("range" if dims == 2 else "zscore"))
-    if scale is not None:
-        assert rules.normalisation(make_channel(True, lesion, name), dims).value == scale
+    found = rules.normalisation(make_channel(False, lesion, name), dims, side).value
+    assert found == (named or scale)
+    if named is not None:
+        assert rules.normalisation(make_channel(True, lesion, name), dims, side).value == named
 
 
 @pytest.mark.parametrize(
