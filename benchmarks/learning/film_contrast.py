@@ -1,11 +1,11 @@
-"""How faint the lesions of radiographs are: their contrast with their surroundings.
+"""Contrast of the lesions of radiographs with their surroundings.
 
     python benchmarks/learning/film_contrast.py --data DIR … --table contrast.csv
 
 The contrast of a lesion is |m − s| / d: m is the mean of the pixels in the ellipse inscribed in its
 box, s and d are the mean and the standard deviation of the pixels around it. The ring around it
-reaches from 1.1 to 3 times the ellipse. At a contrast of 1, the lesion stands out from its
-surroundings as much as ribs and vessels do. Far below 1, only its shape can distinguish it.
+reaches from 1.1 to 3 times the ellipse. At a contrast of 1, the mean of a lesion differs from that
+of its surroundings by as much as the pixels of the surroundings vary.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from benchmarks.learning import films
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.ops.components import lesions_of
@@ -29,10 +29,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--table", type=Path, help="a CSV file for the rows")
     options = parser.parse_args()
-    table = pd.DataFrame([measure(root) for root in options.data])
-    print(table.to_string(index=False))
-    if options.table:
-        table.to_csv(options.table, index=False)
+    films.show([measure(root) for root in options.data], options.table)
 
 
 def measure(root: Path) -> dict[str, Any]:

@@ -90,19 +90,29 @@ def main(train: TrainFunction | None = None) -> None:
         train: trains a network and returns its predictor; None trains ours.
     """
     options = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("lesionseg").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
+    set_up(options.threads)
     rows = []
     for seed in options.seeds:
         for name, overrides in options.variants.items():
             for root in options.data:
                 cell = CellName(root.name, name, overrides, options.steps, seed)
                 rows.append(make_cell(cell, root, options.output, train or train_ours))
+    show(rows, options.table)
+
+
+def set_up(threads: int) -> None:
+    """Limit the threads, and log only the cells and errors."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("lesionseg").setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
+
+
+def show(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
+    """Print the rows of a table, and write them as CSV if there is a path."""
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
-    if options.table:
-        table.to_csv(options.table, index=False)
+    if path is not None:
+        table.to_csv(path, index=False)
 
 
 def arguments() -> argparse.Namespace:

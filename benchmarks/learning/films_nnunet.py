@@ -12,15 +12,11 @@ interrupted cell begins anew, because its minutes count.
 """
 
 import argparse
-import logging
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
-import torch
 
 from benchmarks.learning import films, vs_nnunet
 from lesionseg.core import CaseFiles
@@ -32,17 +28,12 @@ from lesionseg.io.files import read_json, write_json
 def main() -> None:
     """Train and score the missing cells, then print the table."""
     options = arguments()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("lesionseg").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
+    films.set_up(options.threads)
     rows = []
     for root in options.data:
         setting = vs_nnunet.prepare(root.resolve(), options)
         rows += [make_cell(setting, seed) for seed in options.seeds]
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False))
-    if options.table:
-        table.to_csv(options.table, index=False)
+    films.show(rows, options.table)
 
 
 def arguments() -> argparse.Namespace:

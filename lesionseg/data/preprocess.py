@@ -274,9 +274,10 @@ def window_of(sigma: float) -> int:
 
 def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """Return the mean of each voxel's surroundings. The image is mirrored at its edges."""
+    window = window_of(sigma)
     mean = channel
     for _ in range(3):
-        mean = ndimage.uniform_filter(mean, window_of(sigma), mode="reflect")
+        mean = ndimage.uniform_filter(mean, window, mode="reflect")
     return mean
 
 
