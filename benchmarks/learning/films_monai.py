@@ -6,7 +6,8 @@
 It runs in the environment of the peers (`make peers`) and has the options of `films.py`. Films,
 tiles, augmentation, backbone, sizes of anchors, optimiser and learning rate are those of our plan
 for `model=retinanet`. Heads, matching of anchors, loss (cross-entropy with hard negatives, L1 of
-boxes) and inference are MONAI's, with the settings of its LUNA16 recipe (`monai_detector.py`).
+boxes) and inference are MONAI's, with the settings of its LUNA16 recipe (`monai_detector.py`). It
+trains in bf16 on the processors on which ours does; its recipe uses automatic mixed precision too.
 """
 
 import sys
@@ -30,7 +31,7 @@ from lesionseg.data.tiles import TileDataset  # noqa: E402
 from lesionseg.inference.box_candidates import Boxes  # noqa: E402
 from lesionseg.inference.decision import Inferred  # noqa: E402
 from lesionseg.inference.predictor import Predictor  # noqa: E402
-from lesionseg.models.build import build_network  # noqa: E402
+from lesionseg.models.build import build_network, fast_dtype  # noqa: E402
 from lesionseg.pipeline.experiment import Experiment  # noqa: E402
 from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
@@ -101,7 +102,8 @@ def train_monai(
         images, targets = next(batches)
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step / steps, settings)
-        terms = detector(images, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype(CPU) == torch.bfloat16):
+            terms = detector(images, targets)
         optimiser.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_CLIP)

@@ -26,6 +26,7 @@ from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG
 from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_config, save_config
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
 from lesionseg.plan.rules import Decision
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 # Minutes of one core up to which a training on a CPU is short. The narrower network was better in
 # 20 minutes of one core (docs/trials.md); longer trainings were not compared.
 SHORT_CORE_MINUTES = 30
-NARROW_FEATURES = 8  # features of the first stage in such a training, in 3-D
+NARROW_FEATURES = 8  # features of the first stage in such a training
 
 
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
@@ -183,7 +184,7 @@ def _make_plan(experiment: Experiment) -> Plan:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     width = Decision(model, "")
-    if dims == 3 and pyramid is None and before is None:
+    if pyramid is None and before is None and is_compared_narrow(model, survey.fingerprint):
         width = narrow_if_short(model, trainer, device)
     plan = make_plan(
         survey.fingerprint,
@@ -206,16 +207,27 @@ def _make_plan(experiment: Experiment) -> Plan:
     return plan
 
 
+def is_compared_narrow(model: ModelConfig, facts: Fingerprint) -> bool:
+    """Return True for the networks in which half the width was compared with the full one.
+
+    These are the U-Net in 3-D and detectors on grey radiographs (docs/trials.md).
+    """
+    if facts.dims == 3:
+        return model.architecture == "unet"
+    is_detector = model.architecture in ("retinanet", "retina_unet")
+    return is_detector and facts.modality == "xray" and len(facts.channels) == 1
+
+
 def narrow_if_short(
     model: ModelConfig, trainer: TrainerConfig, device: str
 ) -> Decision[ModelConfig]:
-    """Return the settings with a narrower U-Net if the training on a CPU is short.
+    """Return the settings with a narrower network if the training on a CPU is short.
 
-    Processors that multiply bf16 faster than fp32 make two to three times as many steps in these
-    minutes. They keep the width, as do other networks, which were not compared.
+    Processors that multiply bf16 faster than fp32 make two to five times as many steps in these
+    minutes. They keep the width.
     """
     unchanged = Decision(model, "")
-    if model.architecture != "unet" or model.base_features is not None:
+    if model.base_features is not None:
         return unchanged
     is_slow_cpu = device == "cpu" and fast_dtype(torch.device("cpu")) == torch.float32
     if not is_slow_cpu or trainer.max_minutes is None:

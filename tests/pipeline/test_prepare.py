@@ -49,7 +49,7 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
     assert (plan.anchors is not None) == (name == "retinanet")
 
 
-# --- the width of a U-Net in a short training on a CPU ---
+# --- the width of a network in a short training on a CPU ---
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,43 @@ def test_short_training_with_the_default_model_is_narrow(head_scans, tmp_path, m
     assert experiment.cfg.model.architecture == "unet"
     assert "masks" in experiment.why_model
     assert plan_run(experiment).architecture.features[0] == 8
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    root = tmp_path_factory.mktemp("films")
+    write_xray_phantoms(root, 4, seed=0, shape=(64, 64), pixel_mm=4.0)
+    return take_survey(DataConfig.of(root=root), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "minutes", "fast", "features"),
+    [
+        ("retinanet", 20, torch.float32, 8),
+        ("retina_unet", 20, torch.float32, 8),
+        ("unet", 20, torch.float32, 16),  # not compared
+        ("retinanet", 60, torch.float32, 16),
+        ("retinanet", 20, torch.bfloat16, 16),
+    ],
+)
+def test_detector_on_radiographs_is_narrow_in_short_trainings_on_a_slow_cpu(
+    films, tmp_path, monkeypatch, name, minutes, fast, features
+):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: fast)
+    trainer = {"accelerator": "cpu", "max_minutes": minutes}
+    cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
+    assert plan_run(Experiment(cfg, films, tmp_path)).architecture.features[0] == features
+
+
+def test_detector_on_pictures_in_colour_keeps_its_width(films, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: torch.float32)
+    in_colour = replace(films, fingerprint=replace(films.fingerprint, modality="colour"))
+    cfg = TrainConfig.of(
+        trainer={"accelerator": "cpu", "max_minutes": 20}, model={"architecture": "retinanet"}
+    )
+    assert plan_run(Experiment(cfg, in_colour, tmp_path)).architecture.features[0] == 16
 
 
 # --- weights of a bundle or of a checkpoint ---
