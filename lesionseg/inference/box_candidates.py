@@ -31,6 +31,9 @@ from lesionseg.ops.suppression import batched_nms
 from lesionseg.plan.plan import Plan
 
 MOST_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by descending score
+# Boxes of all views that are merged at first. More are merged only if fewer than the limit of
+# candidates remain, because a network that has hardly learnt gives millions of boxes.
+MERGED_AT_FIRST = 100_000
 _ROWS = 512  # candidates whose IoU with all boxes is computed at once
 SAME_LESION = 0.1  # IoU from which candidates of both heads are one lesion, as in matching
 # NMS threshold (IoU) in one view; the threshold for all views is `AnchorPlan.merge_iou`
@@ -43,7 +46,8 @@ class Boxes:
 
     `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open. `scores` `[n]` in [0, 1].
     `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` is the number of anchors
-    above the floor that were skipped, because a view of a tile had more than `MOST_ANCHORS`.
+    above the floor that were skipped, because a view of a tile had more than `MOST_ANCHORS`, and of
+    boxes that were not merged, because the case has enough of higher scores.
     """
 
     boxes: Float[Tensor, "n two_d"]
@@ -173,7 +177,7 @@ class BoxCollector:
         """Merge the boxes of all views, and clip them to the volume without its padding."""
         self.gather()
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*self._views, strict=True))
-        best = batched_nms(boxes, scores, labels, planned_anchors(self.plan).merge_iou)
+        best = self._merge(boxes, scores, labels)
         padding = torch.tensor([before for before, _ in self.grid.pad], dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (boxes[best] - padding.repeat(2)).clamp(min=0).minimum(limit)
@@ -181,6 +185,25 @@ class BoxCollector:
         is_kept = ~is_degenerate(inside) & (scores[best] >= self.plan.box_floor)
         kept = torch.nonzero(is_kept)[:, 0]
         return Boxes(inside[kept], scores[best][kept], labels[best][kept], self.n_left_out)
+
+    def _merge(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the indices of the merged boxes by descending score.
+
+        A box cannot be dropped because of one with a lower score. So the merged boxes of the
+        highest scores are the first of all merged boxes, and those after the limit of candidates
+        are not needed.
+        """
+        merge_iou = planned_anchors(self.plan).merge_iou
+        order = scores.argsort(descending=True, stable=True)
+        n = MERGED_AT_FIRST
+        while True:
+            highest = order[:n]
+            merged = batched_nms(boxes[highest], scores[highest], labels[highest], merge_iou)
+            if n >= len(order) or len(merged) >= self.plan.candidate_rule.candidate_limit:
+                break
+            n *= 4
+        self.n_left_out += len(order) - len(highest)
+        return highest[merged]
 
 
 def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:

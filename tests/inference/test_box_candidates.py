@@ -1,6 +1,7 @@
 """Boxes: merging over tiles, resampling to the file's grid, and fusion with voxel candidates."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -223,6 +224,24 @@ def test_tile_with_many_lesions_gives_a_box_for_each():
     found = collector.finish()
     assert len(found) == 16 * 16
     assert found.n_left_out == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_found", "n_left_out"),
+    [(3, 4, 4), (5, 8, 0), (100, 8, 0)],  # 4 boxes at first, then 16
+)
+def test_lowest_boxes_are_not_merged_if_the_case_has_enough(
+    monkeypatch, limit, n_found, n_left_out
+):
+    monkeypatch.setattr(boxes_module, "MERGED_AT_FIRST", 4)
+    plan = PLAN.with_(candidate_rule=replace(PLAN.candidate_rule, candidate_limit=limit))
+    corners = [(row, column) for row in (1.0, 9.0) for column in (1.0, 5.0, 9.0, 12.0)]
+    output = make_output(
+        *(([y, x, y + 3, x + 3], 0.9 - 0.1 * i, 1) for i, (y, x) in enumerate(corners))
+    )
+    found = collect(output, plan=plan)
+    assert (len(found), found.n_left_out) == (n_found, n_left_out)
+    assert_close(found.boxes, collect(output).boxes[:n_found].tolist())
 
 
 def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors() -> None:
