@@ -147,7 +147,8 @@ def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
         spacing=(1.0, 1.0),
         mirror_axes=(0, 1),
     )
-    predictor = Predictor(model.write(tmp_path), device="cpu")
+    settings = InferenceConfig.of(precision="fp32")  # bf16 is the default where it is fast
+    predictor = Predictor(model.write(tmp_path), device="cpu", settings=settings)
     image = np.random.default_rng(0).uniform(0, 255, (3, 20, 30)).astype(np.float32)
     expected = naive.predict(model, image[:, None], (999.0, 1.0, 1.0), mirrored=False)[:, 0]
     for mm in (1.0, 0.2):
