@@ -84,7 +84,7 @@ def usual_boxes(lesions: Array) -> tuple[Array, Sequence[float]]:
     highest = density.max()
     chosen = []
     scores = []
-    for _ in range(N_BOXES):
+    while density.any() and len(chosen) < N_BOXES:
         centre = places[(slice(None), *np.unravel_index(density.argmax(), density.shape))]
         chosen.append(np.concatenate([centre - size / 2, centre + size / 2]))
         scores.append(float(density.max() / highest))

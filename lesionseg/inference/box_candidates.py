@@ -195,11 +195,12 @@ class BoxCollector:
         """
         merge_iou = planned_anchors(self.plan).merge_iou
         order = scores.argsort(descending=True, stable=True)
+        limit = self.plan.candidate_rule.candidate_limit
         n = MERGED_AT_FIRST
         while True:
             highest = order[:n]
             merged = batched_nms(boxes[highest], scores[highest], labels[highest], merge_iou)
-            if n >= len(order) or len(merged) >= self.plan.candidate_rule.candidate_limit:
+            if n >= len(order) or len(merged) >= limit:
                 break
             n *= 4
         self.n_left_out += len(order) - len(highest)
