@@ -129,7 +129,8 @@ class CandidateRule:
     Three kinds are dropped: peaks below `floor`, candidates of fewer than `min_voxels` voxels, and
     peaks that hardly rise above the side of a higher one (`inference.candidates.PROMINENCE`). A
     case keeps the `candidate_limit` highest candidates. Candidates above the operating point are
-    always kept, except boxes that are not merged (`inference.box_candidates.MERGED_AT_FIRST`). `source` states whether candidates come from voxels, a detector's boxes or both.
+    always kept, except boxes that are not merged (`inference.box_candidates.MERGED_AT_FIRST`).
+    `source` states whether candidates come from voxels, a detector's boxes or both.
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
