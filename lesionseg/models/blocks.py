@@ -34,13 +34,11 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         """Return normalised features in the precision of `x`."""
-        if x.device.type != "cpu":
-            return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        # Group norm with one channel per group is the same formula, and its kernel is faster on a
-        # CPU. Its backward pass is 25 times slower in channels-last. On a GPU, autocast would
-        # convert its output to fp32.
-        if x.is_contiguous():
-            return functional.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+        # Group norm with one channel per group is the same formula, and its kernel is faster: on a
+        # GPU in bf16, a step of the U-Net takes 58 instead of 74 ms. On a CPU, its backward pass is
+        # 25 times slower in channels-last.
+        if x.device.type != "cpu" or x.is_contiguous():
+            return group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
         # Batch norm of a batch of one is instance norm, and fast in channels-last.
         return torch.cat([self._batch_norm(case) for case in torch.split(x, 1)])
 
@@ -59,20 +57,35 @@ class InstanceNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that returns the precision of its input.
-
-    On a GPU, autocast would convert the output to fp32, and a detector's towers would need a third
-    more memory. The statistics are always computed in fp32.
-    """
+    """Group normalisation that returns the precision of its input."""
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         """Return normalised features in the precision of `x`."""
-        if x.device.type == "cpu":  # autocast on a CPU keeps the precision
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            scale = self.weight.to(x.dtype)
-            shift = self.bias.to(x.dtype)
-            return functional.group_norm(x, self.num_groups, scale, shift, self.eps)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def group_norm(
+    x: Float[Tensor, "b c *spatial"], n_groups: int, weight: Tensor, bias: Tensor, eps: float
+) -> Float[Tensor, "b c *spatial"]:
+    """Normalise groups of channels, and return the precision of `x`.
+
+    On a GPU, autocast would convert the output to fp32, and a step would need a third more memory.
+    The statistics are always computed in fp32.
+
+    Args:
+        x: features `[B, C, *spatial]` in any floating-point precision.
+        n_groups: number of groups, a divisor of C.
+        weight: scale of each channel, `[C]`.
+        bias: shift of each channel, `[C]`.
+        eps: a small number that is added to the variance.
+
+    Returns:
+        Normalised features `[B, C, *spatial]`.
+    """
+    if x.device.type == "cpu":  # autocast on a CPU keeps the precision
+        return functional.group_norm(x, n_groups, weight, bias, eps)
+    with torch.autocast(x.device.type, enabled=False):
+        return functional.group_norm(x, n_groups, weight.to(x.dtype), bias.to(x.dtype), eps)
 
 
 class ConvBlock(nn.Module):
