@@ -7,15 +7,24 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import LoadImaged, MapTransform
+from monai.transforms import Compose, LoadImaged, MapTransform, RandSimulateLowResolutiond
 from scipy.ndimage import binary_erosion
 
+from lesionseg.cli import compose
 from lesionseg.config import AugmentConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
+from lesionseg.data.low_resolution import RandLowResolutiond
 from lesionseg.data.preprocess import PreparedCase, prepare_image
-from lesionseg.data.transforms import add_mask_keys, check_transforms, require_trusted
+from lesionseg.data.transforms import (
+    MASKS,
+    add_mask_keys,
+    build,
+    check_transforms,
+    require_trusted,
+    run_on_tile,
+)
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
 from tests.io.dicom_files import grid_of
@@ -121,6 +130,31 @@ def test_tile_is_the_same_in_any_order_and_process_with_transforms_of_other_libr
             assert torch.equal(first[key], batch[key][0])
     assert not torch.equal(forwards[0]["image"], make_tiles()[0]["image"])
     assert not torch.equal(forwards[0]["image"], forwards[8]["image"])  # a tile of the next epoch
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (9, 8, 7)])
+def test_all_changes_of_nnunets_recipe_run_in_2d_and_3d(rng, shape):
+    recipe = compose("train", ["data.root=.", "experiment=nnunet_recipe"])
+    tile = {"image": torch.from_numpy(rng.random((2, *shape), np.float32))}
+    tile |= {key: torch.ones(1, *shape, dtype=torch.uint8) for key in MASKS}
+    names = [spec["_target_"].rpartition(".")[2] for spec in recipe.augment.extra]
+    assert "RandLowResolutiond" in names
+    for name, spec in zip(names, recipe.augment.extra, strict=True):
+        chain = Compose([build({**spec, "prob": 1.0}, "augment.extra")])
+        changed = run_on_tile(chain, tile, seed=3)
+        assert changed["image"].shape == tile["image"].shape
+        assert not torch.equal(changed["image"], tile["image"]), name
+
+
+def test_low_resolution_is_that_of_monai(rng):
+    image = torch.from_numpy(rng.random((1, 9, 8, 7), np.float32))
+    settings = {"keys": "image", "prob": 1.0, "zoom_range": (0.5, 0.6)}
+    kinds = (RandLowResolutiond, RandSimulateLowResolutiond)
+    ours, theirs = [
+        kind(**settings).set_random_state(4)({"image": image})["image"] for kind in kinds
+    ]
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, image)
 
 
 def test_all_masks_are_transformed_with_the_label():
