@@ -50,7 +50,7 @@ from lesionseg.ops import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.module import make_optimiser
+from lesionseg.training.module import highest_rate, make_optimiser
 from lesionseg.training.objective import make_objective
 from lesionseg.training.trial_steps import some_batch, try_steps
 
@@ -278,7 +278,7 @@ def make_step(
     network = build_network(plan).to(scale.device, memory_format=memory_format)  # type: ignore[call-overload]
     if compiled:
         network.compile(backend=scale.compiler)
-    optimiser = make_optimiser(network, cfg.optim)
+    optimiser = make_optimiser(network, cfg.optim, highest_rate(cfg.optim, plan, plan.batch_size))
     objective = make_objective(plan, cfg)
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
     batch = {key: tensor.to(scale.device) for key, tensor in batch.items()}

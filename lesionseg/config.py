@@ -198,7 +198,7 @@ class AugmentConfig(Settings):
 
 class OptimConfig(Settings):
     name: Literal["adamw", "sgd"]
-    lr: PositiveFloat
+    lr: PositiveFloat | Literal["auto"]
     weight_decay: NonNegativeFloat
     backbone_lr_scale: NonNegativeFloat
 

@@ -37,9 +37,9 @@ from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
 from lesionseg.training.fit import GRADIENT_CLIP, tiles_of  # noqa: E402
 from lesionseg.training.module import (  # noqa: E402
-    learning_rate,
+    highest_rate,
     make_optimiser,
-    scale_learning_rate,
+    share_of_rate,
 )
 
 CPU = torch.device("cpu")
@@ -92,8 +92,8 @@ def train_monai(
     assert steps is not None
     detector = build_detector(plan, CPU, cfg.seed)
     network = detector.network
-    settings = scale_learning_rate(cfg.optim, plan.batch_size, plan.dims)
-    optimiser = make_optimiser(network, settings)
+    rate = highest_rate(cfg.optim, plan, plan.batch_size)
+    optimiser = make_optimiser(network, cfg.optim, rate)
     kept = experiment.run / "checkpoints" / "last.ckpt"
     first = restore(kept, network, optimiser)
     batches = batches_from(tiles_of(cases, plan, cfg), plan, first)
@@ -101,7 +101,7 @@ def train_monai(
     for step in range(first, steps):
         images, targets = next(batches)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step / steps, settings)
+            group["lr"] = rate * share_of_rate(step / steps, cfg.optim)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype(CPU) == torch.bfloat16):
             terms = detector(images, targets)
         optimiser.zero_grad()

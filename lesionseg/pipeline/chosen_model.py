@@ -1,7 +1,7 @@
-"""Replace `model=auto` in the settings by the name of a model."""
+"""Replace `model=auto` in the settings by the name of a model, and keep the choices of a run."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
 from lesionseg.inference.bundle import bundle_plan
@@ -15,16 +15,28 @@ from lesionseg.plan.rules import Decision
 C = TypeVar("C", bound=TrainConfig)
 
 
-def keep_model_of_run(cfg: C, run: Path) -> C:
-    """Return the settings with the model of an existing run, if they do not name a model.
+def keep_choices_of_run(cfg: C, run: Path) -> C:
+    """Return the settings with the model and the learning rate of an existing run.
 
-    Otherwise a run could not be resumed after a change of the rule that chooses the model.
+    A model or rate that the settings name stays. Otherwise a run could not be resumed after a
+    change of the rules that choose them.
     """
-    if cfg.model.architecture != AUTO_MODEL or not has_config(run):
+    if not has_config(run):
         return cfg
-    model = read_yaml(run / CONFIG).get("model")
-    name = model.get("architecture") if isinstance(model, dict) else None
-    return cfg if name is None else with_model(cfg, str(name))
+    before = read_yaml(run / CONFIG)
+    model = _read_setting(before, "model", "architecture")
+    if cfg.model.architecture == AUTO_MODEL and isinstance(model, str):
+        cfg = with_model(cfg, model)
+    rate = _read_setting(before, "optim", "lr")
+    if cfg.optim.lr == "auto" and isinstance(rate, float):
+        cfg = cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": rate})})
+    return cfg
+
+
+def _read_setting(config: Any, section: str, name: str) -> Any:
+    """Return a setting of a stored configuration, or None if it is not there."""
+    part = config.get(section) if isinstance(config, dict) else None
+    return part.get(name) if isinstance(part, dict) else None
 
 
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.evaluation import Preset, find_preset
-from lesionseg.pipeline.chosen_model import keep_model_of_run, model_for, with_model
+from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_model
 from lesionseg.pipeline.run_dir import config_of, provenance
 from lesionseg.pipeline.survey import Survey, facts_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
@@ -49,7 +49,7 @@ class Experiment:
     @classmethod
     def on(cls, cfg: TrainConfig, survey: Survey, run: Path) -> "Experiment":
         """Return the experiment on a survey, with a model in place of `model=auto`."""
-        named = keep_model_of_run(cfg, run)
+        named = keep_choices_of_run(cfg, run)
         model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
         cfg = with_model(named, model.value)
         device = training_device(cfg.trainer.accelerator)

@@ -12,7 +12,7 @@ from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.files import hold_lock, write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
-from lesionseg.pipeline.chosen_model import keep_model_of_run
+from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -79,7 +79,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         return check_dataset(
             dataset, run / PAGE, root=cfg.data.root, identifiers=cfg.identifiers, cfg=cfg
         )
-    check_config(run, config_of(keep_model_of_run(cfg, run)))
+    check_config(run, config_of(keep_choices_of_run(cfg, run)))
     experiment = Experiment.open(cfg, run)
     plan = plan_run(experiment)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})

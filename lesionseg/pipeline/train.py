@@ -17,7 +17,7 @@ from lesionseg.evaluation.result_tables import scores_table
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.chosen_model import keep_model_of_run
+from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.finished import read_finished, write_finished
@@ -92,7 +92,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         stack.enter_context(join_processes(cfg.trainer))
         run = broadcast_from_rank_zero(lambda: own_run)  # the default name contains the time
         if is_rank_zero():
-            check_config(run, config_of(keep_model_of_run(cfg, run)))
+            check_config(run, config_of(keep_choices_of_run(cfg, run)))
             stack.enter_context(locked_folder(run))
             note = stack.enter_context(run_log(run))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))

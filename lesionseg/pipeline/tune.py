@@ -22,7 +22,7 @@ from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import write_json
-from lesionseg.pipeline.chosen_model import keep_model_of_run
+from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -102,7 +102,7 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture, "tune"))
     cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
-    check_config(run, config_of(keep_model_of_run(cfg, run)))
+    check_config(run, config_of(keep_choices_of_run(cfg, run)))
     if not cfg.trainer.has_one_device:
         raise ConfigError(
             "trainer.devices: a trial uses one device. Start the command once per device."

@@ -28,6 +28,9 @@ LONG_MINUTES = 30.0  # a longer training is validated several times to choose th
 N_VALIDATIONS = 6  # of such a training
 VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
 TILES_OF_LR = {3: 2, 2: 4}  # tiles per step to which `optim.lr` applies, by number of axes
+SGD_RATE = 0.01  # of nnU-Net
+ADAMW_RATE = 0.003
+DETECTOR_2D_RATE = 0.001  # docs/trials.md#learning-rate-of-detectors-on-radiographs
 WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step with rate 0 would have no effect
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
@@ -233,11 +236,11 @@ class LesionModule(pl.LightningModule):
         # with fp16 a fused optimiser would receive gradients that are clipped before unscaling
         fused = trainer.precision != "16-mixed"
         n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-        optim = scale_learning_rate(self.optim, n_tiles, self.plan.dims)
-        log.info("Learning rate %.2g for %d tiles per step.", optim.lr, n_tiles)
-        optimiser = make_optimiser(self.network, optim, fused=fused)
+        highest = highest_rate(self.optim, self.plan, n_tiles)
+        log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
+        optimiser = make_optimiser(self.network, self.optim, highest, fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda _: learning_rate(self.progress, optim) / optim.lr
+            optimiser, lambda _: share_of_rate(self.progress, self.optim)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -254,13 +257,13 @@ class LesionModule(pl.LightningModule):
 
 
 def make_optimiser(
-    network: nn.Module, settings: OptimConfig, *, fused: bool = True
+    network: nn.Module, settings: OptimConfig, rate: float, *, fused: bool = True
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
-    Weight decay applies only to kernels, because it would not regularise a norm's scale or the
-    prior bias of a head. The learning rate of all weights except those of heads is multiplied by
-    `backbone_lr_scale`.
+    `rate` is the result of `highest_rate`. The rate of all weights except those of heads is
+    multiplied by `backbone_lr_scale`. Weight decay applies only to kernels, because it would not
+    regularise a norm's scale or the prior bias of a head.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
@@ -275,14 +278,14 @@ def make_optimiser(
             {
                 "params": groups[has_full_rate, has_no_decay],
                 "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
-                "lr": settings.lr * (1.0 if has_full_rate else settings.backbone_lr_scale),
+                "lr": rate * (1.0 if has_full_rate else settings.backbone_lr_scale),
             }
         )
     if settings.name == "adamw":
         # Focal loss shrinks its own gradient as the network learns. With torch's default of 0.999,
         # AdamW divides by the large first gradients for about 1000 steps and hardly moves.
-        return torch.optim.AdamW(parts, lr=settings.lr, betas=(0.9, 0.95), fused=fused)
-    sgd = torch.optim.SGD(parts, lr=settings.lr, momentum=0.99, nesterov=True, fused=fused)
+        return torch.optim.AdamW(parts, lr=rate, betas=(0.9, 0.95), fused=fused)
+    sgd = torch.optim.SGD(parts, lr=rate, momentum=0.99, nesterov=True, fused=fused)
     # torch fills the buffer in the first step, but not if the gradient of that step is not finite
     for group in sgd.param_groups:
         for weight in group["params"]:
@@ -330,28 +333,35 @@ def budget_text(settings: TrainerConfig) -> str:
     return " or ".join(f"{value:g} {unit}" for value, unit in limits if value)
 
 
-def scale_learning_rate(settings: OptimConfig, n_tiles: int, dims: int) -> OptimConfig:
-    """Return the settings with the learning rate for a step of `n_tiles` tiles.
+def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
+    """Return the highest learning rate of a training whose steps have `n_tiles` tiles.
 
     The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),
     and to its square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). `optim.lr` applies to
-    2 tiles in 3-D and 4 in 2-D. `n_tiles` includes all processes and accumulated batches.
+    2 tiles in 3-D and 4 in 2-D; `auto` is lower for detectors in 2-D. `n_tiles` includes all
+    processes and accumulated batches.
     """
-    times = n_tiles / TILES_OF_LR[dims]
-    factor = times if settings.name == "sgd" else sqrt(times)
-    return settings.model_copy(update={"lr": settings.lr * factor})
+    rate = _default_rate(settings, plan) if settings.lr == "auto" else settings.lr
+    times = n_tiles / TILES_OF_LR[plan.dims]
+    return rate * (times if settings.name == "sgd" else sqrt(times))
 
 
-def learning_rate(progress: float, settings: OptimConfig) -> float:
-    """Return the learning rate at `progress` in [0, 1]; above 1 it stays the same.
+def _default_rate(settings: OptimConfig, plan: Plan) -> float:
+    if settings.name == "sgd":
+        return SGD_RATE
+    return DETECTOR_2D_RATE if plan.has_boxes and plan.dims == 2 else ADAMW_RATE
 
-    AdamW: linear warm-up from a hundredth of `lr`, then cosine `lr · (1 + cos πq) / 2` (Loshchilov
-    and Hutter 2017, eq. 5), where q is the progress from the end of the warm-up (0) to the end of
-    the training (1). SGD: poly `lr · (1 − progress)^0.9`.
+
+def share_of_rate(progress: float, settings: OptimConfig) -> float:
+    """Return the share of the highest learning rate at `progress` in [0, 1].
+
+    AdamW: linear warm-up from a hundredth, then cosine `(1 + cos πq) / 2` (Loshchilov and Hutter
+    2017, eq. 5), where q is the progress from the end of the warm-up (0) to the end of the training
+    (1). SGD: poly `(1 − progress)^0.9`. Above a progress of 1 the share stays the same.
     """
     progress = min(max(progress, 0.0), 1.0)
     if settings.name == "sgd":
-        return float(settings.lr * (1 - progress) ** POLY_POWER)
+        return float((1 - progress) ** POLY_POWER)
     if progress < WARMUP:
-        return settings.lr * max(progress / WARMUP, WARMUP_FLOOR)
-    return settings.lr * (1 + cos(pi * (progress - WARMUP) / (1 - WARMUP))) / 2
+        return max(progress / WARMUP, WARMUP_FLOOR)
+    return (1 + cos(pi * (progress - WARMUP) / (1 - WARMUP))) / 2

@@ -17,7 +17,7 @@ from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.callbacks import FocalStatistics
-from lesionseg.training.module import make_optimiser
+from lesionseg.training.module import highest_rate, make_optimiser
 from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     gpu = torch.device(device)
     network = build_network(plan, architectures=TRUSTED).to(gpu).train()
     objective = make_objective(plan, cfg)
-    optimiser = make_optimiser(network, cfg.optim)
+    optimiser = make_optimiser(network, cfg.optim, highest_rate(cfg.optim, plan, plan.batch_size))
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
     batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
     is_autocast = cfg.trainer.precision != "32-true"

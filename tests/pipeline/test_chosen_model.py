@@ -12,7 +12,7 @@ from lesionseg.cli import run
 from lesionseg.cli.compose import compose
 from lesionseg.config import ModelConfig, TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline.chosen_model import keep_model_of_run, model_for
+from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import tuned_groups
@@ -97,14 +97,25 @@ def test_check_of_boxes_proposes_no_other_model(tmp_path, capsys):
 def test_run_keeps_its_model_if_the_configuration_says_auto(tmp_path):
     asked = TrainConfig.of(data={"root": "x"})
     named = TrainConfig.of(data={"root": "x"}, model={"architecture": "residual_unet"})
-    assert keep_model_of_run(asked, tmp_path).model.architecture == "auto"
+    assert keep_choices_of_run(asked, tmp_path).model.architecture == "auto"
     save_config(tmp_path, config_of(named))
-    kept = keep_model_of_run(asked, tmp_path)
+    kept = keep_choices_of_run(asked, tmp_path)
     assert kept.model.architecture == "residual_unet"
     check_config(tmp_path, config_of(kept))
     other = TrainConfig.of(data={"root": "x"}, model={"architecture": "unet"})
     with pytest.raises(ConfigError, match="residual_unet → unet"):
-        check_config(tmp_path, config_of(keep_model_of_run(other, tmp_path)))
+        check_config(tmp_path, config_of(keep_choices_of_run(other, tmp_path)))
+
+
+def test_run_keeps_its_learning_rate_if_the_configuration_says_auto(tmp_path):
+    asked = TrainConfig.of(data={"root": "x"})
+    save_config(tmp_path, config_of(TrainConfig.of(data={"root": "x"}, optim={"lr": 0.003})))
+    kept = keep_choices_of_run(asked, tmp_path)
+    assert kept.optim.lr == 0.003
+    check_config(tmp_path, config_of(kept))
+    other = TrainConfig.of(data={"root": "x"}, optim={"lr": 0.02})
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 → 0\.02"):
+        check_config(tmp_path, config_of(keep_choices_of_run(other, tmp_path)))
 
 
 def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):

@@ -17,7 +17,7 @@ from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training.callbacks import History, LastCheckpoint, Progress
-from lesionseg.training.module import learning_rate, scale_learning_rate
+from lesionseg.training.module import highest_rate, share_of_rate
 from tests.training.conftest import weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -142,7 +142,7 @@ class StepsOfSeconds(pl.Callback):
         self.clock.advance(self.seconds)
 
 
-def test_time_budget_includes_validation_and_scales_the_schedule(train, column, clock):
+def test_time_budget_includes_validation_and_scales_the_schedule(train, make_plan, column, clock):
     ends = []
 
     def validate(network):
@@ -161,8 +161,9 @@ def test_time_budget_includes_validation_and_scales_the_schedule(train, column, 
     assert result.steps == 5
     assert result.minutes == pytest.approx(75 / 60)  # the first step that ends after a minute
     shares = np.array([0, 0, 3, 21, 39]) / 60  # share of the budget at the end of the previous step
-    optim = scale_learning_rate(OptimConfig.of(lr=1e-2), n_tiles=2, dims=2)
-    rates = [learning_rate(share, optim) for share in shares]
+    optim = OptimConfig.of(lr=1e-2)
+    highest = highest_rate(optim, make_plan(), n_tiles=2)
+    rates = [highest * share_of_rate(share, optim) for share in shares]
     assert column("lr") == pytest.approx(rates)
     assert rates[-1] < 0.8 * max(rates)
 

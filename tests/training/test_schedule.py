@@ -7,8 +7,14 @@ import torch
 
 from lesionseg.config import OptimConfig, TrainConfig, TrainerConfig
 from lesionseg.models import build_network
+from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training import lesion_module
-from lesionseg.training.module import learning_rate, make_optimiser, resolve_budget
+from lesionseg.training.module import (
+    highest_rate,
+    make_optimiser,
+    resolve_budget,
+    share_of_rate,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,21 +55,40 @@ def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
 @pytest.mark.parametrize(
     ("name", "progress", "rate"),
     [
-        ("adamw", 0.0, 0.02),  # a hundredth of the peak instead of 0
-        ("adamw", 0.025, 1.0),
-        ("adamw", 0.2875, 1 + 2**-0.5),  # a quarter: (1 + cos π/4) / 2 of 2
+        ("adamw", 0.0, 0.01),  # a hundredth instead of 0
+        ("adamw", 0.025, 0.5),
+        ("adamw", 0.2875, (1 + 2**-0.5) / 2),  # a quarter: (1 + cos π/4) / 2
         ("adamw", 1.3, 0.0),
-        ("sgd", 0.5, 2 * 0.5358867),  # 0.5 to the power of 0.9
+        ("sgd", 0.5, 0.5358867),  # 0.5 to the power of 0.9
     ],
 )
 def test_learning_rate_follows_cosine_or_polynomial_schedule(name, progress, rate):
-    settings = OptimConfig.of(lr=2.0, name=name)
-    assert learning_rate(progress, settings) == pytest.approx(rate)
+    assert share_of_rate(progress, OptimConfig.of(name=name)) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    ("name", "dims", "detects", "rate"),
+    [
+        ("adamw", 3, False, 0.003),
+        ("adamw", 3, True, 0.003),
+        ("adamw", 2, False, 0.003),
+        ("adamw", 2, True, 0.001),
+        ("sgd", 2, True, 0.01),
+    ],
+)
+def test_default_rate_is_lower_for_detectors_in_2d(make_plan, name, dims, detects, rate):
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * dims,),), width=8, depth=1)
+    plan = make_plan().with_(dims=dims, anchors=anchors if detects else None)
+    n_tiles = {3: 2, 2: 4}[dims]
+    assert highest_rate(OptimConfig.of(name=name, lr="auto"), plan, n_tiles) == rate
+    assert highest_rate(OptimConfig.of(name=name, lr=0.5), plan, n_tiles) == 0.5
 
 
 def test_smaller_rate_of_the_backbone_keeps_its_ratio(make_plan):
     network = build_network(make_plan())
-    optimiser = make_optimiser(network, OptimConfig.of(backbone_lr_scale=0.1, weight_decay=0.3))
+    optimiser = make_optimiser(
+        network, OptimConfig.of(backbone_lr_scale=0.1, weight_decay=0.3), 3e-3
+    )
     heads = {id(p) for p in network.heads.parameters()}
     torch.optim.lr_scheduler.LambdaLR(optimiser, lambda _: 0.5)
     for group in optimiser.param_groups:
