@@ -421,8 +421,31 @@ class Laps(pl.Callback):
 
 
 def fit_rows(scale: Scale) -> list[table.Row]:
-    """Train for a minute with the loader, measure the step without it, and time a checkpoint."""
+    """Train for a minute with the loader, and measure the step without it and a checkpoint.
+
+    On a GPU, a second training has a compiled network.
+    """
     plan = plan_of(scale)
+    with tempfile.TemporaryDirectory() as name:
+        cases = prepare_heads(Path(name), plan, scale.lesions_per_head)
+        laps = train_for_a_while(scale, plan, cases, Path(name) / "run")
+        peers = {}
+        if scale.device == "cuda":
+            compiled = train_for_a_while(scale, plan, cases, Path(name) / "compiled", compiled=True)
+            peers["compiled"] = compiled.steps_per_second()
+    step_ms = time_runs(scale, ours=make_step(scale, plan))["ours"]
+    peers["step_alone"] = 1e3 / step_ms
+    rate = laps.steps_per_second()
+    rows: list[table.Row] = [
+        table.RecallRow("fit", rate, "steps/s", peer, value) for peer, value in peers.items()
+    ]
+    return rows + rows_against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
+
+
+def train_for_a_while(
+    scale: Scale, plan: Plan, cases: Sequence[CachedCase], run: Path, *, compiled: bool = False
+) -> Laps:
+    """Train for the seconds or steps of the scale, and return the times of the steps."""
     laps = Laps()
     on_gpu = scale.device == "cuda"
     trainer = {
@@ -430,16 +453,11 @@ def fit_rows(scale: Scale) -> list[table.Row]:
         "max_steps": scale.fit_steps,
         "accelerator": "gpu" if on_gpu else "cpu",
         "workers": "auto" if on_gpu else 0,
+        "compile": compiled,
     }
     cfg = TrainConfig.of(trainer=trainer)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiles = tiles_of(prepare_heads(folder, plan, scale.lesions_per_head), plan, cfg)
-        fit(build_network(plan), plan, tiles, cfg, folder / "run", callbacks=[laps])
-    step_ms = time_runs(scale, ours=make_step(scale, plan))["ours"]
-    rate = laps.steps_per_second()
-    rows: list[table.Row] = [table.RecallRow("fit", rate, "steps/s", "step_alone", 1e3 / step_ms)]
-    return rows + rows_against("checkpoint", "s", laps.checkpoint_seconds, step=step_ms / 1e3)
+    fit(build_network(plan), plan, tiles_of(cases, plan, cfg), cfg, run, callbacks=[laps])
+    return laps
 
 
 def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[CachedCase]:
