@@ -9,7 +9,7 @@ from monai.transforms import RandSimulateLowResolutiond
 LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
-class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]
+class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # MONAI: no types
     """MONAI's random low resolution, with linear interpolation in 2-D and 3-D.
 
     MONAI's transform has one mode of interpolation, and its default fails in 2-D. The arguments are
