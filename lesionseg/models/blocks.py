@@ -69,8 +69,8 @@ def group_norm(
 ) -> Float[Tensor, "b c *spatial"]:
     """Normalise groups of channels, and return the precision of `x`.
 
-    On a GPU, autocast would convert the output to fp32, and a step would need a third more memory.
-    The statistics are always computed in fp32.
+    On a GPU, autocast would convert the output to fp32, which takes twice the memory. The
+    statistics are always computed in fp32.
 
     Args:
         x: features `[B, C, *spatial]` in any floating-point precision.

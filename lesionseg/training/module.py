@@ -29,7 +29,7 @@ N_VALIDATIONS = 6  # of such a training
 VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
 TILES_OF_LR = {3: 2, 2: 4}  # tiles per step to which `optim.lr` applies, by number of axes
 SGD_RATE = 0.01  # of nnU-Net
-ADAMW_RATE = 0.003
+ADAMW_RATE = 0.003  # of all networks except detectors in 2-D
 DETECTOR_2D_RATE = 0.001  # docs/trials.md#learning-rate-of-detectors-on-radiographs
 WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step with rate 0 would have no effect
@@ -347,6 +347,7 @@ def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
 
 
 def _default_rate(settings: OptimConfig, plan: Plan) -> float:
+    """Return the rate of `optim.lr=auto`, before it is scaled with the tiles of a step."""
     if settings.name == "sgd":
         return SGD_RATE
     return DETECTOR_2D_RATE if plan.has_boxes and plan.dims == 2 else ADAMW_RATE
