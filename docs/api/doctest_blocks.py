@@ -10,7 +10,7 @@ DOCTEST = re.compile(r"^>>> (?:.+\n?)+", re.MULTILINE)
 
 
 def fenced(text: str) -> str:
-    """The docstring with its doctests in fences."""
+    """Return the docstring with its doctests in fences."""
     return DOCTEST.sub(lambda found: f"```pycon\n{found[0].rstrip()}\n```\n", text)
 
 

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def write(name: str, draw: Callable[[Figure], None], height: float) -> None:
-    """One figure as SVG beside this file."""
+    """Write one figure as SVG next to this file."""
     figure = Figure(figsize=(7.6, height), layout="constrained")
     draw(figure)
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
@@ -74,7 +74,7 @@ def loss_and_gradient(
 
 
 def curves(onto: Figure) -> None:
-    """The loss, and the size of its gradient in the logit, against p_t."""
+    """Draw the loss, and the size of its gradient in the logit, against p_t."""
     left, right = onto.subplots(1, 2)
     p = np.linspace(1e-3, 1 - 1e-3, 400)
     for gamma, colour in zip(GAMMAS, COLOURS, strict=True):
@@ -104,7 +104,7 @@ def shares(fraction: float, gamma: float, alpha: float) -> tuple[float, float, f
 
 
 def gradient_share(onto: Figure) -> None:
-    """Who gets the gradient, against γ, at three lesion fractions."""
+    """Draw the lesion's share of the gradient against γ, at three lesion fractions."""
     gammas = np.linspace(0, 5, 51)
     panels = onto.subplots(1, len(FRACTIONS), sharey=True)
     for axes, fraction in zip(panels, FRACTIONS, strict=True):
@@ -121,10 +121,10 @@ def gradient_share(onto: Figure) -> None:
 
 
 def minimiser(q: NDArray[np.float64], gamma: float, alpha: float) -> NDArray[np.float64]:
-    """The probability that a network is taught for a voxel which is lesion with chance q.
+    """Return the probability that a network learns for a voxel that is lesion with chance q.
 
-    Where q·|slope for lesion| = (1 − q)·|slope for background|: found by bisection in the logit,
-    since the first falls and the second rises with it.
+    It solves q·|slope for lesion| = (1 − q)·|slope for background| by bisection in the logit. The
+    left side falls and the right side rises with the logit.
     """
     low, high = np.full_like(q, -60.0), np.full_like(q, 60.0)
     for _ in range(80):
@@ -136,7 +136,7 @@ def minimiser(q: NDArray[np.float64], gamma: float, alpha: float) -> NDArray[np.
 
 
 def calibration(onto: Figure) -> None:
-    """What a score means: the taught probability against the true chance, by γ and by α."""
+    """Draw the learnt probability against the true chance, by γ and by α."""
     q = np.logspace(-4, np.log10(0.999), 200)
     left, right = onto.subplots(1, 2, sharey=True)
     for gamma, colour in zip(GAMMAS, COLOURS, strict=True):
@@ -154,7 +154,7 @@ def calibration(onto: Figure) -> None:
 
 
 def needle(onto: Figure) -> None:
-    """Losses and found lesions of two tools, three trainings each."""
+    """Draw losses and found lesions of two tools, three trainings each."""
     *panels, right = onto.subplots(1, 3)
     looks = (("lesionseg", FOUND), ("nnU-Net, cut plan", ACCENT))
     losses, found = read_rows("needle_losses"), read_rows("needle")
@@ -185,7 +185,7 @@ def needle(onto: Figure) -> None:
 
 
 def comparison(onto: Figure) -> None:
-    """Each training of two tools on each set, 20 minutes on the same machine."""
+    """Draw each training of two tools on each set, 20 minutes on the same machine."""
     panels = onto.subplots(1, len(COMPARED))
     for axes, (title, table, teaches, column, label, top) in zip(panels, COMPARED, strict=True):
         for place, (tool, colour) in enumerate(((OURS, FOUND), (PEER, ACCENT))):
@@ -200,13 +200,13 @@ def comparison(onto: Figure) -> None:
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
-    """A table of benchmarks/results."""
+    """Read a table of benchmarks/results."""
     with (ROWS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def numbers() -> dict[str, object]:
-    """What docs/focal.md quotes."""
+    """Return the numbers that docs/focal.md quotes."""
     chances = np.array([1e-3, 1e-2, 0.1, 0.5])
     return {
         "loss at p_t 0.1 over loss at p_t 0.99, by γ": {

@@ -15,14 +15,14 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
 
 
 def cells(text: str) -> list[tuple[str, str]]:
-    """A page's parts in order, as ("markdown" or "code", text), without blank ones."""
+    """Return a page's parts in order, as ("markdown" or "code", text), without blank ones."""
     kinds = ("markdown", "code")
     parts = [(kinds[i % 2], part.strip()) for i, part in enumerate(BLOCK.split(text))]
     return [(kind, part) for kind, part in parts if part]
 
 
 def as_ipynb(text: str) -> str:
-    """The notebook of a page, format 4.5."""
+    """Return the notebook of a page, format 4.5."""
     made = []
     for number, (kind, source) in enumerate(cells(text)):
         name = blake2b(f"{number}{source}".encode(), digest_size=4).hexdigest()

@@ -7,12 +7,12 @@ from lesionseg.io import Convention
 
 
 def recognises(root: Path) -> bool:
-    """Whether some folder holds a scan."""
+    """Return True if some folder contains a scan."""
     return any(root.glob("*/scan.nii.gz"))
 
 
 def read(root: Path) -> Dataset:
-    """One case per folder; one without `lesions.nii.gz` has no reference."""
+    """Return one case per folder; a case without `lesions.nii.gz` has no reference."""
     cases = [
         CaseFiles(
             case=scan.parent.name,
