@@ -24,7 +24,7 @@ DOUBTS: Mapping[str, str] = {
     "box_duplicates": "Boxes occur twice, so the lesion counts twice.",
     "box_readers": "Boxes of one label overlap by more than 70 %: if several readers drew them, "
     "each lesion counts several times. Name the reader of each box in the table.",
-    "empty_label": "A label has no lesion in any case.",
+    "empty_label": "No case has a lesion of these labels:",
 }
 MOST_SHARE = 0.5  # lesions that fill more than this share of the image raise a doubt
 SAME_LESION_IOU = 0.7  # two boxes of a label that overlap more are probably one lesion
@@ -197,19 +197,24 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
         doubts.append(Doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
-    for label, name in dataset.labels.mask_names.items():
-        if present and label not in present and not dataset.labels.merged:
-            detail = f" It is {name!r}, value {label}."
-            if dataset.convention == "coco":
-                detail = f" It is {name!r}. "
-                if label == 1:  # the lowest id
-                    detail += (
-                        "Roboflow adds an empty category with the id 0. If this is it, remove it "
-                        "from the categories."
-                    )
-                else:
-                    detail += "If no image can show it, remove it from the categories."
-            doubts.append(Doubt("empty_label", "", detail))
+    absent: dict[int, str] = {}
+    if present and not dataset.labels.merged:
+        for label, name in dataset.labels.mask_names.items():
+            if label not in present:
+                absent[label] = name
+    if absent and dataset.convention == "coco":
+        detail = f" {', '.join(map(repr, absent.values()))}. "
+        if 1 in absent:  # the lowest id
+            detail += (
+                "Roboflow adds an empty category with the id 0. If this is it, remove it from the "
+                "categories."
+            )
+        else:
+            detail += "If no image can show them, remove them from the categories."
+        doubts.append(Doubt("empty_label", "", detail))
+    elif absent:
+        detail = ", ".join(f"{name!r} (value {label})" for label, name in absent.items())
+        doubts.append(Doubt("empty_label", "", f" {detail}."))
     return doubts
 
 

@@ -288,7 +288,8 @@ def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
         ha="right",
         va="top",
         fontweight="bold",
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        # opaque, so that the line of the rate that was asked for does not cross the text
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         # thin and grey, so that nobody takes it for a part of the curve
         arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkB": 5},
     )

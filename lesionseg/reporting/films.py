@@ -74,6 +74,34 @@ class FilmBox:
 
 
 @dataclass(frozen=True)
+class FilmTag:
+    """The text of a box and the rectangle behind it, in pixels of the image.
+
+    Attributes:
+        box: The box of the text.
+        left: Left edge of the rectangle.
+        top: Upper edge of the rectangle.
+        width: Extent along x.
+        height: Extent along y.
+    """
+
+    box: FilmBox
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def overlaps(self, other: "FilmTag") -> bool:
+        """Return True if the two rectangles have a common area."""
+        return (
+            self.left < other.left + other.width
+            and other.left < self.left + self.width
+            and self.top < other.top + other.height
+            and other.top < self.top + self.height
+        )
+
+
+@dataclass(frozen=True)
 class Film:
     """A whole image, its boxes and its caption.
 
@@ -101,23 +129,42 @@ class Film:
         """Height of the text in pixels of the image."""
         return TEXT_SIZE * self.width
 
-    def tag(self, box: FilmBox) -> tuple[float, float, float]:
-        """Return the left edge, upper edge and width of the text of a box, within the image.
+    def tags(self) -> list[FilmTag]:
+        """Return the texts of the boxes in the order of drawing.
+
+        A text avoids those of boxes that are drawn later, if it has another place within the image.
+        """
+        tags: list[FilmTag] = []
+        for box in reversed(self.boxes):
+            if box.text:
+                places = self._places(box)
+                free = [one for one in places if not any(one.overlaps(tag) for tag in tags)]
+                tags.append((free or places)[0])
+        return tags[::-1]
+
+    def _places(self, box: FilmBox) -> list[FilmTag]:
+        """Return the places within the image for the text of a box, the best one first.
 
         The text of a lesion is above its box, and that of a marking below, so that both can be read
-        if the boxes are equal.
+        if the boxes are equal. Without room, it is on the other side, within the box or next to it.
         """
         height = 1.25 * self.text_size
         width = (0.64 * len(box.text) + 0.6) * self.text_size
+        right = box.x + box.width
         above = box.y - height
         below = box.y + box.height
-        top = above if box.kind == "reference" else below
-        if top < 0:
-            top = below if below + height <= self.height else box.y
-        if top + height > self.height:
-            top = above if above >= 0 else self.height - height
-        left = min(max(box.x, 0.0), max(self.width - width, 0.0))
-        return left, top, width
+        tops = [above, below, box.y] if box.kind == "reference" else [below, above, box.y]
+        corners = [(left, top) for top in tops for left in (box.x, right - width)]
+        corners += [(right, box.y), (box.x - width, box.y)]
+        last_left = max(self.width - width, 0.0)
+        last_top = self.height - height
+        places = [
+            FilmTag(box, min(max(left, 0.0), last_left), top, width, height)
+            for left, top in corners
+            if 0 <= top <= last_top
+        ]
+        # a box at the lower border that is as high as the image
+        return places or [FilmTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
 
 
 def choose_films(tables: Tables) -> list[str]:

@@ -23,7 +23,7 @@ from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.films import Film, FilmBox
+from lesionseg.reporting.films import Film, FilmBox, FilmTag
 from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
 from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
@@ -301,8 +301,8 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
     points = max(72 * film.text_size * inches_per_pixel, LEAST_TEXT)
     for box in film.boxes:
         _draw_film_box(axes, box)
-        if box.text:
-            _draw_film_text(axes, film, box, points)
+    for tag in film.tags():
+        _draw_film_text(axes, tag, points)
     axes.set_xlim(0, film.width)
     axes.set_ylim(film.height, 0)
     return y + height
@@ -332,17 +332,17 @@ def _draw_film_box(axes: Axes, box: FilmBox) -> None:
         )
 
 
-def _draw_film_text(axes: Axes, film: Film, box: FilmBox, points: float) -> None:
-    """Write the text of a box above it or, without room, at the place that the film gives it.
+def _draw_film_text(axes: Axes, tag: FilmTag, points: float) -> None:
+    """Write the text of a box at its place, or directly above the box if its place is above.
 
     `points` is the size of the text.
     """
-    left, top, _ = film.tag(box)
-    is_above = top < box.y
+    box = tag.box
+    is_above = tag.top < box.y
     colour, _ = FILM_STYLES[box.kind]
     axes.text(
-        left,
-        box.y if is_above else top,
+        tag.left,
+        box.y if is_above else tag.top,
         box.text,
         fontsize=points,
         weight="bold",

@@ -322,7 +322,7 @@ def test_doubts_about_boxes_are_reported_and_a_detector_is_chosen(tmp_path, caps
         "All 4 fit their images as corners. Read as sizes, 2 of them reach outside.",
         "warning, b (case 2): Boxes reach outside the image. They are clipped to it. 2 of 2.",
         "warning, b (case 2): Boxes occur twice, so the lesion counts twice. 1 of 2.",
-        "It is 'findings'. Roboflow",
+        " 'findings'. Roboflow",
         "chooses: retinanet, because",
     ):
         assert words in printed
@@ -344,7 +344,7 @@ def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):
     assert "x1 is 20, but must be greater than x0, 50. If x1 is a length" in printed
     assert "1 of 4 images has no row" in printed
     assert "- note, 1 case (d): The reference is empty" in printed
-    assert "A label has no lesion" not in printed
+    assert "No case has a lesion of these labels" not in printed
 
 
 def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):

@@ -119,12 +119,16 @@ def test_repeated_boxes_are_found_in_a_long_list(rng):
 def test_a_label_without_a_lesion_is_named():
     roboflow = replace(COCO, labels=Labels.of({1: "lesions", 2: "nodule"}))
     found = doubts_of(box_reference((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
-    assert "It is 'lesions'. Roboflow" in found["empty_label", ""]
+    assert " 'lesions'. Roboflow" in found["empty_label", ""]
     reversed_labels = doubts_of(box_reference((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
-    assert "It is 'nodule'. If no image" in reversed_labels["empty_label", ""]
+    assert " 'nodule'. If no image" in reversed_labels["empty_label", ""]
     other = replace(roboflow, convention="nnunet")
     assert doubts_of(mask_reference(2 * disc()), dataset=other) == {
-        ("empty_label", ""): " It is 'lesions', value 1."
+        ("empty_label", ""): " 'lesions' (value 1)."
+    }
+    three = replace(other, labels=Labels.of({1: "cyst", 2: "mass", 3: "scar"}))
+    assert doubts_of(mask_reference(2 * disc()), dataset=three) == {
+        ("empty_label", ""): " 'cyst' (value 1), 'scar' (value 3)."
     }
     assert doubts_of(mask_reference(np.zeros((96, 96))), dataset=other) == {}  # no lesion at all
 

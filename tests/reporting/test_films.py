@@ -220,13 +220,37 @@ def test_boxes_beyond_the_limit_are_stated(tmp_path):
 
 
 def test_text_of_a_box_stays_inside_the_image():
-    film = Film("", 100, 200, 0.5, "a", "", ())
     for kind in ("reference", "accepted"):
-        for x, y in ((0, 0), (90, 0), (0, 190), (90, 190)):
-            box = FilmBox(kind, x, y, 10, 10, "missed")
-            left, top, width = film.tag(box)
-            assert 0 <= left <= 100 - width
-            assert 0 <= top <= 200 - 1.25 * film.text_size
+        for x, y, side in ((0, 0, 10), (90, 0, 10), (0, 190, 10), (90, 190, 10), (0, 0, 200)):
+            box = FilmBox(kind, x, y, 10, side, "missed")
+            (tag,) = Film("", 100, 200, 0.5, "a", "", (box,)).tags()
+            assert 0 <= tag.left <= 100 - tag.width
+            assert 0 <= tag.top <= 200 - tag.height
+
+
+def test_texts_of_a_lesion_and_its_marking_are_above_and_below():
+    lesion = FilmBox("reference", 40, 80, 20, 20, "missed")
+    marking = FilmBox("accepted", 40, 80, 20, 20, "0.31")
+    above, below = Film("", 100, 200, 0.5, "a", "", (lesion, marking)).tags()
+    assert above.top + above.height == 80
+    assert below.top == 100
+    assert above.left == below.left == 40
+
+
+def test_texts_of_neighbouring_boxes_do_not_overlap():
+    boxes = [FilmBox("accepted", 30 + 3 * k, 80 + k, 12, 12, f"0.{k}1") for k in range(3)]
+    tags = Film("", 100, 200, 0.5, "a", "", boxes).tags()
+    assert [tag.box for tag in tags] == boxes  # the order of drawing
+    assert tags[-1].left == boxes[-1].x  # the last box has the usual place
+    for k, tag in enumerate(tags):
+        assert not any(tag.overlaps(other) for other in tags[:k])
+
+
+def test_text_without_a_free_place_has_the_usual_one():
+    boxes = [FilmBox("accepted", 40, 80, 12, 12, "0.31") for _ in range(20)]
+    tags = Film("", 100, 200, 0.5, "a", "", boxes).tags()
+    assert len(tags) == 20
+    assert (tags[0].left, tags[0].top) == (40, 92)
 
 
 def test_large_films_become_small_pictures(tmp_path):
