@@ -19,7 +19,7 @@ With `--steps`, both tools train for this number of steps instead, regardless of
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
 again. An interrupted cell of `--steps` continues from its last checkpoint. An interrupted cell of
-`--minutes` begins anew, because its minutes count.
+`--minutes` begins anew, because its minutes count. `cell_rows.py` writes cells as CSV.
 """
 
 import argparse
@@ -221,6 +221,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     cell = {
         "set": setting.name,
         "tool": variant,
+        "overrides": " ".join(options.overrides if tool == "lesionseg" else sizes(options)),
         "seed": seed,
         **made,
         **score_cell(setting, folder),

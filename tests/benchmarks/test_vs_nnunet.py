@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
+from benchmarks.learning.cell_rows import found_at
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.files import read_json
 from lesionseg.phantoms import write_mri_phantoms
@@ -75,3 +76,17 @@ def test_interval_is_paired_by_patient():
     assert 0 < better[1] < 0.5 < better[2]
     few = [make_cell([True] * 4)]
     assert table.paired_interval(few, few, found) is None
+
+
+def test_lesions_are_counted_at_a_rate_of_false_positives():
+    lesions = [(4.0, 0.9), (4.0, 0.6), (8.0, 0.5), (8.0, 0.2), (3.0, None)]
+    cell = {
+        "cases": [{}, {}],
+        "false_positives": [0.8, 0.6, 0.4],
+        "lesions": [{"diameter_mm": size, "detected_at": score} for size, score in lesions],
+    }
+    assert found_at(cell, 0) == 1  # above 0.8
+    assert found_at(cell, 0.5) == 1  # one false positive; the next one has the score of a lesion
+    assert found_at(cell, 1.0) == 3
+    assert found_at(cell, 2.0) == 4  # there are fewer false positives
+    assert found_at(cell, 1.0, most_mm=5) == 2

@@ -1,0 +1,89 @@
+"""Cells of vs_nnunet.py as rows of a CSV file.
+
+    python benchmarks/learning/cell_rows.py runs/vs_nnunet/cells/heads__*.json --csv rows.csv
+
+A row is one training. Sizes are diameters in mm, or in pixels of pictures without a pixel size.
+"""
+
+import argparse
+from collections.abc import Mapping
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lesionseg.io.files import read_json
+
+SIZES = (5.0, 10.0)  # lesions below these diameters are counted
+RATE = 1.0  # false positives per case at which they are counted
+
+Cell = Mapping[str, Any]
+
+
+def main() -> None:
+    """Read the cells, print their rows and write them as CSV."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cells", type=Path, nargs="+", help="files OUTPUT/cells/….json")
+    parser.add_argument("--csv", type=Path, help="file for the rows")
+    options = parser.parse_args()
+    rows = pd.DataFrame([row_of(read_json(path)) for path in options.cells])
+    print(rows.to_string(index=False))
+    if options.csv is not None:
+        rows.to_csv(options.csv, index=False, lineterminator="\n")
+
+
+def row_of(cell: Cell) -> dict[str, Any]:
+    """Return the row of a cell."""
+    row: dict[str, Any] = {
+        "set": cell["set"],
+        "tool": cell["tool"],
+        "overrides": cell.get("overrides", ""),
+        "minutes": round(cell["minutes"], 1),
+        "steps": cell["steps"],
+        "seed": cell["seed"],
+        "tile": "x".join(map(str, cell["tile"])),
+        "batch": cell["batch"],
+        "features": cell["features"][0],
+        "device": cell["device"],
+        "accepted_dice": round(cell["dice_accepted"], 4),
+        "best_voxel_dice": round(cell["dice_best"], 4),
+        "AP": round(cell["average_precision"], 4),
+        "CPM": round(cell["cpm"], 4),
+        "FP_per_case": round(cell["false_positives_per_case"], 3),
+        "lesions": len(cell["lesions"]),
+        "found": sum(lesion["found"] for lesion in cell["lesions"]),
+        "found_at_1_FP": found_at(cell, RATE),
+    }
+    for size in SIZES:
+        small = [lesion for lesion in cell["lesions"] if lesion["diameter_mm"] < size]
+        row[f"lesions_under_{size:g}"] = len(small)
+        row[f"found_under_{size:g}"] = sum(lesion["found"] for lesion in small)
+        row[f"found_under_{size:g}_at_1_FP"] = found_at(cell, RATE, size)
+    return row
+
+
+def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
+    """Count the lesions found at a rate of false positives, with the lowest threshold it allows.
+
+    Args:
+        cell: Cell of vs_nnunet.py.
+        rate: False positives per case.
+        most_mm: Only lesions with a smaller diameter count.
+
+    Returns:
+        The number of lesions whose candidate scores higher than the first false positive that is
+        one too many.
+    """
+    allowed = int(rate * len(cell["cases"]))
+    scores = cell["false_positives"]  # the highest first
+    limit = scores[allowed] if allowed < len(scores) else -inf
+    return sum(
+        lesion["detected_at"] is not None and lesion["detected_at"] > limit
+        for lesion in cell["lesions"]
+        if lesion["diameter_mm"] < most_mm
+    )
+
+
+if __name__ == "__main__":
+    main()
