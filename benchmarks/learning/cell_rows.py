@@ -46,10 +46,10 @@ def row_of(cell: Cell) -> dict[str, Any]:
         "batch": cell["batch"],
         "features": cell["features"][0],
         "device": cell["device"],
-        "accepted_dice": round(cell["dice_accepted"], 4),
-        "best_voxel_dice": round(cell["dice_best"], 4),
-        "AP": round(cell["average_precision"], 4),
-        "CPM": round(cell["cpm"], 4),
+        "accepted_dice": _rounded(cell["dice_accepted"]),
+        "best_voxel_dice": _rounded(cell["dice_best"]),
+        "AP": _rounded(cell["average_precision"]),
+        "CPM": _rounded(cell["cpm"]),
         "FP_per_case": round(cell["false_positives_per_case"], 3),
         "lesions": len(cell["lesions"]),
         "found": sum(lesion["found"] for lesion in cell["lesions"]),
@@ -61,6 +61,11 @@ def row_of(cell: Cell) -> dict[str, Any]:
         row[f"found_under_{size:g}"] = sum(lesion["found"] for lesion in small)
         row[f"found_under_{size:g}_at_1_FP"] = found_at(cell, RATE, size)
     return row
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a score with four digits. None, such as a CPM of too few cases, stays None."""
+    return None if value is None else round(value, 4)
 
 
 def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
