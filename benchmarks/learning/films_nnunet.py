@@ -8,7 +8,7 @@ candidates come from our rule for maps of probabilities, and their boxes are com
 Training and validation films are those of `films.py`.
 
 A finished cell (set × minutes × seed) is a file in OUTPUT/cells and is not made again. An
-interrupted cell begins anew, because its minutes count.
+interrupted cell continues from its last checkpoint, for the minutes that remain.
 """
 
 import argparse
@@ -61,8 +61,8 @@ def make_cell(setting: vs_nnunet.Setting, seed: int) -> Mapping[str, Any]:
         row: Mapping[str, Any] = read_json(path)
         return row
     folder = options.output / "runs" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    shutil.rmtree(folder / "nnunet", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     trained = vs_nnunet.run_tool(setting, "nnunet_cut", seed, folder)
     kept = vs_nnunet.Kept(folder, setting.plan)
 
@@ -85,6 +85,7 @@ def make_cell(setting: vs_nnunet.Setting, seed: int) -> Mapping[str, Any]:
         "training_minutes": round(trained["minutes"], 2),
     }
     write_json(path, made)
+    (folder / "nnunet.pth").unlink(missing_ok=True)
     shutil.rmtree(folder / "nnunet")
     return made
 

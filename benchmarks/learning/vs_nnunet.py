@@ -18,8 +18,8 @@ minutes. nnU-Net runs in the environment of the peers (`make peers`).
 With `--steps`, both tools train for this number of steps instead, regardless of the time.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
-again. An interrupted cell of `--steps` continues from its last checkpoint. An interrupted cell of
-`--minutes` begins anew, because its minutes count. `cell_rows.py` writes cells as CSV.
+again. An interrupted cell continues from its last checkpoint, for the minutes or steps that remain.
+`cell_rows.py` writes cells as CSV.
 """
 
 import argparse
@@ -213,8 +213,6 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} scored other cases: use a new --output")
         return kept
-    if not options.steps:
-        shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(folder / "nnunet", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     made = run_tool(setting, tool, seed, folder)

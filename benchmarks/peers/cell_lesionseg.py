@@ -4,7 +4,8 @@
 
 Reading, checks, planning and preparation count; the learning-rate schedule covers the remaining
 minutes. The job's `overrides` are settings of `train.py`. Prediction does not count. It is
-`inference=balanced`, without mirroring.
+`inference=balanced`, without mirroring. An interrupted training continues from its last checkpoint,
+for the minutes or steps that remain.
 """
 
 import json
@@ -25,6 +26,7 @@ from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.survey import take_survey
 from lesionseg.pipeline.train_fold import train_network
+from lesionseg.training.fit import CHECKPOINTS
 
 
 def main() -> None:
@@ -41,14 +43,13 @@ def main() -> None:
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
     cases = prepare_cases(experiment, plan)
-    before = (time.time() - job["began"]) / 60
+    before = minutes_before_training(job["began"], output)
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))
     processor = time.process_time()
     fitted = train_network(experiment, plan, cases)
     processor = time.process_time() - processor
-    spent = (time.time() - job["began"]) / 60
     predictor = Predictor.from_network(
         fitted.network,
         with_focal_correction(plan, cfg),
@@ -61,7 +62,7 @@ def main() -> None:
         np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
     made = {
         "steps": fitted.steps,
-        "minutes": spent,
+        "minutes": before + fitted.minutes,
         "minutes_before_training": before,
         "training_cpu_minutes": processor / 60,  # of the last process, if it was interrupted
         "tile": list(plan.tile_shape),
@@ -70,6 +71,17 @@ def main() -> None:
         "threads": job["threads"],
     }
     (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+def minutes_before_training(began: float, output: Path) -> float:
+    """Return the minutes from the raw files to the first step, also if the training continues.
+
+    Only the process that begins the training measures them. It writes them to `output`.
+    """
+    file = output / "minutes_before_training.json"
+    if not (output / CHECKPOINTS / "last.ckpt").is_file():
+        file.write_text(json.dumps((time.time() - began) / 60))
+    return float(json.loads(file.read_text()))
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ It needs the environment of the peers and nnU-Net's three folders as environment
 Fingerprint, plan and preprocessing count. Step, loss, augmentation and sampler are nnU-Net's own.
 Its polynomial schedule covers the remaining minutes. Validation epochs are left out in its favour.
 The plan is nnU-Net's own, or ("cut") that plan with the tile and features that the device can
-afford. Prediction does not count. It is nnU-Net's own, without mirroring.
+afford. Prediction does not count. It is nnU-Net's own, without mirroring. An interrupted training
+continues from its last checkpoint, for the minutes or steps that remain.
 """
 
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,24 +43,38 @@ CHECKPOINT_STEPS = 100
 SMALLEST_MAP = 4  # voxels per axis at the coarsest stage, as nnU-Net plans
 
 
+@dataclass
+class Trained:
+    """The facts about a training until now.
+
+    Attributes:
+        minutes_before: Minutes from the raw files to the first step.
+        minutes: Minutes of training.
+        losses: Loss of each step.
+    """
+
+    minutes_before: float
+    minutes: float = 0.0
+    losses: list[float] = field(default_factory=list)
+
+
 def main() -> None:
     """Plan, preprocess, train until the minutes are over, predict, and write times and sizes."""
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(job["threads"])
     torch.manual_seed(job["seed"])
     np.random.seed(job["seed"])  # noqa: NPY002 - what nnU-Net draws from
-    until = job["began"] + 60 * job["minutes"]
     trainer = prepare(job)
-    began_training = time.time()
     output = Path(job["output"])
-    losses = train(trainer, until, job["steps"], output / "nnunet.pth")
-    spent = time.time() - job["began"]
+    spent = (time.time() - job["began"]) / 60
+    trained = train(trainer, job["steps"], job["minutes"], Trained(spent), output / "nnunet.pth")
     predict(trainer, job["scans"], output)
     config = trainer.configuration_manager
+    losses = trained.losses
     made = {
         "steps": len(losses),
-        "minutes": spent / 60,
-        "minutes_before_training": (began_training - job["began"]) / 60,
+        "minutes": trained.minutes_before + trained.minutes,
+        "minutes_before_training": trained.minutes_before,
         "tile": [int(n) for n in config.patch_size],
         "batch": int(config.batch_size),
         "features": list(config.network_arch_init_kwargs["features_per_stage"]),
@@ -118,40 +134,60 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
         shrink *= 0.95
 
 
-def train(trainer: nnUNetTrainer, until: float, most: int | None, checkpoint: Path) -> list[float]:
-    """Train until the time (or `most` steps) is over; the learning rate falls over all of it.
+def train(
+    trainer: nnUNetTrainer,
+    steps: int | None,
+    minutes: float,
+    trained: Trained,
+    checkpoint: Path,
+) -> Trained:
+    """Train for a number of steps, or for the minutes that the preparation has left.
 
-    With `most`, nnU-Net's checkpoint is written every hundred steps, and an interrupted training
-    continues from it. Returns the loss of each step: none if the preparation took all the time.
+    The learning rate falls over the whole training. Every hundred steps, nnU-Net's checkpoint is
+    written, and an interrupted training continues from it. Writing does not count as training.
+
+    Args:
+        trainer: nnU-Net's initialised trainer.
+        steps: number of steps, or None.
+        minutes: limit without `steps`, from the raw files.
+        trained: the minutes before training.
+        checkpoint: file of the checkpoint. Its facts are in a JSON file next to it.
+
+    Returns:
+        Losses and minutes. There is no loss if the preparation took all minutes.
     """
-    began = time.time()
-    losses: list[float] = []
-    losses_file = checkpoint.with_suffix(".json")
-    if most and checkpoint.is_file():
+    facts = checkpoint.with_suffix(".json")
+    if checkpoint.is_file() and facts.is_file():
         trainer.load_checkpoint(str(checkpoint))
-        losses = json.loads(losses_file.read_text())
-        print(f"continues after step {len(losses)}", flush=True)
-
-    def done() -> float:
-        if most:
-            return len(losses) / most
-        return (time.time() - began) / (until - began) if began < until else 1.0
-
+        trained = Trained(**json.loads(facts.read_text()))
+        print(f"continues after step {len(trained.losses)}", flush=True)
+    losses = trained.losses
+    left = minutes - trained.minutes_before
+    before = trained.minutes  # of the processes that were interrupted
+    began = time.time()
     trainer.network.train()
-    while (progress := done()) < 1:
+    while True:
+        trained.minutes = before + (time.time() - began) / 60
+        by_minutes = trained.minutes / left if left > 0 else 1.0
+        progress = len(losses) / steps if steps else by_minutes
+        if progress >= 1:
+            break
         for group in trainer.optimizer.param_groups:
             group["lr"] = trainer.initial_lr * (1 - progress) ** EXPONENT
         losses.append(float(trainer.train_step(next(trainer.dataloader_train))["loss"]))
         if len(losses) % 50 == 0:
             print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
-        if most and len(losses) % CHECKPOINT_STEPS == 0:
+        if len(losses) % CHECKPOINT_STEPS == 0:
+            trained.minutes = before + (time.time() - began) / 60
+            began_writing = time.time()
             unfinished = checkpoint.with_name("unfinished.pth")
             trainer.save_checkpoint(str(unfinished))
-            losses_file.write_text(json.dumps(losses))
+            facts.write_text(json.dumps(asdict(trained)))
             unfinished.replace(checkpoint)
+            began += time.time() - began_writing
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
-    return losses
+    return trained
 
 
 def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -> None:
