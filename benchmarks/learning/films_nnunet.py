@@ -86,7 +86,7 @@ def make_cell(setting: vs_nnunet.Setting, seed: int) -> Mapping[str, Any]:
     }
     write_json(path, made)
     (folder / "nnunet.pth").unlink(missing_ok=True)
-    shutil.rmtree(folder / "nnunet")
+    shutil.rmtree(folder / "nnunet", ignore_errors=True)
     return made
 
 

@@ -5,10 +5,11 @@
         --seeds 0 1 2 --threads 1
     python benchmarks/learning/vs_nnunet.py --data DIR --tools lesionseg --overrides loss=dice_focal
 
-Both tools train on the same cases with the same device, threads and wall-clock minutes. The test
-cases of a set are scored, or a share of its patients if it has none. The minutes begin at the raw
-files: plans and preprocessing count, prediction does not. Candidates of both tools come from the
-same rule, and their operating point is 1 false positive per case on the scored cases.
+Both tools train on the same cases with the same device, threads and wall-clock minutes. All labels
+of a set count as one. The test cases of a set are scored, or a share of its patients if it has
+none. The minutes begin at the raw files: plans and preprocessing count, prediction does not.
+Candidates of both tools come from the same rule, and their operating point is 1 false positive per
+case on the scored cases.
 
 `nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with two tiles per step, of the size
 that lesionseg has at two tiles per step, and with the features of lesionseg (`cell_nnunet.py`). It
@@ -181,10 +182,11 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set for all tools, and make the plan that nnU-Net's cut plan follows."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
-    found = held.as_development(take_survey(held.data, seed=0))
+    data = held.data.model_copy(update={"merge_labels": True})  # nnU-Net gets one label
+    found = held.as_development(take_survey(data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
-    typed = [f"data.root={root}", LARGEST_TILES, *sizes(options)]
+    typed = [f"data.root={root}", "data.merge_labels=true", LARGEST_TILES, *sizes(options)]
     if not options.steps:  # a plan for a CPU depends on the minutes
         typed.append(f"trainer.max_minutes={options.minutes}")
     cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
@@ -233,7 +235,14 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
 
 
 def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Let one tool train and predict in its own process. Its start counts."""
+    """Let one tool train and predict in its own process. Its start counts.
+
+    If a former process has trained and predicted, its facts are returned.
+    """
+    finished = folder / "made.json"  # the process writes it last
+    if finished.is_file():
+        facts: dict[str, Any] = read_json(finished)
+        return facts
     options = setting.options
     job: dict[str, Any] = {
         "data": str(setting.root),
@@ -264,7 +273,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
     with (folder / "log.txt").open("w") as log:
         command = [python, str(ROOT / "benchmarks" / "peers" / script), str(folder / "job.json")]
         subprocess.run(command, check=True, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    made: dict[str, Any] = read_json(folder / "made.json")
+    made: dict[str, Any] = read_json(finished)
     return made
 
 
