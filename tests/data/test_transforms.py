@@ -116,6 +116,7 @@ class ProcessNoise(MapTransform):
         return {**data, "image": data["image"] + noise}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 def test_tile_is_the_same_in_any_order_and_process_with_transforms_of_other_libraries(make_tiles):
     own = {"_target_": f"{__name__}.ProcessNoise", "keys": "image"}
     extra = [own, make_spec("RandBiasFieldd", prob=1.0), make_spec("RandFlipd", BOTH, prob=0.5)]
