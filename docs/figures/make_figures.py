@@ -1,10 +1,10 @@
-"""Draw the figures of docs/focal.md from the library's own loss, and that of docs/results.md.
+"""Draw the figures of docs/focal.md from the library's own loss, and those of docs/results.md.
 
     python docs/figures/make_figures.py
 
-Writes focal_*.svg and results.svg beside this file, and the numbers that focal.md quotes to
-focal_numbers.json. Values and gradients come from `sigmoid_focal_loss` and its backward pass, those
-of trainings from benchmarks/results.
+Writes focal_*.svg, results.svg and curves.svg beside this file, and the numbers that focal.md
+quotes to focal_numbers.json. Values and gradients come from `sigmoid_focal_loss` and its backward
+pass, those of trainings from benchmarks/results.
 """
 
 import csv
@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -42,6 +43,15 @@ COMPARED = (  # title, table, who teaches, column, label of the axis and its end
     ("MS, 19 trains", "ms_20_minutes", ("patient 19",), "under 10 mm", "found < 10 mm, of 13", 13),
 )
 
+CURVES = "curves"  # table of trainings of 20 minutes and more
+TOOLS = (("lesionseg", "lesionseg", FOUND), ("nnunet_cut", "nnU-Net", ACCENT))
+MEASURES = (  # column of the curves, column of its end (None: 1), label of the axis
+    ("accepted_dice", None, "Dice, accepted"),
+    ("found_under_10_at_1_FP", "lesions_under_10", "found < 10 mm"),
+    ("found_under_5_at_1_FP", "lesions_under_5", "found < 5 mm"),
+)
+SETS = (("luna_nodules", "LUNA nodules"), ("heads", "simulated heads"))
+
 
 def main() -> None:
     """Draw them all."""
@@ -51,6 +61,7 @@ def main() -> None:
     write("focal_calibration", calibration, 3.8)
     write("focal_needle", needle, 2.8)
     write("results", comparison, 2.4)
+    write("curves", minutes_curves, 4.6)
     text = json.dumps(numbers(), indent=2, ensure_ascii=False) + "\n"
     (HERE / "focal_numbers.json").write_text(text, encoding="utf-8")
 
@@ -197,6 +208,65 @@ def comparison(onto: Figure) -> None:
         axes.set_xticks([0, 1], ["lesionseg", "nnU-Net"])
         axes.title.set_fontsize(10)
     _tidy(*panels)
+
+
+def minutes_curves(onto: Figure) -> None:
+    """Draw what both tools find against the minutes of training, with the steps they made."""
+    rows = read_rows(CURVES)
+    present = [(name, title) for name, title in SETS if any(row["set"] == name for row in rows)]
+    panels = onto.subplots(len(present), len(MEASURES), squeeze=False)
+    for line, (name, title) in zip(panels, present, strict=True):
+        of_set = [row for row in rows if row["set"] == name]
+        for axes, (column, end, label) in zip(line, MEASURES, strict=True):
+            for tool, _, colour in TOOLS:
+                of_tool = [row for row in of_set if row["tool"] == tool]
+                _draw_minutes(axes, of_tool, column, colour, has_steps=axes is line[0])
+            top = int(of_set[0][end]) if end else 1
+            axes.set(ylabel=f"{label}, of {top}" if end else label, ylim=(0, 1.03 * top))
+            axes.set_title(title, fontsize=10)
+            axes.set_xscale("log")
+            ticks = sorted({_planned_minutes(row) for row in of_set})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+            axes.margins(x=0.25)
+            if name == present[-1][0]:
+                axes.set_xlabel("minutes of one core")
+    for _, words, colour in TOOLS:
+        panels[0][0].plot([], [], "o-", color=colour, label=words)
+    panels[0][0].legend(frameon=False, loc="lower right", fontsize=9)
+    _tidy(*panels.flat)
+
+
+def _draw_minutes(
+    axes: Axes, rows: list[dict[str, str]], column: str, colour: str, *, has_steps: bool
+) -> None:
+    """Draw a dot per training, a line through the means and, if wanted, the mean steps."""
+    by_minutes: dict[int, list[dict[str, str]]] = {}
+    for row in rows:
+        by_minutes.setdefault(_planned_minutes(row), []).append(row)
+    minutes = sorted(by_minutes)
+    means = [np.mean([float(row[column]) for row in by_minutes[at]]) for at in minutes]
+    axes.plot(minutes, means, "-", color=colour)
+    for at, mean in zip(minutes, means, strict=True):
+        values = [float(row[column]) for row in by_minutes[at]]
+        axes.plot([at] * len(values), values, "o", color=colour, markersize=5)
+        if has_steps:
+            steps = np.mean([float(row["steps"]) for row in by_minutes[at]])
+            words = f"{steps:.0f} steps"
+            axes.annotate(
+                words,
+                (at, mean),
+                (0, -12),
+                textcoords="offset points",
+                color=colour,
+                fontsize=7,
+                ha="center",
+            )
+
+
+def _planned_minutes(row: dict[str, str]) -> int:
+    """Return the minutes of a training, rounded to tens: a training ends with its last step."""
+    return 10 * round(float(row["minutes"]) / 10)
 
 
 def read_rows(name: str) -> list[dict[str, str]]:
