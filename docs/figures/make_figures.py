@@ -61,7 +61,7 @@ def main() -> None:
     write("focal_calibration", calibration, 3.8)
     write("focal_needle", needle, 2.8)
     write("results", comparison, 2.4)
-    write("curves", minutes_curves, 4.6)
+    write("curves", minutes_curves, 3.0)
     text = json.dumps(numbers(), indent=2, ensure_ascii=False) + "\n"
     (HERE / "focal_numbers.json").write_text(text, encoding="utf-8")
 
@@ -222,13 +222,18 @@ def minutes_curves(onto: Figure) -> None:
                 of_tool = [row for row in of_set if row["tool"] == tool]
                 _draw_minutes(axes, of_tool, column, colour, has_steps=axes is line[0])
             top = int(of_set[0][end]) if end else 1
-            axes.set(ylabel=f"{label}, of {top}" if end else label, ylim=(0, 1.03 * top))
+            axes.set_ylabel(f"{label}, of {top}" if end else label)
+            if end:
+                axes.set_ylim(0, 1.03 * top)
+            else:
+                axes.margins(y=0.3)
             axes.set_title(title, fontsize=10)
             axes.set_xscale("log")
             ticks = sorted({_planned_minutes(row) for row in of_set})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
             axes.margins(x=0.25)
+            axes.yaxis.get_major_locator().set_params(integer=bool(end))
             if name == present[-1][0]:
                 axes.set_xlabel("minutes of one core")
     for _, words, colour in TOOLS:
@@ -246,7 +251,8 @@ def _draw_minutes(
         by_minutes.setdefault(_planned_minutes(row), []).append(row)
     minutes = sorted(by_minutes)
     means = [np.mean([float(row[column]) for row in by_minutes[at]]) for at in minutes]
-    axes.plot(minutes, means, "-", color=colour)
+    is_ours = colour == FOUND
+    axes.plot(minutes, means, "-" if is_ours else "--", color=colour)
     for at, mean in zip(minutes, means, strict=True):
         values = [float(row[column]) for row in by_minutes[at]]
         axes.plot([at] * len(values), values, "o", color=colour, markersize=5)
@@ -256,7 +262,7 @@ def _draw_minutes(
             axes.annotate(
                 words,
                 (at, mean),
-                (0, -12),
+                (0, 7 if is_ours else -14),
                 textcoords="offset points",
                 color=colour,
                 fontsize=7,
