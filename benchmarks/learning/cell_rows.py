@@ -6,19 +6,17 @@ A row is one training. Sizes are diameters in mm, or in pixels of pictures witho
 """
 
 import argparse
-from collections.abc import Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from benchmarks.learning.vs_nnunet_table import Cell, limit_at, outlined
 from lesionseg.io.files import read_json
 
 SIZES = (5.0, 10.0)  # lesions below these diameters are counted
 RATE = 1.0  # false positives per case at which they are counted
-
-Cell = Mapping[str, Any]
 
 
 def main() -> None:
@@ -54,6 +52,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
         "lesions": len(cell["lesions"]),
         "found": sum(lesion["found"] for lesion in cell["lesions"]),
         "found_at_1_FP": found_at(cell, RATE),
+        "iou50_at_an_eighth_FP": int(sum(value for _, value in outlined(cell))),
     }
     for size in SIZES:
         small = [lesion for lesion in cell["lesions"] if lesion["diameter_mm"] < size]
@@ -80,9 +79,7 @@ def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
         The number of lesions whose candidate scores higher than the first false positive that is
         one too many.
     """
-    allowed = int(rate * len(cell["cases"]))
-    scores = cell["false_positives"]  # the highest first
-    limit = scores[allowed] if allowed < len(scores) else -inf
+    limit = limit_at(cell, rate)
     return sum(
         lesion["detected_at"] is not None and lesion["detected_at"] > limit
         for lesion in cell["lesions"]

@@ -176,9 +176,8 @@ def make_cell(
     typed = [*COMMON, f"data.root={root}", f"seed={cell.seed}", f"trainer.max_steps={cell.steps}"]
     cfg: Any = compose("train", [*typed, *cell.overrides])
     held = held_out(root, output / "cache", validation_fraction=VALIDATION_SHARE)
-    data = held.data.model_copy(update={"merge_labels": cfg.data.merge_labels})
-    found = held.as_development(take_survey(data, 0, output / "cache" / "facts"))
-    experiment = Experiment.on(cfg.model_copy(update={"data": data}), found, run)
+    found = held.as_development(take_survey(held.data, 0, output / "cache" / "facts"))
+    experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, run)
     plan = plan_run(experiment)
     cases = prepare_cases(experiment, plan)
     is_new = not (run / "checkpoints" / "last.ckpt").is_file()

@@ -43,8 +43,7 @@ def main() -> None:
 def measure(root: Path, output: Path) -> dict[str, Any]:
     """Return the scores of a set's validation films."""
     held = held_out(root, output / "cache", validation_fraction=films.VALIDATION_SHARE)
-    data = held.data.model_copy(update={"merge_labels": True})
-    found = held.as_development(take_survey(data, 0))
+    found = held.as_development(take_survey(held.data, 0))
     boxes, scores = usual_boxes(lesions_of_training(found))
 
     def match(files: CaseFiles) -> list[MatchedCase]:

@@ -15,7 +15,7 @@ class HeldOut:
     """A division of a dataset for a comparison of trainings.
 
     Attributes:
-        data: settings with which the dataset is read.
+        data: settings with which the dataset is read. All labels count as one.
         role: role of the scored cases. All other development cases are for training.
     """
 
@@ -46,7 +46,13 @@ def held_out(
     roles = {case.role for case in read_dataset(root).cases}
     role = "test" if "test" in roles else "validation"
     share = 0.0 if role == "test" else validation_fraction
-    data = DataConfig.of(root=root, validation_fraction=share, cache_dir=cache, group=group)
+    data = DataConfig.of(
+        root=root,
+        validation_fraction=share,
+        cache_dir=cache,
+        group=group,
+        merge_labels=True,
+    )
     return HeldOut(data, role)
 
 

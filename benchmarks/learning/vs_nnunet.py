@@ -182,8 +182,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set for all tools, and make the plan that nnU-Net's cut plan follows."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
-    data = held.data.model_copy(update={"merge_labels": True})  # nnU-Net gets one label
-    found = held.as_development(take_survey(data, seed=0))
+    found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", "data.merge_labels=true", LARGEST_TILES, *sizes(options)]
@@ -251,6 +250,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "steps": options.steps,
         "seed": seed,
         "threads": options.threads,
+        "group": options.group,
         "accelerator": options.accelerator,
         "device": "cuda" if options.accelerator == "gpu" else "cpu",
     }

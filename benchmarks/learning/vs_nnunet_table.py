@@ -99,12 +99,21 @@ def outlined(cell: Cell) -> list[tuple[str, float]]:
     The score of a counted lesion must be higher than that of the first false positive that is one
     too many.
     """
-    allowed = int(STRICT * len(cell["cases"]))
-    below = [*cell["false_positives"], *[-inf] * (allowed + 1)][allowed]
+    below = limit_at(cell, STRICT)
     return [
         (x["group"], float(x["iou50"] and (x["detected_at"] or -inf) > below))
         for x in cell["lesions"]
     ]
+
+
+def limit_at(cell: Cell, rate: float) -> float:
+    """Return the score of the first false positive that is one too many for a rate per case.
+
+    It is −∞ if the cell has no such false positive. Candidates must score higher.
+    """
+    allowed = int(rate * len(cell["cases"]))
+    scores = cell["false_positives"]  # the highest first
+    return float(scores[allowed]) if allowed < len(scores) else -inf
 
 
 def paired_interval(

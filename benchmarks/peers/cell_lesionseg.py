@@ -38,10 +38,9 @@ def main() -> None:
     planned_minutes = "null" if job["steps"] else job["minutes"]  # a plan for a CPU depends on them
     typed += [f"trainer.accelerator={job['accelerator']}", f"trainer.max_minutes={planned_minutes}"]
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
-    held = held_out(Path(job["data"]), output / "cache")
-    data = held.data.model_copy(update={"merge_labels": True})
-    found = held.as_development(take_survey(data, seed=0))
-    experiment = Experiment.on(cfg.model_copy(update={"data": data}), found, output)
+    held = held_out(Path(job["data"]), output / "cache", group=job["group"])
+    found = held.as_development(take_survey(held.data, seed=0))
+    experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
     cases = prepare_cases(experiment, plan)
     before = minutes_before_training(job["began"], output)

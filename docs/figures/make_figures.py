@@ -10,6 +10,7 @@ pass, those of trainings from benchmarks/results.
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -44,13 +45,37 @@ COMPARED = (  # title, table, who teaches, column, label of the axis and its end
 )
 
 CURVES = "curves"  # table of trainings of 20 minutes and more
-TOOLS = (("lesionseg", "lesionseg", FOUND), ("nnunet_cut", "nnU-Net", ACCENT))
 MEASURES = (  # column of the curves, column of its end (None: 1), label of the axis
     ("accepted_dice", None, "Dice, accepted"),
     ("found_under_10_at_1_FP", "lesions_under_10", "found < 10 mm"),
     ("found_under_5_at_1_FP", "lesions_under_5", "found < 5 mm"),
 )
 SETS = (("luna_nodules", "LUNA nodules"), ("heads", "simulated heads"))
+
+
+@dataclass(frozen=True)
+class Tool:
+    """The look of a tool's curve.
+
+    Attributes:
+        key: its name in the table.
+        name: its name in the figure.
+        colour: colour of line, dots and text.
+        style: style of the line. Equal curves stay visible if one of them is dashed.
+        distance: distance of the steps above a dot, in points.
+    """
+
+    key: str
+    name: str
+    colour: str
+    style: str
+    distance: int
+
+
+TOOLS = (
+    Tool("lesionseg", "lesionseg", FOUND, "-", 7),
+    Tool("nnunet_cut", "nnU-Net", ACCENT, "--", -14),
+)
 
 
 def main() -> None:
@@ -218,9 +243,9 @@ def minutes_curves(onto: Figure) -> None:
     for line, (name, title) in zip(panels, present, strict=True):
         of_set = [row for row in rows if row["set"] == name]
         for axes, (column, end, label) in zip(line, MEASURES, strict=True):
-            for tool, _, colour in TOOLS:
-                of_tool = [row for row in of_set if row["tool"] == tool]
-                _draw_minutes(axes, of_tool, column, colour, has_steps=axes is line[0])
+            for tool in TOOLS:
+                of_tool = [row for row in of_set if row["tool"] == tool.key]
+                _draw_minutes(axes, of_tool, column, tool, has_steps=axes is line[0])
             top = int(of_set[0][end]) if end else 1
             axes.set_ylabel(f"{label}, of {top}" if end else label)
             if end:
@@ -236,14 +261,14 @@ def minutes_curves(onto: Figure) -> None:
             axes.yaxis.get_major_locator().set_params(integer=bool(end))
             if name == present[-1][0]:
                 axes.set_xlabel("minutes of one core")
-    for _, words, colour in TOOLS:
-        panels[0][0].plot([], [], "o-", color=colour, label=words)
+    for tool in TOOLS:
+        panels[0][0].plot([], [], tool.style, marker="o", color=tool.colour, label=tool.name)
     panels[0][0].legend(frameon=False, loc="lower right", fontsize=9)
     _tidy(*panels.flat)
 
 
 def _draw_minutes(
-    axes: Axes, rows: list[dict[str, str]], column: str, colour: str, *, has_steps: bool
+    axes: Axes, rows: list[dict[str, str]], column: str, tool: Tool, *, has_steps: bool
 ) -> None:
     """Draw a dot per training, a line through the means and, if wanted, the mean steps."""
     by_minutes: dict[int, list[dict[str, str]]] = {}
@@ -251,20 +276,19 @@ def _draw_minutes(
         by_minutes.setdefault(_planned_minutes(row), []).append(row)
     minutes = sorted(by_minutes)
     means = [np.mean([float(row[column]) for row in by_minutes[at]]) for at in minutes]
-    is_ours = colour == FOUND
-    axes.plot(minutes, means, "-" if is_ours else "--", color=colour)
+    axes.plot(minutes, means, tool.style, color=tool.colour)
     for at, mean in zip(minutes, means, strict=True):
         values = [float(row[column]) for row in by_minutes[at]]
-        axes.plot([at] * len(values), values, "o", color=colour, markersize=5)
+        axes.plot([at] * len(values), values, "o", color=tool.colour, markersize=5)
         if has_steps:
             steps = np.mean([float(row["steps"]) for row in by_minutes[at]])
             words = f"{steps:.0f} steps"
             axes.annotate(
                 words,
                 (at, mean),
-                (0, 7 if is_ours else -14),
+                (0, tool.distance),
                 textcoords="offset points",
-                color=colour,
+                color=tool.colour,
                 fontsize=7,
                 ha="center",
             )

@@ -163,7 +163,7 @@ class Film:
             for left, top in corners
             if 0 <= top <= last_top
         ]
-        # a box at the lower border that is as high as the image
+        # no place is left only in an image that is hardly higher than the text
         return places or [FilmTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
 
 
