@@ -199,8 +199,8 @@ def predict(trainer: nnUNetTrainer, scans: dict[str, list[str]], output: Path) -
         device=trainer.device,
         allow_tqdm=False,
     )
-    network = trainer.network
     trainer.set_deep_supervision_enabled(False)
+    network = getattr(trainer.network, "_orig_mod", trainer.network)  # of torch.compile
     predictor.manual_initialization(
         network,
         trainer.plans_manager,
