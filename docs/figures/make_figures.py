@@ -45,7 +45,7 @@ COMPARED = (  # title, table, who teaches, column, label of the axis and its end
 )
 
 CURVES = "curves"  # table of trainings of 20 minutes and more
-MEASURES = (  # column of the curves, column of its end (None: 1), label of the axis
+MEASURES = (  # column of the curves, column of its end (None: 1), name
     ("accepted_dice", None, "Dice, accepted"),
     ("found_under_10_at_1_FP", "lesions_under_10", "found < 10 mm"),
     ("found_under_5_at_1_FP", "lesions_under_5", "found < 5 mm"),
@@ -86,7 +86,7 @@ def main() -> None:
     write("focal_calibration", calibration, 3.8)
     write("focal_needle", needle, 2.8)
     write("results", comparison, 2.4)
-    write("curves", minutes_curves, 3.0)
+    write("curves", minutes_curves, 4.2)
     text = json.dumps(numbers(), indent=2, ensure_ascii=False) + "\n"
     (HERE / "focal_numbers.json").write_text(text, encoding="utf-8")
 
@@ -247,12 +247,12 @@ def minutes_curves(onto: Figure) -> None:
                 of_tool = [row for row in of_set if row["tool"] == tool.key]
                 _draw_minutes(axes, of_tool, column, tool, has_steps=axes is line[0])
             top = int(of_set[0][end]) if end else 1
-            axes.set_ylabel(f"{label}, of {top}" if end else label)
             if end:
+                label += f", of {top}"
                 axes.set_ylim(0, 1.03 * top)
             else:
                 axes.margins(y=0.3)
-            axes.set_title(title, fontsize=10)
+            axes.set_title(f"{title}\n{label}", fontsize=9)
             axes.set_xscale("log")
             ticks = sorted({_planned_minutes(row) for row in of_set})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -262,8 +262,8 @@ def minutes_curves(onto: Figure) -> None:
             if name == present[-1][0]:
                 axes.set_xlabel("minutes of one core")
     for tool in TOOLS:
-        panels[0][0].plot([], [], tool.style, marker="o", color=tool.colour, label=tool.name)
-    panels[0][0].legend(frameon=False, loc="lower right", fontsize=9)
+        panels[0][-1].plot([], [], tool.style, marker="o", color=tool.colour, label=tool.name)
+    panels[0][-1].legend(frameon=False, loc="lower right", fontsize=9)
     _tidy(*panels.flat)
 
 
