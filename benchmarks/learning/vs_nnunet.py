@@ -8,8 +8,8 @@
 Both tools train on the same cases with the same device, threads and wall-clock minutes. All labels
 of a set count as one. The test cases of a set are scored, or a share of its patients if it has
 none. The minutes begin at the raw files: plans and preprocessing count, prediction does not.
-Candidates of both tools come from the same rule. Their operating point is the default one, chosen on
-the scored cases: 1 false positive per case, or 1 per 10 lesions if that is more.
+Candidates of both tools come from the same rule. Their operating point is the default one, chosen
+on the scored cases: 1 false positive per case, or 1 per 10 lesions if that is more.
 
 `nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with two tiles per step, of the size
 that lesionseg has at two tiles per step, and with the features of lesionseg (`cell_nnunet.py`). It
