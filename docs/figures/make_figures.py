@@ -246,10 +246,10 @@ def minutes_curves(onto: Figure) -> None:
             for tool in TOOLS:
                 of_tool = [row for row in of_set if row["tool"] == tool.key]
                 _draw_minutes(axes, of_tool, column, tool, has_steps=axes is line[0])
-            top = int(of_set[0][end]) if end else 1
             if end:
+                top = of_set[0][end]
                 label += f", of {top}"
-                axes.set_ylim(0, 1.03 * top)
+                axes.set_ylim(0, 1.03 * int(top))
             else:
                 axes.margins(y=0.3)
             axes.set_title(f"{title}\n{label}", fontsize=9)
