@@ -201,9 +201,8 @@ def sizes(options: argparse.Namespace) -> list[str]:
 def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     """Return the numbers of a cell: read them if it is finished, otherwise train and score."""
     options = setting.options
-    differing = options.overrides if tool == "lesionseg" else sizes(options)
-    if options.variant and tool == "lesionseg":
-        differing = [options.variant]
+    overrides = options.overrides if tool == "lesionseg" else sizes(options)
+    differing = [options.variant] if options.variant and tool == "lesionseg" else overrides
     variant = "_".join([tool, *differing])
     limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
     name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
@@ -213,6 +212,8 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
         kept: Mapping[str, Any] = read_json(path)
         if kept["identity"] != identity(setting):
             sys.exit(f"{path} scored other cases: use a new --output")
+        if kept["overrides"] != " ".join(overrides):
+            sys.exit(f"{path} has other overrides: give the variant another name")
         return kept
     shutil.rmtree(folder / "nnunet", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     cell = {
         "set": setting.name,
         "tool": variant,
-        "overrides": " ".join(options.overrides if tool == "lesionseg" else sizes(options)),
+        "overrides": " ".join(overrides),
         "seed": seed,
         **made,
         **score_cell(setting, folder),

@@ -1,6 +1,7 @@
 """The parts of the comparison with nnU-Net that need no nnU-Net: candidates, dataset and table."""
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
 from benchmarks.learning.cell_rows import found_at
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import read_json
+from lesionseg.io.files import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
 
 
@@ -53,6 +54,31 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     described = read_json(raw / "dataset.json")
     assert described["numTraining"] == len(learning) == 3
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
+
+
+@pytest.mark.parametrize(
+    ("other_part", "message"),
+    [
+        ({}, None),
+        ({"overrides": "loss.gamma=2"}, "has other overrides: give the variant another name"),
+        ({"identity": ["other"]}, "scored other cases"),
+    ],
+)
+def test_a_finished_cell_is_read_unless_it_is_of_another_training(
+    setting, tmp_path, other_part, message
+):
+    asked = {"output": tmp_path, "overrides": ["loss.gamma=1"], "variant": "G", "threads": 1}
+    options = argparse.Namespace(**vars(setting.options) | asked)
+    path = tmp_path / "cells" / f"{setting.name}__lesionseg_G__20min__1t__s0.json"
+    path.parent.mkdir()
+    cell = {"identity": versus.identity(setting), "overrides": "loss.gamma=1"} | other_part
+    write_json(path, cell)
+    asked_for = replace(setting, options=options)
+    if message is None:
+        assert versus.make_cell(asked_for, "lesionseg", 0) == cell
+    else:
+        with pytest.raises(SystemExit, match=message):
+            versus.make_cell(asked_for, "lesionseg", 0)
 
 
 def make_cell(found):
