@@ -83,7 +83,7 @@ class LesionChange:
         accepted: True if the change is larger than the smallest detectable one. A new lesion must
             also reach the operating point. Stable lesions are never accepted; merged and split
             lesions always are.
-        score: Score of a new lesion.
+        score: Score of a new lesion, also if it is within the grid error. None for other states.
         volume_before_ml: Summed volume at the earlier visit. None without a lesion and in 2-D.
         volume_after_ml: Summed volume at the later visit. None without a lesion and in 2-D.
         change_ml: Difference of the volumes. None in 2-D.
@@ -182,10 +182,11 @@ class VisitPair:
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
 
-        Only a change of the state "new" has a score, and only if it exceeds the grid error. All of
-        these lesions are accepted, because the caller decides by their scores.
+        New lesions within the grid error are left out. All others are accepted, because the caller
+        decides by their scores.
         """
-        score_of = {c.lesion_after[0]: c.score for c in self.changes if c.score is not None}
+        sure = [c for c in self.changes if c.state == "new" and c.accepted]
+        score_of = {c.lesion_after[0]: c.score for c in sure if c.score is not None}
         new = [
             replace(c, score=score_of[c.id], accepted=True)
             for c in self.after.candidates
@@ -210,8 +211,8 @@ def compare_visits(
 ) -> VisitPair:
     """Compare two visits.
 
-    A new lesion that is larger than its grid error gets the score of the later visit. If that has
-    no scores, a new lesion of the diameter d gets the score d / (d + 10 mm).
+    A new lesion gets the score of the later visit. If that has no scores, a new lesion of the
+    diameter d gets the score d / (d + 10 mm).
 
     Args:
         case: Id of the pair of visits.
@@ -258,7 +259,7 @@ def compare_visits(
         score_of[c.id] = c.score if after.has_scores else by_size
     changes = []
     for change in find_changes(case, earlier, later, rule):
-        if change.state == "new" and change.accepted:
+        if change.state == "new":
             # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)

@@ -30,16 +30,19 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             f"its reference has {geometry.dims}. Give files of the same case."
         )
     own = prediction.geometry
+    removed = tuple(_move_box(c, own, geometry) for c in prediction.removed)
     if prediction.instances is None:
         moved = tuple(_move_box(c, own, geometry) for c in prediction.candidates)
-        return replace(prediction, geometry=geometry, candidates=moved)
+        return replace(prediction, geometry=geometry, candidates=moved, removed=removed)
     instances = _resample_nearest(prediction.instances, own, geometry)
     lost = set(present_values(prediction.instances)) - set(present_values(instances))
-    for candidate in prediction.candidates:
-        if candidate.id in lost:  # it is located between the new voxels
-            nearest = np.rint(geometry.to_index([candidate.centre_mm])[0]).astype(np.int64)
+    if lost:  # these are located between the new voxels
+        # measured here, because stored centres do not follow if the caller has replaced the grid
+        centres_mm = candidates_of(prediction).centres_mm
+        for candidate, centre_mm in zip(prediction.candidates, centres_mm, strict=True):
+            nearest = np.rint(geometry.to_index(centre_mm[np.newaxis])[0]).astype(np.int64)
             is_inside = bool(((nearest >= 0) & (nearest < geometry.shape)).all())
-            if is_inside and instances[tuple(nearest)] == 0:
+            if candidate.id in lost and is_inside and instances[tuple(nearest)] == 0:
                 instances[tuple(nearest)] = candidate.id
     lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
     candidates = []
@@ -57,6 +60,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
         geometry=geometry,
         candidates=tuple(candidates),
         instances=instances,
+        removed=removed,
         values=None if values is None else _resample_nearest(values, own, geometry),
     )
 

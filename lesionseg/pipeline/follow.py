@@ -70,7 +70,12 @@ from lesionseg.io.predictions import (
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.reporting.follow_page import draw_changes, write_change_report, write_follow_page
+from lesionseg.reporting.follow_page import (
+    draw_changes,
+    lowest_score,
+    write_change_report,
+    write_follow_page,
+)
 from lesionseg.reporting.pictures import Card
 
 _log = logging.getLogger(__name__)
@@ -260,7 +265,8 @@ def _follow_all(
                 _, later = files
                 if cfg.dicom_output and later.image is not None and _is_dicom(later):
                     report = Path(cfg.output) / f"{case}{REPORT}"
-                    write_change_report(report, later.image, pair.visits.after, pair.changes)
+                    found = pair.visits.after
+                    write_change_report(report, later.image, found, pair.changes, point)
             advance(case, done, len(pairs))
     if not followed:
         if len(faults) == 1:
@@ -291,11 +297,11 @@ def _follow_pair(
         _check_report(later, Path(cfg.output))
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     visits, alignment = open_pair(files, rule, cfg.register_)
-    lowest_score = 0.0 if point is None else point.score
     changes: list[LesionChange] = []
     for change in visits.changes:
         if change.score is not None:
-            change = replace(change, accepted=change.score >= lowest_score)
+            accepted = change.accepted and change.score >= lowest_score(point)
+            change = replace(change, accepted=accepted)
         changes.append(change)
     scans = [visit.image for visit in files if visit.image is not None]
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []

@@ -115,12 +115,22 @@ def _read_on_grid(path: Path, source: Geometry, target: Geometry) -> NDArray[np.
     return resample_to(array, source, target, "linear")[0].numpy()
 
 
+def lowest_score(point: OperatingPoint | None) -> float:
+    """Return the lowest score of a reported new lesion: 0 without an operating point."""
+    return 0.0 if point is None else point.score
+
+
 def write_change_report(
-    path: Path, image: Path, prediction: Prediction, changes: Sequence[LesionChange]
+    path: Path,
+    image: Path,
+    prediction: Prediction,
+    changes: Sequence[LesionChange],
+    point: OperatingPoint | None,
 ) -> None:
     """Write a DICOM structured report of the later visit, with the changes since the earlier one.
 
-    New lesions below the operating point are left out.
+    New lesions below the operating point `point` are left out. The comment lists the lesions that
+    are gone, and those that are new but too thin to be sure.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -128,15 +138,20 @@ def write_change_report(
     # by id of a lesion at the later visit: its change and its earlier volume
     since: dict[int, tuple[str, float | None]] = {}
     gone: list[str] = []
+    thin: list[str] = []
     for change in changes:
         if change.state == "gone":
-            gone.append(f"{change.volume_before_ml or 0:.3g} ml")
-        is_below_point = change.state == "new" and not change.accepted
-        if is_below_point:
+            gone.append(_size_before(change, prediction.geometry.size_unit))
+        if change.state == "new" and _score(change) < lowest_score(point):
             continue
+        if change.state == "new" and _is_too_thin(change):
+            thin += map(str, change.lesion_after)
         for lesion in change.lesion_after:
             since[lesion] = (change.state, change.volume_before_ml)
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
+    remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
+    if thin:
+        remark += f" New but too thin to be sure: candidate {', '.join(thin)}."
     # other changes give other UIDs, so that an archive keeps both reports
     digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
     write_dicom_results(
@@ -145,11 +160,17 @@ def write_change_report(
         ResultOrigin(__version__, "follow-up", digest),
         {c.label: f"lesion of label {c.label}" for c in candidates},
         report=path,
-        comparison=Comparison(
-            since,
-            f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}.",
-        ),
+        comparison=Comparison(since, remark),
     )
+
+
+def _size_before(change: LesionChange, unit: str) -> str:
+    """Return the size at the earlier visit with its unit: the volume, in 2-D the diameter."""
+    if change.volume_before_ml is None:
+        size = f"{change.diameter_before_mm or 0:.3g} {unit}"
+    else:
+        size = f"{change.volume_before_ml:.3g} ml"
+    return f"{size} (too thin to be sure)" if _is_too_thin(change) else size
 
 
 def write_follow_page(
@@ -215,7 +236,7 @@ def _headline(changes: Sequence[LesionChange], point: OperatingPoint | None) -> 
     """Return the numbers of lesions by change, such as "2 new, 1 gone; 8 lesions stable."."""
     counts = Counter(change.state for change in changes if change.accepted)
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    n_thin = _count_thin(changes, threshold=0.0 if point is None else point.score)
+    n_thin = _count_thin(changes, lowest_score(point))
     if n_thin:
         parts.append(f"{n_thin} new or gone but too thin to be sure")
     summary = ", ".join(parts).capitalize() or "No sure change"
@@ -252,18 +273,22 @@ def _group_cards(
 
 
 def _count_thin(changes: Sequence[LesionChange], threshold: float) -> int:
-    """Count the new and gone lesions at or above the threshold that are too thin to be sure.
+    """Count the new and gone lesions at or above the threshold that are too thin to be sure."""
+    return sum(_is_too_thin(change) and _score(change) >= threshold for change in changes)
+
+
+def _is_too_thin(change: LesionChange) -> bool:
+    """Return True if a new or gone lesion is too thin to be sure.
 
     If the smallest detectable change is 100 % or more, even the whole lesion is within the error
     of measurement.
     """
-    n_thin = 0
-    for change in changes:
-        is_new_or_gone = change.state in ("new", "gone")
-        score = change.score or 1.0  # only new lesions may have a score
-        if is_new_or_gone and change.smallest_change_percent >= 100 and score >= threshold:
-            n_thin += 1
-    return n_thin
+    return change.state in ("new", "gone") and change.smallest_change_percent >= 100
+
+
+def _score(change: LesionChange) -> float:
+    """Return the score of a new lesion. Other changes have no score and are always reported."""
+    return 1.0 if change.score is None else change.score
 
 
 def _max_diameter_mm(change: LesionChange) -> float:

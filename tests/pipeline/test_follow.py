@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry
+from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.evaluation.change import order_visits
+from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import write_prediction
@@ -15,6 +15,7 @@ from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
+from lesionseg.reporting.follow_page import write_change_report
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
@@ -218,6 +219,41 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
     assert "Score of the model" not in text, "masks have no scores"
     assert "Gone since: 0.009 ml." in text
     assert report.PatientID == "77-1"
+
+
+def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
+    """Write a new lesion of score 0.75 and a gone one, each on one slice."""
+    hd = pytest.importorskip("highdicom")
+    found = {}
+    for visit, y in (("before", 0), ("after", 3)):
+        scan = write_patient_series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
+        drawn = np.zeros((5, 4, 6), np.int32)
+        drawn[2, y, 1:4] = 1
+        found[visit] = prediction_of(drawn, [0.75], read_geometry(scan), case="P1_scan")
+        write_prediction(tmp_path / visit, found[visit])
+    rows = follow_folders(
+        tmp_path,
+        before_images=tmp_path / "before_images",
+        after_images=tmp_path / "after_images",
+    )
+    states = [(row["state"], row["accepted"], row["score"]) for row in rows]
+    assert states == [("new", "false", "0.75"), ("gone", "false", "")]
+
+    def read_report(path):
+        report = hd.sr.srread(path)
+        comment = [i.value for i in report.iterall() if i.keyword == "TextValue"][-1]
+        return len(report.content.get_volumetric_roi_measurement_groups()), comment
+
+    n_groups, comment = read_report(tmp_path / "out" / "P1_scan_sr.dcm")
+    assert n_groups == 1
+    assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
+    # at an operating point above its score the new lesion is left out
+    visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
+    path = tmp_path / "high.dcm"
+    write_change_report(path, scan, visits.after, visits.changes, OperatingPoint("high", 0.9))
+    n_groups, comment = read_report(path)
+    assert n_groups == 0
+    assert "New" not in comment
 
 
 @pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])

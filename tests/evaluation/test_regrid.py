@@ -1,0 +1,30 @@
+"""A prediction on another grid, by position in space."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from lesionseg.core import Candidate, Geometry
+from lesionseg.evaluation.regrid import resample_prediction
+from tests.evaluation.hand_cases import prediction_of
+
+FINE = Geometry.from_spacing((40, 40), (1, 1))
+COARSE = Geometry.from_spacing((10, 10), (4, 4))
+
+
+def test_lost_candidate_and_removed_box_follow_a_grid_that_the_caller_has_moved():
+    """A registration moves the grid by 8 mm in y and 4 mm in x after centres were measured."""
+    mask = np.zeros(FINE.shape, np.int32)
+    mask[17, 9] = 1  # after the move at 25 and 13 mm, between the coarse voxels
+    affine = FINE.affine.copy()
+    affine[:2, 2] += [4, 8]
+    small = Candidate(7, 1, 0.2, (16, 8), (18, 10), (8.5, 16.5), 1.0, None, has_mask=False)
+    found = replace(
+        prediction_of(mask, [0.5], FINE), geometry=Geometry(FINE.shape, affine), removed=(small,)
+    )
+    moved = resample_prediction(found, COARSE)
+    assert np.argwhere(moved.instances).tolist() == [[6, 3]]
+    assert moved.candidates[0].start_vox == (6, 3)
+    (box,) = moved.removed
+    assert box.start_vox == (6.375, 3.375)
+    assert box.stop_vox == (6.875, 3.875)
