@@ -179,6 +179,7 @@ class CaseResult:
         candidates: The retained candidates.
         reference_ml: Volume of all lesions. None in 2-D and with boxes without voxels.
         predicted_ml: Volume of the accepted candidates. None in the same cases.
+        n_counted: Number of accepted candidates, without those in the ignored region.
         case_score: The highest score of a candidate that is not ignored, 0 if there is none. None
             without scores.
         has_scores: True if the candidates have scores.
@@ -215,6 +216,7 @@ class CaseResult:
     candidates: tuple[CandidateResult, ...]
     reference_ml: float | None
     predicted_ml: float | None
+    n_counted: int
     case_score: float | None
     has_scores: bool
     dice: float | None = None
@@ -479,6 +481,7 @@ class MatchedCase:
             candidates=self._describe_candidates(decision),
             reference_ml=_sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             predicted_ml=_sum_ml(match.candidates, decision.accepted & ~match.lost),
+            n_counted=int((decision.accepted & ~match.ignored).sum()),
             case_score=self._find_highest_score(),
             has_scores=given.has_scores,
             dice=overlap.dice,

@@ -291,7 +291,7 @@ class Summary:
         )
 
     @cached_property
-    def _has_boxes_only(self) -> bool:
+    def has_boxes_only(self) -> bool:
         """True if no case with a lesion has masks to compare.
 
         The Dice of a failed case is then undefined instead of 0.
@@ -301,11 +301,11 @@ class Summary:
 
     def dice(self) -> MeanEstimate:
         """Compute the mean Dice of the cases with a lesion."""
-        return self.mean([None if self._has_boxes_only else r.dice for r in self.results])
+        return self.mean([None if self.has_boxes_only else r.dice for r in self.results])
 
     def surface_dice(self) -> SurfaceDice:
         """Compute the mean surface Dice of the cases with a lesion."""
-        found = self.mean([None if self._has_boxes_only else r.surface_dice for r in self.results])
+        found = self.mean([None if self.has_boxes_only else r.surface_dice for r in self.results])
         return SurfaceDice(
             mean=found.mean,
             ci95=found.ci95,
@@ -481,10 +481,17 @@ class Summary:
     def lesion_load(self) -> LesionLoad:
         """Compute the agreement of the lesion volume and of the number of lesions of a case.
 
-        The volume is undefined in 2-D.
+        Cases without a prediction are left out. The volume is undefined in 2-D, and also if a case
+        has boxes without voxels: the remaining cases would mostly be those without a detection.
         """
-        volumes = [(r.reference_ml, r.predicted_ml) for r in self.results]
-        counts = [(len(r.lesions), sum(c.accepted for c in r.candidates)) for r in self.results]
+        volumes: list[tuple[float | None, float | None]] = []
+        counts: list[tuple[float | None, float | None]] = []
+        for r in self.results:
+            has_prediction = r.status != "missing"
+            volumes.append((r.reference_ml, r.predicted_ml) if has_prediction else (None, None))
+            counts.append((len(r.lesions), r.n_counted) if has_prediction else (None, None))
+        if any(r.dims == 3 and None in (r.reference_ml, r.predicted_ml) for r in self.results):
+            volumes = [(None, None)] * len(self.results)
         return LesionLoad(
             volume_ml=self._measure_agreement(volumes, NO_VOLUME),
             n_lesions=self._measure_agreement(counts, NO_CASE),
@@ -538,7 +545,7 @@ class Summary:
         part = self.part(members.results)
         counts = part.counts()
         dice = [r.dice for r in part.results if r.dice is not None]
-        if members.by == ZONE:
+        if members.by == ZONE or self.has_boxes_only:
             dice = []
         return Subgroup(
             by=members.by,
@@ -568,7 +575,9 @@ def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, LabelScor
         values.update(candidate.label for candidate in r.candidates)
     for label in sorted(values):
         own = [_select_label(r, label) for r in results if r.annotated.get(label, True)]
-        dice = [r.dice_by_label.get(label) if r.lesions else None for r in own]
+        dice: list[float | None] = [None] * len(own)
+        if not whole.has_boxes_only:
+            dice = [r.dice_by_label.get(label) if r.lesions else None for r in own]
         found[labels.get(label, str(label))] = _label_scores(whole.part(own), dice)
     return found
 

@@ -123,7 +123,7 @@ def size_chart(tables: Tables) -> Chart | None:
     if has_dashes:
         caption += (
             " Dashed: 95 % interval that takes lesions as independent. It is too narrow, because "
-            f"there are fewer than {FEW} {who}s."
+            f"fewer than {FEW} {who}s have lesions of such a size."
         )
     title = "Lesions found, by size"
     if has_size_trend(bins):
@@ -338,7 +338,9 @@ def _rate_words(false: int, cases: float) -> str:
 
 
 def dice_chart(tables: Tables) -> Chart | None:
-    """Draw the Dice of each scan in ascending order."""
+    """Draw the Dice of each scan in ascending order, if the mean Dice is defined."""
+    if tables.scores.dice.mean is None:
+        return None
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
     if not len(values):
         return None
@@ -412,8 +414,9 @@ def reliability_chart(tables: Tables) -> Chart | None:
 
 def load_chart(tables: Tables) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
-    volumes = tables.cases[["reference_ml", "predicted_ml"]].dropna()
-    if len(volumes) < 2:
+    predicted = tables.cases[tables.cases["status"] != "missing"]
+    volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
+    if tables.scores.lesion_load.volume_ml.bias.value is None:
         return None
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
     mean = difference.mean()

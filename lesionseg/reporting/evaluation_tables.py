@@ -35,6 +35,8 @@ _TEXT = (  # columns that contain text
     "outcome_any",
     "message",
 )
+# compared with the operating point; the numbers that pandas 2 reads may differ in the last digit
+_EXACT = ("score", "detected_at")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,12 @@ class Tables:
     @property
     def n_failed(self) -> int:
         """Number of scans that could not be scored because file and reference do not fit."""
-        return len(self.scores.failed_cases or ())
+        return len(self.failed_names)
+
+    @property
+    def failed_names(self) -> list[str]:
+        """The real names of the scans that could not be scored."""
+        return [failed.case for failed in self.scores.failed_cases or ()]
 
     @property
     def n_scanned(self) -> float:
@@ -153,10 +160,12 @@ def _read(path: Path) -> pd.DataFrame:
     """Read one table of the evaluation."""
     if not path.is_file():
         raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
-    dtypes: Any = dict.fromkeys(_TEXT, str)
+    dtypes: Any = dict.fromkeys((*_TEXT, *_EXACT), str)
     try:
         # only empty cells are missing values: a case may have the name "NA"
         table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+        for name in (name for name in _EXACT if name in table):
+            table[name] = table[name].map(float, na_action="ignore").astype(np.float64)
     except (ValueError, pd.errors.ParserError) as error:
         raise ContentError(
             f"{path}: this table cannot be read ({error}). Run evaluate again."

@@ -281,18 +281,25 @@ def _crop(
     y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
     axes.set_ylim(y + side / 2, y - side / 2)
     axes.set_xlim(x - side / 2, x + side / 2)
-    bar_mm = 10 if side < 100 else 50
+    bar_mm = _choose_bar(side)
     right = x + 0.44 * side
     axes.plot([right - bar_mm, right], [y + 0.45 * side] * 2, color="white", lw=1.5)
     axes.text(
         right,
         y + 0.43 * side,
-        f"{bar_mm} {unit}",
+        f"{bar_mm:g} {unit}",
         color="white",
         fontsize=7,
         ha="right",
         va="bottom",
     )
+
+
+def _choose_bar(side: float) -> float:
+    """Return the length of a scale bar: the largest 1, 2 or 5 · 10ⁿ up to 0.4 of the side."""
+    longest = 0.4 * side * (1 + 1e-9)  # not shorter than a round length because of rounding
+    power = 10.0 ** np.floor(np.log10(longest))
+    return float(power * max(step for step in (1, 2, 5) if step * power <= longest))
 
 
 def _show(

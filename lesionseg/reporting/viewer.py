@@ -38,8 +38,13 @@ def require_niivue() -> None:
         )
 
 
-def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
+def write_viewer(
+    folder: Path, name: str, title: str, scene: Scene, threshold: float | None = None
+) -> Path:
     """Write `folder/name.html`. Return its path.
+
+    The page first shows the candidates with a score of at least `threshold`; with None, those that
+    the prediction accepts.
 
     NiiVue and its licences are copied into the folder if they are not there.
 
@@ -54,16 +59,19 @@ def write_viewer(folder: Path, name: str, title: str, scene: Scene) -> Path:
         target = folder / name_of_file
         if source.is_file() and not target.is_file():
             shutil.copyfile(source, target)
-    write_text(folder / f"{name}.html", viewer_page(title, scene))
+    write_text(folder / f"{name}.html", viewer_page(title, scene, threshold))
     return folder / f"{name}.html"
 
 
-def viewer_page(title: str, scene: Scene) -> str:
+def viewer_page(title: str, scene: Scene, threshold: float | None = None) -> str:
     """Return the page of one case. It contains the voxels and loads NiiVue from its own folder.
 
-    `title` is the name of the case on the page.
+    `title` is the name of the case on the page. For `threshold`, see `write_viewer`.
     """
-    return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=viewer_data(scene))
+    data = viewer_data(scene)
+    if threshold is not None:
+        data["threshold"] = threshold
+    return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
 
 
 def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
@@ -73,6 +81,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
       `step`-th voxel of each axis.
     - `candidates`: id, score, position in mm and diameter, empty without a prediction.
     - `threshold`: the score from which candidates are accepted.
+    - `unit`: the unit of diameters.
     - `flat`: True for a 2-D image.
     - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
       only for `with_picture`.
@@ -104,6 +113,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
         "volumes": volumes,
         "candidates": rows,
         "threshold": threshold,
+        "unit": scene.geometry.size_unit,
         "flat": scene.geometry.dims == 2,
         "step": step,
     }

@@ -356,7 +356,8 @@ def _false_positive_tile(tables: Tables) -> Tile:
     scans = count(tables.n_predicted, "scan")
     if not false:
         # the rule of three: after no event in n patients, the 95 % interval ends at 3 / n
-        highest = interval[1] if interval else 3 / tables.cases["group"].nunique()
+        predicted = tables.cases[tables.cases["status"] != "missing"]
+        highest = interval[1] if interval else 3 / max(predicted["group"].nunique(), 1)
         words = f"false positives. The true rate may be up to {rate(highest)} per scan."
         return Tile(f"0 on {scans}", words, weak=len(tables.cases) < 20)
     # "1.2 false positives per scan" without the number, which is the large text of the tile
@@ -703,6 +704,6 @@ def _count_for_meanings(tables: Tables) -> dict[str, object]:
         "n_lesions": scores.n_lesions,
         "supported": supported,
         "counted": f"{counted} {verb}",
-        "with_lesion": len(tables.cases) - scores.n_lesion_free_cases,
+        "with_lesion": int((tables.cases["n_lesions"] > 0).sum()),
         "lesion_free": scores.n_lesion_free_cases,
     }

@@ -141,7 +141,9 @@ def _read_models(
     if compare is None:
         return [("this program", tables)]
     other = read_tables(compare, identifiers=identifiers)
-    if set(other.real_names) != set(tables.real_names):
+    one_has = {*tables.real_names, *tables.failed_names}
+    other_has = {*other.real_names, *other.failed_names}
+    if set(tables.real_names) - other_has or set(other.real_names) - one_has:
         raise ContentError(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
             "same cases."
@@ -374,6 +376,8 @@ def write_adjudication(path: Path, tables: Tables) -> int:
         rows += no_longer_false
     if rows:
         write_csv(path, rows, [*columns, *ANSWERS])
+    else:  # a table of an earlier setting would list candidates that are no longer false
+        path.unlink(missing_ok=True)
     return len(false)
 
 
@@ -445,7 +449,7 @@ def _draw_pictures(
             if viewer is not None:
                 from lesionseg.reporting.viewer import write_viewer
 
-                write_viewer(viewer, case.replace(" ", "-"), case, scene)
+                write_viewer(viewer, case.replace(" ", "-"), case, scene, tables.threshold)
             if case in on_film:
                 films[case] = draw_film(scene, case, tables)
             for index in indices_of[case]:

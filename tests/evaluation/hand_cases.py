@@ -126,6 +126,7 @@ def result(case, detected_at=(), false=(), **changes):
         group=case,
         lesions=tuple(lesions),
         candidates=tuple(candidates),
+        n_counted=len(candidates),
         role="validation",
         box_hits=NO_HITS,  # the hits of the template belong to its own lesion
     )

@@ -61,6 +61,7 @@ def test_candidate_in_an_ignored_region_changes_no_number(name, masks):
     for number in ("dice", "surface_dice", "hd95_mm", "case_score", "n_detected"):
         assert getattr(more, number) == getattr(single, number)
     assert more.dice == (1.0 if masks else None)
+    assert more.n_counted == single.n_counted == 1
     first = summarise_case(single, preset)
     second = summarise_case(more, preset)
     for number in ("lesion_precision", "false_positives_per_case", "average_precision"):

@@ -184,6 +184,31 @@ def test_panoptic_quality_and_lesion_load_equal_the_values_by_hand():
     assert load.volume_ml.n == load.n_lesions.n == 4
 
 
+def test_lesion_load_leaves_out_missing_cases_and_bare_boxes():
+    ml = {"dims": 3, "reference_ml": 1.0, "predicted_ml": 2.0}
+    whole = [result(case, [0.9], **ml) for case in "abc"]
+    failed = result("d", [None], status="missing", **ml | {"predicted_ml": 0.0})
+    load = summarise([*whole, failed]).lesion_load
+    assert (load.volume_ml.n, load.volume_ml.bias.value) == (3, 1.0)
+    assert (load.n_lesions.n, load.n_lesions.bias.value) == (3, 0.0)
+    # the volume of a found box is unknown, so that only cases without a detection would remain
+    boxed = result("e", [0.9], **ml | {"predicted_ml": None})
+    load = summarise([*whole, boxed]).lesion_load
+    assert (load.volume_ml.n, load.volume_ml.bias.value) == (0, None)
+    assert load.n_lesions.n == 4
+
+
+def test_missing_prediction_of_a_box_detector_has_no_dice_of_a_label_or_subgroup():
+    boxed = [result(case, [0.9], dice=None, dice_by_label={}) for case in "ab"]
+    nothing = {"status": "missing", "dice": 0.0, "dice_by_label": {1: 0.0}}
+    failed = [result(case, [None], **nothing) for case in "cd"]
+    columns = {case: {"site": "north" if case in "ab" else "south"} for case in "abcd"}
+    scores = summarise([*boxed, *failed], columns=columns)
+    assert scores.dice.mean is None
+    assert [found.dice.mean for found in scores.per_label.values()] == [None]
+    assert [group.dice for group in scores.subgroups] == [None, None]
+
+
 def test_intervals_of_the_size_curve_contain_the_truth():
     """Draw 40 patients with 12 lesions of 1 to 20 mm. The recall grows with size, 50 % at 4 mm."""
     rng = np.random.default_rng(0)

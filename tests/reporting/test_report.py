@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.reporting.evaluation_tables import read_tables
+from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.words import headline, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
@@ -117,6 +119,44 @@ def test_comparison_with_other_cases_is_refused(study, tmp_path):
     cases.write_text(cases.read_text().replace("P0_", "Q0_"))
     with pytest.raises(ContentError, match="evaluation of other cases"):
         write_report(study / "scores", tmp_path / "page", compare=tmp_path / "other")
+
+
+def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(study / "masks", tmp_path / name)
+    (tmp_path / "other" / "P1_$x$.nii.gz").write_bytes(b"damaged")
+    places = [f"reference={study}/masks", f"prediction={tmp_path}/one", f"output={tmp_path}/out"]
+    assert run("evaluate", [*places, "evaluated_on=test", f"compare={tmp_path}/other"]) == 3
+    options = ReportSection.of(pdf=False)
+    path = write_report(tmp_path / "out", tmp_path / "page", options=options)
+    assert "other program" in path.read_text(encoding="utf-8")
+
+
+def test_table_of_an_earlier_setting_is_removed_if_no_false_positive_is_left(study, tmp_path):
+    tables = read_tables(study / "scores")
+    path = tmp_path / "adjudicate.csv"
+    write_adjudication(path, tables)
+    found = tables.candidates["outcome"] != "false_positive"
+    assert write_adjudication(path, replace(tables, candidates=tables.candidates[found])) == 0
+    assert not path.exists()
+
+
+def test_scores_of_a_table_are_read_exactly(study, tmp_path):
+    """A score equal to the operating point must not become lower when it is read."""
+    shutil.copytree(study / "scores", tmp_path, dirs_exist_ok=True)
+    rng = np.random.default_rng(0)
+    scores = rng.random(3).tolist()
+    path = tmp_path / "candidates.csv"
+    rows = pd.read_csv(path, dtype=str).iloc[:3].assign(score=[repr(value) for value in scores])
+    rows.to_csv(path, index=False)
+    assert read_tables(tmp_path).candidates["score"].tolist() == scores
+
+
+@pytest.mark.parametrize(
+    ("side", "bar"), [(10.0, 2), (25.0, 10), (30.0, 10), (6.0, 2), (100.0, 20), (130.0, 50)]
+)
+def test_scale_bar_is_at_most_four_tenths_of_its_panel(side, bar):
+    assert _choose_bar(side) == bar
 
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):

@@ -166,6 +166,9 @@ def test_upper_end_of_the_rate_is_stated(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcd"]
     tile = tiles(tables_of(found, tmp_path))[2]
     assert tile.words == "false positives. The true rate may be up to 0.75 per scan."
+    found[:2] = [hand_result(case, [None], status="missing") for case in "ab"]
+    tile = tiles(tables_of(found, tmp_path))[2]
+    assert tile.words == "false positives. The true rate may be up to 1.5 per scan."
 
 
 @pytest.mark.parametrize(
@@ -215,8 +218,10 @@ def test_every_measure_is_explained_and_a_shared_reason_is_stated_once(tmp_path)
 
 def test_auroc_states_its_scans(tmp_path):
     results = [hand_result("a", [0.9]), hand_result("b", [], [0.3]), hand_result("c", [None])]
-    rows = {m.name: m for m in measures(tables_of(results, tmp_path))[0]}
-    assert rows["AUROC of scans"].meaning.endswith("from 2 scans with and 1 without a lesion")
+    for more in ([], [hand_result("d", status="missing")]):
+        rows = {m.name: m for m in measures(tables_of([*results, *more], tmp_path))[0]}
+        words = rows["AUROC of scans"].meaning
+        assert words.endswith("from 2 scans with and 1 without a lesion")
 
 
 def test_a_size_next_to_a_limit_has_more_decimals():
