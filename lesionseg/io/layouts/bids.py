@@ -4,7 +4,7 @@ Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a sub
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,8 @@ _MASK = re.compile(
     r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
 )
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
+_ENTITY = re.compile(r"_([a-z]+)-([A-Za-z0-9]+)")
+_NOT_OF_THE_SCAN = ("label", "desc")  # entities that describe a derivative, not its scan
 _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events")
 
 
@@ -33,7 +35,8 @@ def read_bids(root: Path) -> Dataset:
 
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
     a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
-    the first session. A remark names the sessions without a mask.
+    the first session. If a session has several images of a suffix, the name of the mask decides. A
+    remark names the sessions without a mask.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -155,17 +158,55 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     """Return the images of a session by suffix, such as FLAIR.
 
     They are searched in the folder of the mask first, then in the raw folder of the session.
+
+    Raises:
+        DatasetError: Several images of a suffix may belong to the mask.
     """
     raw_folder = root.joinpath(*case.split("_"))  # sub-01/ses-02
     for folder in (mask.parent, raw_folder):
         if not folder.is_dir():
             continue
-        images: dict[str, Path] = {}
+        images: dict[str, list[Path]] = {}
         for file in sorted(folder.rglob(f"{case}_*")):
             channel = strip_suffix(file).rpartition("_")[2]
             is_mask = "label-" in file.name
             if is_image_file(file) and not is_mask and channel not in _NOT_CHANNELS:
-                images.setdefault(channel, file)
-        if images:
-            return images
+                images.setdefault(channel, []).append(file)
+        chosen = {channel: _choose_image(files, mask) for channel, files in images.items()}
+        found = {channel: file for channel, file in chosen.items() if file is not None}
+        if found:
+            return found
     return {}
+
+
+def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
+    """Choose the image of a suffix that belongs to a mask. Return None if no image does.
+
+    No entity of the image, such as run-1, may contradict the mask. If several images remain, the
+    image with the same entities as the mask is chosen.
+
+    Raises:
+        DatasetError: Several images have the same entities as the mask, or none of several has.
+    """
+    own = _entities_of(mask)
+    possible = []
+    for file in files:
+        entities = _entities_of(file)
+        if all(entities.get(key, value) == value for key, value in own.items()):
+            possible.append(file)
+    if len(possible) < 2:
+        return possible[0] if possible else None
+    same = [file for file in possible if _entities_of(file) == own]
+    if len(same) != 1:
+        names = join_names([file.name for file in possible])
+        raise DatasetError(
+            f"several images may belong to {mask.name}: {names}. Name the mask like its image "
+            "(run-, acq-, space-), or remove the other images."
+        )
+    return same[0]
+
+
+def _entities_of(file: Path) -> dict[str, str]:
+    """Return the entities in a file name that distinguish scans, such as {"run": "1"}."""
+    pairs = dict(_ENTITY.findall(strip_suffix(file)))
+    return {key: value for key, value in pairs.items() if key not in _NOT_OF_THE_SCAN}

@@ -54,6 +54,31 @@ def test_images_in_the_folder_of_the_mask_are_preferred(tmp_path, write_nifti):
     assert [c.case for c in read_dataset(tmp_path).cases] == ["sub-1"]
 
 
+def test_mask_of_a_run_belongs_to_the_image_of_this_run(bids, write_nifti):
+    folder = bids / "sub-02" / "ses-a" / "anat"
+    masks = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
+    session = "sub-02_ses-a"
+    (folder / f"{session}_FLAIR.nii.gz").rename(folder / f"{session}_run-1_FLAIR.nii.gz")
+    write_nifti(folder / f"{session}_run-2_FLAIR.nii.gz", np.full(SHAPE, 7, np.int16))
+    with pytest.raises(DatasetError, match=r"several images.*run-1_FLAIR.*run-2_FLAIR"):
+        read_dataset(bids)
+    mask = masks / f"{session}_label-lesion_mask.nii.gz"
+    mask = mask.rename(masks / f"{session}_run-2_label-lesion_mask.nii.gz")
+    names = [file.name for file in read_dataset(bids).cases[-1].images]
+    assert names == [f"{session}_run-2_FLAIR.nii.gz", f"{session}_T1w.nii.gz"]
+    mask.rename(masks / f"{session}_run-3_label-lesion_mask.nii.gz")
+    assert read_dataset(bids).channel_names == ("T1w",)  # the third run has no FLAIR
+
+
+def test_image_with_the_entities_of_the_mask_is_preferred(tmp_path, write_nifti):
+    folder = tmp_path / "sub-1" / "anat"
+    for name in ("acq-fast_FLAIR", "FLAIR"):
+        write_nifti(folder / f"sub-1_{name}.nii.gz", np.ones(SHAPE, np.int16))
+    write_nifti(folder / "sub-1_label-lesion_desc-expert_mask.nii.gz", MASK)
+    (case,) = read_dataset(tmp_path).cases
+    assert [file.name for file in case.images] == ["sub-1_FLAIR.nii.gz"]
+
+
 def test_two_masks_of_a_session_are_an_error(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a"):
