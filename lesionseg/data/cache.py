@@ -532,7 +532,7 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | Non
         if place.suffix.lower() in ITK:  # the header may name another file with the voxels
             return None
         try:
-            files = sorted(place.iterdir()) if place.is_dir() else [place]
+            files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
             for file in files:
                 status = file.stat()
                 states.append((str(file), status.st_size, status.st_mtime_ns))

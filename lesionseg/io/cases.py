@@ -19,6 +19,7 @@ from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.tiff_stack import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
@@ -96,7 +97,10 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
                     "data.colour=true to use their three colours."
                 )
                 warn_once(logger, text, dataset.root)
-            values = np.rint(np.tensordot(LUMA, values, axes=1))[np.newaxis]
+            brightness = np.tensordot(LUMA, values, axes=1)
+            # floating point is not rounded: the values may be from 0 to 1
+            is_whole = values.dtype.kind in "iu"
+            values = (np.rint(brightness) if is_whole else brightness)[np.newaxis]
         # values beyond float32 become infinite, which `check_finite` reports
         with np.errstate(over="ignore"):
             array[channel] = values[0]
@@ -411,7 +415,8 @@ def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating
 def content_files(path: Path) -> tuple[Path, ...]:
     """Return the files that store an image.
 
-    These are the slices of a series, a header and its voxels, or the file itself.
+    These are the slices of a series, a header and its voxels, a TIFF file and the file of its
+    spacing, or the file itself.
     """
     if split_series(path) is not None:
         return tuple(series_headers(path))
@@ -419,4 +424,5 @@ def content_files(path: Path) -> tuple[Path, ...]:
         return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         return tuple(dict.fromkeys((path, itk.voxel_file(path))))
-    return (path,)
+    spacing = find_spacing_file(path)
+    return (path,) if spacing is None else (path, spacing)

@@ -70,6 +70,32 @@ def read_stack(path: Path) -> Volume | None:
     return Volume(array.astype(array.dtype.newbyteorder("="), copy=False)[np.newaxis], geometry)
 
 
+def is_stack(path: Path) -> bool:
+    """Return True for a TIFF file of several pages that form a volume."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return _find_stack(tiff) is not None
+    except (OSError, tifffile.TiffFileError):
+        return False
+
+
+def find_spacing_file(path: Path) -> Path | None:
+    """Return the JSON file that states the spacing of a TIFF file. Return None if there is none."""
+    if path.suffix.lower() not in SUFFIXES:
+        return None
+    return next((file for file in _spacing_names(path) if file.is_file()), None)
+
+
+def _spacing_names(path: Path) -> list[Path]:
+    """Return the paths that the JSON file of a TIFF file may have, first the usual one."""
+    stem = path.name[: -len(path.suffix)]
+    return [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
+
+
 def _find_stack(tiff: Any) -> Any | None:
     """Return tifffile's series of the pages if they form a stack.
 
@@ -90,12 +116,10 @@ def _read_spacing(path: Path) -> tuple[float, ...]:
 
     Return 1 mm along every axis, with a warning, if that file does not exist.
     """
-    stem = path.name[: -len(path.suffix)]
-    candidates = [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = find_spacing_file(path)
     if file is None:
         text = "%s: no file %s states the spacing, so it is 1 mm along every axis."
-        logger.warning(text, path, candidates[0].name)
+        logger.warning(text, path, _spacing_names(path)[0].name)
         return (1.0, 1.0, 1.0)
     try:
         if file.stat().st_size > _MAX_JSON_BYTES:

@@ -247,6 +247,10 @@ def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
     np.testing.assert_array_equal(read("grey.png", "R", "G", "B"), np.stack([GREY] * 3))
     luma = np.rint(COLOUR @ [0.299, 0.587, 0.114])
     np.testing.assert_array_equal(read("a.png", "photo"), luma[np.newaxis])
+    # values from 0 to 1 are not rounded
+    tifffile.imwrite(tmp_path / "unit.tif", (COLOUR / 255).astype(np.float32), photometric="rgb")
+    exact = COLOUR @ [0.299, 0.587, 0.114] / 255
+    np.testing.assert_allclose(read("unit.tif", "photo"), exact[np.newaxis], rtol=1e-6)
     with pytest.raises(LesionsegError, match="one file per channel"):
         read("a.png", "R", "G")
 

@@ -27,6 +27,7 @@ from lesionseg.io.dicom.series import folder_name, split_series
 from lesionseg.io.files import MAX_ID_BYTES
 from lesionseg.io.layouts.checks import CHANNEL, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.tiff_stack import is_stack
 from lesionseg.io.volumes import (
     SUFFIXES,
     is_dicom_image,
@@ -189,7 +190,8 @@ def find_scans(
     Args:
         source: A folder, glob, file or `.csv` table (see `read_scan_list`).
         channels: The number of channels of the model.
-        dims: The number of axes of the model. With 3, pictures in a folder are left out.
+        dims: The number of axes of the model. With 3, pictures in a folder are left out, but not
+            TIFF files of several pages.
         results: A folder whose files are results and not scans.
 
     Raises:
@@ -394,7 +396,7 @@ class _Listing:
                 self._leave_out(file, kind, "named like a result of predict")
             elif has_candidates:
                 self._leave_out(file, f"*{file.suffix.lower()}", "results of predict")
-            elif self.dims == 3 and is_raster(file):
+            elif self.dims == 3 and is_raster(file) and not is_stack(file):
                 kind = f"*{file.suffix.lower()}"
                 self._leave_out(file, kind, "pictures, while this model reads volumes")
             else:

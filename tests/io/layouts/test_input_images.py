@@ -1,6 +1,8 @@
 """Scans to predict on: folders, patterns and tables, ids, channels, and files left out."""
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from lesionseg.errors import DatasetError
@@ -200,3 +202,13 @@ def test_channels_without_a_file_in_a_table_are_missing(tmp_path):
     assert [c.missing for c in find_images(table, 2)] == [(1,), (0,)]
     # the second column is a channel too many, which is an error when the case is read
     assert [c.missing for c in find_images(table, 1)] == [(), (0,)]
+
+
+def test_model_of_volumes_finds_stacks_but_no_pictures(tmp_path):
+    for name, shape in (("stack", (3, 8, 9)), ("picture", (8, 9))):
+        pixels = np.zeros(shape, np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack")
+    found = find_scans(tmp_path, 1, dims=3)
+    assert [scan.case for scan in found.scans] == ["stack"]
+    (left_out,) = found.left_out
+    assert "pictures, while this model reads volumes" in str(left_out)
