@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.errors import ContentError, GeometryError
+from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
@@ -416,13 +416,16 @@ def content_files(path: Path) -> tuple[Path, ...]:
     """Return the files that store an image.
 
     These are the slices of a series, a header and its voxels, a TIFF file and the file of its
-    spacing, or the file itself.
+    spacing, or the file itself. A damaged header counts without its voxels.
     """
     if split_series(path) is not None:
         return tuple(series_headers(path))
     if path.is_dir():
         return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
-        return tuple(dict.fromkeys((path, itk.voxel_file(path))))
+        try:
+            return tuple(dict.fromkeys((path, itk.voxel_file(path))))
+        except ReadError:  # reading the image reports the damage
+            return (path,)
     spacing = find_spacing_file(path)
     return (path,) if spacing is None else (path, spacing)

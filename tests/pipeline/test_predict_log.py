@@ -41,6 +41,16 @@ def run_predict(small_bundle, tmp_path, capsys, caplog):
     return call
 
 
+def test_damaged_header_fails_one_night_until_it_changes(run_predict, tmp_path):
+    """The hash of a scan does not need the voxels that a damaged header cannot name."""
+    file = tmp_path / "in" / "b.mhd"
+    for text in ("", "ElementDataFile = b.raw\n"):  # without voxels, then with a missing file
+        file.write_text(text)
+        assert [run_predict()[0] for _ in range(2)] == [3, 0]
+    (tmp_path / "in" / "b.raw").write_bytes(b"late")  # the missing file arrives
+    assert run_predict()[0] == 3
+
+
 def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     inbox = tmp_path / "in"
     out = tmp_path / "out"
