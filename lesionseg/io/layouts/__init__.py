@@ -20,6 +20,7 @@ from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
+from lesionseg.io.layouts.box_table import MAX_LABELS
 from lesionseg.io.layouts.boxes_csv import find_boxes, read_boxes_csv
 from lesionseg.io.layouts.checks import (
     Problems,
@@ -191,12 +192,24 @@ def read_dataset(
     with problems.collect("", root) if lenient else nullcontext():
         grouped = [*assign_groups(grouped, group)]
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
-    if merge_labels:
-        with problems.collect("", root) if lenient else nullcontext():
+    with problems.collect("", root) if lenient else nullcontext():
+        if merge_labels:
             dataset = _merge_labels(dataset)
+        _check_label_values(dataset)
     dataset = merge_readers(dataset, min_readers)
     _log_summary(dataset)
     return replace(dataset, problems=tuple(problems))
+
+
+def _check_label_values(dataset: Dataset) -> None:
+    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes."""
+    too_high = [value for value in dataset.labels.mask_values if value > MAX_LABELS]
+    if too_high:
+        raise DatasetError(
+            f"{dataset.root}: the label {too_high[0]} ({dataset.labels.mask_names[too_high[0]]}) "
+            f"is above {MAX_LABELS}. Give the labels values from 1 to {MAX_LABELS}, or set "
+            "data.merge_labels=true if all of them are lesions."
+        )
 
 
 def _layout_of(root: Path) -> Convention:

@@ -84,6 +84,15 @@ def test_labels_json_names_the_values(write_manifest):
         read_reference(dataset)
 
 
+def test_label_that_does_not_fit_into_a_predicted_mask_is_an_error_unless_merged(write_manifest):
+    root = write_manifest(ONE, '{"1": "cyst", "1000": "scar"}')
+    with pytest.raises(DatasetError, match=r"the label 1000 \(scar\) is above 255"):
+        read_dataset(root)
+    (problem,) = read_dataset(root, lenient=True).problems
+    assert "data.merge_labels=true" in problem.message
+    assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
+
+
 def test_value_called_ignore_is_ignored(write_manifest):
     dataset = read_dataset(write_manifest(ONE, '{"1": "ignore", "2": "scar"}'))
     assert dataset.labels == Labels((2,), ("scar",), ignore=1)
