@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,18 @@ def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
     return bool(np.allclose(seen.spacing_mm, expected.spacing_mm, rtol=_SAME_SPACING))
 
 
+def _is_turned(seen: Geometry, expected: Geometry) -> bool:
+    """Return True if two grids of equal shape have the same corners in another order.
+
+    This is probably no fault of a header: one file stores the same region mirrored or turned.
+    """
+    last = np.array(seen.shape) - 1
+    corners = np.array(list(product((0, 1), repeat=seen.dims))) * last
+    index = expected.to_index(seen.to_mm(corners))
+    distance = np.minimum(np.abs(index), np.abs(index - last))  # from the nearest end of the axis
+    return bool((distance < _NEAR_VOXELS).all())
+
+
 def check_grid(
     path: Path, seen: Geometry, other: Path, expected: Geometry, *, by_image: bool = False
 ) -> None:
@@ -359,10 +372,20 @@ def check_grid(
         return
     if is_same_grid(seen, expected, by_image=by_image):
         text = "%s: the header states another position than %s (%s). The grid of %s is used."
+        if _is_turned(seen, expected):
+            text += (
+                " Both headers describe the same region, with axes in other directions. Check "
+                "that lesions do not appear mirrored."
+            )
         warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
         return
     advice = "Resample one onto the other."
-    if seen.shape == expected.shape and _has_same_spacing(seen, expected):
+    if seen.shape == expected.shape and _is_turned(seen, expected):
+        advice = (
+            "Both headers describe the same region, with axes in other directions. Resample one "
+            "onto the other."
+        )
+    elif seen.shape == expected.shape and _has_same_spacing(seen, expected):
         advice = (
             "Resample one onto the other or, if they show the same voxels and only the headers "
             "differ, use data.geometry=image (evaluate: geometry=image), as nnU-Net does."
