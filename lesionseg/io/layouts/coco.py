@@ -380,6 +380,27 @@ def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> l
     return [Remark("left_out", f"{text}{names}.", is_note=True)]
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnPart:
+    """The drawing of one annotation, cropped to its box. An image may have hundreds of lesions.
+
+    Attributes:
+        top: The first row of the box.
+        left: The first column of the box.
+        mask: The drawn pixels `[y, x]` of the box. Empty if the annotation has no pixel.
+    """
+
+    top: int
+    left: int
+    mask: Mask
+
+    def paint(self, image: NDArray[Any], value: int) -> None:
+        """Set the drawn pixels of the whole image `[y, x]` to a value."""
+        height, width = self.mask.shape
+        window = image[self.top : self.top + height, self.left : self.left + width]
+        window[self.mask] = value
+
+
 def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
     """Read the reference of a COCO case.
 
@@ -472,11 +493,11 @@ def _draw_instances(
     case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
     """Return the number of each pixel's lesion, 0 for none. Smaller lesions are drawn last."""
-    masks = _draw_lesions(case, lesions, shape)
+    parts = _draw_lesions(case, lesions, shape)
     instances = np.zeros(shape, dtype=np.int32)
-    from_largest = np.argsort([-int(mask.sum()) for mask in masks], kind="stable")
+    from_largest = np.argsort([-int(part.mask.sum()) for part in parts], kind="stable")
     for index in from_largest:
-        instances[masks[index]] = index + 1
+        parts[index].paint(instances, index + 1)
     return instances
 
 
@@ -489,7 +510,7 @@ def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]
     inside = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, boxes, strict=True):
         if crowd.segmentation:
-            inside[_draw_lesions(case, [crowd], shape)[0]] = True
+            _draw_lesions(case, [crowd], shape)[0].paint(inside, 1)
         else:
             inside[box_slices(box, 2)] = True
     return inside
@@ -564,16 +585,16 @@ def _box_of_run_lengths(
 
     Raise `ContentError` if the segmentation is empty.
     """
-    (mask,) = run_in_worker(draw, case, [drawing], shape)
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
+    (part,) = run_in_worker(draw, case, [drawing], shape)
+    rows = np.flatnonzero(part.mask.any(axis=1))
+    columns = np.flatnonzero(part.mask.any(axis=0))
     if not len(rows):
         raise ContentError(
             f"case {case}: a segmentation in run lengths is empty. Remove the annotation."
         )
     width = float(columns[-1] - columns[0] + 1)
     height = float(rows[-1] - rows[0] + 1)
-    return float(columns[0]), float(rows[0]), width, height
+    return part.left + float(columns[0]), part.top + float(rows[0]), width, height
 
 
 def _check_drawing(case: str, drawing: Any, shape: tuple[int, ...]) -> None:
@@ -604,30 +625,33 @@ def _is_polygon(polygon: Any, limit: int) -> bool:
     return all(isinstance(value, int | float) and abs(value) <= limit for value in polygon)
 
 
-def _draw_lesions(case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]) -> list[Mask]:
-    """Return the pixels `[y, x]` of each annotation.
+def _draw_lesions(
+    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> list[DrawnPart]:
+    """Return the pixels of each annotation.
 
     An annotation that contains no pixel centre gets the pixel nearest to the centre of its box.
     """
     drawings = [lesion.segmentation for lesion in lesions]
     for drawing in drawings:
         _check_drawing(case, drawing, shape)
-    masks = run_in_worker(draw, case, drawings, shape) if drawings else []
-    for mask, lesion in zip(masks, lesions, strict=True):
-        if not mask.any():
+    parts = run_in_worker(draw, case, drawings, shape) if drawings else []
+    for index, lesion in enumerate(lesions):
+        if not parts[index].mask.any():
             centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
-            mask[tuple(np.clip(centre, 0, np.array(shape) - 1))] = True
-    return masks
+            y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
+            parts[index] = DrawnPart(y, x, np.ones((1, 1), dtype=bool))
+    return parts
 
 
-def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mask]:
-    """Draw polygons and run lengths as masks `[y, x]`.
+def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[DrawnPart]:
+    """Draw polygons and run lengths. Only one mask of the whole image exists at a time.
 
     Raise `ContentError` if the library rejects one.
     """
     from pycocotools import mask as coco_mask
 
-    masks = []
+    parts = []
     try:
         for drawing in drawings:
             is_encoded = isinstance(drawing, dict) and isinstance(drawing["counts"], str | bytes)
@@ -636,9 +660,12 @@ def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Mas
                 drawing = coco_mask.frPyObjects(drawing, height, width)
             if isinstance(drawing, list):  # one encoded mask per polygon
                 drawing = coco_mask.merge(drawing)
-            masks.append(coco_mask.decode(drawing).astype(bool).reshape(shape))
+            left, top, width, height = (int(value) for value in coco_mask.toBbox(drawing).ravel())
+            whole = coco_mask.decode(drawing).reshape(shape)
+            part = whole[top : top + height, left : left + width].astype(bool)
+            parts.append(DrawnPart(top, left, part))
     except Exception as error:  # the library raises bare Exceptions for malformed input
         raise ContentError(
             f"case {case}: a segmentation cannot be drawn: {error}. Correct it."
         ) from error
-    return masks
+    return parts

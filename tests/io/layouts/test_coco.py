@@ -11,6 +11,8 @@ from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.coco import draw
+from lesionseg.io.limits import run_in_worker
 from lesionseg.ops.components import lesion_mask
 from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
 
@@ -399,3 +401,13 @@ def test_box_is_the_bright_rectangle_in_every_place(tmp_path, table, name, lesio
     bright = cases["p1_view1"].image.array[0] > 0
     np.testing.assert_array_equal(lesion_mask(reference), bright)
     assert_negative(cases["p2_view1"])
+
+
+def test_drawings_are_cropped_because_an_image_may_have_hundreds_of_lesions():
+    square = [[300.0, 200.0, 310.0, 200.0, 310.0, 204.0, 300.0, 204.0]]
+    (part,) = run_in_worker(draw, "a", [square], (3000, 4000))
+    assert (part.top, part.left, part.mask.shape) == (200, 300, (4, 10))
+    image = np.zeros((3000, 4000), np.uint8)
+    part.paint(image, 7)
+    assert np.array_equal(np.argwhere(image)[[0, -1]], [[200, 300], [203, 309]])
+    assert image.sum() == 7 * 40
