@@ -61,7 +61,8 @@ class NnunetRecipe:
     The network's axes are those of the file, permuted by `transpose`. If the reader `reorients`,
     the axes are first turned along +S, +A, +R. `spacing` and `patch` have two entries for a 2-D
     network, which processes a volume slice by slice along the first axis. Predictions are averaged
-    over all mirror images of the patch along the axes `mirror_axes`.
+    over all mirror images of the patch along the axes `mirror_axes`. nnU-Net's reader of PNG and
+    TIFF ignores the pixel size of a picture; `uses_pixel_size` is True for pictures in NIfTI.
     """
 
     configuration: str
@@ -72,6 +73,7 @@ class NnunetRecipe:
     logit_resampling: NnunetResampling
     transpose: tuple[_Axis, _Axis, _Axis] = (0, 1, 2)
     reorients: bool = False
+    uses_pixel_size: bool = False
     mirror_axes: Annotated[tuple[_Axis, ...], Field(max_length=3)] = ()
 
     @property

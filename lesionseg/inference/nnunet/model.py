@@ -26,6 +26,7 @@ from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.layouts.nnunet import nnunet_labels
+from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
@@ -188,7 +189,9 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     architecture = _architecture(config, where, checkpoint, files)
     recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
-    dims = 2 if plans.image_reader_writer == _PICTURES else 3
+    dims = 2 if _reads_pictures(plans, recipe) else 3
+    if dims == 2 and plans.image_reader_writer != _PICTURES:
+        recipe = replace(recipe, uses_pixel_size=True)
     # a 2-D network of a volume has tiles of one slice
     tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
     folds = ", ".join(files.folds)
@@ -211,6 +214,14 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
         nnunet=recipe,
         reasons={"source": source},
     )
+
+
+def _reads_pictures(plans: _Plans, recipe: NnunetRecipe) -> bool:
+    """Return True if the model's images are pictures, also as NIfTI of one slice of 999 mm."""
+    if plans.image_reader_writer == _PICTURES:
+        return True
+    median = plans.original_median_spacing_after_transp
+    return recipe.network_dims == 2 and bool(median) and median[0] > limits().spacing_mm[1]
 
 
 def _require_fitting_layers(

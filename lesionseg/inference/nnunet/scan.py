@@ -24,8 +24,8 @@ from lesionseg.ops.resize import resize
 from lesionseg.plan.nnunet_recipe import NnunetNormalisation, NnunetRecipe, NnunetResampling
 
 _SMALLEST_STD = 1e-8
-# the spacing that nnU-Net's readers give a 2-D image: 999 mm across the plane, pixels of 1 mm
-_PICTURE_SPACING = (999.0, 1.0, 1.0)
+# across the plane of a 2-D image; for PNG and TIFF, nnU-Net also assumes pixels of 1 mm
+_SLICE_MM = 999.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,8 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     spacing = view.geometry.spacing_mm
     if view.geometry.dims == 2:
         array = array[:, np.newaxis]
-        spacing = _PICTURE_SPACING
+        pixel_mm = spacing if recipe.uses_pixel_size else (1.0, 1.0)
+        spacing = (_SLICE_MM, *pixel_mm)
     array = array.transpose([0] + [1 + axis for axis in recipe.transpose])
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
     is_not_zero = np.logical_or.reduce(array != 0, axis=0)  # in any channel

@@ -41,6 +41,7 @@ class SmallModel:
     )
     mirror_axes: tuple[int, ...] | None = (0, 1, 2)
     n_folds: int = 1
+    median_spacing: tuple[float, ...] = (2.0, 1.0, 1.0)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -127,7 +128,7 @@ class SmallModel:
             "plans_name": "nnUNetPlans",
             "image_reader_writer": self.reader,
             "transpose_forward": list(self.transpose),
-            "original_median_spacing_after_transp": [2.0, 1.0, 1.0],
+            "original_median_spacing_after_transp": list(self.median_spacing),
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": {
                 str(i): intensities for i in range(len(self.channels))

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.volumes import read_volume
 from tests.inference.nnunet import naive
 from tests.inference.nnunet.small_models import SmallModel
 from tests.models.nnunet_names import to_nnunet_weights
@@ -154,6 +156,27 @@ def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
     for mm in (1.0, 0.2):
         found = predictor.probabilities(Volume(image, Geometry.from_spacing((20, 30), (mm, mm))))
         assert np.abs(found - expected).max() < 2e-3
+
+
+def test_model_of_nifti_pictures_uses_their_pixel_size(tmp_path: Path) -> None:
+    """Users of nnU-Net store pictures as NIfTI with one slice of 999 mm."""
+    model = PLAIN.with_(
+        configuration="2d",
+        patch=(8, 12),
+        spacing=(0.5, 0.5),
+        mirror_axes=(0, 1),
+        median_spacing=(999.0, 0.5, 0.5),
+    )
+    folder = model.write(tmp_path)
+    assert bundle_plan(folder).dims == 2
+    predictor = Predictor(folder, device="cpu", settings=InferenceConfig.of(precision="fp32"))
+    image = np.random.default_rng(0).uniform(0, 255, (1, 20, 30)).astype(np.float32)
+    path = tmp_path / "a.nii.gz"
+    affine = np.diag([0.8, 0.8, 999.0, 1.0])
+    nibabel.save(nibabel.Nifti1Image(image[0].T[..., np.newaxis], affine), path)
+    expected = naive.predict(model, image[:, None], (999.0, 0.8, 0.8), mirrored=False)[:, 0]
+    found = predictor.probabilities(read_volume(path))
+    assert np.abs(found - expected).max() < 2e-3
 
 
 def make_volume() -> Volume:
