@@ -273,8 +273,10 @@ class DeviceBudget:
         A stage halves the axes that keep at least 4 voxels and are less than twice as coarse as the
         finest axis that can be halved. Along an axis that is more than twice as coarse as the
         finest, the kernel size is 1. So this axis is not convolved until the others have become as
-        coarse. Features double from stage to stage, up to `widest`. The loss applies to all
-        resolutions except the two coarsest, but to at most three.
+        coarse. Then its kernel size remains 3 in all further stages, also if a short axis that
+        cannot be halved has become the finest. A single voxel is never convolved. Features double
+        from stage to stage, up to `widest`. The loss applies to all resolutions except the two
+        coarsest, but to at most three.
 
         Args:
             tile: shape of the tile.
@@ -285,14 +287,16 @@ class DeviceBudget:
         mm = np.array(spacing_mm, dtype=float)
         strides: list[tuple[int, ...]] = []
         kernels: list[tuple[int, ...]] = []
+        is_convolved = np.zeros(len(size), dtype=bool)
         stride = np.ones(len(size), dtype=int)
         while not strides or stride.max() > 1:
             size = size / stride
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
-            # a single voxel has no neighbours to convolve with either
-            is_not_convolved = (mm > 2 * mm.min()) | (size < 2)
-            kernels.append(tuple(np.where(is_not_convolved, 1, 3).tolist()))
+            has_neighbours = size >= 2
+            finest = mm.min(initial=inf, where=has_neighbours)
+            is_convolved |= mm <= 2 * finest
+            kernels.append(tuple(np.where(is_convolved & has_neighbours, 3, 1).tolist()))
             can_halve = size >= 2 * MIN_SIDE
             if exact:
                 can_halve &= size % 2 == 0

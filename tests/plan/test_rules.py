@@ -165,6 +165,24 @@ def test_coarse_axis_is_halved_after_the_finer_axes():
     assert all(kernel[0] == 1 for kernel in slice_.kernels)
 
 
+@pytest.mark.parametrize(
+    ("tile", "spacing", "first", "last"),
+    [
+        ((1, 64, 64), (1, 1, 1), (1, 3, 3), (1, 3, 3)),
+        ((1, 64, 64), (0.3, 1, 1), (1, 3, 3), (1, 3, 3)),  # a single thin slice
+        ((6, 80, 80), (1, 1, 1), (3, 3, 3), (3, 3, 3)),
+        ((36, 128, 128), (1, 1, 1), (3, 3, 3), (3, 3, 3)),
+        ((20, 256, 256), (3.6, 0.62, 0.62), (1, 3, 3), (3, 3, 3)),
+        ((32, 64, 64), (5, 1, 1), (1, 3, 3), (3, 3, 3)),  # the slices alone are halved last
+        ((1024, 64), (1, 1), (3, 3), (3, 3)),
+    ],
+)
+def test_axis_stays_convolved_if_a_short_axis_cannot_be_halved(tile, spacing, first, last):
+    kernels = GPU.choose_architecture(tile, spacing).kernels
+    assert (kernels[0], kernels[-1]) == (first, last)
+    assert np.all(np.diff(kernels, axis=0) >= 0)  # no 1 after a 3
+
+
 def test_batch_is_two_at_least_and_bounded_by_budget_and_dataset():
     for allowed, tile, n_voxels, expected in (
         (CPU, (64, 64, 64), 1e9, 2),
