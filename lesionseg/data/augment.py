@@ -31,6 +31,9 @@ TileTensors = dict[str, Tensor]
 
 # Axes are not rotated into each other if the ratio of their spacings is above this.
 ANISOTROPY = 2.0
+# A tile is thin along an axis if another one covers more than this many times its millimetres.
+# nnU-Net moves tiles that are as anisotropic as this only in their plane.
+THINNESS = 3.0
 FLIP_PROBABILITY = 0.5  # for each axis
 SCALE = 0.2  # largest relative change of size
 SHEAR = 0.05  # largest displacement per unit of distance along another axis
@@ -221,9 +224,10 @@ class Augmentation:
     """A source of random changes of tiles.
 
     By default, tiles are flipped along all axes. Radiographs are not flipped, because left and
-    right, and top and bottom, look different in them. If slices are thick, tiles are rotated only
-    within the slices. CT has no gamma, because its values are physical quantities. Image and masks
-    are each resampled once. Voxels from outside the volume are 0 and not valid.
+    right, and top and bottom, look different in them. If slices are thick, or if the tile is thin,
+    tiles are rotated only within the slices. CT has no gamma, because its values are physical
+    quantities. Image and masks are each resampled once. Voxels from outside the volume are 0 and
+    not valid.
     """
 
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
@@ -251,24 +255,28 @@ class Augmentation:
         if not draw.happens(settings.spatial_probability):
             return Movement(flips)
         spacing = np.array(self.plan.spacing_mm)
-        # Thick slices are moved only within their plane: pairs of axes turn and shear only if their
-        # spacings are similar, and an axis is scaled and bent only if its spacing is fine.
-        ratio = np.maximum.outer(spacing, spacing) / np.minimum.outer(spacing, spacing)
-        is_similar = ratio <= ANISOTROPY
+        extent = spacing * self.plan.tile_shape
+        # Thick slices and thin tiles are moved only within their plane: pairs of axes turn and
+        # shear only if their spacings and extents are similar. An axis is scaled and bent only if
+        # its spacing is fine, and if the tile is not thin along it. Otherwise, most voxels of a
+        # thin volume would be read from outside it.
+        is_similar = _ratios(spacing) <= ANISOTROPY
+        is_similar &= _ratios(extent) <= THINNESS
         is_fine = spacing / spacing.min() <= ANISOTROPY
+        is_moved = is_fine & (extent[is_fine].max() / extent <= THINNESS)
         angles = math.radians(settings.rotate_degrees) * draw.uniform(dims, dims) * is_similar
         shear = SHEAR * draw.uniform(dims, dims) * is_similar * ~np.eye(dims, dtype=bool)
-        scale = np.diag(1 + SCALE * draw.uniform(dims) * is_fine)
+        scale = np.diag(1 + SCALE * draw.uniform(dims) * is_moved)
         # the matrix in millimetres, then in voxels
         linear_mm = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
         linear = linear_mm * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
         if not draw.happens(ELASTIC_SHARE):
             return Movement(flips, linear)
-        return Movement(flips, linear, self._bend(draw, is_fine))
+        return Movement(flips, linear, self._bend(draw, is_moved))
 
-    def _bend(self, draw: Draw, is_fine: NDArray[np.bool_]) -> Bend:
-        """Draw the bend of a tile along the axes with a fine spacing.
+    def _bend(self, draw: Draw, is_moved: NDArray[np.bool_]) -> Bend:
+        """Draw the bend of a tile along the axes `is_moved` `[dims]`.
 
         Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each.
         """
@@ -278,7 +286,7 @@ class Augmentation:
         n_knots = []  # a cubic B-spline over n voxels needs 3 knots more than intervals
         for n, d in zip(self.plan.tile_shape, distance, strict=True):
             n_knots.append(math.floor((n - 1) / d) + 4)
-        largest = ELASTIC_VOXELS / coarseness * is_fine  # of each component, in voxels
+        largest = ELASTIC_VOXELS / coarseness * is_moved  # of each component, in voxels
         shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
         knots = (shares.T * largest).T.astype(np.float32)
         return Bend(knots, distance)
@@ -382,6 +390,11 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
     curved.sub_(curved.mean(1, keepdim=True))
     curved_std = torch.linalg.vector_norm(curved, dim=1, keepdim=True)
     return curved.mul_(std / curved_std.clamp_min(1e-7)).add_(mean).view(image.shape)
+
+
+def _ratios(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ratio of the larger to the smaller value for each pair, `[n, n]`."""
+    return np.asarray(np.maximum.outer(values, values) / np.minimum.outer(values, values))
 
 
 def rotation_matrix(angles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -104,6 +104,44 @@ def test_thick_slices_are_rotated_only_in_their_plane(make_augmentation, plan):
         assert any(mixed) != is_thick
 
 
+@pytest.mark.parametrize("n_slices", [1, 6, 20])
+def test_tile_of_a_thin_volume_is_moved_only_in_its_plane(make_augmentation, plan, n_slices):
+    shape = (n_slices, 80, 80)
+    augmentation = make_augmentation(
+        plan.with_(tile_shape=shape), spatial_probability=1, elastic_share=1
+    )
+    for seed in range(5):
+        movement = augmentation.draw(generator(seed)).movement
+        assert np.abs(movement.linear[0]).tolist() == [1, 0, 0]
+        assert movement.linear[1, 2] != 0
+        bent = np.abs(movement.bend.knots).max(axis=(1, 2, 3)) > 0
+        assert bent.tolist() == [False, True, True]
+
+
+def test_short_side_of_a_narrow_picture_is_not_turned_into_its_long_side(
+    make_augmentation, xray_plan
+):
+    narrow = xray_plan.with_(tile_shape=(400, 50))
+    movement = make_augmentation(narrow, spatial_probability=1).draw(generator(0)).movement
+    assert movement.linear[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "tile"), [((1.0, 1.0, 1.0), (20, 60, 60)), ((4.0, 1.0, 1.0), (60, 20, 20))]
+)
+def test_extent_of_usual_tiles_does_not_limit_their_movement(
+    make_augmentation, plan, spacing, tile
+):
+    """An extent of a third is enough, and thick slices do not make the plane a thin axis."""
+    movements = []
+    for shape in (tile, (60, 60, 60)):
+        changes = make_augmentation(
+            plan.with_(spacing_mm=spacing, tile_shape=shape), spatial_probability=1
+        )
+        movements.append(changes.draw(generator(0)).movement)
+    np.testing.assert_array_equal(movements[0].linear, movements[1].linear)
+
+
 @pytest.fixture
 def xray_plan(plan):
     return plan.with_(dims=2, spacing_mm=(0.2, 0.2), modality="xray", tile_shape=(32, 32))
