@@ -40,6 +40,7 @@ StepGb = Callable[[Architecture, Sequence[int], int], float]
 GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
 # multiplications of a training step on a CPU: 1.4 s on two cores with 65·10⁹ per second
 CPU_MULTIPLICATIONS = 1.4 * 65e9
+LARGEST_CUBE = 80  # side in voxels of the largest cubic tile on a CPU
 _BACKWARD = 3  # a training step costs about three forward passes
 MIN_SIDE = 4  # smallest side, in voxels, of the coarsest stage
 # Residual blocks of each encoder stage; further stages have the last number. The decoder has one
@@ -242,6 +243,8 @@ class DeviceBudget:
         fits: returns True if a training step with an architecture, a tile shape and a batch size
             is possible.
         longest: longest side of a tile, in voxels.
+        cube: side of the largest cube. A tile has at most its voxels. A side becomes longer than
+            the cube only if the others cannot grow, such as in a thin volume.
         base_features: number of features of the first stage.
         widest: maximum number of features of a stage.
         batch: maximum number of tiles per training step.
@@ -262,6 +265,7 @@ class DeviceBudget:
     fills: bool = False
     limits_share: bool = True
     small_tiles: bool = False
+    cube: float = inf
     most_voxels: float = inf
     architecture: str = "unet"
 
@@ -335,11 +339,12 @@ def budget(
     if not device.startswith("cuda"):
         found = DeviceBudget(
             partial(_fits_cpu, n_channels),
-            longest=80 if dims == 3 else 320,
+            longest=320,
             base_features=16,
             widest=128,
             batch=4,
             small_tiles=dims == 3,
+            cube=LARGEST_CUBE if dims == 3 else inf,
         )
         return Decision(found, "planned for a CPU: a step takes about 1.4 s on two cores")
     if step_gb is None:
@@ -406,12 +411,18 @@ def tile_shape(
     """Decide the tile: the largest that the budget allows with a batch of 2 (nnU-Net).
 
     The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres, at most
-    to the median volume. Its sides are then rounded down to multiples of the total stride. A side
-    of the median volume is rounded up instead if this adds at most 15 %. On a GPU, each axis then
-    grows by its total stride as often as the budget allows.
+    to the median volume. On a CPU, a 3-D tile first grows up to 80 voxels along each axis. If the
+    volume is too thin to use the budget in this way, the other axes grow further, as long as the
+    tile has at most 80³ voxels.
+
+    The sides are then rounded down to multiples of the total stride. A side of the median volume is
+    rounded up instead if this adds at most 15 %. On a GPU, each axis then grows by its total stride
+    as often as the budget allows.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
-    tile = growth.grow(growth.smallest(), growth.step_to_limit)
+    tile = growth.grow(growth.smallest(), growth.step_within_cube)
+    if allowed.cube < allowed.longest:
+        tile = growth.grow(tile, growth.step_to_limit)
     tile = _round_to_strides(tile, growth.stride(tile), median_shape)
     if allowed.fills:
         tile = growth.grow(tile, growth.step_by_stride)
@@ -447,7 +458,13 @@ class _TileGrowth:
     def is_affordable(self, tile: Sequence[int]) -> bool:
         """Return True if the budget allows a training step with two such tiles."""
         shape = self.allowed.choose_architecture(tile, self.spacing_mm)
-        return self.allowed.fits(shape, tile, 2) and prod(tile) <= self.allowed.most_voxels
+        most_voxels = min(self.allowed.most_voxels, self.allowed.cube ** len(tile))
+        return self.allowed.fits(shape, tile, 2) and prod(tile) <= most_voxels
+
+    def step_within_cube(self, tile: tuple[int, ...], axis: int) -> int:
+        """Return 8 voxels, or fewer next to the limit or to the side of the largest cube."""
+        room = int(min(self.allowed.cube, self._limit()[axis])) - tile[axis]
+        return min(8, room)
 
     def step_to_limit(self, tile: tuple[int, ...], axis: int) -> int:
         """Return 8 voxels, or fewer next to the limit."""
@@ -516,7 +533,12 @@ def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: Dev
         return (
             "which covers the median image" if len(tile) == 2 else "which covers the median volume"
         )
-    return "the largest tile that the device allows with a batch of 2"
+    limit = ""
+    if max(tile) >= allowed.longest:
+        limit = f" with sides of up to {allowed.longest} {grid_element(len(tile))}s"
+    elif allowed.cube < inf:
+        limit = f" of up to {allowed.cube}³ voxels"
+    return f"the largest tile{limit} that the device allows with a batch of 2"
 
 
 def limit_to_small_tiles(

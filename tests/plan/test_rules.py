@@ -223,6 +223,44 @@ def test_tile_is_small_from_one_and_a_half_lesions_per_tile(allowed, median, les
     assert (spent is not allowed) == (tile == (32, 32, 32)) == is_small
 
 
+@pytest.mark.parametrize(
+    ("median", "spacing", "features", "expected"),
+    [
+        (CUBE, (1, 1, 1), 16, (64, 64, 64)),
+        (CUBE, (1, 1, 1), 8, (80, 80, 80)),  # the largest cube
+        ((90, 400, 400), (5, 0.8, 0.8), 16, (32, 80, 80)),  # many thick slices
+        ((90, 400, 400), (5, 0.8, 0.8), 8, (80, 80, 80)),
+        # thin volumes
+        ((1, 256, 256), (1, 1, 1), 16, (1, 256, 256)),
+        ((6, 256, 256), (1, 1, 1), 16, (6, 128, 128)),
+        ((20, 256, 256), (3.6, 0.62, 0.62), 16, (20, 96, 96)),
+        ((512, 64, 64), (1, 1, 1), 8, (112, 64, 64)),
+        ((1, 4000, 4000), (1, 1, 1), 8, (1, 320, 320)),
+    ],
+)
+def test_tile_on_a_cpu_is_longer_than_a_cube_only_in_a_thin_volume(
+    median, spacing, features, expected
+):
+    allowed = replace(CPU, base_features=features, widest=8 * features)
+    found = tile_shape(median, spacing, allowed)
+    assert found.value == expected
+    assert prod(expected) <= 80**3
+
+
+@pytest.mark.parametrize(
+    ("median", "limit"),
+    [
+        (CUBE, "80³ voxels"),
+        ((1, 256, 256), "median volume"),
+        ((1, 4000, 4000), "320 voxels"),
+        ((1000, 1000), "320 pixels"),
+    ],
+)
+def test_reason_names_the_limit_of_the_tile(median, limit):
+    allowed = budget("cpu", 16.0, dims=len(median)).value
+    assert limit in tile_shape(median, (1.0,) * len(median), allowed).reason
+
+
 def test_cost_of_one_stage_equals_the_count_by_hand():
     flat = Architecture("unet", (4,), ((1, 1),), ((3, 3),), blocks=2)
     # 9·(3·4 + 4·4) multiplications a pixel, 64 pixels, 2 tiles, forward and backward (3)
