@@ -65,7 +65,7 @@ class Survey:
         counts: number of lesions of each labelled case.
         sizes: median diameter of these lesions in mm.
         labels: label values of these lesions.
-        boxed: number of lesions of each case whose reference has boxes and no mask.
+        boxed: number of lesions of each development case whose reference has boxes and no mask.
         sources: SHA-256 of each case's files.
     """
 
@@ -127,16 +127,15 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         file = data.splits or dataset.split_file
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
-    developed = [found for case, found in known.items() if case in development]
-    boxed = [case for case, found in known.items() if found.boxed and case not in left_out]
+    developed = {case: found for case, found in known.items() if case in development}
     return Survey(
         dataset=dataset,
-        fingerprint=fingerprint_of(dataset, developed),
+        fingerprint=fingerprint_of(dataset, list(developed.values())),
         splits=splits,
         counts=counts,
         sizes=sizes,
         labels=labels,
-        boxed={case: counts[case] for case in boxed},
+        boxed={case: counts[case] for case, found in developed.items() if found.boxed},
         sources={case: source for case, (_, source) in records.items()},
     )
 

@@ -7,7 +7,8 @@ import pytest
 
 from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
-from lesionseg.pipeline.survey import take_survey
+from lesionseg.pipeline.survey import require_masks, take_survey
+from tests.io.layouts.box_folders import X0, X1, Y0, Y1, write_picture
 from tests.pipeline.cases import boxes, write_array
 
 
@@ -63,6 +64,32 @@ def test_cross_validation_plans_for_the_cases_of_all_folds(write_eight_cases, ca
     survey = take_survey(DataConfig.of(root=str(write_eight_cases(folds)), fold="all"), seed=0)
     assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
     assert "leaves out 4 labelled cases, not used here: P03, P04, P06, P07" in caplog.text
+
+
+def write_boxed_cases(root, role):
+    """Write five pictures with masks, and the picture `boxed` of a role with a box and no mask."""
+    lines = ["case,image,reference,role"]
+    for name in ("f0", "f1", "f2", "f3", "f4", "boxed"):
+        write_picture(root / f"{name}.png")
+        is_boxed = name == "boxed"
+        if not is_boxed:
+            write_array(root / f"{name}_mask.nii.gz", boxes((40, 64), (8, 20, 6)))
+        lines.append(f"{name},{name}.png,{'' if is_boxed else f'{name}_mask.nii.gz'},")
+    lines[-1] += role
+    (root / "manifest.csv").write_text("\n".join(lines))
+    (root / "boxes.csv").write_text(f"case,label,x0,y0,x1,y1\nboxed,lesion,{X0},{Y0},{X1},{Y1}\n")
+    return root
+
+
+@pytest.mark.parametrize("role", ["test", "external", "train", "validation"])
+def test_only_development_cases_with_boxes_stop_the_training_of_a_segmenter(tmp_path, role):
+    survey = take_survey(DataConfig.of(root=write_boxed_cases(tmp_path / "raw", role)), seed=0)
+    assert survey.counts["boxed"] == 1
+    if role in ("test", "external"):
+        require_masks(survey, "unet")
+        return
+    with pytest.raises(DatasetError, match=r"1 reference without a mask \(case boxed: 1 box\)"):
+        require_masks(survey, "unet")
 
 
 WRONG = [
