@@ -63,10 +63,10 @@ class CaseFiles:
 
     @property
     def pixel_mm(self) -> float | None:
-        """Pixel size in millimetres of its PNG or JPEG images, from the manifest column `pixel_mm`.
+        """Pixel size in millimetres of images that state none, from the manifest column `pixel_mm`.
 
-        None if the column is absent or empty. Raises `DatasetError` for a value that is not a
-        positive number.
+        These are PNG and JPEG images, and some DICOM radiographs. None if the column is absent or
+        empty. Raises `DatasetError` for a value that is not a positive number.
         """
         text = self.columns.get("pixel_mm", "")
         try:

@@ -88,8 +88,8 @@ class Predictor:
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
             `choose_operating_point`.
-        raster_mm: pixel size in mm of images that state none (PNG). None is the median of the
-            training images.
+        raster_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
+            the median of the training images.
         architectures: the caller's own factories by their names in the plan.
         trust: import any networks and transforms that the bundle names. Otherwise only our own
             networks and MONAI's transforms are imported.

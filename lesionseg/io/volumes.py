@@ -78,7 +78,8 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
 
     Args:
         path: The file, or a folder with a DICOM series.
-        raster_mm: The pixel size of a PNG, JPEG, BMP or TIFF in millimetres. None means 1 mm.
+        raster_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
+            TIFF, and some DICOM radiographs. None means 1 mm.
         as_labels: True reads a mask, see `raster.read_raster`.
 
     Returns:
@@ -99,7 +100,7 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
     if suffix in raster.SUFFIXES:
         return run_in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
     with convert_read_errors(path):  # pydicom parses an element only when it is accessed
-        return read_dicom(path)
+        return read_dicom(path, raster_mm)
 
 
 def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
@@ -113,7 +114,7 @@ def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
         # only decoding shows whether the file is complete
         return read_volume(path, raster_mm=raster_mm).geometry
     with convert_read_errors(path):
-        return read_dicom_geometry(path)
+        return read_dicom_geometry(path, raster_mm)
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:

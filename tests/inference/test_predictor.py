@@ -26,6 +26,7 @@ from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan
 from tests.inference.networks import Bright
+from tests.io.dicom_files import DX, write_dicom_file
 from tests.models.plans import plan_of
 
 SHAPE = (22, 26, 30)
@@ -144,6 +145,16 @@ def test_raster_without_a_pixel_size_gets_that_of_the_training(
     assert predictor.read(listed).geometry.spacing_mm == (taken, taken)
     assert found.mask().shape == (40, 30)
     assert {c.volume_ml for c in found.candidates} == {None}
+
+
+def test_radiograph_without_a_pixel_size_gets_that_of_the_training(plan, tmp_path):
+    flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
+    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
+    scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, Modality="DX")
+    for given, taken in ((None, 0.1), (0.3, 0.3)):
+        predictor = predictor_of(Bright(), replace(flat, raster_mm=0.1), raster_mm=given)
+        found = predictor.read(CaseFiles("x", (scan,)))
+        assert found.geometry.spacing_mm == pytest.approx((taken, taken))
 
 
 def test_channels_are_read_from_one_file_each(volume, plan, tmp_path):

@@ -411,6 +411,30 @@ def test_pixel_size_and_its_source_follow_from_the_elements(tmp_path, elements, 
     assert radiograph_columns(path) == {**columns, "pixel_size_source": source}
 
 
+@pytest.mark.parametrize(
+    ("elements", "mm", "unit"),
+    [
+        ({}, 0.3, "mm"),
+        ({"PixelSpacing": [-1, 1]}, 0.3, "mm"),
+        ({"PixelSpacing": [0.1, 0.1]}, 0.1, "mm at the detector"),  # the file's own has priority
+    ],
+)
+def test_radiograph_without_a_pixel_size_has_that_of_the_table(tmp_path, elements, mm, unit):
+    path = write_xray(tmp_path / "a.dcm", **elements)
+    for geometry in (
+        read_geometry(path, raster_mm=0.3),
+        read_volume(path, raster_mm=0.3).geometry,
+    ):
+        assert geometry.spacing_mm == pytest.approx((mm, mm))
+        assert geometry.size_unit == unit
+    (tmp_path / "manifest.csv").write_text("case,image,pixel_mm\na,a.dcm,0.3\n")
+    dataset = read_dataset(tmp_path)
+    case = read_case(dataset.cases[0], dataset)
+    assert case.image.geometry.spacing_mm == pytest.approx((mm, mm))
+    with pytest.raises(ReadError, match="mm"):
+        read_volume(write_xray(tmp_path / "b.dcm"), raster_mm=1e9)
+
+
 def test_folder_of_several_radiographs_is_an_error(tmp_path):
     write_xray(tmp_path / "a.dcm")
     assert read_volume(tmp_path).geometry.dims == 2

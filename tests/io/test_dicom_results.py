@@ -253,6 +253,22 @@ def test_enhanced_file_is_segmented_frame_by_frame(tmp_path):
     assert image.ReferencedFrameNumber == 5  # slice 0 is stored last
 
 
+@pytest.mark.parametrize(
+    ("raster_mm", "unit", "method"),
+    [(None, "{pixels}", "equal area"), (0.2, "mm", "assumed pixel size")],
+)
+def test_report_states_an_assumed_pixel_size(tmp_path, raster_mm, unit, method):
+    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
+    scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, **{**PATIENT, "Modality": "DX"})
+    geometry = read_geometry(scan, raster_mm=raster_mm)
+    prediction = make_prediction(scan, geometry=geometry)
+    _, sr = write_results(tmp_path, prediction, scan)
+    group = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()[0]
+    (diameter,) = (m for m in group.get_measurements() if m.name.meaning == "Diameter")
+    assert diameter.unit.value == unit
+    assert diameter.method.meaning.endswith(method)
+
+
 @pytest.mark.parametrize("located", [True, False])
 def test_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_path):
     elements = {**PATIENT, "Modality": "DX", "ImagerPixelSpacing": [0.2, 0.2]}

@@ -29,6 +29,7 @@ from lesionseg.io.limits import check_grid, convert_read_errors
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = "unknown"  # the file states no pixel size
 DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
 _MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
@@ -67,17 +68,18 @@ def _iter_images(path: Path) -> Iterator[tuple[Path, "Header"]]:
             yield file, header
 
 
-def read_radiograph(path: Path) -> Volume:
+def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
     """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
 
-    Padding pixels get the darkest value of the remaining image and are not `valid`.
+    Padding pixels get the darkest value of the remaining image and are not `valid`. `raster_mm`:
+    see `radiograph_geometry`.
 
     Raises:
         ReadError: The file is damaged or cannot be decoded.
     """
     header = read_header(path)
     remarks = Remarks(path)
-    geometry = radiograph_geometry(path, header, remarks)
+    geometry = radiograph_geometry(path, header, remarks, raster_mm=raster_mm)
     stored = stored_pixels(path)[0]
     with convert_read_errors(path):
         grey = rescale(stored, header, remarks)
@@ -244,7 +246,7 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
         return stated, "calibrated"
     mm = device_mm or stated
     if mm is None:
-        return (1.0, 1.0), "unknown"
+        return (1.0, 1.0), UNKNOWN
     magnification = _read_magnification(header)
     if detector_mm is not None and magnification is not None:
         in_patient = (mm[0] / magnification, mm[1] / magnification)
@@ -289,8 +291,17 @@ def radiograph_columns(path: Path) -> dict[str, str]:
     }
 
 
-def radiograph_geometry(path: Path, header: "Header", remarks: Remarks | None = None) -> Geometry:
-    """Return a radiograph's grid. Unusual properties of the file are added to `remarks`."""
+def radiograph_geometry(
+    path: Path,
+    header: "Header",
+    remarks: Remarks | None = None,
+    *,
+    raster_mm: float | None = None,
+) -> Geometry:
+    """Return a radiograph's grid. Unusual properties of the file are added to `remarks`.
+
+    `raster_mm` is the pixel size of a file that states none. None means 1 mm.
+    """
     remarks = remarks or Remarks(path)
     with convert_read_errors(path):
         check_scan(path, header)
@@ -298,6 +309,8 @@ def radiograph_geometry(path: Path, header: "Header", remarks: Remarks | None = 
             remarks.add("the radiograph is FOR PROCESSING, so its grey values are raw")
         shape = int(header.Rows), int(header.Columns)
         mm, source = pixel_size(header, remarks)
+        if source == UNKNOWN and raster_mm is not None:
+            mm = (raster_mm, raster_mm)
         # lengths measured at the detector are larger than in the patient
         unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
         return check_grid(path, Geometry.from_spacing(shape, mm, unit))

@@ -16,7 +16,7 @@ from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
 from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
-from lesionseg.io.dicom.radiograph import radiograph_file
+from lesionseg.io.dicom.radiograph import UNKNOWN, pixel_size, radiograph_file
 from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.components import present_values
@@ -625,6 +625,9 @@ class _Results:
         else:
             length_unit = code("mm", "UCUM", "millimeter")
             place = unit.removeprefix("mm").strip()  # "at the detector" or ""
+            is_assumed = not self.slices and pixel_size(self.headers[0])[1] == UNKNOWN
+            if is_assumed:
+                place = "with an assumed pixel size"
         shape = "a ball of equal volume" if self.slices else "a disc of equal area"
         method = own("equivalent", f"of {shape}, {place}" if place else f"of {shape}")
         score = candidate.score if self.prediction.has_scores else None

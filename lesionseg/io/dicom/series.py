@@ -127,12 +127,12 @@ class DicomSlice:
         return self.directions[::-1] * self.pixel_mm[:, None]
 
 
-def read_dicom(path: Path) -> Volume:
+def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
     """Read the folder of a series, or one file, as a volume `[1, *spatial]` float32.
 
     Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
     distances are computed from positions, never from the thickness. Other files of the folder are
-    left out with a warning.
+    left out with a warning. `raster_mm` is the pixel size of a radiograph that states none.
 
     Raises:
         ReadError: A file is damaged, or the path names no DICOM image.
@@ -140,7 +140,7 @@ def read_dicom(path: Path) -> Volume:
     """
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        return read_radiograph(radiograph)
+        return read_radiograph(radiograph, raster_mm)
     remarks = Remarks(path)
     slices, geometry = read_stack(path, remarks)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
@@ -157,11 +157,11 @@ def read_dicom(path: Path) -> Volume:
     return Volume(values, geometry)
 
 
-def read_dicom_geometry(path: Path) -> Geometry:
-    """Read the grid from the headers. Raises the errors of `read_dicom`."""
+def read_dicom_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
+    """Read the grid from the headers. Arguments and errors are those of `read_dicom`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        return radiograph_geometry(radiograph, read_header(radiograph))
+        return radiograph_geometry(radiograph, read_header(radiograph), raster_mm=raster_mm)
     return read_stack(path)[1]
 
 

@@ -48,7 +48,7 @@ def read_manifest(root: Path) -> Dataset:
     - An empty `reference` makes an unlabelled case.
     - `instances` replaces `reference` by a mask whose values are lesion ids, all of label 1.
     - `annotated` names the labels that were searched for, such as `lesion;cyst`. Empty means all.
-    - `pixel_mm` is the pixel size of pictures.
+    - `pixel_mm` is the pixel size of pictures and of radiographs that state none.
 
     Labels come from `labels.json` in the same folder (`{"1": "lesion", "9": "ignore"}`). Without
     it there is one label, `lesion`.
