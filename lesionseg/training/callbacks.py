@@ -178,9 +178,8 @@ class FocalStatistics(pl.Callback):
     warning appears once.
     """
 
-    def __init__(self, activation: str = "sigmoid") -> None:
+    def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        self._activation = activation
         self._rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
         self._warned: set[str] = set()
 
@@ -188,7 +187,6 @@ class FocalStatistics(pl.Callback):
         """Observe the batch if its step is logged."""
         self.latest = {}
         module.observer = self.observe if module.is_logged else None
-        self._activation = module.plan.activation
 
     def observe(self, finest: FinestLogits) -> None:
         """Compute the probability in lesions, and register a hook for the gradient."""
@@ -196,7 +194,7 @@ class FocalStatistics(pl.Callback):
         class_axis = finest.class_axis
         valid = finest.valid
         values = logits.detach().movedim(class_axis, 1).float()
-        if self._activation == "softmax":
+        if finest.activation == "softmax":
             p = 1 - values.softmax(1)[:, 0]  # channel 0 is background
         else:
             p = values.sigmoid().amax(1)

@@ -69,10 +69,12 @@ class FinestLogits:
     """The finest logits of a network's output, with their targets.
 
     Axis `class_axis` of `logits` is that of the classes. `labels` and `valid` have the remaining
-    axes. With regions, `labels` has the axis of the classes, too.
+    axes. With regions, `labels` has the axis of the classes, too. `activation` is that of the plan
+    for voxels. The classes of anchors are always independent ("sigmoid").
     """
 
     logits: Tensor
+    activation: str
     class_axis: int
     labels: Tensor
     valid: Tensor
@@ -184,6 +186,7 @@ class Objective:
             anchors = targets.anchors
             return FinestLogits(
                 logits=output.class_logits,
+                activation="sigmoid",
                 class_axis=2,
                 labels=anchors.labels,
                 valid=anchors.valid,
@@ -191,6 +194,7 @@ class Objective:
         finest = targets.levels[0]
         return FinestLogits(
             logits=self._voxel_logits(output)[0],
+            activation=self.plan.activation,
             class_axis=1,
             labels=finest.labels,
             valid=finest.valid,

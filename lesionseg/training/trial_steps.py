@@ -97,7 +97,7 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
     is_autocast = cfg.trainer.precision != "32-true"
     dtype = autocast_dtype(gpu)
-    statistics = FocalStatistics(plan.activation)
+    statistics = FocalStatistics()
     with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()

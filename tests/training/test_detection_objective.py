@@ -1,5 +1,8 @@
 """Targets of a detector: positives, ignored anchors, loss terms, and cropped boxes."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.planning import with_focal_correction
 from lesionseg.plan.plan import AnchorPlan
+from lesionseg.training.callbacks import P_NAME, FocalStatistics
 from lesionseg.training.objective import make_objective
 from tests.models.plans import plan_of
 from tests.training.conftest import Squares
@@ -101,6 +105,25 @@ def test_unannotated_label_of_a_tile_gives_no_gradient():
     assert of_anchors.tolist()[0] == [True, False]
     assert of_anchors[1].any()
     assert output.segmentation[0].grad.flatten(2).any(2).tolist()[0] == [True, False]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("retinanet", 0.1), ("retina_unet", 0.5)])
+def test_probability_in_lesions_of_anchors_is_independent_of_a_softmax_over_voxels(name, expected):
+    """Anchors have p = 0.1 by a sigmoid. Voxels have p = (1 + 1) / (2 + 1 + 1) by a softmax."""
+    plan = make_detector_plan(name).with_(activation="softmax")
+    objective = make_objective(plan, TrainConfig.of(), FocalLoss(activation="softmax"))
+    batch = make_two_tiles()
+    output = build_network(plan)(batch["image"])
+    voxels = []
+    for logits in output.segmentation:
+        equal = torch.zeros_like(logits)
+        equal[:, 0] = math.log(2)
+        voxels.append(equal)
+    anchors = torch.full_like(output.class_logits, math.log(0.1 / 0.9))
+    output = replace(output, class_logits=anchors, segmentation=tuple(voxels))
+    statistics = FocalStatistics()
+    statistics.observe(objective.finest_logits(output, objective.targets(batch)))
+    assert statistics.latest[P_NAME] == pytest.approx(expected)
 
 
 class Empty(Squares):
