@@ -165,9 +165,9 @@ class CrossEntropyLoss(FocalLoss):
 class DiceFocalLoss(VoxelLoss):
     """Soft Dice plus focal loss, as the terms `dice` and `focal`.
 
-    The scores are not corrected after training (`link` is None). The Dice term already sharpens
-    them: it drives p to 1 if the chance that a voxel is lesion is above Dice/2, and to 0 otherwise.
-    `posterior_logits` would sharpen them a second time.
+    The scores are not corrected after training (`link` is None), unless `dice_weight` is 0. The
+    Dice term already sharpens them: it drives p to 1 if the chance that a voxel is lesion is above
+    Dice/2, and to 0 otherwise. `posterior_logits` would sharpen them a second time.
 
     With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss
     equals that of nnU-Net plus the constant 1. `per_tile=True` corresponds to `batch_dice: false`
@@ -206,6 +206,7 @@ class DiceFocalLoss(VoxelLoss):
             activation=activation,
             weight=focal_weight,
         )
+        self.link = self.voxel_term.link if dice_weight == 0 else None
         self.dice_weight = dice_weight
         self.smooth = smooth
         self.per_tile = per_tile
@@ -261,3 +262,4 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
             activation=activation,
             weight=cross_entropy_weight,
         )
+        self.link = self.voxel_term.link if dice_weight == 0 else None

@@ -54,6 +54,8 @@ class LesionBalancedLoss(DiceFocalLoss):
             dice_weight=dice_weight,
             smooth=smooth,
         )
+        if lesion_weight != 0:
+            self.link = None  # voxels have different weights, for which no correction is known
         self.alpha = alpha
         self.gamma = gamma
         self.focal_weight = focal_weight

@@ -14,6 +14,7 @@ from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     FocalLoss,
+    LesionBalancedLoss,
     posterior_logits,
     sigmoid_focal_loss,
     softmax_focal_loss,
@@ -302,3 +303,11 @@ def test_losses_state_alpha_and_gamma_of_their_link() -> None:
     assert CrossEntropyLoss(lesion_weight=3.0).link == (0.75, 0.0)
     assert DiceFocalLoss(0.25, 2.0).link is None
     assert DiceCrossEntropyLoss().link is None
+
+
+def test_focal_terms_without_dice_are_corrected_like_focal_loss_alone() -> None:
+    assert DiceFocalLoss(0.4, 1.5, dice_weight=0).link == (0.4, 1.5)
+    assert DiceFocalLoss(0.4, 1.5, dice_weight=0, activation="softmax").link is None
+    assert DiceCrossEntropyLoss(lesion_weight=3.0, dice_weight=0).link == (0.75, 0.0)
+    assert LesionBalancedLoss(0.4, 1.5, dice_weight=0, lesion_weight=0).link == (0.4, 1.5)
+    assert LesionBalancedLoss(0.4, 1.5, dice_weight=0).link is None
