@@ -31,8 +31,8 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
 from lesionseg.io.nnunet_model import find_nnunet_model
-from lesionseg.models.build import TRUSTED, NetworkFactory, build_network
-from lesionseg.plan.plan import SOURCES, Plan
+from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights
+from lesionseg.plan.plan import Plan
 
 _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
@@ -245,22 +245,19 @@ def _read_network(
 ) -> nn.Module:
     """Read one network. For errors, see `read_bundle`."""
     tensors = _read_tensors(path)
-    _require_stated_widths(path, tensors, plan)
     not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if not_finite:
         raise BundleError(
             f"{path}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
             "checkpoint."
         )
-    network = build_network(plan, architectures=architectures)
     try:
-        network.load_state_dict(tensors)
+        return build_with_weights(plan, tensors, architectures=architectures)
     except RuntimeError as error:
         raise BundleError(
             f"{path}: the weights do not fit the plan's network. Use weights and plan of the same "
             f"training run. {error}"
         ) from error
-    return network.eval()
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -281,21 +278,3 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise BundleError(
             f"{path}: the weights cannot be read: {error}. Copy the bundle again."
         ) from error
-
-
-def _require_stated_widths(path: Path, tensors: Mapping[str, torch.Tensor], plan: Plan) -> None:
-    """Raise `BundleError` if no tensor has a number of features that the plan states.
-
-    This is checked before the network is built, because a wrong plan could need too much memory.
-    """
-    if plan.architecture.name not in SOURCES:  # a user's own network may have other widths
-        return
-    sizes: set[int] = set()
-    for tensor in tensors.values():
-        sizes.update(tensor.shape)
-    unknown_widths = sorted(set(plan.architecture.features) - sizes)
-    if unknown_widths:
-        raise BundleError(
-            f"{path}: no tensor has {unknown_widths} channels, but plan.json states them. "
-            "Use weights and plan of the same training run."
-        )

@@ -9,14 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lesionseg.config import TARGET
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.foreign import custom_network
 from lesionseg.models.retinanet import detector
 from lesionseg.models.unet import unet
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import SOURCES, Plan
 
 NetworkFactory = Callable[[Plan], nn.Module]
 
@@ -72,6 +72,35 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return table[name](plan)
+
+
+def build_with_weights(
+    plan: Plan,
+    weights: Mapping[str, Tensor],
+    *,
+    architectures: Mapping[str, NetworkFactory] | None = None,
+) -> nn.Module:
+    """Build the network of a plan with these weights, in eval mode.
+
+    The shapes of the weights are compared before memory is allocated, because a damaged plan may
+    state a network that is too large. A user's own network is not checked in this way: its class
+    may need real tensors, and a user who trusts it trusts its size.
+
+    Raises:
+        RuntimeError: if names or shapes of the weights are not those of the network.
+        ConfigError: see `build_network`.
+        BundleError: see `build_network`.
+    """
+    name = plan.architecture.name
+    own_factory = (architectures or {}).get(name)
+    is_ours = name in SOURCES and own_factory in (None, ARCHITECTURES[name])
+    if is_ours and TARGET not in plan.architecture.network:
+        with torch.device("meta"):
+            empty = build_network(plan)
+        empty.load_state_dict(weights, assign=True)  # compares the shapes, copies nothing
+    network = build_network(plan, architectures=architectures)
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def allowed_architectures(

@@ -131,6 +131,32 @@ def test_error_names_the_tensors_that_do_not_fit(folder, plan):
         tensors[infinite] = build_network(plan).state_dict()[infinite]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 2**16},
+        {"width": 2**16, "depth": 64},
+        {"sizes": (((4.0, 4.0, 4.0),) * 1000,)},
+    ],
+)
+def test_plan_of_a_too_large_network_is_an_error_before_memory_is_allocated(
+    tmp_path, plan, changes
+):
+    anchors = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0, 4.0),),), width=8, depth=1)
+    plan = plan.with_(
+        architecture=replace(plan.architecture, name="retinanet"),
+        anchors=anchors,
+        candidate_rule=replace(plan.candidate_rule, source="detection"),
+    )
+    folder = tmp_path / "bundle"
+    write_bundle(folder, build_network(plan), plan, "# card\n")
+    assert read_bundle(folder).plan == plan
+    damaged = plan.with_(anchors=replace(anchors, **changes))
+    (folder / "plan.json").write_text(damaged.to_json())
+    with pytest.raises(BundleError, match="size mismatch"):
+        read_bundle(folder)
+
+
 def test_damaged_files_are_an_error(folder):
     weights = folder / "weights.safetensors"
     damaged = [(weights, weights.read_bytes()[:-100])]

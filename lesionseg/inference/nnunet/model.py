@@ -28,7 +28,7 @@ from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
-from lesionseg.models.build import build_network
+from lesionseg.models.build import build_network, build_with_weights
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
 from lesionseg.plan.nnunet_recipe import (
@@ -505,8 +505,8 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
 
     Weights of the coarser outputs, which are only used in training, are left out.
     """
-    network = build_network(plan)
-    needed = set(network.state_dict())
+    with torch.device("meta"):  # only the names are needed
+        needed = set(build_network(plan).state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
     not_finite = [n for n, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if not_finite:
@@ -515,12 +515,11 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
             "checkpoint."
         )
     try:
-        network.load_state_dict(weights)
+        return build_with_weights(plan, weights)
     except RuntimeError as error:
         raise BundleError(
             f"{where}: the weights do not fit the plans. Use the files of one training. {error}"
         ) from error
-    return network.eval()
 
 
 def _validate(kind: type[M], content: Mapping[str, Any], where: str) -> M:
