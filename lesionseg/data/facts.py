@@ -22,7 +22,7 @@ from lesionseg.plan.plausibility import ReferenceFacts
 
 Record = tuple[CaseFacts | None, str]
 FACTS_FILE = "facts.json"
-_VERSION = 4  # version of the entries in facts.json
+_VERSION = 5  # version of the entries in facts.json
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _SHOWN_ERRORS = 20
 _IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
