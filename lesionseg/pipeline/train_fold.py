@@ -75,7 +75,9 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
-    held_out = _choose_evenly(experiment.cases("validation"), VALIDATE_CASES)
+    held_out = choose_validated(
+        experiment.cases("validation"), experiment.survey.counts, VALIDATE_CASES
+    )
     if budget.validate_every_minutes is not None and held_out:
         validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan)
     fitted = train_network(experiment, plan, cases, validate)
@@ -138,9 +140,37 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = 
     write_text(experiment.run / SELECTION, bundle.selection.to_json())
 
 
+def choose_validated(
+    cases: Sequence[CaseFiles], counts: Mapping[str, int], n: int
+) -> list[CaseFiles]:
+    """Choose at most `n` cases that are predicted during training.
+
+    Without lesions among them, all weights would have the same score. Cases with lesions keep
+    their share of `cases`, and are at least half of the chosen cases if there are enough.
+
+    Args:
+        cases: the validation cases.
+        counts: number of lesions of each case.
+        n: maximum number of cases.
+
+    Returns:
+        The chosen cases, in the order of `cases`.
+    """
+    if len(cases) <= n:
+        return list(cases)
+    with_lesions = [files for files in cases if counts.get(files.case)]
+    lesion_free = [files for files in cases if not counts.get(files.case)]
+    share = round(n * len(with_lesions) / len(cases))
+    n_with_lesions = min(max(share, n // 2), len(with_lesions))
+    chosen = _choose_evenly(with_lesions, n_with_lesions)
+    chosen += _choose_evenly(lesion_free, n - n_with_lesions)
+    names = {files.case for files in chosen}
+    return [files for files in cases if files.case in names]
+
+
 def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
-    """Return at most `n` evenly spaced cases. The first ones by name are often of a single site."""
-    places = np.linspace(0, len(cases) - 1, min(n, len(cases)))
+    """Return `n` evenly spaced cases. The first ones by name are often of a single site."""
+    places = np.linspace(0, len(cases) - 1, n)
     return [cases[round(i)] for i in places]
 
 

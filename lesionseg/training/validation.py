@@ -87,7 +87,9 @@ class VolumeValidation(Checkpoint):
             logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
             logger.save()
         trainer.callback_metrics.update({name: torch.tensor(v) for name, v in row.items()})
-        if score > self.best_score:
+        # of equal scores the later weights are kept, because they were trained for longer; NaN is
+        # never the best
+        if score >= self.best_score:
             self.best_score = score
             trainer.save_checkpoint(self.path)
         for callback in trainer.callbacks:

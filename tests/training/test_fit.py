@@ -213,11 +213,19 @@ def test_validation_waits_for_a_complete_step(train):
     assert seen == [3, 6]  # batches
 
 
-def test_undefined_scores_are_never_the_best(train, tmp_path):
-    dice = iter([float("nan"), 0.3])
-    train(max_steps=2, validate=lambda _: {"dice": next(dice)}, validate_every_minutes=1e-9)
+@pytest.mark.parametrize(
+    ("dice", "step"),
+    [
+        ((float("nan"), 0.3), 2),
+        ((0.3, float("nan")), 1),
+        ((0.0, 0.0), 2),  # of equal scores, the later weights are kept
+    ],
+)
+def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(train, tmp_path, dice, step):
+    scores = iter(dice)
+    train(max_steps=2, validate=lambda _: {"dice": next(scores)}, validate_every_minutes=1e-9)
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] == 2
+    assert best["global_step"] == step
 
 
 def test_early_stopping_follows_the_validation_score(train):

@@ -1,0 +1,26 @@
+"""The validation cases that choose the kept weights of a training."""
+
+from pathlib import Path
+
+import pytest
+
+from lesionseg.core import CaseFiles
+from lesionseg.pipeline.train_fold import choose_validated
+
+
+@pytest.mark.parametrize(
+    ("with_lesions", "n", "expected"),
+    [
+        ((1, 4), 4, (0, 1, 4, 9)),  # too few for a half: all of them
+        ((1, 3, 5, 7), 4, (0, 1, 7, 9)),  # a half
+        (range(1, 9), 5, (0, 1, 3, 6, 8)),  # their share of 80 %
+        (range(10), 3, (0, 4, 9)),
+        ((), 3, (0, 4, 9)),
+        ((2,), 12, range(10)),
+    ],
+)
+def test_cases_that_choose_the_weights_contain_lesions(with_lesions, n, expected):
+    cases = [CaseFiles(str(i), (Path(f"{i}.nii.gz"),)) for i in range(10)]
+    counts = {files.case: int(int(files.case) in with_lesions) for files in cases}
+    chosen = choose_validated(cases, counts, n)
+    assert [files.case for files in chosen] == [str(i) for i in expected]
