@@ -1,7 +1,7 @@
 """Replace `model=auto` in the settings by the name of a model, and keep the choices of a run."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
 from lesionseg.inference.bundle import bundle_plan
@@ -29,7 +29,7 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
         cfg = with_model(cfg, model)
     rate = _read_setting(before, "optim", "lr")
     if cfg.optim.lr == "auto" and isinstance(rate, float):
-        cfg = cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": rate})})
+        cfg = with_rate(cfg, rate)
     return cfg
 
 
@@ -64,3 +64,8 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
 def with_model(cfg: C, name: str) -> C:
     """Return the settings with this model."""
     return cfg.model_copy(update={"model": cfg.model.model_copy(update={"architecture": name})})
+
+
+def with_rate(cfg: C, rate: float | Literal["auto"]) -> C:
+    """Return the settings with this learning rate."""
+    return cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": rate})})

@@ -8,7 +8,12 @@ from typing import Any
 from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.evaluation import Preset, find_preset
-from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_model
+from lesionseg.pipeline.chosen_model import (
+    keep_choices_of_run,
+    model_for,
+    with_model,
+    with_rate,
+)
 from lesionseg.pipeline.run_dir import config_of, provenance
 from lesionseg.pipeline.survey import Survey, facts_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
@@ -64,9 +69,11 @@ class Experiment:
     def on_this_process(self, cfg: TrainConfig) -> "Experiment":
         """Return an experiment that another process opened, with the settings of this process.
 
-        Each node has, for example, a cache folder of its own. All processes train the chosen model.
+        Each node has, for example, a cache folder of its own. All processes train the chosen model
+        with the learning rate of the run.
         """
-        return replace(self, cfg=with_model(cfg, self.cfg.model.architecture))
+        cfg = with_model(cfg, self.cfg.model.architecture)
+        return replace(self, cfg=with_rate(cfg, self.cfg.optim.lr))
 
     @property
     def dataset(self) -> Dataset:

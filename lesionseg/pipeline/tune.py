@@ -111,7 +111,8 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
         run.mkdir(parents=True, exist_ok=True)
         experiment = Experiment.open(cfg, run)
-        cfg = cfg.model_copy(update={"model": experiment.cfg.model})
+        kept = experiment.cfg  # with the model and the learning rate of the run
+        cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
         groups = tuned_groups(cfg)
         search = _search(experiment, cfg, groups)
     return TuneOutcome(search, run, cfg.data.root, groups)

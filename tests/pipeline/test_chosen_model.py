@@ -12,7 +12,7 @@ from lesionseg.cli import run
 from lesionseg.cli.compose import compose
 from lesionseg.config import ModelConfig, TrainConfig
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for
+from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_rate
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import tuned_groups
@@ -116,6 +116,14 @@ def test_run_keeps_its_learning_rate_if_the_configuration_says_auto(tmp_path):
     other = TrainConfig.of(data={"root": "x"}, optim={"lr": 0.02})
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 → 0\.02"):
         check_config(tmp_path, config_of(keep_choices_of_run(other, tmp_path)))
+
+
+def test_every_process_keeps_the_learning_rate_of_the_run(tmp_path):
+    raw = write_films(tmp_path / "raw", masks="ellipse")
+    asked = compose("train", [f"data.root={raw}"])
+    save_config(tmp_path / "run", config_of(with_rate(asked, 0.003)))
+    opened = Experiment.open(asked, tmp_path / "run").on_this_process(asked)
+    assert (asked.optim.lr, opened.cfg.optim.lr) == ("auto", 0.003)
 
 
 def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):

@@ -60,6 +60,19 @@ def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_p
     assert "no number" in found.trials[0].note
 
 
+def test_resumed_search_keeps_its_learning_rate(root, tmp_path, monkeypatch):
+    rates = []
+
+    def train_network(experiment, *_, **__):
+        rates.append(experiment.cfg.optim.lr)
+        raise TrainingError("The loss is no number.")
+
+    monkeypatch.setattr("lesionseg.pipeline.tune.train_network", train_network)
+    search(root, tmp_path / "run", "tune.n_trials=1")
+    search(root, tmp_path / "run", "tune.n_trials=2", "optim.lr=auto")
+    assert rates == [0.01, 0.01]
+
+
 @pytest.mark.parametrize(
     ("more", "groups"),
     [
