@@ -179,7 +179,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
             "or leave operating_point= out."
         )
-    timelines, n_unpredicted = _timelines(cfg, progress)
+    timelines, unpredicted = _timelines(cfg, progress)
     pairs: dict[str, FilePair] = {}
     for visits in timelines:
         for earlier, later in pairwise(visits):
@@ -195,7 +195,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     _write_change_scores(cfg, followed.values(), point)
     rows = [pair.row for pair in followed.values()]
     write_rows(folder / "changes.csv", changes, LesionChange)
-    failed_rows = [{"case": case, "message": str(error)} for case, error in faults.items()]
+    messages = {case: str(error) for case, error in faults.items()}
+    for case, why in unpredicted.items():
+        messages[case] = f"The visit could not be predicted: {why}"
+    failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
     write_follow_page(
         folder / "follow.html",
@@ -211,7 +214,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         changes=tuple(changes),
         n_pairs=len(followed),
         output=folder,
-        n_failed=n_unpredicted + len(faults),
+        n_failed=len(messages),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
 
@@ -316,32 +319,47 @@ def _is_dicom(visit: VisitFiles) -> bool:
     return visit.image is not None and is_dicom_image(visit.image)
 
 
-def _timelines(cfg: FollowConfig, progress: Advance | None) -> tuple[list[list[VisitFiles]], int]:
-    """Return the visits of each patient in order, and the number of failed predictions."""
+def _timelines(
+    cfg: FollowConfig, progress: Advance | None
+) -> tuple[list[list[VisitFiles]], dict[str, str]]:
+    """Return the visits of each patient in order, and the reasons of failed predictions by case."""
     if cfg.before is not None and cfg.after is not None:
         before = Path(cfg.before)
         after = Path(cfg.after)
-        return visits_of_folders(before, after, cfg.before_images, cfg.after_images), 0
+        return visits_of_folders(before, after, cfg.before_images, cfg.after_images), {}
     # the settings ensure a table of visits with either a bundle or predictions
     table = Path(str(cfg.visits))
     patients = order_visits(read_scan_list(table), table)
     predictions = Path(cfg.predictions or Path(cfg.output) / "predictions")
-    n_failed = 0
+    unpredicted: dict[str, str] = {}
     if cfg.bundle is not None:
-        # imported here, because masks need no network
-        from lesionseg.pipeline.predict import predict
+        unpredicted = _predict_visits(cfg, predictions, progress)
+    return visits_of_table(patients, predictions, unpredicted), unpredicted
 
-        predicted = PredictConfig.of(
-            bundle=cfg.bundle,
-            input=cfg.visits,
-            output=predictions,
-            operating_point=cfg.operating_point,
-        )
-        for row in predict(predicted, progress=progress).rows:
-            if row.status == "failed":
-                n_failed += 1
-                _log.warning("Visit %s could not be predicted: %s", row.case, row.message)
-    return visits_of_table(patients, predictions), n_failed
+
+def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -> dict[str, str]:
+    """Predict the visits of the table into `folder`. Return why visits failed, by case."""
+    # imported here, because masks need no network
+    from lesionseg.pipeline.predict import predict
+    from lesionseg.pipeline.predict_tables import CONFLICT
+
+    predicted = PredictConfig.of(
+        bundle=cfg.bundle,
+        input=cfg.visits,
+        output=folder,
+        operating_point=cfg.operating_point,
+    )
+    unpredicted: dict[str, str] = {}
+    for row in predict(predicted, progress=progress).rows:
+        if row.is_done:
+            continue
+        why = row.message
+        if row.key == CONFLICT:  # the message of `predict` names a setting that `follow` lacks
+            why = f"{folder} contains other results under the name of this visit. Name another "
+            why += "output."
+        unpredicted[row.case] = why
+        _log.warning("Visit %s could not be predicted: %s", row.case, why)
+    return unpredicted
 
 
 def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
@@ -511,14 +529,18 @@ def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]
 
 
 def visits_of_table(
-    patients: Sequence[Sequence[CaseFiles]], folder: Path
+    patients: Sequence[Sequence[CaseFiles]], folder: Path, unpredicted: Mapping[str, str]
 ) -> list[list[VisitFiles]]:
     """Return the visits of each patient that have predictions in `folder`, in order.
+
+    Visits that could not be predicted are left out, because files in `folder` with their names
+    are results of an earlier run. `unpredicted` states the reason for each of them.
 
     Raises:
         DatasetError: if no patient has two such visits.
     """
     found = find_predictions(folder)
+    found = {case: files for case, files in found.items() if case not in unpredicted}
     timelines: list[list[VisitFiles]] = []
     followed: set[str] = set()
     for visits in patients:
@@ -530,6 +552,11 @@ def visits_of_table(
         timelines.append(timeline)
         if len(timeline) > 1:
             followed.update(visit.case for visit in timeline)
+    if not followed and unpredicted:
+        reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
+        raise DatasetError(
+            f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
+        )
     if not followed:
         raise DatasetError(
             f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "

@@ -337,24 +337,49 @@ def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, capl
         follow(None, None, tmp_path / "other", visits=timeline, predictions=masks)
 
 
-def test_bundle_predicts_the_visits_before_they_are_compared(
-    timeline, tmp_path, bundle, monkeypatch
-):
+@pytest.fixture
+def bright(bundle, monkeypatch):
+    """Return a bundle whose network finds bright voxels."""
     make_predictor = predict_module.make_predictor
 
     def make_bright_predictor(cfg, _):
         return make_predictor(cfg, {"mine": make_bright})
 
     monkeypatch.setattr(predict_module, "make_predictor", make_bright_predictor)
+    return bundle
+
+
+def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path, bright):
     rows = timeline.read_text().splitlines()
     lines = write_table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
-    outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=bundle)
+    outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=bright)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
     rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
     study = {row["case"]: row for row in rows}
     assert study["lost"]["status"] == "failed"
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
+
+
+def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
+    timeline, tmp_path, bright
+):
+    def follow_visits():
+        return follow(None, None, tmp_path / "out", visits=timeline, bundle=bright)
+
+    assert follow_visits().n_pairs == 2
+    image = read_volume(tmp_path / "m6.nii.gz").array[0]
+    write_array(tmp_path / "m6.nii.gz", image + 1, GRID)  # `predict` replaces no other result
+    outcome = follow_visits()
+    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (1, 1, 3)
+    pairs = {row["case"]: row for row in read_csv(tmp_path / "out" / "pairs.csv")}
+    assert pairs["m12"]["earlier"] == "base"
+    assert "could not be predicted" in pairs["m6"]["message"]
+    assert "Name another output." in pairs["m6"]["message"]
+    assert "overwrite" not in pairs["m6"]["message"]  # a setting that `follow` lacks
+    (tmp_path / "base.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*base: .*m6: "):
+        follow_visits()
 
 
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
