@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Selection
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import ensemble, read_own_bundle
@@ -35,7 +35,7 @@ from lesionseg.pipeline.run_dir import (
     training_counts,
 )
 from lesionseg.pipeline.score_roles import score_folds
-from lesionseg.pipeline.survey import CACHE, folds_of, with_fold
+from lesionseg.pipeline.survey import CACHE, Survey, folds_of, with_fold
 from lesionseg.pipeline.train_fold import TrainedModel, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
@@ -53,10 +53,12 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
 
     Raises:
         ConfigError: if a fold was made by other settings or another plan.
-        DatasetError: if a fold was made from other cases.
+        DatasetError: if a fold was made from other cases, or has no case for validation, or if a
+            test case of a fold trains or validates in another one.
     """
     run = experiment.run
     folds = _experiments_of_folds(experiment)
+    _require_unseen_test_cases({number: fold.survey for number, fold in folds.items()})
     for fold in folds.values():
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
@@ -104,6 +106,35 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
             run=run,
         )
     return folds
+
+
+def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
+    """Raise `DatasetError` if a network of the ensemble has seen a test case of another fold.
+
+    A patient's other cases count as well, unless all cases are of a single group. A patient that
+    is divided within each fold is not an error here, because `make_splits` has warned of it.
+    """
+    dataset = next(iter(folds.values())).dataset
+    groups = {files.case: files.group or files.case for files in dataset.cases}
+    if len(set(groups.values())) == 1:
+        groups = {case: case for case in groups}
+    tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold
+    used: dict[str, dict[int, str]] = {}  # a case for training or validation
+    for number, survey in folds.items():
+        for case, role in survey.splits.roles.items():
+            cases_of = tested if role in ("test", "external") else used
+            cases_of.setdefault(groups[case], {}).setdefault(number, case)
+    for group, test_cases in tested.items():
+        fold, test_case = next(iter(test_cases.items()))
+        for number, case in used.get(group, {}).items():
+            if number in test_cases:
+                continue
+            same = "it" if case == test_case else f"{case!r} of the same patient"
+            raise DatasetError(
+                f"{test_case!r} is a test case of fold {fold}, but fold {number} trains or "
+                f"validates on {same}. Give all folds the same test cases, or train one fold: "
+                f"data.fold={fold}."
+            )
 
 
 def _write_splits(run: Path, folds: Collection[Experiment]) -> None:

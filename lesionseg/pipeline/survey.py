@@ -210,18 +210,31 @@ def first_splits(
         fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
     number = None if fold is None else int(fold)
     splits = _splits(dataset, counts, lesions, data, seed, number)
+    _require_cases(splits, counts, data, number)
+    return splits
+
+
+def _require_cases(
+    splits: Splits, counts: Mapping[str, int], data: DataConfig, fold: int | None
+) -> None:
+    """Raise `DatasetError` if no case is left for validation, or no lesion for training."""
     trained = [case for case, role in splits.roles.items() if role == "train"]
     if not any(counts.get(case) for case in trained):
         raise DatasetError(
             f"{data.root}: no training case has a lesion ({splits.note}), so no lesion can be "
             "learned. Move cases with lesions into training."
         )
-    if "validation" not in splits.roles.values() and data.validation_fraction > 0:
+    if "validation" in splits.roles.values() or data.validation_fraction <= 0:
+        return
+    if fold is not None:  # only a split file has folds without cases
         raise DatasetError(
-            f"{data.root}: no case is left to validate on ({len(trained)} to train on). Add a "
-            "case, or train without validation: data.validation_fraction=0."
+            f"{data.root}: no case is left to validate on ({splits.note}). List cases in "
+            '"val" of this fold, or remove the fold from the file.'
         )
-    return splits
+    raise DatasetError(
+        f"{data.root}: no case is left to validate on ({len(trained)} to train on). Add a "
+        "case, or train without validation: data.validation_fraction=0."
+    )
 
 
 def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> set[str]:
@@ -244,9 +257,14 @@ def _test_cases(dataset: Dataset, splits: Splits) -> set[str]:
 
 
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
-    """Return the survey with the roles of one fold, or of the split file in the settings."""
+    """Return the survey with the roles of one fold, or of the split file in the settings.
+
+    Raises:
+        DatasetError: if the fold has no case for validation, or no lesion for training.
+    """
     lesions = LesionFacts(survey.sizes, survey.labels)
     splits = _splits(survey.dataset, survey.counts, lesions, data, seed, fold)
+    _require_cases(splits, survey.counts, data, fold)
     return replace(survey, splits=splits)
 
 

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from lesionseg.config import DataConfig
-from lesionseg.errors import DatasetError
+from lesionseg.config import DataConfig, TrainConfig
+from lesionseg.errors import DatasetError, TrainingError
+from lesionseg.pipeline.cross_validate import cross_validate
+from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.survey import require_masks, take_survey
 from tests.io.layouts.box_folders import X0, X1, Y0, Y1, write_picture
 from tests.pipeline.cases import boxes, write_array
@@ -107,3 +109,42 @@ def test_invalid_split_file_stops_the_training(write_eight_cases, splits, match)
     for settings in ({}, {"fold": 0}, {"fold": "all"}):
         with pytest.raises(DatasetError, match=rf"splits_final\.json: .*{match}"):
             take_survey(DataConfig.of(root=str(root), **settings), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("second", "group", "match"),
+    [
+        ({"train": ["P01", "P02"], "val": ["P00"]}, None, "'P02' is a test case of fold 0, but"),
+        (
+            {"train": ["P01", "P03"], "val": ["P00"]},  # P02 and P03 are one patient
+            "(P0[014567]|P0(?=[23]))",
+            "on 'P03' of the same patient",
+        ),
+        ({"train": ["P00", "P01"], "val": []}, None, r"no case is left to validate on .*fold 1"),
+    ],
+)
+def test_folds_that_cannot_form_an_ensemble_are_refused_before_training(
+    write_eight_cases, tmp_path, second, group, match
+):
+    folds = [{"train": ["P00"], "val": ["P01"], "test": ["P02"]}, second]
+    data = {"root": str(write_eight_cases(folds)), "fold": "all", "group": group}
+    cfg = TrainConfig.of(data=data)
+    experiment = Experiment.open(cfg, tmp_path / "run")
+    with pytest.raises(DatasetError, match=match):
+        cross_validate(experiment)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folds_with_the_same_test_cases_are_trained(write_eight_cases, tmp_path, monkeypatch):
+    def begin(*_):
+        raise TrainingError("training begins")
+
+    monkeypatch.setattr("lesionseg.pipeline.cross_validate.begin", begin)
+    folds = [
+        {"train": ["P00"], "val": ["P01"], "test": ["P02"]},
+        {"train": ["P01"], "val": ["P00"], "test": ["P02"]},
+    ]
+    data = {"root": str(write_eight_cases(folds)), "fold": "all"}
+    experiment = Experiment.open(TrainConfig.of(data=data), tmp_path / "run")
+    with pytest.raises(TrainingError, match="training begins"):
+        cross_validate(experiment)
