@@ -60,6 +60,7 @@ class LastCheckpoint(Checkpoint):
         self.folder = folder
         self.pause = pause.total_seconds()
         self._due = self.pause  # seconds of training
+        self._ended_early = False
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Remove the unfinished checkpoint of a training that was killed."""
@@ -97,9 +98,14 @@ class LastCheckpoint(Checkpoint):
         self._due = 60 * module.minutes + took + max(self.pause, PAUSE_SHARE * took)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Write the last checkpoint."""
+        """Write the last checkpoint. It states if another callback ended the training."""
+        self._ended_early = module.progress < 1
         trainer.save_checkpoint(self.folder / "next.ckpt")
         self._rename(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add whether the training ended before its budget was spent, such as by EarlyStopping."""
+        checkpoint["ended_early"] = self._ended_early
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -85,8 +85,9 @@ def fit(
     """Train `network` in place on numbered `tiles`, and return it with the best weights.
 
     Without validation, the last weights are kept. An interrupted training continues from
-    `run_dir/checkpoints/last.ckpt`. A finished training is not continued. Errors of reading tiles
-    and of `validate` are passed on.
+    `run_dir/checkpoints/last.ckpt`. A finished training is not continued, even if a callback such
+    as `EarlyStopping` ended it before its budget was spent. Errors of reading tiles and of
+    `validate` are passed on.
 
     Args:
         network: from `build_network(plan)`, or another one with the same outputs.
@@ -111,12 +112,14 @@ def fit(
     before = broadcast_from_rank_zero(partial(_read_if_present, last))
     steps_before = 0
     minutes_before = 0.0
+    ended_early = False
     if before is not None:
         steps_before = before["global_step"]
         minutes_before = before["minutes"]
+        ended_early = before.get("ended_early", False)  # checkpoints of 1.0 do not state it
     has_steps_left = settings.max_steps is None or steps_before < settings.max_steps
     has_minutes_left = settings.max_minutes is None or minutes_before < settings.max_minutes
-    if has_steps_left and has_minutes_left:
+    if has_steps_left and has_minutes_left and not ended_early:
         data = LesionData(tiles, plan, settings)
         on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):

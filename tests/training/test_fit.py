@@ -228,19 +228,27 @@ def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(train, tmp
     assert best["global_step"] == step
 
 
-def test_early_stopping_follows_the_validation_score(train):
-    stop = EarlyStopping(
-        monitor="validation_score", mode="max", patience=2, check_on_train_epoch_end=False
-    )
+def test_training_ended_by_early_stopping_is_finished(train):
     dice = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0])
-    result = train(
-        max_steps=8,
-        validate=lambda _: {"dice": next(dice)},
-        validate_every_minutes=1e-9,
-        plugs=[stop],
-    )
+
+    def train_with_patience():
+        stop = EarlyStopping(
+            monitor="validation_score", mode="max", patience=2, check_on_train_epoch_end=False
+        )
+        return train(
+            max_steps=8,
+            validate=lambda _: {"dice": next(dice)},
+            validate_every_minutes=1e-9,
+            plugs=[stop],
+        )
+
+    first = train_with_patience()
     # scores after steps 1, 2 and 3; the step that has begun is finished
-    assert result.steps == 4
+    assert first.steps == 4
+    n_left = len(list(dice))
+    again = train_with_patience()  # a validation would raise StopIteration
+    assert (again.steps, n_left) == (4, 4)
+    assert torch.equal(weights(again.network), weights(first.network))
 
 
 def test_moved_run_keeps_its_best_score(train, tmp_path):
