@@ -16,7 +16,7 @@ from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import compose_plain, groups
 from lesionseg.cli.help import examples
 from lesionseg.config import InferenceConfig, TrainConfig, keys
-from lesionseg.errors import ConfigError, LesionsegError, require_one_of
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
@@ -260,6 +260,44 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(
     assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
     assert "fold_${data.fold}" in capsys.readouterr().err
+
+
+def test_jobs_of_a_multirun_do_not_share_an_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = list[str]()
+
+    def call(_: str, cfg: Any) -> TrainOutcome:
+        folders.append(cfg.output)
+        return TrainOutcome(Path(cfg.output), is_first=False)
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+    evaluate = ["-m", "reference=r", "prediction=p", "operating_point=score:0.1,score:0.2"]
+    assert run("evaluate", [*evaluate, "output=out"]) == 2
+    assert "'output=out/${hydra:job.num}'" in capsys.readouterr().err
+    assert run("evaluate", [*evaluate, "output=out/${hydra:job.num}"]) == 0
+    shards = ["num_shards=2", "shard_index=0,1"]  # they write into one folder
+    assert run("predict", ["-m", "bundle=b", "input=i", *shards, "output=found"]) == 0
+    assert folders == ["out/0", "out/1", "found", "found"]
+
+
+def test_each_failing_job_of_a_multirun_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    errors = list[Any]()
+
+    def call(_: str, cfg: Any) -> TrainOutcome:
+        if cfg.seed == 1:
+            return TrainOutcome(tmp_path, is_first=False)
+        raise DatasetError(f"seed {cfg.seed} is wrong.")
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+    monkeypatch.setattr("lesionseg.cli.command.log.error", lambda *args: errors.append(args))
+    assert run("train", ["-m", "data.root=x", "seed=0,1,2"]) == 1
+    lines = [text % tuple(values) for text, *values in errors]
+    assert lines == ["Job 0 (seed=0): seed 0 is wrong.", "Job 2 (seed=2): seed 2 is wrong."]
 
 
 def test_experiment_in_a_user_s_folder_is_found(tmp_path: Path, capsys: Capture) -> None:

@@ -28,6 +28,8 @@ from lesionseg.errors import (
 from lesionseg.pipeline.log import RepeatFilter, progress_bars
 from lesionseg.pipeline.outcome import Outcome
 
+log = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lesionseg COMMAND OVERRIDES…`. Return the exit status."""
@@ -132,6 +134,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     Return the highest exit status of the jobs that ran in this process, or 0 if none did.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
@@ -139,15 +142,27 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise ConfigError(f"{submitit} needs hydra-submitit-launcher: {pip_install('slurm')}")
     overrides = override_list(command, argv)
+    try:
+        swept = _swept_keys(overrides)
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
     if "run_dir" in COMMANDS[command].model_fields:
-        overrides = _separate_run_dirs(command, overrides)
+        overrides = _separate_run_dirs(command, overrides, swept)
+    if "output" in COMMANDS[command].model_fields:
+        _require_separate_outputs(command, overrides, swept)
     statuses: list[int] = []
 
     def run_job(cfg: Any) -> int:
-        """Run one job, print its outcome and keep its exit status."""
+        """Run one job, print its outcome and keep its exit status. Log its error."""
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        with progress_bars():
-            statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
+        try:
+            with progress_bars():
+                statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
+        except LesionsegError as error:  # of several jobs that fail, Hydra raises only one error
+            job = HydraConfig.get()
+            own = [text for text in job.overrides.task if key_of(text) in swept]
+            log.error("Job %s (%s): %s", job.job.num, ", ".join(own), error)
+            raise
         return statuses[-1]
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises the original errors
@@ -164,25 +179,43 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     return max(statuses, default=0)
 
 
-def _separate_run_dirs(command: str, overrides: Sequence[str]) -> list[str]:
+def _swept_keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys and groups that have several values in a multirun."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.key_or_group for override in parsed if override.is_sweep_override()}
+
+
+def _separate_run_dirs(command: str, overrides: Sequence[str], swept: set[str]) -> list[str]:
     """Return the overrides of a multirun with a run directory of its own for each job.
 
     Raises `ConfigError` if the user's `run_dir` is the same for several jobs.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     run_dirs = [override for override in overrides if key_of(override) == "run_dir"]
     if not run_dirs:  # jobs may begin in the same second, so each gets its number
         now = time.strftime("%Y%m%d-%H%M%S")
         return [*overrides, f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'"]
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    has_several_jobs = any(override.is_sweep_override() for override in parsed)
-    if has_several_jobs and "${" not in run_dirs[-1]:
+    if swept and "${" not in run_dirs[-1]:
         raise ConfigError(
             f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
             "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
         )
     return list(overrides)
+
+
+def _require_separate_outputs(command: str, overrides: Sequence[str], swept: set[str]) -> None:
+    """Raise `ConfigError` if the jobs of a multirun would replace each other's output."""
+    outputs = [override for override in overrides if key_of(override) == "output"]
+    differing = swept
+    if command == "predict":  # shards write their results into one folder
+        differing = swept - {"shard_index"}
+    if outputs and differing and "${" not in outputs[-1]:
+        folder = outputs[-1].partition("=")[2].strip("'\"")
+        raise ConfigError(
+            f"All jobs of this multirun would write into {outputs[-1]}. Name a folder for each, "
+            f"such as 'output={folder}/${{hydra:job.num}}'."
+        )
 
 
 @contextmanager
