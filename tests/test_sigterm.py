@@ -28,6 +28,9 @@ c.run_recipe = train
 sys.exit(c.run("train", ["data.root=x", f"run_dir={sys.argv[1]}"]))
 """
 
+# two processes, of which only the parent receives the signal
+SPAWNING = TRAINING.replace("workers=2", "devices=2")
+
 DECODING = """
 import sys, threading, time
 from pathlib import Path
@@ -49,10 +52,8 @@ sys.exit(c.run("predict", ["bundle=x", "input=y", f"output={sys.argv[1]}"]))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no process groups")
-@pytest.mark.parametrize("program", [TRAINING, DECODING], ids=["train", "predict"])
-def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program):
-    run_dir = tmp_path / "run"
+def start(repository, program, run_dir):
+    """Start a program in a process group of its own, and wait for its first checkpoint."""
     command = [sys.executable, "-c", program, str(run_dir)]
     process = subprocess.Popen(
         command, cwd=repository, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -61,6 +62,24 @@ def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, reposito
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     time.sleep(1)
+    return process
+
+
+@pytest.mark.slow  # two processes that import torch
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_sigterm_to_the_parent_ends_the_processes_that_it_spawned(tmp_path, repository):
+    process = start(repository, SPAWNING, tmp_path / "run")
+    process.terminate()
+    _, output = process.communicate(timeout=120)  # until no process can write to the pipe
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert output.splitlines()[-1] == "Stopped. The same command continues."
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no process groups")
+@pytest.mark.parametrize("program", [TRAINING, DECODING], ids=["train", "predict"])
+def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program):
+    process = start(repository, program, tmp_path / "run")
     os.killpg(process.pid, signal.SIGTERM)
     _, output = process.communicate(timeout=900)
     assert process.returncode == 130, output

@@ -1,6 +1,7 @@
 """Train a network with Lightning: the entry point of this package."""
 
 import logging
+import re
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,12 @@ import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import Dataset
 
+from lesionseg import errors
 from lesionseg.config import TrainConfig, TrainerConfig, build
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
@@ -54,6 +58,9 @@ CHECKPOINT_EVERY = timedelta(seconds=15)
 STEPS_PER_EPOCH = 50  # the shares of kinds of tiles are exact over this many steps
 GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replaces it
 LOG_EVERY = 5  # default number of steps; trainer.lightning.log_every_n_steps replaces it
+SECONDS_TO_END = 10.0  # for a spawned process to end after an interruption
+# the error at the end of a traceback; its message may have several lines
+_ERROR_LINE = re.compile(r"^(?P<name>[\w.]+): (?P<message>.*)\Z", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +132,10 @@ def fit(
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
             trainer = make_trainer(module, cfg, run_dir, steps_before, callbacks, validate)
             resumed = None if before is None else last
-            trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            try:
+                trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            finally:
+                _end_processes(trainer)
     after = broadcast_from_rank_zero(partial(_read_checkpoint, last))
     _load_kept_weights(module, run_dir / CHECKPOINTS, after)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -145,7 +155,9 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(module, error) from error
+        raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
+    except ProcessRaisedException as error:  # of a process that Lightning spawned
+        raise _error_of_process(error, module.plan, last) from error
     except (RuntimeError, KeyError) as error:
         # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
         is_before_first_step = module.global_step <= steps_before
@@ -157,9 +169,50 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
         if last.is_file():
             run_dir = last.parent.parent
             advice = f"To continue, run the command again with run_dir={run_dir}."
+        # the step of processes that Lightning spawned is unknown here
+        where = f" at step {module.global_step}" if module.global_step else ""
         if is_rank_zero():
-            log.warning("Training stopped at step %d. %s", module.global_step, advice)
+            log.warning("Training stopped%s. %s", where, advice)
         raise
+
+
+def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> Exception:
+    """Return the error that one process would raise, from the traceback of a spawned process.
+
+    An error that `fit` does not document is returned unchanged.
+    """
+    # of chained errors, the last one left the process
+    traceback = str(error).rpartition("Traceback (most recent call last):")[2]
+    found = _ERROR_LINE.search(traceback)
+    if found is None:
+        return error
+    name = found["name"]
+    message = found["message"].strip()
+    if name == "torch.OutOfMemoryError":
+        return _out_of_memory(plan, message)
+    kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
+    if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
+        return kind(message)
+    # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
+    return _unusable_checkpoint(last, message) if "state_dict" in message else error
+
+
+def _end_processes(trainer: pl.Trainer) -> None:
+    """End the processes that Lightning spawned, if some still run after an interruption.
+
+    Otherwise they would train on, although this process releases the lock of the run directory.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _MultiProcessingLauncher):
+        return
+    for process in launcher.procs:
+        if process.is_alive():
+            process.terminate()
+    for process in launcher.procs:
+        process.join(SECONDS_TO_END)
+        if process.is_alive():  # it waits for another process
+            process.kill()
+            process.join()
 
 
 def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
@@ -339,16 +392,16 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _out_of_memory(module: LesionModule, error: torch.OutOfMemoryError) -> ConfigError:
+def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
     """Return the error of a step without enough memory. It names the setting to change."""
-    plan = module.plan
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
+    where = "training" if step is None else f"step {step} of training"
     return ConfigError(
-        f"The device ran out of memory in step {module.global_step + 1} of training, with "
+        f"The device ran out of memory in {where}, with "
         f"{plan.batch_size} tiles of {list(plan.tile_shape)} "
-        f"({str(error).splitlines()[0].rstrip('.')}). End other programs on the device, or train "
+        f"({why.splitlines()[0].rstrip('.')}). End other programs on the device, or train "
         f"with {remedy} in another run_dir."
     )
 

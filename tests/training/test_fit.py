@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import traceback
 from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping
+from torch.multiprocessing import ProcessRaisedException
 
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
@@ -344,6 +346,33 @@ def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step
     )  # Lightning's trainer alone would leave it ignored
     assert "Training stopped at step 3." in caplog.text
     assert train(max_steps=5).steps == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (TrainingError("Diverged: 10 steps."), TrainingError, "^Diverged: 10"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), ConfigError, "memory in training, "),
+        (RuntimeError("Error in loading state_dict:\n\tsize"), TrainingError, r"last\.ckpt"),
+        (ZeroDivisionError("by 0"), ProcessRaisedException, "ZeroDivisionError: by 0"),
+    ],
+)
+def test_error_of_a_spawned_process_is_that_of_one_process(
+    train, monkeypatch, error, expected, words
+):
+    def spawn(*_, **__):
+        try:
+            try:
+                raise KeyError("x")
+            except KeyError as cause:
+                raise error from cause
+        except Exception:
+            text = f"-- Process 1 terminated with the following error:\n{traceback.format_exc()}"
+        raise ProcessRaisedException(text, 1, 99)
+
+    monkeypatch.setattr(pl.Trainer, "fit", spawn)
+    with pytest.raises(expected, match=words):
+        train(max_steps=2)
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):
