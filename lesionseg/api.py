@@ -194,8 +194,8 @@ def predict(
         settings: see `train`.
 
     Returns:
-        A row per case, as in `predictions.csv`. The column `status` is `failed` for a case that
-        failed, and `message` is the reason.
+        A row per case, as in `predictions.csv`, or in the table of the shard. The column `status`
+        is `failed` for a case that failed, and `message` is the reason.
 
     Raises:
         BundleError: if the bundle cannot be used.
@@ -204,8 +204,15 @@ def predict(
         OutputError: if the results cannot be written.
     """
     given = {"bundle": bundle, "input": input, "output": output}
-    _call("predict", given | settings, progress)
-    return _read_table(Path(output) / "predictions.csv")
+    outcome = _call("predict", given | settings, progress)
+    table: Path = outcome.folder / outcome.table  # of a URL, in the local copy
+    if not outcome.rows and not table.is_file():  # a shard without scans
+        from pandas import DataFrame
+
+        from lesionseg.pipeline.predict_tables import COLUMNS
+
+        return DataFrame(columns=list(COLUMNS))
+    return _read_table(table)
 
 
 def evaluate(

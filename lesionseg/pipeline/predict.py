@@ -107,7 +107,7 @@ def _predict(
         results = PredictionFolder(folder, cfg.output, cfg.names)
         if cfg.num_shards == 1:  # the rows of other shards are in other tables
             _restore(results, table)
-            table.forget_left_out()
+        table.forget_left_out()
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         if cfg.shard_index == 0:
             for kind in found.left_out:
@@ -119,7 +119,7 @@ def _predict(
                 _log_row(row, log)
                 advance(row.case, len(rows), len(scans))
     rows.sort(key=lambda row: (row.case, row.path))
-    return PredictOutcome(tuple(rows), folder, found.left_out)
+    return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
 
 
 def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:

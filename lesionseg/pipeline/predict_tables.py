@@ -3,9 +3,10 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -167,12 +168,14 @@ _ROWS = TypeAdapter(CaseRow)
 class PredictOutcome(Outcome):
     """The rows of one call, one per scan, sorted by case id, and the output folder.
 
-    `left_out`: files that the model cannot read as scans.
+    `left_out`: files that the model cannot read as scans. `table`: the name of the table in the
+    folder, which each shard has for itself.
     """
 
     rows: tuple[CaseRow, ...]
     folder: Path
     left_out: tuple[LeftOut, ...] = ()
+    table: str = TABLE
 
     @property
     def exit_status(self) -> int:
@@ -202,10 +205,10 @@ class PredictOutcome(Outcome):
         if n["failed"]:
             lines.append(
                 f"Failed: {n['failed'] - known} in this run, {known} before and unchanged. "
-                f"{TABLE} has the reasons; a file that changes is tried again."
+                f"{self.table} has the reasons; a file that changes is tried again."
             )
         if n["skipped"]:
-            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {TABLE} has the reasons.")
+            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
         return [*lines, *(f"{each}." for each in self.left_out)]
 
     def summary(self) -> list[str]:
@@ -213,7 +216,7 @@ class PredictOutcome(Outcome):
         lines = self.counts()
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
-        wrote = f"Wrote:   {self.folder / TABLE}"
+        wrote = f"Wrote:   {self.folder / self.table}"
         if not any(row.is_done for row in self.rows):
             return [*lines, wrote]
         return [*lines, f"{wrote}, with masks and candidates next to it"]
@@ -285,13 +288,33 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     return row.with_source(source, state="")
 
 
+def _read_rows(table: Path) -> dict[str, list[CaseRow]]:
+    """Read the rows of a table by case."""
+    rows: dict[str, list[CaseRow]] = {}
+    for cells in read_csv(table):
+        row = CaseRow.from_cells(cells)
+        if row.case and row.status:
+            rows.setdefault(row.case, []).append(row)
+    return rows
+
+
+def _last(rows: Iterable[CaseRow]) -> datetime:
+    """Return the latest time at which one of the rows finished. Rows without a time are old."""
+    latest = datetime.min.replace(tzinfo=UTC)
+    for row in rows:
+        with suppress(ValueError, TypeError):  # an edited cell; TypeError: without a time zone
+            latest = max(latest, datetime.fromisoformat(row.finished))
+    return latest
+
+
 class PredictionTable:
     """`predictions.csv` in an output folder: the rows of earlier runs and of this run.
 
-    Each shard has its own table. `earlier` contains the rows of all tables by case. If several
-    tables contain a case, the rows are those of the latest table. A run without shards writes the
-    union of all tables. The file is always replaced as a whole, in the first `put` and in `close`.
-    Further calls of `put` write it only if less than a twentieth of the time is spent on writing.
+    Each shard has its own table, which keeps the cases of earlier runs. `earlier` contains the rows
+    of all tables by case. If several tables contain a case, the rows are those that finished last.
+    A run without shards writes the union of all tables. The file is always replaced as a whole, in
+    the first `put` and in `close`. Further calls of `put` write it only if less than a twentieth of
+    the time is spent on writing.
     """
 
     def __init__(self, path: Path, url: str = "") -> None:
@@ -303,16 +326,16 @@ class PredictionTable:
         for incomplete in path.parent.glob(temporary_names):
             incomplete.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
+        own: set[str] = set()
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
-            read: dict[str, list[CaseRow]] = {}
-            for cells in read_csv(table):
-                row = CaseRow.from_cells(cells)
-                if row.case and row.status:
-                    read.setdefault(row.case, []).append(row)
-            self.earlier |= read
-        self._rows: dict[str, list[CaseRow]] = {}
-        if path.name == TABLE:
-            self._rows |= self.earlier
+            read = _read_rows(table)
+            if path.name in (TABLE, table.name):
+                own.update(read)
+            for case, rows in read.items():
+                # of equal times, the rows of the later table are kept
+                if case not in self.earlier or _last(rows) >= _last(self.earlier[case]):
+                    self.earlier[case] = rows
+        self._rows = {case: rows for case, rows in self.earlier.items() if case in own}
         self._next_write = 0.0
         self._is_written = True
 

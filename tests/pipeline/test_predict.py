@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import lesionseg
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.evaluation.measures import counts_of
@@ -18,7 +19,8 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline.predict_tables import TABLE
+from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline.predict_tables import TABLE, CaseRow, PredictionTable
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -169,6 +171,36 @@ def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scan
     assert not (out / "predictions.csv").exists()
     assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
+
+
+def test_table_of_a_shard_keeps_its_cases_and_the_latest_result_wins(tmp_path):
+    def put(name, *rows):
+        table = PredictionTable(tmp_path / name)
+        for case, finished in rows:
+            table.put(CaseRow(case, status="done", bundle=name, finished=finished))
+        table.close()
+        return {row["case"]: row["bundle"] for row in read_csv(tmp_path / name)}
+
+    first, second = "predictions_0_of_2.csv", "predictions_1_of_2.csv"
+    put(first, ("a", "2026-01-01T10:00:00+00:00"), ("b", "2026-01-01T10:00:00+00:00"))
+    # another folder of scans: case a belongs to the other shard, and was finished there later
+    put(second, ("a", "2026-01-01T10:30:00-01:00"))
+    assert put(first, ("c", "2026-01-02T10:00:00+00:00")) == {"a": second, "b": first, "c": first}
+    assert put(second, ("d", "")) == {"a": second, "d": second}
+    assert put(TABLE, ("e", "")) == {"a": second, "b": first, "c": first, "d": second, "e": TABLE}
+
+
+def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_predictor = predict_module.make_predictor
+    monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
+    url = f"memory://{tmp_path.name}"
+    assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).case) == ["a"]
+    shards = {"num_shards": 4, "shard_index": 1}
+    assert list(lesionseg.predict(bundle, scans, tmp_path / "out", **shards).case) == ["more_b"]
+    none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    assert list(none.status) == []
 
 
 def test_little_memory_changes_no_result(bundle, scans, tmp_path):
