@@ -129,11 +129,24 @@ class History(CSVLogger):
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
         path = run_dir / "metrics.csv"
-        rows = pd.read_csv(path) if n_steps and path.is_file() and is_rank_zero() else None
-        writer = self.experiment  # creating Lightning's writer empties the file
+        rows = None
+        if n_steps and path.is_file() and is_rank_zero():
+            rows = _read_history(path, n_steps)
+        writer = self.experiment  # creating Lightning's writer removes the file
         if rows is not None:
-            rows[rows["step"] < n_steps].to_csv(path, index=False)
+            with atomic_path(path) as temporary:
+                rows.to_csv(temporary, index=False)
             writer.metrics_keys = list(rows.columns)
+
+
+def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
+    """Return the rows of the first `n_steps` steps, or None if the file is empty or damaged."""
+    try:
+        rows = pd.read_csv(path)
+        return rows[pd.to_numeric(rows["step"], errors="coerce") < n_steps]
+    except (ValueError, KeyError):  # pandas' own errors are ValueErrors
+        log.warning("%s cannot be read. It begins again with step %d.", path, n_steps)
+        return None
 
 
 class Progress(pl.Callback):

@@ -124,6 +124,15 @@ def test_checkpoint_is_written_after_its_row(train, tmp_path, checkpoint_every_s
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("content", [b"", b"loss,st", b"step\n\xff\n"])
+def test_training_resumes_if_its_metrics_are_damaged(train, tmp_path, column, caplog, content):
+    train(max_steps=2, log_every_n_steps=1)
+    (tmp_path / "run" / "metrics.csv").write_bytes(content)
+    train(max_steps=4, log_every_n_steps=1)
+    assert column("step") == [2, 3]
+    assert "cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"", b"no checkpoint"])
 def test_damaged_checkpoint_is_an_error(train, tmp_path, content):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
