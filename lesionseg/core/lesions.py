@@ -63,6 +63,26 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
     return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
 
 
+def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
+    """Return slices of the voxels whose centres are inside a box. Negative indices are cut off.
+
+    Unlike those of `box_slices`, they are as large as the box on average. Along an axis on which
+    the box contains no centre, they contain the voxel at the middle of the box.
+
+    >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
+    (slice(0, 3, None), slice(2, 3, None))
+    """
+    ends = np.asarray(box, dtype=np.float64)
+    start = np.ceil(ends[:dims] - 0.5)  # voxel i has its centre at i + 0.5
+    stop = np.ceil(ends[dims:] - 0.5)
+    is_between = stop <= start
+    start = np.where(is_between, np.floor((ends[:dims] + ends[dims:]) / 2), start)
+    stop = np.where(is_between, start + 1, stop)
+    first = start.clip(0).astype(int).tolist()
+    last = stop.clip(0).astype(int).tolist()
+    return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+
+
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
     """Clip boxes `[n, 2·dims]` (starts, stops) to a grid.
 
@@ -189,15 +209,15 @@ class Lesions:
     def draw(self) -> NDArray[np.int32]:
         """Draw the ids into an array `[*spatial]` that is 0 elsewhere.
 
-        Boxes without voxels are filled. Smaller boxes are drawn over larger ones, and voxels over
-        boxes.
+        A box without voxels gets the voxels of `centre_slices`, because a detector learns the box
+        of the drawn voxels. Smaller boxes are drawn over larger ones, and voxels over boxes.
         """
         instances = np.zeros(self.geometry.shape, dtype=np.int32)
         dims = self.geometry.dims
         volumes = np.prod(self.boxes[:, dims:] - self.boxes[:, :dims], axis=1)
         for row in np.argsort(-volumes, kind="stable"):
             if not self.n_voxels[row]:
-                instances[box_slices(self.boxes[row], dims)] = self.ids[row]
+                instances[centre_slices(self.boxes[row], dims)] = self.ids[row]
         instances[tuple(self.voxels.T)] = np.repeat(self.ids, self.n_voxels)
         return instances
 

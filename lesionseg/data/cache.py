@@ -44,7 +44,7 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 8
+CACHE_VERSION = 9
 MAX_WORKERS = 8  # each keeps a case in memory, and a disk is not faster with more
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512

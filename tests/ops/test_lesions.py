@@ -61,9 +61,28 @@ def test_diameters_of_boxes_follow_the_spacing_and_smaller_boxes_are_drawn_last(
     reference = Reference(PLANE, boxes=boxes, box_labels=(1, 1))
     lesions = lesions_of(reference)
     np.testing.assert_allclose(lesions.diameters_mm, [4.0, np.sqrt(2 * 1.8)], rtol=1e-6)
-    # the smaller box covers the larger, and every touched pixel belongs to a box
-    assert lesions.draw().tolist() == make_map("122000", "122000", "110000", "110000").tolist()
-    assert lesion_mask(reference).tolist() == (lesions.draw() > 0).tolist()
+    # the smaller box covers the larger, and contains the centre of row 0 but not that of row 1
+    assert lesions.draw().tolist() == make_map("122000", "110000", "110000", "110000").tolist()
+    # the mask contains every pixel that a box touches
+    touched = make_map("111000", "111000", "110000", "110000") > 0
+    assert lesion_mask(reference).tolist() == touched.tolist()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_drawn_box_has_the_mean_size_of_the_box_wherever_it_lies(dims):
+    geometry = Geometry.from_spacing((12,) * dims, (1.0,) * dims)
+    lengths = []
+    for shift in np.arange(0, 1, 0.125):
+        box = np.array([[2 + shift] * dims + [6.5 + shift] * dims], dtype=np.float32)
+        drawn = lesions_of(Reference(geometry, boxes=box, box_labels=(1,))).draw()
+        lengths.append(np.count_nonzero(drawn) ** (1 / dims))
+    assert np.mean(lengths) == pytest.approx(4.5)
+
+
+def test_box_between_two_centres_keeps_the_voxel_at_its_middle():
+    boxes = np.array([[0.6, 2.7, 1.4, 2.9], [3.8, 5.7, 4, 6]], dtype=np.float32)
+    lesions = lesions_of(Reference(PLANE, boxes=boxes, box_labels=(1, 1)))
+    assert lesions.draw().tolist() == make_map("000000", "001000", "000000", "000002").tolist()
 
 
 def test_listed_lesion_without_voxels_has_its_box():
