@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lesionseg.core import Case, Geometry, Reference, Volume
+from lesionseg.core import Case, Geometry, Lesions, Reference, Volume
+from lesionseg.core.lesions import centre_slices
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError, count
 from lesionseg.io.limits import limits
+from lesionseg.ops.boxes import move_boxes
 from lesionseg.ops.components import lesions_of
 from lesionseg.ops.resample import resample_to
 from lesionseg.plan.plan import Normalisation, Plan
@@ -321,11 +323,11 @@ def prepare_reference(
 ) -> Reference:
     """Resample a reference to the plan's grid.
 
-    Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones. A
-    voxel belongs to a lesion if lesions cover at least half of it, and then to the one that covers
-    most. A lesion that would vanish keeps the voxel at its centre. If the lesion covers less than a
-    tenth of this voxel, it is not visible, and the voxel is ignored. All other ignored voxels have
-    no lesion.
+    Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones,
+    unless one would lose a side (`_share_overlaps`). A voxel belongs to a lesion if lesions cover
+    at least half of it, and then to the one that covers most. A lesion that would vanish keeps the
+    voxel at its centre. If the lesion covers less than a tenth of this voxel, it is not visible,
+    and the voxel is ignored. All other ignored voxels have no lesion.
 
     Args:
         reference: on the file's grid.
@@ -363,6 +365,7 @@ def prepare_reference(
     else:
         channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
         label_of_id[lesions.ids] = channels
+        _share_overlaps(moved, lesions, geometry)
         labels = label_of_id[moved]
     known = [value for value in reference.unannotated if value in mask_values]
     unannotated = [mask_values.index(value) + 1 for value in known]
@@ -527,6 +530,56 @@ def _restore_lost(
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
         moved[_find_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
     logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
+
+
+def _share_overlaps(moved: NDArray[np.int32], lesions: Lesions, geometry: Geometry) -> None:
+    """Give boxes that other boxes cover at a side their extent again, in place.
+
+    A detector learns the bounding box of a lesion's voxels. Smaller boxes may cover a side of a
+    larger one, and equal boxes, such as those of two labels, cover each other. If a box loses more
+    than a voxel at a side, or all of its voxels, it shares the voxels of the overlap with boxes
+    that are at least half as long along an axis. `moved` contains the lesion ids on the grid
+    `geometry`.
+    """
+    rows = np.flatnonzero(~lesions.has_voxels)
+    if len(rows) < 2:
+        return
+    ids = lesions.ids[rows]
+    limit = [*geometry.shape, *geometry.shape]
+    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, limit)
+    places = [centre_slices(box, geometry.dims) for box in boxes]
+    start, stop = _ends_of(places)
+    objects = ndimage.find_objects(moved, int(ids.max()))
+    nothing = (slice(max(limit), 0),) * geometry.dims
+    first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
+    is_cut = ((first > start + 1) | (last < stop - 1)).any(axis=1)
+    is_sharing = np.zeros(len(rows), dtype=np.bool_)
+    for i in np.flatnonzero(is_cut).tolist():
+        overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
+        is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)
+        is_sharing |= overlaps & is_similar  # the box itself, too
+    if not is_sharing.any():
+        return
+    sharing = np.flatnonzero(is_sharing).tolist()
+    is_shared = np.isin(moved, ids[is_sharing])
+    n_boxes = np.zeros(geometry.shape, dtype=np.int32)
+    for i in sharing:
+        n_boxes[places[i]] += 1
+    n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
+    for i in sharing:
+        place = places[i]
+        line = sum(np.ogrid[place])  # diagonal lines belong to the boxes in turn
+        is_own = is_shared[place] & (line % n_boxes[place] == n_before[place])
+        moved[place][is_own] = ids[i]
+        n_before[place] += 1
+
+
+def _ends_of(
+    places: Sequence[tuple[slice, ...]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the starts and the stops of slices, each `[n, dims]`."""
+    ends = np.array([[(s.start, s.stop) for s in place] for place in places], dtype=np.int64)
+    return ends[..., 0], ends[..., 1]
 
 
 def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:

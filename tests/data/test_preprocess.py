@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lesionseg.core import Case, Geometry, Labels, Reference, Volume
 from lesionseg.data.preprocess import (
@@ -15,6 +16,7 @@ from lesionseg.data.preprocess import (
     window_of,
 )
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.ops.boxes import tile_boxes
 from lesionseg.ops.components import lesion_instances
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 from tests.io.dicom_files import grid_of
@@ -274,6 +276,29 @@ def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():
     prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
     assert np.bincount(prepared.instances.ravel()).tolist() == [120 - 64, 4, 60]
     assert prepared.instances[2, 3] == 1
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [[4, 6, 24, 36], [4, 6, 24, 32]],  # a smaller box covers all but the end of a larger one
+        [[4, 6, 24, 36], [4, 6, 24, 36]],  # two labels at the same place
+        [[4, 6, 24, 36], [4, 6, 24, 36], [4, 6, 24, 36]],
+        [[0, 10, 20, 30], [10, 0, 40, 40], [12, 12, 14, 14]],  # the last one is small
+    ],
+)
+def test_boxes_that_cover_each_other_keep_their_extent_and_label(boxes, spacing):
+    labels = (1, 2, 3)[: len(boxes)]
+    source = make_straight((40, 40))
+    reference = Reference(source, boxes=np.array(boxes, np.float32), box_labels=labels)
+    plan = make_plan((spacing, spacing), label_values=(1, 2, 3))
+    prepared = prepare_reference(reference, plan_geometry(source, plan), plan)
+    learned, found = tile_boxes(
+        torch.from_numpy(prepared.instances)[None], torch.from_numpy(prepared.labels)[None]
+    )
+    assert found[0].tolist() == list(labels)
+    np.testing.assert_allclose(learned[0], np.array(boxes) / spacing, atol=1)
 
 
 def test_lesion_of_several_mask_values_is_one_instance():
