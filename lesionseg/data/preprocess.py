@@ -324,7 +324,7 @@ def prepare_reference(
     """Resample a reference to the plan's grid.
 
     Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones,
-    unless one would lose a side (`_share_overlaps`). A voxel belongs to a lesion if lesions cover
+    unless one would lose a side (`_restore_extents`). A voxel belongs to a lesion if lesions cover
     at least half of it, and then to the one that covers most. A lesion that would vanish keeps the
     voxel at its centre. If the lesion covers less than a tenth of this voxel, it is not visible,
     and the voxel is ignored. All other ignored voxels have no lesion.
@@ -365,7 +365,7 @@ def prepare_reference(
     else:
         channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
         label_of_id[lesions.ids] = channels
-        _share_overlaps(moved, lesions, geometry)
+        _restore_extents(moved, covered, lesions, geometry)
         labels = label_of_id[moved]
     known = [value for value in reference.unannotated if value in mask_values]
     unannotated = [mask_values.index(value) + 1 for value in known]
@@ -532,17 +532,27 @@ def _restore_lost(
     logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
 
 
-def _share_overlaps(moved: NDArray[np.int32], lesions: Lesions, geometry: Geometry) -> None:
-    """Give boxes that other boxes cover at a side their extent again, in place.
+def _restore_extents(
+    moved: NDArray[np.int32],
+    covered: NDArray[np.float32],
+    lesions: Lesions,
+    geometry: Geometry,
+) -> None:
+    """Draw boxes again, in place, that have lost more than a voxel of their length along an axis.
 
     A detector learns the bounding box of a lesion's voxels. Smaller boxes may cover a side of a
-    larger one, and equal boxes, such as those of two labels, cover each other. If a box loses more
-    than a voxel at a side, or all of its voxels, it shares the voxels of the overlap with boxes
-    that are at least half as long along an axis. `moved` contains the lesion ids on the grid
-    `geometry`.
+    larger one, and equal boxes, such as those of two labels, cover each other. A box that is
+    narrower than a voxel may cover less than half of each voxel. The box shares the voxels of an
+    overlap with boxes that are at least half as long along an axis.
+
+    Args:
+        moved: lesion ids on the plan's grid, after `_restore_lost`.
+        covered: share of each voxel that lesions cover.
+        lesions: on the file's grid.
+        geometry: the plan's grid.
     """
     rows = np.flatnonzero(~lesions.has_voxels)
-    if len(rows) < 2:
+    if not len(rows):
         return
     ids = lesions.ids[rows]
     limit = [*geometry.shape, *geometry.shape]
@@ -552,16 +562,18 @@ def _share_overlaps(moved: NDArray[np.int32], lesions: Lesions, geometry: Geomet
     objects = ndimage.find_objects(moved, int(ids.max()))
     nothing = (slice(max(limit), 0),) * geometry.dims
     first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
-    is_cut = ((first > start + 1) | (last < stop - 1)).any(axis=1)
+    is_short = (last - first < stop - start - 1).any(axis=1)
+    # a box of one voxel keeps it
+    has_several = (stop - start > 1).any(axis=1)
     is_sharing = np.zeros(len(rows), dtype=np.bool_)
-    for i in np.flatnonzero(is_cut).tolist():
+    for i in np.flatnonzero(is_short).tolist():
         overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
         is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)
-        is_sharing |= overlaps & is_similar  # the box itself, too
+        is_sharing |= overlaps & is_similar & has_several  # the box itself, too
     if not is_sharing.any():
         return
     sharing = np.flatnonzero(is_sharing).tolist()
-    is_shared = np.isin(moved, ids[is_sharing])
+    is_shared = np.isin(moved, ids[is_sharing]) | ((moved == 0) & (covered > 0))
     n_boxes = np.zeros(geometry.shape, dtype=np.int32)
     for i in sharing:
         n_boxes[places[i]] += 1

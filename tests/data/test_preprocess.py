@@ -301,6 +301,16 @@ def test_boxes_that_cover_each_other_keep_their_extent_and_label(boxes, spacing)
     np.testing.assert_allclose(learned[0], np.array(boxes) / spacing, atol=1)
 
 
+def test_box_narrower_than_a_voxel_of_the_plan_keeps_its_length():
+    boxes = np.array([[4, 11, 36, 12]], np.float32)
+    source = make_straight((40, 40))
+    plan = make_plan((4.0, 4.0))
+    reference = Reference(source, boxes=boxes, box_labels=(1,))
+    prepared = prepare_reference(reference, plan_geometry(source, plan), plan)
+    assert np.argwhere(prepared.instances).tolist() == [[row, 2] for row in range(1, 9)]
+    assert prepared.ignore is None
+
+
 def test_lesion_of_several_mask_values_is_one_instance():
     labels = np.array([[0, 1, 4, 0, 0], [0, 9, 9, 0, 4]], np.uint16)
     parts = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (9,)))
