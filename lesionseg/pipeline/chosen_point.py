@@ -143,9 +143,10 @@ class DevelopmentPredictions:
 def development_predictions(folder: Path) -> DevelopmentPredictions:
     """Find the development predictions in a folder.
 
-    A model folder of nnU-Net, or a run of ours, contains them in `fold_0/validation` and so on. The
-    fold `all` is ignored, because it validates on its own training cases. Any other folder contains
-    the predictions directly.
+    A model folder of nnU-Net, or a cross-validation of ours, contains them in `fold_0/validation`
+    and so on. The fold `all` is ignored, because it validates on its own training cases. A run of
+    ours without folds contains them in `validation`. Any other folder contains the predictions
+    directly.
 
     Raises:
         DatasetError: if there is only the fold `all`, or two folds validated the same case.
@@ -157,7 +158,8 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
                 f"{folder}: fold_all was trained on the cases that it validates on. Train folds 0 "
                 "to 4, or give a folder of predictions of other cases."
             )
-        return DevelopmentPredictions(find_predictions(folder), {})
+        of_run = folder / _VALIDATION
+        return DevelopmentPredictions(find_predictions(of_run if of_run.is_dir() else folder), {})
     found: dict[str, PredictionFiles] = {}
     fold_of: dict[str, int] = {}
     for fold in folds:

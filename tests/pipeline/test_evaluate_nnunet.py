@@ -157,6 +157,25 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
     assert "chosen on out-of-fold scans" in page
 
 
+def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
+    dataset: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    (model / "fold_0" / "validation").rename(run / "validation")
+    scores = scores_of(
+        dataset,
+        tmp_path / "out",
+        tmp_path / "scores",
+        chosen_on=run,
+        operating_point="fp_per_case:0.5",
+    )
+    point = scores.operating_point
+    assert (point.name, point.chosen_on) == ("fp_per_case:0.5", "validation")
+    assert (scores.evaluated_on, point.optimistic) == ("test", False)
+
+
 def test_test_cases_without_a_reference_get_masks_at_the_threshold(
     dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
