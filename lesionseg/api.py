@@ -63,6 +63,13 @@ class Run:
         return Run(folder)
 
     @property
+    def _scored(self) -> Path:
+        """The folder of the scores and tables: `oof` for a cross-validation."""
+        from lesionseg.io.scores_folder import find_scores
+
+        return find_scores(self.folder)
+
+    @property
     def scores(self) -> "Scores":
         """The content of `scores.json`: `scores.lesion_recall.value`, `scores.to_json()`.
 
@@ -71,7 +78,7 @@ class Run:
         """
         from lesionseg.evaluation.scores import read_scores
 
-        return read_scores(self.folder / "scores.json")
+        return read_scores(self._scored / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
         """Return a table of the folder. docs/reference.md explains its columns.
@@ -89,7 +96,8 @@ class Run:
             ReadError: if the folder does not have it.
         """
         require_one_of("to_pandas: the table", table, TABLES)
-        return _read_table(self.folder / f"{table}.csv")
+        folder = self.folder if table == "metrics" else self._scored
+        return _read_table(folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
         """Draw sensitivity against false positives per scan.
@@ -106,7 +114,7 @@ class Run:
         from lesionseg.reporting.charts import froc_chart, size_chart
         from lesionseg.reporting.evaluation_tables import read_tables
 
-        tables = read_tables(self.folder)
+        tables = read_tables(self._scored)
         chart = froc_chart([("", tables)]) or size_chart(tables)
         return Figure() if chart is None else chart.figure
 
@@ -171,7 +179,8 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
             `trainer.max_minutes=5`. `lesionseg train --help` lists all of them.
 
     Returns:
-        The results on the validation cases. Its property `test` has those on the test cases.
+        The results on the validation cases, with `data__fold="all"` on the out-of-fold cases. Its
+        property `test` has those on the test cases.
 
     Raises:
         ConfigError: if a key or value is wrong; the message names the nearest key.

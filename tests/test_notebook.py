@@ -80,6 +80,17 @@ def test_run_has_scores_tables_charts_and_a_page(evaluation: lesionseg.Run, tmp_
     assert evaluation.report(tmp_path, report__pdf=False).is_file()
 
 
+def test_run_of_a_cross_validation_has_its_out_of_fold_scores(
+    evaluation: lesionseg.Run, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluation.folder, tmp_path / "cv" / "oof")
+    run = lesionseg.Run(tmp_path / "cv")
+    assert run.scores == evaluation.scores
+    assert list(run.to_pandas("cases")["case"]) == ["a", "b"]
+    assert run.plot().axes
+    assert run.report(tmp_path / "page", report__pdf=False).is_file()
+
+
 def test_ids_are_read_as_text_and_boxes_as_numbers(
     evaluation: lesionseg.Run, tmp_path: Path
 ) -> None:

@@ -104,8 +104,11 @@ def _check_existing(setting: str, path: Path) -> None:
 
 
 def _check_scores(setting: str, path: Path) -> None:
+    """Check that a path is a folder with scores, or a run directory that has them."""
+    from lesionseg.io.scores_folder import find_scores
+
     _check_has_files(setting, path)
-    if not (path / "scores.json").is_file():
+    if not (find_scores(path) / "scores.json").is_file():
         raise ReadError(
             f"{setting}: the folder has no scores.json. Run evaluate first and name its output."
         )

@@ -7,6 +7,7 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.io.files import locked_folder
+from lesionseg.io.scores_folder import find_scores
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.write import write_report
@@ -57,12 +58,14 @@ def report(cfg: ReportConfig) -> ReportOutcome:
     """Write `output/report.html`, and the tables and pictures next to it.
 
     `cfg.scores` is the output folder of `evaluate` or a run directory. A run directory also
-    contains the predictions and the history of the training.
+    contains the predictions and the history of the training. The scores of a cross-validation are
+    those of its out-of-fold cases.
 
     Raises:
         ReadError: if `scores.json` is missing.
     """
-    scores = Path(cfg.scores)
+    scores = find_scores(Path(cfg.scores))
+    compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
     if not (scores / "scores.json").is_file():
         raise ReadError(
             f"{scores / 'scores.json'}: the file is missing. Run evaluate first, and give its "
@@ -75,7 +78,7 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             images=_path(cfg.images),
             reference=_path(cfg.reference),
             prediction=_path(cfg.prediction),
-            compare=_path(cfg.compare),
+            compare=compare,
             options=cfg.report,
             progress=advance,
         )
