@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -187,7 +187,12 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
         require_highdicom()  # a missing package is reported before a file is read
-    point = None if cfg.stable is None else stable_point(cfg, pairs, rule)
+    point = None
+    if cfg.stable is not None:
+        left_out = set(unpredicted)
+        if unpredicted:  # a visit may have lost the visit that it would be compared with
+            left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
+        point = stable_point(cfg, pairs, rule, left_out)
     names = _names_on_page(cfg, pairs)
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = [change for pair in followed.values() for change in pair.changes]
@@ -443,28 +448,50 @@ def _check_report(later: VisitFiles, folder: Path) -> None:
 
 
 def stable_point(
-    cfg: FollowConfig, pairs: Mapping[str, FilePair], rule: ChangeRule
+    cfg: FollowConfig,
+    pairs: Mapping[str, FilePair],
+    rule: ChangeRule,
+    left_out: Collection[str] = (),
 ) -> OperatingPoint:
     """Choose the score at which stable pairs have the stated rate of false new lesions.
 
+    Stable pairs that cannot be compared are named in a warning.
+
+    Args:
+        cfg: the settings.
+        pairs: the files of each pair.
+        rule: the rule by which lesions are compared.
+        left_out: visits that are no pairs because a prediction failed.
+
     Raises:
         ConfigError: if `cfg.stable` names a case that is not a pair.
+        DatasetError: if no stable pair can be compared.
     """
     named: Iterable[str] = cfg.stable or ()
     if isinstance(cfg.stable, str):
         named = (cfg.stable,)
     stable = set(named)
-    unknown = sorted(stable - pairs.keys())
+    unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
         wrong = ", ".join(unknown) or "no case was given"
         raise ConfigError(
             f"stable=: these are not pairs: {wrong}. Name the later visits of stable pairs."
         )
     results = []
-    for case in sorted(stable):
-        visits, _ = open_pair(pairs[case], rule, cfg.register_)
-        _, later = pairs[case]
-        results.append(_score(visits, None, None, later.group or case))
+    faults = dict.fromkeys(stable - pairs.keys(), "a visit could not be predicted")
+    for case in sorted(stable & pairs.keys()):
+        try:
+            visits, _ = open_pair(pairs[case], rule, cfg.register_)
+        except (ReadError, GeometryError, ContentError, DatasetError) as error:
+            faults[case] = str(error)
+        else:
+            _, later = pairs[case]
+            results.append(_score(visits, None, None, later.group or case))
+    lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
+    if not results:
+        raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
+    if faults:
+        _log.warning("These stable pairs do not choose the operating point:\n  %s", lines)
     point = choose(results, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
     scores = [c.score or 0.0 for result in results for c in result.candidates]
     if point.score <= min(scores, default=1.0):

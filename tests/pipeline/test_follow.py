@@ -172,6 +172,17 @@ def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
     assert "Not followed, c:" in caplog.text
 
 
+def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog):
+    write_cubes(visits / "before", "c", OLD)
+    (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
+    paths = visits / "before", visits / "after", visits / "out"
+    outcome = follow(*paths, stable=["b", "c"])
+    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert "do not choose the operating point" in caplog.text
+    with pytest.raises(DatasetError, match=r"(?s)no stable pair can be compared.*c: "):
+        follow(*paths, stable="c")
+
+
 @pytest.mark.parametrize(
     ("after", "settings", "error", "words"),
     [
@@ -380,6 +391,18 @@ def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
     (tmp_path / "base.nii.gz").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*base: .*m6: "):
         follow_visits()
+
+
+def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
+    timeline, tmp_path, bright, caplog
+):
+    (tmp_path / "m6.nii.gz").write_bytes(b"damaged")
+    stable = ["m6", "m12"]
+    outcome = follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable=stable)
+    assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
+    assert "m6: a visit could not be predicted" in caplog.text
+    with pytest.raises(ConfigError, match="these are not pairs: m7"):
+        follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable="m7")
 
 
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
