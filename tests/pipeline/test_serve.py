@@ -262,7 +262,9 @@ def test_named_scan_is_predicted_once_and_not_replaced(
     ask = "/infer/lesionseg?image=MRHead"
     assert client.put(send, files={"file": ("a.zip", b"PK")}).status_code == 422
     assert client.put(send, files={"file": (NAME, scan)}).json()["image"] == "MRHead"
-    assert client.put(send, files={"file": (NAME, scan)}).status_code == 409
+    repeated = client.put(send, files={"file": (NAME, scan)})
+    assert repeated.status_code == 409
+    assert "<td>409</td>" in client.get("/docs").text
     assert client.post(ask).status_code == 200
     assert client.post(ask).status_code == 404
     assert not list_files(temporary)

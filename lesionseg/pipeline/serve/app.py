@@ -61,6 +61,7 @@ STATUSES = {
     400: "The form cannot be read, or the server is not called by this name (hosts=).",
     403: "The request comes from a page of another site.",
     404: "There is no such address, or 3D Slicer's volume is gone.",
+    409: "3D Slicer: a volume of this name is already waiting. Rename it.",
     413: "The request is too large.",
     422: "The scan cannot be predicted; detail says why.",
     500: "The server cannot write, such as on a full disk.",
