@@ -47,20 +47,21 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     """Read the columns of each case from the dataset and from a CSV file with a column `case`.
 
     Raises:
-        DatasetError: if the table lacks that column or contains none of the cases.
+        DatasetError: if the table lacks that column or contains none of the cases, unless there
+            are no cases.
     """
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:
         return columns
     rows = read_csv(table)  # its cells replace those of the dataset
-    if not any(row.get("case") in columns for row in rows):
+    if columns and not any(row.get("case") in columns for row in rows):
         names = ", ".join(rows[0]) if rows else "none"
         raise DatasetError(
-            f"{table}: no row names a case of the dataset, such as {next(iter(columns), '')}, in "
+            f"{table}: no row names a case of the dataset, such as {next(iter(columns))}, in "
             f"the column case. Its columns are: {names}."
         )
     for row in rows:
-        if row["case"] in columns:
+        if row.get("case") in columns:
             columns[row["case"]] |= {key: value for key, value in row.items() if key != "case"}
     return columns
 

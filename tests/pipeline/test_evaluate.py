@@ -428,7 +428,9 @@ def test_cases_of_the_requested_or_predicted_role_are_scored(predicted, evaluate
 
 def test_role_without_cases_gives_empty_tables_and_an_explaining_page(folders, tmp_path, caplog):
     root = write_manifest(folders, "role", ("train", "test"))
-    outcome = evaluate(root, *folders[1:], evaluated_on="validation", compare=folders[1])
+    table = root / "manifest.csv"  # such a table names no case of the role
+    settings = {"compare": folders[1], "columns": table, "subgroups": ["site"]}
+    outcome = evaluate(root, *folders[1:], evaluated_on="validation", **settings)
     assert outcome.scores.n_cases == 0
     assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=root).read_text()
