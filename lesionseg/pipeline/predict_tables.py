@@ -179,11 +179,15 @@ class PredictOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """3 if a scan failed for the first time, 1 if no scan was to be predicted, otherwise 0."""
+        """3 if a scan failed for the first time, 1 if no scan was to be predicted, otherwise 0.
+
+        A shard is not 1, because the other shards may have scans to predict.
+        """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed:
             return SOME_FAILED
-        return 0 if any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
+        is_shard = self.table != TABLE
+        return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
 
     def counts(self) -> list[str]:
         """Return the numbers of scans that were predicted, kept, failed and skipped."""
@@ -214,6 +218,8 @@ class PredictOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files of the results."""
         lines = self.counts()
+        if not self.rows:  # no table was written
+            return [*lines, "There are fewer scans than shards, so this shard has none."]
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
         wrote = f"Wrote:   {self.folder / self.table}"

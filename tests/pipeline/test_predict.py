@@ -173,6 +173,12 @@ def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scan
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
 
 
+def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
+    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    assert (shard.rows, shard.exit_status) == ((), 0)
+    assert not any(line.startswith("Wrote") for line in shard.summary())
+
+
 def test_table_of_a_shard_keeps_its_cases_and_the_latest_result_wins(tmp_path):
     def put(name, *rows):
         table = PredictionTable(tmp_path / name)
