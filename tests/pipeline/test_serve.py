@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import tempfile
 import threading
@@ -25,6 +26,7 @@ import pytest
 from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import read_volume, write_volume
 from tests.inference.networks import make_bright
@@ -35,7 +37,7 @@ with warnings.catch_warnings():
     from fastapi.testclient import TestClient
 
 from anyio.from_thread import check_cancelled
-from fastapi import HTTPException, UploadFile
+from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.pipeline.serve import slicer
 from lesionseg.pipeline.serve.app import ROUTES, make_app
@@ -139,6 +141,18 @@ def test_uploads_are_private_under_any_umask(
     finally:
         os.umask(before)
     assert modes == [0o700, 0o600]
+
+
+def test_port_that_is_in_use_is_a_wrong_setting(
+    bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: FastAPI())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port={port}"):
+            run_recipe("serve", ServeConfig.of(bundle=bundle, port=port))
+    assert not list(temporary.iterdir())
 
 
 def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:

@@ -39,7 +39,7 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
     By default only this machine can send requests. Each one is logged without names (`access_log`).
 
     Raises:
-        ConfigError: if the extra `serve` is not installed.
+        ConfigError: if the extra `serve` is not installed, or the server cannot use the port.
         BundleError: if the bundle cannot be used.
     """
     try:
@@ -58,14 +58,20 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with suppress(KeyboardInterrupt), TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        uvicorn.run(
-            make_app(predictor, cfg, Path(home).resolve()),
-            host=cfg.host,
-            port=cfg.port,
-            ws="none",
-            access_log=False,  # our own log has no names of files
-            log_level="error",
-            server_header=False,
-            timeout_graceful_shutdown=3,
-        )
+        try:
+            uvicorn.run(
+                make_app(predictor, cfg, Path(home).resolve()),
+                host=cfg.host,
+                port=cfg.port,
+                ws="none",
+                access_log=False,  # our own log has no names of files
+                log_level="error",
+                server_header=False,
+                timeout_graceful_shutdown=3,
+            )
+        except SystemExit as error:  # uvicorn has printed the cause; its status is 3
+            raise ConfigError(
+                f"host={cfg.host} port={cfg.port}: the server cannot start. If another program "
+                "uses this port, name another port=. The host must be an address of this machine."
+            ) from error
     return ServeOutcome()
