@@ -282,6 +282,28 @@ def test_jobs_of_a_multirun_do_not_share_an_output(
     assert folders == ["out/0", "out/1", "found", "found"]
 
 
+def test_several_texts_of_a_multirun_are_its_jobs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = list[Any]()
+
+    def call(_: str, cfg: Any) -> TrainOutcome:
+        jobs.append((cfg.data.root, cfg.data.group, cfg.operating_point, cfg.run_dir))
+        return TrainOutcome(Path(cfg.run_dir), is_first=False)
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+    swept = ["operating_point=best_f1,fp_per_case:2", "run_dir=runs/${hydra:job.num}"]
+    assert run("train", ["-m", "data.root='a,b'", "data.group=(P[0-9]{1,3})_", *swept]) == 0
+    pattern = "(P[0-9]{1,3})_"
+    assert jobs == [
+        ("a,b", pattern, "best_f1", "runs/0"),
+        ("a,b", pattern, "fp_per_case:2", "runs/1"),
+    ]
+    assert run("train", ["-m", "data.root=x", "run_dir=runs/a,runs/b"]) == 0
+    assert [run_dir for *_, run_dir in jobs[2:]] == ["runs/a", "runs/b"]
+
+
 def test_each_failing_job_of_a_multirun_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -141,7 +141,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     submitit = next((a for a in argv if a.startswith("hydra/launcher=submitit")), None)
     if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
         raise ConfigError(f"{submitit} needs hydra-submitit-launcher: {pip_install('slurm')}")
-    overrides = override_list(command, argv)
+    overrides = override_list(command, argv, sweeps=True)
     try:
         swept = _swept_keys(overrides)
     except HydraException as error:
@@ -196,7 +196,7 @@ def _separate_run_dirs(command: str, overrides: Sequence[str], swept: set[str]) 
     if not run_dirs:  # jobs may begin in the same second, so each gets its number
         now = time.strftime("%Y%m%d-%H%M%S")
         return [*overrides, f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'"]
-    if swept and "${" not in run_dirs[-1]:
+    if swept - {"run_dir"} and "${" not in run_dirs[-1]:
         raise ConfigError(
             f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
             "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
@@ -207,9 +207,9 @@ def _separate_run_dirs(command: str, overrides: Sequence[str], swept: set[str]) 
 def _require_separate_outputs(command: str, overrides: Sequence[str], swept: set[str]) -> None:
     """Raise `ConfigError` if the jobs of a multirun would replace each other's output."""
     outputs = [override for override in overrides if key_of(override) == "output"]
-    differing = swept
+    differing = swept - {"output"}
     if command == "predict":  # shards write their results into one folder
-        differing = swept - {"shard_index"}
+        differing -= {"shard_index"}
     if outputs and differing and "${" not in outputs[-1]:
         folder = outputs[-1].partition("=")[2].strip("'\"")
         raise ConfigError(

@@ -84,10 +84,11 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
     return compose_files(command, tuple(override_list(command, argv)), resolve=True)
 
 
-def override_list(command: str, argv: Sequence[str]) -> list[str]:
+def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) -> list[str]:
     """Check the keys and options of overrides. Return them in the form that Hydra can read.
 
-    Texts are quoted, and a key that its section does not list yet gets `++`.
+    Texts are quoted, and a key that its section does not list yet gets `++`. For `sweeps`, see
+    `quote_text`.
 
     Raises:
         ConfigError: if a key or an option of a group is unknown; the message names the nearest.
@@ -97,7 +98,7 @@ def override_list(command: str, argv: Sequence[str]) -> list[str]:
             key = _guess_key(command)
             raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
-    overrides = [quote_text(argument, texts) for argument in argv]
+    overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in argv]
     options = groups(command, overrides)
     values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     _check_options(options, values)
@@ -258,15 +259,18 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
     return flags, overrides
 
 
-def quote_text(argument: str, keys: Iterable[str]) -> str:
+def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> str:
     """Quote the value of an override if it is text, that is, if its key is one of `keys`.
 
-    Without quotes, Hydra would interpret spaces, `=`, commas and brackets.
+    Without quotes, Hydra would interpret spaces, `=`, commas and brackets. If `sweeps`, each of the
+    values `a,b` of a multirun gets its own quotes.
 
     >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
     >>> quote_text("bundle=[runs/a b, runs/c]", ["bundle"])
     "bundle=['runs/a b','runs/c']"
+    >>> quote_text("preset=picai,iou:0.4", ["preset"], sweeps=True)
+    "preset='picai','iou:0.4'"
     """
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
@@ -277,7 +281,31 @@ def quote_text(argument: str, keys: Iterable[str]) -> str:
     if is_list:
         items = [_in_quotes(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
-    return f"{key}={_in_quotes(value)}"
+    values = _split_values(value) if sweeps else [value]
+    return f"{key}={','.join(map(_in_quotes, values))}"
+
+
+def _split_values(text: str) -> list[str]:
+    """Split a text at its commas, except for those within quotes or brackets.
+
+    >>> _split_values("a,b"), _split_values("(P[0-9]{1,3})_"), _split_values("'a,b'")
+    (['a', 'b'], ['(P[0-9]{1,3})_'], ["'a,b'"])
+    """
+    values = [""]
+    depth = 0
+    quote = ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and not values[-1]:  # a later one is an apostrophe
+            quote = letter
+        else:
+            depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not quote and depth <= 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return values
 
 
 def _in_quotes(value: str) -> str:
