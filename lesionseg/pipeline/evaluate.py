@@ -160,9 +160,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             (output / COMPARED / SCORES_FILE).unlink(missing_ok=True)
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
-        write_scores(output, results, scores, inputs.lesion_names, inputs.faults)
+        failed = [*inputs.faults, *unread]
+        write_scores(output, results, scores, inputs.lesion_names, failed)
         written = kept.finish(selection)
-    failed = [*inputs.faults, *unread]
     if second is not None:
         failed += second.faults
     replaces_all_given = written is not None and kept.has_all(inputs.predictions)

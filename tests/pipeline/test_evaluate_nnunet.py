@@ -100,6 +100,18 @@ def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path,
     assert "P5.npz" in scores.failed_cases[0].message
 
 
+def test_table_names_an_unreadable_archive_of_a_case_without_reference(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    write_case(folders[1], "P9", lesions=0.3, false=0.1)
+    (folders[1] / "P9.npz").write_bytes(b"PK damaged")
+    outcome = evaluate(*folders, replicates=5)
+    assert (outcome.scores.n_cases, outcome.exit_status) == (6, 3)
+    rows = {row["case"]: row for row in read_csv(folders[2] / "cases.csv")}
+    assert rows["P9"]["status"] == "failed"
+    assert "P9.npz" in rows["P9"]["message"]
+
+
 def test_nothing_is_written_if_all_archives_are_unreadable(
     folders: tuple[Path, Path, Path],
 ) -> None:
