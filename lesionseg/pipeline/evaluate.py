@@ -73,6 +73,7 @@ class EvaluateOutcome(Outcome):
 
     `kept`: the folder of masks and candidates that were found in nnU-Net's probabilities.
     `failed`: the cases that could not be scored, and why.
+    `not_compared`: the cases of the second model that could not be scored, and why.
     """
 
     scores: Scores
@@ -80,11 +81,12 @@ class EvaluateOutcome(Outcome):
     given: Mapping[str, str]
     kept: Path | None = None
     failed: tuple[Problem, ...] = ()
+    not_compared: tuple[Problem, ...] = ()
 
     @property
     def exit_status(self) -> int:
         """3 if some cases could not be scored, otherwise 0."""
-        return SOME_FAILED if self.failed else 0
+        return SOME_FAILED if self.failed or self.not_compared else 0
 
     def summary(self) -> list[str]:
         """Return the table of the most important numbers, and the files with all numbers."""
@@ -95,6 +97,10 @@ class EvaluateOutcome(Outcome):
         if self.failed:
             names = join_names(dict.fromkeys(problem.case for problem in self.failed))
             lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
+        if self.not_compared:
+            names = join_names(dict.fromkeys(problem.case for problem in self.not_compared))
+            table = self.output / COMPARED / "cases.csv"
+            lines.append(f"Failed:  {names} of the second model; not compared, see {table}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
         return lines
@@ -163,15 +169,14 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         failed = [*inputs.faults, *unread]
         write_scores(output, results, scores, inputs.lesion_names, failed)
         written = kept.finish(selection)
-    if second is not None:
-        failed += second.faults
+    not_compared = () if second is None else tuple(second.faults)
     replaces_all_given = written is not None and kept.has_all(inputs.predictions)
     given = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
         "prediction": str(written) if replaces_all_given else cfg.prediction,
     }
-    return EvaluateOutcome(scores, output, given, written, tuple(failed))
+    return EvaluateOutcome(scores, output, given, written, tuple(failed), not_compared)
 
 
 def _require_second_model(cfg: EvaluateConfig) -> None:

@@ -328,7 +328,9 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     (other / "P6.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
     assert outcome.scores.n_cases == 4
-    assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4", "P6"}
+    assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4"}
+    assert [problem.case for problem in outcome.not_compared] == ["P6"]
+    assert any("P6 of the second model; not compared" in line for line in outcome.summary())
     assert json.loads((out / "compare" / "scores.json").read_text())["n_cases"] == 3
 
 
