@@ -64,6 +64,8 @@ class PrepareOutcome(Outcome):
     def next(self) -> str:
         """The command that trains on the prepared cases."""
         settings: dict[str, object] = {"data.root": self.cfg.data.root}
+        if self.cfg.data.cache_dir is not None:
+            settings["data.cache_dir"] = self.cfg.data.cache_dir
         if self.cfg.run_dir is not None:  # in the same folder, where the cache is
             settings["run_dir"] = self.run.parent / "NAME"
         return command_line("train", settings)

@@ -6,6 +6,7 @@ from pathlib import Path
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
+from lesionseg.io.bundle_folder import PLAN
 from lesionseg.io.files import locked_folder
 from lesionseg.io.scores_folder import find_scores
 from lesionseg.pipeline.log import bar, command_line
@@ -42,13 +43,18 @@ class ReportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command `evaluate` with the answers of a reader; None without a table."""
+        """The command `evaluate` with the answers of a reader; None without a table.
+
+        It does not replace the scores that a training wrote into its run directory.
+        """
         if self.adjudication is None:
             return None
+        scores = Path(self.cfg.scores)
+        is_run = (scores / PLAN).is_file()
         settings = {
             "reference": self.cfg.reference or "MASKS",
             "prediction": self.cfg.prediction or "FOUND",
-            "output": self.cfg.scores,
+            "output": scores / "adjudicated" if is_run else scores,
             "adjudication": self.adjudication,
         }
         return command_line("evaluate", settings)

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.config import ReportSection
+from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
+from lesionseg.pipeline.report import ReportOutcome
 from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.words import headline, tiles
@@ -157,6 +158,17 @@ def test_scores_of_a_table_are_read_exactly(study, tmp_path):
 )
 def test_scale_bar_is_at_most_four_tenths_of_its_panel(side, bar):
     assert _choose_bar(side) == bar
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_next_command_does_not_replace_the_scores_of_a_training(tmp_path, is_run):
+    (tmp_path / "adjudicate.csv").write_text("case")
+    if is_run:
+        (tmp_path / "plan.json").write_text("{}")
+    cfg = ReportConfig.of(scores=tmp_path, output=tmp_path)
+    command = ReportOutcome(tmp_path / "report.html", cfg).next
+    folder = tmp_path / "adjudicated" if is_run else tmp_path
+    assert f" output={folder} " in command
 
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):
