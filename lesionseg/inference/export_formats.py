@@ -316,6 +316,10 @@ _SCHEMA = (
     "meta_schema_20240725.json"
 )
 _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR", "colour": "XC"}  # as in DICOM
+# Functions that give a picture of Pillow the channels of `io.cases.read_image`. Grey pictures of
+# more than 8 bits (modes I and F) keep their values.
+_COLOURS = "$lambda picture: picture.convert('RGB')"
+_BRIGHTNESS = "$lambda picture: picture if picture.mode[0] in 'IF' else picture.convert('L')"
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
@@ -338,7 +342,8 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     """Return MONAI's `inference.json`: a probability map and a label map for each image.
 
     Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
-    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. The value of a voxel in the label map
+    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on, unless the channels are the colours of
+    one picture. The value of a voxel in the label map
     is the label with the highest probability if that reaches `threshold`, otherwise 0. With
     regions, it is the value of the last region that reaches `threshold`. Candidates are not
     written, because MONAI has no rule for them.
@@ -347,7 +352,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
     suffix = ".png" if plan.dims == 2 else ".nii.gz"
     ending = suffix  # of the first channel's file, whose path is f in the expression `files`
     files = "f"
-    if n_channels > 1:
+    if n_channels > 1 and not _is_in_colour(plan):
         ending = f"_0000{suffix}"
         files = f"[f[:-{len(ending)}] + f'_{{c:04d}}{suffix}' for c in range({n_channels})]"
     normalisations = {}
@@ -388,6 +393,11 @@ def inference_config(plan: Plan) -> dict[str, Any]:
         "MetaTensor(@slide(item['image'].as_tensor()))}))",
         "run": ["$[@predict(item) for item in @dataset]"],
     }
+
+
+def _is_in_colour(plan: Plan) -> bool:
+    """Return True if the channels are the three colours of one picture."""
+    return plan.modality == "colour" and len(plan.channel_names) == 3
 
 
 def metadata(plan: Plan, digest: str) -> dict[str, Any]:
@@ -445,10 +455,13 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     MONAI reads axes as (x, y, z), lesionseg as (z, y, x). A PNG has no pixel size, so it is not
     resampled.
     """
-    reader = "PILReader" if plan.dims == 2 else "NibabelReader"
+    reader: dict[str, Any] = {"reader": "NibabelReader"}
+    if plan.dims == 2:
+        converter = _COLOURS if _is_in_colour(plan) else _BRIGHTNESS
+        reader = {"reader": "PILReader", "converter": converter}
     float32 = "$torch.float32"
     steps = [
-        _step("LoadImaged", keys="image", image_only=True, reader=reader),
+        _step("LoadImaged", keys="image", image_only=True, **reader),
         _step("EnsureChannelFirstd", keys="image"),
         _step("EnsureTyped", keys="image", dtype=float32),
     ]

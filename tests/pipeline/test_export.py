@@ -7,6 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from lesionseg.config import InferenceConfig
@@ -238,6 +239,28 @@ def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng, scheme
     _run_monai(tmp_path, tmp_path / "bundle")
     labels = _paint(_predict(tmp_path / "bundle", tmp_path / "images" / "x.png"))
     mask = read_volume(tmp_path / "out" / "x_mask.png").array[0]
+    assert 0 < (labels > 0).mean() < 1
+    assert (mask == labels).mean() > 0.999
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_monai_bundle_reads_pictures_in_colour_as_we_do(plan, tmp_path, rng, n_channels):
+    """A network of one channel sees the brightness, one of three channels the colours."""
+    flat = _make_plan(plan, 2, 1, "softmax").with_(
+        modality="colour" if n_channels == 3 else "xray",
+        channel_names=("red", "green", "blue") if n_channels == 3 else ("image",),
+        normalisation=(Normalisation("range"),) * n_channels,
+    )
+    write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
+    colours = [np.clip(_make_scan(rng, (32, 48)), 0, 255).astype(np.uint8) for _ in range(3)]
+    colours[0][:] = 255 - colours[0]  # red differs from the brightness
+    path = tmp_path / "images" / "photo.png"
+    path.parent.mkdir()
+    Image.fromarray(np.stack(colours, axis=-1)).save(path)
+    _run_monai(tmp_path, tmp_path / "bundle")
+    labels = _paint(_predict(tmp_path / "bundle", path))
+    mask = read_volume(tmp_path / "out" / "photo_mask.png").array[0]
     assert 0 < (labels > 0).mean() < 1
     assert (mask == labels).mean() > 0.999
 
