@@ -20,6 +20,8 @@ from lesionseg.io.files import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content, the best first
 _KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
+_LOCK = ".lock"
+_UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
 
 
 def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
@@ -43,14 +45,17 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
     base = cache.expanduser().absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / "states.json"
+    uploads = base / _UPLOADS
     base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
     copy.mkdir(exist_ok=True)
-    with FileLock(base / ".lock"):
+    with FileLock(base / _LOCK):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
+        uploaded = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         try:
             listed = _list_states(system, root)
-            removed = before.keys() - listed.keys()
+            # other local files may be those of a process that has not uploaded them yet
+            removed = {*before, *uploaded} - listed.keys()
             for name in removed:
                 (copy / name).unlink(missing_ok=True)
             kept: dict[str, str] = {}
@@ -70,6 +75,7 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
                 "connection and the settings of the store."
             ) from error
         write_json(states, listed)
+        uploads.unlink(missing_ok=True)
     if not listed and not new:
         raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")
     return copy
@@ -131,6 +137,7 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             if path.is_file():
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
+                _note_upload(path, copy)
             elif system.exists(target):
                 system.rm_file(target)
         except Exception as error:
@@ -138,6 +145,15 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
                 f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
                 "your permissions."
             ) from error
+
+
+def _note_upload(path: Path, copy: Path) -> None:
+    """Record that a file is in the store, so that `download` removes it if the store loses it."""
+    with (
+        FileLock(copy.parent / _LOCK),
+        (copy.parent / _UPLOADS).open("a", encoding="utf-8") as file,
+    ):
+        file.write(f"{path.relative_to(copy).as_posix()}\n")
 
 
 def _open(place: str) -> tuple[Any, str]:

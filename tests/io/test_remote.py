@@ -45,6 +45,20 @@ def test_new_changed_and_removed_results_are_uploaded(tmp_path):
     assert not fsspec.filesystem("memory").exists("/results/deep/a_mask.nii.gz")
 
 
+def test_uploaded_results_that_the_store_lost_are_removed_locally(tmp_path):
+    """Otherwise `predict` would keep them as finished, and never upload them again."""
+    url = f"memory://{tmp_path.name}"
+    store = fsspec.filesystem("memory")
+    copy = download(url, str(tmp_path), new=True)
+    for name in ("a_mask.nii.gz", "b_mask.nii.gz", "c_mask.nii.gz"):
+        (copy / name).write_text(name)
+    upload([copy / "a_mask.nii.gz", copy / "b_mask.nii.gz"], copy, url)
+    store.rm(f"/{tmp_path.name}/a_mask.nii.gz")
+    download(url, str(tmp_path), new=True)
+    # a file that was never uploaded may be that of a process that is about to upload it
+    assert {file.name for file in copy.iterdir()} == {"b_mask.nii.gz", "c_mask.nii.gz"}
+
+
 def test_error_names_a_missing_or_unknown_url(tmp_path):
     with pytest.raises(ReadError, match="memory://nothing"):
         download("memory://nothing", str(tmp_path))

@@ -197,12 +197,17 @@ def test_table_of_a_shard_keeps_its_cases_and_the_latest_result_wins(tmp_path):
 
 
 def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_path, monkeypatch):
-    pytest.importorskip("fsspec")
+    fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_predictor = predict_module.make_predictor
     monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
     url = f"memory://{tmp_path.name}"
     assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).case) == ["a"]
+    store = fsspec.filesystem("memory")
+    results = store.find(f"/{tmp_path.name}")
+    store.rm(f"/{tmp_path.name}", recursive=True)
+    assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).status) == ["done"]
+    assert store.find(f"/{tmp_path.name}") == results
     shards = {"num_shards": 4, "shard_index": 1}
     assert list(lesionseg.predict(bundle, scans, tmp_path / "out", **shards).case) == ["more_b"]
     none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
