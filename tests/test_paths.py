@@ -119,3 +119,17 @@ def test_no_heavy_package_is_imported_before_paths_are_checked(place):
     statuses, loaded = done.stdout.splitlines()[-2:]
     assert statuses == str([1] * len(calls))
     assert not {"torch", "monai", "SimpleITK", "pytorch_lightning", "numba"} & {*loaded.split()}
+
+
+def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(place, capsys):
+    url = "memory://bucket/x"
+    for command, key in KEYS:
+        if key in ("data.root", "input") or (command, key) == ("predict", "output"):
+            continue
+        changed = {key: url}
+        if command == "follow" and key in ("visits", "bundle", "predictions"):
+            changed = {"before": "null", "after": "null", "visits": "table.csv"}
+            changed |= {"predictions": "masks"} if key == "visits" else {}
+            changed[key] = url
+        assert run(command, arguments_of(command, **changed)) == 2
+        assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import DataConfig, PathKind, Settings, is_url
-from lesionseg.errors import DatasetError, OutputError, ReadError, suggest
+from lesionseg.config import DataConfig, PathKind, PredictConfig, Settings, is_url
+from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
 
 _PATTERN = set("*?[")
+_WITH_URL = (PathKind.DATASET, PathKind.SCANS)
+_OUTPUT_WITH_URL = (PathKind.OUTPUT, PredictConfig)
 
 
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    No file is read, and URLs are not checked. The command still checks the files that it reads.
+    No file is read, and files at a URL are not checked. The command still checks the files that it
+    reads.
     """
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
@@ -29,9 +32,13 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
             if kind is PathKind.DATASET and isinstance(cfg, DataConfig) and cfg.phantoms:
                 continue  # the scans are simulated if the folder is missing
             check = _CHECKS[kind]
+            is_url_possible = kind in _WITH_URL or (kind, type(cfg)) == _OUTPUT_WITH_URL
             for path in _list_paths(value):
                 if not is_url(path):
                     check(f"{key}={path}", Path(path))
+                elif not is_url_possible:
+                    # it would otherwise be a path, and the files go into a local folder `s3:`
+                    raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
 
 
 def _list_paths(value: Any) -> tuple[str, ...]:
