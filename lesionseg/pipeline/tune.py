@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
+from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, conf_dir, import_target
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import write_json
+from lesionseg.io.files import read_yaml, write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line
@@ -31,7 +31,7 @@ from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import match_volumes
 from lesionseg.pipeline.train_fold import train_network
-from lesionseg.plan.plan import Plan, sources_of
+from lesionseg.plan.plan import SOURCES, Plan, sources_of
 from lesionseg.reporting.tuning import (
     State,
     TuningSearch,
@@ -64,12 +64,14 @@ class TuneOutcome(Outcome):
         run: the run directory.
         root: the dataset's folder.
         groups: the settings with an α and a γ; see `tuned_groups`.
+        options: the model and the loss of the trials; see `options_of_trials`.
     """
 
     search: TuningSearch
     run: Path
     root: str
     groups: tuple[str, ...]
+    options: Mapping[str, str]
 
     def summary(self) -> list[str]:
         """Return the table of trials, the conclusions, and the page."""
@@ -78,14 +80,17 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The training with the best pair; None if no trial found a lesion."""
+        """The training of the trials' model and loss with the best pair, or None.
+
+        It is None if no trial found a lesion.
+        """
         best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
-        settings = {"data.root": self.root}
+        settings = {"data.root": self.root, **self.options}
         settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in self.groups}
         settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in self.groups}
-        return command_line("train", settings)
+        return f"{command_line('train', settings)}  # with your other settings"
 
 
 def tune(cfg: TuneConfig) -> TuneOutcome:
@@ -115,7 +120,7 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
         groups = tuned_groups(cfg)
         search = _search(experiment, cfg, groups)
-    return TuneOutcome(search, run, cfg.data.root, groups)
+    return TuneOutcome(search, run, cfg.data.root, groups, options_of_trials(cfg, groups))
 
 
 def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> TuningSearch:
@@ -254,6 +259,21 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     if not groups:
         raise ConfigError("detection.hard_negatives=true has no α and γ to tune. Set it to false.")
     return tuple(groups)
+
+
+def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
+    """Return the options `model` and, if its α and γ are tuned, `loss` of the settings.
+
+    Classes of the user are left out, because they need further settings.
+    """
+    options: dict[str, str] = {}
+    if cfg.model.architecture in SOURCES:
+        options["model"] = cfg.model.architecture
+    if "loss" in groups:
+        for file in sorted((conf_dir() / "loss").glob("*.yaml")):
+            if read_yaml(file).get("_target_") == cfg.loss.target:
+                options["loss"] = file.stem
+    return options
 
 
 def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:

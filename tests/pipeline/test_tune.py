@@ -7,7 +7,7 @@ import pytest
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.tune import check_tuning, tune, tuned_groups
+from lesionseg.pipeline.tune import check_tuning, options_of_trials, tune, tuned_groups
 
 SMALL = [
     *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
@@ -92,3 +92,16 @@ def test_searched_pair_belongs_to_voxels_anchors_or_both(more, groups):
     else:
         with pytest.raises(ConfigError, match=groups):
             check_tuning(cfg)
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ("model=unet loss=focal", {"model": "unet", "loss": "focal"}),
+        ("model=retinanet loss=focal", {"model": "retinanet"}),
+        ("model=retina_unet", {"model": "retina_unet", "loss": "dice_focal"}),
+    ],
+)
+def test_next_command_trains_the_model_and_the_loss_of_the_trials(more, options):
+    cfg = compose("tune", ["data.root=none", *more.split()])
+    assert options_of_trials(cfg, tuned_groups(cfg)) == options
