@@ -284,6 +284,20 @@ def test_named_scan_is_predicted_once_and_not_replaced(
     assert not list_files(temporary)
 
 
+def test_predicted_scans_do_not_displace_a_waiting_one(
+    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slicer, "MAX_SCANS", 2)
+    session = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
+    for name in ("a", "b"):
+        client.put(f"/datastore/?image={name}", files={"file": (NAME, scan)})
+        assert client.post(f"/infer/lesionseg?image={name}").status_code == 200
+    assert client.get(f"/session/{session}").status_code == 200
+    client.put("/datastore/?image=c", files={"file": (NAME, scan)})
+    client.put("/datastore/?image=d", files={"file": (NAME, scan)})
+    assert client.get(f"/session/{session}").status_code == 404  # now the oldest of three
+
+
 def test_channels_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     names = ("P_0001.nii", "P_0000.nii")
     store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)

@@ -51,7 +51,9 @@ class KeptScans:
         Raises:
             HTTPException: with status 409 if another scan is kept under the same key.
         """
-        if key in self._folders and self._folders[key].is_dir():
+        # scans that were predicted or removed leave their keys, which must not count
+        self._folders = {k: kept for k, kept in self._folders.items() if kept.is_dir()}
+        if key in self._folders:
             # scans of two people may have the same name
             raise HTTPException(409, "A scan with this name is already waiting. Rename the volume.")
         if len(self._folders) >= MAX_SCANS:
