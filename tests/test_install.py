@@ -1,6 +1,9 @@
 """The lock files are consistent, and the stated install commands are correct."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -73,3 +76,16 @@ def test_container_gets_all_files_that_its_recipe_copies() -> None:
     assert copied == of_apptainer
     for name in copied:
         assert (ROOT / name).exists()
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="Apptainer runs on Linux")
+def test_apptainer_caches_are_in_the_home_of_the_user() -> None:
+    """Its /tmp is that of the machine, where another user may own the folders."""
+    recipe = (ROOT / "apptainer.def").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^%environment\n(.*?)^%", recipe, flags=re.M | re.S)
+    environment = {"HOME": "/home/me", "PATH": os.environ["PATH"]}
+    command = ["sh", "-euc", f"{script}\nenv"]
+    printed = subprocess.check_output(command, env=environment, text=True)
+    caches = re.findall(r"^\w+(?:CACHE_DIR|CONFIGDIR)=(.*)$", printed, flags=re.M)
+    assert len(caches) == 4
+    assert all(folder.startswith("/home/me/.cache/") for folder in caches)
