@@ -316,6 +316,11 @@ _SCHEMA = (
     "meta_schema_20240725.json"
 )
 _MODALITIES = {"mri": "MR", "ct": "CT", "xray": "CR", "colour": "XC"}  # as in DICOM
+# As `io.cases.nan_to_background`, for an image x of several channels c.
+_WITHOUT_NAN = (
+    "$lambda x: MetaTensor(torch.stack([torch.where(c.isnan(), c[~c.isnan()].min().clamp(max=0), c)"
+    " for c in x.as_tensor()])).copy_meta_from(x)"
+)
 # Functions that give a picture of Pillow the channels of `io.cases.read_image`. Grey pictures of
 # more than 8 bits (modes I and F) keep their values.
 _COLOURS = "$lambda picture: picture.convert('RGB')"
@@ -465,6 +470,8 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         _step("EnsureChannelFirstd", keys="image"),
         _step("EnsureTyped", keys="image", dtype=float32),
     ]
+    if plan.nan_background:
+        steps.append(_step("Lambdad", keys="image", func=_WITHOUT_NAN))
     if plan.dims == 2:
         steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
     else:

@@ -230,6 +230,21 @@ def test_monai_bundle_gives_our_probabilities(
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_monai_bundle_reads_nan_as_background_if_the_plan_does(plan, tmp_path, rng, monkeypatch):
+    two = _make_plan(plan, 3, 1, "sigmoid").with_(nan_background=True)
+    write_bundle(tmp_path / "bundle", _make_network(two), two, "")
+    image = _make_scan(rng, (32, 32, 48))
+    image[image == 0] = np.nan
+    write_array(tmp_path / "images" / "a.nii.gz", image, Geometry(image.shape, SAR))
+    _run_monai(tmp_path, tmp_path / "bundle", overlap=0.0)
+    monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
+    own = _predict(tmp_path / "bundle", tmp_path / "images" / "a.nii.gz", overlap=0.0)
+    found = nibabel.load(tmp_path / "out" / "a_prob.nii.gz")
+    assert own.std() > 0.05
+    np.testing.assert_allclose(np.asarray(found.dataobj).transpose(3, 2, 1, 0), own, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("scheme", [Normalisation("range"), Normalisation("local", sigma=5.0)])
 def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng, scheme):
     flat = _make_plan(plan, 2, 1, "softmax").with_(normalisation=(scheme,))
