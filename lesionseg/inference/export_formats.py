@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg import __version__
-from lesionseg.data.preprocess import LOCAL_STD_FLOOR, window_of
+from lesionseg.data.preprocess import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
@@ -341,6 +341,15 @@ _GRID = (
     "zoom_affine(np.asarray(x.affine, dtype=float), {spacing}, diagonal=False)[:3, :3], "
     "np.array(x.shape[1:]), np.array({spacing}))"
 )
+# The same for a picture, which states no pixel size. In the expression, p is the plan's spacing in
+# pixels of the picture, n the picture's shape, and k the new shape.
+_PIXEL_GRID = (
+    "$lambda x: (lambda a, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
+    "torch.as_tensor(a.dot(np.diag([*p, *np.ones(len(a) - 2)]) + np.pad("
+    "((n - 1) / 2 - p * (k - 1) / 2)[:, None], ((0, len(a) - 2), (len(a) - 1, 0)))))))"
+    "(np.maximum(np.rint(n / p), 1).astype(int)))"
+    "(np.asarray(x.affine, dtype=float), np.array(x.shape[1:]), np.array({pixels}))"
+)
 
 
 def inference_config(plan: Plan) -> dict[str, Any]:
@@ -457,8 +466,8 @@ def _step(target: str, **arguments: Any) -> dict[str, Any]:
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     """Return the steps before the network.
 
-    MONAI reads axes as (x, y, z), lesionseg as (z, y, x). A PNG has no pixel size, so it is not
-    resampled.
+    MONAI reads axes as (x, y, z), lesionseg as (z, y, x). A PNG states no pixel size, so it has the
+    one that the plan assumes.
     """
     reader: dict[str, Any] = {"reader": "NibabelReader"}
     if plan.dims == 2:
@@ -472,12 +481,15 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     ]
     if plan.nan_background:
         steps.append(_step("Lambdad", keys="image", func=_WITHOUT_NAN))
+    grid: str | None = _GRID.format(spacing=list(plan.spacing_mm))
     if plan.dims == 2:
         steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
+        pixels = _spacing_in_pixels(plan)
+        grid = None if set(pixels) == {1.0} else _PIXEL_GRID.format(pixels=pixels)
     else:
-        grid = _GRID.format(spacing=list(plan.spacing_mm))
+        steps.append(_step("Orientationd", keys="image", axcodes="SAR", labels=_RAS))
+    if grid is not None:
         steps += [
-            _step("Orientationd", keys="image", axcodes="SAR", labels=_RAS),
             _step("CopyItemsd", keys="image", names="grid"),
             _step("Lambdad", keys="grid", func=grid),
             _step(
@@ -493,6 +505,12 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
     function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
     return [*steps, _step("Lambdad", keys="image", func=function), *map(dict, plan.prepare_extra)]
+
+
+def _spacing_in_pixels(plan: Plan) -> list[float]:
+    """Return the plan's spacing in pixels of a picture, 1 along axes that are not resampled."""
+    pixel_mm = plan.raster_mm or plan.spacing_mm[0]  # as in `Predictor.read`
+    return [1.0 if abs(mm - pixel_mm) <= SAME_MM else mm / pixel_mm for mm in plan.spacing_mm]
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:

@@ -259,6 +259,21 @@ def test_monai_bundle_for_radiographs_gives_our_mask(plan, tmp_path, rng, scheme
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_monai_bundle_resamples_pictures_to_the_plans_spacing(plan, tmp_path, rng):
+    """On a CPU, the plan often has half the resolution of the pictures."""
+    flat = _make_plan(plan, 2, 1, "softmax").with_(spacing_mm=(0.4, 0.4), raster_mm=0.2)
+    write_bundle(tmp_path / "bundle", _make_network(flat), flat, "")
+    image = np.clip(_make_scan(rng, (64, 96)), 0, 255).astype(np.uint8)
+    write_array(tmp_path / "images" / "x.png", image)
+    _run_monai(tmp_path, tmp_path / "bundle", overlap=0.0)
+    own = _predict(tmp_path / "bundle", tmp_path / "images" / "x.png", overlap=0.0)
+    stored = np.asarray(nibabel.load(tmp_path / "out" / "x_prob.nii.gz").dataobj)
+    found = stored.squeeze().transpose(2, 1, 0)
+    assert own.std() > 0.05
+    np.testing.assert_allclose(found[:, 2:-2, 2:-2], own[:, 2:-2, 2:-2], atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("n_channels", [1, 3])
 def test_monai_bundle_reads_pictures_in_colour_as_we_do(plan, tmp_path, rng, n_channels):
     """A network of one channel sees the brightness, one of three channels the colours."""
