@@ -7,7 +7,7 @@ such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,8 +18,11 @@ from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
 from lesionseg.io.files import read_json, write_json
 
-# keys under which stores state a digest or date that changes with the content, the best first
-_KEYS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "updated", "created")
+# keys under which stores state a digest or date that changes with the content
+_KEYS = (
+    "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "sha", "LastModified", "last_modified",
+    "Last-Modified", "modificationTime", "modify", "mtime", "updated", "created",
+)  # fmt: skip
 _LOCK = ".lock"
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
 
@@ -61,14 +64,14 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
             kept: dict[str, str] = {}
             for name, state in listed.items():
                 is_unchanged = before.get(name) == state and (copy / name).is_file()
-                if is_unchanged:
+                if is_unchanged and state:
                     kept[name] = state
             wanted = [name for name in listed if name not in kept]
             if wanted:
                 write_json(states, kept)  # so that an interrupted download is repeated
                 _fetch(system, root, wanted, copy)
             for name in wanted:
-                _set_time(copy / name, listed[name])
+                _set_time(copy / name, listed[name] or _digest(copy / name))
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(
                 f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
@@ -84,17 +87,34 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
 def _list_states(system: Any, root: str) -> dict[str, str]:
     """Return the state of each file of a store by relative path.
 
-    The state is a text that changes with the content of the file.
+    The state is a text that changes with the content of the file. It is empty if the store states
+    neither a digest nor a date.
     """
     listed: dict[str, str] = {}
+    found: dict[str, Mapping[str, Any]] = {}
     with suppress(FileNotFoundError):
-        for path, info in system.find(root, detail=True).items():
-            name = path.removeprefix(root.rstrip("/") + "/")
-            values = [info[key] for key in ("size", *_KEYS) if info.get(key) is not None]
-            listed[name] = " ".join(map(str, values))
+        found = system.find(root, detail=True)
+    for path, info in found.items():
+        name = path.removeprefix(root.rstrip("/") + "/")
+        listed[name] = _state(info)
+        if not listed[name]:  # a listing by HTTP has only names, but each file may have a date
+            with suppress(FileNotFoundError):  # downloading it reports the error
+                listed[name] = _state(system.info(path))
     if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in listed):
         raise ValueError("a file name leads out of the folder")
     return listed
+
+
+def _state(info: Mapping[str, Any]) -> str:
+    """Return size, digests and dates of a file as a text, or "" without digest and date."""
+    values = [info[key] for key in _KEYS if info.get(key) is not None]
+    return " ".join(map(str, [info.get("size"), *values])) if values else ""
+
+
+def _digest(path: Path) -> str:
+    """Return a digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
@@ -106,7 +126,7 @@ def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
 
 
 def _set_time(path: Path, state: str) -> None:
-    """Set the modification time to a number computed from `state`, see `_list_states`.
+    """Set the modification time to a number computed from `state`, a text.
 
     Copies of the same content then have the same time on every machine. Caches that compare times
     therefore stay valid.

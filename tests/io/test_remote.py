@@ -1,5 +1,10 @@
 """Folders at a URL: download, changes at the store, and upload of results."""
 
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from lesionseg.errors import ConfigError, ReadError
@@ -57,6 +62,35 @@ def test_uploaded_results_that_the_store_lost_are_removed_locally(tmp_path):
     download(url, str(tmp_path), new=True)
     # a file that was never uploaded may be that of a process that is about to upload it
     assert {file.name for file in copy.iterdir()} == {"b_mask.nii.gz", "c_mask.nii.gz"}
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Serve `tmp_path/web` by HTTP, which lists the names of files without sizes or dates."""
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield tmp_path / "web", f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("has_dates", [True, False])
+def test_changed_files_of_a_web_server_are_downloaded_again(web, tmp_path, monkeypatch, has_dates):
+    folder, url = web
+    if not has_dates:
+        monkeypatch.setattr("lesionseg.io.remote._KEYS", ())
+    times = []
+    for day, text in enumerate(("one", "two", "two")):
+        (folder / "a.nii").write_text(text)
+        os.utime(folder / "a.nii", (1e9, 1e9 + 86400 * min(day, 1)))
+        copy = download(url, str(tmp_path / "cache"))
+        assert read_texts(copy) == {"a.nii": text}
+        times.append((copy / "a.nii").stat().st_mtime_ns)
+    assert times[0] != times[1] == times[2]
 
 
 def test_error_names_a_missing_or_unknown_url(tmp_path):
