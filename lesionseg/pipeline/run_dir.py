@@ -83,6 +83,8 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             "parent folder it finds the cases that are already prepared."
         )
     changed = dict(sorted(_differences(before, dict(config))))
+    if config.get("command") == "tune":  # processes of one search use different devices
+        changed.pop("trainer.devices", None)
     if changed:
         raise ConfigError(
             f"run_dir={run_dir} belongs to another configuration: "

@@ -7,6 +7,7 @@ import pytest
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
+from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import check_tuning, options_of_trials, tune, tuned_groups
 
 SMALL = [
@@ -71,6 +72,16 @@ def test_resumed_search_keeps_its_learning_rate(root, tmp_path, monkeypatch):
     search(root, tmp_path / "run", "tune.n_trials=1")
     search(root, tmp_path / "run", "tune.n_trials=2", "optim.lr=auto")
     assert rates == [0.01, 0.01]
+
+
+def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
+    run_dir = tmp_path / "run"
+    cfg = compose("tune", [f"data.root={root}", "trainer.devices=[0]"])
+    save_config(run_dir, config_of(cfg))
+    other = compose("tune", [f"data.root={root}", "trainer.devices=[1]"])
+    check_config(run_dir, config_of(other))
+    with pytest.raises(ConfigError, match="seed"):
+        check_config(run_dir, config_of(compose("tune", [f"data.root={root}", "seed=1"])))
 
 
 @pytest.mark.parametrize(
