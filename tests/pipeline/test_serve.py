@@ -298,10 +298,19 @@ def test_predicted_scans_do_not_displace_a_waiting_one(
     assert client.get(f"/session/{session}").status_code == 404  # now the oldest of three
 
 
-def test_channels_are_ordered_by_their_numbers(tmp_path: Path) -> None:
-    names = ("P_0001.nii", "P_0000.nii")
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (("P_0001.nii", "P_0000.nii"), "P_0000.nii"),
+        (("FLAIR_0001.nii", "T1_0000.nii"), "T1_0000.nii"),
+        (("T1_0017.nii", "FLAIR_0017.nii"), "T1_0017.nii"),  # numbers of a patient
+    ],
+)
+def test_channels_are_ordered_by_their_numbers(
+    tmp_path: Path, names: tuple[str, str], first: str
+) -> None:
     store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)
-    assert (tmp_path / "scan_0000.nii").read_text() == "P_0000.nii"
+    assert (tmp_path / "scan_0000.nii").read_text() == first
 
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])

@@ -50,7 +50,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     """Write one scan to `folder`: a file, one file per channel, a DICOM series, or a zip of these.
 
     The files get new names. Only the suffixes of the sent names are used, and their order, which
-    is that of the channels. Files without the suffix of an image may be DICOM slices.
+    is that of the channels (see `_sort_channels`). Files without the suffix of an image may be
+    DICOM slices.
 
     Raises:
         ReadError: if the zip cannot be read.
@@ -65,9 +66,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
             sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
+        sent = _sort_channels(sent)
         names = [name for name, _ in sent]
-        if all(CHANNEL.fullmatch(strip_suffix(name)) for name in names):
-            sent.sort(key=lambda pair: pair[0])
         are_channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
         for number, (name, open_file) in enumerate(sent):
             path = folder / f"{CASE}_{number:04d}{case_suffix(name).lower()}"
@@ -78,6 +78,22 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
                 shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
+
+
+def _sort_channels(sent: Sequence[_SentFile]) -> list[_SentFile]:
+    """Sort files by the channel numbers in their names, `_0000`, `_0001` and so on.
+
+    If other numbers occur, such as those of patients, the files stay in their order.
+    """
+    by_number: dict[int, _SentFile] = {}
+    for name, open_file in sent:
+        match = CHANNEL.fullmatch(strip_suffix(name))
+        if match:
+            by_number[int(match[2])] = (name, open_file)
+    channels = range(len(sent))
+    if by_number.keys() != set(channels):
+        return list(sent)
+    return [by_number[channel] for channel in channels]
 
 
 def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
