@@ -6,13 +6,14 @@ from pathlib import Path
 
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble
 from lesionseg.inference.export_formats import (
     CONFIG,
     METADATA,
     PROGRAM,
     README,
+    Runner,
     inference_config,
     largest_difference,
     metadata,
@@ -91,7 +92,7 @@ def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcom
     """Write `model.onnx`, and `model.json` with the steps before and after the network."""
     folder = Path(cfg.output)
     run = write_onnx(folder / ONNX, trace(bundle), cfg.opset, output_names(bundle.plan))
-    difference = largest_difference(bundle, run)
+    difference = _check_program(bundle, run, folder / ONNX)
     write_json(folder / ONNX_NOTE, onnx_note(bundle, digest, cfg.opset, difference))
     lines = (
         _describe_difference(difference),
@@ -120,7 +121,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     folder = Path(cfg.output)
     config = folder / CONFIG
     run = write_program(folder / PROGRAM, trace(bundle))
-    difference = largest_difference(bundle, run)
+    difference = _check_program(bundle, run, folder / PROGRAM)
     write_json(config, inference_config(plan))
     write_json(folder / METADATA, metadata(plan, digest))
     card = resolve_bundle(Path(cfg.bundle[0])) / CARD
@@ -130,6 +131,15 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         f"--dataset_dir SCANS  # to {folder / 'eval'}"
     )
     return ExportOutcome(config, difference, (_describe_difference(difference),), command)
+
+
+def _check_program(bundle: Bundle, run: Runner, file: Path) -> float:
+    """Return the result of `largest_difference`. Remove `file` if it differs from the bundle."""
+    try:
+        return largest_difference(bundle, run)
+    except OutputError:
+        file.unlink(missing_ok=True)
+        raise
 
 
 def _describe_difference(difference: float) -> str:

@@ -326,3 +326,13 @@ def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
         wrong = np.full((1, 2, 16, 16, 24), value, np.float32)
         with pytest.raises(OutputError):
             largest_difference(read_bundle(bundle), lambda _: [wrong])  # noqa: B023
+
+
+def test_deviating_program_is_removed(bundle, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OutputError("The exported network differs.")
+
+    monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
+    with pytest.raises(OutputError):
+        export(bundle, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("model.*"))
