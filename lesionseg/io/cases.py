@@ -345,8 +345,10 @@ def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
 def _is_turned(seen: Geometry, expected: Geometry) -> bool:
     """Return True if two grids of equal shape have the same corners in another order.
 
-    This is probably no fault of a header: one file stores the same region mirrored or turned.
+    The headers are then probably right, and one file stores the same region mirrored or turned.
     """
+    if is_same_grid(seen, expected):
+        return False
     last = np.array(seen.shape) - 1
     corners = np.array(list(product((0, 1), repeat=seen.dims))) * last
     index = expected.to_index(seen.to_mm(corners))

@@ -50,6 +50,7 @@ def test_mask_less_than_half_a_voxel_away_is_on_the_grid_of_its_image(nnunet_fol
     text, errors = run_check(read_dataset(root, lenient=True), tmp_path)
     assert not errors
     assert "the header states another position than A_0000.nii.gz" in text
+    assert "mirrored" not in text  # the axes have the same directions
 
 
 @pytest.mark.parametrize("change", ["origin", "direction"])
