@@ -237,71 +237,56 @@ def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
     assert last_line == ("Stopped. The same command continues." if can_continue else "Stopped.")
 
 
-def test_jobs_of_a_multirun_do_not_share_a_run_directory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
-) -> None:
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Return the settings of each job of a multirun. Jobs run nothing."""
     monkeypatch.chdir(tmp_path)
-    folders = list[str]()
+    settings = list[Any]()
 
     def call(_: str, cfg: Any) -> TrainOutcome:
-        folders.append(cfg.run_dir)
-        return TrainOutcome(Path(cfg.run_dir), is_first=False)
+        settings.append(cfg)
+        return TrainOutcome(tmp_path, is_first=False)
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+    return settings
+
+
+def test_jobs_of_a_multirun_do_not_share_a_run_directory(jobs: list[Any], capsys: Capture) -> None:
     handlers = [*logging.getLogger().handlers]
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
     assert (
         logging.getLogger().handlers == handlers
     )  # Hydra's handlers would write to a closed output
-    assert len(set(folders)) == 2
+    assert len({cfg.run_dir for cfg in jobs}) == 2
     own = "run_dir=runs/cv/fold_${data.fold}"
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "loss=focal,dice_focal", own]) == 0
-    assert folders[2:] == [f"runs/cv/fold_{n}" for n in (0, 0, 1, 1)]
+    assert [cfg.run_dir for cfg in jobs[2:]] == [f"runs/cv/fold_{n}" for n in (0, 0, 1, 1)]
     assert run("train", ["-m", "data.root=x", "data.fold=all", "run_dir=runs/cv"]) == 0
     assert run("train", ["-m", "data.root=x", "data.fold=0,1", "run_dir=runs/cv"]) == 2
     assert "fold_${data.fold}" in capsys.readouterr().err
 
 
-def test_jobs_of_a_multirun_do_not_share_an_output(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folders = list[str]()
-
-    def call(_: str, cfg: Any) -> TrainOutcome:
-        folders.append(cfg.output)
-        return TrainOutcome(Path(cfg.output), is_first=False)
-
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+def test_jobs_of_a_multirun_do_not_share_an_output(jobs: list[Any], capsys: Capture) -> None:
     evaluate = ["-m", "reference=r", "prediction=p", "operating_point=score:0.1,score:0.2"]
     assert run("evaluate", [*evaluate, "output=out"]) == 2
     assert "'output=out/${hydra:job.num}'" in capsys.readouterr().err
     assert run("evaluate", [*evaluate, "output=out/${hydra:job.num}"]) == 0
     shards = ["num_shards=2", "shard_index=0,1"]  # they write into one folder
     assert run("predict", ["-m", "bundle=b", "input=i", *shards, "output=found"]) == 0
-    assert folders == ["out/0", "out/1", "found", "found"]
+    assert [cfg.output for cfg in jobs] == ["out/0", "out/1", "found", "found"]
 
 
-def test_several_texts_of_a_multirun_are_its_jobs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    jobs = list[Any]()
-
-    def call(_: str, cfg: Any) -> TrainOutcome:
-        jobs.append((cfg.data.root, cfg.data.group, cfg.operating_point, cfg.run_dir))
-        return TrainOutcome(Path(cfg.run_dir), is_first=False)
-
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
+def test_several_texts_of_a_multirun_are_its_jobs(jobs: list[Any]) -> None:
     swept = ["operating_point=best_f1,fp_per_case:2", "run_dir=runs/${hydra:job.num}"]
     assert run("train", ["-m", "data.root='a,b'", "data.group=(P[0-9]{1,3})_", *swept]) == 0
     pattern = "(P[0-9]{1,3})_"
-    assert jobs == [
+    found = [(c.data.root, c.data.group, c.operating_point, c.run_dir) for c in jobs]
+    assert found == [
         ("a,b", pattern, "best_f1", "runs/0"),
         ("a,b", pattern, "fp_per_case:2", "runs/1"),
     ]
     assert run("train", ["-m", "data.root=x", "run_dir=runs/a,runs/b"]) == 0
-    assert [run_dir for *_, run_dir in jobs[2:]] == ["runs/a", "runs/b"]
+    assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
 
 
 def test_each_failing_job_of_a_multirun_is_reported(
