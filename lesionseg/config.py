@@ -385,6 +385,7 @@ class EvaluateConfig(OutputCommand):
     resample: bool
     geometry: Literal["header", "image"]
     min_readers: PositiveInt | None
+    merge_labels: bool
     replicates: NonNegativeInt
     seed: NonNegativeInt
 

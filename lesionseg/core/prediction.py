@@ -185,6 +185,12 @@ class Prediction:
         inside = np.isin(self.instances, [c.id for c in candidates])
         return replace(self, candidates=candidates, instances=np.where(inside, self.instances, 0))
 
+    def with_merged_labels(self) -> "Prediction":
+        """Return the prediction with all labels merged into label 1."""
+        candidates = tuple(replace(candidate, label=1) for candidate in self.candidates)
+        removed = tuple(replace(candidate, label=1) for candidate in self.removed)
+        return replace(self, candidates=candidates, removed=removed, values=None)
+
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.
 

@@ -31,6 +31,9 @@ TOLERANCE_MM = 1e-3
 # if two grids differ by less than this, equal indices mean the same place in both
 _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
+_MERGE_LABELS = (
+    "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
+)
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -317,12 +320,10 @@ def _label_advice(present: list[int], labels: Labels) -> str:
     if are_consecutive and are_many:
         return (
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
-            "column instances of a manifest.csv, or set data.merge_labels=true, which makes every "
-            "positive value a lesion."
+            f"column instances of a manifest.csv, or set {_MERGE_LABELS}."
         )
     return (
-        "Add them to the labels, or set data.merge_labels=true, which makes every positive value a "
-        "lesion (255 often means 1)."
+        f"Add them to the labels, or set {_MERGE_LABELS} (255 often means 1)."
     )
 
 

@@ -101,7 +101,7 @@ def decide_on_development(
         preset,
         groups=cfg.groups,
         resample=cfg.resample,
-        rules=ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers),
+        rules=ReferenceRules.of(cfg),
     )
     chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     shared = [r.case for r in results if r.case in evaluated]

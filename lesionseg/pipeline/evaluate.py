@@ -291,8 +291,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     """
     problems: list[Problem] = []
     folder = Path(cfg.prediction)
-    rules = ReferenceRules(by_image=cfg.geometry == "image", min_readers=cfg.min_readers)
-    dataset, labelled = open_references(Path(cfg.reference), problems, rules)
+    dataset, labelled = open_references(Path(cfg.reference), problems, ReferenceRules.of(cfg))
     found = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
@@ -435,8 +434,11 @@ def _version_and_date() -> dict[str, Any]:
 def _model_and_dataset(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     """Return the model, and the dataset with the rule for several readers, for the provenance."""
     known = model_of(Path(cfg.prediction))
-    if cfg.min_readers is not None:  # the report reads the references again, by the same rule
+    # the report reads the references again, by the same rules
+    if cfg.min_readers is not None:
         known["min_readers"] = cfg.min_readers
+    if cfg.merge_labels:
+        known["merge_labels"] = True
     if inputs.dataset is None:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {

@@ -105,9 +105,11 @@ def _match_one(
             predicted,
             reference.geometry,
             resample=options.resample,
-            binary=labels is not None and bool(labels.regions),
+            binary=labels is not None and bool(labels.regions or labels.merged),
             by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
         )
+        if labels is not None and labels.merged:
+            prediction = prediction.with_merged_labels()
         if keep is not None:
             keep(replace(prediction, case=files.case))
     zones = None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lesionseg.config import EvaluateConfig
 from lesionseg.core import CaseFiles, Dataset, Problem
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.inference.nnunet.outputs import find_labels
@@ -24,10 +25,18 @@ class ReferenceRules:
     Attributes:
         by_image: see `Dataset.grid_of_image`.
         min_readers: see `read_dataset`.
+        merge_labels: see `read_dataset`. A folder of masks without a dataset has no labels, so all
+            its values are one label anyway.
     """
 
     by_image: bool = False
     min_readers: int | None = None
+    merge_labels: bool = False
+
+    @classmethod
+    def of(cls, cfg: EvaluateConfig) -> "ReferenceRules":
+        """Return the rules that the settings of `evaluate` state."""
+        return cls(cfg.geometry == "image", cfg.min_readers, cfg.merge_labels)
 
 
 DEFAULT_RULES = ReferenceRules()
@@ -57,12 +66,13 @@ def open_references(
     are_masks_of_bids = name == "bids" and any(is_image_file(f) for f in folder.iterdir())
     if name is None or are_masks_of_bids:
         masks = find_masks(folder, faults)
-        dataset = read_dataset_of(masks.values())
+        dataset = read_dataset_of(masks.values(), merge_labels=rules.merge_labels)
         if dataset is not None:
             return replace(dataset, grid_of_image=rules.by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
     dataset = read_dataset(
         folder,
+        merge_labels=rules.merge_labels,
         may_lack=True,
         grid_of_image=rules.by_image,
         min_readers=rules.min_readers,
@@ -124,6 +134,7 @@ def all_references(
         try:
             whole = read_dataset(
                 dataset.root,
+                merge_labels=rules.merge_labels,
                 may_lack=True,
                 grid_of_image=rules.by_image,
                 min_readers=rules.min_readers,

@@ -92,6 +92,27 @@ def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
     assert (scores.n_lesions, scores.n_lesion_free_cases) == (5, 1)
 
 
+@pytest.mark.parametrize("named", ["", "labelsTs"])
+def test_labels_of_references_and_predictions_are_merged(tmp_path, named):
+    root = tmp_path / "dataset"
+    reference = lesions(2) * 255  # no label of the dataset
+    write_scan(root / "imagesTs" / "a_0000.nii.gz", GEOMETRY)
+    write_mask(root / "labelsTs" / "a.nii.gz", reference)
+    labels = {"background": 0, "lesion": 1, "scar": 2}
+    stated = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    write_json(root / "dataset.json", stated)
+    halves = lesions(2)
+    halves[2] *= 2  # two labels that touch
+    write_mask(tmp_path / "prediction" / "a.nii.gz", halves)
+    folders = (root / named, tmp_path / "prediction", tmp_path / "out")
+    with pytest.raises(DatasetError, match=r"\[255\].*evaluate merge_labels=true"):
+        scores_of(*folders)
+    scores = scores_of(*folders, merge_labels=True)
+    assert (scores.n_true_positive, scores.n_missed, scores.n_false_positive) == (2, 0, 0)
+    assert scores.provenance.merges_labels
+    assert columns(tmp_path / "out", "candidates", "label") == ["lesion", "lesion"]
+
+
 def test_candidate_files_supply_scores_and_operating_point(tmp_path):
     drawn = lesions(2).astype(np.int32)
     drawn[:, 5:8] *= 2

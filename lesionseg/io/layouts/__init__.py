@@ -208,7 +208,7 @@ def _check_label_values(dataset: Dataset) -> None:
         raise DatasetError(
             f"{dataset.root}: the label {too_high[0]} ({dataset.labels.mask_names[too_high[0]]}) "
             f"is above {MAX_LABELS}. Give the labels values from 1 to {MAX_LABELS}, or set "
-            "data.merge_labels=true if all of them are lesions."
+            "data.merge_labels=true (evaluate merge_labels=true) if all of them are lesions."
         )
 
 
@@ -248,7 +248,7 @@ def _merge_labels(dataset: Dataset) -> Dataset:
     for case in dataset.cases:
         if case.annotated:
             raise DatasetError(
-                f"{dataset.root}: data.merge_labels=true needs all labels annotated in every case, "
+                f"{dataset.root}: merge_labels=true needs all labels annotated in every case, "
                 f"but {case.case!r} has only {';'.join(case.annotated)}. Remove the case or the "
                 "setting."
             )
@@ -276,11 +276,11 @@ def _log_summary(dataset: Dataset) -> None:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 
 
-def read_dataset_of(masks: Collection[Path]) -> Dataset | None:
+def read_dataset_of(masks: Collection[Path], *, merge_labels: bool = False) -> Dataset | None:
     """Find the dataset that a set of masks belongs to, such as those in nnU-Net's `labelsTs`.
 
     The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
-    do not state.
+    do not state. For `merge_labels`, see `read_dataset`.
 
     Returns:
         The dataset with the cases of these masks, or None if they do not belong to one.
@@ -292,7 +292,7 @@ def read_dataset_of(masks: Collection[Path]) -> Dataset | None:
     dataset = None
     with suppress(LesionsegError):  # masks can be evaluated even if their dataset is damaged
         if find_convention(root):
-            dataset = read_dataset(root, may_lack=True, lenient=True)
+            dataset = read_dataset(root, merge_labels=merge_labels, may_lack=True, lenient=True)
     if dataset is None:
         return None
     files = {*masks}
