@@ -223,17 +223,16 @@ def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | N
 class Augmentation:
     """A source of random changes of tiles.
 
-    By default, tiles are flipped along all axes. Radiographs are not flipped, because left and
-    right, and top and bottom, look different in them. If slices are thick, or if the tile is thin,
-    tiles are rotated only within the slices. CT has no gamma, because its values are physical
-    quantities. Image and masks are each resampled once. Voxels from outside the volume are 0 and
-    not valid.
+    By default, tiles are flipped along the axes that the plan allows. If slices are thick or the
+    tile is thin, tiles are rotated only within the slices. CT has no gamma, because its values are
+    physical quantities. Image and masks are each resampled once. Voxels from outside the volume are
+    0 and not valid.
     """
 
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
         self.settings = settings
         self.plan = plan
-        self.flip_axes = tuple(() if plan.modality == "xray" else range(plan.dims))
+        self.flip_axes = plan.allowed_flips
         if settings.flip_axes is not None:
             self.flip_axes = tuple(settings.flip_axes)
         if not set(self.flip_axes) <= set(range(plan.dims)):

@@ -156,8 +156,9 @@ def ensemble(
 ) -> Bundle:
     """Combine bundles into one with all networks. Plan and selection are those of the first.
 
-    A scan may lack a channel only if all plans allow it. Raises `BundleError` if the list is empty,
-    or if grid, labels or normalisation differ (`Plan.differences`).
+    A scan may lack a channel, and is mirrored along an axis, only if all plans allow it. Raises
+    `BundleError` if the list is empty, or if grid, labels or normalisation differ
+    (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
@@ -171,11 +172,16 @@ def ensemble(
                 "Give bundles of the same plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
-    may_lack = all(member.plan.may_lack for member in members)
+    plans = [member.plan for member in members]
+    flips = set(first.plan.allowed_flips)
+    for plan in plans:
+        flips &= {*plan.allowed_flips}
+    may_lack = all(plan.may_lack for plan in plans)
+    joint = first.plan.with_(may_lack=may_lack, flip_axes=tuple(sorted(flips)))
     return replace(
         first,
         networks=networks,
-        plan=first.plan.with_(may_lack=may_lack),
+        plan=joint,
         selection=replace(first.selection, n_members=len(networks)),
     )
 

@@ -324,13 +324,11 @@ def free_bytes(device: torch.device) -> int:
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """Return all sets of spatial axes to mirror, the empty one first.
 
-    Radiographs are not mirrored, because they were not mirrored in training either.
+    An axis is mirrored only if tiles were flipped along it in training.
     """
-    if plan.modality == "xray":
-        return ((),)
     views: list[tuple[int, ...]] = []
-    for n_axes in range(plan.dims + 1):
-        views += combinations(range(plan.dims), n_axes)
+    for n_axes in range(len(plan.allowed_flips) + 1):
+        views += combinations(plan.allowed_flips, n_axes)
     return tuple(views)
 
 

@@ -322,9 +322,7 @@ def _label_advice(present: list[int], labels: Labels) -> str:
             f"Values 1 to {len(marked)} look like the numbers of lesions: name the masks in the "
             f"column instances of a manifest.csv, or set {_MERGE_LABELS}."
         )
-    return (
-        f"Add them to the labels, or set {_MERGE_LABELS} (255 often means 1)."
-    )
+    return f"Add them to the labels, or set {_MERGE_LABELS} (255 often means 1)."
 
 
 def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) -> bool:

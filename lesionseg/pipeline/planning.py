@@ -156,6 +156,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
     plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
     plan = plan.with_(
         may_lack=may_lack(cfg.data, plan.channel_names),
+        flip_axes=cfg.augment.flip_axes,
         nan_background=survey.dataset.nan_background,
         grid_of_image=survey.dataset.grid_of_image,
     )

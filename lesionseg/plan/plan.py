@@ -35,6 +35,7 @@ Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
 Gamma = Annotated[float, Field(ge=0, le=100)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
+_Axis = Annotated[int, Field(ge=0, le=2)]
 
 # possible sources of candidates for each of our networks, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -229,6 +230,8 @@ class Plan:
         anchors: anchors of a detector. None for a segmentation network.
         prepare_extra: further transforms of a prepared image (`data.transforms`).
         may_lack: True if a scan may lack any one channel.
+        flip_axes: axes along which tiles are flipped in training, and scans in mirrored views. None
+            means the axes that suit the modality (`allowed_flips`).
         raster_mm: assumed pixel size of radiographs that state none. None means `spacing_mm`.
         nan_background: True if NaN voxels of a scan are background.
         grid_of_image: True if channels of equal shape and spacing are on the first channel's grid.
@@ -255,6 +258,7 @@ class Plan:
     anchors: AnchorPlan | None = None
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     may_lack: bool = field(default=False, metadata=_MAY_DIFFER)
+    flip_axes: tuple[_Axis, ...] | None = field(default=None, metadata=_MAY_DIFFER)
     raster_mm: Millimetres | None = field(default=None, metadata=_MAY_DIFFER)
     nan_background: bool = field(default=False, metadata=_MAY_DIFFER)
     grid_of_image: bool = field(default=False, metadata=_MAY_DIFFER)
@@ -275,6 +279,17 @@ class Plan:
         """
         sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
         return sources != ("detection",)
+
+    @property
+    def allowed_flips(self) -> tuple[int, ...]:
+        """The spatial axes along which tiles may be flipped.
+
+        By default, these are all axes, but none of a radiograph, because left and right, and top
+        and bottom, look different in it.
+        """
+        if self.flip_axes is not None:
+            return self.flip_axes
+        return () if self.modality == "xray" else tuple(range(self.dims))
 
     @property
     def box_floor(self) -> float:
@@ -346,6 +361,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
         "regions": len(plan.labels.regions) in (0, n_labels),
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
+        "flip_axes": all(axis < plan.dims for axis in plan.flip_axes or ()),
         "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
         "architecture.strides or kernels": len(n_stages) == 1,
     }

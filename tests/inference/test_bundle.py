@@ -213,6 +213,8 @@ def test_own_network_is_passed_as_an_object_and_never_imported(tmp_path, plan):
 def test_ensemble_of_bundles_with_different_plans_is_an_error(plan):
     bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
     assert ensemble(bundles).selection.n_members == 2
+    flipped = [replace(bundles[0], plan=plan.with_(flip_axes=axes)) for axes in ((0, 1), (1, 2))]
+    assert ensemble(flipped).plan.flip_axes == (1,)  # those of all members
     others = {
         "spacing_mm": replace(plan, spacing_mm=(2.0, 2.0, 2.0)),
         "anchors": replace(plan, anchors=AnchorPlan((1,), ())),

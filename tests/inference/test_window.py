@@ -54,6 +54,9 @@ def test_mirrored_images_of_volumes_radiographs_and_colour_pictures(plan):
     assert (len(flip_axes(plan)), flip_axes(plan)[0]) == (8, ())
     assert flip_axes(replace(plan, dims=2, modality="xray")) == ((),)
     assert flip_axes(replace(plan, dims=2, modality="colour")) == ((), (0,), (1,), (0, 1))
+    # only axes along which tiles were flipped in training
+    assert flip_axes(plan.with_(flip_axes=(2,))) == ((), (2,))
+    assert flip_axes(plan.with_(flip_axes=())) == ((),)
 
 
 def test_low_precision_changes_probabilities_little(plan):

@@ -42,9 +42,11 @@ def raw(tmp_path_factory):
 def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     trainer = {"accelerator": "gpu", "memory_gb": 24.0}
-    cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
+    augment = {"flip_axes": [1]}
+    cfg = TrainConfig.of(trainer=trainer, model={"architecture": name}, augment=augment)
     plan = plan_run(Experiment(cfg, take_survey(DataConfig.of(root=raw), seed=0), tmp_path))
     assert "24 GB" in plan.reasons["budget"]
+    assert plan.flip_axes == (1,)
     assert plan.architecture.features[0] >= 32
     assert (plan.anchors is not None) == (name == "retinanet")
 
