@@ -176,7 +176,8 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
         root: the dataset's folder.
         progress: draw progress bars on the terminal.
         settings: as on the command line: `loss="focal"`, and `trainer__max_minutes=5` for
-            `trainer.max_minutes=5`. `lesionseg train --help` lists all of them.
+            `trainer.max_minutes=5`, or `trainer={"max_minutes": 5}` for a section. `lesionseg train
+            --help` lists all of them.
 
     Returns:
         The results on the validation cases, with `data__fold="all"` on the out-of-fold cases. Its
@@ -301,7 +302,9 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome. Print nothing."""
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}
-    if {"experiment", "data"} & values.keys():  # only Hydra can read the files of these groups
+    # only Hydra can read the files of these groups
+    needs_hydra = any(isinstance(values.get(group), str) for group in ("experiment", "data"))
+    if needs_hydra:
         overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]
         cfg = compose(command, overrides)
     else:

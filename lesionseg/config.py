@@ -628,14 +628,18 @@ def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
 
     Args:
         command: the name of the command.
-        values: the chosen values by dotted key (`{"trainer.max_steps": 9}`), and options by group
-            (`{"loss": "focal"}`). The remaining settings have their defaults.
+        values: the chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
+            (`{"trainer": {"max_steps": 9}}`), and options by group (`{"loss": "focal"}`). The
+            remaining settings have their defaults.
 
     Raises:
         ConfigError: if a key is unknown (the message names the nearest), required and missing, or
             has a wrong value.
     """
-    choices = {group: values[group] for group in groups_of(command) if group in values}
+    choices = {}
+    for group in groups_of(command):
+        if isinstance(values.get(group), str):
+            choices[group] = values[group]
     plain = defaults(command, choices)
     for key, value in values.items():
         if key not in choices:

@@ -122,6 +122,10 @@ def test_settings_have_the_names_of_the_command_line(monkeypatch: pytest.MonkeyP
     (_, cfg), _ = recipe.call_args
     assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
     assert list(cfg.model.tile_shape) == [32, 32, 32]
+    lesionseg.train("my data", data={"fold": 1}, loss={"gamma": 1.5}, trainer={"max_steps": None})
+    (_, other), _ = recipe.call_args
+    assert (other.data.root, other.data.fold) == ("my data", 1)
+    assert (other.loss.gamma, other.trainer) == (1.5, cfg.trainer)
 
 
 @pytest.mark.slow  # a complete training in a separate process
@@ -152,6 +156,9 @@ def test_public_names_are_in_dir() -> None:
         ({"trainer.max_stepz": 1}, "Did you mean 'trainer.max_steps'"),
         ({"loss": "focall"}, "Did you mean 'focal'"),
         ({"trainer.max_steps": "many"}, "trainer.max_steps"),
+        ({"augment": {"flips": []}}, "Did you mean 'augment.flip_axes'"),
+        ({"loss": 3}, "^loss: 3"),
+        ({"report": True}, "^report: True"),
     ],
 )
 def test_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
