@@ -35,7 +35,8 @@ class CaseFiles:
         case: id of the case.
         images: one file per channel, except for the channels in `missing`.
         reference: label mask or instance mask. None if the case has boxes only, or no reference.
-        group: id of the patient. Empty if the dataset states none.
+        group: id of the patient as the dataset states it. Empty if it states none. `patient` is
+            never empty.
         role: role of the case. None if the dataset states none.
         fold: number of the fold. None if the dataset states none.
         annotations: lesions as a table states them (COCO, boxes). Empty for masks.
@@ -55,6 +56,11 @@ class CaseFiles:
     columns: Mapping[str, str] = field(default_factory=dict)
     annotated: tuple[str, ...] = ()
     missing: tuple[int, ...] = ()
+
+    @property
+    def patient(self) -> str:
+        """The id of the patient. A case whose dataset states none is a patient of its own."""
+        return self.group or self.case
 
     @property
     def is_labelled(self) -> bool:

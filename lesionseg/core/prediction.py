@@ -177,19 +177,32 @@ class Prediction:
             "were left out."
         )
 
+    def keep(self, candidates: Sequence[Candidate]) -> "Prediction":
+        """Return the prediction with only these candidates and their voxels.
+
+        Args:
+            candidates: candidates of this prediction, in the order of the result.
+        """
+        instances = self.instances
+        if instances is not None and len(candidates) < len(self.candidates):
+            is_kept = np.isin(instances, [candidate.id for candidate in candidates])
+            instances = np.where(is_kept, instances, np.int32(0))
+        return replace(self, candidates=tuple(candidates), instances=instances)
+
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
         """Return the prediction without the candidates of some labels."""
-        candidates = tuple(c for c in self.candidates if c.label not in labels)
-        if self.instances is None or len(candidates) == len(self.candidates):
-            return replace(self, candidates=candidates)
-        inside = np.isin(self.instances, [c.id for c in candidates])
-        return replace(self, candidates=candidates, instances=np.where(inside, self.instances, 0))
+        return self.keep([c for c in self.candidates if c.label not in labels])
 
-    def with_merged_labels(self) -> "Prediction":
-        """Return the prediction with all labels merged into label 1."""
+    def with_one_label(self) -> "Prediction":
+        """Return the prediction with all candidates of label 1."""
         candidates = tuple(replace(candidate, label=1) for candidate in self.candidates)
         removed = tuple(replace(candidate, label=1) for candidate in self.removed)
-        return replace(self, candidates=candidates, removed=removed, values=None)
+        return replace(self, candidates=candidates, removed=removed)
+
+    def with_zones(self, zones: Sequence[str]) -> "Prediction":
+        """Return the prediction with the name of an anatomical zone for each candidate."""
+        pairs = zip(self.candidates, zones, strict=True)
+        return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
 
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import (
-    UNION,
     Candidate,
     Geometry,
     Labels,
@@ -44,7 +43,6 @@ from lesionseg.ops.components import lesion_instances
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
-REGION_LABEL = next(iter(UNION))
 IoUs = Mapping[tuple[int, int], float]  # IoU by the rows of an overlapping candidate and lesion
 
 
@@ -827,7 +825,8 @@ def match_case(
     unannotated = None
     if prediction is not None:
         if labels is not None and labels.regions:
-            prediction = _unite_labels(prediction)
+            # regions overlap and do not divide lesions, so a candidate belongs to no single one
+            prediction = prediction.with_one_label()
         _require_same_grid(case, reference.geometry, prediction.geometry)
         # they are matched separately first: one of them may explain a missed lesion
         unannotated = _match_unannotated(prediction, reference, preset)
@@ -836,7 +835,7 @@ def match_case(
     matched = match(reference, given, preset.criterion)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
-        given = _assign_zones(given, zones.of(matched.candidates))
+        given = given.with_zones(zones.of(matched.candidates))
         zones_of_lesions = zones.of(matched.lesions)
     # Each region is scored like a case of one label. The calls get no labels and end there.
     matched_regions = {}
@@ -883,14 +882,6 @@ def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
 def _predict_nothing(case: str, geometry: Geometry) -> Prediction:
     """Return a prediction without candidates for a case whose prediction is missing."""
     return Prediction(case, geometry, (), np.zeros(geometry.shape, dtype=np.int32))
-
-
-def _assign_zones(prediction: Prediction, zones: Sequence[str]) -> Prediction:
-    """Give each candidate its anatomical zone."""
-    candidates = []
-    for candidate, zone in zip(prediction.candidates, zones, strict=True):
-        candidates.append(replace(candidate, zone=zone))
-    return replace(prediction, candidates=tuple(candidates))
 
 
 def _scorable_regions(
@@ -975,15 +966,6 @@ def _sum_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
     return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
 
 
-def _unite_labels(prediction: Prediction) -> Prediction:
-    """Give all candidates the label of the union of all regions.
-
-    Regions overlap and do not divide lesions, so a candidate belongs to no single region.
-    """
-    candidates = tuple(replace(c, label=REGION_LABEL) for c in prediction.candidates)
-    return replace(prediction, candidates=candidates)
-
-
 def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
     """Return the lesions of a region, which are the connected components of its mask values."""
     if reference.labels is None:
@@ -1009,5 +991,5 @@ def _cut_prediction(prediction: Prediction, values: Sequence[int]) -> Prediction
     inside = np.isin(prediction.values, values)
     instances = np.where(inside, prediction.instances, 0)
     present = set(np.unique(instances).tolist())
-    kept = tuple(c for c in _unite_labels(prediction).candidates if c.id in present)
+    kept = tuple(c for c in prediction.with_one_label().candidates if c.id in present)
     return replace(prediction, candidates=kept, instances=instances, values=None)

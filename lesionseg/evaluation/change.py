@@ -192,14 +192,8 @@ class VisitPair:
             for c in self.after.candidates
             if c.id in score_of
         ]
-        candidates = tuple(sorted(new, key=lambda c: (-c.score, c.id)))
-        instances = self.after.instances
-        if instances is not None:
-            is_new = np.isin(instances, sorted(score_of))
-            instances = np.where(is_new, instances, 0).astype(np.int32)
-        return replace(
-            self.after, candidates=candidates, instances=instances, has_scores=True, removed=()
-        )
+        new.sort(key=lambda c: (-c.score, c.id))
+        return replace(self.after.keep(new), has_scores=True, removed=())
 
 
 def compare_visits(

@@ -159,16 +159,7 @@ def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Pr
     n_left_out = len(prediction.candidates) - len(kept)
     if n_left_out == 0:
         return prediction
-    instances = prediction.instances
-    if instances is not None:
-        inside = np.isin(instances, [c.id for c in kept])
-        instances = np.where(inside, instances, 0)
-    return replace(
-        prediction,
-        candidates=tuple(kept),
-        instances=instances,
-        n_left_out=prediction.n_left_out + n_left_out,
-    )
+    return replace(prediction.keep(kept), n_left_out=prediction.n_left_out + n_left_out)
 
 
 def find_by_plan(
@@ -300,7 +291,7 @@ def accept(
     """Accept the candidates with at least the score of an operating point.
 
     With a calibration, candidates also get their `probability`, unless their scores are
-    placeholders (`scored` is False). Their order does not change.
+    placeholders (`has_scores` is False). Their order does not change.
 
     Args:
         prediction: the candidates of a case.

@@ -350,13 +350,9 @@ class CaseWork:
         if zones is None:
             return [], prediction
         zone_of = zones.of(candidates_of(prediction))  # one name per candidate
-        candidates = tuple(
-            replace(candidate, zone=zone)
-            for candidate, zone in zip(prediction.candidates, zone_of, strict=True)
-        )
         values = [value for value in present_values(zones.values) if value > 0]
         names = [zones.names.get(value, str(value)) for value in values]
-        return names, replace(prediction, candidates=candidates)
+        return names, prediction.with_zones(zone_of)
 
     def _write_dicom(
         self, scan: FoundScan, row: CaseRow, prediction: Prediction, new_files: Path

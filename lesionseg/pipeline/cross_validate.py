@@ -115,7 +115,7 @@ def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
     is divided within each fold is not an error here, because `make_splits` has warned of it.
     """
     dataset = next(iter(folds.values())).dataset
-    groups = {files.case: files.group or files.case for files in dataset.cases}
+    groups = {files.case: files.patient for files in dataset.cases}
     if len(set(groups.values())) == 1:
         groups = {case: case for case in groups}
     tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold

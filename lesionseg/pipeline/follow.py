@@ -90,6 +90,11 @@ class VisitFiles:
     image: Path | None = None
     group: str = ""
 
+    @property
+    def patient(self) -> str:
+        """The id of the patient. A visit without a group is that of a patient of its own."""
+        return self.group or self.case
+
 
 FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit
 
@@ -315,7 +320,7 @@ def _follow_pair(
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
     if mask is not None:
-        score = _score(visits, read_mask(mask), point, later.group or later.case)
+        score = _score(visits, read_mask(mask), point, later.patient)
     return FollowedPair(visits, changes, _row(files, changes, alignment), cards, score)
 
 
@@ -486,7 +491,7 @@ def stable_point(
             faults[case] = str(error)
         else:
             _, later = pairs[case]
-            results.append(_score(visits, None, None, later.group or case))
+            results.append(_score(visits, None, None, later.patient))
     lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
     if not results:
         raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")

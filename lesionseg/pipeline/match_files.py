@@ -109,7 +109,7 @@ def _match_one(
             by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
         )
         if labels is not None and labels.merged:
-            prediction = prediction.with_merged_labels()
+            prediction = replace(prediction.with_one_label(), values=None)
         if keep is not None:
             keep(replace(prediction, case=files.case))
     zones = None

@@ -171,13 +171,10 @@ def check_cases(run: Path, splits: Splits) -> None:
 
 
 def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
-    """Return the numbers of training patients and scans, for the provenance.
-
-    A case without a stated patient counts as a patient of its own, as in splits and intervals.
-    """
+    """Return the numbers of training patients and scans, for the provenance."""
     trained = list(cases)
-    groups = {files.group or files.case for files in trained}
-    return {"training_patients": len(groups), "training_scans": len(trained)}
+    patients = {files.patient for files in trained}
+    return {"training_patients": len(patients), "training_scans": len(trained)}
 
 
 def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:

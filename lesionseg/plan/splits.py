@@ -62,6 +62,15 @@ class _Assignment:
 
 
 @dataclass(frozen=True)
+class _Unit:
+    """Cases that are drawn together, with the number and the labels of their lesions."""
+
+    cases: tuple[str, ...]
+    n_lesions: int
+    labels: frozenset[int]
+
+
+@dataclass(frozen=True)
 class _Folds:
     """The cases of each fold by its number, ascending, and a description of the folds' origin."""
 
@@ -303,7 +312,7 @@ def _roles_by_group(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, se
     roles_of_group: dict[str, set[str]] = {}
     for case in dataset.cases:
         if case.case in roles:
-            roles_of_group.setdefault(case.group or case.case, set()).add(roles[case.case])
+            roles_of_group.setdefault(case.patient, set()).add(roles[case.case])
     return roles_of_group
 
 
@@ -334,13 +343,13 @@ def _make_folds(
     stated = _stated_folds(development)
     if stated:
         return _Folds(stated, "the dataset")
-    units, weight = _make_units(development, counts, rng)
+    units = _make_units(development, counts, lesions.labels, rng)
     size: dict[str, float] = {}
-    for name, cases in units.items():
-        size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in cases]))
-    ordered = _order_by_lesions(weight, size, n_folds)
-    unit_labels = _unit_labels(units, counts, lesions.labels)
-    if _has_several_labels(unit_labels):
+    for name, unit in units.items():
+        size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in unit.cases]))
+    ordered = _order_by_lesions(units, size, n_folds)
+    unit_labels = {name: unit.labels for name, unit in units.items()}
+    if _has_several_labels(units):
         dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
         origin = f"{n_folds} random folds of groups, balanced by labels"
     else:
@@ -349,12 +358,12 @@ def _make_folds(
     cases_of_folds: list[set[str]] = []
     for names in dealt:
         if names:  # with fewer groups than folds, some folds are empty
-            cases_of_folds.append({case for name in names for case in units[name]})
+            cases_of_folds.append({case for name in names for case in units[name].cases})
     return _Folds(dict(enumerate(cases_of_folds)), origin)
 
 
 def _order_by_lesions(
-    weight: Mapping[str, int], size: Mapping[str, float], n_folds: int
+    units: Mapping[str, _Unit], size: Mapping[str, float], n_folds: int
 ) -> list[str]:
     """Order groups so that neighbours are similar, and can be dealt to different folds.
 
@@ -363,12 +372,12 @@ def _order_by_lesions(
     `n_folds` groups, so that each fold gets the same number of them.
 
     Args:
-        weight: number of lesions of each group, in ascending order.
+        units: the groups, in ascending order of their numbers of lesions.
         size: size of the lesions of each group.
         n_folds: number of folds.
     """
-    free = [name for name in weight if weight[name] == 0]
-    with_lesions = list(weight)[len(free) :]  # `weight` begins with the groups without lesions
+    free = [name for name, unit in units.items() if unit.n_lesions == 0]
+    with_lesions = [name for name, unit in units.items() if unit.n_lesions > 0]
     third = len(with_lesions) / 3
     class_size = n_folds * max(1, round(third / n_folds))
     classes = [free]
@@ -400,12 +409,12 @@ def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
     """
     folds: dict[int, set[str]] = {}
     fold_of: dict[str, int] = {}
-    n_groups = len({case.group or case.case for case in development})
+    n_groups = len({case.patient for case in development})
     for case in development:
         if case.fold is None:
             continue
         folds.setdefault(case.fold, set()).add(case.case)
-        first = fold_of.setdefault(case.group or case.case, case.fold)
+        first = fold_of.setdefault(case.patient, case.fold)
         if first != case.fold and n_groups > 1:
             raise DatasetError(
                 f"The patient {case.group!r} has cases in the folds {first} and {case.fold}, such "
@@ -447,10 +456,10 @@ def _check_roles(
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
     roles = {**reserved, **wanted}
     divided = _find_divided_groups(dataset, wanted)
-    n_groups = len({case.group or case.case for case in dataset.cases if case.case in wanted})
+    n_groups = len({case.patient for case in dataset.cases if case.case in wanted})
     if divided and n_groups > 1 and not file.divides_patients:
         name, other = next(iter(divided.items()))
-        own = [c.case for c in dataset.cases if (c.group or c.case) == name and c.case in wanted]
+        own = [c.case for c in dataset.cases if c.patient == name and c.case in wanted]
         raise DatasetError(
             f"{where} divides {count(len(divided), 'patient')}, such as {name!r}, between "
             f"train and {other}: {join_names(own)}. Give all cases of a patient one role. If every "
@@ -482,41 +491,37 @@ def _require_known(
 
 
 def _make_units(
-    pool: Sequence[CaseFiles], counts: Mapping[str, int], rng: np.random.Generator
-) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """Divide cases into the units that are drawn. Return their cases and numbers of lesions.
-
-    A unit is a group. If there is a single group, each case is a unit. Numbers of lesions are in
-    ascending order, and equal ones in random order.
-    """
-    one_group = len({c.group or c.case for c in pool}) < 2
-    units: dict[str, list[str]] = {}
-    for case in pool:
-        units.setdefault(case.case if one_group else case.group or case.case, []).append(case.case)
-    names = sorted(units)
-    weight = {name: sum(counts[case] for case in units[name]) for name in names}
-    # sorting is stable, so units of equal weight stay in random order
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    ordered = sorted(shuffled, key=lambda name: weight[name])
-    return units, {name: weight[name] for name in ordered}
-
-
-def _has_several_labels(unit_labels: Mapping[str, frozenset[int]]) -> bool:
-    """Return True if the lesions of all units together have at least two labels."""
-    return len(frozenset().union(*unit_labels.values())) > 1
-
-
-def _unit_labels(
-    units: Mapping[str, Sequence[str]],
+    pool: Sequence[CaseFiles],
     counts: Mapping[str, int],
     labels: Mapping[str, Sequence[int]],
-) -> dict[str, frozenset[int]]:
-    """Return the labels of each unit's lesions."""
-    found: dict[str, frozenset[int]] = {}
-    for name, cases in units.items():
+    rng: np.random.Generator,
+) -> dict[str, _Unit]:
+    """Divide cases into the units that are drawn. Return them by name.
+
+    A unit is a group. If there is a single group, each case is a unit. Units are in ascending order
+    of their numbers of lesions, and those of equal numbers in random order.
+    """
+    one_group = len({c.patient for c in pool}) < 2
+    members: dict[str, list[str]] = {}
+    for case in pool:
+        members.setdefault(case.case if one_group else case.patient, []).append(case.case)
+    units: dict[str, _Unit] = {}
+    for name, cases in sorted(members.items()):
         with_lesions = [case for case in cases if counts[case] > 0]
-        found[name] = frozenset(value for case in with_lesions for value in labels.get(case, ()))
-    return found
+        units[name] = _Unit(
+            cases=tuple(cases),
+            n_lesions=sum(counts[case] for case in cases),
+            labels=frozenset(value for case in with_lesions for value in labels.get(case, ())),
+        )
+    names = list(units)
+    # sorting is stable, so units of equal numbers stay in random order
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    return {name: units[name] for name in sorted(shuffled, key=lambda name: units[name].n_lesions)}
+
+
+def _has_several_labels(units: Mapping[str, _Unit]) -> bool:
+    """Return True if the lesions of all units together have at least two labels."""
+    return len(frozenset().union(*(unit.labels for unit in units.values()))) > 1
 
 
 def _draw_validation(
@@ -536,13 +541,13 @@ def _draw_validation(
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "no validation, because there is a single labelled case"
-    units, weight = _make_units(pool, counts, rng)
-    ordered = list(weight)
+    units = _make_units(pool, counts, labels, rng)
+    ordered = list(units)
     # at least one group for validation and one for training
     n_drawn = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
     blocks = np.array_split(np.arange(len(ordered)), n_drawn)
     drawn = [ordered[int(rng.choice(block))] for block in blocks]
-    with_lesions = [name for name in ordered if weight[name] > 0]
+    with_lesions = [name for name in ordered if units[name].n_lesions > 0]
     validation_has_none = not set(drawn) & set(with_lesions)
     if len(with_lesions) > 1 and validation_has_none:
         # any drawn group may be replaced, because none of them has lesions
@@ -550,15 +555,15 @@ def _draw_validation(
     training_has_none = set(with_lesions) <= set(drawn)
     if with_lesions and training_has_none:
         # the group with the most lesions is for training; a lesion-free one replaces it
-        most = max(drawn, key=lambda name: weight[name])
+        most = max(drawn, key=lambda name: units[name].n_lesions)
         free = [name for name in ordered if name not in drawn]
         drawn = [name for name in drawn if name != most] + free[:1]
-    unit_labels = _unit_labels(units, counts, labels)
+    unit_labels = {name: unit.labels for name, unit in units.items()}
     drawn = hold_each_label(drawn, ordered, unit_labels, rng)
     kind = "groups" if len({c.group for c in pool}) > 1 else "cases of the only group"
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
     )
-    if _has_several_labels(unit_labels):
+    if _has_several_labels(units):
         note += " and by labels"
-    return {case for name in drawn for case in units[name]}, note
+    return {case for name in drawn for case in units[name].cases}, note

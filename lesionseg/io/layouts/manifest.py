@@ -176,7 +176,7 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], P
             files = _make_case(path.parent, row, images, channels)
             if Path(files.case).name != files.case:
                 raise DatasetError(f"the case {files.case!r} is a path. Give it a name.")
-            cases.append(replace(files, group=files.group or files.case))
+            cases.append(replace(files, group=files.patient))
     return cases, problems
 
 
