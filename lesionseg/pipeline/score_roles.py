@@ -40,6 +40,7 @@ from lesionseg.pipeline.match_files import (
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
+from lesionseg.training.validation import SCORE
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,8 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
 
     `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
     over the cases with a lesion. It accepts candidates from the score at which one false positive
-    per case is expected on new cases. It is left out without masks.
+    per case is expected on new cases. It is left out without masks. `score` is the sum of both, by
+    which the best weights are chosen.
     """
     if not matches:
         return {}
@@ -276,4 +278,4 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     known = [value for value in dice if value is not None]
     if known:
         scores["dice"] = float(np.mean(known))
-    return scores
+    return {**scores, SCORE: sum(scores.values())}

@@ -42,6 +42,7 @@ from lesionseg.reporting.tuning import (
 )
 from lesionseg.training.module import budget_text
 from lesionseg.training.processes import join_processes, require_device
+from lesionseg.training.validation import SCORE
 
 log = logging.getLogger(__name__)
 
@@ -193,8 +194,7 @@ class _Trials:
             trial.report(values[-1], len(values))
             if trial.should_prune():
                 raise _optuna().TrialPruned
-            # `VolumeValidation` keeps the weights with the highest `recall_1fp`
-            return {**scores, "recall_1fp": values[-1]}
+            return {**scores, SCORE: values[-1]}
 
         try:
             trained = train_network(experiment, self.plan, self.prepared, validate=validate)

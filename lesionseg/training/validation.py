@@ -13,8 +13,7 @@ from torch import nn
 from lesionseg.training.processes import broadcast_from_rank_zero
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
-SCORE = "validation_score"  # recall at 1 false positive per case + Dice
-SCORED_BY = ("recall_1fp", "dice")
+SCORE = "score"  # the name of the score by which the best weights are chosen
 
 
 class VolumeValidation(Checkpoint):
@@ -27,8 +26,8 @@ class VolumeValidation(Checkpoint):
     `on_validation_end`, so that `EarlyStopping` can follow a score.
 
     Args:
-        validate: returns scores by name for a network in eval mode. Only the first process calls
-            it.
+        validate: returns scores by name for a network in eval mode. The weights with the highest
+            `SCORE` are kept; without one, it is 0. Only the first process calls this function.
         every_minutes: from the end of a validation to the next one; None validates only at the end.
         folder: receives `best.ckpt`.
     """
@@ -80,9 +79,8 @@ class VolumeValidation(Checkpoint):
             # counted from the end of the validation; otherwise one that takes longer than the
             # interval would be followed by the next one without a training step
             self._due = minutes + self.every_minutes
-        score = sum(scores.get(name, 0.0) for name in SCORED_BY)
+        score = float(scores.setdefault(SCORE, 0.0))
         row = {f"validation_{name}": float(value) for name, value in scores.items()}
-        row[SCORE] = float(score)
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
             logger.save()

@@ -106,9 +106,9 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
         return validation_scores(match_volumes(Brightness(2, shift), experiment, cases, plan))
 
     seen = scores(3.0)
-    assert set(seen) == {"recall_1fp", "dice"}
+    assert seen.pop("score") == seen["recall_1fp"] + seen["dice"]
     assert all(0 <= value <= 1 for value in seen.values())
-    assert scores(999.0) == {"recall_1fp": 0.0, "dice": 0.0}
+    assert scores(999.0) == {"recall_1fp": 0.0, "dice": 0.0, "score": 0.0}
     assert "detects nothing on 1 validation case" in caplog.text
 
 

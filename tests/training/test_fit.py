@@ -180,14 +180,14 @@ def test_time_budget_includes_validation_and_scales_the_schedule(train, make_pla
 
 
 def test_validation_runs_at_intervals_and_at_the_end(train, column):
-    dice = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4])
+    scores = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4])
     calls = []
     seen = []
 
     def validate(network):
         calls.append(network.training)
         seen.append(weights(network).clone())
-        return {"recall": 0.5, "dice": next(dice)}
+        return {"recall": 0.5, "score": next(scores)}
 
     result = train(
         max_steps=6,
@@ -211,7 +211,7 @@ def test_validation_waits_for_a_complete_step(train):
 
     def validate(_):
         seen.append(len(steps))
-        return {"dice": 0.5}
+        return {"score": 0.5}
 
     train(
         max_steps=2,
@@ -225,22 +225,24 @@ def test_validation_waits_for_a_complete_step(train):
 
 
 @pytest.mark.parametrize(
-    ("dice", "step"),
+    ("scores", "step"),
     [
         ((float("nan"), 0.3), 2),
         ((0.3, float("nan")), 1),
         ((0.0, 0.0), 2),  # of equal scores, the later weights are kept
     ],
 )
-def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(train, tmp_path, dice, step):
-    scores = iter(dice)
-    train(max_steps=2, validate=lambda _: {"dice": next(scores)}, validate_every_minutes=1e-9)
+def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(
+    train, tmp_path, scores, step
+):
+    scores = iter(scores)
+    train(max_steps=2, validate=lambda _: {"score": next(scores)}, validate_every_minutes=1e-9)
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == step
 
 
 def test_training_ended_by_early_stopping_is_finished(train):
-    dice = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0])
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0])
 
     def train_with_patience():
         stop = EarlyStopping(
@@ -248,7 +250,7 @@ def test_training_ended_by_early_stopping_is_finished(train):
         )
         return train(
             max_steps=8,
-            validate=lambda _: {"dice": next(dice)},
+            validate=lambda _: {"score": next(scores)},
             validate_every_minutes=1e-9,
             plugs=[stop],
         )
@@ -256,17 +258,17 @@ def test_training_ended_by_early_stopping_is_finished(train):
     first = train_with_patience()
     # scores after steps 1, 2 and 3; the step that has begun is finished
     assert first.steps == 4
-    n_left = len(list(dice))
+    n_left = len(list(scores))
     again = train_with_patience()  # a validation would raise StopIteration
     assert (again.steps, n_left) == (4, 4)
     assert torch.equal(weights(again.network), weights(first.network))
 
 
 def test_moved_run_keeps_its_best_score(train, tmp_path):
-    dice = iter([0.8, 0.4])
+    scores = iter([0.8, 0.4])
 
     def validate(_):
-        return {"dice": next(dice)}
+        return {"score": next(scores)}
 
     train(max_steps=1, run_dir=tmp_path / "here", validate=validate, validate_every_minutes=99)
     shutil.move(tmp_path / "here", tmp_path / "there")

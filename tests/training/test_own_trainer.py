@@ -53,7 +53,7 @@ def test_volumes_are_validated_under_a_user_s_trainer(make_plan, squares, tmp_pa
         def on_train_batch_start(self, trainer, *_):
             scored.append(float(trainer.callback_metrics.get("validation_score", 0)))
 
-    validation = VolumeValidation(lambda _: {"dice": next(scores)}, 1e-9, tmp_path)
+    validation = VolumeValidation(lambda _: {"score": next(scores)}, 1e-9, tmp_path)
     callbacks = [validation, EndsAtAGoodScore()]
     fit_module(tmp_path, make_plan(), squares(), make_config(max_steps=3), callbacks=callbacks)
     assert scored == pytest.approx([0, 0.0, 0.2])
