@@ -117,10 +117,14 @@ def test_group_in_training_and_validation_is_named(
     assert len(cases_of_role(splits, "validation")) == 2
     assert not splits.group_safe
     assert "Patient Ann is in both training and validation" in caplog.text
+
+
+def test_split_is_unsafe_if_a_patient_is_in_training_and_test(dataset: Dataset):
     groups = {"a": "p", "b": "p", "c": "q", "d": "r"}
-    tested = build(dataset, groups, role={"a": "test"})
-    splits = make_splits(tested, dict.fromkeys(groups, 1))
-    assert splits.group_safe == (splits.roles["b"] != "train")
+    for role_of_b, is_safe in (("train", False), ("validation", True)):
+        role = {"a": "test", "b": role_of_b, "c": "train", "d": "validation"}
+        splits = make_splits(build(dataset, groups, role=role), dict.fromkeys(groups, 1))
+        assert splits.group_safe == is_safe
 
 
 def test_all_patients_with_two_stated_roles_are_named(
