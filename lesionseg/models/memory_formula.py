@@ -46,15 +46,15 @@ def tensors_gb(plan: Plan) -> float:
     finest head's input, because memory is highest when the backward pass begins. Compared with
     counted allocations for plans of 8 to 80 GB, it is within 10 %, and never more than 5 % too low.
     """
-    shape = plan.architecture
-    if shape.network and not plan.has_boxes:
-        shape = replace(shape, name="unet", network={})
-        plan = plan.with_(architecture=shape)
+    architecture = plan.architecture
+    if architecture.network and not plan.has_boxes:
+        architecture = replace(architecture, name="unet", network={})
+        plan = plan.with_(architecture=architecture)
     with torch.device("meta"):
         network = build_network(plan, architectures=TRUSTED)
         n_weights = sum(p.numel() for p in network.parameters())
     bytes_per_voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
-    bytes_per_voxel += sum(_encoder_bytes(shape)) + sum(_decoder_bytes(plan))
+    bytes_per_voxel += sum(_encoder_bytes(architecture)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
         bytes_per_voxel += _heads_bytes(plan)
     if plan.anchors is not None:
@@ -63,11 +63,11 @@ def tensors_gb(plan: Plan) -> float:
     return (WEIGHT_BYTES * n_weights + bytes_per_voxel * n_voxels) / 1e9
 
 
-def _shares(shape: Architecture) -> list[float]:
+def _shares(architecture: Architecture) -> list[float]:
     """Return the voxels of each stage per voxel of the image."""
     shares = []
     share = 1.0
-    for stride in shape.strides:
+    for stride in architecture.strides:
         share /= prod(stride)
         shares.append(share)
     return shares
@@ -78,14 +78,16 @@ def _block_bytes(features: int) -> int:
     return 2 * HALF * features
 
 
-def _encoder_bytes(shape: Architecture) -> list[float]:
+def _encoder_bytes(architecture: Architecture) -> list[float]:
     """Return the bytes that each stage of the encoder keeps per voxel of the image."""
     found = []
-    before = shape.features[0]
-    for stage, (features, share) in enumerate(zip(shape.features, _shares(shape), strict=True)):
-        n_bytes = shape.blocks * _block_bytes(features)
-        if shape.encoder_blocks:
-            n_bytes = 2 * shape.encoder_blocks[stage] * _block_bytes(features)
+    before = architecture.features[0]
+    for stage, (features, share) in enumerate(
+        zip(architecture.features, _shares(architecture), strict=True)
+    ):
+        n_bytes = architecture.blocks * _block_bytes(features)
+        if architecture.encoder_blocks:
+            n_bytes = 2 * architecture.encoder_blocks[stage] * _block_bytes(features)
             if stage == 0:
                 n_bytes += _block_bytes(features)  # the stem
             else:
@@ -97,15 +99,15 @@ def _encoder_bytes(shape: Architecture) -> list[float]:
 
 def _decoder_bytes(plan: Plan) -> list[float]:
     """Return the bytes that each stage of the decoder keeps per voxel of the image."""
-    shape = plan.architecture
+    architecture = plan.architecture
     first = 0
     if plan.anchors is not None and not plan.has_voxels:
         first = plan.anchors.stages[0]  # the decoder ends at the finest stage with anchors
-    stages = list(zip(shape.features, _shares(shape), strict=True))[first:-1]
+    stages = list(zip(architecture.features, _shares(architecture), strict=True))[first:-1]
     found = []
     for features, share in stages:
         concatenated = 2 * HALF * features  # the upsampled map and that of the encoder
-        found.append(share * (concatenated + shape.blocks * _block_bytes(features)))
+        found.append(share * (concatenated + architecture.blocks * _block_bytes(features)))
     return found
 
 
@@ -117,10 +119,12 @@ def _heads_bytes(plan: Plan) -> float:
     that head has a gradient in fp32, and the inputs of the coarser heads have gradients in half
     precision.
     """
-    shape = plan.architecture
-    widths = [f * share for f, share in zip(shape.features, _shares(shape), strict=True)]
+    architecture = plan.architecture
+    widths = [
+        f * share for f, share in zip(architecture.features, _shares(architecture), strict=True)
+    ]
     finest = widths[0]
-    coarser = widths[1 : shape.n_supervised]
+    coarser = widths[1 : architecture.n_supervised]
     loss = FULL * (finest + sum(coarser)) + LOSS_BYTES * n_logits(plan)
     backward = 2 * FULL * finest + HALF * sum(coarser) + GRADIENT_BYTES * n_logits(plan)
     return max(loss, backward)

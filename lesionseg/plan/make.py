@@ -108,20 +108,20 @@ def make_plan(
     if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = _limit_to_small_tiles(allowed, sizes, draft)
     tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)
-    shape = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
+    architecture = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
     if pyramid is not None or before is not None:
-        _require_multiples(tile.value, total_stride(shape.value))
+        _require_multiples(tile.value, total_stride(architecture.value))
     batch = _pick(
         chosen.batch_size,
-        lambda: rules.batch_size(shape.value, tile.value, allowed, sizes.n_voxels),
+        lambda: rules.batch_size(architecture.value, tile.value, allowed, sizes.n_voxels),
     )
-    plan = completion.complete(shape.value, tile.value, batch.value)
-    anchors = completion.choose_anchors(shape.value)
+    plan = completion.complete(architecture.value, tile.value, batch.value)
+    anchors = completion.choose_anchors(architecture.value)
     reasons = {
         **draft.reasons,
         "budget": budget.reason,
         "tile_shape": tile.reason,
-        "architecture": shape.reason,
+        "architecture": architecture.reason,
         "batch_size": batch.reason,
         "model": model.reason,
         "anchors": anchors.reason,
@@ -150,20 +150,20 @@ class _Completion:
     draft: Plan
     choose_anchors: Callable[[Architecture], Decision[AnchorPlan | None]]
 
-    def complete(self, shape: Architecture, tile: Sequence[int], batch: int) -> Plan:
+    def complete(self, architecture: Architecture, tile: Sequence[int], batch: int) -> Plan:
         """Return the plan with this architecture, tile and batch."""
         return self.draft.with_(
-            architecture=shape,
+            architecture=architecture,
             tile_shape=tuple(tile),
             batch_size=batch,
-            anchors=self.choose_anchors(shape).value,
+            anchors=self.choose_anchors(architecture).value,
         )
 
     def predict_step_gb(
-        self, step_memory: StepMemory, shape: Architecture, tile: Sequence[int], batch: int
+        self, step_memory: StepMemory, architecture: Architecture, tile: Sequence[int], batch: int
     ) -> float:
         """Predict the memory, in 10⁹ bytes, of a training step with these sizes."""
-        return step_memory(self.complete(shape, tile, batch))
+        return step_memory(self.complete(architecture, tile, batch))
 
 
 def _keep_grid_and_tile(asked: ModelConfig, before: Plan) -> ModelConfig:
@@ -212,15 +212,19 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
 
 
 def _choose_anchors(
-    fingerprint: Fingerprint, draft: Plan, before: Plan | None, device: str, shape: Architecture
+    fingerprint: Fingerprint,
+    draft: Plan,
+    before: Plan | None,
+    device: str,
+    architecture: Architecture,
 ) -> Decision[AnchorPlan | None]:
     """Choose the anchors of a detector. The value is None for a network without anchors."""
-    if "detection" not in sources_of(shape.name):
+    if "detection" not in sources_of(architecture.name):
         return Decision(None, "")
     if before is not None and before.anchors is not None:
         return Decision(before.anchors, FOLLOWED)
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
-    found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), shape)
+    found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), architecture)
     if device.startswith("cuda") and found.value is not None:
         width = max(found.value.width, MIN_HEAD_WIDTH)
         found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
@@ -411,24 +415,26 @@ def _choose_stages(
     network = network_spec(chosen)
     # a tile that the user sets must fit, but the user's own network may accept any tile
     must_fit = chosen.tile_shape is not None and not network
-    shape = allowed.choose_architecture(tile, spacing_mm, exact=must_fit)
-    if must_fit and len(shape.features) == 1:
+    architecture = allowed.choose_architecture(tile, spacing_mm, exact=must_fit)
+    if must_fit and len(architecture.features) == 1:
         raise ConfigError(
             f"model.tile_shape={list(tile)}: the network cannot halve any side. "
             "Give multiples of 16."
         )
-    shape = replace(shape, network=network, layout=chosen.layout or shape.layout)
+    architecture = replace(
+        architecture, network=network, layout=chosen.layout or architecture.layout
+    )
     if chosen.layout == "nnunet":  # all resolutions except the two coarsest
-        shape = replace(shape, n_supervised=max(len(shape.features) - 2, 1))
-    coarsest = [n // s for n, s in zip(tile, total_stride(shape), strict=True)]
+        architecture = replace(architecture, n_supervised=max(len(architecture.features) - 2, 1))
+    coarsest = [n // s for n, s in zip(tile, total_stride(architecture), strict=True)]
     kind = "anisotropic" if rules.is_anisotropic(spacing_mm) else "nearly isotropic"
     element = rules.grid_element(len(tile))
-    features = f"{shape.features[0]} to {shape.features[-1]} features"
+    features = f"{architecture.features[0]} to {architecture.features[-1]} features"
     reason = (
-        f"{len(shape.features)} stages with {features}; the coarsest has "
+        f"{len(architecture.features)} stages with {features}; the coarsest has "
         f"{' × '.join(map(str, coarsest))} {element}s per tile; the spacing is {kind}"
     )
-    return Decision(shape, reason)
+    return Decision(architecture, reason)
 
 
 def backbone_kind(architecture: str) -> str:
@@ -448,13 +454,13 @@ def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
     """Raise `ConfigError` if the weights of `before` do not fit the requested plan."""
-    shape = before.architecture
+    architecture = before.architecture
     for name, theirs, ours in (
         ("number of axes", before.dims, fingerprint.dims),
         ("modality", _kind_of_scan(before.modality), _kind_of_scan(fingerprint.modality)),
         # safety: the class of a bundle's network is imported only if the user names it too
-        ("network", dict(shape.network), network_spec(chosen)),
-        ("kind of backbone", backbone_kind(shape.name), backbone_kind(chosen.architecture)),
+        ("network", dict(architecture.network), network_spec(chosen)),
+        ("kind of backbone", backbone_kind(architecture.name), backbone_kind(chosen.architecture)),
     ):
         if theirs != ours:
             raise ConfigError(
@@ -464,8 +470,8 @@ def check_compatible(
     _warn_if_channels_differ(dataset.channel_names, before.channel_names)
     for key, asked, kept in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
-        ("base_features", chosen.base_features, shape.features[0]),
-        ("layout", chosen.layout, shape.layout),
+        ("base_features", chosen.base_features, architecture.features[0]),
+        ("layout", chosen.layout, architecture.layout),
     ):
         if asked is not None and asked != kept:
             raise ConfigError(

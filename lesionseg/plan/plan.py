@@ -349,10 +349,10 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     The lengths of tuples must agree, label values must be distinct, and the tile must not have more
     than `_MOST_TILE_VOXELS` voxels.
     """
-    shape = plan.architecture
+    architecture = plan.architecture
     anchors = plan.anchors
     n_labels = len(plan.labels)
-    n_stages = {len(shape.features), len(shape.strides), len(shape.kernels)}
+    n_stages = {len(architecture.features), len(architecture.strides), len(architecture.kernels)}
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
     are_labels_distinct = len(set(plan.labels.values)) == n_labels
     is_consistent_by_key = {
@@ -368,7 +368,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     if anchors is not None:
         n_levels = len(anchors.stages)
         has_sizes = n_levels > 0 and len(anchors.sizes) == n_levels
-        exists = has_sizes and max(anchors.stages) < len(shape.features)
+        exists = has_sizes and max(anchors.stages) < len(architecture.features)
         is_consistent_by_key["anchors.stages"] = exists
     for key, is_consistent in is_consistent_by_key.items():
         if not is_consistent:

@@ -361,16 +361,16 @@ def budget(
     return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB of memory")
 
 
-def _fits_cpu(n_channels: int, shape: Architecture, tile: Sequence[int], batch: int) -> bool:
+def _fits_cpu(n_channels: int, architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
     """Return True if two cores of a CPU compute a training step in about 1.4 s."""
-    return multiplications(shape, tile, batch, n_channels=n_channels) <= CPU_MULTIPLICATIONS
+    return multiplications(architecture, tile, batch, n_channels=n_channels) <= CPU_MULTIPLICATIONS
 
 
 def _fits_gpu(
-    step_gb: StepGb, memory_gb: float, shape: Architecture, tile: Sequence[int], batch: int
+    step_gb: StepGb, memory_gb: float, architecture: Architecture, tile: Sequence[int], batch: int
 ) -> bool:
     """Return True if a training step fits into the planned share of a GPU's memory."""
-    return step_gb(shape, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
+    return step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
 
 def multiplications(
@@ -457,9 +457,9 @@ class _TileGrowth:
 
     def is_affordable(self, tile: Sequence[int]) -> bool:
         """Return True if the budget allows a training step with two such tiles."""
-        shape = self.allowed.choose_architecture(tile, self.spacing_mm)
+        architecture = self.allowed.choose_architecture(tile, self.spacing_mm)
         most_voxels = min(self.allowed.most_voxels, self.allowed.cube ** len(tile))
-        return self.allowed.fits(shape, tile, 2) and prod(tile) <= most_voxels
+        return self.allowed.fits(architecture, tile, 2) and prod(tile) <= most_voxels
 
     def step_within_cube(self, tile: tuple[int, ...], axis: int) -> int:
         """Return 8 voxels, or fewer next to the limit or to the side of the largest cube."""
@@ -576,7 +576,7 @@ def limit_to_small_tiles(
 
 
 def batch_size(
-    shape: Architecture, tile: Sequence[int], allowed: DeviceBudget, n_voxels: float
+    architecture: Architecture, tile: Sequence[int], allowed: DeviceBudget, n_voxels: float
 ) -> Decision[int]:
     """Decide the number of tiles per training step: 2, or more if the budget allows it.
 
@@ -588,7 +588,7 @@ def batch_size(
     if len(tile) == 3 and allowed.limits_share:
         most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2
-    while batch < most and allowed.fits(shape, tile, batch + 1):
+    while batch < most and allowed.fits(architecture, tile, batch + 1):
         batch += 1
     why = "the upper limit" if batch == most else "because a larger batch exceeds the budget"
     return Decision(batch, f"{batch}, {why}")
