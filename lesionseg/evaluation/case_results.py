@@ -371,8 +371,11 @@ class Unannotated:
     match: Match
 
     def decide(self, by_id: Mapping[int, Candidate]) -> "Unannotated":
-        """Replace the candidates by those of the same ids, which may have other flags."""
-        return replace(self, candidates=tuple(by_id[c.id] for c in self.candidates))
+        """Replace the candidates by those of the same ids, which may have other flags.
+
+        A candidate without a counterpart stays: `MatchedCase.prediction` has none of them.
+        """
+        return replace(self, candidates=tuple(by_id.get(c.id, c) for c in self.candidates))
 
     def flag_accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
         """Flag the candidates `[n]` that the point or, for None, the files accept."""
@@ -542,11 +545,11 @@ class MatchedCase:
         """Return the IoU of each lesion that is found one to one, and the number left unpaired.
 
         The number counts accepted candidates. Panoptic quality needs both. It is defined for
-        one-to-one pairs, so the preset `instances` pairs if the rule of the case does not.
+        one-to-one pairs, so the preset `instances` pairs unless the rule of the case is one to one.
         """
         lesions = self.match.lesions
         found_by = decision.found_by
-        if self.preset.criterion.assignment == "jointly":
+        if self.preset.criterion.assignment != "every_threshold":
             found_by, _ = decision.sides[INSTANCES.name]
         is_unpaired = decision.accepted & ~self.match.ignored
         is_unpaired[found_by[found_by >= 0]] = False

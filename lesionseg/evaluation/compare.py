@@ -31,7 +31,7 @@ from lesionseg.evaluation.intervals import (
     ratio,
 )
 from lesionseg.evaluation.scores import Difference, PrimaryDifference
-from lesionseg.evaluation.summary import RATIOS
+from lesionseg.evaluation.summary import RATIOS, has_boxes_only
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY = "recall_at_1"
@@ -41,24 +41,19 @@ _PERMUTATIONS = 4096  # enough for all permutations of 12 groups
 _MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`
 
 
-def _dice_terms(r: CaseResult) -> tuple[float, float]:
-    """Return the Dice of a case and 1, or zeros if it is undefined."""
-    return r.dice or 0.0, r.dice is not None
+Term = tuple[float, float]  # the numerator and denominator of a case
 
-
-def _surface_dice_terms(r: CaseResult) -> tuple[float, float]:
-    """Return the surface Dice of a case and 1, or zeros if it is undefined."""
-    return r.surface_dice or 0.0, r.surface_dice is not None
-
-
-# the numerator and denominator of each case, by the name of the number
-COMPARED: Mapping[str, Callable[[CaseResult], tuple[float, float]]] = {
+# the terms of a number that is defined for every case, by its name
+COMPARED: Mapping[str, Callable[[CaseResult], Term]] = {
     "lesion_recall": RATIOS["lesion_recall"][0],
     "lesion_precision": RATIOS["lesion_precision"][0],
     "lesion_f1": RATIOS["lesion_f1"][0],
     "false_positives_per_case": RATIOS["false_positives_per_case"][0],
-    "dice": _dice_terms,
-    "surface_dice": _surface_dice_terms,
+}
+# a number whose mean is compared over the cases in which both models have it, by its name
+COMPARED_MEANS: Mapping[str, Callable[[CaseResult], float | None]] = {
+    "dice": lambda r: r.dice,
+    "surface_dice": lambda r: r.surface_dice,
 }
 
 
@@ -112,11 +107,15 @@ def compare(
             numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
         numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
         numbers["average_precision"] = (curves.average_precision(both), support)
+    terms_of_models: dict[str, tuple[list[Term], list[Term]]] = {}
     for name, of_case in COMPARED.items():
+        terms_of_models[name] = ([of_case(r) for r in one], [of_case(r) for r in other])
+    for name, value_of in COMPARED_MEANS.items():
+        terms_of_models[name] = _terms_of_means(one, other, value_of)
+    for name, terms_of_model in terms_of_models.items():
         above = []
         below = []
-        for results in (one, other):
-            terms = [of_case(r) for r in results]
+        for results, terms in zip((one, other), terms_of_model, strict=True):
             above.append(sums_by_group(groups, results, [term[0] for term in terms]))
             below.append(sums_by_group(groups, results, [term[1] for term in terms]))
         statistic = ratio(np.concatenate(above), np.concatenate(below))
@@ -131,6 +130,31 @@ def compare(
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
     corrected = _correct_p_values(found, primary)
     return corrected | {primary: _as_primary(found[primary], margin)}
+
+
+def _terms_of_means(
+    one: Sequence[CaseResult],
+    other: Sequence[CaseResult],
+    value_of: Callable[[CaseResult], float | None],
+) -> tuple[list[Term], list[Term]]:
+    """Return the terms of both models for the mean of a value over the cases.
+
+    A case counts if both models have the value. If a model predicts only boxes, no case counts:
+    otherwise, the Dice of 0 of a failed case would be the mean of this model.
+    """
+    terms_one: list[Term] = []
+    terms_other: list[Term] = []
+    has_masks = not (has_boxes_only(one) or has_boxes_only(other))
+    for first, second in zip(one, other, strict=True):
+        a = value_of(first)
+        b = value_of(second)
+        if has_masks and a is not None and b is not None:
+            terms_one.append((a, 1.0))
+            terms_other.append((b, 1.0))
+        else:
+            terms_one.append((0.0, 0.0))
+            terms_other.append((0.0, 0.0))
+    return terms_one, terms_other
 
 
 def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:

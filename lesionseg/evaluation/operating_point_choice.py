@@ -93,8 +93,8 @@ def choose(
         the aim is `auto`.
 
     Raises:
-        ContentError: if there are no cases, if candidates have no scores, or if a sensitivity
-            cannot be reached.
+        ContentError: if there are no cases with a prediction, if candidates have no scores, or if
+            a sensitivity cannot be reached.
     """
     if not results or not all(r.has_scores for r in results):
         raise ContentError(
@@ -102,6 +102,11 @@ def choose(
             "Give candidate files with scores."
         )
     pool = Pool.of(results)
+    if pool.n_cases == 0:
+        raise ContentError(
+            "No case has a prediction, so no operating point can be chosen. Give predictions of "
+            "these cases, or a score."
+        )
     is_default = aim.kind == "auto"
     if is_default:
         aim = Aim("fp_per_case", default_rate(len(pool.detected_at), pool.n_cases))

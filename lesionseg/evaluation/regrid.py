@@ -1,5 +1,7 @@
 """Resample a prediction onto another grid by the nearest voxel."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
-from lesionseg.errors import GeometryError
+from lesionseg.errors import GeometryError, count
 from lesionseg.ops.boxes import move_boxes
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.ops.resample import resample_to
+
+logger = logging.getLogger(__name__)
 
 
 def resample_prediction(prediction: Prediction, geometry: Geometry) -> Prediction:
@@ -19,7 +23,8 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     Each voxel gets the candidate of the nearest voxel, or none outside the prediction's grid. A
     candidate that is located between the new voxels keeps the voxel nearest to its centre, if this
     voxel is free and inside the grid. A box without voxels becomes the bounding box of its moved
-    corners. Sizes are measured again.
+    corners. Sizes are measured again. Candidates outside the grid are left out with a warning: a
+    reference says nothing about this place.
 
     Raises:
         GeometryError: if the grid has another number of axes.
@@ -30,9 +35,11 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             f"its reference has {geometry.dims}. Give files of the same case."
         )
     own = prediction.geometry
-    removed = tuple(_move_box(c, own, geometry) for c in prediction.removed)
+    removed = _inside_grid([_move_box(c, own, geometry) for c in prediction.removed], geometry)
     if prediction.instances is None:
-        moved = tuple(_move_box(c, own, geometry) for c in prediction.candidates)
+        boxes = [_move_box(c, own, geometry) for c in prediction.candidates]
+        moved = _inside_grid(boxes, geometry)
+        _warn_of_outside(prediction.case, len(boxes) - len(moved))
         return replace(prediction, geometry=geometry, candidates=moved, removed=removed)
     instances = _resample_nearest(prediction.instances, own, geometry)
     lost = set(present_values(prediction.instances)) - set(present_values(instances))
@@ -54,11 +61,13 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             candidates.append(replace(measured, accepted=c.accepted, probability=c.probability))
         else:
             candidates.append(_move_box(c, own, geometry))
+    kept = _inside_grid(candidates, geometry)
+    _warn_of_outside(prediction.case, len(candidates) - len(kept))
     values = prediction.values
     return replace(
         prediction,
         geometry=geometry,
-        candidates=tuple(candidates),
+        candidates=kept,
         instances=instances,
         removed=removed,
         values=None if values is None else _resample_nearest(values, own, geometry),
@@ -69,6 +78,23 @@ def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry)
     """Resample an array `[*spatial]` onto another grid by the nearest voxel."""
     moved: NDArray[Any] = resample_to(array[np.newaxis], source, geometry, "nearest")[0].numpy()
     return moved
+
+
+def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[Candidate, ...]:
+    """Return the candidates whose box shares a place with the grid."""
+    inside = []
+    for candidate in candidates:
+        begins = np.less(candidate.start_vox, geometry.shape).all()
+        if begins and np.greater(candidate.stop_vox, 0).all():
+            inside.append(candidate)
+    return tuple(inside)
+
+
+def _warn_of_outside(case: str, n_outside: int) -> None:
+    """Warn of candidates outside the grid of the reference."""
+    if n_outside:
+        text = "Case %s: %s outside the grid of its reference are left out."
+        logger.warning(text, case, count(n_outside, "candidate"))
 
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:

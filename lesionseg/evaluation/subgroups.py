@@ -36,6 +36,7 @@ MAX_VALUES = 20
 NOT_STATED = "not stated"
 ZONE = "zone"
 N_CURVE_POINTS = 25
+OUTSIDE = "it is not within the observed diameters"
 _RIDGE = 1 / 2.5**2  # the precision of a normal prior with standard deviation 2.5
 # per lesion: the hits, totals and temporary arrays of a logistic fit
 _ITEMS_PER_LESION = 4
@@ -235,8 +236,8 @@ def _find_crossings(
 
 
 def _clear_if_at_end(diameter: Estimate, low: float, high: float) -> Estimate:
-    """Remove the value if it was clipped to an end of the observed diameters."""
-    return replace(diameter, value=None) if diameter.value in (low, high) else diameter
+    """Remove value and interval if the value was clipped to an end of the observed diameters."""
+    return Estimate(None, None, OUTSIDE) if diameter.value in (low, high) else diameter
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ MIN_CASES_FOR_CPM = 8  # fewer cases cannot show 1/8 false positive per case
 DEVELOPMENT_ROLES = ("train", "validation")
 NO_LESION_FREE_CASE = "there is no lesion-free case"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
+NO_SURFACES = "no case has accepted voxels and a reference lesion"
 NOTHING_ACCEPTED = "no accepted candidate was counted"
 NO_VOLUME = "an image of two axes, or a bare box, has no volume"
 UNSCORED = "the candidates have no scores, and a score is never invented"
@@ -292,12 +293,8 @@ class Summary:
 
     @cached_property
     def has_boxes_only(self) -> bool:
-        """True if no case with a lesion has masks to compare.
-
-        The Dice of a failed case is then undefined instead of 0.
-        """
-        has_dice = [r.dice is not None for r in self.results if r.status == "ok" and r.lesions]
-        return bool(has_dice) and not any(has_dice)
+        """True if no case with a lesion has masks to compare."""
+        return has_boxes_only(self.results)
 
     def dice(self) -> MeanEstimate:
         """Compute the mean Dice of the cases with a lesion."""
@@ -318,10 +315,13 @@ class Summary:
     def hd95_mm(self) -> SurfaceDistance:
         """Compute the mean HD95 of the cases that have both surfaces."""
         found = self.mean([r.hd95_mm for r in self.results], is_share=False)
+        reason = found.reason
+        if found.mean is None and self.dice().mean is not None:
+            reason = NO_SURFACES
         return SurfaceDistance(
             mean=found.mean,
             ci95=found.ci95,
-            reason=found.reason,
+            reason=reason,
             median=found.median,
             n=found.n,
             n_undefined=sum(bool(r.lesions) and r.hd95_mm is None for r in self.results),
@@ -469,7 +469,7 @@ class Summary:
 
         Kirillov et al. 2019.
         """
-        if any(None in r.pair_ious for r in self.results):
+        if self.has_boxes_only or any(None in r.pair_ious for r in self.results):
             return Estimate(None, None, BOXES)
         iou = self.sums([sum(one or 0.0 for one in r.pair_ious) for r in self.results])
         found = self.sums([len(r.pair_ious) for r in self.results])
@@ -560,14 +560,28 @@ class Summary:
         )
 
 
+def has_boxes_only(results: Sequence[CaseResult]) -> bool:
+    """Return True if no predicted case with a lesion has masks to compare.
+
+    The Dice of a case without a prediction is then undefined instead of 0.
+    """
+    has_dice = [r.dice is not None for r in results if r.status == "ok" and r.lesions]
+    return bool(has_dice) and not any(has_dice)
+
+
 def _per_label(whole: Summary, labels: Mapping[int, str]) -> dict[str, LabelScores]:
-    """Compute the numbers of each region or, without regions, of each label."""
+    """Compute the numbers of each region or, without regions, of each label.
+
+    Regions need their mask values in every prediction. Boxes and masks of other programs state
+    none, so the union of all regions then counts as the only label.
+    """
     results = whole.results
     found: dict[str, LabelScores] = {}
-    for name in dict.fromkeys(name for r in results for name in r.regions):
-        own = [r.regions[name] for r in results if name in r.regions]
-        found[name] = _label_scores(whole.part(own), [r.dice for r in own])
-    if found:
+    predicted = [r for r in results if r.status == "ok"]
+    if results and all(r.regions for r in predicted or results):
+        for name in dict.fromkeys(name for r in results for name in r.regions):
+            own = [r.regions[name] for r in results if name in r.regions]
+            found[name] = _label_scores(whole.part(own), [r.dice for r in own])
         return found
     values = set(labels)
     for r in results:
@@ -619,13 +633,19 @@ def _select_label(result: CaseResult, label: int) -> CaseResult:
     )
 
 
+def _has_edited_flags(result: CaseResult, score: float) -> bool:
+    """Return True if a candidate was accepted or rejected against the operating point."""
+    return any(c.score is not None and c.accepted != (c.score >= score) for c in result.candidates)
+
+
 def _find_operating_point(
     results: Sequence[CaseResult], given: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
     """Find the operating point in use: the given one, or that of the predictions.
 
-    Its name is None if there is none, or if the predictions state different ones. It is optimistic
-    if it was chosen on these cases, or if the program was developed on them.
+    Its name is None if there is none, if the predictions state different ones, or if somebody
+    accepted or rejected candidates after it was applied. It is optimistic if it was chosen on these
+    cases, or if the program was developed on them.
     """
     predicted = [r for r in results if r.status == "ok"]
     unscored = [r.case for r in predicted if not r.has_scores]
@@ -641,10 +661,13 @@ def _find_operating_point(
         if len(stated) > 1:
             _log.warning("The predictions state different operating points; none is reported.")
         point = stated.pop() if len(stated) == 1 else None
-    is_developed_on = evaluated_on in DEVELOPMENT_ROLES
+    roles = {evaluated_on, *(r.role for r in results)} - {""}
+    is_developed_on = not roles.isdisjoint(DEVELOPMENT_ROLES)
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
-    is_chosen_here = point.chosen_on is not None and evaluated_on in point.chosen_on.split("+")
+    if given is None and any(_has_edited_flags(r, point.score) for r in predicted):
+        return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
+    is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
     return PointInUse(
         name=point.name,
         score=point.score,

@@ -150,7 +150,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
         matches = _match_all(inputs, options, kept, progress)
-        if aim is not None and selection.point is None:  # chosen on the evaluated cases themselves
+        if matches and aim is not None and selection.point is None:
+            # the point is chosen on the evaluated cases themselves
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]

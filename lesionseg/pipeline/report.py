@@ -6,7 +6,6 @@ from pathlib import Path
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
-from lesionseg.io.bundle_folder import PLAN
 from lesionseg.io.files import locked_folder
 from lesionseg.io.scores_folder import find_scores
 from lesionseg.pipeline.log import bar, command_line
@@ -39,22 +38,21 @@ class ReportOutcome(Outcome):
         lines = [f"Open:    {self.page}"]
         if self.adjudication is not None:
             lines.append(f"Fill in: {self.adjudication}, with lesion, no_lesion or unsure")
+            lines.append("Then evaluate with adjudication= and the settings of these scores.")
         return lines
 
     @property
     def next(self) -> str | None:
         """The command `evaluate` with the answers of a reader; None without a table.
 
-        It does not replace the scores that a training wrote into its run directory.
+        It does not replace the scores, because the settings of their evaluation are not known here.
         """
         if self.adjudication is None:
             return None
-        scores = Path(self.cfg.scores)
-        is_run = (scores / PLAN).is_file()
         settings = {
             "reference": self.cfg.reference or "MASKS",
             "prediction": self.cfg.prediction or "FOUND",
-            "output": scores / "adjudicated" if is_run else scores,
+            "output": Path(self.cfg.scores) / "adjudicated",
             "adjudication": self.adjudication,
         }
         return command_line("evaluate", settings)

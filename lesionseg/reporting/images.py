@@ -24,7 +24,7 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.cases import LUMA, read_case, read_mask
+from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask
 from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.layouts.input_images import find_images
@@ -33,9 +33,6 @@ from lesionseg.io.volumes import is_raster, read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
-
-# Programs round grids differently. This difference, in voxels, is not visible in an outline.
-GRID_TOLERANCE = 0.05
 
 Mask = NDArray[np.bool_]
 NOT_STATED = Provenance({})
@@ -148,7 +145,9 @@ class Sources:
         datasets = (self._images, self._reference)
         has_regions = any(data is not None and data.labels.regions for data in datasets)
         try:
-            prediction = open_prediction(predicted, geometry=geometry, binary=has_regions)
+            prediction = open_prediction(
+                predicted, geometry=geometry, binary=has_regions, by_image=True
+            )
         except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
             return scene
@@ -249,7 +248,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
     """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
     if reference is None:
         return None
-    if not reference.geometry.matches(geometry, GRID_TOLERANCE * min(geometry.spacing_mm)):
+    if not is_same_grid(reference.geometry, geometry, by_image=True):
         raise GeometryError(
             f"A reference of shape {reference.geometry.shape} is not on the grid of its image, "
             f"{geometry.shape}. Give the images that were evaluated."

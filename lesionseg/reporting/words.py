@@ -354,6 +354,8 @@ def _false_positive_tile(tables: Tables) -> Tile:
     value = tables.scores.false_positives_per_case.value
     interval = tables.scores.false_positives_per_case.ci95
     scans = count(tables.n_predicted, "scan")
+    if tables.n_scanned != tables.n_predicted:
+        scans = f"{tables.n_scanned:.3g} scans; a partly annotated one counts by its share"
     if not false:
         # the rule of three: after no event in n patients, the 95 % interval ends at 3 / n
         predicted = tables.cases[tables.cases["status"] != "missing"]

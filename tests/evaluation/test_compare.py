@@ -32,6 +32,17 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
     assert back.p_value == pytest.approx(found.p_value)
 
 
+def test_dice_is_compared_only_between_models_of_masks():
+    masks = [result(case, [0.9], dice=0.8) for case in "abcdef"]
+    boxes = [result(case, [0.9], dice=None) for case in "abcde"]
+    # the failed case of a model of boxes has a Dice of 0
+    failed = result("f", [None], status="missing", dice=0.0)
+    found = compare([*boxes, failed], masks, replicates=20)["dice"]
+    assert (found.one, found.other, found.difference, found.p_value) == (None,) * 4
+    found = compare([*masks[:5], failed], masks, replicates=20)["dice"]
+    assert (found.one, found.other) == pytest.approx((4.0 / 6, 0.8))
+
+
 def make_scored_model(seed, shift, n_false=1, n_groups=40):
     """Return patients with one lesion and `n_false` false positives.
 

@@ -66,7 +66,8 @@ def test_score_without_candidates_is_one_half_and_is_logged(caplog):
 
 
 def test_operating_point_out_of_reach_is_an_error():
-    for bad in ([result("a", [1.0], has_scores=False)], []):
+    missing = result("a", [None], status="missing")
+    for bad in ([result("a", [1.0], has_scores=False)], [], [missing]):
         with pytest.raises(ContentError):
             choose(bad)
     with pytest.raises(ContentError):

@@ -28,3 +28,18 @@ def test_lost_candidate_and_removed_box_follow_a_grid_that_the_caller_has_moved(
     (box,) = moved.removed
     assert box.start_vox == (6.375, 3.375)
     assert box.stop_vox == (6.875, 3.875)
+
+
+def test_candidates_outside_the_new_grid_are_left_out(caplog):
+    """They are no false positives, because the reference says nothing about their place."""
+    wide = Geometry.from_spacing((10, 20), (1, 1))
+    narrow = Geometry.from_spacing((10, 10), (1, 1))
+    mask = np.zeros(wide.shape, np.int32)
+    mask[2:4, 2:4] = 1
+    mask[5:7, 14:16] = 2
+    found = prediction_of(mask, [0.9, 0.8], wide, case="a")
+    masks = resample_prediction(found, narrow)
+    assert [candidate.id for candidate in masks.candidates] == [1]
+    assert "a: 1 candidate outside the grid" in caplog.text
+    boxes = resample_prediction(replace(found, instances=None), narrow)
+    assert [candidate.id for candidate in boxes.candidates] == [1]

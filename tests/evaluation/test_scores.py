@@ -160,6 +160,26 @@ def test_a_point_chosen_on_these_cases_is_called_optimistic():
         assert (found.score, found.chosen_on) == (0.4, chosen_on)
 
 
+def test_point_chosen_on_one_of_several_roles_is_called_optimistic():
+    results = [result("a", [0.9], role="test"), result("b", [0.9], role="external")]
+    for chosen_on, is_optimistic in (("external+test", True), ("validation", False)):
+        point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
+        found = summarise(results, evaluated_on="unknown", operating_point=point).operating_point
+        assert found.optimistic == is_optimistic
+    trained = [results[0], result("c", [0.9], role="train")]
+    assert summarise(trained, evaluated_on="unknown").operating_point.optimistic
+
+
+def test_point_that_somebody_overruled_is_not_in_use():
+    point = OperatingPoint("score:0.5", 0.5)
+    edited = result("a", [0.9], [0.3], operating_point=point)
+    hit, wrong = edited.candidates  # both are accepted
+    stated = replace(edited, candidates=(hit, replace(wrong, accepted=False)))
+    assert summarise([stated]).operating_point.score == 0.5
+    found = summarise([edited]).operating_point
+    assert (found.score, bool(found.reason)) == (None, True)
+
+
 def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
     # some cases with lesions score lower than the others, so that replicates differ
     kinds = ["perfect"] * 10 + ["missed"] * 2 + ["false_alarm"] + ["nothing"] * 4
@@ -207,6 +227,29 @@ def test_missing_prediction_of_a_box_detector_has_no_dice_of_a_label_or_subgroup
     assert scores.dice.mean is None
     assert [found.dice.mean for found in scores.per_label.values()] == [None]
     assert [group.dice for group in scores.subgroups] == [None, None]
+    assert scores.panoptic_quality.value is None
+
+
+def test_regions_are_scored_only_if_every_prediction_states_them():
+    whole = result("b", [0.9])
+    with_regions = replace(whole, regions={"core": whole})
+    failed = result("c", [None], status="missing", regions={"core": result("c", [None])})
+    assert list(summarise([with_regions, failed]).per_label) == ["core"]
+    boxes = result("a", [0.9])
+    found = summarise([boxes, with_regions, failed]).per_label
+    assert [(name, scores.n_cases) for name, scores in found.items()] == [("1", 3)]
+
+
+def test_distance_of_surfaces_is_undefined_for_masks_without_accepted_voxels():
+    missed = summarise([result("a", [None], dice=0.0, hd95_mm=None)])
+    assert missed.dice.mean == 0
+    assert "no case has accepted voxels" in missed.hd95_mm.reason
+
+
+def test_panoptic_quality_is_one_to_one_under_every_preset():
+    """LUNA16's rule lets one candidate find both lesions."""
+    found = [evaluate_hand_case("merge", preset).pair_ious for preset in ("luna16", "instances")]
+    assert found[0] == found[1] == (0.5,)
 
 
 def test_intervals_of_the_size_curve_contain_the_truth():

@@ -10,6 +10,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate import cases_of_role
+from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import prediction_of
@@ -453,6 +454,8 @@ def test_role_without_cases_gives_empty_tables_and_an_explaining_page(folders, t
     settings = {"compare": folders[1], "columns": table, "subgroups": ["site"]}
     outcome = evaluate(root, *folders[1:], evaluated_on="validation", **settings)
     assert outcome.scores.n_cases == 0
+    chosen = evaluate(root, *folders[1:], evaluated_on="validation", operating_point="best_f1")
+    assert chosen.scores.n_cases == 0  # there is nothing to choose a point on
     assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=root).read_text()
     assert "No scan was evaluated" in page
@@ -467,3 +470,35 @@ def test_unpredicted_cases_of_another_role_are_not_missed(folders):
     scores = scores_of(root, *folders[1:])
     assert (scores.n_cases, scores.evaluated_on) == (1, "test")
     assert scores.missing_predictions == ()
+
+
+@pytest.mark.parametrize("point", [None, "score:0.5", "best_f1"])
+def test_candidates_of_a_label_that_is_not_annotated_do_not_count_at_any_point(tmp_path, point):
+    root = tmp_path / "dataset"
+    write_scan(root / "a.nii.gz", GEOMETRY)
+    write_mask(root / "a_ref.nii.gz", lesions(1))
+    write_json(root / "labels.json", {"1": "scar", "2": "cyst"})
+    (root / "manifest.csv").write_text(
+        "case,image,reference,annotated\na,a.nii.gz,a_ref.nii.gz,scar\n"
+    )
+    instances = lesions(3).astype(np.int32)
+    instances[:, 5:8] *= 2
+    instances[:, 9:] *= 3
+    found = prediction_of(instances, (0.9, 0.8, 0.7), GEOMETRY, labels=(1, 2, 2), case="a")
+    write_prediction(tmp_path / "found", found)
+    scores = scores_of(root, tmp_path / "found", tmp_path / "out", operating_point=point)
+    assert (scores.n_true_positive, scores.n_false_positive) == (1, 0)
+
+
+def test_report_draws_predictions_and_references_of_grids_that_evaluate_accepts(tmp_path):
+    affine = GEOMETRY.affine.copy()
+    affine[:3, 3] += (5, 0, 0)
+    elsewhere = Geometry(SHAPE, affine)
+    affine = GEOMETRY.affine.copy()
+    affine[:3, 3] += (0.2, 0, 0)  # of a voxel of 1 mm
+    write_scan(tmp_path / "images" / "a.nii.gz", GEOMETRY)
+    write_mask(tmp_path / "masks" / "a.nii.gz", lesions(1), Geometry(SHAPE, affine))
+    write_mask(tmp_path / "found" / "a.nii.gz", lesions(1), elsewhere)
+    folders = (tmp_path / name for name in ("images", "masks", "found"))
+    scene = Sources(*folders).load("a", frozenset({1}))
+    assert scene.reference.sum() == scene.accepted.sum() == lesions(1).sum()

@@ -160,15 +160,11 @@ def test_scale_bar_is_at_most_four_tenths_of_its_panel(side, bar):
     assert _choose_bar(side) == bar
 
 
-@pytest.mark.parametrize("is_run", [False, True])
-def test_next_command_does_not_replace_the_scores_of_a_training(tmp_path, is_run):
+def test_next_command_does_not_replace_the_scores(tmp_path):
     (tmp_path / "adjudicate.csv").write_text("case")
-    if is_run:
-        (tmp_path / "plan.json").write_text("{}")
     cfg = ReportConfig.of(scores=tmp_path, output=tmp_path)
     command = ReportOutcome(tmp_path / "report.html", cfg).next
-    folder = tmp_path / "adjudicated" if is_run else tmp_path
-    assert f" output={folder} " in command
+    assert f" output={tmp_path / 'adjudicated'} " in command
 
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):
