@@ -133,6 +133,13 @@ class Geometry:
         corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
+    def describe(self) -> str:
+        """Describe shape, spacing and RAS position for a message. x comes first, as in files."""
+        origin = tuple(float(x) for x in self.affine[:-1, -1].round(3))
+        spacing = tuple(round(s, 4) for s in reversed(self.spacing_mm))
+        shape = tuple(reversed(self.shape))
+        return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
+
     def describe_difference(self, other: "Geometry") -> str:
         """Describe the difference of two grids for a message: in shape, or in millimetres."""
         if self.shape != other.shape:

@@ -876,8 +876,8 @@ def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
     """Raise `GeometryError` if a prediction is not on the grid of its reference."""
     if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
         raise GeometryError(
-            f"Case {case}: the prediction {describe_grid(other)} is not on the grid of its "
-            f"reference {describe_grid(grid)}: {grid.describe_difference(other)}. Resample it "
+            f"Case {case}: the prediction {other.describe()} is not on the grid of its "
+            f"reference {grid.describe()}: {grid.describe_difference(other)}. Resample it "
             "onto the reference's grid."
         )
 
@@ -911,14 +911,6 @@ def _match_unannotated(
     if not unannotated.candidates:
         return None
     return Unannotated(unannotated.candidates, match(reference, unannotated, preset.criterion))
-
-
-def describe_grid(geometry: Geometry) -> str:
-    """Describe the shape, spacing and RAS position of a grid. x comes first, as in files."""
-    origin = tuple(float(x) for x in geometry.affine[:-1, -1].round(3))
-    spacing = tuple(round(s, 4) for s in reversed(geometry.spacing_mm))
-    shape = tuple(reversed(geometry.shape))
-    return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
 
 def _find_slice_spacing(geometry: Geometry) -> float | None:

@@ -19,7 +19,6 @@ from scipy.special import ndtri
 from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.case_results import describe_grid
 from lesionseg.evaluation.matching import overlap_table
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.ops.components import candidates_of
@@ -224,8 +223,8 @@ def compare_visits(
     placed = own if matrix is None else Geometry(own.shape, matrix @ own.affine)
     if own.dims != grid.dims or not _share_space(placed, grid):
         raise GeometryError(
-            f"Case {case}: the visits do not overlap in space; before {describe_grid(placed)}, "
-            f"after {describe_grid(grid)}. Set register=rigid, before_images= and after_images= to "
+            f"Case {case}: the visits do not overlap in space; before {placed.describe()}, "
+            f"after {grid.describe()}. Set register=rigid, before_images= and after_images= to "
             "register the scans."
         )
     moved = before  # the earlier visit on the grid of the later one

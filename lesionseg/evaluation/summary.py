@@ -36,6 +36,7 @@ from lesionseg.evaluation.intervals import (
     rate,
     ratio,
 )
+from lesionseg.evaluation.recall_by_size import SizeScale, recall_by_size, size_curve
 from lesionseg.evaluation.scores import (
     Agreement,
     BoxPrecision,
@@ -55,15 +56,7 @@ from lesionseg.evaluation.scores import (
     SurfaceDistance,
     Unscored,
 )
-from lesionseg.evaluation.subgroups import (
-    ZONE,
-    Columns,
-    Members,
-    SizeScale,
-    find_subgroups,
-    recall_by_size,
-    size_curve,
-)
+from lesionseg.evaluation.subgroups import ZONE, Columns, Members, find_subgroups
 from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,6 @@ from lesionseg.evaluation import (
     Preset,
     match_case,
 )
-from lesionseg.evaluation.case_results import describe_grid
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import is_same_grid, read_mask, read_reference
@@ -179,8 +178,8 @@ def read_on_grid(
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
     if not resample:
         raise GeometryError(
-            f"{path}: the prediction {describe_grid(own)} is not on the grid of its reference "
-            f"{describe_grid(geometry)}: {own.describe_difference(geometry)}. Give resample=true, "
+            f"{path}: the prediction {own.describe()} is not on the grid of its reference "
+            f"{geometry.describe()}: {own.describe_difference(geometry)}. Give resample=true, "
             "or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
