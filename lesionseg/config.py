@@ -240,9 +240,10 @@ class TrainerConfig(Settings):
 class InferenceConfig(Settings):
     """Settings for the prediction of whole volumes.
 
-    `overlap`: the fraction of a tile that its neighbour covers as well. `flips`: average over
-    mirrored images, which takes 2^dims times as long. `max_memory_gb`: the memory for all cases
-    that are processed at the same time; program and network take about 0.5 GB more.
+    `overlap`: the fraction of a tile that its neighbour covers as well. `flips`: average over the
+    views mirrored along the axes that training flipped; n axes take 2ⁿ times as long.
+    `max_memory_gb`: the memory for all cases that are processed at the same time; program and
+    network take about 0.5 GB more.
     """
 
     overlap: FractionBelow1

@@ -346,13 +346,19 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
-        declared.add("loss.focal_weight")
+        declared |= {"loss.focal_weight", "loss.dice_weight"}
     assert set(_leaves(compose_plain(command, []))) == declared
     settings: dict[str, Any] = {}
     for part in REQUIRED[command]:
         key, _, value = part.partition("=")
         settings |= {"data": {"root": value}} if key == "data.root" else {key: value}
     assert COMMANDS[command].of(**settings) == compose(command, REQUIRED[command])
+
+
+@pytest.mark.parametrize("option", ["dice_focal", "dice_cross_entropy", "lesion_balanced"])
+def test_weight_of_dice_is_a_setting_of_losses_with_dice(option: str) -> None:
+    cfg: Any = compose("train", [*REQUIRED["train"], f"loss={option}", "loss.dice_weight=0"])
+    assert make_loss(cfg.loss, cfg.model.activation).dice_weight == 0
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> list[str]:

@@ -34,7 +34,12 @@ SPLITS = "splits.json"
 # runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
 # settings that version 1.0 did not have, with the values that equal its behaviour
-ADDED: Mapping[str, Any] = {"data.colour": False, "data.geometry": "header", "data.nan": "error"}
+ADDED: Mapping[str, Any] = {
+    "data.colour": False,
+    "data.geometry": "header",
+    "data.nan": "error",
+    "loss.dice_weight": 1.0,
+}
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}

@@ -60,6 +60,13 @@ def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, c
         check_config(tmp_path, make_config(*change.split()))
 
 
+def test_run_of_a_version_without_the_weight_of_dice_can_be_resumed(tmp_path):
+    save_config(tmp_path, make_config())
+    check_config(tmp_path, make_config("loss.dice_weight=1.0"))
+    with pytest.raises(ConfigError, match=r"loss\.dice_weight: 1\.0 → 0"):
+        check_config(tmp_path, make_config("loss.dice_weight=0"))
+
+
 def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):
     (tmp_path / "manifest.csv").touch()
     with locked_folder(tmp_path / "run"):
