@@ -84,15 +84,15 @@ class Run:
         """Return a table of the folder. docs/reference.md explains its columns.
 
         Args:
-            table: one of `TABLES`, without `.csv`.
+            table: `cases`, `lesions`, `candidates` or `metrics`.
 
         Returns:
             The table. `cases`, `lesions` and `candidates` have one row for each of them, and
-            `metrics` has one for each validation during training. It may have no rows. Case ids and
-            other texts stay text, even if they look like numbers.
+            `metrics` has one for each logged step of the training (by default every fifth step). It
+            may have no rows. Case ids and other texts stay text, even if they look like numbers.
 
         Raises:
-            ConfigError: if the table is not one of `TABLES`.
+            ConfigError: if `table` has another value.
             ReadError: if the folder does not have it.
         """
         require_one_of("to_pandas: the table", table, TABLES)

@@ -58,8 +58,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
             repository, such as `python scripts/train.py`.
 
     Returns:
-        0 if all is done, 3 if some cases failed, 1 if nothing ran, 2 for a wrong setting and 130
-        after Ctrl-C or SIGTERM.
+        0 if all is done, 3 if some cases failed, 1 if there is no result, 2 for a wrong setting
+        (also if a training runs out of memory) and 130 after Ctrl-C or SIGTERM.
     """
     if {"-h", "--help"} & set(argv):
         say(help_page(command, program))

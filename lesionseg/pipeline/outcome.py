@@ -17,5 +17,5 @@ class Outcome(Protocol):
 
     @property
     def exit_status(self) -> int:
-        """0 if all is done, 3 if some cases failed, 1 if nothing ran."""
+        """0 if all is done, 3 if some cases failed, 1 if there is no result."""
         return 0
