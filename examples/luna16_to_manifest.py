@@ -18,11 +18,11 @@ import numpy as np
 from lesionseg.core import Geometry, Volume
 from lesionseg.io import read_csv, read_geometry, write_csv, write_json, write_volume
 
-EXCLUDED_MM = 10.0  # what the challenge's scoring takes where a finding states no diameter (-1)
+EXCLUDED_MM = 10.0  # diameter that the challenge's scoring uses if a finding states none (-1)
 
 
 def balls(table: Path) -> dict[str, list[tuple[np.ndarray, float]]]:
-    """Centre in RAS millimetres and diameter of each finding, by scan; none without the table."""
+    """Return centre (RAS mm) and diameter of each finding by scan. Empty without the table."""
     found = defaultdict(list)
     for row in read_csv(table) if table.is_file() else ():
         x, y, z, diameter = (float(row[k]) for k in ("coordX", "coordY", "coordZ", "diameter_mm"))
@@ -31,7 +31,7 @@ def balls(table: Path) -> dict[str, list[tuple[np.ndarray, float]]]:
 
 
 def draw(mask: np.ndarray, geometry: Geometry, centre: np.ndarray, diameter: float, value: int):
-    """Set the background voxels whose centre lies in the ball; the nearest where none does."""
+    """Set the background voxels whose centre is inside the ball, or the nearest if none is."""
     nearest = np.rint(geometry.to_index([centre])[0]).astype(int)
     reach = np.ceil(diameter / 2 / np.array(geometry.spacing_mm)).astype(int) + 1
     low, high = np.maximum(nearest - reach, 0), np.minimum(nearest + reach + 1, geometry.shape)

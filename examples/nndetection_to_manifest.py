@@ -1,10 +1,11 @@
-"""Turn an nnDetection task into a dataset that lesionseg reads: `manifest.csv` beside its files.
+"""Turn an nnDetection task into a dataset that lesionseg reads: `manifest.csv` next to its files.
 
     python examples/nndetection_to_manifest.py Task000_Mine
 
 nnDetection's masks hold instance ids, and `<case>.json` the class of each (readme, "Adding New
-Data Sets"). With one class the masks are taken as they are (column `instances`); with several,
-masks of label values are written to `masks/`, and lesions of one label that touch become one.
+Data Sets"). With one class, the masks are used unchanged (column `instances`). With several
+classes, masks of label values are written to `masks/`, and lesions of one label that touch become
+one.
 """
 
 import json

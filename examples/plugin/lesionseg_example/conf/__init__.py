@@ -1,1 +1,1 @@
-"""Options of lesionseg's groups, laid out as its own `conf/` is."""
+"""Options of lesionseg's groups, in the same folders as in lesionseg's `conf/`."""
