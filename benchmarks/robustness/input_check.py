@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.preprocess import prepare_image
+from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.inference.bundle import read_bundle
 from lesionseg.inference.input_check import (
     N_SCANS,

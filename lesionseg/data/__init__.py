@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lesionseg.data.cache import fill_cache as fill_cache
     from lesionseg.data.cache import open_dataset as open_dataset
     from lesionseg.data.preprocess import prepare_case as prepare_case
-    from lesionseg.data.preprocess import prepare_image as prepare_image
+    from lesionseg.data.preprocess_image import prepare_image as prepare_image
     from lesionseg.data.tiles import TileDataset as TileDataset
     from lesionseg.data.tiling import TileGrid as TileGrid
 
@@ -24,7 +24,7 @@ _HOMES = {
     "fill_cache": "cache",
     "open_dataset": "cache",
     "prepare_case": "preprocess",
-    "prepare_image": "preprocess",
+    "prepare_image": "preprocess_image",
 }
 
 __all__ = [*_HOMES]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg import __version__
-from lesionseg.data.preprocess import LOCAL_STD_FLOOR, SAME_MM, window_of
+from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
@@ -328,9 +328,9 @@ _BRIGHTNESS = "$lambda picture: picture if picture.mode[0] in 'IF' else picture.
 _RAS = [["L", "R"], ["P", "A"], ["I", "S"]]
 
 
-# An empty image on the grid of `data.preprocess.plan_geometry`: the same extent and centre as the
-# image x, with the plan's spacing. In the expression, a is the affine of the image, n its shape, p
-# the new spacing, z the directions of the axes times the new spacing, and k the new shape.
+# An empty image on the grid of `data.preprocess_image.plan_geometry`: the same extent and centre as
+# the image x, with the plan's spacing. In the expression, a is the affine of the image, n its
+# shape, p the new spacing, z the directions of the axes times the new spacing, and k the new shape.
 _GRID = (
     "$lambda x: (lambda a, z, n, p: (lambda k: MetaTensor(torch.zeros((1, *k)), affine="
     "torch.as_tensor(np.block([[z, "
@@ -562,7 +562,7 @@ def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any
 
 
 def _normalisation_text(scheme: Normalisation) -> str:
-    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess`).
+    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess_image`).
 
     For example, the scheme "dataset" gives `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
     """

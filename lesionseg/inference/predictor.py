@@ -25,7 +25,7 @@ from lesionseg.core import (
     Selection,
     Volume,
 )
-from lesionseg.data.preprocess import prepare_image
+from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
 from lesionseg.inference.body import Body, find_body

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from lesionseg.core import Case, Geometry, Labels, Reference, Volume
-from lesionseg.data.preprocess import (
-    normalise,
-    plan_geometry,
-    prepare_case,
-    prepare_image,
-    prepare_reference,
-    window_of,
-)
+from lesionseg.data.preprocess import prepare_case
+from lesionseg.data.preprocess_image import normalise, plan_geometry, prepare_image, window_of
+from lesionseg.data.preprocess_reference import prepare_reference
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.boxes import tile_boxes
 from lesionseg.ops.components import lesion_instances

@@ -16,7 +16,8 @@ from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data import TileDataset, open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.low_resolution import RandLowResolutiond
-from lesionseg.data.preprocess import PreparedCase, prepare_image
+from lesionseg.data.preprocess import PreparedCase
+from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import (
     MASKS,
     add_mask_keys,

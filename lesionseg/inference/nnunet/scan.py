@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.preprocess import to_canonical
+from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.errors import GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import foreground_slices

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Volume
-from lesionseg.data.preprocess import to_canonical
+from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_mask
 from lesionseg.io.layouts.input_images import find_images

@@ -1,0 +1,278 @@
+"""Preparation of images: they are oriented, resampled to the plan's grid and normalised.
+
+After clipping, each scheme of `plan.Normalisation` is the same linear function for all voxels of a
+channel. So the air of a brain scan becomes a constant below the tissue, and edges between air and
+tissue keep their shape.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.data.transforms import run_on_volume
+from lesionseg.errors import ContentError, GeometryError, count
+from lesionseg.io.limits import limits
+from lesionseg.ops.resample import resample_to
+from lesionseg.plan.plan import Normalisation, Plan
+
+logger = logging.getLogger(__name__)
+
+# spacings and grids that differ by less than this (millimetres) are the same
+SAME_MM = 1e-3
+# percentiles of each case that the scheme `range` uses
+RANGE_PERCENTILES = (0.5, 99.5)
+LOCAL_STD_FLOOR = 0.1  # share of an image's standard deviation; see `_add_local_contrast`
+_SLAB_VOXELS = 1 << 18
+# percentiles of larger arrays are computed from evenly spaced voxels, because sorting needs a copy
+_MAX_SORTED = 1 << 22
+# A scan has a wrong spacing if none of its axes has more voxels than this on the plan's grid.
+_LEAST_VOXELS = 2
+
+
+def prepare_image(
+    volume: Volume,
+    plan: Plan,
+    *,
+    where: str | None = None,
+    overwrite: bool = False,
+    look: Callable[[Volume], None] | None = None,
+) -> Volume:
+    """Orient, resample and normalise an image.
+
+    1. In 3-D the axes are permuted and flipped, so that they point along +S, +A, +R as closely as
+       the file's axes allow. The same scan in another orientation therefore gives the same array.
+    2. The image is resampled to `plan.spacing_mm` by linear interpolation. Axes whose spacing
+       differs by at most 1e-3 mm are not resampled.
+    3. The channels are normalised. A missing channel is set to 0, its mean after normalisation.
+    4. The plan's further transforms are applied.
+
+    Args:
+        volume: image `[C, *file]` of any dtype.
+        plan: the grid, channels and normalisation.
+        where: name of the case in messages.
+        overwrite: True normalises the image in place if it is on the plan's grid, which saves the
+            memory of a copy.
+        look: called with the volume before normalisation. It must not keep the array.
+
+    Returns:
+        The image `[C, *plan]` in float32. Its geometry maps the new indices to the patient's
+        millimetres.
+
+    Raises:
+        ContentError: if channels or axes are not those of the plan.
+        GeometryError: if the spacing cannot be right, or the plan's grid would have more voxels
+            than `FileLimits` allows.
+    """
+    kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
+    expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
+    if kind != expected:
+        raise ContentError(
+            f"{where or 'image'}: has {kind}; the plan is for {expected}. Give the files that the "
+            "plan expects."
+        )
+    prepared = _resample_to_plan(volume, plan, where=where, overwrite=overwrite)
+    if look is not None:
+        look(prepared)
+    normalise(prepared.array, plan.normalisation)
+    if plan.prepare_extra:
+        prepared = run_on_volume(plan.prepare_extra, prepared, where)
+    for channel in volume.missing:
+        prepared.array[channel] = 0
+    return Volume(prepared.array, prepared.geometry, missing=volume.missing)
+
+
+def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
+    """Orient and resample an image. Return float32 in C order, a copy unless `overwrite`."""
+    view = to_canonical(volume)
+    geometry = plan_geometry(view.geometry, plan)
+    if geometry is view.geometry:
+        array = np.ascontiguousarray(view.array, dtype=np.float32)
+        if not overwrite and np.may_share_memory(array, volume.array):
+            array = array.copy()
+        return Volume(array, geometry)
+    most = max(view.geometry.shape)
+    if max(geometry.shape) <= _LEAST_VOXELS < most:
+        spacing = " × ".join(f"{mm:.3g}" for mm in view.geometry.spacing_mm)
+        raise GeometryError(
+            f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "
+            f"{count(max(geometry.shape), 'voxel')} along its longest axis on the plan's grid. "
+            "Correct the spacing or its unit in the file's header, or use a model that was trained "
+            "on such scans."
+        )
+    # a small file with large voxels must not exhaust the memory
+    if math.prod(geometry.shape) > limits().max_voxels:
+        sizes = " × ".join(map(str, geometry.shape))
+        raise GeometryError(
+            f"{where or 'image'}: would have {sizes} voxels on the plan's grid, more than "
+            f"{limits().max_voxels}. Check the voxel size in the file's header."
+        )
+    return read_linear(view, geometry)
+
+
+def to_canonical(volume: Volume) -> Volume:
+    """Return a view of the volume whose axes point along +S, +A, +R; a 2-D image as it is.
+
+    Oblique axes are assigned to the closest direction. Strides may be negative.
+    """
+    if volume.geometry.dims != 3:
+        return volume
+    geometry = volume.geometry
+    cosines = geometry.affine[:3, :3] / geometry.spacing_mm
+    old_axes = geometry.canonical_order  # of the new axes z, y and x
+    new_to_old = np.zeros((4, 4))  # from an index of the view to one of the file
+    new_to_old[3, 3] = 1
+    steps = [slice(None)]  # channels keep their order
+    for new, old in enumerate(old_axes):
+        # array axes are z, y, x, but rows of the affine are x, y, z
+        runs_up = cosines[2 - new, old] > 0
+        new_to_old[old, new] = 1 if runs_up else -1
+        new_to_old[old, 3] = 0 if runs_up else geometry.shape[old] - 1
+        steps.append(slice(None, None, 1 if runs_up else -1))
+    transposed = volume.array.transpose([0, *(1 + axis for axis in old_axes)])
+    view = transposed[tuple(steps)]
+    return Volume(view, Geometry(view.shape[1:], geometry.affine @ new_to_old))
+
+
+def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
+    """Return the grid of the same region and centre with the plan's spacing.
+
+    A shear, as of a tilted CT gantry, is removed. An axis keeps its spacing if it differs by at
+    most 1e-3 mm. If all axes keep theirs and there is no shear, `oriented` itself is returned.
+    """
+    target = []
+    for own, planned in zip(oriented.spacing_mm, plan.spacing_mm, strict=True):
+        target.append(own if abs(own - planned) <= SAME_MM else planned)
+    linear = oriented.affine[:-1, :-1]
+    axes = linear / np.linalg.norm(linear, axis=0)
+    # a shear of 1e-3 moves the last of 500 voxels by half a voxel
+    is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
+    if target == list(oriented.spacing_mm) and not is_sheared:
+        return oriented
+    # make the directions orthonormal; that of the first axis does not change
+    upper = np.linalg.cholesky(linear.T @ linear).T
+    directions = linear @ np.linalg.inv(upper)
+    extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
+    shape = np.maximum(np.rint(extent / target), 1).astype(int)
+    affine = np.eye(oriented.dims + 1)
+    affine[:-1, :-1] = directions * target
+    centre = oriented.to_mm((np.array(oriented.shape) - 1) / 2)
+    affine[:-1, -1] = centre - affine[:-1, :-1] @ ((shape - 1) / 2)
+    return Geometry(tuple(shape.tolist()), affine)
+
+
+def read_linear(volume: Volume, geometry: Geometry) -> Volume:
+    """Resample an image `[C, *spatial]` to another grid that covers about the same region.
+
+    Values are interpolated linearly; on a coarser grid they are means over each voxel. If the grid
+    extends beyond the volume (by up to half of its last voxel), the outermost values continue,
+    because zeros would look like air.
+    """
+    array = resample_to(volume.array, volume.geometry, geometry, "mean", edge="extend")
+    return Volume(array.numpy(), geometry)
+
+
+def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
+    """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
+
+    With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
+    than 0. Temporary arrays are smaller than half a channel, except with `local`, which needs two
+    channels.
+    """
+    for channel, scheme in zip(array, schemes, strict=True):
+        inside = None  # all voxels
+        if scheme.scheme == "zscore":
+            inside = channel != 0  # before clipping, zero means air
+        lower = scheme.lower
+        upper = scheme.upper
+        if scheme.scheme in ("range", "local"):
+            step = math.ceil(channel.size / _MAX_SORTED)
+            sample = channel.reshape(-1)[::step]
+            lower, upper = np.percentile(sample, RANGE_PERCENTILES).tolist()
+        if lower is not None or upper is not None:
+            np.clip(channel, lower, upper, out=channel)
+        mean = scheme.mean
+        std = scheme.std
+        if scheme.scheme != "dataset":
+            mean, std = _measure_moments(channel, inside)
+        channel -= np.float32(mean)
+        if std > 0:  # 0 for a constant channel
+            channel /= np.float32(std)
+        if scheme.scheme == "local":
+            _add_local_contrast(channel, scheme.sigma)
+
+
+def _add_local_contrast(channel: NDArray[np.float32], sigma: float) -> None:
+    """Add to each voxel its difference from its surroundings, in standard deviations, in place.
+
+    Schilham et al. 2006 (Medical Image Analysis 10:247) replace a radiograph by its local contrast
+    before they search nodules. We add it, so that the brightness over larger distances remains.
+    `LOCAL_STD_FLOOR` is added to the deviation, so that noise in a uniform region, such as outside
+    the body, is not enlarged.
+    """
+    mean = _local_mean(channel, sigma)
+    variance = _local_mean(np.square(channel), sigma) - np.square(mean)
+    contrast = np.subtract(channel, mean, out=mean)
+    contrast /= np.sqrt(variance.clip(min=0)) + np.float32(LOCAL_STD_FLOOR)
+    channel += contrast
+
+
+def window_of(sigma: float) -> int:
+    """Return the window, in voxels, of three running means that approximate a Gaussian.
+
+    Three means over w voxels have the variance (w² − 1) / 4 together, so w is √(4σ² + 1), rounded
+    to an odd number (Wells 1986, IEEE PAMI 8:234). Unlike a Gaussian, they take the same time for
+    any σ.
+
+    >>> window_of(24)
+    49
+    """
+    return 2 * round((math.sqrt(4 * sigma**2 + 1) - 1) / 2) + 1
+
+
+def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Return the mean of each voxel's surroundings. The image is mirrored at its edges."""
+    window = window_of(sigma)
+    mean = channel
+    for _ in range(3):
+        mean = ndimage.uniform_filter(mean, window, mode="reflect")
+    return mean
+
+
+def _measure_moments(
+    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
+) -> tuple[float, float]:
+    """Return mean and standard deviation of the voxels inside, or of all if `inside` is None.
+
+    The standard deviation of a constant channel is 0.
+    """
+    n_voxels = 0
+    total = 0.0
+    for values in _iterate_slabs(channel, inside):
+        n_voxels += values.size
+        total += float(values.sum())
+    if n_voxels == 0:
+        return 0.0, 0.0
+    mean = total / n_voxels
+    squares = 0.0
+    for values in _iterate_slabs(channel, inside):
+        squares += float(np.square(values - mean).sum())
+    std = float(np.sqrt(squares / n_voxels))
+    # float32 rounds the mean, so a constant channel differs a little from it
+    is_varying = std > 1e-6 * abs(mean)
+    return mean, (std if is_varying else 0.0)
+
+
+def _iterate_slabs(
+    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
+) -> Iterator[NDArray[np.float64]]:
+    """Yield the voxels inside in float64, some rows at a time."""
+    rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
+    for start in range(0, len(channel), rows):
+        slab = channel[start : start + rows]
+        inner = slab if inside is None else slab[inside[start : start + rows]]
+        yield inner.astype(np.float64)

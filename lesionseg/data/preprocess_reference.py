@@ -1,0 +1,357 @@
+"""Preparation of references: lesions are resampled to the plan's grid, and each keeps a voxel."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from lesionseg.core import Geometry, Lesions, Reference, Volume
+from lesionseg.core.lesions import centre_slices
+from lesionseg.data.preprocess_image import SAME_MM, to_canonical
+from lesionseg.errors import ContentError
+from lesionseg.ops.boxes import move_boxes
+from lesionseg.ops.components import lesions_of
+from lesionseg.ops.resample import resample_to
+from lesionseg.plan.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+# a lesion that covers less than this share of a voxel is not visible in it
+VISIBLE_SHARE = 0.1
+
+
+def prepare_reference(
+    reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
+) -> Reference:
+    """Resample a reference to the plan's grid.
+
+    Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones,
+    unless one would lose a side (`_restore_extents`). A voxel belongs to a lesion if lesions cover
+    at least half of it, and then to the one that covers most. A lesion that would vanish keeps the
+    voxel at its centre. If the lesion covers less than a tenth of this voxel, it is not visible,
+    and the voxel is ignored. All other ignored voxels have no lesion.
+
+    Args:
+        reference: on the file's grid.
+        geometry: the plan's grid, that of the prepared image.
+        plan: its labels.
+        where: name of the case in messages.
+
+    Returns:
+        A reference with `labels` uint8 and `instances` int32 `[*spatial]`, zeros without lesions.
+        Label k means `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions.
+        In `instance_labels`, the label of a lesion is 1 with regions, and 0 for an id without a
+        lesion. `ignore` is True for voxels that do not count in training, or None.
+
+    Raises:
+        ContentError: if the plan does not have a label of the reference.
+    """
+    mask_values = plan.labels.mask_values
+    lesions = lesions_of(reference)
+    instances = lesions.draw()
+    if reference.ignore is not None:  # a box may contain ignored voxels
+        instances[reference.ignore] = 0
+    values_of_voxels = None
+    if plan.labels.regions:  # a lesion of regions may have voxels of several mask values
+        values_of_voxels = _mask_values_of(reference, instances)
+    present = lesions.labels if values_of_voxels is None else values_of_voxels
+    _require_known_values(present, mask_values, where)
+    moved, covered = _read_instances(instances, reference.geometry, geometry)
+    label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
+    _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
+    if values_of_voxels is not None:
+        label_of_id[1:] = 1
+        labels = _resample_labels(
+            values_of_voxels, instances, moved, (reference.geometry, geometry), mask_values
+        )
+    else:
+        channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
+        label_of_id[lesions.ids] = channels
+        _restore_extents(moved, covered, lesions, geometry)
+        labels = label_of_id[moved]
+    known = [value for value in reference.unannotated if value in mask_values]
+    unannotated = [mask_values.index(value) + 1 for value in known]
+    return Reference(
+        geometry,
+        labels=labels,
+        instances=moved,
+        instance_labels=tuple(label_of_id[1:].tolist()),
+        ignore=_find_ignored(reference, geometry, moved, covered),
+        annotated=dict.fromkeys(unannotated, False),
+    )
+
+
+def _mask_values_of(reference: Reference, instances: NDArray[np.int32]) -> NDArray[np.integer[Any]]:
+    """Return the mask value of each lesion voxel, in C order. Lesions of boxes have the value 1."""
+    if reference.labels is not None:
+        return np.asarray(reference.labels[instances > 0])
+    return np.ones(np.count_nonzero(instances), dtype=np.uint8)
+
+
+def _require_known_values(
+    present: NDArray[np.integer[Any]], mask_values: Sequence[int], where: str | None
+) -> None:
+    """Raise `ContentError` if the plan does not have one of the label values of a reference."""
+    unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
+    if unknown:
+        raise ContentError(
+            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
+            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
+        )
+
+
+def _find_ignored(
+    reference: Reference,
+    geometry: Geometry,
+    moved: NDArray[np.int32],
+    covered: NDArray[np.float32],
+) -> NDArray[np.bool_] | None:
+    """Return True for the voxels of the plan's grid that do not count in training.
+
+    - A voxel of a lesion does not count if lesions cover less than `VISIBLE_SHARE` of it. Only a
+      voxel that `_restore_lost` has added is covered so little.
+    - A voxel that the reference ignores does not count, unless it belongs to a lesion.
+
+    Return None if all voxels count.
+
+    Args:
+        reference: on the file's grid.
+        geometry: the plan's grid.
+        moved: lesion ids on the plan's grid, after `_restore_lost`.
+        covered: share of each voxel that lesions cover.
+    """
+    ignored = (moved > 0) & (covered < VISIBLE_SHARE)
+    if reference.ignore is not None:
+        ignore = reference.ignore.astype(np.uint8)
+        is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
+        # `_restore_lost` may have put a lesion onto an ignored voxel: the lesion has priority
+        ignored |= is_ignored & (moved == 0)
+    return ignored if ignored.any() else None
+
+
+def _resample_labels(
+    values: NDArray[np.integer[Any]],
+    instances: NDArray[np.int32],
+    moved: NDArray[np.int32],
+    geometry: tuple[Geometry, Geometry],
+    mask_values: Sequence[int],
+) -> NDArray[np.uint8]:
+    """Return the prepared labels of lesions whose voxels may have several labels.
+
+    Args:
+        values: mask value of each voxel of `instances`, in C order.
+        instances: lesion ids on the file's grid.
+        moved: lesion ids on the plan's grid.
+        geometry: the file's grid and the plan's grid.
+        mask_values: the values that become the labels 1, 2, …
+    """
+    source, target = geometry
+    label_of_value = np.zeros(max(mask_values) + 1, dtype=np.uint8)
+    label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
+    before = np.zeros(instances.shape, dtype=np.uint8)
+    before[instances > 0] = label_of_value[values]
+    labels = np.where(moved > 0, _read_nearest(before, source, target), np.uint8(0))
+    # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
+    for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
+        most_frequent = np.bincount(before[instances == lesion]).argmax()
+        labels[(moved == lesion) & (labels == 0)] = most_frequent
+    return labels
+
+
+def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
+    """Return `array` `[*file]` on the plan's grid, by the nearest voxel.
+
+    If the grids agree, values are copied. If the plan's grid extends beyond the volume, the
+    outermost values continue.
+    """
+    view = to_canonical(Volume(array[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        return np.ascontiguousarray(view.array[0])
+    moved = resample_to(view.array, view.geometry, geometry, "nearest", edge="extend")
+    return moved[0].numpy()
+
+
+def _read_instances(
+    instances: NDArray[np.int32], source: Geometry, geometry: Geometry
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
+    view = to_canonical(Volume(instances[np.newaxis], source))
+    if view.geometry.matches(geometry, SAME_MM):
+        moved = np.ascontiguousarray(view.array[0])
+        return moved, (moved > 0).astype(np.float32)
+    moved = np.zeros(geometry.shape, dtype=np.int32)
+    most = np.zeros(geometry.shape, dtype=np.float32)
+    total = np.zeros(geometry.shape, dtype=np.float32)
+    for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
+        if place is not None:
+            mask = view.array[0][place] == number
+            there, share = _share_of_voxels(mask, view.geometry.crop(place), geometry)
+            is_more = share > most[there]
+            moved[there][is_more] = number
+            most[there][is_more] = share[is_more]
+            total[there] += share
+    moved[total < 0.5 - 1e-6] = 0
+    return moved, total
+
+
+def _share_of_voxels(
+    mask: NDArray[np.bool_], source: Geometry, geometry: Geometry
+) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
+    """Return the slices of `geometry` that a mask on the grid `source` reaches, and its share.
+
+    The share is the fraction of each voxel that the mask covers. It is 0 outside of `source`.
+    """
+    corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
+    reached = geometry.to_index(source.to_mm(list(corners)))
+    limit = np.array(geometry.shape) - 1
+    first = np.floor(reached.min(axis=0) + 0.5).clip(0, limit).astype(int)
+    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, limit).astype(int)
+    there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    share = resample_to(mask[np.newaxis], source, geometry.crop(there), "share")
+    return there, share[0].numpy()
+
+
+def _restore_lost(
+    moved: NDArray[np.int32],
+    instances: NDArray[np.int32],
+    n: int,
+    source: Geometry,
+    geometry: Geometry,
+) -> None:
+    """Assign one voxel to each lesion that resampling has lost, in place.
+
+    It is the voxel at the lesion's centre, or the nearest free one. `n` is the number of lesions.
+    """
+    present = np.bincount(moved.reshape(-1), minlength=n + 1)
+    lost = set(np.flatnonzero(present[1:] == 0) + 1)
+    if not lost:
+        return
+    voxels = np.argwhere(np.isin(instances, list(lost)))
+    ids = instances[tuple(voxels.T)]
+    for lesion in np.unique(ids):
+        centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
+        moved[_find_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
+    logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
+
+
+def _restore_extents(
+    moved: NDArray[np.int32],
+    covered: NDArray[np.float32],
+    lesions: Lesions,
+    geometry: Geometry,
+) -> None:
+    """Draw boxes again, in place, that have lost more than a voxel of their length along an axis.
+
+    A detector learns the bounding box of a lesion's voxels. Smaller boxes may cover a side of a
+    larger one, and equal boxes, such as those of two labels, cover each other. A box that is
+    narrower than a voxel may cover less than half of each voxel. The box shares the voxels of an
+    overlap with boxes that are at least half as long along an axis.
+
+    Args:
+        moved: lesion ids on the plan's grid, after `_restore_lost`.
+        covered: share of each voxel that lesions cover.
+        lesions: on the file's grid.
+        geometry: the plan's grid.
+    """
+    rows = np.flatnonzero(~lesions.has_voxels)
+    if not len(rows):
+        return
+    ids = lesions.ids[rows]
+    places = _places_of_boxes(lesions, rows, geometry)
+    sharing = np.flatnonzero(_find_sharing(moved, ids, places))
+    if len(sharing):
+        is_shared = np.isin(moved, ids[sharing]) | ((moved == 0) & (covered > 0))
+        _draw_stripes(moved, ids[sharing].tolist(), [places[i] for i in sharing], is_shared)
+
+
+def _places_of_boxes(
+    lesions: Lesions, rows: NDArray[np.int64], geometry: Geometry
+) -> list[tuple[slice, ...]]:
+    """Return the slices of the plan's grid whose voxel centres the boxes of `rows` contain."""
+    limit = [*geometry.shape, *geometry.shape]
+    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, limit)
+    return [centre_slices(box, geometry.dims) for box in boxes]
+
+
+def _find_sharing(
+    moved: NDArray[np.int32], ids: NDArray[np.int64], places: Sequence[tuple[slice, ...]]
+) -> NDArray[np.bool_]:
+    """Flag the boxes `[n]` that have lost a side, and those that share their voxels with them.
+
+    Args:
+        moved: lesion ids on the plan's grid.
+        ids: the id of each box.
+        places: the voxels of each box.
+    """
+    start, stop = _ends_of(places)
+    objects = ndimage.find_objects(moved, int(ids.max()))
+    nothing = (slice(max(moved.shape), 0),) * moved.ndim
+    first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
+    is_short = (last - first < stop - start - 1).any(axis=1)
+    # a box of one voxel keeps it
+    has_several = (stop - start > 1).any(axis=1)
+    is_sharing = np.zeros(len(ids), dtype=np.bool_)
+    for i in np.flatnonzero(is_short).tolist():
+        overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
+        is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)
+        is_sharing |= overlaps & is_similar & has_several  # the box itself, too
+    return is_sharing
+
+
+def _draw_stripes(
+    moved: NDArray[np.int32],
+    ids: Sequence[int],
+    places: Sequence[tuple[slice, ...]],
+    is_shared: NDArray[np.bool_],
+) -> None:
+    """Draw boxes in place. Where boxes overlap, diagonal stripes belong to them in turn.
+
+    Args:
+        moved: lesion ids on the plan's grid.
+        ids: the id of each box.
+        places: the voxels of each box.
+        is_shared: True for the voxels that may be drawn.
+    """
+    n_boxes = np.zeros(moved.shape, dtype=np.int32)
+    for place in places:
+        n_boxes[place] += 1
+    n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
+    for number, place in zip(ids, places, strict=True):
+        line = sum(np.ogrid[place])
+        is_own = is_shared[place] & (line % n_boxes[place] == n_before[place])
+        moved[place][is_own] = number
+        n_before[place] += 1
+
+
+def _ends_of(
+    places: Sequence[tuple[slice, ...]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the starts and the stops of slices, each `[n, dims]`."""
+    ends = np.array([[(s.start, s.stop) for s in place] for place in places], dtype=np.int64)
+    return ends[..., 0], ends[..., 1]
+
+
+def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+    """Return the nearest free voxel within one step of `centre`.
+
+    If none is free, return the nearest voxel of a lesion that has further voxels.
+    """
+    limit = np.array(moved.shape) - 1
+    middle = np.rint(centre).astype(int).clip(0, limit)
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
+    around = (middle + steps).clip(0, limit)
+    distance = np.square(around - centre).sum(axis=1)
+    by_distance = around[np.argsort(distance, kind="stable")].tolist()
+    nearest = [tuple(voxel) for voxel in by_distance]
+    for voxel in nearest:
+        if moved[voxel] == 0:
+            return voxel
+    for voxel in nearest:
+        n_voxels = (moved == moved[voxel]).sum()  # of the lesion that has this voxel
+        if n_voxels > 1:
+            return voxel
+    return nearest[0]  # overwrites a lesion of one voxel
