@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lesionseg.core import CaseFiles, Dataset, Remark, Role
 from lesionseg.errors import DatasetError, LesionsegError, count, join_names
@@ -33,7 +33,14 @@ from lesionseg.io.layouts.checks import Problems, path_id, validate
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-_PARTS: Mapping[str, Role] = {"train": "train", "val": "validation", "test": "test"}
+# the keys of the folders, in any case; Roboflow and other tools also write valid and validation
+_PARTS: Mapping[str, Role] = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 _SIDES = ("x", "y", "width", "height")
 _MAX_LABEL_BYTES = 2**24  # of the text file of one image
 _ROUNDING = 1e-4  # coordinates may exceed 0 and 1 by this share of the image
@@ -53,12 +60,28 @@ Folders = Annotated[list[str], BeforeValidator(_to_list)]
 
 
 class _DataFile(BaseModel):
+    """The content of data.yaml. Unknown keys are kept, because they may name further folders."""
+
+    model_config = ConfigDict(extra="allow")
+
     names: list[Name] | dict[Annotated[int, Field(ge=0)], Name] = Field(min_length=1)
     path: str = "."
     train: Folders = []
     val: Folders = []
+    valid: Folders = []
+    validation: Folders = []
     test: Folders = []
     nc: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_capitals(cls, content: Any) -> Any:
+        """Write the keys of the folders in lower case. Keys that are no text cannot be meant."""
+        stated: dict[str, Any] = {}
+        for key, value in content.items():
+            name = str(key)
+            stated[name.lower() if name.lower() in _PARTS else name] = value
+        return stated
 
 
 @dataclass(frozen=True)
@@ -89,7 +112,8 @@ def find_yolo(root: Path) -> Path | None:
 def read_yolo(root: Path) -> Dataset:
     """Read a YOLO folder. Labels are 1 to K in the order of the classes.
 
-    - The folders `train`, `val` and `test` give roles, if one of the last two is present.
+    - The folders `train`, `val` (or `valid`, `validation`) and `test` give roles, if one of them is
+      for validation or test.
     - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
     - An image without a text file, or with an empty one, has no lesion.
     - A case id is the path of the image below its folder, with folders joined by `_`. If two parts
@@ -187,6 +211,7 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
             elif folder not in seen:
                 seen.add(folder)
                 parts.append(_Part(folder, tuple(list_images(folder)), role))
+    remarks += _remark_unknown_parts(root, path, content, seen)
     if not any(part.images for part in parts):
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
@@ -194,21 +219,41 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
     return parts
 
 
+def _remark_unknown_parts(
+    root: Path, path: Path, content: _DataFile, known: set[Path]
+) -> list[Remark]:
+    """Return a remark on each unknown key that names a folder with further images.
+
+    `known` are the folders of the parts. A folder that contains one of them is no further part.
+    """
+    remarks: list[Remark] = []
+    for key, value in (content.model_extra or {}).items():
+        folder = _find_folder(root, content.path, value) if isinstance(value, str) else None
+        if folder is None or any(part.is_relative_to(folder) for part in known):
+            continue
+        if list_images(folder):
+            text = (
+                f"{path}: the key {key} is unknown, so the images in its folder {value[:200]} are "
+                "left out. Call it train, val or test to use them."
+            )
+            remarks.append(Remark("left_out", text))
+    return remarks
+
+
 def _find_folder(root: Path, base: str, entry: str) -> Path | None:
-    """Find a folder that data.yaml names. It must be below `root`.
+    """Find a folder that data.yaml names. It must be below `root`, and its path begins with `root`.
 
     Paths are relative to `path` in data.yaml or to the file itself. Roboflow writes `../train` for
     the folder `train` next to the file.
     """
-    top = os.path.normpath(root.absolute())  # a relative root such as . would contain ../a, too
+    top = Path(os.path.normpath(root.absolute()))  # a relative root such as . would contain ../a
     without_upper_folders = re.sub(r"^(\.\./)+", "", entry)
     for start in (root / base, root):
         for name in (entry, without_upper_folders):
-            folder = Path(os.path.normpath(start / name))
+            folder = Path(os.path.normpath((start / name).absolute()))
             with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
-                whole = Path(os.path.normpath(folder.absolute()))
-                if whole.is_relative_to(top) and folder.is_dir():
-                    return folder
+                if folder.is_relative_to(top) and folder.is_dir():
+                    return Path(os.path.normpath(root)) / folder.relative_to(top)
     return None
 
 
@@ -233,9 +278,9 @@ def _label_file(root: Path, image: Path) -> Path | None:
     """
     name = f"{strip_suffix(image)}.txt"
     folders = list(image.parent.relative_to(os.path.normpath(root)).parts)
-    places = [place for place, folder in enumerate(folders) if folder == "images"]
-    if places:
-        folders[places[-1]] = "labels"
+    places = [place for place, folder in enumerate(folders) if folder.lower() == "images"]
+    for folder_of_labels in ("labels", "Labels") if places else ():
+        folders[places[-1]] = folder_of_labels
         file = Path(os.path.normpath(root), *folders, name)
         if file.is_file():
             return file

@@ -187,6 +187,44 @@ def test_relative_folder_is_read(write_folder, monkeypatch):
     assert [c.case for c in read_dataset(Path()).cases] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("root", [".", "../here"])
+def test_absolute_path_in_data_yaml_is_read_from_a_relative_folder(
+    write_folder, tmp_path, monkeypatch, root
+):
+    write_folder({"train/a": f"0 {BRIGHT}"}, f"path: {tmp_path}\n{FOLDERS}{NAMES}")
+    monkeypatch.chdir(tmp_path)
+    dataset = read_dataset(Path(root.replace("here", tmp_path.name)))
+    n_boxes = {c.case: len(c.annotations["table"].boxes) for c in dataset.cases}
+    assert n_boxes == {"a": 1, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize("train", ["train", "Train"])
+@pytest.mark.parametrize("val", ["valid", "validation", "Val", "Validation"])
+def test_other_names_of_the_parts_are_read(write_folder, train, val):
+    data = f"{train}: images/train\n{val}: images/val\n{NAMES}"
+    dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
+    roles = {c.case: c.role for c in dataset.cases}
+    assert roles == {"a": "train", "b": "train", "c": "validation"}
+    assert not [remark for remark in dataset.remarks if remark.kind == "left_out"]
+
+
+def test_unknown_key_with_a_folder_of_images_is_named(write_folder):
+    data = f"train: images/train\nminival: images/val\nbase: .\nlicense: CC0\n{NAMES}"
+    dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
+    assert [c.case for c in dataset.cases] == ["a", "b"]
+    (left_out,) = [remark.message for remark in dataset.remarks if remark.kind == "left_out"]
+    assert "the key minival is unknown, so the images in its folder images/val are left" in left_out
+
+
+def test_folders_of_images_and_labels_may_be_capitalised(tmp_path):
+    write_picture(tmp_path / "Train" / "Images" / "a.png")
+    (tmp_path / "Train" / "Labels").mkdir()
+    (tmp_path / "Train" / "Labels" / "a.txt").write_text(f"0 {BRIGHT}")
+    (tmp_path / "data.yaml").write_text(f"train: Train/Images\n{NAMES}")
+    _, cases = read_all(tmp_path)
+    assert_rectangle(cases["a"])
+
+
 def test_path_in_data_yaml_outside_its_folder_is_an_error(write_folder, monkeypatch):
     monkeypatch.chdir(write_folder({"train/a": f"0 {BRIGHT}"}))
     inner = Path("images")
