@@ -20,18 +20,25 @@ from lesionseg.core import (
     Labels,
     Problem,
     Reference,
+    Remark,
     Role,
     numbers_first,
 )
-from lesionseg.errors import ContentError, DatasetError, ReadError
+from lesionseg.errors import ContentError, DatasetError, ReadError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import make_box_reference
 from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 
 # the lists of a datalist, and the role of the cases in each
-_LISTS = ("training", "validation", "test", "testing")
-_ROLES: tuple[Role | None, ...] = (None, "validation", "test", "test")
+_LISTS: Mapping[str, Role | None] = {
+    "training": None,
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+    "testing": "test",
+}
 Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
 
 
@@ -65,6 +72,8 @@ def read_datalist(root: Path) -> Dataset:
     """Read the datalist of a folder.
 
     - Paths are relative to the folder. A list of images names the channels.
+    - The lists are `training`, `validation` (or `valid`, `val`) and `test` (or `testing`). A list
+      of cases under another key is left out and named.
     - Entries of `training` and `validation` without `label` are unlabelled cases. Such entries of
       the test lists are left out.
     - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
@@ -99,6 +108,7 @@ def read_datalist(root: Path) -> Dataset:
         labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),
+        remarks=tuple(_remark_unknown_lists(path, content)),
         lesions_are_boxes=any(map(_has_boxes, cases)),
     )
 
@@ -108,7 +118,7 @@ def _list_cases(
 ) -> list[CaseFiles]:
     """Return a case of each entry in the lists of a datalist. Wrong entries become problems."""
     cases: list[CaseFiles] = []
-    for key, role in zip(_LISTS, _ROLES, strict=True):
+    for key, role in _LISTS.items():
         entries = content.get(key, [])
         if not isinstance(entries, list):
             problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
@@ -122,6 +132,23 @@ def _list_cases(
             with problems.collect(name, f"{path}: {key}[{place}]"):
                 cases.append(_make_case(root, validate(_Entry, entry), role))
     return cases
+
+
+def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Remark]:
+    """Return a remark on each list of cases whose key is unknown."""
+    remarks: list[Remark] = []
+    for key, entries in content.items():
+        if key in _LISTS or not isinstance(entries, list):
+            continue
+        n_cases = sum(isinstance(entry, dict) and "image" in entry for entry in entries)
+        if n_cases:
+            text = (
+                f"{path}: the unknown list {key[:100]!r} is left out, with "
+                f"{count(n_cases, 'case')}. Known lists are {', '.join(_LISTS)}. "
+                "Rename it to use its cases."
+            )
+            remarks.append(Remark("left_out", text))
+    return remarks
 
 
 def _has_boxes(files: CaseFiles) -> bool:

@@ -169,6 +169,23 @@ def test_entry_without_a_label_is_unlabelled(images):
     assert [(c.case, c.is_labelled) for c in dataset.cases] == [("a", True), ("c", False)]
 
 
+@pytest.mark.parametrize("key", ["validation", "valid", "val"])
+def test_validation_list_may_have_a_short_name(images, key):
+    entries = [{"image": f"{name}.nii.gz", "label": "b.nii.gz"} for name in "ac"]
+    root = write_list(images, **{"training": entries[:1], key: entries[1:]})
+    dataset = read_dataset(root)
+    assert [(c.case, c.role) for c in dataset.cases] == [("a", None), ("c", "validation")]
+    assert not dataset.remarks
+
+
+def test_unknown_list_of_cases_is_named(images):
+    root = write_list(
+        images, training=[LABELLED], Val=[LABELLED], numbers=[1], modality={"0": "T1"}
+    )
+    (remark,) = read_dataset(root).remarks
+    assert "datalist.json: the unknown list 'Val' is left out, with 1 case." in remark.message
+
+
 def test_check_names_every_wrong_entry(images):
     training = [LABELLED, "c.nii.gz", {"label": "b.nii.gz"}]
     root = write_list(images, training=training, validation={})
