@@ -53,8 +53,10 @@ logger = logging.getLogger(__name__)
 ANNOTATIONS = "annotations.json"
 _ROBOFLOW = "_annotations.coco.json"
 # the file of one part of the dataset: instances_train2017.json, val.json
-_PART_FILE = re.compile(r"(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json")
-_ANY_INSTANCES = re.compile(r"instances_(.+)\.json")
+_PART_FILE = re.compile(
+    r"(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json", re.IGNORECASE
+)
+_ANY_INSTANCES = re.compile(r"instances_(.+)\.json", re.IGNORECASE)
 _ROLES: Mapping[str, Role] = {
     "train": "train",
     "val": "validation",
@@ -158,8 +160,8 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     3. COCO's `annotations/instances_train2017.json` and similar names.
     4. Roboflow's file in the folders `train`, `valid` and `test`.
 
-    The name of a file or folder states the part of the dataset, such as `val`. The parts become
-    roles if one of them is for validation or test.
+    The name of a file or folder states the part of the dataset, such as `val` or `Val`. The parts
+    become roles if one of them is for validation or test.
 
     Returns:
         The files, or an empty list.
@@ -175,13 +177,15 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
         if match:
             part = match[1]
             folders = (root / part, root / "images" / part, root / "images", root)
-            role = None if of_known_part is None else _ROLES.get(of_known_part[2])
+            role = None if of_known_part is None else _ROLES.get(of_known_part[2].lower())
             found.append(AnnotationFile(path, folders, role))
     if not found:
+        folders_of_parts = [path for path in root.iterdir() if path.name.lower() in _ROLES]
         for part, role in _ROLES.items():
-            path = root / part / _ROBOFLOW
-            if path.is_file():
-                found.append(AnnotationFile(path, (path.parent,), role))
+            for folder in folders_of_parts:
+                path = folder / _ROBOFLOW
+                if folder.name.lower() == part and path.is_file():
+                    found.append(AnnotationFile(path, (folder,), role))
     are_roles = any(file.role in ("validation", "test") for file in found)
     return found if are_roles else [replace(file, role=None) for file in found]
 

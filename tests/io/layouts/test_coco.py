@@ -306,6 +306,18 @@ def test_folders_of_roboflow_give_roles(tmp_path):
     assert roles_of(dataset) == [(r, r) for r in ("train", "validation", "test")]
 
 
+def test_names_of_parts_may_be_capitalised(tmp_path):
+    for part, name in (("Train", "a.png"), ("Test", "b.png")):
+        path = tmp_path / "cvat" / "annotations" / f"instances_{part}.json"
+        write_coco(path, (name,), folder=tmp_path / "cvat" / "images" / part)
+        folder = tmp_path / "roboflow" / part
+        write_coco(folder / "_annotations.coco.json", (name,), folder=folder)
+    for root in ("cvat", "roboflow"):
+        dataset = read_dataset(tmp_path / root)
+        assert sorted(roles_of(dataset)) == [("a", "train"), ("b", "test")]
+        assert all(case.images[0].is_file() for case in dataset.cases)
+
+
 def test_single_folder_of_roboflow_gives_no_roles(tmp_path):
     write_coco(tmp_path / "_annotations.coco.json", ("a.png",), folder=tmp_path)
     assert roles_of(read_dataset(tmp_path)) == [("a", None)]
