@@ -49,7 +49,10 @@ class Problems(list[Problem]):
         try:
             yield
         except LesionsegError as error:
-            self.append(Problem(case, f"{where}: {error}"))
+            text = str(error)
+            if not text.startswith(f"{where}: "):  # the error may name the file itself
+                text = f"{where}: {text}"
+            self.append(Problem(case, text))
 
     def raise_all(self, root: Path) -> None:
         """Raise all problems as one `DatasetError`. Do nothing if there are none."""

@@ -233,9 +233,9 @@ def _has_boxes_only(files: CaseFiles) -> bool:
     """Return True if a lesion of the case has a box, but neither an outline nor a mask."""
     if TABLE in files.annotations:
         return has_boxes_only(files)
-    lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
-    if files.reference is not None and all(le.mask_label is not None for le in lesions):
+    if files.reference is not None:
         return False
+    lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
     return any(not lesion.segmentation for lesion in lesions)
 
 
@@ -310,23 +310,35 @@ def _make_case(
         "lesions": tuple(lesions),
         "size": (image.height, image.width),
     }
-    has_mask = mask is not None and mask.is_file()
     readers = {*image.readers, *(lesion.reader for lesion in lesions)}
     if len(readers) > 1:  # the mask shows one reading, so the boxes of all readers replace it
         annotations = {TABLE: _make_table(image, lesions)}
-        has_mask = False
+        mask = None
+    elif mask is not None:
+        _require_mask_labels(image, lesions)
     # if none exists, the first one is stated in the message that it is missing
     image_file = next((path for path in paths if path.is_file()), paths[0])
     return CaseFiles(
         case,
         (image_file,),
-        reference=mask if has_mask else None,
+        reference=mask,
         group=str(image.patient),
         role=image.role or file.role,
         fold=image.fold,
         annotations=annotations,
         columns=columns,
     )
+
+
+def _require_mask_labels(image: _Image, lesions: Sequence[CocoLesion]) -> None:
+    """Raise `DatasetError` if an annotation of an image with a mask states no value in the mask."""
+    for lesion in lesions:
+        if lesion.mask_label is None and not lesion.iscrowd:
+            raise DatasetError(
+                f"{lesion.where}: the image has the mask_file {image.mask_file}, but the "
+                "annotation states no mask_label, its value in the mask. Add it, or remove "
+                "mask_file."
+            )
 
 
 def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
@@ -408,10 +420,9 @@ class DrawnPart:
 def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
     """Read the reference of a COCO case.
 
-    Instances come from the mask file if every annotation has a `mask_label`, otherwise from
-    polygons or RLE. If lesions overlap, the smaller one keeps the pixel. If an annotation has only
-    a box, the reference consists of boxes. Crowd regions become `ignore`, except for lesions in
-    them.
+    Instances come from the mask file if the image names one, otherwise from polygons or RLE. If
+    lesions overlap, the smaller one keeps the pixel. If an annotation has only a box, the reference
+    consists of boxes. Crowd regions become `ignore`, except for lesions in them.
 
     Args:
         files: The files of the case.
@@ -440,8 +451,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         places = [f"case {case}: {lesion.where}" for lesion in lesions]
         return make_box_reference(geometry, given, labels.tolist(), places, ignore)
     boxes = clip_boxes(given, shape, f"case {case}")
-    are_in_mask = all(lesion.mask_label is not None for lesion in lesions)
-    if files.reference is not None and are_in_mask:
+    if files.reference is not None:
         numbers = _read_instances(files.reference, lesions, shape)
     else:
         numbers = _draw_instances(case, lesions, shape)

@@ -106,7 +106,7 @@ FILLED_SQUARE[1:4, 2:5] = 1
 
 
 def test_polygon_is_filled(write_folder):
-    reference, instances, labels = _read_masks(write_folder([POLYGON], mask_file="gone.png"))
+    reference, instances, labels = _read_masks(write_folder([POLYGON]))
     np.testing.assert_array_equal(instances, FILLED_SQUARE)
     np.testing.assert_array_equal(labels, FILLED_SQUARE * 2)
     assert reference.instance_labels == (2,)
@@ -168,6 +168,29 @@ def test_instance_mask_is_preferred_to_polygons(write_folder, caplog):
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
     assert (instances[1, 1], instances[5, 5]) == (1, 2)
+
+
+def test_missing_mask_is_an_error_instead_of_a_box(write_folder):
+    for annotation in ({**LESION, "mask_label": 4}, POLYGON):
+        root = write_folder([annotation], mask_file="gone.png")
+        with pytest.raises(DatasetError, match=r"masks/gone\.png of case 'a' does not exist"):
+            read_dataset(root)
+
+
+def test_annotation_without_its_value_in_the_mask_is_an_error(write_folder):
+    root = write_folder([{**LESION, "id": 3}], TWO)
+    match = r"^\S*annotations\.json: annotation 3: .*mask_file a\.png.*states no mask_label"
+    with pytest.raises(DatasetError, match=match):
+        read_dataset(root)
+
+
+def test_crowd_next_to_a_mask_needs_no_value_in_it(write_folder):
+    nodule = {"bbox": [5, 5, 1, 1], "mask_label": 4}
+    mass = {"bbox": [1, 1, 2, 2], "mask_label": 9, "category_id": 30}
+    crowd = {"bbox": [8, 6, 2, 2], "iscrowd": 1}
+    reference, _, labels = _read_masks(write_folder([nodule, mass, crowd], TWO))
+    assert np.bincount(labels.ravel()).tolist() == [75, 1, 4]
+    assert reference.ignore.sum() == 4
 
 
 def test_crowds_are_ignored(write_folder):
