@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.config import AUTO_MODEL, TrainConfig
-from lesionseg.core import CaseFiles, Dataset, joint_unit
+from lesionseg.core import Case, CaseFiles, Dataset, joint_unit
 from lesionseg.errors import LesionsegError
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.nifti import axis_codes
@@ -264,12 +264,15 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     image = found.case.image
     reference = found.case.reference
     lesions = None if reference is None else lesion_mask(reference)
+    is_empty = lesions is not None and not lesions.any()
+    is_ignored = _has_ignored_regions(found.case)
     for kind, severity, applies in (
         ("constant", "warning", any(c.min() == c.max() for c in image.present_channels)),
         ("unoriented", "warning", not found.oriented),
         ("detector", "note", image.geometry.unit != "mm"),
         ("unlabelled", "note", lesions is None),
-        ("lesion_free", "note", lesions is not None and not lesions.any()),
+        ("lesion_free", "note", is_empty and not is_ignored),
+        ("only_ignored", "note", is_empty and is_ignored),
     ):
         if applies:
             flaws.append(Finding(case_id, kind, severity))
@@ -288,6 +291,14 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
         reference_facts=None if reference is None else reference_facts(reference),
         is_boxed=reference is not None and reference.mask() is None and len(look.diameters) > 0,
     )
+
+
+def _has_ignored_regions(case: Case) -> bool:
+    """Return True if the reference ignores pixels of the patient, not only those of the padding."""
+    if case.reference is None or case.reference.ignore is None:
+        return False
+    ignored = case.reference.ignore
+    return bool((ignored if case.image.valid is None else ignored & case.image.valid).any())
 
 
 def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:

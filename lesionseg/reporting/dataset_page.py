@@ -28,6 +28,7 @@ MEANING: Mapping[str, str] = {
     "names": "File names could be understood in two ways.",
     "columns": "The table has an unknown column whose name resembles a known one.",
     "repeated_rows": "The table repeats rows. Each box counts once.",
+    "crowds": "Crowd annotations are ignored.",
     "ignored_boxes": "Boxes that too few of several readers marked are ignored.",
     "not_in_table": "Images without a row in the table count as lesion-free.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
@@ -51,6 +52,7 @@ MEANING: Mapping[str, str] = {
     "detector": "Sizes are measured at the detector, where objects appear larger than they are.",
     "remark": "Reading the file gave a warning.",
     "lesion_free": "The reference is empty: the case counts as lesion-free.",
+    "only_ignored": "The reference has only ignored voxels: the case counts as lesion-free.",
     "unlabelled": "The case has no reference.",
 }
 SEVERITY: Mapping[str, str] = {
@@ -277,7 +279,7 @@ def write_dataset_report(
 
 def _count_lesion_free(findings: Sequence[Finding]) -> int:
     """Count the cases without a lesion."""
-    return sum(finding.kind == "lesion_free" for finding in findings)
+    return sum(finding.kind in ("lesion_free", "only_ignored") for finding in findings)
 
 
 def _summarise(

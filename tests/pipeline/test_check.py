@@ -347,6 +347,29 @@ def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):
     assert "No case has a lesion of these labels" not in printed
 
 
+def test_crowd_annotations_are_counted_and_not_called_an_empty_reference(tmp_path, capsys):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    images = []
+    annotations = []
+    for k, name in enumerate("abcd"):
+        picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
+        Image.fromarray(picture).save(root / "images" / f"{name}.png")
+        images.append({"id": k, "file_name": f"{name}.png"})
+        polygon = [10, 10, 30, 10, 30, 30, 10, 30]
+        one = {"id": k, "image_id": k, "category_id": 1, "segmentation": [polygon]}
+        if name != "d":
+            annotations.append({**one, "iscrowd": int(name == "a")})
+    content = {"images": images, "annotations": annotations}
+    content |= {"categories": [{"id": 1, "name": "nodule"}]}
+    (root / "annotations.json").write_text(json.dumps(content))
+    _, printed = run_check(root, capsys)
+    assert "the regions of 1 crowd annotation (iscrowd=1) in 1 image are ignored" in printed
+    assert "CVAT writes brush masks so" in printed
+    assert "1 case (a): The reference has only ignored voxels" in printed
+    assert "1 case (d): The reference is empty" in printed
+
+
 def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):
     names = ["P0", "P1", "P2"]
     root = write_nnunet(tmp_path / "data", [f"{name}_0000" for name in names], names)

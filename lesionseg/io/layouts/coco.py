@@ -215,6 +215,7 @@ def read_coco(root: Path) -> Dataset:
     for folder in sorted(folders):
         remarks += remark_unread_files(folder, folders=False)  # folders may contain more images
     remarks += _remark_unlisted(folders, cases)
+    remarks += _remark_crowds(root, cases)
     return Dataset(
         name=root.name,
         root=root,
@@ -394,6 +395,22 @@ def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> l
     text = f"{count(len(unlisted), 'image')} next to the listed images, left out: "
     names = join_names(file.name for file in unlisted)
     return [Remark("left_out", f"{text}{names}.", is_note=True)]
+
+
+def _remark_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Remark]:
+    """Return a remark that counts the crowd annotations, because some programs write lesions so."""
+    numbers: list[int] = []
+    for case in cases:
+        numbers.append(sum(lesion.iscrowd for lesion in case.annotations.get("lesions", ())))
+    if not any(numbers):
+        return []
+    crowds = count(sum(numbers), "crowd annotation")
+    images = count(sum(number > 0 for number in numbers), "image")
+    text = (
+        f"{root}: the regions of {crowds} (iscrowd=1) in {images} are ignored, so they are neither "
+        "lesion nor background. CVAT writes brush masks so: set iscrowd to 0 if they are lesions."
+    )
+    return [Remark("crowds", text)]
 
 
 @dataclass(frozen=True, eq=False)
