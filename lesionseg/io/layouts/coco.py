@@ -64,6 +64,7 @@ _ROLES: Mapping[str, Role] = {
     "validation": "validation",
     "test": "test",
 }
+_LARGEST = 1e9  # largest coordinate in an image whose size is not stated
 Id = Count | Annotated[str, Field(max_length=100)]
 Side = Annotated[Number, Field(gt=0)]
 Mask = NDArray[np.bool_]
@@ -344,6 +345,9 @@ def _require_mask_labels(image: _Image, lesions: Sequence[CocoLesion]) -> None:
 
 def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
     """Return the boxes of several readers of one image. Outlines are left out."""
+    size = None
+    if image.height is not None and image.width is not None:
+        size = (image.height, image.width)
     for lesion in lesions:
         if not lesion.reader:
             raise DatasetError(
@@ -356,13 +360,12 @@ def _make_table(image: _Image, lesions: Sequence[CocoLesion]) -> CaseBoxes:
                 f"{lesion.where}: the image has several readers, so each annotation must have a "
                 "bbox and no iscrowd. Correct it."
             )
+        if lesion.bbox is None:
+            _check_polygons(lesion.where, lesion.segmentation, size)
     boxes = tuple(
         LesionBox(le.label, le.box[:2], le.box[2:], le.reader, where=le.where) for le in lesions
     )
     readers = sorted({*image.readers, *(lesion.reader for lesion in lesions)})
-    size = None
-    if image.height is not None and image.width is not None:
-        size = (image.height, image.width)
     return CaseBoxes(boxes, tuple(readers), size=size)
 
 
@@ -458,16 +461,16 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     require_stated_size(files.images[0], stated, geometry)
     shape = geometry.shape
     case = files.case
-    annotations = _add_boxes(case, files.annotations["lesions"], shape)
+    annotations = [_add_box(case, lesion, shape) for lesion in files.annotations["lesions"]]
     lesions = [lesion for lesion in annotations if not lesion.iscrowd]
     crowds = [lesion for lesion in annotations if lesion.iscrowd]
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     ignore = _draw_crowds(case, crowds, shape) if crowds else None
     if _has_boxes_only(files):  # a lesion without an outline cannot be drawn
-        places = [f"case {case}: {lesion.where}" for lesion in lesions]
+        places = [_place(case, lesion) for lesion in lesions]
         return make_box_reference(geometry, given, labels.tolist(), places, ignore)
-    boxes = clip_boxes(given, shape, f"case {case}")
+    boxes = _clip_lesions(case, lesions, shape)
     if files.reference is not None:
         numbers = _read_instances(files.reference, lesions, shape)
     else:
@@ -494,6 +497,22 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
         ignore=None if ignore is None else ignore & (numbers == 0),
         stated=StatedBoxes(given, tuple(labels.tolist())),
     )
+
+
+def _place(case: str, lesion: CocoLesion) -> str:
+    """Return case, file and annotation, for messages."""
+    return f"case {case}: {lesion.where}"
+
+
+def _clip_lesions(
+    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return the boxes of annotations `[n, 4]`, clipped to the image.
+
+    Raise `ContentError` that names the first annotation outside the image.
+    """
+    boxes = [clip_boxes(lesion.box, shape, _place(case, lesion)) for lesion in lesions]
+    return np.concatenate([np.zeros((0, 4), dtype=np.float32), *boxes])
 
 
 def _label_pixels(
@@ -537,7 +556,7 @@ def _draw_crowds(case: str, crowds: Sequence[CocoLesion], shape: tuple[int, ...]
 
     A crowd region contains lesions that the annotator did not draw one by one.
     """
-    boxes = clip_boxes([crowd.box for crowd in crowds], shape, f"case {case}")
+    boxes = _clip_lesions(case, crowds, shape)
     inside = np.zeros(shape, dtype=bool)
     for crowd, box in zip(crowds, boxes, strict=True):
         if crowd.segmentation:
@@ -594,59 +613,63 @@ def _read_instances(
     return np.asarray(number_of_value[mask])
 
 
-def _add_boxes(
-    case: str, lesions: Sequence[CocoLesion], shape: tuple[int, ...]
-) -> list[CocoLesion]:
-    """Add a box to annotations with run lengths but no box. `CocoLesion.box` handles polygons."""
-    boxed: list[CocoLesion] = []
-    for lesion in lesions:
-        if lesion.bbox is None:
-            _check_drawing(case, lesion.segmentation, shape)
-            if isinstance(lesion.segmentation, dict):
-                box = _box_of_run_lengths(case, lesion.segmentation, shape)
-                lesion = lesion.model_copy(update={"bbox": box})
-        boxed.append(lesion)
-    return boxed
+def _add_box(case: str, lesion: CocoLesion, shape: tuple[int, ...]) -> CocoLesion:
+    """Add a box to an annotation with run lengths but no box. `CocoLesion.box` handles polygons."""
+    if lesion.bbox is not None:
+        return lesion
+    place = _place(case, lesion)
+    _check_drawing(place, lesion.segmentation, shape)
+    if not isinstance(lesion.segmentation, dict):
+        return lesion
+    box = _box_of_run_lengths(place, lesion.segmentation, shape)
+    return lesion.model_copy(update={"bbox": box})
 
 
 def _box_of_run_lengths(
-    case: str, drawing: dict[str, Any], shape: tuple[int, ...]
+    place: str, drawing: dict[str, Any], shape: tuple[int, ...]
 ) -> tuple[float, float, float, float]:
     """Return the box (x, y, width, height) of a segmentation in run lengths, by drawing it.
 
-    Raise `ContentError` if the segmentation is empty.
+    Raise `ContentError` naming `place` if the segmentation is empty.
     """
-    (part,) = run_in_worker(draw, case, [drawing], shape)
+    (part,) = run_in_worker(draw, place, [drawing], shape)
     rows = np.flatnonzero(part.mask.any(axis=1))
     columns = np.flatnonzero(part.mask.any(axis=0))
     if not len(rows):
         raise ContentError(
-            f"case {case}: a segmentation in run lengths is empty. Remove the annotation."
+            f"{place}: a segmentation in run lengths is empty. Remove the annotation."
         )
     width = float(columns[-1] - columns[0] + 1)
     height = float(rows[-1] - rows[0] + 1)
     return part.left + float(columns[0]), part.top + float(rows[0]), width, height
 
 
-def _check_drawing(case: str, drawing: Any, shape: tuple[int, ...]) -> None:
+def _check_drawing(place: str, drawing: Any, shape: tuple[int, ...]) -> None:
     """Raise `ContentError` for a segmentation that would crash the C library."""
-    if isinstance(drawing, dict):
-        if drawing.get("size") != list(shape):
-            raise ContentError(
-                f"case {case}: the run lengths of a segmentation have the size "
-                f"{str(drawing.get('size'))[:40]}, but the image has {shape}. Correct the size."
-            )
-        return
-    limit = 10 * max(shape)
+    if not isinstance(drawing, dict):
+        _check_polygons(place, drawing, shape)
+    elif drawing.get("size") != list(shape):
+        raise ContentError(
+            f"{place}: the run lengths of a segmentation have the size "
+            f"{str(drawing.get('size'))[:40]}, but the image has {shape}. Correct the size."
+        )
+
+
+def _check_polygons(place: str, drawing: Any, shape: tuple[int, ...] | None) -> None:
+    """Raise `ContentError` for a segmentation that is not a list of polygons near the image.
+
+    `shape` is None if the size of the image is unknown.
+    """
+    limit = _LARGEST if shape is None else 10 * max(shape)
     for polygon in drawing if isinstance(drawing, list) else [drawing]:
         if not _is_polygon(polygon, limit):
             raise ContentError(
-                f"case {case}: a segmentation cannot be drawn: {str(polygon)[:60]} is not a list "
-                f"of numbers x, y of three or more points within {limit} pixels. Correct it."
+                f"{place}: a segmentation cannot be drawn: {str(polygon)[:60]} is not a list of "
+                f"numbers x, y of three or more points within {limit:g} pixels. Correct it."
             )
 
 
-def _is_polygon(polygon: Any, limit: int) -> bool:
+def _is_polygon(polygon: Any, limit: float) -> bool:
     """Return True for a list of at least three points whose numbers are at most `limit`."""
     if not isinstance(polygon, list):
         return False
@@ -663,10 +686,10 @@ def _draw_lesions(
 
     An annotation that contains no pixel centre gets the pixel nearest to the centre of its box.
     """
+    for lesion in lesions:
+        _check_drawing(_place(case, lesion), lesion.segmentation, shape)
     drawings = [lesion.segmentation for lesion in lesions]
-    for drawing in drawings:
-        _check_drawing(case, drawing, shape)
-    parts = run_in_worker(draw, case, drawings, shape) if drawings else []
+    parts = run_in_worker(draw, f"case {case}", drawings, shape) if drawings else []
     for index, lesion in enumerate(lesions):
         if not parts[index].mask.any():
             centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
@@ -675,10 +698,10 @@ def _draw_lesions(
     return parts
 
 
-def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[DrawnPart]:
+def draw(place: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[DrawnPart]:
     """Draw polygons and run lengths. Only one mask of the whole image exists at a time.
 
-    Raise `ContentError` if the library rejects one.
+    Raise `ContentError` naming `place` if the library rejects one.
     """
     from pycocotools import mask as coco_mask
 
@@ -697,6 +720,6 @@ def draw(case: str, drawings: Sequence[Any], shape: tuple[int, ...]) -> list[Dra
             parts.append(DrawnPart(top, left, part))
     except Exception as error:  # the library raises bare Exceptions for malformed input
         raise ContentError(
-            f"case {case}: a segmentation cannot be drawn: {error}. Correct it."
+            f"{place}: a segmentation cannot be drawn: {error}. Correct it."
         ) from error
     return parts

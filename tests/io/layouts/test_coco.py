@@ -224,8 +224,12 @@ ANNOTATIONS = [
         {"bbox": [50, 50, 3, 3]},
         r"case a: .*annotation None: the box .*x 50 to 53 of 0 to 10, y 50 to 53 of 0 to 8",
     ),
+    (
+        {"bbox": None, "segmentation": [[50, 50, 53, 50, 53, 53]], "id": 4},
+        r"case a: .*annotations\.json: annotation 4: the box .*x 50 to 53 of 0 to 10",
+    ),
     ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
-    ({"segmentation": [[1.0, 2.0]]}, "cannot be drawn"),
+    ({"segmentation": [[1.0, 2.0]], "id": 4}, "annotation 4: .* cannot be drawn"),
     ({"segmentation": [["a"] * 6]}, "cannot be drawn"),
     ({"segmentation": [[1e9] * 6]}, "cannot be drawn"),
     ({"segmentation": {"counts": [9], "size": [3, 3]}}, "have the size"),
@@ -371,6 +375,19 @@ def test_empty_or_invalid_segmentation_without_a_box_is_an_error(write_folder):
     for segmentation, match in ((empty, "empty"), ([[1, 2, 3]], "cannot be drawn")):
         with pytest.raises(ContentError, match=match):
             _read_case(write_folder([{"segmentation": segmentation}]))
+
+
+@pytest.mark.parametrize("polygon", [[2, 1, 5, 1, 5, 4, 2], [2, 1, 5, 1], ["a"] * 6, 7])
+@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}])
+def test_invalid_polygon_of_one_of_several_readers_is_an_error(write_folder, polygon, size):
+    good = {"segmentation": SQUARE, "reader": "A", "id": 1}
+    wrong = {"segmentation": [polygon], "reader": "B", "id": 2}
+    match = r"annotations\.json: annotation 2: a segmentation cannot be drawn"
+    with pytest.raises(DatasetError, match=match):
+        read_dataset(write_folder([good, wrong], **size))
+    boxes = [{**good, "reader": reader} for reader in "AB"]
+    reference = _read_case(write_folder(boxes, **size)).reference
+    assert reference.boxes.tolist() == [[1, 2, 4, 5]]
 
 
 def test_annotation_without_box_and_segmentation_is_an_error(write_folder):
