@@ -178,7 +178,8 @@ def counts_of(
     """Count the accepted candidates and sum their volumes, by label, by zone and in total.
 
     The keys are columns such as `count_Metastasis`, `ml_Metastasis`, `zone_count_Brainstem` and
-    `volume_ml`. A label or zone that is named and has no candidate gets 0. If the volume of one
+    `volume_ml`. Characters such as spaces become `_`. If two names then agree, a number is added to
+    the second one. A label or zone that is named and has no candidate gets 0. If the volume of one
     candidate is unknown, the total is None and the volumes by label and zone are left out.
     """
     accepted = [c for c in candidates if c.accepted]
@@ -192,12 +193,30 @@ def counts_of(
             by_zone.setdefault(candidate.zone, []).append(candidate)
     counts: dict[str, Any] = {"volume_ml": _sum_ml(accepted) if volumes_are_known else None}
     for prefix, by_name in (("", by_label), ("zone_", by_zone)):
-        for name, own in by_name.items():
-            column = re.sub(r"[^\w.-]+", "_", name)
+        for name, column in _column_names(by_name).items():
+            own = by_name[name]
             counts[f"{prefix}count_{column}"] = len(own)
             if volumes_are_known:
                 counts[f"{prefix}ml_{column}"] = _sum_ml(own)
     return counts
+
+
+def _column_names(names: Iterable[str]) -> dict[str, str]:
+    """Return a different column for each name of a label or zone.
+
+    >>> _column_names(["<5 mm", ">5 mm"])
+    {'<5 mm': '_5_mm', '>5 mm': '_5_mm_2'}
+    """
+    columns: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "_", name)
+        column = plain
+        number = 1
+        while column in columns.values():
+            number += 1
+            column = f"{plain}_{number}"
+        columns[name] = column
+    return columns
 
 
 def _sum_ml(candidates: Sequence[Candidate]) -> float:

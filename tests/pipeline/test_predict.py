@@ -94,11 +94,12 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
     assert (row["count_lesion"], row["n_accepted"]) == ("2", "2")
 
 
-def test_amounts_by_label_and_zone_count_accepted_candidates():
-    def candidate(label, ml, zone="", accepted=True):
-        box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
-        return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
+def candidate(label, ml, zone="", accepted=True):
+    box = (0.0,) * 3, (1.0,) * 3, (0.0,) * 3
+    return Candidate(1, label, 0.9, *box, 3.0, ml, True, accepted, zone=zone)
 
+
+def test_amounts_by_label_and_zone_count_accepted_candidates():
     some = [candidate(1, 0.5, "left lobe"), candidate(2, 0.25), candidate(2, 1.0, accepted=False)]
     found = counts_of(some, {1: "a", 2: "b"}, ["right"])
     counts = {"count_a": 1, "count_b": 1, "zone_count_right": 0, "zone_count_left_lobe": 1}
@@ -106,6 +107,17 @@ def test_amounts_by_label_and_zone_count_accepted_candidates():
     assert found == {"volume_ml": 0.75, **counts, **amounts}
     assert counts_of([candidate(1, None)], {1: "a"})["volume_ml"] is None
     assert counts_of([], {1: "a"}) == {"volume_ml": 0.0, "count_a": 0, "ml_a": 0.0}
+
+
+def test_labels_whose_columns_would_agree_have_different_columns():
+    some = [candidate(1, 2.0), candidate(2, 4.0), candidate(2, 8.0)]
+    assert counts_of(some, {1: "<5 mm", 2: ">5 mm"}) == {
+        "volume_ml": 14.0,
+        "count__5_mm": 1,
+        "ml__5_mm": 2.0,
+        "count__5_mm_2": 2,
+        "ml__5_mm_2": 12.0,
+    }
 
 
 def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):

@@ -345,6 +345,39 @@ def make_labels(path: Path, name_of: Mapping[int, str]) -> Labels:
     return Labels.of(name_of)
 
 
+def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Remark]]:
+    """Give labels of the same name different names, because scores and tables are kept by name.
+
+    Args:
+        path: The file with the names, for the remark.
+        name_of: The name of each label value. The first one of equal names is kept.
+
+    Returns:
+        The new names, and a remark if a name has changed.
+
+    >>> distinct_names(Path("data.yaml"), {1: "mass", 2: "nodule", 3: "nodule"})[0]
+    {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}
+    """
+    names: dict[int, str] = {}
+    changed: list[str] = []
+    for value, name in name_of.items():
+        new_name = name
+        number = 1
+        while new_name in names.values():
+            number += 1
+            new_name = f"{name} ({number})"
+        names[value] = new_name
+        if new_name != name:
+            changed.append(f"label {value} is now called {new_name!r}")
+    if not changed:
+        return names, []
+    text = (
+        f"{path}: several labels have the same name, so {join_names(changed)}. Give each label its "
+        "own name, or merge them with data.merge_labels=true (evaluate merge_labels=true)."
+    )
+    return names, [Remark("label_names", text)]
+
+
 def number_labels(names: Collection[str]) -> dict[str, int]:
     """Return the value of each label, from 1, in the order of `numbers_first`.
 

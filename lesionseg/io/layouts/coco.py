@@ -33,6 +33,7 @@ from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxes,
     LesionBox,
+    distinct_names,
     has_boxes_only,
     make_box_reference,
     require_stated_size,
@@ -207,12 +208,17 @@ def read_coco(root: Path) -> Dataset:
     names = _category_names(contents)
     ordered = sorted(names)
     label_of = {str(number): rank for rank, number in enumerate(ordered, start=1)}
-    name_of_label = {label_of[str(number)]: names[number] or str(number) for number in ordered}
+    # of equal names, the first one is kept: Roboflow adds an unused category with the id 0
+    used: set[str] = set()
+    for _, content in contents:
+        used.update(str(annotation.get("category_id")) for annotation in content.annotations)
+    by_use = sorted(ordered, key=lambda number: str(number) not in used)
+    name_of_label = {label_of[str(number)]: names[number] or str(number) for number in by_use}
+    label_names, remarks = distinct_names(root, name_of_label)
     cases: list[CaseFiles] = []
     for file, content in contents:
         cases += _make_cases(root, file, content, label_of, problems)
     folders = {case.images[0].parent for case in cases if case.images[0].parent.is_dir()}
-    remarks: list[Remark] = []
     for folder in sorted(folders):
         remarks += remark_unread_files(folder, folders=False)  # folders may contain more images
     remarks += _remark_unlisted(folders, cases)
@@ -223,7 +229,7 @@ def read_coco(root: Path) -> Dataset:
         convention="coco",
         dims=2,
         channel_names=("image",),
-        labels=Labels.of(name_of_label),
+        labels=Labels.of(label_names),
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),

@@ -241,4 +241,13 @@ def read_labels(root: Path) -> Labels:
             f"{path}: the labels {named} must be at least one lesion and at most one value to "
             'ignore. Write {"1": "lesion", "9": "ignore"}.'
         )
+    value_of: dict[str, int] = {}
+    for value, name in lesions.items():
+        first = value_of.setdefault(name, value)
+        if first != value:
+            raise DatasetError(
+                f"{path}: the values {first} and {value} are both called {name!r}. Give each value "
+                "its own name. data.merge_labels=true (evaluate merge_labels=true) then treats all "
+                "of them as one label."
+            )
     return Labels.of(lesions, next(iter(ignored), None))

@@ -375,8 +375,8 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     are_repeated = len(set(values_of.values())) < len(facts.labels)
     if are_repeated or len(ignored) > 1 or not _are_valid_lesions(lesions.values(), ignored):
         raise DatasetError(
-            f"{path}: the labels {facts.labels} are not valid. They need different values, 0 for "
-            "the background, and at least one lesion. Write "
+            f"{path}: the labels {facts.labels} are not valid. They need different names and "
+            "values, 0 for the background, and at least one lesion. Write "
             '"labels": {"background": 0, "lesion": 1}.'
         )
     ignore = ignored[0] if ignored else None

@@ -23,6 +23,7 @@ from lesionseg.io.layouts.box_table import (
     CaseBoxCollector,
     CaseBoxes,
     LesionBox,
+    distinct_names,
     has_boxes_only,
     make_labels,
     parse_number,
@@ -133,7 +134,8 @@ def read_yolo(root: Path) -> Dataset:
             f"{path}: nc is {content.nc}, but names has {len(names)} classes. Correct one of them."
         )
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
-    remarks: list[Remark] = []
+    value_names = {value_of[number]: name for number, name in sorted(names.items())}
+    label_names, remarks = distinct_names(path, value_names)
     parts = _find_parts(root, path, content, remarks)
     ids = _case_ids(root, parts)
     problems = Problems()
@@ -153,7 +155,7 @@ def read_yolo(root: Path) -> Dataset:
         convention="yolo",
         dims=2,
         channel_names=("image",),
-        labels=make_labels(path, {value_of[number]: name for number, name in names.items()}),
+        labels=make_labels(path, label_names),
         cases=tuple(cases),
         problems=tuple(problems),
         remarks=tuple(remarks),

@@ -333,6 +333,17 @@ def test_folders_of_roboflow_give_roles(tmp_path):
     assert roles_of(dataset) == [(r, r) for r in ("train", "validation", "test")]
 
 
+def test_unused_category_of_roboflow_does_not_take_the_name_of_the_lesions(tmp_path):
+    categories = ((1, "nodule"), (0, "nodule"))  # the annotations have the first one
+    root = write_coco(tmp_path / "_annotations.coco.json", ("a.png",), categories, folder=tmp_path)
+    dataset = read_dataset(root)
+    assert dataset.labels.value_names == {1: "nodule (2)", 2: "nodule"}
+    (remark,) = [remark for remark in dataset.remarks if remark.kind == "label_names"]
+    assert "label 1 is now called 'nodule (2)'" in remark.message
+    assert read_case(dataset.cases[0], dataset).reference.box_labels == (2,)
+    assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
+
+
 def test_names_of_parts_may_be_capitalised(tmp_path):
     for part, name in (("Train", "a.png"), ("Test", "b.png")):
         path = tmp_path / "cvat" / "annotations" / f"instances_{part}.json"

@@ -100,6 +100,12 @@ def test_value_called_ignore_is_ignored(write_manifest):
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
 
 
+def test_two_values_of_one_name_are_an_error(write_manifest):
+    root = write_manifest(ONE, '{"1": "lesion", "2": "cyst", "3": "lesion"}')
+    with pytest.raises(DatasetError, match="the values 1 and 3 are both called 'lesion'"):
+        read_dataset(root)
+
+
 @pytest.mark.parametrize("labels", ["[]", "{}", '{"1": "ignore"}', '{"lesion": 1}'])
 def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels):
     with pytest.raises(DatasetError, match=r"labels\.json"):

@@ -71,6 +71,13 @@ def test_names_may_be_a_list_or_a_dictionary(write_folder, names):
     assert_rectangle(cases["a"])
 
 
+def test_repeated_names_get_numbers(write_folder):
+    root = write_folder({"train/a": f"2 {BRIGHT}"}, "names: [x, x (2), x]\n" + FOLDERS)
+    dataset, cases = read_all(root)
+    assert dataset.labels.value_names == {1: "x", 2: "x (2)", 3: "x (3)"}
+    assert_rectangle(cases["a"], label=3)
+
+
 def test_layout_of_roboflow_has_folders_next_to_data_yaml(tmp_path):
     for part in ("train", "valid"):
         write_picture(tmp_path / part / "images" / "a.png")
