@@ -20,14 +20,23 @@ from lesionseg.io.layouts.box_table import (
     read_box_table,
     remark_absent,
 )
-from lesionseg.io.layouts.checks import CHANNEL, Problems, path_id, remark_unread_files
-from lesionseg.io.layouts.manifest import LABELS, MANIFEST, read_labels, read_manifest
+from lesionseg.io.layouts.checks import CHANNEL, Problems, path_id, remark_unread_files, validate
+from lesionseg.io.layouts.manifest import (
+    LABELS,
+    MANIFEST,
+    RoleAndFold,
+    column_remarks,
+    read_labels,
+    read_manifest,
+)
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
 BOXES = "boxes.csv"
 _CORNERS = ("x0", "y0", "x1", "y1")
 _DEPTHS = ("z0", "z1")
 _COLUMNS = ("case", "label", *_CORNERS)
+_CASE_COLUMNS = ("group", "role", "fold")  # facts of the case, the same in all of its rows
+_KNOWN_COLUMNS = (*_COLUMNS, *_DEPTHS, "reader", *_CASE_COLUMNS)
 _MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 
@@ -43,13 +52,16 @@ def find_boxes(root: Path) -> bool:
 def read_boxes_csv(root: Path) -> Dataset:
     """Read the table `boxes.csv` of a folder and the images next to it.
 
-    The columns are `case`, `label`, `x0`, `y0`, `x1`, `y1`, and optionally `z0`, `z1` and `reader`.
+    The columns are `case`, `label`, `x0`, `y0`, `x1`, `y1`, and optionally `z0`, `z1`, `reader`,
+    `group`, `role` and `fold`.
 
     - x counts columns, y rows and z slices, from 0. Boxes are half-open: x1 is the column after
       the last one of the box.
     - The images are those of `manifest.csv` if it exists, otherwise the image files in `images/`
       or, without this folder, next to the table. They may be in subfolders.
     - `case` is the case id, or the path of the image with or without its suffix.
+    - `group`, `role` and `fold` have the meaning of the manifest. The rows of a case that state one
+      must agree.
     - An image without a row, and a case whose coordinates are all empty, has no lesion.
     - `label` is a name. `labels.json` (`{"1": "nodule"}`) gives its value. Without this file,
       labels are numbered in the order of the alphabet.
@@ -70,6 +82,7 @@ def read_boxes_csv(root: Path) -> Dataset:
     value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, dataset.cases)
     collector = CaseBoxCollector()
+    facts = _CaseFacts()
     for where, row in rows:
         name = row["case"]
         case = case_of.get(name)
@@ -81,26 +94,72 @@ def read_boxes_csv(root: Path) -> Dataset:
                     f"the case {name[:200]!r} has no image.{near} Correct its name, or add the "
                     "image."
                 )
+            facts.add(case, row, where)
             _add_row(collector, case, row, where, value_of)
     tables = collector.collect(problems)
     cases: list[CaseFiles] = []
     for files in dataset.cases:
         with problems.collect(files.case, path):
-            cases.append(_add_boxes(files, tables.get(files.case), value_of))
+            boxed = _add_boxes(files, tables.get(files.case), value_of)
+            cases.append(facts.add_to(boxed))
     listed = [files.case for files in cases if TABLE in files.annotations]
     # a case whose rows were all rejected has rows, and its faults are named
     with_row = {case_of.get(row["case"]) for _, row in rows}
     absent = [case for case in listed if case not in with_row]
-    remarks = (*dataset.remarks, *collector.remarks(), *remark_absent(path, absent, len(listed)))
+    remarks = [*dataset.remarks, *collector.remarks(), *remark_absent(path, absent, len(listed))]
+    if rows:
+        remarks += column_remarks(path, rows[0][1], _KNOWN_COLUMNS, "has no effect")
     return replace(
         dataset,
         convention="boxes",
         labels=labels,
         cases=tuple(cases),
         problems=tuple(problems),
-        remarks=remarks,
+        remarks=tuple(remarks),
         lesions_are_boxes=any(table.boxes for table in tables.values()),
     )
+
+
+class _CaseFacts:
+    """The patient, role and fold of each case, as the rows of a table state them."""
+
+    def __init__(self) -> None:
+        # the text and the first line, by case and column
+        self._stated: dict[str, dict[str, tuple[str, str]]] = {}
+
+    def add(self, case: str, row: Mapping[str, str], where: str) -> None:
+        """Add the facts of a row. Raise `DatasetError` if one is wrong or differs in other rows."""
+        stated = self._stated.setdefault(case, {})
+        validate(RoleAndFold, {name: row[name] for name in ("role", "fold") if row.get(name)})
+        for name in _CASE_COLUMNS:
+            text = row.get(name, "")
+            if not text:
+                continue
+            first, first_line = stated.setdefault(name, (text, where))
+            if text != first:
+                raise DatasetError(
+                    f"{name} of the case {case!r} is {text[:100]!r} here, but {first[:100]!r} in "
+                    f"{first_line}. Write the same {name} in all rows of a case."
+                )
+
+    def add_to(self, files: CaseFiles) -> CaseFiles:
+        """Return the case with its facts. Raise `DatasetError` if the manifest states others."""
+        stated = self._stated.get(files.case, {})
+        for name, (text, where) in stated.items():
+            in_manifest = getattr(files, name)
+            if in_manifest not in ("", None) and str(in_manifest) != text:
+                raise DatasetError(
+                    f"{where}: {name} of the case {files.case!r} is {text[:100]!r} here, but "
+                    f"{in_manifest!r} in {MANIFEST}. Correct one of them."
+                )
+        texts = {name: text for name, (text, _) in stated.items()}
+        parsed = validate(RoleAndFold, texts)
+        return replace(
+            files,
+            group=texts.get("group", files.group),
+            role=parsed.role or files.role,
+            fold=files.fold if parsed.fold is None else parsed.fold,
+        )
 
 
 def _labels(root: Path, names: Iterable[str]) -> Labels:

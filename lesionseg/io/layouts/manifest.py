@@ -27,10 +27,13 @@ _OTHER_NAMES = {
     "role": "split set subset partition",
     "fold": "folds cvfold kfold",
     "pixel_mm": "pixelspacing pixelsize spacing spacingmm",
+    "reader": "readerid radid radiologist annotator annotatorid rater observer",
 }
 
 
-class _RoleAndFold(BaseModel):
+class RoleAndFold(BaseModel):
+    """The columns `role` and `fold` of a row."""
+
     role: Role | None = None
     fold: Count | None = None
 
@@ -77,7 +80,9 @@ def read_manifest(root: Path) -> Dataset:
         labels=labels,
         cases=tuple(cases),
         problems=tuple(problems),
-        remarks=tuple(_column_remarks(path, rows[0][1])),
+        remarks=tuple(
+            column_remarks(path, rows[0][1], _KNOWN_COLUMNS, "is used for subgroups only")
+        ),
     )
 
 
@@ -92,7 +97,7 @@ def _add_reference(
     mask = row.get("reference", "")
     instances = row.get("instances", "")
     given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
-    stated = validate(_RoleAndFold, {key: row[key] for key in ("role", "fold") if row.get(key)})
+    stated = validate(RoleAndFold, {key: row[key] for key in ("role", "fold") if row.get(key)})
     for name in sorted(given):
         require_one_of("annotated", name, names)
     if mask and instances:
@@ -116,21 +121,30 @@ def _add_reference(
     )
 
 
-def _column_remarks(path: Path, columns: Iterable[str]) -> list[Remark]:
-    """Return a remark for each unknown column whose name resembles that of a known column."""
+def column_remarks(
+    path: Path, columns: Iterable[str], known: Sequence[str], effect: str
+) -> list[Remark]:
+    """Return a remark for each unknown column whose name resembles that of a known column.
+
+    Args:
+        path: The table.
+        columns: Its columns.
+        known: The columns that have a meaning.
+        effect: What happens to an unknown column, for the message.
+    """
     present = {*columns}
     remarks: list[Remark] = []
-    for column in sorted(present - {*_KNOWN_COLUMNS, ""}):
+    for column in sorted(present - {*known, ""}):
         plain = re.sub(r"[\s_-]", "", column).lower()
-        meant = [name for name, words in _OTHER_NAMES.items() if plain in words.split()]
-        meant += get_close_matches(column.lower(), _KNOWN_COLUMNS, n=1, cutoff=0.8)
+        meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
+        meant += get_close_matches(column.lower(), known, n=1, cutoff=0.8)
         if not meant or meant[0] in present:
             continue
         if meant[0] == "reference" and "instances" in present:  # it replaces `reference`
             continue
         text = (
-            f"{path}: the column {column!r} is unknown and is used for subgroups only. Did you "
-            f"mean {meant[0]!r}? Then rename it."
+            f"{path}: the column {column!r} is unknown and {effect}. Did you mean {meant[0]!r}? "
+            "Then rename it."
         )
         remarks.append(Remark("columns", text))
     return remarks

@@ -124,6 +124,63 @@ def test_manifest_gives_images_patients_and_roles(write_folder):
     assert_negative(cases["third"])
 
 
+FACTS = "case,label,x0,y0,x1,y1,group,role,fold\n"
+
+
+def test_rows_state_patient_role_and_fold_of_their_case(write_folder):
+    rows = [f"a,nodule,{BRIGHT},P1,train,0", "a,nodule,1,2,3,4,P1,,", "b,,,,,,P2,test,"]
+    dataset = read_dataset(write_folder(rows, FACTS))
+    found = [(c.case, c.group, c.role, c.fold) for c in dataset.cases]
+    assert found == [
+        ("a", "P1", "train", 0),
+        ("b", "P2", "test", None),
+        ("p1_c", "p1_c", None, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        (
+            [f"a,nodule,{BRIGHT},P1,train,", "a,nodule,1,2,3,4,P2,train,"],
+            "line 3: group of the case 'a' is 'P2' here, but 'P1' in .*line 2",
+        ),
+        (
+            [f"a,nodule,{BRIGHT},,train,", "a,nodule,1,2,3,4,,test,"],
+            "line 3: role of the case 'a' is 'test' here, but 'train' in .*line 2",
+        ),
+        ([f"a,nodule,{BRIGHT},,tset,"], "line 2: role: tset, "),
+        ([f"a,nodule,{BRIGHT},,,-1"], "line 2: fold: -1, "),
+    ],
+)
+def test_contradictory_or_wrong_facts_of_a_case_are_an_error(write_folder, rows, match):
+    with pytest.raises(LesionsegError, match=rf"boxes\.csv: {match}"):
+        read_dataset(write_folder(rows, FACTS))
+
+
+def test_manifest_and_table_must_not_contradict_each_other(write_folder):
+    root = write_folder([f"a,nodule,{BRIGHT},P1,test,"], FACTS)
+    table = root / "manifest.csv"
+    table.write_text("case,image,group,fold\na,images/a.png,P1,3\n")
+    (case,) = read_dataset(root).cases
+    assert (case.group, case.role, case.fold) == ("P1", "test", 3)
+    table.write_text("case,image,role\na,images/a.png,train\n")
+    match = r"line 2: role of .*'test' here, but 'train' in manifest"
+    with pytest.raises(LesionsegError, match=match):
+        read_dataset(root)
+
+
+def test_columns_whose_names_resemble_known_ones_are_named(write_folder):
+    rows = [f"a,nodule,{BRIGHT},P1,test,A,7"]
+    header = "case,label,x0,y0,x1,y1,patient_id,split,Reader,note\n"
+    remarks = read_dataset(write_folder(rows, header)).remarks
+    found = [remark.message for remark in remarks if remark.kind == "columns"]
+    for column, meant in (("Reader", "reader"), ("patient_id", "group"), ("split", "role")):
+        text = f"the column {column!r} is unknown and has no effect. Did you mean {meant!r}?"
+        assert text in found.pop(0)
+    assert not found
+
+
 def test_case_with_a_mask_in_the_manifest_keeps_it(write_folder):
     root = write_folder([f"a,lesion,{BRIGHT}"])
     write_picture(root / "mask.png")
