@@ -18,6 +18,7 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
 )
 
@@ -30,7 +31,14 @@ from lesionseg.core import (
     Problem,
     Volume,
 )
-from lesionseg.errors import ContentError, DatasetError, OutputError, ReadError, describe_misfits
+from lesionseg.errors import (
+    ContentError,
+    DatasetError,
+    GeometryError,
+    OutputError,
+    ReadError,
+    describe_misfits,
+)
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id, read_json, write_json
@@ -116,6 +124,7 @@ class _Content(BaseModel):
     """The content of a candidate file."""
 
     schema_version: Literal[1] = 1
+    shape: list[PositiveInt] | None = None
     candidates: list[_Entry]
     removed: list[_Entry] = []
     operating_point: OperatingPoint | None = None
@@ -140,6 +149,7 @@ def write_prediction(
 
     The candidate file also contains these keys:
 
+    - `shape`: the number of voxels along each axis of the scan, in array order.
     - `size_unit`: "mm", "mm at the detector" or, if the pixel size is unknown, "px".
     - `removed`: the candidates that were dropped because of their size.
     - `input_check`: the distance of the scan from the training scans, the warning and the missing
@@ -187,6 +197,7 @@ def _candidate_json(
     content: dict[str, Any] = {
         "schema_version": 1,
         "case": prediction.case,
+        "shape": list(prediction.geometry.shape),
         "size_unit": prediction.geometry.size_unit,
         "operating_point": None if point is None else asdict(point),
         "candidates": list(map(_entry_json, prediction.candidates)),
@@ -230,6 +241,25 @@ def read_source(path: Path) -> ScanSource | None:
         series_uid=str(stated.get("series_uid", "")),
         instance_uid=str(stated.get("instance_uid", "")),
     )
+
+
+def read_shape(path: Path) -> tuple[int, ...] | None:
+    """Return the shape of the scan that a candidate file states, or None if it states none.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+        ContentError: The shape is not a list of positive numbers.
+    """
+    content = read_json(path)
+    stated = content.get("shape") if isinstance(content, dict) else None
+    if stated is None:
+        return None
+    try:
+        return tuple(TypeAdapter(list[PositiveInt]).validate_python(stated))
+    except ValidationError as error:
+        raise ContentError(
+            f"{path}: shape is {str(stated)[:100]}, not a list of positive numbers. Correct it."
+        ) from error
 
 
 def read_mask_names(path: Path) -> MaskNames:
@@ -347,7 +377,7 @@ def read_prediction(
 
     Raises:
         ReadError: A file is damaged, or there is no grid.
-        GeometryError: A mask is on another grid.
+        GeometryError: A mask is on another grid, or the candidate file states another shape.
         ContentError: The candidates are not valid, or do not fit the masks.
     """
     grid = _common_grid(files, geometry, by_image=by_image)
@@ -451,6 +481,11 @@ def _read_candidates(
         content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
     try:
         stated = _Content.model_validate(content)
+        if stated.shape not in (None, [*grid.shape]):
+            raise GeometryError(
+                f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
+                f"has {[*grid.shape]}. Predict this scan."
+            )
         kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
         removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
     except ValidationError as error:

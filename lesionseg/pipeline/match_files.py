@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -23,9 +24,7 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import is_same_grid, read_mask, read_reference
-from lesionseg.io.predictions import (
-    PredictionFiles,
-)
+from lesionseg.io.predictions import PredictionFiles, read_shape
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.log import Advance, bar
@@ -154,6 +153,9 @@ def read_on_grid(
 ) -> Prediction:
     """Read a prediction on the grid of its reference.
 
+    Boxes without masks have no grid of their own. If their file states another shape than that of
+    the reference, boxes of an image with two axes can be resampled, but not those of a volume.
+
     Args:
         files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
         geometry: the grid of the reference.
@@ -162,11 +164,16 @@ def read_on_grid(
         by_image: grids of equal shape and spacing are the same.
 
     Raises:
-        GeometryError: if the prediction is on another grid and `resample` is False.
+        GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
+            resampled.
     """
     path = files.instances or files.mask
-    # the grid of the prediction's own file; None without a mask
-    own = None if path is None else read_geometry(path, raster_mm=1.0)
+    # the grid of the prediction's own file; None for boxes on the grid of the reference
+    own = None
+    if path is not None:
+        own = read_geometry(path, raster_mm=1.0)
+    elif files.candidates is not None:
+        own = _other_grid_of_boxes(files.candidates, geometry)
     if own is not None and own.dims == geometry.dims == 2:
         # rasters have no position: assume that both cover the same area, for any size
         zoom = np.array(geometry.shape) / np.array(own.shape)
@@ -177,12 +184,30 @@ def read_on_grid(
     if own is None or is_same_grid(own, geometry, by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
     if not resample:
+        where = path or files.candidates
         raise GeometryError(
-            f"{path}: the prediction {own.describe()} is not on the grid of its reference "
+            f"{where}: the prediction {own.describe()} is not on the grid of its reference "
             f"{geometry.describe()}: {own.describe_difference(geometry)}. Give resample=true, "
             "or resample it with the program that wrote it."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
-    return resample_prediction(
-        replace(open_prediction(files, binary=binary), geometry=own), geometry
-    )
+    grid = own if path is None else None  # masks state their grid
+    prediction = open_prediction(files, geometry=grid, binary=binary)
+    return resample_prediction(replace(prediction, geometry=own), geometry)
+
+
+def _other_grid_of_boxes(path: Path, geometry: Geometry) -> Geometry | None:
+    """Return the grid of boxes without masks if their file states another shape, otherwise None.
+
+    Raise `GeometryError` for a volume, because the file does not state where the grid is located.
+    """
+    shape = read_shape(path)
+    if shape in (None, geometry.shape):
+        return None
+    if len(shape) != 2 or geometry.dims != 2:
+        raise GeometryError(
+            f"{path}: the boxes belong to a scan of {shape} voxels, but the reference has "
+            f"{geometry.shape}. Boxes without masks cannot be resampled, so predict the scan of "
+            "the reference."
+        )
+    return Geometry.from_spacing(shape, (1.0, 1.0))

@@ -99,6 +99,7 @@ def test_files_have_the_documented_content(tmp_path, oblique):
     content = json.loads((tmp_path / "A_candidates.json").read_text())
     keys = "id label score probability start_vox stop_vox centre_mm diameter_mm volume_ml"
     assert set(content["candidates"][0]) == {*keys.split(), "has_mask", "accepted"}
+    assert content["shape"] == list(oblique.shape)
     mask = np.asarray(nibabel.load(tmp_path / "A_mask.nii.gz").dataobj).T
     assert (np.argwhere(mask).tolist(), mask[0, 0, 0], mask.dtype) == ([[0, 0, 0]], 2, np.uint8)
 
@@ -233,6 +234,14 @@ def test_prediction_on_another_grid_than_the_scan_is_an_error(tmp_path, oblique)
     moved[0, 3] += 2
     with pytest.raises(GeometryError, match="2 mm apart"):
         _read(tmp_path, Geometry(oblique.shape, moved))
+
+
+def test_boxes_on_a_scan_of_another_shape_are_an_error(tmp_path, oblique):
+    candidates = (_make_candidate(1, oblique, (0, 0, 0), has_mask=False),)
+    write_prediction(tmp_path, _make_prediction(oblique, instances=None, candidates=candidates))
+    larger = Geometry.from_spacing([n + 1 for n in oblique.shape], (1, 1, 1))
+    with pytest.raises(GeometryError, match=r"A_candidates\.json: the candidates belong to a scan"):
+        _read(tmp_path, larger)
 
 
 @pytest.mark.parametrize("name", ["A_instances.nii.gz", "A_mask.nii.gz"])

@@ -383,6 +383,40 @@ def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
     assert columns(folders[2], "cases", "reference_ml") == [""]
 
 
+def test_boxes_on_a_film_of_another_size_are_refused_or_resampled(tmp_path):
+    reference = np.zeros((8, 12), np.uint8)
+    reference[2:6, 4:8] = 1
+    folders = [tmp_path / name for name in ("reference", "prediction", "out")]
+    write_array(folders[0] / "a.png", reference)
+    folders[1].mkdir()
+    box = {"score": 0.9, "start_vox": [4, 8], "stop_vox": [12, 16]}  # the film is twice as large
+    content = {"shape": [16, 24], "candidates": [box]}
+    write_json(folders[1] / "a_candidates.json", content)
+    with pytest.raises(DatasetError, match=r"a_candidates\.json: the prediction .*shapes differ"):
+        evaluate(*folders)
+    scores = scores_of(*folders, resample=True)
+    assert scores.lesion_recall.value == 1.0
+    names = ("start_y_vox", "start_x_vox", "stop_y_vox", "stop_x_vox", "diameter_percent", "iou")
+    (found,) = columns(folders[2], "candidates", *names)
+    assert [float(number) for number in found] == pytest.approx([2, 4, 6, 8, 100 / 3, 1])
+    write_json(folders[1] / "a_candidates.json", {**content, "shape": [8, 12]})
+    assert scores_of(*folders).lesion_recall.value == 0.0
+
+
+def test_boxes_in_a_scan_of_another_shape_are_refused(folders, tmp_path):
+    box = {"score": 0.9, "start_vox": [2, 1, 2], "stop_vox": [4, 4, 6]}
+    (tmp_path / "boxes").mkdir()
+    for name in "abc":
+        content = {"shape": [20, 12, 14], "candidates": [box]}
+        write_json(tmp_path / "boxes" / f"{name}_candidates.json", content)
+    match = (
+        r"a_candidates\.json: the boxes belong to a scan of \(20, 12, 14\) voxels, but the refer"
+    )
+    for resample in (False, True):
+        with pytest.raises(DatasetError, match=match):
+            evaluate(folders[0], tmp_path / "boxes", folders[2], resample=resample)
+
+
 # --- predictions of other programs ---
 
 
