@@ -1,7 +1,7 @@
 """A prediction: the candidates of one case, their masks and the calibration of their scores."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from lesionseg.core.geometry import Geometry
+from lesionseg.core.labels import UNION
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
 from lesionseg.core.operating_point import OperatingPoint
 
@@ -154,6 +155,8 @@ class Prediction:
         input: the comparison with the training scans. None for predictions of other programs.
         n_left_out: number of candidates (for a detector: anchors) that a limit left out. These
             have the lowest scores.
+        labels: the names of the model's labels by their values. Empty for predictions of other
+            programs.
     """
 
     case: str
@@ -166,6 +169,7 @@ class Prediction:
     removed: tuple[Candidate, ...] = ()
     input: InputCheckResult | None = None
     n_left_out: int = 0
+    labels: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def left_out_note(self) -> str:
@@ -197,7 +201,20 @@ class Prediction:
         """Return the prediction with all candidates of label 1."""
         candidates = tuple(replace(candidate, label=1) for candidate in self.candidates)
         removed = tuple(replace(candidate, label=1) for candidate in self.removed)
-        return replace(self, candidates=candidates, removed=removed)
+        return replace(self, candidates=candidates, removed=removed, labels=UNION)
+
+    def with_labels(self, value_of: Mapping[int, int]) -> "Prediction":
+        """Return the prediction with other values of its labels.
+
+        Args:
+            value_of: the new value of each value in `labels`.
+        """
+        return replace(
+            self,
+            candidates=tuple(replace(c, label=value_of[c.label]) for c in self.candidates),
+            removed=tuple(replace(c, label=value_of[c.label]) for c in self.removed),
+            labels={value_of[value]: name for value, name in self.labels.items()},
+        )
 
     def with_zones(self, zones: Sequence[str]) -> "Prediction":
         """Return the prediction with the name of an anatomical zone for each candidate."""

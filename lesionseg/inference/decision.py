@@ -134,6 +134,7 @@ def decide(
         accept(prediction, point, selection.calibration),
         input=inferred.input,
         n_left_out=prediction.n_left_out + n_left_out,
+        labels=plan.labels.lesion_names,
     )
     if prediction.n_left_out:
         _log.warning("Case %s: %s", case, prediction.left_out_note)

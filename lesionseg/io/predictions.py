@@ -4,7 +4,7 @@ The mask contains the accepted candidates. If labels are regions, `<case>_region
 values of all retained candidates. Other programs may also write these files.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ from lesionseg.core import (
     Problem,
     Volume,
 )
+from lesionseg.core.labels import LabelValue
 from lesionseg.errors import (
     ContentError,
     DatasetError,
@@ -125,6 +126,7 @@ class _Content(BaseModel):
 
     schema_version: Literal[1] = 1
     shape: list[PositiveInt] | None = None
+    labels: dict[LabelValue, str] = {}
     candidates: list[_Entry]
     removed: list[_Entry] = []
     operating_point: OperatingPoint | None = None
@@ -150,6 +152,7 @@ def write_prediction(
     The candidate file also contains these keys:
 
     - `shape`: the number of voxels along each axis of the scan, in array order.
+    - `labels`: the names of the model's labels by their values.
     - `size_unit`: "mm", "mm at the detector" or, if the pixel size is unknown, "px".
     - `removed`: the candidates that were dropped because of their size.
     - `input_check`: the distance of the scan from the training scans, the warning and the missing
@@ -194,6 +197,7 @@ def _candidate_json(
 ) -> dict[str, Any]:
     """Return the content of the candidate file. Optional keys are left out if they are empty."""
     point = prediction.operating_point
+    labels = {str(value): name for value, name in prediction.labels.items()}
     content: dict[str, Any] = {
         "schema_version": 1,
         "case": prediction.case,
@@ -202,6 +206,8 @@ def _candidate_json(
         "operating_point": None if point is None else asdict(point),
         "candidates": list(map(_entry_json, prediction.candidates)),
     }
+    if labels:
+        content["labels"] = labels
     if names != "lesionseg":
         content["names"] = names
     if source is not None:
@@ -412,6 +418,7 @@ def read_prediction(
         removed=tuple(removed),
         input=stated.input_check,
         n_left_out=stated.n_left_out,
+        labels=stated.labels,
     )
 
 
@@ -488,8 +495,16 @@ def _read_candidates(
             )
         kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
         removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
+        _check_labels(stated.labels, [*kept, *removed])
     except ValidationError as error:
         raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
     except ValueError as error:
         raise ContentError(f"{path}: {error}. Correct the candidate.") from error
     return stated, kept, removed
+
+
+def _check_labels(names: Mapping[int, str], candidates: Sequence[Candidate]) -> None:
+    """Raise `ValueError` if a file names its labels, but not that of a candidate."""
+    for candidate in candidates:
+        if names and candidate.label not in names:
+            raise ValueError(f"labels has no name for the label {candidate.label}")

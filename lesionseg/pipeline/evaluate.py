@@ -36,6 +36,7 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
+from lesionseg.evaluation.label_names import add_predicted_names
 from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
@@ -156,7 +157,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]
         unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
-        settings = _summary_settings(cfg, inputs, selection.point, columns)
+        names = add_predicted_names(inputs.lesion_names, matches)
+        settings = _summary_settings(cfg, inputs, selection.point, columns, names)
         scores = summarise(results, preset, settings)
         scores = replace(scores, failed_cases=_failed_cases(inputs.faults))
         if second is not None and inputs.cases:
@@ -168,7 +170,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
         failed = [*inputs.faults, *unread]
-        write_scores(output, results, scores, inputs.lesion_names, failed)
+        write_scores(output, results, scores, names, failed)
         written = kept.finish(selection)
     not_compared = () if second is None else tuple(second.faults)
     replaces_all_given = written is not None and kept.has_all(inputs.predictions)
@@ -190,16 +192,21 @@ def _require_second_model(cfg: EvaluateConfig) -> None:
 
 
 def _summary_settings(
-    cfg: EvaluateConfig, inputs: "Inputs", point: OperatingPoint | None, columns: Columns
+    cfg: EvaluateConfig,
+    inputs: "Inputs",
+    point: OperatingPoint | None,
+    columns: Columns,
+    labels: Mapping[int, str],
 ) -> SummarySettings:
     """Return the facts about the cases, and the settings of the bootstrap.
 
     `columns` are the cells of the dataset and of the user's table, by which subgroups are divided.
+    `labels` are the names of label values.
     """
     return SummarySettings(
         evaluated_on=inputs.role,
         operating_point=point,
-        labels=inputs.lesion_names,
+        labels=labels,
         replicates=cfg.replicates,
         seed=cfg.seed,
         provenance=_version_and_date() | _model_and_dataset(cfg, inputs),
@@ -232,7 +239,8 @@ def _match_all(
 
 def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
     """Return the message if no case can be scored, with one fault per line."""
-    return "\n  ".join(["No case can be scored:", *(fault.message for fault in faults)])
+    messages = dict.fromkeys(fault.message for fault in faults)  # some are the same for all cases
+    return "\n  ".join(["No case can be scored:", *messages])
 
 
 def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> MatchOptions:
@@ -404,7 +412,8 @@ def _compare(
         replace(options, zones=None),
         faults=second.faults,
     )
-    second_results = [match.result() for match in matches]
+    second_matches = list(matches)
+    second_results = [match.result() for match in second_matches]
     if not second_results:
         raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
     in_both = {result.case for result in second_results}
@@ -417,13 +426,19 @@ def _compare(
         seed=cfg.seed,
     )
     # point and provenance of the first model do not apply to the second; subgroups are not compared
+    names = add_predicted_names(inputs.lesion_names, second_matches)
     second_settings = replace(
-        settings, operating_point=None, provenance=_version_and_date(), columns={}, subgroups=None
+        settings,
+        operating_point=None,
+        labels=names,
+        provenance=_version_and_date(),
+        columns={},
+        subgroups=None,
     )
     scores = summarise(second_results, preset, second_settings)
     scores = replace(scores, failed_cases=_failed_cases(second.faults))
     folder = Path(cfg.output) / COMPARED
-    write_scores(folder, second_results, scores, inputs.lesion_names, second.faults)
+    write_scores(folder, second_results, scores, names, second.faults)
     return comparison
 
 

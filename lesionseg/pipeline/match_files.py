@@ -21,6 +21,7 @@ from lesionseg.evaluation import (
     Preset,
     match_case,
 )
+from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.cases import is_same_grid, read_mask, read_reference
@@ -73,10 +74,11 @@ def match_cases(
         faults: a list to which the problems of cases are appended. Such a case is left out and
             named in a warning. None: the first error is raised.
     """
+    numbers = LabelNumbers(options.dataset.labels if options.dataset else None)
     with bar("Scoring", progress) as advance:
         for done, files in enumerate(cases, start=1):
             try:
-                matched = _match_one(files, predictions.get(files.case), options, keep)
+                matched = _match_one(files, predictions.get(files.case), options, numbers, keep)
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
                 if faults is None:
                     raise
@@ -91,6 +93,7 @@ def _match_one(
     files: CaseFiles,
     predicted: PredictionFiles | None,
     options: MatchOptions,
+    numbers: LabelNumbers,
     keep: Callable[[Prediction], None] | None,
 ) -> MatchedCase:
     """Read the reference and the prediction of a case, and match them. See `match_cases`."""
@@ -106,6 +109,7 @@ def _match_one(
             binary=labels is not None and bool(labels.regions or labels.merged),
             by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
         )
+        prediction = numbers.apply(prediction)
         if labels is not None and labels.merged:
             prediction = replace(prediction.with_one_label(), values=None)
         if keep is not None:

@@ -236,6 +236,24 @@ def test_prediction_on_another_grid_than_the_scan_is_an_error(tmp_path, oblique)
         _read(tmp_path, Geometry(oblique.shape, moved))
 
 
+def test_names_of_labels_survive_a_round_trip(tmp_path, oblique):
+    names = {1: "mass", 2: "nodule"}
+    write_prediction(tmp_path, _make_prediction(oblique, labels=names))
+    assert json.loads((tmp_path / "A_candidates.json").read_text())["labels"] == {
+        "1": "mass",
+        "2": "nodule",
+    }
+    assert _read(tmp_path).labels == names
+
+
+def test_label_of_a_candidate_without_a_name_is_an_error(tmp_path, oblique):
+    write_prediction(tmp_path, _make_prediction(oblique, labels={1: "mass"}))
+    with pytest.raises(
+        ContentError, match=r"A_candidates\.json: labels has no name for the label 2"
+    ):
+        _read(tmp_path)
+
+
 def test_boxes_on_a_scan_of_another_shape_are_an_error(tmp_path, oblique):
     candidates = (_make_candidate(1, oblique, (0, 0, 0), has_mask=False),)
     write_prediction(tmp_path, _make_prediction(oblique, instances=None, candidates=candidates))

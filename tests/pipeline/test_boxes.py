@@ -5,8 +5,9 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.data.cache import source_hash
+from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.io.files import write_json
+from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
@@ -91,6 +92,50 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
     assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (5, 5, 0)
     scores = evaluate(*folders, tmp_path / "b", replicates=5, min_readers=1).scores
     assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (6, 5, 0)
+
+
+def write_candidates(folder, labels, label):
+    """Write a candidate of a label at the lesion of the films f0 to f4."""
+    for number in range(6):
+        candidate = {"label": label, "score": 0.9, "start_vox": [4, 16], "stop_vox": [14, 32]}
+        content = {"labels": labels, "candidates": [candidate] if number < 5 else []}
+        write_json(folder / f"f{number}_candidates.json", content)
+    return folder
+
+
+def test_evaluate_compares_labels_by_name(films, tmp_path, caplog):
+    # the table has only nodules, which are label 2 of a model that was trained on masses as well
+    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=2)
+    scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
+    assert list(scores.per_label) == ["nodule"]
+    assert scores.per_label["nodule"].lesion_recall.value == 1.0
+    assert scores.box_precision.ap_50.value > 0.9
+    assert "match none of its labels (nodule): mass." in caplog.text
+    # without names, numbers are compared
+    found = write_candidates(tmp_path / "found", {}, label=2)
+    scores = evaluate(films, found, tmp_path / "b", replicates=5).scores
+    assert scores.per_label["nodule"].lesion_recall.value == 0.0
+    assert scores.lesion_recall.value == 1.0
+
+
+def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
+    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=1)
+    scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
+    assert (scores.lesion_recall.value, scores.per_label["nodule"].lesion_recall.value) == (1, 0)
+    assert (scores.per_label["mass"].n_lesions, scores.per_label["mass"].n_candidates) == (0, 5)
+    assert {row["label"] for row in read_csv(tmp_path / "a" / "candidates.csv")} == {"mass"}
+    assert caplog.text.count("match none of its labels (nodule): mass.") == 1
+    scores = evaluate(films, found, tmp_path / "b", replicates=5, merge_labels=True).scores
+    assert scores.per_label["lesion"].lesion_recall.value == 1.0
+
+
+def test_labels_without_a_common_name_are_one_error(films, tmp_path):
+    table = films / "boxes.csv"
+    table.write_text(table.read_text().replace("f0,nodule", "f0,cyst"))
+    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "scar"}, label=1)
+    with pytest.raises(DatasetError, match="have no name in common") as caught:
+        evaluate(films, found, tmp_path / "a", replicates=5)
+    assert str(caught.value).count("have no name in common") == 1
 
 
 def test_message_of_unknown_layout_names_the_known_ones(tmp_path, capsys):

@@ -80,6 +80,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
         assert mask.geometry.shape == SHAPE
         prediction = read_prediction(find_predictions(out)[case])
         assert [c.id for c in prediction.candidates] == [1, 2]
+        assert prediction.labels == {1: "lesion"}
         np.testing.assert_array_equal(mask.array[0] > 0, prediction.instances > 0)
         with np.load(out / f"{case}_probabilities.npz") as file:
             p = file["probabilities"]

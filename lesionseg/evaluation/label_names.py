@@ -1,0 +1,98 @@
+"""Match the labels of predictions with those of the dataset by their names.
+
+The number of a label often depends on the dataset. In a table of boxes, labels are numbered in the
+order of the alphabet: "nodule" is 2 next to "mass", and 1 if a table contains only nodules.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+
+from lesionseg.core import Labels, Prediction
+from lesionseg.errors import DatasetError, join_names
+from lesionseg.evaluation.case_results import MatchedCase
+
+_log = logging.getLogger(__name__)
+
+
+class LabelNumbers:
+    """The numbers that predicted labels have in the dataset of the references.
+
+    Predictions of other programs state no names, and a folder of masks has none. Their numbers are
+    then compared as they are. Names are not compared either if both sides have a single label, if
+    all candidates become one label (regions, merged labels), or if two predicted labels have the
+    same name, as in some models of version 1.0.0.
+    """
+
+    def __init__(self, labels: Labels | None) -> None:
+        becomes_one_label = labels is not None and bool(labels.regions or labels.merged)
+        self._names: Mapping[int, str] = {}
+        if labels is not None and not becomes_one_label:
+            self._names = labels.value_names
+        # upper and lower case may differ, but an equal name has priority
+        self._value_of = {name.casefold(): value for value, name in self._names.items()}
+        self._value_of.update({name: value for value, name in self._names.items()})
+
+    def apply(self, prediction: Prediction) -> Prediction:
+        """Return the prediction with the dataset's number of each label.
+
+        A label that the dataset does not have gets a number of its own, and a warning names it
+        once.
+
+        Raises:
+            DatasetError: Both sides have several labels, but no name in common.
+        """
+        stated = prediction.labels
+        are_distinct = len(set(stated.values())) == len(stated)
+        if not stated or not self._names or not are_distinct:
+            return prediction
+        if len(stated) == len(self._names) == 1:
+            return prediction.with_labels(dict(zip(stated, self._names, strict=True)))
+        unknown = [name for name in stated.values() if self._key(name) not in self._value_of]
+        if len(unknown) == len(stated) > 1 and len(self._names) > 1:
+            raise DatasetError(
+                f"The predicted labels ({join_names(unknown)}) and those of the reference "
+                f"({self._known}) have no name in common. Give equal labels equal names in the "
+                "reference, or set merge_labels=true to score all of them as one label."
+            )
+        if unknown:
+            self._add(unknown)
+        number_of = {value: self._value_of[self._key(name)] for value, name in stated.items()}
+        return prediction.with_labels(number_of)
+
+    @property
+    def _known(self) -> str:
+        """The names of the dataset's labels, for messages."""
+        return join_names(self._names.values())
+
+    def _key(self, name: str) -> str:
+        """Return the key of a name in `_value_of`."""
+        return name if name in self._value_of else name.casefold()
+
+    def _add(self, unknown: Sequence[str]) -> None:
+        """Give labels that the dataset does not have free numbers, and name them in a warning."""
+        _log.warning(
+            "The reference does not have these predicted labels, so their candidates match none of "
+            "its labels (%s): %s. Use equal names for equal labels, or set merge_labels=true to "
+            "score all labels as one.",
+            self._known,
+            join_names(unknown),
+        )
+        for name in unknown:
+            taken = {*self._value_of.values()}
+            self._value_of[name] = next(number for number in count(1) if number not in taken)
+
+
+def add_predicted_names(
+    names: Mapping[int, str], matches: Iterable[MatchedCase]
+) -> Mapping[int, str]:
+    """Return the names of the dataset's labels, then those of candidates whose label it lacks.
+
+    Without a dataset, `names` is empty and stays so, because its labels are named by their numbers.
+    """
+    all_names = dict(names)
+    for match in matches if names else ():
+        for candidate in match.prediction.candidates:
+            if candidate.label in match.prediction.labels:
+                all_names.setdefault(candidate.label, match.prediction.labels[candidate.label])
+    return all_names
