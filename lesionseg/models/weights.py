@@ -72,6 +72,18 @@ class Transfer:
     adapted: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class CheckpointWeights:
+    """The weights of an nnU-Net checkpoint, by our names.
+
+    `channel_names` contains the names of the input channels in their order. It is empty if the
+    checkpoint does not state them.
+    """
+
+    weights: dict[str, Tensor]
+    channel_names: tuple[str, ...] = ()
+
+
 def is_head(name: str) -> bool:
     """Return True if the tensor belongs to a head, False if it belongs to the backbone."""
     return name.partition(".")[0] in _HEADS
@@ -216,13 +228,14 @@ def is_checkpoint(name: str | None) -> bool:
     return name is not None and Path(name).suffix in (".pth", ".pt")
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the weights of an nnU-Net checkpoint, by our names.
+def read_checkpoint(path: Path) -> CheckpointWeights:
+    """Read the weights of an nnU-Net checkpoint, and the names of its channels.
 
     Raises `BundleError` if the file is missing, if it contains more than tensors and numbers, or if
     its network is not one of nnU-Net's two.
     """
-    theirs = unwrap_weights(load_plain(path, str(path)))
+    content = load_plain(path, str(path))
+    theirs = unwrap_weights(content)
     weights = rename_weights(theirs)
     if not any(name.startswith("encoder.stages.0.0.") for name in weights):
         seen = ", ".join([*theirs][:3]) or "no tensor"
@@ -230,7 +243,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net or "
             "nnssl, or a bundle."
         )
-    return weights
+    return CheckpointWeights(weights, _find_channel_names(content))
+
+
+def _find_channel_names(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the channel names in an nnU-Net checkpoint. Return () if it does not state them.
+
+    The trainer stores the content of `dataset.json` among its arguments.
+    """
+    arguments = content.get("init_args")
+    dataset = arguments.get("dataset_json") if isinstance(arguments, Mapping) else None
+    if not isinstance(dataset, Mapping):
+        return ()
+    stated = dataset.get("channel_names", dataset.get("modality"))
+    if not isinstance(stated, Mapping):
+        return ()
+    name_of_number = {str(number): str(name) for number, name in stated.items()}
+    numbers = [str(number) for number in range(len(name_of_number))]
+    if set(numbers) != set(name_of_number):
+        return ()
+    return tuple(name_of_number[number] for number in numbers)
 
 
 def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
     if model.init_from is None:
         return chosen
     if is_checkpoint(model.init_from):
-        has_stem = RESIDUAL_STEM in read_checkpoint(Path(model.init_from))
+        has_stem = RESIDUAL_STEM in read_checkpoint(Path(model.init_from)).weights
         if has_stem and chosen.value == "unet":
             return Decision("residual_unet", "the checkpoint has a residual encoder")
         return chosen

@@ -298,7 +298,7 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
     """
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None
-    weights = read_checkpoint(Path(model.init_from))
+    weights = read_checkpoint(Path(model.init_from)).weights
     architecture = architecture_of(weights, model.architecture, model.init_from)
     if len(architecture.strides[0]) != dims:
         raise ConfigError(

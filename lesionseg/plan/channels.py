@@ -8,7 +8,7 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
 
     Names match regardless of upper and lower case. If both have the same number of channels, the
     source of a channel with a new name is the channel at the same index, unless the name of that
-    channel is also in `names`.
+    channel is also in `names`. If a name is repeated, its n-th channels match.
 
     >>> channel_sources(["FLAIR", "T1"], ["T1", "flair"])
     (1, 0)
@@ -16,9 +16,11 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
     (0, 1)
     >>> channel_sources(["FLAIR", "T1"], ["T1"])
     (None, 0)
+    >>> channel_sources(["CT", "CT"], ["CT", "CT"])
+    (0, 1)
     """
-    new = [name.strip().casefold() for name in names]
-    old = [name.strip().casefold() for name in before]
+    new = _number_repeated(names)
+    old = _number_repeated(before)
     is_same_number = len(new) == len(old)
 
     def source(index: int) -> int | None:
@@ -27,3 +29,9 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
         return index if is_same_number and old[index] not in new else None
 
     return tuple(source(index) for index in range(len(new)))
+
+
+def _number_repeated(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each name in lower case, with the number of equal names before it."""
+    lower = [name.strip().casefold() for name in names]
+    return [(name, lower[:index].count(name)) for index, name in enumerate(lower)]

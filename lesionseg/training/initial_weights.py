@@ -23,7 +23,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     """Copy the weights that fit from a bundle or checkpoint into `network`, and log them.
 
     An ensemble gives the weights of its first network. An nnU-Net checkpoint gives all weights
-    except those of the heads.
+    except those of the heads. Channels of the same name keep their weights, see `adapt_channels`.
 
     Args:
         bundle: path of a bundle, a run or an nnU-Net checkpoint.
@@ -37,7 +37,16 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
         heads = give_all_heads("the meaning of nnU-Net's labels is not known")
-        transfer = take_tensors(network, read_checkpoint(path), heads)
+        checkpoint = read_checkpoint(path)
+        if not checkpoint.channel_names and len(plan.channel_names) > 1:
+            log.info("The checkpoint does not name its channels, so they are taken by position.")
+        transfer = take_tensors(
+            network,
+            checkpoint.weights,
+            heads,
+            channels=plan.channel_names,
+            channels_before=checkpoint.channel_names,
+        )
         log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
     else:
         source = f"bundle {bundle_digest(path)}"

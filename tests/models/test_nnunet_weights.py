@@ -11,6 +11,7 @@ from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models import build_network
 from lesionseg.models.weights import architecture_of, read_checkpoint
 from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.training.initial_weights import start_from
 from tests.models import plans
 from tests.models.nnunet_names import to_nnunet_weights
 
@@ -21,8 +22,13 @@ BLOCKS = {"blocks": 1, "encoder_blocks": (1, 2, 2), "n_supervised": 1, "layout":
 RESIDUAL = Architecture("residual_unet", (4, 6, 6), STRIDES, KERNELS, **BLOCKS)
 
 
-def plan_of(architecture: Architecture) -> Plan:
-    return plans.plan_of(dims=3, architecture=architecture, activation="softmax")
+FIRST = "encoder.stages.0.0.conv.weight"
+
+
+def plan_of(architecture: Architecture, n_channels: int = 1) -> Plan:
+    return plans.plan_of(
+        dims=3, n_channels=n_channels, architecture=architecture, activation="softmax"
+    )
 
 
 def write_checkpoint(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:
@@ -46,7 +52,7 @@ def test_network_gives_equal_outputs_after_renaming(
         init_args={"plans": {}, "device": torch.device("cpu")},
         current_epoch=3,
     )
-    read = read_checkpoint(path)
+    read = read_checkpoint(path).weights
     assert architecture_of(read, architecture.name, path.name) == architecture
     again = build_network(plan_of(architecture), seed=5)
     again.load_state_dict(read)
@@ -58,7 +64,44 @@ def test_prefixes_of_wrappers_and_bare_weights_are_read(tmp_path: Path) -> None:
     path, network = write_checkpoint(tmp_path, PLAIN)
     bare = {f"module._orig_mod.{k}": v for k, v in to_nnunet_weights(network.state_dict()).items()}
     torch.save(bare, path)
-    assert set(read_checkpoint(path)) == set(network.state_dict())
+    assert set(read_checkpoint(path).weights) == set(network.state_dict())
+
+
+def first_weights(
+    folder: Path, names: tuple[str, ...], dataset_json: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first convolutions of a checkpoint of two channels and of a network from it."""
+    before = build_network(plan_of(PLAIN, n_channels=2), seed=4)
+    path = folder / "checkpoint_final.pth"
+    arguments = {"dataset_json": dataset_json}
+    weights = to_nnunet_weights(before.state_dict())
+    torch.save({"network_weights": weights, "init_args": arguments}, path)
+    plan = plan_of(PLAIN, n_channels=len(names)).with_(channel_names=names)
+    network = build_network(plan, seed=5)
+    start_from(str(path), network, plan)
+    return before.state_dict()[FIRST], network.state_dict()[FIRST]
+
+
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+def test_channels_are_taken_by_the_names_in_the_checkpoint(tmp_path: Path, key: str) -> None:
+    stated = {key: {"0": "T1", "1": "FLAIR"}}
+    old, new = first_weights(tmp_path, ("FLAIR", "T1"), stated)
+    assert torch.equal(new, old.flip(1))
+    old, new = first_weights(tmp_path, ("FLAIR",), stated)
+    assert torch.equal(new, old[:, 1:])
+    old, new = first_weights(tmp_path, ("T2", "FLAIR", "T1"), stated)
+    assert torch.equal(new[:, 1:], old.flip(1))
+    assert torch.allclose(new[:, 0], old.mean(1) * 2 / 3)
+
+
+@pytest.mark.parametrize("stated", [{}, {"channel_names": ["T1", "FLAIR"]}, {"channel_names": {}}])
+def test_channels_without_names_are_taken_by_position(
+    tmp_path: Path, stated: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        old, new = first_weights(tmp_path, ("FLAIR", "T1"), stated)
+    assert torch.equal(new, old)
+    assert "by position" in caplog.text
 
 
 class Foreign:
@@ -82,8 +125,8 @@ def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path: Pat
 def test_another_backbone_and_incomplete_stages_are_refused(tmp_path: Path) -> None:
     path, _ = write_checkpoint(tmp_path, RESIDUAL)
     with pytest.raises(ConfigError):
-        architecture_of(read_checkpoint(path), "unet", path.name)
-    weights = read_checkpoint(write_checkpoint(tmp_path, PLAIN)[0])
+        architecture_of(read_checkpoint(path).weights, "unet", path.name)
+    weights = read_checkpoint(write_checkpoint(tmp_path, PLAIN)[0]).weights
     assert architecture_of(weights, "retina_unet", "x").features == PLAIN.features
     less = {k: v for k, v in weights.items() if not k.startswith("encoder.stages.2.1.")}
     with pytest.raises(BundleError):
