@@ -66,7 +66,7 @@ def open_references(
     are_masks_of_bids = name == "bids" and any(is_image_file(f) for f in folder.iterdir())
     if name is None or are_masks_of_bids:
         masks = find_masks(folder, faults)
-        dataset = read_dataset_of(masks.values(), merge_labels=rules.merge_labels)
+        dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
         if dataset is not None:
             return replace(dataset, grid_of_image=rules.by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]

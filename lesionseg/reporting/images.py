@@ -24,7 +24,7 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask
+from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask, read_reference
 from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.layouts.input_images import find_images
@@ -110,8 +110,10 @@ class Sources:
         if reference is not None and self._reference is None:  # a folder of masks
             self._masks = find_masks(reference, unusable)
         if self._reference is None:
-            of_masks = read_dataset_of(self._masks.values())
-            self._reference = None if of_masks is None else _in_colour(of_masks)
+            of_masks = read_dataset_of(self._masks, merge_labels=made.merges_labels)
+            if of_masks is not None:
+                of_masks = replace(of_masks, nan_background=True, grid_of_image=True)
+                self._reference = _in_colour(of_masks)
         self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
@@ -179,7 +181,11 @@ class Sources:
         """
         if self._reference is not None:
             files = _by_case(self._reference.cases).get(found.case)
-            return None if files is None else read_case(files, self._reference).reference
+            if files is None:
+                return None
+            if not files.images:  # a mask of a dataset that does not contain the image
+                return read_reference(files, self._reference, found.image.geometry)
+            return read_case(files, self._reference).reference
         if found.case in self._masks:
             spacing_mm = found.image.geometry.spacing_mm[0]
             return read_mask(self._masks[found.case], raster_mm=spacing_mm)

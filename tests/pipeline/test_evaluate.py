@@ -80,16 +80,55 @@ def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
 
 def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
     reference, prediction, out = folders
-    labels = {"background": 0, "nodule": 1, "ignore": 7}
-    facts = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
-    write_json(tmp_path / "dataset.json", facts)
-    for name in "abc":
-        write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
     write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))  # where something is found
     assert scores_of(*folders).n_lesions == 6  # nothing says that 7 is no lesion
+    write_nodule_labels(tmp_path)
+    for name in "abc":
+        write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
     scores = scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out)
     assert (scores.evaluated_on, scores.n_false_positive) == ("test", 0)
     assert (scores.n_lesions, scores.n_lesion_free_cases) == (5, 1)
+
+
+def write_nodule_labels(root, **more):
+    labels = {"background": 0, "nodule": 1, "ignore": 7}
+    facts = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    write_json(root / "dataset.json", facts | more)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "role"),
+    [("labelsTs", "ab", "test"), ("labelsTs", "", "test"), ("gt_segmentations", "", "unknown")],
+)
+def test_masks_without_images_keep_the_labels_of_their_dataset(
+    folders, tmp_path, name, images, role
+):
+    reference, prediction, out = folders
+    write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))
+    # nnU-Net's first version writes this list
+    listed = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    write_nodule_labels(tmp_path, training=listed if name == "gt_segmentations" else [])
+    for case in images:
+        write_mask(tmp_path / "imagesTs" / f"{case}_0000.nii.gz", lesions(0))
+    masks = reference.rename(tmp_path / name)
+    scores = scores_of(masks, prediction, out)
+    assert (scores.evaluated_on, scores.n_cases) == (role, 3)
+    assert (scores.n_lesions, scores.n_false_positive) == (5, 0)
+    assert set(scores.per_label) == {"nodule"}
+    affine = GEOMETRY.affine.copy()
+    affine[0, 3] = 40.0  # a report compares shape and spacing, as evaluate geometry=image does
+    for case in "abc":
+        write_scan(tmp_path / "scans" / f"{case}.nii.gz", Geometry(SHAPE, affine))
+    load = Sources(tmp_path / "scans", masks, prediction).load
+    assert not load("c", frozenset()).reference.any()  # the report does not draw ignored voxels
+
+
+def test_masks_of_a_damaged_dataset_are_read_without_it(folders, tmp_path, caplog):
+    reference, prediction, out = folders
+    (tmp_path / "dataset.json").write_text("{")
+    assert scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out).n_lesions == 5
+    assert "without their dataset" in caplog.text
+    assert "dataset.json" in caplog.text
 
 
 @pytest.mark.parametrize("named", ["", "labelsTs"])

@@ -7,14 +7,14 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Problem
+from lesionseg.core import CaseFiles, Dataset, Problem, Role
 from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
@@ -40,6 +40,7 @@ from lesionseg.io.volumes import is_dicom_image, read_geometry
 logger = logging.getLogger(__name__)
 
 ENTRY_POINTS = "lesionseg.layouts"
+_NNUNET = ("nnunet", "msd")  # layouts whose labels apply to all masks in a folder of the dataset
 
 
 @dataclass(frozen=True)
@@ -276,25 +277,42 @@ def _log_summary(dataset: Dataset) -> None:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 
 
-def read_dataset_of(masks: Collection[Path], *, merge_labels: bool = False) -> Dataset | None:
-    """Find the dataset that a set of masks belongs to, such as those in nnU-Net's `labelsTs`.
+def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) -> Dataset | None:
+    """Find the dataset that the masks of a folder belong to, such as those in nnU-Net's `labelsTs`.
 
     The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
-    do not state. For `merge_labels`, see `read_dataset`.
+    do not state. They also apply to masks whose image is missing, and to folders of masks in an
+    nnU-Net dataset whose images it does not contain, such as `gt_segmentations` of
+    `nnUNet_preprocessed`. If the dataset is damaged, the masks are read without it and a warning
+    says so.
+
+    Args:
+        masks: The masks by case id.
+        merge_labels: See `read_dataset`.
 
     Returns:
-        The dataset with the cases of these masks, or None if they do not belong to one.
+        The dataset with one case per mask, or None if the masks do not belong to one. A case whose
+        image is missing has no images.
     """
-    roots = {mask.parent.parent for mask in masks}
-    if len(roots) != 1:
+    folders = {mask.parent for mask in masks.values()}
+    if len(folders) != 1:
         return None
-    (root,) = roots
-    dataset = None
-    with suppress(LesionsegError):  # masks can be evaluated even if their dataset is damaged
-        if find_convention(root):
-            dataset = read_dataset(root, merge_labels=merge_labels, may_lack=True, lenient=True)
-    if dataset is None:
+    (folder,) = folders
+    if find_convention(folder.parent) is None:
         return None
-    files = {*masks}
-    cases = tuple(case for case in dataset.cases if case.reference in files)
-    return replace(dataset, cases=cases) if len(cases) == len(files) else None
+    try:
+        dataset = read_dataset(
+            folder.parent, merge_labels=merge_labels, may_lack=True, lenient=True
+        )
+    except LesionsegError as error:
+        logger.warning("The masks in %s are read without their dataset. %s", folder, error)
+        return None
+    case_of_mask = {case.reference: case for case in dataset.cases}
+    if case_of_mask.keys().isdisjoint(masks.values()) and dataset.convention not in _NNUNET:
+        return None
+    role: Role | None = "test" if folder.name == "labelsTs" else None
+    cases = [
+        case_of_mask.get(mask) or CaseFiles(case, (), reference=mask, role=role)
+        for case, mask in masks.items()
+    ]
+    return replace(dataset, cases=tuple(cases))

@@ -39,6 +39,7 @@ _LISTS: Mapping[str, Role | None] = {
     "test": "test",
     "testing": "test",
 }
+_FOLDERS_OF_NNUNET = ("imagesTr", "gt_segmentations")
 Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
 
 
@@ -55,14 +56,15 @@ class _Entry(BaseModel):
 def find_datalist(root: Path) -> Path | None:
     """Find the JSON file of a folder that has a list `training` of objects with an `image`.
 
-    A `dataset.json` next to a folder `imagesTr` does not count, because nnU-Net and the Decathlon
-    write such a list, too.
+    A `dataset.json` next to a folder `imagesTr` or `gt_segmentations` does not count, because
+    nnU-Net and the Decathlon write such a list, too.
     """
     for path in sorted(root.glob("*.json")):
         with suppress(ReadError):
             match read_json(path, allow_nan=True):
                 case {"training": [{"image": _}, *_]}:
-                    is_nnunet = path.name == "dataset.json" and (root / "imagesTr").is_dir()
+                    has_folder = any((root / name).is_dir() for name in _FOLDERS_OF_NNUNET)
+                    is_nnunet = path.name == "dataset.json" and has_folder
                     if not is_nnunet:
                         return path
     return None
