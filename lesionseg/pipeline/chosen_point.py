@@ -6,6 +6,7 @@ folder.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
+from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.references import DEFAULT_RULES, ReferenceRules, all_references
@@ -27,6 +29,7 @@ from lesionseg.pipeline.select import OUT_OF_FOLD
 log = logging.getLogger(__name__)
 
 _VALIDATION = "validation"
+_FOLD = re.compile(r"fold_(\d+)")
 
 
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
@@ -144,16 +147,16 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     """Find the development predictions in a folder.
 
     A model folder of nnU-Net, or a cross-validation of ours, contains them in `fold_0/validation`
-    and so on. The fold `all` is ignored, because it validates on its own training cases. A run of
-    ours without folds contains them in `validation`. Any other folder contains the predictions
-    directly.
+    and so on. The folder of one fold can be given as well. The fold `all` is ignored, because it
+    validates on its own training cases. A run of ours without folds contains them in `validation`.
+    Any other folder contains the predictions directly.
 
     Raises:
         DatasetError: if there is only the fold `all`, or two folds validated the same case.
     """
-    folds = sorted(folder.glob("fold_[0-9]*/validation"))
+    folds = _validated_folds(folder)
     if not folds:
-        if (folder / "fold_all").is_dir():
+        if folder.name == "fold_all" or (folder / "fold_all").is_dir():
             raise DatasetError(
                 f"{folder}: fold_all was trained on the cases that it validates on. Train folds 0 "
                 "to 4, or give a folder of predictions of other cases."
@@ -162,16 +165,29 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
         return DevelopmentPredictions(find_predictions(of_run if of_run.is_dir() else folder), {})
     found: dict[str, PredictionFiles] = {}
     fold_of: dict[str, int] = {}
-    for fold in folds:
-        for case, files in find_predictions(fold).items():
+    for number, validation in folds.items():
+        for case, files in find_predictions(validation).items():
             if case in found:
                 raise DatasetError(
-                    f"{fold}: the case {case!r} was validated in another fold, too. Remove the "
-                    "predictions that do not belong to this cross-validation."
+                    f"{validation}: the case {case!r} was validated in another fold, too. Remove "
+                    "the predictions that do not belong to this cross-validation."
                 )
             found[case] = files
-            fold_of[case] = int(fold.parent.name.removeprefix("fold_"))
+            fold_of[case] = number
     return DevelopmentPredictions(found, fold_of)
+
+
+def _validated_folds(folder: Path) -> dict[int, Path]:
+    """Return the folders `validation` of the numbered folds in a folder, by their number.
+
+    The folder can also be that of a fold, such as `fold_0`.
+    """
+    folds: dict[int, Path] = {}
+    for fold in [folder, *sorted(folder.glob("fold_*"))]:
+        numbered = _FOLD.fullmatch(fold.name)  # not a copy such as fold_0_old
+        if numbered is not None and (fold / _VALIDATION).is_dir():
+            folds[int(numbered[1])] = fold / _VALIDATION
+    return folds
 
 
 def development_results(
@@ -185,21 +201,28 @@ def development_results(
 ) -> list[CaseResult]:
     """Match and score development cases. Distances between surfaces are not computed.
 
-    A case whose files do not fit together is left out with a warning.
+    A case whose files are damaged or do not fit together is left out with a warning.
 
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    dataset, labelled = all_references(reference, rules)
+    faults: list[Problem] = []
+    dataset, labelled = all_references(reference, faults, rules)
+    dataset = with_labels_of_outputs(
+        dataset, labelled, predictions.files, merge_labels=rules.merge_labels
+    )
+    # faults of cases that are not predicted do not matter
+    faults = [fault for fault in faults if fault.case in predictions.files]
+    for fault in faults:
+        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     # without the roles of the dataset, all cases get the role in `options`
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
-    if not cases:
+    if not cases and not faults:
         raise DatasetError(
             f"{reference}: no mask has the name of a development prediction, such as "
             f"{next(iter(predictions.files))}. Give the masks or the dataset of these cases as "
             "chosen_on_reference= (evaluate) or reference= (export)."
         )
-    faults: list[Problem] = []
     options = MatchOptions(
         preset,
         dataset=dataset,

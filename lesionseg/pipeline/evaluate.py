@@ -40,6 +40,7 @@ from lesionseg.evaluation.label_names import add_predicted_names
 from lesionseg.evaluation.result_tables import scores_table, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
+from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
 from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
@@ -58,7 +59,6 @@ from lesionseg.pipeline.references import (
     ReferenceRules,
     open_references,
     with_ids_of_references,
-    with_labels_of_outputs,
 )
 from lesionseg.reporting.identity import read_run
 
@@ -304,7 +304,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     found = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
-    dataset = with_labels_of_outputs(dataset, labelled, found)
+    dataset = with_labels_of_outputs(dataset, labelled, found, merge_labels=cfg.merge_labels)
     of_role = cases_of_role(labelled, found, cfg.evaluated_on)
     # cases whose files could not be listed are left out of both sides
     faults = _faults_of_cases(problems, [*(files.case for files in of_role), *found])

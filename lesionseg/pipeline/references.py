@@ -7,13 +7,12 @@ from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import CaseFiles, Dataset, Problem
-from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.inference.nnunet.outputs import find_labels
+from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import find_convention, read_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.predictions import PredictionFiles, find_masks
-from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
+from lesionseg.io.volumes import is_image_file, strip_suffix
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +24,7 @@ class ReferenceRules:
     Attributes:
         by_image: see `Dataset.grid_of_image`.
         min_readers: see `read_dataset`.
-        merge_labels: see `read_dataset`. A folder of masks without a dataset has no labels, so all
-            its values are one label anyway.
+        merge_labels: see `read_dataset`. Without a dataset, see `with_labels_of_outputs`.
     """
 
     by_image: bool = False
@@ -122,54 +120,27 @@ def with_ids_of_references(
 
 
 def all_references(
-    folder: Path, rules: ReferenceRules = DEFAULT_RULES
+    folder: Path, faults: list[Problem], rules: ReferenceRules = DEFAULT_RULES
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the references of a folder, and of the whole dataset to which it belongs.
 
-    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
-    `open_references`.
+    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For `faults` and
+    errors, see `open_references`.
     """
-    dataset, labelled = open_references(folder, rules=rules)
-    if dataset is not None and dataset.root != folder:
-        try:
-            whole = read_dataset(
-                dataset.root,
-                merge_labels=rules.merge_labels,
-                may_lack=True,
-                grid_of_image=rules.by_image,
-                min_readers=rules.min_readers,
-            )
-        except LesionsegError:
-            return dataset, labelled
-        return whole, [c for c in whole.cases if c.is_labelled]
-    return dataset, labelled
-
-
-def with_labels_of_outputs(
-    dataset: Dataset | None,
-    cases: Sequence[CaseFiles],
-    predictions: Mapping[str, PredictionFiles],
-) -> Dataset | None:
-    """Return the dataset or, for a folder of masks, make one from nnU-Net's outputs.
-
-    The labels, regions and the value to ignore come from the `dataset.json` next to nnU-Net's
-    probabilities. Return None if the folder of masks has no dataset and this file is missing.
-    """
-    if dataset is not None or not cases:
-        return dataset
-    labels = None
-    for files in predictions.values():
-        if files.probabilities is not None and not labels:
-            labels = find_labels(files.probabilities)
-    if not labels:
-        return None
-    first = cases[0].reference or Path()
-    return Dataset(
-        name=first.parent.name,
-        root=first.parent,
-        convention="masks",
-        dims=read_geometry(first, raster_mm=1.0).dims,
-        channel_names=("image",),
-        labels=labels,
-        cases=tuple(cases),
+    dataset, labelled = open_references(folder, faults, rules)
+    if dataset is None or dataset.root == folder:
+        return dataset, labelled
+    whole = read_dataset(
+        dataset.root,
+        merge_labels=rules.merge_labels,
+        may_lack=True,
+        grid_of_image=rules.by_image,
+        min_readers=rules.min_readers,
+        lenient=True,
     )
+    in_folder = {files.case for files in labelled}
+    wrong = [problem for problem in whole.problems if problem.case not in in_folder]
+    faults += wrong
+    left_out = in_folder | {problem.case for problem in wrong}
+    others = [c for c in whole.cases if c.is_labelled and c.case not in left_out]
+    return whole, [*labelled, *others]

@@ -23,7 +23,7 @@ from lesionseg.core import (
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
 from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask, read_reference
 from lesionseg.io.layouts import read_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
@@ -109,12 +109,19 @@ class Sources:
         self._masks = {}
         if reference is not None and self._reference is None:  # a folder of masks
             self._masks = find_masks(reference, unusable)
+        self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
+        self._merges_labels = made.merges_labels
         if self._reference is None:
             of_masks = read_dataset_of(self._masks, merge_labels=made.merges_labels)
+            of_masks = with_labels_of_outputs(
+                of_masks,
+                [CaseFiles(case, (), reference=mask) for case, mask in self._masks.items()],
+                self._predictions,
+                merge_labels=made.merges_labels,
+            )
             if of_masks is not None:
                 of_masks = replace(of_masks, nan_background=True, grid_of_image=True)
                 self._reference = _in_colour(of_masks)
-        self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
 
     def load(self, case: str, accepted: frozenset[int]) -> Scene:
         """Read one case.
@@ -146,9 +153,10 @@ class Sources:
             return scene
         datasets = (self._images, self._reference)
         has_regions = any(data is not None and data.labels.regions for data in datasets)
+        is_binary = has_regions or self._merges_labels
         try:
             prediction = open_prediction(
-                predicted, geometry=geometry, binary=has_regions, by_image=True
+                predicted, geometry=geometry, binary=is_binary, by_image=True
             )
         except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
@@ -182,8 +190,8 @@ class Sources:
         if self._reference is not None:
             files = _by_case(self._reference.cases).get(found.case)
             if files is None:
-                return None
-            if not files.images:  # a mask of a dataset that does not contain the image
+                return found.reference if self._masks else None
+            if not files.images:  # a folder of masks may contain masks without an image
                 return read_reference(files, self._reference, found.image.geometry)
             return read_case(files, self._reference).reference
         if found.case in self._masks:

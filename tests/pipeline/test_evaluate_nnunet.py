@@ -13,6 +13,7 @@ from lesionseg.evaluation import Scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.inference.nnunet.probability_files import (
@@ -233,6 +234,103 @@ def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) ->
     scores = scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")
     assert (scores.n_lesions, scores.n_true_positive, scores.dice.mean) == (1, 1, 1.0)
     assert set(scores.per_label) == {"whole", "core"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_merge_labels_applies_to_bare_masks(
+    folders: tuple[Path, Path, Path], tmp_path: Path, named: bool
+) -> None:
+    # numbers of lesions, two of which touch
+    numbered = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
+    numbered[4, 2:5, 2:5] = 3
+    for file in folders[0].iterdir():
+        write_array(file, numbered)
+    if named:
+        write_labels(folders[1], {"background": 0, "lesion": 1})
+        with pytest.raises(DatasetError, match="evaluate merge_labels=true"):
+            scores_of(*folders)
+    scores = scores_of(*folders, merge_labels=True)
+    assert (scores.n_cases, scores.n_lesions) == (6, 12)
+    assert set(scores.per_label) == {"lesion"}
+    # masks of another program, in which two labels touch
+    for i in range(6):
+        write_array(tmp_path / "masks" / f"P{i}.nii.gz", numbered)
+    masks = tmp_path / "masks"
+    scores = scores_of(folders[0], masks, tmp_path / "again", merge_labels=True)
+    assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (12, 12, 0)
+    write_array(tmp_path / "scans" / "P0.nii.gz", np.ones(SHAPE, np.float32))
+    shown = Sources(tmp_path / "scans", folders[0], masks, made=scores.provenance)
+    scene = shown.load("P0", frozenset({1, 2}))
+    assert np.array_equal(scene.accepted, numbered > 0)
+
+
+@pytest.mark.parametrize("with_probabilities", [True, False])
+def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
+    folders: tuple[Path, Path, Path], tmp_path: Path, with_probabilities: bool
+) -> None:
+    write_labels(folders[1], {"background": 0, "lesion": 1, "ignore": 2})
+    for file in folders[0].iterdir():
+        write_array(file, boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*FALSE, 3)))
+    for file in folders[1].glob("*.npz"):
+        if not with_probabilities:
+            file.unlink()
+    (folders[0] / "P0.nii.gz").write_bytes(b"damaged")
+    scores = scores_of(*folders)
+    assert [failed.case for failed in scores.failed_cases or ()] == ["P0"]
+    assert (scores.n_cases, scores.n_lesions, scores.n_true_positive) == (5, 5, 5)
+    write_array(tmp_path / "scans" / "P1.nii.gz", np.ones(SHAPE, np.float32))
+    scene = Sources(tmp_path / "scans", folders[0], folders[1]).load("P1", frozenset())
+    assert np.array_equal(scene.reference, boxes(SHAPE, (*FIRST, 3)) > 0)
+
+
+def test_bare_masks_of_development_cases_have_the_labels_of_the_model(
+    dataset: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    write_labels(model, {"background": 0, "lesion": 1, "ignore": 2})
+    reference = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
+    for i in range(6):
+        write_array(tmp_path / "masks" / f"P{i}.nii.gz", reference)
+    scores = scores_of(
+        dataset,
+        tmp_path / "out",
+        tmp_path / "scores",
+        chosen_on=model,
+        chosen_on_reference=tmp_path / "masks",
+        operating_point="sensitivity:0.9",
+    )
+    # the candidate with a score of 0.3 is in an ignored region, so it need not be accepted
+    assert scores.operating_point.score > 0.3
+
+
+@pytest.mark.parametrize("reference", [".", "labelsTs"])
+def test_development_cases_with_faults_are_left_out(
+    dataset: Path, tmp_path: Path, reference: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    paths = (dataset / reference, tmp_path / "out", tmp_path / "scores")
+    (dataset / "labelsTr" / "P1.nii.gz").unlink()
+    with caplog.at_level("INFO"):
+        scores = scores_of(*paths, chosen_on=model)
+    assert scores.operating_point.chosen_on == "out-of-fold"
+    assert "'P1' has no mask in labelsTr" in caplog.text
+    assert "on these 5 cases" in caplog.text
+    for file in (dataset / "labelsTr").iterdir():
+        file.unlink()
+    with pytest.raises(DatasetError, match="has no mask in labelsTr"):
+        scores_of(*paths, chosen_on=model)
+
+
+def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: Path) -> None:
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    paths = (dataset, tmp_path / "out", tmp_path / "scores")
+    scores = scores_of(*paths, chosen_on=model / "fold_0")
+    assert scores.operating_point.chosen_on == "out-of-fold"
+    (model / "fold_1").rename(model / "fold_1_old")  # no fold
+    assert scores_of(*paths, chosen_on=model).operating_point == scores.operating_point
+    (model / "fold_1_old").rename(model / "fold_all")
+    with pytest.raises(DatasetError, match="fold_all"):
+        scores_of(*paths, chosen_on=model / "fold_all")
 
 
 def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path: 
     assert "out-of-fold" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
 
 
+def test_exported_fold_has_operating_points_of_its_own_validation(tmp_path: Path) -> None:
+    model, labels = write_validated_model(tmp_path)
+    export(model / "fold_1", tmp_path / "out", format="bundle", reference=labels)
+    first = bundle_selection(tmp_path / "out").operating_points[0]
+    assert first.chosen_on == "out-of-fold"
+
+
 def test_export_without_validation_or_of_another_format_is_refused(tmp_path: Path) -> None:
     model, labels = write_validated_model(tmp_path)
     with pytest.raises(ConfigError, match="format=onnx"):

@@ -6,7 +6,8 @@ chosen so that the labels of the probabilities agree with the mask.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations, product
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Labels, Prediction
-from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Prediction
+from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
@@ -28,7 +29,7 @@ from lesionseg.io.files import read_json
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
-from lesionseg.io.volumes import is_raster
+from lesionseg.io.volumes import is_raster, read_geometry
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
 # voxels of a lower probability belong to no candidate; rounding must not exclude a voxel of it
 _LOWEST = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6)
+# merged labels of masks whose labels are not stated: no value of 8 bits is unknown
+_ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
 _LABELS = "dataset.json"
 _PLANS = "plans.json"
 _REORIENTING = "WithReorient"  # the names of readers that change the axis order end with this
@@ -182,13 +185,75 @@ def _read_mask_on_grid(
     return labels, geometry
 
 
-def find_labels(path: Path) -> Labels | None:
-    """Read the labels that belong to a file of probabilities, from `dataset.json` in its folder.
+def with_labels_of_outputs(
+    dataset: Dataset | None,
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles],
+    *,
+    merge_labels: bool = False,
+) -> Dataset | None:
+    """Return the dataset or, for a folder of masks without one, make it from nnU-Net's outputs.
+
+    Args:
+        dataset: the dataset of the references; None if they are only masks.
+        cases: the references.
+        predictions: the predictions. The labels, regions and the value to ignore come from the
+            `dataset.json` that nnU-Net writes next to its masks and probabilities.
+        merge_labels: all values of the masks are one label, also without a `dataset.json`.
+
+    Returns:
+        The dataset, or None if no labels are known.
+    """
+    if dataset is not None or not cases:
+        return dataset
+    labels = _find_labels_of_outputs(predictions.values())
+    if merge_labels:
+        labels = (labels or _ANY_VALUE).merge()
+    if labels is None:
+        return None
+    folder = Path() if cases[0].reference is None else cases[0].reference.parent
+    dims = 3
+    for files in cases:
+        if files.reference is not None:
+            with suppress(LesionsegError, OSError):  # reading the case reports the error
+                dims = read_geometry(files.reference, raster_mm=1.0).dims
+                break
+    return Dataset(
+        name=folder.name,
+        root=folder,
+        convention="masks",
+        dims=dims,
+        channel_names=("image",),
+        labels=labels,
+        cases=tuple(cases),
+    )
+
+
+def _find_labels_of_outputs(predictions: Iterable[PredictionFiles]) -> Labels | None:
+    """Read the labels of the first prediction that has a `dataset.json`.
+
+    Next to a mask without probabilities, only the `dataset.json` in the same folder counts, because
+    other programs write such masks, too.
+    """
+    for files in predictions:
+        labels = None
+        if files.probabilities is not None:
+            labels = find_labels(files.probabilities)
+        elif files.mask is not None and files.candidates is None:
+            labels = find_labels(files.mask, n_folders=1)
+        if labels is not None:
+            return labels
+    return None
+
+
+def find_labels(path: Path, n_folders: int = _LEVELS_UP) -> Labels | None:
+    """Read the labels that belong to an output of nnU-Net, from `dataset.json` in its folder.
 
     nnU-Net writes this file into the output folder, and into the model folder above
-    `fold_0/validation`. Return None if neither contains it.
+    `fold_0/validation`. Return None if none of `n_folders` folders, from that of the output
+    upwards, contains it.
     """
-    for folder in list(path.parents)[:_LEVELS_UP]:
+    for folder in list(path.parents)[:n_folders]:
         if (folder / _LABELS).is_file():
             return read_nnunet_labels(folder / _LABELS)
     return None
