@@ -216,6 +216,10 @@ class Prediction:
             labels={value_of[value]: name for value, name in self.labels.items()},
         )
 
+    def merge_labels(self) -> "Prediction":
+        """Return the prediction with all voxels and candidates of label 1, without regions."""
+        return replace(self.with_one_label(), values=None)
+
     def with_zones(self, zones: Sequence[str]) -> "Prediction":
         """Return the prediction with the name of an anatomical zone for each candidate."""
         pairs = zip(self.candidates, zones, strict=True)

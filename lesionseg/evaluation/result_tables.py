@@ -73,6 +73,12 @@ def write_scores(
     write_json(folder / SCORES_FILE, scores.to_json())
 
 
+def remove_scores(folder: Path) -> None:
+    """Remove the files of an earlier `write_scores` from a folder, which need not exist."""
+    for name in (SCORES_FILE, "cases.csv", "lesions.csv", "candidates.csv", "labels.csv"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _item_row(
     result: CaseResult, item: LesionResult | CandidateResult, labels: Mapping[int, str]
 ) -> Row:

@@ -231,6 +231,18 @@ def _entry_json(candidate: Candidate) -> dict[str, Any]:
     return entry
 
 
+def remove_predictions(folder: Path, cases: Collection[str]) -> None:
+    """Remove the files that `write_prediction` has written for these cases.
+
+    Masks named `<case>.*` remain, because other programs write these names, too.
+    """
+    for file in sorted(folder.iterdir()):
+        case, kind = _case_and_kind(file)
+        is_written_by_others = strip_suffix(file) == case
+        if case in cases and kind in _KINDS and not is_written_by_others:
+            file.unlink()
+
+
 def read_source(path: Path) -> ScanSource | None:
     """Return the scan that a candidate file states as its source, or None if it states none.
 

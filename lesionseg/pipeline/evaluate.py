@@ -37,8 +37,8 @@ from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.label_names import add_predicted_names
-from lesionseg.evaluation.result_tables import scores_table, write_scores
-from lesionseg.evaluation.scores import SCORES_FILE, Difference, FailedCase
+from lesionseg.evaluation.result_tables import remove_scores, scores_table, write_scores
+from lesionseg.evaluation.scores import Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
@@ -118,7 +118,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
 
     The lesions of a case without a prediction count as missed. A prediction without a reference is
     named in a warning. A case whose files are damaged or do not fit together is not scored: it is
-    named in a warning, in cases.csv and in `failed_cases` of scores.json.
+    named in a warning, in cases.csv and in `failed_cases` of scores.json. These also name a case
+    without a reference if its probabilities of nnU-Net cannot be read.
 
     If a dataset states roles, only the cases of the role `cfg.evaluated_on` are evaluated. If that
     is None, the cases of all roles with a prediction are evaluated. The role of the scores is then
@@ -156,20 +157,19 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]
-        unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases))
+        unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases), merge_labels=cfg.merge_labels)
+        failed = [*inputs.faults, *unread]
         names = add_predicted_names(inputs.lesion_names, matches)
         settings = _summary_settings(cfg, inputs, selection.point, columns, names)
         scores = summarise(results, preset, settings)
-        scores = replace(scores, failed_cases=_failed_cases(inputs.faults))
+        scores = replace(scores, failed_cases=_failed_cases(failed))
         if second is not None and inputs.cases:
             comparison = _compare(cfg, inputs, second, results, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
-            # scores of an earlier run with a second model
-            (output / COMPARED / SCORES_FILE).unlink(missing_ok=True)
+            remove_scores(output / COMPARED)  # of an earlier run with a second model
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
-        failed = [*inputs.faults, *unread]
         write_scores(output, results, scores, names, failed)
         written = kept.finish(selection)
     not_compared = () if second is None else tuple(second.faults)

@@ -23,6 +23,7 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
     read_source,
+    remove_predictions,
     write_prediction,
 )
 from lesionseg.io.volumes import result_suffix
@@ -42,6 +43,8 @@ class KeptPredictions:
         self.folder = output / FOLDER
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
         self._files = {case: files for case, files in predictions.items() if has_outputs(files)}
+        candidates = [files.candidates for files in predictions.values()]
+        self._given = {file.resolve() for file in candidates if file is not None}
         self._geometry: dict[str, Geometry] = {}
 
     def __enter__(self) -> "KeptPredictions":
@@ -72,10 +75,11 @@ class KeptPredictions:
             like=files.mask,
         )
 
-    def keep_unlabelled(self, cases: Sequence[str]) -> list[Problem]:
+    def keep_unlabelled(self, cases: Sequence[str], *, merge_labels: bool) -> list[Problem]:
         """Find the candidates of cases without a reference, and keep them as well.
 
-        Return the problems of cases that cannot be read.
+        With `merge_labels`, they have one label, like those of cases with a reference. Return the
+        problems of cases that cannot be read.
         """
         faults: list[Problem] = []
         for case in cases:
@@ -85,7 +89,7 @@ class KeptPredictions:
                 faults.append(Problem(case, str(error)))
                 log.warning("Not read, %s: %s", case, error)
             else:
-                self.keep(prediction)
+                self.keep(prediction.merge_labels() if merge_labels else prediction)
         return faults
 
     def finish(self, selection: Selection) -> Path | None:
@@ -105,9 +109,23 @@ class KeptPredictions:
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like)
         self._refuse_to_replace_results()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_earlier()
         for file in sorted(self._temporary.iterdir()):
             file.replace(self.folder / file.name)
         return self.folder
+
+    def _remove_earlier(self) -> None:
+        """Remove the files of earlier evaluations, which may have had other cases and labels.
+
+        The results of `predict`, which has a table of them, and the evaluated files remain.
+        """
+        if any(self.folder.glob("predictions*.csv")):
+            return
+        cases = set[str]()
+        for file in self.folder.glob(f"*{CANDIDATES}"):
+            if file.resolve() not in self._given and read_source(file) is None:
+                cases.add(file.name.removesuffix(CANDIDATES))
+        remove_predictions(self.folder, cases)
 
     def _refuse_to_replace_results(self) -> None:
         """Raise `ConflictError` if `predict` has written results of a kept case to the folder.

@@ -111,7 +111,7 @@ def _match_one(
         )
         prediction = numbers.apply(prediction)
         if labels is not None and labels.merged:
-            prediction = replace(prediction.with_one_label(), values=None)
+            prediction = prediction.merge_labels()
         if keep is not None:
             keep(replace(prediction, case=files.case))
     zones = None

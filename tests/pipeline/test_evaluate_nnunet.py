@@ -111,6 +111,7 @@ def test_table_names_an_unreadable_archive_of_a_case_without_reference(
     rows = {row["case"]: row for row in read_csv(folders[2] / "cases.csv")}
     assert rows["P9"]["status"] == "failed"
     assert "P9.npz" in rows["P9"]["message"]
+    assert [failed.case for failed in outcome.scores.failed_cases or ()] == ["P9"]
 
 
 def test_nothing_is_written_if_all_archives_are_unreadable(
@@ -331,6 +332,57 @@ def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: 
     (model / "fold_1_old").rename(model / "fold_all")
     with pytest.raises(DatasetError, match="fold_all"):
         scores_of(*paths, chosen_on=model / "fold_all")
+
+
+def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    first = blobs(SHAPE, (FIRST, 3, 0.9))
+    second = blobs(SHAPE, (SECOND, 3, 0.8))
+    painted = np.where(first > 0.5, 1, np.where(second > 0.5, 2, 0))
+    for i in range(7):  # P6 has no reference
+        write_outputs(folders[1], f"P{i}", softmax_of(first, second), painted)
+    write_labels(folders[1], {"background": 0, "a": 1, "b": 2})
+    scores_of(*folders, merge_labels=True)
+    kept = find_predictions(folders[2] / "predictions")
+    for case in ("P0", "P6"):
+        assert np.array_equal(read_prediction(kept[case]).mask(), painted > 0)
+
+
+def test_kept_predictions_of_an_earlier_evaluation_are_removed(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    regions = {"background": 0, "whole": [1, 2], "core": 2}
+    write_labels(folders[1], regions, regions_class_order=[1, 2])
+    for i in range(6):
+        whole = blobs(SHAPE, (FIRST, 5, 0.9))
+        core = blobs(SHAPE, ((3, 3, 3), 2, 0.8))
+        painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
+        write_outputs(folders[1], f"P{i}", np.stack([whole, core]).astype(np.float32), painted)
+    scores_of(*folders)
+    kept = folders[2] / "predictions"
+    assert (kept / "P0_regions.nii.gz").is_file()
+    (kept / "own_mask.nii.gz").write_bytes(b"x")
+    (kept / "P5.nii.gz").write_bytes(b"x")
+    write_json(kept / "Q_candidates.json", {"candidates": [], "source": {"digest": "of predict"}})
+    (folders[1] / "P5.npz").unlink()
+    scores_of(*folders, merge_labels=True)
+    names = {file.name for file in kept.iterdir()}
+    assert {name for name in names if name.startswith("P5")} == {"P5.nii.gz"}
+    assert {"P0_mask.nii.gz", "own_mask.nii.gz", "Q_candidates.json"} <= names
+    assert not any("_regions" in name for name in names)
+
+
+def test_earlier_results_remain_next_to_the_table_of_predict(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    kept = folders[2] / "predictions"
+    kept.mkdir(parents=True)
+    write_json(kept / "Q_candidates.json", {"candidates": []})
+    (kept / "predictions.csv").write_text("case\nQ\n")
+    scores_of(*folders)
+    assert (kept / "Q_candidates.json").is_file()
+    assert (kept / "P0_candidates.json").is_file()
 
 
 def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:
