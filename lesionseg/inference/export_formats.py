@@ -221,7 +221,8 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
     if plan.nnunet is not None:
         shape = ["batch", n_logits(plan), *plan.nnunet.patch]
         note["output"] = {"name": LOGITS, "shape": shape, "dtype": "float32"}
-        note["input"]["axes"] = "the last of the file's axes after plan.nnunet.transpose"
+        if plan.dims == 3:
+            note["input"]["axes"] = "the last of the file's axes after plan.nnunet.transpose"
         note["tiles"]["weight"] = (
             "Gaussian, standard deviation an eighth of the tile along each axis, centred at n // 2"
         )

@@ -190,6 +190,9 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
     dims = 2 if _reads_pictures(plans, recipe) else 3
+    if dims == 2:
+        # nnU-Net plans to put the axis of 999 mm first, where `prepare_scan` adds it to a picture
+        recipe = replace(recipe, transpose=(0, 1, 2))
     if dims == 2 and plans.image_reader_writer != _PICTURES:
         recipe = replace(recipe, uses_pixel_size=True)
     # a 2-D network of a volume has tiles of one slice

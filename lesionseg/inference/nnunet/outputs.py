@@ -342,10 +342,14 @@ def _label_voxels(
 
 
 def _fit_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
-    """Return the array's spatial shape with `dims` axes. A first axis of 1 is dropped or added."""
+    """Return the array's spatial shape with `dims` axes. An axis of 1 is dropped, or added first.
+
+    A picture that nnU-Net reads from NIfTI has an axis of 1 where its file has it.
+    """
     shape = file.shape[1:]
-    if len(shape) > dims and shape[0] == 1:
-        shape = shape[1:]
+    if len(shape) > dims and 1 in shape:
+        flat = shape.index(1)
+        shape = shape[:flat] + shape[flat + 1 :]
     if len(shape) < dims:
         shape = (1, *shape)
     return shape

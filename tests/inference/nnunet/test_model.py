@@ -158,25 +158,34 @@ def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() < 2e-3
 
 
-def test_model_of_nifti_pictures_uses_their_pixel_size(tmp_path: Path) -> None:
-    """Users of nnU-Net store pictures as NIfTI with one slice of 999 mm."""
+@pytest.mark.parametrize(
+    # nnU-Net plans to put the axis of 999 mm first; it counts axes as z, y, x
+    ("flat_axis", "transpose"),
+    [(0, (0, 1, 2)), (1, (1, 0, 2)), (2, (2, 0, 1))],
+)
+def test_model_of_nifti_pictures_uses_their_pixel_size(
+    tmp_path: Path, flat_axis: int, transpose: tuple[int, int, int]
+) -> None:
+    """Users of nnU-Net store pictures as NIfTI with one slice of 999 mm, along any axis."""
     model = PLAIN.with_(
         configuration="2d",
         patch=(8, 12),
         spacing=(0.5, 0.5),
         mirror_axes=(0, 1),
         median_spacing=(999.0, 0.5, 0.5),
+        transpose=transpose,
     )
     folder = model.write(tmp_path)
     assert bundle_plan(folder).dims == 2
     predictor = Predictor(folder, device="cpu", settings=InferenceConfig.of(precision="fp32"))
-    image = np.random.default_rng(0).uniform(0, 255, (1, 20, 30)).astype(np.float32)
+    picture = np.random.default_rng(0).uniform(0, 255, (20, 30)).astype(np.float32)
+    image = np.expand_dims(picture, flat_axis)
+    spacing = tuple(np.insert([0.6, 0.8], flat_axis, 999.0))
     path = tmp_path / "a.nii.gz"
-    affine = np.diag([0.8, 0.8, 999.0, 1.0])
-    nibabel.save(nibabel.Nifti1Image(image[0].T[..., np.newaxis], affine), path)
-    expected = naive.predict(model, image[:, None], (999.0, 0.8, 0.8), mirrored=False)[:, 0]
+    nibabel.save(nibabel.Nifti1Image(image.T, np.diag([*spacing[::-1], 1.0])), path)
+    expected = naive.predict(model, image[np.newaxis], spacing, mirrored=False)
     found = predictor.probabilities(read_volume(path))
-    assert np.abs(found - expected).max() < 2e-3
+    assert np.abs(found - expected.squeeze(1 + flat_axis)).max() < 2e-3
 
 
 def make_volume() -> Volume:

@@ -129,9 +129,11 @@ def test_lesion_with_two_regions_is_one_candidate(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.mask(), mask)
 
 
-def test_picture_with_an_axis_of_length_1_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_picture_with_an_axis_of_length_1_is_read(tmp_path: Path, axis: int) -> None:
     flat = LESIONS[2]
-    write_outputs(tmp_path, "a", softmax_of(flat)[:, None], flat > 0.5, suffix=".png")
+    probabilities = np.expand_dims(softmax_of(flat), 1 + axis)
+    write_outputs(tmp_path, "a", probabilities, flat > 0.5, suffix=".png")
     found = read(tmp_path)
     assert found.instances.shape == SHAPE[1:]
     np.testing.assert_array_equal(found.mask(), flat > 0.5)
