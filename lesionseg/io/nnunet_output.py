@@ -39,7 +39,9 @@ def write_description(
 ) -> None:
     """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks.
 
-    `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder.
+    `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder. The
+    labels are those that a network predicts, without the value to ignore. That is why
+    `nnUNetv2_evaluate_folder` needs the `dataset.json` of the dataset.
     """
     values: Sequence[Any] = labels.regions or labels.values  # a region is a tuple of values
     value_of_name: dict[str, Any] = {"background": 0}
