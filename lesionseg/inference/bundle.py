@@ -176,8 +176,9 @@ def ensemble(
     flips = set(first.plan.allowed_flips)
     for plan in plans:
         flips &= {*plan.allowed_flips}
-    may_lack = all(plan.may_lack for plan in plans)
-    joint = first.plan.with_(may_lack=may_lack, flip_axes=tuple(sorted(flips)))
+    joint = first.plan.with_(may_lack=all(plan.may_lack for plan in plans))
+    if flips != {*first.plan.allowed_flips}:
+        joint = joint.with_(flip_axes=tuple(sorted(flips)))
     return replace(
         first,
         networks=networks,
