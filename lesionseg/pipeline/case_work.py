@@ -197,7 +197,7 @@ class CaseWork:
         if scan.fault:
             self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
             raise DatasetError(scan.fault)
-        state = _state_of_files(scan)
+        state = _state_of_files(scan.contents)
         source = self._source(scan, state)
         row = self.rows[scan.key].with_source(source, state)
         row = replace(row, key=self._key(scan.files, source.digest))
@@ -217,8 +217,7 @@ class CaseWork:
         if reason:
             return self._skip(scan, reason)
         prepared = self.predictor.prepare(scan.files)
-        if _state_of_files(scan) != state:
-            raise ResourceError("The scan changed while it was read. Run the command again.")
+        _check_unchanged(scan, state)
         trim_memory()
         return prepared
 
@@ -267,7 +266,13 @@ class CaseWork:
         return inferred
 
     def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
-        """Restore the file's grid, find the candidates and write the case's files."""
+        """Restore the file's grid, find the candidates and write the case's files.
+
+        Raises:
+            ResourceError: if the scan's files changed since they were read, because the DICOM
+                results and the header of the masks refer to them.
+            LesionsegError: if a file cannot be written.
+        """
         row = self.rows[scan.key]
         with self.results.write_case(scan.case) as new_files:
             prediction = self._decide(scan, inferred, new_files)
@@ -282,6 +287,7 @@ class CaseWork:
                 names=self.cfg.names,
                 source=row.source,
             )
+            _check_unchanged(scan, row.state)
         amounts = dict(
             counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
         )
@@ -399,9 +405,18 @@ class CaseWork:
         return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _state_of_files(scan: FoundScan) -> str:
-    """Return a text that changes if one of the scan's files changes."""
-    return file_state(file for image in scan.contents for file in image)
+def _state_of_files(contents: Sequence[Sequence[Path]]) -> str:
+    """Return a text that changes if one of a scan's files changes. See `FoundScan.contents`."""
+    return file_state(file for image in contents for file in sorted(image))
+
+
+def _check_unchanged(scan: FoundScan, state: str) -> None:
+    """Raise `ResourceError` if a scan no longer has the files from which `state` was computed."""
+    is_unchanged = False
+    with suppress(ReadError, OSError):  # a file is missing, or is being copied
+        is_unchanged = _state_of_files(scan.list_contents_again()) == state
+    if not is_unchanged:
+        raise ResourceError("The scan changed while it was read. Run the command again.")
 
 
 def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from lesionseg.errors import (
     GeometryError,
     LesionsegError,
     ReadError,
+    ResourceError,
     count,
 )
 from lesionseg.evaluation import (
@@ -56,7 +58,7 @@ from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.dicom.scans import describe_dicom
-from lesionseg.io.files import hold_lock, write_csv
+from lesionseg.io.files import atomic_path, hold_lock, write_csv
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -67,6 +69,7 @@ from lesionseg.io.predictions import (
     read_prediction,
     read_source,
 )
+from lesionseg.io.sources import file_state
 from lesionseg.io.volumes import is_dicom_image, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -275,11 +278,6 @@ def _follow_all(
                 _log.warning("Not followed, %s: %s", case, error)
             else:
                 followed[case] = pair
-                _, later = files
-                if cfg.dicom_output and later.image is not None and _is_dicom(later):
-                    report = Path(cfg.output) / f"{case}{REPORT}"
-                    found = pair.visits.after
-                    write_change_report(report, later.image, found, pair.changes, point)
             advance(case, done, len(pairs))
     if not followed:
         if len(faults) == 1:
@@ -296,7 +294,7 @@ def _follow_pair(
     name: str,
     mask: Path | None,
 ) -> FollowedPair:
-    """Compare the visits of a pair.
+    """Compare the visits of a pair. Write its DICOM report if the settings ask for it.
 
     Args:
         cfg: the settings.
@@ -306,8 +304,11 @@ def _follow_pair(
         mask: a mask of its new lesions, to score against; None for no score.
     """
     _, later = files
-    if cfg.dicom_output:
+    has_report = cfg.dicom_output and _is_dicom(later)
+    state = ""
+    if has_report:
         _check_report(later, Path(cfg.output))
+        state = _state_of_scan(later)
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     visits, alignment = open_pair(files, rule, cfg.register_)
     changes: list[LesionChange] = []
@@ -321,6 +322,8 @@ def _follow_pair(
     score = None
     if mask is not None:
         score = _score(visits, read_mask(mask), point, later.patient)
+    if has_report:
+        _write_report(Path(cfg.output), later, visits, changes, point, state)
     return FollowedPair(visits, changes, _row(files, changes, alignment), cards, score)
 
 
@@ -450,6 +453,49 @@ def _check_report(later: VisitFiles, folder: Path) -> None:
             f"output={folder} contains a report of another study under this name, {report.name}. "
             "Name another output."
         )
+
+
+def _state_of_scan(visit: VisitFiles) -> str:
+    """Return a text that changes if the visit's DICOM scan gets, loses or changes a file.
+
+    It is empty if the scan cannot be read.
+    """
+    if visit.image is not None:
+        with suppress(ReadError, OSError):
+            return file_state(describe_dicom(visit.image).files)
+    return ""
+
+
+def _write_report(
+    folder: Path,
+    later: VisitFiles,
+    visits: VisitPair,
+    changes: Sequence[LesionChange],
+    point: OperatingPoint | None,
+    state: str,
+) -> None:
+    """Write the DICOM report of the later visit, which belongs to the patient of its scan.
+
+    Args:
+        folder: the output folder.
+        later: the files of the later visit.
+        visits: the comparison.
+        changes: its changes.
+        point: the operating point of changes; None accepts all.
+        state: the state of the scan when its report was checked.
+
+    Raises:
+        ResourceError: if the scan has changed since then.
+        LesionsegError: if the report cannot be written.
+    """
+    if later.image is None:
+        return
+    with atomic_path(folder / f"{later.case}{REPORT}") as temporary:
+        write_change_report(temporary, later.image, visits.after, changes, point)
+        if _state_of_scan(later) != state:
+            raise ResourceError(
+                f"{later.image}: the scan changed while it was read. Run the command again."
+            )
 
 
 def stable_point(

@@ -7,7 +7,7 @@ import pytest
 from pydicom import dcmread
 
 from lesionseg.core import Candidate, OperatingPoint, Prediction
-from lesionseg.errors import OutputError
+from lesionseg.errors import GeometryError, OutputError
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.results import MOST_SEGMENTS, ResultOrigin, write_dicom_results
@@ -104,6 +104,15 @@ def write_results(folder, prediction, scan, origin=ORIGIN):
 
 def read_groups(sr):
     return hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
+
+
+def test_scan_with_fewer_slices_than_the_prediction_is_refused(tmp_path):
+    scan = write_patient_series(tmp_path, GRIDS["axial"])
+    prediction = make_prediction(scan)
+    (scan / "d.dcm").unlink()  # slice 0
+    with pytest.raises(GeometryError, match="4 × 4 × 6 voxels, but the prediction has 5 × 4 × 6"):
+        write_results(tmp_path, prediction, scan)
+    assert not list(tmp_path.glob("*.dcm"))
 
 
 @pytest.mark.parametrize("name", GRIDS)

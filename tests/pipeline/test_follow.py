@@ -301,6 +301,36 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     assert (out / "P2_scan_sr.dcm").is_file()
 
 
+def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
+    """While P1 is compared, its folder gets the series of another patient on the same grid."""
+    pytest.importorskip("highdicom")
+    for visit in ("before", "after"):
+        for case in ("P1", "P2"):
+            scan = write_patient_series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
+            mask = boxes((5, 4, 6), (0, 0, 0, 2))
+            write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
+
+    def compare(case, *args):
+        if case == "P1_scan":
+            folder = tmp_path / "after_images" / "P1"
+            write_patient_series(folder, GRIDS["axial"], PatientID="other")
+        return compare_visits(case, *args)
+
+    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", compare)
+    outcome = follow(
+        tmp_path / "before",
+        tmp_path / "after",
+        tmp_path / "out",
+        before_images=tmp_path / "before_images",
+        after_images=tmp_path / "after_images",
+    )
+    assert outcome.exit_status == 3
+    assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
+    assert (tmp_path / "out" / "P2_scan_sr.dcm").is_file()
+    (row,) = [r for r in read_csv(tmp_path / "out" / "pairs.csv") if r["case"] == "P1_scan"]
+    assert "the scan changed while it was read" in row["message"]
+
+
 # --- visits from a table: order, prediction before the comparison, refused tables ---
 
 VISITS = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
+from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
@@ -190,6 +191,62 @@ def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, plac
     assert (row.status, "evenly" in row.message) == ("failed", True)
     assert contents(out) == before
     assert "PatientID" not in (out / TABLE).read_text() + str(before)
+
+
+@pytest.mark.parametrize("step", ["prepare", "infer"])
+def test_series_that_grows_during_the_run_fails_and_is_predicted_on_the_next_night(
+    bundle, places, step, monkeypatch
+):
+    """The last slice arrives before the series is read, or while the network runs."""
+    inbox, out = places
+    write_series(inbox / "P1", 1, "1.2.3")
+    last = inbox / "P1" / "IM011.dcm"
+    late = last.rename(inbox.parent / last.name)
+    usual_step = getattr(Predictor, step)
+
+    def receive_slice(*args, **options):
+        shutil.copy(late, last)
+        return usual_step(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, step, receive_slice)
+        first = run(bundle, inbox, out)
+    (row,) = first.rows
+    assert (row.status, first.exit_status) == ("failed", 3)
+    assert "The scan changed while it was read" in row.message
+    assert not list(out.glob("*P1_*"))
+    assert statuses(run(bundle, inbox, out)) == {"P1": "done"}
+    assert len(read_mask(out, "P1")) == 12
+
+
+@pytest.mark.parametrize("step", ["prepare", "infer"])
+def test_file_that_is_replaced_during_the_run_keeps_its_earlier_results(
+    bundle, places, step, monkeypatch
+):
+    inbox, out = places
+    write(inbox / "a.nii.gz", 1)
+    run(bundle, inbox, out)
+    before = contents(out)
+    usual_step = getattr(Predictor, step)
+
+    def replace_file(*args, **options):
+        write(inbox / "a.nii.gz", 2)
+        return usual_step(*args, **options)
+
+    monkeypatch.setattr(Predictor, step, replace_file)
+    (row,) = run(bundle, inbox, out, operating_point="score:0.9").rows
+    assert "The scan changed while it was read" in row.message
+    assert contents(out) == before
+
+
+def test_series_of_which_a_glob_matches_some_slices_is_kept(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1", 1, "1.2.3")
+    glob = inbox / "*" / "IM00?.dcm"
+    assert statuses(run(bundle, glob, out)) == {"P1": "done"}
+    assert len(read_mask(out, "P1")) == 12
+    assert statuses(run(bundle, glob, out)) == {"P1": "kept"}
+    assert statuses(run(bundle, inbox, out)) == {"P1": "kept"}
 
 
 def test_series_is_kept_if_its_files_are_renamed(bundle, places):

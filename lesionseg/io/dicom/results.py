@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Prediction
-from lesionseg.errors import ConfigError, LesionsegError, OutputError, pip_install
+from lesionseg.errors import ConfigError, GeometryError, LesionsegError, OutputError, pip_install
 from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
 from lesionseg.io.dicom.radiograph import UNKNOWN, pixel_size, radiograph_file
@@ -129,7 +129,8 @@ def write_dicom_results(
         ConfigError: highdicom is not installed.
         OutputError: The scan's headers do not allow a result, or a file cannot be written.
         ReadError: The scan cannot be read.
-        GeometryError: The slices do not form an even stack.
+        GeometryError: The slices do not form an even stack, or the scan has another number of
+            slices or pixels than the prediction.
     """
     hd = require_highdicom()
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
@@ -137,6 +138,7 @@ def write_dicom_results(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             headers, slices = _read_source(scan)
+            _check_shape(scan, headers[0], len(slices), prediction)
             results = _Results(
                 hd=hd,
                 prediction=prediction,
@@ -191,6 +193,22 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
     return headers, slices
+
+
+def _check_shape(path: Path, header: "Header", n_slices: int, prediction: Prediction) -> None:
+    """Raise `GeometryError` if the prediction was made on another grid than that of the scan.
+
+    `n_slices` is 0 for a radiograph.
+    """
+    shape = (int(header.Rows), int(header.Columns))
+    if n_slices:
+        shape = (n_slices, *shape)
+    predicted = prediction.geometry.shape
+    if shape != predicted:
+        raise GeometryError(
+            f"{path}: the scan has {' × '.join(map(str, shape))} voxels, but the prediction has "
+            f"{' × '.join(map(str, predicted))}. Predict the scan again."
+        )
 
 
 def _complete_header(header: "Header") -> "Header":

@@ -107,6 +107,18 @@ class FoundScan:
             return [facts.files]
         return [content_files(image) for image in self.files.images]
 
+    def list_contents_again(self) -> list[tuple[Path, ...]]:
+        """Return the `contents` as they are on the disk now.
+
+        A series may have got or lost slices since the input was listed. Its headers are read.
+
+        Raises:
+            ReadError: A header is damaged, or no file is left.
+        """
+        if self.facts is not None and len(self.files.images) == 1:
+            return [describe_dicom(self.files.images[0]).files]
+        return self.contents
+
     def to_absolute(self) -> "FoundScan":
         """Return the scan with absolute paths, which are valid in every process."""
         files = replace(self.files, images=tuple(path.absolute() for path in self.files.images))
@@ -213,6 +225,8 @@ def find_scans(
     scans = [*_make_file_scans(listing.images, root, channels)]
     for files in listing.dicom.values():
         found, others = find_dicom_scans(files)
+        if not source.is_dir():
+            found = [_add_unmatched_slices(dicom, set(files)) for dicom in found]
         scans += [_make_dicom_scan(dicom, root) for dicom in found]
         listing.leave_out_objects(others)
     ordered = sorted(scans, key=lambda scan: scan.key)
@@ -569,6 +583,20 @@ def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
         other_case=other_case,
         left_out=reason.rstrip("."),
     )
+
+
+def _add_unmatched_slices(dicom: DicomScan, matched: Collection[Path]) -> DicomScan:
+    """Return the description of a series with the slices that a glob does not match.
+
+    They belong to the scan, because the reader of a series takes all its slices in the folder.
+    """
+    is_series = dicom.other_name is not None
+    entries = dicom.files[0].parent.iterdir() if is_series else ()
+    if any(is_dicom(entry) for entry in entries if entry not in matched):
+        with suppress(LesionsegError):  # reading the scan reports the error
+            whole = describe_dicom(dicom.place)
+            return replace(dicom, files=whole.files, n_slices=whole.n_slices)
+    return dicom
 
 
 def _make_single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
