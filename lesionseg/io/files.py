@@ -31,8 +31,9 @@ _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/pro
 TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
 # file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
 MAX_ID_BYTES = 200
-# Unicode categories: control, format (including bidirectional), surrogate, line and paragraph ends
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# Unicode categories: control, format (including bidirectional), line and paragraph ends
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_SURROGATE = "Cs"  # category of the characters that stand for bytes of a file name without a letter
 _MAX_TEXT_BYTES = 2**30
 _HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
@@ -91,9 +92,12 @@ def private_files() -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, with the same bytes on every system."""
+    """Write UTF-8 text atomically, with the same bytes on every system.
+
+    Bytes of a file name that are not UTF-8 are written as `\\udc…`.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -214,7 +218,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table atomically.
+    """Write a table atomically, as UTF-8 text like that of `write_text`.
 
     A spreadsheet would run text that begins with `=`, `+`, `-` or `@` as a formula. Such text gets
     a leading apostrophe, which spreadsheets understand as a mark of text. Numbers do not get one.
@@ -229,7 +233,10 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
         ValueError: A row has a key that is not a column.
         OutputError: The file cannot be written.
     """
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         for row in rows:  # one at a time, because a table may have a million rows
@@ -374,12 +381,24 @@ def case_id_fault(case: str) -> str:
         "begins with a dot": case.startswith("."),
         "begins or ends with a space": case != case.strip(),
         "contains a path separator": "/" in case or "\\" in case,
+        "contains bytes that are not UTF-8": any(category(c) == _SURROGATE for c in case),
         "contains an invisible character": any(category(c) in _INVISIBLE for c in case),
         "contains a character that Windows forbids": is_windows
         and bool(set(case) & set('<>:"|?*')),
         f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
     }
     return next((fault for fault, applies in faults.items() if applies), "")
+
+
+def printable_text(text: str) -> str:
+    r"""Return a text of which file names are part, in a form that can be written as UTF-8.
+
+    Bytes of a name that are not UTF-8 become `\udc…`.
+
+    >>> print(printable_text(os.fsdecode(b"M\xfcller")), printable_text("Müller"))
+    M\udcfcller Müller
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable_id(case: str) -> str:

@@ -38,6 +38,7 @@ from lesionseg.io.dicom.results import (
     ResultOrigin,
     write_dicom_results,
 )
+from lesionseg.io.files import printable_text
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
@@ -146,7 +147,7 @@ class CaseWork:
         text = str(error) or repr(error)
         for image in scan.files.images:  # messages show only folders below the input
             text = text.replace(f"{image.parent}/", "")
-        text = text.encode("utf-8", "backslashreplace").decode()
+        text = printable_text(text)
         row = self.rows[scan.key]
         key = row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
@@ -235,7 +236,7 @@ class CaseWork:
     def _source(self, scan: FoundScan, state: str) -> ScanSource:
         """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
         digest = ""
-        for row in self.known.get(scan.case, ()):
+        for row in self.known.get(self.rows[scan.key].case, ()):
             if row.digest and (row.path, row.state) == (scan.path, state):
                 digest = row.digest
                 break

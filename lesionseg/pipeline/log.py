@@ -178,7 +178,8 @@ class RunLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and (self.run / "config.yaml").is_file():
-            file = logging.FileHandler(self.run / LOG, encoding="utf-8")
+            path = self.run / LOG
+            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self.setTarget(file)
         return self.target is not None

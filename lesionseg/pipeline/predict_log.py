@@ -11,6 +11,7 @@ from typing import Any
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, count
+from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
 from lesionseg.pipeline.log import RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
@@ -124,7 +125,7 @@ class _FileLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and self.file.parent.is_dir():
-            target = logging.FileHandler(self.file, encoding="utf-8")
+            target = logging.FileHandler(self.file, encoding="utf-8", errors="backslashreplace")
             target.setFormatter(self.formatter)
             self.setTarget(target)
         return self.target is not None
@@ -156,4 +157,4 @@ class _JsonLines(logging.Formatter):
                 key = "reason" if name == "message" else name  # `message` is that of the record
                 if not is_empty:
                     content[key] = cell
-        return json.dumps(content, ensure_ascii=False)
+        return printable_text(json.dumps(content, ensure_ascii=False))

@@ -14,7 +14,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
-from lesionseg.io.files import TEMPORARY_NAMES, printable_id, read_csv, read_json, write_csv
+from lesionseg.io.files import (
+    TEMPORARY_NAMES,
+    printable_id,
+    printable_text,
+    read_csv,
+    read_json,
+    write_csv,
+)
 from lesionseg.io.layouts.input_images import FoundScan, LeftOut
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
@@ -243,7 +250,7 @@ def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
     dicom = scan.dicom
     return CaseRow(
         case=printable_id(scan.case),
-        group=scan.files.group,
+        group=printable_text(scan.files.group),
         visit=scan.files.columns.get("visit", ""),
         bundle=bundle,
         path=scan.path,

@@ -44,8 +44,8 @@ def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch
 def test_error_while_writing_keeps_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     write_text(target, "whole")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(target, "half" * 10**6 + "\udcff")
+    with pytest.raises(UnicodeEncodeError), atomic_path(target) as temporary:
+        temporary.write_text("half" * 10**6 + "\udcff", encoding="utf-8")
     assert target.read_text() == "whole"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -153,6 +153,14 @@ def test_table_survives_a_round_trip(tmp_path):
     write_csv(path, [], ["case", "dice"])
     assert path.read_text() == "case,dice\n"
     assert read_csv(path) == []
+
+
+def test_name_that_is_not_utf_8_is_written_as_text(tmp_path):
+    name = os.fsdecode(b"M\xfcller")
+    write_csv(tmp_path / "t.csv", [{"case": name}], ["case"])
+    assert read_csv(tmp_path / "t.csv") == [{"case": r"M\udcfcller"}]
+    write_json(tmp_path / "a.json", {"case": name})
+    assert read_json(tmp_path / "a.json") == {"case": name}
 
 
 def test_table_with_byte_order_mark_and_spaces_is_read(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -191,6 +192,23 @@ def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, plac
     assert (row.status, "evenly" in row.message) == ("failed", True)
     assert contents(out) == before
     assert "PatientID" not in (out / TABLE).read_text() + str(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_name_that_is_not_utf_8_fails_only_its_case(bundle, places):
+    inbox, out = places
+    write(inbox / "P1.nii.gz", 1)
+    write(inbox / os.fsdecode(b"M\xfcller.nii.gz"), 2)
+    (inbox / os.fsdecode(b"Bef\xfcnde.hdr")).touch()  # a file of an unknown format
+    expected = {r"M\udcfcller.nii.gz": "failed", "P1.nii.gz": "done"}
+    first = run(bundle, inbox, out, json_lines=True)
+    assert (statuses(first), first.exit_status) == (expected, 3)
+    rows = {row["path"]: row["message"] for row in read_csv(out / TABLE)}
+    assert "bytes that are not UTF-8" in rows[r"M\udcfcller.nii.gz"]
+    assert r"Bef\udcfcnde.hdr" in rows[""]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert r"M\udcfcller.nii.gz" in [line.get("path") for line in lines]
+    assert run(bundle, inbox, out).exit_status == 0  # the failure is known
 
 
 @pytest.mark.parametrize("step", ["prepare", "infer"])

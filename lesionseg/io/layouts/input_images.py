@@ -24,7 +24,7 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.scans import DicomScan, describe_dicom, find_dicom_scans
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import MAX_ID_BYTES
+from lesionseg.io.files import MAX_ID_BYTES, printable_text
 from lesionseg.io.layouts.checks import CHANNEL, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.tiff_stack import is_stack
@@ -450,10 +450,10 @@ def _is_dicom_file(file: Path) -> bool:
 
 
 def _relative_path(path: Path, root: Path) -> str:
-    """Return the path below `root` with slashes, or the name of a path outside it."""
+    """Return the path below `root` with slashes, or the name of a path outside it, for tables."""
     with suppress(ValueError):
-        return path.relative_to(root).as_posix()
-    return path.name
+        return printable_text(path.relative_to(root).as_posix())
+    return printable_text(path.name)
 
 
 def _folders_between(root: Path, folder: Path) -> list[str]:
@@ -574,7 +574,10 @@ def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     other_case = ""
     if dicom.other_name is not None:
         other_case = case_id([*parts, dicom.other_name] if dicom.other_name else parts)
-    path = _relative_path(dicom.place, root) if dicom.place != root else folder_name(folder)
+    if dicom.place == root:
+        path = printable_text(folder_name(folder))
+    else:
+        path = _relative_path(dicom.place, root)
     reason, _, _ = dicom.unfit.partition(". ")  # without the advice that follows
     return FoundScan(
         CaseFiles(case, (dicom.place,), group=case),
