@@ -20,6 +20,7 @@ from lesionseg.io.predictions import (
     CANDIDATES,
     MASK_ENDINGS,
     MaskNames,
+    read_key,
     read_mask_names,
     read_source,
 )
@@ -134,13 +135,24 @@ class PredictionFolder:
         endings += [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
         return [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
 
-    def has_results(self, case: str, source: ScanSource, suffix: str, *, masks: bool) -> bool:
-        """Return True if the case has a candidate file that was computed from exactly this scan.
+    def has_results(
+        self, case: str, source: ScanSource, key: str, suffix: str, *, masks: bool
+    ) -> bool:
+        """Return True if the case has a candidate file of exactly this scan and these settings.
 
         With `masks`, it must also have a mask with the given suffix.
+
+        Args:
+            case: The case id.
+            source: The scan.
+            key: The hash of scan, bundle and settings. Older files state none.
+            suffix: The suffix of the mask.
+            masks: True if the model writes masks.
         """
         recorded = self.source(case)
         if recorded is None or recorded.digest != source.digest:
+            return False
+        if read_key(self.path / f"{case}{CANDIDATES}") not in ("", key):
             return False
         return not masks or (self.path / f"{case}{MASK_ENDINGS[self.names]}{suffix}").is_file()
 

@@ -143,6 +143,7 @@ def write_prediction(
     like: Path | None = None,
     names: MaskNames = "lesionseg",
     source: ScanSource | None = None,
+    key: str = "",
 ) -> None:
     """Write the files of one case, each atomically, and the candidate file last.
 
@@ -167,6 +168,7 @@ def write_prediction(
             `nnunet`, instances and regions get another suffix, because nnU-Net's commands treat
             every file with the suffix of the masks as a mask.
         source: The scan that the prediction is of. The candidate file states it as `source`.
+        key: A hash of scan, bundle and settings, which the candidate file states as `key`.
 
     Raises:
         OutputError: The case id cannot be a file name, or a file cannot be written.
@@ -189,11 +191,11 @@ def write_prediction(
         if prediction.values is not None:
             regions = np.where(instances > 0, prediction.values, np.uint8(0))
             write(f"_regions{other_suffix}", regions)
-    write_json(folder / f"{case}{CANDIDATES}", _candidate_json(prediction, names, source))
+    write_json(folder / f"{case}{CANDIDATES}", _candidate_json(prediction, names, source, key))
 
 
 def _candidate_json(
-    prediction: Prediction, names: MaskNames, source: ScanSource | None
+    prediction: Prediction, names: MaskNames, source: ScanSource | None, key: str
 ) -> dict[str, Any]:
     """Return the content of the candidate file. Optional keys are left out if they are empty."""
     point = prediction.operating_point
@@ -212,6 +214,8 @@ def _candidate_json(
         content["names"] = names
     if source is not None:
         content["source"] = source.to_json()
+    if key:
+        content["key"] = key
     if prediction.input is not None:
         content["input_check"] = asdict(prediction.input)
     if prediction.removed:
@@ -278,6 +282,16 @@ def read_shape(path: Path) -> tuple[int, ...] | None:
         raise ContentError(
             f"{path}: shape is {str(stated)[:100]}, not a list of positive numbers. Correct it."
         ) from error
+
+
+def read_key(path: Path) -> str:
+    """Read from a candidate file the hash of scan, bundle and settings, or "" if it states none.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+    """
+    content = read_json(path)
+    return str(content.get("key", "")) if isinstance(content, dict) else ""
 
 
 def read_mask_names(path: Path) -> MaskNames:

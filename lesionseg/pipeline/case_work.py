@@ -254,7 +254,7 @@ class CaseWork:
         suffix = result_suffix(scan.files.images[0], plan.dims)
         masks = plan.candidate_rule.source != "detection"
         rows = [r for r in self.known.get(row.case, ()) if r.is_done and r.key == row.key]
-        if rows and self.results.has_results(scan.case, source, suffix, masks=masks):
+        if rows and self.results.has_results(scan.case, source, row.key, suffix, masks=masks):
             return rows[0]
         return None
 
@@ -287,6 +287,7 @@ class CaseWork:
                 like=image,
                 names=self.cfg.names,
                 source=row.source,
+                key=row.key,
             )
             _check_unchanged(scan, row.state)
         amounts = dict(

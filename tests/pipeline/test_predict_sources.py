@@ -12,7 +12,7 @@ from lesionseg.core import Geometry
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_csv
 from lesionseg.io.volumes import read_volume
-from lesionseg.pipeline.predict_tables import TABLE
+from lesionseg.pipeline.predict_tables import TABLE, PredictionTable
 from tests.commands import predict
 from tests.inference.networks import make_bright
 from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
@@ -255,6 +255,26 @@ def test_file_that_is_replaced_during_the_run_keeps_its_earlier_results(
     (row,) = run(bundle, inbox, out, operating_point="score:0.9").rows
     assert "The scan changed while it was read" in row.message
     assert contents(out) == before
+
+
+def test_files_of_other_settings_than_those_of_their_row_are_not_kept(bundle, places, monkeypatch):
+    """Settings change, the run is killed before it writes the row, and they change back."""
+    inbox, out = places
+    write(inbox / "a.nii.gz", 1)
+    run(bundle, inbox, out)
+    before = contents(out)
+
+    def be_killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionTable, "put", be_killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(bundle, inbox, out, operating_point="score:0.99999")
+    assert contents(out) != before
+    assert statuses(run(bundle, inbox, out)) == {"a.nii.gz": "done"}
+    assert contents(out) == before
+    assert statuses(run(bundle, inbox, out)) == {"a.nii.gz": "kept"}
 
 
 def test_series_of_which_a_glob_matches_some_slices_is_kept(bundle, places):
