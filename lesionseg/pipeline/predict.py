@@ -16,6 +16,7 @@ from lesionseg.io.layouts.input_images import (
     FoundScans,
     explain_nothing_found,
     find_scans,
+    folder_before_wildcards,
     mark_clashes,
 )
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
@@ -218,7 +219,7 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
     slices of an archive, are included with the reason.
 
     Raises:
-        ConfigError: if the output is a file or the input itself.
+        ConfigError: if the output is a file, or the input itself, or contains the input.
         DatasetError: if no scan is found.
     """
     if output.exists() and not output.is_dir():
@@ -229,9 +230,13 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
             "one inside it."
         )
     results = output.resolve()
-    is_single = source.is_file() and source.suffix.lower() != ".csv"
-    if is_single and results in source.resolve().parents:
-        raise ConfigError(f"output={output} contains the scan {source}. Name another folder.")
+    is_table = source.is_file() and source.suffix.lower() == ".csv"
+    place = folder_before_wildcards(source).resolve()
+    if not is_table and results in (place, *place.parents):
+        raise ConfigError(
+            f"output={output} contains the input {source}, so its scans would count as results. "
+            "Name another folder."
+        )
     found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
     if not found.scans:
         raise DatasetError(explain_nothing_found(source, found))

@@ -177,6 +177,16 @@ def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_pat
         run(tmp_path / "empty", scans, tmp_path / "out")
 
 
+@pytest.mark.parametrize("source", ["inbox", "inbox/*", "inbox/more", "inbox/more/c.nii"])
+def test_output_that_contains_the_input_is_refused(bundle, tmp_path, scans, source):
+    """Otherwise, the scans of subfolders would be left out as results without a message."""
+    scans.rename(tmp_path / "inbox")
+    with pytest.raises(ConfigError, match="contains the input"):
+        run(bundle, tmp_path / source, tmp_path)
+    for output in (tmp_path / "out", tmp_path / "inbox" / "out"):
+        assert run(bundle, tmp_path / source, output).exit_status == 0
+
+
 def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
     shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]

@@ -214,7 +214,7 @@ def find_scans(
     is_series = split_series(source) is not None
     if source.is_file() or is_series:
         return FoundScans(tuple(_make_single_scans(source, channels)))
-    root = _folder_before_wildcards(source)  # ids are made of the path below this folder
+    root = folder_before_wildcards(source)  # ids are made of the path below this folder
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     listing = _Listing(root, dims, results)
@@ -233,7 +233,7 @@ def find_scans(
     return FoundScans(tuple(ordered), tuple(listing.summaries()))
 
 
-def _folder_before_wildcards(source: Path) -> Path:
+def folder_before_wildcards(source: Path) -> Path:
     """Return the part of a glob before its first wildcard, or the path itself if it exists."""
     if source.exists():
         return source
