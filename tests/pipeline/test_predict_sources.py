@@ -373,6 +373,38 @@ def test_broken_file_fails_only_its_own_series(bundle, places):
     assert found == {"series=3": "kept", "series=4": "done", "c000.dcm": "failed"}
 
 
+@pytest.mark.parametrize("n_files", [1, 2], ids=["only file", "one of two files"])
+def test_broken_file_of_another_series_does_not_fail_the_only_whole_series(bundle, places, n_files):
+    inbox, out = places
+    write_series(inbox, 1, "1.2.3", prefix="a")
+    write_series(inbox, 2, "1.2.4", number=4, prefix="b")
+    for file in sorted(inbox.glob("b*"))[n_files:]:
+        file.unlink()
+    broken = sorted(inbox.glob("b*"))[-1]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: whole.index(b"1.2.4") + 40])  # before the number of rows
+    outcome = run(bundle, inbox, out)
+    expected = {"series=3": "done", broken.name: "failed"}
+    if n_files == 2:
+        expected["b000.dcm"] = "skipped"  # a single slice
+    assert (statuses(outcome), outcome.exit_status) == (expected, 3)
+
+
+def test_series_is_tried_again_without_its_broken_file(bundle, places):
+    """The message advises to move the file out of the folder."""
+    inbox, out = places
+    write_series(inbox, 1, "1.2.3")
+    last = inbox / "IM011.dcm"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: whole.index(b"1.2.3") + 40])  # before the number of rows
+    assert statuses(run(bundle, inbox, out)) == {"inbox": "failed"}
+    again = run(bundle, inbox, out)
+    assert (statuses(again), again.exit_status) == ({"inbox": "failed"}, 0)
+    last.unlink()
+    assert statuses(run(bundle, inbox, out)) == {"inbox": "done"}
+    assert len(read_mask(out, "inbox")) == 11
+
+
 def test_new_naming_removes_masks_of_the_earlier_names(bundle, places):
     inbox, out = places
     write(inbox / "a.nii", 1)

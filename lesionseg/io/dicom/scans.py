@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -71,8 +71,9 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
 
     A series of several files is one scan. A series of one file and each radiograph are scans of a
     single file. A file whose header cannot be read becomes a scan with a `fault`, unless it may be
-    a slice of a series in the folder. The reader of the series then reports it. A damaged file may
-    be such a slice if it states the UID of the series or no UID.
+    a slice of a series of several files in the folder. It then belongs to the files of this series,
+    whose reader reports it. A damaged file may be such a slice if it states the UID of the series
+    or no UID.
 
     Args:
         files: DICOM files of one folder.
@@ -80,7 +81,7 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
     Returns:
         The scans, and the files that are not images.
     """
-    damaged = list[DicomScan]()
+    damaged = dict[Path, str]()  # the faults by file
     others = list[Path]()
     radiographs = list[tuple[Path, Header]]()
     series: dict[str, dict[Path, Header]] = defaultdict(dict)
@@ -88,7 +89,7 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
         try:
             header = image_header(file)
         except ReadError as error:
-            damaged.append(DicomScan(file, (file,), name=_stem(file), fault=str(error)))
+            damaged[file] = str(error)
             continue
         if header is None:
             others.append(file)
@@ -103,19 +104,38 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
             single_files += headers.items()
         else:
             series_of_several.append(headers)
+    # a series without a usable image does not count, so the other one keeps its short name
+    n_readable = sum(not _are_all_unfit(headers) for headers in series_of_several)
+    damaged_slices = _find_damaged_slices(damaged, series_of_several) if n_readable else {}
     scans = [_describe_file(file, header) for file, header in single_files]
+    for file, fault in damaged.items():
+        if file not in damaged_slices:
+            scans.append(DicomScan(file, (file,), name=_stem(file), fault=fault))
+    is_only_scan = len(scans) + len(series_of_several) == 1
     # a path names a series by its number only if no other scan of the folder has this number
     one_header_of_each = [header for _, header in single_files]
     one_header_of_each += [next(iter(headers.values())) for headers in series_of_several]
     numbers = [text(header, "SeriesNumber") for header in one_header_of_each]
-    # a series without a usable image does not count, so the other one keeps its short name
-    n_readable = sum(not _are_all_unfit(headers) for headers in series_of_several)
     for headers in series_of_several:
-        scans.append(_describe_series(headers, numbers, is_only_series=n_readable <= 1))
-    if n_readable > 0:
-        # the reader of a series reports a damaged file that may be one of its slices
-        damaged = [scan for scan in damaged if read_series_uid(scan.place) not in ("", *series)]
-    return scans + damaged, others
+        scan = _describe_series(
+            headers, numbers, is_only_series=n_readable <= 1, is_only_scan=is_only_scan
+        )
+        own_uids = ("", _key_of_series(headers))
+        own_damaged = [file for file, uid in damaged_slices.items() if uid in own_uids]
+        scans.append(replace(scan, files=(*scan.files, *own_damaged)))
+    return scans, others
+
+
+def _find_damaged_slices(
+    damaged: Iterable[Path], series_of_several: Iterable[Mapping[Path, "Header"]]
+) -> dict[Path, str]:
+    """Return the damaged files that may be slices of a series, with the UID that each states.
+
+    The UID is "" if it cannot be read.
+    """
+    known_uids = ["", *map(_key_of_series, series_of_several)]
+    uids = {file: read_series_uid(file) for file in damaged}
+    return {file: uid for file, uid in uids.items() if uid in known_uids}
 
 
 def describe_dicom(place: Path) -> DicomScan:
@@ -130,7 +150,7 @@ def describe_dicom(place: Path) -> DicomScan:
         return replace(_describe_file(file, header), place=place)
     # The other series of the folder are not read, so this one may not be the only one. Without
     # their numbers, its name contains its UID.
-    scan = _describe_series(headers, numbers=[], is_only_series=False)
+    scan = _describe_series(headers, numbers=[], is_only_series=False, is_only_scan=False)
     return replace(scan, place=place)
 
 
@@ -153,7 +173,11 @@ def _describe_file(file: Path, header: "Header") -> DicomScan:
 
 
 def _describe_series(
-    headers: Mapping[Path, "Header"], numbers: Sequence[str], *, is_only_series: bool
+    headers: Mapping[Path, "Header"],
+    numbers: Sequence[str],
+    *,
+    is_only_series: bool,
+    is_only_scan: bool,
 ) -> DicomScan:
     """Describe the scan of a series of several files.
 
@@ -161,11 +185,11 @@ def _describe_series(
         headers: The headers of its files.
         numbers: The series numbers of all scans in the folder.
         is_only_series: True if the folder contains no other readable series.
+        is_only_scan: True if the folder contains no other scan and no file of another scan.
     """
     file, header = next(iter(headers.items()))
     number = text(header, "SeriesNumber")
     key_of_series = series_key(header)
-    is_only_scan = len(numbers) == 1
     is_unique = number != "" and numbers.count(number) == 1
     key = number if is_unique else key_of_series
     digits = sha256(key_of_series.encode()).hexdigest()[:_UID_DIGITS]
@@ -183,6 +207,10 @@ def _describe_series(
         is_localiser=all(map(_is_localiser, headers.values())),
         unfit=explain_unfit(header) if _are_all_unfit(headers) else "",
     )
+
+
+def _key_of_series(headers: Mapping[Path, "Header"]) -> str:
+    return series_key(next(iter(headers.values())))
 
 
 def _are_all_unfit(headers: Mapping[Path, "Header"]) -> bool:
