@@ -35,7 +35,13 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
             is_url_possible = kind in _WITH_URL or (kind, type(cfg)) == _OUTPUT_WITH_URL
             for path in _list_paths(value):
                 if not is_url(path):
-                    check(f"{key}={path}", Path(path))
+                    try:
+                        check(f"{key}={path}", Path(path))
+                    except PermissionError as error:
+                        raise ReadError(
+                            f"{key}={path}: permission denied. Change the permissions of the "
+                            "folder, or name another one."
+                        ) from error
                 elif not is_url_possible:
                     # it would otherwise be a path, and the files go into a local folder `s3:`
                     raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")

@@ -145,6 +145,8 @@ class CaseWork:
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         for image in scan.files.images:  # messages show only folders below the input
             text = text.replace(f"{image.parent}/", "")
         text = printable_text(text)
@@ -196,7 +198,8 @@ class CaseWork:
         if scan.left_out:
             return self._skip(scan, scan.left_out)
         if scan.fault:
-            self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
+            if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
+                self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
             raise DatasetError(scan.fault)
         state = _state_of_files(scan.contents)
         source = self._source(scan, state)

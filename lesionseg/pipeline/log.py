@@ -7,14 +7,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import MappingProxyType
 
 from lesionseg import __version__
-from lesionseg.errors import LesionsegError, count
+from lesionseg.errors import LesionsegError, OutputError, count
 
 log = logging.getLogger(__name__)
 
@@ -178,11 +178,30 @@ class RunLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and (self.run / "config.yaml").is_file():
-            path = self.run / LOG
-            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            self.setTarget(file)
+            formatter = logging.Formatter("%(asctime)s %(message)s")
+            self.setTarget(open_log(self.run / LOG, formatter))
         return self.target is not None
+
+
+def open_log(path: Path, formatter: logging.Formatter) -> logging.Handler:
+    """Open a log file, to append lines to it.
+
+    Args:
+        path: the file.
+        formatter: the formatter of its lines.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {(error.strerror or str(error)).lower()}. Change the "
+            "permissions, or name another folder."
+        ) from error
+    handler.setFormatter(formatter)
+    return handler
 
 
 @contextmanager
@@ -225,7 +244,8 @@ def run_log(run: Path) -> Iterator[Callable[[str], None]]:
             yield note
     except BaseException as error:
         known = isinstance(error, LesionsegError | KeyboardInterrupt)
-        note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
+        with suppress(OutputError):  # the log itself may be the file that cannot be written
+            note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
         raise
     finally:
         if handler.target is not None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg import __version__
-from lesionseg.errors import LesionsegError, count
+from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.log import RepeatFilter, added_handlers
+from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
@@ -88,7 +88,8 @@ def predict_log(
         raise
     except BaseException as error:
         text = str(error) if isinstance(error, LesionsegError) else repr(error)
-        log.note("error", f"The run ended: {text}.", logging.ERROR)
+        with suppress(OutputError):  # the log itself may be the file that cannot be written
+            log.note("error", f"The run ended: {text}.", logging.ERROR)
         raise
     finally:
         written = log.close()
@@ -114,7 +115,7 @@ class _FileLog(MemoryHandler):
     def __init__(self, folder: Path, name: str, formatter: logging.Formatter) -> None:
         super().__init__(capacity=0)
         self.file = folder / name
-        self.formatter = formatter
+        self.line_format = formatter
         self.setLevel(logging.INFO)
         self.addFilter(RepeatFilter())
         self.addFilter(_is_for_file)
@@ -125,9 +126,7 @@ class _FileLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and self.file.parent.is_dir():
-            target = logging.FileHandler(self.file, encoding="utf-8", errors="backslashreplace")
-            target.setFormatter(self.formatter)
-            self.setTarget(target)
+            self.setTarget(open_log(self.file, self.line_format))
         return self.target is not None
 
     def close(self) -> None:

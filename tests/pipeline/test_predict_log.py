@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,23 @@ def test_damaged_header_fails_one_night_until_it_changes(run_predict, tmp_path):
         assert [run_predict()[0] for _ in range(2)] == [3, 0]
     (tmp_path / "in" / "b.raw").write_bytes(b"late")  # the missing file arrives
     assert run_predict()[0] == 3
+
+
+def test_folder_that_cannot_be_opened_fails_every_night(run_predict, tmp_path, monkeypatch):
+    write_scan(tmp_path / "in" / "P1" / "a.nii.gz", GRID)
+    (tmp_path / "in" / "P2").mkdir()
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "P2")
+    assert [run_predict()[0], run_predict()[0]] == [3, 3]
+    rows = {row["case"]: row["status"] for row in read_csv(tmp_path / "out" / "predictions.csv")}
+    assert rows == {"P1_a": "kept", "P2": "failed"}
+
+
+def test_log_that_cannot_be_written_is_one_sentence(run_predict, tmp_path):
+    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
+    (tmp_path / "out" / "predictions.log").mkdir(parents=True)
+    status, _, messages = run_predict()
+    assert status == 1
+    assert re.fullmatch(r"Error: .*predictions\.log: cannot be written: .*\n?", messages)
 
 
 def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):

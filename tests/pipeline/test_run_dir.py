@@ -179,6 +179,13 @@ def test_error_ends_the_log_and_leaves_neither_handler_nor_new_run(tmp_path, err
     assert not (tmp_path / "new").exists()
 
 
+def test_log_that_cannot_be_written_is_an_error(tmp_path):
+    save_config(tmp_path, {})
+    (tmp_path / LOG).mkdir()
+    with pytest.raises(OutputError, match="cannot be written"), run_log(tmp_path):
+        pass
+
+
 def test_without_logging_set_up_warnings_are_printed_and_the_plan_is_logged(tmp_path):
     script = (
         "import logging, pathlib, sys; from lesionseg.pipeline.log import run_log\n"

@@ -5,11 +5,13 @@ number and UID of the series are added. An id never depends on another case.
 """
 
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from errno import EACCES
 from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
@@ -69,6 +71,8 @@ class FoundScan:
             that is not a series.
         fault: The reason why it cannot be predicted, known without reading its files, or "".
         left_out: The reason why it is not meant to be predicted, such as a localiser, or "".
+        is_unreadable: True if the fault is that a file or folder cannot be opened, for example for
+            lack of permission. The same files may be readable later.
     """
 
     files: CaseFiles
@@ -77,6 +81,7 @@ class FoundScan:
     other_case: str = ""
     fault: str = ""
     left_out: str = ""
+    is_unreadable: bool = False
 
     @property
     def case(self) -> str:
@@ -193,6 +198,7 @@ def find_scans(
       `channels` without a file are missing channels, except for a single picture, which may be in
       colour. For a model with one channel, every file is a case, whose id does not contain `_0000`.
     - DICOM files are grouped by `find_dicom_scans`.
+    - A folder or file that cannot be opened is a scan with a fault.
 
     The case id is the path of the scan without the suffix, with folders joined by `_`. The path
     begins below `source`, or below the folder before the first wildcard of a glob. The id of a
@@ -207,7 +213,8 @@ def find_scans(
         results: A folder whose files are results and not scans.
 
     Raises:
-        DatasetError: `source` does not exist, or is a table that cannot be used.
+        DatasetError: `source` does not exist or cannot be opened, or is a table that cannot be
+            used.
     """
     if source.suffix.lower() == ".csv" and source.is_file():
         return _read_listed_scans(source, channels)
@@ -222,7 +229,11 @@ def find_scans(
         listing.walk(source)
     else:
         listing.match(source)
+    if root in listing.unreadable:
+        raise DatasetError(f"{root}: the folder cannot be opened: {listing.unreadable[root]}.")
     scans = [*_make_file_scans(listing.images, root, channels)]
+    for path, reason in listing.unreadable.items():
+        scans.append(_make_unreadable_scan(path, reason, root))
     for files in listing.dicom.values():
         found, others = find_dicom_scans(files)
         if not source.is_dir():
@@ -245,11 +256,12 @@ def mark_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
     """Add a fault to scans that would get the same id and therefore the same files.
 
     On Windows and macOS `P1` and `p1` are the same file name, and so are two encodings of an
-    accented letter. Scans that are left out do not clash, because they get no files.
+    accented letter. Scans that are left out or cannot be opened do not clash, because they get no
+    files.
     """
     same: dict[str, list[FoundScan]] = defaultdict(list)
     for scan in scans:
-        if not scan.left_out:
+        if not scan.left_out and not scan.is_unreadable:
             same[comparison_key(scan.case)].append(scan)
     result = []
     for scan in scans:
@@ -313,6 +325,7 @@ class _Listing:
         results: A folder with results, or None.
         images: The images except DICOM.
         dicom: The DICOM files by folder.
+        unreadable: The reasons why folders and files cannot be opened.
     """
 
     root: Path
@@ -320,6 +333,7 @@ class _Listing:
     results: Path | None
     images: list[Path] = field(default_factory=list)
     dicom: dict[Path, list[Path]] = field(default_factory=dict)
+    unreadable: dict[Path, str] = field(default_factory=dict)
     _left_out: dict[tuple[str, str], list[Path]] = field(default_factory=dict)
     _unknown: list[Path] = field(default_factory=list)
 
@@ -328,20 +342,20 @@ class _Listing:
 
         A linked folder is entered, but not the folders in it, because they may form a circle.
         """
-        try:
+        entries = list[Path]()
+        with self._record_unreadable(folder):
+            _check_can_be_opened(folder)
             entries = sorted(folder.iterdir())
-        except OSError:
-            self._leave_out(folder, "(folder)", "folders that cannot be opened")
-            return
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if not entry.is_dir():
-                self._add(entry)
-            elif entry.name in _LABELS:
-                self._leave_out(entry, entry.name, "a dataset's masks")
-            elif deep and not self._is_result(entry):
-                self.walk(entry, deep=not entry.is_symlink())
+            with self._record_unreadable(entry):
+                if not entry.is_dir():
+                    self._add(entry)
+                elif entry.name in _LABELS:
+                    self._leave_out(entry, entry.name, "a dataset's masks")
+                elif deep and not self._is_result(entry):
+                    self.walk(entry, deep=not entry.is_symlink())
 
     def match(self, pattern: Path) -> None:
         """Add the files that a glob matches.
@@ -350,29 +364,53 @@ class _Listing:
         the images itself. A folder among the matches then contributes only its DICOM files, which
         are one scan, and a linked folder its images as well, because `**` does not enter it.
         """
-        anchor = pattern.anchor
-        found = Path(anchor or ".").glob(str(pattern.relative_to(anchor)))
         matches = list[Path]()
-        for path in sorted(found):
+        for path in _list_matches(pattern):
             is_hidden = path.name.startswith(".")
             if not is_hidden and not self._is_result(path):
                 matches.append(path)
-        are_folders = all(path.is_dir() for path in matches)
+        self._find_unreadable_folders(pattern)
+        folders = set[Path]()
         for path in matches:
-            if not path.is_dir():
-                self._add(path)
+            with self._record_unreadable(path):
+                if path.is_dir():
+                    folders.add(path)
+        are_folders = len(folders) == len(matches)
+        for path in matches:
+            if path not in folders:
+                with self._record_unreadable(path):
+                    self._add(path)
                 continue
             if are_folders:
                 self.walk(path)
                 continue
             inner = _Listing(self.root, self.dims, self.results)
             inner.walk(path, deep=False)
+            self.unreadable |= inner.unreadable
             known = {*matches}
             for folder, files in inner.dicom.items():
                 new = [file for file in files if file not in known]
                 self.dicom.setdefault(folder, []).extend(new)
             if path.is_symlink():
                 self.images += [file for file in inner.images if file not in known]
+
+    def _find_unreadable_folders(self, pattern: Path) -> None:
+        """Record folders that cannot be opened, because `Path.glob` skips them silently."""
+        for parent in pattern.parents:
+            if not _WILDCARDS & set(str(parent)):
+                return
+            for path in _list_matches(parent):
+                with self._record_unreadable(path):
+                    if path.is_dir() and not self._is_result(path):
+                        _check_can_be_opened(path)
+
+    @contextmanager
+    def _record_unreadable(self, path: Path) -> Iterator[None]:
+        """Record the path if an error of the system occurs within the context."""
+        try:
+            yield
+        except OSError as error:
+            self.unreadable[path] = (error.strerror or str(error)).lower()
 
     def leave_out_objects(self, files: Sequence[Path]) -> None:
         """Leave out DICOM files that are not images, such as reports and segmentations."""
@@ -441,6 +479,18 @@ class _Listing:
                 with suppress(LesionsegError):  # reading the scan reports the error
                     found.add(itk.voxel_file(image))
         return found
+
+
+def _list_matches(pattern: Path) -> list[Path]:
+    """Return the paths that a glob matches, sorted."""
+    anchor = pattern.anchor
+    return sorted(Path(anchor or ".").glob(str(pattern.relative_to(anchor))))
+
+
+def _check_can_be_opened(folder: Path) -> None:
+    """Raise `PermissionError` if the files of a folder cannot be listed or opened."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise PermissionError(EACCES, os.strerror(EACCES))
 
 
 def _is_dicom_file(file: Path) -> bool:
@@ -600,6 +650,19 @@ def _add_unmatched_slices(dicom: DicomScan, matched: Collection[Path]) -> DicomS
             whole = describe_dicom(dicom.place)
             return replace(dicom, files=whole.files, n_slices=whole.n_slices)
     return dicom
+
+
+def _make_unreadable_scan(path: Path, reason: str, root: Path) -> FoundScan:
+    """Return the scan with the case id of a folder or file that cannot be opened."""
+    case = case_id([*_folders_between(root, path.parent), strip_suffix(path)])
+    shown = _relative_path(path, root)
+    fault = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
+    return FoundScan(
+        CaseFiles(case, (), group=case),
+        shown,
+        fault=fault,
+        is_unreadable=True,
+    )
 
 
 def _make_single_scans(source: Path, channels: int) -> Iterator[FoundScan]:

@@ -1,5 +1,8 @@
 """Scans to predict on: folders, patterns and tables, ids, channels, and files left out."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -99,6 +102,39 @@ def test_file_pattern_and_name_with_brackets_are_found(tmp_path):
     assert list(_find_names(tmp_path / "scans [1]")) == ["a"]
     assert list(_find_names(tmp_path / "labelsTr")) == ["b"]  # the folder is given by name
     assert list(_find_names(tmp_path / "scans*")) == ["scans [1]_a"]  # the pattern matches a folder
+
+
+@pytest.mark.parametrize("source", [".", "*", "*/*", "*/*/*.nii"])
+def test_folder_that_cannot_be_opened_is_a_fault(tmp_path, monkeypatch, source):
+    _touch(tmp_path, "day/P1/a.nii", "day/P2/a.nii")
+    # not `chmod`, because the superuser may open every folder
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "P2")
+    scans = find_scans(tmp_path / source, 1).scans
+    faults = {scan.case: scan.fault for scan in mark_clashes(scans) if scan.is_unreadable}
+    assert list(faults) == ["day_P2"]
+    assert "day/P2: cannot be opened: permission denied" in faults["day_P2"]
+    assert "day_P1_a" in [scan.case for scan in scans if not scan.fault]
+
+
+@pytest.mark.parametrize("source", [".", "*"])
+def test_link_that_cannot_be_followed_is_a_fault(tmp_path, monkeypatch, source):
+    _touch(tmp_path, "a.nii", "b.nii")
+    usual = Path.is_dir
+
+    def is_dir(path):
+        if path.name == "b.nii":
+            raise PermissionError(13, "Permission denied")
+        return usual(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    scans = find_scans(tmp_path / source, 1).scans
+    assert {scan.path: scan.is_unreadable for scan in scans} == {"a.nii": False, "b.nii": True}
+
+
+def test_input_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(DatasetError, match="cannot be opened: permission denied"):
+        find_scans(tmp_path, 1)
 
 
 def test_error_for_a_folder_without_scans_names_its_files(tmp_path):
