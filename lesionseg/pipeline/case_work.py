@@ -147,9 +147,7 @@ class CaseWork:
         text = str(error) or repr(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
-        for image in scan.files.images:  # messages show only folders below the input
-            text = text.replace(f"{image.parent}/", "")
-        text = printable_text(text)
+        text = printable_text(_shorten_paths(text, scan))
         row = self.rows[scan.key]
         key = row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
@@ -377,15 +375,23 @@ class CaseWork:
         if status == "warned" and self.cfg.dicom_output != "all":
             return UNLIKE
         plan = self.predictor.plan
-        is_segmented = write_dicom_results(
-            scan.files.images[0],
-            prediction,
-            ResultOrigin(__version__, self.bundle, row.key),
-            plan.labels.lesion_names,
-            report=new_files / f"{scan.case}{REPORT}",
-            segmentation=new_files / f"{scan.case}{SEGMENTATION}",
-            mask_labels=plan.labels.value_names,
-        )
+        try:
+            is_segmented = write_dicom_results(
+                scan.files.images[0],
+                prediction,
+                ResultOrigin(__version__, self.bundle, row.key),
+                plan.labels.lesion_names,
+                report=new_files / f"{scan.case}{REPORT}",
+                segmentation=new_files / f"{scan.case}{SEGMENTATION}",
+                mask_labels=plan.labels.value_names,
+            )
+        except ContentError as error:  # the mask and the candidates are written nevertheless
+            message = f"No DICOM results: {_shorten_paths(str(error), scan)}"
+            logger.warning("%s: %s", scan.case, message)
+            return message
+        except (ReadError, GeometryError):
+            _check_unchanged(scan, row.state)
+            raise
         if is_segmented or prediction.instances is None:
             return ""
         return NO_SEGMENTATION
@@ -408,6 +414,13 @@ class CaseWork:
         output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
         return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _shorten_paths(text: str, scan: FoundScan) -> str:
+    """Return a message in which the paths of the scan begin with its own folder."""
+    for image in scan.files.images:
+        text = text.replace(f"{image.parent}/", "")
+    return text
 
 
 def _state_of_files(contents: Sequence[Sequence[Path]]) -> str:

@@ -212,7 +212,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     for case, why in unpredicted.items():
         messages[case] = f"The visit could not be predicted: {why}"
     failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
-    write_csv(folder / "pairs.csv", [*rows, *failed_rows], (*rows[0], "message"))
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
     write_follow_page(
         folder / "follow.html",
         changes,
@@ -322,9 +322,11 @@ def _follow_pair(
     score = None
     if mask is not None:
         score = _score(visits, read_mask(mask), point, later.patient)
+    message = ""
     if has_report:
-        _write_report(Path(cfg.output), later, visits, changes, point, state)
-    return FollowedPair(visits, changes, _row(files, changes, alignment), cards, score)
+        message = _write_report(Path(cfg.output), later, visits, changes, point, state)
+    row = _row(files, changes, alignment, message)
+    return FollowedPair(visits, changes, row, cards, score)
 
 
 def _is_dicom(visit: VisitFiles) -> bool:
@@ -361,6 +363,7 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         input=cfg.visits,
         output=folder,
         operating_point=cfg.operating_point,
+        dicom_output=cfg.dicom_output,
     )
     unpredicted: dict[str, str] = {}
     for row in predict(predicted, progress=progress).rows:
@@ -473,8 +476,10 @@ def _write_report(
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
     state: str,
-) -> None:
+) -> str:
     """Write the DICOM report of the later visit, which belongs to the patient of its scan.
+
+    Return the reason why the headers of the scan do not allow a report, or "".
 
     Args:
         folder: the output folder.
@@ -489,13 +494,18 @@ def _write_report(
         LesionsegError: if the report cannot be written.
     """
     if later.image is None:
-        return
-    with atomic_path(folder / f"{later.case}{REPORT}") as temporary:
-        write_change_report(temporary, later.image, visits.after, changes, point)
-        if _state_of_scan(later) != state:
-            raise ResourceError(
-                f"{later.image}: the scan changed while it was read. Run the command again."
-            )
+        return ""
+    try:
+        with atomic_path(folder / f"{later.case}{REPORT}") as temporary:
+            write_change_report(temporary, later.image, visits.after, changes, point)
+            if _state_of_scan(later) != state:
+                raise ResourceError(
+                    f"{later.image}: the scan changed while it was read. Run the command again."
+                )
+    except ContentError as error:
+        _log.warning("%s has no DICOM report: %s", later.case, error)
+        return f"No DICOM report: {error}"
+    return ""
 
 
 def stable_point(
@@ -617,6 +627,11 @@ def visits_of_table(
     Raises:
         DatasetError: if no patient has two such visits.
     """
+    if unpredicted and not _has_pair(patients, unpredicted):
+        reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
+        raise DatasetError(
+            f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
+        )
     found = find_predictions(folder)
     found = {case: files for case, files in found.items() if case not in unpredicted}
     timelines: list[list[VisitFiles]] = []
@@ -630,11 +645,6 @@ def visits_of_table(
         timelines.append(timeline)
         if len(timeline) > 1:
             followed.update(visit.case for visit in timeline)
-    if not followed and unpredicted:
-        reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
-        raise DatasetError(
-            f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
-        )
     if not followed:
         raise DatasetError(
             f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
@@ -649,6 +659,15 @@ def visits_of_table(
             ", ".join(missing),
         )
     return timelines
+
+
+def _has_pair(patients: Sequence[Sequence[CaseFiles]], unpredicted: Collection[str]) -> bool:
+    """Return True if a patient has two visits that could be predicted."""
+    for visits in patients:
+        predicted = [files for files in visits if files.case not in unpredicted]
+        if len(predicted) > 1:
+            return True
+    return False
 
 
 # --- both visits on one grid ---------------------------------------------------------------------
@@ -727,7 +746,7 @@ def _score(
 
 
 def _row(
-    files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None
+    files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
 ) -> dict[str, Any]:
     """Return the row of a pair in pairs.csv."""
     earlier, later = files
@@ -749,4 +768,5 @@ def _row(
         "foreground_dice": None if alignment is None else alignment.foreground_dice,
         "earlier": earlier.case if earlier.case != later.case else "",
         "group": later.group,
+        "message": message,
     }

@@ -7,18 +7,22 @@ import pytest
 from pydicom import dcmread
 
 from lesionseg.core import Candidate, OperatingPoint, Prediction
-from lesionseg.errors import GeometryError, OutputError
+from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.results import MOST_SEGMENTS, ResultOrigin, write_dicom_results
 from lesionseg.io.volumes import read_geometry
 from tests.io.dicom_files import (
     DX,
+    ENHANCED_MR,
     LPS,
+    VOXELS,
     grid_of,
+    make_sequence,
     to_lps,
     write_dicom_file,
     write_enhanced,
+    write_frames,
     write_series,
 )
 
@@ -262,6 +266,20 @@ def test_enhanced_file_is_segmented_frame_by_frame(tmp_path):
     assert image.ReferencedFrameNumber == 5  # slice 0 is stored last
 
 
+def test_enhanced_file_is_segmented_without_the_frames_of_another_direction(tmp_path):
+    """The file begins with two coronal frames, which are left out of the stack."""
+    grid = GRIDS["axial"]
+    coronal = make_sequence(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    frames = [(0, VOXELS[0], {"PlaneOrientationSequence": coronal})] * 2
+    frames += [(z, VOXELS[z], {}) for z in range(5)]
+    scan = write_frames(tmp_path / "scan.dcm", grid, frames, ENHANCED_MR, Modality="MR")
+    prediction = make_prediction(scan)
+    assert prediction.geometry.shape == (5, 4, 6)
+    seg, sr = write_results(tmp_path, prediction, scan)
+    assert seg.exists()
+    assert len(read_groups(sr)) == 2
+
+
 @pytest.mark.parametrize(
     ("raster_mm", "unit", "method"),
     [(None, "{pixels}", "equal area"), (0.2, "mm", "assumed pixel size")],
@@ -320,6 +338,7 @@ def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path):
         {"PatientSex": "W", "PatientBirthDate": "29.2.1948", "StudyDate": "?"},
         dict.fromkeys(PATIENT),
         {"StudyInstanceUID": None, "SeriesNumber": 7},
+        {"SeriesNumber": -3},
         {"StudyInstanceUID": None, "SeriesInstanceUID": None},
     ],
 )
@@ -332,7 +351,7 @@ def test_poor_headers_are_completed(changes, tmp_path):
 
 def test_error_of_the_library_does_not_contain_the_patient(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"], PatientName="SECRET", SOPInstanceUID=None)
-    with pytest.raises(OutputError, match="dicom_output=false") as caught:
+    with pytest.raises(ContentError, match="dicom_output=false") as caught:
         write_results(tmp_path, make_prediction(scan), scan)
     assert "SECRET" not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -331,6 +331,24 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
     assert "the scan changed while it was read" in row["message"]
 
 
+def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
+    pytest.importorskip("highdicom")
+    for visit in ("before", "after"):
+        folder = tmp_path / f"{visit}_images" / "P1"
+        scan = write_patient_series(folder, GRIDS["axial"], SOPInstanceUID=None)
+        mask = boxes((5, 4, 6), (0, 0, 0, 2))
+        write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
+    rows = follow_folders(
+        tmp_path,
+        before_images=tmp_path / "before_images",
+        after_images=tmp_path / "after_images",
+    )
+    assert [row["state"] for row in rows] == ["stable"]
+    (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
+    assert pair["message"].startswith("No DICOM report: ")
+    assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
+
+
 # --- visits from a table: order, prediction before the comparison, refused tables ---
 
 VISITS = {
@@ -400,6 +418,24 @@ def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path,
     study = {row["case"]: row for row in rows}
     assert study["lost"]["status"] == "failed"
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
+
+
+def test_dicom_output_applies_to_the_predictions_too(tmp_path, bright):
+    pytest.importorskip("highdicom")
+    for name in ("v1", "v2"):
+        write_patient_series(tmp_path / name, GRIDS["axial"])
+    table = write_table(tmp_path, "v1,v1/scan,P1,1", "v2,v2/scan,P1,2")
+    out = tmp_path / "out"
+    follow(None, None, out, visits=table, bundle=bright, dicom_output=False)
+    assert not list(out.rglob("*.dcm"))
+
+
+def test_reasons_are_named_if_no_visit_could_be_predicted(tmp_path, bright):
+    table = write_table(tmp_path, "v1,v1.nii,P1,1", "v2,v2.nii,P1,2")
+    for name in ("v1", "v2"):
+        (tmp_path / f"{name}.nii").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*v1: .*v2: "):
+        follow(None, None, tmp_path / "out", visits=table, bundle=bright)
 
 
 def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(

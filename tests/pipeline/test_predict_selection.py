@@ -229,6 +229,19 @@ def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
     assert not list((tmp_path / "out").glob("*.dcm"))
 
 
+def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(bundle, tmp_path):
+    pytest.importorskip("highdicom")
+    write_series(tmp_path / "in" / "P1", "1.1", SOPInstanceUID=None)
+    out = tmp_path / "out"
+    outcome, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert (rows["P1"].status, outcome.exit_status) == ("done", 0)
+    assert rows["P1"].message.startswith("No DICOM results: P1: the headers do not allow")
+    assert (out / "P1_mask.nii.gz").is_file()
+    assert not list(out.glob("*.dcm"))
+    _, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert rows["P1"].status == "kept"
+
+
 def test_spacing_in_micrometres_fails_and_is_stated(bundle, tmp_path):
     micro = Geometry.from_spacing(SHAPE, (0.0015, 0.0015, 0.0015))
     write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32), micro)

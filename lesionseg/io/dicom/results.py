@@ -13,9 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Prediction
-from lesionseg.errors import ConfigError, GeometryError, LesionsegError, OutputError, pip_install
+from lesionseg.errors import (
+    ConfigError,
+    ContentError,
+    GeometryError,
+    LesionsegError,
+    pip_install,
+)
 from lesionseg.io.dicom.elements import Header
-from lesionseg.io.dicom.headers import LPS_TO_RAS, read_header
+from lesionseg.io.dicom.headers import LPS_TO_RAS, n_frames, read_header
 from lesionseg.io.dicom.radiograph import UNKNOWN, pixel_size, radiograph_file
 from lesionseg.io.dicom.series import read_stack, series_headers
 from lesionseg.io.files import atomic_path
@@ -127,7 +133,8 @@ def write_dicom_results(
 
     Raises:
         ConfigError: highdicom is not installed.
-        OutputError: The scan's headers do not allow a result, or a file cannot be written.
+        ContentError: The scan's headers do not allow a result. No file is written.
+        OutputError: A file cannot be written.
         ReadError: The scan cannot be read.
         GeometryError: The slices do not form an even stack, or the scan has another number of
             slices or pixels than the prediction.
@@ -151,17 +158,18 @@ def write_dicom_results(
             segments = dict[int, int]()
             if segmentation is not None:
                 seg, segments = results.make_segmentation(mask_labels or labels)
-                if seg is not None:
-                    _save(seg, segmentation)
             compared = comparison or Comparison()
             made = results.make_report(seg, segments, compared.since, compared.remark)
             _save(made, report)
-    except LesionsegError:
+            if seg is not None and segmentation is not None:
+                _save(seg, segmentation)
+    except (LesionsegError, MemoryError):
         raise
     except Exception as error:  # any error of the libraries; its text may quote the patient
-        raise OutputError(
-            f"{report}: the scan's headers do not allow a DICOM result ({type(error).__name__}). "
-            "Set dicom_output=false to write masks only."
+        report.unlink(missing_ok=True)
+        raise ContentError(
+            f"{scan}: the headers do not allow a DICOM result ({type(error).__name__}). Correct "
+            "them, or set dicom_output=false."
         ) from None
     return seg is not None
 
@@ -340,7 +348,8 @@ class _Results:
         """
         header = self.headers[0]
         key = self.origin.key
-        series_number = min(int(header.get("SeriesNumber", None) or 0), _MAX_SERIES_NUMBER)
+        series_number = int(header.get("SeriesNumber", None) or 0)
+        series_number = min(max(series_number, 0), _MAX_SERIES_NUMBER)  # some are negative
         return {
             "series_instance_uid": self.uid(f"{kind} series", key),
             # another machine may round differently, and different objects need different UIDs
@@ -457,8 +466,9 @@ class _Results:
         """Return source images and the segment numbers of their frames.
 
         Each frame refers to a source image. Slices whose distances differ a little therefore keep
-        their own positions. highdicom accepts only one enhanced file in this form. If a scan
-        consists of several, the frames become a volume that states its own position.
+        their own positions. highdicom accepts only one whole enhanced file in this form. If a
+        scan consists of several, or of some frames of one, the frames become a volume that states
+        its own position.
 
         Args:
             values: The voxel values `[*spatial]`.
@@ -471,7 +481,8 @@ class _Results:
         are_classic_files = all(frame is None for _, frame in self.slices)
         if are_classic_files:  # slice z is the file z
             return [self.headers[z] for z in marked], number_of_value[values[marked]]
-        if len(self.headers) == 1:  # one enhanced file: in the order of its frames
+        has_all_frames = len(self.slices) == n_frames(self.headers[0])
+        if len(self.headers) == 1 and has_all_frames:  # one enhanced file, in its order of frames
             order = np.argsort([frame or 0 for _, frame in self.slices])
             return self.headers, number_of_value[values[order]]
         first = marked[0]
