@@ -182,7 +182,7 @@ class PredictionFolder:
 
         Return True if all files had been written. They are then moved to their place.
         """
-        if self._moving_folder(case).is_dir():  # killed while moving
+        if self._moving_folder(case).is_dir():  # killed while moving or uploading
             self._move(case)
             return True
         part = self._part_folder(case)
@@ -237,7 +237,9 @@ class PredictionFolder:
     def _move(self, case: str, old: Sequence[str] = ()) -> None:
         """Move the complete files to their place, the candidate file last, and upload them.
 
-        `old` has the names of the earlier files, which are removed from the store too.
+        The empty folder is removed after the upload. If the upload fails or the program is killed,
+        `recover` finds the folder and uploads all files of the case. `old` has the names of the
+        earlier files, which are removed from the store too.
         """
         moving = self._moving_folder(case)
         last = f"{case}{CANDIDATES}"
@@ -246,11 +248,13 @@ class PredictionFolder:
         with _output_errors(self.path, case):
             for name in names:
                 (moving / name).replace(self.path / name)
-            moving.rmdir()
         self._present |= {*names}
         self._spellings[comparison_key(case)].add(case)
-        removed = [name for name in old if name not in names]
-        upload([self.path / name for name in (*removed, *reversed(names))], self.path, self._url)
+        new = self.files(case)
+        removed = [name for name in old if name not in new]
+        upload([self.path / name for name in (*removed, *new)], self.path, self._url)
+        with _output_errors(self.path, case):
+            moving.rmdir()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from contextlib import suppress
 
 import pytest
 
-from lesionseg.errors import ConflictError, DatasetError
+from lesionseg.errors import ConflictError, DatasetError, OutputError
+from lesionseg.io import prediction_folder
 from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.remote import upload
 from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
 
 ONE = ScanSource("aa")
@@ -158,6 +160,28 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     assert read_texts(tmp_path) == {"a_mask.nii": expected, "a_instances.nii": expected}
     assert len(list(tmp_path.iterdir())) == 3
     again.claim("a", ONE)
+
+
+@pytest.mark.parametrize("n_uploaded", [0, 1])
+def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n_uploaded):
+    store = tmp_path / "store"
+    copy = tmp_path / "cache" / "copy"
+    copy.mkdir(parents=True)
+    url = f"file://{store}"
+
+    def upload_some(paths, *args):
+        upload(list(paths)[:n_uploaded], *args)
+        raise OutputError("The network is down.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_folder, "upload", upload_some)
+        with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
+            write_results(part, "a", ONE)
+    assert len(list(store.glob("*"))) == n_uploaded
+    assert PredictionFolder(copy, url).recover_all() == ["a"]
+    names = ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
+    assert sorted(file.name for file in store.iterdir()) == names
+    assert sorted(file.name for file in copy.iterdir()) == names
 
 
 def test_incomplete_files_are_removed(tmp_path):
