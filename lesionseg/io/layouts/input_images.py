@@ -360,7 +360,8 @@ class _Listing:
     def match(self, pattern: Path) -> None:
         """Add the files that a glob matches.
 
-        If it matches only folders, these are searched. If it also matches files, the glob lists
+        If it matches only folders, these are searched. A folder in another one of them is searched
+        with it. If it also matches files, the glob lists
         the images itself. A folder among the matches then contributes only its DICOM files, which
         are one scan, and a linked folder its images as well, because `**` does not enter it.
         """
@@ -380,19 +381,21 @@ class _Listing:
             if path not in folders:
                 with self._record_unreadable(path):
                     self._add(path)
-                continue
-            if are_folders:
+            elif not are_folders:
+                self._add_folder_among_files(path, {*matches})
+            elif folders.isdisjoint(path.parents):
                 self.walk(path)
-                continue
-            inner = _Listing(self.root, self.dims, self.results)
-            inner.walk(path, deep=False)
-            self.unreadable |= inner.unreadable
-            known = {*matches}
-            for folder, files in inner.dicom.items():
-                new = [file for file in files if file not in known]
-                self.dicom.setdefault(folder, []).extend(new)
-            if path.is_symlink():
-                self.images += [file for file in inner.images if file not in known]
+
+    def _add_folder_among_files(self, folder: Path, matches: Collection[Path]) -> None:
+        """Add a folder that a glob matches next to files: its DICOM files, see `match`."""
+        inner = _Listing(self.root, self.dims, self.results)
+        inner.walk(folder, deep=False)
+        self.unreadable |= inner.unreadable
+        for parent, files in inner.dicom.items():
+            new = [file for file in files if file not in matches]
+            self.dicom.setdefault(parent, []).extend(new)
+        if folder.is_symlink():
+            self.images += [file for file in inner.images if file not in matches]
 
     def _find_unreadable_folders(self, pattern: Path) -> None:
         """Record folders that cannot be opened, because `Path.glob` skips them silently."""
@@ -482,9 +485,9 @@ class _Listing:
 
 
 def _list_matches(pattern: Path) -> list[Path]:
-    """Return the paths that a glob matches, sorted."""
+    """Return the paths that a glob matches, sorted. Each occurs once."""
     anchor = pattern.anchor
-    return sorted(Path(anchor or ".").glob(str(pattern.relative_to(anchor))))
+    return sorted({*Path(anchor or ".").glob(str(pattern.relative_to(anchor)))})
 
 
 def _check_can_be_opened(folder: Path) -> None:

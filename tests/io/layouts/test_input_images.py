@@ -11,6 +11,7 @@ from PIL import Image
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import MAX_ID_BYTES
 from lesionseg.io.layouts.input_images import find_images, find_scans, mark_clashes
+from tests.io.dicom_files import DX, write_dicom_file
 
 
 def _touch(root, *names):
@@ -102,6 +103,22 @@ def test_file_pattern_and_name_with_brackets_are_found(tmp_path):
     assert list(_find_names(tmp_path / "scans [1]")) == ["a"]
     assert list(_find_names(tmp_path / "labelsTr")) == ["b"]  # the folder is given by name
     assert list(_find_names(tmp_path / "scans*")) == ["scans [1]_a"]  # the pattern matches a folder
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*", "*"])
+def test_pattern_that_matches_folders_in_each_other_finds_each_file_once(tmp_path, pattern):
+    for number, name in enumerate(("P1/a.dcm", "P1/deep/b.dcm", "P2/c.dcm")):
+        pixels = np.zeros((4, 6), np.uint16)
+        write_dicom_file(tmp_path / "day" / name, pixels, DX, SeriesInstanceUID=f"1.2.{number}")
+    _touch(tmp_path, "day/P1/d.nii", "day/P1/deep/e.img", "day/labelsTr/d.nii")
+    found = find_scans(tmp_path / pattern, 1)
+    names = ["day_P1_a", "day_P1_d", "day_P1_deep_b", "day_P2_c"]
+    scans = mark_clashes(found.scans)
+    if pattern == "**/*":  # the pattern lists the files itself
+        scans = [scan for scan in scans if "labelsTr" not in scan.path]
+    assert [scan.case for scan in scans] == names
+    assert not any(scan.fault for scan in scans)
+    assert [len(left_out.paths) for left_out in found.left_out if left_out.what == "*.img"] == [1]
 
 
 @pytest.mark.parametrize("source", [".", "*", "*/*", "*/*/*.nii"])
