@@ -21,6 +21,7 @@ from lesionseg.errors import (
     ContentError,
     DatasetError,
     GeometryError,
+    LesionsegError,
     OutputError,
     ReadError,
     ResourceError,
@@ -197,7 +198,7 @@ class CaseWork:
             return self._skip(scan, scan.left_out)
         if scan.fault:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
-                self.rows[scan.key] = replace(self.rows[scan.key], key=_FAULT)
+                self.rows[scan.key] = self._describe_faulty_scan(scan)
             raise DatasetError(scan.fault)
         state = _state_of_files(scan.contents)
         source = self._source(scan, state)
@@ -222,6 +223,18 @@ class CaseWork:
         _check_unchanged(scan, state)
         trim_memory()
         return prepared
+
+    def _describe_faulty_scan(self, scan: FoundScan) -> CaseRow:
+        """Return the row of a scan with a fault.
+
+        It states the content, so that the scan is recognised after it was renamed.
+        """
+        row = replace(self.rows[scan.key], key=_FAULT)
+        with suppress(LesionsegError, OSError):  # the fault is reported instead
+            if scan.files.images:
+                state = _state_of_files(scan.contents)
+                row = row.with_source(self._source(scan, state), state)
+        return row
 
     def _skip(self, scan: FoundScan, reason: str) -> CaseRow:
         """Set and return the row of a scan that is not predicted."""

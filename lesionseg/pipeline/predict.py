@@ -15,6 +15,7 @@ from lesionseg.io.layouts.input_images import (
     FoundScan,
     FoundScans,
     explain_nothing_found,
+    find_root,
     find_scans,
     folder_before_wildcards,
     mark_clashes,
@@ -90,7 +91,8 @@ def _predict(
     """Predict into a folder, with the rows in `table_path`."""
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
-    found = find_cases(download(cfg.input), folder, predictor.plan, cfg.series)
+    source = download(cfg.input)
+    found = find_cases(source, folder, predictor.plan, cfg.series)
     # each shard predicts every `num_shards`-th scan, from number `shard_index`
     scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
     if cfg.dicom_output and any(map(is_dicom, scans)):
@@ -108,7 +110,7 @@ def _predict(
         results = PredictionFolder(folder, cfg.output, cfg.names)
         if cfg.num_shards == 1:  # the rows of other shards are in other tables
             _restore(results, table)
-        table.forget_left_out()
+        table.forget(_is_left_out_row)  # each run makes these rows again
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         if cfg.shard_index == 0:
             for kind in found.left_out:
@@ -119,6 +121,8 @@ def _predict(
                 rows.append(row)
                 _log_row(row, log)
                 advance(row.case, len(rows), len(scans))
+        if cfg.num_shards == 1:
+            _forget_remedied(table, found.scans, rows, find_root(source))
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
 
@@ -184,6 +188,44 @@ def _restore(results: PredictionFolder, table: PredictionTable) -> None:
             row = rebuilt_row(results, case)
             if row is not None:
                 table.put(row)
+
+
+def _is_left_out_row(row: CaseRow) -> bool:
+    """Return True for a row made by `left_out_row`."""
+    return not row.path and row.status == "skipped"
+
+
+def _forget_remedied(
+    table: PredictionTable, scans: Sequence[FoundScan], rows: Sequence[CaseRow], root: Path
+) -> None:
+    """Remove rows of scans that failed or were skipped in earlier runs and have been remedied.
+
+    No scan of this run has the path of such a row. One of these conditions is true:
+
+    - The file belongs to another scan of this run: the slices of its series were copied again.
+    - The same scan has another row: it was renamed.
+    - The file was moved out of a folder that still has scans.
+
+    Otherwise the row stays, because an input that is emptied every night no longer contains the
+    scans that failed. `root` is the folder below which the paths of this run begin.
+    """
+    paths = {scan.path for scan in scans}
+    files: set[Path] = set()
+    for scan in scans:
+        files.update(scan.files.images if scan.dicom is None else scan.dicom.files)
+    folders = {file.parent for file in files} - {root}
+    known: set[str] = set()
+    for row in (*rows, *(row for row in table.rows if row.is_done)):
+        known |= {row.digest, row.scan_uid} - {""}
+
+    def is_remedied(row: CaseRow) -> bool:
+        if row.is_done or not row.path or row.path in paths:
+            return False
+        place = root / row.path
+        was_moved = place.parent in folders and not place.exists()
+        return place in files or was_moved or not known.isdisjoint((row.digest, row.scan_uid))
+
+    table.forget(is_remedied)
 
 
 def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -108,6 +108,11 @@ class CaseRow:
     def source(self) -> ScanSource:
         """Digest and UIDs of the scan."""
         return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
+
+    @property
+    def scan_uid(self) -> str:
+        """UID of the series, or of the image if the scan is a single DICOM file."""
+        return self.instance_uid or self.series_uid
 
     def with_source(self, source: ScanSource, state: str) -> "CaseRow":
         """Return the row with digest, UIDs and state of its scan."""
@@ -363,10 +368,18 @@ class PredictionTable:
             except Exception as error:
                 logger.warning("%s cannot be written yet: %r", self.path.name, error)
 
-    def forget_left_out(self) -> None:
-        """Remove the rows made by `left_out_row`, because each run makes them again."""
-        for case, rows in list(self._rows.items()):
-            self._rows[case] = [row for row in rows if row.path or row.status != "skipped"]
+    @property
+    def rows(self) -> list[CaseRow]:
+        """The rows, sorted by case."""
+        return [row for case in sorted(self._rows) for row in self._rows[case]]
+
+    def forget(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
+        """Remove the rows for which `is_obsolete` returns True."""
+        for case, rows in self._rows.items():
+            kept = [row for row in rows if not is_obsolete(row)]
+            if len(kept) < len(rows):
+                self._rows[case] = kept
+                self._is_written = False
 
     def close(self) -> None:
         """Write the table if it has unwritten rows.
@@ -377,9 +390,8 @@ class PredictionTable:
         if self._is_written:
             return
         begin = perf_counter()
-        rows = [row for case in sorted(self._rows) for row in self._rows[case]]
-        further = sorted({name for row in rows for name in row.amounts})
-        write_csv(self.path, (row.cells() for row in rows), [*COLUMNS, *further])
+        further = sorted({name for row in self.rows for name in row.amounts})
+        write_csv(self.path, (row.cells() for row in self.rows), [*COLUMNS, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE

@@ -390,6 +390,49 @@ def test_broken_file_of_another_series_does_not_fail_the_only_whole_series(bundl
     assert (statuses(outcome), outcome.exit_status) == (expected, 3)
 
 
+def table_of(output):
+    return sorted((row["path"], row["status"]) for row in read_csv(output / TABLE))
+
+
+def test_rows_of_cut_slices_end_when_the_series_is_copied_again(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1", 1, "1.2.3")
+    whole = {file: file.read_bytes() for file in (inbox / "P1").iterdir()}
+    for file, content in whole.items():
+        file.write_bytes(content[: content.index(b"1.2.3") + 40])  # before the number of rows
+    run(bundle, inbox, out)
+    assert {status for _, status in table_of(out)} == {"failed"}
+    for file, content in whole.items():
+        file.write_bytes(content)
+    run(bundle, inbox, out)
+    assert table_of(out) == [("P1", "done")]
+
+
+def test_rows_of_a_clash_end_when_a_folder_is_renamed(bundle, places):
+    inbox, out = places
+    write(inbox / "a_b" / "c.nii.gz", 1)
+    write(inbox / "a" / "b_c.nii.gz", 2)
+    run(bundle, inbox, out)
+    assert table_of(out) == [("a/b_c.nii.gz", "failed"), ("a_b/c.nii.gz", "failed")]
+    assert run(bundle, inbox, out).exit_status == 0  # the clash is known
+    (inbox / "a").rename(inbox / "x")
+    run(bundle, inbox, out)
+    assert table_of(out) == [("a_b/c.nii.gz", "done"), ("x/b_c.nii.gz", "done")]
+
+
+def test_row_of_a_failure_stays_unless_its_file_was_moved_out_of_its_folder(bundle, places):
+    inbox, out = places
+    for patient in ("P1", "P2"):
+        write(inbox / patient / "a.nii.gz", 1)
+        (inbox / patient / "b.nii.gz").write_text("no image")
+    run(bundle, inbox, out)
+    (inbox / "P1" / "b.nii.gz").unlink()
+    shutil.rmtree(inbox / "P2")  # as if the inbox had been emptied
+    run(bundle, inbox, out)
+    expected = [("P1/a.nii.gz", "kept"), ("P2/a.nii.gz", "done"), ("P2/b.nii.gz", "failed")]
+    assert table_of(out) == expected
+
+
 def test_series_is_tried_again_without_its_broken_file(bundle, places):
     """The message advises to move the file out of the folder."""
     inbox, out = places

@@ -244,6 +244,13 @@ def find_scans(
     return FoundScans(tuple(ordered), tuple(listing.summaries()))
 
 
+def find_root(source: Path) -> Path:
+    """Return the folder below which the paths and ids of an input's scans begin."""
+    if source.is_file() or split_series(source) is not None:
+        return source.parent
+    return folder_before_wildcards(source)
+
+
 def folder_before_wildcards(source: Path) -> Path:
     """Return the part of a glob before its first wildcard, or the path itself if it exists."""
     if source.exists():
@@ -377,12 +384,13 @@ class _Listing:
                 if path.is_dir():
                     folders.add(path)
         are_folders = len(folders) == len(matches)
+        known = {*matches}
         for path in matches:
             if path not in folders:
                 with self._record_unreadable(path):
                     self._add(path)
             elif not are_folders:
-                self._add_folder_among_files(path, {*matches})
+                self._add_folder_among_files(path, known)
             elif folders.isdisjoint(path.parents):
                 self.walk(path)
 
