@@ -168,9 +168,10 @@ class RunLog(MemoryHandler):
     leaves no file behind.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, private: bool = False) -> None:
         super().__init__(capacity=0)
         self.run = run
+        self.private = private
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
         """Open the log as soon as the run has a configuration. Return True if it is open.
@@ -179,22 +180,25 @@ class RunLog(MemoryHandler):
         """
         if self.target is None and (self.run / "config.yaml").is_file():
             formatter = logging.Formatter("%(asctime)s %(message)s")
-            self.setTarget(open_log(self.run / LOG, formatter))
+            self.setTarget(open_log(self.run / LOG, formatter, private=self.private))
         return self.target is not None
 
 
-def open_log(path: Path, formatter: logging.Formatter) -> logging.Handler:
+def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logging.Handler:
     """Open a log file, to append lines to it.
 
     Args:
         path: the file.
         formatter: the formatter of its lines.
+        private: True makes a file readable for its owner only, also one of an earlier run.
 
     Raises:
         OutputError: if the file cannot be written.
     """
     try:
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        if private:
+            path.chmod(0o600)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written: {(error.strerror or str(error)).lower()}. Change the "
@@ -228,12 +232,13 @@ def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
 
 
 @contextmanager
-def run_log(run: Path) -> Iterator[Callable[[str], None]]:
+def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], None]]:
     """Append the records of this context to the run's log. Yield a function that writes to it.
 
-    The output on the terminal does not change. An error that ends the run is the last line.
+    With `private`, only its owner can read the log. The output on the terminal does not change. An
+    error that ends the run is the last line.
     """
-    handler = RunLog(run)
+    handler = RunLog(run, private=private)
 
     def note(text: str) -> None:
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))

@@ -74,7 +74,9 @@ def predict(
     # each shard writes its own table, so two processes never write the same file
     name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
     stem = name.removesuffix(".csv")
-    with predict_log(folder, stem, url=cfg.output, json_lines=cfg.json_lines) as log:
+    with predict_log(
+        folder, stem, url=cfg.output, json_lines=cfg.json_lines, private=cfg.private
+    ) as log:
         outcome = _predict(cfg, folder, folder / name, log, architectures, progress)
         log.note_end(outcome)
     return outcome

@@ -31,13 +31,15 @@ class PredictLog:
         json_lines: also write `<stem>.jsonl`, an object per line: `time`, `level`, `event`,
             `message` and, for the event `case`, the columns of `predictions.csv`; their `message`
             is called `reason`.
+        private: only the owner can read the files, also those of an earlier run.
     """
 
-    def __init__(self, folder: Path, stem: str, *, json_lines: bool) -> None:
+    def __init__(self, folder: Path, stem: str, *, json_lines: bool, private: bool) -> None:
         text = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt=_STAMP)
-        self.handlers = [_FileLog(folder, f"{stem}.log", text)]
+        self.handlers = [_FileLog(folder / f"{stem}.log", text, private=private)]
         if json_lines:
-            self.handlers.append(_FileLog(folder, f"{stem}.jsonl", _JsonLines()))
+            lines = _FileLog(folder / f"{stem}.jsonl", _JsonLines(), private=private)
+            self.handlers.append(lines)
 
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
@@ -74,10 +76,13 @@ class PredictLog:
 
 @contextmanager
 def predict_log(
-    folder: Path, stem: str, *, url: str = "", json_lines: bool = False
+    folder: Path, stem: str, *, url: str, json_lines: bool, private: bool
 ) -> Iterator[PredictLog]:
-    """Write the records of this context, and an error that ends the run, to files in the folder."""
-    log = PredictLog(folder, stem, json_lines=json_lines)
+    """Write the records of this context, and an error that ends the run, to files in the folder.
+
+    `url` is the URL that they are uploaded to, if it is one. For the others, see `PredictLog`.
+    """
+    log = PredictLog(folder, stem, json_lines=json_lines, private=private)
     try:
         with added_handlers(log.handlers):
             log.note("begin", f"lesionseg {__version__} predict begins.")
@@ -112,9 +117,10 @@ class _FileLog(MemoryHandler):
     A warning of a reader is written once. Lines of scans come from `PredictLog.note_case`.
     """
 
-    def __init__(self, folder: Path, name: str, formatter: logging.Formatter) -> None:
+    def __init__(self, file: Path, formatter: logging.Formatter, *, private: bool) -> None:
         super().__init__(capacity=0)
-        self.file = folder / name
+        self.file = file
+        self.private = private
         self.line_format = formatter
         self.setLevel(logging.INFO)
         self.addFilter(RepeatFilter())
@@ -126,7 +132,7 @@ class _FileLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and self.file.parent.is_dir():
-            self.setTarget(open_log(self.file, self.line_format))
+            self.setTarget(open_log(self.file, self.line_format, private=self.private))
         return self.target is not None
 
     def close(self) -> None:

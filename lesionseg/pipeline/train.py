@@ -94,7 +94,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         if is_rank_zero():
             check_config(run, config_of(keep_choices_of_run(cfg, run)))
             stack.enter_context(locked_folder(run))
-            note = stack.enter_context(run_log(run))
+            note = stack.enter_context(run_log(run, private=cfg.private))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
         experiment = opened.on_this_process(cfg)
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_folder_that_cannot_be_opened_fails_every_night(run_predict, tmp_path, m
     assert [run_predict()[0], run_predict()[0]] == [3, 3]
     rows = {row["case"]: row["status"] for row in read_csv(tmp_path / "out" / "predictions.csv")}
     assert rows == {"P1_a": "kept", "P2": "failed"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+def test_logs_of_earlier_runs_become_private(run_predict, tmp_path):
+    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
+    logs = [tmp_path / "out" / name for name in ("predictions.log", "predictions.jsonl")]
+    for private in ("false", "true"):
+        assert run_predict("json_lines=true", f"private={private}")[0] == 0
+        is_private = [file.stat().st_mode & 0o077 == 0 for file in logs]
+        assert is_private == [private == "true"] * 2
 
 
 def test_log_that_cannot_be_written_is_one_sentence(run_predict, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -177,6 +178,14 @@ def test_error_ends_the_log_and_leaves_neither_handler_nor_new_run(tmp_path, err
     text = (tmp_path / "begun" / LOG).read_text(encoding="utf-8")
     assert text.rstrip().endswith(f"{type(error).__name__}: {error}".rstrip())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
+def test_log_of_an_earlier_run_becomes_private(tmp_path):
+    save_config(tmp_path, {})
+    (tmp_path / LOG).touch(0o644)
+    with run_log(tmp_path, private=True):
+        assert (tmp_path / LOG).stat().st_mode & 0o777 == 0o600
 
 
 def test_log_that_cannot_be_written_is_an_error(tmp_path):
