@@ -46,6 +46,8 @@ class ScanSource:
         return {name: value for name, value in asdict(self).items() if value}
 
     def __str__(self) -> str:
+        if self.instance_uid:  # two images of one series are different scans
+            return f"instance {self.instance_uid}"
         if self.series_uid:
             return f"series {self.series_uid}"
         return f"digest {self.digest[:_SHOWN_DIGITS]}…"

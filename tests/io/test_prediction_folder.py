@@ -40,6 +40,12 @@ def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     results.claim("a", TWO, overwrite=True)
 
 
+def test_message_about_two_images_of_one_series_names_their_instances(tmp_path):
+    write_results(tmp_path, "a", ScanSource("aa", "1", "1.1", "1.1.1"))
+    with pytest.raises(ConflictError, match=r"of instance 1\.1\.1, but .* is instance 1\.1\.2"):
+        PredictionFolder(tmp_path).claim("a", ScanSource("bb", "1", "1.1", "1.1.2"))
+
+
 @pytest.mark.parametrize(
     ("recorded", "now", "is_same"),
     [
