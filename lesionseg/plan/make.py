@@ -269,21 +269,36 @@ def _choose_tile(
     tile = rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
     if pyramid is None:
         return tile
-    return replace(tile, value=_round_to_multiple(tile.value, total_stride(pyramid)))
+    rounded = _round_to_multiple(tile.value, total_stride(pyramid), draft.spacing_mm)
+    return replace(tile, value=rounded)
 
 
 def _require_multiples(tile: Sequence[int], stride: Sequence[int]) -> None:
-    """Raise `ConfigError` if a side of a tile is not a multiple of the backbone's stride."""
-    if any(np.remainder(tile, stride)):
+    """Raise `ConfigError` if the backbone does not accept a tile.
+
+    Its sides must be multiples of the stride. At least one must be longer than the stride, because
+    instance norm cannot normalise the single voxel that the coarsest stage would have.
+    """
+    if any(np.remainder(tile, stride)) or tuple(tile) == tuple(stride):
         raise ConfigError(
             f"model.tile_shape={list(tile)}: the sides must be multiples of {list(stride)} for "
-            "this backbone."
+            "this backbone, and at least one must be longer."
         )
 
 
-def _round_to_multiple(tile: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """Round each side of a tile to a multiple of the stride; the smallest is the stride itself."""
-    return tuple(max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True))
+def _round_to_multiple(
+    tile: Sequence[int], stride: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[int, ...]:
+    """Round each side of a tile to a multiple of the stride, so that the backbone accepts it.
+
+    A tile of the stride itself grows along the axis of the fewest millimetres (see
+    `_require_multiples`).
+    """
+    rounded = [max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True)]
+    if rounded == list(stride):
+        shortest = int(np.argmin(np.multiply(rounded, spacing_mm)))
+        rounded[shortest] += stride[shortest]
+    return tuple(rounded)
 
 
 def _choose_architecture(

@@ -13,6 +13,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
 from lesionseg.plan.channels import channel_sources
 from lesionseg.plan.make import check_compatible
+from lesionseg.plan.plan import Architecture
 from tests.plan.conftest import take_fingerprint
 
 Make = Callable[..., Plan]
@@ -30,7 +31,12 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
     large = replace(taken, shapes=((160, 190, 160),) * 3, spacings_mm=((1.0, 1.0, 1.0),) * 3)
 
     def plan_of(
-        *, data: Any = None, device: str = "cpu", before: Any = None, **chosen: Any
+        *,
+        data: Any = None,
+        device: str = "cpu",
+        before: Any = None,
+        pyramid: Any = None,
+        **chosen: Any,
     ) -> Plan:
         changed = replace(dataset, **(data or {}))
         channels = taken.channels[:1] * len(changed.channel_names)
@@ -42,6 +48,7 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
             step_memory=step_gb,
             overrides=ModelConfig.of(**chosen),
             before=before,
+            pyramid=pyramid,
         )
 
     return plan_of
@@ -112,6 +119,35 @@ def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make: Make)
     theirs = make(layout="nnunet", tile_shape=tile).architecture
     assert (len(ours.features), ours.n_supervised, theirs.n_supervised) == (6, 3, 4)
     assert replace(theirs, layout="lesionseg", n_supervised=3) == ours
+
+
+def pyramid_of(stride: int) -> Architecture:
+    """Return the stages of a network that halves all axes until the stride is reached."""
+    n = stride.bit_length()
+    strides = ((1, 1, 1),) + ((2, 2, 2),) * (n - 1)
+    return Architecture("unet", (32,) * n, strides, ((3, 3, 3),) * n, layout="nnunet")
+
+
+# With 32 features, the rules plan a tile of 40³ voxels. A tile of 32³ is a single voxel in the
+# coarsest stage of a network of stride 32.
+@pytest.mark.parametrize(
+    ("stride", "spacing_mm", "tile"),
+    [
+        (16, (1.0, 1.0, 1.0), (32, 32, 32)),
+        (32, (1.0, 1.0, 1.0), (64, 32, 32)),
+        (32, (1.1, 1.0, 1.1), (32, 64, 32)),
+    ],
+)
+def test_tile_fits_the_stride_of_a_given_backbone(make: Make, stride: int, spacing_mm, tile):
+    plan = make(pyramid=pyramid_of(stride), spacing_mm=spacing_mm, base_features=32)
+    assert plan.tile_shape == tile
+
+
+def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make: Make):
+    with pytest.raises(ConfigError, match="at least one must be longer"):
+        make(pyramid=pyramid_of(32), tile_shape=(32, 32, 32))
+    plan = make(pyramid=pyramid_of(32), tile_shape=(32, 32, 64))
+    assert plan.tile_shape == (32, 32, 64)
 
 
 def test_bundle_may_call_pictures_in_colour_xray(make: Make, dataset: Dataset, cases: list[Case]):
