@@ -109,18 +109,29 @@ def _is_plain(target: str) -> bool:
 def add_mask_keys(spec: Spec) -> Spec:
     """Add the keys of instances and valid voxels to a transform of the label.
 
-    All masks must move together. Arguments with one value per key get the label's value.
+    All masks must move together. Arguments with one value per key get the label's value. Transforms
+    inside another one, such as `OneOf`, get the keys too.
     """
+    extended = {name: _add_inner_mask_keys(value) for name, value in spec.items()}
     keys = spec.get("keys")
     if not isinstance(keys, list | tuple) or "label" not in keys or "instances" in keys:
-        return spec
-    extended = {**spec, "keys": [*keys, *MASKS[1:]]}
+        return extended
+    extended["keys"] = [*keys, *MASKS[1:]]
     for name in _PER_KEY:
         values = spec.get(name)
         if isinstance(values, list | tuple) and len(values) == len(keys):
             of_label = values[list(keys).index("label")]
             extended[name] = [*values, of_label, of_label]
     return extended
+
+
+def _add_inner_mask_keys(value: Any) -> Any:
+    """Return an argument of a transform. If it contains transforms, they move all masks."""
+    if isinstance(value, list | tuple):
+        return type(value)(_add_inner_mask_keys(part) for part in value)
+    if isinstance(value, Mapping) and TARGET in value:
+        return add_mask_keys(value)
+    return value
 
 
 def as_meta_tensor(tensor: Tensor, affine: NDArray[np.float64], name: str = "") -> "MetaTensor":

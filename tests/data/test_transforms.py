@@ -166,6 +166,21 @@ def test_all_masks_are_transformed_with_the_label():
     assert add_mask_keys(SMOOTH) == SMOOTH
 
 
+FLIP = make_spec("RandFlipd", BOTH, prob=1.0, spatial_axis=1)
+
+
+@pytest.mark.parametrize("name", ["OneOf", "Compose"])
+def test_transforms_inside_another_one_move_all_masks(make_tiles, name):
+    inside = {"_target_": f"monai.transforms.{name}", "transforms": [FLIP]}
+    again = {"_target_": "monai.transforms.Compose", "transforms": [inside]}
+    expected = make_tiles(extra=[FLIP])
+    for spec in (inside, again):
+        dataset = make_tiles(extra=[spec])
+        for number in range(4):
+            for key in ("image", *MASKS):
+                assert torch.equal(dataset[number][key], expected[number][key])
+
+
 def read_tiles(dataset):
     return [dataset[i] for i in range(8)]
 
