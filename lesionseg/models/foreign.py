@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from lesionseg.config import TARGET, build, import_target
 from lesionseg.errors import ConfigError
 from lesionseg.models.heads import prior_bias
-from lesionseg.plan.plan import Architecture, Plan, total_strides
+from lesionseg.plan.plan import Architecture, Plan, describe_sides, total_strides
 
 # Names of the arguments that the plan fills in: channels, logits, axes, tile.
 _INPUTS = ("in_channels", "in_chans", "input_channels", "n_channels")
@@ -138,17 +139,20 @@ def n_logits(plan: Plan) -> int:
     return len(plan.labels) + n_background
 
 
-def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
+def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Plan:
     """Run the network of a `custom` plan, and return the plan with its supervised levels.
 
     Other plans are returned unchanged. If the network does not accept the tile, the tile is rounded
-    to multiples of 8 to 64, unless the user chose it (`by_hand`). The network runs on torch's meta
+    to multiples of 8 to 64, unless the user chose it (`by_hand`). A batch of larger tiles has fewer
+    of them, unless the user chose their number (`keeps_batch`). The network runs on torch's meta
     device, which computes no numbers, or on the CPU if that fails. Raises `ConfigError` with the
     network's own message if it accepts no tile.
     """
     if plan.architecture.name != "custom":
         return plan
     rounded, levels = _round_tile(plan, by_hand=by_hand)
+    if not keeps_batch:
+        rounded = _limit_batch(rounded, plan)
     step = _tile_step(rounded)
     features = plan.architecture.features[0]
     ones = (1,) * plan.dims
@@ -162,7 +166,7 @@ def probe_network(plan: Plan, *, by_hand: bool) -> Plan:
     )
     name = plan.architecture.network.get(TARGET)
     summary = f"{name}, {len(levels)} supervised outputs, tiles in multiples of {step}"
-    reasons = {**plan.reasons, "architecture": summary}
+    reasons = {**rounded.reasons, "architecture": summary}
     return rounded.with_(architecture=architecture, reasons=reasons)
 
 
@@ -185,9 +189,35 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
             continue
         if by_hand and tile != plan.tile_shape:
             raise _unfit_tile(plan, message, f"Set model.tile_shape={list(tile)}.")
+        if tile != plan.tile_shape:
+            rounded = _with_reason_of_tile(rounded, plan)
         return rounded, strides
     remedy = "Correct the arguments model.network.…; only channels are filled in."
     raise _unfit_tile(plan, message, remedy)
+
+
+def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
+    """Return the rounded plan with the reason for its tile. `plan` is as the rules made it."""
+    reasons = dict(plan.reasons)
+    reasons["tile_shape"] = (
+        f"{describe_sides(rounded.tile_shape)}, so that the network accepts it; the rules chose "
+        f"{plan.reasons.get('tile_shape', describe_sides(plan.tile_shape))}"
+    )
+    reasons.pop("memory", None)  # it states the memory of the other tile
+    return rounded.with_(reasons=reasons)
+
+
+def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
+    """Return the rounded plan with a batch of at most as many voxels, but at least 2 tiles."""
+    n_voxels = plan.batch_size * prod(plan.tile_shape)
+    batch = max(2, n_voxels // prod(rounded.tile_shape))
+    if batch >= plan.batch_size:
+        return rounded
+    reason = (
+        f"{batch}, because a step has at most the voxels of {plan.batch_size} tiles of "
+        f"{describe_sides(plan.tile_shape)}, but at least 2 tiles"
+    )
+    return rounded.with_(batch_size=batch, reasons={**rounded.reasons, "batch_size": reason})
 
 
 def _unfit_tile(plan: Plan, message: str, remedy: str) -> ConfigError:

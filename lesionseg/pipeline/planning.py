@@ -202,7 +202,11 @@ def _make_plan(experiment: Experiment) -> Plan:
     if experiment.why_model:
         why = f"{plan.architecture.name}, because {experiment.why_model}"
         plan = plan.with_(reasons={"model": why, **plan.reasons})
-    plan = probe_network(plan, by_hand=bool(model.tile_shape or before))
+    plan = probe_network(
+        plan,
+        by_hand=bool(model.tile_shape or before),
+        keeps_batch=model.batch_size is not None,
+    )
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
     return plan

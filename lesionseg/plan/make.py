@@ -23,6 +23,7 @@ from lesionseg.plan.plan import (
     Modality,
     Normalisation,
     Plan,
+    describe_sides,
     sources_of,
     to_tuples,
     total_stride,
@@ -269,8 +270,15 @@ def _choose_tile(
     tile = rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
     if pyramid is None:
         return tile
-    rounded = _round_to_multiple(tile.value, total_stride(pyramid), draft.spacing_mm)
-    return replace(tile, value=rounded)
+    stride = total_stride(pyramid)
+    rounded = _round_to_multiple(tile.value, stride, draft.spacing_mm)
+    if rounded == tile.value:
+        return tile
+    reason = (
+        f"{describe_sides(rounded)}, so that the backbone of stride {describe_sides(stride)} "
+        f"accepts it; the rules chose {tile.reason}"
+    )
+    return Decision(rounded, reason)
 
 
 def _require_multiples(tile: Sequence[int], stride: Sequence[int]) -> None:
@@ -447,7 +455,7 @@ def _choose_stages(
     features = f"{architecture.features[0]} to {architecture.features[-1]} features"
     reason = (
         f"{len(architecture.features)} stages with {features}; the coarsest has "
-        f"{' × '.join(map(str, coarsest))} {element}s per tile; the spacing is {kind}"
+        f"{describe_sides(coarsest)} {element}s per tile; the spacing is {kind}"
     )
     return Decision(architecture, reason)
 

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ConfigError, count
 from lesionseg.plan.fingerprint import ChannelStatistics
-from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, total_stride
+from lesionseg.plan.plan import (
+    Architecture,
+    CandidateRule,
+    Normalisation,
+    describe_sides,
+    total_stride,
+)
 
 T = TypeVar("T")
 
@@ -427,7 +433,7 @@ def tile_shape(
     if allowed.fills:
         tile = growth.grow(tile, growth.step_by_stride)
     why = _explain_tile(tile, median_shape, allowed)
-    return Decision(tile, f"{' × '.join(map(str, tile))}, {why}")
+    return Decision(tile, f"{describe_sides(tile)}, {why}")
 
 
 @dataclass(frozen=True)

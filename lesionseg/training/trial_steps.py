@@ -15,7 +15,7 @@ from lesionseg.config import TrainConfig
 from lesionseg.errors import TrainingError
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.convolutions import fastest_convolutions
-from lesionseg.plan.plan import Plan, total_stride
+from lesionseg.plan.plan import Plan, describe_sides, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import highest_rate, make_optimiser
 from lesionseg.training.objective import make_objective
@@ -74,6 +74,8 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
     sizes = f"{_describe_size(smaller)}: {_describe_size(plan)}"
     reason = f"{sizes} ran out of memory in a trial step"
     reasons = dict(plan.reasons)
+    if smaller != plan:
+        reasons.pop("memory", None)  # it states the memory of the larger plan
     if smaller.tile_shape != plan.tile_shape:
         reasons["tile_shape"] = reason
     if smaller.batch_size != plan.batch_size:
@@ -146,5 +148,5 @@ def step_down(plan: Plan) -> Plan | None:
 
 def _describe_size(plan: Plan) -> str:
     """Return the tiles of a step as text."""
-    sides = " × ".join(map(str, plan.tile_shape))
+    sides = describe_sides(plan.tile_shape)
     return f"{plan.batch_size} tiles of {sides} ({prod(plan.tile_shape)} voxels)"

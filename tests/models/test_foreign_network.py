@@ -108,6 +108,24 @@ def test_tile_of_a_swin_transformer_is_rounded() -> None:
         probe_network(small, by_hand=True)
 
 
+@pytest.mark.parametrize(
+    ("batch", "keeps_batch", "expected"), [(8, False, 7), (2, False, 2), (8, True, 8)]
+)
+def test_larger_tile_has_a_smaller_batch_and_a_reason(
+    batch: int, keeps_batch: bool, expected: int
+) -> None:
+    """8 tiles of 28 × 32 × 32 have the voxels of 7 tiles of 32 × 32 × 32."""
+    reasons = {"tile_shape": "28 × 32 × 32, as planned", "memory": "9 GB"}
+    plan = make_plan(tile=(28, 32, 32), **make_target("Halves"))
+    plan = plan.with_(batch_size=batch, reasons=reasons)
+    ready = probe_network(plan, by_hand=False, keeps_batch=keeps_batch)
+    assert (ready.tile_shape, ready.batch_size) == ((32, 32, 32), expected)
+    assert ready.reasons["tile_shape"].startswith("32 × 32 × 32, ")
+    assert ready.reasons["tile_shape"].endswith("chose 28 × 32 × 32, as planned")
+    assert ("batch_size" in ready.reasons) == (expected != batch)
+    assert "memory" not in ready.reasons
+
+
 def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
     ready = probe_network(make_plan(tile=(20, 16, 16), **make_target("Halves")), by_hand=False)
     assert ready.tile_shape == (16, 16, 16)

@@ -141,6 +141,7 @@ def pyramid_of(stride: int) -> Architecture:
 def test_tile_fits_the_stride_of_a_given_backbone(make: Make, stride: int, spacing_mm, tile):
     plan = make(pyramid=pyramid_of(stride), spacing_mm=spacing_mm, base_features=32)
     assert plan.tile_shape == tile
+    assert plan.reasons["tile_shape"].startswith(" × ".join(map(str, tile)))
 
 
 def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make: Make):

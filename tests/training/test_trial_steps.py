@@ -26,13 +26,14 @@ def limited_steps(limit):
 @pytest.mark.parametrize(
     ("limit", "batch", "tile", "reasons"),
     [
-        (8 * 256, 8, (16, 16), set()),
+        (8 * 256, 8, (16, 16), {"memory"}),
         (5 * 256, 5, (16, 16), {"batch_size"}),
         (2 * 14 * 16, 2, (14, 16), {"batch_size", "tile_shape"}),
     ],
 )
 def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons):
-    found = fit_to_memory(make_plan(batch_size=8), limited_steps(limit))
+    plan = make_plan(batch_size=8).with_(reasons={"memory": "of the planned sizes"})
+    found = fit_to_memory(plan, limited_steps(limit))
     assert (found.batch_size, found.tile_shape) == (batch, tile)
     assert set(found.reasons) == reasons
 
