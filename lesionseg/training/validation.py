@@ -23,7 +23,9 @@ class VolumeValidation(Checkpoint):
     uses a loader's batches and a separate clock in each process. Here all processes use the same
     clock (`LesionModule.minutes`). The loggers receive the scores as a row, and
     `trainer.callback_metrics` contains them. The other callbacks receive `on_validation_start` and
-    `on_validation_end`, so that `EarlyStopping` can follow a score.
+    `on_validation_end`, so that `EarlyStopping` can follow a score. Between them they receive
+    `on_validation_epoch_start` and `on_validation_epoch_end`, so that `EMAWeightAveraging` can
+    replace the weights by their average while they are scored.
 
     Args:
         validate: returns scores by name for a network in eval mode. The weights with the highest
@@ -67,6 +69,8 @@ class VolumeValidation(Checkpoint):
         module.zero_grad()  # releases the memory of the previous step's gradients
         for callback in trainer.callbacks:
             callback.on_validation_start(trainer, module)
+        for callback in trainer.callbacks:
+            callback.on_validation_epoch_start(trainer, module)
 
         def score_network() -> tuple[dict[str, float], float]:
             network = deepcopy(module.network).eval()
@@ -85,6 +89,10 @@ class VolumeValidation(Checkpoint):
             logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
             logger.save()
         trainer.callback_metrics.update({name: torch.tensor(v) for name, v in row.items()})
+        # before the checkpoint: a callback that averages weights then has the module's own weights
+        # back, and stores the average as the weights of the checkpoint
+        for callback in trainer.callbacks:
+            callback.on_validation_epoch_end(trainer, module)
         # of equal scores the later weights are kept, because they were trained for longer; NaN is
         # never the best
         if score >= self.best_score:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from torch.multiprocessing import ProcessRaisedException
 
 from lesionseg.config import OptimConfig
@@ -198,6 +198,29 @@ def test_validation_runs_at_intervals_and_at_the_end(train, column):
     assert calls == [False] * 6  # after steps 1 to 5, and at the end
     assert column("validation_recall") == [0.5] * 6
     assert torch.equal(weights(result.network), seen[2])  # the weights with the best score
+
+
+def test_average_of_weights_is_scored_and_kept(train, tmp_path):
+    """The callback averages w of step n as a ← a / 2 + w / 2, after the first step a = w."""
+    scores = iter([0.2, 0.3, 0.8, 0.4, 0.4, 0.4])
+    newest = Newest()
+    scored = []
+
+    def validate(network):
+        scored.append(weights(network).clone())
+        return {"score": next(scores)}
+
+    result = train(
+        max_steps=6,
+        validate=validate,
+        validate_every_minutes=1e-9,
+        plugs=[EMAWeightAveraging(decay=0.5), newest],
+    )
+    first, second, third = newest.seen[:3]
+    averages = [first, first / 2 + second / 2, first / 4 + second / 4 + third / 2]
+    for average, found in zip(averages, scored[:3], strict=True):
+        torch.testing.assert_close(found, average)
+    assert torch.equal(weights(result.network), scored[2])
 
 
 def test_validation_waits_for_a_complete_step(train):
