@@ -193,7 +193,7 @@ def _describe_folds(
         model=model,
         **training_counts(training_cases.values()),
     )
-    is_safe = all(fold.survey.splits.group_safe for fold in folds)
+    is_safe = all(fold.survey.is_group_safe("validation") for fold in folds)
     splits = replace(experiment.survey.splits, group_safe=is_safe)
     return replace(experiment, survey=replace(experiment.survey, splits=splits))
 

@@ -85,12 +85,15 @@ class Survey:
     def is_group_safe(self, role: str) -> bool:
         """Return True if no patient of the role was used for training.
 
-        For test and external cases, no patient may have been used for validation either.
+        For test and external cases, no patient may have been used for validation either. The joint
+        survey of all folds has only validation cases. Its `splits` state if each fold is safe.
         """
-        if role in ("train", "validation"):
+        seen = {files.patient for files in self.of_role("train")}
+        if role == "validation" and not seen:
             return self.splits.group_safe
-        seen = {c.group for r in ("train", "validation") for c in self.of_role(r)}
-        return not seen & {c.group for c in self.of_role(role)}
+        if role != "validation":
+            seen |= {files.patient for files in self.of_role("validation")}
+        return not seen & {files.patient for files in self.of_role(role)}
 
 
 def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:

@@ -131,7 +131,8 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
     """Return the selection with its reasons, and warnings about the scores."""
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
-    if not trained.experiment.survey.splits.group_safe:
+    chosen_on = [found for role, found in scores.items() if role != "test"]
+    if any(found.split_is_group_safe is False for found in chosen_on):
         lines.append(
             "Warning: the validation scores are not independent, because training and validation "
             "share a patient. Test on other patients before you rely on them."

@@ -266,18 +266,48 @@ def test_simulated_dataset_is_taken_again_only_with_its_kind_and_arguments(tmp_p
     simulate_once(head, mri)
 
 
-def test_test_role_is_safe_only_if_its_patients_are_separate(tmp_path):
-    write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
+@pytest.fixture
+def survey_of(tmp_path):
+    """Return a function that gives three cases these patients and roles in a survey."""
+    write_xray_phantoms(tmp_path / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
     survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    first, *others = survey.dataset.cases
-    for tested in ("other", "same"):
-        cases = (replace(first, group=tested), *(replace(c, group="same") for c in others))
-        roles = survey.splits.roles | {first.case: "test"} | {c.case: "train" for c in others[1:]}
-        roles[others[0].case] = "validation"  # its patient is also used for training
-        given = replace(survey.splits, roles=roles, group_safe=False)
-        found = replace(survey, dataset=replace(survey.dataset, cases=cases), splits=given)
-        assert not found.is_group_safe("validation")
-        assert found.is_group_safe("test") == (tested == "other")
+
+    def change(patients, roles, group_safe=False):
+        files = zip(survey.dataset.cases, patients, strict=True)
+        cases = tuple(replace(case, group=patient) for case, patient in files)
+        names = [case.case for case in cases]
+        splits = replace(survey.splits, roles=dict(zip(names, roles, strict=True)))
+        return replace(
+            survey,
+            dataset=replace(survey.dataset, cases=cases),
+            splits=replace(splits, group_safe=group_safe),
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("patients", "is_validation_safe", "is_test_safe"),
+    [
+        ("abc", True, True),
+        ("aab", False, True),
+        ("aba", True, False),
+        ("abb", True, False),
+        (("", "", ""), True, True),  # cases of unknown patients
+    ],
+)
+def test_role_is_safe_only_if_its_patients_were_not_used_before(
+    survey_of, patients, is_validation_safe, is_test_safe
+):
+    survey = survey_of(patients, ("train", "validation", "test"))
+    assert survey.is_group_safe("validation") == is_validation_safe
+    assert survey.is_group_safe("test") == is_test_safe
+
+
+@pytest.mark.parametrize("group_safe", [True, False])
+def test_splits_state_if_the_validation_cases_of_all_folds_are_safe(survey_of, group_safe):
+    survey = survey_of("abc", ("validation",) * 3, group_safe)
+    assert survey.is_group_safe("validation") == group_safe
 
 
 def test_plan_stores_that_nan_is_background(tmp_path):
