@@ -99,7 +99,10 @@ class _Division:
             is_last_in_training = (self.has_label & (self._n_trained == 1)).any(axis=1)
             is_spare = ~self.is_held & ~is_last_in_training
             keeps_validation = is_spare.any() or self.is_held.sum() > 1
-            if not can_go.any() or not keeps_validation:
+            if not can_go.any():
+                self._exchange_nearest(self.is_held & self.has_label[:, label], is_spare)
+                continue
+            if not keeps_validation:
                 continue
             gone = self._draw_best(can_go, np.zeros(len(self.units), dtype=np.int64))
             self.is_held[gone] = False
@@ -107,6 +110,29 @@ class _Division:
                 # units are in the order of their numbers of lesions
                 near = -np.abs(np.arange(len(self.units)) - gone)
                 self.is_held[self._draw_best(is_spare, near)] = True
+
+    def _exchange_nearest(self, can_go: NDArray[np.bool_], is_spare: NDArray[np.bool_]) -> None:
+        """Exchange a validation unit for a training unit that has its shared labels.
+
+        After the exchange, validation has each shared label and a lesion. If several pairs of units
+        allow this, the nearest in the order of their numbers of lesions are exchanged.
+
+        Args:
+            can_go: `[units]`, True for validation units that training needs.
+            is_spare: `[units]`, True for training units that training does not need.
+        """
+        pairs: list[tuple[int, int, int]] = []
+        for gone in np.flatnonzero(can_go):
+            # `[units, labels]`: the numbers in validation after the exchange for each unit
+            n_held = self._n_held - self.has_label[gone] + self.has_label
+            keeps_labels = (n_held[:, self.is_shared] > 0).all(axis=1)
+            keeps_lesions = (n_held > 0).any(axis=1)
+            for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions):
+                pairs.append((abs(int(gone) - int(come)), int(gone), int(come)))
+        if pairs:
+            _, gone, come = min(pairs)
+            self.is_held[gone] = False
+            self.is_held[come] = True
 
     def _dispensable(self) -> NDArray[np.bool_]:
         """Return True for units without which validation keeps each shared label and a lesion."""

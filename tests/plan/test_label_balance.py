@@ -89,6 +89,19 @@ def test_label_of_one_patient_stays_in_training(seed: int):
     assert len(held) == 2
 
 
+def test_only_validation_patient_is_exchanged_if_training_needs_its_label():
+    """Only u3 has label 2, and only u4 has label 3. Validation needs label 1."""
+    labels = {f"u{i}": frozenset[int]() for i in range(2)}
+    labels |= {"u2": frozenset({1}), "u3": frozenset({1, 2})}
+    labels |= {"u4": frozenset({1, 3}), "u5": frozenset({1})}
+    for held, expected in (("u3", "u2"), ("u4", "u5")):
+        found = hold_each_label([held], list(labels), labels, np.random.default_rng(0))
+        assert found == [expected]
+    alone = {**labels, "u2": frozenset[int](), "u5": frozenset[int]()}
+    # without u2 and u5, training needs u3 as well as u4
+    assert hold_each_label(["u4"], list(alone), alone, np.random.default_rng(0)) == ["u4"]
+
+
 def test_validation_grows_only_if_the_labels_need_it():
     units = [f"p{i}" for i in range(8)]
     labels = {name: frozenset({i // 2}) for i, name in enumerate(units)}
