@@ -57,6 +57,13 @@ def _check_target(spec: Arguments) -> Arguments:
     return spec
 
 
+def _check_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the numbers. Raise `ValueError` if one is repeated."""
+    if len(set(values)) < len(values):
+        raise ValueError("a number is repeated; give each number once")
+    return values
+
+
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_check_target)]
 # one path or several; the predictions of several bundles are averaged
@@ -189,7 +196,10 @@ class PrepareSection(Settings):
 
 
 class AugmentConfig(Settings):
-    flip_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] | None
+    flip_axes: (
+        Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_check_distinct)]
+        | None
+    )
     spatial_probability: Probability
     rotate_degrees: Annotated[float, Field(ge=0, le=180)]
     intensity_probability: Probability
@@ -210,7 +220,11 @@ class TrainerConfig(Settings):
     max_steps: PositiveInt | None
     accelerator: Literal["auto", "cpu", "gpu", "cuda"]
     devices: (
-        PositiveInt | Literal["auto"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+        PositiveInt
+        | Literal["auto"]
+        | Annotated[
+            tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_check_distinct)
+        ]
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     compile: bool

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig, TrainerConfig
+from lesionseg.data.augment import build_augmentation
 from lesionseg.data.transforms import check_transforms
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
@@ -160,6 +161,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
         nan_background=survey.dataset.nan_background,
         grid_of_image=survey.dataset.grid_of_image,
     )
+    build_augmentation(cfg.augment, plan)  # wrong flip axes are an error before a file is written
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(path, plan.to_json())

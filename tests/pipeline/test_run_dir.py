@@ -282,6 +282,8 @@ def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monk
         ("loss.alpha", "[0.2,0.3]"),
         ("trainer.accelerator", "gpu"),
         ("trainer.accelerator", "gpuu"),
+        ("augment.flip_axes", "[2]"),  # radiographs have two axes
+        ("augment.flip_axes", "[1,1]"),
     ):
         assert run("train", [*command, f"{key}={wrong}"]) == 2
         assert key.rpartition(".")[2] in capsys.readouterr().err
