@@ -50,6 +50,15 @@ def _path_to_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | PathLike) else value
 
 
+def _check_whole_numbers(lightning: Arguments) -> Arguments:
+    """Return the arguments. Raise `ValueError` if one that training counts with is not a number."""
+    for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
+        value = lightning.get(name, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value} is not a whole number of at least 1")
+    return lightning
+
+
 def _check_target(spec: Arguments) -> Arguments:
     """Return the class and arguments of an object. Raise `ValueError` if no class is named."""
     if "." not in str(spec.get(TARGET, "")):
@@ -231,7 +240,7 @@ class TrainerConfig(Settings):
     memory_gb: PositiveFloat | None
     workers: NonNegativeInt | Literal["auto"]
     validate_every_minutes: PositiveFloat | Literal["auto"] | None
-    lightning: dict[str, Any]
+    lightning: Annotated[Arguments, AfterValidator(_check_whole_numbers)]
 
     @property
     def n_devices(self) -> int | None:

@@ -384,7 +384,15 @@ def test_section_of_settings_is_checked() -> None:
 WRONG = {
     "trainer": [
         *({"max_minutes": 0}, {"max_steps": 0}, {"workers": -1}),
-        *({"accelerator": "gpuu"}, {"devices": []}, {"devices": [-1]}, {"devices": "cuda:1"}),
+        *({"lightning": {"accumulate_grad_batches": n}} for n in (1.5, "two", 0, None)),
+        *({"lightning": {"log_every_n_steps": 0}}, {"lightning": {"num_nodes": "two"}}),
+        *(
+            {"devices": [1, 1]},
+            {"accelerator": "gpuu"},
+            {"devices": []},
+            {"devices": [-1]},
+            {"devices": "cuda:1"},
+        ),
     ],
     "optim": [{"name": "lion"}, {"lr": 0.0}, {"lr": float("nan")}],
     "augment": [{"rotate_degrees": -1}, {"intensity_probability": 1.5}, {"extra": [{"a": 1}]}],

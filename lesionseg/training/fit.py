@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import nn
@@ -305,8 +306,6 @@ def make_trainer(
     `n_steps` is the number of steps that a resumed training has already taken.
     """
     settings = module.settings
-    device = torch.device(training_device(cfg.trainer.accelerator))
-    environment = find_launcher(settings)
     ours: list[pl.Callback] = [FocalStatistics()]
     ours += [build(spec, "callbacks") for spec in cfg.callbacks]
     ours += callbacks
@@ -317,13 +316,25 @@ def make_trainer(
     # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
+    return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *loggers])
+
+
+def _construct_trainer(
+    settings: TrainerConfig,
+    run_dir: Path,
+    callbacks: list[pl.Callback],
+    loggers: Sequence[Logger],
+) -> pl.Trainer:
+    """Construct Lightning's trainer. Raise `ConfigError` if it refuses the settings."""
+    device = torch.device(training_device(settings.accelerator))
+    environment = find_launcher(settings)
     precision = settings.precision
     if precision == "auto":
         precision = _fastest_precision(device)
     # a dictionary, because the user's settings may replace any of these
     arguments: dict[str, Any] = {
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
-        "devices": _choose_devices(settings, environment),
+        "devices": _choose_devices(settings, device, environment),
         "strategy": _choose_strategy(settings, environment),
         "precision": precision,
         "gradient_clip_val": GRADIENT_CLIP,
@@ -339,21 +350,27 @@ def make_trainer(
         **deepcopy(settings.lightning),
     }
     try:
-        return pl.Trainer(callbacks=ours, logger=[History(run_dir, n_steps), *loggers], **arguments)
-    except TypeError as error:
-        raise ConfigError(f"trainer.lightning: {error}.") from error
+        return pl.Trainer(callbacks=callbacks, logger=loggers, **arguments)
+    except Exception as error:  # Lightning raises several kinds, also its own
+        message = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(
+            f"trainer.lightning, trainer.devices or callbacks: {message}. Correct the setting."
+        ) from error
 
 
-def _choose_devices(settings: TrainerConfig, environment: ClusterEnvironment | None) -> Any:
+def _choose_devices(
+    settings: TrainerConfig, device: torch.device, environment: ClusterEnvironment | None
+) -> Any:
     """Return the devices of one node in a form that Lightning takes.
 
     `environment` is that of torchrun or srun, which have started the processes of all nodes.
     """
     if environment is not None and settings.devices == "auto":
         return environment.world_size() // settings.n_nodes
-    if isinstance(settings.devices, tuple):  # numbers of devices, which must be a list
-        return list(settings.devices)
-    return settings.devices
+    if not isinstance(settings.devices, tuple):
+        return settings.devices
+    # Lightning takes the numbers of GPUs, but only the number of processes on a CPU
+    return list(settings.devices) if device.type == "cuda" else len(settings.devices)
 
 
 def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | None) -> Any:

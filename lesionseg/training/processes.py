@@ -121,7 +121,9 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
     local = environment.local_rank() if environment is not None else 0
     on_gpu = training_device(trainer.accelerator) == "cuda"
     if on_gpu:  # planning, trial steps and scoring use the same GPU as training
-        torch.cuda.set_device(devices[local] if isinstance(devices, tuple) else local)
+        device = devices[local] if isinstance(devices, tuple) else local
+        _require_gpu(device, trainer)
+        torch.cuda.set_device(device)
     if environment is None or distributed.is_initialized():
         yield
         return
@@ -142,6 +144,16 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
     finally:
         ours.setLevel(level)
     distributed.destroy_process_group()  # not after an error: the launcher ends all processes
+
+
+def _require_gpu(device: int, trainer: TrainerConfig) -> None:
+    """Raise `ConfigError` if this machine has no GPU of this number."""
+    n_gpus = torch.cuda.device_count()
+    if device >= n_gpus:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: torch finds no GPU {device} here. The numbers of "
+            f"the GPUs are 0 to {n_gpus - 1}."
+        )
 
 
 def n_processes(trainer: TrainerConfig) -> int:

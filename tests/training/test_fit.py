@@ -361,9 +361,23 @@ def test_bf16_training_returns_fp32_weights(train):
         assert p.is_contiguous()
 
 
-def test_unknown_option_of_lightning_is_an_error(train):
-    with pytest.raises(ConfigError, match=r"trainer\.lightning.*profilers"):
-        train(max_steps=99, lightning={"profilers": 1})
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"profilers": 1}, "profilers"),
+        ({"profiler": "simpel"}, "`profiler`"),
+        ({"gradient_clip_algorithm": "abs"}, "abs"),
+        ({"strategy": "dpp"}, "dpp"),
+        ({"enable_checkpointing": False}, "enable_checkpointing"),
+    ],
+)
+def test_wrong_option_of_lightning_is_an_error(train, option, named):
+    with pytest.raises(ConfigError, match=rf"trainer\.lightning.*{named}"):
+        train(max_steps=99, lightning=option)
+
+
+def test_number_of_a_device_is_one_process_on_a_cpu(train):
+    assert train(max_steps=2, devices=[1]).steps == 2
 
 
 def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step):
