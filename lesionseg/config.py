@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
+from inspect import signature
 from os import PathLike, fspath
 from pathlib import Path
 from pkgutil import resolve_name
@@ -701,6 +702,23 @@ def import_target(target: str, key: str) -> Any:
         return resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
+
+
+def check_arguments(spec: Mapping[str, Any], key: str) -> None:
+    """Import a class (`_target_`) and check the names of its arguments, without constructing it.
+
+    `key` is the setting that contains them, for messages. Raises `ConfigError` if the class cannot
+    be imported or does not take the arguments.
+    """
+    make = import_target(spec[TARGET], key)
+    try:
+        parameters = signature(make)
+    except ValueError:  # a class that is not written in Python has no signature
+        return
+    try:
+        parameters.bind(**{name: value for name, value in spec.items() if name != TARGET})
+    except TypeError as error:
+        raise ConfigError(f"{key}: {spec[TARGET]}: {error}. Correct the arguments.") from error
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:

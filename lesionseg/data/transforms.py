@@ -7,6 +7,7 @@ itself be a transform. MONAI takes seconds to import, so it is imported with the
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,24 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
     with _seed_globally(seed):
         chain.set_random_state(seed)
         return _run(chain, tile, "augment.extra")
+
+
+def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
+    """Apply each transform of `augment.extra` once to a made-up tile, with a probability of 1.
+
+    Only transforms of MONAI and lesionseg are tried, because others may need a real case. Raises
+    `ConfigError` if one fails or changes a shape.
+    """
+    from monai.transforms import Compose
+
+    if not all(target.startswith(("monai.", "lesionseg.")) for target in _find_targets(specs)):
+        return
+    transforms: list[Transform] = []
+    for spec in specs:
+        parameters = signature(config.import_target(spec[TARGET], "augment.extra")).parameters
+        certain = {**spec, "prob": 1.0} if "prob" in parameters else spec
+        transforms.append(build(add_mask_keys(certain), "augment.extra"))
+    run_on_tile(Compose(transforms), tile, seed=0)
 
 
 def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> Volume:

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig, TrainerConfig
 from lesionseg.data.augment import build_augmentation
-from lesionseg.data.transforms import check_transforms
+from lesionseg.data.transforms import as_meta_tensor, check_transforms, try_on_tile
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
@@ -31,6 +32,7 @@ from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
 from lesionseg.plan.rules import Decision
+from lesionseg.training.fit import check_trainer
 from lesionseg.training.objective import make_detection_loss, make_objective
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -70,6 +72,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     if is_new:  # a finished run that is only scored again needs neither
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
+        check_trainer(cfg, run)
     plan = with_focal_correction(plan_run(experiment, given), cfg)
     check_losses(plan, cfg)
     if architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
@@ -161,7 +164,10 @@ def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
         nan_background=survey.dataset.nan_background,
         grid_of_image=survey.dataset.grid_of_image,
     )
-    build_augmentation(cfg.augment, plan)  # wrong flip axes are an error before a file is written
+    # wrong flip axes and transforms are errors before a file is written
+    build_augmentation(cfg.augment, plan)
+    if not has_config(run):
+        try_augmentation(plan, cfg)
     write_text(run / "fingerprint.json", survey.fingerprint.to_json())
     write_text(run / SPLITS, survey.splits.to_json())
     write_text(path, plan.to_json())
@@ -336,6 +342,22 @@ def _hashable_alpha(
 ) -> float | tuple[float, ...] | None:
     """Return α with a list of one value per label as a tuple, as in a plan that is read."""
     return tuple(alpha) if isinstance(alpha, Sequence) else alpha
+
+
+def try_augmentation(plan: Plan, cfg: TrainConfig) -> None:
+    """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise."""
+    if not cfg.augment.extra:
+        return
+    batch = some_batch(plan, 1, torch.device("cpu"))
+    affine = np.eye(plan.dims + 1)
+    tile = {
+        "image": as_meta_tensor(batch["image"][0], affine),
+        # the batch of one tile serves as the axis of channels
+        "label": as_meta_tensor(batch["labels"], affine),
+        "instances": batch["instances"],
+        "valid": batch["valid"],
+    }
+    try_on_tile(cfg.augment.extra, tile)
 
 
 def check_losses(plan: Plan, cfg: TrainConfig) -> None:

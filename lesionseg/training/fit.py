@@ -4,7 +4,7 @@ import logging
 import re
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import Dataset
 
 from lesionseg import errors
-from lesionseg.config import TrainConfig, TrainerConfig, build
+from lesionseg.config import TrainConfig, TrainerConfig, build, check_arguments
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
@@ -315,8 +315,28 @@ def make_trainer(
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
-    loggers = [build({"save_dir": run_dir, **spec}, "logger") for spec in cfg.logger]
+    loggers = [build(_with_save_dir(spec, run_dir), "logger") for spec in cfg.logger]
     return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *loggers])
+
+
+def check_trainer(cfg: TrainConfig, run_dir: Path) -> None:
+    """Raise `ConfigError` if the settings of Lightning's trainer, callbacks or loggers are wrong.
+
+    The trainer is constructed without the user's callbacks and loggers, because their constructors
+    may write files. Their classes are imported, and the names of their arguments are checked.
+    """
+    for spec in cfg.callbacks:
+        check_arguments(spec, "callbacks")
+    for spec in cfg.logger:
+        check_arguments(_with_save_dir(spec, run_dir), "logger")
+    callbacks: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
+    with _lightning_settings(on_cpu=False):
+        _construct_trainer(cfg.trainer, run_dir, callbacks, ())
+
+
+def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Return a logger's class and arguments. It writes into the run unless they say otherwise."""
+    return {"save_dir": run_dir, **spec}
 
 
 def _construct_trainer(
@@ -350,7 +370,7 @@ def _construct_trainer(
         **deepcopy(settings.lightning),
     }
     try:
-        return pl.Trainer(callbacks=callbacks, logger=loggers, **arguments)
+        return pl.Trainer(callbacks=callbacks, logger=list(loggers), **arguments)
     except Exception as error:  # Lightning raises several kinds, also its own
         message = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(

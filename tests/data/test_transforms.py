@@ -21,10 +21,12 @@ from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import (
     MASKS,
     add_mask_keys,
+    as_meta_tensor,
     build,
     check_transforms,
     require_trusted,
     run_on_tile,
+    try_on_tile,
 )
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
@@ -198,6 +200,23 @@ def read_tiles(dataset):
 def test_error_names_an_invalid_transform(make_tiles, extra, named):
     with pytest.raises(ConfigError, match=rf"augment\.extra.*{named}"):
         read_tiles(make_tiles(extra=[extra]))
+
+
+class NeedsACase(MapTransform):
+    """A transform that looks up the case of a tile by its name."""
+
+    def __call__(self, data):
+        return {**data, "image": data["image"] * {"a": 2.0}[data["image"].meta["filename_or_obj"]]}
+
+
+def test_only_transforms_of_monai_are_tried_on_a_tile_that_is_no_case_s(rng):
+    image = torch.from_numpy(rng.random((1, 8, 8), np.float32))
+    tile = {"image": as_meta_tensor(image, np.eye(3))}
+    tile |= {key: torch.ones(1, 8, 8, dtype=torch.uint8) for key in MASKS}
+    try_on_tile([make_spec("RandFlipd", BOTH)], tile)
+    try_on_tile([{"_target_": f"{__name__}.NeedsACase", "keys": "image"}], tile)
+    with pytest.raises(ConfigError, match=r"augment\.extra.*imag"):
+        try_on_tile([make_spec("RandFlipd", ["imag"], prob=0.001)], tile)
 
 
 @pytest.fixture

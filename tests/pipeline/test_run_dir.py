@@ -284,6 +284,14 @@ def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monk
         ("trainer.accelerator", "gpuu"),
         ("augment.flip_axes", "[2]"),  # radiographs have two axes
         ("augment.flip_axes", "[1,1]"),
+        ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStop}]"),
+        ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStopping, monitr: x}]"),
+        ("logger", "[{_target_: pytorch_lightning.loggers.CSVLog}]"),
+        ("logger", "[{_target_: pytorch_lightning.loggers.CSVLogger, save_to: x}]"),
+        ("trainer.lightning", "{gradient_clip: 1}"),
+        ("trainer.lightning", "{profiler: simpel}"),
+        # its default probability is 0.1
+        ("augment.extra", "[{_target_: monai.transforms.RandFlipd, keys: imag}]"),
     ):
         assert run("train", [*command, f"{key}={wrong}"]) == 2
         assert key.rpartition(".")[2] in capsys.readouterr().err
