@@ -28,6 +28,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -36,8 +38,11 @@ from lesionseg.errors import ConfigError, LesionsegError, describe_misfits, sugg
 FractionBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
+HIGHEST_GAMMA = 100  # of our focal losses
+Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
 TARGET = "_target_"
+OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
 
@@ -187,13 +192,34 @@ class LossConfig(Settings):
 
     model_config = ConfigDict(extra="allow")
     target: str = Field(alias="_target_")
-    alpha: Probability | tuple[Probability, ...] | None = None
-    gamma: NonNegativeFloat | None = None
+    alpha: float | tuple[float, ...] | None = None
+    gamma: float | None = None
+
+    @field_validator("alpha")
+    @classmethod
+    def _check_alpha(
+        cls, alpha: float | tuple[float, ...] | None, before: ValidationInfo
+    ) -> float | tuple[float, ...] | None:
+        """Return α. For a loss of lesionseg it must be a weight; other losses check their own."""
+        weights = alpha if isinstance(alpha, tuple) else (alpha,)
+        is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
+        if is_ours and not all(weight is None or 0 <= weight <= 1 for weight in weights):
+            raise ValueError("the losses of lesionseg need values from 0 to 1")
+        return alpha
+
+    @field_validator("gamma")
+    @classmethod
+    def _check_gamma(cls, gamma: float | None, before: ValidationInfo) -> float | None:
+        """Return γ. For a loss of lesionseg it must be in the range of a plan."""
+        is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
+        if is_ours and (gamma is None or not 0 <= gamma <= HIGHEST_GAMMA):
+            raise ValueError(f"the losses of lesionseg need a number from 0 to {HIGHEST_GAMMA}")
+        return gamma
 
 
 class DetectionConfig(Settings):
     alpha: Probability | tuple[Probability, ...]
-    gamma: NonNegativeFloat
+    gamma: Gamma
     hard_negatives: bool
 
 
@@ -285,7 +311,7 @@ class ReportSection(Settings):
 
 class TuneSection(Settings):
     alpha: tuple[Probability, Probability]
-    gamma: tuple[NonNegativeFloat, NonNegativeFloat]
+    gamma: tuple[Gamma, Gamma]
     n_trials: PositiveInt
     fp_per_case: PositiveFloat
     prune: bool

@@ -109,7 +109,11 @@ def test_an_unknown_key_names_the_setting_of_its_meaning(
     ("override", "expected"),
     [
         ("loss.gamma=two", "loss.gamma: two"),
-        ("loss.alpha=1.5", "loss.alpha: 1.5"),
+        ("loss.alpha=1.5", "loss.alpha: 1.5, .* 0 to 1"),
+        ("loss.alpha=[0.5,2]", "loss.alpha: .* 0 to 1"),
+        ("loss.gamma=null", "loss.gamma: None, .* 0 to 100"),
+        ("loss.gamma=101", "loss.gamma: 101, .* 0 to 100"),
+        ("detection.gamma=101", "detection.gamma: 101"),
         ("trainer.precision=fp8", "trainer.precision: fp8, .*'bf16-mixed'"),
         ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
         ("run_dir=runs/${data.nothing}", "data.nothing"),

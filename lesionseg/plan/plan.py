@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat
 from pydantic_core import from_json
 
+from lesionseg.config import Gamma
 from lesionseg.core import Labels
 from lesionseg.core.records import read_record
 from lesionseg.core.selection import SELECTED
@@ -33,7 +34,6 @@ CandidateSource = Literal["segmentation", "detection", "both"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 Voxels = Annotated[int, Field(ge=1, le=2**16)]
-Gamma = Annotated[float, Field(ge=0, le=100)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
 _Axis = Annotated[int, Field(ge=0, le=2)]
 

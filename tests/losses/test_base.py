@@ -219,6 +219,22 @@ def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("TverskyLoss", {"alpha": 1.5, "beta": 0.5}),
+        ("HausdorffDTLoss", {"alpha": 2.0}),
+        ("FocalLoss", {"alpha": None, "gamma": 200.0}),
+    ],
+)
+def test_alpha_and_gamma_of_other_losses_have_their_own_range(
+    name: str, settings: dict[str, Any]
+) -> None:
+    loss = make_from_config(f"monai.losses.{name}", **settings)
+    assert isinstance(loss, CustomLoss)
+    assert getattr(loss.loss, "alpha", None) == settings["alpha"]
+
+
+@pytest.mark.parametrize(
     ("target", "settings"),
     [
         ("monai.losses.DiceLoss", {"to_onehot_y": True}),
