@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.cli.command import run_recipe
 from lesionseg.cli.compose import compose
 from lesionseg.config import settings_of
-from lesionseg.errors import ConfigError, ReadError, require_one_of
-from lesionseg.pipeline.log import progress_bars
+from lesionseg.errors import ReadError, require_one_of
+from lesionseg.pipeline.log import override_text, progress_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -305,29 +305,12 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     # only Hydra can read the files of these groups
     needs_hydra = any(isinstance(values.get(group), str) for group in ("experiment", "data"))
     if needs_hydra:
-        overrides = [f"{key}={_override_text(value)}" for key, value in values.items()]
+        overrides = [f"{key}={override_text(value)}" for key, value in values.items()]
         cfg = compose(command, overrides)
     else:
         cfg = settings_of(command, values)
     with progress_bars() if progress else nullcontext():
         return run_recipe(command, cfg)
-
-
-def _override_text(value: Any) -> str:
-    """Return the text that a user would write after `key=` for a value.
-
-    >>> _override_text([0.5, None, True]), _override_text("focal")
-    ('[0.5,null,true]', 'focal')
-    """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_override_text, value))}]"
-    if not isinstance(value, str | int | float | PathLike):
-        raise ConfigError(f"{value!r}: a setting is a number, a text or a list.")
-    return str(value)
 
 
 def _read_table(path: Path) -> "DataFrame":

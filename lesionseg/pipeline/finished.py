@@ -13,6 +13,7 @@ from lesionseg.io.files import read_json, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
+from lesionseg.pipeline.run_dir import config_of, settings_to_train_further
 
 FINISHED = "finished.json"
 
@@ -37,9 +38,9 @@ class FinishedRun:
     data: str
     report: str
 
-    def lines(self, root: str, run: Path) -> tuple[str, ...]:
+    def lines(self, experiment: Experiment) -> tuple[str, ...]:
         """Return the time of the end, and the command that continues from these weights."""
-        settings = {"data.root": root, "model.init_from": run, "run_dir": "NEW"}
+        settings = settings_to_train_further(experiment.run, config_of(experiment.cfg))
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
             f"Further: {command_line('train', settings)}  # starts from these weights",

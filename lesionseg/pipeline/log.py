@@ -28,8 +28,26 @@ def command_line(command: str, settings: Mapping[str, object] = MappingProxyType
     """Return a command as a user would type it, with the script of a clone or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
-    words = [shlex.quote(f"{key}={value}") for key, value in settings.items()]
+    words = [shlex.quote(f"{key}={override_text(value)}") for key, value in settings.items()]
     return " ".join([program, *words])
+
+
+def override_text(value: object) -> str:
+    """Return the text that a user would write after `key=` for a value.
+
+    >>> override_text([0.5, None, True]), override_text({"keys": "image"}), override_text("focal")
+    ('[0.5,null,true]', '{keys: image}', 'focal')
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(override_text, value))}]"
+    if isinstance(value, Mapping):
+        items = [f"{key}: {override_text(item)}" for key, item in value.items()]
+        return f"{{{', '.join(items)}}}"
+    return str(value)
 
 
 _bars = ContextVar("bars", default=False)

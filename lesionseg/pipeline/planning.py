@@ -26,7 +26,14 @@ from lesionseg.models.retinanet import planned_anchors
 from lesionseg.models.weights import architecture_of, is_checkpoint, read_checkpoint
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG
-from lesionseg.pipeline.run_dir import SPLITS, check_cases, config_of, has_config, save_config
+from lesionseg.pipeline.run_dir import (
+    SPLITS,
+    check_cases,
+    config_of,
+    has_config,
+    save_config,
+    warn_of_seen_cases,
+)
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
@@ -68,6 +75,8 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     check_cases(run, experiment.survey.splits)
     require_masks(experiment.survey, architecture)
     _warn_of_unused_losses(cfg)
+    if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
+        warn_of_seen_cases(cfg.model.init_from, experiment.survey.splits)
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs neither
         require_device(cfg.trainer.accelerator)

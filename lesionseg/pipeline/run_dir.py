@@ -5,6 +5,7 @@ contains no path and no name of a case.
 """
 
 import hashlib
+import logging
 import platform
 import re
 import subprocess
@@ -18,15 +19,18 @@ from typing import Any
 import yaml
 
 import lesionseg
-from lesionseg.config import AUTO_MODEL, COMMANDS, TrainConfig
+from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir, defaults
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
-from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.survey import Survey
+from lesionseg.plan.plan import SOURCES
 from lesionseg.plan.splits import Splits
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
@@ -41,6 +45,8 @@ ADDED: Mapping[str, Any] = {
     "loss.dice_weight": 1.0,
 }
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
+# sections and settings that a training from the weights of a run repeats
+_REPEATED = ("seed", "data", "model", "loss", "detection", "prepare")
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
 _SHOWN = 5  # the most changed cases that a message names
@@ -91,10 +97,12 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     if config.get("command") == "tune":  # processes of one search use different devices
         changed.pop("trainer.devices", None)
     if changed:
+        root = config["data"]["root"]  # the folder may have moved; the split stays that of the run
+        split = {"seed": before.get("seed", 0), "data": {**before.get("data", {}), "root": root}}
         raise ConfigError(
             f"run_dir={run_dir} belongs to another configuration: "
             f"{'; '.join(f'{key}: {text}' for key, text in changed.items())}. "
-            f"{_explain_how_to_continue(run_dir, config, {*changed} <= BUDGET)}"
+            f"{_explain_how_to_continue(run_dir, {**config, **split}, {*changed} <= BUDGET)}"
         )
 
 
@@ -105,11 +113,7 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
     """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
-    settings: dict[str, object] = {
-        "data.root": config["data"]["root"],
-        "model.init_from": run_dir,
-        "run_dir": "NEW",
-    }
+    settings = settings_to_train_further(run_dir, config)
     if only_budget:
         for key, value in config.get("trainer", {}).items():
             if f"trainer.{key}" in BUDGET and value is not None:
@@ -118,6 +122,52 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
         "This training is finished and stays as it is. To train further, start a new run from its "
         f"weights: {command_line('train', settings)} (with your other settings)."
     )
+
+
+def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the overrides of a training that starts from the weights of a run.
+
+    They repeat the run's seed and its settings of data, model and losses, unless these are the
+    default. Otherwise the split would be drawn again, and training cases of the run could validate.
+    The bundle states which of our own models it is.
+    """
+    settings: dict[str, object] = {"data.root": config["data"]["root"]}
+    loss = loss_option(config["loss"][TARGET]) or "custom"
+    usual = defaults("train")
+    if usual["loss"][TARGET] != config["loss"][TARGET]:
+        settings["loss"] = loss
+    usual_values = dict(_dotted_leaves(defaults("train", {"loss": loss})))
+    model = config["model"]
+    left_out = {"data.root", "model.init_from"}
+    if model["architecture"] in SOURCES and not model.get("backbone"):
+        left_out.add("model.architecture")
+    for key, value in _dotted_leaves(config):
+        is_repeated = key.partition(".")[0] in _REPEATED and key not in left_out
+        # the scans of `data.phantoms` exist
+        if not is_repeated or key.startswith("data.phantoms"):
+            continue
+        if key not in usual_values:
+            settings[f"+{key}"] = value
+        elif value != usual_values[key]:
+            settings[key] = value
+    return {**settings, "model.init_from": run_dir, "run_dir": "NEW"}
+
+
+def loss_option(target: str) -> str | None:
+    """Return the option of the group `loss` that names this class; None if there is none."""
+    for file in sorted((conf_dir() / "loss").glob("*.yaml")):
+        if read_yaml(file).get(TARGET) == target:
+            return file.stem
+    return None
+
+
+def _dotted_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting that is not a section."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _dotted_leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -172,6 +222,35 @@ def check_cases(run: Path, splits: Splits) -> None:
             f"{path}: this run began with other cases: {', '.join(changes[:_SHOWN])}{rest}. Name "
             "another run_dir= to train on the data as they are now, or restore the "
             "cases to resume."
+        )
+
+
+def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
+    """Warn of cases that validate or test now, although the run `init_from` trained on them.
+
+    An ensemble gives the weights of its first network, so the roles are those of the first fold.
+    """
+    if init_from is None:
+        return
+    folder = Path(init_from)
+    run = folder.parent if folder.name == "bundle" else folder
+    path = run / SPLITS
+    if not (has_config(run) and path.is_file()):  # a checkpoint, or a bundle without its run
+        return
+    before = read_split_file(path).roles()
+    seen = [
+        f"{case} ({role})"
+        for case, role in sorted(splits.roles.items())
+        if role != "train" and before.get(case) == "train"
+    ]
+    if seen:
+        log.warning(
+            "The weights of model.init_from=%s were trained on validation or test cases of this "
+            "training: %s. If they are the same scans, their scores will be too high. "
+            "data.splits=%s keeps the roles of that run.",
+            init_from,
+            join_names(seen),
+            path,
         )
 
 

@@ -100,7 +100,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))
         if finished is not None:
             page = None if finished.page is None else run / finished.page
-            return TrainOutcome(run, finished.lines(cfg.data.root, run), page, is_rank_zero())
+            return TrainOutcome(run, finished.lines(experiment), page, is_rank_zero())
 
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.convention == "nnunet":

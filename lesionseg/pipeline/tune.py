@@ -15,20 +15,20 @@ from typing import Any
 
 from torch import nn
 
-from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, conf_dir, import_target
+from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import read_yaml, write_json
+from lesionseg.io.files import write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
+from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir, loss_option
 from lesionseg.pipeline.score_roles import match_volumes
 from lesionseg.pipeline.train_fold import train_network
 from lesionseg.plan.plan import SOURCES, Plan, sources_of
@@ -270,9 +270,9 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
     if cfg.model.architecture in SOURCES:
         options["model"] = cfg.model.architecture
     if "loss" in groups:
-        for file in sorted((conf_dir() / "loss").glob("*.yaml")):
-            if read_yaml(file).get("_target_") == cfg.loss.target:
-                options["loss"] = file.stem
+        option = loss_option(cfg.loss.target)
+        if option is not None:
+            options["loss"] = option
     return options
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -20,9 +21,16 @@ from lesionseg.io.files import locked_folder
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import LOG, bar, run_log
+from lesionseg.pipeline.log import LOG, bar, command_line, run_log
 from lesionseg.pipeline.planning import check_losses
-from lesionseg.pipeline.run_dir import check_cases, check_config, save_config
+from lesionseg.pipeline.run_dir import (
+    check_cases,
+    check_config,
+    config_of,
+    save_config,
+    settings_to_train_further,
+    warn_of_seen_cases,
+)
 from lesionseg.pipeline.train import explain_nothing_found
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
@@ -79,8 +87,44 @@ def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):
         save_config(tmp_path / "run", make_config())
 
 
-def check_roles(run, roles):
-    check_cases(run, Splits(roles, True, 0, ""))
+def further_settings(run_dir, *chosen):
+    """Return the settings of a run, and those of the command that trains it further."""
+    config = config_of(compose("train", ["data.root=r", *chosen]))
+    command = command_line("train", settings_to_train_further(run_dir, config))
+    overrides = [word for word in shlex.split(command) if "=" in word]
+    return config, config_of(compose("train", overrides))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "seed=1 data.fold=2 data.validation_fraction=0.3",
+        "loss=focal loss.gamma=3",
+        "loss=dice_focal +loss.smooth=0.1 model.tile_shape=[8,8,8]",
+        "model=retinanet model.backbone._target_=mine.Net detection.alpha=0.3",
+        "'prepare.extra=[{_target_: monai.transforms.MedianSmoothd, keys: image}]'",
+        "loss=custom loss._target_=mine.Loss loss.power=3 "
+        "model=custom model.network._target_=mine.Net model.network.width=4",
+    ],
+)
+def test_command_to_train_further_repeats_split_model_and_losses(tmp_path, chosen):
+    config, further = further_settings(tmp_path, *shlex.split(chosen))
+    assert further["model"] == {**config["model"], "init_from": str(tmp_path)}
+    for section in ("seed", "data", "loss", "detection", "prepare"):
+        assert further[section] == config[section]
+
+
+def test_command_to_train_further_leaves_out_defaults(tmp_path):
+    config = config_of(compose("train", ["data.root=r", "model=unet", "trainer.max_steps=9"]))
+    settings = settings_to_train_further(tmp_path, config)
+    assert settings == {"data.root": "r", "model.init_from": tmp_path, "run_dir": "NEW"}
+
+
+def test_command_after_a_changed_seed_keeps_the_seed_of_the_run(tmp_path):
+    save_config(tmp_path, config_of(compose("train", ["data.root=r", "seed=1"])))
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(ConfigError, match=r"seed: 1 → 2.* data\.root=s seed=1 model\.init_from="):
+        check_config(tmp_path, config_of(compose("train", ["data.root=s", "seed=2"])))
 
 
 @pytest.fixture
@@ -88,6 +132,24 @@ def started_run(tmp_path):
     save_config(tmp_path, {"seed": 0})
     (tmp_path / "splits.json").write_text(Splits(BEGAN, True, 0, "").to_json())
     return tmp_path
+
+
+def test_training_cases_of_the_first_run_that_validate_or_test_now_are_named(started_run, caplog):
+    now = Splits({"a": "validation", "b": "test", "c": "train", "t": "validation"}, True, 0, "")
+    for init_from in (started_run, started_run / "bundle"):
+        caplog.clear()
+        warn_of_seen_cases(str(init_from), now)
+        assert "a (validation), b (test)." in caplog.text
+        assert f"data.splits={started_run / 'splits.json'}" in caplog.text
+    caplog.clear()
+    warn_of_seen_cases(str(started_run), Splits(BEGAN, True, 0, ""))
+    warn_of_seen_cases(str(started_run / "elsewhere" / "checkpoint.pth"), now)
+    warn_of_seen_cases(None, now)
+    assert not caplog.records
+
+
+def check_roles(run, roles):
+    check_cases(run, Splits(roles, True, 0, ""))
 
 
 @pytest.mark.parametrize(
