@@ -147,7 +147,7 @@ class DataConfig(Settings):
     geometry: Literal["header", "image"]
     colour: bool
     min_readers: PositiveInt | None
-    cache_dir: Text | None
+    cache_dir: Annotated[Text | None, PathKind.OUTPUT]
     phantoms: Arguments | None = None
 
 

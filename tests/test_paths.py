@@ -2,8 +2,10 @@
 
 import pytest
 
+import lesionseg
 from lesionseg.cli import run
 from lesionseg.config import COMMANDS, PathKind, Settings
+from lesionseg.errors import ConfigError
 from tests.commands import python
 
 MASKS = {"reference": "masks", "prediction": "masks", "output": "out"}
@@ -119,6 +121,21 @@ def test_no_heavy_package_is_imported_before_paths_are_checked(place):
     statuses, loaded = done.stdout.splitlines()[-2:]
     assert statuses == str([1] * len(calls))
     assert not {"torch", "monai", "SimpleITK", "pytorch_lightning", "numba"} & {*loaded.split()}
+
+
+@pytest.mark.parametrize(("command", "key"), KEYS)
+def test_empty_path_is_not_the_current_folder(command, key, place, capsys):
+    changed = {key: ""}
+    if command == "follow" and key in ("visits", "bundle", "predictions"):
+        changed = {"before": "null", "after": "null", "visits": "table.csv", **changed}
+        changed |= {"predictions": "masks"} if key == "visits" else {}
+    assert run(command, arguments_of(command, **changed)) == 2
+    assert f"{key}= is empty" in capsys.readouterr().err
+
+
+def test_empty_path_among_several_bundles_is_an_error(place):
+    with pytest.raises(ConfigError, match="bundle= is empty"):
+        lesionseg.predict(["model", ""], "masks", "out")
 
 
 def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(place, capsys):

@@ -18,7 +18,7 @@ _OUTPUT_WITH_URL = (PathKind.OUTPUT, PredictConfig)
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    No file is read, and files at a URL are not checked. The command still checks the files that it
+    An empty path is an error. No file is read, and files at a URL are not checked. The command still checks the files that it
     reads.
     """
     for name, field in type(cfg).model_fields.items():
@@ -34,6 +34,11 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
             check = _CHECKS[kind]
             is_url_possible = kind in _WITH_URL or (kind, type(cfg)) == _OUTPUT_WITH_URL
             for path in _list_paths(value):
+                if not path:  # it would otherwise mean the current folder
+                    raise ConfigError(
+                        f"{key}= is empty. Give a path. A shell variable that is not set is empty, "
+                        "too."
+                    )
                 if not is_url(path):
                     try:
                         check(f"{key}={path}", Path(path))
