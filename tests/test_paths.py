@@ -1,8 +1,11 @@
 """Mistyped paths are reported for every command and key before heavy packages are imported."""
 
+import errno
+
 import pytest
 
 import lesionseg
+import lesionseg.cli.command as command_module
 from lesionseg.cli import run
 from lesionseg.config import COMMANDS, PathKind, Settings
 from lesionseg.errors import ConfigError
@@ -131,6 +134,24 @@ def test_empty_path_is_not_the_current_folder(command, key, place, capsys):
         changed |= {"predictions": "masks"} if key == "visits" else {}
     assert run(command, arguments_of(command, **changed)) == 2
     assert f"{key}= is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train", "data.root"), ("predict", "bundle"), ("evaluate", "output")]
+)
+def test_path_that_the_system_refuses_is_named(command, key, place, capsys):
+    name = "a" * 300
+    assert run(command, arguments_of(command, **{key: name})) == 1
+    assert f"Error: {key}={name}: " in capsys.readouterr().err
+
+
+def test_file_without_permission_is_a_sentence(place, capsys, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "out/predictions.log")
+
+    monkeypatch.setattr(command_module, "run_recipe", refuse)
+    assert run("predict", arguments_of("predict")) == 1
+    assert "Error: out/predictions.log: Permission denied." in capsys.readouterr().err
 
 
 def test_empty_path_among_several_bundles_is_an_error(place):

@@ -94,6 +94,14 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     except LesionsegError as error:
         sys.stderr.write(f"Error: {error}\n")
         return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
+    except OSError as error:  # a file or folder without permission, a full disk
+        reason = error.strerror or str(error) or type(error).__name__
+        place = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(
+            f"Error: {place}{reason}. Check the permissions and the free space, or name another "
+            "path.\n"
+        )
+        return NOTHING_RAN
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED

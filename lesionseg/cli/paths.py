@@ -18,8 +18,8 @@ _OUTPUT_WITH_URL = (PathKind.OUTPUT, PredictConfig)
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    An empty path is an error. No file is read, and files at a URL are not checked. The command still checks the files that it
-    reads.
+    An empty path is an error. No file is read, and files at a URL are not checked. The command
+    still checks the files that it reads.
     """
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
@@ -31,7 +31,6 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                 continue
             if kind is PathKind.DATASET and isinstance(cfg, DataConfig) and cfg.phantoms:
                 continue  # the scans are simulated if the folder is missing
-            check = _CHECKS[kind]
             is_url_possible = kind in _WITH_URL or (kind, type(cfg)) == _OUTPUT_WITH_URL
             for path in _list_paths(value):
                 if not path:  # it would otherwise mean the current folder
@@ -40,16 +39,23 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                         "too."
                     )
                 if not is_url(path):
-                    try:
-                        check(f"{key}={path}", Path(path))
-                    except PermissionError as error:
-                        raise ReadError(
-                            f"{key}={path}: permission denied. Change the permissions of the "
-                            "folder, or name another one."
-                        ) from error
+                    _check(kind, f"{key}={path}", Path(path))
                 elif not is_url_possible:
                     # it would otherwise be a path, and the files go into a local folder `s3:`
                     raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
+
+
+def _check(kind: PathKind, setting: str, path: Path) -> None:
+    """Check one path. Raise an error that names the setting if the system refuses to look at it."""
+    try:
+        _CHECKS[kind](setting, path)
+    except OSError as error:  # no permission, or a name that is too long
+        place = f" at {error.filename}" if error.filename not in (None, str(path)) else ""
+        kind_of_error = OutputError if kind is PathKind.OUTPUT else ReadError
+        raise kind_of_error(
+            f"{setting}: {error.strerror or error}{place}. Change the permissions, or name another "
+            "path."
+        ) from error
 
 
 def _list_paths(value: Any) -> tuple[str, ...]:
