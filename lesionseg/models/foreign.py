@@ -100,18 +100,19 @@ def foreign_backbone(plan: Plan) -> ForeignNetwork:
         "model.backbone",
         plan.architecture.network,
         n_inputs=len(plan.channel_names),
-        n_outputs=n_logits(plan),
+        n_outputs=None,
         tile=plan.tile_shape,
     )
     return ForeignNetwork(network)
 
 
 def _construct(
-    where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int, tile: tuple[int, ...]
+    where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int | None, tile: tuple[int, ...]
 ) -> nn.Module:
     """Construct the class that `spec` names, with the arguments that the plan fills in.
 
-    `where` is the key of the settings for messages. Arguments in `spec` take precedence.
+    `where` is the key of the settings for messages. Arguments in `spec` take precedence. Without
+    `n_outputs`, the number of output channels is left to the class: a backbone has its own.
     """
     try:
         parameters = list(signature(import_target(spec.get(TARGET, ""), where)).parameters)
@@ -124,7 +125,8 @@ def _construct(
         (_AXES, len(tile)),
         (_TILE, tile),
     ):
-        filled |= {name: value for name in names if name in parameters}
+        if value is not None:
+            filled |= {name: value for name in names if name in parameters}
     network = build({**filled, **spec}, where)
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -271,7 +273,7 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
-    backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, 1, tile))
+    backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, None, tile))
     maps = _run(backbone, n_channels, tile, "meta")
     # strides from the tile to the tile itself and to each map
     totals = (ones, *_strides(maps, tile))

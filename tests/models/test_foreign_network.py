@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, allowed_architectures, build_network
-from lesionseg.models.foreign import probe_network
+from lesionseg.models.foreign import backbone_pyramid, foreign_backbone, probe_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import supervised_strides
 from tests.models.plans import plan_of
@@ -43,6 +43,19 @@ class Halves(nn.Module):
             raise ValueError("sides must be multiples of 16")
         logits = self.conv(image)
         return {"half": nn.functional.avg_pool3d(logits, 2), "whole": logits}
+
+
+class Pyramid(nn.Module):
+    """A backbone whose `out_channels` is the width of its maps, as in MONAI and torchvision."""
+
+    def __init__(self, in_channels: int, out_channels: int = 6) -> None:
+        super().__init__()
+        self.fine = nn.Conv3d(in_channels, out_channels, 1)
+        self.coarse = nn.Conv3d(out_channels, out_channels, 2, stride=2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        fine: Tensor = self.fine(image)
+        return [fine, self.coarse(fine)]
 
 
 def make_plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
@@ -142,3 +155,11 @@ def test_wrong_channels_are_refused_and_our_own_plans_unchanged() -> None:
         probe_network(make_plan(**make_target("Halves", wide=3)), by_hand=False)
     ours = make_plan("unet")
     assert probe_network(ours, by_hand=False) is ours
+
+
+@pytest.mark.parametrize(("chosen", "width"), [({}, 6), ({"out_channels": 3}, 3)])
+def test_backbone_keeps_its_own_number_of_output_channels(chosen: Any, width: int) -> None:
+    target = make_target("Pyramid", **chosen)
+    assert backbone_pyramid("retinanet", target, 3, 2).features == (width, width)
+    maps = foreign_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
+    assert [tuple(x.shape[1:3]) for x in maps] == [(width, 16), (width, 8)]
