@@ -32,11 +32,12 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg import __version__
+from lesionseg.core import Calibration
 from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
-from lesionseg.inference.probabilities import box_scores, calibrated_voxels, label_probabilities
+from lesionseg.inference.probabilities import box_scores, label_probabilities
 from lesionseg.io.files import atomic_path
 from lesionseg.models.foreign import n_logits
 from lesionseg.ops.anchors import grid_anchors
@@ -48,6 +49,11 @@ INPUT = "image"
 PROBABILITIES = "probabilities"
 SCORES = "scores"
 BOXES = "boxes"
+# the last step on voxels, in the note of an ONNX file
+_CALIBRATE = (
+    "calibrate unless selection.voxel_calibration is null: p > 0 becomes sigmoid(intercept + slope "
+    "* log(p / (1 - p)))"
+)
 LOGITS = "logits"  # the output of nnU-Net models, which average logits
 # largest accepted difference of probabilities between two programs with the same weights
 SAME_PROBABILITY = 1e-3
@@ -72,7 +78,8 @@ def network_tile(plan: Plan) -> tuple[int, ...]:
 class ExportedNetwork(nn.Module):
     """A module whose outputs can be used without plan and anchors.
 
-    The effect of the focal loss is undone. Segmentation networks return the mean of their
+    The effect of the focal loss is undone. Probabilities are not calibrated, because the
+    calibration follows the average over tiles. Segmentation networks return the mean of their
     probabilities `[B, K, *tile]`. nnU-Net models return the mean of their logits; those of the
     background come first unless the labels are regions. Detectors return scores `[B, n, K]`, boxes
     `[B, n, 2·dims]` in voxels of the tile and, for a Retina U-Net, probabilities.
@@ -83,7 +90,6 @@ class ExportedNetwork(nn.Module):
         plan = bundle.plan
         self.networks = nn.ModuleList(network.eval() for network in bundle.networks)
         self._plan = plan
-        self._calibration = bundle.selection.voxel_calibration
         self.anchors: Tensor
         if plan.anchors is not None:
             levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
@@ -97,14 +103,13 @@ class ExportedNetwork(nn.Module):
             return torch.stack([levels[0] for levels in outputs]).mean(0)
         if plan.anchors is None:
             each = torch.stack([label_probabilities(levels[0], plan) for levels in outputs])
-            return calibrated_voxels(each.mean(0), self._calibration)
+            return each.mean(0)
         (output,) = outputs  # `trace` rejects several detectors
         boxes = decode_boxes(output.box_deltas, self.anchors)
         detections = (box_scores(output.class_logits, plan), boxes)
         if not output.segmentation:
             return detections
-        voxels = label_probabilities(output.segmentation[0], plan)
-        return (*detections, calibrated_voxels(voxels, self._calibration))
+        return (*detections, label_probabilities(output.segmentation[0], plan))
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
@@ -194,8 +199,9 @@ def write_onnx(
 def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
     """Return the machine-readable description of an ONNX file, with plan and selection.
 
-    It states all that another program needs to process scans as lesionseg does. `digest` identifies
-    the bundle, and `difference` is the result of `largest_difference`.
+    It states all that another program needs to process scans as lesionseg does, except for the mask
+    of the body. `digest` identifies the bundle, and `difference` is the result of
+    `largest_difference`.
     """
     plan = bundle.plan
     note: dict[str, Any] = {
@@ -228,11 +234,20 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
         )
         note["tiles"]["then"] = (
             "average logits over tiles, resize them to the cropped scan (plan.nnunet."
-            f"logit_resampling), {plan.activation}"
+            f"logit_resampling), {plan.activation}, {_CALIBRATE}"
         )
     elif plan.has_voxels:
         shape = ["batch", len(plan.labels), *plan.tile_shape]
         note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
+        note["tiles"]["then"] = (
+            "average probabilities over tiles, resample them linearly to the scan's grid, "
+            f"{_CALIBRATE}"
+        )
+    if plan.dims == 3 and plan.nnunet is None:
+        note["tiles"]["body"] = (
+            "lesionseg detects nothing outside a mask of the body (lesionseg/inference/body.py), "
+            "which this file does not describe"
+        )
     if plan.anchors is not None:
         levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
         n = sum(level.n_anchors for level in levels)
@@ -353,8 +368,10 @@ _PIXEL_GRID = (
 )
 
 
-def inference_config(plan: Plan) -> dict[str, Any]:
+def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict[str, Any]:
     """Return MONAI's `inference.json`: a probability map and a label map for each image.
+
+    `calibration` is that of the voxels (`Selection.voxel_calibration`).
 
     Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
     `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on, unless the channels are the colours of
@@ -402,7 +419,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
             overlap=0.5,
             mode="gaussian",
         ),
-        "postprocessing": _step("Compose", transforms=_postprocessing(plan)),
+        "postprocessing": _step("Compose", transforms=_postprocessing(plan, calibration)),
         "slide": "$lambda tensor: @inferer(tensor[None].to(@device), @network_def)[0].cpu()",
         "predict": "$torch.inference_mode()(lambda item: @postprocessing({**item, 'pred': "
         "MetaTensor(@slide(item['image'].as_tensor()))}))",
@@ -514,8 +531,10 @@ def _spacing_in_pixels(plan: Plan) -> list[float]:
     return [1.0 if abs(mm - pixel_mm) <= SAME_MM else mm / pixel_mm for mm in plan.spacing_mm]
 
 
-def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
-    """Return the steps after the network: restore the file's grid, save probabilities and labels.
+def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[str, Any]]:
+    """Return the steps after the network.
+
+    They restore the file's grid, calibrate, and save probabilities and labels.
 
     MONAI evaluates the texts that begin with "$" as Python expressions. Probabilities are NIfTI
     even in 2-D, because PNG has no floats.
@@ -532,6 +551,13 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
             f"$lambda p: torch.tensor({[0, *values]})[((p >= @threshold) * torch.arange(1, "
             "len(p) + 1).reshape(-1, *[1] * (p.ndim - 1))).amax(0, keepdim=True)]"
         )
+    calibrate = []
+    if calibration is not None:  # as `probabilities.calibrated_voxels`
+        function = (
+            f"$lambda p: torch.where(p > 0, ({calibration.intercept!r} + {calibration.slope!r} * "
+            "p.logit(1e-6)).sigmoid(), p)"
+        )
+        calibrate = [_step("Lambdad", keys="pred", func=function)]
     suffix = ".png" if plan.dims == 2 else ".nii.gz"
     return [
         _step(
@@ -541,6 +567,7 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
             orig_keys="image",
             nearest_interp=False,
         ),
+        *calibrate,
         _save_step("pred", "prob", ".nii.gz", "$np.float32"),
         _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
         _save_step("mask", "mask", suffix, "$np.uint8"),

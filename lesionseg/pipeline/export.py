@@ -95,7 +95,7 @@ def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcom
     difference = _check_program(bundle, run, folder / ONNX)
     write_json(folder / ONNX_NOTE, onnx_note(bundle, digest, cfg.opset, difference))
     lines = (
-        _describe_difference(difference),
+        _describe_difference(difference, bundle),
         f"Read:    {folder / ONNX_NOTE}, with the steps before and after it",
     )
     return ExportOutcome(folder / ONNX, difference, lines, None)
@@ -122,7 +122,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     config = folder / CONFIG
     run = write_program(folder / PROGRAM, trace(bundle))
     difference = _check_program(bundle, run, folder / PROGRAM)
-    write_json(config, inference_config(plan))
+    write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
     card = resolve_bundle(Path(cfg.bundle[0])) / CARD
     write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
@@ -130,7 +130,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         f"python -m monai.bundle run --bundle_root {folder} --config_file {config} "
         f"--dataset_dir SCANS  # to {folder / 'eval'}"
     )
-    return ExportOutcome(config, difference, (_describe_difference(difference),), command)
+    return ExportOutcome(config, difference, (_describe_difference(difference, bundle),), command)
 
 
 def _check_program(bundle: Bundle, run: Runner, file: Path) -> float:
@@ -142,7 +142,9 @@ def _check_program(bundle: Bundle, run: Runner, file: Path) -> float:
         raise
 
 
-def _describe_difference(difference: float) -> str:
+def _describe_difference(difference: float, bundle: Bundle) -> str:
     """Return the line on how close the exported network is to the bundle."""
     near = f"within {difference:.2g} of" if difference else "equal to"
-    return f"         its probabilities are {near} the bundle's"
+    # the calibration follows the network, behind the average over tiles
+    when = " before calibration" if bundle.selection.voxel_calibration is not None else ""
+    return f"         its probabilities{when} are {near} the bundle's"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import CaseFiles, Geometry, Labels
+from lesionseg.core import Calibration, CaseFiles, Geometry, Labels, Selection
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.box_candidates import BoxCollector
@@ -34,6 +34,7 @@ from tests.pipeline.cases import write_array
 
 onnxruntime = pytest.importorskip("onnxruntime")
 SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
+CALIBRATED = Selection(voxel_calibration=Calibration(intercept=-1.5, slope=2.0))
 # coarser than the plan, so both interpolate; on a finer grid ours averages and MONAI samples
 LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
 
@@ -83,7 +84,8 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     """Compare also the mean of an ensemble, and the contents of `model.json`."""
     two = _make_plan(plan, dims, dims - 1, activation)
     networks = [_make_network(two, seed) for seed in range(n_members)]
-    write_bundle(tmp_path / "bundle", networks, two, "")
+    # the calibration follows the average over tiles, so the network does not contain it
+    write_bundle(tmp_path / "bundle", networks, two, "", selection=CALIBRATED)
     assert export(tmp_path / "bundle", tmp_path / "out").difference < 1e-4
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
     session, note = _open_export(tmp_path / "out")
@@ -227,6 +229,22 @@ def test_monai_bundle_gives_our_probabilities(
     mask = read_volume(tmp_path / "out" / "a_0000_mask.nii.gz")
     np.testing.assert_allclose(mask.geometry.affine, affine, atol=1e-4)
     np.testing.assert_array_equal(mask.array[0], _paint(found))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_monai_bundle_calibrates_voxels_as_we_do(plan, tmp_path, rng, monkeypatch):
+    two = _make_plan(plan, 3, 1, "sigmoid")
+    write_bundle(tmp_path / "bundle", _make_network(two), two, "", selection=CALIBRATED)
+    image = _make_scan(rng, (32, 32, 48))
+    write_array(tmp_path / "images" / "a.nii.gz", image, Geometry(image.shape, SAR))
+    _run_monai(tmp_path, tmp_path / "bundle", overlap=0.0)
+    monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
+    own = _predict(tmp_path / "bundle", tmp_path / "images" / "a.nii.gz", overlap=0.0)
+    found = np.asarray(nibabel.load(tmp_path / "out" / "a_prob.nii.gz").dataobj)
+    assert own.std() > 0.05
+    np.testing.assert_allclose(found.transpose(3, 2, 1, 0), own, atol=2e-3)
+    mask = read_volume(tmp_path / "out" / "a_mask.nii.gz").array[0]
+    np.testing.assert_array_equal(mask, _paint(found.transpose(3, 2, 1, 0)))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
