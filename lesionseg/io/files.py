@@ -27,6 +27,7 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
+_LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
 TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
 # file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
@@ -415,7 +416,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
     The folder is created if it does not exist. With the lock `LOCK`, temporary files that killed
-    processes left are removed first, except in inner folders that have a lock. The system releases
+    processes left are removed first, except in folders that have another lock. The system releases
     the lock if the process ends for any reason.
 
     Args:
@@ -449,12 +450,13 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 
 def _remove_temporary_files(folder: Path) -> None:
-    """Remove the files that killed processes left, except in inner folders that have a lock."""
+    """Remove the files that killed processes left, except in folders that have another lock."""
     for depth in range(_MAX_DEPTH):
         pattern = "*/" * depth + TEMPORARY_NAMES
         for temporary in folder.glob(pattern):
-            inner_folders = temporary.parents[:depth]  # those between the file and `folder`
-            if not any((inner / LOCK).exists() for inner in inner_folders):
+            folders = temporary.parents[: depth + 1]  # from that of the file up to `folder`
+            locks = {lock for inner in folders for lock in inner.glob(_LOCKS)}
+            if not locks - {folder / LOCK}:
                 with suppress(OSError):
                     temporary.unlink()
 

@@ -257,6 +257,9 @@ def test_locking_a_folder_removes_temporary_files_of_killed_processes(tmp_path):
         # a folder in use by another process
         tmp_path / "fold_0" / LOCK,
         tmp_path / "fold_0" / "test" / ".00000000-a.csv",
+        # a folder into which `predict` writes
+        tmp_path / "night" / ".predictions.csv.lock",
+        tmp_path / "night" / ".P1.part" / ".00000000-P1_mask.nii.gz",
     ]
     for file in [*temporary, *remaining]:
         file.parent.mkdir(parents=True, exist_ok=True)
