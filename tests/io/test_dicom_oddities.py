@@ -17,8 +17,9 @@ from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom import headers
+from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.inspection import inspect_case
-from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.layouts.input_images import find_images, find_scans
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from tests.io import dicom_files as dicom
 from tests.io.dicom_files import VOXELS, make_item, make_sequence, write_dicom_file
@@ -58,11 +59,14 @@ def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, mod
 
 
 COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+PALETTE = {"PhotometricInterpretation": "PALETTE COLOR"}
 FILM = np.stack([PIXELS] * 3)
 NOT_RADIOGRAPHS = [
     (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "OT"}, "screenshot"),
     (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CT"}, "screenshot"),
     (dicom.SECONDARY_CAPTURE, PIXELS, {"Modality": "CR", **COLOUR}, "screenshot"),
+    (dicom.DX, PIXELS, {"Modality": "DX", **PALETTE}, "colours of a palette"),
+    (dicom.CT, PIXELS, {"Modality": "MR", **PALETTE}, "colours of a palette"),
     (XA, FILM, {"Modality": "XA"}, "3 frames.*Save one frame"),
     (RF, FILM, {"Modality": "RF"}, "3 frames.*Save one frame"),
 ]
@@ -77,6 +81,16 @@ def test_screenshots_colour_images_and_films_are_not_radiographs(
         read_volume(path)
     with pytest.raises(DatasetError):
         find_images(tmp_path / "in", 1)
+
+
+def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
+    kind = "1.2.840.10008.5.1.4.1.1.4.2"
+    size = {"Rows": 16, "Columns": 16, "NumberOfFrames": 8}
+    path = write_dicom_file(tmp_path / "a.dcm", None, kind, Modality="MR", **size)
+    assert image_header(path) is None
+    found = find_scans(tmp_path, 1)
+    assert found.scans == ()
+    assert [left_out.reason for left_out in found.left_out] == ["objects that are not images"]
 
 
 def write_xray(path, **elements):

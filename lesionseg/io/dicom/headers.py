@@ -27,6 +27,7 @@ _XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1(\.[123](\.1)?)?")
 _FLUOROSCOPY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.12\.[12](\.1)?")
 _XRAY_MODALITIES = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no pixels
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
@@ -197,6 +198,8 @@ def image_header(file: Path) -> "Header | None":
         sop_class = header.get("SOPClassUID")
         series_uid = header.get("SeriesInstanceUID")
         has_rows = bool(header.get("Rows"))
+    if sop_class == _SPECTROSCOPY:
+        return None
     if has_rows and text(header, "Modality") not in _NO_IMAGE:
         return header
     should_be_image = not sop_class or "Image Storage" in sop_class.name
@@ -261,6 +264,11 @@ def explain_unfit(header: "Header") -> str:
         return "a localiser. Leave it out of the series' folder."
     if whole_number(header, "SamplesPerPixel", 1) != 1:
         return "in colour, but a scan has one value per voxel. Leave it out."
+    if text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        return (
+            "in the colours of a palette, so its values are not intensities. Leave it out, or "
+            "export the scan that it was computed from."
+        )
     if frames > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return (
             f"{frames} frames without a position in the patient, as in a film. Save one frame as "
