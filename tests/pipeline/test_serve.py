@@ -103,6 +103,7 @@ def test_scan_gives_its_mask_and_leaves_no_files(
     with zipfile.ZipFile(buffer, "w") as zipped:  # as a Mac makes it
         zipped.writestr(f"scans/{NAME}", scan)
         zipped.writestr(f"__MACOSX/scans/._{NAME}", b"\0")
+        zipped.writestr("scans/scan.json", b"{}")  # as dcm2niix writes it
     again = client.post("/predict", files={"file": ("a.zip", buffer.getvalue())})
     assert again.content == answer.content
     (tmp_path / "m.nii.gz").write_bytes(answer.content)

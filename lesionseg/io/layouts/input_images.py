@@ -47,7 +47,7 @@ _PROBABILITIES = "_probabilities.npz"
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
-_TEXT_SUFFIXES = {
+TEXT_SUFFIXES = {
     ".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf",
     ".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock",
 }  # fmt: skip
@@ -464,7 +464,7 @@ class _Listing:
                 self._leave_out(file, kind, "pictures, while this model reads volumes")
             else:
                 self.images.append(file)
-        elif file.suffix.lower() not in _TEXT_SUFFIXES and not name.endswith(_PROBABILITIES):
+        elif file.suffix.lower() not in TEXT_SUFFIXES and not name.endswith(_PROBABILITIES):
             self._unknown.append(file)
 
     def _is_result(self, path: Path) -> bool:

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.layouts.checks import CHANNEL
+from lesionseg.io.layouts.input_images import TEXT_SUFFIXES
 from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 
 T = TypeVar("T")
@@ -51,7 +52,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
 
     The files get new names. Only the suffixes of the sent names are used, and their order, which
     is that of the channels (see `_sort_channels`). Files without the suffix of an image may be
-    DICOM slices.
+    DICOM slices. Texts next to images, such as the JSON files of dcm2niix, and the index of a DICOM
+    CD are left out.
 
     Raises:
         ReadError: if the zip cannot be read.
@@ -66,7 +68,8 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
             sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
-        sent = _sort_channels(sent)
+        images = [(name, open_file) for name, open_file in sent if _may_be_image(name)]
+        sent = _sort_channels(images or sent)
         names = [name for name, _ in sent]
         are_channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
         for number, (name, open_file) in enumerate(sent):
@@ -111,6 +114,11 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ReadError("The compression of the zip is not supported. Use deflate.")
     return [(Path(member.filename), partial(archive.open, member)) for member in members]
+
+
+def _may_be_image(name: Path) -> bool:
+    """Return False for a text and for the index of a DICOM CD."""
+    return name.suffix.lower() not in TEXT_SUFFIXES and name.name.upper() != "DICOMDIR"
 
 
 def _slice_suffix(name: Path) -> str:
