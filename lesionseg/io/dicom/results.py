@@ -208,7 +208,7 @@ def _check_shape(path: Path, header: "Header", n_slices: int, prediction: Predic
 
     `n_slices` is 0 for a radiograph.
     """
-    shape = (int(header.Rows), int(header.Columns))
+    shape: tuple[int, ...] = (int(header.Rows), int(header.Columns))
     if n_slices:
         shape = (n_slices, *shape)
     predicted = prediction.geometry.shape
