@@ -184,6 +184,11 @@ class ModelConfig(Settings):
             )
         if self.layout == "nnunet" and not is_ours:
             raise ValueError(f"layout: {self.architecture} is not one of our own networks")
+        if self.network and self.base_features is not None:
+            raise ValueError(
+                "base_features: your own network has its width from its arguments, "
+                "model.network.…. Leave out model.base_features"
+            )
         return self
 
 

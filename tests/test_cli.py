@@ -398,6 +398,7 @@ WRONG = {
             {"devices": "cuda:1"},
         ),
     ],
+    "model": [{"base_features": 8, "architecture": "custom", "network": {"_target_": "a.B"}}],
     "optim": [{"name": "lion"}, {"lr": 0.0}, {"lr": float("nan")}],
     "augment": [{"rotate_degrees": -1}, {"intensity_probability": 1.5}, {"extra": [{"a": 1}]}],
 }
@@ -407,7 +408,7 @@ WRONG = {
     ("section", "wrong"), [(name, wrong) for name, many in WRONG.items() for wrong in many]
 )
 def test_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=f"{section}.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=f"{section}.*{next(iter(wrong))}"):
         TrainConfig.of(**{section: wrong})
 
 

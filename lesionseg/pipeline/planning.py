@@ -196,9 +196,7 @@ def _make_plan(experiment: Experiment) -> Plan:
     before = _plan_before(experiment.cfg)
     dims = survey.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
-    if pyramid is not None:  # the tile is planned for the width of this network
-        model = model.model_copy(update={"base_features": pyramid.features[0]})
-    elif model.backbone:
+    if pyramid is None and model.backbone:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     width = Decision(model, "")

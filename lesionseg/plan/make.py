@@ -88,6 +88,10 @@ def make_plan(
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
         chosen = _keep_grid_and_tile(asked, before)
+    if pyramid is not None:
+        _check_pyramid(pyramid, asked)
+        if not pyramid.network:  # the tile is planned for the width of the checkpoint
+            chosen = chosen.model_copy(update={"base_features": pyramid.features[0]})
     draft = _draft(fingerprint, dataset, device, chosen, before)
     completion = _Completion(
         draft,
@@ -496,11 +500,20 @@ def check_compatible(
         ("base_features", chosen.base_features, architecture.features[0]),
         ("layout", chosen.layout, architecture.layout),
     ):
-        if asked is not None and asked != kept:
-            raise ConfigError(
-                f"model.{key}={asked}: the bundle of model.init_from has {kept}. Leave out "
-                f"model.{key}."
-            )
+        _require_kept(key, asked, kept, "the bundle of model.init_from")
+
+
+def _check_pyramid(pyramid: Architecture, chosen: ModelConfig) -> None:
+    """Raise `ConfigError` if the user asks for another width or layout than given stages have."""
+    source = "model.backbone" if pyramid.network else "the checkpoint of model.init_from"
+    _require_kept("base_features", chosen.base_features, pyramid.features[0], source)
+    _require_kept("layout", chosen.layout, pyramid.layout, source)
+
+
+def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
+    """Raise `ConfigError` if the user asks for another value than the one that is kept."""
+    if asked is not None and asked != kept:
+        raise ConfigError(f"model.{key}={asked}: {source} has {kept}. Leave out model.{key}.")
 
 
 def _warn_if_channels_differ(here: Sequence[str], before: Sequence[str]) -> None:

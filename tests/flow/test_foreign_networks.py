@@ -17,21 +17,22 @@ from tests.flow.cases import TILE, plan_of, predict, train
 
 STEPS = "trainer.max_steps=2"
 TEN_LINES = "tests.models.test_foreign_network.TenLines"
-MINE = f"model=custom model.network._target_={TEN_LINES} {TILE}"
+OWN_WIDTH = "model.base_features=null"  # the width is an argument of the network
+MINE = f"model=custom model.network._target_={TEN_LINES} {TILE} {OWN_WIDTH}"
 SEGRESNET = (
     "model=custom model.network._target_=monai.networks.nets.SegResNet"
-    f" model.network.init_filters=8 {TILE}"
+    f" model.network.init_filters=8 {TILE} {OWN_WIDTH}"
 )
 SWIN = (
     "model=custom model.network._target_=monai.networks.nets.SwinUNETR"
     " model.network.feature_size=12 model.network.depths=[1,1,1,1]"
-    " model.tile_shape=[64,64,64]"
+    f" model.tile_shape=[64,64,64] {OWN_WIDTH}"
 )
 SWIN_BACKBONE = (
     "model=retinanet model.backbone._target_=monai.networks.nets.swin_unetr.SwinTransformer"
     " model.backbone.in_chans=1 model.backbone.embed_dim=12 model.backbone.window_size=[4,4,4]"
     " model.backbone.patch_size=[2,2,2] model.backbone.depths=[1,1,1,1]"
-    " model.backbone.num_heads=[1,1,2,2] model.tile_shape=[64,64,64]"
+    f" model.backbone.num_heads=[1,1,2,2] model.tile_shape=[64,64,64] {OWN_WIDTH}"
 )
 
 

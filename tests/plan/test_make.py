@@ -139,9 +139,23 @@ def pyramid_of(stride: int) -> Architecture:
     ],
 )
 def test_tile_fits_the_stride_of_a_given_backbone(make: Make, stride: int, spacing_mm, tile):
-    plan = make(pyramid=pyramid_of(stride), spacing_mm=spacing_mm, base_features=32)
+    plan = make(pyramid=pyramid_of(stride), spacing_mm=spacing_mm)
     assert plan.tile_shape == tile
     assert plan.reasons["tile_shape"].startswith(" × ".join(map(str, tile)))
+
+
+@pytest.mark.parametrize("network", [{}, {"_target_": "package.Backbone"}])
+@pytest.mark.parametrize(
+    ("key", "same", "other"), [("base_features", 32, 8), ("layout", "nnunet", "lesionseg")]
+)
+def test_another_width_or_layout_than_that_of_given_stages_is_refused(
+    make: Make, network: dict[str, str], key: str, same: Any, other: Any
+):
+    given = replace(pyramid_of(16), network=network)
+    assert make(pyramid=given, **{key: same}).architecture == given
+    source = "model.backbone" if network else "the checkpoint of model.init_from"
+    with pytest.raises(ConfigError, match=f"model.{key}={other}: {source} has {same}"):
+        make(pyramid=given, **{key: other})
 
 
 def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make: Make):
