@@ -25,6 +25,7 @@ from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
+from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import SOURCES
@@ -265,8 +266,9 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     """Return versions, git commit, device, seed, date, dataset and the hash of its files.
 
     `min_readers` and `merge_labels` are stated only if they are not the default.
-    `git_commit` ends in `+` if files were changed. `simulated` is True if the configuration
-    simulated the data, or the dataset's name says so.
+    `git_commit` ends in `+` if files were changed. `simulated` is True if lesionseg simulated the
+    dataset's folder, or the dataset's name says so. An experiment with `data.phantoms` may also
+    train on a folder of the user.
     """
     import torch
 
@@ -280,7 +282,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     dataset = survey.dataset
     sources = "".join(survey.sources.get(c.case) or source_hash(c) for c in dataset.cases)
     data = config.get("data", {})
-    has_phantoms = bool(data.get("phantoms"))
+    has_phantoms = (dataset.root / SETTINGS).is_file()
     # the report reads the references again, by the same rules
     rules = {key: data[key] for key in ("min_readers", "merge_labels") if data.get(key)}
     return {

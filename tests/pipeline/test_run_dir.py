@@ -13,12 +13,12 @@ import torch
 from omegaconf import OmegaConf
 
 from lesionseg.cli import compose, run
-from lesionseg.config import LossConfig, TrainConfig
+from lesionseg.config import DataConfig, LossConfig, TrainConfig
 from lesionseg.core import Labels
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
 from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
-from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.phantoms import simulate_once, write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, bar, command_line, run_log
@@ -27,10 +27,12 @@ from lesionseg.pipeline.run_dir import (
     check_cases,
     check_config,
     config_of,
+    provenance,
     save_config,
     settings_to_train_further,
     warn_of_seen_cases,
 )
+from lesionseg.pipeline.survey import take_survey
 from lesionseg.pipeline.train import explain_nothing_found
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
@@ -74,6 +76,17 @@ def test_run_of_a_version_without_the_weight_of_dice_can_be_resumed(tmp_path):
     check_config(tmp_path, make_config("loss.dice_weight=1.0"))
     with pytest.raises(ConfigError, match=r"loss\.dice_weight: 1\.0 → 0"):
         check_config(tmp_path, make_config("loss.dice_weight=0"))
+
+
+def test_only_a_folder_that_lesionseg_simulated_is_called_simulated(tmp_path):
+    data = {"kind": "xray", "n_cases": 3, "seed": 0, "shape": [48, 48], "pixel_mm": 8.0}
+    root = tmp_path / "films"
+    simulate_once(root, data)
+    survey = take_survey(DataConfig.of(root=root), seed=0)
+    experiment = {"data": {"root": str(root), "phantoms": data}}
+    assert provenance(survey, experiment, 0, "cpu")["simulated"] is True
+    (root / "simulation.json").unlink()  # as in a folder of the user
+    assert provenance(survey, experiment, 0, "cpu")["simulated"] is False
 
 
 def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):
