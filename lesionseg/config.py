@@ -464,6 +464,7 @@ class FollowConfig(OutputCommand):
     confidence: Confidence
     dicom_output: bool
     identifiers: bool
+    trust: bool
     replicates: NonNegativeInt
     seed: NonNegativeInt
 

@@ -72,12 +72,17 @@ def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
     Transforms that open files or call another package are not plain, and neither are strings that
     MONAI evaluates. Nothing that is not plain is imported.
     """
-    unknown = sorted({target for target in _find_targets(specs) if not _is_plain(target)})
+    unknown = untrusted_targets(specs)
     if unknown:
         raise BundleError(
             f"{where}: the bundle would import {', '.join(unknown)}. Set trust=true if you trust "
             "its author."
         )
+
+
+def untrusted_targets(specs: Sequence[Spec]) -> list[str]:
+    """Return the names for which `require_trusted` raises, sorted; empty if there are none."""
+    return sorted({target for target in _find_targets(specs) if not _is_plain(target)})
 
 
 def _find_targets(value: Any) -> Iterator[str]:

@@ -117,7 +117,8 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
             "format=monai: MONAI has no transforms for nnU-Net's preparation. Use format=onnx "
             "or format=bundle."
         )
-    require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
+    if not cfg.trust:
+        require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
     folder = Path(cfg.output)
     config = folder / CONFIG
     run = write_program(folder / PROGRAM, trace(bundle))

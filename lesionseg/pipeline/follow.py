@@ -364,6 +364,7 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         output=folder,
         operating_point=cfg.operating_point,
         dicom_output=cfg.dicom_output,
+        trust=cfg.trust,
     )
     unpredicted: dict[str, str] = {}
     for row in predict(predicted, progress=progress).rows:

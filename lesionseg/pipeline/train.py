@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lesionseg.config import TrainConfig
+from lesionseg.config import TARGET, TrainConfig
 from lesionseg.core import Aim
 from lesionseg.core.selection import SELECTED
+from lesionseg.data.transforms import untrusted_targets
 from lesionseg.errors import count
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.result_tables import scores_table
@@ -29,6 +30,7 @@ from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
+from lesionseg.plan.make import network_spec
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, join_processes
 
 log = logging.getLogger(__name__)
@@ -49,12 +51,14 @@ class TrainOutcome(Outcome):
         lines: the scores, the selection, and the duration.
         page: the report; None without a validation case.
         is_first: False for all processes of a training on several devices except the first.
+        needs_trust: True if the bundle names classes that `predict` imports only with `trust=true`.
     """
 
     run: Path
     lines: tuple[str, ...] = ()
     page: Path | None = None
     is_first: bool = True
+    needs_trust: bool = False
 
     def summary(self) -> list[str]:
         """Return the scores, the selection, the bundle and the page."""
@@ -70,7 +74,10 @@ class TrainOutcome(Outcome):
         """The command that predicts with the trained model."""
         if not self.is_first:
             return None
-        return command_line("predict", {"bundle": self.run, "input": "SCANS", "output": "FOUND"})
+        settings = {"bundle": self.run, "input": "SCANS", "output": "FOUND"}
+        if self.needs_trust:
+            settings["trust"] = True
+        return command_line("predict", settings)
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
@@ -100,7 +107,13 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))
         if finished is not None:
             page = None if finished.page is None else run / finished.page
-            return TrainOutcome(run, finished.lines(experiment), page, is_rank_zero())
+            return TrainOutcome(
+                run=run,
+                lines=finished.lines(experiment),
+                page=page,
+                is_first=is_rank_zero(),
+                needs_trust=needs_trust(cfg),
+            )
 
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.convention == "nnunet":
@@ -124,7 +137,17 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         lines = [*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes."]
         write_finished(experiment, page, minutes)
         note("\n".join(lines))
-    return TrainOutcome(run, (*align_columns(scores_table(scores)), "", *lines), page)
+    return TrainOutcome(
+        run=run,
+        lines=(*align_columns(scores_table(scores)), "", *lines),
+        page=page,
+        needs_trust=needs_trust(cfg),
+    )
+
+
+def needs_trust(cfg: TrainConfig) -> bool:
+    """Return True if the bundle names a network or transforms that are not imported by default."""
+    return TARGET in network_spec(cfg.model) or bool(untrusted_targets(cfg.prepare.extra))
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:

@@ -107,6 +107,7 @@ def test_network_loss_transforms_callback_and_logger_of_others_are_called(
         STEPS,
         "trainer.workers=1",
     )
+    assert "input=SCANS output=FOUND trust=true" in capsys.readouterr().out
     assert calls["loss"] > 2  # the check before training, and two steps
     assert len(read_lines(tiles)) >= 4  # two tiles per step
     assert set(read_lines(tiles)) == {"image 4,label 4,instances 4,valid 4"}
@@ -143,6 +144,9 @@ def test_transforms_of_a_foreign_bundle_are_called_only_with_trust(raw, plan, tm
     assert not calls.exists()
     predict(bundle, raw / "imagesTr", tmp_path / "out", "trust=true")
     assert read_lines(calls) == ["image 4"] * 4
+    settings = [f"bundle={bundle}", f"output={tmp_path / 'monai'}", "format=monai"]
+    assert run("export", settings) == 1
+    assert run("export", [*settings, "trust=true"]) == 0
 
 
 @pytest.mark.slow

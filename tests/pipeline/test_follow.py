@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.manifest import read_scan_list
@@ -436,6 +436,28 @@ def test_reasons_are_named_if_no_visit_could_be_predicted(tmp_path, bright):
         (tmp_path / f"{name}.nii").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*v1: .*v2: "):
         follow(None, None, tmp_path / "out", visits=table, bundle=bright)
+
+
+class Same:
+    """A transform of a user that changes nothing."""
+
+    def __init__(self, keys):
+        self.keys = keys
+
+    def __call__(self, data):
+        return data
+
+
+def test_visits_are_predicted_with_transforms_of_the_bundle_only_with_trust(
+    timeline, tmp_path, bright
+):
+    plan = json.loads((bright / "plan.json").read_text())
+    plan["prepare_extra"] = [{"_target_": f"{__name__}.Same", "keys": "image"}]
+    (bright / "plan.json").write_text(json.dumps(plan))
+    visits = {"visits": timeline, "bundle": bright}
+    with pytest.raises(BundleError, match="trust=true"):
+        follow(None, None, tmp_path / "out", **visits)
+    assert follow(None, None, tmp_path / "out", **visits, trust=True).n_pairs == 2
 
 
 def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
