@@ -130,9 +130,9 @@ class _Division:
             for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions):
                 pairs.append((abs(int(gone) - int(come)), int(gone), int(come)))
         if pairs:
-            _, gone, come = min(pairs)
-            self.is_held[gone] = False
-            self.is_held[come] = True
+            _, leaving, coming = min(pairs)
+            self.is_held[leaving] = False
+            self.is_held[coming] = True
 
     def _dispensable(self) -> NDArray[np.bool_]:
         """Return True for units without which validation keeps each shared label and a lesion."""

@@ -182,6 +182,11 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     name = checkpoint.configuration or files.configuration
     where = f"{plans_path}: configurations.{name}"
     config = _validate(_Configuration, _inherit(plans, name, plans_path), where)
+    if plans.label_manager != _LABEL_MANAGER:
+        raise BundleError(
+            f"{plans_path}: label_manager is {plans.label_manager}, but only {_LABEL_MANAGER} is "
+            "known here. Predict with nnU-Net and give its probabilities to evaluate."
+        )
     try:
         labels = nnunet_labels(described, Path(labels_path))
     except LesionsegError as error:

@@ -303,6 +303,14 @@ def test_error_names_the_unknown_setting_of_the_plans(tmp_path: Path, name: str)
     assert "plans.json" in str(caught.value)
 
 
+def test_another_rule_for_labels_is_an_error(tmp_path: Path) -> None:
+    folder = PLAIN.write(tmp_path)
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps({**plans, "label_manager": "MyLabels"}))
+    with pytest.raises(BundleError, match="label_manager is MyLabels"):
+        read_bundle(folder)
+
+
 def test_error_for_foreign_layers_names_the_trainer(tmp_path: Path) -> None:
     weights = to_nnunet_weights(PLAIN.network().state_dict())
     weights["encoder.stages.0.0.convs.0.squeeze.weight"] = torch.ones(2)
