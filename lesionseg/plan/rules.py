@@ -422,16 +422,20 @@ def tile_shape(
     tile has at most 80³ voxels.
 
     The sides are then rounded down to multiples of the total stride. A side of the median volume is
-    rounded up instead if this adds at most 15 %. On a GPU, each axis then grows by its total stride
-    as often as the budget allows.
+    rounded up instead if this adds at most 15 %, and on a GPU only if the tile then fits into its
+    memory. On a GPU, each axis then grows by its total stride as often as the budget allows.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
     tile = growth.grow(growth.smallest(), growth.step_within_cube)
     if allowed.cube < allowed.longest:
         tile = growth.grow(tile, growth.step_to_limit)
-    tile = _round_to_strides(tile, growth.stride(tile), median_shape)
+    stride = growth.stride(tile)
+    rounded = _round_to_strides(tile, stride, median_shape, ROUND_UP)
     if allowed.fills:
-        tile = growth.grow(tile, growth.step_by_stride)
+        if not growth.is_affordable(rounded):
+            rounded = _round_to_strides(tile, stride, median_shape, 1.0)
+        rounded = growth.grow(rounded, growth.step_by_stride)
+    tile = rounded
     why = _explain_tile(tile, median_shape, allowed)
     return Decision(tile, f"{describe_sides(tile)}, {why}")
 
@@ -515,17 +519,17 @@ def _lengthen(tile: tuple[int, ...], axis: int, step: int) -> tuple[int, ...]:
 
 
 def _round_to_strides(
-    tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int]
+    tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int], largest: float
 ) -> tuple[int, ...]:
     """Round each side down to a multiple of its stride.
 
-    A side of the whole volume is rounded up instead if its length grows at most by `ROUND_UP`.
+    A side of the whole volume is rounded up instead if it becomes at most `largest` times as long.
     """
     sides = []
     for side, step, whole in zip(tile, stride, median_shape, strict=True):
         up = ceil(side / step) * step
         down = max(side // step, 1) * step
-        is_rounded_up = side == whole and up <= ROUND_UP * side
+        is_rounded_up = side == whole and up <= largest * side
         sides.append(up if is_rounded_up else down)
     return tuple(sides)
 

@@ -1,5 +1,6 @@
 """Each rule is compared with values that were computed by hand."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -300,3 +301,20 @@ def test_reasons_call_a_case_of_two_axes_an_image(dims: int, whole: str):
     allowed = budget("cpu", 16.0, dims=dims).value
     tile = tile_shape((32,) * dims, (1.0,) * dims, allowed).reason
     assert tile.endswith(f"which covers the median {whole}")
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "tile"),
+    [
+        (0.6, (64, 64, 64)),  # two of these tiles take 0.524 of 0.54 GB
+        (0.5, (64, 56, 56)),  # 0.401 of 0.45 GB; 64 × 64 × 56 would take 0.459 GB
+    ],
+)
+def test_rounded_tile_fits_into_the_memory_of_a_gpu(memory_gb: float, tile: tuple[int, ...]):
+    """A volume of 60³ voxels takes 0.432 GB. Its sides are rounded to multiples of 8."""
+
+    def thousand_bytes(_: Architecture, tile: Sequence[int], batch: int) -> float:
+        return batch * prod(tile) * 1e-6
+
+    allowed = budget("cuda", memory_gb, thousand_bytes).value
+    assert tile_shape((60, 60, 60), (1.0, 1.0, 1.0), allowed).value == tile
