@@ -122,13 +122,13 @@ class _Division:
             is_spare: `[units]`, True for training units that training does not need.
         """
         pairs: list[tuple[int, int, int]] = []
-        for gone in np.flatnonzero(can_go):
+        for gone in np.flatnonzero(can_go).tolist():
             # `[units, labels]`: the numbers in validation after the exchange for each unit
             n_held = self._n_held - self.has_label[gone] + self.has_label
             keeps_labels = (n_held[:, self.is_shared] > 0).all(axis=1)
             keeps_lesions = (n_held > 0).any(axis=1)
-            for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions):
-                pairs.append((abs(int(gone) - int(come)), int(gone), int(come)))
+            for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions).tolist():
+                pairs.append((abs(gone - come), gone, come))
         if pairs:
             _, leaving, coming = min(pairs)
             self.is_held[leaving] = False
