@@ -98,8 +98,9 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     if config.get("command") == "tune":  # processes of one search use different devices
         changed.pop("trainer.devices", None)
     if changed:
-        root = config["data"]["root"]  # the folder may have moved; the split stays that of the run
-        split = {"seed": before.get("seed", 0), "data": {**before.get("data", {}), "root": root}}
+        # the folder may have moved; the split stays that of the run
+        data = {**before.get("data", {}), "root": config.get("data", {}).get("root")}
+        split = {"seed": before.get("seed", 0), "data": data}
         raise ConfigError(
             f"run_dir={run_dir} belongs to another configuration: "
             f"{'; '.join(f'{key}: {text}' for key, text in changed.items())}. "
