@@ -302,6 +302,8 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome. Print nothing."""
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}
+    if values.get("experiment", "") is None:  # the default
+        del values["experiment"]
     # only Hydra can read the files of these groups
     needs_hydra = any(isinstance(values.get(group), str) for group in ("experiment", "data"))
     if needs_hydra:

@@ -88,6 +88,26 @@ def test_message_of_a_mistyped_override_proposes_the_nearest(override: str, near
 
 
 @pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("loss=null", "There is no loss=null. There are cross_entropy"),
+        ("hydra/launcher=3", "Config group override must be a string"),
+        ("run_dir=${oc.decode:'[1'}", "mismatched input"),
+    ],
+)
+def test_override_that_hydra_cannot_use_is_an_error(override: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        compose_with_required("train", override)
+
+
+def test_no_experiment_is_the_default() -> None:
+    default = compose_with_required("train")
+    assert compose_with_required("train", "experiment=null") == default
+    with pytest.raises(DatasetError, match="nowhere"):
+        lesionseg.train("nowhere", experiment=None)
+
+
+@pytest.mark.parametrize(
     ("command", "override", "meant"),
     [
         ("prepare", "output=page", "run_dir"),

@@ -55,8 +55,9 @@ def compose_files(
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 cfg = compose(command, overrides=list(overrides))
                 plain: Any = OmegaConf.to_container(cfg, resolve=resolve)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(str(error).splitlines()[0]) from error
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+            text = str(error) or str(error.__cause__)
+            raise ConfigError(text.partition("\n")[0]) from error
         finally:
             GlobalHydra.instance().hydra = outer
     return dict(plain)
@@ -98,7 +99,9 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
             key = _guess_key(command)
             raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
-    overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in argv]
+    # the default of the only group that may be empty, which Hydra does not accept as an override
+    chosen = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
+    overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in chosen]
     options = groups(command, overrides)
     values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     _check_options(options, values)
@@ -141,7 +144,7 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
     """
     for group in sorted(options.keys() & values.keys()):
         for value in values[group].split(","):  # several in a multirun
-            if value not in (*options[group], "null"):
+            if value not in options[group]:
                 hint = f"{suggest(value, options[group])} There are {', '.join(options[group])}."
                 raise ConfigError(f"There is no {group}={value}.{hint}")
 
