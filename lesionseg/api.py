@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.cli.command import run_recipe
-from lesionseg.cli.compose import compose
-from lesionseg.config import settings_of
+from lesionseg.cli.compose import compose_plain
+from lesionseg.config import chosen_options, settings_of
 from lesionseg.errors import ReadError, require_one_of
 from lesionseg.pipeline.log import override_text, progress_bars
 
@@ -304,13 +304,13 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if values.get("experiment", "") is None:  # the default
         del values["experiment"]
-    # only Hydra can read the files of these groups
-    needs_hydra = any(isinstance(values.get(group), str) for group in ("experiment", "data"))
-    if needs_hydra:
-        overrides = [f"{key}={override_text(value)}" for key, value in values.items()]
-        cfg = compose(command, overrides)
-    else:
-        cfg = settings_of(command, values)
+    options = chosen_options(command, values)
+    composed = None
+    if {"experiment", "data"} & options.keys():  # only Hydra can read the files of these groups
+        for_hydra = options | {key: v for key, v in values.items() if key.startswith("hydra.")}
+        composed = compose_plain(command, [f"{k}={override_text(v)}" for k, v in for_hydra.items()])
+        values = {key: value for key, value in values.items() if key not in for_hydra}
+    cfg = settings_of(command, values, composed)
     with progress_bars() if progress else nullcontext():
         return run_recipe(command, cfg)
 

@@ -32,6 +32,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
 from lesionseg.errors import ConfigError, LesionsegError, describe_misfits, suggest
 
@@ -121,17 +122,20 @@ class Settings(BaseModel):
         >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
         9
         """
-        plain = dict(_defaults(cls))
-        for key, value in chosen.items():
-            # the dictionary of a section replaces only the keys that it contains
-            if isinstance(value, dict) and isinstance(plain.get(key), dict):
-                value = {**plain[key], **value}
-            plain[key] = value
-        return read(cls, plain)
+        return read(cls, _merge(_defaults(cls), _to_plain(chosen)))
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the settings as plain data, with the keys of the YAML files."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        """Return the settings as plain data, with the keys of the YAML files.
+
+        Raises:
+            ConfigError: if an argument of a class is an object that YAML does not have.
+        """
+        try:
+            return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        except PydanticSerializationError as error:
+            raise ConfigError(
+                f"A setting cannot be stored: {error}. Give numbers, texts, lists and dictionaries."
+            ) from error
 
 
 class DataConfig(Settings):
@@ -643,14 +647,31 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with the values of `above`, section by section."""
+    """Return `below` with the values of `above`, section by section.
+
+    A section with another class replaces the whole section, because it has other arguments.
+    """
     merged = dict(below)
     for key, value in above.items():
         inner = merged.get(key)
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            value = _merge(inner, value)
+            names_class = TARGET in inner and TARGET in value
+            if not names_class or value[TARGET] == inner[TARGET]:
+                value = _merge(inner, value)
         merged[key] = value
     return merged
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a number or array of numpy as a number or list of Python, also within a value."""
+    if isinstance(value, Mapping):
+        return {key: _to_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_to_plain(part) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    # numpy is not imported here, because it is not needed to check settings
+    tolist = getattr(value, "tolist", None)
+    return value if tolist is None else tolist()
 
 
 def groups_of(command: str) -> list[str]:
@@ -680,33 +701,44 @@ def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
     raise ConfigError(f"{kind.__name__} is not a section of a command.")
 
 
-def settings_of(command: str, values: Mapping[str, Any]) -> Settings:
+def settings_of(
+    command: str, values: Mapping[str, Any], composed: Mapping[str, Any] | None = None
+) -> Settings:
     """Return the checked settings of a command from Python values, without Hydra.
 
     Args:
         command: the name of the command.
         values: the chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
             (`{"trainer": {"max_steps": 9}}`), and options by group (`{"loss": "focal"}`). The
-            remaining settings have their defaults.
+            remaining settings have their defaults. Numbers and arrays may be those of numpy.
+        composed: plain settings to change; None for the defaults with the options in `values`.
 
     Raises:
         ConfigError: if a key is unknown (the message names the nearest), required and missing, or
             has a wrong value.
     """
-    choices = {}
-    for group in groups_of(command):
-        if isinstance(values.get(group), str):
-            choices[group] = values[group]
-    plain = defaults(command, choices)
+    choices: dict[str, str] = {}
+    if composed is None:
+        choices = chosen_options(command, values)
+        composed = defaults(command, choices)
+    given: dict[str, Any] = {}  # merged first, so that the order of `values` has no effect
     for key, value in values.items():
         if key not in choices:
-            plain = _merge(plain, _nest(key.split("."), value))
+            given = _merge(given, _nest(key.split("."), _to_plain(value)))
+    plain = _merge(composed, given)
     kind = COMMANDS[command]
     known = dict(keys(kind))
     missing = [key for key in known if _value_of(plain, key) == "???"]
     if missing:
         raise ConfigError(f"{command}: give {' '.join(f'{key}=…' for key in missing)}.")
     return read(kind, plain)
+
+
+def chosen_options(command: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values that are options of a group of the command, such as `{"loss": "focal"}`."""
+    return {
+        group: values[group] for group in groups_of(command) if isinstance(values.get(group), str)
+    }
 
 
 def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 import lesionseg
@@ -126,6 +128,63 @@ def test_settings_have_the_names_of_the_command_line(monkeypatch: pytest.MonkeyP
     (_, other), _ = recipe.call_args
     assert (other.data.root, other.data.fold) == ("my data", 1)
     assert (other.loss.gamma, other.trainer) == (1.5, cfg.trainer)
+
+
+def settings_of_train(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """Return the settings with which `lesionseg.train` calls the recipe."""
+    recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
+    monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
+    lesionseg.train("my data", **settings)
+    return recipe.call_args.args[1]
+
+
+def test_experiment_is_changed_by_sections_and_by_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    callback = {"_target_": "mine.Callback", "every": 3}
+    cfg = settings_of_train(
+        monkeypatch,
+        experiment="demo_mri",
+        trainer={"max_steps": 1},
+        callbacks=[callback],
+        model="custom",
+        model__network={"_target_": "mine.Net"},
+    )
+    assert (cfg.data.root, cfg.run_dir) == ("my data", "runs/demo_mri")
+    assert (cfg.trainer.max_steps, cfg.trainer.max_minutes) == (1, 2.25)
+    assert cfg.callbacks == (callback,)
+    assert (cfg.model.network, cfg.model.batch_size) == ({"_target_": "mine.Net"}, 2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": {"_target_": "mine.Loss", "power": 3}},
+        {"loss__power": 3, "loss___target_": "mine.Loss"},
+        {"loss": "custom", "loss__power": 3, "loss___target_": "mine.Loss"},
+        {"experiment": "demo_mri", "loss": {"_target_": "mine.Loss", "power": 3}},
+    ],
+)
+def test_class_of_another_loss_does_not_get_the_arguments_of_the_default(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    loss = settings_of_train(monkeypatch, **settings).loss
+    assert loss.to_plain() == {"_target_": "mine.Loss", "power": 3}
+
+
+def test_numbers_and_arrays_of_numpy_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = settings_of_train(
+        monkeypatch,
+        seed=np.int64(3),
+        model__tile_shape=np.array([32, 32, 16]),
+        augment={"extra": [{"_target_": "mine.Transform", "prob": np.float32(0.5)}]},
+    )
+    assert (cfg.seed, cfg.model.tile_shape) == (3, (32, 32, 16))
+    assert cfg.to_plain()["augment"]["extra"] == [{"_target_": "mine.Transform", "prob": 0.5}]
+
+
+def test_setting_that_cannot_be_stored_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = settings_of_train(monkeypatch, trainer={"lightning": {"profiler": object()}})
+    with pytest.raises(ConfigError, match="cannot be stored"):
+        cfg.to_plain()
 
 
 @pytest.mark.slow  # a complete training in a separate process
