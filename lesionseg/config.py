@@ -166,10 +166,11 @@ class ModelConfig(Settings):
 
     architecture: str
     activation: Literal["sigmoid", "softmax"]
-    spacing_mm: tuple[PositiveFloat, ...] | None
-    tile_shape: tuple[PositiveInt, ...] | None
-    batch_size: PositiveInt | None
-    base_features: PositiveInt | None
+    # the ranges are those of plan.json
+    spacing_mm: tuple[Annotated[float, Field(ge=1e-3, le=100)], ...] | None
+    tile_shape: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] | None
+    batch_size: Annotated[int, Field(ge=1, le=2**16)] | None
+    base_features: Annotated[int, Field(ge=1, le=2**12)] | None
     init_from: Annotated[Text | None, PathKind.EXISTING]
     layout: Literal["lesionseg", "nnunet"] | None = None
     network: Arguments | None = None

@@ -136,6 +136,8 @@ def test_an_unknown_key_names_the_setting_of_its_meaning(
         ("detection.gamma=101", "detection.gamma: 101"),
         ("trainer.precision=fp8", "trainer.precision: fp8, .*'bf16-mixed'"),
         ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
+        ("model.spacing_mm=[1,1,200]", r"model.spacing_mm\[2\]: 200"),
+        ("model.base_features=5000", "model.base_features: 5000"),
         ("run_dir=runs/${data.nothing}", "data.nothing"),
     ],
 )
