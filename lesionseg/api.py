@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 
 StrPath = str | PathLike[str]
 TABLES = ("cases", "lesions", "candidates", "metrics")
-# columns that stay text even if their values look like numbers
-_TEXT_COLUMNS = (
-    "case", "group", "label", "role", "status", "message", "why_missed", "path", "visit",
-    "bundle", "key", "state", "digest", "study_uid", "series_uid", "instance_uid", "finished",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +91,10 @@ class Run:
             ReadError: if the folder does not have it.
         """
         require_one_of("to_pandas: the table", table, TABLES)
+        from lesionseg.evaluation.result_tables import read_table
+
         folder = self.folder if table == "metrics" else self._scored
-        return _read_table(folder / f"{table}.csv")
+        return read_table(folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
         """Draw sensitivity against false positives per scan.
@@ -213,6 +210,8 @@ def predict(
         DatasetError: if the input has no scan.
         OutputError: if the results cannot be written.
     """
+    from lesionseg.evaluation.result_tables import read_table
+
     given = {"bundle": bundle, "input": input, "output": output}
     outcome = _call("predict", given | settings, progress)
     table: Path = outcome.folder / outcome.table  # of a URL, in the local copy
@@ -222,7 +221,7 @@ def predict(
         from lesionseg.pipeline.predict_tables import COLUMNS
 
         return DataFrame(columns=list(COLUMNS))
-    return _read_table(table)
+    return read_table(table)
 
 
 def evaluate(
@@ -273,9 +272,11 @@ def follow(
         ConfigError: if a key or value is wrong.
         DatasetError: if the folders have no case in common, or no pair can be compared.
     """
+    from lesionseg.evaluation.result_tables import read_table
+
     given = {"before": before, "after": after, "output": output}
     _call("follow", given | settings, progress)
-    return _read_table(Path(output) / "changes.csv")
+    return read_table(Path(output) / "changes.csv")
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
@@ -313,22 +314,3 @@ def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     cfg = settings_of(command, values, composed)
     with progress_bars() if progress else nullcontext():
         return run_recipe(command, cfg)
-
-
-def _read_table(path: Path) -> "DataFrame":
-    """Read a CSV table. The columns of `_TEXT_COLUMNS` stay text.
-
-    Raises:
-        ReadError: if the file does not exist.
-    """
-    import pandas
-
-    from lesionseg.io.files import plain_text
-
-    if not path.is_file():
-        raise ReadError(f"{path}: the table does not exist.")
-    types = dict.fromkeys(_TEXT_COLUMNS, str)  # the case 007 must not become 7
-    frame = pandas.read_csv(path, dtype=types)
-    for name in frame.columns.intersection(_TEXT_COLUMNS):
-        frame[name] = frame[name].map(plain_text, na_action="ignore")
-    return frame

@@ -104,6 +104,29 @@ def test_ids_are_read_as_text_and_boxes_as_numbers(
     assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
 
 
+def test_names_that_look_like_missing_values_are_read_as_text(tmp_path: Path) -> None:
+    names = ["NA", "None", "null", "nan", "true"]
+    for name in names:
+        mask = boxes((8, 8, 8), (2, 2, 2, 3))
+        for folder in ("reference", "prediction"):
+            write_array(tmp_path / folder / f"{name}.nii.gz", mask)
+    folders = tmp_path / "reference", tmp_path / "prediction"
+    run = lesionseg.evaluate(*folders, tmp_path / "scores", replicates=10)
+    assert sorted(run.to_pandas("cases")["case"]) == sorted(names)
+    lesions = run.to_pandas("lesions")
+    assert sorted(lesions["case"]) == sorted(names)
+    assert lesions["zone"].isna().all()
+    changes = lesionseg.follow(*folders, tmp_path / "followed", replicates=10)
+    assert sorted(changes["case"]) == sorted(names)
+
+
+def test_undefined_numbers_of_a_table_stay_numbers(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,loss,dice\n5,nan,\n10,0.25,0.5\n")
+    metrics = lesionseg.Run(tmp_path).to_pandas("metrics")
+    assert metrics["loss"].isna().tolist() == [True, False]
+    assert (metrics["loss"][1], metrics["dice"][1]) == (0.25, 0.5)
+
+
 def test_missing_tables_and_unknown_settings_are_named(
     evaluation: lesionseg.Run, tmp_path: Path
 ) -> None:

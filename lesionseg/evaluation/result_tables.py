@@ -1,4 +1,4 @@
-"""cases.csv, lesions.csv, candidates.csv and labels.csv: one line per result.
+"""cases.csv, lesions.csv, candidates.csv and labels.csv: one line per result. Read any table.
 
 A field that ends with `_vox` has one column per array axis (`start_z_vox` …). A point in mm has
 one column per RAS axis (`centre_x_mm` …). z is empty in 2-D. The columns of other tuples are
@@ -9,14 +9,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.core import Problem
-from lesionseg.errors import format_score
+from lesionseg.errors import ContentError, ReadError, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.case_results import CandidateResult, CaseResult, LesionResult
 from lesionseg.evaluation.scores import SCORES_FILE, LabelScores, Scores
-from lesionseg.io.files import write_csv, write_json
+from lesionseg.io.files import plain_text, write_csv, write_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 CASE_COLUMNS = (
     *("case", "group", "role", "status", "n_lesions", "n_candidates", "n_detected", "n_missed"),
@@ -30,6 +33,14 @@ LABEL_COLUMNS = (
     *(f"box_ap_{100 * iou:.0f}" for iou in IOUS),  # per cent of IoU
     *("box_ap_40_75", "box_ap_50_95"),
 )
+# columns of our tables that contain text, also if it looks like a number
+TEXT_COLUMNS = (
+    *("case", "group", "label", "zone", "role", "status", "message", "warning", "why_missed"),
+    *("outcome", "outcome_any", "path", "visit", "earlier", "bundle", "key", "state", "digest"),
+    *("study_uid", "series_uid", "instance_uid", "finished"),
+)
+# columns that are compared with the operating point; pandas 2 may read another last digit
+_EXACT = ("score", "detected_at")
 FAILED = "failed"  # the status of a case that could not be scored
 _POINTS = {"start_vox": "zyx", "stop_vox": "zyx", "centre_mm": "xyz"}
 Row = dict[str, Any]
@@ -77,6 +88,42 @@ def remove_scores(folder: Path) -> None:
     """Remove the files of an earlier `write_scores` from a folder, which need not exist."""
     for name in (SCORES_FILE, "cases.csv", "lesions.csv", "candidates.csv", "labels.csv"):
         (folder / name).unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> "DataFrame":
+    """Read a table that a command wrote.
+
+    Returns:
+        The table. Texts stay text, even if they look like a number or a missing value (007, NA).
+        Empty cells are missing values.
+
+    Raises:
+        ReadError: if the file does not exist.
+        ContentError: if it cannot be read.
+    """
+    import pandas
+
+    if not path.is_file():
+        raise ReadError(f"{path}: the table does not exist.")
+    try:
+        names = pandas.read_csv(path, nrows=0).columns
+        texts = names.intersection(TEXT_COLUMNS)
+        exact = names.intersection(_EXACT)
+        # a case may have the name "NA"; a number that is not defined is empty or "nan"
+        missing = {name: [""] if name in texts else ["", "nan"] for name in names}
+        types = dict.fromkeys((*texts, *exact), str)
+        table = pandas.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+        for name in exact:
+            table[name] = table[name].map(float, na_action="ignore").astype("float64")
+    except ValueError as error:  # also the errors of pandas' parser
+        raise ContentError(
+            f"{path}: this table cannot be read ({error}). Run the command that wrote it again."
+        ) from error
+    for name in texts:
+        column = table[name]
+        # the type of text, which `map` changes if all cells are empty
+        table[name] = column.map(plain_text, na_action="ignore").astype(column.dtype)
+    return table
 
 
 def _item_row(

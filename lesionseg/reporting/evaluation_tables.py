@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.errors import ContentError, ReadError
-from lesionseg.evaluation.result_tables import FAILED
+from lesionseg.evaluation.result_tables import FAILED, TEXT_COLUMNS, read_table
 from lesionseg.evaluation.scores import (
     PERCENT_OF_WIDTH,
     SCORES_FILE,
@@ -19,24 +18,8 @@ from lesionseg.evaluation.scores import (
     SizeClass,
     read_scores,
 )
-from lesionseg.io.files import plain_text
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
-_TEXT = (  # columns that contain text
-    "case",
-    "group",
-    "role",
-    "status",
-    "label",
-    "zone",
-    "warning",
-    "why_missed",
-    "outcome",
-    "outcome_any",
-    "message",
-)
-# compared with the operating point; the numbers that pandas 2 reads may differ in the last digit
-_EXACT = ("score", "detected_at")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,18 +143,9 @@ def _read(path: Path) -> pd.DataFrame:
     """Read one table of the evaluation."""
     if not path.is_file():
         raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
-    dtypes: Any = dict.fromkeys((*_TEXT, *_EXACT), str)
-    try:
-        # only empty cells are missing values: a case may have the name "NA"
-        table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
-        for name in (name for name in _EXACT if name in table):
-            table[name] = table[name].map(float, na_action="ignore").astype(np.float64)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise ContentError(
-            f"{path}: this table cannot be read ({error}). Run evaluate again."
-        ) from error
-    for name in (name for name in _TEXT if name in table):
-        table[name] = table[name].fillna("").map(plain_text)
+    table = read_table(path)
+    for name in table.columns.intersection(TEXT_COLUMNS):
+        table[name] = table[name].fillna("")
     return table
 
 
