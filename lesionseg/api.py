@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionseg.cli.command import run_recipe
 from lesionseg.cli.compose import compose_plain
-from lesionseg.config import chosen_options, settings_of
+from lesionseg.config import chosen_options, expand_home, settings_of
 from lesionseg.errors import ReadError, require_one_of
 from lesionseg.pipeline.log import override_text, progress_bars
 
@@ -43,7 +43,7 @@ class Run:
 
     def __init__(self, folder: StrPath) -> None:
         # a frozen dataclass does not allow an ordinary assignment
-        object.__setattr__(self, "folder", Path(folder))
+        object.__setattr__(self, "folder", Path(expand_home(folder)))
 
     @property
     def test(self) -> "Run":
@@ -276,7 +276,7 @@ def follow(
 
     given = {"before": before, "after": after, "output": output}
     _call("follow", given | settings, progress)
-    return read_table(Path(output) / "changes.csv")
+    return read_table(Path(expand_home(output)) / "changes.csv")
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:

@@ -47,9 +47,23 @@ OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
 
+def expand_home(path: str | PathLike[str]) -> str:
+    """Return a path as text. A leading `~` becomes the user's home folder.
+
+    A shell does not expand it in `data.root=~/scans`.
+    """
+    text = fspath(path)
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:  # a name such as `~copy`, which is no user
+        return text
+
+
 def _path_to_text(value: Any) -> Any:
-    """Return a path as text, and any other value as it is."""
-    return fspath(value) if isinstance(value, PathLike) else value
+    """Return a path as text without `~`, and any other value as it is."""
+    return expand_home(value) if isinstance(value, str | PathLike) else value
 
 
 def _path_to_tuple(value: Any) -> Any:

@@ -27,7 +27,7 @@ def settings_page() -> str:
         "",
         "`--config-dir DIR` adds your own options. `DIR/experiment/mine.yaml`, which begins with "
         "`# @package _global_`, is then `experiment=mine`. DIR may be a package: "
-        "`pkg://package.conf`.",
+        "`pkg://package.conf`. Several folders may be given: `--config-dir A --config-dir B`.",
     ]
     used: dict[str, list[str]] = {}
     for command in COMMANDS:

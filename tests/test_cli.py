@@ -347,6 +347,40 @@ def test_experiment_in_a_user_s_folder_is_found(tmp_path: Path, capsys: Capture)
     assert "'seed'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["a b,c", "a[1]", "it's", "ä"])
+def test_several_folders_of_options_with_any_names_are_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, name: str
+) -> None:
+    for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
+        monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / name / "loss").mkdir(parents=True)
+    (tmp_path / name / "loss" / "mine.yaml").write_text("_target_: lesionseg.losses.FocalLoss\n")
+    (tmp_path / "other" / "optim").mkdir(parents=True)
+    (tmp_path / "other" / "optim" / "slow.yaml").write_text("defaults: [adamw]\nlr: 0.0001\n")
+    folders = ["--config-dir", str(tmp_path / "other"), f"--config-dir=~/{name}"]
+    assert run("train", [*folders, "loss=mine", "optim=slow", "data.root=x", "-c"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert found["loss"] == {"_target_": "lesionseg.losses.FocalLoss"}
+    assert (found["optim"]["name"], found["optim"]["lr"]) == ("adamw", 0.0001)
+    assert run("train", ["hydra.searchpath=[file://a", "data.root=x"]) == 2
+
+
+def test_items_of_a_list_may_contain_commas_in_quotes() -> None:
+    found = compose_with_required("predict", "bundle=['a,b', \"c, d\", it's]")
+    assert found.bundle == ("a,b", "c, d", "it's")
+
+
+def test_home_folder_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
+        monkeypatch.setenv(variable, str(tmp_path))
+    cfg = compose("train", ["data.root=~/scans", "run_dir=~", "report.study=a/~/b"])
+    found = (cfg.data.root, cfg.run_dir, cfg.report.study)
+    assert found == (str(tmp_path / "scans"), str(tmp_path), "a/~/b")
+    cfg = compose_with_required("predict", "bundle=[~/a,~no user]")
+    assert cfg.bundle == (str(tmp_path / "a"), "~no user")
+    assert lesionseg.Run("~/scores").folder == tmp_path / "scores"
+
+
 # --- YAML files and settings agree ---
 
 OPTIONS = [

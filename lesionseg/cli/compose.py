@@ -8,7 +8,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lesionseg.config import COMMANDS, Settings, conf_dir, keys, read, suggest_key
+from lesionseg.config import (
+    COMMANDS,
+    Settings,
+    conf_dir,
+    expand_home,
+    is_url,
+    keys,
+    read,
+    suggest_key,
+)
 from lesionseg.errors import ConfigError, suggest
 from lesionseg.pipeline.log import command_line
 
@@ -107,7 +116,9 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     _check_options(options, values)
     # the chosen options and the user's folders decide which keys exist; several options of a
     # multirun, `a,b`, cannot be composed at once
-    deciding = [o for o in overrides if key_of(o) in (*options, SEARCHPATH) and "," not in o]
+    deciding = [
+        o for o in overrides if key_of(o) == SEARCHPATH or (key_of(o) in options and "," not in o)
+    ]
     composed = compose_files(command, tuple(deciding))
     known = [*options, *(key for key, _ in _dotted_items(composed))]
     open_sections: tuple[str, ...] = OPEN_SECTIONS
@@ -188,11 +199,18 @@ def _defaults_list(path: Path) -> Sequence[Any]:
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:
     """Return the folders of `hydra.searchpath`. Raise `ConfigError` if one does not exist."""
+    given = [override for override in overrides if key_of(override) == SEARCHPATH]
+    if not given:
+        return []
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:  # Hydra searches the folders of the first override
+        places: Any = OverridesParser.create().parse_override(given[0]).value()
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
     folders: list[Path] = []
-    for override in overrides:
-        if key_of(override) != SEARCHPATH:
-            continue
-        place = override.partition("=")[2].strip("[]'\"")
+    for place in places if isinstance(places, list) else [str(places)]:
         scheme, _, name = place.rpartition("://")
         try:
             folders.append(Path(str(files(name))) if scheme == "pkg" else Path(name))
@@ -230,11 +248,12 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
     A flag with a value (`KEYS`) becomes an override. Raises `ConfigError` if a flag is unknown or
     its value is missing.
 
-    >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "mine"])
-    ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://mine']"])
+    >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "a", "--config-dir=b"])
+    ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://a','file://b']"])
     """
     flags: set[str] = set()
     overrides: list[str] = []
+    folders: list[str] = []  # of --config-dir, which may be given several times
     remaining = list(argv)
     while remaining:
         name, separator, value = remaining.pop(0).partition("=")
@@ -246,9 +265,9 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
                 raise ConfigError(f"{name} needs a value.")
             value = value if separator else remaining.pop(0)
             if name == "--config-dir":
-                place = value if "://" in value else f"file://{value}"
-                value = f"[{_in_quotes(place)}]"
-            overrides.append(f"{KEYS[name]}={value}")
+                folders.append(value if is_url(value) else f"file://{expand_home(value)}")
+            else:
+                overrides.append(f"{KEYS[name]}={value}")
         elif name in FLAGS.values():
             flags.add(name)
             if name == "--cfg" and remaining[:1] == ["job"]:  # Hydra's spelling is `--cfg job`
@@ -259,6 +278,8 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             key = _guess_key(command, name)
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
+    if folders:
+        overrides.append(f"{SEARCHPATH}=[{','.join(map(_in_quotes, folders))}]")
     return flags, overrides
 
 
@@ -270,8 +291,8 @@ def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> s
 
     >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
-    >>> quote_text("bundle=[runs/a b, runs/c]", ["bundle"])
-    "bundle=['runs/a b','runs/c']"
+    >>> quote_text("bundle=[runs/a b, 'runs/c,d']", ["bundle"])
+    "bundle=['runs/a b','runs/c,d']"
     >>> quote_text("preset=picai,iou:0.4", ["preset"], sweeps=True)
     "preset='picai','iou:0.4'"
     """
@@ -282,7 +303,7 @@ def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> s
         return argument
     is_list = name in LISTS and value[0] == "[" and value[-1] == "]"
     if is_list:
-        items = [_in_quotes(item.strip()) for item in value[1:-1].split(",") if item.strip()]
+        items = [_in_quotes(item.strip()) for item in _split_values(value[1:-1]) if item.strip()]
         return f"{key}=[{','.join(items)}]"
     values = _split_values(value) if sweeps else [value]
     return f"{key}={','.join(map(_in_quotes, values))}"
@@ -300,7 +321,7 @@ def _split_values(text: str) -> list[str]:
     for letter in text:
         if quote:
             quote = "" if letter == quote else quote
-        elif letter in "'\"" and not values[-1]:  # a later one is an apostrophe
+        elif letter in "'\"" and not values[-1].strip():  # a later one is an apostrophe
             quote = letter
         else:
             depth += (letter in "([{") - (letter in ")]}")
