@@ -12,7 +12,7 @@ DIR/
 ├── configs/metadata.json    inputs and outputs
 ├── configs/inference.json   read, orient, resample, normalise, infer, restore, save
 ├── models/model.pt2         network and weights, as torch's exported program
-└── docs/README.md           the model card
+└── docs/README.md           the model card, and the differences from lesionseg
 """
 
 import json
@@ -425,6 +425,22 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
         "MetaTensor(@slide(item['image'].as_tensor()))}))",
         "run": ["$[@predict(item) for item in @dataset]"],
     }
+
+
+def monai_readme(plan: Plan, card: str) -> str:
+    """Return the text of `docs/README.md`: the model card, and the differences from lesionseg."""
+    spacing = " × ".join(f"{mm:g}" for mm in plan.spacing_mm)
+    lines = [
+        "## Differences from lesionseg",
+        "",
+        f"- Scans are resampled to {spacing} mm by linear interpolation. lesionseg takes the mean "
+        "over a voxel, so probabilities differ for scans that are more than twice as fine.",
+        "- Candidates and operating points are missing. The label map contains the voxels whose "
+        f"probability reaches `threshold` in `{CONFIG}`.",
+    ]
+    if plan.dims == 3:
+        lines.append("- lesionseg detects nothing in the air around the body. Here, it may.")
+    return "\n".join([*card.rstrip().splitlines(), "", *lines, ""])
 
 
 def _is_in_colour(plan: Plan) -> bool:

@@ -1,5 +1,6 @@
 """`export`: write a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from lesionseg.inference.export_formats import (
     inference_config,
     largest_difference,
     metadata,
+    monai_readme,
     onnx_note,
     output_names,
     trace,
@@ -126,11 +128,10 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
     card = resolve_bundle(Path(cfg.bundle[0])) / CARD
-    write_text(folder / README, card.read_text("utf-8") if card.is_file() else "")
-    command = (
-        f"python -m monai.bundle run --bundle_root {folder} --config_file {config} "
-        f"--dataset_dir SCANS  # to {folder / 'eval'}"
-    )
+    text = card.read_text("utf-8") if card.is_file() else ""
+    write_text(folder / README, monai_readme(plan, text))
+    paths = f"--bundle_root {shlex.quote(str(folder))} --config_file {shlex.quote(str(config))}"
+    command = f"python -m monai.bundle run {paths} --dataset_dir SCANS  # to {folder / 'eval'}"
     return ExportOutcome(config, difference, (_describe_difference(difference, bundle),), command)
 
 

@@ -35,6 +35,14 @@ def test_card_lists_scores_and_calls_those_of_validation_optimistic(plan):
         assert contains(card, "optimistic") == (role == "validation")
 
 
+def test_card_states_features_only_of_our_own_networks(plan):
+    features = ", ".join(map(str, plan.architecture.features))
+    assert f"- network: unet, features {features}\n\n## Output" in model_card(plan, Selection())
+    own = replace(plan.architecture, name="custom", network={"_target_": "mine.Net"})
+    card = model_card(plan.with_(architecture=own), Selection(n_members=2))
+    assert "- network: mine.Net; the mean of 2\n\n## Output" in card
+
+
 def test_card_states_if_more_false_positives_are_expected_than_the_aim(plan):
     point = OperatingPoint("fp_per_case:0.5", 0.9, expected_false_positives_per_case=1.0)
     met = OperatingPoint("fp_per_case:1", 0.8, expected_false_positives_per_case=1.0)

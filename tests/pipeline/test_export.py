@@ -1,6 +1,7 @@
 """Exported networks give the same numbers in other programs as the bundle."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import nibabel
@@ -214,7 +215,9 @@ def test_monai_bundle_gives_our_probabilities(
     for file in files:
         write_array(file, _make_scan(rng, shape), geometry)
     _run_monai(tmp_path, bundle, overlap)
-    assert (tmp_path / "monai/docs/README.md").read_text() == "# the card\n"
+    readme = (tmp_path / "monai/docs/README.md").read_text()
+    assert readme.startswith("# the card\n\n## Differences from lesionseg\n\n")
+    assert "resampled to 2 × 1 × 1.5 mm" in readme
     assert "lesionseg." not in (tmp_path / "monai/configs/inference.json").read_text()
     # MONAI's layout cannot contain our body mask, so air is computed like the other voxels
     monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
@@ -311,6 +314,14 @@ def test_monai_bundle_reads_pictures_in_colour_as_we_do(plan, tmp_path, rng, n_c
     mask = read_volume(tmp_path / "out" / "photo_mask.png").array[0]
     assert 0 < (labels > 0).mean() < 1
     assert (mask == labels).mean() > 0.999
+
+
+def test_next_command_of_monai_can_be_pasted_with_spaces_in_the_path(bundle, tmp_path):
+    folder = tmp_path / "for MONAI"
+    words = shlex.split(export(bundle, folder, format="monai").next, comments=True)
+    named = dict(zip(words[4::2], words[5::2], strict=True))
+    assert named["--bundle_root"] == str(folder)
+    assert named["--config_file"] == str(folder / "configs" / "inference.json")
 
 
 def test_later_regions_are_painted_over_earlier_ones(plan):
