@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -960,6 +960,28 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     write_volume(path, Volume(array[None], geometry))
 
 
+def _choose_writer(kind: object) -> Callable[..., None]:
+    """Return the function that writes datasets of a kind. Raise `ConfigError` if it is unknown."""
+    if kind == "mri":
+        return write_mri_phantoms
+    if kind == "ct":
+        return write_ct_phantoms
+    if kind == "xray":
+        return write_xray_phantoms
+    raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
+
+
+def _require_all(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
+    """Raise `ConfigError` if an argument without a default is missing."""
+    given = {*settings, "folder", "progress"}
+    for name, parameter in known.items():
+        if parameter.default is Parameter.empty and name not in given:
+            raise ConfigError(
+                f"data.phantoms has no {name}. Set data.phantoms.{name}, or use data=phantoms, "
+                "which has defaults."
+            )
+
+
 def simulate_once(
     root: Path,
     phantoms: Mapping[str, Any],
@@ -975,21 +997,13 @@ def simulate_once(
             of `write_<kind>_phantoms`.
 
     Raises:
-        ConfigError: if an argument is unknown, or `root` was simulated with another kind or other
-            arguments.
+        ConfigError: if an argument is unknown or missing, or `root` was simulated with another kind
+            or other arguments.
         OutputError: if the folder cannot be written.
     """
     settings = {key: value for key, value in phantoms.items() if key != "kind"}
     kind = phantoms.get("kind")
-    write: Callable[..., None]
-    if kind == "mri":
-        write = write_mri_phantoms
-    elif kind == "ct":
-        write = write_ct_phantoms
-    elif kind == "xray":
-        write = write_xray_phantoms
-    else:
-        raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
+    write = _choose_writer(kind)
     known = signature(write).parameters
     for name in settings.keys() - known.keys():
         raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
@@ -1006,6 +1020,7 @@ def simulate_once(
                 "data.root to another folder, or remove this one."
             )
         return
+    _require_all(settings, known)
     log.info("Simulated scans are written to %s.", root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
