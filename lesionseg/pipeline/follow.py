@@ -181,17 +181,13 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         LesionsegError: if there is only one pair and it cannot be compared.
     """
     rule = ChangeRule(cfg.overlap, cfg.confidence)
-    folder = Path(cfg.output)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError(
             "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
             "or leave operating_point= out."
         )
     timelines, unpredicted = _timelines(cfg, progress)
-    pairs: dict[str, FilePair] = {}
-    for visits in timelines:
-        for earlier, later in pairwise(visits):
-            pairs[later.case] = (earlier, later)
+    pairs = _pair_visits(timelines)
     masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
         require_highdicom()  # a missing package is reported before a file is read
@@ -203,16 +199,14 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         point = stable_point(cfg, pairs, rule, left_out)
     names = _names_on_page(cfg, pairs)
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
-    changes = [change for pair in followed.values() for change in pair.changes]
+    changes = tuple(change for pair in followed.values() for change in pair.changes)
     _check_labels(changes)
     _write_change_scores(cfg, followed.values(), point)
-    rows = [pair.row for pair in followed.values()]
-    write_rows(folder / "changes.csv", changes, LesionChange)
     messages = {case: str(error) for case, error in faults.items()}
     for case, why in unpredicted.items():
         messages[case] = f"The visit could not be predicted: {why}"
-    failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
-    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
+    folder = Path(cfg.output)
+    _write_tables(folder, followed, messages)
     write_follow_page(
         folder / "follow.html",
         changes,
@@ -224,12 +218,38 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         alignments={case: pair.row["registered"] for case, pair in followed.items()},
     )
     return FollowOutcome(
-        changes=tuple(changes),
+        changes=changes,
         n_pairs=len(followed),
         output=folder,
         n_failed=len(messages),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
+
+
+def _pair_visits(timelines: Iterable[Sequence[VisitFiles]]) -> dict[str, FilePair]:
+    """Return each visit with the one before, by the id of the later one."""
+    pairs: dict[str, FilePair] = {}
+    for visits in timelines:
+        for earlier, later in pairwise(visits):
+            pairs[later.case] = (earlier, later)
+    return pairs
+
+
+def _write_tables(
+    folder: Path, followed: Mapping[str, "FollowedPair"], failed: Mapping[str, str]
+) -> None:
+    """Write changes.csv and pairs.csv.
+
+    Args:
+        folder: the output folder.
+        followed: the pairs that were compared, at least one, by case.
+        failed: the reason of each visit or pair that failed, by case.
+    """
+    changes = [change for pair in followed.values() for change in pair.changes]
+    write_rows(folder / "changes.csv", changes, LesionChange)
+    rows = [pair.row for pair in followed.values()]
+    failed_rows = [{"case": case, "message": message} for case, message in failed.items()]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
 
 
 def _names_on_page(cfg: FollowConfig, pairs: Iterable[str]) -> dict[str, str]:
