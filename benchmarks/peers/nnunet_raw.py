@@ -45,7 +45,7 @@ class RawSet:
     """A raw folder's name, its `dataset.json`, and the change of a simulated scan."""
 
     name: str
-    make_facts: Mapping[str, Any]
+    facts: Mapping[str, Any]
     change: Callable[[Scan, int], Scan]
     is_ct: bool = False
     shape: tuple[int, ...] = (28, 40, 36)
