@@ -1,7 +1,7 @@
 """The labels of a dataset or a network: mask values, names, regions and the value to ignore."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -25,6 +25,25 @@ def numbers_first(name: str) -> tuple[bool, float, str, str]:
     if not math.isfinite(number):
         return (True, 0.0, name.casefold(), name)
     return (False, number, name, name)
+
+
+def free_name(name: str, taken: Collection[str], form: str) -> str:
+    """Return a name that is not taken yet: the name itself, or with the first free number.
+
+    Args:
+        name: the name.
+        taken: the names that it must differ from.
+        form: the form of a numbered name, with the places of `{name}` and `{number}`.
+
+    >>> free_name("nodule", ["mass", "nodule"], "{name} ({number})")
+    'nodule (2)'
+    """
+    candidate = name
+    number = 1
+    while candidate in taken:
+        number += 1
+        candidate = form.format(name=name, number=number)
+    return candidate
 
 
 @dataclass(frozen=True)

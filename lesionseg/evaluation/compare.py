@@ -12,6 +12,7 @@ inferior if the whole interval of the primary difference is above −margin (Pia
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ COMPARED: Mapping[str, Callable[[CaseResult], Term]] = {
 }
 # a number whose mean is compared over the cases in which both models have it, by its name
 COMPARED_MEANS: Mapping[str, Callable[[CaseResult], float | None]] = {
-    "dice": lambda r: r.dice,
-    "surface_dice": lambda r: r.surface_dice,
+    "dice": attrgetter("dice"),
+    "surface_dice": attrgetter("surface_dice"),
 }
 
 

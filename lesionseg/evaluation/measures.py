@@ -18,6 +18,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist, squareform
 
 from lesionseg.core import Candidate
+from lesionseg.core.labels import free_name
 
 NEAR_RESOLUTION_VOXELS = 8
 # Spacings read from float32 headers must not push an element over the tolerance.
@@ -210,12 +211,7 @@ def _column_names(names: Iterable[str]) -> dict[str, str]:
     columns: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[^\w.-]+", "_", name)
-        column = plain
-        number = 1
-        while column in columns.values():
-            number += 1
-            column = f"{plain}_{number}"
-        columns[name] = column
+        columns[name] = free_name(plain, columns.values(), "{name}_{number}")
     return columns
 
 

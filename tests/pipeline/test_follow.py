@@ -267,14 +267,19 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "New" not in comment
 
 
+def write_visits_of_two_patients(folder):
+    """Write a DICOM series and a mask for both visits of P1 and P2."""
+    for visit in ("before", "after"):
+        for case in ("P1", "P2"):
+            scan = write_patient_series(folder / f"{visit}_images" / case, GRIDS["axial"])
+            mask = boxes((5, 4, 6), (0, 0, 0, 2))
+            write_array(folder / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
+
+
 @pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])
 def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     pytest.importorskip("highdicom")
-    for visit in ("before", "after"):
-        for case in ("P1", "P2"):
-            scan = write_patient_series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
-            mask = boxes((5, 4, 6), (0, 0, 0, 2))
-            write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
+    write_visits_of_two_patients(tmp_path)
     out = tmp_path / "out"
     case = "P1_scan"
     out.mkdir()
@@ -304,11 +309,7 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
 def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
     """While P1 is compared, its folder gets the series of another patient on the same grid."""
     pytest.importorskip("highdicom")
-    for visit in ("before", "after"):
-        for case in ("P1", "P2"):
-            scan = write_patient_series(tmp_path / f"{visit}_images" / case, GRIDS["axial"])
-            mask = boxes((5, 4, 6), (0, 0, 0, 2))
-            write_array(tmp_path / visit / f"{case}_scan.nii.gz", mask, read_geometry(scan))
+    write_visits_of_two_patients(tmp_path)
 
     def compare(case, *args):
         if case == "P1_scan":

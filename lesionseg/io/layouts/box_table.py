@@ -21,6 +21,7 @@ from lesionseg.core import (
     StatedBoxes,
     numbers_first,
 )
+from lesionseg.core.labels import free_name
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_csv_columns, read_csv_lines
@@ -361,11 +362,7 @@ def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, st
     names: dict[int, str] = {}
     changed: list[str] = []
     for value, name in name_of.items():
-        new_name = name
-        number = 1
-        while new_name in names.values():
-            number += 1
-            new_name = f"{name} ({number})"
+        new_name = free_name(name, names.values(), "{name} ({number})")
         names[value] = new_name
         if new_name != name:
             changed.append(f"label {value} is now called {new_name!r}")
