@@ -155,8 +155,8 @@ class Prediction:
         input: the comparison with the training scans. None for predictions of other programs.
         n_left_out: number of candidates (for a detector: anchors) that a limit left out. These
             have the lowest scores.
-        labels: the names of the model's labels by their values. Empty for predictions of other
-            programs.
+        labels: the names of the model's labels by their values. Empty if the predicting
+            program states none.
     """
 
     case: str

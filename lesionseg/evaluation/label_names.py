@@ -18,7 +18,8 @@ _log = logging.getLogger(__name__)
 class LabelNumbers:
     """The numbers that predicted labels have in the dataset of the references.
 
-    Predictions of other programs state no names, and a folder of masks has none. Their numbers are
+    Predictions of most other programs state no names, and a folder of masks has none. nnU-Net's
+    names are in the `dataset.json` next to its outputs. Their numbers are
     then compared as they are. Names are not compared either if both sides have a single label, if
     all candidates become one label (regions, merged labels), or if two predicted labels have the
     same name, as in some models of version 1.0.0.
@@ -26,6 +27,7 @@ class LabelNumbers:
 
     def __init__(self, labels: Labels | None) -> None:
         becomes_one_label = labels is not None and bool(labels.regions or labels.merged)
+        self._ignore = None if labels is None else labels.ignore
         self._names: Mapping[int, str] = {}
         if labels is not None and not becomes_one_label:
             self._names = labels.value_names
@@ -79,7 +81,7 @@ class LabelNumbers:
             join_names(unknown),
         )
         for name in unknown:
-            taken = {*self._value_of.values()}
+            taken = {*self._value_of.values(), self._ignore}
             self._value_of[name] = next(number for number in count(1) if number not in taken)
 
 
@@ -90,9 +92,12 @@ def add_predicted_names(
 
     Without a dataset, `names` is empty and stays so, because its labels are named by their numbers.
     """
+    if not names:
+        return names
     all_names = dict(names)
-    for match in matches if names else ():
+    for match in matches:
+        stated = match.prediction.labels
         for candidate in match.prediction.candidates:
-            if candidate.label in match.prediction.labels:
-                all_names.setdefault(candidate.label, match.prediction.labels[candidate.label])
+            if candidate.label in stated:
+                all_names.setdefault(candidate.label, stated[candidate.label])
     return all_names

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -21,6 +22,7 @@ from lesionseg.io.predictions import (
     CANDIDATES,
     PredictionFiles,
     find_predictions,
+    read_key,
     read_prediction,
     read_source,
     remove_predictions,
@@ -31,6 +33,7 @@ from lesionseg.io.volumes import result_suffix
 log = logging.getLogger(__name__)
 
 FOLDER = "predictions"
+_KEY = "evaluate"  # states in a candidate file that this module wrote it
 
 
 class KeptPredictions:
@@ -44,6 +47,7 @@ class KeptPredictions:
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
         self._files = {case: files for case, files in predictions.items() if has_outputs(files)}
         candidates = [files.candidates for files in predictions.values()]
+        # the evaluated files, which may be in `folder`
         self._given = {file.resolve() for file in candidates if file is not None}
         self._geometry: dict[str, Geometry] = {}
 
@@ -73,6 +77,7 @@ class KeptPredictions:
             prediction,
             suffix=result_suffix(files.mask, prediction.geometry.dims),
             like=files.mask,
+            key=_KEY,
         )
 
     def keep_unlabelled(self, cases: Sequence[str], *, merge_labels: bool) -> list[Problem]:
@@ -106,7 +111,7 @@ class KeptPredictions:
                 accepted = accept(prediction, selection.point, selection.calibration)
                 like = self._files[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
-                write_prediction(self._temporary, accepted, suffix=suffix, like=like)
+                write_prediction(self._temporary, accepted, suffix=suffix, like=like, key=_KEY)
         self._refuse_to_replace_results()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()
@@ -117,14 +122,13 @@ class KeptPredictions:
     def _remove_earlier(self) -> None:
         """Remove the files of earlier evaluations, which may have had other cases and labels.
 
-        The results of `predict`, which has a table of them, and the evaluated files remain.
+        The evaluated files, and those of `predict` and of other programs, remain.
         """
-        if any(self.folder.glob("predictions*.csv")):
-            return
         cases = set[str]()
         for file in self.folder.glob(f"*{CANDIDATES}"):
-            if file.resolve() not in self._given and read_source(file) is None:
-                cases.add(file.name.removesuffix(CANDIDATES))
+            with suppress(ReadError):  # a damaged file is not known to be ours
+                if file.resolve() not in self._given and read_key(file) == _KEY:
+                    cases.add(file.name.removesuffix(CANDIDATES))
         remove_predictions(self.folder, cases)
 
     def _refuse_to_replace_results(self) -> None:

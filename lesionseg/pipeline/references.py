@@ -140,7 +140,10 @@ def all_references(
     )
     in_folder = {files.case for files in labelled}
     wrong = [problem for problem in whole.problems if problem.case not in in_folder]
-    faults += wrong
+    for problem in wrong:
+        if not problem.case:
+            log.warning(problem.message)
+    faults += [problem for problem in wrong if problem.case]
     left_out = in_folder | {problem.case for problem in wrong}
     others = [c for c in whole.cases if c.is_labelled and c.case not in left_out]
     return whole, [*labelled, *others]

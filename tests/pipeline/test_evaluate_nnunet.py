@@ -373,16 +373,50 @@ def test_kept_predictions_of_an_earlier_evaluation_are_removed(
     assert not any("_regions" in name for name in names)
 
 
-def test_earlier_results_remain_next_to_the_table_of_predict(
-    folders: tuple[Path, Path, Path],
-) -> None:
+def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -> None:
     kept = folders[2] / "predictions"
     kept.mkdir(parents=True)
     write_json(kept / "Q_candidates.json", {"candidates": []})
+    (kept / "damaged_candidates.json").write_text("{")
     (kept / "predictions.csv").write_text("case\nQ\n")
     scores_of(*folders)
     assert (kept / "Q_candidates.json").is_file()
+    assert (kept / "damaged_candidates.json").is_file()
     assert (kept / "P0_candidates.json").is_file()
+
+
+@pytest.mark.parametrize("with_probabilities", [True, False])
+def test_labels_of_nnunet_are_compared_by_name(tmp_path: Path, with_probabilities: bool) -> None:
+    """The model numbers nodule before mass, and the reference the other way round."""
+    root = tmp_path / "dataset"
+    probabilities = np.stack([blobs(SHAPE, (FIRST, 4, 0.9)), blobs(SHAPE, (SECOND, 4, 0.9))])
+    painted = np.where(probabilities[0] > 0.5, 1, np.where(probabilities[1] > 0.5, 2, 0))
+    write_labels(tmp_path / "out", {"background": 0, "nodule": 1, "mass": 2})
+    if with_probabilities:
+        background = 1 - probabilities.sum(axis=0, keepdims=True)
+        stored = np.concatenate([background, probabilities]).astype(np.float32)
+        write_outputs(tmp_path / "out", "a", stored, painted)
+    else:
+        write_array(tmp_path / "out" / "a.nii.gz", painted.astype(np.uint8))
+    write_array(root / "imagesTs" / "a_0000.nii.gz", np.ones(SHAPE, np.float32))
+    swapped = np.array([0, 2, 1], np.uint8)[painted]
+    write_array(root / "labelsTs" / "a.nii.gz", swapped)
+    write_labels(root, {"background": 0, "mass": 1, "nodule": 2}, channel_names={"0": "CT"})
+    scores = scores_of(root, tmp_path / "out", tmp_path / "scores")
+    found = {name: one.n_true_positive for name, one in scores.per_label.items()}
+    assert found == {"mass": 1, "nodule": 1}
+    assert sum(one.n_false_positive for one in scores.per_label.values()) == 0
+
+
+@pytest.mark.parametrize("content", ['{"name": "x"}', '{"training": [{"image": "a.nii"}]}', "{"])
+def test_dataset_file_of_another_program_next_to_masks_is_ignored(
+    tmp_path: Path, content: str
+) -> None:
+    for folder in ("labels", "out"):
+        write_array(tmp_path / folder / "a.nii.gz", boxes(SHAPE, (*FIRST, 3)))
+    (tmp_path / "out" / "dataset.json").write_text(content)
+    scores = scores_of(tmp_path / "labels", tmp_path / "out", tmp_path / "scores")
+    assert scores.n_true_positive == 1
 
 
 def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ chosen so that the labels of the probabilities agree with the mask.
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 from math import prod
@@ -30,6 +30,7 @@ from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.volumes import is_raster, read_geometry
+from lesionseg.io.warn_once import warn_once
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,10 @@ def open_prediction(
     errors, see `io.predictions.read_prediction`.
     """
     if files.probabilities is None or files.candidates is not None:
-        return read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        found = read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        if files.mask is None or files.candidates is not None or binary:
+            return found
+        return _with_names(found, _find_labels_next_to(files.mask))
     return read_probabilities(files, geometry=geometry, by_image=by_image)
 
 
@@ -163,7 +167,16 @@ def read_probabilities(
     )
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return accept(found, DEFAULT_POINT)
+    return accept(_with_names(found, labels), DEFAULT_POINT)
+
+
+def _with_names(prediction: Prediction, labels: Labels | None) -> Prediction:
+    """Return the prediction with the names of its labels, unless they are regions or unknown."""
+    if labels is None or labels.regions:
+        return prediction
+    names = labels.lesion_names
+    are_known = all(candidate.label in names for candidate in prediction.candidates)
+    return replace(prediction, labels=names) if are_known else prediction
 
 
 def _read_mask_on_grid(
@@ -240,10 +253,22 @@ def _find_labels_of_outputs(predictions: Iterable[PredictionFiles]) -> Labels | 
         if files.probabilities is not None:
             labels = find_labels(files.probabilities)
         elif files.mask is not None and files.candidates is None:
-            labels = find_labels(files.mask, n_folders=1)
+            labels = _find_labels_next_to(files.mask)
         if labels is not None:
             return labels
     return None
+
+
+def _find_labels_next_to(mask: Path) -> Labels | None:
+    """Read the labels in the folder of a mask. Return None if it has none.
+
+    Other programs write masks, too, so a `dataset.json` that is not nnU-Net's is ignored.
+    """
+    try:
+        return find_labels(mask, n_folders=1)
+    except LesionsegError as error:
+        warn_once(_log, "The labels next to the masks are not used. %s", error)
+        return None
 
 
 def find_labels(path: Path, n_folders: int = _LEVELS_UP) -> Labels | None:

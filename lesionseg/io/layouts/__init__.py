@@ -294,6 +294,7 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
         The dataset with one case per mask, or None if the masks do not belong to one. A case whose
         image is missing has no images.
     """
+    masks = {case: mask.absolute() for case, mask in masks.items()}  # `.` has no parent
     folders = {mask.parent for mask in masks.values()}
     if len(folders) != 1:
         return None
@@ -315,4 +316,11 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
         case_of_mask.get(mask) or CaseFiles(case, (), reference=mask, role=role)
         for case, mask in masks.items()
     ]
+    if len({files.case for files in cases}) < len(cases):
+        logger.warning(
+            "The masks in %s are read without their dataset, because a case of it has the name of "
+            "another mask.",
+            folder,
+        )
+        return None
     return replace(dataset, cases=tuple(cases))

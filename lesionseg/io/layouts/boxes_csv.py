@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, suggest
@@ -124,42 +125,38 @@ class _CaseFacts:
     """The patient, role and fold of each case, as the rows of a table state them."""
 
     def __init__(self) -> None:
-        # the text and the first line, by case and column
-        self._stated: dict[str, dict[str, tuple[str, str]]] = {}
+        # the value and the first line, by case and column
+        self._stated: dict[str, dict[str, tuple[Any, str]]] = {}
 
     def add(self, case: str, row: Mapping[str, str], where: str) -> None:
         """Add the facts of a row. Raise `DatasetError` if one is wrong or differs in other rows."""
         stated = self._stated.setdefault(case, {})
-        validate(RoleAndFold, {name: row[name] for name in ("role", "fold") if row.get(name)})
-        for name in _CASE_COLUMNS:
-            text = row.get(name, "")
-            if not text:
+        parsed = validate(
+            RoleAndFold, {name: row[name] for name in ("role", "fold") if row.get(name)}
+        )
+        values = {"group": row.get("group") or None, "role": parsed.role, "fold": parsed.fold}
+        for name, value in values.items():
+            if value is None:
                 continue
-            first, first_line = stated.setdefault(name, (text, where))
-            if text != first:
+            first, first_line = stated.setdefault(name, (value, where))
+            if value != first:
                 raise DatasetError(
-                    f"{name} of the case {case!r} is {text[:100]!r} here, but {first[:100]!r} in "
-                    f"{first_line}. Write the same {name} in all rows of a case."
+                    f"{name} of the case {case!r} is {str(value)[:100]!r} here, but "
+                    f"{str(first)[:100]!r} in {first_line}. Write the same {name} in all rows of a "
+                    "case."
                 )
 
     def add_to(self, files: CaseFiles) -> CaseFiles:
         """Return the case with its facts. Raise `DatasetError` if the manifest states others."""
         stated = self._stated.get(files.case, {})
-        for name, (text, where) in stated.items():
+        for name, (value, where) in stated.items():
             in_manifest = getattr(files, name)
-            if in_manifest not in ("", None) and str(in_manifest) != text:
+            if in_manifest not in ("", None, value):
                 raise DatasetError(
-                    f"{where}: {name} of the case {files.case!r} is {text[:100]!r} here, but "
+                    f"{where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
                     f"{in_manifest!r} in {MANIFEST}. Correct one of them."
                 )
-        texts = {name: text for name, (text, _) in stated.items()}
-        parsed = validate(RoleAndFold, texts)
-        return replace(
-            files,
-            group=texts.get("group", files.group),
-            role=parsed.role or files.role,
-            fold=files.fold if parsed.fold is None else parsed.fold,
-        )
+        return replace(files, **{name: value for name, (value, _) in stated.items()})
 
 
 def _labels(root: Path, names: Iterable[str]) -> Labels:

@@ -182,12 +182,13 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
             role = None if of_known_part is None else _ROLES.get(of_known_part[2].lower())
             found.append(AnnotationFile(path, folders, role))
     if not found:
-        folders_of_parts = [path for path in root.iterdir() if path.name.lower() in _ROLES]
-        for part, role in _ROLES.items():
-            for folder in folders_of_parts:
-                path = folder / _ROBOFLOW
-                if folder.name.lower() == part and path.is_file():
-                    found.append(AnnotationFile(path, (folder,), role))
+        # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
+        of_parts = [path for path in root.glob("*") if path.name.lower() in _ROLES]
+        order = list(_ROLES)
+        for folder in sorted(of_parts, key=lambda path: order.index(path.name.lower())):
+            path = folder / _ROBOFLOW
+            if path.is_file():
+                found.append(AnnotationFile(path, (folder,), _ROLES[folder.name.lower()]))
     are_roles = any(file.role in ("validation", "test") for file in found)
     return found if are_roles else [replace(file, role=None) for file in found]
 

@@ -78,10 +78,10 @@ class _DataFile(BaseModel):
     @classmethod
     def _accept_capitals(cls, content: Any) -> Any:
         """Write the keys of the folders in lower case. Keys that are no text cannot be meant."""
-        stated: dict[str, Any] = {}
-        for key, value in content.items():
-            name = str(key)
-            stated[name.lower() if name.lower() in _PARTS else name] = value
+        stated = {str(key): value for key, value in content.items()}
+        for key in list(stated):
+            if key.lower() in _PARTS:
+                stated.setdefault(key.lower(), stated[key])  # a key in lower case has priority
         return stated
 
 
@@ -230,15 +230,17 @@ def _remark_unknown_parts(
     """
     remarks: list[Remark] = []
     for key, value in (content.model_extra or {}).items():
-        folder = _find_folder(root, content.path, value) if isinstance(value, str) else None
-        if folder is None or any(part.is_relative_to(folder) for part in known):
-            continue
-        if list_images(folder):
-            text = (
-                f"{path}: the key {key} is unknown, so the images in its folder {value[:200]} are "
-                "left out. Call it train, val or test to use them."
-            )
-            remarks.append(Remark("left_out", text))
+        entries = _to_list(value)
+        for entry in entries if isinstance(entries, list) else ():
+            folder = _find_folder(root, content.path, entry) if isinstance(entry, str) else None
+            if folder is None or any(part.is_relative_to(folder) for part in known):
+                continue
+            if list_images(folder):
+                text = (
+                    f"{path}: the key {key} is unknown, so the images in its folder "
+                    f"{entry[:200]} are left out. Call it train, val or test to use them."
+                )
+                remarks.append(Remark("left_out", text))
     return remarks
 
 
@@ -281,7 +283,7 @@ def _label_file(root: Path, image: Path) -> Path | None:
     name = f"{strip_suffix(image)}.txt"
     folders = list(image.parent.relative_to(os.path.normpath(root)).parts)
     places = [place for place, folder in enumerate(folders) if folder.lower() == "images"]
-    for folder_of_labels in ("labels", "Labels") if places else ():
+    for folder_of_labels in ("labels", "Labels", "LABELS") if places else ():
         folders[places[-1]] = folder_of_labels
         file = Path(os.path.normpath(root), *folders, name)
         if file.is_file():

@@ -128,7 +128,8 @@ FACTS = "case,label,x0,y0,x1,y1,group,role,fold\n"
 
 
 def test_rows_state_patient_role_and_fold_of_their_case(write_folder):
-    rows = [f"a,nodule,{BRIGHT},P1,train,0", "a,nodule,1,2,3,4,P1,,", "b,,,,,,P2,test,"]
+    # pandas writes 0.0 if a cell of the column is empty
+    rows = [f"a,nodule,{BRIGHT},P1,train,0", "a,nodule,1,2,3,4,P1,,0.0", "b,,,,,,P2,test,"]
     dataset = read_dataset(write_folder(rows, FACTS))
     found = [(c.case, c.group, c.role, c.fold) for c in dataset.cases]
     assert found == [

@@ -215,8 +215,9 @@ def test_other_names_of_the_parts_are_read(write_folder, train, val):
     assert not [remark for remark in dataset.remarks if remark.kind == "left_out"]
 
 
-def test_unknown_key_with_a_folder_of_images_is_named(write_folder):
-    data = f"train: images/train\nminival: images/val\nbase: .\nlicense: CC0\n{NAMES}"
+@pytest.mark.parametrize("entry", ["images/val", "[images/val]"])
+def test_unknown_key_with_a_folder_of_images_is_named(write_folder, entry):
+    data = f"train: images/train\nminival: {entry}\nbase: .\nlicense: CC0\n{NAMES}"
     dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
     assert [c.case for c in dataset.cases] == ["a", "b"]
     (left_out,) = [remark.message for remark in dataset.remarks if remark.kind == "left_out"]
