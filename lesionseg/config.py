@@ -72,7 +72,10 @@ def _path_to_tuple(value: Any) -> Any:
 
 
 def _check_whole_numbers(lightning: Arguments) -> Arguments:
-    """Return the arguments. Raise `ValueError` if one that training counts with is not a number."""
+    """Return the arguments.
+
+    Raise `ValueError` if a number of steps or nodes is not a whole number of at least 1.
+    """
     for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
         value = lightning.get(name, 1)
         if not isinstance(value, int) or value < 1:
@@ -114,6 +117,7 @@ class PathKind(Enum):
     EXISTING = auto()  # a file or a folder
     SCORES = auto()  # a folder with scores.json
     OUTPUT = auto()  # a folder, which need not exist
+    OUTPUT_OR_URL = auto()  # as OUTPUT, or a URL
 
 
 FolderPath = Annotated[Text | None, PathKind.FOLDER]
@@ -414,7 +418,7 @@ class SeriesConfig(Settings):
 class PredictConfig(OutputCommand):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     input: Annotated[Text, PathKind.SCANS]
-    output: OutputPath
+    output: Annotated[Text, PathKind.OUTPUT_OR_URL]
     inference: InferenceConfig
     operating_point: str | None
     raster_mm: PositiveFloat | None
@@ -685,7 +689,7 @@ def _to_plain(value: Any) -> Any:
         parts = [_to_plain(part) for part in value]
         return parts if isinstance(value, list) else tuple(parts)
     # numpy is not imported here, because it is not needed to check settings
-    tolist = getattr(value, "tolist", None)
+    tolist = None if isinstance(value, type) else getattr(value, "tolist", None)
     return value if tolist is None else tolist()
 
 
@@ -783,21 +787,31 @@ def import_target(target: str, key: str) -> Any:
         raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
 
 
-def check_arguments(spec: Mapping[str, Any], key: str) -> None:
-    """Import a class (`_target_`) and check the names of its arguments, without constructing it.
+def check_arguments(value: Any, key: str) -> None:
+    """Import each class (`_target_`) in a value and check the names of its arguments.
 
-    `key` is the setting that contains them, for messages. Raises `ConfigError` if the class cannot
-    be imported or does not take the arguments.
+    Nothing is constructed. `key` is the setting that contains the value, for messages.
+
+    Raises:
+        ConfigError: if a class cannot be imported or does not take the arguments.
     """
-    make = import_target(spec[TARGET], key)
+    if isinstance(value, list | tuple):
+        for part in value:
+            check_arguments(part, key)
+    if not isinstance(value, Mapping):
+        return
+    arguments = {name: part for name, part in value.items() if name != TARGET}
+    for part in arguments.values():
+        check_arguments(part, key)
+    if TARGET not in value:
+        return
+    make = import_target(value[TARGET], key)
     try:
-        parameters = signature(make)
+        signature(make).bind(**arguments)
     except ValueError:  # a class that is not written in Python has no signature
         return
-    try:
-        parameters.bind(**{name: value for name, value in spec.items() if name != TARGET})
-    except TypeError as error:
-        raise ConfigError(f"{key}: {spec[TARGET]}: {error}. Correct the arguments.") from error
+    except TypeError as error:  # no class, or other arguments
+        raise ConfigError(f"{key}: {value[TARGET]}: {error}. Correct the arguments.") from error
 
 
 def build(spec: Mapping[str, Any], key: str) -> Any:

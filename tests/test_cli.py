@@ -370,6 +370,11 @@ def test_items_of_a_list_may_contain_commas_in_quotes() -> None:
     assert found.bundle == ("a,b", "c, d", "it's")
 
 
+def test_bracket_in_a_name_does_not_join_the_items_of_a_list() -> None:
+    found = compose_with_required("predict", "bundle=[runs/a(1, runs/b]")
+    assert found.bundle == ("runs/a(1", "runs/b")
+
+
 def test_home_folder_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
         monkeypatch.setenv(variable, str(tmp_path))

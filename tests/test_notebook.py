@@ -204,8 +204,11 @@ def test_numbers_and_arrays_of_numpy_are_accepted(monkeypatch: pytest.MonkeyPatc
     assert cfg.to_plain()["augment"]["extra"] == [{"_target_": "mine.Transform", "prob": 0.5}]
 
 
-def test_setting_that_cannot_be_stored_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = settings_of_train(monkeypatch, trainer={"lightning": {"profiler": object()}})
+@pytest.mark.parametrize("value", [object(), np.float32])
+def test_setting_that_cannot_be_stored_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, value: object
+) -> None:
+    cfg = settings_of_train(monkeypatch, trainer={"lightning": {"profiler": value}})
     with pytest.raises(ConfigError, match="cannot be stored"):
         cfg.to_plain()
 

@@ -72,16 +72,26 @@ def test_path_keys_contain_all_paths_of_train_and_predict():
     }
 
 
-@pytest.mark.parametrize(("command", "key"), KEYS)
-def test_mistyped_path_is_named_with_its_key(command, key, place, capsys):
+def arguments_with(command, key, value):
+    """Return the arguments of a command with another value of one of its paths.
+
+    `follow` reads visits only without `before` and `after`.
+    """
     changed = {}
-    wrong = "masls" if key != "data.root" else "dada"
-    if path_keys(COMMANDS[command])[key] is PathKind.OUTPUT:  # may be missing, but not a file
-        wrong = "table.csv"
     if command == "follow" and key in ("visits", "bundle", "predictions"):
         changed = {"before": "null", "after": "null", "visits": "table.csv"}
-        changed |= {"predictions" if key == "visits" else key: "masks"}
-    assert run(command, arguments_of(command, **changed | {key: wrong})) == 1
+        if key == "visits":
+            changed["predictions"] = "masks"
+    return arguments_of(command, **{**changed, key: value})
+
+
+@pytest.mark.parametrize(("command", "key"), KEYS)
+def test_mistyped_path_is_named_with_its_key(command, key, place, capsys):
+    wrong = "masls" if key != "data.root" else "dada"
+    kind = path_keys(COMMANDS[command])[key]
+    if kind in (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL):  # may be missing, but not a file
+        wrong = "table.csv"
+    assert run(command, arguments_with(command, key, wrong)) == 1
     printed = capsys.readouterr().err
     assert f"{key}={wrong}" in printed
     near = {"masls": "masks", "dada": "data", "table.csv": "Name"}[wrong]
@@ -128,11 +138,7 @@ def test_no_heavy_package_is_imported_before_paths_are_checked(place):
 
 @pytest.mark.parametrize(("command", "key"), KEYS)
 def test_empty_path_is_not_the_current_folder(command, key, place, capsys):
-    changed = {key: ""}
-    if command == "follow" and key in ("visits", "bundle", "predictions"):
-        changed = {"before": "null", "after": "null", "visits": "table.csv", **changed}
-        changed |= {"predictions": "masks"} if key == "visits" else {}
-    assert run(command, arguments_of(command, **changed)) == 2
+    assert run(command, arguments_with(command, key, "")) == 2
     assert f"{key}= is empty" in capsys.readouterr().err
 
 
@@ -159,15 +165,16 @@ def test_empty_path_among_several_bundles_is_an_error(place):
         lesionseg.predict(["model", ""], "masks", "out")
 
 
-def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(place, capsys):
+# the keys whose files no command downloads or uploads
+LOCAL_KEYS = [
+    (command, key)
+    for command, key in KEYS
+    if key not in ("data.root", "input") and (command, key) != ("predict", "output")
+]
+
+
+@pytest.mark.parametrize(("command", "key"), LOCAL_KEYS)
+def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key, place, capsys):
     url = "memory://bucket/x"
-    for command, key in KEYS:
-        if key in ("data.root", "input") or (command, key) == ("predict", "output"):
-            continue
-        changed = {key: url}
-        if command == "follow" and key in ("visits", "bundle", "predictions"):
-            changed = {"before": "null", "after": "null", "visits": "table.csv"}
-            changed |= {"predictions": "masks"} if key == "visits" else {}
-            changed[key] = url
-        assert run(command, arguments_of(command, **changed)) == 2
-        assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err
+    assert run(command, arguments_with(command, key, url)) == 2
+    assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from lesionseg.config import (
     suggest_key,
 )
 from lesionseg.errors import ConfigError, suggest
-from lesionseg.pipeline.log import command_line
+from lesionseg.pipeline.log import command_line, in_quotes
 
 SEARCHPATH = "hydra.searchpath"
 _HYDRA = Lock()
@@ -279,7 +279,7 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
     if folders:
-        overrides.append(f"{SEARCHPATH}=[{','.join(map(_in_quotes, folders))}]")
+        overrides.append(f"{SEARCHPATH}=[{','.join(map(in_quotes, folders))}]")
     return flags, overrides
 
 
@@ -295,22 +295,29 @@ def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> s
     "bundle=['runs/a b','runs/c,d']"
     >>> quote_text("preset=picai,iou:0.4", ["preset"], sweeps=True)
     "preset='picai','iou:0.4'"
+    >>> quote_text("bundle=[a,b],[c]", ["bundle"], sweeps=True)
+    "bundle=['a','b'],['c']"
     """
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
     is_text = name in keys and value not in ("", "null")
     if not is_text:
         return argument
-    is_list = name in LISTS and value[0] == "[" and value[-1] == "]"
-    if is_list:
-        items = [_in_quotes(item.strip()) for item in _split_values(value[1:-1]) if item.strip()]
-        return f"{key}=[{','.join(items)}]"
     values = _split_values(value) if sweeps else [value]
-    return f"{key}={','.join(map(_in_quotes, values))}"
+    quoted = [_quote_value(one, may_be_list=name in LISTS) for one in values]
+    return f"{key}={','.join(quoted)}"
+
+
+def _quote_value(value: str, *, may_be_list: bool) -> str:
+    """Quote one value of an override, or each item of a list."""
+    if may_be_list and value[:1] == "[" and value[-1:] == "]":
+        items = [in_quotes(item.strip()) for item in _split_values(value[1:-1]) if item.strip()]
+        return f"[{','.join(items)}]"
+    return in_quotes(value)
 
 
 def _split_values(text: str) -> list[str]:
-    """Split a text at its commas, except for those within quotes or brackets.
+    """Split a text at its commas, except for those within quotes or pairs of brackets.
 
     >>> _split_values("a,b"), _split_values("(P[0-9]{1,3})_"), _split_values("'a,b'")
     (['a', 'b'], ['(P[0-9]{1,3})_'], ["'a,b'"])
@@ -329,24 +336,7 @@ def _split_values(text: str) -> list[str]:
             values.append("")
         else:
             values[-1] += letter
-    return values
-
-
-def _in_quotes(value: str) -> str:
-    r"""Return a text in single quotes, or unchanged if it has quotes already.
-
-    Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
-    the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
-
-    >>> print(_in_quotes(r"C:\scans"), _in_quotes("C:\\"), _in_quotes("it's"))
-    'C:\scans' 'C:\\' 'it\'s'
-    """
-    has_quotes = value[:1] in ("'", '"') and value[:1] == value[-1:]
-    if has_quotes:
-        return value
-    before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    before_end = re.sub(r"(\\+)$", r"\1\1", before_quotes)
-    return f"'{before_end}'"
+    return values if depth == 0 else text.split(",")  # a single bracket belongs to a name
 
 
 def key_of(override: str) -> str:

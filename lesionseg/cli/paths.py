@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import DataConfig, PathKind, PredictConfig, Settings, is_url
+from lesionseg.config import DataConfig, PathKind, Settings, is_url
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
 
 _PATTERN = set("*?[")
-_WITH_URL = (PathKind.DATASET, PathKind.SCANS)
-_OUTPUT_WITH_URL = (PathKind.OUTPUT, PredictConfig)
+_OUTPUTS = (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL)
+_WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 
 
 def check_paths(cfg: Settings, prefix: str = "") -> None:
@@ -31,7 +31,6 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                 continue
             if kind is PathKind.DATASET and isinstance(cfg, DataConfig) and cfg.phantoms:
                 continue  # the scans are simulated if the folder is missing
-            is_url_possible = kind in _WITH_URL or (kind, type(cfg)) == _OUTPUT_WITH_URL
             for path in _list_paths(value):
                 if not path:  # it would otherwise mean the current folder
                     raise ConfigError(
@@ -40,7 +39,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                     )
                 if not is_url(path):
                     _check(kind, f"{key}={path}", Path(path))
-                elif not is_url_possible:
+                elif kind not in _WITH_URL:
                     # it would otherwise be a path, and the files go into a local folder `s3:`
                     raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
 
@@ -51,7 +50,7 @@ def _check(kind: PathKind, setting: str, path: Path) -> None:
         _CHECKS[kind](setting, path)
     except OSError as error:  # no permission, or a name that is too long
         place = f" at {error.filename}" if error.filename not in (None, str(path)) else ""
-        kind_of_error = OutputError if kind is PathKind.OUTPUT else ReadError
+        kind_of_error = OutputError if kind in _OUTPUTS else ReadError
         raise kind_of_error(
             f"{setting}: {error.strerror or error}{place}. Change the permissions, or name another "
             "path."
@@ -166,4 +165,5 @@ _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {
     PathKind.EXISTING: _check_existing,
     PathKind.SCORES: _check_scores,
     PathKind.OUTPUT: _check_output,
+    PathKind.OUTPUT_OR_URL: _check_output,
 }

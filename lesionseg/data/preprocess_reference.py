@@ -266,6 +266,9 @@ def _restore_extents(
     if len(sharing):
         is_shared = np.isin(moved, ids[sharing]) | ((moved == 0) & (covered > 0))
         _draw_stripes(moved, ids[sharing].tolist(), [places[i] for i in sharing], is_shared)
+    for i in np.flatnonzero(~np.isin(ids, moved)).tolist():  # too many boxes share few voxels
+        centre = np.array([(side.start + side.stop - 1) / 2 for side in places[i]])
+        moved[_find_free_voxel(moved, centre)] = ids[i]
 
 
 def _places_of_boxes(

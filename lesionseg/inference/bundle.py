@@ -173,11 +173,9 @@ def ensemble(
             )
     networks = tuple(network for member in members for network in member.networks)
     plans = [member.plan for member in members]
-    flips = set(first.plan.allowed_flips)
-    for plan in plans:
-        flips &= {*plan.allowed_flips}
+    flips = set.intersection(*(set(plan.allowed_flips) for plan in plans))
     joint = first.plan.with_(may_lack=all(plan.may_lack for plan in plans))
-    if flips != {*first.plan.allowed_flips}:
+    if flips != set(joint.allowed_flips):
         joint = joint.with_(flip_axes=tuple(sorted(flips)))
     return replace(
         first,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import shlex
 import sys
 import time
@@ -24,6 +25,10 @@ _QUIET_SECONDS = 10.0  # at the beginning of a step, in which its progress is no
 LOG = "train.log"
 
 
+# text that Hydra reads as the same text
+_PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w./-]*", re.IGNORECASE)
+
+
 def command_line(command: str, settings: Mapping[str, object] = MappingProxyType({})) -> str:
     """Return a command as a user would type it, with the script of a clone or as installed."""
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
@@ -35,19 +40,47 @@ def command_line(command: str, settings: Mapping[str, object] = MappingProxyType
 def override_text(value: object) -> str:
     """Return the text that a user would write after `key=` for a value.
 
+    Texts within lists and mappings have quotes if Hydra would not read them as they are.
+
     >>> override_text([0.5, None, True]), override_text({"keys": "image"}), override_text("focal")
     ('[0.5,null,true]', '{keys: image}', 'focal')
+    >>> override_text(["a, b", "1"])
+    "['a, b','1']"
     """
     if value is None:
         return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(override_text, value))}]"
+        return f"[{','.join(map(quoted_text, value))}]"
     if isinstance(value, Mapping):
-        items = [f"{key}: {override_text(item)}" for key, item in value.items()]
+        items = [f"{key}: {quoted_text(item)}" for key, item in value.items()]
         return f"{{{', '.join(items)}}}"
     return str(value)
+
+
+def quoted_text(value: object) -> str:
+    """Return `override_text(value)`, in quotes if Hydra would read another text or type."""
+    if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
+        return in_quotes(value)
+    return override_text(value)
+
+
+def in_quotes(value: str) -> str:
+    r"""Return a text in single quotes, or unchanged if it has quotes already.
+
+    Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
+    the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
+
+    >>> print(in_quotes(r"C:\scans"), in_quotes("C:\\"), in_quotes("it's"))
+    'C:\scans' 'C:\\' 'it\'s'
+    """
+    has_quotes = value[:1] in ("'", '"') and value[:1] == value[-1:]
+    if has_quotes:
+        return value
+    before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    before_end = re.sub(r"(\\+)$", r"\1\1", before_quotes)
+    return f"'{before_end}'"
 
 
 _bars = ContextVar("bars", default=False)

@@ -26,7 +26,7 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.files import read_yaml, write_text
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import SETTINGS
-from lesionseg.pipeline.log import command_line
+from lesionseg.pipeline.log import command_line, quoted_text
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import SOURCES
 from lesionseg.plan.splits import Splits
@@ -149,7 +149,7 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
         if not is_repeated or key.startswith("data.phantoms"):
             continue
         if key not in usual_values:
-            settings[f"+{key}"] = value
+            settings[f"+{key}"] = quoted_text(value)
         elif value != usual_values[key]:
             settings[key] = value
     return {**settings, "model.init_from": run_dir, "run_dir": "NEW"}

@@ -363,6 +363,8 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     n_labels = len(plan.labels)
     n_stages = {len(architecture.features), len(architecture.strides), len(architecture.kernels)}
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
+    flips = plan.flip_axes or ()
+    are_flips_distinct = len(set(flips)) == len(flips)
     are_labels_distinct = len(set(plan.labels.values)) == n_labels
     is_consistent_by_key = {
         "label_names": len(plan.labels.names) == n_labels,
@@ -370,7 +372,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
         "regions": len(plan.labels.regions) in (0, n_labels),
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
-        "flip_axes": all(axis < plan.dims for axis in plan.flip_axes or ()),
+        "flip_axes": are_flips_distinct and all(axis < plan.dims for axis in flips),
         "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
         "architecture.strides or kernels": len(n_stages) == 1,
     }

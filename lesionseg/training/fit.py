@@ -325,10 +325,8 @@ def check_trainer(cfg: TrainConfig, run_dir: Path) -> None:
     The trainer is constructed without the user's callbacks and loggers, because their constructors
     may write files. Their classes are imported, and the names of their arguments are checked.
     """
-    for spec in cfg.callbacks:
-        check_arguments(spec, "callbacks")
-    for spec in cfg.logger:
-        check_arguments(_with_save_dir(spec, run_dir), "logger")
+    check_arguments(cfg.callbacks, "callbacks")
+    check_arguments([_with_save_dir(spec, run_dir) for spec in cfg.logger], "logger")
     callbacks: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
     with _lightning_settings(on_cpu=False):
         _construct_trainer(cfg.trainer, run_dir, callbacks, ())

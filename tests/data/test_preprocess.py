@@ -296,6 +296,15 @@ def test_boxes_that_cover_each_other_keep_their_extent_and_label(boxes, spacing)
     np.testing.assert_allclose(learned[0], np.array(boxes) / spacing, atol=1)
 
 
+@pytest.mark.parametrize("box", [[3, 3, 4, 5], [3, 3, 5, 5]])
+def test_boxes_at_a_place_with_fewer_voxels_keep_one_each(box):
+    source = make_straight((12, 12))
+    boxes = np.array([box] * 5, np.float32)
+    reference = Reference(source, boxes=boxes, box_labels=(1,) * 5)
+    prepared = prepare_reference(reference, source, make_plan((1.0, 1.0)))
+    assert set(np.unique(prepared.instances)) == {0, 1, 2, 3, 4, 5}
+
+
 def test_box_narrower_than_a_voxel_of_the_plan_keeps_its_length():
     boxes = np.array([[4, 11, 36, 12]], np.float32)
     source = make_straight((40, 40))

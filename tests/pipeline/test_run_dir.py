@@ -116,6 +116,8 @@ def further_settings(run_dir, *chosen):
         "loss=dice_focal +loss.smooth=0.1 model.tile_shape=[8,8,8]",
         "model=retinanet model.backbone._target_=mine.Net detection.alpha=0.3",
         "'prepare.extra=[{_target_: monai.transforms.MedianSmoothd, keys: image}]'",
+        '\'prepare.extra=[{_target_: mine.Transform, name: "a, b: c", level: "1", empty: ""}]\'',
+        "loss=custom loss._target_=mine.Loss '+loss.title=\"a, b: c\"'",
         "loss=custom loss._target_=mine.Loss loss.power=3 "
         "model=custom model.network._target_=mine.Net model.network.width=4",
     ],
@@ -361,6 +363,11 @@ def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monk
         ("augment.flip_axes", "[1,1]"),
         ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStop}]"),
         ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStopping, monitr: x}]"),
+        ("callbacks", "[{_target_: math.pi}]"),
+        (
+            "callbacks",
+            "[{_target_: pytorch_lightning.callbacks.Timer, duration: {_target_: datetime.no}}]",
+        ),
         ("logger", "[{_target_: pytorch_lightning.loggers.CSVLog}]"),
         ("logger", "[{_target_: pytorch_lightning.loggers.CSVLogger, save_to: x}]"),
         ("trainer.lightning", "{gradient_clip: 1}"),
