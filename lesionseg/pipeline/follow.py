@@ -95,7 +95,7 @@ class VisitFiles:
 
     @property
     def patient(self) -> str:
-        """The id of the patient. A visit without a group is that of a patient of its own."""
+        """The id of the patient. If the visit has no group, it is the case id."""
         return self.group or self.case
 
 

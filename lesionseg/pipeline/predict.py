@@ -206,16 +206,15 @@ def _forget_remedied(
 
     - The file belongs to another scan of this run: the slices of its series were copied again.
     - The same scan has another row: it was renamed.
-    - The file was moved out of a folder that still has scans.
 
-    Otherwise the row stays, because an input that is emptied every night no longer contains the
-    scans that failed. `root` is the folder below which the paths of this run begin.
+    Otherwise the row stays. That its path does not exist proves nothing: an input that is emptied
+    every night no longer contains the scans that failed, and paths of another input begin
+    elsewhere. `root` is the folder below which the paths of this run begin.
     """
     paths = {scan.path for scan in scans}
     files: set[Path] = set()
     for scan in scans:
         files.update(scan.files.images if scan.dicom is None else scan.dicom.files)
-    folders = {file.parent for file in files} - {root}
     known: set[str] = set()
     for row in (*rows, *(row for row in table.rows if row.is_done)):
         known |= {row.digest, row.scan_uid} - {""}
@@ -223,9 +222,7 @@ def _forget_remedied(
     def is_remedied(row: CaseRow) -> bool:
         if row.is_done or not row.path or row.path in paths:
             return False
-        place = root / row.path
-        was_moved = place.parent in folders and not place.exists()
-        return place in files or was_moved or not known.isdisjoint((row.digest, row.scan_uid))
+        return root / row.path in files or not known.isdisjoint((row.digest, row.scan_uid))
 
     table.forget(is_remedied)
 

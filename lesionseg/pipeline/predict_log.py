@@ -80,7 +80,8 @@ def predict_log(
 ) -> Iterator[PredictLog]:
     """Write the records of this context, and an error that ends the run, to files in the folder.
 
-    `url` is the URL that they are uploaded to, if it is one. For the others, see `PredictLog`.
+    `url` is the URL that they are uploaded to, if it is one. The other arguments are those of
+    `PredictLog`.
     """
     log = PredictLog(folder, stem, json_lines=json_lines, private=private)
     try:

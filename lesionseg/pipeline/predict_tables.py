@@ -390,8 +390,9 @@ class PredictionTable:
         if self._is_written:
             return
         begin = perf_counter()
-        further = sorted({name for row in self.rows for name in row.amounts})
-        write_csv(self.path, (row.cells() for row in self.rows), [*COLUMNS, *further])
+        rows = self.rows
+        further = sorted({name for row in rows for name in row.amounts})
+        write_csv(self.path, (row.cells() for row in rows), [*COLUMNS, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE

@@ -48,6 +48,7 @@ class DicomScan:
         is_localiser: True if the description names a localiser, on which other scans were planned.
         unfit: The reason why it cannot be read, "" if it can be read.
         fault: The reason why its header cannot be read, "" if it can be read.
+        neighbours: The DICOM files of a series' folder when it was listed. Empty for a single file.
     """
 
     place: Path
@@ -64,6 +65,7 @@ class DicomScan:
     is_localiser: bool = False
     unfit: str = ""
     fault: str = ""
+    neighbours: frozenset[Path] = frozenset()
 
 
 def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]]:
@@ -116,13 +118,15 @@ def find_dicom_scans(files: Sequence[Path]) -> tuple[list[DicomScan], list[Path]
     one_header_of_each = [header for _, header in single_files]
     one_header_of_each += [next(iter(headers.values())) for headers in series_of_several]
     numbers = [text(header, "SeriesNumber") for header in one_header_of_each]
+    neighbours = frozenset(files)
     for headers in series_of_several:
         scan = _describe_series(
             headers, numbers, is_only_series=n_readable <= 1, is_only_scan=is_only_scan
         )
         own_uids = ("", _key_of_series(headers))
         own_damaged = [file for file, uid in damaged_slices.items() if uid in own_uids]
-        scans.append(replace(scan, files=(*scan.files, *own_damaged)))
+        all_files = (*scan.files, *own_damaged)
+        scans.append(replace(scan, files=all_files, neighbours=neighbours))
     return scans, others
 
 

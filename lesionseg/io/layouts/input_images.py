@@ -45,6 +45,8 @@ _OWN_OUTPUT = ("_mask", "_instances", "_regions")
 _CANDIDATES = "_candidates.json"
 _PROBABILITIES = "_probabilities.npz"
 _WILDCARDS = set("*?[")
+# folders that file systems make, and that often cannot be opened
+_SYSTEM_FOLDERS = {"lost+found", "System Volume Information", "$RECYCLE.BIN"}
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
 TEXT_SUFFIXES = {
@@ -115,14 +117,21 @@ class FoundScan:
     def list_contents_again(self) -> list[tuple[Path, ...]]:
         """Return the `contents` as they are on the disk now.
 
-        A series may have got or lost slices since the input was listed. Its headers are read.
+        A series may have got or lost slices since the input was listed. The headers of its folder
+        are read only if the folder has a new DICOM file.
 
         Raises:
             ReadError: A header is damaged, or no file is left.
         """
-        if self.facts is not None and len(self.files.images) == 1:
-            return [describe_dicom(self.files.images[0]).files]
-        return self.contents
+        facts = self.facts
+        if facts is None or len(self.files.images) != 1:
+            return self.contents
+        if facts.neighbours:
+            entries = facts.files[0].parent.iterdir()
+            has_new = any(is_dicom(file) for file in entries if file not in facts.neighbours)
+            if not has_new:
+                return [facts.files]
+        return [describe_dicom(self.files.images[0]).files]
 
     def to_absolute(self) -> "FoundScan":
         """Return the scan with absolute paths, which are valid in every process."""
@@ -133,6 +142,7 @@ class FoundScan:
                 dicom,
                 place=dicom.place.absolute(),
                 files=tuple(path.absolute() for path in dicom.files),
+                neighbours=frozenset(path.absolute() for path in dicom.neighbours),
             )
         return replace(self, files=files, dicom=dicom)
 
@@ -234,10 +244,8 @@ def find_scans(
     scans = [*_make_file_scans(listing.images, root, channels)]
     for path, reason in listing.unreadable.items():
         scans.append(_make_unreadable_scan(path, reason, root))
-    for files in listing.dicom.values():
-        found, others = find_dicom_scans(files)
-        if not source.is_dir():
-            found = [_add_unmatched_slices(dicom, set(files)) for dicom in found]
+    for folder, files in listing.dicom.items():
+        found, others = _find_dicom_scans_of(folder, files, is_complete=source.is_dir())
         scans += [_make_dicom_scan(dicom, root) for dicom in found]
         listing.leave_out_objects(others)
     ordered = sorted(scans, key=lambda scan: scan.key)
@@ -322,6 +330,11 @@ def explain_nothing_found(source: Path, found: FoundScans) -> str:
     return " ".join([text, *scans[:_MAX_SHOWN], *files])
 
 
+def _is_skipped(name: str) -> bool:
+    """Return True for hidden files and folders, and for folders of the file system."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
 @dataclass
 class _Listing:
     """The files in a folder, or those that a glob matches, sorted by kind.
@@ -354,7 +367,7 @@ class _Listing:
             _check_can_be_opened(folder)
             entries = sorted(folder.iterdir())
         for entry in entries:
-            if entry.name.startswith("."):
+            if _is_skipped(entry.name):
                 continue
             with self._record_unreadable(entry):
                 if not entry.is_dir():
@@ -367,10 +380,10 @@ class _Listing:
     def match(self, pattern: Path) -> None:
         """Add the files that a glob matches.
 
-        If it matches only folders, these are searched. A folder in another one of them is searched
-        with it. If it also matches files, the glob lists
-        the images itself. A folder among the matches then contributes only its DICOM files, which
-        are one scan, and a linked folder its images as well, because `**` does not enter it.
+        If it matches only folders, these are searched. A folder inside another matched folder is
+        searched only once. If the glob also matches files, it lists the images itself. A folder
+        among the matches then contributes only its DICOM files, which are one scan, and a linked
+        folder its images as well, because `**` does not enter it.
         """
         matches = list[Path]()
         for path in _list_matches(pattern):
@@ -411,6 +424,8 @@ class _Listing:
             if not _WILDCARDS & set(str(parent)):
                 return
             for path in _list_matches(parent):
+                if any(map(_is_skipped, path.relative_to(self.root).parts)):
+                    continue
                 with self._record_unreadable(path):
                     if path.is_dir() and not self._is_result(path):
                         _check_can_be_opened(path)
@@ -623,6 +638,22 @@ def _make_channel_scan(
     return FoundScan(files, path, fault=f"{names} are the same channel of {case}. Keep one.")
 
 
+def _find_dicom_scans_of(
+    folder: Path, files: Sequence[Path], *, is_complete: bool
+) -> tuple[list[DicomScan], list[Path]]:
+    """Return the scans of a folder to which the files belong, and the files that are no images.
+
+    The reader of a series takes all its slices in the folder. A glob may match some of them, and
+    `is_complete` is then False: the whole folder is listed.
+    """
+    matched = set(files)
+    if not is_complete:
+        files = sorted(matched | {entry for entry in folder.iterdir() if is_dicom(entry)})
+    found, others = find_dicom_scans(files)
+    scans = [dicom for dicom in found if not matched.isdisjoint(dicom.files)]
+    return scans, [file for file in others if file in matched]
+
+
 def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
     """Return the scan with the case id of DICOM files."""
     folder = dicom.files[0].parent
@@ -647,20 +678,6 @@ def _make_dicom_scan(dicom: DicomScan, root: Path) -> FoundScan:
         other_case=other_case,
         left_out=reason.rstrip("."),
     )
-
-
-def _add_unmatched_slices(dicom: DicomScan, matched: Collection[Path]) -> DicomScan:
-    """Return the description of a series with the slices that a glob does not match.
-
-    They belong to the scan, because the reader of a series takes all its slices in the folder.
-    """
-    is_series = dicom.other_name is not None
-    entries = dicom.files[0].parent.iterdir() if is_series else ()
-    if any(is_dicom(entry) for entry in entries if entry not in matched):
-        with suppress(LesionsegError):  # reading the scan reports the error
-            whole = describe_dicom(dicom.place)
-            return replace(dicom, files=whole.files, n_slices=whole.n_slices)
-    return dicom
 
 
 def _make_unreadable_scan(path: Path, reason: str, root: Path) -> FoundScan:
