@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lesionseg.config import TrainConfig
-from lesionseg.errors import TrainingError
+from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.plan import Plan, describe_sides, total_stride
@@ -36,7 +36,7 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
         take_steps: takes training steps with a plan.
 
     Raises:
-        TrainingError: if no smaller plan fits.
+        ConfigError: if no smaller plan fits.
     """
     smaller: Plan | None = plan
     n_smaller_tiles = 0
@@ -48,7 +48,7 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
         if following is not None and following.tile_shape != smaller.tile_shape:
             n_smaller_tiles += 1
         smaller = following
-    raise TrainingError(
+    raise ConfigError(
         "A training step does not fit into the device's memory, with "
         f"{_describe_size(plan)} or less. Set a smaller model.tile_shape, model.batch_size or "
         "model.base_features."

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.models.memory_formula import step_gb
@@ -41,7 +41,7 @@ def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons
 @pytest.mark.parametrize(("batch", "side"), [(8, 16), (2, 4)])
 def test_error_after_three_smaller_tiles_or_at_a_small_tile(make_plan, batch, side):
     plan = make_plan(batch_size=batch).with_(tile_shape=(side, side))
-    with pytest.raises(TrainingError, match=r"model\.tile_shape"):
+    with pytest.raises(ConfigError, match=r"model\.tile_shape"):
         fit_to_memory(plan, limited_steps(10))
 
 
