@@ -38,7 +38,6 @@ from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, label_probabilities
-from lesionseg.io.files import atomic_path
 from lesionseg.models.foreign import n_logits
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
@@ -138,9 +137,8 @@ def trace(bundle: Bundle) -> ExportedProgram:
 
 def write_program(path: Path, program: ExportedProgram) -> Runner:
     """Write torch's own format (`.pt2`). Return a function that runs the written file."""
-    with atomic_path(path) as temporary, _hide_warnings():
-        torch.export.save(program, temporary)
     with _hide_warnings():
+        torch.export.save(program, path)
         module = torch.export.load(path).module()
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
@@ -184,8 +182,7 @@ def write_onnx(
             f"opset={opset}: ONNX cannot be written ({str(error).splitlines()[0]}). "
             f"Use opset={OPSET}."
         ) from error
-    with atomic_path(path) as temporary:
-        written.save(temporary, external_data=False)
+    written.save(path, external_data=False)
     onnx.checker.check_model(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import ConfigError, OutputError
+from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble
 from lesionseg.inference.export_formats import (
     CONFIG,
     METADATA,
     PROGRAM,
     README,
-    Runner,
     inference_config,
     largest_difference,
     metadata,
@@ -26,7 +25,7 @@ from lesionseg.inference.export_formats import (
     write_program,
 )
 from lesionseg.io.bundle_folder import CARD, resolve_bundle
-from lesionseg.io.files import hold_lock, write_json, write_text
+from lesionseg.io.files import atomic_path, hold_lock, write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line
@@ -93,8 +92,11 @@ def export(
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
     """Write `model.onnx`, and `model.json` with the steps before and after the network."""
     folder = Path(cfg.output)
-    run = write_onnx(folder / ONNX, trace(bundle), cfg.opset, output_names(bundle.plan))
-    difference = _check_program(bundle, run, folder / ONNX)
+    program = trace(bundle)
+    # an earlier export stays if the new one cannot be written or differs from the bundle
+    with atomic_path(folder / ONNX) as path:
+        run = write_onnx(path, program, cfg.opset, output_names(bundle.plan))
+        difference = largest_difference(bundle, run)
     write_json(folder / ONNX_NOTE, onnx_note(bundle, digest, cfg.opset, difference))
     lines = (
         _describe_difference(difference, bundle),
@@ -123,8 +125,9 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
     folder = Path(cfg.output)
     config = folder / CONFIG
-    run = write_program(folder / PROGRAM, trace(bundle))
-    difference = _check_program(bundle, run, folder / PROGRAM)
+    program = trace(bundle)
+    with atomic_path(folder / PROGRAM) as path:  # as for ONNX
+        difference = largest_difference(bundle, write_program(path, program))
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
     card = resolve_bundle(Path(cfg.bundle[0])) / CARD
@@ -133,15 +136,6 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     paths = f"--bundle_root {shlex.quote(str(folder))} --config_file {shlex.quote(str(config))}"
     command = f"python -m monai.bundle run {paths} --dataset_dir SCANS  # to {folder / 'eval'}"
     return ExportOutcome(config, difference, (_describe_difference(difference, bundle),), command)
-
-
-def _check_program(bundle: Bundle, run: Runner, file: Path) -> float:
-    """Return the result of `largest_difference`. Remove `file` if it differs from the bundle."""
-    try:
-        return largest_difference(bundle, run)
-    except OutputError:
-        file.unlink(missing_ok=True)
-        raise
 
 
 def _describe_difference(difference: float, bundle: Bundle) -> str:

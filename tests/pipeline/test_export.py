@@ -357,11 +357,18 @@ def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
             largest_difference(read_bundle(bundle), lambda _: [wrong])  # noqa: B023
 
 
-def test_deviating_program_is_removed(bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("format", ["onnx", "monai"])
+def test_deviating_program_does_not_replace_an_earlier_one(bundle, tmp_path, monkeypatch, format):
     def fail(*_):
         raise OutputError("The exported network differs.")
 
+    def contents():
+        files = (tmp_path / "out").rglob("*")
+        return {file.name: file.read_bytes() for file in files if file.is_file()}
+
+    export(bundle, tmp_path / "out", format=format)
+    earlier = contents()
     monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
     with pytest.raises(OutputError):
-        export(bundle, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("model.*"))
+        export(bundle, tmp_path / "out", format=format)
+    assert contents() == earlier
