@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -324,11 +323,7 @@ def _follow_pair(
         mask: a mask of its new lesions, to score against; None for no score.
     """
     _, later = files
-    has_report = cfg.dicom_output and _is_dicom(later)
-    state = ""
-    if has_report:
-        _check_report(later, Path(cfg.output))
-        state = _state_of_scan(later)
+    report = _plan_report(later, Path(cfg.output)) if cfg.dicom_output else None
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     visits, alignment = open_pair(files, rule, cfg.register_)
     changes: list[LesionChange] = []
@@ -342,9 +337,7 @@ def _follow_pair(
     score = None
     if mask is not None:
         score = _score(visits, read_mask(mask), point, later.patient)
-    message = ""
-    if has_report:
-        message = _write_report(Path(cfg.output), later, visits, changes, point, state)
+    message = "" if report is None else _write_report(report, visits, changes, point)
     row = _row(files, changes, alignment, message)
     return FollowedPair(visits, changes, row, cards, score)
 
@@ -449,84 +442,87 @@ def _write_change_scores(
     write_scores(folder, results, summarise(results, find_preset("lesionseg"), settings))
 
 
-def _check_report(later: VisitFiles, folder: Path) -> None:
-    """Check that the later visit's report belongs to its patient and replaces no other report.
+@dataclass(frozen=True)
+class _Report:
+    """A DICOM report to write.
+
+    Attributes:
+        path: the file of the report.
+        image: the scan of the later visit, to whose patient the report belongs.
+        state: the state of the scan's files when the report was planned.
+    """
+
+    path: Path
+    image: Path
+    state: str
+
+
+def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
+    """Return the report of a visit, or None if its scan is not a DICOM image.
 
     Raises:
         DatasetError: if the prediction belongs to another DICOM series than the scan.
         ConflictError: if `folder` has predictions of the case, or a report of another study.
     """
-    if later.image is None or not is_dicom_image(later.image):
-        return
-    facts = describe_dicom(later.image)
+    image = later.image
+    if image is None or not is_dicom_image(image):
+        return None
+    facts = describe_dicom(image)
     candidates = later.prediction.candidates
     source = None if candidates is None else read_source(candidates)
     if source is not None and source.series_uid not in ("", facts.series_uid):
         raise DatasetError(
-            f"the prediction belongs to series {source.series_uid}, but the scan "
-            f"{later.image.name} is series {facts.series_uid}. Name the images that were predicted."
+            f"the prediction belongs to series {source.series_uid}, but the scan {image.name} is "
+            f"series {facts.series_uid}. Name the images that were predicted."
         )
     if (folder / f"{later.case}{CANDIDATES}").is_file():
         raise ConflictError(
             f"output={folder} contains predictions of {later.case}, whose report would be "
             "replaced. Name another output, or give dicom_output=false."
         )
-    report = folder / f"{later.case}{REPORT}"
-    if report.is_file() and text(read_header(report), "StudyInstanceUID") != facts.study_uid:
+    path = folder / f"{later.case}{REPORT}"
+    if path.is_file() and text(read_header(path), "StudyInstanceUID") != facts.study_uid:
         raise ConflictError(
-            f"output={folder} contains a report of another study under this name, {report.name}. "
+            f"output={folder} contains a report of another study under this name, {path.name}. "
             "Name another output."
         )
-
-
-def _state_of_scan(visit: VisitFiles) -> str:
-    """Return a text that changes if the visit's DICOM scan gets, loses or changes a file.
-
-    It is empty if the scan cannot be read.
-    """
-    if visit.image is not None:
-        with suppress(ReadError, OSError):
-            return file_state(describe_dicom(visit.image).files)
-    return ""
+    return _Report(path, image, file_state(facts.files))
 
 
 def _write_report(
-    folder: Path,
-    later: VisitFiles,
+    report: _Report,
     visits: VisitPair,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
-    state: str,
 ) -> str:
-    """Write the DICOM report of the later visit, which belongs to the patient of its scan.
+    """Write a DICOM report. Return why the headers of the scan do not allow one, or "".
 
-    Return the reason why the headers of the scan do not allow a report, or "".
-
-    Args:
-        folder: the output folder.
-        later: the files of the later visit.
-        visits: the comparison.
-        changes: its changes.
-        point: the operating point of changes; None accepts all.
-        state: the state of the scan when its report was checked.
+    `point` is the operating point of changes; None accepts all.
 
     Raises:
-        ResourceError: if the scan has changed since then.
+        ResourceError: if the scan has got, lost or changed a file since the report was planned.
         LesionsegError: if the report cannot be written.
     """
-    if later.image is None:
-        return ""
+    image = report.image
     try:
-        with atomic_path(folder / f"{later.case}{REPORT}") as temporary:
-            write_change_report(temporary, later.image, visits.after, changes, point)
-            if _state_of_scan(later) != state:
+        with atomic_path(report.path) as temporary:
+            write_change_report(temporary, image, visits.after, changes, point)
+            if _has_changed(report):
                 raise ResourceError(
-                    f"{later.image}: the scan changed while it was read. Run the command again."
+                    f"{image}: the scan changed while it was read. Run the command again."
                 )
     except ContentError as error:
-        _log.warning("%s has no DICOM report: %s", later.case, error)
+        _log.warning("%s has no DICOM report: %s", visits.after.case, error)
         return f"No DICOM report: {error}"
     return ""
+
+
+def _has_changed(report: _Report) -> bool:
+    """Return True if the scan of a report has got, lost or changed a file since it was planned."""
+    try:
+        return file_state(describe_dicom(report.image).files) != report.state
+    except (ReadError, OSError):
+        return True
 
 
 def stable_point(
@@ -560,7 +556,7 @@ def stable_point(
             f"stable=: these are not pairs: {wrong}. Name the later visits of stable pairs."
         )
     results = []
-    faults = dict.fromkeys(stable - pairs.keys(), "a visit could not be predicted")
+    faults = dict.fromkeys(stable - pairs.keys(), "it or its earlier visit has no prediction")
     for case in sorted(stable & pairs.keys()):
         try:
             visits, _ = open_pair(pairs[case], rule, cfg.register_)
@@ -703,12 +699,13 @@ def open_pair(
 
     Raises:
         GeometryError: if the registration is poor, or the grids do not overlap.
-        ContentError: if a prediction has boxes without masks.
+        ContentError: if a prediction has boxes without masks, or a label has two names.
         DatasetError: if a scan to register is missing.
     """
     earlier, later = files
     before = _read(earlier.prediction)
     after = _read(later.prediction)
+    _check_label_names(later.case, before, after)
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
     if register == "auto":  # scans on one grid count as registered
@@ -747,6 +744,23 @@ def _read(files: PredictionFiles) -> Prediction:
             "Give masks; model=retina_unet writes them."
         )
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
+
+
+def _check_label_names(case: str, before: Prediction, after: Prediction) -> None:
+    """Raise `ContentError` if the visits give a label different names.
+
+    Labels are compared by number. Models may number the same labels differently. If both visits
+    have a single label, its name does not matter.
+    """
+    if len(before.labels) == len(after.labels) == 1:
+        return
+    for value, name in before.labels.items():
+        other = after.labels.get(value, name)
+        if other.casefold() != name.casefold():
+            raise ContentError(
+                f"Case {case}: label {value} is {name!r} in the earlier visit and {other!r} in the "
+                "later one. Predict both visits with the same model."
+            )
 
 
 def _score(

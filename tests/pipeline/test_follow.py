@@ -1,6 +1,7 @@
 """`follow` on small files: written tables, scores, and refused input."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,6 +171,17 @@ def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
     assert pairs["a"]["new"] == "1"
     assert "c.nii.gz" in pairs["c"]["message"]
     assert "Not followed, c:" in caplog.text
+
+
+def test_pair_whose_labels_have_other_names_is_not_compared(visits):
+    names = {"before": {1: "mass", 2: "nodule"}, "after": {1: "nodule"}}
+    for visit, labels in names.items():
+        prediction = prediction_of(boxes(SHAPE, OLD).astype(np.int32), [0.9], GRID, case="c")
+        write_prediction(visits / visit, replace(prediction, labels=labels))
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert (outcome.n_pairs, outcome.n_failed) == (2, 1)
+    rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
 
 def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog):
@@ -489,7 +501,7 @@ def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
     stable = ["m6", "m12"]
     outcome = follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable=stable)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
-    assert "m6: a visit could not be predicted" in caplog.text
+    assert "m6: it or its earlier visit has no prediction" in caplog.text
     with pytest.raises(ConfigError, match="these are not pairs: m7"):
         follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable="m7")
 
