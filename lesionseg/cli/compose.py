@@ -279,6 +279,8 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
     if folders:
+        if any(key_of(override) == SEARCHPATH for override in overrides):
+            raise ConfigError(f"Name all folders with --config-dir, and leave {SEARCHPATH}= out.")
         overrides.append(f"{SEARCHPATH}=[{','.join(map(in_quotes, folders))}]")
     return flags, overrides
 

@@ -18,11 +18,11 @@ _log = logging.getLogger(__name__)
 class LabelNumbers:
     """The numbers that predicted labels have in the dataset of the references.
 
-    Predictions of most other programs state no names, and a folder of masks has none. nnU-Net's
-    names are in the `dataset.json` next to its outputs. Their numbers are
-    then compared as they are. Names are not compared either if both sides have a single label, if
-    all candidates become one label (regions, merged labels), or if two predicted labels have the
-    same name, as in some models of version 1.0.0.
+    Labels are compared by their numbers if one side states no names: the predictions of most other
+    programs, and references in a bare folder of masks. nnU-Net's names are in the `dataset.json`
+    next to its outputs. Names are not compared either if both sides have a single label, if all
+    candidates become one label (regions, merged labels), or if two predicted labels have the same
+    name, as in some models of version 1.0.0.
     """
 
     def __init__(self, labels: Labels | None) -> None:
