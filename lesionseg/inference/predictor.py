@@ -275,7 +275,8 @@ class Predictor:
             raise DatasetError(
                 f"Case {files.case!r} has {len(files.images)} files; this model needs "
                 f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "
-                "Name them <case>_0000, <case>_0001, … by channel."
+                "Name them <case>_0000, <case>_0001, … by channel, or list them in a table with "
+                "the columns case, image, image_0001, …."
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:

@@ -42,7 +42,7 @@ from lesionseg.evaluation.scores import Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
-from lesionseg.io.layouts.checks import remark_unread_files
+from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
@@ -322,6 +322,8 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         chosen = []
     elif not chosen:
         _warn_of_absent_role(cfg.evaluated_on, labelled)
+    if cfg.groups is None:
+        _warn_of_likely_visits(chosen)
     cases = assign_groups(chosen, cfg.groups, setting="groups")
     _check_names(cases, labelled, predictions, folder)
     return Inputs(
@@ -333,6 +335,18 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         faults=faults,
         unusable=unusable,
     )
+
+
+def _warn_of_likely_visits(cases: Sequence[CaseFiles]) -> None:
+    """Warn if the names of cases look like several scans of one patient, but count as patients."""
+    names = find_likely_visits(cases)
+    if names is not None:
+        _log.warning(
+            "Case names such as %s and %s look like scans of one patient, but each case counts as "
+            "a patient. If they are, set groups='%s'. Otherwise the intervals are too narrow.",
+            *names,
+            VISIT_PATTERN,
+        )
 
 
 def _warn_of_absent_role(role: str | None, labelled: Sequence[CaseFiles]) -> None:

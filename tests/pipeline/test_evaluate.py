@@ -78,6 +78,18 @@ def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
     assert point.score is None is not point.reason
 
 
+def test_names_that_look_like_scans_of_one_patient_are_named(tmp_path, caplog):
+    reference = tmp_path / "reference"
+    for name in ("P1_0", "P1_1", "P2_0", "P2_1"):
+        write_mask(reference / f"{name}.nii.gz", lesions(1))
+    assert scores_of(reference, reference, tmp_path / "cases").n_groups == 4
+    assert "P1_0 and P1_1 look like scans of one patient" in caplog.text
+    caplog.clear()
+    groups = r"(.+)[_-]\d{1,2}"  # as the warning advises
+    assert scores_of(reference, reference, tmp_path / "patients", groups=groups).n_groups == 2
+    assert "one patient" not in caplog.text
+
+
 def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
     reference, prediction, out = folders
     write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))  # where something is found

@@ -23,8 +23,8 @@ Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
 _MAX_SHOWN = 100
-_VISIT_PATTERN = r"(.+)[_-]\d{1,2}"
-_VISIT = re.compile(_VISIT_PATTERN)
+VISIT_PATTERN = r"(.+)[_-]\d{1,2}"
+_VISIT = re.compile(VISIT_PATTERN)
 _MAX_VISITS = 8  # of a patient, on average
 # suffixes of files next to images that contain no images
 _TEXT_SUFFIXES = (
@@ -189,10 +189,23 @@ def remark_unread_files(
 
 
 def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
-    """Yield a remark if names such as P08_0 and P08_1 look like several scans of one patient.
+    """Yield a remark if the names of cases look like several scans of one patient."""
+    names = find_likely_visits(cases)
+    if names is not None:
+        yield Remark(
+            "names",
+            f"Case names such as {names[0]} and {names[1]} look like scans of one patient. If they "
+            f"are, set data.group='{VISIT_PATTERN}', so that no patient is in both training and "
+            "validation.",
+        )
 
-    This is so if most names consist of a prefix and a short number, and if only a few names share
-    each prefix. A prefix that many names share is probably that of a study or a site.
+
+def find_likely_visits(cases: Sequence[CaseFiles]) -> tuple[str, str] | None:
+    """Return two case ids such as P08_0 and P08_1 that look like scans of one patient, or None.
+
+    They do if most ids consist of a prefix and a short number, and if only a few ids share each
+    prefix. A prefix that many ids share is probably that of a study or a site. Cases with a group
+    do not count.
     """
     members: dict[str, list[str]] = {}  # case ids by prefix
     for case in cases:
@@ -204,13 +217,9 @@ def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
     are_most_cases = 2 * n_sharing >= len(cases)
     are_few_per_prefix = n_sharing <= _MAX_VISITS * len(several)
     if len(members) < 2 or not are_most_cases or not are_few_per_prefix:
-        return
+        return None
     first, second = sorted(next(iter(several.values())))[:2]
-    yield Remark(
-        "names",
-        f"Case names such as {first} and {second} look like scans of one patient. If they are, set "
-        f"data.group='{_VISIT_PATTERN}', so that no patient is in both training and validation.",
-    )
+    return first, second
 
 
 def fold_remarks(dataset: Dataset) -> list[Remark]:
