@@ -24,7 +24,9 @@ from lesionseg.evaluation import curves
 from lesionseg.evaluation.case_results import CaseResult
 from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (
+    DIFFERENCE_OF_SHARES,
     MIN_GROUPS,
+    SHARE,
     Draws,
     Statistic,
     bootstrap,
@@ -51,6 +53,7 @@ COMPARED: Mapping[str, Callable[[CaseResult], Term]] = {
     "lesion_f1": RATIOS["lesion_f1"][0],
     "false_positives_per_case": RATIOS["false_positives_per_case"][0],
 }
+NO_SHARES = {"false_positives_per_case"}
 # a number whose mean is compared over the cases in which both models have it, by its name
 COMPARED_MEANS: Mapping[str, Callable[[CaseResult], float | None]] = {
     "dice": attrgetter("dice"),
@@ -125,7 +128,9 @@ def compare(
     # an upper bound of the length of the arrays in a statistic; at least 1, because it is a divisor
     items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
     found = {
-        name: _compare_number(statistic, support, draws, items, seed)
+        name: _compare_number(
+            statistic, support, draws, items, seed, is_share=name not in NO_SHARES
+        )
         for name, (statistic, support) in numbers.items()
     }
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
@@ -177,7 +182,13 @@ def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
 
 
 def _compare_number(
-    statistic: Statistic, support: NDArray[np.float64], draws: Draws, items: int, seed: int
+    statistic: Statistic,
+    support: NDArray[np.float64],
+    draws: Draws,
+    items: int,
+    seed: int,
+    *,
+    is_share: bool,
 ) -> Difference:
     """Compute a number of both models, their difference, its interval and its p-value."""
     n_groups = draws.shape[1]
@@ -188,7 +199,8 @@ def _compare_number(
         a, b = _compute_both(statistic, first=weights, second=none)
         return np.stack([a, b, a - b], axis=1)
 
-    a, b, difference = bootstrap(compute_columns, draws, support, UNDEFINED, items)
+    bounds = [SHARE, SHARE, DIFFERENCE_OF_SHARES] if is_share else [None] * 3
+    a, b, difference = bootstrap(compute_columns, draws, support, UNDEFINED, items, bounds=bounds)
     found = Difference(
         one=a.value,
         other=b.value,

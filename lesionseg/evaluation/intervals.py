@@ -10,7 +10,7 @@ drawn. It returns `[replicates, k]` values, NaN if undefined. The number itself 
 weights of one, so that the same code computes value and interval.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,9 @@ Draws = NDArray[np.uint8]
 Weights = NDArray[np.float64] | Draws
 Statistic = Callable[[Weights], NDArray[np.float64]]
 CI = tuple[float, float]
+# the least and the largest value that a number can have
+SHARE: CI = (0.0, 1.0)
+DIFFERENCE_OF_SHARES: CI = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,13 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
 
 
 def bootstrap(
-    statistic: Statistic, draws: Draws, support: NDArray[np.float64], undefined: str, items: int
+    statistic: Statistic,
+    draws: Draws,
+    support: NDArray[np.float64],
+    undefined: str,
+    items: int,
+    *,
+    bounds: Sequence[CI | None] = (),
 ) -> list[Estimate]:
     """Compute the statistic's k values with percentile intervals.
 
@@ -83,6 +92,8 @@ def bootstrap(
         undefined: The reason to state in that case.
         items: The number of lesions, candidates or cases that the statistic spreads the weights
             over. It limits how many replicates are computed at once.
+        bounds: For each value, the least and the largest one that is possible, or None if there are
+            none. Empty if all values are shares.
     """
     values = value_of(statistic, draws.shape[1])
     if not support.any():
@@ -96,13 +107,16 @@ def bootstrap(
     replicates = np.concatenate(parts)
     groups = effective_groups(support)
     estimates = []
-    for value, column in zip(values, replicates.T, strict=True):
-        interval, reason = percentiles(column, groups)
+    ends = bounds or (SHARE,) * len(values)
+    for value, column, end in zip(values, replicates.T, ends, strict=True):
+        interval, reason = percentiles(column, groups, end)
         estimates.append(Estimate(value, interval, reason))
     return estimates
 
 
-def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, str | None]:
+def percentiles(
+    values: NDArray[np.float64], groups: float, bounds: CI | None
+) -> tuple[CI | None, str | None]:
     """Compute the percentile interval of the replicates `[n]` of a number.
 
     Return None and the reason if more than 5 % of the replicates are undefined, or if all are
@@ -111,8 +125,8 @@ def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, 
     The bootstrap underestimates the variance for few groups, so the interval is widened. The share
     of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, and t
     the 97.5 % point of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015). Five
-    groups have no replicates so far from the mean. Therefore, each end of the interval of a share
-    is also at least √(n/(n−1))·t standard errors from the mean, but within 0 and 1.
+    groups have no replicates so far from the mean. Therefore, each end of the interval of a number
+    with `bounds` is also at least √(n/(n−1))·t standard errors from the mean, but within them.
     """
     n = max(groups, 2.0)
     n_deviations = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
@@ -123,11 +137,10 @@ def percentiles(values: NDArray[np.float64], groups: float) -> tuple[CI | None, 
     low, high = np.quantile(defined, ndtr([-n_deviations, n_deviations]))
     if high - low <= _SAME * max(1.0, abs(high)):
         return None, _COLLAPSED
-    is_share = 0 <= defined.min() <= defined.max() <= 1
-    if is_share:
+    if bounds is not None:
         least = n_deviations * defined.std()
-        low = min(low, max(0.0, defined.mean() - least))
-        high = max(high, min(1.0, defined.mean() + least))
+        low = min(low, max(bounds[0], defined.mean() - least))
+        high = max(high, min(bounds[1], defined.mean() + least))
     return (float(low), float(high)), None
 
 

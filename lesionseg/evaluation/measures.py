@@ -194,7 +194,7 @@ def counts_of(
             by_zone.setdefault(candidate.zone, []).append(candidate)
     counts: dict[str, Any] = {"volume_ml": _sum_ml(accepted) if volumes_are_known else None}
     for prefix, by_name in (("", by_label), ("zone_", by_zone)):
-        for name, column in _column_names(by_name).items():
+        for name, column in column_names(by_name).items():
             own = by_name[name]
             counts[f"{prefix}count_{column}"] = len(own)
             if volumes_are_known:
@@ -202,10 +202,10 @@ def counts_of(
     return counts
 
 
-def _column_names(names: Iterable[str]) -> dict[str, str]:
+def column_names(names: Iterable[str]) -> dict[str, str]:
     """Return a different column for each name of a label or zone.
 
-    >>> _column_names(["<5 mm", ">5 mm"])
+    >>> column_names(["<5 mm", ">5 mm"])
     {'<5 mm': '_5_mm', '>5 mm': '_5_mm_2'}
     """
     columns: dict[str, str] = {}

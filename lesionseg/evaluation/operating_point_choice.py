@@ -162,10 +162,13 @@ def _expect_rate(pool: Pool, chosen: _ChosenScore, n_false: float) -> float:
 
     The module's docstring explains why the design effect is added: it stands for the next false
     positive. If the score accepts all false positives, there is no next one. Then ½ is added, as in
-    Jeffreys' prior.
+    Jeffreys' prior. It is also added if the score accepts none and the aim is not a rate, because a
+    rate of 0 on a few cases does not show that new cases have none.
     """
     accepts_all = n_false == len(pool.false_score)
     added = 0.5 if accepts_all else chosen.design_effect
+    if n_false == 0:
+        added = max(added, 0.5)
     return (n_false + added) / pool.n_cases
 
 

@@ -15,6 +15,7 @@ from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import (
     NO_LESION,
+    SHARE,
     Draws,
     Estimate,
     Weights,
@@ -159,7 +160,8 @@ def size_curve(
 
     support = sums_by_group(groups, results, [len(r.lesions) for r in results])
     items = _ITEMS_PER_LESION * n_lesions
-    estimates = bootstrap(statistic, draws, support, NO_LESION, items)
+    bounds = [SHARE] * N_CURVE_POINTS + [None] * 4  # of the curve, and of the other numbers
+    estimates = bootstrap(statistic, draws, support, NO_LESION, items, bounds=bounds)
     *recall, d50, d90, intercept, slope = estimates
     return SizeCurve(
         intercept=float(intercept.value or 0.0),

@@ -5,7 +5,6 @@ one column per RAS axis (`centre_x_mm` …). z is empty in 2-D. The columns of o
 numbered from 1.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from lesionseg.core import Problem
 from lesionseg.errors import ContentError, ReadError, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.case_results import CandidateResult, CaseResult, LesionResult
+from lesionseg.evaluation.measures import column_names
 from lesionseg.evaluation.scores import SCORES_FILE, LabelScores, Scores
 from lesionseg.io.files import plain_text, write_csv, write_json
 
@@ -65,10 +65,11 @@ def write_scores(
             not counted in any score.
     """
     regions = list(dict.fromkeys(name for result in results for name in result.regions))
+    column_of = column_names(regions)
     region_columns = []
-    for region in regions:
-        region_columns += [_region_column("dice", region), _region_column("n_lesions", region)]
-    case_rows = [_case_row(result) for result in results]
+    for column in column_of.values():
+        region_columns += [f"dice_{column}", f"n_lesions_{column}"]
+    case_rows = [_case_row(result, column_of) for result in results]
     for problem in failed:
         case_rows.append({"case": problem.case, "status": FAILED, "message": problem.message})
     write_csv(folder / "cases.csv", case_rows, (*CASE_COLUMNS, *region_columns))
@@ -269,10 +270,11 @@ def _axis_column(name: str, axis: str) -> str:
     return f"{stem}_{axis}_{unit}"
 
 
-def _case_row(result: CaseResult) -> Row:
+def _case_row(result: CaseResult, column_of: Mapping[str, str]) -> Row:
     """Return the line of a case in cases.csv.
 
-    The columns that are neither counts nor regions are attributes of `CaseResult`.
+    The columns that are neither counts nor regions are attributes of `CaseResult`. Those of a
+    region are called `dice_` and `n_lesions_` with `column_of[region]`.
     """
     counts = {
         "n_lesions": len(result.lesions),
@@ -284,11 +286,6 @@ def _case_row(result: CaseResult) -> Row:
     }
     row = {name: counts.get(name, getattr(result, name, None)) for name in CASE_COLUMNS}
     for name, part in result.regions.items():
-        row[_region_column("dice", name)] = part.dice
-        row[_region_column("n_lesions", name)] = len(part.lesions)
+        row[f"dice_{column_of[name]}"] = part.dice
+        row[f"n_lesions_{column_of[name]}"] = len(part.lesions)
     return row
-
-
-def _region_column(what: str, region: str) -> str:
-    """Return the column of a number of one region, such as `dice_whole_tumour`."""
-    return f"{what}_{re.sub(r'[^A-Za-z0-9]+', '_', region.strip())}"

@@ -18,6 +18,8 @@ from lesionseg.io.files import read_json
 
 SCHEMA_VERSION = 3
 SCORES_FILE = "scores.json"
+SECOND_MODEL = "compare"  # folder of a second model's scores, in that of the first one's
+DEVELOPMENT_ROLES = ("train", "validation")
 PERCENT_OF_WIDTH = "% of the image width"  # the unit of sizes if an image has no pixel size
 # keys that are left out of the file if they have no value
 _OPTIONAL_KEYS = frozenset(
@@ -497,6 +499,16 @@ class Scores(Counts, Evaluated):
     failed_cases: tuple[FailedCase, ...] | None = None
     comparison: Mapping[str, PrimaryDifference | Difference] | None = None
     adjudication: Adjudication | None = None
+
+    @property
+    def is_point_chosen_here(self) -> bool:
+        """True if the operating point was chosen on these cases, which are no development cases."""
+        chosen_on = set((self.operating_point.chosen_on or "").split("+")) - {
+            "",
+            *DEVELOPMENT_ROLES,
+        }
+        is_development = self.evaluated_on in DEVELOPMENT_ROLES
+        return self.operating_point.optimistic and bool(chosen_on) and not is_development
 
     @property
     def has_boxes(self) -> bool:

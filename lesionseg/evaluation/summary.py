@@ -38,6 +38,7 @@ from lesionseg.evaluation.intervals import (
 )
 from lesionseg.evaluation.recall_by_size import SizeScale, recall_by_size, size_curve
 from lesionseg.evaluation.scores import (
+    DEVELOPMENT_ROLES,
     Agreement,
     BoxPrecision,
     CalibrationScores,
@@ -62,7 +63,6 @@ from lesionseg.host_memory import pause_collection
 _log = logging.getLogger(__name__)
 
 MIN_CASES_FOR_CPM = 8  # fewer cases cannot show 1/8 false positive per case
-DEVELOPMENT_ROLES = ("train", "validation")
 NO_LESION_FREE_CASE = "there is no lesion-free case"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
 NO_SURFACES = "no case has accepted voxels and a reference lesion"
@@ -357,7 +357,9 @@ class Summary:
         else:
             statistic = ratio(total, counted)
             n = len(self.results)
-            estimate = bootstrap(statistic, self.draws, counted, NO_MASKED_CASE, n)[0]
+            estimate = bootstrap(statistic, self.draws, counted, NO_MASKED_CASE, n, bounds=[None])[
+                0
+            ]
         return MeanEstimate(
             mean=estimate.value,
             ci95=estimate.ci95,
@@ -514,7 +516,9 @@ class Summary:
             return np.where(n[:, None] > 1, found, np.nan)
 
         # the statistic holds about six numbers per replicate at once
-        bias, lower, upper = bootstrap(statistic, self.draws, counts, undefined, items=6)
+        bias, lower, upper = bootstrap(
+            statistic, self.draws, counts, undefined, items=6, bounds=[None] * 3
+        )
         return Agreement(n=int(counts.sum()), bias=bias, lower_limit=lower, upper_limit=upper)
 
     def other_criteria(self) -> dict[str, CriterionScores]:

@@ -57,7 +57,8 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
             "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
             "chosen_on_reference= out."
         )
-    if cfg.rate_confidence is not None and not is_chosen:
+    is_rate = aim is not None and aim.kind in ("auto", "fp_per_case")
+    if cfg.rate_confidence is not None and not is_rate:
         raise ConfigError(
             "rate_confidence= applies to a rate. Add operating_point=fp_per_case:1 or another "
             "rate, or leave rate_confidence= out."

@@ -36,9 +36,9 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.evaluation.label_names import add_predicted_names
+from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names
 from lesionseg.evaluation.result_tables import remove_scores, scores_table, write_scores
-from lesionseg.evaluation.scores import Difference, FailedCase
+from lesionseg.evaluation.scores import SECOND_MODEL, Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
@@ -63,7 +63,6 @@ from lesionseg.pipeline.references import (
 from lesionseg.reporting.identity import read_run
 
 _log = logging.getLogger(__name__)
-COMPARED = "compare"  # folder of the second model's tables in the output folder
 BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # files of nnU-Net next to its predictions
 UNSTATED = ("train", "validation")  # possible roles of a case without a stated role
 
@@ -100,10 +99,14 @@ class EvaluateOutcome(Outcome):
             lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
         if self.not_compared:
             names = join_names(dict.fromkeys(problem.case for problem in self.not_compared))
-            table = self.output / COMPARED / "cases.csv"
+            table = self.output / SECOND_MODEL / "cases.csv"
             lines.append(f"Failed:  {names} of the second model; not compared, see {table}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
+        if self.scores.is_point_chosen_here:
+            lines.append(
+                "Note:    the threshold was chosen on these cases and looks better than it is"
+            )
         return lines
 
     @property
@@ -157,8 +160,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             seen = [match.result(surface=False) for match in matches]
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         results = [match.result(selection.point) for match in apply_selection(matches, selection)]
-        unread = kept.keep_unlabelled(inputs.unlabelled(kept.cases), merge_labels=cfg.merge_labels)
+        unread = kept.keep_unlabelled(
+            inputs.unlabelled(kept.cases),
+            LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
+            merge_labels=cfg.merge_labels,
+        )
         failed = [*inputs.faults, *unread]
+        kept.check_replaceable()  # before anything is written
         names = add_predicted_names(inputs.lesion_names, matches)
         settings = _summary_settings(cfg, inputs, selection.point, columns, names)
         scores = summarise(results, preset, settings)
@@ -167,7 +175,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             comparison = _compare(cfg, inputs, second, results, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
-            remove_scores(output / COMPARED)  # of an earlier run with a second model
+            remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
         if answers is not None:
             scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, names, failed)
@@ -209,7 +217,9 @@ def _summary_settings(
         labels=labels,
         replicates=cfg.replicates,
         seed=cfg.seed,
-        provenance=_version_and_date() | _model_and_dataset(cfg, inputs),
+        provenance=_version_and_date()
+        | model_of(Path(cfg.prediction))
+        | _dataset_and_rules(cfg, inputs),
         columns=columns,
         subgroups=cfg.subgroups,
     )
@@ -439,19 +449,19 @@ def _compare(
         replicates=cfg.replicates,
         seed=cfg.seed,
     )
-    # point and provenance of the first model do not apply to the second; subgroups are not compared
+    # the first model's point does not apply to the second, and subgroups are not compared
     names = add_predicted_names(inputs.lesion_names, second_matches)
     second_settings = replace(
         settings,
         operating_point=None,
         labels=names,
-        provenance=_version_and_date(),
+        provenance=_version_and_date() | _dataset_and_rules(cfg, inputs),
         columns={},
         subgroups=None,
     )
     scores = summarise(second_results, preset, second_settings)
     scores = replace(scores, failed_cases=_failed_cases(second.faults))
-    folder = Path(cfg.output) / COMPARED
+    folder = Path(cfg.output) / SECOND_MODEL
     write_scores(folder, second_results, scores, names, second.faults)
     return comparison
 
@@ -461,10 +471,12 @@ def _version_and_date() -> dict[str, Any]:
     return {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
 
 
-def _model_and_dataset(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return the model, and the dataset with the rule for several readers, for the provenance."""
-    known = model_of(Path(cfg.prediction))
-    # the report reads the references again, by the same rules
+def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+    """Return the dataset and the rules by which its references are read, for the provenance.
+
+    The report reads the references again, by the same rules.
+    """
+    known: dict[str, Any] = {}
     if cfg.min_readers is not None:
         known["min_readers"] = cfg.min_readers
     if cfg.merge_labels:

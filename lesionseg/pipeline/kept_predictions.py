@@ -16,6 +16,7 @@ from lesionseg.errors import (
     GeometryError,
     ReadError,
 )
+from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.predictions import (
@@ -80,21 +81,26 @@ class KeptPredictions:
             key=_KEY,
         )
 
-    def keep_unlabelled(self, cases: Sequence[str], *, merge_labels: bool) -> list[Problem]:
+    def keep_unlabelled(
+        self, cases: Sequence[str], numbers: LabelNumbers, *, merge_labels: bool
+    ) -> list[Problem]:
         """Find the candidates of cases without a reference, and keep them as well.
 
-        With `merge_labels`, they have one label, like those of cases with a reference. Return the
-        problems of cases that cannot be read.
+        As in cases with a reference, their labels have the values of `numbers`, or are merged with
+        `merge_labels`. Return the problems of cases that cannot be used.
         """
         faults: list[Problem] = []
         for case in cases:
             try:
                 prediction = open_prediction(self._files[case])
+                prediction = numbers.apply(prediction)
+                if merge_labels:
+                    prediction = prediction.merge_labels()
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
                 faults.append(Problem(case, str(error)))
                 log.warning("Not read, %s: %s", case, error)
             else:
-                self.keep(prediction.merge_labels() if merge_labels else prediction)
+                self.keep(prediction)
         return faults
 
     def finish(self, selection: Selection) -> Path | None:
@@ -103,6 +109,7 @@ class KeptPredictions:
         Return that folder, or None if nothing was kept.
         """
         if not self._geometry:
+            self._remove_earlier()
             return None
         for case, files in find_predictions(self._temporary).items():
             if selection.point is not None:
@@ -112,7 +119,6 @@ class KeptPredictions:
                 like = self._files[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
                 write_prediction(self._temporary, accepted, suffix=suffix, like=like, key=_KEY)
-        self._refuse_to_replace_results()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()
         for file in sorted(self._temporary.iterdir()):
@@ -131,7 +137,7 @@ class KeptPredictions:
                     cases.add(file.name.removesuffix(CANDIDATES))
         remove_predictions(self.folder, cases)
 
-    def _refuse_to_replace_results(self) -> None:
+    def check_replaceable(self) -> None:
         """Raise `ConflictError` if `predict` has written results of a kept case to the folder.
 
         Only `predict` writes the source of a scan into the file of candidates.

@@ -38,6 +38,7 @@ RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+MOST_SUBGROUPS = 24  # in their chart
 MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
@@ -195,6 +196,9 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     caption = _froc_caption(first, looser is not None, has_band, has_dots)
+    for name, tables in models[1:]:
+        if len(tables.cases) != len(first.cases):
+            caption += f" The {name} was scored on {count(len(tables.cases), 'scan')}."
     title = "A looser setting finds more, with more false positives"
     if looser is None:
         title = "Lesions found against false positives per scan"
@@ -376,7 +380,8 @@ def curve_chart(tables: Tables) -> Chart | None:
 
 def subgroup_chart(tables: Tables) -> Chart | None:
     """Draw sensitivity by subgroup."""
-    groups = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None][:24]
+    with_recall = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None]
+    groups = with_recall[:MOST_SUBGROUPS]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
@@ -389,7 +394,10 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
-    return Chart("Subgroups", f"Lines: 95 % intervals, for {FEW} or more patients.", figure)
+    caption = f"Lines: 95 % intervals, for {FEW} or more patients."
+    if len(groups) < len(with_recall):
+        caption += f" The first {len(groups)} of {len(with_recall)} subgroups; scores.json has all."
+    return Chart("Subgroups", caption, figure)
 
 
 def reliability_chart(tables: Tables) -> Chart | None:

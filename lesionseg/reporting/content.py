@@ -55,6 +55,7 @@ class ReportContent:
         pictures: Pictures of lesions and false positives.
         n_missed: Number of missed lesions, with and without a picture.
         n_false_positive: Number of false positives, with and without a picture.
+        false_positive_rule: A sentence that says which markings are false positives.
         limitations: Limitations of the evaluation, in one line.
         more_charts: Charts that are folded on the page.
         slider: Data of the threshold slider. None for a page without it.
@@ -64,6 +65,7 @@ class ReportContent:
         label_rows: One row per label. Empty if there is only one.
         about: Names and values about the test.
         comparison: Differences to another model. None if only one was evaluated.
+        n_compared: Number of scans on which the differences rest.
     """
 
     title: str
@@ -76,6 +78,7 @@ class ReportContent:
     pictures: Pictures
     n_missed: int
     n_false_positive: int
+    false_positive_rule: str
     limitations: str
     more_charts: Sequence[Chart]
     slider: Mapping[str, Any] | None
@@ -85,6 +88,7 @@ class ReportContent:
     label_rows: Sequence[Mapping[str, Any]]
     about: Sequence[tuple[str, str]]
     comparison: Mapping[str, PrimaryDifference | Difference] | None
+    n_compared: int
 
     @property
     def n_films_on_top(self) -> int:

@@ -65,6 +65,14 @@ class Tables:
         return max(float(len(self.cases) if shares is None else shares.fillna(1.0).sum()), 1e-9)
 
     @property
+    def is_partly_annotated(self) -> bool:
+        """True if a reader looked for some labels only in a scan without a marked lesion."""
+        shares = self.cases.get("annotated_share")
+        if shares is None:
+            return False
+        return bool(((self.cases["n_lesions"] == 0) & (shares < 1)).any())
+
+    @property
     def real_names(self) -> list[str]:
         """The real names of the cases, in order."""
         return [self.names.get(case, case) for case in self.cases["case"]]

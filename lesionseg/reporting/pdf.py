@@ -96,9 +96,12 @@ def write_pdf(path: Path, content: ReportContent) -> None:
         missed = content.pictures.missed[: 3 * PER_PAGE]
         if not content.pictures.films and len(missed) <= len(content.pictures.top):
             missed = []
+        title = "Missed lesions, largest first"
+        if len(missed) < content.n_missed:
+            title += f" ({len(missed)} of {content.n_missed})"
         for at in range(0, len(missed), PER_PAGE):
             page = _Page()
-            page.text(EDGE, 0.5, "Missed lesions, largest first", 13, weight="bold")
+            page.text(EDGE, 0.5, title, 13, weight="bold")
             _draw_cards(page, missed[at:][:PER_PAGE], 0.85)
             pdf.savefig(page.figure)
         for page in _number_pages(content):

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from lesionseg.errors import count, format_score
+from lesionseg.evaluation.criteria import find_preset
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
@@ -207,6 +208,8 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(("Development data", words))
     elif role not in ("test", "external"):
         found.append(("Role unknown", "the program may have learned from these scans"))
+    if tables.scores.is_point_chosen_here:
+        found.append(("Limit", "it was chosen on these scans: these numbers are too optimistic"))
     if part := tables.scores.provenance.scored_part:
         found.append(("Follow-up", f"only {part} were scored"))
     if tables.scores.split_is_group_safe is False:
@@ -259,7 +262,8 @@ def headline(tables: Tables) -> str:
     if not len(tables.lesions):
         n_with = int((tables.cases["n_false_positive"] > 0).sum())
         n_without = tables.n_predicted - n_with
-        return f"{scans} without lesions: {n_with} with a false positive, {n_without} without."
+        what = "a marked lesion" if tables.is_partly_annotated else "lesions"
+        return f"{scans} without {what}: {n_with} with a false positive, {n_without} without."
     return f"Finds {_found_words(tables)}, {false_words}."
 
 
@@ -305,6 +309,8 @@ def tiles(tables: Tables) -> list[Tile]:
     n_without = tables.cases["group"].nunique() - n_with
     who = "patient" if tables.patients_stated else "scan"
     words = f"with lesions, {n_without or 'none'} without"
+    if n_without and tables.is_partly_annotated:
+        words += " a marked lesion"
     is_very_small = n_with < FEW
     if is_very_small:
         words += ": a very small test"
@@ -353,20 +359,26 @@ def _false_positive_tile(tables: Tables) -> Tile:
     false = tables.scores.n_false_positive
     value = tables.scores.false_positives_per_case.value
     interval = tables.scores.false_positives_per_case.ci95
+    if not tables.n_predicted:
+        return Tile("–", "false positives per scan: no scan has a result")
     scans = count(tables.n_predicted, "scan")
+    note = ""
     if tables.n_scanned != tables.n_predicted:
-        scans = f"{tables.n_scanned:.3g} scans; a partly annotated one counts by its share"
+        scans = f"{tables.n_scanned:.3g} scans"
+        note = " A partly annotated scan counts by its share."
     if not false:
         # the rule of three: after no event in n patients, the 95 % interval ends at 3 / n
         predicted = tables.cases[tables.cases["status"] != "missing"]
         highest = interval[1] if interval else 3 / max(predicted["group"].nunique(), 1)
-        words = f"false positives. The true rate may be up to {rate(highest)} per scan."
+        words = f"false positives. The true rate may be up to {rate(highest)} per scan.{note}"
         return Tile(f"0 on {scans}", words, weak=len(tables.cases) < 20)
     # "1.2 false positives per scan" without the number, which is the large text of the tile
     noun = per_scan(value).removeprefix(f"{rate(value)} ")
     words = f"{noun} ({false} on {scans})"
     if interval:
         words += f"; 95 % interval {rate(interval[0])} to {rate(interval[1])}"
+    if note:
+        words += f".{note}"
     is_many = value is not None and value > 2
     is_excess = bool(explain_excess(tables))
     return Tile(rate(value), words, weak=is_many or is_excess)
@@ -550,6 +562,21 @@ def rule_words(tables: Tables) -> str:
     )
 
 
+def is_one_to_one(tables: Tables) -> bool:
+    """Return True if the match rule gives each lesion at most one marking, and vice versa."""
+    return find_preset(tables.scores.preset).criterion.assignment == "every_threshold"
+
+
+def false_positive_rule(tables: Tables) -> str:
+    """Return a sentence that says which markings are false positives."""
+    if find_preset(tables.scores.preset).criterion.assignment == "jointly":
+        return (
+            "A false positive is a marking outside all lesions, or with too little of it in "
+            "lesions."
+        )
+    return "A false positive is a marking that matches no lesion by the rule of this test."
+
+
 def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated"."""
     lines = []
@@ -603,8 +630,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
     "lesion_recall": ("sensitivity", "{found} of {n_lesions} lesions found"),
     "lesion_precision": (
         "precision",
-        "{supported} of {counted} lesions. One marking may find several lesions, and several "
-        "markings may find one lesion.",
+        "{supported} of {counted} lesions. {sharing}",
     ),
     "lesion_f1": ("F1 of lesions", "2·found / (found + lesions + false positives)"),
     "false_positives_per_case": ("false positives per scan", "over all scans"),
@@ -706,6 +732,9 @@ def _count_for_meanings(tables: Tables) -> dict[str, object]:
         "n_lesions": scores.n_lesions,
         "supported": supported,
         "counted": f"{counted} {verb}",
+        "sharing": "Each marking finds at most one lesion."
+        if is_one_to_one(tables)
+        else "One marking may find several lesions, and several markings may find one lesion.",
         "with_lesion": int((tables.cases["n_lesions"] > 0).sum()),
         "lesion_free": scores.n_lesion_free_cases,
     }

@@ -3,7 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import pandas as pd
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
+from lesionseg.evaluation.scores import SECOND_MODEL
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
@@ -25,6 +26,7 @@ from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import render
 from lesionseg.reporting.words import (
     QUESTIONS,
+    false_positive_rule,
     false_positive_words,
     headline,
     limitations,
@@ -108,14 +110,22 @@ def write_report(
         viewer = output / "viewer" if options.viewer else None
         pictures = _draw_pictures(tables, sources, viewer, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
+    second = scores_dir / SECOND_MODEL
+    if compare is not None and compare.resolve() != second.resolve():
+        content = replace(content, comparison=None)  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
     write_text(output / "report.html", render("report.html.j2", report=content))
     write_adjudication(output / "adjudicate.csv", tables)
+    # files of an earlier page with other settings would contradict this page
     if tables.names:
         rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
         write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
+    else:
+        (output / "pseudonyms.csv").unlink(missing_ok=True)
     if options.pdf:
         write_pdf(output / "report.pdf", content)
+    else:
+        (output / "report.pdf").unlink(missing_ok=True)
     return output / "report.html"
 
 
@@ -136,8 +146,8 @@ def _read_models(
         ContentError: if the other model was evaluated on other cases.
     """
     tables = read_tables(scores_dir, identifiers=identifiers)
-    if compare is None and (scores_dir / "compare" / "scores.json").is_file():
-        compare = scores_dir / "compare"
+    if compare is None and (scores_dir / SECOND_MODEL / "scores.json").is_file():
+        compare = scores_dir / SECOND_MODEL
     if compare is None:
         return [("this program", tables)]
     other = read_tables(compare, identifiers=identifiers)
@@ -183,6 +193,7 @@ def _collect_content(
         pictures=pictures,
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
         n_false_positive=scores.n_false_positive,
+        false_positive_rule=false_positive_rule(tables),
         limitations=limitations(tables, study),
         more_charts=more_charts,
         slider=slider_data(tables),
@@ -192,7 +203,14 @@ def _collect_content(
         label_rows=label_rows(tables),
         about=about_lines(tables, study, identity),
         comparison=scores.comparison,
+        n_compared=_count_compared(models),
     )
+
+
+def _count_compared(models: Sequence[tuple[str, Tables]]) -> int:
+    """Return the number of scans that were scored for all models."""
+    names = [set(tables.real_names) for _, tables in models]
+    return len(set.intersection(*names))
 
 
 def _draw_charts(
@@ -372,10 +390,12 @@ def write_adjudication(path: Path, tables: Tables) -> int:
         if same_candidate:
             old = same_candidate.pop(0)
             row.update({name: old[name] for name in ANSWERS})
+    written = [*columns, *ANSWERS]
     for no_longer_false in answered.values():  # answers are kept although no new row has them
-        rows += no_longer_false
+        for row in no_longer_false:  # a reader may have added columns
+            rows.append({name: row.get(name, "") for name in written})
     if rows:
-        write_csv(path, rows, [*columns, *ANSWERS])
+        write_csv(path, rows, written)
     else:  # a table of an earlier setting would list candidates that are no longer false
         path.unlink(missing_ok=True)
     return len(false)

@@ -32,6 +32,15 @@ def test_equal_models_do_not_differ_and_a_better_one_does():
     assert back.p_value == pytest.approx(found.p_value)
 
 
+def test_interval_of_a_difference_may_have_both_signs():
+    """Five patients say little, even if all resampled differences are positive."""
+    one = [result(f"c{i}", [0.9], dice=dice) for i, dice in enumerate([0.72] * 4 + [0.9])]
+    other = [result(f"c{i}", [0.9], dice=dice) for i, dice in enumerate([0.7] * 4 + [0.3])]
+    found = compare(one, other, replicates=500)["dice"]
+    assert found.difference == pytest.approx((4 * 0.02 + 0.6) / 5)
+    assert -1 <= found.ci95[0] < 0 < found.ci95[1] <= 1
+
+
 def test_dice_is_compared_only_between_models_of_masks():
     masks = [result(case, [0.9], dice=0.8) for case in "abcdef"]
     boxes = [result(case, [0.9], dice=None) for case in "abcde"]

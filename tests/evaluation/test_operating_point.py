@@ -31,7 +31,8 @@ def results():
             1.5,
             1.75,
         ),  # no further candidates, and half of one is expected
-        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.0),  # the highest score with this sensitivity
+        # the highest score with this sensitivity; none seen in two cases does not mean none at all
+        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.25),
         (Aim("sensitivity", 2 / 3), 2 / 3, 0.5, 0.5),
         (Aim("sensitivity", 0.9), 1.0, 1.5, 1.75),
         (Aim("score", 0.45), 2 / 3, 1.0, 1.0),
@@ -191,6 +192,12 @@ def test_best_f1_equals_a_search_of_all_scores():
         best = max(best, 2 * found / (found + false + 20))
     assert point.lesion_f1 == pytest.approx(best)
     assert str(point.aim) == "best_f1"
+
+
+def test_no_false_positive_on_a_few_cases_does_not_promise_none_on_new_ones():
+    results = [result(f"c{i}", [0.9], [0.1]) for i in range(4)]
+    for text in ("best_f1", "sensitivity:0.9"):
+        assert choose(results, Aim.parse(text)).expected_false_positives_per_case == 0.125
 
 
 def test_best_f1_without_candidates_is_the_uninformed_score():

@@ -160,6 +160,14 @@ def test_a_point_chosen_on_these_cases_is_called_optimistic():
         assert (found.score, found.chosen_on) == (0.4, chosen_on)
 
 
+def test_only_a_point_chosen_on_unseen_cases_is_called_chosen_here():
+    cases = {("validation", "validation"), ("test", "validation"), ("test", "test")}
+    for role, chosen_on in cases:
+        point = OperatingPoint("fp_per_case:1", 0.4, chosen_on)
+        scores = summarise(make_results(2), evaluated_on=role, operating_point=point)
+        assert scores.is_point_chosen_here == (role == chosen_on == "test")
+
+
 def test_point_chosen_on_one_of_several_roles_is_called_optimistic():
     results = [result("a", [0.9], role="test"), result("b", [0.9], role="external")]
     for chosen_on, is_optimistic in (("external+test", True), ("validation", False)):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.config import ReportSection
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, ConflictError, DatasetError
 from lesionseg.evaluation import Scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_csv, write_json
@@ -371,6 +371,26 @@ def test_kept_predictions_of_an_earlier_evaluation_are_removed(
     assert {name for name in names if name.startswith("P5")} == {"P5.nii.gz"}
     assert {"P0_mask.nii.gz", "own_mask.nii.gz", "Q_candidates.json"} <= names
     assert not any("_regions" in name for name in names)
+
+
+def test_kept_predictions_are_removed_if_bare_masks_follow(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    evaluate(*folders, replicates=5)
+    assert list((folders[2] / "predictions").iterdir())
+    evaluate(folders[0], folders[0], folders[2], replicates=5)
+    assert not list((folders[2] / "predictions").iterdir())
+
+
+def test_nothing_is_written_if_results_of_predict_would_be_replaced(
+    folders: tuple[Path, Path, Path],
+) -> None:
+    source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
+    content = {"case": "P0", "candidates": [], "source": source}
+    write_json(folders[2] / "predictions" / "P0_candidates.json", content)
+    with pytest.raises(ConflictError, match="results that predict wrote"):
+        evaluate(*folders, replicates=5)
+    assert not (folders[2] / "scores.json").exists()
 
 
 def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -> None:

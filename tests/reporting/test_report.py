@@ -114,6 +114,28 @@ def test_answers_are_kept_when_the_table_is_written_again(study, tmp_path):
         write_adjudication(path, tables)
 
 
+def test_answers_of_a_table_with_further_columns_are_kept(study, tmp_path):
+    tables = read_tables(study / "scores")
+    path = tmp_path / "adjudicate.csv"
+    write_adjudication(path, tables)
+    rows = pd.read_csv(path, dtype=str).assign(date="2026", answer="lesion")
+    rows.to_csv(path, index=False)
+    none_is_false = tables.candidates[tables.candidates["outcome"] != "false_positive"]
+    write_adjudication(path, replace(tables, candidates=none_is_false))
+    again = pd.read_csv(path, dtype=str)
+    assert again["answer"].tolist() == ["lesion"] * 3
+    assert "date" not in again
+
+
+def test_files_of_an_earlier_page_are_removed(study, tmp_path):
+    write_report(study / "scores", tmp_path)
+    assert (tmp_path / "report.pdf").is_file()
+    assert (tmp_path / "pseudonyms.csv").is_file()
+    write_report(study / "scores", tmp_path, options=ReportSection.of(identifiers=True, pdf=False))
+    assert not (tmp_path / "report.pdf").exists()
+    assert not (tmp_path / "pseudonyms.csv").exists()
+
+
 def test_comparison_with_other_cases_is_refused(study, tmp_path):
     shutil.copytree(study / "scores", tmp_path / "other")
     cases = tmp_path / "other" / "cases.csv"
@@ -130,7 +152,14 @@ def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, t
     assert run("evaluate", [*places, "evaluated_on=test", f"compare={tmp_path}/other"]) == 3
     options = ReportSection.of(pdf=False)
     path = write_report(tmp_path / "out", tmp_path / "page", options=options)
-    assert "other program" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert "on the 3 scans that were scored for both" in text
+    assert "The other program was scored on 3 scans." in text
+    # the differences are those to `compare=` of evaluate
+    path = write_report(
+        tmp_path / "out", tmp_path / "page", options=options, compare=study / "scores"
+    )
+    assert "scored for both" not in path.read_text(encoding="utf-8")
 
 
 def test_table_of_an_earlier_setting_is_removed_if_no_false_positive_is_left(study, tmp_path):

@@ -19,6 +19,7 @@ from lesionseg.reporting.words import (
     MEASURES,
     QUESTIONS,
     explain_excess,
+    false_positive_rule,
     false_positive_words,
     headline,
     limitations,
@@ -94,6 +95,28 @@ HIGH = OperatingPoint("score:0.99", 0.99)
 )  # fmt: skip
 def test_missed_lesion_has_its_reason_in_words(name, preset, row, point, words, tmp_path):
     assert missed_words(tables_of_hand_case(name, tmp_path, preset, point), row) == words
+
+
+def test_limit_that_was_chosen_on_these_scans_has_a_tag(tmp_path):
+    for chosen_on in ("test", "validation"):
+        point = replace(POINT, chosen_on=chosen_on)
+        tables = tables_of_hand_case("perfect", tmp_path / chosen_on, point=point)
+        assert ("Limit" in dict(tags(tables))) == (chosen_on == "test")
+
+
+def test_sentences_on_markings_follow_the_match_rule(tmp_path):
+    for preset, words in (("lesionseg", "several markings may"), ("iou50", "at most one lesion")):
+        tables = tables_of_hand_case("perfect", tmp_path / preset, preset)
+        precision = next(one for one in measures(tables)[0] if one.name == "precision")
+        assert words in precision.meaning
+        assert ("too little of it" in false_positive_rule(tables)) == (preset == "lesionseg")
+
+
+def test_scans_of_which_none_has_a_result_have_no_rate(tmp_path):
+    reference = make_reference(CASES["missed"])
+    failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
+    tile = tiles(tables_of([failed], tmp_path))[2]
+    assert (tile.value, tile.words) == ("–", "false positives per scan: no scan has a result")
 
 
 def test_every_reason_has_words():
