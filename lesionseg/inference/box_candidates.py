@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
+from lesionseg.errors import ContentError
 from lesionseg.inference.probabilities import box_scores
 from lesionseg.inference.stitch import gaussian_weight
 from lesionseg.models.heads import DetectorOutput
@@ -100,7 +101,9 @@ class BoxCollector:
         """
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)
-        flat = probabilities.flatten(1).nan_to_num(nan=0.0)  # topk treats NaN as the highest
+        flat = probabilities.flatten(1)
+        is_nan = flat.isnan().any(1)  # reported by `gather`, because reading it waits for a GPU
+        flat = flat.nan_to_num(nan=0.0)  # topk treats NaN as the highest
         # anchors below the floor of the candidate rule are many and not worth a warning
         n_above = (flat >= max(self.plan.box_floor, self.plan.candidate_rule.floor)).sum(1)
         scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
@@ -110,15 +113,24 @@ class BoxCollector:
         deltas = output.box_deltas[:n].float().gather(1, per_box)
         boxes = decode_boxes(deltas, self._anchors[anchor])
         # one table needs only one synchronisation with a GPU; float64 represents indices exactly
-        columns = torch.stack(
-            [scores.double(), index.double(), n_above[:, None].expand_as(index).double()], dim=-1
+        of_tile = torch.stack([n_above, is_nan.long()], dim=-1)[:, None].expand(
+            -1, len(index[0]), -1
         )
+        columns = torch.cat([scores.double()[..., None], index[..., None], of_tile], dim=-1)
         table = torch.cat([boxes.double(), columns], dim=-1)  # `_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
             self._waiting.append((tile, flipped, rows))
 
+    def forget_waiting(self) -> None:
+        """Drop the boxes of all batches since the last call of `gather`."""
+        self._waiting = []
+
     def gather(self) -> None:
-        """Copy the boxes of all batches since the last call to the CPU at once."""
+        """Copy the boxes of all batches since the last call to the CPU at once.
+
+        Raises:
+            ContentError: A score is NaN.
+        """
         if not self._waiting:
             return
         tables = torch.stack([rows for _, _, rows in self._waiting]).cpu()
@@ -131,8 +143,9 @@ class BoxCollector:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes of a view in voxels of the padded volume, their scores and labels.
 
-        `rows` is `[k, 2·dims + 3]`: boxes in the tile, scores, flat indices of anchor and label,
-        and the number of anchors above the floor, which is the same in each row.
+        `rows` is `[k, 2·dims + 4]`: boxes in the tile, scores, flat indices of anchor and label.
+        The last two columns are equal in all rows: the number of anchors above the floor, and 1 if
+        a score of the tile is NaN.
         """
         n_coordinates = 2 * self.plan.dims
         boxes = rows[:, :n_coordinates]
@@ -141,6 +154,8 @@ class BoxCollector:
         if len(rows):
             n_above_floor = int(rows[0, n_coordinates + 2])
             self.n_left_out += max(n_above_floor - len(rows), 0)
+            if rows[0, n_coordinates + 3]:
+                raise ContentError("The scores of boxes contain NaN. Try inference.precision=fp32.")
         kept = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
         # by descending score, and equal scores by index, because topk has no order of ties
         kept = kept[index[kept].argsort()]

@@ -4,6 +4,7 @@ image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶
                                                     └──▶ BoxCollector ──▶ Boxes
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,10 @@ from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.convolutions import fastest_convolutions
+from lesionseg.ops.gpu_memory import free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles of the scan
 
@@ -225,17 +229,45 @@ class SlidingWindow:
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         collector = BoxCollector(grid, plan) if detects else None
         with reuse_memory(is_wanted=self.device.type == "cpu"):
-            for first in range(0, len(tiles), self.batch_size):
-                some = tiles[first : first + self.batch_size]
+            n_done = 0
+            while n_done < len(tiles):
+                some = tiles[n_done : n_done + self.batch_size]
                 batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
-                for i, p in zip(some, self.predict(batch, some, collector), strict=True):
+                predicted = self._predict_if_it_fits(batch, some, collector)
+                if predicted is None:
+                    self._halve_batch(len(some))
+                    continue
+                for i, p in zip(some, predicted, strict=True):
                     stitcher.add(p, grid.slices(i))
                 if collector is not None:
                     collector.gather()
+                n_done += len(some)
                 if on_batch is not None:
-                    on_batch(first + len(some), len(tiles))
+                    on_batch(n_done, len(tiles))
             stitcher.finish()
         return store, None if collector is None else covered.move_to_image(collector.finish())
+
+    def _predict_if_it_fits(
+        self, tiles: Tensor, numbers: Sequence[int], collector: BoxCollector | None
+    ) -> Tensor | None:
+        """Return the result of `predict`, or None if the GPU has too little memory for the batch.
+
+        The error is passed on if a single tile does not fit.
+        """
+        try:
+            return self.predict(tiles, numbers, collector)
+        except RuntimeError as error:
+            if len(tiles) == 1 or not is_out_of_memory(error):
+                raise
+        if collector is not None:
+            collector.forget_waiting()
+        return None
+
+    def _halve_batch(self, n_tiles: int) -> None:
+        """Halve a batch of `n_tiles` that did not fit, and release its memory."""
+        self.batch_size = n_tiles // 2
+        log.warning("Out of memory with %d tiles; continued with %d.", n_tiles, self.batch_size)
+        torch.cuda.empty_cache()  # nothing happens without a GPU
 
     def _memory_device(self, n_channels: int, grid: TileGrid) -> torch.device:
         """Return the device for image and sums.
@@ -293,11 +325,12 @@ class SlidingWindow:
         return mean if n_views == 1 else mean / n_views
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
-        """Repeat the last tile on a GPU until the batch is full.
+        """Repeat the last tile on a GPU until their number is a power of two or fills the batch.
 
-        Otherwise cuDNN would benchmark its algorithms again for the smaller batch.
+        cuDNN times its algorithms for each new number of tiles, so there should be few of them.
         """
-        n_missing = self.batch_size - len(tiles)
+        n_wanted = min(1 << (len(tiles) - 1).bit_length(), self.batch_size)
+        n_missing = n_wanted - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
             return tiles
         return torch.cat([tiles, tiles[-1:].expand([n_missing, *tiles.shape[1:]])])
@@ -310,15 +343,6 @@ class SlidingWindow:
         autocast = torch.autocast(self.device.type, autocast_type, enabled=is_low)
         with fastest_convolutions(), autocast:
             return network(tiles)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU in bytes, including the cache of torch's allocator.
-
-    During validation in a training, nearly all free memory is in that cache.
-    """
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:

@@ -23,6 +23,7 @@ Advance = Callable[[str, float, int], None]
 _MAX_PROGRESS_LINES = 20  # in the log of a step
 _QUIET_SECONDS = 10.0  # at the beginning of a step, in which its progress is not logged
 LOG = "train.log"
+LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s")
 
 
 # text that Hydra reads as the same text
@@ -230,8 +231,7 @@ class RunLog(MemoryHandler):
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
         if self.target is None and (self.run / "config.yaml").is_file():
-            formatter = logging.Formatter("%(asctime)s %(message)s")
-            self.setTarget(open_log(self.run / LOG, formatter, private=self.private))
+            self.setTarget(open_log(self.run / LOG, LOG_FORMAT, private=self.private))
         return self.target is not None
 
 

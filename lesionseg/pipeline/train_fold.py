@@ -20,7 +20,7 @@ from lesionseg.io.bundle_folder import SELECTION
 from lesionseg.io.files import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import are_bars_shown, bar
+from lesionseg.pipeline.log import LOG, LOG_FORMAT, are_bars_shown, bar, open_log
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.pipeline.score_roles import (
@@ -30,7 +30,7 @@ from lesionseg.pipeline.score_roles import (
 )
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting.previews import draw_previews
-from lesionseg.training.callbacks import Previews, Progress
+from lesionseg.training.callbacks import Previews, Progress, SpawnedLog
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.initial_weights import start_from
 from lesionseg.training.module import budget_text, resolve_budget
@@ -119,7 +119,8 @@ def train_network(
     tiles = tiles_of(cases, plan, cfg)
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
-    callbacks = [Progress(training_bar), Previews(run, draw_previews)]
+    open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
+    callbacks = [Progress(training_bar), Previews(run, draw_previews), SpawnedLog(open_handler)]
     return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=callbacks)
 
 

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import TorchCheckpointIO
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
@@ -187,6 +188,29 @@ class Progress(pl.Callback):
     def on_exception(self, *_: Any) -> None:
         """Close the bar."""
         self._open.close()
+
+
+class SpawnedLog(pl.Callback):
+    """A callback that sets up logging in processes that Lightning spawns, which have none.
+
+    The first process writes to the handler that `open_handler` returns, and warnings also to the
+    terminal. The other processes report only errors.
+    """
+
+    def __init__(self, open_handler: Callable[[], logging.Handler]) -> None:
+        self.open_handler = open_handler
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Add the handlers if this process was spawned."""
+        if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            return
+        ours = logging.getLogger("lesionseg")
+        ours.setLevel(logging.INFO if trainer.is_global_zero else logging.ERROR)
+        if trainer.is_global_zero:
+            root = logging.getLogger()
+            root.addHandler(self.open_handler())
+            if logging.lastResort is not None:
+                root.addHandler(logging.lastResort)
 
 
 class FocalStatistics(pl.Callback):

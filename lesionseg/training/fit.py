@@ -31,6 +31,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
+from lesionseg.ops.gpu_memory import is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
@@ -39,14 +40,13 @@ from lesionseg.training.callbacks import (
     History,
     LastCheckpoint,
 )
-from lesionseg.training.module import LesionModule, resolve_budget
+from lesionseg.training.module import LesionModule, count_tiles_per_step, resolve_budget
 from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     PATIENCE,
     broadcast_from_rank_zero,
     find_launcher,
     is_rank_zero,
-    n_processes,
     training_device,
 )
 from lesionseg.training.tile_stream import LesionData
@@ -125,9 +125,17 @@ def fit(
         steps_before = before["global_step"]
         minutes_before = before["minutes"]
         ended_early = before.get("ended_early", False)  # checkpoints of 1.0 do not state it
-    has_steps_left = settings.max_steps is None or steps_before < settings.max_steps
-    has_minutes_left = settings.max_minutes is None or minutes_before < settings.max_minutes
+    stated = before or {}
+    max_steps = settings.max_steps
+    max_minutes = settings.max_minutes
+    if _has_default_budget(cfg.trainer):
+        # it follows from the device, and this start may have found another one
+        max_steps = stated.get("max_steps", max_steps)
+        max_minutes = stated.get("max_minutes", max_minutes)
+    has_steps_left = max_steps is None or steps_before < max_steps
+    has_minutes_left = max_minutes is None or minutes_before < max_minutes
     if has_steps_left and has_minutes_left and not ended_early:
+        _require_same_steps(stated, module, cfg.trainer, last)
         data = LesionData(tiles, plan, settings)
         on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
@@ -147,6 +155,40 @@ def fit(
     return FitResult(network.eval(), steps, after["skipped"], minutes, device)
 
 
+def _has_default_budget(trainer: TrainerConfig) -> bool:
+    """Return True if the settings state neither minutes nor steps."""
+    return trainer.max_minutes is None and trainer.max_steps is None
+
+
+def _require_same_steps(
+    before: Mapping[str, Any], module: LesionModule, trainer: TrainerConfig, last: Path
+) -> None:
+    """Raise `TrainingError` if the training began with other steps, which this start cannot repeat.
+
+    The learning rate follows the tiles per step, and the default budget follows the device.
+
+    Args:
+        before: the content of the checkpoint. Those of version 1.0 state neither.
+        module: the module of this start.
+        trainer: its settings before defaults were resolved.
+        last: the file of the checkpoint, for messages.
+    """
+    n_tiles = module.count_tiles_per_step()
+    n_before = before.get("tiles_per_step", n_tiles)
+    device = training_device(trainer.accelerator)
+    device_before = before.get("device", device)
+    if n_before != n_tiles:
+        raise TrainingError(
+            f"{last}: this training has {n_before} tiles per step, but {n_tiles} on the devices "
+            "that were found here. Continue on as many devices as before."
+        )
+    if device_before != device and _has_default_budget(trainer):
+        raise TrainingError(
+            f"{last}: this training began on {device_before} with the default budget of that "
+            f"device, and torch finds only {device} here. Continue on {device_before}."
+        )
+
+
 @contextmanager
 def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iterator[None]:
     """Convert the errors of a training to those that `fit` documents, and log an interruption.
@@ -155,11 +197,11 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
     except ProcessRaisedException as error:  # of a process that Lightning spawned
         raise _error_of_process(error, module.plan, last) from error
     except (RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
         # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
         is_before_first_step = module.global_step <= steps_before
         if is_before_first_step and "state_dict" in str(error):
@@ -189,7 +231,7 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
         return error
     name = found["name"]
     message = found["message"].strip()
-    if name == "torch.OutOfMemoryError":
+    if name == "torch.OutOfMemoryError" or says_out_of_memory(message):
         return _out_of_memory(plan, message)
     kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
     if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
@@ -246,14 +288,12 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
     Raises:
         ConfigError: if `cases` is empty, or the settings do not fit the plan.
     """
-    batches_per_step = int(cfg.trainer.lightning.get("accumulate_grad_batches", 1))
-    tiles_per_step = batches_per_step * plan.batch_size * n_processes(cfg.trainer)
     tiles = TileDataset(
         cases,
         plan,
         cfg.sampling,
         cfg.augment,
-        n_tiles=STEPS_PER_EPOCH * tiles_per_step,
+        n_tiles=STEPS_PER_EPOCH * count_tiles_per_step(cfg.trainer, plan),
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from math import cos, pi, prod, sqrt
+from math import cos, inf, pi, prod, sqrt
 from typing import Any
 
 import pytorch_lightning as pl
@@ -181,8 +181,8 @@ class LesionModule(pl.LightningModule):
     ) -> None:
         """Clip the gradient, and make the optimiser skip the step if it is not finite.
 
-        The norm is computed once, for both. Lightning's own clipping by norm refuses fused
-        optimisers in half precision. A skipped step is counted in the next step, because a GPU
+        The norm is computed once, for both. Lightning's own clipping refuses fused optimisers in
+        half precision. A skipped step is counted in the next step, because a GPU
         would have to wait for the result now.
         """
         self.count_skipped()  # the previous step
@@ -195,7 +195,7 @@ class LesionModule(pl.LightningModule):
         norm = nn.utils.get_total_norm(gradients)
         is_finite = torch.isfinite(norm)
         if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            nn.utils.clip_grad_value_(weights, gradient_clip_val or inf)
         elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
         # A fused optimiser does nothing if `found_inf` is 1. With fp16 the optimiser is not fused
@@ -230,15 +230,24 @@ class LesionModule(pl.LightningModule):
         if self.progress >= 1:
             self.trainer.should_stop = True
 
+    def count_tiles_per_step(self) -> int:
+        """Return the number of tiles of a step over all processes and accumulated batches."""
+        return count_tiles_per_step(self.settings, self.plan)
+
+    @property
+    def _fused(self) -> bool | None:
+        """True for a fused optimiser. With None, torch chooses one that is not fused.
+
+        With fp16, a fused optimiser would receive gradients that are clipped before unscaling.
+        """
+        return None if self.trainer.precision == "16-mixed" else True
+
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule that follows `progress`."""
-        trainer = self.trainer
-        # with fp16 a fused optimiser would receive gradients that are clipped before unscaling
-        fused = trainer.precision != "16-mixed"
-        n_tiles = self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        n_tiles = self.count_tiles_per_step()
         highest = highest_rate(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
-        optimiser = make_optimiser(self.network, self.optim, highest, fused=fused)
+        optimiser = make_optimiser(self.network, self.optim, highest, fused=self._fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda _: share_of_rate(self.progress, self.optim)
         )
@@ -248,16 +257,29 @@ class LesionModule(pl.LightningModule):
         """Add the minutes, the skipped steps and the terms since the last logged row."""
         self.count_skipped()
         checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
+        # the conditions of the steps, which a resumed training has to repeat
+        checkpoint |= {
+            "max_steps": self.settings.max_steps,
+            "max_minutes": self.settings.max_minutes,
+            "device": self.device.type,
+            "tiles_per_step": self.count_tiles_per_step(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the additions of `on_save_checkpoint`."""
+        """Restore the additions of `on_save_checkpoint`.
+
+        The optimiser becomes fused or not as the precision of this start needs it.
+        """
+        for state in checkpoint["optimizer_states"]:
+            for group in state["param_groups"]:
+                group["fused"] = self._fused
         self.minutes = checkpoint["minutes"]
         self.skipped = checkpoint["skipped"]
         self.recent = checkpoint["recent"]
 
 
 def make_optimiser(
-    network: nn.Module, settings: OptimConfig, rate: float, *, fused: bool = True
+    network: nn.Module, settings: OptimConfig, rate: float, *, fused: bool | None = True
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
@@ -320,11 +342,15 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 
 def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
     """Return the number of steps with as many voxels as nnU-Net's training, or its own if fewer."""
-    batches_per_step = int(settings.lightning.get("accumulate_grad_batches", 1))
-    tiles_per_step = plan.batch_size * batches_per_step * n_processes(settings)
-    voxels_per_step = tiles_per_step * prod(plan.tile_shape)
+    voxels_per_step = count_tiles_per_step(settings, plan) * prod(plan.tile_shape)
     share = NNUNET_VOXELS[plan.dims] / voxels_per_step
     return round(NNUNET_STEPS * min(share, 1.0))
+
+
+def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
+    """Return the number of tiles of a step over all processes and accumulated batches."""
+    batches_per_step = int(settings.lightning.get("accumulate_grad_batches", 1))
+    return plan.batch_size * batches_per_step * n_processes(settings)
 
 
 def budget_text(settings: TrainerConfig) -> str:

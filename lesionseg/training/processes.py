@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from lesionseg.config import TrainerConfig
-from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.errors import ConfigError, LesionsegError, TrainingError
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -177,29 +177,56 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     if not distributed.is_initialized():
         return make()
     shared: list[Any] = [None]  # torch replaces the items of this list in the other processes
+    failure: Exception | None = None
     if is_rank_zero():
         try:
             shared = [make()]
-        except LesionsegError as error:
-            shared = [error]
+        except Exception as error:  # the other processes would wait for a day
+            failure = error
+            shared = [_to_shared_error(error)]
     distributed.broadcast_object_list(shared)
+    if failure is not None:
+        raise failure
     if isinstance(shared[0], LesionsegError):
         raise shared[0]
     made: T = shared[0]
     return made
 
 
+def _to_shared_error(error: Exception) -> LesionsegError:
+    """Return the error that the other processes raise if one of them fails."""
+    if isinstance(error, LesionsegError):
+        return error
+    return TrainingError(f"Another process failed: {type(error).__name__}: {error}")
+
+
 def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
     """Call `make` in every process, and return the process's own result.
 
-    On each node, one process calls it first. The others wait, so that they find its files.
+    On each node, one process calls it first. The others wait, so that they find its files. If it
+    fails in one process, all of them raise an error.
     """
     if not distributed.is_initialized():
         return make()
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
-    if not comes_first:
-        distributed.barrier()
-    made = make()
-    if comes_first:
-        distributed.barrier()
-    return made
+    made: list[T] = []
+    for is_turn in (comes_first, not comes_first):
+        failure: Exception | None = None
+        if is_turn:
+            try:
+                made = [make()]
+            except Exception as error:  # the other processes would wait for a day
+                failure = error
+        _raise_together(failure)
+    return made[0]
+
+
+def _raise_together(failure: Exception | None) -> None:
+    """Raise an error in all processes if one of them failed. All processes call it together."""
+    shared: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shared, failure and _to_shared_error(failure))
+    if failure is not None:
+        raise failure
+    for error in shared:
+        if error is not None:
+            raise error

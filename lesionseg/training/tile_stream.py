@@ -25,6 +25,7 @@ from lesionseg.data.transforms import TileItem
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch, BatchTargets
 from lesionseg.training.module import LesionModule
+from lesionseg.training.processes import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +175,18 @@ class LesionData(pl.LightningDataModule):
         return read_batches(self.tiles, numbers, workers, pin=pin, add_targets=targets)
 
 
+def _count_own_cores(n_processes: int) -> int:
+    """Return the number of cores for each of the training processes on this machine.
+
+    srun binds each of its tasks to its own cores, so `cores` counts only these.
+    """
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    is_task = int(os.environ.get(TASKS, "1")) > 1
+    if n_processes > 1 and is_task and per_task.isdigit():
+        return min(cores(), int(per_task))
+    return cores() // n_processes
+
+
 def loader_workers(
     asked: int | str,
     plan: Plan,
@@ -200,7 +213,7 @@ def loader_workers(
     elif device == "cpu":
         workers = 1
     else:
-        n_free_cores = cores() // n_processes - 1
+        n_free_cores = _count_own_cores(n_processes) - 1
         workers = min(max(n_free_cores, 1), MOST_WORKERS)
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free

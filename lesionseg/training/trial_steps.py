@@ -15,6 +15,7 @@ from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.convolutions import fastest_convolutions
+from lesionseg.ops.gpu_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, describe_sides, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import highest_rate, make_optimiser
@@ -60,7 +61,9 @@ def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
     fits = True
     try:
         take_steps(plan)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         fits = False
     # Release memory after the except clause: until then the traceback refers to the network.
     if torch.cuda.is_available():
@@ -86,8 +89,8 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
 def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     """Take two training steps, to find out if they fit into memory.
 
-    Raise `torch.OutOfMemoryError` if they do not. The first step creates the optimiser's moments,
-    so only the second one needs all the memory of a training.
+    Raise an error for which `is_out_of_memory` is True if they do not. The first step creates the
+    optimiser's moments, so only the second one needs all the memory of a training.
 
     cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """

@@ -118,6 +118,7 @@ def test_processes_started_by_lightning_validate(folder):
     run = folder / "spawned"
     wait_for(start("", folder, run, "trainer.devices=2", "trainer.validate_every_minutes=0.001"))
     assert any(row.get("validation_dice") for row in read_csv(run / "metrics.csv"))
+    assert "for 2 tiles per step." in (run / "train.log").read_text()  # of the spawned process
 
 
 def test_killed_process_restarts_and_all_end_with_the_same_weights(folder):

@@ -9,6 +9,7 @@ import torch
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.data.tiling import TileGrid
+from lesionseg.errors import ContentError
 from lesionseg.inference import box_candidates as boxes_module
 from lesionseg.inference.box_candidates import (
     BoxCollector,
@@ -121,6 +122,13 @@ def test_boxes_with_nan_are_dropped():
     output = make_output(([4.0, 4, 8, 8], 0.9, 1))
     output.box_deltas[0, :, 0] = torch.nan
     assert len(collect(output)) == 0
+
+
+def test_score_that_is_nan_is_an_error():
+    output = make_output(([4.0, 4, 8, 8], 0.9, 1))
+    output.class_logits[0, 0, 0] = torch.nan
+    with pytest.raises(ContentError, match="contain NaN"):
+        collect(output)
 
 
 def test_scores_are_corrected_for_the_focal_loss():

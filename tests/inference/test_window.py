@@ -36,6 +36,27 @@ def test_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
     torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
+class SmallMemory(nn.Module):
+    """A network for which more than two tiles are too many."""
+
+    def forward(self, image):
+        if len(image) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [image]
+
+
+def test_batch_that_does_not_fit_into_memory_is_halved(plan, caplog):
+    image = make_noise(1, 40, 24, 17)
+    settings = InferenceConfig.of(precision="fp32")
+    window = SlidingWindow((SmallMemory(),), plan, settings, batch_size=8)
+    done = []
+    store, _ = window(image, on_batch=lambda n, total: done.append((n, total)))
+    torch.testing.assert_close(store.decode(store.values), image.sigmoid(), **HALF)
+    assert window.batch_size == 2
+    assert done[-1][0] == done[-1][1] == len({n for n, _ in done}) * 2
+    assert "Out of memory with 4 tiles; continued with 2." in caplog.text
+
+
 class RightNeighbour(nn.Module):
     """A network whose logit is the value of the right neighbour, so that mirroring matters."""
 

@@ -54,6 +54,10 @@ def last_checkpoint(run_dir):
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def change_checkpoint(run_dir, **values):
+    torch.save(last_checkpoint(run_dir) | values, run_dir / "checkpoints" / "last.ckpt")
+
+
 def test_metrics_csv_has_terms_positives_and_gradient_shares(train, column):
     train(max_steps=10, loss=DiceFocalLoss())
     assert column("step") == [4, 9]  # steps are counted from 0
@@ -380,6 +384,41 @@ def test_number_of_a_device_is_one_process_on_a_cpu(train):
     assert train(max_steps=2, devices=[1]).steps == 2
 
 
+def test_training_of_another_number_of_devices_does_not_continue(train, tmp_path):
+    train(max_steps=2)
+    change_checkpoint(tmp_path / "run", tiles_per_step=8)
+    with pytest.raises(
+        TrainingError, match=r"last\.ckpt: this training has 8 tiles per step, but 2"
+    ):
+        train(max_steps=4)
+
+
+def test_default_budget_of_a_gpu_is_not_replaced_by_that_of_a_cpu(train, tmp_path):
+    train(max_steps=2)
+    change_checkpoint(tmp_path / "run", device="cuda", minutes=90.0)
+    assert train().steps == 2  # finished, by the steps that the checkpoint states
+    change_checkpoint(tmp_path / "run", max_steps=99)
+    with pytest.raises(TrainingError, match="began on cuda with the default budget"):
+        train()  # the 90 minutes are more than the default of a CPU
+    assert train(max_steps=3).steps == 3
+
+
+def test_optimiser_of_fp16_continues_in_another_precision(train, tmp_path):
+    """fp16 has no fused optimiser. A fused one skips steps whose gradient is not finite."""
+    train(max_steps=2)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = last_checkpoint(tmp_path / "run")
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        group["fused"] = None
+    torch.save(checkpoint, path)
+    assert train(max_steps=4).steps == 4
+
+
+def test_gradients_can_be_clipped_by_value(train):
+    option = {"gradient_clip_algorithm": "value"}
+    assert train(max_steps=2, gradient_clip_val=0.1, lightning=option).steps == 2
+
+
 def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step):
     class CtrlC(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -401,6 +440,7 @@ def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step
     [
         (TrainingError("Diverged: 10 steps."), TrainingError, "^Diverged: 10"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), ConfigError, "memory in training, "),
+        (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "memory in "),
         (RuntimeError("Error in loading state_dict:\n\tsize"), TrainingError, r"last\.ckpt"),
         (ZeroDivisionError("by 0"), ProcessRaisedException, "ZeroDivisionError: by 0"),
     ],

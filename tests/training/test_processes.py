@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from lesionseg.config import TrainerConfig
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -112,6 +112,13 @@ def _meet(rank, port):
         assert call_on_local_rank_zero_first(lambda: rank) == rank
         with pytest.raises(ConfigError, match="Wrong here"):
             broadcast_from_rank_zero(fail)
+        own = ZeroDivisionError if rank == 0 else TrainingError
+        with pytest.raises(own, match="division"):
+            broadcast_from_rank_zero(lambda: 1 / 0)
+        for failing in (0, 1):  # the first process, or one that waits for it
+            own = ZeroDivisionError if rank == failing else TrainingError
+            with pytest.raises(own, match="division"):
+                call_on_local_rank_zero_first(lambda: 1 / (rank - failing))  # noqa: B023
     assert not distributed.is_initialized()
 
 

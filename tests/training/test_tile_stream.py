@@ -32,6 +32,13 @@ def test_number_of_workers_follows_cores_and_processes(
     assert loader_workers(asked, make_plan(), device, processes) == expected
 
 
+def test_cores_of_a_task_of_srun_are_not_divided_again(monkeypatch, make_plan):
+    monkeypatch.setattr(tile_stream, "cores", lambda: 8)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert loader_workers("auto", make_plan(), "cuda", 4) == 7
+
+
 @pytest.mark.parametrize(("side", "room"), [(16, 8), (512, 2), (2048, 0)])
 def test_workers_are_limited_by_shared_memory_with_advice(
     monkeypatch, caplog, make_plan, side, room
