@@ -71,6 +71,15 @@ def _path_to_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | PathLike) else value
 
 
+def _check_host(name: str) -> str:
+    """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
+    if "*" in name.removeprefix("*.") and name != "*":
+        raise ValueError(
+            f"{name!r} is no host: a * may stand for the first part only: *.example.org"
+        )
+    return name
+
+
 def _check_whole_numbers(lightning: Arguments) -> Arguments:
     """Return the arguments.
 
@@ -505,6 +514,12 @@ class FollowConfig(OutputCommand):
             raise ValueError(
                 "give before= and after=, or visits= with either bundle= or predictions="
             )
+        has_images = (self.before_images, self.after_images) != (None, None)
+        if is_table and has_images:
+            raise ValueError(
+                "before_images= and after_images= belong to before= and after=; with visits=, the "
+                "table names the scans"
+            )
         return self
 
 
@@ -530,13 +545,26 @@ class ExportConfig(Settings):
     trust: bool
     private: bool
 
+    @model_validator(mode="after")
+    def _check_reference(self) -> Self:
+        """Accept the settings of a choice on predictions only if these predictions are given."""
+        if self.reference is not None and self.format != "bundle":
+            raise ValueError("reference= needs format=bundle")
+        others = (self.rate_confidence, self.groups)
+        if self.reference is None and (self.operating_point != "auto" or others != (None, None)):
+            raise ValueError(
+                "operating_point=, rate_confidence= and groups= need format=bundle reference=, "
+                "the masks of the model's validation cases"
+            )
+        return self
+
 
 class ServeConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     inference: InferenceConfig
     host: str
     port: Annotated[int, Field(ge=0, le=65535)]
-    hosts: tuple[str, ...]
+    hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...]
     max_upload_mb: PositiveFloat
     max_waiting: PositiveInt
     request_seconds: PositiveFloat

@@ -217,6 +217,11 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
     return read_bundle(bundle, TRUSTED if is_same else None)
 
 
+def joint_digest(folders: Sequence[str]) -> str:
+    """Return the digests of all members of an ensemble, joined by `+`."""
+    return "+".join(bundle_digest(Path(folder)) for folder in folders)
+
+
 def bundle_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits that change if weights, plan or selection change.
 

@@ -28,7 +28,6 @@ from lesionseg.errors import (
 )
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import default_budget, peak_memory_mb, trim_memory
-from lesionseg.inference.bundle import bundle_digest
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
@@ -79,20 +78,12 @@ def make_predictor(
     )
 
 
-def predict_cases(
-    cfg: PredictConfig,
-    predictor: Predictor,
-    output: Path,
-    scans: Sequence[FoundScan],
-    known: EarlierRows,
-) -> Generator[CaseRow]:
-    """Predict scans into `output`. Yield the row of each, in order, after its results are written.
+def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[CaseRow]:
+    """Predict scans. Yield the row of each, in order, after its results are written.
 
-    `known`: rows of earlier runs; unchanged results are kept. The row of a scan that fails states
-    the reason, and its earlier results stay. Close the generator to stop; the results written so
-    far stay.
+    The row of a scan that fails states the reason, and its earlier results stay. Close the
+    generator to stop; the results written so far stay.
     """
-    work = CaseWork(cfg, predictor, output, known)
     read = partial(work.attempt, work.read)
     infer = partial(work.attempt, work.infer)
     write = partial(work.attempt, work.write)
@@ -100,17 +91,30 @@ def predict_cases(
 
 
 class CaseWork:
-    """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors."""
+    """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors.
+
+    Args:
+        cfg: the settings.
+        predictor: the model.
+        output: the folder of the results.
+        known: rows of earlier runs; unchanged results are kept.
+        digest: the digest of the model's bundles, see `joint_digest`.
+    """
 
     def __init__(
-        self, cfg: PredictConfig, predictor: Predictor, output: Path, known: EarlierRows
+        self,
+        cfg: PredictConfig,
+        predictor: Predictor,
+        output: Path,
+        known: EarlierRows,
+        digest: str,
     ) -> None:
         self.cfg = cfg
         self.predictor = predictor
         self.results = PredictionFolder(output, cfg.output, cfg.names)
         self.known = known
         self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
-        self.bundle = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
+        self.bundle = digest
         gigabytes = cfg.inference.max_memory_gb
         self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
         # rows of finished scans and of those in progress; a row with a status is final

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.run_dir import settings_of_training
 from lesionseg.pipeline.survey import agreement_lines, first_splits, require_lesions
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.plan.plan import sources_of
@@ -48,15 +50,13 @@ class CheckOutcome(Outcome):
         findings: the problems of all cases.
         pseudonyms: the name of each case on the page.
         page: the file of the page.
-        root: the dataset's folder, for the next command.
-        model: the model to train, for the next command; None for the default.
+        settings: the settings of the next command.
     """
 
     findings: tuple[Finding, ...]
     pseudonyms: Mapping[str, str]
     page: Path
-    root: str = "DIR"
-    model: str | None = None
+    settings: Mapping[str, object] = MappingProxyType({"data.root": "DIR"})
 
     @property
     def can_train(self) -> bool:
@@ -79,12 +79,9 @@ class CheckOutcome(Outcome):
     @property
     def next(self) -> str:
         """The command that trains, or this check again if errors have to be corrected first."""
-        dataset = {"data.root": self.root}
-        if self.model is not None:
-            dataset["model"] = self.model
         if self.can_train:
-            return command_line("train", dataset)
-        return command_line("prepare", {"check": "true"} | dataset)
+            return command_line("train", self.settings)
+        return command_line("prepare", {"check": "true", **self.settings})
 
 
 @dataclass(frozen=True)
@@ -169,8 +166,10 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
-    model = "retinanet" if needs_detector else None
-    return CheckOutcome(tuple(findings), shown, page, root, model)
+    settings = settings_of_training(cfg)
+    if needs_detector:
+        settings["model"] = "retinanet"
+    return CheckOutcome(tuple(findings), shown, page, settings)
 
 
 def _find_all(

@@ -62,10 +62,11 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     for fold in folds.values():
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
-        check_cases(fold.run, fold.survey.splits)
+        check_cases(fold.run, fold.survey.splits, fold.survey.sources)
     given = None if has_config(run) else _plan_of_first_trained(folds.values())
     plan = begin(experiment, given)
     if is_rank_zero():
+        _check_plans_of_begun(folds.values(), plan)
         _write_splits(run, folds.values())
     for number, fold in folds.items():
         validated = [files.case for files in fold.cases("validation")]
@@ -89,6 +90,15 @@ def _plan_of_first_trained(folds: Collection[Experiment]) -> Plan | None:
         if path.is_file():
             return Plan.from_json(path.read_text("utf-8"), path)
     return None
+
+
+def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
+    """Raise `ConfigError` if a fold that has begun has another plan than the cross-validation."""
+    for fold in folds:
+        path = fold.run / "plan.json"
+        if has_config(fold.run) and path.is_file():
+            begun = Plan.from_json(path.read_text("utf-8"), path)
+            _check_equal([plan, begun], ["the cross-validation", fold.run.name])
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
@@ -143,12 +153,13 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
     trained: list[str] = []
     validated: set[str] = set()
     for fold in folds:
-        splits.append(
-            {
-                "train": [files.case for files in fold.survey.of_role("train")],
-                "val": [files.case for files in fold.survey.of_role("validation")],
-            }
-        )
+        split = {
+            "train": [files.case for files in fold.survey.of_role("train")],
+            "val": [files.case for files in fold.survey.of_role("validation")],
+        }
+        if tested := [files.case for files in fold.survey.of_role("test")]:
+            split["test"] = tested  # nnU-Net's own files have no such list
+        splits.append(split)
         trained += [files.case for files in fold.cases("train")]
         validated |= {files.case for files in fold.cases("validation")}
     write_json(run / SPLITS, splits)

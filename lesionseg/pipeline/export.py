@@ -8,7 +8,7 @@ from pathlib import Path
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble
+from lesionseg.inference.bundle import Bundle, ensemble, joint_digest
 from lesionseg.inference.export_formats import (
     CONFIG,
     METADATA,
@@ -78,7 +78,7 @@ def export(
         OutputError: if the result differs from the bundle's.
     """
     bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
-    digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
+    digest = joint_digest(cfg.bundle)
     if cfg.format == "onnx":
         return _export_onnx(cfg, bundle, digest)
     if cfg.format == "monai":

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lesionseg.config import ReportSection
 from lesionseg.errors import ReadError
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.files import read_json, read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import config_of, settings_to_train_further
+from lesionseg.pipeline.survey import ALL_FOLDS
 
 FINISHED = "finished.json"
 
@@ -41,9 +43,12 @@ class FinishedRun:
     def lines(self, experiment: Experiment) -> tuple[str, ...]:
         """Return the time of the end, and the command that continues from these weights."""
         settings = settings_to_train_further(experiment.run, config_of(experiment.cfg))
+        note = "starts from these weights"
+        if experiment.cfg.data.fold == ALL_FOLDS:
+            note = "starts from the weights of fold 0; the other folds in the same way"
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
-            f"Further: {command_line('train', settings)}  # starts from these weights",
+            f"Further: {command_line('train', settings)}  # {note}",
         )
 
 
@@ -58,7 +63,7 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
         files=tuple(path.relative_to(run).as_posix() for path in files),
         page=None if page is None else page.relative_to(run).as_posix(),
         data=_data_digest(experiment),
-        report=_digest(experiment.cfg.report.to_plain()),
+        report=_report_digest(experiment.cfg.report),
     )
     write_json(run / FINISHED, asdict(record))
 
@@ -89,13 +94,13 @@ def read_finished(experiment: Experiment) -> FinishedRun | None:
     if not all((run / name).is_file() for name in record.files):
         return None
     is_drawn = record.page is None or (run / record.page).is_file()
-    if is_drawn and record.report == _digest(report.to_plain()):
+    if is_drawn and record.report == _report_digest(report):
         return record
     page = report_run(run, experiment.dataset, report)
     drawn = replace(
         record,
         page=None if page is None else page.relative_to(run).as_posix(),
-        report=_digest(report.to_plain()),
+        report=_report_digest(report),
     )
     write_json(run / FINISHED, asdict(drawn))
     return drawn
@@ -106,6 +111,13 @@ def _data_digest(experiment: Experiment) -> str:
     return _digest([experiment.survey.sources, experiment.survey.splits.roles])
 
 
+def _report_digest(report: ReportSection) -> str:
+    """Return a digest of the settings of the report, and of the answers in its study file."""
+    study = "" if report.study is None else read_text(Path(report.study))
+    return _digest([report.to_plain(), study])
+
+
 def _digest(content: Any) -> str:
+    """Return a short hash of plain data."""
     text = json.dumps(content, sort_keys=True, default=dict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

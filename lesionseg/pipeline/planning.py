@@ -32,6 +32,7 @@ from lesionseg.pipeline.run_dir import (
     config_of,
     has_config,
     save_config,
+    save_sources,
     warn_of_seen_cases,
 )
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
@@ -72,7 +73,8 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     cfg = experiment.cfg
     run = experiment.run
     architecture = cfg.model.architecture
-    check_cases(run, experiment.survey.splits)
+    survey = experiment.survey
+    check_cases(run, survey.splits, survey.sources)
     require_masks(experiment.survey, architecture)
     _warn_of_unused_losses(cfg)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
@@ -94,6 +96,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     write_text(run / "plan.json", plan.to_json())
     # saved last, so that a rejected configuration does not claim the run directory
     save_config(run, config_of(cfg))
+    save_sources(run, survey.splits, survey.sources)
     # the folds of a cross-validation have the same plan, which is logged once
     is_one_of_several_folds = given is not None and cfg.data.fold != ALL_FOLDS
     _log_plan(plan, experiment, logging.DEBUG if is_one_of_several_folds else logging.INFO)
@@ -151,16 +154,17 @@ def describe_tile(plan: Plan) -> str:
     return f"{tile} pixels, each of {size} image pixels,"
 
 
-def plan_run(experiment: Experiment, given: Plan | None = None) -> Plan:
+def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: bool = True) -> Plan:
     """Make the plan, unless it is `given` or the run has one. Write fingerprint, plan and splits.
 
-    A resumed run keeps its plan, because the memory of another machine could change it.
+    A resumed run keeps its plan, because the memory of another machine could change it. Without
+    `keeps_plan`, it is made again.
     """
     cfg = experiment.cfg
     survey = experiment.survey
     run = experiment.run
     path = run / "plan.json"
-    if given is None and has_config(run) and path.is_file():
+    if keeps_plan and given is None and has_config(run) and path.is_file():
         log.info("Resuming: the run keeps its plan.")
         given = Plan.from_json(path.read_text(encoding="utf-8"), path)
     check_transforms(cfg)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lesionseg.config import PredictConfig, SeriesConfig
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count
+from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
@@ -27,7 +28,7 @@ from lesionseg.io.sources import ScanSource, content_digest
 from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.case_work import is_dicom, make_predictor, predict_cases
+from lesionseg.pipeline.case_work import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans
@@ -105,10 +106,11 @@ def _predict(
     _describe_for_nnunet(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []
     with (
-        locked_folder(folder, f".{table_path.name}.lock"),
+        locked_folder(folder, _lock_of(table_path.name)),
         closing(PredictionTable(table_path, cfg.output)) as table,
         bar("Predicting", progress) as advance,
     ):
+        _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
         if cfg.num_shards == 1:  # the rows of other shards are in other tables
             _restore(results, table)
@@ -127,6 +129,26 @@ def _predict(
             _forget_remedied(table, found.scans, rows, find_root(source))
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
+
+
+def _lock_of(table: str) -> str:
+    """Return the name of the lock of a run that writes this table."""
+    return f".{table}.lock"
+
+
+def _require_no_other_division(folder: Path, cfg: PredictConfig) -> None:
+    """Raise `OutputError` if the folder is written by a run that divides the scans otherwise.
+
+    Two such runs could predict the same scan, and each would take the unfinished files of the other
+    one for those of a killed program.
+    """
+    ours = f"_of_{cfg.num_shards}.csv" if cfg.num_shards > 1 else TABLE
+    for lock in folder.glob(_lock_of("predictions*.csv")):
+        table = lock.name.removeprefix(".").removesuffix(".lock")
+        if table.endswith(ours):
+            continue
+        with locked_folder(folder, lock.name):  # fails if another process holds it
+            pass
 
 
 def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
@@ -170,7 +192,8 @@ def _run_engine(
         from lesionseg.pipeline.predict_ray import predict_on_ray
 
         return predict_on_ray(cfg, folder, scans, table.earlier, architectures)
-    return predict_cases(cfg, predictor, folder, scans, table.earlier)
+    work = CaseWork(cfg, predictor, folder, table.earlier, joint_digest(cfg.bundle))
+    return predict_cases(work, scans)
 
 
 def _log_row(row: CaseRow, log: PredictLog) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
+from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.case_work import EarlierRows, make_predictor, predict_cases
+from lesionseg.pipeline.case_work import CaseWork, EarlierRows, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3
@@ -73,6 +74,11 @@ def _start_actors(
     """
     import ray
 
+    if cfg.device.startswith("cuda:"):
+        raise ConfigError(
+            f"engine=ray device={cfg.device}: Ray gives each of its processes a GPU. Leave the "
+            "number out."
+        )
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     cores = int(ray.cluster_resources().get("CPU", 0))
     if not cores:
@@ -147,10 +153,12 @@ class _Actor:
         if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
         self._cfg = cfg
+        self._digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
         self._predictor = make_predictor(cfg, architectures)
         self._output = output
         self._known = known
 
     def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
-        return list(predict_cases(self._cfg, self._predictor, self._output, scans, self._known))
+        work = CaseWork(self._cfg, self._predictor, self._output, self._known, self._digest)
+        return list(predict_cases(work, scans))

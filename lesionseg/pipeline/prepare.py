@@ -22,6 +22,7 @@ from lesionseg.pipeline.run_dir import (
     config_of,
     default_run_dir,
     save_config,
+    settings_of_training,
 )
 from lesionseg.pipeline.survey import (
     CACHE,
@@ -63,9 +64,7 @@ class PrepareOutcome(Outcome):
     @property
     def next(self) -> str:
         """The command that trains on the prepared cases."""
-        settings: dict[str, object] = {"data.root": self.cfg.data.root}
-        if self.cfg.data.cache_dir is not None:
-            settings["data.cache_dir"] = self.cfg.data.cache_dir
+        settings = settings_of_training(self.cfg)
         if self.cfg.run_dir is not None:  # in the same folder, where the cache is
             settings["run_dir"] = self.run.parent / "NAME"
         return command_line("train", settings)
@@ -83,7 +82,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         )
     check_config(run, config_of(keep_choices_of_run(cfg, run)))
     experiment = Experiment.open(cfg, run)
-    plan = plan_run(experiment)
+    plan = plan_run(experiment, keeps_plan=False)  # the data may have changed
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config_of(experiment.cfg))

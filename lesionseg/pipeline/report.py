@@ -6,11 +6,13 @@ from pathlib import Path
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
+from lesionseg.evaluation.result_tables import remove_scores
 from lesionseg.io.files import locked_folder
 from lesionseg.io.scores_folder import find_scores
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.reporting.write import write_report
+from lesionseg.reporting.viewer import require_niivue
+from lesionseg.reporting.write import read_study, write_report
 
 ADJUDICATION = "adjudicate.csv"
 
@@ -92,6 +94,25 @@ def report(cfg: ReportConfig) -> ReportOutcome:
 def _path(text: str | None) -> Path | None:
     """Return the path that a setting names, or None if it is not set."""
     return None if text is None else Path(text)
+
+
+def check_report(settings: ReportSection) -> None:
+    """Raise an error before a training if its report could not be drawn.
+
+    Raises:
+        ConfigError: if the study file has an unknown key, or the viewer is not installed.
+        ReadError: if the study file cannot be read.
+    """
+    read_study(None if settings.study is None else Path(settings.study))
+    if settings.viewer:
+        require_niivue()
+
+
+def remove_report(folder: Path) -> None:
+    """Remove the scores and the page of an earlier run from a folder, which need not exist."""
+    remove_scores(folder)
+    for name in ("report.html", "report.pdf", "pseudonyms.csv", ADJUDICATION):
+        (folder / name).unlink(missing_ok=True)
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:

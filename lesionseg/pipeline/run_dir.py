@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.files import read_yaml, write_text
+from lesionseg.io.files import read_json, read_yaml, write_json, write_text
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 SPLITS = "splits.json"
+SOURCES_OF_CASES = "sources.json"  # SHA-256 of the files of each development case
 # sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
 # runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
@@ -116,13 +117,16 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
     settings = settings_to_train_further(run_dir, config)
+    note = "with your other settings"
+    if config["data"].get("fold") == "all":
+        note += ", and so for the other folds"
     if only_budget:
         for key, value in config.get("trainer", {}).items():
             if f"trainer.{key}" in BUDGET and value is not None:
                 settings[f"trainer.{key}"] = value
     return (
         "This training is finished and stays as it is. To train further, start a new run from its "
-        f"weights: {command_line('train', settings)} (with your other settings)."
+        f"weights: {command_line('train', settings)} ({note})."
     )
 
 
@@ -132,19 +136,43 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
     They repeat the run's seed and its settings of data, model and losses, unless these are the
     default. Otherwise the split would be drawn again, and training cases of the run could validate.
     The bundle states which of our own models it is.
+
+    After a cross-validation, they train the first fold further: each of the other networks has
+    seen the validation cases of that fold.
+    """
+    if config["data"].get("fold") == "all":
+        first = {**config, "data": {**config["data"], "fold": 0}}
+        return settings_to_train_further(run_dir / "fold_0", first)
+    left_out = {"model.init_from"}
+    model = config["model"]
+    if model["architecture"] in SOURCES and not model.get("backbone"):
+        left_out.add("model.architecture")
+    settings = settings_to_repeat(config, left_out=left_out)
+    return {**settings, "model.init_from": run_dir, "run_dir": "NEW"}
+
+
+def settings_to_repeat(
+    config: Mapping[str, Any],
+    sections: Collection[str] = _REPEATED,
+    left_out: Collection[str] = (),
+) -> dict[str, object]:
+    """Return the overrides that repeat sections of a configuration, as far as they are no defaults.
+
+    The folder of the data comes first and is always among them. Keys in `left_out` are not.
     """
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"
     usual = defaults("train")
     if usual["loss"][TARGET] != config["loss"][TARGET]:
         settings["loss"] = loss
-    usual_values = dict(_dotted_leaves(defaults("train", {"loss": loss})))
-    model = config["model"]
-    left_out = {"data.root", "model.init_from"}
-    if model["architecture"] in SOURCES and not model.get("backbone"):
-        left_out.add("model.architecture")
+    choices = {"loss": loss}
+    architecture = config["model"]["architecture"]
+    is_own_model = architecture in SOURCES and "model.architecture" not in left_out
+    if is_own_model and architecture != usual["model"]["architecture"]:
+        settings["model"] = choices["model"] = architecture
+    usual_values = dict(_dotted_leaves(defaults("train", choices)))
     for key, value in _dotted_leaves(config):
-        is_repeated = key.partition(".")[0] in _REPEATED and key not in left_out
+        is_repeated = key.partition(".")[0] in sections and key not in {"data.root", *left_out}
         # the scans of `data.phantoms` exist
         if not is_repeated or key.startswith("data.phantoms"):
             continue
@@ -152,7 +180,12 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
             settings[f"+{key}"] = quoted_text(value)
         elif value != usual_values[key]:
             settings[key] = value
-    return {**settings, "model.init_from": run_dir, "run_dir": "NEW"}
+    return settings
+
+
+def settings_of_training(cfg: TrainConfig) -> dict[str, object]:
+    """Return the overrides with which `train` uses the plan and the patients of `prepare`."""
+    return settings_to_repeat(config_of(cfg), (*_REPEATED, "trainer"))
 
 
 def loss_option(target: str) -> str | None:
@@ -200,12 +233,28 @@ def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, st
         yield key, f"{before} → {now}"
 
 
-def check_cases(run: Path, splits: Splits) -> None:
-    """Raise `DatasetError` if a run began with other development cases or roles.
+def save_sources(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
+    """Write the SHA-256 of the files of each development case, if the run has no such file."""
+    path = run / SOURCES_OF_CASES
+    if not path.is_file():
+        write_json(path, _sources_of_development(splits, sources))
 
-    Otherwise the network could be scored on its own training cases. Test and external cases may be
-    added or removed. For a cross-validation, `splits` are those of the first fold.
+
+def _sources_of_development(splits: Splits, sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the SHA-256 of the files of each case that trains or validates."""
+    is_for_development = {case: role in _DEVELOPMENT for case, role in splits.roles.items()}
+    return {case: source for case, source in sources.items() if is_for_development.get(case)}
+
+
+def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
+    """Raise `DatasetError` if a run began with other development cases, roles or files.
+
+    Otherwise the network could be scored on its own training cases, or on scans that have replaced
+    those that it has seen. Test and external cases may be added, removed or changed. For a
+    cross-validation, `splits` are those of the first fold. `sources` has the SHA-256 of the files
+    of each case.
     """
+    _check_contents(run, _sources_of_development(splits, sources))
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):
         return
@@ -227,6 +276,24 @@ def check_cases(run: Path, splits: Splits) -> None:
         )
 
 
+def _check_contents(run: Path, now: Mapping[str, str]) -> None:
+    """Raise `DatasetError` if files of development cases have changed since the run began.
+
+    Runs of version 1.0 have no record of their files.
+    """
+    path = run / SOURCES_OF_CASES
+    if not (has_config(run) and path.is_file()):
+        return
+    before = read_json(path)
+    changed = [case for case in now if before.get(case, now[case]) != now[case]]
+    if changed:
+        raise DatasetError(
+            f"{run}: the files of these cases have changed since this run began: "
+            f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
+            "are now, or restore the files to resume."
+        )
+
+
 def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
     """Warn of cases that validate or test now, although the run `init_from` trained on them.
 
@@ -239,7 +306,11 @@ def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):  # a checkpoint, or a bundle without its run
         return
-    before = read_split_file(path).roles()
+    file = read_split_file(path)
+    before = file.roles()
+    remedy = f"data.splits={path} keeps the roles of that run."
+    if len(file.folds) > 1:
+        remedy = f"{run} is a cross-validation: start each fold from its own weights, in fold_0 …."
     seen = [
         f"{case} ({role})"
         for case, role in sorted(splits.roles.items())
@@ -248,11 +319,10 @@ def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
     if seen:
         log.warning(
             "The weights of model.init_from=%s were trained on validation or test cases of this "
-            "training: %s. If they are the same scans, their scores will be too high. "
-            "data.splits=%s keeps the roles of that run.",
+            "training: %s. If they are the same scans, their scores will be too high. %s",
             init_from,
             join_names(seen),
-            path,
+            remedy,
         )
 
 

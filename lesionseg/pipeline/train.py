@@ -25,7 +25,7 @@ from lesionseg.pipeline.finished import read_finished, write_finished
 from lesionseg.pipeline.log import align_columns, command_line, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin
-from lesionseg.pipeline.report import report_run
+from lesionseg.pipeline.report import check_report, remove_report, report_run
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS
@@ -94,6 +94,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     Aim.parse(cfg.operating_point)
+    check_report(cfg.report)
     own_run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
         stack.enter_context(join_processes(cfg.trainer))
@@ -132,6 +133,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         )
         if tested is not None:
             scores["test"] = tested
+        else:  # the run may have had test cases before
+            remove_report(run / "test")
         page = report_run(run, experiment.dataset, cfg.report)
         minutes = (time.monotonic() - started) / 60
         lines = [*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes."]

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from lesionseg.core import CaseFiles, Selection
+from lesionseg.config import TrainConfig
+from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, write_bundle
@@ -94,14 +95,32 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
-    selection = Selection((DEFAULT_POINT,))
+    selection = Selection((_point_without_cases(cfg),))
     scores = {}
     validation = score_validation(predictor, experiment)
     if validation is not None:
         selection, scores["validation"] = validation
+    elif selection.operating_points == (DEFAULT_POINT,) and not _has_default_point(cfg):
+        log.warning(
+            "operating_point=%s has no effect, because no validation case has a reference. "
+            "Candidates from score %g up are accepted.",
+            cfg.operating_point,
+            DEFAULT_POINT.score,
+        )
     bundle = Bundle((fitted.network,), plan, check, selection)
     keep_bundle(experiment, bundle, scores.get("validation"))
     return TrainedModel(experiment, predictor.with_selection(selection), scores)
+
+
+def _has_default_point(cfg: TrainConfig) -> bool:
+    """Return True if the settings leave the choice of the operating point to the default rule."""
+    return Aim.parse(cfg.operating_point).kind == "auto" and cfg.rate_confidence is None
+
+
+def _point_without_cases(cfg: TrainConfig) -> OperatingPoint:
+    """Return the operating point of a training without validation cases."""
+    aim = Aim.parse(cfg.operating_point)
+    return OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
 
 
 def train_network(

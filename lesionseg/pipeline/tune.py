@@ -13,6 +13,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from torch import nn
 
 from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
@@ -30,6 +31,7 @@ from lesionseg.pipeline.planning import begin, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir, loss_option
 from lesionseg.pipeline.score_roles import match_volumes
+from lesionseg.pipeline.survey import ALL_FOLDS
 from lesionseg.pipeline.train_fold import train_network
 from lesionseg.plan.plan import SOURCES, Plan, sources_of
 from lesionseg.reporting.tuning import (
@@ -135,7 +137,9 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
             "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
-    plan = begin(experiment)
+    lock = FileLock(run / ".tune.lock")  # several processes may begin the search together
+    with lock:
+        plan = begin(experiment)
     facts = {
         "preset": cfg.preset,
         "n_cases": len(cases),
@@ -145,7 +149,8 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
         "provenance": experiment.origin,
     }
     trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
-    study = _open_study(cfg, run, groups[0])
+    with lock:
+        study = _open_study(cfg, run, groups[0])
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
         enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
@@ -234,6 +239,8 @@ def check_tuning(cfg: TuneConfig) -> None:
                 f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower bound "
                 "first."
             )
+    if cfg.data.fold == ALL_FOLDS:
+        raise ConfigError("data.fold=all: a search uses one fold. Name its number.")
     if cfg.model.architecture != AUTO_MODEL:
         tuned_groups(cfg)
 

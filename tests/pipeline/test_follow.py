@@ -525,6 +525,9 @@ def test_incomplete_or_contradicting_arguments_are_refused(tmp_path):
     for given in ({}, {"visits": "v.csv"}, {"before": "b"}, both):
         with pytest.raises(ConfigError, match="give before= and after="):
             follow(output=tmp_path / "out", **{"before": None, "after": None, **given})
+    images = {"before_images": "b", "after_images": "a"}
+    with pytest.raises(ConfigError, match="the table names the scans"):
+        follow(None, None, tmp_path / "out", visits="v.csv", predictions="p", **images)
     with pytest.raises(ConfigError, match="needs bundle="):
         follow("b", "a", tmp_path / "out", operating_point="score:0.9")
 

@@ -13,10 +13,10 @@ import pytest
 
 import lesionseg
 from lesionseg.core import Candidate, Geometry, Labels
-from lesionseg.errors import BundleError, ConfigError, DatasetError
+from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import read_csv
+from lesionseg.io.files import locked_folder, read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
@@ -194,6 +194,23 @@ def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scan
     assert not (out / "predictions.csv").exists()
     assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
+
+
+def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans, tmp_path):
+    """Each would take the unfinished files of the other one for those of a killed program."""
+    out = tmp_path / "out"
+    with locked_folder(out, ".predictions_0_of_2.csv.lock"):
+        for others in ({}, {"num_shards": 3, "shard_index": 0}):
+            with pytest.raises(OutputError, match="another process is writing"):
+                run(bundle, scans, out, **others)
+        assert run(bundle, scans, out, num_shards=2, shard_index=1).exit_status == 0
+    with (
+        locked_folder(out, ".predictions.csv.lock"),
+        pytest.raises(OutputError, match="another process is writing"),
+    ):
+        run(bundle, scans, out, num_shards=2, shard_index=1)
+    (out / ".predictions_0_of_2.csv.lock").touch()  # of a killed process
+    assert run(bundle, scans, out).exit_status == 0
 
 
 def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):

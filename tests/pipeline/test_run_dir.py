@@ -29,6 +29,8 @@ from lesionseg.pipeline.run_dir import (
     config_of,
     provenance,
     save_config,
+    save_sources,
+    settings_of_training,
     settings_to_train_further,
     warn_of_seen_cases,
 )
@@ -135,6 +137,34 @@ def test_command_to_train_further_leaves_out_defaults(tmp_path):
     assert settings == {"data.root": "r", "model.init_from": tmp_path, "run_dir": "NEW"}
 
 
+def test_command_after_a_cross_validation_trains_a_fold_from_its_own_weights(tmp_path):
+    """The network of another fold has seen the validation cases of this fold."""
+    config = config_of(compose("train", ["data.root=r", "data.fold=all", "seed=1"]))
+    settings = settings_to_train_further(tmp_path, config)
+    assert settings["model.init_from"] == tmp_path / "fold_0"
+    assert (settings["data.fold"], settings["seed"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        r"'data.group=(P[0-9]+)_' seed=3 data.merge_labels=true model=unet",
+        "data.splits=mine.json data.fold=2 trainer.max_minutes=20 model=retina_unet",
+        "loss=focal loss.gamma=3 model.spacing_mm=[1,1,1] data.cache_dir=c",
+    ],
+)
+def test_command_after_prepare_repeats_patients_split_and_plan(chosen):
+    chosen = shlex.split(chosen)
+    cfg = compose("prepare", ["data.root=r", *chosen])
+    command = command_line("train", settings_of_training(cfg))
+    overrides = [word for word in shlex.split(command) if "=" in word]
+    before = config_of(cfg)
+    after = config_of(compose("train", overrides))
+    for section in ("seed", "data", "model", "loss", "trainer"):
+        assert after[section] == before[section]
+    assert len(overrides) == len(chosen) + 1
+
+
 def test_command_after_a_changed_seed_keeps_the_seed_of_the_run(tmp_path):
     save_config(tmp_path, config_of(compose("train", ["data.root=r", "seed=1"])))
     (tmp_path / "bundle").mkdir()
@@ -164,7 +194,7 @@ def test_training_cases_of_the_first_run_that_validate_or_test_now_are_named(sta
 
 
 def check_roles(run, roles):
-    check_cases(run, Splits(roles, True, 0, ""))
+    check_cases(run, Splits(roles, True, 0, ""), {})
 
 
 @pytest.mark.parametrize(
@@ -195,6 +225,18 @@ def test_other_test_cases_another_order_and_an_unused_folder_are_accepted(starte
         check_roles(started_run, BEGAN)
     (started_run / "config.yaml").unlink()
     check_roles(started_run, {"x": "train"})
+
+
+def test_changed_files_of_development_cases_are_named(started_run):
+    splits = Splits(BEGAN, True, 0, "")
+    before = {"a": "1", "b": "2", "c": "3", "t": "4"}
+    save_sources(started_run, splits, before)
+    check_cases(started_run, splits, before | {"t": "5"})  # a test case may change
+    with pytest.raises(DatasetError, match=r"files of these cases have changed.*: a, c\. Name"):
+        check_cases(started_run, splits, before | {"a": "6", "c": "7"})
+    save_sources(started_run, splits, before | {"a": "6"})  # the first record stays
+    with pytest.raises(DatasetError, match=r": a\. Name"):
+        check_cases(started_run, splits, before | {"a": "6"})
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])

@@ -241,6 +241,12 @@ def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
     assert client.get("/health", headers={"host": "scans.example"}).status_code == 200
     assert client.post("/example", headers={"origin": "http://evil.example"}).status_code == 403
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(6000):
+            archive.writestr(f"{'long' * 200}_{number}", b"")
+    answer = client.post("/predict", files={"file": ("a.zip", buffer.getvalue())})
+    assert answer.status_code in (413, 422)
     endless = client.post(
         "/predict", content=iter([b"a" * 2**18] * 9), headers={"content-type": FORM}
     )

@@ -94,6 +94,7 @@ def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
         ("model=unet loss=cross_entropy", "loss=focal"),  # has no pair
         ("model=retinanet detection.hard_negatives=true", "hard_negatives"),
         ("tune.alpha=[0.8,0.2]", "the lower bound"),
+        ("data.fold=all", "uses one fold"),
     ],
 )
 def test_searched_pair_belongs_to_voxels_anchors_or_both(more, groups):

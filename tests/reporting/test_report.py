@@ -15,7 +15,7 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.pipeline.report import ReportOutcome
+from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.words import headline, tiles
@@ -134,6 +134,16 @@ def test_files_of_an_earlier_page_are_removed(study, tmp_path):
     write_report(study / "scores", tmp_path, options=ReportSection.of(identifiers=True, pdf=False))
     assert not (tmp_path / "report.pdf").exists()
     assert not (tmp_path / "pseudonyms.csv").exists()
+
+
+def test_removed_report_leaves_no_scores(study, tmp_path):
+    shutil.copytree(study / "scores", tmp_path / "test")
+    write_report(study / "scores", tmp_path / "test")
+    (tmp_path / "test" / "notes.txt").touch()  # of the user
+    for _ in range(2):
+        remove_report(tmp_path / "test")
+        assert {path.name for path in (tmp_path / "test").iterdir()} == {"notes.txt"}
+    remove_report(tmp_path / "absent")
 
 
 def test_comparison_with_other_cases_is_refused(study, tmp_path):

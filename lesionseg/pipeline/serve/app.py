@@ -1,5 +1,6 @@
 """The page and the REST interface of `serve`."""
 
+import asyncio
 import base64
 import json
 import shutil
@@ -22,7 +23,7 @@ from lesionseg import __version__, phantoms
 from lesionseg.config import ServeConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
-from lesionseg.inference.bundle import bundle_digest
+from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
@@ -35,6 +36,7 @@ from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.rendering import render
 
+_MOST_UPLOADS = 4  # at once
 Result = Literal["mask", "candidates", "all", "view"]
 # the tables of the page that describes the interface
 ROUTES = (
@@ -83,6 +85,8 @@ class _Server:
         home: a folder for scans until they are predicted.
         queue: the scans that wait for the network.
         digest: identifies the bundles.
+        receiving: limits the requests that are received at once, because small files of a form are
+            kept in memory.
     """
 
     predictor: Predictor
@@ -90,6 +94,7 @@ class _Server:
     home: Path
     queue: InferenceQueue
     digest: str
+    receiving: asyncio.Semaphore
 
     @property
     def plan(self) -> Plan:
@@ -121,7 +126,8 @@ class _Server:
 
     async def receive_scan(self, request: Request, folder: Path) -> None:
         """Write the scan of a request to `folder`."""
-        await receive(request, folder, max_bytes=self.max_bytes)
+        async with self.receiving:
+            await receive(request, folder, max_bytes=self.max_bytes)
 
     async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
         """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
@@ -145,8 +151,8 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
         home: a folder for scans until they are predicted.
     """
     queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
-    digest = "+".join(bundle_digest(Path(folder)) for folder in cfg.bundle)
-    server = _Server(predictor, cfg, home, queue, digest)
+    digest = joint_digest(cfg.bundle)
+    server = _Server(predictor, cfg, home, queue, digest, asyncio.Semaphore(_MOST_UPLOADS))
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
     app = FastAPI(
         openapi_url=None,

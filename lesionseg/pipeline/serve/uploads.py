@@ -24,6 +24,8 @@ from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 T = TypeVar("T")
 CASE = "scan"
 MAX_FILES = 5000  # of one scan
+_DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
+_MAX_FIELDS = 20  # of a form, besides its files
 _SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
@@ -37,7 +39,7 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
         HTTPException: with status 400 if the form cannot be read.
     """
     try:
-        async with request.form(max_files=MAX_FILES) as form:
+        async with request.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
             sent = [*form.getlist("file"), *form.getlist("files")]
             files = [file for file in sent if not isinstance(file, str)]
             await to_thread.run_sync(store, files, folder, max_bytes)
@@ -65,6 +67,7 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
     sent: list[_SentFile] = list(received)
     try:
         if len(sent) == 1 and sent[0][0].suffix.lower() == ".zip":
+            _check_directory(files[0].file)
             sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
@@ -97,6 +100,13 @@ def _sort_channels(sent: Sequence[_SentFile]) -> list[_SentFile]:
     if by_number.keys() != set(channels):
         return list(sent)
     return [by_number[channel] for channel in channels]
+
+
+def _check_directory(file: Any) -> None:
+    """Raise `ContentError` if the directory of a zip is large, because zipfile reads all of it."""
+    end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # also of zips above 4 GB
+    if end is not None and end[zipfile._ECD_SIZE] > _DIRECTORY_BYTES:  # type: ignore[attr-defined]
+        raise ContentError(f"A zip may contain at most {MAX_FILES} files. Send one scan at a time.")
 
 
 def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
