@@ -111,7 +111,11 @@ def check_report(settings: ReportSection) -> None:
 def remove_report(folder: Path) -> None:
     """Remove the scores and the page of an earlier run from a folder, which need not exist."""
     remove_scores(folder)
-    for name in ("report.html", "report.pdf", "pseudonyms.csv", ADJUDICATION):
+    for name in (
+        "report.html",
+        "report.pdf",
+        "pseudonyms.csv",
+    ):  # a reader may have filled in the rest
         (folder / name).unlink(missing_ok=True)
 
 

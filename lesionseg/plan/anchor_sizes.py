@@ -145,7 +145,12 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
     n = len(strides)
     small = np.percentile(sides, SMALL_PERCENT, axis=0)
     largest = sides.max(axis=0)
-    resolving = [i for i in range(finest, n) if (_CELLS_ACROSS * strides[i] <= small).all()]
+    # an axis of stride 1 has all its voxels, also if the lesions are single slices
+    resolving = [
+        i
+        for i in range(finest, n)
+        if ((_CELLS_ACROSS * strides[i] <= small) | (strides[i] == 1)).all()
+    ]
     first = max(resolving, default=finest)
     fitting = [i for i in range(first, n) if (2 * strides[i] <= largest).any()]
     last = min(max(fitting, default=first), first + MOST_LEVELS - 1)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,9 +113,12 @@ def make_plan(
     # only if the rules decide both, because a smaller tile is compensated by a larger batch
     if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = _limit_to_small_tiles(allowed, sizes, draft)
+    elif before is not None and asked.tile_shape is None and asked.batch_size is None:
+        allowed = _allow_small_tiles_of(before, allowed)
     tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)
     architecture = _choose_architecture(tile.value, draft, allowed, chosen, before, pyramid)
-    if pyramid is not None or before is not None:
+    # the stride of a user's own network is not known; it is tried on the tile later
+    if chosen.architecture != "custom" and (pyramid is not None or before is not None):
         _require_multiples(tile.value, total_stride(architecture.value))
     batch = _pick(
         chosen.batch_size,
@@ -261,6 +265,17 @@ def _limit_to_small_tiles(allowed: DeviceBudget, sizes: _GridSizes, draft: Plan)
     )
 
 
+def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
+    """Allow as many small tiles per step as in a new plan, if `before` has such tiles.
+
+    Otherwise a training that starts from such a run would have a quarter of its tiles per step.
+    """
+    has_small_tiles = prod(before.tile_shape) <= rules.SMALL_TILE
+    if allowed.small_tiles and has_small_tiles and before.batch_size > allowed.batch:
+        return replace(allowed, batch=rules.MOST_SMALL_TILES, limits_share=False)
+    return allowed
+
+
 def _choose_tile(
     sizes: _GridSizes,
     draft: Plan,
@@ -276,6 +291,7 @@ def _choose_tile(
         return tile
     stride = total_stride(pyramid)
     rounded = _round_to_multiple(tile.value, stride, draft.spacing_mm)
+    rounded = _shrink_to_budget(rounded, stride, pyramid, allowed)
     if rounded == tile.value:
         return tile
     reason = (
@@ -311,6 +327,23 @@ def _round_to_multiple(
         shortest = int(np.argmin(np.multiply(rounded, spacing_mm)))
         rounded[shortest] += stride[shortest]
     return tuple(rounded)
+
+
+def _shrink_to_budget(
+    tile: Sequence[int], stride: Sequence[int], pyramid: Architecture, allowed: DeviceBudget
+) -> tuple[int, ...]:
+    """Shorten the longest side of a tile by the stride until a step of two tiles is allowed.
+
+    A side is at least the stride, and the tile is larger than a single stride.
+    """
+    sides = list(tile)
+    while not allowed.fits(pyramid, sides, 2):
+        longest = max(range(len(sides)), key=lambda axis: sides[axis] / stride[axis])
+        is_smallest = sum(sides) - stride[longest] <= sum(stride)
+        if is_smallest:
+            break
+        sides[longest] -= stride[longest]
+    return tuple(sides)
 
 
 def _choose_architecture(
@@ -365,6 +398,7 @@ def _draft(
     if facts.dims == 2:
         # a radiograph that states no pixel size is assumed to have the median of the training set
         raster_mm = float(np.median([spacing_mm[0] for spacing_mm in facts.spacings_mm]))
+        _warn_of_mixed_pixel_sizes(facts)
     return Plan(
         dims=facts.dims,
         modality=facts.modality,
@@ -387,6 +421,18 @@ def _draft(
             "candidate_rule": candidates.reason,
         },
     )
+
+
+def _warn_of_mixed_pixel_sizes(facts: Fingerprint) -> None:
+    """Warn if some of the images state the size of a pixel and others do not."""
+    n_unknown = sum(set(spacing) == {1.0} for spacing in facts.spacings_mm)
+    if 0 < n_unknown < len(facts.spacings_mm):
+        logger.warning(
+            "%d of %d images state no size of a pixel and are trained with pixels of 1 mm. State "
+            "it as pixel_mm in manifest.csv.",
+            n_unknown,
+            len(facts.spacings_mm),
+        )
 
 
 def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
@@ -494,6 +540,15 @@ def check_compatible(
                 f"model.init_from: the {name} of the bundle is {theirs}, but here it is {ours}. "
                 "Use another bundle, or leave out model.init_from."
             )
+    _check_pixel_sizes(before, fingerprint)
+    channels = channel_sources(dataset.channel_names, before.channel_names)
+    is_same_order = channels == tuple(range(len(before.channel_names)))
+    if architecture.network and not is_same_order:
+        raise ConfigError(
+            f"model.init_from: the bundle has the channels {', '.join(before.channel_names)}, but "
+            f"here they are {', '.join(dataset.channel_names)}. The first layer of your own "
+            "network is not known, so give the same channels in the same order."
+        )
     _warn_if_channels_differ(dataset.channel_names, before.channel_names)
     for key, asked, kept in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
@@ -501,6 +556,25 @@ def check_compatible(
         ("layout", chosen.layout, architecture.layout),
     ):
         _require_kept(key, asked, kept, "the bundle of model.init_from")
+
+
+def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
+    """Raise `ConfigError` if only one of the bundle and the images has known pixel sizes.
+
+    An unknown pixel counts as 1 mm, so the images would be resampled by a wrong factor.
+    """
+    if before.dims != 2 or before.raster_mm is None:
+        return
+    is_known_before = before.raster_mm != 1.0
+    is_known = any(value != 1.0 for spacing in fingerprint.spacings_mm for value in spacing)
+    if is_known != is_known_before:
+        known, unknown = "these images", "those of the bundle"
+        if is_known_before:
+            known, unknown = "the images of the bundle", "these"
+        raise ConfigError(
+            f"model.init_from: {known} state the size of a pixel, and {unknown} do not, so their "
+            "grids do not fit. State it as pixel_mm in manifest.csv, or leave out model.init_from."
+        )
 
 
 def _check_pyramid(pyramid: Architecture, chosen: ModelConfig) -> None:

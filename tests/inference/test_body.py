@@ -69,6 +69,13 @@ def test_scan_without_visible_body_has_no_mask(array, modality):
     assert body_of(array, modality=modality) is None
 
 
+def test_tissue_of_pet_next_to_ct_has_the_limit_of_other_images(head):
+    ct = np.where(head > 100, 40.0, -1000.0)
+    pet = np.where(head > 100, 3.0, 0.0)  # all above the limit of CT in Hounsfield units
+    mask = body_of(ct, pet, modality="ct").mask(EVERYTHING)
+    np.testing.assert_array_equal(mask, body_of(ct, modality="ct").mask(EVERYTHING))
+
+
 def test_mask_contains_the_tissue_of_every_channel(head):
     nose = make_ball((20, 10, 35), 6)
     assert body_of(head, 500 * nose).mask(EVERYTHING)[nose].all()

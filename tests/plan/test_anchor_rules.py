@@ -36,6 +36,15 @@ def test_anchors_of_three_voxel_lesions_have_a_stride_of_two(dims: int) -> None:
     assert (found.mean_iou, found.small_recall) == (pytest.approx(1.0), 1.0)
 
 
+def test_single_slices_do_not_need_the_finest_level() -> None:
+    """The stages halve only the slices, so each slice remains."""
+    strides = ((1, 1, 1), *[(1, 2, 2)] * 3)
+    architecture = Architecture("retinanet", (16, 32, 64, 128), strides, ((3, 3, 3),) * 4)
+    found = fit_anchors([[1, 30, 30]] * 20, architecture).value
+    assert found is not None
+    assert total_strides(strides)[found.stages[0]] == (1, 8, 8)
+
+
 def test_boxes_of_low_probability_are_kept() -> None:
     assert fit([[24, 24]] * 20, 2).floor == 0.01
 

@@ -171,6 +171,38 @@ def test_bundle_may_call_pictures_in_colour_xray(make: Make, dataset: Dataset, c
     check_compatible(before, ModelConfig.of(architecture="unet"), colour, dataset)
 
 
+@pytest.mark.parametrize(("before_mm", "here_mm"), [(0.14, 1.0), (1.0, 0.14)])
+def test_bundle_of_known_pixel_sizes_does_not_fit_images_of_unknown_ones(
+    make: Make, dataset: Dataset, cases: list[Case], before_mm: float, here_mm: float
+):
+    before = make().with_(dims=2, modality="xray", raster_mm=before_mm)
+    found = replace(take_fingerprint(dataset, cases), dims=2, modality="xray")
+    model = ModelConfig.of(architecture="unet")
+    check_compatible(before, model, replace(found, spacings_mm=((before_mm,) * 2,)), dataset)
+    with pytest.raises(ConfigError, match="state the size of a pixel"):
+        check_compatible(before, model, replace(found, spacings_mm=((here_mm,) * 2,)), dataset)
+
+
+def test_own_network_needs_the_same_channels_in_the_same_order(
+    make: Make, dataset: Dataset, cases: list[Case]
+):
+    spec = {"_target_": "package.Backbone"}
+    model = ModelConfig.of(architecture="unet", backbone=spec)
+    plan = make()
+    before = plan.with_(architecture=replace(plan.architecture, network=spec))
+    here = replace(dataset, channel_names=("a", "b"))
+    found = take_fingerprint(dataset, cases)
+    check_compatible(before.with_(channel_names=("a", "b")), model, found, here)
+    with pytest.raises(ConfigError, match="channels b, a, but here they are a, b"):
+        check_compatible(before.with_(channel_names=("b", "a")), model, found, here)
+
+
+@pytest.mark.parametrize(("tile", "batch"), [((32, 32, 32), 16), ((40, 40, 40), 4)])
+def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make: Make, tile, batch: int):
+    before = make(tile_shape=tile, batch_size=16)
+    assert make(before=before).batch_size == batch
+
+
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [

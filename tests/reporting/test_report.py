@@ -142,7 +142,8 @@ def test_removed_report_leaves_no_scores(study, tmp_path):
     (tmp_path / "test" / "notes.txt").touch()  # of the user
     for _ in range(2):
         remove_report(tmp_path / "test")
-        assert {path.name for path in (tmp_path / "test").iterdir()} == {"notes.txt"}
+        left = {path.name for path in (tmp_path / "test").iterdir()}
+        assert left == {"notes.txt", "adjudicate.csv"}
     remove_report(tmp_path / "absent")
 
 
