@@ -271,7 +271,8 @@ class Predictor:
         plan = self.plan
         n_channels = len(plan.channel_names)
         n_files = len(files.images) + len(files.missing)
-        if n_files != n_channels and not is_colour(files, n_channels):
+        is_in_colour = plan.dims == 2 and is_colour(files, n_channels)
+        if n_files != n_channels and not is_in_colour:
             raise DatasetError(
                 f"Case {files.case!r} has {len(files.images)} files; this model needs "
                 f"{len(plan.channel_names)} ({', '.join(plan.channel_names)}). "

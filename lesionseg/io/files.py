@@ -7,6 +7,7 @@ killed, the old file remains.
 import csv
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,8 @@ from unicodedata import category
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import DatasetError, LesionsegError, OutputError, ReadError
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -284,7 +287,9 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Read a table like `read_csv`, with the number of the line at which each row ends."""
     text = read_text(path)
     lines = io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
+    separator = _find_separator(text)
+    # strict: otherwise a missing closing quote would swallow all further rows without an error
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[tuple[int, dict[str, str]]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -302,13 +307,20 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path}: line {reader.line_num} has more values than there are columns. Put "
                     "values with commas in double quotes."
                 )
+            if any("\n" in cell and separator in cell for cell in cells):
+                log.warning(
+                    "%s: a value that ends in line %d has a line break and a separator. If it is "
+                    "not one long text, a double quote is wrong, and rows are missing.",
+                    path,
+                    reader.line_num,
+                )
             if any(values):
                 values += [""] * (len(names) - len(values))
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))
     except csv.Error as error:
         raise ReadError(
-            f"{path}: a value in line {reader.line_num} is too long. Check whether a closing "
-            "double quote is missing."
+            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check whether a "
+            "closing double quote is missing."
         ) from error
     return rows
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
-from lesionseg.io.tiff_stack import read_stack
+from lesionseg.io.tiff_stack import BOUNDED, JPEG, read_stack
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,6 @@ _ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or
 _REDUCED = 1  # bit in the type of a TIFF page: a thumbnail
 _TRANSPARENCY_MASK = 4  # bit in the type of a TIFF page: a mask of opacity
 _CCITT = (2, 3, 4, 32771)  # TIFF compressions of fax machines
-_JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
-# TIFF compressions whose ratio has a known bound: none, deflate (two codes) and PackBits
-_BOUNDED = (1, 8, 32946, 32773)
 _BMP_HEADER_BYTES = 54
 _LABEL_GREYS = 64  # a palette with only darker greys than this contains labels, not a picture
 
@@ -94,7 +91,9 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
     with convert_read_errors(path):
-        stack = read_stack(path)  # it states its own grid, and its values are grey
+        stack = read_stack(
+            path, as_labels=as_labels
+        )  # it states its own grid, and its values are grey
         if stack is not None:
             return stack
         stored = _decode(path, raster_mm)
@@ -361,7 +360,7 @@ def _count_tiff_colours(page: Any, photometric: int) -> int | None:
     import tifffile
 
     kind = tifffile.PHOTOMETRIC
-    is_subsampled = photometric == kind.YCBCR and page.compression not in _JPEG
+    is_subsampled = photometric == kind.YCBCR and page.compression not in JPEG
     if is_subsampled or page.compression in _CCITT:
         return None
     if photometric in (kind.MINISWHITE, kind.MINISBLACK, kind.MASK, kind.PALETTE):
@@ -383,7 +382,7 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
         page = _only_page(path, tiff)
         bits = int(page.bitspersample)
         _make_grid(path, (page.imagelength, page.imagewidth), raster_mm)
-        if page.compression in _BOUNDED:
+        if page.compression in BOUNDED:
             n_bits = page.imagelength * page.imagewidth * page.samplesperpixel * bits
             check_size(path, n_bits // 8, compressed=page.compression != 1)
         photometric = _photometric_of(page)
@@ -404,7 +403,7 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
             alpha=further if has_alpha else None,
             opaque=1.0 if samples.dtype.kind == "f" else 2**bits - 1,
             extra=None if has_alpha else further,
-            is_lossy=page.compression in _JPEG,
+            is_lossy=page.compression in JPEG,
             turn=int(page.tags.valueof(_ORIENTATION, 1)),
         )
 

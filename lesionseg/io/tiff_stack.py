@@ -7,6 +7,8 @@ image `case_0000.tif` and the mask `case.tif` this file is `case.json`.
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +26,40 @@ _CHANNEL = re.compile(r"_\d{4}$")
 _REDUCED = 1
 _TRANSPARENCY_MASK = 4
 _MAX_JSON_BYTES = 2**16
+JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
+# TIFF compressions whose ratio has a known bound: none, deflate (two codes) and PackBits
+BOUNDED = (1, 8, 32946, 32773)
 
 
-def read_stack(path: Path) -> Volume | None:
+def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
     """Read a volume `[1, z, y, x]`. Return None for a file that is not a TIFF of several pages.
 
-    Without a JSON file the spacing is 1 mm, with a warning.
+    Without a JSON file the spacing is 1 mm, with a warning. Other files that OME-TIFF names are not
+    read.
 
     Raises:
-        ReadError: The pages differ in size or are in colour, or the stated spacing is not valid.
+        ReadError: The pages differ in size or are in colour, a page is missing, or the stated
+            spacing is not valid. With `as_labels`, also if JPEG has changed the values.
     """
     if path.suffix.lower() not in SUFFIXES:
         return None
     import tifffile
 
     try:
-        tiff = tifffile.TiffFile(path)
+        tiff = tifffile.TiffFile(path, _multifile=False)  # an OME-TIFF may name any other file
     except tifffile.TiffFileError:
         return None  # a picture of another format with a wrong suffix
-    with tiff:
+    with tiff, _raise_logged_errors(path):
         series = _find_stack(tiff)
         if series is None:
             return None
-        pages = [page for page in series.pages if page is not None]  # a page may be missing
+        if any(page is None for page in series.pages):
+            raise ReadError(
+                f"{path}: the header states pages that the file does not have. Copy it again from "
+                "its source, or save all pages in one file."
+            )
         kind = tifffile.PHOTOMETRIC
-        first: Any = pages[0] if pages else tiff.pages[0]
+        first: Any = series.pages[0]
         if first.photometric not in (kind.MINISBLACK, kind.MINISWHITE) or len(series.shape) != 3:
             raise ReadError(
                 f"{path}: the pages have the shape {series.shape} ({series.axes}), expected grey "
@@ -57,7 +68,13 @@ def read_stack(path: Path) -> Volume | None:
         shape = tuple(int(n) for n in series.shape)
         geometry = check_grid(path, Geometry.from_spacing(shape, _read_spacing(path)))
         n_bytes = int(np.prod(shape, dtype=np.int64)) * series.dtype.itemsize
-        check_size(path, n_bytes, compressed=first.compression != 1)
+        if first.compression in BOUNDED:
+            check_size(path, n_bytes, compressed=first.compression != 1)
+        if as_labels and first.compression in JPEG:
+            raise ReadError(
+                f"{path}: a mask in JPEG has lost its exact values. Save it without JPEG, from the "
+                "program that drew it."
+            )
         array = np.asarray(series.asarray())
     if array.dtype.kind not in "biuf":
         raise ReadError(
@@ -70,6 +87,32 @@ def read_stack(path: Path) -> Volume | None:
     return Volume(array.astype(array.dtype.newbyteorder("="), copy=False)[np.newaxis], geometry)
 
 
+@contextmanager
+def _raise_logged_errors(path: Path) -> Iterator[None]:
+    """Raise `ReadError` at the end if tifffile has logged an error.
+
+    It does so for a file that was cut short, and then returns the pages before the cut.
+    """
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    collector = Collector(logging.ERROR)
+    theirs = logging.getLogger("tifffile")
+    theirs.addHandler(collector)
+    try:
+        yield
+    finally:
+        theirs.removeHandler(collector)
+    if messages:
+        raise ReadError(
+            f"{path}: the file is damaged or cut short ({messages[0][:200]}). Copy it again from "
+            "its source."
+        )
+
+
 def is_stack(path: Path) -> bool:
     """Return True for a TIFF file of several pages that form a volume."""
     if path.suffix.lower() not in SUFFIXES:
@@ -77,7 +120,7 @@ def is_stack(path: Path) -> bool:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             return _find_stack(tiff) is not None
     except (OSError, tifffile.TiffFileError):
         return False

@@ -4,6 +4,7 @@ A folder contains one mask per case, named after the case, on any grid, and at m
 the names of the mask values.
 """
 
+import csv
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
 _CELLS = re.compile(r"[^,;\t]+")
+# columns of tables with a header, the first that exists is taken
+_VALUE_COLUMNS = ("id", "value", "segid", "label_id", "labelid", "index", "label")
+_NAME_COLUMNS = ("name", "structname", "label_name", "labelname", "zone", "label")
 _WORDS = re.compile(r"\"[^\"]*\"|\S+")  # cells of a line without separators, possibly in quotes
 _NUMBER = re.compile(r"[-+.\deE]+")  # a cell of digits, signs and exponents cannot be a name
 
@@ -114,11 +118,31 @@ def _json_pairs(content: Any) -> list[tuple[str, str]]:
     return pairs
 
 
+def _named_pairs(text: str) -> list[tuple[str, str]]:
+    """Return value and name of each row of a table whose first line names both columns."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    separator = next((mark for mark in "\t;," if lines and mark in lines[0]), None)
+    if separator is None:
+        return []
+    header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    columns = [cell.strip().lower() for cell in header]
+    value = next((columns.index(name) for name in _VALUE_COLUMNS if name in columns), None)
+    name = next((columns.index(name) for name in _NAME_COLUMNS if name in columns), None)
+    if value is None or name is None or value == name:
+        return []
+    last = max(value, name)
+    return [(row[value].strip(), row[name].strip()) for row in rows if len(row) > last]
+
+
 def _text_pairs(text: str) -> list[tuple[str, str]]:
     """Return the first integer and the first cell that is not a number from each line.
 
-    Colour tables have further numbers in other columns, such as red, green and blue.
+    Colour tables have further numbers in other columns, such as red, green and blue. If the first
+    line names a column of the values, this one is taken instead of the first.
     """
+    named = _named_pairs(text)
+    if named:
+        return named
     pairs = list[tuple[str, str]]()
     for line in text.splitlines():
         pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +55,7 @@ class CheckOutcome(Outcome):
     findings: tuple[Finding, ...]
     pseudonyms: Mapping[str, str]
     page: Path
-    settings: Mapping[str, object] = MappingProxyType({"data.root": "DIR"})
+    settings: Mapping[str, object]
 
     @property
     def can_train(self) -> bool:

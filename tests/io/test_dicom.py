@@ -494,6 +494,29 @@ def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path
     np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
 
 
+def test_repeated_contour_counts_once(series, grid, tmp_path):
+    series()
+    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, outer)
+    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
+
+
+def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):
+    series()
+    masks = {name: make_mask((z, 0, 0)) for z, name in enumerate(("GTV-1", "gtv2", "Tumour"))}
+    dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
+    labels = read_masks(tmp_path, "seg.dcm", '{"1": "GTV"}')[0]
+    assert labels.any(axis=(1, 2)).tolist() == [True, True, False, False, False]
+    assert "segments with names of no label are left out: Tumour." in caplog.text
+
+
+def test_contour_set_without_contours_is_named(series, grid, tmp_path, caplog):
+    series()
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid)
+    assert not read_masks(tmp_path, "rt.dcm")[0].any()
+    assert "1 contour set with the name of a label has no contour" in caplog.text
+
+
 def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):
     series()
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))

@@ -502,6 +502,39 @@ def test_pages_of_a_tiff_are_slices(tmp_path, options):
     check(path, stack[np.newaxis])
 
 
+def test_stack_that_was_cut_is_an_error(tmp_path):
+    """Writers such as ITK store each page before its directory."""
+    path = tmp_path / "a.tif"
+    pages = [Image.fromarray(page) for page in draw_samples("uint8", 12, 40, 50)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    assert read_raster(path).array.shape == (1, 12, 40, 50)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 5])
+    with pytest.raises(ReadError, match=r"a\.tif: the file is damaged or cut short"):
+        read_raster(path)
+
+
+def test_planes_of_other_files_are_not_read(tmp_path):
+    """OME-TIFF may name any file of the machine."""
+    stack = draw_samples("uint8", 4, 20, 30)
+    tifffile.imwrite(tmp_path / "b.tif", stack[2:])
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, photometric="minisblack")
+    text = tifffile.tiffcomment(tmp_path / "a.ome.tif").replace('SizeZ="4"', 'SizeZ="6"')
+    text = text.replace('SizeT="4"', 'SizeT="6"').replace('SizeC="4"', 'SizeC="6"')
+    tifffile.tiffcomment(tmp_path / "a.ome.tif", text.encode())
+    with pytest.raises(ReadError, match=r"a\.ome\.tif"):
+        read_raster(tmp_path / "a.ome.tif")
+
+
+def test_stack_in_jpeg_is_no_mask(tmp_path):
+    path = tmp_path / "a.tif"
+    stack = draw_samples("uint8", 3, 32, 32)
+    tifffile.imwrite(path, stack, photometric="minisblack", compression="jpeg")
+    assert read_raster(path).array.shape == (1, 3, 32, 32)
+    with pytest.raises(ReadError, match=r"a\.tif: a mask in JPEG"):
+        read_raster(path, as_labels=True)
+
+
 def test_format_is_recognised_by_content_not_by_suffix(tmp_path):
     y, x = np.mgrid[:16, :24]
     smooth = (5 * y + 4 * x).astype(np.uint8)

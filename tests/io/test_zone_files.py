@@ -14,6 +14,7 @@ EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
 TABLES = {
     "lut.txt": "#No. Label Name: R G B A\n0 Unknown 0 0 0 0\n10  Left-Thalamus  0 118 14 0\n"
     "17  Left-Hippocampus  220 216 20 0\n",
+    "pandas.csv": ",id,name\n0,10,Left-Thalamus\n1,17,Left-Hippocampus\n",
     "a.csv": "value,name\n0,background\n10,Left-Thalamus\n17,Left-Hippocampus\n",
     "b.tsv": "index\tname\tabbreviation\n10\tLeft-Thalamus\tLT\n17\tLeft-Hippocampus\tLH\n",
     "c.json": '{"10": "Left-Thalamus", "17": "Left-Hippocampus"}',

@@ -1,5 +1,6 @@
 """DICOM references: segmentations (SEG) and contours (RTSTRUCT), read onto the image's grid."""
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
-from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
 from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.ops.components import fill_polygon
+
+logger = logging.getLogger(__name__)
 
 Masks = dict[int, NDArray[np.bool_]]  # by the number of a segment or contour set
 _OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel centres or slices
@@ -28,7 +31,8 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         geometry: The grid of the image, with three axes.
         labels: Names by label value. A segment or contour set gets the value whose name it has, in
             upper or lower case and with or without a number ("lesion 7"). Segments with other names
-            are left out. If there is only one segment and only one label, the name does not matter.
+            are left out, with a warning. If there is only one segment and only one label, the name
+            does not matter.
 
     Returns:
         Label values on `geometry`. If two segments overlap, the later one keeps the voxel.
@@ -80,6 +84,14 @@ def _match_labels(
     values = {number: _label_of(str(name), labels) for number, name in names.items()}
     has_match = any(value != 0 for value in values.values())
     if has_match or not names:
+        left_out = [str(names[number]) for number, value in values.items() if value == 0]
+        if left_out:
+            logger.warning(
+                "%s: segments with names of no label are left out: %s. Add their names to "
+                "labels.json if they are lesions.",
+                path,
+                join_names(left_out),
+            )
         return values
     if len(names) == len(labels) == 1:  # the only segment gets the only label
         return dict(zip(names, labels, strict=True))
@@ -95,10 +107,12 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
 
     >>> _label_of("Lesion 7", {2: "lesion"}), _label_of("grade 2", {1: "grade", 3: "grade 2"})
     (2, 3)
+    >>> _label_of("GTV-2", {1: "gtv"}), _label_of("lesion3", {1: "lesion"})
+    (1, 1)
     """
     value_of_name = {text.strip().lower(): value for value, text in labels.items()}
     whole = name.strip().lower()
-    without_number = re.sub(r"[\s_]+\d+$", "", whole)
+    without_number = re.sub(r"[\s_-]*\d+$", "", whole)
     return value_of_name.get(whole, 0) or value_of_name.get(without_number, 0)
 
 
@@ -124,10 +138,13 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
     """Set the voxels inside each set of contours in its mask."""
+    empty = set(masks)
     for roi in header.get("ROIContourSequence", None) or ():
-        inside = masks.get(int(roi.ReferencedROINumber))
+        number = int(roi.ReferencedROINumber)
+        inside = masks.get(number)
         if inside is None:
             continue
+        seen: set[tuple[int, bytes]] = set()  # contours that the file repeats would cancel out
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
@@ -143,8 +160,22 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                     f"{path}: a contour is not within one slice of the image. Export the "
                     "contours of this series, or a mask as NIfTI."
                 )
+            empty.discard(number)
+            key = (int(slices[0]), index.round(3).tobytes())
+            if key in seen:
+                continue
+            seen.add(key)
             # XOR, because a hole is a second contour inside the first one
             inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
+
+    if empty:
+        logger.warning(
+            "%s: %s with the name of a label %s no contour, so nothing is drawn for %s.",
+            path,
+            count(len(empty), "contour set"),
+            "has" if len(empty) == 1 else "have",
+            "it" if len(empty) == 1 else "them",
+        )
 
 
 def _round_to_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ from lesionseg.io.layouts.checks import (
     find_problems,
     fold_remarks,
     group_remarks,
+    with_missing_channels,
 )
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
@@ -170,6 +171,7 @@ def read_dataset(
         with suppress(LesionsegError, OSError):  # reading the cases reports the error
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
             break
+    dataset = with_missing_channels(dataset)
     problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
     remarks = (*dataset.remarks, *fold_remarks(dataset))
     if group is None:

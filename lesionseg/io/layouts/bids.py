@@ -140,7 +140,7 @@ def _find_channels(
     channels: list[str] = []
     for name in sorted(shared):
         with suppress(LesionsegError):
-            if read_geometry(own[name]).matches(grid):
+            if read_geometry(own[name]).matches(grid, 0.5 * min(grid.spacing_mm)):
                 channels.append(name)
     if not channels:
         raise DatasetError(

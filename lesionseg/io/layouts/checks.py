@@ -1,11 +1,13 @@
 """Helpers and checks that the readers of all dataset layouts share."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from unicodedata import normalize
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
@@ -86,6 +88,16 @@ def path_id(path: Path) -> str:
     return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
 
 
+def comparison_key(case: str) -> str:
+    """Return a text that is equal for ids whose files some file system cannot distinguish.
+
+    >>> comparison_key("P1") == comparison_key("p1")
+    True
+    """
+    folded = normalize("NFC", case).casefold()
+    return normalize("NFC", folded)  # because folding separates some letters from their accents
+
+
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Return True if a case is a single picture whose colours are the channels of the dataset."""
     return not files.missing and _may_be_colour(files.images, n_channels)
@@ -134,6 +146,26 @@ def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, .
     return tuple(sorted(set(range(n_channels)) - set(files)))
 
 
+def with_missing_channels(dataset: Dataset) -> Dataset:
+    """Return the dataset in which single pictures next to cases of three files lack channels.
+
+    The three channels of a single picture are its colours only if all cases are single pictures. A
+    volume is never in colour.
+    """
+    n_channels = len(dataset.channel_names)
+    has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)
+    if n_channels != 3 or has_colours:
+        return dataset
+    cases = []
+    for case in dataset.cases:
+        if is_colour(case, n_channels):
+            match = CHANNEL.fullmatch(strip_suffix(case.images[0]))
+            own = int(match[2]) if match else 0
+            case = replace(case, missing=tuple(c for c in range(3) if c != own))
+        cases.append(case)
+    return replace(dataset, cases=tuple(cases))
+
+
 def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
     return n_channels == 3 and len(images) == 1 and images[0].suffix.lower() in RASTERS
 
@@ -141,12 +173,18 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     """Raise `DatasetError` if a case does not have one file for each channel that it must have."""
     names = dataset.channel_names
-    if is_colour(files, len(names)):
+    if dataset.dims == 2 and is_colour(files, len(names)):
         return
     n_channels = len(files.images) + len(files.missing)
     lacks_one = bool(files.missing) and not dataset.may_lack
     if lacks_one or n_channels != len(names):
         present = ", ".join(file.name for file in files.images)
+        if len(files.images) > len(names):
+            raise DatasetError(
+                f"case {files.case!r} has more files than the dataset has channels "
+                f"({', '.join(names)}): {present}. Name all channels in the dataset, or remove the "
+                "other files."
+            )
         raise DatasetError(
             f"case {files.case!r} does not have one file per channel ({', '.join(names)}), only "
             f"{present}. Add the missing files (split a 4-D file into <case>_0000, …), or set "
@@ -244,12 +282,13 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
         case = files.case
         first = files.images[0]
         with problems.collect(case, first):
-            if case in seen:
+            key = comparison_key(case) if sys.platform in ("win32", "darwin") else case
+            if key in seen:
                 raise DatasetError(
                     f"{case!r} is listed more than once. Suffixes do not count, and folders are "
                     "joined by _. Rename one file."
                 )
-            seen.add(case)
+            seen.add(key)
             if fault := case_id_fault(case):
                 raise DatasetError(
                     f"the case id {case!r} cannot be a file name: it {fault}. Rename it."

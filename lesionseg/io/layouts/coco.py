@@ -46,6 +46,7 @@ from lesionseg.io.layouts.checks import (
     remark_unread_files,
     validate,
 )
+from lesionseg.io.layouts.manifest import column_remarks
 from lesionseg.io.limits import run_in_worker
 from lesionseg.io.volumes import is_image_file, read_volume
 
@@ -224,6 +225,10 @@ def read_coco(root: Path) -> Dataset:
         remarks += remark_unread_files(folder, folders=False)  # folders may contain more images
     remarks += _remark_unlisted(folders, cases)
     remarks += _remark_crowds(root, cases)
+    for file, content in contents:
+        keys = {str(key) for image in content.images for key in image}
+        known = tuple(_Image.model_fields)
+        remarks += column_remarks(file.path, keys, known, "is used for subgroups only")
     return Dataset(
         name=root.name,
         root=root,
@@ -599,6 +604,11 @@ def _read_instances(
     order of the annotations.
     """
     mask = read_volume(path, as_labels=True).array[0]
+    if mask.dtype.kind == "f":
+        whole = np.nan_to_num(mask, nan=0.5, posinf=0.5, neginf=0.5)
+        if (whole != np.rint(whole)).any():
+            raise ContentError(f"{path}: the mask has values that are no whole numbers.")
+        mask = whole.astype(np.int64)
     if mask.shape != shape:
         raise GeometryError(
             f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "

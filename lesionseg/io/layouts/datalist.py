@@ -28,7 +28,7 @@ from lesionseg.errors import ContentError, DatasetError, ReadError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import make_box_reference
 from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
-from lesionseg.io.layouts.manifest import LABELS, read_labels
+from lesionseg.io.layouts.manifest import LABELS, column_remarks, read_labels
 
 # the lists of a datalist, and the role of the cases in each
 _LISTS: Mapping[str, Role | None] = {
@@ -50,6 +50,9 @@ class _Entry(BaseModel):
     label: str | list[Class] | None = None
     box: list[Annotated[list[Number], Field(min_length=4, max_length=6)]] | None = None
     patient: str = ""
+    group: str = ""  # the name of `patient` in `Dataset.datalist`
+    case: str = ""
+    role: Role | None = None
     fold: Count | None = None
 
 
@@ -110,7 +113,7 @@ def read_datalist(root: Path) -> Dataset:
         labels=_labels(root, cases),
         cases=tuple(cases),
         problems=tuple(problems),
-        remarks=tuple(_remark_unknown_lists(path, content)),
+        remarks=(*_remark_unknown_lists(path, content), *_remark_unknown_keys(path, content)),
         lesions_are_boxes=any(map(_has_boxes, cases)),
     )
 
@@ -153,6 +156,16 @@ def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Remark
     return remarks
 
 
+def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Remark]:
+    """Return a remark on each unknown key of entries that resembles a known one."""
+    keys: set[str] = set()
+    for name in _LISTS:
+        entries = content.get(name, [])
+        for entry in entries if isinstance(entries, list) else ():
+            keys.update(map(str, entry) if isinstance(entry, dict) else ())
+    return column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")
+
+
 def _has_boxes(files: CaseFiles) -> bool:
     """Return True if the datalist states at least one box of a case."""
     boxes, _ = files.annotations.get("boxes", ([], []))
@@ -189,9 +202,12 @@ def _make_unique(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
 
 
 def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
-    """Make the case of an entry. Its id is the name of the first image."""
+    """Make the case of an entry. Its id is `case`, or the name of the first image.
+
+    `role`: that of the list, if the entry states none.
+    """
     images = [entry.image] if isinstance(entry.image, str) else entry.image
-    case = path_id(Path(Path(images[0]).name))
+    case = entry.case or path_id(Path(Path(images[0]).name))
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
     has_only_boxes = entry.box is not None and classes is None
@@ -210,8 +226,8 @@ def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
         case,
         tuple(root / name for name in images),
         reference=root / mask if mask else None,
-        group=entry.patient,
-        role=role,
+        group=entry.patient or entry.group,
+        role=entry.role or role,
         fold=entry.fold,
         annotations=annotations,
     )

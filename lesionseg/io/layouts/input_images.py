@@ -16,7 +16,6 @@ from functools import cached_property
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
-from unicodedata import normalize
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, LesionsegError
@@ -27,7 +26,7 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.scans import DicomScan, describe_dicom, find_dicom_scans
 from lesionseg.io.dicom.series import folder_name, split_series
 from lesionseg.io.files import MAX_ID_BYTES, printable_text
-from lesionseg.io.layouts.checks import CHANNEL, missing_channels
+from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.tiff_stack import is_stack
 from lesionseg.io.volumes import (
@@ -291,16 +290,6 @@ def mark_clashes(scans: Sequence[FoundScan]) -> list[FoundScan]:
         )
         result.append(replace(scan, fault=fault))
     return result
-
-
-def comparison_key(case: str) -> str:
-    """Return a text that is equal for ids whose files some file system cannot distinguish.
-
-    >>> comparison_key("P1") == comparison_key("p1")
-    True
-    """
-    folded = normalize("NFC", case).casefold()
-    return normalize("NFC", folded)  # because folding separates some letters from their accents
 
 
 def case_id(parts: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ _OTHER_NAMES = {
     "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
     "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
     "group": "patient patientid subject subjectid participant participantid pid",
+    "patient": "patientid subject subjectid participant participantid pid",
     "role": "split set subset partition",
     "fold": "folds cvfold kfold",
     "pixel_mm": "pixelspacing pixelsize spacing spacingmm",

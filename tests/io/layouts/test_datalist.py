@@ -169,6 +169,27 @@ def test_entry_without_a_label_is_unlabelled(images):
     assert [(c.case, c.is_labelled) for c in dataset.cases] == [("a", True), ("c", False)]
 
 
+def test_our_own_list_is_read_as_it_was_written(images):
+    entries = [
+        {"case": "one", "image": "a.nii.gz", "label": "b.nii.gz", "group": "P1", "fold": 2},
+        {"case": "two", "image": "c.nii.gz", "label": "d.nii.gz", "group": "P1", "role": "test"},
+    ]
+    root = write_list(images, training=entries)
+    dataset = read_dataset(root)
+    assert [(c.case, c.group, c.role, c.fold) for c in dataset.cases] == [
+        ("one", "P1", None, 2),
+        ("two", "P1", "test", None),
+    ]
+    again = read_dataset(write_list(images, training=dataset.datalist()))
+    assert again.cases == dataset.cases
+
+
+def test_key_that_resembles_a_known_one_is_named(images):
+    dataset = read_dataset(write_list(images, training=[{**LABELLED, "subject_id": "P1"}]))
+    (remark,) = [remark for remark in dataset.remarks if remark.kind == "columns"]
+    assert "'subject_id' is unknown and is not used. Did you mean 'patient'?" in remark.message
+
+
 @pytest.mark.parametrize("key", ["validation", "valid", "val"])
 def test_validation_list_may_have_a_short_name(images, key):
     entries = [{"image": f"{name}.nii.gz", "label": "b.nii.gz"} for name in "ac"]

@@ -163,6 +163,13 @@ def test_case_may_lack_a_channel_if_allowed(nnunet_folder):
     assert [bool(channel.any()) for channel in image.array] == [False, True]
 
 
+def test_case_with_more_files_than_channels_is_an_error_with_advice(nnunet_folder):
+    root = nnunet_folder()
+    (root / "imagesTr" / "B_0002.nii.gz").write_bytes(b"")
+    with pytest.raises(DatasetError, match="'B' has more files than the dataset has channels"):
+        read_dataset(root)
+
+
 def test_unknown_channel_is_an_error_even_if_channels_may_be_missing(nnunet_folder):
     root = nnunet_folder()
     (root / "imagesTr" / "B_0000.nii.gz").unlink()

@@ -181,6 +181,19 @@ def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder, tmp_path)
     assert not errors
 
 
+@pytest.mark.parametrize("shape", [(6, 9, 7), (9, 7)])
+def test_single_file_next_to_cases_of_three_channels_is_not_in_colour(nnunet_folder, shape):
+    root = nnunet_folder(cases=(), file_ending=".tif", channels=3)
+    for name in ("A_0000", "A_0001", "A_0002", "B_0000"):
+        write_stack(root, name, np.ones(shape, np.uint16), [1, 1, 1])
+    for case in "AB":
+        write_stack(root, case, np.ones(shape, np.uint8), [1, 1, 1], "labelsTr")
+    with pytest.raises(DatasetError, match="'B' does not have one file per channel"):
+        read_dataset(root)
+    dataset = read_dataset(root, may_lack=True)
+    assert [case.missing for case in dataset.cases] == [(), (1, 2)]
+
+
 def test_tiff_stack_without_spacing_has_one_millimetre_and_a_warning(
     nnunet_folder, tmp_path, caplog
 ):
