@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from lesionseg.core import CaseFiles
-from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import group_remarks
