@@ -29,11 +29,11 @@ from torch import nn
 from benchmarks.common import table
 from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Geometry, Labels, Volume
-from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
+from lesionseg.inference.bundle import Bundle, joint_digest, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.case_work import make_predictor, predict_cases
+from lesionseg.pipeline.case_work import CaseWork, make_predictor, predict_cases
 from lesionseg.pipeline.predict import find_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
@@ -218,7 +218,8 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         _add_time_of(network, spent)
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
-    rows = list(predict_cases(cfg, predictor, output, scans, {}))
+    work = CaseWork(cfg, predictor, output, {}, joint_digest(cfg.bundle))
+    rows = list(predict_cases(work, scans))
     seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:
         if row.status != "done":

@@ -444,6 +444,12 @@ class Provenance:
         value = (preset.get("criterion") or {}).get("threshold")
         return None if value is None else float(value)
 
+    @property
+    def rule_assignment(self) -> str:
+        """The way in which the match criterion assigns candidates to lesions; "" if unknown."""
+        preset = self.stated.get("preset") or {}
+        return str((preset.get("criterion") or {}).get("assignment", ""))
+
 
 def _as_provenance(content: object) -> object:
     """Wrap the content of the key `provenance` in the form of `Provenance`."""
@@ -502,13 +508,12 @@ class Scores(Counts, Evaluated):
 
     @property
     def is_point_chosen_here(self) -> bool:
-        """True if the operating point was chosen on these cases, which are no development cases."""
-        chosen_on = set((self.operating_point.chosen_on or "").split("+")) - {
-            "",
-            *DEVELOPMENT_ROLES,
-        }
-        is_development = self.evaluated_on in DEVELOPMENT_ROLES
-        return self.operating_point.optimistic and bool(chosen_on) and not is_development
+        """True if the operating point was chosen on these cases, and they are test cases."""
+        chosen_on = (self.operating_point.chosen_on or "").split("+")
+        is_chosen_on_others = not any(role and role not in DEVELOPMENT_ROLES for role in chosen_on)
+        if is_chosen_on_others or self.evaluated_on in DEVELOPMENT_ROLES:
+            return False
+        return self.operating_point.optimistic
 
     @property
     def has_boxes(self) -> bool:

@@ -121,7 +121,8 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
 
 def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
     """Return the intensity above which a voxel is tissue."""
-    if modality == "ct" and float(channel.min()) < 0:  # PET next to CT has no negative values
+    # PET next to CT has no such low values; a CT without them would have no air either
+    if modality == "ct" and float(channel.min()) < _CT_TISSUE_HU:
         return _CT_TISSUE_HU
     sample = channel.reshape(-1)[:: max(1, channel.size // _SAMPLED)]
     air = min(0.0, float(sample.min()))

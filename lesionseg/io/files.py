@@ -288,9 +288,10 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     text = read_text(path)
     lines = io.StringIO(text, newline="")
     separator = _find_separator(text)
-    # strict: otherwise a missing closing quote would swallow all further rows without an error
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     rows: list[tuple[int, dict[str, str]]] = []
+    cells: list[str] = []
+    has_ditto_marks = False
     try:
         names = [name.strip() for name in next(reader, [])]
         if not any(names):
@@ -307,13 +308,8 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path}: line {reader.line_num} has more values than there are columns. Put "
                     "values with commas in double quotes."
                 )
-            if any("\n" in cell and separator in cell for cell in cells):
-                log.warning(
-                    "%s: a value that ends in line %d has a line break and a separator. If it is "
-                    "not one long text, a double quote is wrong, and rows are missing.",
-                    path,
-                    reader.line_num,
-                )
+            # two ditto marks enclose the row between them
+            has_ditto_marks |= any(c[:1] in ("\n", "\r") and separator in c for c in cells)
             if any(values):
                 values += [""] * (len(names) - len(values))
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))
@@ -322,6 +318,17 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
             f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check whether a "
             "closing double quote is missing."
         ) from error
+    if cells and "\n" in cells[-1] and not text.rstrip().endswith('"'):
+        raise ReadError(
+            f"{path}: a closing double quote is missing, so the last value begins with "
+            f"{cells[-1][:40]!r}. Add it, or remove the opening one."
+        )
+    if has_ditto_marks:
+        log.warning(
+            "%s: a value in double quotes begins with a line break and contains a row. If the "
+            "quotes are ditto marks, write the value instead.",
+            path,
+        )
     return rows
 
 

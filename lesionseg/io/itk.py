@@ -78,7 +78,7 @@ def voxel_file(path: Path) -> Path:
         head = stream.read(_MAX_HEADER_BYTES)
     if is_nrrd:  # the header ends at an empty line, or at the end of a file without voxels
         head, *voxels = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
-        names = re.findall(rb"(?im)^data ?file[ \t]*:(?!=)([^\r\n]*)", head)
+        names = re.findall(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)", head)
         is_complete = bool(voxels or names)
     else:  # the header ends at the name of the file
         names = []

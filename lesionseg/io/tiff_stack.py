@@ -26,6 +26,8 @@ _CHANNEL = re.compile(r"_\d{4}$")
 _REDUCED = 1
 _TRANSPARENCY_MASK = 4
 _MAX_JSON_BYTES = 2**16
+# parts of tifffile's messages about a chain of pages that ends too early
+_CUT = ("invalid page offset", "invalid offset to", "corrupted tag list")
 JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
 # TIFF compressions whose ratio has a known bound: none, deflate (two codes) and PackBits
 BOUNDED = (1, 8, 32946, 32773)
@@ -49,7 +51,7 @@ def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
         tiff = tifffile.TiffFile(path, _multifile=False)  # an OME-TIFF may name any other file
     except tifffile.TiffFileError:
         return None  # a picture of another format with a wrong suffix
-    with tiff, _raise_logged_errors(path):
+    with tiff, _raise_if_cut(path):
         series = _find_stack(tiff)
         if series is None:
             return None
@@ -88,8 +90,8 @@ def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
 
 
 @contextmanager
-def _raise_logged_errors(path: Path) -> Iterator[None]:
-    """Raise `ReadError` at the end if tifffile has logged an error.
+def _raise_if_cut(path: Path) -> Iterator[None]:
+    """Raise `ReadError` at the end if tifffile has logged that a page is missing.
 
     It does so for a file that was cut short, and then returns the pages before the cut.
     """
@@ -97,7 +99,9 @@ def _raise_logged_errors(path: Path) -> Iterator[None]:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
+            message = record.getMessage()
+            if any(part in message for part in _CUT):
+                messages.append(message)
 
     collector = Collector(logging.ERROR)
     theirs = logging.getLogger("tifffile")

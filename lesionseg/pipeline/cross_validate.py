@@ -65,8 +65,8 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_cases(fold.run, fold.survey.splits, fold.survey.sources)
     given = None if has_config(run) else _plan_of_first_trained(folds.values())
     plan = begin(experiment, given)
+    broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))
     if is_rank_zero():
-        _check_plans_of_begun(folds.values(), plan)
         _write_splits(run, folds.values())
     for number, fold in folds.items():
         validated = [files.case for files in fold.cases("validation")]

@@ -332,9 +332,9 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         chosen = []
     elif not chosen:
         _warn_of_absent_role(cfg.evaluated_on, labelled)
-    if cfg.groups is None:
-        _warn_of_likely_visits(chosen)
     cases = assign_groups(chosen, cfg.groups, setting="groups")
+    if cfg.groups is None:
+        _warn_of_likely_visits(cases)
     _check_names(cases, labelled, predictions, folder)
     return Inputs(
         dataset=dataset,

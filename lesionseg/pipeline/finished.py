@@ -45,7 +45,7 @@ class FinishedRun:
         settings = settings_to_train_further(experiment.run, config_of(experiment.cfg))
         note = "starts from these weights"
         if experiment.cfg.data.fold == ALL_FOLDS:
-            note = "starts from the weights of fold 0; the other folds in the same way"
+            note = "starts from the weights of one fold; the others in the same way"
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
             f"Further: {command_line('train', settings)}  # {note}",

@@ -486,7 +486,11 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
             f"output={folder} contains a report of another study under this name, {path.name}. "
             "Name another output."
         )
-    return _Report(path, image, file_state(facts.files))
+    try:
+        state = file_state(facts.files)
+    except OSError as error:
+        raise ReadError(f"{image}: {error.strerror or error}. Run the command again.") from error
+    return _Report(path, image, state)
 
 
 def _write_report(

@@ -130,6 +130,8 @@ class KeptPredictions:
 
         The evaluated files, and those of `predict` and of other programs, remain.
         """
+        if not self.folder.is_dir():
+            return
         cases = set[str]()
         for file in self.folder.glob(f"*{CANDIDATES}"):
             with suppress(ReadError):  # a damaged file is not known to be ours

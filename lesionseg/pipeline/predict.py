@@ -1,13 +1,14 @@
 """`predict`: write masks, candidates and a status for each scan of a folder."""
 
 import logging
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.config import PredictConfig, SeriesConfig
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, count
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.dicom.results import require_highdicom
@@ -43,6 +44,8 @@ from lesionseg.pipeline.predict_tables import (
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
 
 
 def predict(
@@ -147,8 +150,14 @@ def _require_no_other_division(folder: Path, cfg: PredictConfig) -> None:
         table = lock.name.removeprefix(".").removesuffix(".lock")
         if table.endswith(ours):
             continue
-        with locked_folder(folder, lock.name):  # fails if another process holds it
-            pass
+        for is_last in (False, True):  # another job may try the same lock at this moment
+            try:
+                with locked_folder(folder, lock.name):  # fails if another process holds it
+                    break
+            except OutputError:
+                if is_last:
+                    raise
+                time.sleep(_RETRY_SECONDS)
 
 
 def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:

@@ -41,6 +41,11 @@ def predict_on_ray(
     Raises:
         ConfigError: if the extra `ray` is not installed, or the cluster has no CPU core.
     """
+    if cfg.device.startswith("cuda:"):
+        raise ConfigError(
+            f"engine=ray device={cfg.device}: Ray gives each of its processes a GPU. Leave the "
+            "number out."
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no statistics
     try:
         import ray
@@ -74,11 +79,6 @@ def _start_actors(
     """
     import ray
 
-    if cfg.device.startswith("cuda:"):
-        raise ConfigError(
-            f"engine=ray device={cfg.device}: Ray gives each of its processes a GPU. Leave the "
-            "number out."
-        )
     gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
     cores = int(ray.cluster_resources().get("CPU", 0))
     if not cores:

@@ -137,12 +137,14 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
     default. Otherwise the split would be drawn again, and training cases of the run could validate.
     The bundle states which of our own models it is.
 
-    After a cross-validation, they train the first fold further: each of the other networks has
+    After a cross-validation, they train its first fold further: each of the other networks has
     seen the validation cases of that fold.
     """
     if config["data"].get("fold") == "all":
-        first = {**config, "data": {**config["data"], "fold": 0}}
-        return settings_to_train_further(run_dir / "fold_0", first)
+        numbers = [int(path.name.removeprefix("fold_")) for path in run_dir.glob("fold_[0-9]*")]
+        number = min(numbers, default=0)  # folds that the dataset states may begin with 1
+        first = {**config, "data": {**config["data"], "fold": number}}
+        return settings_to_train_further(run_dir / f"fold_{number}", first)
     left_out = {"model.init_from"}
     model = config["model"]
     if model["architecture"] in SOURCES and not model.get("backbone"):
@@ -288,7 +290,7 @@ def _check_contents(run: Path, now: Mapping[str, str]) -> None:
     changed = [case for case in now if before.get(case, now[case]) != now[case]]
     if changed:
         raise DatasetError(
-            f"{run}: the files of these cases have changed since this run began: "
+            f"{run}: files or table entries of these cases have changed since this run began: "
             f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
             "are now, or restore the files to resume."
         )

@@ -100,7 +100,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     validation = score_validation(predictor, experiment)
     if validation is not None:
         selection, scores["validation"] = validation
-    elif selection.operating_points == (DEFAULT_POINT,) and not _has_default_point(cfg):
+    elif _has_point_to_choose(cfg):
         log.warning(
             "operating_point=%s has no effect, because no validation case has a reference. "
             "Candidates from score %g up are accepted.",
@@ -112,9 +112,10 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     return TrainedModel(experiment, predictor.with_selection(selection), scores)
 
 
-def _has_default_point(cfg: TrainConfig) -> bool:
-    """Return True if the settings leave the choice of the operating point to the default rule."""
-    return Aim.parse(cfg.operating_point).kind == "auto" and cfg.rate_confidence is None
+def _has_point_to_choose(cfg: TrainConfig) -> bool:
+    """Return True if the settings ask for an operating point that depends on validation cases."""
+    kind = Aim.parse(cfg.operating_point).kind
+    return kind not in ("auto", "score") or cfg.rate_confidence is not None
 
 
 def _point_without_cases(cfg: TrainConfig) -> OperatingPoint:

@@ -137,7 +137,7 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
             "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
-    lock = FileLock(run / ".tune.lock")  # several processes may begin the search together
+    lock = FileLock(run / "tune.begin")  # several processes may begin the search together
     with lock:
         plan = begin(experiment)
     facts = {

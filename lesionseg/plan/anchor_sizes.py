@@ -138,9 +138,9 @@ def _make_anchors(
 def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
     """Choose the consecutive stages that have anchors, at most `MOST_LEVELS`.
 
-    The first is the coarsest stage that resolves small lesions along every axis, or `finest` if no
-    stage does. The last is the coarsest stage whose stride is at most half the largest lesion along
-    at least one axis, so that long and flat lesions have anchors too.
+    The first is the coarsest stage that resolves small lesions along every axis that it has halved,
+    or `finest` if no stage does. The last is the coarsest stage whose stride is at most half the
+    largest lesion along at least one axis, so that long and flat lesions have anchors too.
     """
     n = len(strides)
     small = np.percentile(sides, SMALL_PERCENT, axis=0)

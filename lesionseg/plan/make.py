@@ -397,7 +397,7 @@ def _draft(
     raster_mm = None
     if facts.dims == 2:
         # a radiograph that states no pixel size is assumed to have the median of the training set
-        raster_mm = float(np.median([spacing_mm[0] for spacing_mm in facts.spacings_mm]))
+        raster_mm = _median_pixel(facts)
         _warn_of_mixed_pixel_sizes(facts)
     return Plan(
         dims=facts.dims,
@@ -421,6 +421,11 @@ def _draft(
             "candidate_rule": candidates.reason,
         },
     )
+
+
+def _median_pixel(facts: Fingerprint) -> float:
+    """Return the median height of a pixel in mm. Readers give unknown pixels a size of 1 mm."""
+    return float(np.median([spacing_mm[0] for spacing_mm in facts.spacings_mm]))
 
 
 def _warn_of_mixed_pixel_sizes(facts: Fingerprint) -> None:
@@ -566,7 +571,7 @@ def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
     if before.dims != 2 or before.raster_mm is None:
         return
     is_known_before = before.raster_mm != 1.0
-    is_known = any(value != 1.0 for spacing in fingerprint.spacings_mm for value in spacing)
+    is_known = _median_pixel(fingerprint) != 1.0
     if is_known != is_known_before:
         known, unknown = "these images", "those of the bundle"
         if is_known_before:

@@ -7,7 +7,6 @@ from fractions import Fraction
 from typing import Any
 
 from lesionseg.errors import count, format_score
-from lesionseg.evaluation.criteria import find_preset
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
@@ -564,12 +563,12 @@ def rule_words(tables: Tables) -> str:
 
 def is_one_to_one(tables: Tables) -> bool:
     """Return True if the match rule gives each lesion at most one marking, and vice versa."""
-    return find_preset(tables.scores.preset).criterion.assignment == "every_threshold"
+    return tables.scores.provenance.rule_assignment == "every_threshold"
 
 
 def false_positive_rule(tables: Tables) -> str:
     """Return a sentence that says which markings are false positives."""
-    if find_preset(tables.scores.preset).criterion.assignment == "jointly":
+    if tables.scores.provenance.rule_assignment == "jointly":
         return (
             "A false positive is a marking outside all lesions, or with too little of it in "
             "lesions."

@@ -173,7 +173,7 @@ def _require_same_steps(
         trainer: its settings before defaults were resolved.
         last: the file of the checkpoint, for messages.
     """
-    n_tiles = module.count_tiles_per_step()
+    n_tiles = count_tiles_per_step(trainer, module.plan)
     n_before = before.get("tiles_per_step", n_tiles)
     device = training_device(trainer.accelerator)
     device_before = before.get("device", device)

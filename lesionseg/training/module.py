@@ -232,7 +232,8 @@ class LesionModule(pl.LightningModule):
 
     def count_tiles_per_step(self) -> int:
         """Return the number of tiles of a step over all processes and accumulated batches."""
-        return count_tiles_per_step(self.settings, self.plan)
+        trainer = self.trainer
+        return self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     @property
     def _fused(self) -> bool | None:
@@ -270,7 +271,7 @@ class LesionModule(pl.LightningModule):
 
         The optimiser becomes fused or not as the precision of this start needs it.
         """
-        for state in checkpoint["optimizer_states"]:
+        for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:
                 group["fused"] = self._fused
         self.minutes = checkpoint["minutes"]

@@ -181,7 +181,7 @@ def _count_own_cores(n_processes: int) -> int:
     srun binds each of its tasks to its own cores, so `cores` counts only these.
     """
     per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    is_task = int(os.environ.get(TASKS, "1")) > 1
+    is_task = int(os.environ.get(TASKS, "1")) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
     if n_processes > 1 and is_task and per_task.isdigit():
         return min(cores(), int(per_task))
     return cores() // n_processes

@@ -507,7 +507,7 @@ def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
     labels = read_masks(tmp_path, "seg.dcm", '{"1": "GTV"}')[0]
     assert labels.any(axis=(1, 2)).tolist() == [True, True, False, False, False]
-    assert "segments with names of no label are left out: Tumour." in caplog.text
+    assert "contour sets with names of no label are left out: Tumour." in caplog.text
 
 
 def test_contour_set_without_contours_is_named(series, grid, tmp_path, caplog):

@@ -324,7 +324,7 @@ def test_quotes_that_join_two_rows_are_named(tmp_path, caplog):
     """Two ditto marks enclose the row between them."""
     (tmp_path / "a.csv").write_text('case,note\nA,"\nB,"\nC,one\n')
     assert [row["case"] for row in read_csv(tmp_path / "a.csv")] == ["A", "C"]
-    assert "a.csv: a value that ends in line 3 has a line break" in caplog.text
+    assert "a.csv: a value in double quotes begins with a line break" in caplog.text
 
 
 @pytest.mark.parametrize(("content", "match"), WRONG_TABLES, ids=range(len(WRONG_TABLES)))

@@ -232,7 +232,9 @@ def test_changed_files_of_development_cases_are_named(started_run):
     before = {"a": "1", "b": "2", "c": "3", "t": "4"}
     save_sources(started_run, splits, before)
     check_cases(started_run, splits, before | {"t": "5"})  # a test case may change
-    with pytest.raises(DatasetError, match=r"files of these cases have changed.*: a, c\. Name"):
+    with pytest.raises(
+        DatasetError, match=r"files or table entries of these cases have changed.*: a, c\. Name"
+    ):
         check_cases(started_run, splits, before | {"a": "6", "c": "7"})
     save_sources(started_run, splits, before | {"a": "6"})  # the first record stays
     with pytest.raises(DatasetError, match=r": a\. Name"):

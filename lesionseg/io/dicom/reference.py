@@ -15,6 +15,7 @@ from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import convert_read_errors
+from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import fill_polygon
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,12 @@ def _match_labels(
     if has_match or not names:
         left_out = [str(names[number]) for number, value in values.items() if value == 0]
         if left_out:
-            logger.warning(
-                "%s: segments with names of no label are left out: %s. Add their names to "
-                "labels.json if they are lesions.",
-                path,
-                join_names(left_out),
+            # the text is the same for all files with these names, so that it is shown once
+            warn_once(
+                logger,
+                "Segments and contour sets with names of no label are left out: %s. Add their "
+                "names to labels.json if they are lesions.",
+                join_names(sorted(left_out)),
             )
         return values
     if len(names) == len(labels) == 1:  # the only segment gets the only label

@@ -243,12 +243,12 @@ def find_likely_visits(cases: Sequence[CaseFiles]) -> tuple[str, str] | None:
 
     They do if most ids consist of a prefix and a short number, and if only a few ids share each
     prefix. A prefix that many ids share is probably that of a study or a site. Cases with a group
-    do not count.
+    of several do not count.
     """
     members: dict[str, list[str]] = {}  # case ids by prefix
     for case in cases:
         match = _VISIT.fullmatch(case.case)
-        if match and not case.group:
+        if match and case.group in ("", case.case):
             members.setdefault(match[1], []).append(case.case)
     several = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
     n_sharing = sum(map(len, several.values()))
