@@ -75,13 +75,15 @@ def test_path_keys_contain_all_paths_of_train_and_predict():
 def arguments_with(command, key, value):
     """Return the arguments of a command with another value of one of its paths.
 
-    `follow` reads visits only without `before` and `after`.
+    `follow` reads visits only without `before` and `after`, and `export` masks only for a bundle.
     """
     changed = {}
     if command == "follow" and key in ("visits", "bundle", "predictions"):
         changed = {"before": "null", "after": "null", "visits": "table.csv"}
         if key == "visits":
             changed["predictions"] = "masks"
+    if (command, key) == ("export", "reference"):
+        changed["format"] = "bundle"
     return arguments_of(command, **{**changed, key: value})
 
 

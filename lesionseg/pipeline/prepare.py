@@ -7,7 +7,7 @@ from pathlib import Path
 from lesionseg.config import PrepareConfig
 from lesionseg.core import Geometry
 from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
-from lesionseg.errors import count
+from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.files import hold_lock, write_text
@@ -18,10 +18,13 @@ from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.run_dir import (
+    SOURCES_OF_CASES,
+    check_cases,
     check_config,
     config_of,
     default_run_dir,
     save_config,
+    save_sources,
     settings_of_training,
 )
 from lesionseg.pipeline.survey import (
@@ -82,10 +85,19 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         )
     check_config(run, config_of(keep_choices_of_run(cfg, run)))
     experiment = Experiment.open(cfg, run)
-    plan = plan_run(experiment, keeps_plan=False)  # the data may have changed
+    survey = experiment.survey
+    is_same_data = True
+    try:
+        check_cases(run, survey.splits, survey.sources)
+    except DatasetError:  # nothing was trained, so the plan may change
+        is_same_data = False
+        log.info("The data have changed, so the plan is made again.")
+        (run / SOURCES_OF_CASES).unlink(missing_ok=True)
+    plan = plan_run(experiment, keeps_plan=is_same_data)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config_of(experiment.cfg))
+    save_sources(run, survey.splits, survey.sources)
     if cfg.run_dir is None:  # its name contains the time, so the same command makes another
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(experiment, plan)

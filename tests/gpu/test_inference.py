@@ -119,8 +119,9 @@ def test_memory_in_the_cache_of_torch_counts_as_free(cached_gb: float, device: s
         assert made.call_args.args[-1].type == device
 
 
-def test_last_batch_on_a_card_has_the_shape_of_all_others() -> None:
-    plan = card_plan("unet")
+@pytest.mark.parametrize(("n_tiles", "expected"), [(3, {4}), (5, {4, 1}), (6, {4, 2})])
+def test_last_batch_on_a_card_is_filled_to_a_power_of_two(n_tiles: int, expected: set[int]) -> None:
+    plan = card_plan("unet").with_(batch_size=4)
     sizes = set()
     with pretend_cards():
         network = build_network(plan)
@@ -131,8 +132,8 @@ def test_last_batch_on_a_card_has_the_shape_of_all_others() -> None:
             InferenceConfig.of(overlap=0.0, flips=False),
             device=torch.device("cuda"),
         )
-        window(torch.randn(1, 16, 16, 48))  # three tiles
-    assert sizes == {2}
+        window(torch.randn(1, 16, 16, 16 * n_tiles))
+    assert sizes == expected
 
 
 def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch) -> None:

@@ -245,7 +245,7 @@ def test_three_channels_of_dataset_json_stay_as_they_are(tmp_path):
     (root / "imagesTr" / "grey.png").rename(root / "imagesTr" / "grey_0000.png")
     for number in (1, 2):
         Image.fromarray(draw_pictures()["grey"]).save(root / "imagesTr" / f"grey_000{number}.png")
-    with pytest.raises(DatasetError, match="needs one picture per case"):
+    with pytest.raises(DatasetError, match="'colour' does not have one file per channel"):
         open_dataset(settings(root))
 
 

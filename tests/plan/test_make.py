@@ -187,7 +187,7 @@ def test_own_network_needs_the_same_channels_in_the_same_order(
     make: Make, dataset: Dataset, cases: list[Case]
 ):
     spec = {"_target_": "package.Backbone"}
-    model = ModelConfig.of(architecture="unet", backbone=spec)
+    model = ModelConfig.of(architecture="retinanet", backbone=spec)
     plan = make()
     before = plan.with_(architecture=replace(plan.architecture, network=spec))
     here = replace(dataset, channel_names=("a", "b"))
