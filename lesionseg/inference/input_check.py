@@ -18,6 +18,7 @@ swapped channels of similar contrast, are not detected.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,12 +102,14 @@ class InputCheck(BaseModel, frozen=True):
     """The medians of the training scans, the accepted distances from them, and their polarities.
 
     The keys of `medians` and `tolerances` are names of statistics. The keys of `polarities` are
-    channel names.
+    channel names. `sparse_channels` are the channels that have no contrast in at least half of the
+    training scans, such as a mask of earlier lesions. They may have none in new scans, too.
     """
 
     medians: dict[str, FiniteFloat]
     tolerances: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
     polarities: dict[str, Polarity] = {}
+    sparse_channels: tuple[str, ...] = ()
 
     def compare(
         self, numbers: Statistics, features: Mapping[str, PolarityFeatures] | None = None
@@ -173,11 +176,21 @@ def training_ranges(
     step = max(1, math.ceil(len(complete) / N_SCANS))
     sampled = complete[::step]
     grids = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
-    return make_input_check(
+    check = make_input_check(
         [grid_statistics(shape, spacing_mm) for shape, spacing_mm in grids],
         [image_statistics(case.image, plan.channel_names) for case in sampled],
         [polarity_features(case.image, plan.channel_names) for case in sampled],
     )
+    if check is None:
+        return None
+    n_blank = Counter(
+        name
+        for case in sampled
+        for name, channel in zip(plan.channel_names, case.image, strict=True)
+        if _is_blank(channel, None)
+    )
+    sparse = tuple(name for name in plan.channel_names if 2 * n_blank[name] >= len(sampled))
+    return check.model_copy(update={"sparse_channels": sparse})
 
 
 def make_input_check(
@@ -414,10 +427,10 @@ def check_scan(
     """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
     This runs before the network. If a channel has no contrast, the predictor skips the network, so
-    the warning says that nothing was detected. A channel has no contrast if it is in `blank`
-    (`channels_without_contrast`), or if its prepared voxels are all equal. Missing channels are not
-    compared, and the warning names them. Without a check, only missing channels and channels
-    without contrast are reported.
+    the warning says that nothing was detected. The sparse channels of `check` are an exception. A
+    channel has no contrast if it is in `blank` (`channels_without_contrast`), or if its prepared
+    voxels are all equal. Missing channels are not compared, and the warning names them. Without a
+    check, only missing channels and channels without contrast are reported.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
@@ -425,9 +438,10 @@ def check_scan(
     score: float | None = None
     warning = ""
     without_contrast = []
+    sparse = () if check is None else check.sparse_channels
     for c in given:
         name = plan.channel_names[c]
-        if name in blank or np.ptp(image[c]) == 0:
+        if name not in sparse and (name in blank or np.ptp(image[c]) == 0):
             without_contrast.append(name)
     if without_contrast:
         warning = (

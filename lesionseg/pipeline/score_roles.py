@@ -25,6 +25,7 @@ from lesionseg.evaluation.intervals import value_of
 from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
+from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case, read_image
@@ -224,11 +225,13 @@ def match_volumes(
     cases: Sequence[CaseFiles],
     plan: Plan,
     device: str | None = None,
+    check: InputCheck | None = None,
 ) -> list[MatchedCase]:
     """Predict whole cases by a plan, and match the candidates on the files' own grids.
 
     Cases without a reference are left out. Reading, the network and matching run at the same time.
-    `device`: the device for prediction, by default that of the network.
+    `device`: the device for prediction, by default that of the network. `check`: states the
+    channels that may be empty.
     """
     opened: dict[str, Case] = {}
 
@@ -250,7 +253,7 @@ def match_volumes(
         )
 
     predictor = Predictor.from_network(
-        network, plan, settings=experiment.cfg.inference, device=device
+        network, plan, settings=experiment.cfg.inference, device=device, check=check
     )
     with closing(predict_volumes(predictor, cases, read, match)) as matches:
         return [matched for matched in matches if matched is not None]

@@ -14,7 +14,7 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.decision import DEFAULT_POINT
-from lesionseg.inference.input_check import training_ranges
+from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.bundle_folder import SELECTION
@@ -79,8 +79,11 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     held_out = choose_validated(
         experiment.cases("validation"), experiment.survey.counts, VALIDATE_CASES
     )
+    check = None
+    if is_rank_zero():
+        check = training_ranges(cases, plan, experiment.survey.fingerprint)
     if budget.validate_every_minutes is not None and held_out:
-        validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan)
+        validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan, check=check)
     fitted = train_network(experiment, plan, cases, validate)
     if not is_rank_zero():
         return None
@@ -91,7 +94,6 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
         model=plan.architecture.name,
         **training_counts(experiment.cases("train")),
     )
-    check = training_ranges(cases, plan, experiment.survey.fingerprint)
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
@@ -196,8 +198,12 @@ def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
 
 
 def _validate(
-    network: nn.Module, experiment: Experiment, cases: Sequence[CaseFiles], plan: Plan
+    network: nn.Module,
+    experiment: Experiment,
+    cases: Sequence[CaseFiles],
+    plan: Plan,
+    check: InputCheck | None,
 ) -> Mapping[str, float]:
     """Return the scores of the network on validation cases."""
     # a function of the module, because processes that Lightning spawns receive it pickled
-    return validation_scores(match_volumes(network, experiment, cases, plan))
+    return validation_scores(match_volumes(network, experiment, cases, plan, check=check))

@@ -1,5 +1,7 @@
 """Check of scans against the training scans: grid, intensities, polarity, and channels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from lesionseg.inference.input_check import (
     image_statistics,
     make_input_check,
     polarity_features,
+    training_ranges,
 )
 from lesionseg.plan.plan import Plan
 
@@ -66,6 +69,19 @@ def test_empty_and_missing_channels_are_named_without_a_check(plan):
     assert result.missing == ("T2",)
     assert "T2" in result.warning
     assert "empty" not in result.warning
+
+
+def test_channel_that_is_empty_in_training_scans_may_be_empty(plan):
+    """A mask of earlier lesions, for example, is empty for most patients."""
+    two = plan.with_(channel_names=("T1", "earlier"), normalisation=plan.normalisation * 2)
+    images = [np.concatenate([make_scan(seed), 0 * make_scan(seed)]) for seed in range(6)]
+    cases = [SimpleNamespace(image=image, missing=()) for image in images]
+    found = SimpleNamespace(shapes=[SHAPE] * 6, spacings_mm=[(1.0, 1.0, 1.0)] * 6)
+    check = training_ranges(cases, two, found)
+    assert check.sparse_channels == ("earlier",)
+    result = check_scan(check, images[0], GRID, two, (), blank=("earlier",))
+    assert (result.blank, result.warning) == ((), "")
+    assert check_scan(check, images[0], GRID, two, (), blank=("T1",)).blank == ("T1",)
 
 
 def test_scan_may_lack_one_channel_if_the_plan_allows_it(plan):

@@ -228,7 +228,7 @@ def remark_unread_files(
 
 def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
     """Yield a remark if the names of cases look like several scans of one patient."""
-    names = find_likely_visits(cases)
+    names = find_likely_visits([case for case in cases if not case.group])
     if names is not None:
         yield Remark(
             "names",
