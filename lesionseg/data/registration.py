@@ -61,7 +61,13 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     try:
         moments = sitk.CenteredTransformInitializerFilter.MOMENTS
         rigid = sitk.Euler3DTransform()
-        transform = sitk.CenteredTransformInitializer(fixed_image, moving_image, rigid, moments)
+        # air has no mass: in Hounsfield units it would have a negative one
+        transform = sitk.CenteredTransformInitializer(
+            fixed_image - float(fixed.array[0].min()),
+            moving_image - float(moving.array[0].min()),
+            rigid,
+            moments,
+        )
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(fixed_image, moving_image)
     except RuntimeError as error:

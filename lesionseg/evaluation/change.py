@@ -4,7 +4,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -171,12 +171,15 @@ class VisitPair:
         after: The later visit.
         placed: The grid of the earlier visit, moved into the space of the later one.
         changes: The changes.
+        matrix: Affine from the RAS mm of the earlier visit to those of the later one. None if both
+            visits have the same coordinates.
     """
 
     before: Prediction
     after: Prediction
     placed: Geometry
     changes: list[LesionChange]
+    matrix: NDArray[np.float64] | None = None
 
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
@@ -230,6 +233,8 @@ def compare_visits(
     moved = before  # the earlier visit on the grid of the later one
     if not placed.matches(grid):
         moved = resample_prediction(replace(before, geometry=placed), grid)
+        # it leaves out candidates outside the grid, and the rows of both must be the same lesions
+        before = _keep_candidates(before, {candidate.id for candidate in moved.candidates})
     lesions = candidates_of(before)
     # through the indices of its own grid, the centres move as `matrix` says
     centres = placed.to_mm(own.to_index(lesions.centres_mm))
@@ -256,7 +261,16 @@ def compare_visits(
             # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
-    return VisitPair(moved, after, placed, changes)
+    return VisitPair(moved, after, placed, changes, matrix)
+
+
+def _keep_candidates(prediction: Prediction, ids: Collection[int]) -> Prediction:
+    """Return the prediction with only the candidates that have one of these ids."""
+    kept = tuple(c for c in prediction.candidates if c.id in ids)
+    instances = prediction.instances
+    if instances is not None:
+        instances = np.where(np.isin(instances, list(ids)), instances, 0)
+    return replace(prediction, candidates=kept, instances=instances)
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:

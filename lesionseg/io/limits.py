@@ -6,6 +6,7 @@ time. If the worker dies, only this file fails. The worker is not a sandbox.
 """
 
 import atexit
+import errno
 import logging
 import math
 import os
@@ -25,6 +26,15 @@ from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 
 P = ParamSpec("P")
+# numbers of errors of a disk, a network, a permission or the system, not of a file's content
+_MAY_PASS = frozenset(
+    {
+        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH),
+        *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN),
+    }
+)
+
 T = TypeVar("T")
 
 # The ratio of deflate, which compresses NIfTI, NRRD, MHA and PNG, is at most 1032 (zlib's technical
@@ -150,11 +160,19 @@ def convert_read_errors(path: Path) -> Iterator[None]:
             f"{path}: there is not enough memory to read it. Close other programs, or crop it."
         ) from error
     except Exception as error:  # damaged bytes can make a parser raise any error
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise ReadError(
-            f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
-            "otherwise copy it again from its source."
-        ) from error
+        failure = _unreadable(path, error)
+        if isinstance(error, OSError) and error.errno in _MAY_PASS:
+            raise ResourceError(str(failure)) from error
+        raise failure from error
+
+
+def _unreadable(path: Path, error: Exception) -> ReadError:
+    """Return the error of a file whose content cannot be read."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return ReadError(
+        f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
+        "otherwise copy it again from its source."
+    )
 
 
 def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:

@@ -69,7 +69,7 @@ from lesionseg.io.predictions import (
     read_source,
 )
 from lesionseg.io.sources import file_state
-from lesionseg.io.volumes import is_dicom_image, read_volume
+from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.follow_page import (
@@ -486,6 +486,7 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
             f"output={folder} contains a report of another study under this name, {path.name}. "
             "Name another output."
         )
+    path.unlink(missing_ok=True)  # of an earlier run; the pair may fail now
     try:
         state = file_state(facts.files)
     except OSError as error:
@@ -515,7 +516,7 @@ def _write_report(
                 raise ResourceError(
                     f"{image}: the scan changed while it was read. Run the command again."
                 )
-    except ContentError as error:
+    except (ContentError, GeometryError) as error:
         _log.warning("%s has no DICOM report: %s", visits.after.case, error)
         return f"No DICOM report: {error}"
     return ""
@@ -707,8 +708,8 @@ def open_pair(
         DatasetError: if a scan to register is missing.
     """
     earlier, later = files
-    before = _read(earlier.prediction)
-    after = _read(later.prediction)
+    before = _read(earlier)
+    after = _read(later)
     _check_label_names(later.case, before, after)
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
@@ -734,13 +735,20 @@ def open_pair(
     return compare_visits(later.case, before, after, rule, matrix), alignment
 
 
-def _read(files: PredictionFiles) -> Prediction:
-    """Read a prediction without the rejected candidates that have no mask.
+def _read(visit: VisitFiles) -> Prediction:
+    """Read the prediction of a visit without the rejected candidates that have no mask.
+
+    The masks of radiographs are pictures, so their pixel size is that of the scan.
 
     Raises:
         ContentError: if an accepted candidate has no mask.
     """
-    prediction = read_prediction(files)
+    files = visit.prediction
+    geometry = None
+    if visit.image is not None:
+        own = read_geometry(visit.image)
+        geometry = own if own.dims == 2 else None
+    prediction = read_prediction(files, geometry=geometry)
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
         raise ContentError(

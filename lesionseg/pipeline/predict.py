@@ -10,7 +10,6 @@ from pathlib import Path
 from lesionseg.config import PredictConfig, SeriesConfig
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.inference.predictor import Predictor
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts.input_images import (
@@ -95,6 +94,7 @@ def _predict(
     progress: Advance | None,
 ) -> PredictOutcome:
     """Predict into a folder, with the rows in `table_path`."""
+    digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
     source = download(cfg.input)
@@ -122,7 +122,8 @@ def _predict(
         if cfg.shard_index == 0:
             for kind in found.left_out:
                 table.put(left_out_row(kind))
-        with closing(_run_engine(cfg, predictor, folder, scans, table, architectures)) as finished:
+        work = CaseWork(cfg, predictor, folder, table.earlier, digest)
+        with closing(_run_engine(work, folder, scans, architectures)) as finished:
             for row in finished:
                 table.put(row)
                 rows.append(row)
@@ -189,19 +190,16 @@ def _describe_for_nnunet(
 
 
 def _run_engine(
-    cfg: PredictConfig,
-    predictor: Predictor,
+    work: CaseWork,
     folder: Path,
     scans: Sequence[FoundScan],
-    table: PredictionTable,
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
-    """Predict the scans in this process or on a Ray cluster, as `cfg.engine` states."""
-    if cfg.engine == "ray":
+    """Predict the scans in this process or on a Ray cluster, as the settings state."""
+    if work.cfg.engine == "ray":
         from lesionseg.pipeline.predict_ray import predict_on_ray
 
-        return predict_on_ray(cfg, folder, scans, table.earlier, architectures)
-    work = CaseWork(cfg, predictor, folder, table.earlier, joint_digest(cfg.bundle))
+        return predict_on_ray(work.cfg, folder, scans, work.known, architectures)
     return predict_cases(work, scans)
 
 

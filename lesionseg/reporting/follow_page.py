@@ -64,8 +64,9 @@ def draw_changes(
     before = pair.before.mask() > 0
     after = pair.after.mask() > 0
     scenes = []
-    for image, source in zip(images, (pair.placed, grid), strict=True):
-        scan = _read_on_grid(image, source, grid)
+    places = ((pair.placed, pair.matrix), (grid, None))
+    for image, (source, matrix) in zip(images, places, strict=True):
+        scan = _read_on_grid(image, source, matrix, grid)
         scenes.append(Scene(scan, grid, reference=before, accepted=after))
     cards = []
     for change in accepted[:MAX_PICTURES]:
@@ -107,9 +108,19 @@ def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange)
     return figure
 
 
-def _read_on_grid(path: Path, source: Geometry, target: Geometry) -> NDArray[np.float32]:
-    """Read the first channel of a scan, and resample it from its grid to another."""
-    array = read_volume(path).array[:1]
+def _read_on_grid(
+    path: Path, source: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
+) -> NDArray[np.float32]:
+    """Read the first channel of a scan, and resample it from its grid to another.
+
+    A volume has its own grid, which may differ from that of its mask, moved by `matrix`. A picture
+    has the grid `source` of its mask.
+    """
+    volume = read_volume(path)
+    array = volume.array[:1]
+    if volume.geometry.dims == 3:
+        affine = volume.geometry.affine
+        source = Geometry(volume.geometry.shape, affine if matrix is None else matrix @ affine)
     if source.matches(target):
         return np.asarray(array[0], dtype=np.float32)
     return resample_to(array, source, target, "linear")[0].numpy()

@@ -22,7 +22,7 @@ from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
 from tests.io.dicom_files import write_dicom_file
 from tests.io.test_dicom_results import GRIDS, write_patient_series
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, write_array, write_scan
 
 SHAPE = (16, 24, 24)
 GRID = Geometry.from_spacing(SHAPE, (2, 1, 1))
@@ -113,6 +113,33 @@ def test_visits_on_different_grids_are_matched_by_their_headers(visits):
     (row,) = follow_folders(visits, after="fine", register="headers")
     assert row["state"] == "stable"
     assert float(row["volume_after_ml"]) == pytest.approx(float(row["volume_before_ml"]))
+
+
+def test_earlier_lesion_outside_the_later_scan_does_not_shift_the_others(tmp_path):
+    large = Geometry.from_spacing((24, 24, 24), (2, 1, 1))
+    shift = np.eye(4)
+    shift[0, 3] = 8  # the later scan begins eight slices higher
+    small = Geometry(SHAPE, large.affine @ shift)
+    drawn = boxes(large.shape, (1, 2, 2, 5), (12, 2, 2, 5))
+    write_array(tmp_path / "before" / "a.nii.gz", drawn, large)
+    write_cubes(tmp_path / "after", "a", (4, 2, 2, 5), geometry=small)
+    rows = follow_folders(tmp_path)
+    assert [(r["state"], r["lesion_before_1"], r["lesion_after_1"]) for r in rows] == [
+        ("stable", "2", "1")
+    ]
+
+
+def test_radiographs_of_two_visits_are_compared_in_millimetres(tmp_path):
+    for visit, pixel_mm, side in (("before", 0.2, 10), ("after", 0.1, 20)):
+        mask = np.zeros((64, 64), np.uint8)
+        mask[10 : 10 + side, 10 : 10 + side] = 1
+        write_array(tmp_path / visit / "a.png", mask, Geometry.from_spacing((64, 64), (1, 1)))
+        scan = Geometry.from_spacing((64, 64), (pixel_mm, pixel_mm))
+        write_scan(tmp_path / f"{visit}_images" / "a.nii.gz", scan, seed=0)
+    images = {f"{visit}_images": tmp_path / f"{visit}_images" for visit in ("before", "after")}
+    (row,) = follow_folders(tmp_path, register="headers", **images)
+    assert row["state"] == "stable"
+    assert float(row["diameter_after_mm"]) == pytest.approx(4 / np.sqrt(np.pi), rel=0.01)
 
 
 def test_scans_with_contradicting_headers_are_registered_and_drawn(tmp_path):

@@ -14,7 +14,7 @@ from zlib import MAX_WBITS, decompressobj
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import ReadError, pip_install
+from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
 from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
 
@@ -356,7 +356,7 @@ def _check_decoder(path: Path, header: "Header") -> None:
             "the file uncompressed (Explicit VR Little Endian)."
         ) from error
     if not decoder.is_available:
-        raise ReadError(
+        raise ResourceError(  # the same file can be read once a decoder is installed
             f"{path}: the pixels are compressed as {syntax.name}, and no decoder is installed. "
             f"Run {pip_install('dicom')}, or export the file uncompressed."
         )

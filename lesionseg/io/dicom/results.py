@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Candidate, Prediction
+from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import (
     ConfigError,
     ContentError,
@@ -144,8 +144,9 @@ def write_dicom_results(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            headers, slices = _read_source(scan)
+            headers, slices, grid = _read_source(scan)
             _check_shape(scan, headers[0], len(slices), prediction)
+            _check_place(scan, grid, prediction)
             results = _Results(
                 hd=hd,
                 prediction=prediction,
@@ -179,15 +180,20 @@ def _save(dataset: Any, path: Path) -> None:
         dataset.save_as(temporary, enforce_file_format=True)
 
 
-def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None]]]:
-    """Read a scan's headers and where its slices are: `headers` and `slices` of `_Results`."""
+def _read_source(
+    path: Path,
+) -> tuple[list["Header"], list[tuple[int, int | None]], Geometry | None]:
+    """Read a scan's headers and where its slices are: `headers` and `slices` of `_Results`.
+
+    The last value is the grid of the slices, None for a radiograph.
+    """
     radiograph = radiograph_file(path)
     if radiograph is not None:
         header = _complete_header(read_header(radiograph))
         if not all(name in header for name in _LOCATED):
             # without a position the frame of reference has no meaning
             header.pop("FrameOfReferenceUID", None)
-        return [header], []
+        return [header], [], None
     header_of_file = series_headers(path)
     stack, geometry = read_stack(path)
     files = list(dict.fromkeys(piece.path for piece in stack))  # an enhanced file has many slices
@@ -200,7 +206,35 @@ def _read_source(path: Path) -> tuple[list["Header"], list[tuple[int, int | None
     for header in headers:  # the files may state wrong distances, or none
         header.SpacingBetweenSlices = float(f"{geometry.spacing_mm[0]:.6g}")
         header.SliceThickness = header.get("SliceThickness") or header.SpacingBetweenSlices
-    return headers, slices
+        _share_plane(header)
+        if "ImageOrientationPatient" in header:  # highdicom requires it to be exactly equal
+            header.ImageOrientationPatient = headers[0].ImageOrientationPatient
+    return headers, slices, geometry
+
+
+def _share_plane(header: "Header") -> None:
+    """State orientation and pixel size of an enhanced file for all frames.
+
+    highdicom requires it, but a file may state them for each frame. The reader has checked that the
+    frames of a stack agree.
+    """
+    frames = header.get("PerFrameFunctionalGroupsSequence", None)
+    shared = header.get("SharedFunctionalGroupsSequence", None)
+    if not frames or not shared:
+        return
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        if name not in shared[0] and name in frames[0]:
+            setattr(shared[0], name, getattr(frames[0], name))
+
+
+def _check_place(path: Path, grid: Geometry | None, prediction: Prediction) -> None:
+    """Raise `GeometryError` if the prediction has the shape of the scan, but another place."""
+    if grid is None or grid.matches(prediction.geometry, 0.5 * min(grid.spacing_mm)):
+        return
+    raise GeometryError(
+        f"{path}: the prediction has the shape of the scan, but another orientation or place: "
+        f"{prediction.geometry.describe_difference(grid)}. Give masks on the grid of the scan."
+    )
 
 
 def _check_shape(path: Path, header: "Header", n_slices: int, prediction: Prediction) -> None:
