@@ -22,7 +22,7 @@ $(VENV)/.installed: requirements.lock $(VENV)/.runtime
 
 # what a user needs, without the tools of tests and the extras
 $(VENV)/.runtime: requirements-runtime.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make setup needs Python 3.11 or later; $(PYTHON) is %s.%s. Name another: make setup PYTHON=python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "make setup needs Python 3.11, 3.12 or 3.13; $(PYTHON) is %s.%s. Name another: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements-runtime.lock
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip takes one
@@ -41,11 +41,12 @@ slow: setup  ## tests that take over a minute
 data: setup  ## tests on real scans (LESIONSEG_DATA, or ../shared/data)
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m data
 
-bench: setup  ## every speed claim, quickly
+bench: setup  ## every speed claim, quickly, and the test of one
 	for b in benchmarks/bench_*.py; do $(BIN)/python $$b --quick || exit 1; done
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m bench
 
 gpu:  ## speed and memory of training and inference on this machine's GPU, in ten minutes
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
 	$(BIN)/python scripts/settings.py

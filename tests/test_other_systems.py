@@ -26,7 +26,8 @@ for name in (
     "fork", "forkpty", "register_at_fork", "sysconf", "getuid", "geteuid", "posix_fallocate",
     "sched_getaffinity", "nice", "getloadavg", "mkfifo", "statvfs",
 ):
-    delattr(os, name)
+    if hasattr(os, name):
+        delattr(os, name)
 def kill(pid, sign):
     raise AssertionError("on Windows this ends the process")
 os.kill = kill

@@ -173,7 +173,7 @@ def list_differences(folder: Path) -> list[str]:
     after = contents(folder / "killed")
     if folder.name == "tune":
         missing = [name for name in calm if name not in after and "/trials/" not in name]
-        half = [name for name in after if Path(name).match(files.HALF)]
+        half = [name for name in after if any(map(Path(name).match, files.TEMPORARY_NAMES))]
         return [f"missing: {name}" for name in missing] + [f"half: {name}" for name in half]
     names = sorted(calm.keys() ^ after.keys())
     differ = (n for n in sorted(calm.keys() & after.keys()) if calm[n] != after[n])

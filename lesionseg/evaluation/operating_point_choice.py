@@ -288,8 +288,8 @@ def _find_score_of_best_f1(pool: Pool) -> float:
         return UNINFORMED_SCORE
     scores = pool.observed[::-1]
     n_lesions = len(pool.detected_at)
-    found = np.array([pool.n_detected(score) for score in scores])
-    false = np.array([(pool.false_score >= score).sum() for score in scores])
+    found = n_lesions - np.searchsorted(np.sort(pool.detected_at), scores)
+    false = len(pool.false_score) - np.searchsorted(np.sort(pool.false_score), scores)
     f1 = 2 * found / (found + false + n_lesions)
     return float(scores[int(f1.argmax())])
 

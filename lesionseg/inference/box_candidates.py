@@ -173,8 +173,8 @@ class BoxCollector:
     def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
         """Return the factors `[n]` of the scores of boxes `[n, 2·dims]` in a tile.
 
-        It is the tile weight at the centre of a box that an edge of the tile cuts, unless the edge
-        is that of the volume. For other boxes it is 1.
+        It is the tile weight at the centre of a box that reaches the outermost voxel of the tile, unless
+        the edge is that of the volume. For other boxes it is 1.
         """
         shape = torch.tensor(self._weight.shape)
         centres, _ = split_box(boxes)
@@ -183,8 +183,8 @@ class BoxCollector:
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)
-        is_cut_at_start = (low <= 0) & (start > 0)
-        is_cut_at_end = (high >= shape) & (start + shape < end)
+        is_cut_at_start = (low < 1) & (start > 0)
+        is_cut_at_end = (high > shape - 1) & (start + shape < end)
         is_cut = (is_cut_at_start | is_cut_at_end).any(-1)
         return torch.where(is_cut, weight, torch.ones_like(weight))
 
