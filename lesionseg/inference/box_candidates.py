@@ -173,8 +173,8 @@ class BoxCollector:
     def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
         """Return the factors `[n]` of the scores of boxes `[n, 2·dims]` in a tile.
 
-        It is the tile weight at the centre of a box that reaches the outermost voxel of the tile, unless
-        the edge is that of the volume. For other boxes it is 1.
+        It is the tile weight at the centre of a box that reaches the outermost voxel of the tile,
+        unless the edge is that of the volume. For other boxes it is 1.
         """
         shape = torch.tensor(self._weight.shape)
         centres, _ = split_box(boxes)
