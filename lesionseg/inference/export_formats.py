@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.special import logit
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -56,6 +57,7 @@ _CALIBRATE = (
 LOGITS = "logits"  # the output of nnU-Net models, which average logits
 # largest accepted difference of probabilities between two programs with the same weights
 SAME_PROBABILITY = 1e-3
+SAME_LOG_ODDS = 1e-2
 
 Runner = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
@@ -264,7 +266,8 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     """Return the largest difference between an exported file and the network, on a random tile.
 
     Differences of boxes are divided by the longest side of the tile. Raises `OutputError` if the
-    difference is above 1e-3.
+    difference is above 1e-3, or that of log-odds above 1e-2. Without the second limit, an export
+    without any lesion would equal a network that finds none in the random tile.
     """
     plan = bundle.plan
     shape = (1, len(plan.channel_names), *network_tile(plan))
@@ -277,17 +280,29 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
         own = _convert_to_probabilities(own, plan)
         theirs = _convert_to_probabilities(theirs, plan)
     differences = []
+    log_odds = [0.0]
     for name, exported, expected in zip(output_names(plan), theirs, own, strict=True):
         scale = max(shape[2:]) if name == BOXES else 1
         differences.append(np.abs(exported - expected).max() / scale)
+        if name != BOXES:
+            log_odds.append(np.abs(_log_odds(exported) - _log_odds(expected)).max())
     difference = float(np.max(differences))
-    is_same = difference <= SAME_PROBABILITY  # False for NaN, too
+    log_odds_difference = float(np.max(log_odds))
+    # both comparisons are False for NaN
+    is_same = difference <= SAME_PROBABILITY and log_odds_difference <= SAME_LOG_ODDS
     if not is_same:
         raise OutputError(
-            f"The exported network's outputs differ from the bundle's by {difference:.3g}. "
-            "Try another opset, or other versions of torch and onnxruntime."
+            f"The exported network's outputs differ from the bundle's by {difference:.3g}, and "
+            f"their log-odds by {log_odds_difference:.3g}. Try another opset, or other versions "
+            "of torch and onnxruntime."
         )
     return difference
+
+
+def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log-odds, limited to where float32 has enough digits for them."""
+    limited = probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)
+    return np.asarray(logit(limited))
 
 
 def _convert_to_probabilities(
@@ -349,7 +364,7 @@ _GRID = (
     "torch.as_tensor(np.block([[z, "
     "(a[:3].dot([*((n - 1) / 2), 1]) - z.dot((k - 1) / 2))[:, None]], "
     "[np.zeros((1, 3)), np.ones((1, 1))]]))))"
-    "(np.maximum(np.rint(n * np.linalg.norm(a[:3, :3], axis=0) / p), 1).astype(int)))"
+    "(np.maximum(np.rint(np.abs((z / p).T.dot(a[:3, :3])).dot(n) / p), 1).astype(int)))"
     "(np.asarray(x.affine, dtype=float), "
     "zoom_affine(np.asarray(x.affine, dtype=float), {spacing}, diagonal=False)[:3, :3], "
     "np.array(x.shape[1:]), np.array({spacing}))"
@@ -370,20 +385,22 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
 
     `calibration` is that of the voxels (`Selection.voxel_calibration`).
 
-    Images are NIfTI in 3-D and PNG in 2-D. With several channels, they are called
-    `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on, unless the channels are the colours of
-    one picture. The value of a voxel in the label map
-    is the label with the highest probability if that reaches `threshold`, otherwise 0. With
-    regions, it is the value of the last region that reaches `threshold`. Candidates are not
-    written, because MONAI has no rule for them.
+    Images are NIfTI (`.nii`, `.nii.gz`) in 3-D and PNG in 2-D. With several channels, they are
+    called `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on, unless the channels are the
+    colours of one picture. The value of a voxel in the label map is the label with the highest
+    probability if that reaches `threshold`, otherwise 0. With regions, it is the value of the last
+    region that reaches `threshold`. Candidates are not written, because MONAI has no rule for them.
     """
     n_channels = len(plan.channel_names)
-    suffix = ".png" if plan.dims == 2 else ".nii.gz"
+    suffix = ".png" if plan.dims == 2 else ".nii"
     ending = suffix  # of the first channel's file, whose path is f in the expression `files`
     files = "f"
     if n_channels > 1 and not _is_in_colour(plan):
         ending = f"_0000{suffix}"
-        files = f"[f[:-{len(ending)}] + f'_{{c:04d}}{suffix}' for c in range({n_channels})]"
+        files = (
+            f"[f'_{{c:04d}}{suffix}'.join(f.rsplit('{ending}', 1)) for c in range({n_channels})]"
+        )
+    compressed = "" if plan.dims == 2 else f" + glob.glob(@dataset_dir + '/*{ending}.gz')"
     normalisations = {}
     for c, normalisation in enumerate(plan.normalisation):
         normalisations[f"normalise_{c}"] = _normalisation_text(normalisation)
@@ -402,7 +419,7 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
         "threshold": 0.5,
-        "images": f"$sorted(glob.glob(@dataset_dir + '/*{ending}'))",
+        "images": f"$sorted(glob.glob(@dataset_dir + '/*{ending}'){compressed})",
         "data": f"$[{{'image': {files}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
@@ -434,9 +451,17 @@ def monai_readme(plan: Plan, card: str) -> str:
         "over a voxel, so probabilities differ for scans that are more than twice as fine.",
         "- Candidates and operating points are missing. The label map contains the voxels whose "
         f"probability reaches `threshold` in `{CONFIG}`.",
+        "- Voxels within two voxels of the border of a resampled scan differ, because MONAI and "
+        "lesionseg continue the scan in different ways.",
+        "- lesionseg finds nothing in a scan that has the same value everywhere. Here, it may.",
     ]
     if plan.dims == 3:
-        lines.append("- lesionseg detects nothing in the air around the body. Here, it may.")
+        lines += [
+            "- lesionseg detects nothing in the air around the body. Here, it may.",
+            "- The tiles of lesionseg begin at the body and those of MONAI at the corner of the "
+            "scan, so probabilities differ, most of all in scans that are little larger than a "
+            "tile.",
+        ]
     return "\n".join([*card.rstrip().splitlines(), "", *lines, ""])
 
 

@@ -9,6 +9,7 @@ read member by member and never unpacked to disk.
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ _MAX_BYTES = 2**33  # largest size of a checkpoint
 _MAX_JSON_BYTES = 2**26
 _MAX_COMPRESSION = 1100  # largest compression ratio of deflate, see `io.limits`
 _ALWAYS_ALLOWED_BYTES = 2**20
+# of a damaged member; RuntimeError is that of an encrypted one or of an unknown compression
+_READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class NnunetModelFiles:
         root: The model folder, or the folder that contains the zip.
         folds: The folders of the folds to use, such as `fold_0`, in order.
         archive: The zip. None for a model folder.
-        inner: The path of the model folder within the zip.
+        inner: The path of the model folder within the zip, empty for the zip itself.
     """
 
     root: Path
@@ -46,7 +49,9 @@ class NnunetModelFiles:
     @property
     def name(self) -> str:
         """The name of the model folder, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
-        return PurePosixPath(self.inner).name if self.archive else self.root.name
+        if self.archive is None:
+            return self.root.name
+        return PurePosixPath(self.inner).name or self.archive.stem
 
     @property
     def configuration(self) -> str:
@@ -62,7 +67,7 @@ class NnunetModelFiles:
 
     def where(self, name: str) -> str:
         """Return the path of one of the model's files, within the zip if there is one."""
-        return f"{self.archive}/{self.inner}/{name}" if self.archive else str(self.root / name)
+        return str((self.archive or self.root) / self.inner / name)
 
     def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
         """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
@@ -88,7 +93,7 @@ class NnunetModelFiles:
                 return archive.read(info)
         except KeyError as error:
             raise BundleError(f"{where}: this file is missing. Export the model again.") from error
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        except _READ_ERRORS as error:
             raise BundleError(f"{where}: cannot be read ({error}). Copy it again.") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -166,7 +171,7 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
     wanted_folder = wanted
     wanted_fold = None
     if _FOLD.fullmatch(PurePosixPath(wanted).name):
-        wanted_folder = str(PurePosixPath(wanted).parent)
+        wanted_folder = str(PurePosixPath(wanted).parent).removeprefix(".")
         wanted_fold = PurePosixPath(wanted).name
     chosen = models
     if wanted_folder:
@@ -179,26 +184,27 @@ def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )
     (model,) = chosen
-    prefix = f"{model}/"
+    prefix = f"{model}/" if model else ""
     in_model = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     with_checkpoint = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
     folds = _choose_folds(with_checkpoint, wanted_fold)
     if not folds:
-        raise BundleError(f"{archive}/{model}: no fold has a {CHECKPOINT}. Export it again.")
+        raise BundleError(f"{archive / model}: no fold has a {CHECKPOINT}. Export it again.")
     return NnunetModelFiles(archive.parent, folds, archive, model)
 
 
 def _find_model_folders(names: Sequence[str]) -> list[str]:
     """Return the folders of a zip that contain plans and labels, from the names of its members.
 
-    Folders of ensembles contain both files as well, but no weights.
+    The folder "" is the zip itself. Folders of ensembles contain both files as well, but no
+    weights.
     """
     folders: list[str] = []
     for name in names:
-        folder = name.removesuffix(f"/{PLANS}")
-        is_plans = folder != name
-        is_ensemble = "/ensembles/" in f"/{folder}/"
-        if is_plans and not is_ensemble and f"{folder}/{LABELS}" in names:
+        path = PurePosixPath(name)
+        folder = str(path.parent).removeprefix(".")
+        is_ensemble = "ensembles" in path.parts
+        if path.name == PLANS and not is_ensemble and str(path.parent / LABELS) in names:
             folders.append(folder)
     return folders
 

@@ -1,23 +1,27 @@
 """Convert an nnU-Net model to our bundle, with operating points from its cross-validation."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg import __version__
 from lesionseg.config import ExportConfig
 from lesionseg.core import Aim, Selection
-from lesionseg.errors import ConfigError, count
+from lesionseg.core.selection import OPERATING_POINT
+from lesionseg.errors import ConfigError, OutputError, count
 from lesionseg.evaluation import find_preset
-from lesionseg.inference.bundle import Bundle, write_bundle
+from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
+from lesionseg.io.bundle_folder import PLAN
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
 from lesionseg.pipeline.references import ReferenceRules
+from lesionseg.pipeline.run_dir import CONFIG
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 
 log = logging.getLogger(__name__)
 
 BUNDLE = "bundle"  # as in a run's folder
+_MIRRORED = "nnU-Net validates with mirrored views, so these points need inference.flips=true."
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,12 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
 
     Raises:
         ConfigError: if the bundle is not nnU-Net's, or validation predictions lack probabilities.
+        OutputError: if `output` contains a trained model.
     """
     plan = bundle.plan
     if plan.nnunet is None:
         raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
+    _require_no_training(output)
     selection = bundle.selection
     if cfg.reference is not None:
         selection = select_on_validation(cfg, selection)
@@ -47,6 +53,16 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
     card = model_card(plan, selection, provenance=provenance)
     write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)
     return OwnBundle(output / BUNDLE, selection)
+
+
+def _require_no_training(output: Path) -> None:
+    """Raise `OutputError` if a folder is a run, or contains a bundle that we trained."""
+    is_run = (output / CONFIG).is_file()
+    if is_run or ((output / BUNDLE / PLAN).is_file() and bundle_plan(output).nnunet is None):
+        raise OutputError(
+            f"output={output}: this folder contains a trained model, whose bundle would be "
+            "replaced. Choose another folder."
+        )
 
 
 def describe_points(selection: Selection) -> list[str]:
@@ -96,4 +112,5 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         chosen_on=OUT_OF_FOLD,
         fold_of=fold_of,
     )
-    return complete
+    why = f"{complete.reasons[OPERATING_POINT]} {_MIRRORED}"
+    return replace(complete, reasons={**complete.reasons, OPERATING_POINT: why})

@@ -75,7 +75,7 @@ def export(
     Raises:
         BundleError: if the bundle cannot be used.
         ConfigError: if a package is missing, or the network cannot be exported.
-        OutputError: if the result differs from the bundle's.
+        OutputError: if the result differs from the bundle's, or would replace a trained model.
     """
     bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
     digest = joint_digest(cfg.bundle)
@@ -85,7 +85,10 @@ def export(
         return _export_monai(cfg, bundle, digest)
     folder = Path(cfg.output)
     own = write_own_bundle(cfg, bundle, folder, digest)
-    command = command_line("predict", {"bundle": folder, "input": "SCANS", "output": "FOUND"})
+    settings: dict[str, object] = {"bundle": folder, "input": "SCANS", "output": "FOUND"}
+    if cfg.reference is not None and bundle.plan.nnunet and bundle.plan.nnunet.mirror_axes:
+        settings["inference.flips"] = True  # as in nnU-Net's validation, on which the points are
+    command = command_line("predict", settings)
     return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), command)
 
 

@@ -38,6 +38,8 @@ SAR = np.array([[0, 0, 1.5, -9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
 CALIBRATED = Selection(voxel_calibration=Calibration(intercept=-1.5, slope=2.0))
 # coarser than the plan, so both interpolate; on a finer grid ours averages and MONAI samples
 LPS = np.array([[0, -1.8, 0, 40], [0.1, 0, -1.6, 30], [2.4, 0, 0.1, 3], [0, 0, 0, 1.0]])
+# slices of a CT scanner that is tilted by about 20°
+TILTED = np.array([[0, 0, 1.6, -9], [0.9, 1.1, 0, -4], [2.4, 0, 0, 3], [0, 0, 0, 1.0]])
 
 
 def _make_plan(plan, dims, n_channels, activation):
@@ -163,6 +165,20 @@ def test_onnx_of_large_logits_equals_the_bundle(tmp_path, plan):
     assert largest_difference(certain, run) < 1e-5
 
 
+class Rare(nn.Module):
+    """A network that finds nothing in noise."""
+
+    def forward(self, image):
+        return [torch.cat([image - 12, image - 14], 1)]
+
+
+def test_export_without_lesions_is_an_error_if_the_network_finds_none(plan):
+    rare = Bundle((Rare(),), _make_plan(plan, 3, 1, "softmax"))
+    nothing = np.zeros((1, 2, 16, 16, 24), np.float32)
+    with pytest.raises(OutputError, match="log-odds"):
+        largest_difference(rare, lambda _: [nothing])
+
+
 def _make_scan(rng, shape):
     """Return smooth noise with two bright spots and air on one side."""
     image = rng.normal(100, 8, shape).astype(np.float32)
@@ -203,8 +219,12 @@ def _paint(probabilities):
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
     # ours are stored as float16 between the steps, and MONAI places the last tiles differently
-    [(SAR, (32, 32, 48), 0.0, 3e-4, 5e-5), (LPS, (20, 40, 20), 0.5, 0.05, 2e-3)],
-    ids=["same tiles", "rotated with another spacing"],
+    [
+        (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
+        (LPS, (20, 40, 20), 0.5, 0.05, 2e-3),
+        (TILTED, (20, 31, 45), 0.0, 3e-4, 5e-5),
+    ],
+    ids=["same tiles", "rotated with another spacing", "tilted, same tiles"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_monai_bundle_gives_our_probabilities(
@@ -239,10 +259,10 @@ def test_monai_bundle_calibrates_voxels_as_we_do(plan, tmp_path, rng, monkeypatc
     two = _make_plan(plan, 3, 1, "sigmoid")
     write_bundle(tmp_path / "bundle", _make_network(two), two, "", selection=CALIBRATED)
     image = _make_scan(rng, (32, 32, 48))
-    write_array(tmp_path / "images" / "a.nii.gz", image, Geometry(image.shape, SAR))
+    write_array(tmp_path / "images" / "a.nii", image, Geometry(image.shape, SAR))
     _run_monai(tmp_path, tmp_path / "bundle", overlap=0.0)
     monkeypatch.setattr("lesionseg.inference.predictor.find_body", lambda *_: None)
-    own = _predict(tmp_path / "bundle", tmp_path / "images" / "a.nii.gz", overlap=0.0)
+    own = _predict(tmp_path / "bundle", tmp_path / "images" / "a.nii", overlap=0.0)
     found = np.asarray(nibabel.load(tmp_path / "out" / "a_prob.nii.gz").dataobj)
     assert own.std() > 0.05
     np.testing.assert_allclose(found.transpose(3, 2, 1, 0), own, atol=2e-3)

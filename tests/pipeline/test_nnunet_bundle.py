@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lesionseg.core import Geometry, Labels, Volume
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.probabilities import label_probabilities
@@ -20,6 +20,7 @@ from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_output import check_nnunet_labels
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import write_volume
+from lesionseg.models.build import build_network
 from tests.commands import evaluate, export, predict
 from tests.inference.networks import Bright, make_bright
 from tests.inference.nnunet.probability_files import blobs, softmax_of, write_outputs
@@ -113,13 +114,16 @@ def write_validated_model(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path: Path) -> None:
     model, labels = write_validated_model(tmp_path)
-    export(
+    outcome = export(
         model,
         tmp_path / "out",
         format="bundle",
         reference=labels,
         operating_point="fp_per_case:0.5",
     )
+    # nnU-Net validates with mirrored views
+    assert "inference.flips=true" in outcome.next
+    assert "inference.flips=true" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
     selection = bundle_selection(tmp_path / "out")
     first = selection.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:0.5", "out-of-fold")
@@ -160,6 +164,20 @@ def test_export_without_validation_or_of_another_format_is_refused(tmp_path: Pat
     assert bundle_selection(tmp_path / "out").operating_points == ()
     with pytest.raises(ConfigError, match="already"):
         export_foreign_bundle(tmp_path)
+
+
+def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path: Path) -> None:
+    model = SmallModel().write(tmp_path / "results")
+    export(model, tmp_path / "out", format="bundle")
+    export(model, tmp_path / "out", format="bundle")  # an earlier export is replaced
+    plan = plan_of(dims=3, strides=((1, 1, 1), (2, 2, 2)), table={"blocks": 1})
+    write_bundle(tmp_path / "trained" / "bundle", build_network(plan), plan, "the card")
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running" / "config.yaml").write_text("seed: 0\n")
+    for name in ("trained", "running"):
+        with pytest.raises(OutputError, match="trained model"):
+            export(model, tmp_path / name, format="bundle")
+    assert (tmp_path / "trained" / "bundle" / "model_card.md").read_text() == "the card"
 
 
 def export_foreign_bundle(tmp_path: Path) -> None:

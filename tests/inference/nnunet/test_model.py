@@ -240,6 +240,29 @@ def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path: Path) ->
     assert bundle_plan(path / model.name) == plan
 
 
+def test_zip_of_the_files_of_a_model_without_their_folder_is_read(tmp_path: Path) -> None:
+    model = PLAIN.with_(n_folds=2).write(tmp_path / "results")
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in model.rglob("*.*"):
+            archive.write(file, file.relative_to(model))
+    assert len(read_bundle(path).networks) == 2
+    assert len(read_bundle(path / "fold_1").networks) == 1
+    assert bundle_plan(path).nnunet == bundle_plan(model).nnunet
+
+
+def test_damaged_zip_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = write_zip(tmp_path, PLAIN.write(tmp_path / "results"))
+    with zipfile.ZipFile(path) as archive:
+        info = next(i for i in archive.infolist() if i.filename.endswith("/plans.json"))
+    content = bytearray(path.read_bytes())
+    begin = info.header_offset + 30 + len(info.filename)
+    content[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"plans\.json: cannot be read"):
+        read_bundle(path)
+
+
 def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path: Path) -> None:
     folder = PLAIN.with_(n_folds=3).write(tmp_path)
     assert len(read_bundle(folder).networks) == 3
