@@ -247,6 +247,46 @@ def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     assert endless.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("seconds_between_bytes", "request_seconds", "stalled_seconds"),
+    [(60.0, 60.0, 0.05), (0.01, 0.1, 60.0)],
+    ids=["stalled", "slow"],
+)
+def test_upload_that_stalls_or_takes_too_long_gets_408(
+    bundle: Path,
+    predictor: Predictor,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_between_bytes: float,
+    request_seconds: float,
+    stalled_seconds: float,
+) -> None:
+    monkeypatch.setattr(uploads, "STALLED_SECONDS", stalled_seconds)
+    cfg = ServeConfig.of(bundle=bundle, request_seconds=request_seconds)
+    app = make_app(predictor, cfg, temporary)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", FORM.encode())],
+    }
+    body = iter(b"--a\r\nContent-Disposition: form-data; name=file; filename=a.nii\r\n\r\n")
+    statuses = list[int]()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(seconds_between_bytes)
+        return {"type": "http.request", "body": bytes([next(body, 0)]), "more_body": True}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    asyncio.run(app(scope, receive, send))
+    assert statuses == [408]
+    assert not list(temporary.iterdir())
+
+
 def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

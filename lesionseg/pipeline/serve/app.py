@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from anyio.from_thread import check_cancelled
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -30,7 +30,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, result_suffix
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.slicer import slicer_router
-from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, receive
+from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
@@ -63,6 +63,7 @@ STATUSES = {
     400: "The form cannot be read, or the server is not called by this name (hosts=).",
     403: "The request comes from a page of another site.",
     404: "There is no such address, or 3D Slicer's volume is gone.",
+    408: "The upload stalled, or took longer than request_seconds.",
     409: "3D Slicer: a volume of this name is already waiting. Rename it.",
     413: "The request is too large.",
     422: "The scan cannot be predicted; detail says why.",
@@ -125,9 +126,23 @@ class _Server:
             yield Path(folder)
 
     async def receive_scan(self, request: Request, folder: Path) -> None:
-        """Write the scan of a request to `folder`."""
-        async with self.receiving:
-            await receive(request, folder, max_bytes=self.max_bytes)
+        """Write the scan of a request to `folder`.
+
+        Raises:
+            HTTPException: with status 408 if the upload stalls or takes more than
+                `cfg.request_seconds`. Otherwise a few slow clients could block the server.
+        """
+        try:
+            with fail_after(self.cfg.request_seconds):
+                async with self.receiving:
+                    await receive(request, folder, max_bytes=self.max_bytes)
+        except TimeoutError as error:
+            raise HTTPException(
+                408,
+                f"The upload stopped for {STALLED_SECONDS:g} s, or took more than "
+                f"{self.cfg.request_seconds:g} s (request_seconds). Send the scan again.",
+                {"Connection": "close"},  # the rest of the request is not read
+            ) from error
 
     async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
         """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
@@ -209,6 +224,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
             max_mb=f"{cfg.max_upload_mb:g}",
             max_waiting=cfg.max_waiting,
             seconds=f"{cfg.request_seconds:g}",
+            stalled_seconds=f"{STALLED_SECONDS:g}",
             hosts=list(dict.fromkeys(server.hosts)),
         )
 

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, move_on_after, to_thread
+from anyio import CapacityLimiter, fail_after, move_on_after, to_thread
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
@@ -26,6 +27,7 @@ CASE = "scan"
 MAX_FILES = 5000  # of one scan
 _DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
 _MAX_FIELDS = 20  # of a form, besides its files
+STALLED_SECONDS = 60.0  # without a byte, after which an upload is given up
 _SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
@@ -37,9 +39,16 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
 
     Raises:
         HTTPException: with status 400 if the form cannot be read.
+        TimeoutError: if no byte arrives for `STALLED_SECONDS`.
     """
+
+    async def receive_in_time() -> Message:
+        with fail_after(STALLED_SECONDS):
+            return await request.receive()
+
+    timed = Request(request.scope, receive_in_time)
     try:
-        async with request.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
+        async with timed.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
             sent = [*form.getlist("file"), *form.getlist("files")]
             files = [file for file in sent if not isinstance(file, str)]
             await to_thread.run_sync(store, files, folder, max_bytes)
