@@ -16,6 +16,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +27,10 @@ import pytest
 from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.inference.networks import make_bright
 
 pytest.importorskip("fastapi")
@@ -285,6 +287,75 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
     asyncio.run(app(scope, receive, send))
     assert statuses == [408]
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_probabilities_of_a_large_scan_are_in_a_file(
+    bundle: Path,
+    predictor: Predictor,
+    scan: bytes,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_large: bool,
+) -> None:
+    n_bytes = needed_bytes(read_geometry(tmp_path / NAME), predictor.plan, is_on_disk=is_large)
+    folders = list[Path | None]()
+    infer = predictor.infer
+
+    def record_folder(*args: Any, folder: Path | None, **settings: Any) -> Any:
+        folders.append(folder)
+        return infer(*args, folder=folder, **settings)
+
+    monkeypatch.setattr(predictor, "infer", record_folder)
+    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 2**30})
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict", files={"file": (NAME, scan)})
+    assert answer.status_code == 200
+    assert [folder is not None for folder in folders] == [is_large]
+    assert not list(temporary.iterdir())
+
+
+def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
+    bundle: Path, predictor: Predictor, temporary: Path, tmp_path: Path, monkeypatch
+) -> None:
+    small = Volume(np.zeros((1, 2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
+    large = Volume(np.zeros((1, 100, 100, 100), np.uint8), Geometry((100,) * 3, np.eye(4)))
+    files = []
+    for number, volume in enumerate((small, large)):  # the second one shows only if it is opened
+        path = tmp_path / f"a_000{number}.nii.gz"
+        write_volume(path, volume)
+        files.append(("file", (path.name, path.read_bytes())))
+    plan = replace(predictor.plan, channel_names=("T1", "FLAIR"))
+    monkeypatch.setattr(predictor, "plan", plan)
+    monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
+    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.005})
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict", files=files)
+    assert answer.status_code == 422
+    assert "inference.max_memory_gb" in answer.json()["detail"]
+
+
+def test_memory_limit_applies_to_pictures_while_the_server_runs(
+    bundle: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "large.png"
+    grid = Geometry((400, 400), np.eye(3))
+    write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
+    texts = list[str]()
+
+    def read_picture(*_: Any, **__: Any) -> None:
+        with pytest.raises(ReadError) as error:
+            read_volume(picture)
+        texts.append(str(error.value))
+
+    monkeypatch.setattr("uvicorn.run", read_picture)
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    limit = {"max_memory_gb": 0.001}
+    run_recipe("serve", ServeConfig.of(bundle=bundle, inference=limit))
+    assert "inference.max_memory_gb" in texts[0]
+    assert read_volume(picture).array.shape == (1, 400, 400)
 
 
 def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path) -> None:

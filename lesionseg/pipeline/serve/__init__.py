@@ -6,17 +6,21 @@ passwords and slow connections.
 """
 
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.pipeline.case_work import make_predictor
+from lesionseg.io.limits import limits, set_limits
+from lesionseg.pipeline.case_work import make_predictor, memory_budget
 from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
+
+_BYTES_PER_VOXEL = 10  # the least that any scan needs, see `needed_bytes`
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,24 @@ class ServeOutcome(Outcome):
     def next(self) -> None:
         """None, because no command follows."""
         return
+
+
+@contextmanager
+def _limited_voxels(cfg: ServeConfig) -> Iterator[None]:
+    """Limit the voxels of an image by `inference.max_memory_gb`, also of pictures.
+
+    The grid of a picture is known only after it is decoded. Without this limit, a small compressed
+    picture could fill the memory.
+    """
+    before = limits()
+    most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
+    if most < before.max_voxels:
+        advice = "Or start the server with a higher inference.max_memory_gb."
+        set_limits(replace(before, max_voxels=most, advice=advice))
+    try:
+        yield
+    finally:
+        set_limits(before)
 
 
 def serve(cfg: ServeConfig) -> ServeOutcome:
@@ -57,7 +79,11 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
         )
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    with suppress(KeyboardInterrupt), TemporaryDirectory(ignore_cleanup_errors=True) as home:
+    with (
+        suppress(KeyboardInterrupt),
+        _limited_voxels(cfg),
+        TemporaryDirectory(ignore_cleanup_errors=True) as home,
+    ):
         try:
             uvicorn.run(
                 make_app(predictor, cfg, Path(home).resolve()),

@@ -25,9 +25,11 @@ from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import case_suffix, result_suffix
+from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
+from lesionseg.pipeline.case_work import memory_budget
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
@@ -86,6 +88,7 @@ class _Server:
         home: a folder for scans until they are predicted.
         queue: the scans that wait for the network.
         digest: identifies the bundles.
+        budget: the bytes that a scan in progress may use.
         receiving: limits the requests that are received at once, because small files of a form are
             kept in memory.
     """
@@ -95,6 +98,7 @@ class _Server:
     home: Path
     queue: InferenceQueue
     digest: str
+    budget: int
     receiving: asyncio.Semaphore
 
     @property
@@ -146,7 +150,8 @@ class _Server:
 
     async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
         """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
-        return await self.queue.run(request, partial(predict_scan, self.predictor, folder, result))
+        work = partial(predict_scan, self.predictor, folder, result, self.budget)
+        return await self.queue.run(request, work)
 
     async def respond(self, request: Request, folder: Path, result: Result) -> Response:
         """Predict the scan in `folder`, and return the requested file as a download."""
@@ -167,7 +172,15 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
     """
     queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
     digest = joint_digest(cfg.bundle)
-    server = _Server(predictor, cfg, home, queue, digest, asyncio.Semaphore(_MOST_UPLOADS))
+    server = _Server(
+        predictor=predictor,
+        cfg=cfg,
+        home=home,
+        queue=queue,
+        digest=digest,
+        budget=memory_budget(cfg.inference),
+        receiving=asyncio.Semaphore(_MOST_UPLOADS),
+    )
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
     app = FastAPI(
         openapi_url=None,
@@ -253,19 +266,36 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
         return await server.respond(request, folder, result)
 
 
-def predict_scan(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
+def predict_scan(
+    predictor: Predictor, folder: Path, result: Result, budget: int
+) -> tuple[str, bytes]:
     """Predict the single scan in `folder`. Return name and content of the requested file.
 
     This function runs in a thread of anyio. If the client disconnects, it ends after the current
     batch of tiles.
 
+    Args:
+        predictor: the model.
+        folder: the folder with the scan.
+        result: the requested file.
+        budget: the bytes of memory that the scan may use. If it needs more, its probabilities are
+            in a temporary file in `folder`.
+
     Raises:
+        ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
         LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
+        is_large = _is_large(scan, predictor, budget)
         volume = predictor.read(scan)
-        prediction = predictor.predict_volume(volume, CASE, on_batch=lambda *_: check_cancelled())
+        prepared = predictor.prepare_volume(volume, CASE)
+        inferred = predictor.infer(
+            prepared,
+            on_batch=lambda *_: check_cancelled(),
+            folder=folder if is_large else None,
+        )
+        prediction = predictor.decide(inferred, CASE)
         with TemporaryDirectory(dir=folder) as output:
             like = scan.images[0]
             suffix = result_suffix(like, predictor.plan.dims)
@@ -287,6 +317,28 @@ def predict_scan(predictor: Predictor, folder: Path, result: Result) -> tuple[st
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
+
+
+def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
+    """Return True if the probabilities of the scan must be in a file.
+
+    Only headers are read, because a small compressed file may contain a huge image.
+
+    Raises:
+        ContentError: if the scan needs more memory than `budget` even so.
+    """
+    plan = predictor.plan
+    pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
+    # a later channel may be larger than the first one, which is an error only after it is decoded
+    grids = [read_geometry(image, raster_mm=pixel_mm) for image in scan.images]
+    least = max(needed_bytes(grid, plan, is_on_disk=True) for grid in grids)
+    if least > budget:
+        raise ContentError(
+            f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
+            f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
+            "server with a higher limit."
+        )
+    return max(needed_bytes(grid, plan) for grid in grids) > budget
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
