@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import email
+import errno
 import io
 import json
 import logging
@@ -27,7 +28,7 @@ import pytest
 from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
@@ -50,6 +51,7 @@ from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"
+EYE = np.eye(4)
 FORM = "multipart/form-data; boundary=a"
 
 
@@ -118,6 +120,7 @@ def test_scan_gives_its_mask_and_leaves_no_files(
     assert len(listed["candidates"]) == len(own.candidates) == 2
     assert "Doe" not in found.text
     view = client.post("/predict?result=view", files=files).json()
+    assert (view["warning"], view["channels"]) == ("", [])
     assert set(view["volumes"]) == {"image", "candidates"}
     assert view["picture"].startswith("data:image/jpeg;base64,")
     assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(view["zip"])))
@@ -222,6 +225,8 @@ def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestCli
         ({"file": ("a.zip", b"PK\3\4 cut")}, 422),
         ({"other": ("a.nii.gz", b"")}, 422),
         ({"file": ("a.nii", b"0" * 2**20)}, 413),
+        ({"file": ("a." + 300 * "b", b"no image")}, 422),
+        ({"file": ("a." + 300 * "7", b"no image")}, 422),
     ],
 )
 def test_unusable_upload_is_refused_and_leaves_no_files(
@@ -367,7 +372,7 @@ def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tm
     monkeypatch.setattr(uploads, "_DIRECTORY_BYTES", 100)
     monkeypatch.setattr(zipfile, "ZipFile", None)  # it would read the whole directory
     with pytest.raises(ContentError, match="at most 5000 files"):
-        uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, 2**20)
+        uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, ("T1",), 2**20)
 
 
 def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
@@ -433,8 +438,78 @@ def test_predicted_scans_do_not_displace_a_waiting_one(
 def test_channels_are_ordered_by_their_numbers(
     tmp_path: Path, names: tuple[str, str], first: str
 ) -> None:
-    store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)
+    sent = store(make_uploads(*names), tmp_path, ("T1", "FLAIR"), 99)
     assert (tmp_path / "scan_0000.nii").read_text() == first
+    assert sent[0] == first
+
+
+def make_uploads(*names: str) -> list[UploadFile]:
+    """Return files of a form. Each contains its name."""
+    return [UploadFile(io.BytesIO(name.encode()), filename=name) for name in names]
+
+
+def make_zip(*names: str) -> list[UploadFile]:
+    """Return a zip as the only file of a form. Its files contain their names."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return [UploadFile(io.BytesIO(buffer.getvalue()), filename="a.zip")]
+
+
+@pytest.mark.parametrize("make", [make_uploads, make_zip])
+def test_channels_are_matched_by_their_names(tmp_path: Path, make: Any) -> None:
+    names = ("P_t1-gd.nii", "P_flair.nii", "P_t1.nii")
+    channels = ("T1", "T1 Gd", "FLAIR")
+    assert store(make(*names), tmp_path, channels, 99) == [
+        "P_t1.nii",
+        "P_t1-gd.nii",
+        "P_flair.nii",
+    ]
+    assert (tmp_path / "scan_0002.nii").read_text() == "P_flair.nii"
+
+
+def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_path: Path) -> None:
+    names = ("b.nii", "a.nii")
+    channels = ("T1", "FLAIR")
+    with pytest.raises(ContentError, match="scan_0000 for T1, scan_0001 for FLAIR"):
+        store(make_zip(*names), tmp_path, channels, 99)
+    assert store(make_uploads(*names), tmp_path, channels, 99) == ["b.nii", "a.nii"]
+
+
+@pytest.mark.parametrize("other", ["Thumbs.db", ".DS_Store", "notes.docx", "README"])
+def test_file_of_another_kind_next_to_an_image_is_left_out(tmp_path: Path, other: str) -> None:
+    assert store(make_uploads(other, "a.nii"), tmp_path, ("T1",), 99) == ["a.nii"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scan_0000.nii"]
+
+
+def test_thumbnails_next_to_slices_are_left_out(tmp_path: Path) -> None:
+    store(make_uploads("Thumbs.db", "IM0001", "1.2.840.7"), tmp_path, ("T1",), 99)
+    assert len(list_files(tmp_path)) == 2
+
+
+def test_full_disk_is_an_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    with pytest.raises(OutputError, match="No space"):
+        store(make_uploads("a.nii"), tmp_path, ("T1",), 99)
+
+
+def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: Path) -> None:
+    write_volume(tmp_path / "b.nii", Volume(np.ones((1, *SHAPE), np.uint8), Geometry(SHAPE, EYE)))
+    content = (tmp_path / "b.nii").read_bytes()
+    files = {"file": ("b.nii", content)}
+    for result in ("mask", "candidates", "all"):
+        answer = client.post(f"/predict?result={result}", files=files)
+        assert "T1 is empty" in answer.headers["x-lesionseg-warning"]
+    view = client.post("/predict?result=view", files=files).json()
+    assert "T1 is empty" in view["warning"]
+    client.put("/datastore/?image=b", files=files)
+    assert '"warning": "Channel T1 is empty' in client.post("/infer/lesionseg?image=b").text
 
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from mimetypes import guess_type
@@ -31,6 +31,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
 from lesionseg.pipeline.case_work import memory_budget
 from lesionseg.pipeline.serve.access_log import AccessLog
+from lesionseg.pipeline.serve.answer import WARNING_HEADER, Answer, warning_of
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
@@ -58,7 +59,7 @@ RESULTS = {
     "mask": "The mask of accepted candidates, on the grid and in the format of the scan.",
     "candidates": "JSON: score, probability, centre, diameter, volume, accepted of each candidate.",
     "all": "A zip of mask, instances (voxel value = id of the candidate) and candidates.",
-    "view": "JSON for the page: base64 of scan, candidates and zip.",
+    "view": "JSON for the page: base64 of scan, candidates and zip, warning, files of channels.",
 }
 STATUSES = {
     200: "Done.",
@@ -129,8 +130,8 @@ class _Server:
         ):
             yield Path(folder)
 
-    async def receive_scan(self, request: Request, folder: Path) -> None:
-        """Write the scan of a request to `folder`.
+    async def receive_scan(self, request: Request, folder: Path) -> list[str]:
+        """Write the scan of a request to `folder`. Return the sent names of the channels' files.
 
         Raises:
             HTTPException: with status 408 if the upload stalls or takes more than
@@ -139,7 +140,9 @@ class _Server:
         try:
             with fail_after(self.cfg.request_seconds):
                 async with self.receiving:
-                    await receive(request, folder, max_bytes=self.max_bytes)
+                    return await receive(
+                        request, folder, self.plan.channel_names, max_bytes=self.max_bytes
+                    )
         except TimeoutError as error:
             raise HTTPException(
                 408,
@@ -148,16 +151,20 @@ class _Server:
                 {"Connection": "close"},  # the rest of the request is not read
             ) from error
 
-    async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
+    async def predict(
+        self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
+    ) -> Answer:
         """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
-        work = partial(predict_scan, self.predictor, folder, result, self.budget)
+        work = partial(predict_scan, self.predictor, folder, result, self.budget, sent)
         return await self.queue.run(request, work)
 
-    async def respond(self, request: Request, folder: Path, result: Result) -> Response:
+    async def respond(
+        self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
+    ) -> Response:
         """Predict the scan in `folder`, and return the requested file as a download."""
-        name, content = await self.predict(request, folder, result)
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(content, headers=headers, media_type=guess_type(name)[0])
+        answer = await self.predict(request, folder, result, sent)
+        media_type = guess_type(answer.name)[0]
+        return Response(answer.content, headers=answer.headers, media_type=media_type)
 
 
 def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
@@ -232,6 +239,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
             channels=plan.channel_names,
             labels=server.labels,
             routes=[{"": method, "path": path, "what": words} for method, path, words in ROUTES],
+            warning_header=WARNING_HEADER,
             results=[{"result=": name, "answer": words} for name, words in RESULTS.items()],
             statuses=[{"status": str(code), "meaning": words} for code, words in STATUSES.items()],
             max_mb=f"{cfg.max_upload_mb:g}",
@@ -257,8 +265,8 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 
     @app.post("/predict")
     async def predict(request: Request, folder: Folder, result: Result = "mask") -> Response:
-        await server.receive_scan(request, folder)
-        return await server.respond(request, folder, result)
+        sent = await server.receive_scan(request, folder)
+        return await server.respond(request, folder, result, sent)
 
     @app.post("/example")
     async def example(request: Request, folder: Folder, result: Result = "all") -> Response:
@@ -267,9 +275,13 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 
 
 def predict_scan(
-    predictor: Predictor, folder: Path, result: Result, budget: int
-) -> tuple[str, bytes]:
-    """Predict the single scan in `folder`. Return name and content of the requested file.
+    predictor: Predictor,
+    folder: Path,
+    result: Result,
+    budget: int,
+    sent: Sequence[str] = (),
+) -> Answer:
+    """Predict the single scan in `folder`. Return the requested file.
 
     This function runs in a thread of anyio. If the client disconnects, it ends after the current
     batch of tiles.
@@ -278,8 +290,9 @@ def predict_scan(
         predictor: the model.
         folder: the folder with the scan.
         result: the requested file.
-        budget: the bytes of memory that the scan may use. If it needs more, its probabilities are
-            in a temporary file in `folder`.
+        budget: the bytes of memory that the scan may use. If it needs more, its probabilities
+            are in a temporary file in `folder`.
+        sent: the sent names of the channels' files, for the page.
 
     Raises:
         ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
@@ -296,6 +309,7 @@ def predict_scan(
             folder=folder if is_large else None,
         )
         prediction = predictor.decide(inferred, CASE)
+        warning = warning_of(prediction)
         with TemporaryDirectory(dir=folder) as output:
             like = scan.images[0]
             suffix = result_suffix(like, predictor.plan.dims)
@@ -304,19 +318,28 @@ def predict_scan(
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
                 if written is None:
                     raise ContentError(f"This model has no {result}. Request result=candidates.")
-                return written.name, written.read_bytes()
+                return Answer(written.name, written.read_bytes(), warning)
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
-            return zipped.name, zipped.read_bytes()
+            return Answer(zipped.name, zipped.read_bytes(), warning)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
-        return f"{CASE}_view.json", json.dumps(view).encode()
+        view["warning"] = warning
+        view["channels"] = _describe_channels(predictor.plan.channel_names, sent)
+        return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
+
+
+def _describe_channels(channels: Sequence[str], sent: Sequence[str]) -> list[dict[str, str]]:
+    """Return the file of each channel for the page. Empty if the scan is a single file."""
+    if len(sent) < 2 or len(sent) != len(channels):
+        return []
+    return [{"channel": c, "file": name} for c, name in zip(channels, sent, strict=True)]
 
 
 def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
