@@ -363,6 +363,55 @@ def test_memory_limit_applies_to_pictures_while_the_server_runs(
     assert read_volume(picture).array.shape == (1, 400, 400)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("[fd00::7]:8000", 200),
+        ("[FD00::8]", 200),
+        ("[::1]:8000", 200),
+        ("a.example.org", 200),
+        ("example.org", 400),
+        ("evil.example", 400),
+        ("fd00::7", 400),
+        ("localhost:8000@evil.example", 400),
+        ("", 400),
+    ],
+)
+def test_server_answers_only_to_its_names(
+    bundle: Path, predictor: Predictor, temporary: Path, host: str, status: int
+) -> None:
+    hosts = ["[fd00::8]", "*.example.org"]
+    cfg = ServeConfig.of(bundle=bundle, host="[fd00::7]", hosts=hosts)
+    assert cfg.host == "fd00::7"  # as a socket needs it
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.get("/health", headers={"host": host})
+    assert answer.status_code == status
+    assert ("hosts=[NAME]" in answer.text) == (status == 400)
+
+
+def test_open_server_without_names_warns_that_others_are_refused(
+    bundle: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    caplog.set_level(logging.INFO, "lesionseg.pipeline.serve")
+    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
+    assert "http://[::]:8000" in caplog.text
+    assert "'hosts=[" in caplog.text
+    caplog.clear()
+    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::", hosts=["a.example"]))
+    assert "'hosts=[" not in caplog.text
+
+
+def test_port_0_is_a_wrong_setting(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="port"):
+        ServeConfig.of(bundle=bundle, port=0)
+
+
 def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -69,13 +69,19 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
         import uvicorn
 
         from lesionseg.pipeline.serve.app import make_app
+        from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
     predictor = make_predictor(cfg)
-    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
+    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)
     if cfg.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(
             "Other machines can reach this server. Put a proxy with a password in front of it."
+        )
+    if cfg.host in ("0.0.0.0", "::") and not cfg.hosts:
+        logger.warning(
+            "Requests of other machines get status 400 until hosts= has the name or address that "
+            "they use for this server, such as 'hosts=[scans.example.org,192.0.2.7]'."
         )
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

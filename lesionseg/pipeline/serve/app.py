@@ -16,7 +16,6 @@ from anyio import fail_after, to_thread
 from anyio.from_thread import check_cancelled
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
 from lesionseg import __version__, phantoms
@@ -32,6 +31,7 @@ from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
 from lesionseg.pipeline.case_work import memory_budget
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.answer import WARNING_HEADER, Answer, warning_of
+from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets
 from lesionseg.pipeline.serve.slicer import slicer_router
 from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
@@ -120,7 +120,8 @@ class _Server:
     @property
     def hosts(self) -> list[str]:
         """The names under which the server answers."""
-        return ["localhost", "127.0.0.1", "[::1]", self.cfg.host, *self.cfg.hosts]
+        named = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
+        return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *named]))
 
     async def new_folder(self) -> AsyncIterator[Path]:
         """Yield an empty folder for one request, which has a place in the queue meanwhile."""
@@ -194,7 +195,7 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
         dependencies=[Depends(reject_other_sites)],
         max_body_size=server.max_bytes,
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=server.hosts, www_redirect=False)
+    app.add_middleware(KnownHosts, hosts=server.hosts)
     app.add_middleware(AccessLog)  # the outermost, so that rejected requests are logged as well
     app.add_exception_handler(LesionsegError, _explain)
     app.include_router(
@@ -246,7 +247,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
             max_waiting=cfg.max_waiting,
             seconds=f"{cfg.request_seconds:g}",
             stalled_seconds=f"{STALLED_SECONDS:g}",
-            hosts=list(dict.fromkeys(server.hosts)),
+            hosts=server.hosts,
         )
 
     @app.get("/favicon.ico")
