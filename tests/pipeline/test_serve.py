@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -44,6 +45,7 @@ from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.pipeline.serve import slicer, uploads
 from lesionseg.pipeline.serve.app import ROUTES, make_app
+from lesionseg.pipeline.serve.home import server_folder
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
@@ -134,9 +136,11 @@ def test_uploads_are_private_under_any_umask(
     modes = list[int]()
 
     def record_modes(*_: Any, **__: Any) -> None:
-        (home,) = temporary.iterdir()
+        (shared,) = temporary.iterdir()
+        (home,) = (path for path in shared.iterdir() if path.is_dir())
         (home / "scan.nii.gz").touch()
-        modes.extend(path.stat().st_mode & 0o777 for path in (home, home / "scan.nii.gz"))
+        for path in (shared, home, home / "scan.nii.gz"):
+            modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
     monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
@@ -146,7 +150,7 @@ def test_uploads_are_private_under_any_umask(
         run_recipe("serve", ServeConfig.of(bundle=bundle))
     finally:
         os.umask(before)
-    assert modes == [0o700, 0o600]
+    assert modes == [0o700, 0o700, 0o600]
 
 
 def test_port_that_is_in_use_is_a_wrong_setting(
@@ -158,7 +162,37 @@ def test_port_that_is_in_use_is_a_wrong_setting(
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port={port}"):
             run_recipe("serve", ServeConfig.of(bundle=bundle, port=port))
-    assert not list(temporary.iterdir())
+    assert not [path for path in temporary.glob("*/*") if path.is_dir()]
+
+
+def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary: Path) -> None:
+    code = (
+        "import os, signal, sys, tempfile\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "from lesionseg.pipeline.serve.home import server_folder\n"
+        "with server_folder() as home:\n"
+        "    (home / 'scan.nii.gz').touch()\n"
+        "    os._exit(9)\n"
+    )
+    with server_folder() as running:
+        (running / "scan.nii.gz").touch()
+        killed = subprocess.run([sys.executable, "-c", code, str(temporary)], check=False)
+        assert killed.returncode == 9
+        (left,) = (p for p in running.parent.iterdir() if p.is_dir() and p != running)
+        assert (left / "scan.nii.gz").is_file()
+        with server_folder() as started:
+            assert started.is_dir()
+            assert not left.exists()
+            assert (running / "scan.nii.gz").is_file()
+    assert not running.exists()
+    assert not started.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has a temporary folder per user")
+def test_link_in_place_of_the_folder_of_scans_is_refused(temporary: Path, tmp_path: Path) -> None:
+    (temporary / f"lesionseg-serve-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="TMPDIR"), server_folder():
+        pass
 
 
 def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:

@@ -9,14 +9,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.io.limits import limits, set_limits
 from lesionseg.pipeline.case_work import make_predictor, memory_budget
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.serve.home import server_folder
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +61,7 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
 
     Raises:
         ConfigError: if the extra `serve` is not installed, or the server cannot use the port.
+        OutputError: if the folder for scans cannot be made.
         BundleError: if the bundle cannot be used.
     """
     try:
@@ -88,11 +88,11 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
     with (
         suppress(KeyboardInterrupt),
         _limited_voxels(cfg),
-        TemporaryDirectory(ignore_cleanup_errors=True) as home,
+        server_folder() as home,
     ):
         try:
             uvicorn.run(
-                make_app(predictor, cfg, Path(home).resolve()),
+                make_app(predictor, cfg, home),
                 host=cfg.host,
                 port=cfg.port,
                 ws="none",
