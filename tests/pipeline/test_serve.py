@@ -582,6 +582,18 @@ def test_full_disk_is_an_error_of_the_server(
         store(make_uploads("a.nii"), tmp_path, ("T1",), 99)
 
 
+def test_full_disk_during_an_upload_gives_status_500_with_a_reason(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", fail)
+    answer = client.post("/predict", files={"file": ("a.nii", b"0")})
+    assert answer.status_code == 500
+    assert "No space left" in answer.json()["detail"]
+
+
 def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: Path) -> None:
     write_volume(tmp_path / "b.nii", Volume(np.ones((1, *SHAPE), np.uint8), Geometry(SHAPE, EYE)))
     content = (tmp_path / "b.nii").read_bytes()

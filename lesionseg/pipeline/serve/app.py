@@ -22,6 +22,7 @@ from lesionseg import __version__, phantoms
 from lesionseg.config import ServeConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
+from lesionseg.host_memory import trim_memory
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
@@ -303,12 +304,14 @@ def predict_scan(
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
         is_large = _is_large(scan, predictor, budget)
         volume = predictor.read(scan)
-        prepared = predictor.prepare_volume(volume, CASE)
+        prepared = predictor.prepare_volume(volume, CASE, overwrite=result != "view")
         inferred = predictor.infer(
             prepared,
             on_batch=lambda *_: check_cancelled(),
             folder=folder if is_large else None,
         )
+        del prepared  # the candidates need the memory
+        trim_memory()
         prediction = predictor.decide(inferred, CASE)
         warning = warning_of(prediction)
         with TemporaryDirectory(dir=folder) as output:

@@ -46,6 +46,7 @@ async def receive(
 
     Raises:
         HTTPException: with status 400 if the form cannot be read.
+        OutputError: if the disk is full, because large files of a form are kept on it.
         TimeoutError: if no byte arrives for `STALLED_SECONDS`.
     """
 
@@ -63,6 +64,10 @@ async def receive(
         raise HTTPException(
             400, "The form cannot be read. Send multipart/form-data with the scan as `file`."
         ) from error
+    except TimeoutError:  # an OSError, too
+        raise
+    except OSError as error:
+        raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
 
 
 def store(
