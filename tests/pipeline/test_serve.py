@@ -30,10 +30,11 @@ from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
-from tests.inference.networks import make_bright
+from tests.inference.networks import Bright, make_bright
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
@@ -550,6 +551,28 @@ def test_channels_are_matched_by_their_names(tmp_path: Path, make: Any) -> None:
         "P_flair.nii",
     ]
     assert (tmp_path / "scan_0002.nii").read_text() == "P_flair.nii"
+
+
+def test_page_gets_the_file_of_each_channel(
+    plan: Plan, scan: bytes, temporary: Path, tmp_path: Path
+) -> None:
+    mine = replace(
+        plan,
+        channel_names=("T1", "FLAIR"),
+        normalisation=2 * plan.normalisation,
+        architecture=replace(plan.architecture, name="mine"),
+    )
+    write_bundle(tmp_path / "two", Bright(), mine, "")
+    predictor = Predictor(tmp_path / "two", device="cpu", architectures={"mine": make_bright})
+    cfg = ServeConfig.of(bundle=tmp_path / "two")
+    files = [("file", (name, scan)) for name in ("flair.nii.gz", "t1.nii.gz")]
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict?result=view", files=files)
+        assert "_0000" in client.get("/").text
+    assert answer.json()["channels"] == [
+        {"channel": "T1", "file": "t1.nii.gz"},
+        {"channel": "FLAIR", "file": "flair.nii.gz"},
+    ]
 
 
 def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_path: Path) -> None:
