@@ -1,8 +1,9 @@
 """`serve`: predict scans that are sent by HTTP. No scan and no result is kept.
 
 `app` has the page and the REST interface, `slicer` the interface of 3D Slicer's plug-in, `uploads`
-the received files and the queue, `access_log` the log of requests. Use a proxy for encryption,
-passwords and slow connections.
+the received files and the queue, `answer` the returned file, `hosts` the names of the server,
+`home` its folder for scans, `access_log` the log of requests. Use a proxy for encryption and
+passwords.
 """
 
 import logging
