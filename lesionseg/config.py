@@ -80,6 +80,12 @@ def _check_host(name: str) -> str:
     return name
 
 
+def _strip_brackets(host: str) -> str:
+    """Return a host without the brackets of an IPv6 address, which a socket does not accept."""
+    is_in_brackets = host.startswith("[") and host.endswith("]")
+    return host[1:-1] if is_in_brackets else host
+
+
 def _check_whole_numbers(lightning: Arguments) -> Arguments:
     """Return the arguments.
 
@@ -562,8 +568,8 @@ class ExportConfig(Settings):
 class ServeConfig(Settings):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     inference: InferenceConfig
-    host: str
-    port: Annotated[int, Field(ge=0, le=65535)]
+    host: Annotated[str, AfterValidator(_strip_brackets)]
+    port: Annotated[int, Field(ge=1, le=65535)]
     hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...]
     max_upload_mb: PositiveFloat
     max_waiting: PositiveInt

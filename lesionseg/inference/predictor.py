@@ -191,6 +191,14 @@ class Predictor:
         """
         return choose_operating_point(self.selection.operating_points, self._accepted_by)
 
+    @property
+    def assumed_pixel_mm(self) -> float:
+        """The pixel size in mm of images that state none.
+
+        It is the user's, otherwise that assumed in training, otherwise that of the training images.
+        """
+        return self.raster_mm or self.plan.raster_mm or self.plan.spacing_mm[0]
+
     def __call__(
         self,
         image: StrPath | Sequence[StrPath] | NDArray[Any],
@@ -281,9 +289,8 @@ class Predictor:
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:
-            # the user's pixel size, then that assumed in training, then that of the training images
-            mm = self.raster_mm or plan.raster_mm or plan.spacing_mm[0]
-            files = replace(files, columns={**files.columns, "pixel_mm": str(mm)})
+            columns = {**files.columns, "pixel_mm": str(self.assumed_pixel_mm)}
+            files = replace(files, columns=columns)
         # `read_image` takes its settings from a dataset; missing channels have been checked above
         unlabelled = Dataset(
             name="input",

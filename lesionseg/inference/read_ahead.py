@@ -128,12 +128,13 @@ def predict_volumes(
     return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
 
 
-def needed_bytes(geometry: Geometry, plan: Plan) -> int:
+def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) -> int:
     """Return the peak memory of a case in bytes, without the network.
 
     It is highest either while the image is prepared, or while candidates are found. Preparation
     needs the image on the file's grid and on the plan's grid, with a reserve of half an image. The
-    candidates need image, probabilities and masks, and an nnU-Net model also its logits.
+    candidates need image, probabilities and masks, and an nnU-Net model also its logits. With
+    `is_on_disk`, probabilities and logits are in a file and need no memory.
     """
     # plan voxels per file voxel; above 1 if the plan's grid is the finer one
     voxel_ratio = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])
@@ -143,6 +144,8 @@ def needed_bytes(geometry: Geometry, plan: Plan) -> int:
     probabilities = 2 * len(plan.labels)
     if plan.nnunet is not None:
         probabilities += 2 * n_logits(plan)
+    if is_on_disk:
+        probabilities = 0
     preparation = _COPIES * image
     decision = image + probabilities + _DECISION
     return int(n_voxels * max(preparation, decision))

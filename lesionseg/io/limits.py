@@ -59,6 +59,8 @@ class FileLimits:
     Attributes:
         max_voxels: Largest number of voxels of one channel, before and after resampling to the
             plan's spacing. The default is the highest number that 32-bit indices allow.
+        advice: A sentence for the message about too many voxels. It names the setting that
+            `max_voxels` follows from.
         spacing_mm: Smallest and largest spacing.
         extent_mm: Smallest and largest length of the longest side.
         read_seconds: Processor time that a native decoder may use. Large files get more, in
@@ -67,6 +69,7 @@ class FileLimits:
     """
 
     max_voxels: int = 2**31 - 1
+    advice: str = ""
     spacing_mm: tuple[float, float] = (1e-3, 100.0)
     extent_mm: tuple[float, float] = (1.0, 1e4)
     read_seconds: float = 60.0
@@ -124,7 +127,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     if n_voxels > _limits.max_voxels:
         raise ReadError(
             f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels}. "
-            "Crop it, or resample it to larger voxels."
+            f"Crop it, or resample it to larger voxels. {_limits.advice}".rstrip()
         )
     spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
     stated = f" The header gives lengths in {unit}." if unit else ""

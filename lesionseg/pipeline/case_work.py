@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg import __version__
-from lesionseg.config import PredictConfig, ServeConfig
+from lesionseg.config import InferenceConfig, PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
     ConflictError,
@@ -78,6 +78,12 @@ def make_predictor(
     )
 
 
+def memory_budget(settings: InferenceConfig) -> int:
+    """Return the bytes that all cases in progress may use, see `inference.max_memory_gb`."""
+    gigabytes = settings.max_memory_gb
+    return default_budget() if gigabytes is None else int(gigabytes * 2**30)
+
+
 def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[CaseRow]:
     """Predict scans. Yield the row of each, in order, after its results are written.
 
@@ -115,8 +121,7 @@ class CaseWork:
         self.known = known
         self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
         self.bundle = digest
-        gigabytes = cfg.inference.max_memory_gb
-        self.budget = default_budget() if gigabytes is None else int(gigabytes * 2**30)
+        self.budget = memory_budget(cfg.inference)
         # rows of finished scans and of those in progress; a row with a status is final
         self.rows: dict[tuple[str, str], CaseRow] = {}
         self.sizes: dict[tuple[str, str], int] = {}

@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import email
+import errno
 import io
 import json
 import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -16,6 +18,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +29,12 @@ import pytest
 from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.volumes import read_volume, write_volume
-from tests.inference.networks import make_bright
+from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from tests.inference.networks import Bright, make_bright
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
@@ -41,6 +46,7 @@ from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.pipeline.serve import slicer, uploads
 from lesionseg.pipeline.serve.app import ROUTES, make_app
+from lesionseg.pipeline.serve.home import server_folder
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
@@ -48,6 +54,7 @@ from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"
+EYE = np.eye(4)
 FORM = "multipart/form-data; boundary=a"
 
 
@@ -116,6 +123,7 @@ def test_scan_gives_its_mask_and_leaves_no_files(
     assert len(listed["candidates"]) == len(own.candidates) == 2
     assert "Doe" not in found.text
     view = client.post("/predict?result=view", files=files).json()
+    assert (view["warning"], view["channels"]) == ("", [])
     assert set(view["volumes"]) == {"image", "candidates"}
     assert view["picture"].startswith("data:image/jpeg;base64,")
     assert zipfile.is_zipfile(io.BytesIO(base64.b64decode(view["zip"])))
@@ -129,9 +137,11 @@ def test_uploads_are_private_under_any_umask(
     modes = list[int]()
 
     def record_modes(*_: Any, **__: Any) -> None:
-        (home,) = temporary.iterdir()
+        (shared,) = temporary.iterdir()
+        (home,) = (path for path in shared.iterdir() if path.is_dir())
         (home / "scan.nii.gz").touch()
-        modes.extend(path.stat().st_mode & 0o777 for path in (home, home / "scan.nii.gz"))
+        for path in (shared, home, home / "scan.nii.gz"):
+            modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
     monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
@@ -141,7 +151,7 @@ def test_uploads_are_private_under_any_umask(
         run_recipe("serve", ServeConfig.of(bundle=bundle))
     finally:
         os.umask(before)
-    assert modes == [0o700, 0o600]
+    assert modes == [0o700, 0o700, 0o600]
 
 
 def test_port_that_is_in_use_is_a_wrong_setting(
@@ -153,7 +163,37 @@ def test_port_that_is_in_use_is_a_wrong_setting(
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port={port}"):
             run_recipe("serve", ServeConfig.of(bundle=bundle, port=port))
-    assert not list(temporary.iterdir())
+    assert not [path for path in temporary.glob("*/*") if path.is_dir()]
+
+
+def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary: Path) -> None:
+    code = (
+        "import os, signal, sys, tempfile\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "from lesionseg.pipeline.serve.home import server_folder\n"
+        "with server_folder() as home:\n"
+        "    (home / 'scan.nii.gz').touch()\n"
+        "    os._exit(9)\n"
+    )
+    with server_folder() as running:
+        (running / "scan.nii.gz").touch()
+        killed = subprocess.run([sys.executable, "-c", code, str(temporary)], check=False)
+        assert killed.returncode == 9
+        (left,) = (p for p in running.parent.iterdir() if p.is_dir() and p != running)
+        assert (left / "scan.nii.gz").is_file()
+        with server_folder() as started:
+            assert started.is_dir()
+            assert not left.exists()
+            assert (running / "scan.nii.gz").is_file()
+    assert not running.exists()
+    assert not started.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has a temporary folder per user")
+def test_link_in_place_of_the_folder_of_scans_is_refused(temporary: Path, tmp_path: Path) -> None:
+    (temporary / f"lesionseg-serve-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="TMPDIR"), server_folder():
+        pass
 
 
 def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:
@@ -220,6 +260,8 @@ def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestCli
         ({"file": ("a.zip", b"PK\3\4 cut")}, 422),
         ({"other": ("a.nii.gz", b"")}, 422),
         ({"file": ("a.nii", b"0" * 2**20)}, 413),
+        ({"file": ("a." + 300 * "b", b"no image")}, 422),
+        ({"file": ("a." + 300 * "7", b"no image")}, 422),
     ],
 )
 def test_unusable_upload_is_refused_and_leaves_no_files(
@@ -247,6 +289,164 @@ def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     assert endless.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("seconds_between_bytes", "request_seconds", "stalled_seconds"),
+    [(60.0, 60.0, 0.05), (0.01, 0.1, 60.0)],
+    ids=["stalled", "slow"],
+)
+def test_upload_that_stalls_or_takes_too_long_gets_408(
+    bundle: Path,
+    predictor: Predictor,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_between_bytes: float,
+    request_seconds: float,
+    stalled_seconds: float,
+) -> None:
+    monkeypatch.setattr(uploads, "STALLED_SECONDS", stalled_seconds)
+    cfg = ServeConfig.of(bundle=bundle, request_seconds=request_seconds)
+    app = make_app(predictor, cfg, temporary)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), (b"content-type", FORM.encode())],
+    }
+    body = iter(b"--a\r\nContent-Disposition: form-data; name=file; filename=a.nii\r\n\r\n")
+    statuses = list[int]()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(seconds_between_bytes)
+        return {"type": "http.request", "body": bytes([next(body, 0)]), "more_body": True}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    asyncio.run(app(scope, receive, send))
+    assert statuses == [408]
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_probabilities_of_a_large_scan_are_in_a_file(
+    bundle: Path,
+    predictor: Predictor,
+    scan: bytes,
+    temporary: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_large: bool,
+) -> None:
+    n_bytes = needed_bytes(read_geometry(tmp_path / NAME), predictor.plan, is_on_disk=is_large)
+    folders = list[Path | None]()
+    infer = predictor.infer
+
+    def record_folder(*args: Any, folder: Path | None, **settings: Any) -> Any:
+        folders.append(folder)
+        return infer(*args, folder=folder, **settings)
+
+    monkeypatch.setattr(predictor, "infer", record_folder)
+    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 2**30})
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict", files={"file": (NAME, scan)})
+    assert answer.status_code == 200
+    assert [folder is not None for folder in folders] == [is_large]
+    assert not list(temporary.iterdir())
+
+
+def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
+    bundle: Path, predictor: Predictor, temporary: Path, tmp_path: Path, monkeypatch
+) -> None:
+    small = Volume(np.zeros((1, 2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
+    large = Volume(np.zeros((1, 100, 100, 100), np.uint8), Geometry((100,) * 3, np.eye(4)))
+    files = []
+    for number, volume in enumerate((small, large)):  # the second one shows only if it is opened
+        path = tmp_path / f"a_000{number}.nii.gz"
+        write_volume(path, volume)
+        files.append(("file", (path.name, path.read_bytes())))
+    plan = replace(predictor.plan, channel_names=("T1", "FLAIR"))
+    monkeypatch.setattr(predictor, "plan", plan)
+    monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
+    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.005})
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict", files=files)
+    assert answer.status_code == 422
+    assert "inference.max_memory_gb" in answer.json()["detail"]
+
+
+def test_memory_limit_applies_to_pictures_while_the_server_runs(
+    bundle: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "large.png"
+    grid = Geometry((400, 400), np.eye(3))
+    write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
+    texts = list[str]()
+
+    def read_picture(*_: Any, **__: Any) -> None:
+        with pytest.raises(ReadError) as error:
+            read_volume(picture)
+        texts.append(str(error.value))
+
+    monkeypatch.setattr("uvicorn.run", read_picture)
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    limit = {"max_memory_gb": 0.001}
+    run_recipe("serve", ServeConfig.of(bundle=bundle, inference=limit))
+    assert "inference.max_memory_gb" in texts[0]
+    assert read_volume(picture).array.shape == (1, 400, 400)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("[fd00::7]:8000", 200),
+        ("[FD00::8]", 200),
+        ("[::1]:8000", 200),
+        ("a.example.org", 200),
+        ("example.org", 400),
+        ("evil.example", 400),
+        ("fd00::7", 400),
+        ("localhost:8000@evil.example", 400),
+        ("", 400),
+    ],
+)
+def test_server_answers_only_to_its_names(
+    bundle: Path, predictor: Predictor, temporary: Path, host: str, status: int
+) -> None:
+    hosts = ["[fd00::8]", "*.example.org"]
+    cfg = ServeConfig.of(bundle=bundle, host="[fd00::7]", hosts=hosts)
+    assert cfg.host == "fd00::7"  # as a socket needs it
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.get("/health", headers={"host": host})
+    assert answer.status_code == status
+    assert ("hosts=[NAME]" in answer.text) == (status == 400)
+
+
+def test_open_server_without_names_warns_that_others_are_refused(
+    bundle: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    caplog.set_level(logging.INFO, "lesionseg.pipeline.serve")
+    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
+    assert "http://[::]:8000" in caplog.text
+    assert "'hosts=[" in caplog.text
+    caplog.clear()
+    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::", hosts=["a.example"]))
+    assert "'hosts=[" not in caplog.text
+
+
+def test_port_0_is_a_wrong_setting(bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="port"):
+        ServeConfig.of(bundle=bundle, port=0)
+
+
 def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -256,7 +456,7 @@ def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tm
     monkeypatch.setattr(uploads, "_DIRECTORY_BYTES", 100)
     monkeypatch.setattr(zipfile, "ZipFile", None)  # it would read the whole directory
     with pytest.raises(ContentError, match="at most 5000 files"):
-        uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, 2**20)
+        uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, ("T1",), 2**20)
 
 
 def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
@@ -322,8 +522,112 @@ def test_predicted_scans_do_not_displace_a_waiting_one(
 def test_channels_are_ordered_by_their_numbers(
     tmp_path: Path, names: tuple[str, str], first: str
 ) -> None:
-    store([UploadFile(io.BytesIO(n.encode()), filename=n) for n in names], tmp_path, 99)
+    sent = store(make_uploads(*names), tmp_path, ("T1", "FLAIR"), 99)
     assert (tmp_path / "scan_0000.nii").read_text() == first
+    assert sent[0] == first
+
+
+def make_uploads(*names: str) -> list[UploadFile]:
+    """Return files of a form. Each contains its name."""
+    return [UploadFile(io.BytesIO(name.encode()), filename=name) for name in names]
+
+
+def make_zip(*names: str) -> list[UploadFile]:
+    """Return a zip as the only file of a form. Its files contain their names."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    return [UploadFile(io.BytesIO(buffer.getvalue()), filename="a.zip")]
+
+
+@pytest.mark.parametrize("make", [make_uploads, make_zip])
+def test_channels_are_matched_by_their_names(tmp_path: Path, make: Any) -> None:
+    names = ("P_t1-gd.nii", "P_flair.nii", "P_t1.nii")
+    channels = ("T1", "T1 Gd", "FLAIR")
+    assert store(make(*names), tmp_path, channels, 99) == [
+        "P_t1.nii",
+        "P_t1-gd.nii",
+        "P_flair.nii",
+    ]
+    assert (tmp_path / "scan_0002.nii").read_text() == "P_flair.nii"
+
+
+def test_page_gets_the_file_of_each_channel(
+    plan: Plan, scan: bytes, temporary: Path, tmp_path: Path
+) -> None:
+    mine = replace(
+        plan,
+        channel_names=("T1", "FLAIR"),
+        normalisation=2 * plan.normalisation,
+        architecture=replace(plan.architecture, name="mine"),
+    )
+    write_bundle(tmp_path / "two", Bright(), mine, "")
+    predictor = Predictor(tmp_path / "two", device="cpu", architectures={"mine": make_bright})
+    cfg = ServeConfig.of(bundle=tmp_path / "two")
+    files = [("file", (name, scan)) for name in ("flair.nii.gz", "t1.nii.gz")]
+    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+        answer = client.post("/predict?result=view", files=files)
+        assert "_0000" in client.get("/").text
+    assert answer.json()["channels"] == [
+        {"channel": "T1", "file": "t1.nii.gz"},
+        {"channel": "FLAIR", "file": "flair.nii.gz"},
+    ]
+
+
+def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_path: Path) -> None:
+    names = ("b.nii", "a.nii")
+    channels = ("T1", "FLAIR")
+    with pytest.raises(ContentError, match="scan_0000 for T1, scan_0001 for FLAIR"):
+        store(make_zip(*names), tmp_path, channels, 99)
+    assert store(make_uploads(*names), tmp_path, channels, 99) == ["b.nii", "a.nii"]
+
+
+@pytest.mark.parametrize("other", ["Thumbs.db", ".DS_Store", "notes.docx", "README"])
+def test_file_of_another_kind_next_to_an_image_is_left_out(tmp_path: Path, other: str) -> None:
+    assert store(make_uploads(other, "a.nii"), tmp_path, ("T1",), 99) == ["a.nii"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scan_0000.nii"]
+
+
+def test_thumbnails_next_to_slices_are_left_out(tmp_path: Path) -> None:
+    store(make_uploads("Thumbs.db", "IM0001", "1.2.840.7"), tmp_path, ("T1",), 99)
+    assert len(list_files(tmp_path)) == 2
+
+
+def test_full_disk_is_an_error_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    with pytest.raises(OutputError, match="No space"):
+        store(make_uploads("a.nii"), tmp_path, ("T1",), 99)
+
+
+def test_full_disk_during_an_upload_gives_status_500_with_a_reason(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", fail)
+    answer = client.post("/predict", files={"file": ("a.nii", b"0")})
+    assert answer.status_code == 500
+    assert "No space left" in answer.json()["detail"]
+
+
+def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: Path) -> None:
+    write_volume(tmp_path / "b.nii", Volume(np.ones((1, *SHAPE), np.uint8), Geometry(SHAPE, EYE)))
+    content = (tmp_path / "b.nii").read_bytes()
+    files = {"file": ("b.nii", content)}
+    for result in ("mask", "candidates", "all"):
+        answer = client.post(f"/predict?result={result}", files=files)
+        assert "T1 is empty" in answer.headers["x-lesionseg-warning"]
+    view = client.post("/predict?result=view", files=files).json()
+    assert "T1 is empty" in view["warning"]
+    client.put("/datastore/?image=b", files=files)
+    assert '"warning": "Channel T1 is empty' in client.post("/infer/lesionseg?image=b").text
 
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])

@@ -52,7 +52,8 @@ TEXT_SUFFIXES = {
     ".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf",
     ".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock",
 }  # fmt: skip
-_SKIPPED_NAMES = {"thumbs.db", "desktop.ini", "dicomdir"}
+# files of file managers, and the index of a DICOM CD
+SKIPPED_NAMES = {"thumbs.db", "desktop.ini", "dicomdir"}
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _MAX_SHOWN = 3  # names in a message
 _DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
@@ -449,7 +450,7 @@ class _Listing:
         Hidden files and links to files in the folder of results are skipped without a message.
         """
         name = file.name.lower()
-        if file.name.startswith(".") or name in _SKIPPED_NAMES or not file.is_file():
+        if file.name.startswith(".") or name in SKIPPED_NAMES or not file.is_file():
             return
         if file.is_symlink() and self._is_result(file):
             return

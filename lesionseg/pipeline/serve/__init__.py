@@ -1,22 +1,26 @@
 """`serve`: predict scans that are sent by HTTP. No scan and no result is kept.
 
 `app` has the page and the REST interface, `slicer` the interface of 3D Slicer's plug-in, `uploads`
-the received files and the queue, `access_log` the log of requests. Use a proxy for encryption,
-passwords and slow connections.
+the received files and the queue, `answer` the returned file, `hosts` the names of the server,
+`home` its folder for scans, `access_log` the log of requests. Use a proxy for encryption and
+passwords.
 """
 
 import logging
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.pipeline.case_work import make_predictor
+from lesionseg.io.limits import limits, set_limits
+from lesionseg.pipeline.case_work import make_predictor, memory_budget
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.serve.home import server_folder
 
 logger = logging.getLogger(__name__)
+
+_BYTES_PER_VOXEL = 10  # the least that any scan needs, see `needed_bytes`
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,24 @@ class ServeOutcome(Outcome):
         return
 
 
+@contextmanager
+def _limited_voxels(cfg: ServeConfig) -> Iterator[None]:
+    """Limit the voxels of an image by `inference.max_memory_gb`, also of pictures.
+
+    The grid of a picture is known only after it is decoded. Without this limit, a small compressed
+    picture could fill the memory.
+    """
+    before = limits()
+    most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
+    if most < before.max_voxels:
+        advice = "Or start the server with a higher inference.max_memory_gb."
+        set_limits(replace(before, max_voxels=most, advice=advice))
+    try:
+        yield
+    finally:
+        set_limits(before)
+
+
 def serve(cfg: ServeConfig) -> ServeOutcome:
     """Serve until interrupted. `serve.app` answers the requests.
 
@@ -40,6 +62,7 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
 
     Raises:
         ConfigError: if the extra `serve` is not installed, or the server cannot use the port.
+        OutputError: if the folder for scans cannot be made.
         BundleError: if the bundle cannot be used.
     """
     try:
@@ -47,20 +70,30 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
         import uvicorn
 
         from lesionseg.pipeline.serve.app import make_app
+        from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
     predictor = make_predictor(cfg)
-    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", cfg.host, cfg.port)
+    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)
     if cfg.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(
             "Other machines can reach this server. Put a proxy with a password in front of it."
         )
+    if cfg.host in ("0.0.0.0", "::") and not cfg.hosts:
+        logger.warning(
+            "Requests of other machines get status 400 until hosts= has the name or address that "
+            "they use for this server, such as 'hosts=[scans.example.org,192.0.2.7]'."
+        )
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    with suppress(KeyboardInterrupt), TemporaryDirectory(ignore_cleanup_errors=True) as home:
+    with (
+        suppress(KeyboardInterrupt),
+        _limited_voxels(cfg),
+        server_folder() as home,
+    ):
         try:
             uvicorn.run(
-                make_app(predictor, cfg, Path(home).resolve()),
+                make_app(predictor, cfg, home),
                 host=cfg.host,
                 port=cfg.port,
                 ws="none",

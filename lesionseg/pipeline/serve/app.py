@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from mimetypes import guess_type
@@ -12,25 +12,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-from anyio import to_thread
+from anyio import fail_after, to_thread
 from anyio.from_thread import check_cancelled
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
 from lesionseg import __version__, phantoms
 from lesionseg.config import ServeConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
+from lesionseg.host_memory import trim_memory
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import case_suffix, result_suffix
+from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
+from lesionseg.pipeline.case_work import memory_budget
 from lesionseg.pipeline.serve.access_log import AccessLog
+from lesionseg.pipeline.serve.answer import WARNING_HEADER, Answer, warning_of
+from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets
 from lesionseg.pipeline.serve.slicer import slicer_router
-from lesionseg.pipeline.serve.uploads import CASE, InferenceQueue, receive
+from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
@@ -56,13 +60,14 @@ RESULTS = {
     "mask": "The mask of accepted candidates, on the grid and in the format of the scan.",
     "candidates": "JSON: score, probability, centre, diameter, volume, accepted of each candidate.",
     "all": "A zip of mask, instances (voxel value = id of the candidate) and candidates.",
-    "view": "JSON for the page: base64 of scan, candidates and zip.",
+    "view": "JSON for the page: base64 of scan, candidates and zip, warning, files of channels.",
 }
 STATUSES = {
     200: "Done.",
     400: "The form cannot be read, or the server is not called by this name (hosts=).",
     403: "The request comes from a page of another site.",
     404: "There is no such address, or 3D Slicer's volume is gone.",
+    408: "The upload stalled, or took longer than request_seconds.",
     409: "3D Slicer: a volume of this name is already waiting. Rename it.",
     413: "The request is too large.",
     422: "The scan cannot be predicted; detail says why.",
@@ -85,6 +90,7 @@ class _Server:
         home: a folder for scans until they are predicted.
         queue: the scans that wait for the network.
         digest: identifies the bundles.
+        budget: the bytes that a scan in progress may use.
         receiving: limits the requests that are received at once, because small files of a form are
             kept in memory.
     """
@@ -94,6 +100,7 @@ class _Server:
     home: Path
     queue: InferenceQueue
     digest: str
+    budget: int
     receiving: asyncio.Semaphore
 
     @property
@@ -114,7 +121,8 @@ class _Server:
     @property
     def hosts(self) -> list[str]:
         """The names under which the server answers."""
-        return ["localhost", "127.0.0.1", "[::1]", self.cfg.host, *self.cfg.hosts]
+        named = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
+        return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *named]))
 
     async def new_folder(self) -> AsyncIterator[Path]:
         """Yield an empty folder for one request, which has a place in the queue meanwhile."""
@@ -124,20 +132,41 @@ class _Server:
         ):
             yield Path(folder)
 
-    async def receive_scan(self, request: Request, folder: Path) -> None:
-        """Write the scan of a request to `folder`."""
-        async with self.receiving:
-            await receive(request, folder, max_bytes=self.max_bytes)
+    async def receive_scan(self, request: Request, folder: Path) -> list[str]:
+        """Write the scan of a request to `folder`. Return the sent names of the channels' files.
 
-    async def predict(self, request: Request, folder: Path, result: Result) -> tuple[str, bytes]:
+        Raises:
+            HTTPException: with status 408 if the upload stalls or takes more than
+                `cfg.request_seconds`. Otherwise a few slow clients could block the server.
+        """
+        try:
+            with fail_after(self.cfg.request_seconds):
+                async with self.receiving:
+                    return await receive(
+                        request, folder, self.plan.channel_names, max_bytes=self.max_bytes
+                    )
+        except TimeoutError as error:
+            raise HTTPException(
+                408,
+                f"The upload stopped for {STALLED_SECONDS:g} s, or took more than "
+                f"{self.cfg.request_seconds:g} s (request_seconds). Send the scan again.",
+                {"Connection": "close"},  # the rest of the request is not read
+            ) from error
+
+    async def predict(
+        self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
+    ) -> Answer:
         """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
-        return await self.queue.run(request, partial(predict_scan, self.predictor, folder, result))
+        work = partial(predict_scan, self.predictor, folder, result, self.budget, sent)
+        return await self.queue.run(request, work)
 
-    async def respond(self, request: Request, folder: Path, result: Result) -> Response:
+    async def respond(
+        self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
+    ) -> Response:
         """Predict the scan in `folder`, and return the requested file as a download."""
-        name, content = await self.predict(request, folder, result)
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(content, headers=headers, media_type=guess_type(name)[0])
+        answer = await self.predict(request, folder, result, sent)
+        media_type = guess_type(answer.name)[0]
+        return Response(answer.content, headers=answer.headers, media_type=media_type)
 
 
 def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
@@ -152,14 +181,22 @@ def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
     """
     queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
     digest = joint_digest(cfg.bundle)
-    server = _Server(predictor, cfg, home, queue, digest, asyncio.Semaphore(_MOST_UPLOADS))
+    server = _Server(
+        predictor=predictor,
+        cfg=cfg,
+        home=home,
+        queue=queue,
+        digest=digest,
+        budget=memory_budget(cfg.inference),
+        receiving=asyncio.Semaphore(_MOST_UPLOADS),
+    )
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
     app = FastAPI(
         openapi_url=None,
         dependencies=[Depends(reject_other_sites)],
         max_body_size=server.max_bytes,
     )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=server.hosts, www_redirect=False)
+    app.add_middleware(KnownHosts, hosts=server.hosts)
     app.add_middleware(AccessLog)  # the outermost, so that rejected requests are logged as well
     app.add_exception_handler(LesionsegError, _explain)
     app.include_router(
@@ -204,12 +241,14 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
             channels=plan.channel_names,
             labels=server.labels,
             routes=[{"": method, "path": path, "what": words} for method, path, words in ROUTES],
+            warning_header=WARNING_HEADER,
             results=[{"result=": name, "answer": words} for name, words in RESULTS.items()],
             statuses=[{"status": str(code), "meaning": words} for code, words in STATUSES.items()],
             max_mb=f"{cfg.max_upload_mb:g}",
             max_waiting=cfg.max_waiting,
             seconds=f"{cfg.request_seconds:g}",
-            hosts=list(dict.fromkeys(server.hosts)),
+            stalled_seconds=f"{STALLED_SECONDS:g}",
+            hosts=server.hosts,
         )
 
     @app.get("/favicon.ico")
@@ -228,8 +267,8 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 
     @app.post("/predict")
     async def predict(request: Request, folder: Folder, result: Result = "mask") -> Response:
-        await server.receive_scan(request, folder)
-        return await server.respond(request, folder, result)
+        sent = await server.receive_scan(request, folder)
+        return await server.respond(request, folder, result, sent)
 
     @app.post("/example")
     async def example(request: Request, folder: Folder, result: Result = "all") -> Response:
@@ -237,19 +276,44 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
         return await server.respond(request, folder, result)
 
 
-def predict_scan(predictor: Predictor, folder: Path, result: Result) -> tuple[str, bytes]:
-    """Predict the single scan in `folder`. Return name and content of the requested file.
+def predict_scan(
+    predictor: Predictor,
+    folder: Path,
+    result: Result,
+    budget: int,
+    sent: Sequence[str] = (),
+) -> Answer:
+    """Predict the single scan in `folder`. Return the requested file.
 
     This function runs in a thread of anyio. If the client disconnects, it ends after the current
     batch of tiles.
 
+    Args:
+        predictor: the model.
+        folder: the folder with the scan.
+        result: the requested file.
+        budget: the bytes of memory that the scan may use. If it needs more, its probabilities
+            are in a temporary file in `folder`.
+        sent: the sent names of the channels' files, for the page.
+
     Raises:
+        ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
         LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
+        is_large = _is_large(scan, predictor, budget)
         volume = predictor.read(scan)
-        prediction = predictor.predict_volume(volume, CASE, on_batch=lambda *_: check_cancelled())
+        prepared = predictor.prepare_volume(volume, CASE, overwrite=result != "view")
+        inferred = predictor.infer(
+            prepared,
+            on_batch=lambda *_: check_cancelled(),
+            folder=folder if is_large else None,
+        )
+        del prepared  # the candidates need the memory
+        trim_memory()
+        prediction = predictor.decide(inferred, CASE)
+        warning = warning_of(prediction)
         with TemporaryDirectory(dir=folder) as output:
             like = scan.images[0]
             suffix = result_suffix(like, predictor.plan.dims)
@@ -258,19 +322,50 @@ def predict_scan(predictor: Predictor, folder: Path, result: Result) -> tuple[st
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
                 if written is None:
                     raise ContentError(f"This model has no {result}. Request result=candidates.")
-                return written.name, written.read_bytes()
+                return Answer(written.name, written.read_bytes(), warning)
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
-            return zipped.name, zipped.read_bytes()
+            return Answer(zipped.name, zipped.read_bytes(), warning)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
-        return f"{CASE}_view.json", json.dumps(view).encode()
+        view["warning"] = warning
+        view["channels"] = _describe_channels(predictor.plan.channel_names, sent)
+        return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
+
+
+def _describe_channels(channels: Sequence[str], sent: Sequence[str]) -> list[dict[str, str]]:
+    """Return the file of each channel for the page. Empty if the scan is a single file."""
+    if len(sent) < 2 or len(sent) != len(channels):
+        return []
+    return [{"channel": c, "file": name} for c, name in zip(channels, sent, strict=True)]
+
+
+def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
+    """Return True if the probabilities of the scan must be in a file.
+
+    Only headers are read, because a small compressed file may contain a huge image.
+
+    Raises:
+        ContentError: if the scan needs more memory than `budget` even so.
+    """
+    plan = predictor.plan
+    pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
+    # a later channel may be larger than the first one, which is an error only after it is decoded
+    grids = [read_geometry(image, raster_mm=pixel_mm) for image in scan.images]
+    least = max(needed_bytes(grid, plan, is_on_disk=True) for grid in grids)
+    if least > budget:
+        raise ContentError(
+            f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
+            f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
+            "server with a higher limit."
+        )
+    return max(needed_bytes(grid, plan) for grid in grids) > budget
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
 from lesionseg import __version__
+from lesionseg.pipeline.serve.answer import Answer
 
 MODEL = "lesionseg"
 MAX_SCANS = 32
@@ -67,8 +68,8 @@ class KeptScans:
 def slicer_router(
     labels: Mapping[str, int],
     new_folder: Callable[..., Any],
-    receive: Callable[[Request, Path], Awaitable[None]],
-    predict: Callable[..., Awaitable[tuple[str, bytes]]],
+    receive: Callable[[Request, Path], Awaitable[Any]],
+    predict: Callable[..., Awaitable[Answer]],
 ) -> APIRouter:
     """Make the routes for 3D Slicer. Scans are kept between requests in `KeptScans`.
 
@@ -76,7 +77,7 @@ def slicer_router(
         labels: value of each label by name.
         new_folder: a dependency of FastAPI: a folder for one request.
         receive: writes the scan of a request into a folder.
-        predict: predicts the scan in a folder and returns name and content of a file.
+        predict: predicts the scan in a folder and returns a file.
     """
     router = APIRouter()
     scans = KeptScans()
@@ -111,8 +112,7 @@ def slicer_router(
         # by its name is moved, so that the name can be used again.
         if not session_id:
             scan = scan.rename(folder / "scan")
-        name, mask = await predict(request, scan, "mask")
-        return _mask_response(name, mask, labels)
+        return _mask_response(await predict(request, scan, "mask"), labels)
 
     return router
 
@@ -127,10 +127,12 @@ def _key_of_session(session: str) -> str:
     return f"session {session}"
 
 
-def _mask_response(name: str, mask: bytes, labels: Mapping[str, int]) -> Response:
-    """Return a mask and its labels as the multipart form that the plug-in expects."""
+def _mask_response(answer: Answer, labels: Mapping[str, int]) -> Response:
+    """Return a mask, its labels and warning as the multipart form that the plug-in expects."""
     end = uuid.uuid4().hex
-    params = json.dumps({"label_names": labels})
-    head = _RESULT.format(end=end, params=params, name=name).encode()
-    body = head + mask + f"\r\n--{end}--\r\n".encode()
+    params: dict[str, Any] = {"label_names": labels}
+    if answer.warning:
+        params["warning"] = answer.warning
+    head = _RESULT.format(end=end, params=json.dumps(params), name=answer.name).encode()
+    body = head + answer.content + f"\r\n--{end}--\r\n".encode()
     return Response(body, media_type=f"multipart/form-data; boundary={end}")

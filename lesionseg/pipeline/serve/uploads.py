@@ -1,6 +1,8 @@
 """Write the files of a request to a folder, and queue scans for the network."""
 
 import asyncio
+import errno
+import re
 import shutil
 import zipfile
 import zlib
@@ -10,15 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, move_on_after, to_thread
+from anyio import CapacityLimiter, fail_after, move_on_after, to_thread
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
-from lesionseg.errors import ContentError, ReadError
+from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.layouts.checks import CHANNEL
-from lesionseg.io.layouts.input_images import TEXT_SUFFIXES
+from lesionseg.io.layouts.input_images import SKIPPED_NAMES, TEXT_SUFFIXES
 from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 
 T = TypeVar("T")
@@ -26,10 +29,16 @@ CASE = "scan"
 MAX_FILES = 5000  # of one scan
 _DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
 _MAX_FIELDS = 20  # of a form, besides its files
+STALLED_SECONDS = 60.0  # without a byte, after which an upload is given up
+_MAX_SUFFIX = 16  # characters of the suffix of a stored file
+# errors of the server, not of the sent files
+_DISK_FAULTS = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE}
 _SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
-async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
+async def receive(
+    request: Request, folder: Path, channels: Sequence[str], *, max_bytes: int
+) -> list[str]:
     """Write the scan in a form's field `file` or `files` to `folder`, see `store`.
 
     The form is not a parameter of the route, because FastAPI would read it before it calls the
@@ -37,46 +46,72 @@ async def receive(request: Request, folder: Path, *, max_bytes: int) -> None:
 
     Raises:
         HTTPException: with status 400 if the form cannot be read.
+        OutputError: if the disk is full, because large files of a form are kept on it.
+        TimeoutError: if no byte arrives for `STALLED_SECONDS`.
     """
+
+    async def receive_in_time() -> Message:
+        with fail_after(STALLED_SECONDS):
+            return await request.receive()
+
+    timed = Request(request.scope, receive_in_time)
     try:
-        async with request.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
+        async with timed.form(max_files=MAX_FILES, max_fields=_MAX_FIELDS) as form:
             sent = [*form.getlist("file"), *form.getlist("files")]
             files = [file for file in sent if not isinstance(file, str)]
-            await to_thread.run_sync(store, files, folder, max_bytes)
+            return await to_thread.run_sync(store, files, folder, channels, max_bytes)
     except (ClientDisconnect, ValueError, LookupError) as error:  # of the parser and of encodings
         raise HTTPException(
             400, "The form cannot be read. Send multipart/form-data with the scan as `file`."
         ) from error
+    except TimeoutError:  # an OSError, too
+        raise
+    except OSError as error:
+        raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
 
 
-def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
+def store(
+    files: Sequence[UploadFile], folder: Path, channels: Sequence[str], max_bytes: int
+) -> list[str]:
     """Write one scan to `folder`: a file, one file per channel, a DICOM series, or a zip of these.
 
-    The files get new names. Only the suffixes of the sent names are used, and their order, which
-    is that of the channels (see `_sort_channels`). Files without the suffix of an image may be
-    DICOM slices. Texts next to images, such as the JSON files of dcm2niix, and the index of a DICOM
-    CD are left out.
+    The files get new names. Only the suffixes of the sent names are used, and the order of the
+    channels (see `_sort_channels`). Files without the suffix of an image may be DICOM slices, but
+    not if another file is an image of another format. Texts next to images, such as the JSON files
+    of dcm2niix, and the index of a DICOM CD are left out.
+
+    Args:
+        files: the files of the form.
+        folder: the folder of the request.
+        channels: the names of the model's channels.
+        max_bytes: the largest size of the content of a zip.
+
+    Returns:
+        The sent names of the channels' files in the order of `channels`. Empty for DICOM.
 
     Raises:
-        ReadError: if the zip cannot be read.
-        ContentError: if the zip contains more than `max_bytes`, or no file was sent.
+        ReadError: if the zip cannot be read, or the system cannot write files of such names.
+        ContentError: if the zip contains more than `max_bytes`, if no file was sent, or if the
+            order of the channels in a zip is unclear.
+        OutputError: if the disk is full.
     """
     received = [
         (Path(file.filename or "a.nii.gz"), partial(nullcontext, file.file)) for file in files
     ]
     sent: list[_SentFile] = list(received)
+    is_zip = len(sent) == 1 and sent[0][0].suffix.lower() == ".zip"
     try:
-        if len(sent) == 1 and sent[0][0].suffix.lower() == ".zip":
+        if is_zip:
             _check_directory(files[0].file)
             sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
-        images = [(name, open_file) for name, open_file in sent if _may_be_image(name)]
-        sent = _sort_channels(images or sent)
-        names = [name for name, _ in sent]
-        are_channels = all(is_image_file(n) and n.suffix.lower() not in DICOM for n in names)
+        sent = _select_images(sent)
+        are_channels = all(_is_volume_or_picture(name) for name, _ in sent)
+        if are_channels:
+            sent = _sort_channels(sent, channels, is_ordered=not is_zip)
         for number, (name, open_file) in enumerate(sent):
-            path = folder / f"{CASE}_{number:04d}{case_suffix(name).lower()}"
+            path = folder / f"{CASE}_{number:04d}{_short_suffix(name)}"
             if not are_channels:
                 path = folder / CASE / f"{number:05d}{_slice_suffix(name)}"
             path.parent.mkdir(exist_ok=True)
@@ -84,12 +119,93 @@ def store(files: Sequence[UploadFile], folder: Path, max_bytes: int) -> None:
                 shutil.copyfileobj(source, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
+    except OSError as error:
+        if error.errno in _DISK_FAULTS:
+            raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
+        raise ReadError(f"The files cannot be stored: {error.strerror}. Rename them.") from error
+    return [name.name for name, _ in sent] if are_channels else []
 
 
-def _sort_channels(sent: Sequence[_SentFile]) -> list[_SentFile]:
+def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
+    """Return the files that may be images, or all files if there are none.
+
+    Files of unknown suffix may be DICOM slices, but not next to an image of another format.
+    """
+    images = [(name, open_file) for name, open_file in sent if _may_be_image(name)]
+    in_known_format = [file for file in images if _is_volume_or_picture(file[0])]
+    if in_known_format:
+        images = [file for file in images if is_image_file(file[0])]
+    return images or list(sent)
+
+
+def _sort_channels(
+    sent: Sequence[_SentFile], channels: Sequence[str], *, is_ordered: bool
+) -> list[_SentFile]:
+    """Sort the files of a scan by channel.
+
+    The numbers `_0000`, `_0001` … in the names decide, otherwise the names of the channels
+    (`_match_channels`). If neither does, the files of a form (`is_ordered`) stay in the order in
+    which they were sent. The order of a zip says nothing.
+
+    Raises:
+        ContentError: if the order is unclear.
+    """
+    by_number = _sort_by_number(sent)
+    if by_number is not None:
+        return by_number
+    if len(sent) < 2 or len(sent) != len(channels):  # a wrong number of files is reported later
+        return list(sent)
+    numbers = _match_channels([strip_suffix(name) for name, _ in sent], channels)
+    if numbers is not None:
+        return [sent[number] for number in numbers]
+    if is_ordered:
+        return list(sent)
+    wanted = ", ".join(f"scan_{number:04d} for {name}" for number, name in enumerate(channels))
+    raise ContentError(
+        f"The names of the files do not show which channel each file is. Name them {wanted}, or by "
+        "the names of the channels."
+    )
+
+
+def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] | None:
+    """Return the number of the file of each channel, or None if the names do not decide.
+
+    A name belongs to the channel whose words it contains. If there are several, it belongs to the
+    one with the most words.
+
+    >>> _match_channels(["P1_flair", "P1_t1-gd", "P1_t1"], ["T1", "T1 Gd", "FLAIR"])
+    [2, 1, 0]
+    """
+    words_of = [_words(channel) for channel in channels]
+    files: dict[int, int] = {}  # by channel
+    for number, name in enumerate(names):
+        words = _words(name)
+        found = [c for c, wanted in enumerate(words_of) if _contains(words, wanted)]
+        most = max((len(words_of[c]) for c in found), default=0)
+        best = [c for c in found if len(words_of[c]) == most]
+        if len(best) != 1 or best[0] in files:
+            return None
+        files[best[0]] = number
+    if files.keys() != set(range(len(channels))):
+        return None
+    return [files[channel] for channel in range(len(channels))]
+
+
+def _words(name: str) -> list[str]:
+    """Return the runs of letters and digits of a name in lower case."""
+    return re.findall(r"[^\W_]+", name.casefold())
+
+
+def _contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Return True if `wanted` is not empty and occurs in `words` without gaps."""
+    n = len(wanted)
+    return n > 0 and any(words[i : i + n] == wanted for i in range(len(words) - n + 1))
+
+
+def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
     """Sort files by the channel numbers in their names, `_0000`, `_0001` and so on.
 
-    If other numbers occur, such as those of patients, the files stay in their order.
+    Return None if other numbers occur, such as those of patients.
     """
     by_number: dict[int, _SentFile] = {}
     for name, open_file in sent:
@@ -98,7 +214,7 @@ def _sort_channels(sent: Sequence[_SentFile]) -> list[_SentFile]:
             by_number[int(match[2])] = (name, open_file)
     channels = range(len(sent))
     if by_number.keys() != set(channels):
-        return list(sent)
+        return None
     return [by_number[channel] for channel in channels]
 
 
@@ -127,14 +243,27 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
 
 
 def _may_be_image(name: Path) -> bool:
-    """Return False for a text and for the index of a DICOM CD."""
-    return name.suffix.lower() not in TEXT_SUFFIXES and name.name.upper() != "DICOMDIR"
+    """Return False for a text, a file of a file manager, and the index of a DICOM CD."""
+    is_text = name.suffix.lower() in TEXT_SUFFIXES
+    is_skipped = name.name.startswith(".") or name.name.lower() in SKIPPED_NAMES
+    return not is_text and not is_skipped
+
+
+def _is_volume_or_picture(name: Path) -> bool:
+    """Return True if the name is that of an image in a known format other than DICOM."""
+    return is_image_file(name) and name.suffix.lower() not in DICOM
+
+
+def _short_suffix(name: Path) -> str:
+    """Return the suffix of an image in lower case, or "" if it is too long for a file name."""
+    suffix = case_suffix(name).lower()
+    return suffix if len(suffix) <= _MAX_SUFFIX else ""
 
 
 def _slice_suffix(name: Path) -> str:
     """Return the suffix of a DICOM file, or "" for the last number of a UID."""
     suffix = name.suffix.lower()
-    return suffix if suffix.strip(".").isalpha() else ""
+    return suffix if suffix.strip(".").isalpha() and len(suffix) <= _MAX_SUFFIX else ""
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:

@@ -1,0 +1,91 @@
+"""The folder of a server for scans in progress, also after the server was killed."""
+
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lesionseg.errors import OutputError
+from lesionseg.io.files import LOCK
+
+logger = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 30.0  # for another server that starts at the same time
+
+
+@contextmanager
+def server_folder() -> Iterator[Path]:
+    """Yield an empty folder, private to this user, that is removed at the end.
+
+    A server that is killed leaves its folder. It is removed when the next server of the same user
+    starts. Each server holds the lock of its folder, and the system releases the lock of a killed
+    process.
+
+    Raises:
+        OutputError: if the folder of all servers belongs to another user, or cannot be made.
+    """
+    shared = _shared_folder()
+    try:
+        with FileLock(shared / LOCK, timeout=_WAIT_SECONDS):
+            # otherwise, another server could remove the new folder before it is locked
+            _remove_leftovers(shared)
+            home = Path(tempfile.mkdtemp(dir=shared))
+            lock = FileLock(home / LOCK)
+            lock.acquire(timeout=0)
+    except (OSError, Timeout) as error:
+        raise OutputError(
+            f"{shared}: the folder for scans cannot be made ({error}). Name another folder by the "
+            "environment variable TMPDIR."
+        ) from error
+    try:
+        yield home
+    finally:
+        lock.release()  # Windows cannot remove a file that is in use
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _shared_folder() -> Path:
+    """Make and return the folder of this user's servers in the folder for temporary files.
+
+    Other users can write into that folder, so the path may be a link or a folder of theirs.
+    """
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder per user
+    folder = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be made: {error.strerror}. Name another folder by the environment "
+            "variable TMPDIR."
+        ) from error
+    is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if not stat.S_ISDIR(found.st_mode) or not is_own:
+        raise OutputError(
+            f"{folder}: this is not a folder of your own. Remove it, or name another folder by the "
+            "environment variable TMPDIR."
+        )
+    folder.chmod(0o700)
+    return folder
+
+
+def _remove_leftovers(shared: Path) -> None:
+    """Remove the folders of servers that no longer run: their locks are free."""
+    for folder in shared.iterdir():
+        # without a lock, the folder may be in use: a cleaner of /tmp may have removed the lock
+        if not (folder / LOCK).is_file():
+            continue
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+        logger.info("Removed the scans of a server that was killed.")
