@@ -42,6 +42,7 @@ from lesionseg.reporting.tuning import (
     trial_table,
     write_tuning_page,
 )
+from lesionseg.training.callbacks import AfterValidation
 from lesionseg.training.module import budget_text
 from lesionseg.training.processes import join_processes, require_device
 from lesionseg.training.validation import SCORE
@@ -197,12 +198,21 @@ class _Trials:
             trial.set_user_attr("scores", scores)
             values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
             trial.report(values[-1], len(values))
-            if trial.should_prune():
-                raise _optuna().TrialPruned
             return {**scores, SCORE: values[-1]}
 
+        def stop_if_poor() -> None:
+            if trial.should_prune():
+                raise _optuna().TrialPruned
+
         try:
-            trained = train_network(experiment, self.plan, self.prepared, validate=validate)
+            trained = train_network(
+                experiment,
+                self.plan,
+                self.prepared,
+                validate=validate,
+                # a trial that has used its whole budget is complete, however poor it is
+                callbacks=[AfterValidation(stop_if_poor)],
+            )
             if not values:
                 # the training has moved the network to the CPU, so the device is stated
                 validate(trained.network, trained.device)
@@ -394,6 +404,8 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
             f"Best pair: {describe(best)}. The mean score of this pair and its neighbours is also "
             "the highest."
         )
+    if search.pruned:
+        lead += " A trial that was stopped early counts with the score of its last validation."
     return [
         lead,
         f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "
