@@ -58,6 +58,7 @@ N_STARTUP = 8  # random pairs before the sampler uses the scores of earlier pair
 # many lesions. Its weight is too small to outweigh one lesion out of a hundred.
 TIE_WEIGHT = 0.01
 FIRST_PAIR = "pair of the settings"  # marks the trial in Optuna's storage
+TRIAL_LOCK = ".trial.lock"  # in the folder of a trial, held by the process that trains it
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -209,7 +210,8 @@ class SharedStudy:
                     return False
                 self._enqueue_first_pair()
                 trial = self.study.ask()
-                held.enter_context(locked_folder(trial_folder(self.run, trial.number)))
+                folder = trial_folder(self.run, trial.number)
+                held.enter_context(locked_folder(folder, TRIAL_LOCK))
             try:
                 value = objective(trial)
             except optuna.TrialPruned:
@@ -229,7 +231,7 @@ class SharedStudy:
     def _running(self) -> Sequence[Any]:
         """Return the trials that a process is training, without those that were killed."""
         unfinished = self._in_states(_optuna().trial.TrialState.RUNNING)
-        return [t for t in unfinished if is_locked(trial_folder(self.run, t.number))]
+        return [t for t in unfinished if is_being_trained(trial_folder(self.run, t.number))]
 
     def _in_states(self, *states: Any) -> Sequence[Any]:
         """Return the trials that are in one of the states of Optuna."""
@@ -258,12 +260,12 @@ def trial_folder(run: Path, number: int) -> Path:
     return run / f"trials/{number:03d}"
 
 
-def is_locked(folder: Path) -> bool:
-    """Return True if a process holds the lock of the folder, see `locked_folder`."""
-    if not folder.is_dir():
+def is_being_trained(folder: Path) -> bool:
+    """Return True if a process holds the lock of the folder of a trial."""
+    if not (folder / TRIAL_LOCK).is_file():
         return False
     try:
-        with locked_folder(folder):
+        with locked_folder(folder, TRIAL_LOCK):
             return False
     except OutputError:
         return True
