@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytorch_lightning as pl
 from torch import nn
 
 from lesionseg.config import TrainConfig
@@ -131,8 +132,12 @@ def train_network(
     plan: Plan,
     cases: Sequence[CachedCase],
     validate: Validate | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`."""
+    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`.
+
+    `callbacks` are added to those of every run.
+    """
     cfg = experiment.cfg
     run = experiment.run
     network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
@@ -142,8 +147,8 @@ def train_network(
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
     open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
-    callbacks = [Progress(training_bar), Previews(run, draw_previews), SpawnedLog(open_handler)]
-    return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=callbacks)
+    ours = [Progress(training_bar), Previews(run, draw_previews), SpawnedLog(open_handler)]
+    return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=[*ours, *callbacks])
 
 
 def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = None) -> None:

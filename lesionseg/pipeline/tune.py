@@ -7,7 +7,8 @@ the search, and the same command continues it. A trial that was killed does not 
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -18,11 +19,11 @@ from torch import nn
 
 from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
 from lesionseg.data.cache import CachedCase
-from lesionseg.errors import ConfigError, DatasetError, TrainingError, pip_install
+from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.curves import Pool, average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import write_json
+from lesionseg.io.files import locked_folder, write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line
@@ -42,6 +43,7 @@ from lesionseg.reporting.tuning import (
     trial_table,
     write_tuning_page,
 )
+from lesionseg.training.callbacks import AfterValidation
 from lesionseg.training.module import budget_text
 from lesionseg.training.processes import join_processes, require_device
 from lesionseg.training.validation import SCORE
@@ -55,6 +57,8 @@ N_STARTUP = 8  # random pairs before the sampler uses the scores of earlier pair
 # Recall changes in steps of one lesion. Average precision decides between pairs that find equally
 # many lesions. Its weight is too small to outweigh one lesion out of a hundred.
 TIE_WEIGHT = 0.01
+FIRST_PAIR = "pair of the settings"  # marks the trial in Optuna's storage
+TRIAL_LOCK = ".trial.lock"  # in the folder of a trial, held by the process that trains it
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
@@ -115,6 +119,12 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         raise ConfigError(
             "trainer.devices: a trial uses one device. Start the command once per device."
         )
+    if cfg.tune.prune and cfg.trainer.validate_every_minutes is None:
+        log.info(
+            "Poor trials are not stopped early (tune.prune), because a trial is validated only at "
+            "its end. To validate in between, set trainer.max_minutes or "
+            "trainer.validate_every_minutes."
+        )
     require_device(cfg.trainer.accelerator)
     with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
         run.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,6 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
 
 def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> TuningSearch:
     """Run the trials that are missing, and write the results after each."""
-    optuna = _optuna()
     run = experiment.run
     cases = experiment.cases("validation")
     n_lesions = sum(experiment.survey.counts.get(files.case, 0) for files in cases)
@@ -150,16 +159,116 @@ def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> T
     }
     trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
     with lock:
-        study = _open_study(cfg, run, groups[0])
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    if len(study.get_trials(deepcopy=False, states=done)) < cfg.tune.n_trials:
-        enough = optuna.study.MaxTrialsCallback(cfg.tune.n_trials, states=done)
-
-        def write(*_: Any) -> None:
-            write_results(cfg, study, facts, run)
-
-        study.optimize(trials.run, callbacks=[enough, write])
+        study = open_study(cfg, run)
+    shared = SharedStudy(
+        study=study,
+        run=run,
+        lock=lock,
+        n_trials=cfg.tune.n_trials,
+        first_pair=configured_pair(cfg, groups[0]),
+    )
+    while shared.run_next(trials.run):
+        write_results(cfg, study, facts, run)
     return write_results(cfg, study, facts, run)
+
+
+@dataclass(frozen=True)
+class SharedStudy:
+    """Optuna's study in a run directory, whose trials several processes may share.
+
+    A killed trial stays "running" in Optuna's journal. A process therefore holds the lock of the
+    folder of its trial. The system releases this lock if the process ends for any reason.
+
+    Attributes:
+        study: the study.
+        run: the run directory.
+        lock: held while a process begins a trial.
+        n_trials: number of trials over all processes.
+        first_pair: the pair of the first trial, or None if Optuna proposes all pairs.
+    """
+
+    study: Any
+    run: Path
+    lock: FileLock
+    n_trials: int
+    first_pair: Mapping[str, float] | None
+
+    def run_next(self, objective: Callable[[Any], float]) -> bool:
+        """Run one trial. Return False if the finished and the running trials are enough.
+
+        If `objective` raises an exception, the trial is marked as failed and does not count.
+        """
+        optuna = _optuna()
+        with ExitStack() as held:
+            with self.lock:
+                # Running trials count, otherwise each process would begin one more. They are read
+                # first, so that a trial that ends meanwhile is not missed.
+                n_running = len(self._running())
+                if len(self._finished()) + n_running >= self.n_trials:
+                    if n_running:
+                        log.info("Other processes are still running %d trials.", n_running)
+                    return False
+                self._enqueue_first_pair()
+                trial = self.study.ask()
+                folder = trial_folder(self.run, trial.number)
+                held.enter_context(locked_folder(folder, TRIAL_LOCK))
+            try:
+                value = objective(trial)
+            except optuna.TrialPruned:
+                self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            except BaseException:  # Ctrl-C as well
+                self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                raise
+            else:
+                self.study.tell(trial, value)
+        return True
+
+    def _finished(self) -> Sequence[Any]:
+        """Return the trials that are complete or pruned."""
+        states = _optuna().trial.TrialState
+        return self._in_states(states.COMPLETE, states.PRUNED)
+
+    def _running(self) -> Sequence[Any]:
+        """Return the trials that a process is training, without those that were killed."""
+        unfinished = self._in_states(_optuna().trial.TrialState.RUNNING)
+        return [t for t in unfinished if is_being_trained(trial_folder(self.run, t.number))]
+
+    def _in_states(self, *states: Any) -> Sequence[Any]:
+        """Return the trials that are in one of the states of Optuna."""
+        trials: Sequence[Any] = self.study.get_trials(deepcopy=False, states=states)
+        return trials
+
+    def _enqueue_first_pair(self) -> None:
+        """Make the first pair the next one, unless a trial of it is finished, running or waiting.
+
+        A trial of it that was killed or failed does not count, so the pair is tried again.
+        """
+        if self.first_pair is None:
+            return
+        waiting = self._in_states(_optuna().trial.TrialState.WAITING)
+        # the running ones first, so that a trial that ends meanwhile is not missed
+        for trial in (*self._running(), *self._finished(), *waiting):
+            # a trial has its mark from the start, but its pair only when the training begins;
+            # trials of earlier versions have no mark
+            if FIRST_PAIR in trial.user_attrs or trial.params == self.first_pair:
+                return
+        self.study.enqueue_trial(dict(self.first_pair), user_attrs={FIRST_PAIR: True})
+
+
+def trial_folder(run: Path, number: int) -> Path:
+    """Return the folder of a trial in the run directory of its search."""
+    return run / f"trials/{number:03d}"
+
+
+def is_being_trained(folder: Path) -> bool:
+    """Return True if a process holds the lock of the folder of a trial."""
+    if not (folder / TRIAL_LOCK).is_file():
+        return False
+    try:
+        with locked_folder(folder, TRIAL_LOCK):
+            return False
+    except OutputError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -187,7 +296,7 @@ class _Trials:
         experiment = replace(
             self.experiment,
             cfg=self.cfg.model_copy(update=changed),
-            run=self.experiment.run / f"trials/{trial.number:03d}",
+            run=trial_folder(self.experiment.run, trial.number),
         )
         plan_of_pair = with_focal_correction(self.plan, experiment.cfg)
         values: list[float] = []
@@ -197,12 +306,21 @@ class _Trials:
             trial.set_user_attr("scores", scores)
             values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
             trial.report(values[-1], len(values))
-            if trial.should_prune():
-                raise _optuna().TrialPruned
             return {**scores, SCORE: values[-1]}
 
+        def stop_if_poor() -> None:
+            if trial.should_prune():
+                raise _optuna().TrialPruned
+
         try:
-            trained = train_network(experiment, self.plan, self.prepared, validate=validate)
+            trained = train_network(
+                experiment,
+                self.plan,
+                self.prepared,
+                validate=validate,
+                # a trial that has used its whole budget is complete, however poor it is
+                callbacks=[AfterValidation(stop_if_poor)],
+            )
             if not values:
                 # the training has moved the network to the CPU, so the device is stated
                 validate(trained.network, trained.device)
@@ -248,8 +366,11 @@ def check_tuning(cfg: TuneConfig) -> None:
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
 
+    A trial gives both the same pair, because a search has two dimensions. The first trial uses the
+    pair of the first group.
+
     Raises:
-        ConfigError: if no loss of the architecture has an α and a γ.
+        ConfigError: if no loss of the architecture has an α and a γ, or one has an α per label.
     """
     sources = sources_of(cfg.model.architecture)
     groups: list[str] = []
@@ -265,6 +386,13 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
         groups.append("detection")
     if not groups:
         raise ConfigError("detection.hard_negatives=true has no α and γ to tune. Set it to false.")
+    for group in groups:
+        alpha = getattr(cfg, group).alpha
+        if isinstance(alpha, tuple):
+            raise ConfigError(
+                f"{group}.alpha=[{','.join(f'{weight:g}' for weight in alpha)}]: a search tunes "
+                "one α for all labels. Give a single number."
+            )
     return tuple(groups)
 
 
@@ -284,7 +412,10 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
 
 
 def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
-    """Return the settings of a trial's trainer, with a budget and `N_VALIDATIONS` by default."""
+    """Return the settings of a trial's trainer, with a budget and `N_VALIDATIONS` by default.
+
+    A trial whose budget is stated only in steps is validated once, at its end.
+    """
     minutes = trainer.max_minutes
     every = trainer.validate_every_minutes
     if minutes is None and trainer.max_steps is None:
@@ -294,8 +425,30 @@ def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
     return trainer.model_copy(update={"max_minutes": minutes, "validate_every_minutes": every})
 
 
-def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
-    """Create or continue the search in `run`. Its first pair is that of the settings."""
+def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:
+    """Return α and γ of the settings in `group`, with which a search begins.
+
+    Return None if the settings state no pair, or if a value is outside the range of the search,
+    because the pair could then be recommended.
+    """
+    settings = getattr(cfg, group)
+    if not isinstance(settings.alpha, float) or settings.gamma is None:
+        return None
+    pair = {"alpha": settings.alpha, "gamma": settings.gamma}
+    for name, value in pair.items():
+        low, high = getattr(cfg.tune, name)
+        if not low <= value <= high:
+            log.info(
+                "The pair of the settings is not tried, because %s.%s=%g is outside "
+                "tune.%s=[%g,%g].",
+                *(group, name, value, name, low, high),
+            )
+            return None
+    return pair
+
+
+def open_study(cfg: TuneConfig, run: Path) -> Any:
+    """Create or continue the search in `run`."""
     optuna = _optuna()
     path = run / "journal.log"
     # a lock by opening a file works on Windows and on network folders alike
@@ -306,7 +459,7 @@ def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
         # The first validation never ends a trial, because it hardly predicts the last one. Half of
         # the random pairs are trained to the end, so that the median is that of several trials.
         pruner = optuna.pruners.MedianPruner(n_startup_trials=N_STARTUP // 2, n_warmup_steps=2)
-    study = optuna.create_study(
+    return optuna.create_study(
         study_name="alpha and gamma",
         storage=optuna.storages.JournalStorage(
             optuna.storages.journal.JournalFileBackend(str(path), lock_obj=lock)
@@ -321,15 +474,6 @@ def _open_study(cfg: TuneConfig, run: Path, group: str) -> Any:
         ),
         pruner=pruner,
     )
-    first = getattr(cfg, group)
-    has_one_pair = isinstance(first.alpha, float) and first.gamma is not None
-    if has_one_pair:
-        pair = {"alpha": first.alpha, "gamma": first.gamma}
-        states = {t.state for t in study.get_trials(deepcopy=False) if t.params == pair}
-        # such as after Ctrl-C: the pair is tried again
-        has_only_failed = states == {optuna.trial.TrialState.FAIL}
-        study.enqueue_trial(pair, skip_if_exists=not has_only_failed)
-    return study
 
 
 def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Path) -> TuningSearch:
@@ -394,6 +538,8 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
             f"Best pair: {describe(best)}. The mean score of this pair and its neighbours is also "
             "the highest."
         )
+    if search.pruned:
+        lead += " A trial that was stopped early counts with the score of its last validation."
     return [
         lead,
         f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "

@@ -68,6 +68,11 @@ class TuningSearch:
         return [t for t in self.trials if t.state == "complete" and t.value is not None]
 
     @property
+    def pruned(self) -> list[TuningTrial]:
+        """The trials that were stopped early and have a value, the one of their last validation."""
+        return [t for t in self.trials if t.state == "pruned" and t.value is not None]
+
+    @property
     def best(self) -> TuningTrial | None:
         """The finished trial with the highest value, or the earliest of several."""
         by_number = sorted(self.finished, key=lambda trial: trial.number)
@@ -166,16 +171,20 @@ def find_steadiest(search: TuningSearch) -> TuningTrial | None:
 
     The smoothed value of a trial is the weighted mean of its own value, those of its neighbours,
     and the mean of all trials. The latter has the weight of one trial, so that a trial without
-    neighbours cannot win by luck. Return None if no trial is finished.
+    neighbours cannot win by luck. Pruned trials count with their last value, because otherwise a
+    pair whose poor neighbours were all pruned would look like one without neighbours. They are
+    never returned. Return None if no trial is finished.
     """
     finished = search.finished
     if not finished:
         return None
-    points = np.array([[t.alpha, t.gamma] for t in finished])
+    counted = finished + search.pruned
+    candidates = np.array([[t.alpha, t.gamma] for t in finished])
+    points = np.array([[t.alpha, t.gamma] for t in counted])
     # a setting with a fixed value has the range 0, which must not become a divisor
     ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
-    distances = (points[:, None] - points) / (BANDWIDTH * ranges)  # of each pair of trials
+    distances = (candidates[:, None] - points) / (BANDWIDTH * ranges)
     weights = np.exp(-(distances**2).sum(-1) / 2)  # a Gaussian kernel, 1 for the trial itself
-    values = np.array([t.value for t in finished], dtype=float)
+    values = np.array([t.value for t in counted], dtype=float)
     smoothed = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
     return finished[int(smoothed.argmax())]

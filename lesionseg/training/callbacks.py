@@ -109,6 +109,31 @@ class LastCheckpoint(Checkpoint):
         checkpoint["ended_early"] = self._ended_early
 
 
+class AfterValidation(pl.Callback):
+    """A callback that calls a function after each validation except the one at the end.
+
+    The function may raise an exception to stop the training, which `fit` passes on. A training
+    that has spent its budget is therefore never stopped.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+        self._has_ended = False
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Note that the next validation is the last one.
+
+        `VolumeValidation` validates in the same hook, but later: Lightning calls checkpoint
+        callbacks after all others.
+        """
+        self._has_ended = True
+
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        """Call the function if the training continues."""
+        if not self._has_ended:
+            self.function()
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """A writer of checkpoints under a temporary name in their folder, which are then renamed.
 

@@ -1,14 +1,24 @@
 """The search for α and γ resumes, and a trial is ranked by its recall."""
 
 import json
+import logging
 
 import pytest
+from filelock import FileLock
 
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
-from lesionseg.pipeline.tune import check_tuning, options_of_trials, tune, tuned_groups
+from lesionseg.pipeline.tune import (
+    SharedStudy,
+    check_tuning,
+    configured_pair,
+    open_study,
+    options_of_trials,
+    tune,
+    tuned_groups,
+)
 
 SMALL = [
     *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
@@ -61,6 +71,101 @@ def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_p
     assert "no number" in found.trials[0].note
 
 
+def test_trial_that_used_its_whole_budget_is_complete(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("optuna.Trial.should_prune", lambda _: True)
+    found = search(root, tmp_path / "run", "tune.n_trials=1")  # validates only at the end
+    assert [trial.state for trial in found.trials] == ["complete"]
+
+
+@pytest.mark.parametrize(
+    ("more", "is_logged"), [((), True), (("trainer.validate_every_minutes=1",), False)]
+)
+def test_log_states_that_a_budget_in_steps_prunes_nothing(
+    root, tmp_path, monkeypatch, caplog, more, is_logged
+):
+    def diverges(*_, **__):
+        raise TrainingError("The loss is no number.")
+
+    monkeypatch.setattr("lesionseg.pipeline.tune.train_network", diverges)
+    with caplog.at_level(logging.INFO):
+        search(root, tmp_path / "run", "tune.n_trials=1", *more)
+    assert ("tune.prune" in caplog.text) == is_logged
+
+
+PAIR = {"alpha": 0.25, "gamma": 2.0}
+
+
+def open_shared(folder, n_trials):
+    """Open the study of a search as one of its processes does."""
+    cfg = compose("tune", ["data.root=x", "loss=focal"])
+    lock = FileLock(folder / "begin")
+    return SharedStudy(open_study(cfg, folder), folder, lock, n_trials, PAIR)
+
+
+def propose(trial):
+    """Ask for a pair as a trial does. Return its score."""
+    trial.suggest_float("alpha", 0.05, 0.95)
+    trial.suggest_float("gamma", 0.0, 5.0)
+    return 0.5
+
+
+def trials_of(shared):
+    return [(t.state.name, t.params == PAIR) for t in shared.study.get_trials()]
+
+
+def test_pair_of_the_settings_is_tried_again_after_its_trial_was_killed(tmp_path, monkeypatch):
+    killed = open_shared(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(killed.study, "tell", lambda *_, **__: None)  # the trial stays "running"
+        assert killed.run_next(propose)
+    restarted = open_shared(tmp_path, 2)
+    while restarted.run_next(propose):
+        pass
+    assert trials_of(restarted) == [("RUNNING", True), ("COMPLETE", True), ("COMPLETE", False)]
+
+
+def test_processes_together_run_the_stated_number_of_trials_and_the_pair_once(tmp_path):
+    started = []
+
+    def train_while_others_begin(trial):
+        other = open_shared(tmp_path, 2)
+        started.append(other.run_next(propose))
+        started.append(other.run_next(propose))  # one trial is complete, this one is running
+        return propose(trial)
+
+    shared = open_shared(tmp_path, 2)
+    assert shared.run_next(train_while_others_begin)
+    assert not shared.run_next(propose)
+    assert started == [True, False]
+    assert trials_of(shared) == [("COMPLETE", True), ("COMPLETE", False)]
+
+
+def test_interrupted_trial_does_not_count(tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    shared = open_shared(tmp_path, 1)
+    with pytest.raises(KeyboardInterrupt):
+        shared.run_next(interrupt)
+    assert shared.run_next(propose)
+    assert not shared.run_next(propose)
+    assert trials_of(shared) == [("FAIL", False), ("COMPLETE", True)]
+
+
+@pytest.mark.parametrize(
+    ("more", "pair"),
+    [
+        ("loss=focal", PAIR),
+        ("loss=focal tune.alpha=[0.3,0.9]", None),
+        ("loss=focal tune.gamma=[0,1]", None),
+        ("loss=focal tune.gamma=[2,2]", PAIR),
+    ],
+)
+def test_pair_of_the_settings_is_tried_only_within_the_ranges(more, pair):
+    cfg = compose("tune", ["data.root=x", *more.split()])
+    assert configured_pair(cfg, "loss") == pair
+
+
 def test_resumed_search_keeps_its_learning_rate(root, tmp_path, monkeypatch):
     rates = []
 
@@ -93,6 +198,8 @@ def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
         ("model=retina_unet detection.hard_negatives=true", ("loss",)),
         ("model=unet loss=cross_entropy", "loss=focal"),  # has no pair
         ("model=retinanet detection.hard_negatives=true", "hard_negatives"),
+        ("model=unet loss=focal loss.alpha=[0.2,0.6]", "loss.alpha"),
+        ("model=retinanet detection.alpha=[0.2,0.6]", "detection.alpha"),
         ("tune.alpha=[0.8,0.2]", "the lower bound"),
         ("data.fold=all", "uses one fold"),
     ],

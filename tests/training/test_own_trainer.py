@@ -7,6 +7,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lesionseg.losses import FocalLoss
 from lesionseg.training import LesionData, VolumeValidation, lesion_module
+from lesionseg.training.callbacks import AfterValidation
 from tests.training.conftest import make_config, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns about workers and loggers
@@ -59,3 +60,18 @@ def test_volumes_are_validated_under_a_user_s_trainer(make_plan, squares, tmp_pa
     assert scored == pytest.approx([0, 0.0, 0.2])
     assert validation.best_score == 0.6
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_function_is_called_after_each_validation_except_the_last(make_plan, squares, tmp_path):
+    events = []
+
+    def validate(_):
+        events.append("validation")
+        return {}
+
+    callbacks = [
+        VolumeValidation(validate, 1e-9, tmp_path),
+        AfterValidation(lambda: events.append("function")),
+    ]
+    fit_module(tmp_path, make_plan(), squares(), make_config(max_steps=3), callbacks=callbacks)
+    assert events == ["validation", "function"] * 2 + ["validation"]

@@ -1,0 +1,39 @@
+"""The recommended pair of a search for α and γ."""
+
+from lesionseg.reporting.tuning import TuningSearch, TuningTrial, find_steadiest
+
+PEAK = [(0.20, 2.0, "complete", 0.80)]
+POOR_NEIGHBOURS = [
+    (0.18, 2.0, "pruned", 0.30),
+    (0.22, 2.0, "pruned", 0.30),
+    (0.20, 2.2, "pruned", 0.30),
+]
+PLATEAU = [
+    (0.70, 1.0, "complete", 0.70),
+    (0.72, 1.0, "complete", 0.72),
+    (0.70, 1.2, "complete", 0.71),
+]
+
+
+def search_of(rows):
+    trials = [TuningTrial(i, *row, scores={}) for i, row in enumerate(rows)]
+    return TuningSearch((0.05, 0.95), (0.0, 5.0), tuple(trials), "recall", "Search")
+
+
+def test_peak_with_poor_pruned_neighbours_loses_against_a_plateau():
+    steadiest = find_steadiest(search_of(PEAK + POOR_NEIGHBOURS + PLATEAU))
+    assert (steadiest.alpha, steadiest.gamma) in {(0.70, 1.0), (0.72, 1.0), (0.70, 1.2)}
+
+
+def test_pruned_trial_with_the_highest_value_is_not_recommended():
+    rows = [(0.2, 2.0, "pruned", 0.9), (0.7, 1.0, "complete", 0.4)]
+    assert find_steadiest(search_of(rows)).alpha == 0.7
+
+
+def test_pruned_trial_without_a_value_does_not_count():
+    rows = [(0.2, 2.0, "pruned", None), (0.7, 1.0, "complete", 0.4)]
+    assert find_steadiest(search_of(rows)).alpha == 0.7
+
+
+def test_search_without_a_finished_trial_has_no_recommendation():
+    assert find_steadiest(search_of(POOR_NEIGHBOURS)) is None
