@@ -57,7 +57,7 @@ def expand_home(path: str | PathLike[str]) -> str:
         return text
     try:
         return str(Path(text).expanduser())
-    except RuntimeError:  # a name such as `~copy`, which is no user
+    except RuntimeError:  # a name such as `~copy`, which is not that of a user
         return text
 
 
@@ -75,7 +75,7 @@ def _check_host(name: str) -> str:
     """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
     if "*" in name.removeprefix("*.") and name != "*":
         raise ValueError(
-            f"{name!r} is no host: a * may stand for the first part only: *.example.org"
+            f"{name!r} is not a host: a * may stand for the first part only: *.example.org"
         )
     return name
 

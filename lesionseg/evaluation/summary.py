@@ -357,9 +357,9 @@ class Summary:
         else:
             statistic = ratio(total, counted)
             n = len(self.results)
-            estimate = bootstrap(statistic, self.draws, counted, NO_MASKED_CASE, n, bounds=[None])[
-                0
-            ]
+            (estimate,) = bootstrap(
+                statistic, self.draws, counted, NO_MASKED_CASE, n, bounds=[None]
+            )
         return MeanEstimate(
             mean=estimate.value,
             ci95=estimate.ci95,

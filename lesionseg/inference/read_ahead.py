@@ -144,8 +144,8 @@ def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) ->
     probabilities = 2 * len(plan.labels)
     if plan.nnunet is not None:
         probabilities += 2 * n_logits(plan)
-    if is_on_disk:
-        probabilities = 0
     preparation = _COPIES * image
-    decision = image + probabilities + _DECISION
+    decision = image + _DECISION
+    if not is_on_disk:
+        decision += probabilities
     return int(n_voxels * max(preparation, decision))

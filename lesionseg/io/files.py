@@ -164,7 +164,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
         ) from error
     except RecursionError as error:
         raise ReadError(
-            f"{path}: the JSON is nested too deeply. Check whether a bracket is missing."
+            f"{path}: the JSON is nested too deeply. Check if a bracket is missing."
         ) from error
     except ValueError as error:  # Python limits the number of digits that it converts
         raise ReadError(
@@ -315,7 +315,7 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))
     except csv.Error as error:
         raise ReadError(
-            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check whether a "
+            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check if a "
             "closing double quote is missing."
         ) from error
     if cells and "\n" in cells[-1] and not text.rstrip().endswith('"'):

@@ -27,11 +27,11 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceE
 
 P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
-_MAY_PASS = frozenset(
+MAY_PASS = frozenset(
     {
         *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH),
         *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EROFS),
     }
 )
 
@@ -164,7 +164,7 @@ def convert_read_errors(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:  # damaged bytes can make a parser raise any error
         failure = _unreadable(path, error)
-        if isinstance(error, OSError) and error.errno in _MAY_PASS:
+        if isinstance(error, OSError) and error.errno in MAY_PASS:
             raise ResourceError(str(failure)) from error
         raise failure from error
 

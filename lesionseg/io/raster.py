@@ -91,9 +91,8 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
     with convert_read_errors(path):
-        stack = read_stack(
-            path, as_labels=as_labels
-        )  # it states its own grid, and its values are grey
+        # a stack states its own grid, and its values are grey
+        stack = read_stack(path, as_labels=as_labels)
         if stack is not None:
             return stack
         stored = _decode(path, raster_mm)

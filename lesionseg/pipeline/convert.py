@@ -26,10 +26,17 @@ _MIRRORED = "nnU-Net validates with mirrored views, so these points need inferen
 
 @dataclass(frozen=True)
 class OwnBundle:
-    """A bundle that was written, and its selection."""
+    """A bundle that was written.
+
+    Attributes:
+        path: its folder.
+        selection: its selection.
+        needs_flips: True if its operating points are those of mirrored views.
+    """
 
     path: Path
     selection: Selection
+    needs_flips: bool
 
 
 def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> OwnBundle:
@@ -47,12 +54,16 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
         raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
     _require_no_training(output)
     selection = bundle.selection
+    needs_flips = cfg.reference is not None and bool(plan.nnunet.mirror_axes)
     if cfg.reference is not None:
         selection = select_on_validation(cfg, selection)
+    if needs_flips:
+        why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
+        selection = replace(selection, reasons={**selection.reasons, OPERATING_POINT: why})
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
     card = model_card(plan, selection, provenance=provenance)
     write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)
-    return OwnBundle(output / BUNDLE, selection)
+    return OwnBundle(output / BUNDLE, selection, needs_flips)
 
 
 def _require_no_training(output: Path) -> None:
@@ -112,5 +123,4 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         chosen_on=OUT_OF_FOLD,
         fold_of=fold_of,
     )
-    why = f"{complete.reasons[OPERATING_POINT]} {_MIRRORED}"
-    return replace(complete, reasons={**complete.reasons, OPERATING_POINT: why})
+    return complete

@@ -86,8 +86,8 @@ def export(
     folder = Path(cfg.output)
     own = write_own_bundle(cfg, bundle, folder, digest)
     settings: dict[str, object] = {"bundle": folder, "input": "SCANS", "output": "FOUND"}
-    if cfg.reference is not None and bundle.plan.nnunet and bundle.plan.nnunet.mirror_axes:
-        settings["inference.flips"] = True  # as in nnU-Net's validation, on which the points are
+    if own.needs_flips:
+        settings["inference.flips"] = True
     command = command_line("predict", settings)
     return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), command)
 

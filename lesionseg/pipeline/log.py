@@ -24,8 +24,6 @@ _MAX_PROGRESS_LINES = 20  # in the log of a step
 _QUIET_SECONDS = 10.0  # at the beginning of a step, in which its progress is not logged
 LOG = "train.log"
 LOG_FORMAT = logging.Formatter("%(asctime)s %(message)s")
-
-
 # text that Hydra reads as the same text
 _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w./-]*", re.IGNORECASE)
 

@@ -109,13 +109,12 @@ def check_report(settings: ReportSection) -> None:
 
 
 def remove_report(folder: Path) -> None:
-    """Remove the scores and the page of an earlier run from a folder, which need not exist."""
+    """Remove the scores and the page of an earlier run from a folder, which need not exist.
+
+    The other files stay, because a reader may have filled them in.
+    """
     remove_scores(folder)
-    for name in (
-        "report.html",
-        "report.pdf",
-        "pseudonyms.csv",
-    ):  # a reader may have filled in the rest
+    for name in ("report.html", "report.pdf", "pseudonyms.csv"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -158,9 +158,10 @@ def settings_to_repeat(
     sections: Collection[str] = _REPEATED,
     left_out: Collection[str] = (),
 ) -> dict[str, object]:
-    """Return the overrides that repeat sections of a configuration, as far as they are no defaults.
+    """Return the overrides that repeat sections of a configuration.
 
-    The folder of the data comes first and is always among them. Keys in `left_out` are not.
+    The folder of the data comes first and is always among them. Other settings are if they differ
+    from the defaults. Keys in `left_out` are not.
     """
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"

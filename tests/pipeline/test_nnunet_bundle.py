@@ -100,9 +100,11 @@ def test_onnx_gives_the_mean_logits_of_all_folds(tmp_path: Path, model: SmallMod
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def write_validated_model(tmp_path: Path) -> tuple[Path, Path]:
+def write_validated_model(
+    tmp_path: Path, mirror_axes: tuple[int, ...] | None = (0, 1, 2)
+) -> tuple[Path, Path]:
     """Write a model of two folds with twelve validation cases each, and all masks."""
-    model = SmallModel(n_folds=2).write(tmp_path / "results")
+    model = SmallModel(n_folds=2, mirror_axes=mirror_axes).write(tmp_path / "results")
     first = (2, 2, 2)
     false = (7, 9, 9)
     for i in range(24):
@@ -138,6 +140,13 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path: 
     assert found.operating_point.name == "fp_per_case:0.5"
     assert all(c.probability is not None for c in found.candidates)
     assert "out-of-fold" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
+
+
+def test_points_of_a_model_without_mirroring_need_no_flips(tmp_path: Path) -> None:
+    model, labels = write_validated_model(tmp_path, mirror_axes=None)
+    outcome = export(model, tmp_path / "out", format="bundle", reference=labels)
+    assert "flips" not in outcome.next
+    assert "flips" not in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
 
 
 def test_exported_fold_has_operating_points_of_its_own_validation(tmp_path: Path) -> None:

@@ -607,7 +607,7 @@ def _read_instances(
     if mask.dtype.kind == "f":
         whole = np.nan_to_num(mask, nan=0.5, posinf=0.5, neginf=0.5)
         if (whole != np.rint(whole)).any():
-            raise ContentError(f"{path}: the mask has values that are no whole numbers.")
+            raise ContentError(f"{path}: the mask has values that are not whole numbers.")
         mask = whole.astype(np.int64)
     if mask.shape != shape:
         raise GeometryError(

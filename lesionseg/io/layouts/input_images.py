@@ -631,7 +631,7 @@ def _make_channel_scan(
 def _find_dicom_scans_of(
     folder: Path, files: Sequence[Path], *, is_complete: bool
 ) -> tuple[list[DicomScan], list[Path]]:
-    """Return the scans of a folder to which the files belong, and the files that are no images.
+    """Return the scans of a folder to which the files belong, and the files that are not images.
 
     The reader of a series takes all its slices in the folder. A glob may match some of them, and
     `is_complete` is then False: the whole folder is listed.

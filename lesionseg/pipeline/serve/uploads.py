@@ -1,7 +1,6 @@
 """Write the files of a request to a folder, and queue scans for the network."""
 
 import asyncio
-import errno
 import re
 import shutil
 import zipfile
@@ -22,6 +21,7 @@ from lesionseg.errors import ContentError, OutputError, ReadError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.layouts.checks import CHANNEL
 from lesionseg.io.layouts.input_images import SKIPPED_NAMES, TEXT_SUFFIXES
+from lesionseg.io.limits import MAY_PASS
 from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 
 T = TypeVar("T")
@@ -31,8 +31,6 @@ _DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
 _MAX_FIELDS = 20  # of a form, besides its files
 STALLED_SECONDS = 60.0  # without a byte, after which an upload is given up
 _MAX_SUFFIX = 16  # characters of the suffix of a stored file
-# errors of the server, not of the sent files
-_DISK_FAULTS = {errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.EMFILE}
 _SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
@@ -120,7 +118,7 @@ def store(
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
     except OSError as error:
-        if error.errno in _DISK_FAULTS:
+        if error.errno in MAY_PASS:  # an error of the server, not of the sent files
             raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
         raise ReadError(f"The files cannot be stored: {error.strerror}. Rename them.") from error
     return [name.name for name, _ in sent] if are_channels else []
