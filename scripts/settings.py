@@ -14,13 +14,14 @@ def settings_page() -> str:
         "",
         "<!-- written by `make docs` from conf/*.yaml: change those -->",
         "",
-        "This page lists every setting of every command with its default. Write a setting as "
+        "This page lists the settings of every command that have a default. Write a setting as "
         "`key=value` after the command, and choose an option of a group with `group=option`: "
         "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`.",
         "",
         "- A key with `???` has no default: you must give it.",
         "- `null` means none, or that lesionseg decides; the comment says which.",
-        "- A plus adds an argument of your own class: `+loss.power=3`.",
+        "- A plus adds a further argument of a class: `+loss.reduction=mean`, `+model.layout=nnunet`, or "
+        "one of your own class, `+loss.power=3`.",
         "- An unknown key is an error that names the nearest known key.",
         "- `--cfg` prints the settings and stops.",
         "- `-i` and `-o` are short for `input=` and `output=`.",

@@ -33,8 +33,9 @@ TileItem = dict[str, Tensor]
 MASKS = ("label", "instances", "valid")
 # arguments that have one value per key in MONAI's transforms
 _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")
-# MONAI's transforms with these parts in their names open files or call other packages
-_NOT_PLAIN = ("monai.transforms.io", "TorchIO", "TorchVision", "CuCIM")
+# MONAI's transforms of intensities. Those of other modules may write or delete files, wait, change
+# the shape or call other packages.
+_PLAIN = "monai.transforms.intensity.dictionary"
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
@@ -67,10 +68,9 @@ def build(spec: Spec, where: str) -> Transform:
 
 
 def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
-    """Raise `BundleError` if a bundle names anything but plain transforms of MONAI.
+    """Raise `BundleError` if a bundle names anything but MONAI's transforms of intensities.
 
-    Transforms that open files or call another package are not plain, and neither are strings that
-    MONAI evaluates. Nothing that is not plain is imported.
+    Strings that MONAI would evaluate are refused too. Nothing else is imported.
     """
     unknown = untrusted_targets(specs)
     if unknown:
@@ -100,16 +100,14 @@ def _find_targets(value: Any) -> Iterator[str]:
 
 
 def _is_plain(target: str) -> bool:
-    """Return True if this is a transform of MONAI that opens no files and calls no package."""
+    """Return True if this is one of MONAI's dictionary transforms of intensities."""
     package, _, name = target.rpartition(".")
     if package != "monai.transforms":
         return False
     import monai.transforms as mt
 
     kind = getattr(mt, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, mt.Transform)):
-        return False
-    return not any(part in f"{kind.__module__}.{kind.__name__}" for part in _NOT_PLAIN)
+    return isinstance(kind, type) and issubclass(kind, mt.Transform) and kind.__module__ == _PLAIN
 
 
 def add_mask_keys(spec: Spec) -> Spec:
