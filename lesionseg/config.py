@@ -491,6 +491,8 @@ class FollowConfig(OutputCommand):
     visits: FilePath
     bundle: Annotated[Bundles | None, PathKind.BUNDLE]
     predictions: FolderPath
+    inference: InferenceConfig
+    device: str
     operating_point: str | None
     before_images: FolderPath
     after_images: FolderPath

@@ -27,13 +27,16 @@ class Selection:
     The first of `operating_points` accepts candidates by default. `calibration` converts a
     candidate's score to its probability of being a lesion. `voxel_calibration` is applied to the
     voxels' probabilities before candidates are found. `n_members` is the number of networks whose
-    probabilities are averaged. `reasons` has a sentence for each part; its keys are in `SELECTED`.
+    probabilities are averaged. `is_mirrored` states whether operating points and calibrations were
+    chosen on means over mirrored views (`inference.flips`); None if that is not known. `reasons`
+    has a sentence for each part; its keys are in `SELECTED`.
     """
 
     operating_points: tuple[OperatingPoint, ...] = ()
     calibration: Calibration | None = None
     voxel_calibration: Calibration | None = None
     n_members: Annotated[int, Field(ge=1, le=1000)] = 1
+    is_mirrored: bool | None = None
     reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
     schema_version: Literal[1] = 1
 

@@ -1,4 +1,4 @@
-"""The boxes of a detector: collected from tiles, merged by NMS, restored to the file's grid.
+"""The boxes of a detector: collected from tiles, merged, restored to the file's grid.
 
 They are the candidates of a case, or are fused with the candidates from voxels.
 """
@@ -28,7 +28,7 @@ from lesionseg.ops.boxes import (
     move_boxes,
     split_box,
 )
-from lesionseg.ops.suppression import batched_nms
+from lesionseg.ops.suppression import batched_nms, cluster_boxes
 from lesionseg.plan.plan import Plan
 
 MOST_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by descending score
@@ -69,27 +69,42 @@ def no_boxes(dims: int) -> Boxes:
 class BoxCollector:
     """A collector of the boxes of all tiles, mirrored views and ensemble members.
 
-    A view is the output of one network for one tile, mirrored or not. Within a view, NMS keeps one
-    box per lesion, and boxes that are empty or not finite are dropped. If an edge of the tile
-    inside the volume cuts a box, its score is multiplied by the tile weight at its centre, because
-    a neighbouring tile contains the whole lesion. `finish` merges the boxes of all views by NMS.
+    A reading is the output of one network for the whole volume, mirrored or not; a view is that for
+    one tile. Within a view, NMS keeps one box per lesion, and boxes that are empty or not finite
+    are dropped. If an edge of the tile inside the volume cuts a box, its score is multiplied by the
+    tile weight at its centre, because a neighbouring tile contains the whole lesion. `finish`
+    merges the boxes of all views by NMS. A merged box has the mean over all readings of the
+    reading's highest score in its place, where a reading without such a box counts as 0.
+
+    Args:
+        grid: the tiles of the volume.
+        plan: plan of the networks.
+        n_readings: number of readings. Each of them reads all tiles that are read.
     """
 
-    def __init__(self, grid: TileGrid, plan: Plan) -> None:
+    def __init__(self, grid: TileGrid, plan: Plan, n_readings: int = 1) -> None:
         self.grid = grid
         self.plan = plan
+        self.n_readings = n_readings
         levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
         self._anchors = grid_anchors(levels)
         self._weight = gaussian_weight(plan.tile_shape)
-        # Boxes, scores and labels of each finished view. The first entry is empty, so that
-        # `finish` can concatenate them if there is no view.
+        # Boxes, scores, labels and readings of each finished view. The first entry is empty, so
+        # that `finish` can concatenate them if there is no view.
         none = torch.zeros(0)
-        self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long())]
-        # Tile, mirrored axes and packed boxes of views that are still on their way from the GPU.
-        self._waiting: list[tuple[int, Sequence[int], Tensor]] = []
+        self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())]
+        # Tile, mirrored axes, reading and packed boxes of views that are still on their way from
+        # the GPU.
+        self._waiting: list[tuple[int, Sequence[int], int, Tensor]] = []
         self.n_left_out = 0  # boxes beyond the largest number that a case may have
 
-    def add(self, output: DetectorOutput, tiles: Sequence[int], flipped: Sequence[int]) -> None:
+    def add(
+        self,
+        output: DetectorOutput,
+        tiles: Sequence[int],
+        flipped: Sequence[int],
+        reading: int = 0,
+    ) -> None:
         """Add the boxes of the highest scores in a batch of tiles.
 
         They stay on the device until `gather`.
@@ -98,6 +113,7 @@ class BoxCollector:
             output: the network's output. It may have more rows than `tiles`; these are ignored.
             tiles: the numbers of the tiles in the grid.
             flipped: the spatial axes along which the tiles were mirrored.
+            reading: the number of the reading, below `n_readings`.
         """
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)
@@ -119,7 +135,7 @@ class BoxCollector:
         columns = torch.cat([scores.double()[..., None], index[..., None], of_tile], dim=-1)
         table = torch.cat([boxes.double(), columns], dim=-1)  # `_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
-            self._waiting.append((tile, flipped, rows))
+            self._waiting.append((tile, flipped, reading, rows))
 
     def forget_waiting(self) -> None:
         """Drop the boxes of all batches since the last call of `gather`."""
@@ -133,9 +149,10 @@ class BoxCollector:
         """
         if not self._waiting:
             return
-        tables = torch.stack([rows for _, _, rows in self._waiting]).cpu()
-        for (tile, flipped, _), rows in zip(self._waiting, tables, strict=True):
-            self._views.append(self._view(rows, tile, flipped))
+        tables = torch.stack([rows for *_, rows in self._waiting]).cpu()
+        for (tile, flipped, reading, _), rows in zip(self._waiting, tables, strict=True):
+            boxes, scores, labels = self._view(rows, tile, flipped)
+            self._views.append((boxes, scores, labels, torch.full_like(labels, reading)))
         self._waiting = []
 
     def _view(
@@ -191,18 +208,22 @@ class BoxCollector:
     def finish(self) -> Boxes:
         """Merge the boxes of all views, and clip them to the volume without its padding."""
         self.gather()
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*self._views, strict=True))
-        best = self._merge(boxes, scores, labels)
+        boxes, scores, labels, readings = (
+            torch.cat(parts) for parts in zip(*self._views, strict=True)
+        )
+        best, merged_scores = self._merge(boxes, scores, labels, readings)
         padding = torch.tensor([before for before, _ in self.grid.pad], dtype=torch.float32)
         limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
         inside = (boxes[best] - padding.repeat(2)).clamp(min=0).minimum(limit)
-        # a box within the padding is empty now, and edge weights have lowered some scores
-        is_kept = ~is_degenerate(inside) & (scores[best] >= self.plan.box_floor)
+        # a box within the padding is empty now, and edge weights and means have lowered some scores
+        is_kept = ~is_degenerate(inside) & (merged_scores >= self.plan.box_floor)
         kept = torch.nonzero(is_kept)[:, 0]
-        return Boxes(inside[kept], scores[best][kept], labels[best][kept], self.n_left_out)
+        return Boxes(inside[kept], merged_scores[kept], labels[best][kept], self.n_left_out)
 
-    def _merge(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Return the indices of the merged boxes by descending score.
+    def _merge(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, readings: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the indices of the merged boxes and their scores, by descending score.
 
         A box cannot be dropped because of one with a lower score. So the merged boxes of the
         highest scores are the first of all merged boxes, and those after the limit of candidates
@@ -214,12 +235,34 @@ class BoxCollector:
         n = MERGED_AT_FIRST
         while True:
             highest = order[:n]
-            merged = batched_nms(boxes[highest], scores[highest], labels[highest], merge_iou)
+            keeper = cluster_boxes(boxes[highest], scores[highest], labels[highest], merge_iou)
+            merged = torch.nonzero(keeper == torch.arange(len(keeper)))[:, 0]
             if n >= len(order) or len(merged) >= limit:
                 break
             n *= 4
         self.n_left_out += len(order) - len(highest)
-        return highest[merged]
+        means = _mean_over_readings(scores[highest], keeper, readings[highest], self.n_readings)
+        merged = merged[means[merged].argsort(descending=True, stable=True)]
+        return highest[merged], means[merged]
+
+
+def _mean_over_readings(
+    scores: Tensor, keeper: Tensor, readings: Tensor, n_readings: int
+) -> Tensor:
+    """Return for each kept box the mean over all readings of the highest score of its cluster.
+
+    Args:
+        scores: scores of all boxes `[n]`.
+        keeper: index of the kept box of each box's cluster `[n]`.
+        readings: the reading of each box `[n]`.
+        n_readings: number of readings. One without a box in a cluster counts as 0.
+
+    Returns:
+        Means `[n]`; 0 for boxes that are not kept.
+    """
+    highest = torch.zeros(len(scores), n_readings)
+    highest.view(-1).scatter_reduce_(0, keeper * n_readings + readings, scores, "amax")
+    return highest.mean(dim=1)
 
 
 def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """The predictor: find the candidates in scans with one or several bundles."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -49,6 +50,8 @@ from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 StrPath = str | PathLike[str]
 
@@ -139,7 +142,25 @@ class Predictor:
             memory_format=memory_format,
         )
         self.device = self.window.device
-        self.operating_point()  # raises an error now instead of after the first scan
+        point = self.operating_point()  # raises an error now instead of after the first scan
+        if point.chosen_on is not None:
+            self._compare_views()
+
+    @property
+    def is_mirrored(self) -> bool:
+        """True if probabilities are means over mirrored views."""
+        return len(self.window.flips) > 1
+
+    def _compare_views(self) -> None:
+        """Warn if the operating points were chosen on other views than those of this predictor."""
+        before = self.selection.is_mirrored
+        if before is not None and before != self.is_mirrored:
+            log.warning(
+                "The operating points of this bundle were chosen with inference.flips=%s, but "
+                "inference.flips is %s, so the rate of false positives may be another one. Set "
+                "inference.flips=%s.",
+                *(str(value).lower() for value in (before, self.is_mirrored, before)),
+            )
 
     @classmethod
     def from_network(

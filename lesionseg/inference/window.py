@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from math import prod
 from typing import Any
 
@@ -227,7 +227,8 @@ class SlidingWindow:
             grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, sums_device
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
-        collector = BoxCollector(grid, plan) if detects else None
+        n_readings = len(self.networks) * len(self.flips)
+        collector = BoxCollector(grid, plan, n_readings) if detects else None
         with reuse_memory(is_wanted=self.device.type == "cpu"):
             n_done = 0
             while n_done < len(tiles):
@@ -301,28 +302,27 @@ class SlidingWindow:
         n_channels = n_logits(self.plan)
         total = None
         tiles = self._fill_batch(tiles.to(self.device))
-        for network in self.networks:
-            for axes in self.flips:
-                mirrored = [axis + 2 for axis in axes]
-                output = self._run(network, tiles.flip(mirrored) if axes else tiles)
-                if isinstance(output, DetectorOutput):
-                    if collector is not None:
-                        collector.add(output, numbers, axes)
-                    output = output.segmentation
-                if not self.plan.has_voxels:
-                    p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
-                elif output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
-                    raise GeometryError(
-                        f"The network returned the shape {tuple(output[0].shape)} for tiles "
-                        f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
-                    )
-                else:
-                    p = label_probabilities(output[0][:n_tiles], self.plan)
-                p = p.flip(mirrored) if axes else p
-                total = p if total is None else total + p
-        n_views = len(self.networks) * len(self.flips)
+        readings = list(product(self.networks, self.flips))
+        for reading, (network, axes) in enumerate(readings):
+            mirrored = [axis + 2 for axis in axes]
+            output = self._run(network, tiles.flip(mirrored) if axes else tiles)
+            if isinstance(output, DetectorOutput):
+                if collector is not None:
+                    collector.add(output, numbers, axes, reading)
+                output = output.segmentation
+            if not self.plan.has_voxels:
+                p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
+            elif output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
+                raise GeometryError(
+                    f"The network returned the shape {tuple(output[0].shape)} for tiles "
+                    f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
+                )
+            else:
+                p = label_probabilities(output[0][:n_tiles], self.plan)
+            p = p.flip(mirrored) if axes else p
+            total = p if total is None else total + p
         mean = torch.as_tensor(total)
-        return mean if n_views == 1 else mean / n_views
+        return mean if len(readings) == 1 else mean / len(readings)
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
         """Repeat the last tile on a GPU until their number is a power of two or fills the batch.

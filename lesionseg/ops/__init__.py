@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from lesionseg.ops.resample import resample_slabs as resample_slabs
     from lesionseg.ops.resample import resample_to as resample_to
     from lesionseg.ops.suppression import batched_nms as batched_nms
+    from lesionseg.ops.suppression import cluster_boxes as cluster_boxes
     from lesionseg.ops.suppression import nms as nms
 
 _HOMES = {
     "batched_nms": "suppression",
     "box_iou": "boxes",
     "box_volume": "boxes",
+    "cluster_boxes": "suppression",
     "label_components": "components",
     "lesion_instances": "components",
     "nms": "suppression",

@@ -59,7 +59,8 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
         selection = select_on_validation(cfg, selection)
     if needs_flips:
         why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
-        selection = replace(selection, reasons={**selection.reasons, OPERATING_POINT: why})
+        reasons = {**selection.reasons, OPERATING_POINT: why}
+        selection = replace(selection, is_mirrored=True, reasons=reasons)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
     card = model_card(plan, selection, provenance=provenance)
     write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)

@@ -177,7 +177,11 @@ def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedM
     _check_equal(plans, [fold.run.name for fold in folds.values()])
     joint = _describe_folds(experiment, folds.values(), plans[0].architecture.name)
     voxels = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
-    selection = Selection(voxel_calibration=voxels, n_members=len(folds))
+    selection = Selection(
+        voxel_calibration=voxels,
+        n_members=len(folds),
+        is_mirrored=bundles[0].selection.is_mirrored,  # the folds have the same settings
+    )
     surveys = {number: fold.survey for number, fold in folds.items()}
     selection, scores = score_folds(joint, surveys, selection)
     complete = replace(ensemble(bundles), selection=selection)

@@ -375,6 +375,8 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         bundle=cfg.bundle,
         input=cfg.visits,
         output=folder,
+        inference=cfg.inference,
+        device=cfg.device,
         operating_point=cfg.operating_point,
         dicom_output=cfg.dicom_output,
         trust=cfg.trust,

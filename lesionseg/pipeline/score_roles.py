@@ -72,7 +72,11 @@ def score_validation(
     log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder, count_levels)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
-    selection = Selection(voxel_calibration=fit, reasons={VOXEL_CALIBRATION: why})
+    selection = Selection(
+        voxel_calibration=fit,
+        is_mirrored=predictor.is_mirrored,
+        reasons={VOXEL_CALIBRATION: why},
+    )
     if fit is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
         _predict(predictor.with_selection(selection), experiment, cases, folder)

@@ -52,6 +52,7 @@ class TrainOutcome(Outcome):
         page: the report; None without a validation case.
         is_first: False for all processes of a training on several devices except the first.
         needs_trust: True if the bundle names classes that `predict` imports only with `trust=true`.
+        needs_flips: True if the operating points were chosen on means over mirrored views.
     """
 
     run: Path
@@ -59,6 +60,7 @@ class TrainOutcome(Outcome):
     page: Path | None = None
     is_first: bool = True
     needs_trust: bool = False
+    needs_flips: bool = False
 
     def summary(self) -> list[str]:
         """Return the scores, the selection, the bundle and the page."""
@@ -75,6 +77,8 @@ class TrainOutcome(Outcome):
         if not self.is_first:
             return None
         settings = {"bundle": self.run, "input": "SCANS", "output": "FOUND"}
+        if self.needs_flips:
+            settings["inference.flips"] = True
         if self.needs_trust:
             settings["trust"] = True
         return command_line("predict", settings)
@@ -114,6 +118,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
                 page=page,
                 is_first=is_rank_zero(),
                 needs_trust=needs_trust(cfg),
+                needs_flips=cfg.inference.flips,
             )
 
         if cfg.data.fold == ALL_FOLDS:
@@ -145,6 +150,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         lines=(*align_columns(scores_table(scores)), "", *lines),
         page=page,
         needs_trust=needs_trust(cfg),
+        needs_flips=cfg.inference.flips,
     )
 
 

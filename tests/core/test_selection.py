@@ -20,6 +20,7 @@ FULL = Selection(
     calibration=Calibration(-1.0, 2.0, n_true=3),
     voxel_calibration=Calibration(0.5, 1.5),
     n_members=5,
+    is_mirrored=True,
     reasons={"calibration": "of three lesions"},
 )
 

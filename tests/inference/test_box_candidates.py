@@ -235,6 +235,30 @@ def test_tile_with_many_lesions_gives_a_box_for_each():
     assert found.n_left_out == 0
 
 
+def test_score_of_an_ensemble_is_the_mean_over_its_networks():
+    both = [3.0, 3.0, 7.0, 7.0]
+    moved = [3.0, 3.0, 7.0, 8.0]  # the same lesion: IoU 0.8
+    only_second = [10.0, 10.0, 14.0, 14.0]
+    collector = BoxCollector(TileGrid((16, 16), PLAN.tile_shape), PLAN, n_readings=2)
+    collector.add(make_output((both, 0.4, 1)), [0], (), 0)
+    collector.add(make_output((moved, 0.6, 1), (only_second, 0.9, 2)), [0], (), 1)
+    found = collector.finish()
+    assert_close(found.scores, [(0.4 + 0.6) / 2, 0.9 / 2])
+    assert_close(found.boxes, [moved, only_second])
+    assert found.labels.tolist() == [1, 2]
+
+
+def test_tiles_of_one_network_count_once_in_the_mean_of_an_ensemble():
+    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
+    lesion = [6.0, 10.0, 9.0, 13.0]  # inside both tiles
+    collector = BoxCollector(grid, PLAN, n_readings=2)
+    for i, start in enumerate(grid.starts):
+        in_tile = [v - start[a % 2] for a, v in enumerate(lesion)]
+        collector.add(make_output((in_tile, 0.8, 1)), [i], (), 0)
+        collector.add(make_output(), [i], (), 1)  # finds nothing
+    assert_close(collector.finish().scores, [0.4])
+
+
 @pytest.mark.parametrize(
     ("limit", "n_found", "n_left_out"),
     [(3, 4, 4), (5, 8, 0), (100, 8, 0)],  # 4 boxes at first, then 16

@@ -130,6 +130,22 @@ def test_operating_point_decides_which_candidates_are_accepted(volume, plan):
         predictor_of(Bright(), plan, selection=selection, operating_point="fp_per_case:3")
 
 
+@pytest.mark.parametrize("chosen", [True, False, None])
+@pytest.mark.parametrize("flips", [True, False])
+def test_warning_if_the_operating_point_was_chosen_on_other_views(plan, caplog, chosen, flips):
+    point = OperatingPoint("fp_per_case:1", 0.4, chosen_on="validation")
+    selection = Selection((point,), is_mirrored=chosen)
+    settings = InferenceConfig.of(flips=flips)
+    predictor = predictor_of(Bright(), plan, selection=selection, settings=settings)
+    assert predictor.is_mirrored == flips
+    is_other = chosen not in (None, flips)
+    assert (f"Set inference.flips={str(chosen).lower()}." in caplog.text) == is_other
+    caplog.clear()
+    given = "score:0.3"  # it does not depend on any view
+    predictor_of(Bright(), plan, selection=selection, settings=settings, operating_point=given)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
 def test_raster_without_a_pixel_size_gets_that_of_the_training(
     rng, plan, tmp_path, trained_at, taken

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionseg.errors import ContentError
-from lesionseg.ops import batched_nms, box_iou, nms
+from lesionseg.ops import batched_nms, box_iou, cluster_boxes, nms
 
 
 def suppress_by_naive_loop(boxes, scores, threshold):
@@ -71,3 +71,12 @@ def test_tensors_that_do_not_fit_together_are_an_error():
         nms(torch.zeros(3, 4), torch.zeros(2), 0.5)
     with pytest.raises(ContentError, match="one group for each box"):
         batched_nms(torch.zeros((2, 4)), torch.zeros(2), torch.zeros(1).long(), 0.5)
+
+
+def test_each_dropped_box_belongs_to_the_highest_kept_box_that_overlaps_it():
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [0, 2, 4, 6], [9, 9, 10, 10], [0, 1, 4, 5]])
+    scores = torch.tensor([0.9, 0.5, 0.8, 0.1, 0.7])
+    groups = torch.tensor([1, 1, 1, 1, 2])
+    # box 1 has an IoU of 0.6 with the kept boxes 0 and 2; box 4 is of another group
+    assert cluster_boxes(boxes, scores, groups, 0.5).tolist() == [0, 0, 2, 3, 4]
+    assert batched_nms(boxes, scores, groups, 0.5).tolist() == [0, 2, 4, 3]

@@ -460,6 +460,20 @@ def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path,
     assert (study["m12"]["group"], study["m12"]["visit"]) == ("P1", "2024-01-31")
 
 
+def test_visits_are_predicted_with_the_given_settings(timeline, tmp_path, bright, monkeypatch):
+    make_predictor = predict_module.make_predictor
+    used = []
+
+    def make_and_note(cfg, architectures):
+        used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device))
+        return make_predictor(cfg, architectures)
+
+    monkeypatch.setattr(predict_module, "make_predictor", make_and_note)
+    settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu"}
+    follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, **settings)
+    assert used == [(0.25, True, "cpu")]
+
+
 def test_dicom_output_applies_to_the_predictions_too(tmp_path, bright):
     pytest.importorskip("highdicom")
     for name in ("v1", "v2"):
