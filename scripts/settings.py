@@ -20,8 +20,8 @@ def settings_page() -> str:
         "",
         "- A key with `???` has no default: you must give it.",
         "- `null` means none, or that lesionseg decides; the comment says which.",
-        "- A plus adds a further argument of a class: `+loss.reduction=mean`, `+model.layout=nnunet`, "
-        "or one of your own class, `+loss.power=3`.",
+        "- A plus adds a further argument of a class: `+loss.reduction=mean`, "
+        "`+model.layout=nnunet`, or one of your own class, `+loss.power=3`.",
         "- An unknown key is an error that names the nearest known key.",
         "- `--cfg` prints the settings and stops.",
         "- `-i` and `-o` are short for `input=` and `output=`.",
