@@ -373,7 +373,8 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on a prepared scan.
 
-        If a channel has no contrast, all probabilities are 0 and nothing is detected.
+        If a channel has no contrast, all probabilities are 0 and nothing is detected. `check_scan`
+        describes the exceptions.
 
         Args:
             scan: the prepared scan.
