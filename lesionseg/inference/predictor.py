@@ -82,8 +82,9 @@ class Predictor:
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
             probabilities are averaged (an ensemble). The plan of the first one is used.
-        settings: overlap of tiles, mirrored views, precision and memory. None uses the defaults in
-            `conf/`.
+        settings: overlap of tiles, mirrored views and precision. `max_memory_gb` has an effect only
+            on `read_ahead.predict_volumes`, which has several cases in memory. None uses the
+            defaults in `conf/`.
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
