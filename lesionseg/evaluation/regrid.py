@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 def resample_prediction(prediction: Prediction, geometry: Geometry) -> Prediction:
     """Resample the prediction onto the grid `geometry`, by position in space.
 
-    Each voxel gets the candidate of the nearest voxel, or none outside the prediction's grid. A
+    Each voxel gets the candidate of the nearest voxel, or none half a voxel and more outside the
+    prediction's grid: a coarse grid may end a little before that of the reference. A
     candidate that is located between the new voxels keeps the voxel nearest to its centre, if this
     voxel is free and inside the grid. A box without voxels becomes the bounding box of its moved
     corners. Sizes are measured again. Candidates outside the grid are left out with a warning: a
@@ -76,8 +77,9 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
 
 def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
     """Resample an array `[*spatial]` onto another grid by the nearest voxel."""
-    moved: NDArray[Any] = resample_to(array[np.newaxis], source, geometry, "nearest")[0].numpy()
-    return moved
+    moved = resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")
+    nearest: NDArray[Any] = moved[0].numpy()
+    return nearest
 
 
 def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[Candidate, ...]:

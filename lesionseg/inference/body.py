@@ -6,8 +6,10 @@ tissue. It is computed from the image before normalisation:
 1. A block is tissue if one of its voxels is, in any channel. In CT, tissue is above −500 HU (air
    has −1000, lung −850 with its vessels, fat −100). In MRI, tissue is above 5 % of the range from
    air (0, or the lowest value if it is negative) to the 99.5th percentile.
-2. Connected components (noise, a cable) that are smaller than a hundredth of the largest one are
-   removed.
+2. Connected components of noise in MRI are removed: those that are smaller than a hundredth of the
+   largest one and nowhere above 15 % of the range. If noise reached 15 %, so many blocks would be
+   above 5 % that they were one large component. In CT, noise in air does not reach −500 HU, so all
+   components are kept: a nodule in the lung may be the only tissue around it in a cropped scan.
 3. Blocks between two blocks of tissue along any axis are inside: lungs, sinuses, the space between
    arms and chest.
 4. A margin of two blocks is added.
@@ -32,8 +34,9 @@ from lesionseg.plan.plan import Modality
 
 _BLOCK_MM = 4.0
 _CT_TISSUE_HU = -500.0
-_MRI_TISSUE = 0.05
-_SMALLEST_PIECE = 0.01  # share of the largest component
+_MRI_TISSUE = 0.05  # of the range from air to the 99.5th percentile
+_MRI_NO_NOISE = 0.15  # of the same range
+_SMALLEST_PIECE = 0.01  # share of the largest component; smaller ones may be noise
 _MARGIN_BLOCKS = 2
 _PLAUSIBLE_SHARE = (0.02, 0.95)  # of the image
 # number of evenly spaced voxels from which percentiles are computed
@@ -94,21 +97,14 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     if image.geometry.dims == 2:  # radiographs and pictures
         return None
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
-    tissue = np.logical_or.reduce(
-        [_block_maxima(c, block) > _tissue_limit(c, modality) for c in image.array]
-    )
-    pieces = label_components(tissue)
-    sizes = np.bincount(pieces.reshape(-1))
-    sizes[0] = 0  # piece 0 is the background
-    # at least 1, so that the background does not count as inside if there is no tissue
-    inside = (sizes >= max(1, _SMALLEST_PIECE * sizes.max()))[pieces]
+    inside = _find_tissue(image.array, modality, block)
     between = inside.copy()
     for axis in range(inside.ndim):
         # blocks with tissue at or before them, and at or after them
         before = np.logical_or.accumulate(inside, axis=axis)
         after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
         between |= before & after
-    cube = np.ones((3,) * tissue.ndim, dtype=np.bool_)
+    cube = np.ones((3,) * inside.ndim, dtype=np.bool_)
     blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
     # A cautious, low estimate of the share of the image: the share of blocks, multiplied by that of
@@ -119,14 +115,38 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     return body if least <= share <= most else None
 
 
-def _tissue_limit(channel: NDArray[np.float32], modality: Modality) -> float:
-    """Return the intensity above which a voxel is tissue."""
+def _find_tissue(
+    array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Return True for the blocks `[*coarse]` of tissue in any channel, without components of noise.
+
+    These are steps 1 and 2 of the module's docstring.
+    """
+    maxima = [_block_maxima(channel, block) for channel in array]
+    tissue = np.zeros(maxima[0].shape, dtype=np.bool_)
+    is_no_noise = np.zeros_like(tissue)
+    for channel, highest in zip(array, maxima, strict=True):
+        tissue_limit, noise_limit = _tissue_limits(channel, modality)
+        tissue |= highest > tissue_limit
+        is_no_noise |= highest > noise_limit
+    pieces = label_components(tissue)
+    sizes = np.bincount(pieces.reshape(-1))
+    sizes[0] = 0  # piece 0 is the background
+    kept = sizes >= _SMALLEST_PIECE * sizes.max()
+    kept[pieces[is_no_noise]] = True
+    kept[0] = False
+    return np.asarray(kept[pieces])
+
+
+def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[float, float]:
+    """Return the intensity above which a voxel is tissue, and that which noise does not reach."""
     # PET next to CT has no such low values; a CT without them would have no air either
     if modality == "ct" and float(channel.min()) < _CT_TISSUE_HU:
-        return _CT_TISSUE_HU
+        return _CT_TISSUE_HU, _CT_TISSUE_HU
     sample = channel.reshape(-1)[:: max(1, channel.size // _SAMPLED)]
     air = min(0.0, float(sample.min()))
-    return air + _MRI_TISSUE * (float(np.percentile(sample, 99.5)) - air)
+    width = float(np.percentile(sample, 99.5)) - air
+    return air + _MRI_TISSUE * width, air + _MRI_NO_NOISE * width
 
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:

@@ -128,7 +128,7 @@ def collect_sparse(
         n_before += flat.size
     probabilities = np.concatenate(values)
     if np.isnan(probabilities).any():
-        raise ContentError("The probabilities contain NaN.")
+        raise ContentError("The probabilities contain NaN. Try inference.precision=fp32.")
     return SparseProbabilities(shape, np.concatenate(indices), probabilities)
 
 

@@ -56,13 +56,20 @@ class Inferred:
     ) -> Iterator[Slab]:
         """Yield probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid.
 
-        They are 0 outside the plan's grid. If the grids differ only by flips, axis order and whole
-        voxels, the stored probabilities are copied. Otherwise they are interpolated.
-        `calibration` is applied to them, and `on_slab` is called with each slab.
+        If the grids differ only by flips, axis order and whole voxels, the stored probabilities are
+        copied. Otherwise they are interpolated. The plan's grid has a whole number of voxels, so it
+        may end before the file's grid, by up to a quarter of a voxel. The outermost probabilities
+        therefore continue for half a voxel; beyond that, they are 0. `calibration` is applied to
+        them, and `on_slab` is called with each slab.
         """
         stored = self.store.values[label][None]
         moved = resample_slabs(
-            stored, self.plan_geometry, self.file_geometry, "linear", decode=self.store.decode
+            stored,
+            self.plan_geometry,
+            self.file_geometry,
+            "linear",
+            edge="near",
+            decode=self.store.decode,
         )
         for rows, piece in moved:
             self.store.release()  # free the memory of pages that were read from disk

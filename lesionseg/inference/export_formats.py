@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg import __version__
+from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration
 from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
@@ -198,9 +199,17 @@ def write_onnx(
 def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
     """Return the machine-readable description of an ONNX file, with plan and selection.
 
-    It states all that another program needs to process scans as lesionseg does, except for the mask
-    of the body. `digest` identifies the bundle, and `difference` is the result of
-    `largest_difference`.
+    It states the steps of lesionseg before and after the network, with the default overlap of
+    tiles. A program that shall give the same candidates also needs parts of the source code: the
+    mask of the body (`body`), the search for candidates (`candidates`, with `TOP_VOXELS` and
+    `PROMINENCE`), the lower scores of boxes that an edge of a tile cuts, and the fusion of voxels
+    and boxes (both in `box_candidates`).
+
+    Args:
+        bundle: the exported bundle.
+        digest: identifies the bundle.
+        opset: the opset of the ONNX file.
+        difference: the result of `largest_difference`.
     """
     plan = bundle.plan
     note: dict[str, Any] = {
@@ -216,7 +225,8 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
             "axes": ["S", "A", "R"] if plan.dims == 3 else ["row", "column"],
         },
         "tiles": {
-            "overlap": 0.5,
+            "overlap": InferenceConfig.of().overlap,
+            "overlap_is": "the default of predict, which inference.overlap changes",
             "outside": 0.0,
             "weight": "Gaussian, standard deviation an eighth of the tile along each axis",
         },
@@ -448,7 +458,7 @@ def monai_readme(plan: Plan, card: str) -> str:
         "## Differences from lesionseg",
         "",
         f"- Scans are resampled to {spacing} mm by linear interpolation. lesionseg takes the mean "
-        "over a voxel, so probabilities differ for scans that are more than twice as fine.",
+        "over a voxel, so probabilities differ for scans that are finer than this.",
         "- Candidates and operating points are missing. The label map contains the voxels whose "
         f"probability reaches `threshold` in `{CONFIG}`.",
         "- Voxels within two voxels of the border of a resampled scan differ, because MONAI and "

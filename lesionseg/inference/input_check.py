@@ -13,8 +13,10 @@ coarse picture with the mean picture of the training scans. Their sum is weighte
 over the training scans.
 
 A scan beyond a limit is still predicted, with a sentence that describes the difference. Only a scan
-with a channel without contrast is not predicted: its result has no lesions. Mirrored scans, and
-swapped channels of similar contrast, are not detected.
+with a channel without contrast is not predicted: its result has no lesions. Without training scans
+to compare with, as for nnU-Net models, all channels must be without contrast, because one of them
+may be empty in most scans, such as a mask of earlier lesions. Mirrored scans, and swapped channels
+of similar contrast, are not detected.
 """
 
 import math
@@ -427,10 +429,14 @@ def check_scan(
     """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
     This runs before the network. If a channel has no contrast, the predictor skips the network, so
-    the warning says that nothing was detected. The sparse channels of `check` are an exception. A
-    channel has no contrast if it is in `blank` (`channels_without_contrast`), or if its prepared
-    voxels are all equal. Missing channels are not compared, and the warning names them. Without a
-    check, only missing channels and channels without contrast are reported.
+    the warning says that nothing was detected, and `InputCheckResult.blank` names the channel. The
+    sparse channels of `check` are an exception. A channel has no contrast if it is in `blank`
+    (`channels_without_contrast`), or if its prepared voxels are all equal. Missing channels are not
+    compared, and the warning names them.
+
+    Without a check, only missing channels and channels without contrast are reported. The network
+    is then skipped only if no channel has contrast, because it is unknown whether a channel is
+    sparse in the training scans.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
@@ -446,8 +452,12 @@ def check_scan(
     if without_contrast:
         warning = (
             f"Channel {without_contrast[0]} is empty: all or nearly all of its voxels are equal. "
-            "Nothing was detected."
         )
+        if check is None and len(without_contrast) < len(given):
+            without_contrast = []
+            warning += "Do not rely on the result unless it is often empty in training scans."
+        else:
+            warning += "Nothing was detected."
     elif check is not None:
         channels = [image[c] for c in given]
         order = file.canonical_order  # that of the training scans' statistics

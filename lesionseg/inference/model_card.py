@@ -51,7 +51,14 @@ painted as {{ value }}
 - a lesion is a connected component of all regions together; later regions are painted over \
 earlier ones
 {% endif %}
+{% if plan.candidate_rule.source == "detection" %}
+- candidates are boxes from score {{ plan.box_floor | number }}
+{% elif plan.candidate_rule.source == "both" %}
+- candidates from voxels of score {{ plan.candidate_rule.floor | number }} and from boxes of score \
+{{ plan.box_floor | number }}; a candidate of only one of them has half its score
+{% else %}
 - candidates from score {{ plan.candidate_rule.floor | number }}, each with its extent
+{% endif %}
 {% for p in selection.operating_points %}
 - operating point {{ p.name }}: accepted from score {{ p.score | number }}\
 {% if p.chosen_on %}, chosen on {{ p.chosen_on }} data{% endif %}\

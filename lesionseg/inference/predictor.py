@@ -85,8 +85,9 @@ class Predictor:
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
             probabilities are averaged (an ensemble). The plan of the first one is used.
-        settings: overlap of tiles, mirrored views, precision and memory. None uses the defaults in
-            `conf/`.
+        settings: overlap of tiles, mirrored views and precision. `max_memory_gb` has an effect only
+            on `read_ahead.predict_volumes`, which has several cases in memory. None uses the
+            defaults in `conf/`.
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
@@ -241,7 +242,8 @@ class Predictor:
         Raises:
             ReadError: if a file cannot be read.
             GeometryError: if the grids of the files do not fit.
-            ContentError: if voxels are not finite, or the array has other axes than the plan.
+            ContentError: if voxels are not finite, or the array has other axes than the plan or no
+                voxels.
             ConfigError: if an array has no affine, or a name in `missing` is unknown.
             DatasetError: if channels are missing that the network needs.
         """
@@ -264,7 +266,13 @@ class Predictor:
                 "affine: an array needs an affine. Give the matrix that maps its indices to RAS "
                 "millimetres."
             )
-        channels = image[None] if image.ndim == self.plan.dims else image
+        dims = self.plan.dims
+        if image.ndim not in (dims, dims + 1):
+            raise ContentError(
+                f"array: has the shape {image.shape}. Give an array with {dims} spatial axes, as "
+                "this model needs, and one of channels before them if there are several."
+            )
+        channels = image[None] if image.ndim == dims else image
         if len(channels) + len(lacking) == len(self.plan.channel_names):
             # the array leaves the missing channels out; otherwise it has placeholders for them
             for channel in lacking:
@@ -277,19 +285,23 @@ class Predictor:
     ) -> Prediction:
         """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
 
-        Raises `ContentError` naming `case` if channels or axes are wrong, or if voxels are not
-        finite.
+        Raises `ContentError` naming `case` if channels or axes are wrong, or if there are no voxels
+        or some are not finite.
         """
         return self.decide(self.infer(self.prepare_volume(volume, case), on_batch=on_batch), case)
 
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
-        """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid."""
+        """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid.
+
+        K is 0 if the network predicts only boxes.
+        """
         inferred = self.infer(self.prepare_volume(volume, "volume"))
         calibration = self.selection.voxel_calibration
-        channels = []
-        for label in range(len(inferred.store.values)):
-            channels.append(np.concatenate(list(inferred.slabs(label, calibration))))
-        return np.stack(channels)
+        n_labels = len(inferred.store.values)
+        channels = np.empty((n_labels, *inferred.file_geometry.shape), dtype=np.float32)
+        for label in range(n_labels):
+            np.concatenate(list(inferred.slabs(label, calibration)), out=channels[label])
+        return channels
 
     def read(self, files: CaseFiles) -> Volume:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
@@ -344,7 +356,8 @@ class Predictor:
             overwrite: True if the values of the volume may be overwritten.
 
         Raises:
-            ContentError: if channels or axes are not those of the plan, or voxels are not finite.
+            ContentError: if channels or axes are not those of the plan, or if there are no voxels
+                or some are not finite.
             GeometryError: if spacing or extent are implausible.
             DatasetError: if channels are missing that the network needs.
         """
@@ -358,6 +371,9 @@ class Predictor:
                 f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}. "
                 "Give an image with these channels and axes."
             )
+        if volume.array.size == 0:
+            shape = " × ".join(map(str, volume.geometry.shape))
+            raise ContentError(f"{where}: an image of {shape} voxels is empty. Give another image.")
         if plan.nan_background and np.isnan(volume.array).any():
             array = np.stack([nan_to_background(channel) for channel in volume.array])
             volume = replace(volume, array=array)
@@ -394,7 +410,8 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on a prepared scan.
 
-        If a channel has no contrast, all probabilities are 0 and nothing is detected.
+        If a channel has no contrast, all probabilities are 0 and nothing is detected. `check_scan`
+        describes the exceptions.
 
         Args:
             scan: the prepared scan.

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from typing import Any, TypeVar
 
+from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.decision import Inferred, OnSlab
@@ -96,7 +97,8 @@ def predict_volumes(
     Errors of a case are raised here.
 
     Args:
-        predictor: the predictor.
+        predictor: the predictor. Its setting `max_memory_gb` limits the memory of the cases that
+            are processed at the same time. A case that needs more is processed alone.
         cases: the cases.
         read: returns the volume of a case. It runs in its own thread, and the memory of the volume
             is overwritten.
@@ -104,7 +106,7 @@ def predict_volumes(
         on_slab: returns the function that receives a case's probabilities (`decision.decide`), or
             None.
     """
-    budget = default_budget()
+    budget = memory_budget(predictor.settings)
     bytes_of: dict[str, int] = {}  # by case, as soon as it is read
 
     def prepare(files: CaseFiles) -> PreparedScan | NnunetScan:
@@ -126,6 +128,12 @@ def predict_volumes(
         return len(items) * largest <= budget
 
     return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
+
+
+def memory_budget(settings: InferenceConfig) -> int:
+    """Return the bytes that all cases in progress may use, see `inference.max_memory_gb`."""
+    gigabytes = settings.max_memory_gb
+    return default_budget() if gigabytes is None else int(gigabytes * 2**30)
 
 
 def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) -> int:

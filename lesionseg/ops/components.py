@@ -154,8 +154,9 @@ def unscored_prediction(
 ) -> Prediction:
     """Make a prediction from masks without scores: each candidate has score 1.
 
-    Candidates are the instances, or the components of the labels if `instances` is None. An
-    instance has the label of its first labelled voxel, or 1 without such a voxel.
+    Candidates are the instances, with their ids, or the components of the labels if `instances` is
+    None. An instance has the label of its first labelled voxel, or 1 without such a voxel. Raises
+    `ContentError` if an instance has a negative id.
     """
     if instances is None:
         instances, of_instance = lesion_instances(labels)
@@ -166,11 +167,13 @@ def unscored_prediction(
         label_of[numbers] = labels[inside][first]
         of_instance = tuple(label_of[1:].tolist())
     ids = np.arange(1, len(of_instance) + 1)
+    # ids without voxels, such as 2 if the mask contains 1 and 3, have no row
     lesions = measure_instances(geometry, ids, of_instance, None, instances)
     candidates = []
-    for row, label in enumerate(of_instance):
+    pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
+    for row, (number, label) in enumerate(pairs):
         voxels = lesions.voxels_of(row)
-        candidates.append(Candidate.from_voxels(row + 1, label, 1.0, voxels, geometry))
+        candidates.append(Candidate.from_voxels(number, label, 1.0, voxels, geometry))
     return Prediction(case, geometry, tuple(candidates), instances, has_scores=False)
 
 
@@ -258,7 +261,8 @@ def _find_rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDAr
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, dtype=np.int64)
     row_of[ids] = np.arange(len(ids))
-    rows: NDArray[np.int64] = row_of[values]
+    # a negative index would count from the end of `row_of`
+    rows = np.where(values < 0, -1, row_of[np.maximum(values, 0)])
     if (rows < 0).any():
         unlisted = np.unique(values[rows < 0])[:10].tolist()
         raise ContentError(

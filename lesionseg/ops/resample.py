@@ -23,7 +23,7 @@ from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
 
 Interpolation = Literal["linear", "mean", "share", "nearest"]
-Edge = Literal["zero", "extend"]
+Edge = Literal["zero", "near", "extend"]
 Decode = Callable[[Tensor], Tensor]
 
 # Coordinates are rounded to multiples of this many voxels. Otherwise affines that were read as
@@ -57,7 +57,9 @@ def resample_to(
             constant within its voxels. For a mask this is the covered share. `nearest` takes the
             value of the nearest voxel; halfway between two centres the higher index wins.
         edge: With `zero`, the outermost value applies up to the outer face of its voxel, and the
-            result is 0 outside. With `extend`, the outermost values continue.
+            result is 0 outside. With `near`, the outermost value also applies outside, at less
+            than half a voxel from this face; `share` treats it like `zero`. With `extend`, the
+            outermost values continue.
 
     Returns:
         `[C, *target.shape]` in float32. For `nearest` in the dtype of `array`, except that unsigned
@@ -132,11 +134,14 @@ def resample_slabs(
         # `extend` needs the outermost values also outside the array. A share needs zeros there, as
         # it would otherwise be a mean over only the part of a voxel that is within the array.
         if edge == "extend" or how == "share":
-            piece = _pad(piece, first - lowest, highest - last, zeros=edge == "zero")
+            piece = _pad(piece, first - lowest, highest - last, zeros=edge != "extend")
             first = lowest
         piece_matrix = slab_matrix.copy()  # from indices of the slab to indices of `piece`
         piece_matrix[:-1, -1] -= first
-        resampling = _Resampling(piece_matrix, shape, axes, is_exact)
+        # The outer face is half a voxel from the centre. With `near`, the next voxel of a grid of
+        # the same spacing, at a distance of 1, is outside.
+        reach = 1 - _TOLERANCE_VOX if edge == "near" else 0.5
+        resampling = _Resampling(piece_matrix, shape, axes, is_exact, reach)
         yield rows, resampling.apply(piece, how).contiguous()
 
 
@@ -237,12 +242,15 @@ class _Resampling:
         out_shape: shape of the output.
         parallel: the input axis that is parallel to each output axis. None for oblique axes.
         is_exact: True if the matrix contains only whole numbers.
+        reach: distance from the centres of the outermost input voxels, in voxels, up to which
+            their values apply.
     """
 
     matrix: NDArray[np.float64]
     out_shape: tuple[int, ...]
     parallel: tuple[int, ...] | None
     is_exact: bool
+    reach: float
 
     def apply(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return `piece` `[C, *input]` on the output's grid, 0 outside of it."""
@@ -253,11 +261,11 @@ class _Resampling:
             ratio = float(abs(self.matrix[input_axis, axis]))
             x = self._axis_coordinates(axis, input_axis)
             if how == "share" or (how == "mean" and ratio > _COARSER):
-                piece = _take_mean(piece, axis + 1, x, ratio)
+                piece = _take_mean(piece, axis + 1, x, ratio, self.reach)
             elif how == "nearest":
-                piece = _take_nearest(piece, axis + 1, x)
+                piece = _take_nearest(piece, axis + 1, x, self.reach)
             else:
-                piece = _take_linear(piece, axis + 1, x)
+                piece = _take_linear(piece, axis + 1, x, self.reach)
         return piece
 
     def _axis_coordinates(self, axis: int, input_axis: int) -> NDArray[np.float64]:
@@ -269,11 +277,14 @@ class _Resampling:
     def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return the sample of each output voxel, or the mean of several samples."""
         sample = _sample_nearest if how in ("nearest", "share") else _sample_linear
-        parts: list[Tensor] = []
-        for offset in self._sample_offsets(how):
-            part = sample(piece, self._coordinates(offset))
-            parts.append(part.float() if how == "share" else part)
-        return torch.stack(parts).mean(0) if len(parts) > 1 else parts[0]
+        offsets = self._sample_offsets(how)
+        first = sample(piece, self._coordinates(offsets[0]), self.reach)
+        if len(offsets) == 1:
+            return first.float() if how == "share" else first
+        total = first.float()
+        for offset in offsets[1:]:
+            total += sample(piece, self._coordinates(offset), self.reach)
+        return total / len(offsets)
 
     def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
         """Return the positions within an output voxel, −½ to ½, at which it is sampled.
@@ -323,7 +334,9 @@ def _find_parallel_axes(
     return tuple(int(axis) for axis in input_axes)
 
 
-def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -> Tensor:
+def _take_mean(
+    array: Tensor, axis: int, x: NDArray[np.float64], ratio: float, reach: float
+) -> Tensor:
     """Return the mean over `ratio` input voxels around each coordinate, within the array.
 
     Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
@@ -344,10 +357,10 @@ def _take_mean(array: Tensor, axis: int, x: NDArray[np.float64], ratio: float) -
             index = _as_tensor(np.minimum(voxel, n - 1), array.device)
             values = array.index_select(axis, index).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
-    return _zero_outside(mean, axis, x, n)
+    return _zero_outside(mean, axis, x, n, reach)
 
 
-def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64], reach: float) -> Tensor:
     """Interpolate linearly at coordinates along an axis."""
     n = array.shape[axis]
     clipped = np.clip(x, 0, n - 1)
@@ -359,14 +372,14 @@ def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
         high = array.index_select(axis, index).float()
         weight = _broadcast_along(array, axis, share.astype(np.float32))
         piece = torch.lerp(piece, high, weight)
-    return _zero_outside(piece, axis, x, n)
+    return _zero_outside(piece, axis, x, n, reach)
 
 
-def _take_nearest(array: Tensor, axis: int, x: NDArray[np.float64]) -> Tensor:
+def _take_nearest(array: Tensor, axis: int, x: NDArray[np.float64], reach: float) -> Tensor:
     """Return the nearest values at coordinates along an axis."""
     n = array.shape[axis]
     index = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
-    return _zero_outside(_select(array, axis, index), axis, x, n)
+    return _zero_outside(_select(array, axis, index), axis, x, n, reach)
 
 
 def _select(array: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
@@ -376,18 +389,18 @@ def _select(array: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
     return array.index_select(axis, _as_tensor(index, array.device))
 
 
-def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int) -> Tensor:
+def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int, reach: float) -> Tensor:
     """Set `piece` to 0 at coordinates along `axis` that are outside of `n` voxels."""
-    inside = _is_inside(x, n)
+    inside = _is_inside(x, n, reach)
     if inside.all():
         return piece
     return piece.masked_fill(_broadcast_along(piece, axis, ~inside), 0)
 
 
-def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
+def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]], reach: float) -> Tensor:
     """Interpolate linearly at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_is_inside(x, n) for x, n in pairs])
+    inside = np.logical_and.reduce([_is_inside(x, n, reach) for x, n in pairs])
     # grid_sample expects coordinates from −1 to 1, last axis first
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
     grid = _as_tensor(np.stack(scaled, axis=-1).astype(np.float32), array.device)
@@ -397,10 +410,10 @@ def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Ten
     return sampled[0].masked_fill(~_as_tensor(inside, array.device), 0)
 
 
-def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Tensor:
+def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]], reach: float) -> Tensor:
     """Return the nearest values at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_is_inside(x, n) for x, n in pairs])
+    inside = np.logical_and.reduce([_is_inside(x, n, reach) for x, n in pairs])
     index = []
     for x, n in pairs:
         nearest = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
@@ -409,9 +422,12 @@ def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]]) -> Te
     return sampled.masked_fill(~_as_tensor(inside, array.device), 0)
 
 
-def _is_inside(x: NDArray[np.float64], n: int) -> NDArray[np.bool_]:
-    """Return True for coordinates within the `n` voxels of an axis."""
-    return np.asarray((x >= -0.5) & (x <= n - 0.5))
+def _is_inside(x: NDArray[np.float64], n: int, reach: float) -> NDArray[np.bool_]:
+    """Return True for coordinates at most `reach` before the first or after the last of `n` voxels.
+
+    Voxels are counted along one axis, and coordinates refer to their centres.
+    """
+    return np.asarray((x >= -reach) & (x <= n - 1 + reach))
 
 
 def _round_coordinates(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg import __version__
-from lesionseg.config import InferenceConfig, PredictConfig, ServeConfig
+from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
     ConflictError,
@@ -27,11 +27,11 @@ from lesionseg.errors import (
     ResourceError,
 )
 from lesionseg.evaluation.measures import counts_of
-from lesionseg.host_memory import default_budget, peak_memory_mb, trim_memory
+from lesionseg.host_memory import peak_memory_mb, trim_memory
 from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
-from lesionseg.inference.read_ahead import needed_bytes, read_ahead
+from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
 from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,
@@ -76,12 +76,6 @@ def make_predictor(
         architectures=architectures,
         trust=cfg.trust,
     )
-
-
-def memory_budget(settings: InferenceConfig) -> int:
-    """Return the bytes that all cases in progress may use, see `inference.max_memory_gb`."""
-    gigabytes = settings.max_memory_gb
-    return default_budget() if gigabytes is None else int(gigabytes * 2**30)
 
 
 def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[CaseRow]:

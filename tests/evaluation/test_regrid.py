@@ -30,6 +30,14 @@ def test_lost_candidate_and_removed_box_follow_a_grid_that_the_caller_has_moved(
     assert box.stop_vox == (6.875, 3.875)
 
 
+def test_mask_on_a_coarse_grid_that_is_a_little_shorter_reaches_the_ends_of_the_new_grid():
+    fine = Geometry.from_spacing((12, 1), (1, 1))
+    affine = Geometry.from_spacing((2, 1), (5, 1)).affine.copy()
+    affine[1, 2] = 3  # the same centre as `fine`, from y = 0.5 to 10.5 instead of -0.5 to 11.5 mm
+    found = prediction_of(np.ones((2, 1), np.int32), [0.9], Geometry((2, 1), affine))
+    assert resample_prediction(found, fine).instances.tolist() == [[1]] * 12
+
+
 def test_candidates_outside_the_new_grid_are_left_out(caplog):
     """They are no false positives, because the reference says nothing about their place."""
     wide = Geometry.from_spacing((10, 20), (1, 1))

@@ -1,21 +1,26 @@
 """Prediction on a pretend card: it equals the CPU's, and the host waits once per batch at most."""
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector
+from lesionseg.inference.bundle import bundle_plan
+from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.build import build_network
 from lesionseg.ops import nms
 from tests.gpu.plans import card_plan
 from tests.gpu.pretend_cuda import Cards, Wait, pretend_cards
+from tests.inference.nnunet.small_models import SmallModel
 
 MOST_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
 SHAPE = (20, 24, 32)
@@ -97,6 +102,36 @@ def test_precision_is_bf16_or_fp16_without_bf16(bf16: bool, dtype: torch.dtype) 
     with pretend_cards(bf16=bf16):
         window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
     assert window.dtype == dtype
+
+
+class RecordPrecision(nn.Module):
+    """A network of two outputs of zeros that records the type of autocast in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, tiles: torch.Tensor) -> list[torch.Tensor]:
+        # the autocast of a pretend card is that of the CPU
+        is_on = torch.is_autocast_enabled("cpu")
+        self.seen.append(torch.get_autocast_dtype("cpu") if is_on else torch.float32)
+        return [tiles.repeat(1, 2, 1, 1, 1) * 0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("auto", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)],
+)
+def test_nnunet_model_on_a_card_computes_in_fp16_or_in_the_precision_of_the_settings(
+    tmp_path: Path, precision: str, dtype: torch.dtype
+) -> None:
+    plan = bundle_plan(SmallModel().write(tmp_path))
+    settings = InferenceConfig.of(precision=precision)
+    network = RecordPrecision()
+    with pretend_cards():
+        window = NnunetWindow([network], plan, settings, device=torch.device("cuda"))
+        window.predict(torch.zeros(1, 1, *window.tile_shape))
+    assert network.seen == [dtype]
 
 
 def test_window_uses_the_current_card() -> None:

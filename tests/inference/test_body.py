@@ -32,10 +32,10 @@ def head(rng):
     return np.where(HEAD & ~make_ball((20, 28, 35), 6), rng.normal(300, 30, SHAPE), air)
 
 
-def test_mask_contains_tissue_hollows_and_a_margin_but_not_air_or_single_voxels(head):
+def test_mask_contains_tissue_hollows_and_a_margin_but_not_air_or_noise(head):
     ear = make_ball((8, 12, 10), 4.2)
     head[ear] = 250
-    head[36, 55, 66] = 400  # a spike of noise
+    head[36, 55, 66] = 40  # noise above the limit of tissue, which is 19
     body = body_of(head)
     mask = body.mask(EVERYTHING)
     assert mask.shape == SHAPE
@@ -53,6 +53,28 @@ def test_mask_contains_lungs_that_reach_the_end_of_the_volume(rng):
     mask = body_of(image, modality="ct").mask(EVERYTHING)
     assert mask[:, 15:50, 15:60].all()
     assert not mask[:, :8].any()
+
+
+@pytest.mark.parametrize("radius_mm", [2, 3, 4])
+def test_mask_contains_a_nodule_that_is_alone_in_the_lung_of_a_cropped_ct(rng, radius_mm):
+    shape = (64, 64, 64)
+    image = rng.normal(-850, 40, shape)
+    image[:, :, :16] = 40  # the chest wall
+    grid = np.stack(np.indices(shape), -1)
+    nodule = ((grid - (30, 33, 50)) ** 2).sum(-1) <= radius_mm**2
+    image[nodule] = 30
+    volume = Volume(image[None].astype(np.float32), Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
+    mask = find_body(volume, "ct").mask(tuple(slice(0, n) for n in shape))
+    assert mask[nodule].all()
+    assert not mask[:16, :16, 32:].any()  # air remains outside
+
+
+def test_mask_contains_small_bright_tissue_that_is_alone_in_an_mri(head):
+    nodule = make_ball((36, 55, 66), 1.5)  # less than a hundredth of the head
+    head[nodule] = 100
+    mask = body_of(head).mask(EVERYTHING)
+    assert mask[nodule].all()
+    assert not mask[:12, 45:, 55:].any()
 
 
 @pytest.mark.parametrize(

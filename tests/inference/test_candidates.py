@@ -104,7 +104,7 @@ def test_candidates_that_are_too_small_are_kept_as_removed_boxes():
 
 
 def test_nan_is_an_error():
-    with pytest.raises(ContentError):
+    with pytest.raises(ContentError, match=r"inference\.precision=fp32"):
         find([[float("nan"), 0.2]])
 
 

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
-from lesionseg.core import Candidate, Geometry, Labels, Prediction
+from lesionseg.core import Candidate, Geometry, InputCheckResult, Labels, Prediction
+from lesionseg.data.preprocess_image import plan_geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.decision import find_by_plan, limit_candidates
+from lesionseg.inference.decision import Inferred, find_by_plan, limit_candidates
+from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import CandidateRule
 from tests.models.plans import plan_of
 
@@ -75,3 +78,27 @@ def test_candidates_beyond_the_limit_are_kept_if_they_reach_the_threshold():
     assert [c.id for c in kept.candidates] == [1, 2]
     assert kept.instances.tolist() == [[1, 0, 2, 0, 0, 0]]
     assert kept.n_left_out == 1
+
+
+@pytest.mark.parametrize("n_slices", [8, 12, 13, 17])
+def test_lesion_in_all_slices_of_a_fine_scan_has_probabilities_in_all_of_them(n_slices):
+    """The plan's grid of 5 mm ends up to 1.25 mm before the scan's, or after it."""
+    plan = plan_of(dims=3).with_(spacing_mm=(5.0, 1.0, 1.0))
+    file = Geometry.from_spacing((n_slices, 3, 3), (1.0, 1.0, 1.0))
+    grid = plan_geometry(file, plan)
+    store = Store((1, *grid.shape))
+    store.write(tuple(slice(0, n) for n in grid.shape), torch.full((1, *grid.shape), 0.75))
+    inferred = Inferred(store, grid, file, InputCheckResult(None, ""))
+    slabs = np.concatenate(list(inferred.slabs(0, None)))
+    np.testing.assert_allclose(slabs, np.full(file.shape, 0.75), atol=1e-3)
+
+
+def test_probabilities_half_a_voxel_and_more_outside_the_grid_of_the_plan_are_zero():
+    grid = Geometry.from_spacing((2, 3, 3), (5.0, 1.0, 1.0))
+    file = Geometry.from_spacing((16, 3, 3), (1.0, 1.0, 1.0))
+    store = Store((1, *grid.shape))
+    store.write((slice(0, 2), slice(0, 3), slice(0, 3)), torch.full((1, *grid.shape), 0.75))
+    inferred = Inferred(store, grid, file, InputCheckResult(None, ""))
+    slabs = np.concatenate(list(inferred.slabs(0, None)))
+    assert (slabs[:10] > 0.7).all()  # the grid ends at 7.5 mm, and half a voxel is 2.5 mm
+    assert (slabs[10:] == 0).all()

@@ -84,6 +84,21 @@ def test_channel_that_is_empty_in_training_scans_may_be_empty(plan):
     assert check_scan(check, images[0], GRID, two, (), blank=("T1",)).blank == ("T1",)
 
 
+def test_one_of_several_channels_may_be_empty_without_a_check_but_not_all(plan):
+    """The training scans are unknown, and a mask of earlier lesions is empty for most patients."""
+    two = plan.with_(channel_names=("T1", "earlier"), normalisation=plan.normalisation * 2)
+    image = np.concatenate([make_scan(0), 0 * make_scan(0)])
+    result = check_scan(None, image, GRID, two, (), blank=("earlier",))
+    assert result.blank == ()
+    assert "earlier is empty" in result.warning
+    assert "Nothing was detected" not in result.warning
+    both = check_scan(None, 0 * image, GRID, two, ())
+    assert both.blank == ("T1", "earlier")
+    assert "Nothing was detected" in both.warning
+    (only,) = check_scan(None, 0 * image, GRID, two, (1,)).blank  # the second channel is missing
+    assert only == "T1"
+
+
 def test_scan_may_lack_one_channel_if_the_plan_allows_it(plan):
     plan = plan.with_(
         channel_names=("C0", "C1", "C2"), normalisation=plan.normalisation * 3, may_lack=True

@@ -6,6 +6,8 @@ from lesionseg.core import OperatingPoint, Selection
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import MeanEstimate, Scores
 from lesionseg.inference.model_card import model_card
+from lesionseg.plan.plan import AnchorPlan
+from tests.models.plans import plan_of
 
 
 def contains(card, *texts):
@@ -50,3 +52,15 @@ def test_card_states_if_more_false_positives_are_expected_than_the_aim(plan):
     (first, second) = (line for line in card.splitlines() if line.startswith("- operating point"))
     assert "1 expected on new cases (more than the aim" in first
     assert "more than the aim" not in second
+
+
+def test_card_states_the_lowest_score_of_boxes():
+    anchors = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0),),), floor=0.01)
+    plan = plan_of("retina_unet", anchors=anchors)
+    for source, text in (
+        ("segmentation", "- candidates from score 0.05, each with its extent"),
+        ("detection", "- candidates are boxes from score 0.01"),
+        ("both", "- candidates from voxels of score 0.05 and from boxes of score 0.01;"),
+    ):
+        rule = replace(plan.candidate_rule, source=source)
+        assert text in model_card(plan.with_(candidate_rule=rule), Selection())

@@ -206,6 +206,12 @@ def test_nan_a_second_channel_or_two_axes_are_an_error(plan, image):
         predictor_of(Bright(), plan).predict_volume(Volume(image, geometry), "case-7")
 
 
+@pytest.mark.parametrize("shape", [(20,), (20, 20), (1, 1, 9, 9, 9), (0, 5, 5), (1, 5, 0, 5)])
+def test_array_with_other_axes_or_without_voxels_is_an_error(plan, shape):
+    with pytest.raises(ContentError, match=r"array: .*Give an"):
+        predictor_of(Bright(), plan)(np.zeros(shape, np.float32), np.eye(4))
+
+
 def test_constant_volume_has_no_candidates(plan):
     volume = Volume(np.full((1, 4, 5, 6), 7, np.int16), Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
     prediction = predictor_of(Bright(), plan).predict_volume(volume, "tiny")
@@ -268,3 +274,13 @@ def test_detector_finds_no_box_in_an_image_of_equal_voxels():
     predictor = predictor_of(build_network(plan), plan.with_(candidate_rule=rule), settings=EXACT)
     prediction = predictor(np.full((32, 32), 7, np.float32), np.eye(3))
     assert (prediction.candidates, prediction.input.blank) == ((), ("channel 0",))
+
+
+def test_probabilities_of_a_network_of_boxes_have_no_labels(rng):
+    anchors = AnchorPlan(stages=(1, 2), sizes=(((3.0, 3.0),), ((8.0, 8.0),)), width=8, depth=1)
+    plan = plan_of("retinanet", anchors=anchors, table={"n_supervised": 2})
+    rule = replace(plan.candidate_rule, source="detection")
+    predictor = predictor_of(build_network(plan), plan.with_(candidate_rule=rule), settings=EXACT)
+    image = rng.normal(0, 1, (1, 32, 20)).astype(np.float32)
+    found = predictor.probabilities(Volume(image, Geometry.from_spacing((32, 20), (1.0, 1.0))))
+    assert (found.shape, found.dtype) == ((0, 32, 20), np.float32)

@@ -1,8 +1,15 @@
 """Steps over many volumes that overlap in time, unless memory is short."""
 
+from threading import Event
+
+import numpy as np
 import pytest
 
-from lesionseg.inference.read_ahead import read_ahead
+from lesionseg.config import InferenceConfig
+from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.read_ahead import needed_bytes, predict_volumes, read_ahead
+from tests.inference.networks import Bright
 
 
 def make_steps(log):
@@ -62,3 +69,37 @@ def test_result_of_a_written_item_precedes_the_interruption(interruption):
         next(found)
     with pytest.raises(StopIteration):
         next(found)
+
+
+class WaitForNextCase(Bright):
+    """A network that waits for an event, at most for half a second."""
+
+    def __init__(self, event):
+        super().__init__()
+        self.event = event
+
+    def forward(self, image):
+        self.event.wait(0.5)
+        return super().forward(image)
+
+
+@pytest.mark.parametrize(("n_cases", "is_early"), [(1, False), (3.5, True)])
+def test_predictions_of_volumes_follow_the_memory_of_the_settings(plan, rng, n_cases, is_early):
+    """With memory for a single case, the second one is read after the first one is done."""
+    shape = (9, 10, 11)
+    geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
+    gigabytes = n_cases * needed_bytes(geometry, plan) / 2**30
+    settings = InferenceConfig.of(max_memory_gb=gigabytes)
+    second_is_read = Event()
+
+    def read(files):
+        if files.case == "second":
+            second_is_read.set()
+        return Volume(rng.normal(0, 1, (1, *shape)).astype(np.float32), geometry)
+
+    def use(*_):
+        return second_is_read.is_set()
+
+    cases = [CaseFiles(name, ()) for name in ("first", "second")]
+    predictor = Predictor.from_network(WaitForNextCase(second_is_read), plan, settings=settings)
+    assert list(predict_volumes(predictor, cases, read, use)) == [is_early, True]

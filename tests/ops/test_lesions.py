@@ -120,6 +120,20 @@ def test_unlisted_instance_is_an_error():
         lesions_of(Reference(PLANE, instances=instances, instance_labels=(1,)))
 
 
+@pytest.mark.parametrize("unlisted", [-1, -3, 9])
+def test_negative_or_high_id_that_is_not_listed_is_an_error(unlisted):
+    instances = make_map("120000")
+    instances[2, 2] = unlisted
+    with pytest.raises(ContentError, match=rf"no lesion or candidate.*\[{unlisted}\]"):
+        lesions_of(Reference(PLANE, instances=instances, instance_labels=(1, 1)))
+
+
+def test_instances_of_a_mask_without_scores_keep_their_ids_if_one_is_not_used():
+    found = unscored_prediction("a", PLANE, make_map("550004"), make_map("110003"))
+    seen = {c.id: (c.label, c.start_vox) for c in found.candidates}
+    assert seen == {1: (5, (0, 0)), 3: (4, (0, 5))}
+
+
 def test_candidates_are_lesions_in_the_order_of_the_prediction():
     instances = make_map("220000")
     drawn = Candidate.from_voxels(2, 1, 0.9, np.argwhere(instances), PLANE)

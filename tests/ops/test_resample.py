@@ -1,12 +1,15 @@
 """Resampling, compared with flips, SciPy, means over fine samples and hand-made values."""
 
 import itertools
+import weakref
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
@@ -92,6 +95,65 @@ def test_voxels_outside_the_source_are_zero_or_the_extended_edge():
         assert resample(torch.ones(1, 4), far, (3,), how).tolist() == [[0, 0, 0]]
         extended = resample(torch.ones(1, 4), far, (3,), how, edge="extend")
         assert extended.tolist() == [[1, 1, 1]]
+
+
+@pytest.mark.parametrize("how", ["linear", "mean", "nearest"])
+def test_near_edges_continue_for_less_than_half_a_voxel(how):
+    array = torch.tensor([[[3.0, 4.0], [5.0, 6.0]]])
+    rows = make_affine([0.25, 1.0], [-1.25, 0.0])  # from −1.25 to 2.25 in steps of 0.25
+    found = resample(array, rows, (15, 2), how, n_rows=2, edge="near")[0]
+    assert (found[[0, 1, -2, -1]] == 0).all()
+    assert (found[2:5] == array[0, 0]).all()  # from −0.75 to −0.25
+    assert (found[-5:-2] == array[0, 1]).all()
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(-0.9, 7.0), (-1.1, 0.0)])
+def test_near_edges_of_an_oblique_grid_continue_for_less_than_half_a_voxel(shift, expected):
+    matrix = make_affine(make_rotation(0.01), [shift, 1.0])
+    for how in ("linear", "mean", "nearest"):
+        found = resample(torch.full((1, 5, 5), 7.0), matrix, (1, 2), how, edge="near")
+        torch.testing.assert_close(found, torch.full((1, 1, 2), expected))
+        assert (resample(torch.full((1, 5, 5), 7.0), matrix, (1, 2), how) == 0).all()
+
+
+class CountBytes(TorchDispatchMode):
+    """A mode that counts the bytes of the tensors that are alive, and their maximum."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0
+        self.most = 0
+        self._alive = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage):
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._free, key, storage.nbytes())
+
+    def _free(self, key, n_bytes):
+        self._alive.discard(key)
+        self.now -= n_bytes
+
+
+def test_oblique_mean_keeps_one_sample_at_a_time():
+    array = make_image((30, 70, 70), channels=1)
+    # the mean of 3 × 3 × 3 samples for each output voxel
+    matrix = make_affine(make_rotation(0.3, dims=3, scale=3), [9.0, 0.0, 3.0])
+    shape = (8, 20, 20)
+    with CountBytes() as counted:
+        resample(array, matrix, shape, "mean")
+    assert counted.most - array.nbytes < 15 * 4 * np.prod(shape)
 
 
 @pytest.mark.parametrize("how", ["linear", "mean", "nearest"])

@@ -22,7 +22,6 @@ from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow
 from lesionseg.models.foreign import n_logits
-from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.plan.nnunet_recipe import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
@@ -60,7 +59,8 @@ class NnunetWindow(SlidingWindow):
     """A sliding window with an nnU-Net model. `logits` applies it to a prepared scan.
 
     With `settings.flips`, logits are averaged over the mirrored views that the model was trained
-    with. A 2-D network processes a volume slice by slice.
+    with. A 2-D network processes a volume slice by slice. With `settings.precision` "auto", a GPU
+    computes in float16, as in nnU-Net.
     """
 
     def __init__(
@@ -84,6 +84,8 @@ class NnunetWindow(SlidingWindow):
             device=device,
             memory_format=memory_format,
         )
+        if self.device.type == "cuda" and settings.precision == "auto":
+            self.dtype = torch.float16
         if self.device.type == "cpu" and recipe.network_dims == 2 and batch_size is None:
             self.batch_size = _SLICES_AT_ONCE
         self.flips = mirrored_views(recipe) if settings.flips else ((),)
@@ -126,16 +128,12 @@ class NnunetWindow(SlidingWindow):
         is_flat = self.recipe.network_dims == 2
         if is_flat:
             tiles = tiles[:, :, 0]  # tiles of a 2-D network have one slice
-        # nnU-Net uses float16 on a GPU; on a CPU, autocast uses bfloat16
-        is_half = self.dtype != torch.float32
-        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
         total = None
         for network in self.networks:
             for axes in self.flips:
                 mirrored = [axis + 2 for axis in axes]
-                autocast = torch.autocast(self.device.type, half, enabled=is_half)
-                with fastest_convolutions(), autocast:
-                    output = network(tiles.flip(mirrored) if axes else tiles)[0].float()
+                levels = self._run(network, tiles.flip(mirrored) if axes else tiles)
+                output = levels[0].float()
                 if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):
                     raise GeometryError(
                         f"The network returned the shape {tuple(output.shape)} for tiles "

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
+from lesionseg.inference.read_ahead import memory_budget
 from lesionseg.io.limits import limits, set_limits
-from lesionseg.pipeline.case_work import make_predictor, memory_budget
+from lesionseg.pipeline.case_work import make_predictor
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.serve.home import server_folder
 

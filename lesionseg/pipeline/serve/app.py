@@ -25,11 +25,10 @@ from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputE
 from lesionseg.host_memory import trim_memory
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.inference.read_ahead import memory_budget, needed_bytes
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
-from lesionseg.pipeline.case_work import memory_budget
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.answer import WARNING_HEADER, Answer, warning_of
 from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets

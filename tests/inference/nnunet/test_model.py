@@ -213,6 +213,23 @@ def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path:
     np.testing.assert_array_equal(again, expected)
 
 
+def test_empty_channel_of_earlier_lesions_does_not_prevent_detections(tmp_path: Path) -> None:
+    model = PLAIN.with_(
+        channels=("T1", "earlier"),
+        schemes=("ZScoreNormalization", "NoNormalization"),
+        use_mask=(False, False),
+    )
+    predictor = Predictor(model.write(tmp_path), device="cpu")
+    image = make_scan(model)
+    image[1] = 0
+    geometry = Geometry.from_spacing(image.shape[1:], (2.0, 1.0, 1.0))
+    found = predictor.predict_volume(Volume(image, geometry), "a")
+    assert found.candidates
+    assert "earlier is empty" in found.input.warning
+    nothing = predictor.predict_volume(Volume(0 * image, geometry), "a")
+    assert (nothing.candidates, nothing.input.blank) == ((), ("T1", "earlier"))
+
+
 def write_zip(folder: Path, *models: Path, extra: dict[str, str] | None = None) -> Path:
     """Write a zip file of model folders and of extra text files."""
     path = folder / "model.zip"
