@@ -127,12 +127,20 @@ class InputCheckResult:
         warning: a sentence that describes the difference. Empty if there is none.
         missing: names of missing channels.
         blank: names of channels without contrast. If there is one, nothing is detected.
+        empty: names of channels without contrast in a scan that was predicted nonetheless, because
+            it is unknown whether the training scans have such channels.
     """
 
     score: float | None = None
     warning: str = ""
     missing: tuple[str, ...] = ()
     blank: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+
+    @property
+    def is_warned(self) -> bool:
+        """True if the scan is unlike the training scans, or may be damaged."""
+        return (self.score is not None and self.score > 1) or bool(self.empty)
 
 
 @dataclass(frozen=True, eq=False)

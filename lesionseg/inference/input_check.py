@@ -436,7 +436,7 @@ def check_scan(
 
     Without a check, only missing channels and channels without contrast are reported. The network
     is then skipped only if no channel has contrast, because it is unknown whether a channel is
-    sparse in the training scans.
+    sparse in the training scans. `InputCheckResult.empty` names the channels without contrast.
     """
     given = [c for c in range(len(image)) if c not in missing]
     names = [plan.channel_names[c] for c in given]
@@ -449,12 +449,12 @@ def check_scan(
         name = plan.channel_names[c]
         if name not in sparse and (name in blank or np.ptp(image[c]) == 0):
             without_contrast.append(name)
+    is_predicted = check is None and len(without_contrast) < len(given)
     if without_contrast:
         warning = (
             f"Channel {without_contrast[0]} is empty: all or nearly all of its voxels are equal. "
         )
-        if check is None and len(without_contrast) < len(given):
-            without_contrast = []
+        if is_predicted:
             warning += "Do not rely on the result unless it is often empty in training scans."
         else:
             warning += "Nothing was detected."
@@ -468,7 +468,8 @@ def check_scan(
     if lacking:
         without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
-    return InputCheckResult(score, warning, lacking, tuple(without_contrast))
+    blank, empty = ((), without_contrast) if is_predicted else (without_contrast, ())
+    return InputCheckResult(score, warning, lacking, tuple(blank), tuple(empty))
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ from lesionseg.pipeline.predict_tables import (
 
 logger = logging.getLogger(__name__)
 
-UNLIKE = "No DICOM results: the scan is unlike the training scans. dicom_output=all writes them."
+UNLIKE = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 EarlierRows = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
 _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
@@ -471,8 +471,7 @@ def _status(checked: InputCheckResult | None) -> str:
         return "done"
     if checked.blank:
         return "blank"
-    is_unlike_training = checked.score is not None and checked.score > 1
-    return "warned" if is_unlike_training else "done"
+    return "warned" if checked.is_warned else "done"
 
 
 def _is_final(error: Exception) -> bool:

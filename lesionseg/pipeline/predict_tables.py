@@ -289,7 +289,7 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     status = "done"
     if checked.get("blank"):
         status = "blank"
-    elif isinstance(score, int | float) and score > 1:
+    elif (isinstance(score, int | float) and score > 1) or checked.get("empty"):
         status = "warned"
     row = CaseRow(
         case=case,

@@ -89,11 +89,11 @@ def test_one_of_several_channels_may_be_empty_without_a_check_but_not_all(plan):
     two = plan.with_(channel_names=("T1", "earlier"), normalisation=plan.normalisation * 2)
     image = np.concatenate([make_scan(0), 0 * make_scan(0)])
     result = check_scan(None, image, GRID, two, (), blank=("earlier",))
-    assert result.blank == ()
+    assert (result.blank, result.empty, result.is_warned) == ((), ("earlier",), True)
     assert "earlier is empty" in result.warning
     assert "Nothing was detected" not in result.warning
     both = check_scan(None, 0 * image, GRID, two, ())
-    assert both.blank == ("T1", "earlier")
+    assert (both.blank, both.empty) == (("T1", "earlier"), ())
     assert "Nothing was detected" in both.warning
     (only,) = check_scan(None, 0 * image, GRID, two, (1,)).blank  # the second channel is missing
     assert only == "T1"
