@@ -47,8 +47,8 @@ class Boxes:
 
     `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open. `scores` `[n]` in [0, 1].
     `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` is the number of anchors
-    above the floor that were skipped, because a view of a tile had more than `MOST_ANCHORS`, and of
-    boxes that were not merged, because the case has enough of higher scores.
+    above the floor of the candidate rule that were skipped, because a view of a tile had more than
+    `MOST_ANCHORS`, and of boxes that were not merged, because the case has enough of higher scores.
     """
 
     boxes: Float[Tensor, "n two_d"]
