@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
-from inspect import signature
+from inspect import Parameter, signature
 from os import PathLike, fspath
 from pathlib import Path
 from pkgutil import resolve_name
@@ -93,7 +93,8 @@ def _check_whole_numbers(lightning: Arguments) -> Arguments:
     """
     for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
         value = lightning.get(name, 1)
-        if not isinstance(value, int) or value < 1:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        if not is_whole or value < 1:
             raise ValueError(f"{name}={value} is not a whole number of at least 1")
     return lightning
 
@@ -816,11 +817,31 @@ def _value_of(plain: Mapping[str, Any], key: str) -> Any:
 
 
 def import_target(target: str, key: str) -> Any:
-    """Import the object called `package.module.Name`. Raise `ConfigError` if that fails."""
+    """Import the class or function called `package.module.Name`.
+
+    Raise `ConfigError` if that fails, or if the name is that of a module or a constant.
+    """
     try:
-        return resolve_name(target)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = resolve_name(target)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(
+            f"{key}._target_={target} is a {type(found).__name__}, not a class. Give the full name "
+            "of a class."
+        )
+    return found
+
+
+def parameters_of(make: Any) -> Mapping[str, Parameter] | None:
+    """Return the parameters of a class or function by name. Return None if they are not known.
+
+    Some classes that are not written in Python do not state their parameters.
+    """
+    try:
+        return signature(make).parameters
+    except ValueError:
+        return None
 
 
 def check_arguments(value: Any, key: str) -> None:
@@ -846,7 +867,7 @@ def check_arguments(value: Any, key: str) -> None:
         signature(make).bind(**arguments)
     except ValueError:  # a class that is not written in Python has no signature
         return
-    except TypeError as error:  # no class, or other arguments
+    except TypeError as error:
         raise ConfigError(f"{key}: {value[TARGET]}: {error}. Correct the arguments.") from error
 
 

@@ -14,13 +14,24 @@ from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from scipy import ndimage
 
+from lesionseg.config import Probability
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, OutputError, suggest
 from lesionseg.io.files import read_json, write_json
@@ -54,6 +65,30 @@ SETTINGS = "simulation.json"
 SPREAD_OF_DIAMETERS = 0.45  # standard deviation of their logarithm
 SHARE_IN_TISSUE = 0.6  # of a lesion; a place with less is rejected
 TRIES = 60  # places tried for a lesion before it is left out
+# values for messages; for other arguments, the default is the example
+_EXAMPLES = {"n_cases": 24, "seed": 1, "lesion_free_share": 0.25}
+T = TypeVar("T")
+
+
+def _check_three_axes(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Return the values. Raise `ValueError` if there is not one for each of z, y and x."""
+    if len(values) != 3:
+        raise ValueError("not one number for each of z, y and x")
+    return values
+
+
+def _check_order(values: Range) -> Range:
+    """Return least and most. Raise `ValueError` if the first number is larger."""
+    if values[0] > values[1]:
+        raise ValueError("the first number is larger than the second one")
+    return values
+
+
+# the types of the settings `data.phantoms.*`; `simulate_once` checks that the values have them
+Shape3 = Annotated[tuple[PositiveInt, ...], AfterValidator(_check_three_axes)]
+Spacing3 = Annotated[tuple[PositiveFloat, ...], AfterValidator(_check_three_axes)]
+Shape2 = tuple[PositiveInt, PositiveInt]
+NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_check_order)]
 
 
 class Grid(NamedTuple):
@@ -328,15 +363,15 @@ def _acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
 
 def write_mri_phantoms(
     folder: Path,
-    n_cases: int,
+    n_cases: PositiveInt,
     *,
-    seed: int,
-    n_test: int = 0,
-    lesion_free_share: float = 1 / 6,
-    shape: tuple[int, ...] = (96, 112, 96),
-    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5),
-    contrast: float = 1.0,
-    n_lesions: Range = (10, 40),
+    seed: NonNegativeInt,
+    n_test: NonNegativeInt = 0,
+    lesion_free_share: Probability = 1 / 6,
+    shape: Shape3 = (96, 112, 96),
+    spacing_mm: Spacing3 = (1.5, 1.5, 1.5),
+    contrast: FiniteFloat = 1.0,
+    n_lesions: NumberOfLesions = (10, 40),
     progress: Progress | None = None,
 ) -> None:
     """Write simulated FLAIR scans of heads with white-matter lesions as an nnU-Net raw folder.
@@ -513,15 +548,15 @@ def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
 
 def write_ct_phantoms(
     folder: Path,
-    n_cases: int,
+    n_cases: PositiveInt,
     *,
-    seed: int,
-    n_test: int = 0,
-    lesion_free_share: float = 1 / 3,
-    shape: tuple[int, ...] = (152, 128, 192),
-    spacing_mm: tuple[float, ...] = (1.5, 1.5, 1.5),
-    contrast: float = 1.0,
-    n_nodules: Range = (1, 6),
+    seed: NonNegativeInt,
+    n_test: NonNegativeInt = 0,
+    lesion_free_share: Probability = 1 / 3,
+    shape: Shape3 = (152, 128, 192),
+    spacing_mm: Spacing3 = (1.5, 1.5, 1.5),
+    contrast: FiniteFloat = 1.0,
+    n_nodules: NumberOfLesions = (1, 6),
     progress: Progress | None = None,
 ) -> None:
     """Write simulated chest CT scans with nodules of 3 to 15 mm as an nnU-Net raw folder.
@@ -596,14 +631,14 @@ def _radiograph(rng: Generator, attenuation: Field) -> Field:
 
 def write_xray_phantoms(
     folder: Path,
-    n_cases: int,
+    n_cases: PositiveInt,
     *,
-    seed: int,
-    lesion_free_share: float = 1 / 4,
-    shape: tuple[int, int] = (512, 512),
-    pixel_mm: float = 0.7,
-    contrast: float = 1.0,
-    n_nodules: Range = (1, 4),
+    seed: NonNegativeInt,
+    lesion_free_share: Probability = 1 / 4,
+    shape: Shape2 = (512, 512),
+    pixel_mm: PositiveFloat = 0.7,
+    contrast: FiniteFloat = 1.0,
+    n_nodules: NumberOfLesions = (1, 4),
     progress: Progress | None = None,
 ) -> None:
     """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
@@ -890,11 +925,13 @@ def draw_cases(
     shape, spacing_mm = grid
     least, most = n_lesions
     is_valid_range = 1 <= least <= most
-    if n_cases < 1 or len(shape) != len(spacing_mm) or not is_valid_range:
+    is_share = 0 <= lesion_free_share <= 1
+    if n_cases < 1 or len(shape) != len(spacing_mm) or not is_valid_range or not is_share:
         raise ConfigError(
-            f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}. Set n_cases to at "
-            "least 1, shape and spacing_mm to as many numbers, and n_lesions to least and most, of "
-            "at least 1."
+            f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}, "
+            f"{lesion_free_share=}. Set n_cases to at least 1, shape and spacing_mm to as many "
+            "numbers, n_lesions to least and most, of at least 1, and lesion_free_share to a "
+            "number from 0 to 1."
         )
     geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
     for index in range(n_cases):
@@ -935,7 +972,10 @@ def write_nnunet_raw(
         about: description of the dataset.
     """
     if not 0 <= n_test <= n_cases:
-        raise ConfigError(f"n_test must be 0 to n_cases, not {n_test=} of {n_cases=}.")
+        raise ConfigError(
+            f"{n_test=} is not a number from 0 to {n_cases=}. Set data.phantoms.n_test to such a "
+            "number, or increase data.phantoms.n_cases."
+        )
     for index, (case, image, lesions, geometry) in enumerate(cases):
         part = "Tr" if index < n_cases - n_test else "Ts"
         stored = np.clip(np.rint(image), -32768, 32767).astype(np.int16)
@@ -971,11 +1011,45 @@ def _choose_writer(kind: object) -> Callable[..., None]:
     raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
 
 
+def _check_settings(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Return the settings in the types of the arguments of a function that writes a dataset.
+
+    Args:
+        settings: the values of arguments by name.
+        known: the parameters of the function that are settings.
+
+    Raises:
+        ConfigError: if the function does not have an argument, or a value is wrong.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
+        # the types are stated once, in the signature
+        annotation = known[name].annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+        try:
+            checked[name] = adapter.validate_python(value)
+        except ValidationError as error:
+            faults = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
+            example = _EXAMPLES.get(name, known[name].default)
+            shown = list(example) if isinstance(example, tuple) else example
+            raise ConfigError(
+                f"data.phantoms.{name}={value}: {'; '.join(dict.fromkeys(faults))}. "
+                f"Give a value such as {shown}."
+            ) from None
+    return checked
+
+
 def _require_all(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
-    """Raise `ConfigError` if an argument without a default is missing."""
-    given = {*settings, "folder", "progress"}
+    """Raise `ConfigError` if an argument without a default is missing.
+
+    Args:
+        settings: the values of arguments by name.
+        known: the parameters of the function that are settings.
+    """
     for name, parameter in known.items():
-        if parameter.default is Parameter.empty and name not in given:
+        if parameter.default is Parameter.empty and name not in settings:
             raise ConfigError(
                 f"data.phantoms has no {name}. Set data.phantoms.{name}, or use data=phantoms, "
                 "which has defaults."
@@ -997,16 +1071,16 @@ def simulate_once(
             of `write_<kind>_phantoms`.
 
     Raises:
-        ConfigError: if an argument is unknown or missing, or `root` was simulated with another kind
-            or other arguments.
+        ConfigError: if an argument is unknown, wrong or missing, or `root` was simulated with
+            another kind or other arguments.
         OutputError: if the folder cannot be written.
     """
-    settings = {key: value for key, value in phantoms.items() if key != "kind"}
     kind = phantoms.get("kind")
     write = _choose_writer(kind)
-    known = signature(write).parameters
-    for name in settings.keys() - known.keys():
-        raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
+    known = dict(signature(write).parameters)
+    del known["folder"], known["progress"]  # these are not settings
+    given = {key: value for key, value in phantoms.items() if key != "kind"}
+    settings = _check_settings(given, known)
     stored = json.loads(json.dumps({"kind": kind, **settings}))  # tuples become lists
     if root.exists():
         path = root / SETTINGS

@@ -451,6 +451,7 @@ WRONG = {
         *({"max_minutes": 0}, {"max_steps": 0}, {"workers": -1}),
         *({"lightning": {"accumulate_grad_batches": n}} for n in (1.5, "two", 0, None)),
         *({"lightning": {"log_every_n_steps": 0}}, {"lightning": {"num_nodes": "two"}}),
+        {"lightning": {"num_nodes": True}},
         *(
             {"devices": [1, 1]},
             {"accelerator": "gpuu"},

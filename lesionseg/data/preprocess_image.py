@@ -180,8 +180,9 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
     """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
 
     With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
-    than 0. Temporary arrays are smaller than half a channel, except with `local`, which needs two
-    channels.
+    than 0. With `zscore`, a mask whose voxels are 0 or v becomes −v and 0, because its voxels other
+    than 0 have no standard deviation to divide by. Such a mask should have the values 0 and 1.
+    Temporary arrays are smaller than half a channel, except with `local`, which needs two channels.
     """
     for channel, scheme in zip(array, schemes, strict=True):
         inside = None  # all voxels

@@ -102,8 +102,10 @@ class TileSampler:
     @property
     def mix(self) -> str:
         """The content of an epoch as a sentence."""
+        if not len(self._groups):
+            return f"All {self.n_tiles} tiles per epoch are background, as no case has a lesion."
         lesions = np.bincount(self._groups)
-        largest = lesions.max() / lesions.sum() if len(lesions) else 0.0
+        largest = lesions.max() / lesions.sum()
         return (
             f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch contain a "
             f"lesion ({lesions.sum()} lesions, {(lesions > 0).sum()} patients; at most "

@@ -7,7 +7,6 @@ itself be a transform. MONAI takes seconds to import, so it is imported with the
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +174,8 @@ def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
         return
     transforms: list[Transform] = []
     for spec in specs:
-        parameters = signature(config.import_target(spec[TARGET], "augment.extra")).parameters
+        target = config.import_target(spec[TARGET], "augment.extra")
+        parameters = config.parameters_of(target) or {}
         certain = {**spec, "prob": 1.0} if "prob" in parameters else spec
         transforms.append(build(add_mask_keys(certain), "augment.extra"))
     run_on_tile(Compose(transforms), tile, seed=0)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor, nn
 
-from lesionseg.config import TARGET, LossConfig, import_target
+from lesionseg.config import TARGET, LossConfig, import_target, parameters_of
 from lesionseg.errors import ConfigError, suggest
-from lesionseg.losses.focal import Alpha, Normaliser, lesion_target
+from lesionseg.losses.focal import Alpha, Normaliser, lesion_target, to_signed
 
 Logits = Float[Tensor, "b c *spatial"]
 Labels = Shaped[Tensor, "b *any"]
@@ -63,6 +63,7 @@ def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
     """Return one mask per region. A region is a set of labels, and regions may overlap."""
+    labels = to_signed(labels)
     masks = []
     for region in regions:
         inside = torch.zeros_like(labels, dtype=torch.bool)
@@ -111,7 +112,7 @@ def count_positives(
 
     A target `[B, K, *spatial]` is counted class by class: a voxel of two classes counts twice.
     """
-    lesion = labels > 0
+    lesion = to_signed(labels) > 0
     if valid is not None:
         lesion = lesion & (valid.unsqueeze(1) if lesion.ndim > valid.ndim else valid)
     return lesion.sum().float()
@@ -210,11 +211,12 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     given = cfg.to_plain()
     softmax = activation == "softmax"
     make = import_target(given.pop(TARGET), "loss")
-    parameters = signature(make).parameters
+    known = parameters_of(make)
+    parameters = known or {}
     if given.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")
     takes_any_name = any(one.kind is one.VAR_KEYWORD for one in parameters.values())  # **kwargs
-    if not takes_any_name:
+    if known is not None and not takes_any_name:
         for name in given.keys() - parameters.keys():
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
@@ -230,8 +232,8 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
     try:
         loss = make(**arguments)
     except (TypeError, ValueError) as error:
-        known = ", ".join(parameters)
-        raise ConfigError(f"loss: {error}. Its settings are {known}.") from error
+        names = f" Its settings are {', '.join(parameters)}." if parameters else ""
+        raise ConfigError(f"loss: {error}.{names}") from error
     if not isinstance(loss, nn.Module):
         raise ConfigError(
             f"loss._target_ constructs a {type(loss).__name__}, which is not a loss. Name a "

@@ -1,5 +1,7 @@
 """Focal loss and cross-entropy as modules with named terms, each also combined with Dice."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -10,6 +12,7 @@ from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
     Reduction,
+    as_number,
     check_settings,
     lesion_target,
     sigmoid_focal_loss,
@@ -38,17 +41,19 @@ def dice_loss(
         labels: `[B, *spatial]`, 0 for background and k for class k, or 0/1 `[B, K, *spatial]`.
         activation: `sigmoid` or `softmax`.
         valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
-        smooth: s, in voxels. Without lesions, it keeps the loss within [0, 1] and gives it a
-            gradient that lowers p.
+        smooth: s, in voxels, above 0. Without lesions, it keeps the loss within [0, 1] and gives it
+            a gradient that lowers p.
         per_tile: True computes the loss of each tile and returns the mean over tiles and classes.
 
     Returns:
         fp32 scalar, 0 for empty input.
 
     Raises:
+        ConfigError: `smooth` is not a finite number above 0.
         GeometryError: The shapes do not fit together.
         ContentError: A label map or the logits have the wrong dtype.
     """
+    _require_above_0("smooth", smooth)
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
     axes = tuple(range(2, p.ndim))
     if not per_tile:
@@ -56,6 +61,27 @@ def dice_loss(
     hit = torch.where(lesion, p, 0).sum(axes)
     overlap: Tensor = (2 * hit + smooth) / (p.sum(axes) + lesion.sum(axes) + smooth)
     return (1 - overlap).sum() / max(overlap.numel(), 1)
+
+
+def _require_above_0(name: str, value: float) -> None:
+    """Raise `ConfigError` naming the setting if the value is not a finite number above 0."""
+    if not 0 < as_number(name, value) < math.inf:
+        raise ConfigError(f"{name}={value} must be a finite number above 0.")
+
+
+def require_weight(name: str, weight: float) -> None:
+    """Raise `ConfigError` naming the setting of `loss` if a weight is negative or not finite."""
+    if not 0 <= as_number(f"loss.{name}", weight) < math.inf:
+        raise ConfigError(f"loss.{name}={weight} must be a finite number of at least 0.")
+
+
+def _require_weights(**weights: float) -> None:
+    """Raise `ConfigError` if one of the weights of a loss is wrong, or if all of them are 0."""
+    for name, weight in weights.items():
+        require_weight(name, weight)
+    if not any(weights.values()):
+        zeros = " ".join(f"loss.{name}=0" for name in weights)
+        raise ConfigError(f"{zeros} leaves no loss to train with. Set a weight above 0.")
 
 
 def lesion_probabilities(
@@ -82,7 +108,7 @@ class FocalLoss(VoxelLoss):
         gamma: As in `sigmoid_focal_loss`.
         reduction: As in `sigmoid_focal_loss`, except `none`.
         activation: `sigmoid` or `softmax`.
-        weight: Factor of the term.
+        weight: Factor of the term, above 0.
 
     Raises:
         ConfigError: A setting is outside its range.
@@ -105,6 +131,7 @@ class FocalLoss(VoxelLoss):
                 "Set it to per_positive, mean or sum."
             )
         check_settings(alpha, gamma, reduction)  # before the training, not at its first step
+        _require_above_0("loss.weight", weight)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -135,7 +162,7 @@ class CrossEntropyLoss(FocalLoss):
         lesion_weight: Weight of a lesion voxel. A background voxel has the weight 1.
         reduction: As in `FocalLoss`.
         activation: `sigmoid` or `softmax`.
-        weight: Factor of the term.
+        weight: Factor of the term, above 0.
 
     Raises:
         ConfigError: A setting is outside its range.
@@ -150,8 +177,8 @@ class CrossEntropyLoss(FocalLoss):
         activation: str = "sigmoid",
         weight: float = 1.0,
     ) -> None:
-        if not 0 < lesion_weight < float("inf"):
-            raise ConfigError(f"loss.lesion_weight={lesion_weight} must be above 0 and finite.")
+        _require_above_0("loss.lesion_weight", lesion_weight)
+        _require_above_0("loss.weight", weight)
         alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
         super().__init__(
             alpha=alpha,
@@ -178,7 +205,7 @@ class DiceFocalLoss(VoxelLoss):
         gamma: As in `FocalLoss`.
         reduction: As in `FocalLoss`.
         activation: `sigmoid` or `softmax`.
-        focal_weight: Factor of the focal term.
+        focal_weight: Factor of the focal term. At least one of the two factors is above 0.
         dice_weight: Factor of the Dice term.
         smooth: As in `dice_loss`.
         per_tile: As in `dice_loss`.
@@ -199,14 +226,16 @@ class DiceFocalLoss(VoxelLoss):
         per_tile: bool = False,
     ) -> None:
         super().__init__(activation)
+        _require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        _require_above_0("loss.smooth", smooth)
         self.voxel_term: VoxelLoss = FocalLoss(
             alpha=alpha,
             gamma=gamma,
             reduction=reduction,
             activation=activation,
-            weight=focal_weight,
         )
         self.link = self.voxel_term.link if dice_weight == 0 else None
+        self.voxel_weight = focal_weight
         self.dice_weight = dice_weight
         self.smooth = smooth
         self.per_tile = per_tile
@@ -224,7 +253,8 @@ class DiceFocalLoss(VoxelLoss):
             per_tile=self.per_tile,
         )
         terms: LossTerms = self.voxel_term(logits, labels, valid=valid, normaliser=normaliser)
-        return {"dice": self.dice_weight * dice, **terms}
+        weighted = {name: self.voxel_weight * term for name, term in terms.items()}
+        return {"dice": self.dice_weight * dice, **weighted}
 
 
 class DiceCrossEntropyLoss(DiceFocalLoss):
@@ -234,7 +264,8 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         lesion_weight: As in `CrossEntropyLoss`.
         reduction: As in `CrossEntropyLoss`.
         activation: `sigmoid` or `softmax`.
-        cross_entropy_weight: Factor of the cross-entropy term.
+        cross_entropy_weight: Factor of the cross-entropy term. At least one of the two factors is
+            above 0.
         dice_weight: Factor of the Dice term.
         smooth: As in `dice_loss`.
         per_tile: As in `dice_loss`.
@@ -253,13 +284,12 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         smooth: float = 1.0,
         per_tile: bool = False,
     ) -> None:
+        _require_weights(cross_entropy_weight=cross_entropy_weight, dice_weight=dice_weight)
         super().__init__(
             activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
         )
         self.voxel_term = CrossEntropyLoss(
-            lesion_weight=lesion_weight,
-            reduction=reduction,
-            activation=activation,
-            weight=cross_entropy_weight,
+            lesion_weight=lesion_weight, reduction=reduction, activation=activation
         )
+        self.voxel_weight = cross_entropy_weight
         self.link = self.voxel_term.link if dice_weight == 0 else None

@@ -16,6 +16,7 @@ subtracted from 1, which would lose digits:
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,8 @@ Reduction = Literal["none", "mean", "sum", "per_positive"]
 Alpha = float | Sequence[float] | None
 Normaliser = float | Tensor | None
 BLOCK = 1 << 18  # voxels whose intermediate results fit into the cache of a CPU
+# torch neither compares nor reduces these types; the signed types can hold any label
+_SIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
 
 
 def sigmoid_focal_loss(
@@ -55,7 +58,7 @@ def sigmoid_focal_loss(
         target: A label map without the class axis (0 background, k = class k, any integer dtype, or
             bool if K = 1), or 0/1 of the logits' shape and any dtype.
         alpha: Weight of lesions; 1 − α is the weight of background. One number, one per class, or
-            None for no weights.
+            None for no weights. Numbers may be scalars of NumPy or torch.
         gamma: Focusing exponent, 0 or more. A larger γ reduces the loss of well-classified
             elements more strongly.
         reduction: `none`; `sum`; `mean` over the valid logits; or `per_positive`, the sum divided
@@ -80,6 +83,8 @@ def sigmoid_focal_loss(
     [0.12997, 0.04332]
     """
     check_settings(alpha, gamma, reduction, normaliser)
+    gamma = float(gamma)
+    target = to_signed(target)
     lesion = lesion_target(target, logits, valid)
     n_classes = logits.shape[1]
     keep = None if valid is None else valid.bool()
@@ -181,9 +186,12 @@ def softmax_focal_loss(
         ContentError: A dtype is wrong, or a label is outside 0 to K (checked on the CPU only).
     """
     check_settings(alpha, gamma, reduction, normaliser)
+    gamma = float(gamma)
+    target = to_signed(target)
     check_shapes(logits, target, valid, exclusive=True)
     n_classes = logits.shape[1]
-    if isinstance(alpha, int | float):
+    alpha = _plain_alpha(alpha)
+    if isinstance(alpha, float):
         weights = [1 - alpha, *_expand_alpha(alpha, n_classes - 1)]
     else:
         weights = _expand_alpha(alpha, n_classes)
@@ -359,17 +367,39 @@ def _reduce(
 
 def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
     """Return one weight per class: 1 for None, a single number for all classes."""
-    if alpha is None:
+    weights = _plain_alpha(alpha)
+    if weights is None:
         return [1.0] * n_classes
-    if isinstance(alpha, int | float):
-        return [alpha] * n_classes
-    values = [float(value) for value in alpha]
-    if len(values) != n_classes:
+    if isinstance(weights, float):
+        return [weights] * n_classes
+    if len(weights) != n_classes:
         raise ConfigError(
-            f"alpha has {len(values)} numbers for {n_classes} classes. "
+            f"alpha has {len(weights)} numbers for {n_classes} classes. "
             f"Give one number for all classes, or {n_classes} numbers."
         )
-    return values
+    return weights
+
+
+def _plain_alpha(alpha: Alpha) -> float | list[float] | None:
+    """Return α in Python's own types, also if it is a scalar or an array of NumPy or torch."""
+    if alpha is None or isinstance(alpha, float):
+        return alpha
+    if isinstance(alpha, Sequence) or np.ndim(alpha) > 0:
+        return [as_number("alpha", weight) for weight in alpha]
+    return as_number("alpha", alpha)
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return a setting as a Python number, also if it is a scalar of NumPy or torch.
+
+    Raise `ConfigError` naming the setting if it is not a number.
+    """
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a RuntimeError of a tensor with several values
+        pass
+    raise ConfigError(f"{name}={value!r} is not a number. Give a number.")
 
 
 def posterior_logits(
@@ -435,6 +465,7 @@ def lesion_target(
         like: Logits or probabilities with one channel per lesion class. Only the shape is used.
         valid: Mask of the valid voxels or None. Only its shape is checked.
     """
+    labels = to_signed(labels)
     check_shapes(like, labels, valid)
     if labels.shape == like.shape:
         return labels.bool()
@@ -445,18 +476,22 @@ def lesion_target(
     return labels.unsqueeze(1) == classes.reshape((-1,) + (1,) * n_spatial)
 
 
+def to_signed(labels: Tensor) -> Tensor:
+    """Return uint16, uint32 and uint64 labels in a signed type, and other labels as they are."""
+    signed = _SIGNED.get(labels.dtype)
+    return labels if signed is None else labels.to(signed)
+
+
 def check_settings(
     alpha: Alpha, gamma: float, reduction: str = "sum", normaliser: Normaliser = None
 ) -> None:
     """Raise `ConfigError` if a setting of a focal loss is outside its range."""
-    weights: Sequence[float] = ()
-    if isinstance(alpha, int | float):
-        weights = (alpha,)
-    elif alpha is not None:
-        weights = alpha
-    if not all(0 <= weight <= 1 for weight in weights):
+    weights = _plain_alpha(alpha)
+    if isinstance(weights, float):
+        weights = [weights]
+    if weights is not None and not all(0 <= weight <= 1 for weight in weights):
         raise ConfigError(f"alpha={alpha} is outside [0, 1].")
-    if not 0 <= gamma < math.inf:
+    if not 0 <= as_number("gamma", gamma) < math.inf:
         raise ConfigError(f"gamma={gamma} must be a finite number of at least 0.")
     if reduction not in ("none", "mean", "sum", "per_positive"):
         raise ConfigError(f"reduction={reduction!r} must be none, mean, sum or per_positive.")
@@ -465,7 +500,7 @@ def check_settings(
             f"reduction={reduction!r} does not use a normaliser. "
             "Leave it out, or set reduction='per_positive'."
         )
-    if isinstance(normaliser, int | float) and normaliser <= 0:
+    if isinstance(normaliser, Real) and normaliser <= 0:
         raise ConfigError(f"normaliser={normaliser} must be above 0.")
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
-from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities
-from lesionseg.losses.focal import Alpha, Normaliser
+from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities, require_weight
+from lesionseg.losses.focal import Alpha, Normaliser, to_signed
 
 
 class LesionBalancedLoss(DiceFocalLoss):
@@ -29,10 +29,13 @@ class LesionBalancedLoss(DiceFocalLoss):
         alpha: As in `DiceFocalLoss`. This and the following settings apply to all four terms.
         gamma: As in `DiceFocalLoss`.
         activation: `sigmoid` or `softmax`.
-        focal_weight: Factor of both focal terms.
+        focal_weight: Factor of both focal terms. At least one of this and `dice_weight` is above 0.
         dice_weight: Factor of both Dice terms.
-        lesion_weight: Further factor of `lesion_dice` and `lesion_focal`.
+        lesion_weight: Further factor of `lesion_dice` and `lesion_focal`, at least 0.
         smooth: As in `dice_loss`.
+
+    Raises:
+        ConfigError: A setting is outside its range.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class LesionBalancedLoss(DiceFocalLoss):
             dice_weight=dice_weight,
             smooth=smooth,
         )
+        require_weight("lesion_weight", lesion_weight)
         if lesion_weight != 0:
             self.link = None  # voxels have different weights, for which no correction is known
         self.alpha = alpha
@@ -87,7 +91,11 @@ class LesionBalancedLoss(DiceFocalLoss):
         """
         spatial = (logits.shape[0], *logits.shape[2:])
         if nearest is None or nearest.shape != spatial:
-            raise GeometryError(f"This loss needs the nearest lesions, of shape {spatial}.")
+            given = None if nearest is None else tuple(nearest.shape)
+            raise GeometryError(
+                f"LesionBalancedLoss needs the nearest lesion of each voxel, of shape {spatial}, "
+                f"not {given}. Pass nearest=nearest_lesions(instances) with the batch's lesion ids."
+            )
         terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
         focal = FOCAL[self.activation](
@@ -147,9 +155,12 @@ class _Cells:
 
     def sum_voxels(self, values: Shaped[Tensor, "b k *spatial"]) -> Float[Tensor, "rows k"]:
         """Sum the values of all voxels of each row, class by class."""
-        by_voxel = values.float().transpose(0, 1).flatten(1).T  # [voxels of the batch, k]
-        table = by_voxel.new_zeros(self.n_rows, by_voxel.shape[1])
-        return table.index_add(0, self.row_of_voxel, by_voxel)
+        # Voxels are added one by one, so that float32 would lose the small values of a large cell:
+        # 128³ voxels of 1.3e-4 would have a sum of 277.8 instead of 272.6.
+        by_class = values.double().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
+        table = by_class.new_zeros(len(by_class), self.n_rows)
+        row = self.row_of_voxel.expand_as(by_class)
+        return table.scatter_add(1, row, by_class).T.float()
 
 
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
@@ -159,7 +170,7 @@ def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
     """
     if nearest.dtype == torch.uint8:
         return 256
-    return int(nearest.max()) + 1 if nearest.numel() else 1
+    return int(to_signed(nearest).max()) + 1 if nearest.numel() else 1
 
 
 def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:

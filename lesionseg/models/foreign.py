@@ -3,9 +3,9 @@
 `Architecture.network` contains both. The result is a module that trains like our own networks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
+from functools import partial
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.config import TARGET, build, import_target
-from lesionseg.errors import ConfigError
+from lesionseg.config import TARGET, build, import_target, parameters_of
+from lesionseg.errors import ConfigError, count
 from lesionseg.models.heads import prior_bias
 from lesionseg.plan.plan import Architecture, Plan, describe_sides, total_strides
 
@@ -45,7 +45,7 @@ class ForeignNetwork(nn.Module):
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
         """Return logits or features, finest first."""
-        levels = as_levels(self.network(image), image.ndim)
+        levels = as_levels(self.network(image), image.ndim, is_backbone=self.bias is None)
         if self.bias is None:
             return levels
         bias = self.bias.reshape([-1] + [1] * (image.ndim - 2))
@@ -53,10 +53,11 @@ class ForeignNetwork(nn.Module):
         return [level + bias for level in used]
 
 
-def as_levels(output: Any, ndim: int) -> list[Tensor]:
+def as_levels(output: Any, ndim: int, *, is_backbone: bool = False) -> list[Tensor]:
     """Return the tensors of a network's output, finest first.
 
-    Raises `ConfigError` if the output contains anything else, or a tensor without `ndim` axes.
+    Raises `ConfigError` if the output contains anything else, or a tensor without `ndim` axes. It
+    names `model.backbone` if `is_backbone`, otherwise `model.network`.
 
     >>> [tuple(x.shape) for x in as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3)]
     [(1, 2, 8), (1, 2, 4)]
@@ -70,6 +71,12 @@ def as_levels(output: Any, ndim: int) -> list[Tensor]:
         levels = list(output)
     if not levels or not all(isinstance(x, Tensor) and x.ndim == ndim for x in levels):
         seen = [list(getattr(x, "shape", [type(x)])) for x in levels]
+        if is_backbone:
+            raise ConfigError(
+                f"model.backbone returns {seen}, not feature maps with {ndim - 2} spatial axes, "
+                "[B, C, …]. Choose a class that returns a list of feature maps, or change its "
+                "arguments."
+            )
         raise ConfigError(
             f"model.network returns {seen}, not tensors [B, K, *tile]. Choose a class that returns "
             "logits, or change its arguments."
@@ -114,10 +121,7 @@ def _construct(
     `where` is the key of the settings for messages. Arguments in `spec` take precedence. Without
     `n_outputs`, the number of output channels is left to the class: a backbone has its own.
     """
-    try:
-        parameters = list(signature(import_target(spec.get(TARGET, ""), where)).parameters)
-    except ValueError:  # a class that is not written in Python has no signature
-        parameters = []
+    parameters = parameters_of(import_target(spec.get(TARGET, ""), where)) or {}
     filled: dict[str, Any] = {}
     for names, value in (
         (_INPUTS, n_inputs),
@@ -186,8 +190,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         except ConfigError:  # the tile is not the reason
             raise
         except Exception as error:  # a network may raise any type
-            first_line = (str(error).splitlines() or [""])[0]
-            message = message or f"{type(error).__name__}: {first_line}"
+            message = message or _describe(error)
             continue
         if by_hand and tile != plan.tile_shape:
             raise _unfit_tile(plan, message, f"Set model.tile_shape={list(tile)}.")
@@ -196,6 +199,12 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         return rounded, strides
     remedy = "Correct the arguments model.network.…; only channels are filled in."
     raise _unfit_tile(plan, message, remedy)
+
+
+def _describe(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
 
 
 def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
@@ -248,13 +257,9 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """Return the stride of each output, in voxels of the tile. Pass on the network's errors."""
     n_channels = len(plan.channel_names)
     tile = plan.tile_shape
-    try:
-        outputs = _run(custom_network(plan), n_channels, tile, "meta")
-    except ConfigError:
-        raise
-    except Exception:  # an operation that the meta device lacks, or a tile that does not fit
-        outputs = _run(custom_network(plan), n_channels, tile, "cpu")
-    strides = _strides(outputs, tile)
+    outputs = _run(partial(custom_network, plan), n_channels, tile)
+    remedy = "Choose a network that pads its convolutions, or another model.tile_shape."
+    strides = _strides(outputs, tile, remedy)
     has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)
     is_full_resolution = max(strides[0]) == 1  # the finest output is the first one
     if not (has_all_logits and is_full_resolution):
@@ -269,14 +274,28 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
     """Return the stages of the detector `name` on the backbone that `spec` names.
 
-    Raises `ConfigError` if the maps of the backbone do not divide a tile of 64 voxels per axis.
+    Raises `ConfigError` if the backbone does not accept a tile of 64 voxels per axis, or if its
+    maps do not divide the tile.
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
-    backbone = ForeignNetwork(_construct("model.backbone", spec, n_channels, None, tile))
-    maps = _run(backbone, n_channels, tile, "meta")
+
+    def make() -> ForeignNetwork:
+        return ForeignNetwork(_construct("model.backbone", spec, n_channels, None, tile))
+
+    try:
+        maps = _run(make, n_channels, tile)
+    except ConfigError:
+        raise
+    except Exception as error:  # a backbone may raise any type
+        raise ConfigError(
+            f"model.backbone does not accept images of {count(n_channels, 'channel')} with "
+            f"{describe_sides(tile)} voxels: {_describe(error)}. Correct the arguments "
+            "model.backbone.…; only channels are filled in."
+        ) from error
+    remedy = "Choose a backbone that pads its convolutions."
     # strides from the tile to the tile itself and to each map
-    totals = (ones, *_strides(maps, tile))
+    totals = (ones, *_strides(maps, tile, remedy))
     steps: list[tuple[int, ...]] = []
     for finer, coarser in pairwise(totals):
         steps.append(tuple(c // f for f, c in zip(finer, coarser, strict=True)))
@@ -292,7 +311,22 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
-def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str) -> list[Tensor]:
+def _run(make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]) -> list[Tensor]:
+    """Return the outputs of the network that `make` builds for a tile of zeros, in train mode.
+
+    The network runs on torch's meta device, which computes no numbers, or on the CPU if that fails.
+    """
+    try:
+        return _run_on(make(), n_channels, tile, "meta")
+    except ConfigError:
+        raise
+    except Exception:  # an operation that the meta device lacks, or a tile that does not fit
+        return _run_on(make(), n_channels, tile, "cpu")
+
+
+def _run_on(
+    network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
+) -> list[Tensor]:
     """Return the network's outputs in train mode for a batch of one tile of zeros."""
     with torch.no_grad():
         outputs: list[Tensor] = network.to(device).train()(
@@ -301,8 +335,13 @@ def _run(network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
     return outputs
 
 
-def _strides(outputs: Sequence[Tensor], tile: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return how many voxels of the tile one voxel of each output spans along each axis."""
+def _strides(
+    outputs: Sequence[Tensor], tile: tuple[int, ...], remedy: str
+) -> tuple[tuple[int, ...], ...]:
+    """Return how many voxels of the tile one voxel of each output spans along each axis.
+
+    Raises `ConfigError` with the remedy if an output does not divide the tile.
+    """
     shapes = [tuple(x.shape[2:]) for x in outputs]
     strides: list[tuple[int, ...]] = []
     are_whole = True
@@ -312,7 +351,6 @@ def _strides(outputs: Sequence[Tensor], tile: tuple[int, ...]) -> tuple[tuple[in
         strides.append(tuple(n // side for n, side in sides))
     if not are_whole:
         raise ConfigError(
-            f"The network's outputs {shapes} do not divide a tile of {list(tile)}. Choose a "
-            "network that pads its convolutions, or another model.tile_shape."
+            f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"
         )
     return tuple(strides)

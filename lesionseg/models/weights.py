@@ -153,8 +153,9 @@ def take_tensors(
         shared = _shared_name(name, getattr(network, "finest", 0))
         part = shared.partition(".")[0]  # of a head, this is its kind
         value = before[unused[shared]] if shared in unused else None
+        words = ""
         if shared in _FIRST and value is not None and value.shape[2:] == tensor.shape[2:]:
-            value, adapted = adapt_channels(value, tensor.shape[1], channels, channels_before)
+            value, words = adapt_channels(value, tensor.shape[1], channels, channels_before)
         if part in reasons:
             fresh.append(name)
             why.add(reasons[part])
@@ -162,6 +163,7 @@ def take_tensors(
             fresh.append(name)
         else:
             tensor.copy_(value)
+            adapted = adapted or words
             taken.append(name)
             del unused[shared]
     return Transfer(
@@ -196,11 +198,24 @@ def adapt_channels(
         return weight, ""
     mean = weight.mean(dim=1) * (n_before / n_channels)
     columns = [mean if source is None else weight[:, source] for source in sources]
+    return torch.stack(columns, dim=1), _describe_channels(sources, n_before, names)
+
+
+def _describe_channels(sources: Sequence[int | None], n_before: int, names: Sequence[str]) -> str:
+    """Describe how the channels of the first convolution changed.
+
+    Args:
+        sources: the old channel of each new one, or None for a new channel without one.
+        n_before: number of old channels.
+        names: names of the new channels; empty if they are not known.
+    """
+    if set(sources) == set(range(n_before)):
+        return f"the first convolution has its channels in the new order {', '.join(names)}"
     kept = [names[i] for i, source in enumerate(sources) if source is not None]
-    words = f"the first convolution had {n_before} channels and has {n_channels}: "
+    words = f"the first convolution had {n_before} channels and has {len(sources)}: "
     words += f"{', '.join(kept)} kept, " if kept else ""
     words += "the rest set to the mean of the old ones" if None in sources else "the rest left out"
-    return torch.stack(columns, dim=1), words
+    return words
 
 
 def give_all_heads(reason: str) -> dict[str, str]:

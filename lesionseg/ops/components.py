@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Lesions, Prediction, Reference
-from lesionseg.core.lesions import box_slices
+from lesionseg.core.lesions import box_slices, centre_slices
 from lesionseg.errors import ContentError
 
 FULL_CONNECTIVITY = {2: 8, 3: 26}
@@ -115,8 +115,8 @@ def lesions_of(reference: Reference) -> Lesions:
 
     The first of these that the reference has defines the lesions: instances, the components of its
     labels, boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left
-    out. A reference without lesions gives no rows. Raises `ContentError` if an instance has no
-    label.
+    out, and so is a lesion of which all voxels are ignored, whether it has a mask or only a box. A
+    reference without lesions gives no rows. Raises `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
         return _measure_components(reference.geometry, reference.labels, reference.ignore)
@@ -126,9 +126,12 @@ def lesions_of(reference: Reference) -> Lesions:
     if boxes is not None and len(boxes) != len(labels):
         boxes = None  # the boxes do not belong to these lesions
     ids = np.arange(1, len(labels) + 1)
-    return measure_instances(
+    lesions = measure_instances(
         reference.geometry, ids, labels, boxes, reference.instances, reference.ignore
     )
+    if reference.ignore is None:
+        return lesions
+    return _drop_ignored(lesions, reference.ignore, reference.instances)
 
 
 def candidates_of(prediction: Prediction, ignore: NDArray[np.bool_] | None = None) -> Lesions:
@@ -242,6 +245,37 @@ def _measure_components(
     index = nonzero_voxels(instances)
     order, first = _group_by_owner(instances.reshape(-1)[index] - 1, len(ids))
     return Lesions.measure(geometry, ids, of_instance, None, index[order], first)
+
+
+def _drop_ignored(
+    lesions: Lesions, ignore: NDArray[np.bool_], instances: NDArray[np.integer[Any]] | None
+) -> Lesions:
+    """Leave out the lesions that are ignored completely, but of which the box remains.
+
+    Args:
+        lesions: the lesions without their ignored voxels.
+        ignore: True for ignored voxels `[*spatial]`.
+        instances: lesion ids `[*spatial]`, or None if all lesions are boxes. A box without voxels
+            in this mask has those of `centre_slices`.
+    """
+    if lesions.has_voxels.all():
+        return lesions
+    with_mask = set() if instances is None else set(present_values(instances))
+    is_kept = lesions.has_voxels.copy()
+    for row in np.flatnonzero(~is_kept):
+        part = ignore[centre_slices(lesions.boxes[row], ignore.ndim)]
+        is_ignored = part.size > 0 and bool(part.all())
+        is_kept[row] = not is_ignored and int(lesions.ids[row]) not in with_mask
+    return replace(
+        lesions,
+        ids=lesions.ids[is_kept],
+        labels=lesions.labels[is_kept],
+        boxes=lesions.boxes[is_kept],
+        centres_mm=lesions.centres_mm[is_kept],
+        diameters_mm=lesions.diameters_mm[is_kept],
+        # the rows that are left out have no voxels, so `voxels` stays complete
+        first=np.concatenate([[0], np.cumsum(lesions.n_voxels[is_kept])]),
+    )
 
 
 def _group_by_owner(

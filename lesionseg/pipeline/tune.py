@@ -10,14 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from torch import nn
 
-from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target
+from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target, parameters_of
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError, pip_install
 from lesionseg.evaluation import find_preset
@@ -375,7 +374,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     sources = sources_of(cfg.model.architecture)
     groups: list[str] = []
     if "segmentation" in sources:
-        takes = signature(import_target(cfg.loss.target, "loss")).parameters
+        takes = parameters_of(import_target(cfg.loss.target, "loss")) or {}
         if not takes.keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "

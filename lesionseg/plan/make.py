@@ -392,6 +392,8 @@ def _draft(
         chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
     )
     scales = _choose_scales(facts, spacing.value, dataset, before)
+    if before is None:  # otherwise the bundle decides
+        _warn_of_masks(facts, [scale.value for scale in scales])
     prior = rules.prior(facts.lesion_fraction, facts.dims)
     candidates = rules.candidate_rule(facts.lesion_voxels, prior.value, facts.dims)
     raster_mm = None
@@ -438,6 +440,23 @@ def _warn_of_mixed_pixel_sizes(facts: Fingerprint) -> None:
             n_unknown,
             len(facts.spacings_mm),
         )
+
+
+def _warn_of_masks(facts: Fingerprint, scales: Sequence[Normalisation]) -> None:
+    """Warn of channels that are masks of 0 and a number other than 1, which a z-score leaves so."""
+    for channel, scale in zip(facts.channels, scales, strict=True):
+        value = channel.body.mean
+        is_constant = channel.body.std <= 1e-6 * abs(value)
+        has_zeros = channel.nonzero_share < 1
+        if scale.scheme == "zscore" and is_constant and has_zeros and value not in (0, 1):
+            logger.warning(
+                "The channel %r has no values but 0 and %g, like a mask. The z-score does not "
+                "scale it, so that it becomes %g and 0. Store the mask with the values 0 and 1%s.",
+                channel.name,
+                value,
+                -value,
+                ", or name the channel rgb_to_0_1" if value == 255 else "",
+            )
 
 
 def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:

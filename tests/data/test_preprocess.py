@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lesionseg.core import Case, Geometry, Labels, Reference, Volume
+from lesionseg.data.cache import LesionIndex
 from lesionseg.data.preprocess import prepare_case
 from lesionseg.data.preprocess_image import normalise, plan_geometry, prepare_image, window_of
 from lesionseg.data.preprocess_reference import prepare_reference
@@ -263,6 +264,17 @@ def test_ignored_voxels_contain_no_lesion():
         prepared = prepare_reference(reference, make_straight((6, 8)), make_plan((1.0, 1.0)))
         assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
         np.testing.assert_array_equal(prepared.ignore, ignore)
+
+
+def test_ignored_box_is_left_out():
+    ignore = np.zeros((64, 64), bool)
+    ignore[:20] = True
+    boxes = np.array([[5, 5, 10, 10], [40, 40, 50, 50], [10, 30, 22, 40]], np.float32)
+    reference = Reference(make_straight((64, 64)), boxes=boxes, box_labels=(1,) * 3, ignore=ignore)
+    prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
+    assert LesionIndex.of(prepared.instances, prepared.instance_labels).ids.tolist() == [2, 3]
+    np.testing.assert_array_equal(prepared.ignore, ignore)
+    assert np.argwhere(prepared.instances == 3).min(axis=0).tolist() == [20, 30]
 
 
 def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():

@@ -89,6 +89,12 @@ def test_every_lesion_is_equally_likely_if_one_case_has_most_of_them():
     assert "80 lesions, 21 patients; at most 75% from one patient" in sampler.mix
 
 
+def test_mix_without_lesions_is_all_background():
+    sampler = make_sampler([make_case("free")], 10, lesion_share=0.5)
+    assert {choice.kind for choice in choose_all(sampler)} == {"background"}
+    assert sampler.mix == "All 10 tiles per epoch are background, as no case has a lesion."
+
+
 def test_volume_smaller_than_the_tile_is_in_its_middle():
     case = make_case("a", [((2, 3, 4), 1)], shape=(5, 20, 8))
     sampler = make_sampler([case], 10)

@@ -84,6 +84,14 @@ def test_only_the_part_of_a_candidate_that_counts_is_scored():
     assert summarise_case(found)["specificity"]["value"] == 1.0
 
 
+def test_ignored_box_is_not_a_missed_lesion():
+    boxes = np.array([HIT, INSIDE], np.float32)
+    ignore = make_reference().ignore
+    truth = Reference(GEOMETRY, boxes=boxes, box_labels=(1, 1), ignore=ignore)
+    found = evaluate(truth, HIT, masks=False)
+    assert (len(found.lesions), found.n_detected) == (1, 1)
+
+
 def evaluate_regions(values, truth):
     labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
     instances = (truth > 0).astype(np.int32)

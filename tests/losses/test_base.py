@@ -171,6 +171,20 @@ def test_positives_are_valid_lesion_voxels_counted_once_per_region() -> None:
         assert count_positives(given, valid).item() == valid_voxels
 
 
+@pytest.mark.parametrize("name", ["dice_focal", "lesion_balanced"])
+def test_labels_and_lesion_ids_may_be_unsigned(name: str) -> None:
+    logits, labels, instances = make_scene(2)
+    expected = compute_terms(LOSSES[name](), logits, labels, instances, None)
+    wide = labels.to(torch.uint16)
+    ids = nearest_lesions(instances).to(torch.uint16)
+    loss = LOSSES[name]()
+    found = loss(logits, wide, nearest=ids) if name == "lesion_balanced" else loss(logits, wide)
+    torch.testing.assert_close(found, expected)
+    assert count_positives(wide) == count_positives(labels)
+    regions = [[1], [1, 2]]
+    assert torch.equal(region_target(wide, regions), region_target(labels, regions))
+
+
 def test_average_follows_counts_and_never_falls_below_the_expected_number() -> None:
     average = PositiveAverage(expected=50, momentum=0.5)
     counts = torch.tensor([150, 0, 0, 1000, 0])
@@ -242,6 +256,8 @@ def test_alpha_and_gamma_of_other_losses_have_their_own_range(
         ("monai.losses.DiceLoss", {"reduction": "average"}),
         ("monai.losses.DiceLoss", {"reduction": "none"}),  # an error when it is called
         ("collections.Counter", {}),
+        ("builtins.dict", {}),  # a class that does not state its parameters
+        ("monai.losses", {}),
     ],
 )
 def test_invalid_loss_configuration_is_an_error(target: str, settings: dict[str, Any]) -> None:

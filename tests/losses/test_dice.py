@@ -1,6 +1,7 @@
 """Dice and the losses with named terms: values by hand and by loops."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lesionseg.losses import (
     DiceCrossEntropyLoss,
     DiceFocalLoss,
     FocalLoss,
+    LesionBalancedLoss,
     dice_loss,
 )
 
@@ -63,6 +65,45 @@ def test_settings_that_give_no_training_loss_are_an_error() -> None:
         FocalLoss(reduction="none")
     with pytest.raises(ConfigError):
         CrossEntropyLoss(lesion_weight=0)
+
+
+WEIGHTED: tuple[tuple[Any, str], ...] = (
+    (FocalLoss, "weight"),
+    (CrossEntropyLoss, "weight"),
+    (DiceFocalLoss, "focal_weight"),
+    (DiceFocalLoss, "dice_weight"),
+    (DiceCrossEntropyLoss, "cross_entropy_weight"),
+    (DiceCrossEntropyLoss, "dice_weight"),
+    (LesionBalancedLoss, "focal_weight"),
+    (LesionBalancedLoss, "lesion_weight"),
+)
+
+
+@pytest.mark.parametrize(("make", "name"), WEIGHTED)
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1"])
+def test_weight_that_is_negative_or_not_finite_is_an_error(
+    make: Any, name: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=rf"loss\.{name}="):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("make", [DiceFocalLoss, DiceCrossEntropyLoss, LesionBalancedLoss])
+def test_only_one_of_both_weights_may_be_0(make: Any) -> None:
+    voxel_weight = "focal_weight" if make is not DiceCrossEntropyLoss else "cross_entropy_weight"
+    assert make(dice_weight=0)
+    assert make(**{voxel_weight: 0})
+    with pytest.raises(ConfigError, match=r"loss\.dice_weight=0 leaves no loss"):
+        make(**{voxel_weight: 0, "dice_weight": 0})
+
+
+@pytest.mark.parametrize("smooth", [-5, 0, math.nan, math.inf])
+def test_smooth_that_is_not_a_finite_number_above_0_is_an_error(smooth: float) -> None:
+    for make in (DiceFocalLoss, DiceCrossEntropyLoss, LesionBalancedLoss):
+        with pytest.raises(ConfigError, match=r"loss\.smooth="):
+            make(smooth=smooth)
+    with pytest.raises(ConfigError, match=r"smooth="):
+        dice_loss(torch.zeros(1, 1, 2), torch.zeros(1, 2, dtype=torch.int64), smooth=smooth)
 
 
 def compute_nnunet_loss_by_loops(

@@ -246,6 +246,31 @@ def test_target_or_valid_of_another_shape_is_an_error_in_both_losses(
         function(LOGITS, **arguments)
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_labels_give_the_loss_of_signed_ones(function: Any, dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
+    valid = torch.tensor([[True, True, False, True], [True, False, True, True]])
+    expected = function(logits, labels, valid=valid)
+    assert torch.equal(function(logits, labels.to(dtype), valid=valid), expected)
+    with pytest.raises(ContentError, match="from 0 to 4"):
+        function(logits, torch.tensor([[0, 1, 2, 4]] * 2).to(dtype))
+
+
+@BOTH
+def test_alpha_and_gamma_may_be_scalars_of_numpy_or_torch(function: Any) -> None:
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
+    expected = function(logits, labels, alpha=0.75, gamma=1.5)
+    for make in (np.float32, np.float64, torch.tensor):
+        found = function(logits, labels, alpha=make(0.75), gamma=make(1.5))
+        assert torch.equal(found, expected)
+    for wrong in (np.float32(1.5), torch.tensor(-0.1), "0.5", object()):
+        with pytest.raises(ConfigError, match="alpha="):
+            function(logits, labels, alpha=wrong)
+
+
 @pytest.mark.parametrize("value", [-0.1, 0.5, 1.1, math.nan, 2])
 def test_target_of_the_sigmoid_loss_other_than_0_or_1_is_an_error(value: float) -> None:
     with pytest.raises(ContentError):

@@ -43,7 +43,7 @@ def test_lesion_dice_is_averaged_over_classes() -> None:
     labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
     logits = torch.full((1, 2, 7), -20.0)
     logits[0, 0, :2] = 20
-    terms = LesionBalancedLoss(smooth=0)(logits, labels, nearest=nearest_lesions(labels))
+    terms = LesionBalancedLoss(smooth=1e-9)(logits, labels, nearest=nearest_lesions(labels))
     torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # mean of 0 and 1
 
 
@@ -59,8 +59,20 @@ def test_lesion_terms_are_zero_without_lesions() -> None:
 def test_missing_nearest_lesions_are_an_error() -> None:
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
     nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
-    with pytest.raises(GeometryError):
+    with pytest.raises(GeometryError, match=r"Pass nearest=nearest_lesions\(instances\)"):
         LesionBalancedLoss()(logits, nothing)
+
+
+def test_small_probabilities_of_a_large_cell_keep_their_sum() -> None:
+    """The cell of a lesion of one voxel fills a tile of 64³, in which p is 1e-4 elsewhere."""
+    p = torch.full((1, 1, 64, 64, 64), 1e-4)
+    labels = torch.zeros(1, 64, 64, 64, dtype=torch.uint8)
+    labels[0, 5, 5, 5] = 1
+    p[0, 0, 5, 5, 5] = 0.5
+    terms = LesionBalancedLoss()(torch.logit(p), labels, nearest=nearest_lesions(labels))
+    total = 0.5 + 1e-4 * (64**3 - 1)
+    expected = 1 - (2 * 0.5 + 1) / (total + 1 + 1)
+    assert terms["lesion_dice"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_nearest_lesions_equal_a_search_over_all_distances() -> None:

@@ -58,6 +58,40 @@ class Pyramid(nn.Module):
         return [fine, self.coarse(fine)]
 
 
+class ThreeColours(nn.Module):
+    """A backbone that ignores the number of channels it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, stride=2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.conv(image)]
+
+
+class NeedsValues(nn.Module):
+    """A backbone that the meta device cannot run, because it reads the value of a voxel."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 2, stride=2)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.conv(image) * (1 + float(image[0, 0, 0, 0]))]
+
+
+class Classifier(nn.Module):
+    """A network that returns a vector per image instead of maps."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        scores: Tensor = self.conv(image).mean(dim=(2, 3))
+        return scores
+
+
 def make_plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
     return plan_of(name, len(tile), n_channels=2, table={"network": network}, tile_shape=tile)
 
@@ -75,6 +109,7 @@ def test_channels_are_inserted_and_the_first_prediction_is_the_prior() -> None:
 
 
 NO_NETWORKS = [{}, {"_target_": "missing_package.Network"}, {"_target_": "builtins.dict"}]
+NO_NETWORKS += [{"_target_": "torch.nn"}, {"_target_": "math.pi"}, {"_target_": 3.5}]
 NO_NETWORKS += [
     make_target("Nothing"),
     make_target("TenLines", depth=3),
@@ -163,3 +198,25 @@ def test_backbone_keeps_its_own_number_of_output_channels(chosen: Any, width: in
     assert backbone_pyramid("retinanet", target, 3, 2).features == (width, width)
     maps = foreign_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
     assert [tuple(x.shape[1:3]) for x in maps] == [(width, 16), (width, 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ThreeColours", r"model\.backbone does not accept images of 1 channel.*RuntimeError"),
+        ("Classifier", r"model\.backbone returns \[\[1, 4\]\].*list of feature maps"),
+    ],
+)
+def test_backbone_that_cannot_read_the_images_is_an_error(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        backbone_pyramid("retinanet", make_target(name), 2, 1)
+
+
+def test_backbone_that_the_meta_device_cannot_run_is_run_on_the_cpu() -> None:
+    found = backbone_pyramid("retinanet", make_target("NeedsValues"), 2, 1)
+    assert (found.features, found.strides) == ((4,), ((2, 2),))
+
+
+def test_backbone_that_names_a_module_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"model\.backbone\._target_=torch\.nn is a module"):
+        backbone_pyramid("retinanet", {"_target_": "torch.nn"}, 2, 1)

@@ -94,6 +94,17 @@ def test_one_channel_is_repeated_for_several(name):
         assert torch.allclose(same, old.eval()(image)[0], atol=1e-5)
 
 
+def test_first_convolution_of_another_width_is_not_called_adapted():
+    one = plans.plan_of("unet", channel_names=("FLAIR",))
+    wide = replace(one.architecture, features=(12, *one.architecture.features[1:]))
+    two = one.with_(
+        channel_names=("T1", "T2"), normalisation=one.normalisation * 2, architecture=wide
+    )
+    _, _, done = transfer(two, one)
+    assert _STEM in done.fresh
+    assert done.adapted == ""
+
+
 _STEM = "encoder.stages.0.0.conv.weight"
 
 
@@ -112,7 +123,8 @@ def test_channels_of_the_same_name_keep_their_weights():
     assert torch.allclose(after[:, 1], before.mean(1) * 2 / 3)
     assert "t1, flair kept" in done.adapted
     swapped = two.with_(channel_names=("T1", "FLAIR"))
-    network, old, _ = transfer(swapped, two)
+    network, old, done = transfer(swapped, two)
+    assert done.adapted == "the first convolution has its channels in the new order T1, FLAIR"
     assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM].flip(1))
     other = two.with_(channel_names=("a", "b"))  # names that do not match
     network, old, done = transfer(other, two)

@@ -42,6 +42,28 @@ def test_touching_instances_stay_separate_and_ignored_pixels_are_removed():
     assert (lesions.draw() > 0).tolist() == lesion_mask(reference).tolist()
 
 
+def test_ignored_lesion_is_left_out_although_it_has_a_box():
+    ignore = np.zeros((4, 6), dtype=bool)
+    ignore[:2] = True
+    boxes = np.array([[0, 0, 2, 2], [1, 3, 3, 5], [2, 0, 3, 2]], dtype=np.float32)
+    plain = Reference(PLANE, boxes=boxes, box_labels=(5, 6, 7), ignore=ignore)
+    lesions = lesions_of(plain)
+    assert (lesions.ids.tolist(), lesions.labels.tolist()) == ([2, 3], [6, 7])
+    assert lesions.boxes.tolist() == boxes[1:].tolist()
+    instances = make_map("110000", "100220", "000220", "000000")  # the third has only a box
+    mixed = Reference(
+        PLANE,
+        instances=instances,
+        instance_labels=(5, 6, 7),
+        boxes=boxes,
+        box_labels=(5, 6, 7),
+        ignore=ignore,
+    )
+    lesions = lesions_of(mixed)
+    assert (lesions.ids.tolist(), lesions.n_voxels.tolist()) == ([2, 3], [2, 0])
+    assert lesions.voxels_of(0).tolist() == [[2, 3], [2, 4]]
+
+
 @pytest.mark.parametrize(("dims", "size"), [(2, 78.54), (3, 523.6)])
 def test_box_without_a_mask_has_the_size_of_its_inscribed_ellipsoid(dims, size):
     geometry = Geometry.from_spacing((30,) * dims, (1.0,) * dims)

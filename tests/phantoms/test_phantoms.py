@@ -13,6 +13,7 @@ from lesionseg.ops.components import label_components
 from lesionseg.phantoms import (
     VisitSettings,
     lesion_share,
+    simulate_once,
     simulate_visits,
     write_ct_phantoms,
     write_mri_phantoms,
@@ -117,8 +118,33 @@ def test_two_visits_differ_by_the_stated_changes_only(tmp_path):
         (write_mri_phantoms, {"n_test": 3}),
         (write_mri_phantoms, {"n_lesions": (5, 2)}),
         (write_ct_phantoms, {"shape": (32, 32)}),
+        (write_mri_phantoms, {"lesion_free_share": 2.0}),
     ],
 )
 def test_impossible_number_is_an_error_that_names_it(write, wrong, tmp_path):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         write(tmp_path, 2, seed=0, **wrong)
+
+
+WRONG_SETTINGS = {
+    "mri": [
+        *({"n_lesions": n} for n in (5, [3], [1, 2, 3], [0, 4], [5, 2], ["a", 2])),
+        *({"n_cases": n} for n in (0, 1.5, "three", None)),
+        *({"shape": n} for n in ([16, 16], [16, 16, 0], 16)),
+        *({"spacing_mm": n} for n in ([1, 1], [1, 1, -1], [1, 1, float("inf")], "1")),
+        *({"lesion_free_share": n} for n in (2.0, -0.1, float("nan"))),
+        *({"seed": -1}, {"n_test": 3}, {"n_test": -1}, {"contrast": "high"}),
+        *({"progress": 3}, {"folder": "elsewhere"}),
+    ],
+    "xray": [{"n_nodules": 5}, {"shape": [16, 16, 16]}, {"pixel_mm": 0}, {"n_test": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [(kind, wrong) for kind, many in WRONG_SETTINGS.items() for wrong in many]
+)
+def test_wrong_setting_of_phantoms_is_an_error_that_names_it(kind, wrong, tmp_path):
+    settings = {"kind": kind, "n_cases": 2, "seed": 0, **wrong}
+    with pytest.raises(ConfigError, match=rf"data\.phantoms.*{next(iter(wrong))}"):
+        simulate_once(tmp_path / "set", settings)
+    assert not (tmp_path / "set").exists()

@@ -230,7 +230,7 @@ def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
 
 
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
-    def write(folder, n_cases, *, progress):
+    def write(folder, n_cases: int, *, progress):
         folder.mkdir()
         if not n_cases:
             raise KeyboardInterrupt

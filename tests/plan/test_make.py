@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lesionseg.config import ModelConfig
@@ -52,6 +53,23 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
         )
 
     return plan_of
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "warned"),
+    [(255, "liver", True), (1, "liver", False), (255, "rgb_to_0_1", False)],
+)
+def test_mask_that_a_z_score_does_not_scale_is_named(
+    dataset: Dataset, cases: list[Case], caplog, value: int, name: str, warned: bool
+):
+    for case in cases:
+        mask = np.where(case.image.array > 150, value, 0).astype(np.float32)
+        case.image.array[:] = mask
+    named = replace(dataset, channel_names=(name,))
+    facts = take_fingerprint(named, cases)
+    make_plan(facts, named, memory_gb=24, device="cpu", step_memory=step_gb)
+    assert ("'liver' has no values but 0 and 255" in caplog.text) == warned
+    assert ("becomes -255 and 0" in caplog.text) == warned
 
 
 def test_regions_are_channels_of_mask_values(make: Make):
