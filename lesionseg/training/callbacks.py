@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
+from lesionseg.training.checkpoints import LAST
 from lesionseg.training.objective import FinestLogits
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
@@ -80,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         """Rename next.ckpt, if it exists, to last.ckpt."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
-            new.replace(new.with_name("last.ckpt"))
+            new.replace(new.with_name(LAST))
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -89,6 +90,7 @@ class LastCheckpoint(Checkpoint):
 
         The stream of tiles can resume only between steps, not between accumulated batches.
         """
+        module.read_clock()  # Lightning calls the module's own hook after those of callbacks
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step or 60 * module.minutes < self._due:
             return

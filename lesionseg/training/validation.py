@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 
+from lesionseg.training.checkpoints import BEST, read_if_present
 from lesionseg.training.processes import broadcast_from_rank_zero
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -27,6 +28,11 @@ class VolumeValidation(Checkpoint):
     `on_validation_epoch_start` and `on_validation_epoch_end`, so that `EMAWeightAveraging` can
     replace the weights by their average while they are scored.
 
+    A training that is resumed validates at the same times as one without an interruption. Its best
+    score is that of `best.ckpt`: the checkpoint from which it resumes may be older, because it is
+    written before the validation that follows the same step. A training that starts again removes
+    `best.ckpt`.
+
     Args:
         validate: returns scores by name for a network in eval mode. The weights with the highest
             `SCORE` are kept; without one, it is 0. Only the first process calls this function.
@@ -37,22 +43,45 @@ class VolumeValidation(Checkpoint):
     def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
         self.validate = validate
         self.every_minutes = every_minutes
-        self.path = folder / "best.ckpt"
+        self.path = folder / BEST
         self.best_score = -math.inf
         self._due = math.inf  # minutes of training, set in `on_train_start`
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, for a training that is resumed."""
-        return {"best_score": self.best_score}
+        """Return the best score, and the time of the next validation."""
+        return {"best_score": self.best_score, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score of the training that is resumed."""
+        """Restore the best score and the time of the next validation.
+
+        Checkpoints of earlier versions do not state the time.
+        """
         self.best_score = state_dict["best_score"]
+        self._due = state_dict.get("due", math.inf)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Set the time of the next validation, also in a training that is resumed."""
-        if self.every_minutes is not None:
+        """Set the time of the next validation, and take the best score from `best.ckpt`.
+
+        Raises:
+            TrainingError: if the training is resumed and `best.ckpt` cannot be read.
+        """
+        is_resumed = trainer.global_step > 0
+        if is_resumed:
+            self.best_score = broadcast_from_rank_zero(self._read_best_score)
+        elif trainer.is_global_zero:  # the file belongs to a training that starts again
+            self.path.unlink(missing_ok=True)
+        if self.every_minutes is None:
+            self._due = math.inf
+        elif math.isinf(self._due):
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
+
+    def _read_best_score(self) -> float:
+        """Return the score of the weights in `best.ckpt`, or −∞ if there is no such file."""
+        best = read_if_present(self.path)
+        if best is None:
+            return -math.inf
+        state = best.get("callbacks", {}).get(self.state_key, {})
+        return float(state.get("best_score", -math.inf))  # version 1.0 did not state it
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Validate if it is due and the previous step is complete."""
