@@ -31,7 +31,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
-from lesionseg.ops.gpu_memory import is_out_of_memory, says_out_of_memory
+from lesionseg.ops.gpu_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
@@ -102,7 +102,7 @@ def fit(
     Without validation, the last weights are kept. An interrupted training continues from
     `run_dir/checkpoints/last.ckpt`. A finished training is not continued, even if a callback such
     as `EarlyStopping` ended it before its budget was spent. Errors of reading tiles and of
-    `validate` are passed on.
+    `validate` are passed on, except a lack of memory.
 
     Args:
         network: from `build_network(plan)`, or another one with the same outputs.
@@ -120,7 +120,8 @@ def fit(
     Raises:
         TrainingError: if a checkpoint cannot be read or does not fit the network, or the gradient
             stays NaN.
-        ConfigError: if the device runs out of memory, or loss and plan do not fit together.
+        ConfigError: if memory runs out in a step or in a validation, or if loss and plan do not fit
+            together.
     """
     last = run_dir / CHECKPOINTS / LAST
     module = lesion_module(plan, cfg, network, loss)
@@ -207,7 +208,7 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
         yield
     except ProcessRaisedException as error:  # of a process that Lightning spawned
         raise _error_of_process(error, module.plan, last) from error
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
         # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
@@ -239,11 +240,12 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
         return error
     name = found["name"]
     message = found["message"].strip()
-    if name == "torch.OutOfMemoryError" or says_out_of_memory(message):
-        return _out_of_memory(plan, message)
+    # first, because the message of an own error may quote another error
     kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
     if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
         return kind(message)
+    if name.endswith("MemoryError") or says_out_of_memory(message):
+        return _out_of_memory(plan, message)
     # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
     return unusable_checkpoint(last, message) if "state_dict" in message else error
 
@@ -460,16 +462,15 @@ def _fastest_precision(device: torch.device) -> Any:
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
-    """Return the error of a step without enough memory. It names the setting to change."""
+    """Return the error of a training step without enough memory, with the setting to change."""
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
     where = "training" if step is None else f"step {step} of training"
+    tiles = errors.count(plan.batch_size, "tile")
     return ConfigError(
-        f"The device ran out of memory in {where}, with "
-        f"{plan.batch_size} tiles of {list(plan.tile_shape)} "
-        f"({why.splitlines()[0].rstrip('.')}). End other programs on the device, or train "
-        f"with {remedy} in another run_dir."
+        f"Memory ran out in {where}, with {tiles} of {list(plan.tile_shape)} ({first_line(why)}). "
+        f"End other programs on the device, or train with {remedy} in another run_dir."
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 
+from lesionseg.errors import ConfigError
+from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
 from lesionseg.training.checkpoints import BEST, read_if_present
 from lesionseg.training.processes import broadcast_from_rank_zero
 
@@ -94,20 +97,18 @@ class VolumeValidation(Checkpoint):
         self._validate(trainer, module)
 
     def _validate(self, trainer: Any, module: Any) -> None:
-        """Score the network, log its scores, and keep its weights if they are the best so far."""
+        """Score the network, log its scores, and keep its weights if they are the best so far.
+
+        Raises:
+            ConfigError: if memory runs out while the network is scored.
+        """
         module.zero_grad()  # releases the memory of the previous step's gradients
         for callback in trainer.callbacks:
             callback.on_validation_start(trainer, module)
         for callback in trainer.callbacks:
             callback.on_validation_epoch_start(trainer, module)
 
-        def score_network() -> tuple[dict[str, float], float]:
-            network = deepcopy(module.network).eval()
-            with torch.no_grad():
-                scores = dict(self.validate(network))
-            return scores, module.elapsed_minutes()
-
-        scores, minutes = broadcast_from_rank_zero(score_network)
+        scores, minutes = broadcast_from_rank_zero(partial(self._score, trainer, module))
         if self.every_minutes is not None:
             # counted from the end of the validation; otherwise one that takes longer than the
             # interval would be followed by the next one without a training step
@@ -129,3 +130,35 @@ class VolumeValidation(Checkpoint):
             trainer.save_checkpoint(self.path)
         for callback in trainer.callbacks:
             callback.on_validation_end(trainer, module)
+
+    def _score(self, trainer: Any, module: Any) -> tuple[dict[str, float], float]:
+        """Return the scores of the network, and the minutes of training at their end.
+
+        Raises:
+            ConfigError: if memory runs out.
+        """
+        try:
+            network = deepcopy(module.network).eval()
+            with torch.no_grad():
+                scores = dict(self.validate(network))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(str(error), trainer.global_step) from error
+        return scores, module.elapsed_minutes()
+
+    def _out_of_memory(self, why: str, step: int) -> ConfigError:
+        """Return the error of a validation without enough memory.
+
+        Smaller tiles or batches would hardly help: a validation keeps no activations for gradients,
+        and the batch is already reduced to one tile when memory runs out.
+        """
+        advice = "End other programs on the device, then run the command again to continue"
+        if self.every_minutes is not None:
+            advice += (
+                ", or train with trainer.validate_every_minutes=null in another run_dir, which "
+                "keeps the weights of the last step"
+            )
+        return ConfigError(
+            f"Memory ran out in the validation after step {step} ({first_line(why)}). {advice}."
+        )

@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.training.callbacks import History, LastCheckpoint, Progress
+from lesionseg.training.callbacks import History, LastCheckpoint, Previews, Progress
 from lesionseg.training.module import highest_rate, share_of_rate
 from tests.training.conftest import StepsOfSeconds, weights
 
@@ -408,8 +408,14 @@ def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step
     ("error", "expected", "words"),
     [
         (TrainingError("Diverged: 10 steps."), TrainingError, "^Diverged: 10"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), ConfigError, "memory in training, "),
-        (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "memory in "),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            ConfigError,
+            "ran out in training, ",
+        ),
+        (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "ran out in "),
+        (MemoryError("Unable to allocate 1 TiB"), ConfigError, "ran out in training, "),
+        (ConfigError("Validation (CUDA out of memory)."), ConfigError, r"^Validation \("),
         (RuntimeError("Error in loading state_dict:\n\tsize"), TrainingError, r"last\.ckpt"),
         (ZeroDivisionError("by 0"), ProcessRaisedException, "ZeroDivisionError: by 0"),
     ],
@@ -430,6 +436,31 @@ def test_error_of_a_spawned_process_is_that_of_one_process(
     monkeypatch.setattr(pl.Trainer, "fit", spawn)
     with pytest.raises(expected, match=words):
         train(max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "advice"),
+    [
+        (1e-9, r"after step 1 .*to continue, or .*trainer\.validate_every_minutes=null"),
+        (None, r"after step 3 .*to continue\.$"),
+    ],
+)
+def test_lack_of_memory_in_a_validation_is_not_called_that_of_a_step(train, minutes, advice):
+    def validate(_):
+        torch.empty(10**15)
+
+    with pytest.raises(ConfigError, match=f"ran out in the validation {advice}"):
+        train(max_steps=3, validate=validate, validate_every_minutes=minutes)
+
+
+def test_training_continues_without_a_picture_that_does_not_fit_into_memory(
+    train, tmp_path, caplog
+):
+    def draw(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    assert train(max_steps=2, plugs=[Previews(tmp_path, draw)]).steps == 2
+    assert "the picture of step 2" in caplog.text
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):
