@@ -1,4 +1,8 @@
-"""The size of the memory, and the release of freed memory by glibc."""
+"""The size of the memory, and the release of freed memory by glibc.
+
+On Linux, a container or a job of a scheduler may use less memory than the machine has: its control
+group (cgroup) has a limit, and the kernel kills a process that exceeds it.
+"""
 
 import ctypes
 import gc
@@ -7,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,11 +28,24 @@ USUAL_MMAP = 2**25
 _RSS_PER_MB = 2**20 if sys.platform == "darwin" else 2**10
 _UNKNOWN_BYTES = 8 * 2**30  # the assumed memory if the system does not state it
 _DEFAULT_SHARE = 0.6  # of the free memory
+_ROOT = Path("/")
 _lock = Lock()
 _n_users = [0]  # number of open calls of `reuse_memory`
 
 
-def physical_bytes() -> int:
+def physical_bytes(root: Path = _ROOT) -> int:
+    """Return the memory of this machine in bytes, or that of this container or job if it is less.
+
+    Args:
+        root: contains `proc` and `sys`, for tests.
+
+    Returns:
+        The memory in bytes, or 8 GiB if the system does not state it.
+    """
+    return min([_machine_bytes(), *(group.limit for group in _limiting_groups(root))])
+
+
+def _machine_bytes() -> int:
     """Return the memory of this machine in bytes, or 8 GiB if the system does not state it."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -37,14 +55,86 @@ def physical_bytes() -> int:
     return 1024 * kilobytes.value or _UNKNOWN_BYTES
 
 
-def default_budget() -> int:
-    """Return the bytes that a command may use: 60 % of the free memory, or 4 GiB if unknown."""
-    info = Path("/proc/meminfo")
+def default_budget(root: Path = _ROOT) -> int:
+    """Return the bytes that a command may use: 60 % of the free memory.
+
+    Args:
+        root: contains `proc` and `sys`, for tests.
+
+    Returns:
+        60 % of the free memory of the machine, or of this container or job if that is less. 4 GiB
+        if the system does not state it.
+    """
+    free = [group.free for group in _limiting_groups(root)]
+    info = root / "proc/meminfo"
     lines = info.read_text().splitlines() if info.is_file() else []
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return int(int(line.split()[1]) * 1024 * _DEFAULT_SHARE)
-    return _UNKNOWN_BYTES // 2
+            free.append(int(line.split()[1]) * 1024)
+    return int(min(free) * _DEFAULT_SHARE) if free else _UNKNOWN_BYTES // 2
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The limit of a control group, and the memory that its processes may still use, in bytes."""
+
+    limit: int
+    free: int
+
+
+def _limiting_groups(root: Path) -> list[_Group]:
+    """Return the control groups with a memory limit to which this process belongs (Linux).
+
+    The limits of all parents apply as well: SLURM limits the group of a job, and its steps and
+    tasks have groups below it. A container may see the path of its group on the machine, although
+    its own `/sys/fs/cgroup` begins with this group. Folders that do not exist are therefore
+    skipped.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    groups: list[_Group] = []
+    for line in lines:
+        _, _, controllers_and_path = line.partition(":")
+        controllers, _, path = controllers_and_path.partition(":")
+        if controllers == "":
+            version = 2
+            mount = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            version = 1
+            mount = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        names = [name for name in path.split("/") if name]
+        if ".." in names:  # the group is not below the one that this process sees as the root
+            names = []
+        for depth in range(len(names), -1, -1):
+            group = _read_group(mount.joinpath(*names[:depth]), version)
+            if group is not None:
+                groups.append(group)
+    return groups
+
+
+def _read_group(folder: Path, version: int) -> _Group | None:
+    """Return the limit of a control group, or None if it does not exist or has no limit.
+
+    The kernel drops cached files before it kills a process, so their memory counts as free, as in
+    `MemAvailable` of the machine. Version 1 states a very large number if there is no limit.
+    """
+    limit_file = "memory.max" if version == 2 else "memory.limit_in_bytes"
+    used_file = "memory.current" if version == 2 else "memory.usage_in_bytes"
+    # the use includes that of the groups below; so do the statistics, in version 1 as `total_…`
+    prefix = "" if version == 2 else "total_"
+    try:
+        limit = int((folder / limit_file).read_text())
+        used = int((folder / used_file).read_text())
+        statistics = (folder / "memory.stat").read_text()
+    except (OSError, ValueError):  # no such file, or the word "max": no limit
+        return None
+    cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", statistics, re.MULTILINE)
+    in_use = max(0, used - sum(map(int, cached)))
+    return _Group(limit, max(0, limit - in_use))
 
 
 def peak_memory_mb() -> int:

@@ -4,14 +4,17 @@ import ctypes
 import gc
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lesionseg import host_memory
 from lesionseg.host_memory import default_budget, pause_collection, physical_bytes, reuse_memory
 from tests.commands import python
 
 MEBIBYTE = 2**20
+GIB = 2**30
 
 
 def test_peak_memory_does_not_include_the_parent_process() -> None:
@@ -23,6 +26,106 @@ def test_peak_memory_does_not_include_the_parent_process() -> None:
 
 def test_default_budget_is_below_the_physical_memory() -> None:
     assert 0 < default_budget() < physical_bytes()
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """Return a function that writes files of a machine with 512 GB of free memory, by path."""
+
+    def write(groups: str, **files: str) -> Path:
+        contents = {"proc/self/cgroup": groups, "proc/meminfo": "MemAvailable: 500000000 kB\n"}
+        contents |= {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+        for name, text in contents.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return write
+
+
+def group_v2(folder: str, limit: object, used: int, cached: int = 0) -> dict[str, str]:
+    """Return the files of a control group of version 2, with new and old files in its cache."""
+    statistics = f"anon 5\ninactive_file {cached // 2}\nactive_file {cached // 2}\nslab 1\n"
+    names = ("memory.max", "memory.current", "memory.stat")
+    texts = (f"{limit}\n", f"{used}\n", statistics)
+    return {f"{folder}{name}": text for name, text in zip(names, texts, strict=True)}
+
+
+def group_v1(folder: str, limit: int, used: int, cached: int = 0) -> dict[str, str]:
+    """Return the files of a control group of version 1, with a child group that caches files."""
+    statistics = f"inactive_file 7\ntotal_inactive_file {cached}\ntotal_active_file 0\n"
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    texts = (f"{limit}\n", f"{used}\n", statistics)
+    return {f"memory/{folder}{name}": text for name, text in zip(names, texts, strict=True)}
+
+
+NO_LIMIT_V1 = 2**63 - 4096  # as Linux states it
+V1_LINES = "12:cpuset:/\n9:cpu,memory:/slurm/job_7/step_0\n0::/init.scope\n"
+CHILD = "job_7/step_0/user/"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit", "free"),
+    [
+        # a container with its own namespace: the root's files are those of the container
+        ("0::/\n", group_v2("", 16 * GIB, 6 * GIB, cached=2 * GIB), 16 * GIB, 12 * GIB),
+        # a container that sees the path of the machine, which does not exist within it
+        ("0::/docker/4f\n", group_v2("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),
+        ("0::/../4f\n", group_v2("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),
+        # SLURM: the limit is that of the job, two levels above the task
+        (
+            f"0::/{CHILD}\n",
+            group_v2(CHILD, "max", GIB) | group_v2("job_7/", 16 * GIB, 4 * GIB),
+            16 * GIB,
+            12 * GIB,
+        ),
+        # the smallest limit and the least free memory are of different groups
+        (
+            f"0::/{CHILD}\n",
+            group_v2(CHILD, 8 * GIB, GIB) | group_v2("job_7/", 16 * GIB, 11 * GIB),
+            8 * GIB,
+            5 * GIB,
+        ),
+        (
+            V1_LINES,
+            group_v1("slurm/job_7/step_0/", NO_LIMIT_V1, GIB)
+            | group_v1("slurm/job_7/", 16 * GIB, 6 * GIB, cached=2 * GIB),
+            16 * GIB,
+            12 * GIB,
+        ),
+        (V1_LINES, group_v1("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),  # a container
+        # more is used than allowed, until the kernel frees memory
+        ("0::/\n", group_v2("", 16 * GIB, 17 * GIB), 16 * GIB, 0),
+    ],
+)
+def test_memory_is_limited_by_the_control_group(machine, monkeypatch, groups, files, limit, free):
+    monkeypatch.setattr(host_memory, "_machine_bytes", lambda: 512 * GIB)
+    root = machine(groups, **files)
+    assert physical_bytes(root) == limit
+    assert default_budget(root) == int(0.6 * free)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/user.slice\n", group_v2("user.slice/", "max", GIB)),
+        (V1_LINES, group_v1("", NO_LIMIT_V1, GIB)),
+        (V1_LINES, {}),  # the files are not mounted
+        ("", {}),
+    ],
+)
+def test_memory_without_a_limit_is_that_of_the_machine(machine, monkeypatch, groups, files):
+    monkeypatch.setattr(host_memory, "_machine_bytes", lambda: 512 * GIB)
+    root = machine(groups, **files)
+    assert physical_bytes(root) == 512 * GIB
+    assert default_budget(root) == int(0.6 * 500_000_000 * 1024)
+
+
+def test_memory_of_another_system_is_assumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(host_memory, "_machine_bytes", lambda: 8 * GIB)
+    assert physical_bytes(tmp_path) == 8 * GIB
+    assert default_budget(tmp_path) == 4 * GIB
 
 
 def test_garbage_collection_resumes_after_a_pause() -> None:

@@ -2,19 +2,22 @@
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from hashlib import sha256
+from math import prod
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 import numpy as np
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles, Dataset, Volume
 from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
+from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
 from lesionseg.io.files import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
@@ -33,8 +36,9 @@ def read_records(
 ) -> dict[str, Record]:
     """Return each case's facts (None without a reference) and the SHA-256 of its files.
 
-    Threads read the cases that `folder/facts.json` does not contain. The file is written at the
-    end, also after an interruption. Without a folder nothing is written.
+    Threads read the cases that `folder/facts.json` does not contain, but only as many at the same
+    time as fit into memory. The file is written at the end, also after an interruption. Without a
+    folder nothing is written.
 
     Raises:
         LesionsegError: the error of the case, if exactly one case cannot be used.
@@ -76,6 +80,7 @@ class _RecordReader:
         self.settings = {name: getattr(dataset, name) for name in sorted(names)}
         self._known = _read_entries(folder)
         self._new = dict[str, Any]()
+        self._memory = _SharedMemory(default_budget())
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:
         """Return the record of a case, or the error for which it cannot be used."""
@@ -84,9 +89,12 @@ class _RecordReader:
         if entry and entry["state"] == state:
             return _facts_from_json(entry["facts"]), str(entry["source"])
         try:
-            case = read_case(files, self.dataset)
-            reference = case.reference
-            facts = None if reference is None else facts_of(case, reference, self.n_voxels)
+            with self._memory.hold():
+                case = read_case(files, self.dataset)
+                self._memory.note(_needed_bytes(case.image))
+                reference = case.reference
+                facts = None if reference is None else facts_of(case, reference, self.n_voxels)
+                del case, reference
             source = source_hash(files)
         except LesionsegError as error:
             return error
@@ -113,6 +121,57 @@ class _RecordReader:
             return None
         content = _VERSION, vars(files), states, self.settings, self.n_voxels
         return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _needed_bytes(image: Volume) -> int:
+    """Return the peak memory of a case while its facts are computed.
+
+    Its image has 4 bytes per value. Reference, lesions and copies of a channel took 8 more bytes
+    per voxel in a test; the rest is a reserve.
+    """
+    return image.array.nbytes + 12 * prod(image.geometry.shape)
+
+
+class _SharedMemory:
+    """Memory for cases that are read at the same time. Each is assumed as large as the largest yet.
+
+    The first case is read alone, because no size is known. A single case is always read, however
+    large it is.
+
+    Args:
+        n_bytes: the memory for all cases.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+        self._n_held = 0
+        self._largest = 0  # bytes of the largest case so far; 0 if none was read
+        self._changed = Condition()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Wait until the memory has room for a further case, and hold this room."""
+        with self._changed:
+            self._changed.wait_for(self._has_room)
+            self._n_held += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_held -= 1
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        """Return True if a further case fits."""
+        if self._n_held == 0:
+            return True
+        return self._largest > 0 and (self._n_held + 1) * self._largest <= self.n_bytes
+
+    def note(self, n_bytes: int) -> None:
+        """Note the size of a case that was read."""
+        with self._changed:
+            self._largest = max(self._largest, n_bytes)
+            self._changed.notify_all()
 
 
 def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:

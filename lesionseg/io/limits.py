@@ -24,6 +24,7 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
+from lesionseg.host_memory import physical_bytes
 
 P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
@@ -358,9 +359,8 @@ def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
         with suppress(OSError, ValueError):
             page = resource.getpagesize()
             n_mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
-            physical = os.sysconf("SC_PHYS_PAGES") * page
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
             # RLIMIT_AS counts all mapped addresses, also those of libraries loaded before this job
-            soft = n_mapped_pages * page + min(allowed, physical)
+            soft = n_mapped_pages * page + min(allowed, physical_bytes())
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

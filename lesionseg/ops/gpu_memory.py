@@ -1,4 +1,4 @@
-"""The memory of a GPU: what is free, and whether an error means that it ran out."""
+"""The memory of a device: what is free on a GPU, and whether an error means that memory ran out."""
 
 import torch
 
@@ -8,6 +8,8 @@ _MESSAGES = (
     "unable to find an engine to execute",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator:",  # of a CPU: "can't allocate memory", on Windows "not enough memory"
+    "out of memory",  # of CUDA and Triton, if the allocation is not one of torch's allocator
 )
 
 
@@ -21,14 +23,27 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error means that the memory of the GPU ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or says_out_of_memory(str(error))
+    """Return True if an error means that the memory of a GPU or of the computer ran out."""
+    is_by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_by_type or says_out_of_memory(str(error))
 
 
 def says_out_of_memory(message: str) -> bool:
-    """Return True if the message of an error means that the memory of the GPU ran out.
+    """Return True if the message of an error means that memory ran out.
 
     >>> says_out_of_memory("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), says_out_of_memory("no file")
     (True, False)
     """
     return any(part in message for part in _MESSAGES)
+
+
+def first_line(message: str) -> str:
+    """Return the first line of an error's message without its full stop, to quote it.
+
+    torch adds further lines of advice for programmers. Python's own `MemoryError` has no message.
+
+    >>> first_line("CUDA error: out of memory.\\nSearch for `cudaErrorMemoryAllocation`.")
+    'CUDA error: out of memory'
+    """
+    lines = message.splitlines() or ["MemoryError"]
+    return lines[0].rstrip(".")

@@ -287,7 +287,7 @@ def _plan_before(cfg: TrainConfig) -> Plan | None:
 
 
 def _memory_bytes(device: str) -> int:
-    """Return the memory of this machine's GPU or, for the CPU, of the machine."""
+    """Return the memory of this machine's GPU or, for the CPU, of the machine, container or job."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return physical_bytes()

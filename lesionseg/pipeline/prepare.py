@@ -115,6 +115,10 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
     for shape, spacing_mm in set(zip(found.shapes, found.spacings_mm, strict=True)):
         largest = max(largest, needed_bytes(Geometry.from_spacing(shape, spacing_mm), plan))
     n_fitting = max(1, default_budget() // largest)  # cases that fit into memory together
+    n_together = min(cores(), n_fitting)
+    log.debug(
+        "Preparing up to %d cases at the same time; %d fit into memory.", n_together, n_fitting
+    )
     with bar("Preparing cases") as advance:
         return fill_cache(
             replace(survey.dataset, cases=()),
@@ -123,5 +127,5 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
             folder=experiment.cfg.data.cache_dir or experiment.run.parent / CACHE,
             source=lambda files: survey.sources.get(files.case) or source_hash(files),
             progress=advance,
-            workers=min(cores(), n_fitting),
+            workers=n_together,
         )

@@ -33,6 +33,7 @@ from lesionseg.pipeline.score_roles import (
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting.previews import draw_previews
 from lesionseg.training.callbacks import Previews, Progress, SpawnedLog
+from lesionseg.training.checkpoints import LAST
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.initial_weights import start_from
 from lesionseg.training.module import budget_text, resolve_budget
@@ -141,7 +142,7 @@ def train_network(
     cfg = experiment.cfg
     run = experiment.run
     network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
-    if cfg.model.init_from and not (run / CHECKPOINTS / "last.ckpt").is_file():
+    if cfg.model.init_from and not (run / CHECKPOINTS / LAST).is_file():
         start_from(cfg.model.init_from, network, plan)
     tiles = tiles_of(cases, plan, cfg)
     # processes that Lightning spawns have no context of their own

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
+from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+from lesionseg.training.checkpoints import LAST
 from lesionseg.training.objective import FinestLogits
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
 
@@ -80,7 +82,7 @@ class LastCheckpoint(Checkpoint):
         """Rename next.ckpt, if it exists, to last.ckpt."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
-            new.replace(new.with_name("last.ckpt"))
+            new.replace(new.with_name(LAST))
 
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -89,6 +91,7 @@ class LastCheckpoint(Checkpoint):
 
         The stream of tiles can resume only between steps, not between accumulated batches.
         """
+        module.read_clock()  # Lightning calls the module's own hook after those of callbacks
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step or 60 * module.minutes < self._due:
             return
@@ -354,7 +357,8 @@ class Previews(pl.Callback):
     """A callback that draws the first tiles with a lesion into `run_dir/previews` at intervals.
 
     `draw(path, tiles)` receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile,
-    and the boxes of a detector with p ≥ `LEAST_P`.
+    and the boxes of a detector with p ≥ `LEAST_P`. A resumed training draws other tiles, because a
+    checkpoint contains no images.
     """
 
     def __init__(self, run_dir: Path, draw: Callable[[Path, list[Any]], None]) -> None:
@@ -373,12 +377,26 @@ class Previews(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Draw if it is due."""
         if module.minutes >= self._due:
-            self._draw_tiles(module)
+            self._draw_if_memory_allows(module)
             self._due = module.minutes + PREVIEW_MINUTES
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Draw the same tiles with the output of the finished network."""
-        self._draw_tiles(module)
+        self._draw_if_memory_allows(module)
+
+    def _draw_if_memory_allows(self, module: Any) -> None:
+        """Draw the tiles. A lack of memory is only a warning, because a picture may be missing."""
+        try:
+            self._draw_tiles(module)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning(
+                "Memory ran out while the picture of step %d was drawn (%s). The training "
+                "continues without this picture.",
+                module.global_step,
+                first_line(str(error)),
+            )
 
     def _draw_tiles(self, module: Any) -> None:
         """Draw the tiles and the network's current output."""

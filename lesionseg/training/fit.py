@@ -31,7 +31,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
-from lesionseg.ops.gpu_memory import is_out_of_memory, says_out_of_memory
+from lesionseg.ops.gpu_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
@@ -39,6 +39,13 @@ from lesionseg.training.callbacks import (
     FocalStatistics,
     History,
     LastCheckpoint,
+)
+from lesionseg.training.checkpoints import (
+    BEST,
+    LAST,
+    read_checkpoint,
+    read_if_present,
+    unusable_checkpoint,
 )
 from lesionseg.training.module import LesionModule, count_tiles_per_step, resolve_budget
 from lesionseg.training.objective import make_objective
@@ -95,7 +102,7 @@ def fit(
     Without validation, the last weights are kept. An interrupted training continues from
     `run_dir/checkpoints/last.ckpt`. A finished training is not continued, even if a callback such
     as `EarlyStopping` ended it before its budget was spent. Errors of reading tiles and of
-    `validate` are passed on.
+    `validate` are passed on, except a lack of memory.
 
     Args:
         network: from `build_network(plan)`, or another one with the same outputs.
@@ -111,13 +118,15 @@ def fit(
         The network, and the numbers of steps and minutes.
 
     Raises:
-        TrainingError: if the checkpoint does not fit the network, or the gradient stays NaN.
-        ConfigError: if the device runs out of memory, or loss and plan do not fit together.
+        TrainingError: if a checkpoint cannot be read or does not fit the network, or the gradient
+            stays NaN.
+        ConfigError: if memory runs out in a step or in a validation, or if loss and plan do not fit
+            together.
     """
-    last = run_dir / CHECKPOINTS / "last.ckpt"
+    last = run_dir / CHECKPOINTS / LAST
     module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
-    before = broadcast_from_rank_zero(partial(_read_if_present, last))
+    before = broadcast_from_rank_zero(partial(read_if_present, last))
     steps_before = 0
     minutes_before = 0.0
     ended_early = False
@@ -145,7 +154,7 @@ def fit(
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             finally:
                 _end_processes(trainer)
-    after = broadcast_from_rank_zero(partial(_read_checkpoint, last))
+    after = broadcast_from_rank_zero(partial(read_checkpoint, last))
     _load_kept_weights(module, run_dir / CHECKPOINTS, after)
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     steps = after["global_step"]
@@ -199,13 +208,13 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
         yield
     except ProcessRaisedException as error:  # of a process that Lightning spawned
         raise _error_of_process(error, module.plan, last) from error
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
             raise _out_of_memory(module.plan, str(error), module.global_step + 1) from error
         # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
         is_before_first_step = module.global_step <= steps_before
         if is_before_first_step and "state_dict" in str(error):
-            raise _unusable_checkpoint(last, str(error)) from error
+            raise unusable_checkpoint(last, str(error)) from error
         raise
     except KeyboardInterrupt:
         advice = "No checkpoint was written yet."
@@ -231,13 +240,14 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
         return error
     name = found["name"]
     message = found["message"].strip()
-    if name == "torch.OutOfMemoryError" or says_out_of_memory(message):
-        return _out_of_memory(plan, message)
+    # first, because the message of an own error may quote another error
     kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
     if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
         return kind(message)
+    if name.endswith("MemoryError") or says_out_of_memory(message):
+        return _out_of_memory(plan, message)
     # torch names the state_dict if the weights or the optimiser of the checkpoint do not fit
-    return _unusable_checkpoint(last, message) if "state_dict" in message else error
+    return unusable_checkpoint(last, message) if "state_dict" in message else error
 
 
 def _end_processes(trainer: pl.Trainer) -> None:
@@ -263,15 +273,17 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
 
     `after` is the content of the last checkpoint in `folder`.
     """
-    kept = broadcast_from_rank_zero(partial(_read_if_present, folder / "best.ckpt"))
+    path = folder / BEST
+    kept = broadcast_from_rank_zero(partial(read_if_present, path))
     if kept is None:
+        path = folder / LAST
         kept = after
     else:
         log.info("The weights of step %d scored best and are kept.", kept["global_step"])
     try:
         module.load_state_dict(kept["state_dict"])
     except RuntimeError as error:
-        raise _unusable_checkpoint(folder / "last.ckpt", str(error)) from error
+        raise unusable_checkpoint(path, str(error)) from error
 
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
@@ -449,43 +461,16 @@ def _fastest_precision(device: torch.device) -> Any:
     return "16-mixed" if device.type == "cuda" else "32-true"
 
 
-def _read_if_present(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, or return None if the file does not exist."""
-    return _read_checkpoint(path) if path.is_file() else None
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run."""
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"minutes", "skipped", "state_dict"} - checkpoint.keys()
-        if missing:
-            raise KeyError(", ".join(missing))
-    except Exception as error:  # torch.load raises half a dozen kinds for a broken file
-        # the message contains only the error's name: its text advises against `weights_only`
-        raise _unusable_checkpoint(path, type(error).__name__) from error
-    return checkpoint
-
-
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
-    """Return the error of a step without enough memory. It names the setting to change."""
+    """Return the error of a training step without enough memory, with the setting to change."""
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
     where = "training" if step is None else f"step {step} of training"
+    tiles = errors.count(plan.batch_size, "tile")
     return ConfigError(
-        f"The device ran out of memory in {where}, with "
-        f"{plan.batch_size} tiles of {list(plan.tile_shape)} "
-        f"({why.splitlines()[0].rstrip('.')}). End other programs on the device, or train "
-        f"with {remedy} in another run_dir."
-    )
-
-
-def _unusable_checkpoint(path: Path, why: str) -> TrainingError:
-    """Return the error of a checkpoint from which training cannot continue."""
-    return TrainingError(
-        f"{path}: training cannot be resumed from this checkpoint ({why}). Choose another run_dir, "
-        "or delete the checkpoint to start again."
+        f"Memory ran out in {where}, with {tiles} of {list(plan.tile_shape)} ({first_line(why)}). "
+        f"End other programs on the device, or train with {remedy} in another run_dir."
     )
 
 

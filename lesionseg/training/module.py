@@ -223,10 +223,14 @@ class LesionModule(pl.LightningModule):
                 "the images."
             )
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End training when the budget is spent."""
+    def read_clock(self) -> None:
+        """Set `minutes` to the time until now. Several processes share it in `training_step`."""
         if self.trainer.world_size == 1:
             self.minutes = self.elapsed_minutes()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End training when the budget is spent."""
+        self.read_clock()
         if self.progress >= 1:
             self.trainer.should_stop = True
 

@@ -22,6 +22,7 @@ from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
+from lesionseg.host_memory import default_budget
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch, BatchTargets
 from lesionseg.training.module import LesionModule
@@ -197,9 +198,10 @@ def loader_workers(
     """Return the number of loader workers for each training process on this machine.
 
     With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
-    from 1 to `MOST_WORKERS`. If the batches of all workers do not fit into shared memory, the
-    number is reduced with a warning, if necessary to 0 (the training process then reads the tiles):
-    the system kills workers without a message when the memory is full.
+    from 1 to `MOST_WORKERS`. If the batches of all workers do not fit into shared memory, or into
+    the memory budget of this container or job, the number is reduced with a warning, if necessary
+    to 0 (the training process then reads the tiles): the system kills workers without a message
+    when the memory is full.
 
     Args:
         asked: a number, or `auto`.
@@ -216,23 +218,22 @@ def loader_workers(
         n_free_cores = _count_own_cores(n_processes) - 1
         workers = min(max(n_free_cores, 1), MOST_WORKERS)
     try:
-        free = shutil.disk_usage(SHARED_MEMORY).free
+        shared = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux
         return workers
+    budget = default_budget()  # files in shared memory count as memory of a container or job
     # bytes of a tile in a batch: an image in fp32, two masks and two maps of ids
     n_voxels = prod(plan.tile_shape)
     tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
     tile_bytes += (targets or BatchTargets()).tile_bytes(n_voxels)
     # of each worker, the batches that it reads ahead and the one in use are in shared memory
     worker_bytes = (AHEAD + 1) * plan.batch_size * tile_bytes
-    most = free // (worker_bytes * n_processes)
+    most = min(shared, budget) // (worker_bytes * n_processes)
     if most < workers:
-        log.warning(
-            "%s (%.2f GB free) is large enough for %d of %d workers. Start the container with "
-            "--shm-size=8g or --ipc=host.",
-            SHARED_MEMORY,
-            free / 1e9,
-            most,
-            workers,
-        )
+        place = f"{SHARED_MEMORY} ({shared / 1e9:.2f} GB free)"
+        remedy = "Start the container with --shm-size=8g or --ipc=host"
+        if budget < shared:
+            place = f"60 % of the free memory ({budget / 1e9:.2f} GB)"
+            remedy = "End other programs, or give the container or job more memory"
+        log.warning("%s is large enough for %d of %d workers. %s.", place, most, workers, remedy)
     return min(most, workers)

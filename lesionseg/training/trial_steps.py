@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lesionseg.config import TrainConfig
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, count
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.convolutions import fastest_convolutions
 from lesionseg.ops.gpu_memory import is_out_of_memory
@@ -23,14 +23,13 @@ from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
 
-MAX_SMALLER_TILES = 3  # this limit applies to smaller tiles, not to fewer tiles
+MAX_SMALLER_TILES = 3  # the most sizes of smaller tiles that are tried
 
 
 def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
-    """Return the plan if its steps fit into memory, otherwise the first smaller plan that fits.
+    """Return the plan if its steps fit into memory, otherwise a smaller one.
 
-    The batch size is reduced by one tile at a time, and then the tiles at most `MAX_SMALLER_TILES`
-    times. The reasons of the returned plan state the change.
+    This is the first of `smaller_plans` that fits. Its reasons state the change.
 
     Args:
         plan: to reduce.
@@ -39,21 +38,53 @@ def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     Raises:
         ConfigError: if no smaller plan fits.
     """
-    smaller: Plan | None = plan
-    n_smaller_tiles = 0
-    while smaller is not None and n_smaller_tiles <= MAX_SMALLER_TILES:
-        if _do_steps_fit(smaller, take_steps):
-            return _with_reasons(smaller, plan)
-        log.warning("Out of memory at %s.", _describe_size(smaller))
-        following = step_down(smaller)
-        if following is not None and following.tile_shape != smaller.tile_shape:
-            n_smaller_tiles += 1
-        smaller = following
+    for tried in (plan, *smaller_plans(plan)):
+        if _do_steps_fit(tried, take_steps):
+            return _with_reasons(tried, plan)
+        log.warning("Out of memory at %s.", _describe_size(tried))
     raise ConfigError(
-        "A training step does not fit into the device's memory, with "
-        f"{_describe_size(plan)} or less. Set a smaller model.tile_shape, model.batch_size or "
-        "model.base_features."
+        "A training step does not fit into the device's memory, even with "
+        f"{_describe_size(tried)}. End other programs on the device, or set a smaller "
+        "model.tile_shape or model.base_features."
     )
+
+
+def smaller_plans(plan: Plan) -> list[Plan]:
+    """Return the plans that are tried if a step of `plan` does not fit into memory, in this order.
+
+    1. Fewer tiles, down to two. nnU-Net's plans have at least two, because the Dice loss is
+       computed over all tiles of a batch.
+    2. Two smaller tiles, see `smaller_tiles`.
+    3. One tile, of the planned size, then of the smaller sizes.
+    """
+    smaller = [plan.with_(batch_size=n) for n in range(plan.batch_size - 1, 1, -1)]
+    shapes = smaller_tiles(plan)
+    n_tiles = min(plan.batch_size, 2)
+    smaller += [plan.with_(batch_size=n_tiles, tile_shape=shape) for shape in shapes]
+    if n_tiles == 2:
+        smaller += [
+            plan.with_(batch_size=1, tile_shape=shape) for shape in (plan.tile_shape, *shapes)
+        ]
+    return smaller
+
+
+def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
+    """Return at most `MAX_SMALLER_TILES` tile shapes.
+
+    In each, the longest axis of the shape before is one total stride shorter.
+    """
+    stride = total_stride(plan.architecture)
+    tile = list(plan.tile_shape)
+    shapes: list[tuple[int, ...]] = []
+    while len(shapes) < MAX_SMALLER_TILES:
+        # at least two voxels must remain at the coarsest stage, because instance norm needs them
+        reducible = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
+        if not reducible:
+            break
+        longest = max(reducible, key=lambda axis: tile[axis])
+        tile[longest] -= stride[longest]
+        shapes.append(tuple(tile))
+    return shapes
 
 
 def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
@@ -130,26 +161,7 @@ def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tens
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def step_down(plan: Plan) -> Plan | None:
-    """Return the next smaller plan, or None if there is none.
-
-    Above 2 tiles, the batch size is reduced by one. Then the longest axis of the tiles is reduced
-    by one total stride. The last plan has a single tile.
-    """
-    if plan.batch_size > 2:
-        return plan.with_(batch_size=plan.batch_size - 1)
-    tile = list(plan.tile_shape)
-    stride = total_stride(plan.architecture)
-    # at least two voxels must remain at the coarsest stage, because instance norm needs them
-    reducible = [axis for axis, n in enumerate(tile) if n >= 3 * stride[axis]]
-    if reducible:
-        longest = max(reducible, key=lambda axis: tile[axis])
-        tile[longest] -= stride[longest]
-        return plan.with_(tile_shape=tuple(tile))
-    return plan.with_(batch_size=1) if plan.batch_size > 1 else None
-
-
 def _describe_size(plan: Plan) -> str:
     """Return the tiles of a step as text."""
     sides = describe_sides(plan.tile_shape)
-    return f"{plan.batch_size} tiles of {sides} ({prod(plan.tile_shape)} voxels)"
+    return f"{count(plan.batch_size, 'tile')} of {sides} ({prod(plan.tile_shape)} voxels)"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 
+from lesionseg.errors import ConfigError
+from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+from lesionseg.training.checkpoints import BEST, read_if_present
 from lesionseg.training.processes import broadcast_from_rank_zero
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -27,6 +31,11 @@ class VolumeValidation(Checkpoint):
     `on_validation_epoch_start` and `on_validation_epoch_end`, so that `EMAWeightAveraging` can
     replace the weights by their average while they are scored.
 
+    A training that is resumed validates at the same times as one without an interruption. Its best
+    score is that of `best.ckpt`: the checkpoint from which it resumes may be older, because it is
+    written before the validation that follows the same step. A training that starts again removes
+    `best.ckpt`.
+
     Args:
         validate: returns scores by name for a network in eval mode. The weights with the highest
             `SCORE` are kept; without one, it is 0. Only the first process calls this function.
@@ -37,22 +46,45 @@ class VolumeValidation(Checkpoint):
     def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
         self.validate = validate
         self.every_minutes = every_minutes
-        self.path = folder / "best.ckpt"
+        self.path = folder / BEST
         self.best_score = -math.inf
         self._due = math.inf  # minutes of training, set in `on_train_start`
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, for a training that is resumed."""
-        return {"best_score": self.best_score}
+        """Return the best score, and the time of the next validation."""
+        return {"best_score": self.best_score, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score of the training that is resumed."""
+        """Restore the best score and the time of the next validation.
+
+        Checkpoints of earlier versions do not state the time.
+        """
         self.best_score = state_dict["best_score"]
+        self._due = state_dict.get("due", math.inf)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Set the time of the next validation, also in a training that is resumed."""
-        if self.every_minutes is not None:
+        """Set the time of the next validation, and take the best score from `best.ckpt`.
+
+        Raises:
+            TrainingError: if the training is resumed and `best.ckpt` cannot be read.
+        """
+        is_resumed = trainer.global_step > 0
+        if is_resumed:
+            self.best_score = broadcast_from_rank_zero(self._read_best_score)
+        elif trainer.is_global_zero:  # the file belongs to a training that starts again
+            self.path.unlink(missing_ok=True)
+        if self.every_minutes is None:
+            self._due = math.inf
+        elif math.isinf(self._due):
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
+
+    def _read_best_score(self) -> float:
+        """Return the score of the weights in `best.ckpt`, or −∞ if there is no such file."""
+        best = read_if_present(self.path)
+        if best is None:
+            return -math.inf
+        state = best.get("callbacks", {}).get(self.state_key, {})
+        return float(state.get("best_score", -math.inf))  # version 1.0 did not state it
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Validate if it is due and the previous step is complete."""
@@ -65,20 +97,18 @@ class VolumeValidation(Checkpoint):
         self._validate(trainer, module)
 
     def _validate(self, trainer: Any, module: Any) -> None:
-        """Score the network, log its scores, and keep its weights if they are the best so far."""
+        """Score the network, log its scores, and keep its weights if they are the best so far.
+
+        Raises:
+            ConfigError: if memory runs out while the network is scored.
+        """
         module.zero_grad()  # releases the memory of the previous step's gradients
         for callback in trainer.callbacks:
             callback.on_validation_start(trainer, module)
         for callback in trainer.callbacks:
             callback.on_validation_epoch_start(trainer, module)
 
-        def score_network() -> tuple[dict[str, float], float]:
-            network = deepcopy(module.network).eval()
-            with torch.no_grad():
-                scores = dict(self.validate(network))
-            return scores, module.elapsed_minutes()
-
-        scores, minutes = broadcast_from_rank_zero(score_network)
+        scores, minutes = broadcast_from_rank_zero(partial(self._score, trainer, module))
         if self.every_minutes is not None:
             # counted from the end of the validation; otherwise one that takes longer than the
             # interval would be followed by the next one without a training step
@@ -100,3 +130,35 @@ class VolumeValidation(Checkpoint):
             trainer.save_checkpoint(self.path)
         for callback in trainer.callbacks:
             callback.on_validation_end(trainer, module)
+
+    def _score(self, trainer: Any, module: Any) -> tuple[dict[str, float], float]:
+        """Return the scores of the network, and the minutes of training at their end.
+
+        Raises:
+            ConfigError: if memory runs out.
+        """
+        try:
+            network = deepcopy(module.network).eval()
+            with torch.no_grad():
+                scores = dict(self.validate(network))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(str(error), trainer.global_step) from error
+        return scores, module.elapsed_minutes()
+
+    def _out_of_memory(self, why: str, step: int) -> ConfigError:
+        """Return the error of a validation without enough memory.
+
+        Smaller tiles or batches would hardly help: a validation keeps no activations for gradients,
+        and the batch is already reduced to one tile when memory runs out.
+        """
+        advice = "End other programs on the device, then run the command again to continue"
+        if self.every_minutes is not None:
+            advice += (
+                ", or train with trainer.validate_every_minutes=null in another run_dir, which "
+                "keeps the weights of the last step"
+            )
+        return ConfigError(
+            f"Memory ran out in the validation after step {step} ({first_line(why)}). {advice}."
+        )

@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+import time
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
+from threading import Barrier, Lock
 
 import numpy as np
 import pytest
 
 from lesionseg.core import Labels
+from lesionseg.data import facts
 from lesionseg.data.facts import FACTS_FILE, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
@@ -106,3 +110,32 @@ def test_interrupted_reading_keeps_the_entries_of_finished_cases(dataset, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         read_records(dataset, tmp_path / "facts", interrupt)
     assert dataset.cases[0].case in read_entries(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("budget", [1, 2**40])
+def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch, budget):
+    """The first case shows how much memory a case needs, so it is always read alone."""
+    fits = budget > 1
+    together = Barrier(2)
+    n_reading = Counter[str]()
+    most: list[int] = []
+    lock = Lock()
+
+    def read_slowly(files, dataset):
+        with lock:
+            is_first = not most
+            n_reading["now"] += 1
+            most.append(n_reading["now"])
+        if fits and not is_first:
+            together.wait(timeout=60)  # an error if the two are not read at the same time
+        case = read_case(files, dataset)
+        time.sleep(0.05)  # for further cases to begin
+        with lock:
+            n_reading["now"] -= 1
+        return case
+
+    monkeypatch.setattr(facts, "cores", lambda: 3)
+    monkeypatch.setattr(facts, "default_budget", lambda: budget)
+    monkeypatch.setattr(facts, "read_case", read_slowly)
+    assert len(read()) == 3
+    assert max(most) == (2 if fits else 1)

@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+import sys
 import time
 import zlib
 
@@ -18,6 +19,7 @@ from lesionseg.io import limits as io_limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.limits import FileLimits, limits, run_in_worker, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from tests.commands import python
 from tests.io.dicom_files import CT, write_dicom_file
 
 SECRET = "root:x:0:0"
@@ -175,6 +177,17 @@ def test_crash_of_the_worker_fails_only_its_file(
         run_in_worker(misbehave, tmp_path / "bad.png")
     monkeypatch.undo()
     assert read_volume(good).array.sum() == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of the worker")
+def test_memory_of_the_worker_is_limited_by_that_of_the_container():
+    program = """
+from lesionseg.io import limits
+limits.physical_bytes = lambda: 2**28
+limits._limit_this_process(limits.FileLimits(), 60)
+bytearray(2**29)
+"""
+    assert "MemoryError" in python("-c", program).stderr
 
 
 def test_time_of_waiting_for_a_processor_does_not_count(tmp_path, change_limits):

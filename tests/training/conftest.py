@@ -1,6 +1,9 @@
 """A tiny 2-D plan, numbered tiles and a short training."""
 
+from datetime import timedelta
+
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from lesionseg.config import TrainConfig
@@ -98,6 +101,24 @@ def clock(monkeypatch):
     for module in ("module", "callbacks"):
         monkeypatch.setattr(f"lesionseg.training.{module}.time", found)
     return found
+
+
+class StepsOfSeconds(pl.Callback):
+    """A callback that advances the test's clock by some seconds per step."""
+
+    def __init__(self, clock, seconds):
+        self.clock = clock
+        self.seconds = seconds
+
+    def on_train_batch_end(self, *_):
+        self.clock.advance(self.seconds)
+
+
+@pytest.fixture
+def checkpoint_every_step(monkeypatch):
+    """Write a checkpoint after every step."""
+    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
+    monkeypatch.setattr("lesionseg.training.callbacks.PAUSE_SHARE", 0)
 
 
 def weights(network):

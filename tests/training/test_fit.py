@@ -18,9 +18,9 @@ from torch.multiprocessing import ProcessRaisedException
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.training.callbacks import History, LastCheckpoint, Progress
+from lesionseg.training.callbacks import History, LastCheckpoint, Previews, Progress
 from lesionseg.training.module import highest_rate, share_of_rate
-from tests.training.conftest import weights
+from tests.training.conftest import StepsOfSeconds, weights
 
 SGD = {"name": "sgd", "lr": 0.01}
 
@@ -41,13 +41,6 @@ def column(tmp_path):
         return pd.read_csv(tmp_path / run / "metrics.csv")[name].dropna().tolist()
 
     return read
-
-
-@pytest.fixture
-def checkpoint_every_step(monkeypatch):
-    """Write a checkpoint after every step."""
-    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(0))
-    monkeypatch.setattr("lesionseg.training.callbacks.PAUSE_SHARE", 0)
 
 
 def last_checkpoint(run_dir):
@@ -144,17 +137,6 @@ def test_damaged_checkpoint_is_an_error(train, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=2)
-
-
-class StepsOfSeconds(pl.Callback):
-    """A callback that advances the test's clock by some seconds per step."""
-
-    def __init__(self, clock, seconds):
-        self.clock = clock
-        self.seconds = seconds
-
-    def on_train_batch_end(self, *_):
-        self.clock.advance(self.seconds)
 
 
 def test_time_budget_includes_validation_and_scales_the_schedule(train, make_plan, column, clock):
@@ -289,19 +271,6 @@ def test_training_ended_by_early_stopping_is_finished(train):
     again = train_with_patience()  # a validation would raise StopIteration
     assert (again.steps, n_left) == (4, 4)
     assert torch.equal(weights(again.network), weights(first.network))
-
-
-def test_moved_run_keeps_its_best_score(train, tmp_path):
-    scores = iter([0.8, 0.4])
-
-    def validate(_):
-        return {"score": next(scores)}
-
-    train(max_steps=1, run_dir=tmp_path / "here", validate=validate, validate_every_minutes=99)
-    shutil.move(tmp_path / "here", tmp_path / "there")
-    train(max_steps=2, run_dir=tmp_path / "there", validate=validate, validate_every_minutes=99)
-    best = torch.load(tmp_path / "there" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] == 1
 
 
 def test_progress_bar_advances_only_with_complete_steps(train):
@@ -439,8 +408,14 @@ def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step
     ("error", "expected", "words"),
     [
         (TrainingError("Diverged: 10 steps."), TrainingError, "^Diverged: 10"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), ConfigError, "memory in training, "),
-        (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "memory in "),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
+            ConfigError,
+            "ran out in training, ",
+        ),
+        (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "ran out in "),
+        (MemoryError("Unable to allocate 1 TiB"), ConfigError, "ran out in training, "),
+        (ConfigError("Validation (CUDA out of memory)."), ConfigError, r"^Validation \("),
         (RuntimeError("Error in loading state_dict:\n\tsize"), TrainingError, r"last\.ckpt"),
         (ZeroDivisionError("by 0"), ProcessRaisedException, "ZeroDivisionError: by 0"),
     ],
@@ -461,6 +436,31 @@ def test_error_of_a_spawned_process_is_that_of_one_process(
     monkeypatch.setattr(pl.Trainer, "fit", spawn)
     with pytest.raises(expected, match=words):
         train(max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "advice"),
+    [
+        (1e-9, r"after step 1 .*to continue, or .*trainer\.validate_every_minutes=null"),
+        (None, r"after step 3 .*to continue\.$"),
+    ],
+)
+def test_lack_of_memory_in_a_validation_is_not_called_that_of_a_step(train, minutes, advice):
+    def validate(_):
+        torch.empty(10**15)
+
+    with pytest.raises(ConfigError, match=f"ran out in the validation {advice}"):
+        train(max_steps=3, validate=validate, validate_every_minutes=minutes)
+
+
+def test_training_continues_without_a_picture_that_does_not_fit_into_memory(
+    train, tmp_path, caplog
+):
+    def draw(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    assert train(max_steps=2, plugs=[Previews(tmp_path, draw)]).steps == 2
+    assert "the picture of step 2" in caplog.text
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):
@@ -493,6 +493,6 @@ def test_checkpoints_take_at_most_two_per_cent_of_a_training(tmp_path, clock, se
     last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
     while len(trainer.saved) < 4:
         clock.advance(0.5)
-        module = SimpleNamespace(minutes=clock.seconds / 60)
+        module = SimpleNamespace(minutes=clock.seconds / 60, read_clock=lambda: None)
         last.on_train_batch_end(trainer, module, None, None, 0)
     assert trainer.saved == pytest.approx(saved, abs=2)

@@ -48,3 +48,13 @@ def test_workers_are_limited_by_shared_memory_with_advice(
     monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
     assert loader_workers(8, make_plan().with_(tile_shape=(side, side)), "cpu") == room
     assert ("0.06 GB free" in caplog.text) == ("--shm-size" in caplog.text) == (room < 8)
+
+
+def test_workers_are_limited_by_the_memory_of_a_job(monkeypatch, caplog, make_plan):
+    """A step of two tiles of 512² voxels has 7.3 MB, and each worker needs three."""
+    usage = namedtuple("usage", "free")(64 * 10**9)
+    monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(tile_stream, "default_budget", lambda: 64 * 10**6)
+    assert loader_workers(8, make_plan().with_(tile_shape=(512, 512)), "cpu") == 2
+    assert "0.06 GB" in caplog.text
+    assert "--shm-size" not in caplog.text

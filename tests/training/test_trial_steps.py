@@ -29,6 +29,9 @@ def limited_steps(limit):
         (8 * 256, 8, (16, 16), {"memory"}),
         (5 * 256, 5, (16, 16), {"batch_size"}),
         (2 * 14 * 16, 2, (14, 16), {"batch_size", "tile_shape"}),
+        (2 * 12 * 14, 2, (12, 14), {"batch_size", "tile_shape"}),
+        (256, 1, (16, 16), {"batch_size"}),  # one tile of the planned size
+        (200, 1, (14, 14), {"batch_size", "tile_shape"}),
     ],
 )
 def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons):
@@ -38,10 +41,13 @@ def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons
     assert set(found.reasons) == reasons
 
 
-@pytest.mark.parametrize(("batch", "side"), [(8, 16), (2, 4)])
-def test_error_after_three_smaller_tiles_or_at_a_small_tile(make_plan, batch, side):
+@pytest.mark.parametrize(
+    ("batch", "side", "smallest"), [(8, 16, "12 × 14"), (2, 4, "4 × 4"), (1, 16, "12 × 14")]
+)
+def test_error_names_the_smallest_size_that_was_tried(make_plan, batch, side, smallest):
+    """At most three smaller tiles are tried. An axis of two strides of two voxels stays."""
     plan = make_plan(batch_size=batch).with_(tile_shape=(side, side))
-    with pytest.raises(ConfigError, match=r"model\.tile_shape"):
+    with pytest.raises(ConfigError, match=rf"1 tile of {smallest} .*model\.tile_shape"):
         fit_to_memory(plan, limited_steps(10))
 
 
@@ -68,13 +74,22 @@ def test_one_tile_needs_less_memory_than_two(make_plan):
     assert step_gb(plan.with_(batch_size=1)) < 0.65 * step_gb(plan)
 
 
+def run_out_on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def run_out_on_a_cpu():
+    torch.empty(10**15)
+
+
+@pytest.mark.parametrize("run_out", [run_out_on_a_gpu, run_out_on_a_cpu])
 @pytest.mark.parametrize(
     ("batch", "remedy"), [(3, r"model\.batch_size=2"), (1, "model.tile_shape")]
 )
-def test_out_of_memory_error_names_the_settings_to_reduce(train, make_plan, batch, remedy):
+def test_out_of_memory_error_names_the_settings_to_reduce(train, make_plan, batch, remedy, run_out):
     class Greedy(FocalLoss):
         def forward(self, *_, **__):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            run_out()
 
     with pytest.raises(ConfigError, match=remedy) as error:
         train(max_steps=2, loss=Greedy(), plan=make_plan(batch_size=batch))

@@ -1,0 +1,53 @@
+"""Reading of the checkpoints of a training, last.ckpt and best.ckpt."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lesionseg.errors import TrainingError
+
+LAST = "last.ckpt"  # the training continues from it
+BEST = "best.ckpt"  # the weights with the best validation
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        TrainingError: if the file is damaged, or is not a checkpoint of a training.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"minutes", "skipped", "state_dict"} - checkpoint.keys()
+        if missing:
+            raise KeyError(", ".join(missing))
+    except Exception as error:  # torch.load raises half a dozen kinds for a broken file
+        # the message contains only the error's name: its text advises against `weights_only`
+        raise unusable_checkpoint(path, type(error).__name__) from error
+    return checkpoint
+
+
+def read_if_present(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint, or return None if the file does not exist."""
+    return read_checkpoint(path) if path.is_file() else None
+
+
+def unusable_checkpoint(path: Path, why: str) -> TrainingError:
+    """Return the error of a checkpoint that cannot be read, or that does not fit the network."""
+    if path.name == BEST:
+        return TrainingError(
+            f"{path}: the weights that scored best cannot be used ({why}). Choose another run_dir, "
+            "or delete this file to go without them: the training then keeps the best weights of "
+            "its remaining validations or, if it is finished, those of its last step."
+        )
+    return TrainingError(
+        f"{path}: training cannot be resumed from this checkpoint ({why}). Choose another run_dir, "
+        "or delete the checkpoint to start again."
+    )
