@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Selection
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, join_names
 from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import ensemble, read_own_bundle
@@ -63,7 +63,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
         check_cases(fold.run, fold.survey.splits, fold.survey.sources)
-    given = None if has_config(run) else _plan_of_first_trained(folds.values())
+    given = None if has_config(run) else plan_of_first_begun(folds.values())
     plan = begin(experiment, given)
     broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))
     if is_rank_zero():
@@ -79,14 +79,15 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     return _gather(experiment, folds) if is_rank_zero() else None
 
 
-def _plan_of_first_trained(folds: Collection[Experiment]) -> Plan | None:
-    """Return the plan of the first fold that has a bundle; None if no fold has one.
+def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
+    """Return the plan of the first fold that has a bundle, otherwise of the first that has begun.
 
     Folds may have been trained one by one before the cross-validation, perhaps on a machine with
-    other memory. The remaining folds must have the same plan.
+    other memory. The remaining folds must have the same plan. Return None if no fold has begun.
     """
-    for fold in folds:
-        path = fold.bundle / "plan.json"
+    paths = [fold.bundle / "plan.json" for fold in folds]
+    paths += [fold.run / "plan.json" for fold in folds if has_config(fold.run)]
+    for path in paths:
         if path.is_file():
             return Plan.from_json(path.read_text("utf-8"), path)
     return None
@@ -165,7 +166,7 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
     write_json(run / SPLITS, splits)
     never = [case for case in dict.fromkeys(trained) if case not in validated]
     if never:
-        log.warning("No fold validates these cases: %s", ", ".join(never[:10]))
+        log.warning("No fold validates these cases: %s.", join_names(never))
 
 
 def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:

@@ -78,13 +78,17 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
-    held_out = choose_validated(
-        experiment.cases("validation"), experiment.survey.counts, VALIDATE_CASES
-    )
+    validation_cases = experiment.cases("validation")
+    held_out = choose_validated(validation_cases, experiment.survey.counts, VALIDATE_CASES)
     check = None
     if is_rank_zero():
         check = training_ranges(cases, plan, experiment.survey.fingerprint)
     if budget.validate_every_minutes is not None and held_out:
+        log.info(
+            "During the training, %d of %d validation cases choose the weights.",
+            len(held_out),
+            len(validation_cases),
+        )
         validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan, check=check)
     fitted = train_network(experiment, plan, cases, validate)
     if not is_rank_zero():

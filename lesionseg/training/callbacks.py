@@ -367,6 +367,14 @@ class Previews(pl.Callback):
         self.tiles = list[tuple[Tensor, Tensor]]()
         self._due = PREVIEW_MINUTES
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the time of the next picture, for a training that is resumed."""
+        return {"due": self._due}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the time of the next picture."""
+        self._due = state_dict["due"]
+
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
         """Keep the first tiles with a lesion."""
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:

@@ -262,6 +262,7 @@ class LesionModule(pl.LightningModule):
         """Add the minutes, the skipped steps and the terms since the last logged row."""
         self.count_skipped()
         checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
+        checkpoint["skipped_in_a_row"] = self.skipped_in_a_row
         # the conditions of the steps, which a resumed training has to repeat
         checkpoint |= {
             "max_steps": self.settings.max_steps,
@@ -280,6 +281,7 @@ class LesionModule(pl.LightningModule):
                 group["fused"] = self._fused
         self.minutes = checkpoint["minutes"]
         self.skipped = checkpoint["skipped"]
+        self.skipped_in_a_row = checkpoint.get("skipped_in_a_row", 0)  # 1.0 did not state it
         self.recent = checkpoint["recent"]
 
 

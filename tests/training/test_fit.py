@@ -438,6 +438,16 @@ def test_error_of_a_spawned_process_is_that_of_one_process(
         train(max_steps=2)
 
 
+def test_skipped_steps_before_a_kill_count(train, squares, tmp_path, checkpoint_every_step):
+    """Steps 3 to 12 are skipped. The training is killed at the end of step 7."""
+    bad = squares(bad=range(4, 100))
+    plug = KeepCheckpoint(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        train(max_steps=50, tiles=bad, plugs=[plug])
+    with pytest.raises(TrainingError, match="10 steps in a row up to step 12"):
+        train(max_steps=50, tiles=bad)
+
+
 @pytest.mark.parametrize(
     ("minutes", "advice"),
     [
