@@ -1,10 +1,13 @@
 """A loss in which each lesion has the same weight, whether it has 20 voxels or 20 000."""
 
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -12,6 +15,9 @@ from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities, require_weight
 from lesionseg.losses.focal import Alpha, Normaliser, to_signed
+
+_N_PARTS = 64  # partial sums of a cell
+_LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
 
 
 class LesionBalancedLoss(DiceFocalLoss):
@@ -127,15 +133,17 @@ class _Cells:
     """The cells of all lesions of a batch, as rows of a table.
 
     Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects its voxels if the tile
-    has no lesion.
+    has no lesion. A row has several partial sums, to which the voxels along the last axis are added
+    in turn. In a single sum, a large cell would lose small values, and the threads of a GPU would
+    wait for each other.
 
     Attributes:
-        row_of_voxel: The row of each voxel of the batch.
+        part_of_voxel: The partial sum of each voxel of the batch, over all rows.
         n_rows: The number of rows.
         is_cell: False for row 0 of each tile `[rows, 1]`.
     """
 
-    row_of_voxel: Integer[Tensor, " voxels"]
+    part_of_voxel: Integer[Tensor, " voxels"]
     n_rows: int
     is_cell: Bool[Tensor, "rows 1"]
 
@@ -147,34 +155,37 @@ class _Cells:
         n_spatial = nearest.ndim - 1
         tile = torch.arange(n_tiles, device=nearest.device).reshape((-1,) + (1,) * n_spatial)
         row = torch.arange(n_tiles * n_ids, device=nearest.device)
+        part = torch.arange(nearest.shape[-1], device=nearest.device) % _N_PARTS
         return cls(
-            row_of_voxel=(nearest.long() + n_ids * tile).flatten(),
+            part_of_voxel=((nearest.long() + n_ids * tile) * _N_PARTS + part).flatten(),
             n_rows=n_tiles * n_ids,
             is_cell=(row % n_ids > 0).unsqueeze(1),
         )
 
     def sum_voxels(self, values: Shaped[Tensor, "b k *spatial"]) -> Float[Tensor, "rows k"]:
         """Sum the values of all voxels of each row, class by class."""
-        # Voxels are added one by one, so that float32 would lose the small values of a large cell:
-        # 128³ voxels of 1.3e-4 would have a sum of 277.8 instead of 272.6.
-        by_class = values.double().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
-        table = by_class.new_zeros(len(by_class), self.n_rows)
-        row = self.row_of_voxel.expand_as(by_class)
-        return table.scatter_add(1, row, by_class).T.float()
+        by_class = values.float().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
+        table = by_class.new_zeros(len(by_class), self.n_rows * _N_PARTS)
+        parts = table.scatter_add(1, self.part_of_voxel.expand_as(by_class), by_class)
+        return parts.unflatten(1, (self.n_rows, _N_PARTS)).sum(2).T
 
 
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
     """Return the number of possible ids, including 0.
 
-    uint8 gives 256 without reading the values, so that the host need not wait for a GPU.
+    On a GPU, uint8 gives 256 without reading the values, so that the host need not wait.
     """
-    if nearest.dtype == torch.uint8:
+    if nearest.dtype == torch.uint8 and nearest.device.type != "cpu":
         return 256
     return int(to_signed(nearest).max()) + 1 if nearest.numel() else 1
 
 
 def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:
     """Find the nearest lesion of each voxel within its tile.
+
+    In tiles of more than 64³ voxels, blocks of two voxels along each axis are compared, which takes
+    an eighth of the time in 3-D. A lesion that is chosen there may be farther than the nearest one
+    by about a block.
 
     Args:
         instances: Lesion ids, 0 for background. Distances are in voxels.
@@ -187,9 +198,30 @@ def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor,
     """
     nearest = np.zeros(tuple(instances.shape), np.int32)
     for cells, ids in zip(nearest, instances.cpu().numpy(), strict=True):
-        if ids.any():
-            places = ndimage.distance_transform_edt(
-                ids == 0, return_distances=False, return_indices=True
-            )
-            cells[:] = ids[tuple(places)]
+        if not ids.any():
+            continue
+        if ids.size <= _LARGE_TILE:
+            cells[:] = _spread(ids)
+            continue
+        wide = _spread(_block_maxima(ids))
+        for axis, n in enumerate(ids.shape):
+            wide = wide.repeat(2, axis=axis).take(range(n), axis=axis)
+        cells[:] = np.where(ids > 0, ids, wide)
     return torch.from_numpy(nearest).to(instances.device)
+
+
+def _spread(ids: NDArray[Any]) -> NDArray[Any]:
+    """Return for each voxel `[*spatial]` the id that is nearest to it."""
+    places = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
+    spread: NDArray[Any] = ids[tuple(places)]
+    return spread
+
+
+def _block_maxima(ids: NDArray[Any]) -> NDArray[Any]:
+    """Return the highest id of each block of two voxels along each axis."""
+    maxima = np.zeros([(n + 1) // 2 for n in ids.shape], ids.dtype)
+    for offsets in product((0, 1), repeat=ids.ndim):
+        part = ids[tuple(slice(offset, None, 2) for offset in offsets)]
+        inside = maxima[tuple(slice(n) for n in part.shape)]
+        np.maximum(inside, part, out=inside)
+    return maxima

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lesionseg.errors import GeometryError
-from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
+from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions, per_lesion
 
 TILE = (2, 24, 24)
 
@@ -85,3 +85,21 @@ def test_nearest_lesions_equal_a_search_over_all_distances() -> None:
         distance = (places - voxel).norm(dim=1)
         least = {int(ids[0][tuple(p.int())]) for p in places[distance == distance.min()]}
         assert int(nearest[tuple(voxel)]) in least
+
+
+@pytest.mark.parametrize("shape", [(6, 7, 8), (9, 5), (1, 13, 12)])
+def test_lesions_of_large_tiles_are_nearest_up_to_a_block(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(per_lesion, "_LARGE_TILE", 1)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 60, (1, *shape), generator=generator)
+    ids[ids > 4] = 0
+    nearest = nearest_lesions(ids)[0]
+    assert torch.equal(nearest[ids[0] > 0], ids[0][ids[0] > 0].int())
+    places = ids[0].nonzero().float()
+    block = 2 * len(shape) ** 0.5
+    for voxel in torch.cartesian_prod(*map(torch.arange, shape)):
+        distance = (places - voxel).norm(dim=1)
+        is_chosen = ids[0][ids[0] > 0] == nearest[tuple(voxel)]
+        assert distance[is_chosen].min() <= distance.min() + block
