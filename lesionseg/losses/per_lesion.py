@@ -167,7 +167,7 @@ class _Cells:
         by_class = values.float().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
         table = by_class.new_zeros(len(by_class), self.n_rows * _N_PARTS)
         parts = table.scatter_add(1, self.part_of_voxel.expand_as(by_class), by_class)
-        return parts.unflatten(1, (self.n_rows, _N_PARTS)).sum(2).T
+        return parts.reshape(len(by_class), self.n_rows, _N_PARTS).sum(2).T
 
 
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
