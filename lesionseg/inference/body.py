@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Volume
+from lesionseg.ops.blocks import block_maxima
 from lesionseg.ops.components import foreground_slices, label_components
 from lesionseg.plan.plan import Modality
 
@@ -122,7 +123,7 @@ def _find_tissue(
 
     These are steps 1 and 2 of the module's docstring.
     """
-    maxima = [_block_maxima(channel, block) for channel in array]
+    maxima = [block_maxima(channel, block) for channel in array]
     tissue = np.zeros(maxima[0].shape, dtype=np.bool_)
     is_no_noise = np.zeros_like(tissue)
     for channel, highest in zip(array, maxima, strict=True):
@@ -169,16 +170,3 @@ def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
             stops.append(last + 1)
         bounds.append(slice(min(starts), max(stops)))
     return tuple(bounds)
-
-
-def _block_maxima(channel: NDArray[np.float32], block: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the maximum of each block of voxels, `[*coarse]`.
-
-    The first axis is reduced in slabs, so that no temporary array is as large as the image.
-    """
-    rows = range(0, len(channel), block[0])
-    highest = np.stack([channel[start : start + block[0]].max(axis=0) for start in rows])
-    for axis, width in enumerate(block[1:], start=1):
-        starts = np.arange(0, highest.shape[axis], width)
-        highest = np.maximum.reduceat(highest, starts, axis=axis)
-    return highest

@@ -468,8 +468,9 @@ def check_scan(
     if lacking:
         without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
-    blank, empty = ((), without_contrast) if is_predicted else (without_contrast, ())
-    return InputCheckResult(score, warning, lacking, tuple(blank), tuple(empty))
+    if is_predicted:
+        return InputCheckResult(score, warning, lacking, empty=tuple(without_contrast))
+    return InputCheckResult(score, warning, lacking, blank=tuple(without_contrast))
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """A loss in which each lesion has the same weight, whether it has 20 voxels or 20 000."""
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities, require_weight
 from lesionseg.losses.focal import Alpha, Normaliser, to_signed
+from lesionseg.ops.blocks import block_maxima
 
 _N_PARTS = 64  # partial sums of a cell
 _LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
@@ -203,7 +203,7 @@ def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor,
         if ids.size <= _LARGE_TILE:
             cells[:] = _spread(ids)
             continue
-        wide = _spread(_block_maxima(ids))
+        wide = _spread(block_maxima(ids, (2,) * ids.ndim))
         for axis, n in enumerate(ids.shape):
             wide = wide.repeat(2, axis=axis).take(range(n), axis=axis)
         cells[:] = np.where(ids > 0, ids, wide)
@@ -215,13 +215,3 @@ def _spread(ids: NDArray[Any]) -> NDArray[Any]:
     places = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
     spread: NDArray[Any] = ids[tuple(places)]
     return spread
-
-
-def _block_maxima(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return the highest id of each block of two voxels along each axis."""
-    maxima = np.zeros([(n + 1) // 2 for n in ids.shape], ids.dtype)
-    for offsets in product((0, 1), repeat=ids.ndim):
-        part = ids[tuple(slice(offset, None, 2) for offset in offsets)]
-        inside = maxima[tuple(slice(n) for n in part.shape)]
-        np.maximum(inside, part, out=inside)
-    return maxima

@@ -115,7 +115,7 @@ def lesions_of(reference: Reference) -> Lesions:
 
     The first of these that the reference has defines the lesions: instances, the components of its
     labels, boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left
-    out, and so is a lesion of which all voxels are ignored, whether it has a mask or only a box. A
+    out, and so is a lesion whose voxels are all ignored, whether it has a mask or only a box. A
     reference without lesions gives no rows. Raises `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
@@ -250,7 +250,7 @@ def _measure_components(
 def _drop_ignored(
     lesions: Lesions, ignore: NDArray[np.bool_], instances: NDArray[np.integer[Any]] | None
 ) -> Lesions:
-    """Leave out the lesions that are ignored completely, but of which the box remains.
+    """Leave out the lesions that are ignored completely, but whose box remains.
 
     Args:
         lesions: the lesions without their ignored voxels.

@@ -57,7 +57,7 @@ from lesionseg.pipeline.predict_tables import (
 
 logger = logging.getLogger(__name__)
 
-UNLIKE = "No DICOM results: the scan has a warning. dicom_output=all writes them."
+WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 EarlierRows = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
 _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
@@ -389,7 +389,7 @@ class CaseWork:
         if status == "blank":
             return "No DICOM results: the scan has no contrast."
         if status == "warned" and self.cfg.dicom_output != "all":
-            return UNLIKE
+            return WARNED
         plan = self.predictor.plan
         try:
             is_segmented = write_dicom_results(

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from lesionseg.core import InputCheckResult
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
 from lesionseg.io.files import (
     TEMPORARY_NAMES,
@@ -285,11 +286,12 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     volumes = [volume for volume in stated if isinstance(volume, int | float)]
     has_all_volumes = len(volumes) == len(accepted)
     checked = content.get("input_check") or {}
-    score = checked.get("score")
+    stated_score = checked.get("score")
+    score = stated_score if isinstance(stated_score, int | float) else None
     status = "done"
     if checked.get("blank"):
         status = "blank"
-    elif (isinstance(score, int | float) and score > 1) or checked.get("empty"):
+    elif InputCheckResult(score, empty=tuple(checked.get("empty") or ())).is_warned:
         status = "warned"
     row = CaseRow(
         case=case,

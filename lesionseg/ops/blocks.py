@@ -1,0 +1,32 @@
+"""Reduction of arrays to blocks of voxels."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T", bound=np.generic)
+
+
+def block_maxima(array: NDArray[T], block: Sequence[int]) -> NDArray[T]:
+    """Return the maximum of each block of voxels.
+
+    The first axis is reduced in slabs, so that no temporary array is as large as the input.
+
+    Args:
+        array: `[*spatial]`, with at least one voxel.
+        block: size of a block along each axis. The last blocks may be smaller.
+
+    Returns:
+        `[*coarse]` in the dtype of `array`.
+
+    >>> block_maxima(np.array([[1, 2, 0], [3, 0, 5]]), (2, 2)).tolist()
+    [[3, 5]]
+    """
+    rows = range(0, len(array), block[0])
+    highest: NDArray[T] = np.stack([array[row : row + block[0]].max(axis=0) for row in rows])
+    for axis, width in enumerate(block[1:], start=1):
+        starts = np.arange(0, highest.shape[axis], width)
+        highest = np.maximum.reduceat(highest, starts, axis=axis)
+    return highest
