@@ -263,6 +263,33 @@ def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
     assert last_line == ("Stopped. The same command continues." if can_continue else "Stopped.")
 
 
+@pytest.mark.parametrize(
+    ("command", "continues"),
+    [("predict", " The same command then continues."), ("evaluate", "")],
+)
+def test_lack_of_memory_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str, continues: str
+) -> None:
+    def allocate(*_: Any) -> None:
+        raise MemoryError("Unable to allocate 64. GiB for an array")
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", allocate)
+    assert run(command, REQUIRED[command]) == 1
+    assert capsys.readouterr().err == (
+        "Error: The memory ran out: Unable to allocate 64. GiB for an array. "
+        f"Free memory, or use a machine with more of it.{continues}\n"
+    )
+
+
+def test_other_runtime_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", fail)
+    with pytest.raises(RuntimeError, match="odd"):
+        run("predict", REQUIRED["predict"])
+
+
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Return the settings of each job of a multirun. Jobs run nothing."""
@@ -411,7 +438,7 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
-        declared |= {"loss.focal_weight", "loss.dice_weight"}
+        declared |= {"loss.focal_weight", "loss.dice_weight", "loss.lesion_weight"}
     assert set(_leaves(compose_plain(command, []))) == declared
     settings: dict[str, Any] = {}
     for part in REQUIRED[command]:

@@ -102,6 +102,16 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
             "path.\n"
         )
         return NOTHING_RAN
+    except (MemoryError, RuntimeError) as error:
+        from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        remedy = "Free memory, or use a machine with more of it."
+        if can_continue:
+            remedy += " The same command then continues."
+        sys.stderr.write(f"Error: The memory ran out: {first_line(str(error))}. {remedy}\n")
+        return NOTHING_RAN
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED

@@ -101,7 +101,7 @@ def sigmoid_focal_loss(
         loss = _compute_elements(logits, lesion, keep, positive, negative, gamma)
     else:
         loss = _sum_elements(logits, lesion, keep, positive, negative, gamma)
-    return _reduce(loss, lesion, keep, reduction, normaliser)
+    return reduce_losses(loss, lesion, keep, reduction, normaliser)
 
 
 def _compute_elements(
@@ -224,7 +224,7 @@ def softmax_focal_loss(
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
     weight = constant(weights, x)[index[:, 0]]
     loss = _apply_formula(others - true_logit, gamma) * weight
-    return _reduce(loss, target > 0, keep, reduction, normaliser)
+    return reduce_losses(loss, target > 0, keep, reduction, normaliser)
 
 
 class _SummedFocal(torch.autograd.Function):
@@ -343,7 +343,7 @@ def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
     return torch.exp(-gamma * F.softplus(-error_logit)) * F.softplus(error_logit)
 
 
-def _reduce(
+def reduce_losses(
     loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
 ) -> Tensor:
     """Reduce the losses of all elements, or their sum, as `reduction` says."""

@@ -13,7 +13,13 @@ from torch import Tensor
 from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities, require_weight
-from lesionseg.losses.focal import Alpha, Normaliser, to_signed
+from lesionseg.losses.focal import (
+    Alpha,
+    Normaliser,
+    check_settings,
+    reduce_losses,
+    to_signed,
+)
 from lesionseg.ops.blocks import block_maxima
 
 _N_PARTS = 64  # partial sums of a cell
@@ -51,7 +57,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         activation: str = "sigmoid",
         focal_weight: float = 0.06,
         dice_weight: float = 1.0,
-        lesion_weight: float = 1.0,
+        lesion_weight: float = 0.5,
         smooth: float = 1.0,
     ) -> None:
         super().__init__(
@@ -94,6 +100,7 @@ class LesionBalancedLoss(DiceFocalLoss):
 
         Raises:
             GeometryError: `nearest` is missing or has another shape.
+            ConfigError: `normaliser` is a number that is not above 0.
         """
         spatial = (logits.shape[0], *logits.shape[2:])
         if nearest is None or nearest.shape != spatial:
@@ -102,7 +109,7 @@ class LesionBalancedLoss(DiceFocalLoss):
                 f"LesionBalancedLoss needs the nearest lesion of each voxel, of shape {spatial}, "
                 f"not {given}. Pass nearest=nearest_lesions(instances) with the batch's lesion ids."
             )
-        terms = super().forward(logits, labels, valid=valid, normaliser=normaliser)
+        check_settings(self.alpha, self.gamma, "per_positive", normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
         focal = FOCAL[self.activation](
             logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
@@ -111,21 +118,62 @@ class LesionBalancedLoss(DiceFocalLoss):
         if focal.ndim == p.ndim:
             focal = focal.sum(1)
         cells = _Cells.of(nearest)
-        size = cells.sum_voxels(lesion)
-        total = cells.sum_voxels(p)
-        hit = cells.sum_voxels(p * lesion)
-        has_class = (size > 0) & cells.is_cell
-        dice = 1 - (2 * hit + self.smooth) / (total + size + self.smooth)
-        dice_term = dice.where(has_class, 0).sum() / has_class.sum().clamp_min(1)
+        sums = _Sums(
+            size=cells.sum_voxels(lesion),
+            p=cells.sum_voxels(p),
+            hit=cells.sum_voxels(p * lesion),
+            focal=cells.sum_voxels(focal.unsqueeze(1)),
+        )
+        whole = sums.of_batch()
+        has_class = (sums.size > 0) & cells.is_cell
         has_lesion = has_class.any(1, keepdim=True)
-        n_voxels = size.sum(1, keepdim=True)
-        per_lesion = cells.sum_voxels(focal.unsqueeze(1)) / n_voxels.clamp_min(1)
         # as in "per_positive", the divisor counts the lesion's voxels, not those of its cell
-        focal_term = per_lesion.where(has_lesion, 0).sum() / has_lesion.sum().clamp_min(1)
-        return terms | {
-            "lesion_dice": self.lesion_weight * self.dice_weight * dice_term,
-            "lesion_focal": self.lesion_weight * self.focal_weight * focal_term,
+        per_lesion = sums.focal / sums.n_voxels.clamp_min(1)
+        lesion_dice = _mean(sums.dice(self.smooth), has_class)
+        lesion_focal = _mean(per_lesion, has_lesion)
+        batch_focal = reduce_losses(whole.focal.sum(), lesion, None, "per_positive", normaliser)
+        return {
+            "dice": self.dice_weight * whole.dice(self.smooth).mean(),
+            "focal": self.focal_weight * batch_focal,
+            "lesion_dice": self.lesion_weight * self.dice_weight * lesion_dice,
+            "lesion_focal": self.lesion_weight * self.focal_weight * lesion_focal,
         }
+
+
+def _mean(values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
+    """Return the mean of the counted values, 0 if none is."""
+    return values.where(is_counted, 0).sum() / is_counted.sum().clamp_min(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over the voxels of each row of a table of cells.
+
+    Attributes:
+        size: Number of lesion voxels per class `[rows, k]`.
+        p: Sum of the probabilities per class `[rows, k]`.
+        hit: Sum of the probabilities of the lesion voxels per class `[rows, k]`.
+        focal: Sum of the focal losses `[rows, 1]`.
+    """
+
+    size: Float[Tensor, "rows k"]
+    p: Float[Tensor, "rows k"]
+    hit: Float[Tensor, "rows k"]
+    focal: Float[Tensor, "rows 1"]
+
+    @property
+    def n_voxels(self) -> Float[Tensor, "rows 1"]:
+        """The number of lesion voxels of all classes."""
+        return self.size.sum(1, keepdim=True)
+
+    def of_batch(self) -> "_Sums":
+        """Return the sums over all rows, as a single row."""
+        columns = (self.size, self.p, self.hit, self.focal)
+        return _Sums(*(column.sum(0, keepdim=True) for column in columns))
+
+    def dice(self, smooth: float) -> Float[Tensor, "rows k"]:
+        """Return the Dice loss of each row and class, as in `dice_loss`."""
+        return 1 - (2 * self.hit + smooth) / (self.p + self.size + smooth)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from lesionseg.training.batch_targets import AnchorGrid, BatchTargets, anchor_ta
 
 Terms = dict[str, Tensor]
 POSITIVES_A_TILE = 4.0  # anchors that ATSS assigns to a lesion of a few voxels
+_MORE_THAN_ANY_ID = 2**32  # lesion ids have at most 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,8 +234,8 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     label is the highest one in the block, or all regions in it, because nearest sampling would drop
     small lesions. It is valid if all voxels of the block are, or if the block contains a valid
     lesion voxel. Its instance id is that of the block's middle voxel. If the loss needs nearest
-    lesions, the id is the highest one in the block, and the nearest lesion of a block without a
-    lesion is that of its middle voxel.
+    lesions, the id is the highest one among the block's voxels with its label, or in the block for
+    regions. The nearest lesion of a block without a lesion is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets
@@ -246,7 +247,11 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     middle = take_middle_voxels(targets, stride)
     if middle.nearest is None:
         return LevelTargets(labels, middle.instances, valid)
-    ids = _block_max(targets.instances, stride)
+    if has_region_axis:
+        ids = _block_max(targets.instances, stride)
+    else:  # the label decides, then the id
+        both = _block_max(targets.labels.long() * _MORE_THAN_ANY_ID + targets.instances, stride)
+        ids = (both % _MORE_THAN_ANY_ID).to(targets.instances.dtype)
     nearest = torch.where(ids > 0, ids, middle.nearest)
     return LevelTargets(labels, ids, valid, nearest)
 

@@ -58,7 +58,7 @@ def test_only_annotated_labels_are_scored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option", ["loss=dice_focal", pytest.param("model=retina_unet", marks=pytest.mark.slow)]
+    "option", ["loss=lesion_balanced", pytest.param("model=retina_unet", marks=pytest.mark.slow)]
 )
 def test_training_uses_cases_that_annotate_one_label_each(tmp_path, option):
     """The masks contain both labels, but only one is annotated in each case."""

@@ -22,14 +22,14 @@ MOST_WAITS = dict.fromkeys(ARCHITECTURES, 0)
 LOSSES = ("dice_focal", "focal", "cross_entropy", "dice_cross_entropy", "lesion_balanced", "custom")
 STEPS = [
     *((name, f"loss={loss}", {}) for name in ("unet", "retina_unet") for loss in LOSSES),
-    ("residual_unet", "loss=dice_focal", {}),
+    ("residual_unet", "loss=lesion_balanced", {}),
     ("retinanet", "detection.hard_negatives=false", {}),
     ("retinanet", "detection.hard_negatives=true", {}),
-    ("unet", "loss=dice_focal", {"activation": "softmax"}),
+    ("unet", "loss=lesion_balanced", {"activation": "softmax"}),
     ("unet", "loss.alpha=[0.2,0.3,0.4]", {"activation": "softmax", "labels": ("a", "b")}),
     ("unet", "loss.alpha=[0.3,0.4]", {"labels": ("a", "b")}),
     ("unet", "loss=lesion_balanced", {"labels": ("a", "b")}),
-    ("unet", "loss=dice_focal", {"labels": ("a", "b"), "regions": ((1, 2), (2,))}),
+    ("unet", "loss=lesion_balanced", {"labels": ("a", "b"), "regions": ((1, 2), (2,))}),
 ]
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lesionseg.errors import GeometryError
+from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions, per_lesion
 
 TILE = (2, 24, 24)
@@ -39,11 +39,27 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
         torch.testing.assert_close(found[f"lesion_{name}"], 2 * mean)
 
 
+@pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
+def test_terms_of_the_batch_equal_those_of_dice_focal_loss(
+    normaliser: float | torch.Tensor | None,
+) -> None:
+    """Without `normaliser`, the divisor is the number of lesion voxels."""
+    logits, labels, instances = make_two_lesions()
+    nearest = nearest_lesions(instances)
+    found = LesionBalancedLoss(0.4, 1.5)(logits, labels, normaliser=normaliser, nearest=nearest)
+    whole = DiceFocalLoss(0.4, 1.5, focal_weight=0.06)(logits, labels, normaliser=normaliser)
+    for name, term in whole.items():
+        torch.testing.assert_close(found[name], term)
+    with pytest.raises(ConfigError, match="normaliser=0 must be above 0"):
+        LesionBalancedLoss()(logits, labels, normaliser=0, nearest=nearest)
+
+
 def test_lesion_dice_is_averaged_over_classes() -> None:
     labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
     logits = torch.full((1, 2, 7), -20.0)
     logits[0, 0, :2] = 20
-    terms = LesionBalancedLoss(smooth=1e-9)(logits, labels, nearest=nearest_lesions(labels))
+    loss = LesionBalancedLoss(lesion_weight=1, smooth=1e-9)
+    terms = loss(logits, labels, nearest=nearest_lesions(labels))
     torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # mean of 0 and 1
 
 
@@ -69,7 +85,8 @@ def test_small_probabilities_of_a_large_cell_keep_their_sum() -> None:
     labels = torch.zeros(1, 64, 64, 64, dtype=torch.uint8)
     labels[0, 5, 5, 5] = 1
     p[0, 0, 5, 5, 5] = 0.5
-    terms = LesionBalancedLoss()(torch.logit(p), labels, nearest=nearest_lesions(labels))
+    loss = LesionBalancedLoss(lesion_weight=1)
+    terms = loss(torch.logit(p), labels, nearest=nearest_lesions(labels))
     total = 0.5 + 1e-4 * (64**3 - 1)
     expected = 1 - (2 * 0.5 + 1) / (total + 1 + 1)
     assert terms["lesion_dice"].item() == pytest.approx(expected, rel=1e-5)

@@ -218,7 +218,7 @@ def test_searched_pair_belongs_to_voxels_anchors_or_both(more, groups):
     [
         ("model=unet loss=focal", {"model": "unet", "loss": "focal"}),
         ("model=retinanet loss=focal", {"model": "retinanet"}),
-        ("model=retina_unet", {"model": "retina_unet", "loss": "dice_focal"}),
+        ("model=retina_unet", {"model": "retina_unet", "loss": "lesion_balanced"}),
     ],
 )
 def test_next_command_trains_the_model_and_the_loss_of_the_trials(more, options):

@@ -29,6 +29,28 @@ def test_lesion_of_one_voxel_is_kept_at_a_coarse_level():
     assert (coarse.nearest == 3).sum() == 15
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_lesion_of_a_block_has_the_label_of_the_block(dtype):
+    """Lesion 1 has label 2, lesion 5 has label 1, and they touch."""
+    labels = torch.tensor([[2, 1, 0, 0], [1, 1, 0, 1]])
+    instances = torch.tensor([[[1, 5, 0, 0], [5, 5, 0, 5]]], dtype=dtype)
+    finest = replace(make_targets(labels), instances=instances, nearest=instances)
+    coarse = coarsen(finest, (2, 2))
+    assert coarse.labels.tolist() == [[[2, 1]]]
+    assert coarse.instances.tolist() == coarse.nearest.tolist() == [[[1, 5]]]
+    assert coarse.instances.dtype == coarse.nearest.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_lesion_of_a_block_of_regions_is_the_highest(dtype):
+    instances = torch.tensor([[[1, 5, 0, 0], [5, 5, 0, 3]]], dtype=dtype)
+    valid = torch.ones_like(instances, dtype=torch.bool)
+    batch = {"labels": (instances > 0).byte(), "instances": instances, "valid": valid}
+    finest = LevelTargets.of({**batch, "nearest": instances}, regions=((1, 2), (2,)))
+    coarse = coarsen(finest, (2, 2))
+    assert coarse.instances.tolist() == coarse.nearest.tolist() == [[[5, 3]]]
+
+
 @pytest.mark.parametrize("stride", [(2, 4), (1, 2), (1, 1)])
 def test_coarse_labels_are_the_highest_of_their_block(stride):
     noise = torch.Generator().manual_seed(0)
