@@ -103,7 +103,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         )
         return NOTHING_RAN
     except (MemoryError, RuntimeError) as error:
-        from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+        from lesionseg.ops.device_memory import first_line, is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -30,7 +30,7 @@ from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.convolutions import fastest_convolutions
-from lesionseg.ops.gpu_memory import free_bytes, is_out_of_memory
+from lesionseg.ops.device_memory import free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
-from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+from lesionseg.ops.device_memory import first_line, is_out_of_memory
 from lesionseg.training.checkpoints import LAST
 from lesionseg.training.objective import FinestLogits
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero

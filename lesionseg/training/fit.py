@@ -31,7 +31,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
-from lesionseg.ops.gpu_memory import first_line, is_out_of_memory, says_out_of_memory
+from lesionseg.ops.device_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.ops.gpu_memory import first_line, is_out_of_memory
+from lesionseg.ops.device_memory import first_line, is_out_of_memory
 from lesionseg.training.checkpoints import BEST, read_if_present
 from lesionseg.training.processes import broadcast_from_rank_zero
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.ops.gpu_memory import is_out_of_memory
+from lesionseg.ops.device_memory import is_out_of_memory
 
 TOO_MUCH = 10**15
 
