@@ -20,7 +20,7 @@ def settings_page() -> str:
         "",
         "- A key with `???` has no default: you must give it.",
         "- `null` means none, or that lesionseg decides; the comment says which.",
-        "- A plus adds a further argument of a class: `+loss.reduction=mean`, "
+        "- A plus adds a further argument of a class: `loss=focal +loss.reduction=mean`, "
         "`+model.layout=nnunet`, or one of your own class, `+loss.power=3`.",
         "- An unknown key is an error that names the nearest known key.",
         "- `--cfg` prints the settings and stops.",

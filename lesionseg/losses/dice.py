@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
@@ -53,17 +53,28 @@ def dice_loss(
         GeometryError: The shapes do not fit together.
         ContentError: A label map or the logits have the wrong dtype.
     """
-    _require_above_0("smooth", smooth)
+    require_above_0("smooth", smooth)
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
     axes = tuple(range(2, p.ndim))
     if not per_tile:
         axes = (0, *axes)
     hit = torch.where(lesion, p, 0).sum(axes)
-    overlap: Tensor = (2 * hit + smooth) / (p.sum(axes) + lesion.sum(axes) + smooth)
-    return (1 - overlap).sum() / max(overlap.numel(), 1)
+    loss = dice_of_sums(hit, p.sum(axes), lesion.sum(axes), smooth)
+    return loss.sum() / max(loss.numel(), 1)
 
 
-def _require_above_0(name: str, value: float) -> None:
+def dice_of_sums(
+    hit: Float[Tensor, "*n"], p: Float[Tensor, "*n"], size: Shaped[Tensor, "*n"], smooth: float
+) -> Float[Tensor, "*n"]:
+    """Compute soft Dice losses from sums over voxels.
+
+    `hit` is the sum of p over the lesion voxels, `p` that over all voxels, and `size` the number of
+    lesion voxels.
+    """
+    return 1 - (2 * hit + smooth) / (p + size + smooth)
+
+
+def require_above_0(name: str, value: float) -> None:
     """Raise `ConfigError` naming the setting if the value is not a finite number above 0."""
     if not 0 < as_number(name, value) < math.inf:
         raise ConfigError(f"{name}={value} must be a finite number above 0.")
@@ -75,7 +86,7 @@ def require_weight(name: str, weight: float) -> None:
         raise ConfigError(f"loss.{name}={weight} must be a finite number of at least 0.")
 
 
-def _require_weights(**weights: float) -> None:
+def require_weights(**weights: float) -> None:
     """Raise `ConfigError` if one of the weights of a loss is wrong, or if all of them are 0."""
     for name, weight in weights.items():
         require_weight(name, weight)
@@ -131,7 +142,7 @@ class FocalLoss(VoxelLoss):
                 "Set it to per_positive, mean or sum."
             )
         check_settings(alpha, gamma, reduction)  # before the training, not at its first step
-        _require_above_0("loss.weight", weight)
+        require_above_0("loss.weight", weight)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -159,7 +170,8 @@ class CrossEntropyLoss(FocalLoss):
     """Cross-entropy as the term `cross_entropy`, binary for a sigmoid: a focal loss with γ = 0.
 
     Args:
-        lesion_weight: Weight of a lesion voxel. A background voxel has the weight 1.
+        lesion_weight: Weight of a lesion voxel. A background voxel has the weight 1. (In
+            `LesionBalancedLoss`, this name is the factor of the terms per lesion.)
         reduction: As in `FocalLoss`.
         activation: `sigmoid` or `softmax`.
         weight: Factor of the term, above 0.
@@ -177,8 +189,8 @@ class CrossEntropyLoss(FocalLoss):
         activation: str = "sigmoid",
         weight: float = 1.0,
     ) -> None:
-        _require_above_0("loss.lesion_weight", lesion_weight)
-        _require_above_0("loss.weight", weight)
+        require_above_0("loss.lesion_weight", lesion_weight)
+        require_above_0("loss.weight", weight)
         alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
         super().__init__(
             alpha=alpha,
@@ -226,8 +238,8 @@ class DiceFocalLoss(VoxelLoss):
         per_tile: bool = False,
     ) -> None:
         super().__init__(activation)
-        _require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
-        _require_above_0("loss.smooth", smooth)
+        require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        require_above_0("loss.smooth", smooth)
         self.voxel_term: VoxelLoss = FocalLoss(
             alpha=alpha,
             gamma=gamma,
@@ -284,7 +296,7 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         smooth: float = 1.0,
         per_tile: bool = False,
     ) -> None:
-        _require_weights(cross_entropy_weight=cross_entropy_weight, dice_weight=dice_weight)
+        require_weights(cross_entropy_weight=cross_entropy_weight, dice_weight=dice_weight)
         super().__init__(
             activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
         )

@@ -346,7 +346,15 @@ def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
 def reduce_losses(
     loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
 ) -> Tensor:
-    """Reduce the losses of all elements, or their sum, as `reduction` says."""
+    """Reduce the losses of all elements, or their sum, as `reduction` says.
+
+    Args:
+        loss: The losses of the elements, or a scalar that is their sum already.
+        lesion: True for lesion elements. They are counted if `per_positive` has no `normaliser`.
+        keep: False for elements that are left out. None keeps all.
+        reduction: As in `sigmoid_focal_loss`.
+        normaliser: As in `sigmoid_focal_loss`.
+    """
     if keep is not None and loss.ndim:
         loss = loss.masked_fill(~keep, 0)
     if reduction == "none":

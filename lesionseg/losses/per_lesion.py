@@ -1,4 +1,4 @@
-"""A loss in which each lesion has the same weight, whether it has 20 voxels or 20 000."""
+"""Dice and focal loss of the batch, plus terms in which each lesion has the same weight."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import GeometryError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
-from lesionseg.losses.dice import FOCAL, DiceFocalLoss, lesion_probabilities, require_weight
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
+from lesionseg.losses.dice import (
+    FOCAL,
+    dice_of_sums,
+    lesion_probabilities,
+    require_above_0,
+    require_weight,
+    require_weights,
+)
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
@@ -26,25 +33,26 @@ _N_PARTS = 64  # partial sums of a cell
 _LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
 
 
-class LesionBalancedLoss(DiceFocalLoss):
+class LesionBalancedLoss(VoxelLoss):
     """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
 
     The cell of a lesion consists of the voxels of its tile that are nearer to it than to any other
     lesion (as in CC-DiceCE, arXiv 2511.17146). Within the cell, Dice is computed for this lesion
-    only, and the focal loss is divided by the number of its voxels. A small lesion therefore has
-    the same weight as a large one.
+    only, and the focal loss is divided by the number of its voxels. In these means, a lesion of 20
+    voxels has the same weight as one of 20 000.
 
-    The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The last two are 0 for a batch
-    without lesions.
+    The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
+    `DiceFocalLoss` with the reduction `per_positive`. The last two are 0 for a batch without
+    lesions.
 
     Args:
-        alpha: As in `DiceFocalLoss`. This and the following settings apply to all four terms.
-        gamma: As in `DiceFocalLoss`.
+        alpha: As in `DiceFocalLoss`, for both focal terms.
+        gamma: As in `DiceFocalLoss`, for both focal terms.
         activation: `sigmoid` or `softmax`.
         focal_weight: Factor of both focal terms. At least one of this and `dice_weight` is above 0.
         dice_weight: Factor of both Dice terms.
         lesion_weight: Further factor of `lesion_dice` and `lesion_focal`, at least 0.
-        smooth: As in `dice_loss`.
+        smooth: As in `dice_loss`, for both Dice terms.
 
     Raises:
         ConfigError: A setting is outside its range.
@@ -60,22 +68,20 @@ class LesionBalancedLoss(DiceFocalLoss):
         lesion_weight: float = 0.5,
         smooth: float = 1.0,
     ) -> None:
-        super().__init__(
-            alpha=alpha,
-            gamma=gamma,
-            reduction="per_positive",
-            activation=activation,
-            focal_weight=focal_weight,
-            dice_weight=dice_weight,
-            smooth=smooth,
-        )
+        super().__init__(activation)
+        check_settings(alpha, gamma)
+        require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
         require_weight("lesion_weight", lesion_weight)
-        if lesion_weight != 0:
-            self.link = None  # voxels have different weights, for which no correction is known
+        require_above_0("loss.smooth", smooth)
         self.alpha = alpha
         self.gamma = gamma
         self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
         self.lesion_weight = lesion_weight
+        self.smooth = smooth
+        # No correction is known for voxels of different weights, nor for Dice or a softmax.
+        is_plain_focal = dice_weight == 0 and lesion_weight == 0 and activation == "sigmoid"
+        self.link = (alpha, gamma) if is_plain_focal else None
 
     def forward(
         self,
@@ -88,15 +94,17 @@ class LesionBalancedLoss(DiceFocalLoss):
     ) -> LossTerms:
         """Compute the four terms of a batch.
 
-        Dice has one value per cell and class that occurs in it; the focal loss has one per cell.
+        `lesion_focal` is the mean over all cells. `lesion_dice` is the mean over all pairs of a
+        cell and a class that its lesion has.
 
         Args:
             logits: As in `VoxelLoss`.
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
-            normaliser: Divisor of the term `focal`.
-            nearest: The id of each voxel's nearest lesion, see `nearest_lesions`. With uint8 the
-                host need not wait for a GPU.
+            normaliser: Divisor of the term `focal`. None uses the number of lesion voxels.
+            nearest: The id of each voxel's nearest lesion, see `nearest_lesions`. The memory grows
+                with the highest id of a tile, so number the lesions of each tile from 1. With
+                uint8, the host does not wait for a GPU.
 
         Raises:
             GeometryError: `nearest` is missing or has another shape.
@@ -119,21 +127,22 @@ class LesionBalancedLoss(DiceFocalLoss):
             focal = focal.sum(1)
         cells = _Cells.of(nearest)
         sums = _Sums(
-            size=cells.sum_voxels(lesion),
+            lesion=cells.sum_voxels(lesion),
             p=cells.sum_voxels(p),
             hit=cells.sum_voxels(p * lesion),
             focal=cells.sum_voxels(focal.unsqueeze(1)),
         )
-        whole = sums.of_batch()
-        has_class = (sums.size > 0) & cells.is_cell
+        batch = sums.of_batch()
+        # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
+        batch_focal = reduce_losses(batch.focal.sum(), lesion, None, "per_positive", normaliser)
+        has_class = (sums.lesion > 0) & cells.is_cell
         has_lesion = has_class.any(1, keepdim=True)
         # as in "per_positive", the divisor counts the lesion's voxels, not those of its cell
-        per_lesion = sums.focal / sums.n_voxels.clamp_min(1)
+        per_lesion = sums.focal / sums.lesion.sum(1, keepdim=True).clamp_min(1)
         lesion_dice = _mean(sums.dice(self.smooth), has_class)
         lesion_focal = _mean(per_lesion, has_lesion)
-        batch_focal = reduce_losses(whole.focal.sum(), lesion, None, "per_positive", normaliser)
         return {
-            "dice": self.dice_weight * whole.dice(self.smooth).mean(),
+            "dice": self.dice_weight * batch.dice(self.smooth).mean(),
             "focal": self.focal_weight * batch_focal,
             "lesion_dice": self.lesion_weight * self.dice_weight * lesion_dice,
             "lesion_focal": self.lesion_weight * self.focal_weight * lesion_focal,
@@ -141,7 +150,7 @@ class LesionBalancedLoss(DiceFocalLoss):
 
 
 def _mean(values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """Return the mean of the counted values, 0 if none is."""
+    """Return the mean of the counted values, or 0 if no value is counted."""
     return values.where(is_counted, 0).sum() / is_counted.sum().clamp_min(1)
 
 
@@ -150,30 +159,29 @@ class _Sums:
     """Sums over the voxels of each row of a table of cells.
 
     Attributes:
-        size: Number of lesion voxels per class `[rows, k]`.
-        p: Sum of the probabilities per class `[rows, k]`.
+        lesion: Number of lesion voxels per class `[rows, k]`.
+        p: Sum of the probabilities of all voxels per class `[rows, k]`.
         hit: Sum of the probabilities of the lesion voxels per class `[rows, k]`.
         focal: Sum of the focal losses `[rows, 1]`.
     """
 
-    size: Float[Tensor, "rows k"]
+    lesion: Float[Tensor, "rows k"]
     p: Float[Tensor, "rows k"]
     hit: Float[Tensor, "rows k"]
     focal: Float[Tensor, "rows 1"]
 
-    @property
-    def n_voxels(self) -> Float[Tensor, "rows 1"]:
-        """The number of lesion voxels of all classes."""
-        return self.size.sum(1, keepdim=True)
-
     def of_batch(self) -> "_Sums":
         """Return the sums over all rows, as a single row."""
-        columns = (self.size, self.p, self.hit, self.focal)
-        return _Sums(*(column.sum(0, keepdim=True) for column in columns))
+        return _Sums(
+            lesion=self.lesion.sum(0, keepdim=True),
+            p=self.p.sum(0, keepdim=True),
+            hit=self.hit.sum(0, keepdim=True),
+            focal=self.focal.sum(0, keepdim=True),
+        )
 
     def dice(self, smooth: float) -> Float[Tensor, "rows k"]:
-        """Return the Dice loss of each row and class, as in `dice_loss`."""
-        return 1 - (2 * self.hit + smooth) / (self.p + self.size + smooth)
+        """Return the Dice loss of each row and class."""
+        return dice_of_sums(self.hit, self.p, self.lesion, smooth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,11 +190,12 @@ class _Cells:
 
     Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects its voxels if the tile
     has no lesion. A row has several partial sums, to which the voxels along the last axis are added
-    in turn. In a single sum, a large cell would lose small values, and the threads of a GPU would
-    wait for each other.
+    in turn. In a single sum, a large cell would lose small values, and a GPU would be slow, because
+    it adds to one address one value after the other.
 
     Attributes:
-        part_of_voxel: The partial sum of each voxel of the batch, over all rows.
+        part_of_voxel: The number of the partial sum to which each voxel of the batch is added, from
+            0 to 64 · `n_rows` − 1.
         n_rows: The number of rows.
         is_cell: False for row 0 of each tile `[rows, 1]`.
     """
@@ -245,21 +254,21 @@ def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor,
     [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
     """
     nearest = np.zeros(tuple(instances.shape), np.int32)
-    for cells, ids in zip(nearest, instances.cpu().numpy(), strict=True):
+    for out, ids in zip(nearest, instances.cpu().numpy(), strict=True):
         if not ids.any():
             continue
         if ids.size <= _LARGE_TILE:
-            cells[:] = _spread(ids)
+            out[:] = _spread(ids)
             continue
         wide = _spread(block_maxima(ids, (2,) * ids.ndim))
         for axis, n in enumerate(ids.shape):
             wide = wide.repeat(2, axis=axis).take(range(n), axis=axis)
-        cells[:] = np.where(ids > 0, ids, wide)
+        out[:] = np.where(ids > 0, ids, wide)
     return torch.from_numpy(nearest).to(instances.device)
 
 
 def _spread(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return for each voxel `[*spatial]` the id that is nearest to it."""
+    """Return the id of the lesion that is nearest to each voxel `[*spatial]`."""
     places = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
     spread: NDArray[Any] = ids[tuple(places)]
     return spread

@@ -28,7 +28,7 @@ from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
 from lesionseg.pipeline.survey import Survey
-from lesionseg.plan.plan import SOURCES
+from lesionseg.plan.plan import SOURCES, sources_of
 from lesionseg.plan.splits import Splits
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,9 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     changed = dict(sorted(_differences(before, dict(config))))
     if config.get("command") == "tune":  # processes of one search use different devices
         changed.pop("trainer.devices", None)
+    model = before.get("model", {}).get("architecture", "")
+    if "segmentation" not in sources_of(model):  # `loss` concerns only networks that draw masks
+        changed = {key: text for key, text in changed.items() if not key.startswith("loss.")}
     if changed:
         # the folder may have moved; the split stays that of the run
         data = {**before.get("data", {}), "root": config.get("data", {}).get("root")}

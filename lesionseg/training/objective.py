@@ -230,12 +230,15 @@ def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return the targets on a grid that is `stride` times coarser.
 
-    Spatial axes must be multiples of `stride`. Each coarse voxel represents a block of voxels. Its
-    label is the highest one in the block, or all regions in it, because nearest sampling would drop
-    small lesions. It is valid if all voxels of the block are, or if the block contains a valid
-    lesion voxel. Its instance id is that of the block's middle voxel. If the loss needs nearest
-    lesions, the id is the highest one among the block's voxels with its label, or in the block for
-    regions. The nearest lesion of a block without a lesion is that of its middle voxel.
+    Spatial axes must be multiples of `stride`. Each coarse voxel represents a block of voxels. The
+    label of a block is the highest one of its voxels, because nearest sampling would drop small
+    lesions. A block belongs to all regions of its voxels. It is valid if all its voxels are, or if
+    it contains a valid lesion voxel. Its instance id is that of its middle voxel.
+
+    If the loss needs nearest lesions, a block with lesion voxels has the highest id of those with
+    the block's label, both as its instance and as its nearest lesion. With regions, it is the
+    highest id of all, also if lesions of several regions share the block. The nearest lesion of
+    any other block is that of its middle voxel.
     """
     if prod(stride) == 1:
         return targets
@@ -249,9 +252,10 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
         return LevelTargets(labels, middle.instances, valid)
     if has_region_axis:
         ids = _block_max(targets.instances, stride)
-    else:  # the label decides, then the id
-        both = _block_max(targets.labels.long() * _MORE_THAN_ANY_ID + targets.instances, stride)
-        ids = (both % _MORE_THAN_ANY_ID).to(targets.instances.dtype)
+    else:  # one number per voxel, in which a higher label outranks any id
+        label_and_id = targets.labels.long() * _MORE_THAN_ANY_ID + targets.instances
+        ids = _block_max(label_and_id, stride) % _MORE_THAN_ANY_ID
+        ids = ids.to(targets.instances.dtype)
     nearest = torch.where(ids > 0, ids, middle.nearest)
     return LevelTargets(labels, ids, valid, nearest)
 

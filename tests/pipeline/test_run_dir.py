@@ -80,6 +80,22 @@ def test_run_of_a_version_without_the_weight_of_dice_can_be_resumed(tmp_path):
         check_config(tmp_path, make_config("loss.dice_weight=0"))
 
 
+@pytest.mark.parametrize("model", ["unet", "retina_unet", "retinanet"])
+def test_loss_of_masks_may_differ_only_if_the_model_has_none(tmp_path, model):
+    chosen = ["data.root=r", f"model={model}"]
+    save_config(tmp_path, config_of(compose("train", [*chosen, "loss=dice_focal"])))
+    now = config_of(compose("train", chosen))
+    if model == "retinanet":
+        check_config(tmp_path, now)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"loss\._target_: .*DiceFocalLoss → .*LesionBalanced"
+        ):
+            check_config(tmp_path, now)
+    with pytest.raises(ConfigError, match="seed: 0 → 1"):
+        check_config(tmp_path, {**now, "seed": 1})
+
+
 def test_only_a_folder_that_lesionseg_simulated_is_called_simulated(tmp_path):
     data = {"kind": "xray", "n_cases": 3, "seed": 0, "shape": [48, 48], "pixel_mm": 8.0}
     root = tmp_path / "films"
