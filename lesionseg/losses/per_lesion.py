@@ -255,7 +255,9 @@ def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor,
     """
     nearest = np.zeros(tuple(instances.shape), np.int32)
     for out, ids in zip(nearest, instances.cpu().numpy(), strict=True):
-        if not ids.any():
+        highest = ids.max(initial=0)
+        if ((ids == 0) | (ids == highest)).all():  # at most one lesion, the nearest one everywhere
+            out[:] = highest
             continue
         if ids.size <= _LARGE_TILE:
             out[:] = _spread(ids)

@@ -104,6 +104,19 @@ def test_nearest_lesions_equal_a_search_over_all_distances() -> None:
         assert int(nearest[tuple(voxel)]) in least
 
 
+def test_only_lesion_of_a_tile_is_the_nearest_one_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No distance is computed."""
+    monkeypatch.setattr(per_lesion, "_spread", None)
+    ids = torch.zeros(3, 5, 6, dtype=torch.int32)
+    ids[0, 2, 2:4] = 9
+    ids[1, 0, 0] = 1
+    nearest = nearest_lesions(ids)
+    assert nearest.amin((1, 2)).tolist() == nearest.amax((1, 2)).tolist() == [9, 1, 0]
+    assert nearest_lesions(ids[:0]).shape == (0, 5, 6)
+
+
 @pytest.mark.parametrize("shape", [(6, 7, 8), (9, 5), (1, 13, 12)])
 def test_lesions_of_large_tiles_are_nearest_up_to_a_block(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
