@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
@@ -44,7 +45,7 @@ class VoxelLoss(nn.Module, ABC):
 
         A subclass may take a further argument `nearest` `[B, *spatial]`. It contains the number of
         the nearest lesion for each voxel, counted from 1 within the tile, and 0 in a tile without
-        lesions (see `nearest_lesions`).
+        lesions (see `nearest_lesions`). An attribute `needs_nearest` that is False leaves it out.
 
         Args:
             logits: `[B, K, *spatial]` for a sigmoid, `[B, 1+K, *spatial]` for a softmax.
@@ -191,16 +192,18 @@ class CustomLoss(VoxelLoss):
         return {name: value.reshape(()).float()}
 
 
-def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
-    """Build the loss of a voxel network from its configuration.
+def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> nn.Module:
+    """Build the loss of a network's voxels from its configuration.
 
     A loss whose `forward` takes `valid` is returned as it is. All losses of this package do. Any
     other loss is wrapped in a `CustomLoss`. If the constructor has a parameter `sigmoid`,
-    `softmax`, `use_softmax` or `activation`, it gets the plan's activation.
+    `softmax`, `use_softmax` or `activation`, it gets the plan's activation, and if it has
+    `has_boxes`, it is told whether the network predicts boxes too.
 
     Args:
         cfg: Class (`_target_`) and arguments of the loss.
         activation: `sigmoid` or `softmax`.
+        has_boxes: True if the network predicts boxes too.
 
     Returns:
         A module with the `forward` of `VoxelLoss`.
@@ -221,11 +224,12 @@ def make_loss(cfg: LossConfig, activation: str) -> nn.Module:
             raise ConfigError(
                 f"loss does not take the setting {name!r}.{suggest(name, parameters)}"
             )
-    flags = {  # parameters by which losses of other packages choose the activation
+    flags: dict[str, Any] = {  # the first three are those of losses of other packages
         "softmax": softmax,
         "use_softmax": softmax,
         "sigmoid": not softmax,
         "activation": activation,
+        "has_boxes": has_boxes,
     }
     arguments = {name: value for name, value in flags.items() if name in parameters}
     arguments.update(given)  # the user's settings take precedence

@@ -53,7 +53,7 @@ def dice_loss(
         GeometryError: The shapes do not fit together.
         ContentError: A label map or the logits have the wrong dtype.
     """
-    require_above_0("smooth", smooth)
+    _require_above_0("smooth", smooth)
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
     axes = tuple(range(2, p.ndim))
     if not per_tile:
@@ -74,7 +74,7 @@ def dice_of_sums(
     return 1 - (2 * hit + smooth) / (p + size + smooth)
 
 
-def require_above_0(name: str, value: float) -> None:
+def _require_above_0(name: str, value: float) -> None:
     """Raise `ConfigError` naming the setting if the value is not a finite number above 0."""
     if not 0 < as_number(name, value) < math.inf:
         raise ConfigError(f"{name}={value} must be a finite number above 0.")
@@ -86,7 +86,7 @@ def require_weight(name: str, weight: float) -> None:
         raise ConfigError(f"loss.{name}={weight} must be a finite number of at least 0.")
 
 
-def require_weights(**weights: float) -> None:
+def _require_weights(**weights: float) -> None:
     """Raise `ConfigError` if one of the weights of a loss is wrong, or if all of them are 0."""
     for name, weight in weights.items():
         require_weight(name, weight)
@@ -142,7 +142,7 @@ class FocalLoss(VoxelLoss):
                 "Set it to per_positive, mean or sum."
             )
         check_settings(alpha, gamma, reduction)  # before the training, not at its first step
-        require_above_0("loss.weight", weight)
+        _require_above_0("loss.weight", weight)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -189,8 +189,8 @@ class CrossEntropyLoss(FocalLoss):
         activation: str = "sigmoid",
         weight: float = 1.0,
     ) -> None:
-        require_above_0("loss.lesion_weight", lesion_weight)
-        require_above_0("loss.weight", weight)
+        _require_above_0("loss.lesion_weight", lesion_weight)
+        _require_above_0("loss.weight", weight)
         alpha = lesion_weight / (1 + lesion_weight)  # α : 1 − α = lesion_weight : 1
         super().__init__(
             alpha=alpha,
@@ -238,9 +238,9 @@ class DiceFocalLoss(VoxelLoss):
         per_tile: bool = False,
     ) -> None:
         super().__init__(activation)
-        require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
-        require_above_0("loss.smooth", smooth)
-        self.voxel_term: VoxelLoss = FocalLoss(
+        _require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        _require_above_0("loss.smooth", smooth)
+        self.voxel_term = FocalLoss(
             alpha=alpha,
             gamma=gamma,
             reduction=reduction,
@@ -296,7 +296,7 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         smooth: float = 1.0,
         per_tile: bool = False,
     ) -> None:
-        require_weights(cross_entropy_weight=cross_entropy_weight, dice_weight=dice_weight)
+        _require_weights(cross_entropy_weight=cross_entropy_weight, dice_weight=dice_weight)
         super().__init__(
             activation=activation, dice_weight=dice_weight, smooth=smooth, per_tile=per_tile
         )

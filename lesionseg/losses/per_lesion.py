@@ -1,7 +1,7 @@
 """Dice and focal loss of the batch, plus terms in which each lesion has the same weight."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,14 +11,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from lesionseg.errors import GeometryError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
+from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import (
     FOCAL,
+    DiceFocalLoss,
     dice_of_sums,
     lesion_probabilities,
-    require_above_0,
     require_weight,
-    require_weights,
 )
 from lesionseg.losses.focal import (
     Alpha,
@@ -29,11 +28,12 @@ from lesionseg.losses.focal import (
 )
 from lesionseg.ops.blocks import block_maxima
 
+_LESION_WEIGHT = 0.5  # of the terms per lesion
 _N_PARTS = 64  # partial sums of a cell
 _LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
 
 
-class LesionBalancedLoss(VoxelLoss):
+class LesionBalancedLoss(DiceFocalLoss):
     """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
 
     The cell of a lesion consists of the voxels of its tile that are nearer to it than to any other
@@ -43,7 +43,7 @@ class LesionBalancedLoss(VoxelLoss):
 
     The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
     `DiceFocalLoss` with the reduction `per_positive`. The last two are 0 for a batch without
-    lesions.
+    lesions. If their factor is 0, they are left out.
 
     Args:
         alpha: As in `DiceFocalLoss`, for both focal terms.
@@ -51,8 +51,10 @@ class LesionBalancedLoss(VoxelLoss):
         activation: `sigmoid` or `softmax`.
         focal_weight: Factor of both focal terms. At least one of this and `dice_weight` is above 0.
         dice_weight: Factor of both Dice terms.
-        lesion_weight: Further factor of `lesion_dice` and `lesion_focal`, at least 0.
+        lesion_weight: Further factor of `lesion_dice` and `lesion_focal`, at least 0. `auto` is
+            0.5, or 0 for a network that has boxes.
         smooth: As in `dice_loss`, for both Dice terms.
+        has_boxes: True if the network predicts boxes too, whose loss is added to this one.
 
     Raises:
         ConfigError: A setting is outside its range.
@@ -65,23 +67,30 @@ class LesionBalancedLoss(VoxelLoss):
         activation: str = "sigmoid",
         focal_weight: float = 0.06,
         dice_weight: float = 1.0,
-        lesion_weight: float = 0.5,
+        lesion_weight: float | Literal["auto"] = "auto",
         smooth: float = 1.0,
+        has_boxes: bool = False,
     ) -> None:
-        super().__init__(activation)
-        check_settings(alpha, gamma)
-        require_weights(focal_weight=focal_weight, dice_weight=dice_weight)
+        super().__init__(
+            alpha=alpha,
+            gamma=gamma,
+            reduction="per_positive",
+            activation=activation,
+            focal_weight=focal_weight,
+            dice_weight=dice_weight,
+            smooth=smooth,
+        )
+        if lesion_weight == "auto":
+            lesion_weight = 0.0 if has_boxes else _LESION_WEIGHT
         require_weight("lesion_weight", lesion_weight)
-        require_above_0("loss.smooth", smooth)
-        self.alpha = alpha
-        self.gamma = gamma
-        self.focal_weight = focal_weight
-        self.dice_weight = dice_weight
         self.lesion_weight = lesion_weight
-        self.smooth = smooth
-        # No correction is known for voxels of different weights, nor for Dice or a softmax.
-        is_plain_focal = dice_weight == 0 and lesion_weight == 0 and activation == "sigmoid"
-        self.link = (alpha, gamma) if is_plain_focal else None
+        if lesion_weight != 0:
+            self.link = None  # voxels have different weights, for which no correction is known
+
+    @property
+    def needs_nearest(self) -> bool:
+        """True if the loss has terms per lesion."""
+        return self.lesion_weight != 0
 
     def forward(
         self,
@@ -92,7 +101,7 @@ class LesionBalancedLoss(VoxelLoss):
         normaliser: Normaliser = None,
         nearest: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
-        """Compute the four terms of a batch.
+        """Compute the terms of a batch.
 
         `lesion_focal` is the mean over all cells. `lesion_dice` is the mean over all pairs of a
         cell and a class that its lesion has.
@@ -102,14 +111,16 @@ class LesionBalancedLoss(VoxelLoss):
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
             normaliser: Divisor of the term `focal`. None uses the number of lesion voxels.
-            nearest: The id of each voxel's nearest lesion, see `nearest_lesions`. The memory grows
-                with the highest id of a tile, so number the lesions of each tile from 1. With
-                uint8, the host does not wait for a GPU.
+            nearest: The id of each voxel's nearest lesion, see `nearest_lesions`; not used if
+                `lesion_weight` is 0. The memory grows with the highest id of a tile, so number the
+                lesions of each tile from 1. With uint8, the host does not wait for a GPU.
 
         Raises:
             GeometryError: `nearest` is missing or has another shape.
             ConfigError: `normaliser` is a number that is not above 0.
         """
+        if not self.needs_nearest:
+            return super().forward(logits, labels, valid=valid, normaliser=normaliser)
         spatial = (logits.shape[0], *logits.shape[2:])
         if nearest is None or nearest.shape != spatial:
             given = None if nearest is None else tuple(nearest.shape)
@@ -117,10 +128,12 @@ class LesionBalancedLoss(VoxelLoss):
                 f"LesionBalancedLoss needs the nearest lesion of each voxel, of shape {spatial}, "
                 f"not {given}. Pass nearest=nearest_lesions(instances) with the batch's lesion ids."
             )
-        check_settings(self.alpha, self.gamma, "per_positive", normaliser)
+        alpha = self.voxel_term.alpha
+        gamma = self.voxel_term.gamma
+        check_settings(alpha, gamma, "per_positive", normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
         focal = FOCAL[self.activation](
-            logits, labels, alpha=self.alpha, gamma=self.gamma, reduction="none", valid=valid
+            logits, labels, alpha=alpha, gamma=gamma, reduction="none", valid=valid
         )
         # a sigmoid has one loss per class, a softmax one loss per voxel without a class axis
         if focal.ndim == p.ndim:
@@ -143,9 +156,9 @@ class LesionBalancedLoss(VoxelLoss):
         lesion_focal = _mean(per_lesion, has_lesion)
         return {
             "dice": self.dice_weight * batch.dice(self.smooth).mean(),
-            "focal": self.focal_weight * batch_focal,
+            "focal": self.voxel_weight * batch_focal,
             "lesion_dice": self.lesion_weight * self.dice_weight * lesion_dice,
-            "lesion_focal": self.lesion_weight * self.focal_weight * lesion_focal,
+            "lesion_focal": self.lesion_weight * self.voxel_weight * lesion_focal,
         }
 
 

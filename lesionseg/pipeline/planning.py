@@ -341,7 +341,8 @@ def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
         alpha, gamma = make_detection_loss(cfg.detection).link or (None, None)
         anchors = replace(planned_anchors(plan), alpha=_hashable_alpha(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
-    link = getattr(make_loss(cfg.loss, plan.activation), "link", None)
+    loss = make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
+    link = getattr(loss, "link", None)
     if link is None:  # the scores of this loss are not corrected
         return plan.with_(link=None)
     alpha, gamma = link

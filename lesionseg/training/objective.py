@@ -97,8 +97,9 @@ class Objective:
         self.detection = detection
         self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
         takes_nearest = "nearest" in signature(loss.forward).parameters
+        needs_nearest = getattr(loss, "needs_nearest", takes_nearest)
         self.batch_targets = BatchTargets(
-            nearest=bool(self.strides) and takes_nearest,
+            nearest=bool(self.strides) and needs_nearest,
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
         )
 
@@ -208,7 +209,7 @@ def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) 
     `loss` replaces the configured loss of voxels. Raises `ConfigError` if the loss is for another
     activation than the network: independent labels (sigmoid) or exclusive ones (softmax).
     """
-    loss = loss or make_loss(cfg.loss, plan.activation)
+    loss = loss or make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
     activation = getattr(loss, "activation", plan.activation)
     if activation != plan.activation:
         raise ConfigError(

@@ -23,6 +23,7 @@ LOSSES = ("dice_focal", "focal", "cross_entropy", "dice_cross_entropy", "lesion_
 STEPS = [
     *((name, f"loss={loss}", {}) for name in ("unet", "retina_unet") for loss in LOSSES),
     ("residual_unet", "loss=lesion_balanced", {}),
+    ("retina_unet", "loss.lesion_weight=0.5", {}),
     ("retinanet", "detection.hard_negatives=false", {}),
     ("retinanet", "detection.hard_negatives=true", {}),
     ("unet", "loss=lesion_balanced", {"activation": "softmax"}),

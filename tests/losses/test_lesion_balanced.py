@@ -72,6 +72,22 @@ def test_lesion_terms_are_zero_without_lesions() -> None:
     assert torch.isfinite(gradient).all()
 
 
+def test_terms_per_lesion_are_left_out_if_the_network_has_boxes() -> None:
+    assert LesionBalancedLoss().lesion_weight == 0.5
+    loss = LesionBalancedLoss(0.4, 1.5, has_boxes=True)
+    assert loss.lesion_weight == 0
+    assert not loss.needs_nearest
+    logits, labels, _ = make_two_lesions()
+    found = loss(logits, labels)
+    whole = DiceFocalLoss(0.4, 1.5, focal_weight=0.06)(logits, labels)
+    assert found.keys() == whole.keys()
+    for name, term in whole.items():
+        torch.testing.assert_close(found[name], term)
+    assert LesionBalancedLoss(lesion_weight=0.2, has_boxes=True).needs_nearest
+    with pytest.raises(ConfigError, match=r"loss\.lesion_weight='much' is not a number"):
+        LesionBalancedLoss(lesion_weight="much")  # type: ignore[arg-type]
+
+
 def test_missing_nearest_lesions_are_an_error() -> None:
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
     nothing = torch.zeros(1, 9, 9, dtype=torch.int32)

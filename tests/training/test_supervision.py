@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from lesionseg.training.objective import LevelTargets, coarsen, take_middle_voxels
+from lesionseg.training.objective import (
+    LevelTargets,
+    coarsen,
+    make_objective,
+    take_middle_voxels,
+)
+from tests.gpu.plans import card_config, card_plan
 
 
 def make_targets(labels, valid=None):
@@ -114,3 +120,19 @@ def test_middle_voxels_equal_nearest_exact_interpolation(stride):
     assert torch.equal(found.labels, nearest.to(torch.uint8))
     assert torch.equal(found.instances, found.labels.int() * 7)
     assert found.valid.all()
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "needed"),
+    [
+        ("unet", [], True),
+        ("unet", ["loss=dice_focal"], False),
+        ("unet", ["loss.lesion_weight=0"], False),
+        ("retina_unet", [], False),
+        ("retina_unet", ["loss.lesion_weight=0.5"], True),
+        ("retinanet", ["loss.lesion_weight=0.5"], False),
+    ],
+)
+def test_nearest_lesions_are_computed_only_for_terms_per_lesion(model, settings, needed):
+    objective = make_objective(card_plan(model), card_config(f"model={model}", *settings))
+    assert objective.batch_targets.nearest == needed
