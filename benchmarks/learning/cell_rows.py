@@ -70,6 +70,9 @@ def _rounded(value: float | None) -> float | None:
 def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
     """Count the lesions found at a rate of false positives, with the lowest threshold it allows.
 
+    A cell has no false positives below its operating point. If the rate allows all of them, the
+    threshold is that of the operating point.
+
     Args:
         cell: Cell of vs_nnunet.py.
         rate: False positives per case.
@@ -81,7 +84,7 @@ def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
     """
     limit = limit_at(cell, rate)
     return sum(
-        lesion["detected_at"] is not None and lesion["detected_at"] > limit
+        lesion["found"] and lesion["detected_at"] > limit
         for lesion in cell["lesions"]
         if lesion["diameter_mm"] < most_mm
     )

@@ -109,10 +109,13 @@ def test_lesions_are_counted_at_a_rate_of_false_positives():
     cell = {
         "cases": [{}, {}],
         "false_positives": [0.8, 0.6, 0.4],
-        "lesions": [{"diameter_mm": size, "detected_at": score} for size, score in lesions],
+        "lesions": [
+            {"diameter_mm": size, "detected_at": score, "found": score is not None and score > 0.3}
+            for size, score in lesions
+        ],
     }
     assert found_at(cell, 0) == 1  # above 0.8
     assert found_at(cell, 0.5) == 1  # one false positive; the next one has the score of a lesion
     assert found_at(cell, 1.0) == 3
-    assert found_at(cell, 2.0) == 4  # there are fewer false positives
+    assert found_at(cell, 2.0) == 3  # false positives below the operating point are not known
     assert found_at(cell, 1.0, most_mm=5) == 2
