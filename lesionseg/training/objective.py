@@ -19,7 +19,6 @@ from lesionseg.training.batch_targets import AnchorGrid, BatchTargets, anchor_ta
 
 Terms = dict[str, Tensor]
 POSITIVES_A_TILE = 4.0  # anchors that ATSS assigns to a lesion of a few voxels
-_MORE_THAN_ANY_ID = 2**32  # lesion ids have at most 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,12 +250,12 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     middle = take_middle_voxels(targets, stride)
     if middle.nearest is None:
         return LevelTargets(labels, middle.instances, valid)
-    if has_region_axis:
-        ids = _block_max(targets.instances, stride)
-    else:  # one number per voxel, in which a higher label outranks any id
-        label_and_id = targets.labels.long() * _MORE_THAN_ANY_ID + targets.instances
-        ids = _block_max(label_and_id, stride) % _MORE_THAN_ANY_ID
-        ids = ids.to(targets.instances.dtype)
+    ids, within = _in_blocks(targets.instances, stride)
+    if not has_region_axis:
+        each, _ = _in_blocks(targets.labels, stride)
+        sizes = [1 if axis in within else n for axis, n in enumerate(each.shape)]
+        ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
+    ids = ids.amax(dim=within)
     nearest = torch.where(ids > 0, ids, middle.nearest)
     return LevelTargets(labels, ids, valid, nearest)
 
@@ -276,18 +275,26 @@ def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTar
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
-    """Return the highest value of each block of `stride` voxels.
+    """Return the highest value of each block of `stride` voxels."""
+    blocks, within = _in_blocks(values, stride)
+    return blocks.amax(dim=within)
 
-    For example, `[B, 4, 6]` with stride (2, 3) is reshaped to `[B, 2, 2, 2, 3]`, and the maximum is
-    taken over the axes 2 and 4, which are the axes within a block.
+
+def _in_blocks(
+    values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
+) -> tuple[Shaped[Tensor, "b *blocks"], tuple[int, ...]]:
+    """Split each spatial axis into blocks of `stride` voxels. Return also the axes within a block.
+
+    For example, `[B, 4, 6]` with stride (2, 3) is reshaped to `[B, 2, 2, 2, 3]`, and the axes 2
+    and 4 are those within a block.
     """
     n_leading = values.ndim - len(stride)
     shape = list(values.shape[:n_leading])
-    within_block: list[int] = []
+    within: list[int] = []
     for n, s in zip(values.shape[n_leading:], stride, strict=True):
         shape += [n // s, s]
-        within_block.append(len(shape) - 1)
-    return values.reshape(shape).amax(dim=tuple(within_block))
+        within.append(len(shape) - 1)
+    return values.reshape(shape), tuple(within)
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
