@@ -43,9 +43,6 @@ def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
     def means(*keys: str) -> list[str]:
         return [number(_mean([cell[key] for cell in made])) for key in keys]
 
-    froc = [
-        dict(zip(cell["froc"]["fp_per_case"], cell["froc"]["recall"], strict=True)) for cell in made
-    ]
     return (
         name,
         made[0]["tool"],
@@ -53,7 +50,7 @@ def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
         *means("dice_half", "dice_best", "dice_accepted"),
         *(_found(made, most_mm) for most_mm in (inf, SMALL_MM)),
         f"{_mean([sum(v for _, v in outlined(cell)) for cell in made]):.3g}",
-        " / ".join(number(_mean([curve.get(r) for curve in froc])) for r in (0.5, 2.0, 4.0)),
+        " / ".join(number(_mean([recall_at(cell, r) for cell in made])) for r in (0.5, 2.0, 4.0)),
         *means("average_precision", "panoptic_quality"),
     )
 
@@ -114,6 +111,12 @@ def limit_at(cell: Cell, rate: float) -> float:
     allowed = int(rate * len(cell["cases"]))
     scores = cell["false_positives"]  # the highest first
     return float(scores[allowed]) if allowed < len(scores) else -inf
+
+
+def recall_at(cell: Cell, rate: float) -> float | None:
+    """Return the recall at a rate of false positives per case, None if the FROC curve lacks it."""
+    froc = cell["froc"]
+    return dict(zip(froc["fp_per_case"], froc["recall"], strict=True)).get(rate)
 
 
 def paired_interval(

@@ -119,3 +119,9 @@ def test_lesions_are_counted_at_a_rate_of_false_positives():
     assert found_at(cell, 1.0) == 3
     assert found_at(cell, 2.0) == 3  # false positives below the operating point are not known
     assert found_at(cell, 1.0, most_mm=5) == 2
+
+
+def test_recall_is_read_from_the_froc_curve():
+    cell = {"froc": {"fp_per_case": [0.5, 4.0], "recall": [0.25, 0.75]}}
+    assert table.recall_at(cell, 4.0) == 0.75
+    assert table.recall_at(cell, 1.0) is None
