@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
-__version__ = "1.0.0"
+__version__ = "1.1.0.dev0"
 _HOMES = {
     "Predictor": "inference.predictor",
     "Run": "api",

@@ -14,7 +14,7 @@ def settings_page() -> str:
         "",
         "<!-- written by `make docs` from conf/*.yaml: change those -->",
         "",
-        "This page lists the settings of every command that have a default. Write a setting as "
+        "This page lists the settings of every command. Write a setting as "
         "`key=value` after the command, and choose an option of a group with `group=option`: "
         "`python scripts/train.py data.root=DIR optim=sgd optim.lr=0.02`.",
         "",

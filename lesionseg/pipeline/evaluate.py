@@ -308,16 +308,21 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         DatasetError: if no case can be scored.
     """
-    problems: list[Problem] = []
+    of_references: list[Problem] = []
+    of_predictions: list[Problem] = []
     folder = Path(cfg.prediction)
-    dataset, labelled = open_references(Path(cfg.reference), problems, ReferenceRules.of(cfg))
-    found = with_ids_of_references(find_predictions(folder, problems), labelled, folder)
+    dataset, labelled = open_references(Path(cfg.reference), of_references, ReferenceRules.of(cfg))
+    found = with_ids_of_references(find_predictions(folder, of_predictions), labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, found, merge_labels=cfg.merge_labels)
     of_role = cases_of_role(labelled, found, cfg.evaluated_on)
     # cases whose files could not be listed are left out of both sides
-    faults = _faults_of_cases(problems, [*(files.case for files in of_role), *found])
+    concerned = {*(files.case for files in of_role), *found}
+    with_reference = concerned | _cases_to_score(dataset, of_role, of_references)
+    faults = _faults_of_cases(of_references, with_reference)
+    unusable = frozenset(problem.case for problem in faults)
+    faults += _faults_of_cases(of_predictions, concerned - unusable)
     unusable = frozenset(problem.case for problem in faults)
     chosen = [files for files in of_role if files.case not in unusable]
     predictions = {case: files for case, files in found.items() if case not in unusable}
@@ -490,18 +495,33 @@ def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
     }
 
 
+def _cases_to_score(
+    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Problem]
+) -> set[str]:
+    """Return the cases that are to be scored, also those whose references have faults.
+
+    If no case states a role, these are all cases, otherwise those of the chosen roles.
+    """
+    roles = {files.role for files in of_role}
+    cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
+    if roles == {None}:
+        cases |= {fault.case for fault in faults}
+    return cases
+
+
 def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
     """Return the cases that could not be scored, in the form of scores.json."""
     return tuple(FailedCase(case=fault.case, message=fault.message) for fault in faults)
 
 
 def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
-    """Return the faults of these cases, and warn of each."""
-    known = set(cases)
-    wanted = [problem for problem in faults if problem.case in known]
-    for problem in wanted:
-        _log.warning("Not scored, %s: %s", problem.case, problem.message)
-    return wanted
+    """Return the first fault of each of these cases, and warn of all their faults."""
+    first_of: dict[str, Problem] = {}
+    for problem in faults:
+        if problem.case in cases:
+            _log.warning("Not scored, %s: %s", problem.case, problem.message)
+            first_of.setdefault(problem.case, problem)
+    return list(first_of.values())
 
 
 def model_of(predictions: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Limit:
     """A threshold, the number of lesions that it finds, and that of its false positives."""
 
     threshold: float
@@ -173,9 +173,9 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     figure, axes = new_figure()
     scans = first.n_scanned
     n_found, n_false = first.count_at(first.threshold)
-    in_use = Setting(first.threshold, n_found, n_false)
-    looser = find_looser_setting(first)
-    most_false = in_use.n_false if looser is None else max(in_use.n_false, looser.n_false)
+    in_use = Limit(first.threshold, n_found, n_false)
+    lower = find_lower_limit(first)
+    most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = most_false / scans
     right = LAST_RATE
     while right < 1.4 * farthest:  # leaves space to the right of both dots
@@ -186,36 +186,36 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     for (name, tables), colour in zip(models, colours, strict=False):
         has_dots |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
-    _draw_setting_in_use(axes, first, in_use)
-    if looser is not None:
-        _draw_looser_setting(axes, first, looser)
+    _draw_limit_in_use(axes, first, in_use)
+    if lower is not None:
+        _draw_lower_limit(axes, first, lower)
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
         axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    caption = _froc_caption(first, looser is not None, has_band, has_dots)
+    caption = _froc_caption(first, lower is not None, has_band, has_dots)
     for name, tables in models[1:]:
         if len(tables.cases) != len(first.cases):
             caption += f" The {name} was scored on {count(len(tables.cases), 'scan')}."
-    title = "A looser setting finds more, with more false positives"
-    if looser is None:
+    title = "A lower limit finds more, with more false positives"
+    if lower is None:
         title = "Lesions found against false positives per scan"
     return Chart(title, caption, figure)
 
 
-def _froc_caption(tables: Tables, has_looser: bool, has_band: bool, has_dots: bool) -> str:
+def _froc_caption(tables: Tables, has_lower: bool, has_band: bool, has_dots: bool) -> str:
     """Explain each mark that the chart of sensitivity against false positives has."""
     chosen_on = tables.scores.operating_point.chosen_on
-    caption = "Orange: the setting in use"
+    caption = "Orange: the limit in use"
     caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
-    if has_looser:
-        caption += " White: a looser setting."
+    if has_lower:
+        caption += " White: a lower limit."
     if has_band:
         caption += " Band: 95 % interval."
     if has_dots:
-        caption += " Dotted: no setting has so many false positives."
+        caption += " Dotted: no limit has so many false positives."
     return caption
 
 
@@ -278,14 +278,14 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
+def _draw_limit_in_use(axes: Axes, tables: Tables, limit: Limit) -> None:
     """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
-    x = setting.n_false / tables.n_scanned
-    y = setting.n_found / len(tables.lesions)
+    x = limit.n_false / tables.n_scanned
+    y = limit.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
     axes.annotate(
-        f"in use: {setting.n_found} of {len(tables.lesions)} found,\n"
-        f"{_rate_words(setting.n_false, tables.n_scanned)}",
+        f"in use: {limit.n_found} of {len(tables.lesions)} found,\n"
+        f"{_rate_words(limit.n_false, tables.n_scanned)}",
         (x, y),
         (0.98, 0.97 if y < 0.4 else 0.3),
         textcoords="axes fraction",
@@ -299,16 +299,16 @@ def _draw_setting_in_use(axes: Axes, tables: Tables, setting: Setting) -> None:
     )
 
 
-def _draw_looser_setting(axes: Axes, tables: Tables, setting: Setting) -> None:
-    """Draw a dot and a label at a looser setting. The axes must have their final limits."""
-    x = setting.n_false / tables.n_scanned
-    y = setting.n_found / len(tables.lesions)
+def _draw_lower_limit(axes: Axes, tables: Tables, limit: Limit) -> None:
+    """Draw a dot and a label at a lower limit. The axes must have their final limits."""
+    x = limit.n_false / tables.n_scanned
+    y = limit.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
     place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
     # to the right of a dot in the right half, the label would leave the chart
     is_left = float(place[0]) < 0.45
     axes.annotate(
-        f"looser: {setting.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
+        f"lower limit: {limit.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
         (x, y),
         (9 if is_left else -9, 8),
         textcoords="offset points",
@@ -317,11 +317,11 @@ def _draw_looser_setting(axes: Axes, tables: Tables, setting: Setting) -> None:
     )
 
 
-def find_looser_setting(tables: Tables) -> Setting | None:
-    """Find a lower threshold that finds more lesions.
+def find_lower_limit(tables: Tables) -> Limit | None:
+    """Find a lower limit that finds more lesions.
 
-    It may have twice the false positives of the threshold in use, or one per scan if that is more.
-    Return the setting that finds most lesions, or None if none finds more.
+    It may have twice the false positives of the limit in use, or one per scan if that is more.
+    Return the one that finds most lesions, or None if none finds more.
     """
     if tables.threshold is None:
         return None
@@ -330,9 +330,9 @@ def find_looser_setting(tables: Tables) -> Setting | None:
     better = []
     for score in np.unique(tables.lesions["detected_at"].dropna()):
         if score < tables.threshold:
-            setting = Setting(float(score), *tables.count_at(score))
-            if n_false < setting.n_false <= most_false and setting.n_found > n_found:
-                better.append(setting)
+            limit = Limit(float(score), *tables.count_at(score))
+            if n_false < limit.n_false <= most_false and limit.n_found > n_found:
+                better.append(limit)
     return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
 
 

@@ -216,7 +216,7 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
             ("Not independent", "the program learned from other scans of the same patients")
         )
     if words := explain_excess(tables):
-        found.append(("Setting", words))
+        found.append(("False positives", words))
     return found
 
 
@@ -366,10 +366,10 @@ def _false_positive_tile(tables: Tables) -> Tile:
         scans = f"{tables.n_scanned:.3g} scans"
         note = " A partly annotated scan counts by its share."
     if not false:
-        # the rule of three: after no event in n patients, the 95 % interval ends at 3 / n
-        predicted = tables.cases[tables.cases["status"] != "missing"]
-        highest = interval[1] if interval else 3 / max(predicted["group"].nunique(), 1)
-        words = f"false positives. The true rate may be up to {rate(highest)} per scan.{note}"
+        words = "false positives. So few patients do not show how high the true rate may be."
+        if interval:
+            words = f"false positives. The true rate may be up to {rate(interval[1])} per scan."
+        words += note
         return Tile(f"0 on {scans}", words, weak=len(tables.cases) < 20)
     # "1.2 false positives per scan" without the number, which is the large text of the tile
     noun = per_scan(value).removeprefix(f"{rate(value)} ")
@@ -386,7 +386,8 @@ def _false_positive_tile(tables: Tables) -> Tile:
 def limitations(tables: Tables, study: Mapping[str, str]) -> str:
     """Return the limitations of the evaluation in one line."""
     words = (
-        "An empty result does not exclude a lesion. The program was tested alone, without a reader."
+        f"{found_rule(tables)} An empty result does not exclude a lesion. The program was tested "
+        "alone, without a reader."
     )
     is_simulated = tables.scores.provenance.simulated
     if not is_simulated and "reader" not in study:
@@ -519,7 +520,7 @@ def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> fl
 # --- the annex -----------------------------------------------------------------------------------
 
 
-def setting_words(tables: Tables) -> str:
+def limit_words(tables: Tables) -> str:
     """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     point = tables.scores.operating_point
     aim = point.aim
@@ -559,6 +560,17 @@ def rule_words(tables: Tables) -> str:
         "markings cover at least 10 % of the lesion; a marking is a false positive if less than "
         "10 % of it is in lesions"
     )
+
+
+def found_rule(tables: Tables) -> str:
+    """Return a sentence that says which lesions count as found."""
+    preset = tables.scores.preset
+    least = tables.scores.provenance.rule_threshold
+    if preset == "lesionseg":
+        return "A lesion counts as found if markings cover at least 10 % of it."
+    if preset.startswith("iou") and least is not None:
+        return f"A lesion counts as found if it has an IoU of at least {least:g} with a marking."
+    return f"Lesions count as found by the rule {preset}."
 
 
 def is_one_to_one(tables: Tables) -> bool:

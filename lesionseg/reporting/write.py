@@ -29,11 +29,11 @@ from lesionseg.reporting.words import (
     false_positive_rule,
     false_positive_words,
     headline,
+    limit_words,
     limitations,
     measures,
     role_words,
     rule_words,
-    setting_words,
     size_class_words,
     size_words,
     study_lines,
@@ -285,8 +285,8 @@ def about_lines(
         ("Lesions", lesions),
         ("Counts as found", rule_words(tables)),
     ]
-    if setting := setting_words(tables):
-        lines.append(("Setting", setting))
+    if limit := limit_words(tables):
+        lines.append(("Limit", limit))
     return [*lines, *study_lines(tables, study)]
 
 

@@ -22,10 +22,10 @@ from lesionseg.reporting.words import (
     false_positive_rule,
     false_positive_words,
     headline,
+    limit_words,
     limitations,
     measures,
     per_scan,
-    setting_words,
     share_words,
     size_class_words,
     size_text,
@@ -167,7 +167,7 @@ def test_one_is_singular_in_all_words(tmp_path):
     assert "1 of 1 lesion found (100 %)" in texts
     assert "1 false positive per scan (1 on 1 scan)" in texts
     assert "1 scan with lesions, none without: a very small test" in texts
-    assert setting_words(tables).endswith("1 false positive per scan expected")
+    assert limit_words(tables).endswith("1 false positive per scan expected")
     precision = next(m for m in measures(tables)[0] if m.name == "precision")
     assert precision.meaning.startswith("1 of 2 markings are in lesions.")
 
@@ -182,16 +182,17 @@ def test_one_is_singular_in_all_words(tmp_path):
 def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
     results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
     tables = tables_of(results, tmp_path, point=choose(results))
-    assert words in setting_words(tables)
+    assert words in limit_words(tables)
 
 
-def test_upper_end_of_the_rate_is_stated(tmp_path):
-    found = [hand_result(case, [0.9]) for case in "abcd"]
+def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
+    found = [hand_result(case, [0.9]) for case in "abcde"]
     tile = tiles(tables_of(found, tmp_path))[2]
-    assert tile.words == "false positives. The true rate may be up to 0.75 per scan."
-    found[:2] = [hand_result(case, [None], status="missing") for case in "ab"]
+    assert tile.words == "false positives. The true rate may be up to 1.48 per scan."
+    found[0] = hand_result("a", [None], status="missing")
     tile = tiles(tables_of(found, tmp_path))[2]
-    assert tile.words == "false positives. The true rate may be up to 1.5 per scan."
+    words = "false positives. So few patients do not show how high the true rate may be."
+    assert tile.words == words
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_rate_far_above_the_requested_one_is_explained(n_false, point, words, tm
     false = np.linspace(0.6, 0.9, n_false).tolist()
     tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
     assert explain_excess(tables) == words
-    assert (("Setting", words) in tags(tables)) == bool(words)
+    assert (("False positives", words) in tags(tables)) == bool(words)
 
 
 def test_precision_states_its_counts(tmp_path):
@@ -284,7 +285,7 @@ def test_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == list("0⅛¼½1248")
     assert axes.get_xlim()[1] < 9
     assert "Band: 95 % interval." in chart.caption
-    assert "Dotted: no setting has so many false positives." in chart.caption
+    assert "Dotted: no limit has so many false positives." in chart.caption
     place = [float(axes.transData.transform((x, 0))[0]) for x in (0.25, 0.5, 1, 2)]
     assert np.ptp(np.diff(place)) < 1e-6
 
@@ -300,6 +301,7 @@ def test_froc_axis_extends_to_a_higher_rate(tmp_path):
 def test_one_missing_prediction_is_stated_in_the_singular(tmp_path):
     failed = hand_result("b", [None], status="missing")
     tables = tables_of([hand_result("a", [0.9]), failed], tmp_path)
+    assert limitations(tables, {}).startswith("A lesion counts as found if markings cover at least")
     assert limitations(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
 
 
