@@ -34,7 +34,7 @@ from lesionseg.evaluation.intervals import (
     ratio,
 )
 from lesionseg.evaluation.scores import Difference, PrimaryDifference
-from lesionseg.evaluation.summary import RATIOS, has_boxes_only
+from lesionseg.evaluation.summary import MIN_CASES_FOR_CPM, RATIOS, has_boxes_only
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY = "recall_at_1"
@@ -109,7 +109,8 @@ def compare(
         support = first.lesions_by_group  # both models have the same lesions
         for rate in EQUAL_RATES:
             numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
-        numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
+        if len(one) >= MIN_CASES_FOR_CPM:
+            numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
         numbers["average_precision"] = (curves.average_precision(both), support)
     terms_of_models: dict[str, tuple[list[Term], list[Term]]] = {}
     for name, of_case in COMPARED.items():

@@ -170,7 +170,8 @@ class Misses:
     def _explain_lower_score(self, row: int) -> Miss | None:
         """Return a miss if a candidate finds the lesion when more are accepted, otherwise None.
 
-        The miss names the linked candidate with the largest weight among those to be accepted.
+        The miss names the linked candidate that must be accepted last, so the one with the lowest
+        score. If several have this score, it is the one with the largest weight.
         """
         match = self.match
         found_at = float(match.detected_at[row])
@@ -180,12 +181,16 @@ class Misses:
         would_find = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
         would_find &= ~self.accepted[links.candidate]
         candidate = None
+        score = found_at
         if would_find.any():
-            best = links.candidate[would_find][np.argmax(links.weight[would_find])]
+            scores = match.scores[links.candidate]
+            score = float(scores[would_find].min())
+            is_last = would_find & (scores == score)
+            best = links.candidate[is_last][np.argmax(links.weight[is_last])]
             candidate = int(match.candidates.ids[best])
         is_below = found_at < self.least
         why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
-        return Miss(why, self.covered(row), candidate, found_at)
+        return Miss(why, self.covered(row), candidate, score)
 
     def _explain_touch(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
         """Return a miss with the best of these pairs; None without pairs."""

@@ -56,6 +56,8 @@ def write_scores(
 ) -> None:
     """Write the four tables, then scores.json, each atomically.
 
+    An earlier scores.json is removed first, because its numbers do not belong to the new tables.
+
     Args:
         folder: The folder to write to.
         results: The results of the scored cases.
@@ -69,6 +71,7 @@ def write_scores(
     region_columns = []
     for column in column_of.values():
         region_columns += [f"dice_{column}", f"n_lesions_{column}"]
+    (folder / SCORES_FILE).unlink(missing_ok=True)
     case_rows = [_case_row(result, column_of) for result in results]
     for problem in failed:
         case_rows.append({"case": problem.case, "status": FAILED, "message": problem.message})

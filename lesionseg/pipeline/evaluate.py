@@ -171,13 +171,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         settings = _summary_settings(cfg, inputs, selection.point, columns, names)
         scores = summarise(results, preset, settings)
         scores = replace(scores, failed_cases=_failed_cases(failed))
+        if answers is not None:  # before the second model's files, because answers may be wrong
+            scores = replace(scores, adjudication=adjudicate(results, answers))
         if second is not None and inputs.cases:
             comparison = _compare(cfg, inputs, second, results, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        if answers is not None:
-            scores = replace(scores, adjudication=adjudicate(results, answers))
         write_scores(output, results, scores, names, failed)
         written = kept.finish(selection)
     not_compared = () if second is None else tuple(second.faults)

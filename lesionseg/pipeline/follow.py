@@ -199,7 +199,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     names = _names_on_page(cfg, pairs)
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = tuple(change for pair in followed.values() for change in pair.changes)
-    _check_labels(changes)
+    _check_labels(followed.values())
     _write_change_scores(cfg, followed.values(), point)
     messages = {case: str(error) for case, error in faults.items()}
     for case, why in unpredicted.items():
@@ -414,8 +414,15 @@ def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[s
     return masks
 
 
-def _check_labels(changes: Sequence[LesionChange]) -> None:
-    """Raise `ContentError` if the visits have no label in common."""
+def _check_labels(followed: Collection[FollowedPair]) -> None:
+    """Raise `ContentError` if the visits have no label in common.
+
+    Visits that state a common label may have lesions of different labels.
+    """
+    visits = [pair.visits for pair in followed]
+    if any(one.before.labels.keys() & one.after.labels.keys() for one in visits):
+        return
+    changes = [change for pair in followed for change in pair.changes]
     first = {c.label for c in changes if c.lesion_before}
     second = {c.label for c in changes if c.lesion_after}
     if first and second and not first & second:

@@ -134,7 +134,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     return CaseLook(
         name,
         files.role or "",
-        shape=grid.shape,
+        shape=tuple(grid.shape[axis] for axis in grid.canonical_order),
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
         diameters=tuple(diameters),
         ranges=tuple(_measure_range(channel) for channel in image.array),

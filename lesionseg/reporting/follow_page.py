@@ -61,8 +61,8 @@ def draw_changes(
     if not accepted:
         return []
     grid = pair.after.geometry
-    before = pair.before.mask() > 0
-    after = pair.after.mask() > 0
+    before = _lesions_to_outline(pair.before, [c.lesion_before for c in accepted])
+    after = _lesions_to_outline(pair.after, [c.lesion_after for c in accepted])
     scenes = []
     places = ((pair.placed, pair.matrix), (grid, None))
     for image, (source, matrix) in zip(images, places, strict=True):
@@ -77,8 +77,34 @@ def draw_changes(
         if change.change_percent is not None:
             detectable = change.smallest_change_percent
             words += f", {change.change_percent:+.0f} % (detectable from {detectable:.0f} %)"
+        words += _explain_candidates(pair, change)
         cards.append((change, Card(data_uri(figure), name, " → ".join(sizes), words)))
     return cards
+
+
+def _lesions_to_outline(
+    visit: Prediction, of_changes: Iterable[Sequence[int]]
+) -> NDArray[np.bool_]:
+    """Return the voxels of a visit's accepted candidates and of the candidates of changes.
+
+    A lesion of a change need not be accepted at both visits. Boxes have no voxels.
+    """
+    if visit.instances is None:
+        return np.zeros(visit.geometry.shape, dtype=bool)
+    ids = {candidate.id for candidate in visit.candidates if candidate.accepted}
+    ids.update(number for numbers in of_changes for number in numbers)
+    return np.isin(visit.instances, sorted(ids))
+
+
+def _explain_candidates(pair: VisitPair, change: LesionChange) -> str:
+    """Return a remark if the lesion is only a candidate at one of the visits, otherwise ""."""
+    visits = (pair.before, pair.after)
+    of_visits = (change.lesion_before, change.lesion_after)
+    for name, visit, ids in zip(VISITS, visits, of_visits, strict=True):
+        own = [candidate for candidate in visit.candidates if candidate.id in ids]
+        if own and not any(candidate.accepted for candidate in own):
+            return f"; below the limit at the {name} visit"
+    return ""
 
 
 def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange) -> Figure:

@@ -1,7 +1,7 @@
 """The image, reference and detections of one case, read from the folders that a report gets."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ class Scene:
         geometry: Grid of the image and the masks.
         reference: Mask of all reference lesions.
         accepted: Mask of all accepted candidates.
-        below: Candidates below the operating point: their ids `[*spatial]`, 0 elsewhere.
+        below: Scored candidates below the operating point: their ids `[*spatial]`, 0 elsewhere.
         prediction: All candidates.
         colours: Red, green and blue `[3, *spatial]` of a picture in colour, otherwise None.
     """
@@ -123,12 +123,16 @@ class Sources:
                 of_masks = replace(of_masks, nan_background=True, grid_of_image=True)
                 self._reference = _in_colour(of_masks)
 
-    def load(self, case: str, accepted: frozenset[int]) -> Scene:
+    def load(
+        self, case: str, accepted: frozenset[int] = frozenset(), below: frozenset[int] = frozenset()
+    ) -> Scene:
         """Read one case.
 
         Args:
             case: Id of the case.
             accepted: Ids of the accepted candidates.
+            below: Ids of the scored candidates below the operating point. Candidates that were not
+                scored are not drawn.
 
         Raises:
             LesionsegError: if the image is missing or unreadable, or if the reference is on another
@@ -164,7 +168,7 @@ class Sources:
         return replace(
             scene,
             accepted=_draw_mask(prediction, accepted),
-            below=candidate_ids(prediction, accepted),
+            below=candidate_ids(prediction, {c.id for c in prediction.candidates} - below),
             prediction=prediction,
         )
 
@@ -288,7 +292,7 @@ def _without_mask(prediction: Prediction) -> list[Candidate]:
 
 
 def candidate_ids(
-    prediction: Prediction, without: frozenset[int] = frozenset()
+    prediction: Prediction, without: Collection[int] = frozenset()
 ) -> NDArray[np.integer[Any]]:
     """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
 

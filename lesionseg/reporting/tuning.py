@@ -120,7 +120,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
         _draw_ring(axes, steadiest)
         caption += " Ring: the recommended α and γ."
         headline = f"Use α = {steadiest.alpha:.3f} and γ = {steadiest.gamma:.2f}: "
-        headline += f"{steadiest.scores.get('recall', 0.0):.2f} {search.objective}."
+        headline += f"{_recall(steadiest):.2f} {search.objective}."
     header, *rows = trial_table(search)
     html = render(
         "tuning.html.j2",
@@ -139,7 +139,7 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
     dots = axes.scatter(
         [trial.alpha for trial in finished],
         [trial.gamma for trial in finished],
-        c=np.array([trial.value for trial in finished], dtype=float),
+        c=np.array([_recall(trial) for trial in finished], dtype=float),
         s=90,
         vmin=0,
         vmax=1,
@@ -148,8 +148,13 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
     )
     for trial in finished:
         place = (trial.alpha, trial.gamma)
-        axes.annotate(f"{trial.value:.2f}", place, (8, 4), textcoords="offset points", size=8)
+        axes.annotate(f"{_recall(trial):.2f}", place, (8, 4), textcoords="offset points", size=8)
     return dots
+
+
+def _recall(trial: TuningTrial) -> float:
+    """Return the recall of a finished training. Its value also contains the average precision."""
+    return trial.scores.get("recall", 0.0)
 
 
 def _draw_ring(axes: Axes, trial: TuningTrial) -> None:

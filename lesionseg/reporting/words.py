@@ -556,10 +556,13 @@ def rule_words(tables: Tables) -> str:
         )
     if preset != "lesionseg":
         return f"by the rule {preset}"
-    return (
+    words = (
         "markings cover at least 10 % of the lesion; a marking is a false positive if less than "
         "10 % of it is in lesions"
     )
+    if len(tables.scores.per_label) > 1:
+        words += "; labels need not be equal, except in the table label by label"
+    return words
 
 
 def found_rule(tables: Tables) -> str:
@@ -567,7 +570,8 @@ def found_rule(tables: Tables) -> str:
     preset = tables.scores.preset
     least = tables.scores.provenance.rule_threshold
     if preset == "lesionseg":
-        return "A lesion counts as found if markings cover at least 10 % of it."
+        of_any_label = ", of any label," if len(tables.scores.per_label) > 1 else ""
+        return f"A lesion counts as found if markings{of_any_label} cover at least 10 % of it."
     if preset.startswith("iou") and least is not None:
         return f"A lesion counts as found if it has an IoU of at least {least:g} with a marking."
     return f"Lesions count as found by the rule {preset}."

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from lesionseg.config import ReportSection
-from lesionseg.core import Dataset
+from lesionseg.core import Dataset, Prediction
 from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
 from lesionseg.evaluation.scores import SECOND_MODEL
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
@@ -57,6 +58,7 @@ OUTLINES = {
     "below": ("below", "marking rated below the limit"),
 }
 ANSWERS = ("answer", "reader", "comment")  # columns that a reader fills in
+BOX_ROUNDING = 1e-3  # voxels by which boxes in candidates.csv may differ from those of predictions
 
 
 def write_report(
@@ -99,6 +101,11 @@ def write_report(
     models = _read_models(scores_dir, compare, identifiers=options.identifiers)
     tables = models[0][1]
     study = read_study(Path(options.study) if options.study else None)
+    adjudication = output / "adjudicate.csv"
+    if adjudication.is_file():
+        _read_answered(adjudication)  # a wrong table is an error before any file changes
+    for page in (output / "viewer").glob("*.html"):
+        page.unlink()  # an earlier page may show other cases, or their real names
     pictures = Pictures()
     if images is not None:
         sources = Sources(
@@ -114,18 +121,16 @@ def write_report(
     if compare is not None and compare.resolve() != second.resolve():
         content = replace(content, comparison=None)  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
+    # files of an earlier page with other settings or cases would contradict this page
+    (output / "pseudonyms.csv").unlink(missing_ok=True)
+    (output / "report.pdf").unlink(missing_ok=True)
     write_text(output / "report.html", render("report.html.j2", report=content))
-    write_adjudication(output / "adjudicate.csv", tables)
-    # files of an earlier page with other settings would contradict this page
+    write_adjudication(adjudication, tables)
     if tables.names:
         rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
         write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
-    else:
-        (output / "pseudonyms.csv").unlink(missing_ok=True)
     if options.pdf:
         write_pdf(output / "report.pdf", content)
-    else:
-        (output / "report.pdf").unlink(missing_ok=True)
     return output / "report.html"
 
 
@@ -404,14 +409,18 @@ def write_adjudication(path: Path, tables: Tables) -> int:
 def _read_answered(path: Path) -> dict[tuple[Any, ...], list[dict[Any, Any]]]:
     """Read the rows of `adjudicate.csv` that a reader has filled in, by `_candidate_key`.
 
+    The columns `reader` and `comment` may be missing.
+
     Raises:
         ContentError: if a column is missing or a number cannot be read.
     """
     answered: dict[tuple[Any, ...], list[dict[Any, Any]]] = defaultdict(list)
     try:
         for row in read_csv(path):
-            if any(row[name] for name in ANSWERS):
-                answered[_candidate_key(row)].append({**row})
+            answers = {"answer": row["answer"]}
+            answers |= {name: row.get(name, "") for name in ANSWERS[1:]}
+            if any(answers.values()):
+                answered[_candidate_key(row)].append({**row, **answers})
     except (KeyError, ValueError) as error:
         raise ContentError(
             f"{path}: a column or number that the report writes is missing ({error}). Correct the "
@@ -534,13 +543,35 @@ def _choose_pictures(tables: Tables, *, with_top: bool) -> Iterator[_Wanted]:
 def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
     """Read a case. Return None, with a warning, if it cannot be read."""
     own = tables.candidates[tables.candidates["case"] == case]
-    accepted = frozenset(own[own["accepted"].astype(bool)]["candidate"].astype(int))
+    is_accepted = own["accepted"].astype(bool)
+    accepted = frozenset(own[is_accepted]["candidate"].astype(int))
+    below = frozenset(own[~is_accepted]["candidate"].astype(int))
     real_name = tables.names.get(case, case)  # `case` may be a pseudonym
     try:
-        return sources.load(real_name, accepted)
+        scene = sources.load(real_name, accepted, below)
     except LesionsegError as error:
         log.warning("The report has no pictures of %s: %s", real_name, error)
         return None
+    if scene.prediction is not None and not _has_candidates(scene.prediction, own):
+        log.warning(
+            "The report shows %s without its prediction: the files are not those that were scored. "
+            "Run evaluate again, or give the scored files as prediction=.",
+            real_name,
+        )
+        return replace(scene, accepted=None, below=None, prediction=None)
+    return scene
+
+
+def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
+    """Return True if each row of candidates.csv is a candidate of the prediction, at its box."""
+    boxes = {c.id: (*c.start_vox, *c.stop_vox) for c in prediction.candidates}
+    axes = "zyx"[3 - prediction.geometry.dims :]
+    columns = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in axes]
+    stated = zip(rows["candidate"].astype(int), rows[columns].to_numpy(float), strict=True)
+    return all(
+        number in boxes and np.allclose(boxes[number], box, atol=BOX_ROUNDING)
+        for number, box in stated
+    )
 
 
 def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:

@@ -175,3 +175,9 @@ def test_curves_are_zero_without_detections_and_undefined_without_lesions():
     assert average_precision(never)(one).item() == 0
     assert np.isnan(froc(free, RATES)(one)).all()
     assert np.isnan(average_precision(free)(one)).all()
+
+
+@pytest.mark.parametrize(("n_cases", "has_cpm"), [(7, False), (8, True)])
+def test_cpm_is_compared_only_if_it_is_defined(n_cases, has_cpm):
+    model = make_model(["perfect", "missed", "perfect", "missed"] * 2)[:n_cases]
+    assert ("cpm" in compare(model, model, replicates=10)) == has_cpm

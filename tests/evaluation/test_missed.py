@@ -250,3 +250,15 @@ def random_instances(rng, n):
         ids[start[0] : start[0] + size[0], start[1] : start[1] + size[1]] = number
     _, packed = np.unique(ids, return_inverse=True)
     return packed.reshape(ids.shape).astype(np.int32)
+
+
+def test_candidate_that_completes_the_cover_is_named_with_its_own_score():
+    """Two rejected candidates cover 8 % and 4 % of a lesion, which must be covered to 10 %."""
+    instances = np.zeros((1, 60), np.int32)
+    instances[0, :4] = 1
+    instances[0, 46:48] = 2
+    prediction = prediction_of(instances, (0.4, 0.3), grid(1, 60))
+    reference = reference_of([[1] * 50 + [0] * 10], (1,))
+    (lesion,) = evaluate(reference, prediction, point=OperatingPoint("score:0.5", 0.5)).lesions
+    assert lesion.why_missed == WhyMissed.BELOW_OPERATING_POINT
+    assert (lesion.nearest_candidate, lesion.nearest_score) == (2, 0.3)

@@ -587,3 +587,45 @@ def test_report_draws_predictions_and_references_of_grids_that_evaluate_accepts(
     folders = (tmp_path / name for name in ("images", "masks", "found"))
     scene = Sources(*folders).load("a", frozenset({1}))
     assert scene.reference.sum() == scene.accepted.sum() == lesions(1).sum()
+
+
+def test_case_with_a_faulty_reference_and_no_prediction_is_named(tmp_path, caplog):
+    folders = write_eight_cases(tmp_path)
+    write_mask(folders[0] / "P5_mask.nii.gz", lesions(1))
+    (folders[1] / "P5.nii.gz").unlink()
+    outcome = evaluate(*folders, replicates=5)
+    assert "Not scored, P5:" in caplog.text
+    assert [failed.case for failed in outcome.scores.failed_cases] == ["P5"]
+    assert (outcome.scores.n_cases, outcome.exit_status) == (7, 3)
+    rows = {row["case"]: row["status"] for row in read_csv(folders[2] / "cases.csv")}
+    assert rows["P5"] == "failed"
+
+
+def test_case_with_faults_on_both_sides_has_one_row(tmp_path):
+    folders = write_eight_cases(tmp_path)
+    for folder in folders[:2]:
+        write_mask(folder / "P5_mask.nii.gz", lesions(1))
+    outcome = evaluate(*folders, replicates=5)
+    assert [failed.case for failed in outcome.scores.failed_cases] == ["P5"]
+    cases = [row["case"] for row in read_csv(folders[2] / "cases.csv")]
+    assert cases.count("P5") == 1
+
+
+def test_fault_of_a_prediction_without_reference_does_not_count(tmp_path):
+    folders = write_eight_cases(tmp_path)
+    for name in ("other.nii.gz", "other_mask.nii.gz"):
+        write_mask(folders[1] / name, lesions(1))
+    assert evaluate(*folders, replicates=5).exit_status == 0
+
+
+def test_interrupted_evaluation_leaves_no_scores_of_an_earlier_one(folders, monkeypatch):
+    evaluate(*folders)
+    assert (folders[2] / "scores.json").is_file()
+
+    def fail(path, *_):
+        raise OSError(f"{path}: no space left")
+
+    monkeypatch.setattr("lesionseg.evaluation.result_tables.write_csv", fail)
+    with pytest.raises(OSError, match="no space left"):
+        evaluate(*folders)
+    assert not (folders[2] / "scores.json").exists()

@@ -16,7 +16,11 @@ from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
-from lesionseg.reporting.follow_page import write_change_report
+from lesionseg.reporting.follow_page import (
+    _explain_candidates,
+    _lesions_to_outline,
+    write_change_report,
+)
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
@@ -594,3 +598,28 @@ def test_scans_in_subfolders_are_paired_by_their_whole_path(tmp_path, caplog):
         ["before_images/p2/scan.nii.gz", "after_images/p2/scan.nii.gz"],
     ]
     assert "no scan with the name" not in caplog.text
+
+
+def test_visits_with_common_labels_may_have_lesions_of_different_labels(visits):
+    labels = {1: "mass", 2: "nodule"}
+    for visit, place, value in (("before", OLD, 1), ("after", NEW, 2)):
+        found = prediction_of(
+            boxes(SHAPE, place).astype(np.int32), [0.9], GRID, labels=[value], case="c"
+        )
+        write_prediction(visits / "named" / visit, replace(found, labels=labels))
+    rows = follow_folders(visits / "named")
+    assert sorted(row["state"] for row in rows) == ["gone", "new"]
+
+
+def test_candidate_below_the_limit_at_one_visit_is_outlined_and_named():
+    small = boxes(SHAPE, (2, 2, 2, 3)).astype(np.int32)
+    large = boxes(SHAPE, (2, 2, 2, 8)).astype(np.int32)
+    before = prediction_of(small, [0.2], GRID, accepted_from=0.5, case="c")
+    after = prediction_of(large, [0.9], GRID, accepted_from=0.5, case="c")
+    pair = compare_visits("c", before, after, ChangeRule())
+    (change,) = pair.changes
+    assert change.state == "enlarged"
+    outlined = _lesions_to_outline(pair.before, [change.lesion_before])
+    assert outlined.sum() == 27
+    assert not _lesions_to_outline(pair.before, []).any()
+    assert _explain_candidates(pair, change) == "; below the limit at the earlier visit"

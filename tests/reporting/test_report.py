@@ -228,3 +228,76 @@ def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path):
     path.write_text("populaton: 40 adults\n")
     with pytest.raises(ConfigError, match="population"):
         read_study(path)
+
+
+def test_wrong_adjudication_table_is_an_error_before_any_file_changes(study, tmp_path):
+    options = ReportSection.of(pdf=False)
+    path = write_report(study / "scores", tmp_path, options=options)
+    (tmp_path / "adjudicate.csv").write_text("a,b\n1,2\n")
+    for file in (path, tmp_path / "pseudonyms.csv"):
+        file.write_text("earlier")
+    with pytest.raises(ContentError, match=r"adjudicate\.csv: a column or number"):
+        write_report(study / "scores", tmp_path, options=options)
+    assert path.read_text() == (tmp_path / "pseudonyms.csv").read_text() == "earlier"
+
+
+def test_answers_without_a_column_of_comments_are_kept(study, tmp_path):
+    options = ReportSection.of(pdf=False)
+    write_report(study / "scores", tmp_path, options=options)
+    path = tmp_path / "adjudicate.csv"
+    rows = pd.read_csv(path, dtype=str).drop(columns=["comment", "reader"])
+    rows.assign(answer="lesion").to_csv(path, index=False)
+    write_report(study / "scores", tmp_path, options=options)
+    assert pd.read_csv(path, dtype=str)["answer"].tolist() == ["lesion"] * 3
+
+
+def test_viewer_pages_of_an_earlier_report_are_removed(study, tmp_path):
+    (tmp_path / "viewer").mkdir()
+    for name in ("P0.html", "niivue.js"):
+        (tmp_path / "viewer" / name).touch()
+    write_report(study / "scores", tmp_path, options=ReportSection.of(pdf=False))
+    assert [path.name for path in (tmp_path / "viewer").iterdir()] == ["niivue.js"]
+
+
+def draw_report(study, output, prediction):
+    path = write_report(
+        study / "scores",
+        output,
+        images=study / "scans",
+        reference=study / "masks",
+        prediction=prediction,
+        options=ReportSection.of(pdf=False),
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_predictions_that_were_not_scored_are_not_drawn(study, tmp_path, caplog):
+    """Shift the markings of all scans, as another model would draw them."""
+    for path in (study / "found").glob("*_candidates.json"):
+        case = path.name.removesuffix("_candidates.json")
+        found = np.zeros(GRID.shape, np.int32)
+        found[1:3, 14:18, 14:18] = 1
+        write_prediction(tmp_path / "other", prediction_of(found, [0.9], GRID, case=case))
+    text = draw_report(study, tmp_path / "page", tmp_path / "other")
+    assert "the files are not those that were scored" in caplog.text
+    assert "marking of the program" not in text
+
+
+def test_candidates_that_were_not_scored_are_not_called_below_the_limit(study, tmp_path):
+    """Add an accepted candidate that candidates.csv lacks, such as that of a stable lesion."""
+    shutil.copytree(study / "found", tmp_path / "found")
+    for k, case in enumerate(f"P{k}_$x$" for k in range(4)):
+        found = np.zeros(GRID.shape, np.int32)
+        scores = []
+        if k < 3:
+            found[3:6, 4:9, 5:10] = 1
+            scores.append(0.9)
+        if k != 1:
+            scores.append(0.6)
+            found[10:12, 4:7, 25:28] = len(scores)
+        scores.append(0.95)
+        found[8:9, 18:21, 18:21] = len(scores)
+        write_prediction(tmp_path / "found", prediction_of(found, scores, GRID, case=case))
+    text = draw_report(study, tmp_path / "page", tmp_path / "found")
+    assert "marking of the program" in text
+    assert "marking rated below the limit" not in text

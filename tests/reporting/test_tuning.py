@@ -1,6 +1,7 @@
 """The recommended pair of a search for α and γ."""
 
-from lesionseg.reporting.tuning import TuningSearch, TuningTrial, find_steadiest
+from lesionseg.reporting.charts import new_figure
+from lesionseg.reporting.tuning import TuningSearch, TuningTrial, _draw_finished, find_steadiest
 
 PEAK = [(0.20, 2.0, "complete", 0.80)]
 POOR_NEIGHBOURS = [
@@ -37,3 +38,12 @@ def test_pruned_trial_without_a_value_does_not_count():
 
 def test_search_without_a_finished_trial_has_no_recommendation():
     assert find_steadiest(search_of(POOR_NEIGHBOURS)) is None
+
+
+def test_dots_have_the_recall_and_not_the_value_that_breaks_ties():
+    trial = TuningTrial(0, 0.2, 2.0, "complete", 1.0095, scores={"recall": 1.0})
+    search = TuningSearch((0.05, 0.95), (0.0, 5.0), (trial,), "recall", "Search")
+    _, axes = new_figure()
+    dots = _draw_finished(axes, search)
+    assert dots.get_array().tolist() == [1.0]
+    assert [text.get_text() for text in axes.texts] == ["1.00"]
