@@ -188,7 +188,7 @@ def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words
 def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcde"]
     tile = tiles(tables_of(found, tmp_path))[2]
-    assert tile.words == "false positives. The true rate may be up to 1.48 per scan."
+    assert tile.words == "false positives. The true rate may be up to 1.5 per scan."
     found[0] = hand_result("a", [None], status="missing")
     tile = tiles(tables_of(found, tmp_path))[2]
     words = "false positives. So few patients do not show how high the true rate may be."
