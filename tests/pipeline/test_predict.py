@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,11 +190,21 @@ def test_output_that_contains_the_input_is_refused(bundle, tmp_path, scans, sour
 
 def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
-    assert [list(statuses(share)) for share in shares] == [["a", "more_c"], ["more_b"]]
+    shares = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in range(3)]
+    assert [list(statuses(share)) for share in shares] == [[], ["more_c"], ["a", "more_b"]]
     assert not (out / "predictions.csv").exists()
     assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
+
+
+def test_scans_keep_their_shard_if_the_input_grows_between_two_jobs(bundle, scans, tmp_path):
+    """A division by position would predict `more_c` in two jobs, and `more_b` in none."""
+    out = tmp_path / "out"
+    first = run(bundle, scans, out, num_shards=3, shard_index=2)
+    shutil.copy(scans / "a.nii.gz", scans / "0.nii.gz")
+    others = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in (0, 1)]
+    assert list(statuses(first)) == ["a", "more_b"]
+    assert [case for share in others for case in statuses(share)] == ["0", "more_c"]
 
 
 def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans, tmp_path):
@@ -214,9 +225,12 @@ def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans,
 
 
 def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
-    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    (tmp_path / "out").mkdir()  # by another job
+    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert (shard.rows, shard.exit_status) == ((), 0)
     assert not any(line.startswith("Wrote") for line in shard.summary())
+    log = (tmp_path / "out" / "predictions_2_of_4.log").read_text()
+    assert f"Shard 2 of 4 predicts none of 3 scans in {scans}." in log
 
 
 def test_table_of_a_shard_keeps_its_cases_and_the_latest_result_wins(tmp_path):
@@ -250,7 +264,7 @@ def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_pat
     assert store.find(f"/{tmp_path.name}") == results
     shards = {"num_shards": 4, "shard_index": 1}
     assert list(lesionseg.predict(bundle, scans, tmp_path / "out", **shards).case) == ["more_b"]
-    none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert list(none.status) == []
 
 
