@@ -68,6 +68,7 @@ from lesionseg.io.predictions import (
     read_prediction,
     read_source,
 )
+from lesionseg.io.scores_folder import require_no_run
 from lesionseg.io.sources import file_state
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
@@ -178,7 +179,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         DatasetError: if no pair can be compared.
         ContentError: if the visits have different labels.
         LesionsegError: if there is only one pair and it cannot be compared.
+        OutputError: if the scores of a training would be replaced.
     """
+    require_no_run(Path(cfg.output), "changes")
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError(
