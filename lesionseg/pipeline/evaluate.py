@@ -417,8 +417,7 @@ def _stated_selection(
 ) -> Selection:
     """Return the operating point if it does not depend on the evaluated cases."""
     if aim is not None and cfg.chosen_on is not None:
-        evaluated = {c.case: inputs.role for c in inputs.cases}
-        return decide_on_development(cfg, aim, preset, evaluated)
+        return decide_on_development(cfg, aim, preset, inputs.cases, inputs.role)
     if aim is not None and aim.kind == "score":
         return Selection((OperatingPoint(str(aim), aim.value),))
     return NO_SELECTION
