@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lesionseg
+from lesionseg.config import PredictConfig
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
@@ -21,6 +22,7 @@ from lesionseg.io.files import locked_folder, read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline.predict_ray import with_absolute_paths
 from lesionseg.pipeline.predict_tables import TABLE, CaseRow, PredictionTable
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
@@ -331,6 +333,21 @@ def test_killed_run_writes_the_same_files_after_a_restart(bundle, scans, tmp_pat
     assert (half.exists(), other.exists()) == (False, True)
     other.unlink()
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
+    """They run in another folder. A relative file would count there as the folder of an archive."""
+    monkeypatch.chdir(tmp_path)
+
+    def absolute(path):
+        cfg = PredictConfig.of(bundle="bundle", input=path, output="out", zones="zones")
+        return with_absolute_paths(cfg)
+
+    assert absolute("scans/a.nii").input == str(tmp_path / "scans" / "a.nii")
+    assert absolute("scans/*/FLAIR*").input == str(tmp_path / "scans" / "*" / "FLAIR*")
+    assert absolute("s3://bucket/scans").input == "s3://bucket/scans"
+    assert absolute("a.nii").bundle == (str(tmp_path / "bundle"),)
+    assert absolute("a.nii").zones == str(tmp_path / "zones")
 
 
 @pytest.mark.slow
