@@ -36,4 +36,5 @@ def _command(name: str, *keys: str) -> Callable[..., Any]:
 predict = _command("predict", "bundle", "input", "output")
 evaluate = _command("evaluate", "reference", "prediction", "output")
 follow = _command("follow", "before", "after", "output")
+report = _command("report", "scores", "output")
 export = _command("export", "bundle", "output")

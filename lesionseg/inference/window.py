@@ -25,7 +25,7 @@ from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
-from lesionseg.models.build import autocast_dtype
+from lesionseg.models.build import autocast_dtype, set_memory_format
 from lesionseg.models.foreign import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
@@ -162,7 +162,7 @@ class SlidingWindow:
         self.networks = [network.to(self.device).eval() for network in networks]
         if memory_format is not None:
             for network in self.networks:
-                network.to(memory_format=memory_format)  # type: ignore[call-overload]  # torch's stub
+                set_memory_format(network, memory_format)
         # one tile occupies all cores of a CPU, so a batch would only take more memory there
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
         self.flips = flip_axes(plan) if settings.flips else ((),)

@@ -183,7 +183,7 @@ class PredictionFolder:
         Return True if all files had been written. They are then moved to their place.
         """
         if self._moving_folder(case).is_dir():  # killed while moving or uploading
-            self._move(case)
+            self._move(case, [f"{case}{CANDIDATES}"])
             return True
         part = self._part_folder(case)
         if (part / f"{case}{CANDIDATES}").is_file():
@@ -234,8 +234,11 @@ class PredictionFolder:
         self._present -= {*old}
         self._move(case, old)
 
-    def _move(self, case: str, old: Sequence[str] = ()) -> None:
+    def _move(self, case: str, old: Sequence[str]) -> None:
         """Move the complete files to their place, the candidate file last, and upload them.
+
+        The earlier candidate file is removed from the store first, and the new one is uploaded
+        last, because readers of the store take it as the sign of a complete case.
 
         The empty folder is removed after the upload. If the upload fails or the program is killed,
         `recover` finds the folder and uploads all files of the case. `old` has the names of the
@@ -245,12 +248,16 @@ class PredictionFolder:
         last = f"{case}{CANDIDATES}"
         names = sorted(file.name for file in moving.iterdir())
         names.sort(key=lambda name: name == last)
+        if last in old and last in names:
+            with _output_errors(self.path, case):
+                (self.path / last).unlink(missing_ok=True)  # a download may have restored it
+            upload([self.path / last], self.path, self._url)
         with _output_errors(self.path, case):
             for name in names:
                 (moving / name).replace(self.path / name)
         self._present |= {*names}
         self._spellings[comparison_key(case)].add(case)
-        new = self.files(case)
+        new = sorted(self.files(case), key=lambda name: name == last)
         removed = [name for name in old if name not in new]
         upload([self.path / name for name in (*removed, *new)], self.path, self._url)
         with _output_errors(self.path, case):

@@ -158,8 +158,10 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
                 _note_upload(path, copy)
-            elif system.exists(target):
-                system.rm_file(target)
+            else:
+                if system.exists(target):
+                    system.rm_file(target)
+                _note_removal(path, copy)
         except Exception as error:
             raise OutputError(
                 f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
@@ -174,6 +176,21 @@ def _note_upload(path: Path, copy: Path) -> None:
         (copy.parent / _UPLOADS).open("a", encoding="utf-8") as file,
     ):
         file.write(f"{path.relative_to(copy).as_posix()}\n")
+
+
+def _note_removal(path: Path, copy: Path) -> None:
+    """Record that a file is not in the store, so that `download` keeps a new local file."""
+    name = path.relative_to(copy).as_posix()
+    states = copy.parent / "states.json"
+    uploads = copy.parent / _UPLOADS
+    with FileLock(copy.parent / _LOCK):
+        if states.is_file():
+            before = read_json(states)
+            before.pop(name, None)
+            write_json(states, before)
+        if uploads.is_file():
+            uploaded = uploads.read_text("utf-8").splitlines()
+            uploads.write_text("".join(f"{line}\n" for line in uploaded if line != name), "utf-8")
 
 
 def _open(place: str) -> tuple[Any, str]:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from lesionseg.errors import OutputError
+
 _FILE = "scores.json"
+_CONFIG = "config.yaml"  # every run directory has it
+_OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
 
 
 def find_scores(folder: Path) -> Path:
@@ -18,3 +22,28 @@ def find_scores(folder: Path) -> Path:
     out_of_fold = folder / "oof"
     has_only_oof = (out_of_fold / _FILE).is_file() and not (folder / _FILE).is_file()
     return out_of_fold if has_only_oof else folder
+
+
+def is_run(folder: Path) -> bool:
+    """Return True if a folder is a run directory."""
+    return (folder / _CONFIG).is_file()
+
+
+def require_no_run(output: Path, example: str) -> None:
+    """Check that a folder does not receive the scores and the report of a training.
+
+    Args:
+        output: The output of a command that writes scores or a report.
+        example: The name of a folder for the message, such as `test2`.
+
+    Raises:
+        OutputError: `output` is a run directory, or its folder `oof` or `test`.
+    """
+    run = output.absolute()
+    if run.name in _OF_TRAINING and not is_run(run):
+        run = run.parent
+    if is_run(run):
+        raise OutputError(
+            f"output={output}: scores and report of the training in {run} would be replaced. Name "
+            f"another folder, such as {run / example}."
+        )

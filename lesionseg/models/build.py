@@ -31,6 +31,12 @@ ARCHITECTURES: Mapping[str, NetworkFactory] = {
 TRUSTED: Mapping[str, NetworkFactory] = {
     name: ARCHITECTURES[name] for name in ("custom", "retinanet", "retina_unet")
 }
+# the numbers of axes of the tensors that a memory format concerns
+_AXES_OF_FORMAT: Mapping[torch.memory_format, tuple[int, ...]] = {
+    torch.contiguous_format: (4, 5),
+    torch.channels_last: (4,),
+    torch.channels_last_3d: (5,),
+}
 WIDE = 16  # features from which 2-D weight gradients are slow channels-last (without fast bf16)
 
 
@@ -155,6 +161,18 @@ def training_memory_format(plan: Plan, device: torch.device) -> torch.memory_for
     if plan.dims == 2 and is_wide and is_slow_cpu:
         return torch.contiguous_format
     return fast_memory_format(plan.dims, device)
+
+
+def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Convert the weights and buffers of a network to a memory format. They stay the same objects.
+
+    A channels-last format exists only for tensors with one number of axes, and tensors with another
+    number, such as a learned scale `[C, 1, 1, 1]` next to 3-D convolutions, keep their format.
+    `network.to(memory_format=…)` would raise an error.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() in _AXES_OF_FORMAT[memory_format]:
+            tensor.data = tensor.data.to(memory_format=memory_format)
 
 
 @cache

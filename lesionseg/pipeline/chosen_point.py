@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, OperatingPoint, Problem, Selection
+from lesionseg.core import Aim, CaseFiles, OperatingPoint, Problem, Selection
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score
+from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
 from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
@@ -28,6 +28,7 @@ from lesionseg.pipeline.select import OUT_OF_FOLD
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 5  # the most patients that a message names
 _VALIDATION = "validation"
 _FOLD = re.compile(r"fold_(\d+)")
 
@@ -86,12 +87,13 @@ def choose_point(
 
 
 def decide_on_development(
-    cfg: EvaluateConfig, aim: Aim, preset: Preset, evaluated: Mapping[str, str]
+    cfg: EvaluateConfig, aim: Aim, preset: Preset, evaluated: Sequence[CaseFiles], role: str
 ) -> Selection:
     """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
 
-    `evaluated`: the role of each evaluated case. If one of them is a development case, the point
-    counts as chosen on that role, and the scores state that they are too optimistic.
+    `evaluated`: the evaluated cases with their groups. `role`: their role. If one of them, or
+    another case of its patient, is a development case, the point counts as chosen on that role, and
+    the scores state that they are too optimistic.
 
     Raises:
         ConfigError: if the rate cannot be reached.
@@ -108,14 +110,16 @@ def decide_on_development(
         rules=ReferenceRules.of(cfg),
     )
     chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
-    shared = [r.case for r in results if r.case in evaluated]
+    cases = {result.case for result in results}
+    patients = {result.group for result in results}
+    shared = [c.group for c in evaluated if c.case in cases or c.group in patients]
     if shared:
         log.warning(
-            "The operating point is chosen on cases that are evaluated (%s), so the scores are too "
-            "optimistic. Give predictions of other cases as chosen_on=.",
-            ", ".join(shared[:5]),
+            "The operating point is chosen on patients who are evaluated (%s), so the scores are "
+            "too optimistic. Give predictions of other patients as chosen_on=.",
+            join_names(dict.fromkeys(shared), _SHOWN),
         )
-        chosen_on = evaluated[shared[0]]
+        chosen_on = role
     point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=chosen_on)
     calibration = None
     with suppress(ContentError):  # too few candidates

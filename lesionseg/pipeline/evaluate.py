@@ -44,6 +44,7 @@ from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
+from lesionseg.io.scores_folder import require_no_run
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
     apply_selection,
@@ -139,7 +140,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     Raises:
         ConfigError: if settings contradict each other.
         DatasetError: if no case can be scored. Nothing is written then.
+        OutputError: if the scores of a training would be replaced.
     """
+    require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
     _require_second_model(cfg)
     aim = stated_aim(cfg)
@@ -414,8 +417,7 @@ def _stated_selection(
 ) -> Selection:
     """Return the operating point if it does not depend on the evaluated cases."""
     if aim is not None and cfg.chosen_on is not None:
-        evaluated = {c.case: inputs.role for c in inputs.cases}
-        return decide_on_development(cfg, aim, preset, evaluated)
+        return decide_on_development(cfg, aim, preset, inputs.cases, inputs.role)
     if aim is not None and aim.kind == "score":
         return Selection((OperatingPoint(str(aim), aim.value),))
     return NO_SELECTION

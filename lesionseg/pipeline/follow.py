@@ -33,6 +33,7 @@ from lesionseg.errors import (
     ReadError,
     ResourceError,
     count,
+    join_names,
 )
 from lesionseg.evaluation import (
     CaseResult,
@@ -68,6 +69,7 @@ from lesionseg.io.predictions import (
     read_prediction,
     read_source,
 )
+from lesionseg.io.scores_folder import require_no_run
 from lesionseg.io.sources import file_state
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
@@ -178,7 +180,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         DatasetError: if no pair can be compared.
         ContentError: if the visits have different labels.
         LesionsegError: if there is only one pair and it cannot be compared.
+        OutputError: if the scores of a training would be replaced.
     """
+    require_no_run(Path(cfg.output), "changes")
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError(
@@ -200,7 +204,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = tuple(change for pair in followed.values() for change in pair.changes)
     _check_labels(followed.values())
-    _write_change_scores(cfg, followed.values(), point)
+    _write_change_scores(cfg, pairs, followed, point)
     messages = {case: str(error) for case, error in faults.items()}
     for case, why in unpredicted.items():
         messages[case] = f"The visit could not be predicted: {why}"
@@ -433,14 +437,30 @@ def _check_labels(followed: Collection[FollowedPair]) -> None:
 
 
 def _write_change_scores(
-    cfg: FollowConfig, followed: Iterable[FollowedPair], point: OperatingPoint | None
+    cfg: FollowConfig,
+    pairs: Mapping[str, FilePair],
+    followed: Mapping[str, FollowedPair],
+    point: OperatingPoint | None,
 ) -> None:
-    """Write the scores of new lesions, and remove those of an earlier run."""
+    """Write the scores of new lesions, and remove those of an earlier run.
+
+    `pairs` are the files of each pair, and `followed` are the comparisons, by case.
+    """
     folder = Path(cfg.output)
     (folder / SCORES_FILE).unlink(missing_ok=True)
-    results = [one.score for one in followed if one.score is not None]
+    results = [one.score for one in followed.values() if one.score is not None]
     if not results:
         return
+    stable = _stable_cases(cfg) & followed.keys()
+    stable_patients = {pairs[case][1].patient for case in stable}
+    shared = [result.case for result in results if result.group in stable_patients]
+    if point is not None and shared:
+        _log.warning(
+            "stable= names pairs of patients who are scored (%s), so the operating point is chosen "
+            "on them and the scores are too optimistic. Name stable pairs of other patients.",
+            join_names(shared),
+        )
+        point = replace(point, chosen_on=UNKNOWN_ROLE)  # the role of the scored pairs
     settings = SummarySettings(
         evaluated_on=UNKNOWN_ROLE,
         operating_point=point,
@@ -539,6 +559,11 @@ def _has_changed(report: _Report) -> bool:
         return True
 
 
+def _stable_cases(cfg: FollowConfig) -> set[str]:
+    """Return the cases that `cfg.stable` names."""
+    return {cfg.stable} if isinstance(cfg.stable, str) else set(cfg.stable or ())
+
+
 def stable_point(
     cfg: FollowConfig,
     pairs: Mapping[str, FilePair],
@@ -559,10 +584,7 @@ def stable_point(
         ConfigError: if `cfg.stable` names a case that is not a pair.
         DatasetError: if no stable pair can be compared.
     """
-    named: Iterable[str] = cfg.stable or ()
-    if isinstance(cfg.stable, str):
-        named = (cfg.stable,)
-    stable = set(named)
+    stable = _stable_cases(cfg)
     unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
         wrong = ", ".join(unknown) or "no case was given"

@@ -78,7 +78,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     require_masks(experiment.survey, architecture)
     _warn_of_unused_losses(cfg)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
-        warn_of_seen_cases(cfg.model.init_from, experiment.survey.splits)
+        warn_of_seen_cases(cfg.model.init_from, survey.splits, survey.dataset.cases)
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs neither
         require_device(cfg.trainer.accelerator)

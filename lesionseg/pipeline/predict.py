@@ -31,7 +31,7 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.case_work import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
-from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans
+from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans, select_shard
 from lesionseg.pipeline.predict_tables import (
     TABLE,
     CaseRow,
@@ -99,13 +99,12 @@ def _predict(
     _check_probability_settings(cfg, predictor.plan)
     source = download(cfg.input)
     found = find_cases(source, folder, predictor.plan, cfg.series)
-    # each shard predicts every `num_shards`-th scan, from number `shard_index`
-    scans = list(found.scans[cfg.shard_index :: cfg.num_shards])
+    scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(map(is_dicom, scans)):
         require_highdicom()
     if cfg.zones is not None:
         find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
-    log.note("input", f"{count(len(scans), 'scan')} in {cfg.input}.")
+    log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
     _describe_for_nnunet(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []
     with (
@@ -135,6 +134,15 @@ def _predict(
     return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
 
 
+def _describe_input(cfg: PredictConfig, n_own: int, n_found: int) -> str:
+    """Return the sentence of the log on the scans of the input, and on those of this shard."""
+    found = f"{count(n_found, 'scan')} in {cfg.input}"
+    if cfg.num_shards == 1:
+        return f"{found}."
+    own = str(n_own) if n_own else "none"
+    return f"Shard {cfg.shard_index} of {cfg.num_shards} predicts {own} of {found}."
+
+
 def _lock_of(table: str) -> str:
     """Return the name of the lock of a run that writes this table."""
     return f".{table}.lock"
@@ -144,7 +152,8 @@ def _require_no_other_division(folder: Path, cfg: PredictConfig) -> None:
     """Raise `OutputError` if the folder is written by a run that divides the scans otherwise.
 
     Two such runs could predict the same scan, and each would take the unfinished files of the other
-    one for those of a killed program.
+    one for those of a killed program. Shards of one division never predict the same scan, because
+    the shard of a scan depends only on its case id.
     """
     ours = f"_of_{cfg.num_shards}.csv" if cfg.num_shards > 1 else TABLE
     for lock in folder.glob(_lock_of("predictions*.csv")):

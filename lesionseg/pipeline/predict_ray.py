@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import PredictConfig
+from lesionseg.config import PredictConfig, is_url
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.bundle import joint_digest
@@ -91,12 +91,8 @@ def _start_actors(
     max_memory_gb = cfg.inference.max_memory_gb
     if not max_memory_gb:  # all actors may run on one machine
         max_memory_gb = default_budget() / 2**30 / max(n_actors, 1)
-    changes = {
-        "bundle": tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle),
-        "inference": cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb}),
-        "zones": cfg.zones and str(Path(cfg.zones).resolve()),
-    }
-    cfg = cfg.model_copy(update=changes)
+    inference = cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb})
+    cfg = with_absolute_paths(cfg).model_copy(update={"inference": inference})
     actor_class = ray.remote(_Actor).options(
         num_gpus=1 if gpus else None,
         num_cpus=None if gpus else min(_CORES_PER_ACTOR, cores),
@@ -107,6 +103,20 @@ def _start_actors(
         actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
         for _ in range(n_actors)
     ]
+
+
+def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
+    """Return the settings with absolute paths, because actors run in another folder.
+
+    A URL stays as it is. The results are written to the path that `predict_on_ray` receives, so
+    `output` matters only if it is a URL.
+    """
+    changes = {
+        "bundle": tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle),
+        "input": cfg.input if is_url(cfg.input) else str(Path(cfg.input).absolute()),
+        "zones": cfg.zones and str(Path(cfg.zones).resolve()),
+    }
+    return cfg.model_copy(update=changes)
 
 
 def _distribute(actors: Sequence[Any], scans: Sequence[FoundScan]) -> Iterator[CaseRow]:

@@ -1,13 +1,16 @@
-"""Choose the scans of an archive to predict, without localisers, single slices and others."""
+"""Choose the scans to predict: those of a shard, without localisers, single slices and others."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 from lesionseg.config import SeriesConfig
 from lesionseg.errors import LesionsegError
 from lesionseg.io.dicom.scans import DicomScan
+from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.layouts.input_images import FoundScan, FoundScans
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
@@ -21,6 +24,29 @@ def is_archive(source: Path) -> bool:
     A file, a series `folder/series=…` and a table name the scans to predict.
     """
     return not source.is_file() and not source.name.startswith("series=")
+
+
+def select_shard(scans: Sequence[FoundScan], index: int, n_shards: int) -> list[FoundScan]:
+    """Return the scans that one job of a job array predicts.
+
+    The shard of a scan depends only on its case id. Each job lists the input itself, and scans may
+    be added or removed between two listings. A division by position in the list would then give a
+    scan to two jobs, or to none.
+    """
+    return [scan for scan in scans if _shard_of(scan, n_shards) == index]
+
+
+def _shard_of(scan: FoundScan, n_shards: int) -> int:
+    """Return the number of the shard to which a scan belongs.
+
+    A DICOM series changes between its two ids if another series joins or leaves its folder, so the
+    number is computed from both. Ids whose files some file system cannot distinguish have the same
+    number.
+    """
+    stable_id = max(scan.case, scan.other_case)
+    encoded = comparison_key(stable_id).encode(errors="surrogatepass")  # names may not be UTF-8
+    digest = blake2b(encoded, digest_size=8).digest()
+    return int.from_bytes(digest) % n_shards
 
 
 def mark_unwanted_scans(

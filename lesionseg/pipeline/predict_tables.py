@@ -231,8 +231,8 @@ class PredictOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files of the results."""
         lines = self.counts()
-        if not self.rows:  # no table was written
-            return [*lines, "There are fewer scans than shards, so this shard has none."]
+        if not self.rows:
+            return [*lines, "No scan of the input belongs to this shard."]
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
         wrote = f"Wrote:   {self.folder / self.table}"

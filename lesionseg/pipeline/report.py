@@ -8,7 +8,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.result_tables import remove_scores
 from lesionseg.io.files import locked_folder
-from lesionseg.io.scores_folder import find_scores
+from lesionseg.io.scores_folder import find_scores, require_no_run
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.reporting.viewer import require_niivue
@@ -65,9 +65,10 @@ def report(cfg: ReportConfig) -> ReportOutcome:
 
     `cfg.scores` is the output folder of `evaluate` or a run directory. A run directory also
     contains the predictions and the history of the training. The scores of a cross-validation are
-    those of its out-of-fold cases.
+    those of its out-of-fold cases. A run directory can be the output only for its own scores.
 
     Raises:
+        OutputError: if the report of a training would be replaced by one on other scores.
         ReadError: if `scores.json` is missing.
     """
     scores = find_scores(Path(cfg.scores))
@@ -77,10 +78,13 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             f"{scores / 'scores.json'}: the file is missing. Run evaluate first, and give its "
             "output folder or a run directory as scores=."
         )
-    with locked_folder(Path(cfg.output)), bar("Drawing pictures") as advance:
+    output = Path(cfg.output)
+    if find_scores(output).resolve() != scores.resolve():
+        require_no_run(output, "report2")
+    with locked_folder(output), bar("Drawing pictures") as advance:
         page = write_report(
             scores,
-            Path(cfg.output),
+            output,
             images=_path(cfg.images),
             reference=_path(cfg.reference),
             prediction=_path(cfg.prediction),

@@ -300,9 +300,12 @@ def _check_contents(run: Path, now: Mapping[str, str]) -> None:
         )
 
 
-def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
+def warn_of_seen_cases(
+    init_from: str | None, splits: Splits, cases: Iterable[CaseFiles] = ()
+) -> None:
     """Warn of cases that validate or test now, although the run `init_from` trained on them.
 
+    Cases of a patient on whom that run trained are named as well. `cases` state the patients.
     An ensemble gives the weights of its first network, so the roles are those of the first fold.
     """
     if init_from is None:
@@ -317,15 +320,19 @@ def warn_of_seen_cases(init_from: str | None, splits: Splits) -> None:
     remedy = f"data.splits={path} keeps the roles of that run."
     if len(file.folds) > 1:
         remedy = f"{run} is a cross-validation: start each fold from its own weights, in fold_0 …."
+    trained = {case for case, role in before.items() if role == "train"}
+    patient_of = {files.case: files.patient for files in cases}
+    patients = {patient_of[case] for case in trained & patient_of.keys()}
     seen = [
         f"{case} ({role})"
         for case, role in sorted(splits.roles.items())
-        if role != "train" and before.get(case) == "train"
+        if role != "train" and (case in trained or patient_of.get(case) in patients)
     ]
     if seen:
         log.warning(
             "The weights of model.init_from=%s were trained on validation or test cases of this "
-            "training: %s. If they are the same scans, their scores will be too high. %s",
+            "training, or on other cases of their patients: %s. If they are the same patients, "
+            "their scores will be too high. %s",
             init_from,
             join_names(seen),
             remedy,

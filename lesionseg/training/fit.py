@@ -30,7 +30,13 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.host_memory import reuse_memory
-from lesionseg.models.build import TRUSTED, build_network, fast_dtype, training_memory_format
+from lesionseg.models.build import (
+    TRUSTED,
+    build_network,
+    fast_dtype,
+    set_memory_format,
+    training_memory_format,
+)
 from lesionseg.ops.device_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
@@ -340,7 +346,7 @@ def lesion_module(
     network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     device = training_device(cfg.trainer.accelerator)
     layout = training_memory_format(plan, torch.device(device))
-    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stub
+    set_memory_format(network, layout)
     settings = resolve_budget(cfg.trainer, plan, device)
     return LesionModule(network, objective, plan, settings, cfg.optim)
 

@@ -36,6 +36,28 @@ def test_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
     torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
+class Scaled(nn.Module):
+    """A 3-D network with a weight of four axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+        self.scale = nn.Parameter(torch.full((1, 1, 1, 1), 2.0))
+
+    def forward(self, image):
+        return [self.conv(image) * self.scale]
+
+
+def test_network_with_a_weight_of_another_rank_predicts_channels_last(plan):
+    image = make_noise(1, 20, 20, 16)
+    network = Scaled()
+    expected = slide(network, image, plan)
+    settings = InferenceConfig.of(precision="fp32")
+    window = SlidingWindow((network,), plan, settings, memory_format=torch.channels_last_3d)
+    store, _ = window(image)
+    torch.testing.assert_close(store.decode(store.values), expected, **HALF)
+
+
 class SmallMemory(nn.Module):
     """A network for which more than two tiles are too many."""
 

@@ -9,7 +9,7 @@ import pytest
 from lesionseg.errors import ConflictError, DatasetError, OutputError
 from lesionseg.io import prediction_folder
 from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.remote import upload
+from lesionseg.io.remote import download, upload
 from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
 
 ONE = ScanSource("aa")
@@ -188,6 +188,56 @@ def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n
     names = ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
     assert sorted(file.name for file in store.iterdir()) == names
     assert sorted(file.name for file in copy.iterdir()) == names
+
+
+def test_candidate_file_in_the_store_means_that_the_case_is_complete(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    copy = tmp_path / "cache" / "copy"
+    copy.mkdir(parents=True)
+    states = []
+
+    def upload_one_by_one(paths, *args):
+        for path in paths:
+            upload([path], *args)
+            states.append({file.name: file.read_text() for file in store.iterdir()})
+
+    monkeypatch.setattr(prediction_folder, "upload", upload_one_by_one)
+    results = PredictionFolder(copy, f"file://{store}")
+    for content in ("old", "new"):
+        with results.write_case("a") as part:
+            write_results(part, "a", ScanSource(content), content)
+    n_complete = 0
+    for state in states:
+        if "a_candidates.json" in state:
+            n_complete += 1
+            content = "old" if '"old"' in state["a_candidates.json"] else "new"
+            assert (state["a_mask.nii"], state["a_instances.nii"]) == (content, content)
+    assert n_complete == 2
+
+
+def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
+    """The store lacks the file, because the earlier one was removed before the upload."""
+    url = f"file://{tmp_path / 'store'}"
+    copy = download(url, str(tmp_path), new=True)
+    with PredictionFolder(copy, url).write_case("a") as part:
+        write_results(part, "a", ONE, "old")
+    copy = download(url, str(tmp_path))
+
+    def fail_to_upload(paths, *args):
+        paths = list(paths)
+        if any(path.is_file() for path in paths):
+            raise OutputError("The network is down.")
+        upload(paths, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_folder, "upload", fail_to_upload)
+        with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
+            write_results(part, "a", ONE, "new")
+    assert not (tmp_path / "store" / "a_candidates.json").exists()
+    copy = download(url, str(tmp_path))
+    assert PredictionFolder(copy, url).recover_all() == ["a"]
+    assert read_texts(tmp_path / "store") == {"a_mask.nii": "new", "a_instances.nii": "new"}
+    assert (tmp_path / "store" / "a_candidates.json").is_file()
 
 
 def test_incomplete_files_are_removed(tmp_path):

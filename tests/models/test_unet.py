@@ -9,7 +9,7 @@ from torch import nn
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models import build_network
 from lesionseg.models.blocks import InstanceNorm, ResidualBlock
-from lesionseg.models.build import training_memory_format
+from lesionseg.models.build import set_memory_format, training_memory_format
 from lesionseg.plan.rules import budget, multiplications
 from tests.models.plans import plan_of
 
@@ -194,3 +194,29 @@ def test_wide_2d_networks_train_contiguous_on_a_cpu_without_bf16(
     plan = plan_of(dims=dims, strides=((1,) * dims, (2,) * dims))
     plan = plan.with_(architecture=replace(plan.architecture, features=features))
     assert training_memory_format(plan, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("convolution", "layout", "other_rank"),
+    [
+        (nn.Conv3d(2, 4, 3), torch.channels_last_3d, (4, 1, 1, 1)),
+        (nn.Conv2d(2, 4, 3), torch.channels_last, (1, 4, 1, 1, 1)),
+    ],
+)
+def test_memory_format_keeps_the_weights_as_objects_and_those_of_another_rank(
+    convolution, layout, other_rank
+):
+    network = nn.Sequential(convolution)
+    network.scale = nn.Parameter(torch.ones(other_rank))
+    network.register_buffer("shift", torch.zeros(other_rank))
+    before = [*network.parameters(), *network.buffers()]
+    values = [tensor.detach().clone() for tensor in before]
+    set_memory_format(network, layout)
+    after = [*network.parameters(), *network.buffers()]
+    assert [*map(id, after)] == [*map(id, before)]
+    assert all(map(torch.equal, after, values))
+    assert convolution.weight.is_contiguous(memory_format=layout)
+    assert not convolution.weight.is_contiguous()
+    assert network.scale.is_contiguous()
+    set_memory_format(network, torch.contiguous_format)
+    assert all(tensor.is_contiguous() for tensor in after)

@@ -6,13 +6,13 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
-from tests.commands import evaluate
+from tests.commands import evaluate, follow, report
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.cases import write_array, write_scan
 
@@ -76,6 +76,34 @@ def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
     point = scores_of(*folders, operating_point="score:0.9").operating_point
     assert "candidates are all accepted: a, b, c." in caplog.text  # they have no scores
     assert point.score is None is not point.reason
+
+
+@pytest.mark.parametrize("name", ["run", "run/test", "run/oof"])
+def test_scores_of_a_training_are_not_replaced(folders, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("command: train\n")
+    (folder / "scores.json").write_text("of the training")
+    with pytest.raises(OutputError, match=r"such as .*run/test2"):
+        scores_of(*folders[:2], folder)
+    with pytest.raises(OutputError, match=r"such as .*run/changes"):
+        follow(folders[1], folders[1], folder)
+    assert (folder / "scores.json").read_text() == "of the training"
+    assert scores_of(*folders[:2], tmp_path / "run" / "test2").n_cases == 3
+
+
+def test_page_of_a_training_is_drawn_only_from_its_own_scores(folders, tmp_path):
+    run = tmp_path / "run"
+    scores_of(*folders[:2], run)
+    scores_of(*folders[:2], run / "oof")
+    (run / "config.yaml").write_text("command: train\n")
+    settings = {"report": {"pdf": False}}
+    with pytest.raises(OutputError, match=r"such as .*run/report2"):
+        report(run / "oof", run, **settings)
+    report(run, run, **settings)
+    report(run / "oof", run / "oof", **settings)
+    (run / "scores.json").unlink()  # as in a cross-validation
+    assert report(run, run, **settings).page == run / "report.html"
 
 
 def test_names_that_look_like_scans_of_one_patient_are_named(tmp_path, caplog):

@@ -171,6 +171,32 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
     assert "chosen on out-of-fold scans" in page
 
 
+@pytest.mark.parametrize(("groups", "is_shared"), [(None, False), ("(P[78])", True)])
+def test_threshold_of_another_visit_of_a_patient_is_optimistic(
+    dataset: Path,
+    tmp_path: Path,
+    groups: str | None,
+    is_shared: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each test case has an earlier visit among the development cases."""
+    run = tmp_path / "run"
+    for i in (7, 8):
+        write_case(run / "validation", f"P{i}_earlier", lesions=0.3, false=0.4)
+        write_truth(tmp_path / "masks" / f"P{i}_earlier.nii.gz")
+    scores = scores_of(
+        dataset,
+        tmp_path / "out",
+        tmp_path / "scores",
+        chosen_on=run,
+        chosen_on_reference=tmp_path / "masks",
+        operating_point="fp_per_case:1",
+        groups=groups,
+    )
+    assert scores.is_point_chosen_here == is_shared
+    assert ("on patients who are evaluated (P7, P8)" in caplog.text) == is_shared
+
+
 def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
     dataset: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
+from lesionseg.evaluation.scores import read_scores
 from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import write_prediction
@@ -96,6 +97,17 @@ def test_operating_point_allows_the_stated_rate_on_stable_pairs(visits):
     assert accepted == {"a": "true", **dict.fromkeys(stable, "false")}
     rows = follow_folders(visits, stable=[*stable, "b"], false_new_per_pair=2.0)
     assert {r["accepted"] for r in rows if r["state"] == "new"} == {"true"}
+
+
+def test_scores_are_optimistic_if_a_stable_pair_is_scored(visits, caplog):
+    settings = {"stable": "b", "reference": visits / "reference", "replicates": 5}
+    follow_folders(visits, **settings)
+    assert not read_scores(visits / "out" / "scores.json").is_point_chosen_here
+    assert "too optimistic" not in caplog.text
+    write_cubes(visits / "reference", "b")  # a pair without a new lesion
+    follow_folders(visits, **settings)
+    assert read_scores(visits / "out" / "scores.json").is_point_chosen_here
+    assert "stable= names pairs of patients who are scored (b)" in caplog.text
 
 
 def test_candidate_below_the_earlier_operating_point_is_not_new(visits):
@@ -438,6 +450,22 @@ def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, capl
         (masks / f"{name}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="predictions of two visits"):
         follow(None, None, tmp_path / "other", visits=timeline, predictions=masks)
+
+
+def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline, tmp_path, caplog):
+    write_cubes(tmp_path / "reference", "m12", OLD, NEW)
+    follow(
+        None,
+        None,
+        tmp_path / "out",
+        visits=timeline,
+        predictions=tmp_path / "masks",
+        stable=["m6"],
+        reference=tmp_path / "reference",
+        replicates=5,
+    )
+    assert read_scores(tmp_path / "out" / "scores.json").is_point_chosen_here
+    assert "stable= names pairs of patients who are scored (m12)" in caplog.text
 
 
 @pytest.fixture

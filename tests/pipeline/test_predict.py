@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import lesionseg
+from lesionseg.config import PredictConfig
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
@@ -20,6 +22,7 @@ from lesionseg.io.files import locked_folder, read_csv
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline.predict_ray import with_absolute_paths
 from lesionseg.pipeline.predict_tables import TABLE, CaseRow, PredictionTable
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
@@ -189,11 +192,21 @@ def test_output_that_contains_the_input_is_refused(bundle, tmp_path, scans, sour
 
 def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    shares = [run(bundle, scans, out, num_shards=2, shard_index=i) for i in (0, 1)]
-    assert [list(statuses(share)) for share in shares] == [["a", "more_c"], ["more_b"]]
+    shares = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in range(3)]
+    assert [list(statuses(share)) for share in shares] == [[], ["more_c"], ["a", "more_b"]]
     assert not (out / "predictions.csv").exists()
     assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
+
+
+def test_scans_keep_their_shard_if_the_input_grows_between_two_jobs(bundle, scans, tmp_path):
+    """A division by position would predict `more_c` in two jobs, and `more_b` in none."""
+    out = tmp_path / "out"
+    first = run(bundle, scans, out, num_shards=3, shard_index=2)
+    shutil.copy(scans / "a.nii.gz", scans / "0.nii.gz")
+    others = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in (0, 1)]
+    assert list(statuses(first)) == ["a", "more_b"]
+    assert [case for share in others for case in statuses(share)] == ["0", "more_c"]
 
 
 def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans, tmp_path):
@@ -214,9 +227,12 @@ def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans,
 
 
 def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
-    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    (tmp_path / "out").mkdir()  # by another job
+    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert (shard.rows, shard.exit_status) == ((), 0)
     assert not any(line.startswith("Wrote") for line in shard.summary())
+    log = (tmp_path / "out" / "predictions_2_of_4.log").read_text()
+    assert f"Shard 2 of 4 predicts none of 3 scans in {scans}." in log
 
 
 def test_table_of_a_shard_keeps_its_cases_and_the_latest_result_wins(tmp_path):
@@ -250,7 +266,7 @@ def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_pat
     assert store.find(f"/{tmp_path.name}") == results
     shards = {"num_shards": 4, "shard_index": 1}
     assert list(lesionseg.predict(bundle, scans, tmp_path / "out", **shards).case) == ["more_b"]
-    none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=3)
+    none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert list(none.status) == []
 
 
@@ -317,6 +333,21 @@ def test_killed_run_writes_the_same_files_after_a_restart(bundle, scans, tmp_pat
     assert (half.exists(), other.exists()) == (False, True)
     other.unlink()
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
+    """They run in another folder. A relative file would count there as the folder of an archive."""
+    monkeypatch.chdir(tmp_path)
+
+    def absolute(path):
+        cfg = PredictConfig.of(bundle="bundle", input=path, output="out", zones="zones")
+        return with_absolute_paths(cfg)
+
+    assert absolute("scans/a.nii").input == str(tmp_path / "scans" / "a.nii")
+    assert absolute("scans/*/FLAIR*").input == str(tmp_path / "scans" / "*" / "FLAIR*")
+    assert absolute("s3://bucket/scans").input == "s3://bucket/scans"
+    assert absolute("a.nii").bundle == (str(tmp_path / "bundle"),)
+    assert absolute("a.nii").zones == str(tmp_path / "zones")
 
 
 @pytest.mark.slow

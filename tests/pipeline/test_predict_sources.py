@@ -11,7 +11,9 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import read_csv
+from lesionseg.io.layouts.input_images import find_scans
 from lesionseg.io.volumes import read_volume
+from lesionseg.pipeline.predict_selection import select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionTable
 from tests.commands import predict
 from tests.inference.networks import make_bright
@@ -308,6 +310,25 @@ def test_series_keeps_its_id_if_another_joins_or_leaves_its_folder(bundle, place
     for file in (inbox / "P1").glob("IM*"):
         file.unlink()
     assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
+
+
+def test_series_keeps_its_shard_if_another_joins_its_folder(places):
+    """Its case id changes, and two jobs may list the folder before and after the change."""
+    inbox, _ = places
+
+    def shards():
+        scans = find_scans(inbox, 1).scans
+        numbered = [(i, scan) for i in range(8) for scan in select_shard(scans, i, 8)]
+        return {scan.dicom.series_uid: i for i, scan in numbered}
+
+    for n in range(4):
+        write_series(inbox / f"P{n}", 1, f"1.2.{n}")
+    before = shards()
+    for n in range(4):
+        write_series(inbox / f"P{n}", 2, f"1.3.{n}", prefix="T1")
+    after = shards()
+    assert len(after) == 8
+    assert {uid: after[uid] for uid in before} == before
 
 
 def test_series_of_one_number_in_one_folder_get_different_ids(bundle, places):

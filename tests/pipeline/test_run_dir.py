@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from lesionseg.cli import compose, run
 from lesionseg.config import DataConfig, LossConfig, TrainConfig
-from lesionseg.core import Labels
+from lesionseg.core import CaseFiles, Labels
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
 from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
@@ -207,6 +207,13 @@ def test_training_cases_of_the_first_run_that_validate_or_test_now_are_named(sta
     warn_of_seen_cases(str(started_run / "elsewhere" / "checkpoint.pth"), now)
     warn_of_seen_cases(None, now)
     assert not caplog.records
+
+
+def test_cases_of_a_patient_on_whom_the_first_run_trained_are_named(started_run, caplog):
+    now = Splits({"a": "train", "a_later": "test", "other": "test"}, True, 0, "")
+    cases = [CaseFiles(case, (), group=case[:1]) for case in now.roles]
+    warn_of_seen_cases(str(started_run), now, cases)
+    assert "of their patients: a_later (test)." in caplog.text
 
 
 def check_roles(run, roles):
