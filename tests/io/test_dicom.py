@@ -541,6 +541,14 @@ def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path
     np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
 
 
+def test_hole_smaller_than_a_pixel_removes_no_voxel(series, grid, tmp_path):
+    series()
+    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+    hole = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, hole, outer)
+    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
+
+
 def test_repeated_contour_counts_once(series, grid, tmp_path):
     series()
     outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
