@@ -40,6 +40,7 @@ from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.limits import convert_read_errors
+from lesionseg.io.sources import stat_values
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -518,14 +519,15 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | None:
-    """Return path, size in bytes and time of change (ns) of all files of these images.
+def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...] | None:
+    """Return the path and the `stat_values` of all files of these images.
 
     For a DICOM series these are the files of its folder. Return None if they are not known for
     certain: if the voxels may be in another file than the header, or if a file is missing or has
     just changed.
     """
-    states: list[tuple[str, int, int]] = []
+    states: list[tuple[str, int, int, int, int]] = []
+    times_of_change: list[int] = []
     for path in paths:
         series = split_series(path)  # the folder of a DICOM series and the series in it
         place = path if series is None else series[0]
@@ -534,12 +536,13 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...] | Non
         try:
             files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
             for file in files:
-                status = file.stat()
-                states.append((str(file), status.st_size, status.st_mtime_ns))
+                values = stat_values(file)
+                states.append((str(file), *values))
+                times_of_change.append(values[1])
         except OSError:
             return None
     recent = time_ns() - _RECENT_NS
-    if any(changed > recent for _, _, changed in states):
+    if any(changed > recent for changed in times_of_change):
         return None
     return tuple(dict.fromkeys(states))
 

@@ -66,8 +66,8 @@ def read_records(
 class _RecordReader:
     """A reader of the facts of cases, which reuses entries of `folder/facts.json`.
 
-    The key of an entry is the path of the case's first image. An entry is reused if path, size and
-    time of change of all files are the same.
+    The key of an entry is the path of the case's first image. An entry is reused if path, size,
+    times of change and inode of all files are the same.
     """
 
     def __init__(self, dataset: Dataset, folder: Path | None) -> None:

@@ -16,6 +16,12 @@ _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends
+_NRRD_FILE = re.compile(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)")
+# MetaIO, which compares keys with regard to case, takes the key only at the start of a line
+_METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)")
+_ANY_METAIMAGE_FILE = re.compile(rb"(?i)ElementDataFile")
+_KEY_WITH_VALUE = re.compile(rb"[^=:]*[=:][ \t=:]*[^ \t\r=:]")
+_LOCAL = ("LOCAL", "Local", "local")  # MetaIO takes any other spelling as the name of a file
 
 
 def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -70,40 +76,70 @@ def voxel_file(path: Path) -> Path:
     """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
     Raises:
-        ReadError: The header is damaged, or names a file in another folder or a pattern. ITK itself
-            would read any file that a header names.
+        ReadError: The header is damaged, or names a file in another folder, a list or a pattern.
+            ITK itself would read any file that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
     with convert_read_errors(path), path.open("rb") as stream:
         head = stream.read(_MAX_HEADER_BYTES)
-    if is_nrrd:  # the header ends at an empty line, or at the end of a file without voxels
-        head, *voxels = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
-        names = re.findall(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)", head)
-        is_complete = bool(voxels or names)
-    else:  # the header ends at the name of the file
-        names = []
-        found = re.search(rb"ElementDataFile[^=:]*[=:]([^\r\n]*)", head)
-        is_complete = found is not None
-        if found is not None:
-            head = head[: found.end()]
-            names = [found[1]]
-    if not is_complete or _CONTROL_CHARACTER.search(head):
+    names = _names_in_nrrd(head) if is_nrrd else _names_in_metaimage(path, head)
+    if names is None:
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
-    named = [name.decode("utf-8", "replace").strip() for name in names]
-    has_own_voxels = not named or (named[0].upper() == "LOCAL" and not is_nrrd)
+    has_own_voxels = not names or (names[0] in _LOCAL and not is_nrrd)
     if has_own_voxels:
         return path
-    file: Path = path.parent / named[0]
-    is_plain_name = Path(named[0]).name == named[0]
+    name = names[0]
+    file: Path = path.parent / name
+    is_plain_name = Path(name).name == name
     is_in_folder = is_plain_name and file.resolve().parent == path.parent.resolve()
-    is_pattern = "%" in named[0]  # one file per slice
-    if len(named) > 1 or is_pattern or not is_in_folder or not file.is_file():
+    # "LIST" begins a list of files, "%" a pattern of one file per slice, "-" is the standard input
+    has_special_meaning = name.startswith(("LIST", "=", ":")) or "%" in name or name == "-"
+    if len(names) > 1 or has_special_meaning or not is_in_folder or not file.is_file():
         raise ReadError(
-            f"{path}: the header names voxels elsewhere ({named[0][:60]!r}), but they must be in "
+            f"{path}: the header names voxels elsewhere ({name[:60]!r}), but they must be in "
             "one file in the same folder. Copy that file there, or write the image again as "
             ".nii.gz."
         )
     return file
+
+
+def _names_in_nrrd(head: bytes) -> list[str] | None:
+    """Return the files that a NRRD header names, or None if the header is damaged.
+
+    The header ends at an empty line, or at the end of a file without voxels.
+    """
+    header, *voxels = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+    names = _NRRD_FILE.findall(header)
+    is_complete = bool(voxels or names)
+    if not is_complete or _CONTROL_CHARACTER.search(header):
+        return None
+    return [_decode_name(name) for name in names]
+
+
+def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
+    """Return the name at the end of a MetaImage header, or None if the header is damaged.
+
+    MetaIO skips the key if the line before has no value, because it then takes the next line as the
+    value. The key must not occur twice, so that MetaIO and this function read the same one.
+    """
+    if len(_ANY_METAIMAGE_FILE.findall(head)) > 1:
+        raise ReadError(
+            f"{path}: the header contains ElementDataFile more than once. Write the image again as "
+            ".nii.gz."
+        )
+    found = _METAIMAGE_FILE.search(head)
+    if found is None or _CONTROL_CHARACTER.search(head[: found.end()]):
+        return None
+    lines_before = head[: found.start()].split(b"\n")
+    lines_with_text = [line for line in lines_before if line.strip()]
+    if lines_with_text and not _KEY_WITH_VALUE.match(lines_with_text[-1]):
+        return None
+    return [_decode_name(found[1])]
+
+
+def _decode_name(name: bytes) -> str:
+    """Decode the name of a file so that Python opens the same file as ITK."""
+    return name.strip().decode("utf-8", "surrogateescape")
 
 
 def _read_header(path: Path) -> tuple[Any, Geometry]:

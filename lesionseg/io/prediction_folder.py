@@ -83,7 +83,10 @@ class PredictionFolder:
                 f"{self.path} contains results of {min(others)!r}, which has the same file name as "
                 f"{case!r} on Windows and macOS. Rename the scan, or name another output."
             )
-        present = self.files(case)
+        own = self.files(case)
+        named_by_nnunet = self._files_named_by_nnunet(case) if self.names == "nnunet" else []
+        foreign = [name for name in named_by_nnunet if name not in own]
+        present = own + foreign
         if not present:
             return
         recorded = self.source(case)
@@ -91,6 +94,12 @@ class PredictionFolder:
             shown = ", ".join(present[:_MAX_SHOWN])
             raise ConflictError(
                 f"{self.path} contains {shown}, which does not state its scan. Name another "
+                "output, or set overwrite=true to replace it."
+            )
+        if foreign:
+            raise ConflictError(
+                f"{self.path} contains {foreign[0]}, which does not belong to the results of "
+                f"{case!r} there, because they were written without names=nnunet. Name another "
                 "output, or set overwrite=true to replace it."
             )
         if recorded.is_of_same_scan(source):
@@ -119,21 +128,24 @@ class PredictionFolder:
     def files(self, case: str) -> list[str]:
         """Return the names of the case's files, the candidate file first.
 
-        `<case>.nii.gz` is one of them if masks are named in nnU-Net's way, either now or when the
-        case was predicted.
+        `<case>.nii.gz` is one of them if the candidate file states that masks are named in
+        nnU-Net's way. This may also be the candidate file that is about to replace the present one,
+        because `claim` was called before it was written.
         """
-        is_nnunet = self.names == "nnunet"
-        if f"{case}{CANDIDATES}" in self._present:
+        is_nnunet = False
+        for folder in (self.path, self._part_folder(case)):
             with suppress(LesionsegError):
-                recorded = read_mask_names(self.path / f"{case}{CANDIDATES}")
-                is_nnunet = is_nnunet or recorded == "nnunet"
-        endings = list(_OTHERS)
-        stems = list(_MASKS)
-        if is_nnunet:
-            endings += NNUNET_ENDINGS
-            stems.append(MASK_ENDINGS["nnunet"])
-        endings += [f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-        return [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
+                is_nnunet |= read_mask_names(folder / f"{case}{CANDIDATES}") == "nnunet"
+        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in _SUFFIXES)]
+        own = [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
+        return own + self._files_named_by_nnunet(case) if is_nnunet else own
+
+    def _files_named_by_nnunet(self, case: str) -> list[str]:
+        """Return the names of the files that are named in nnU-Net's way, whoever wrote them."""
+        stem = f"{case}{MASK_ENDINGS['nnunet']}"
+        names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
+        names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
+        return [name for name in names if name in self._present]
 
     def has_results(
         self, case: str, source: ScanSource, key: str, suffix: str, *, masks: bool

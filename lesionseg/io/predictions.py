@@ -4,6 +4,7 @@ The mask contains the accepted candidates. If labels are regions, `<case>_region
 values of all retained candidates. Other programs may also write these files.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -46,7 +47,10 @@ from lesionseg.io.files import check_case_id, read_json, write_json
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.sources import ScanSource
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
+from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction
+
+_log = logging.getLogger(__name__)
 
 CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
@@ -399,6 +403,9 @@ def read_prediction(
     `Candidate.from_box`. Without a candidate file, each instance or connected component of the
     masks is a candidate with score 1, and the prediction has `has_scores=False`.
 
+    With a candidate file, the voxels are those of the instances. The mask is only compared with
+    the accepted ones.
+
     Args:
         files: The files of the case.
         geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
@@ -410,7 +417,8 @@ def read_prediction(
     Raises:
         ReadError: A file is damaged, or there is no grid.
         GeometryError: A mask is on another grid, or the candidate file states another shape.
-        ContentError: The candidates are not valid, or do not fit the masks.
+        ContentError: The candidates are not valid, or do not fit the masks. This includes a mask
+            that was edited.
     """
     grid = _common_grid(files, geometry, by_image=by_image)
     if files.candidates is None:
@@ -433,7 +441,7 @@ def read_prediction(
                 "Write both files together."
             )
     ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
-    return Prediction(
+    prediction = Prediction(
         case=files.case,
         geometry=grid,
         candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
@@ -446,6 +454,32 @@ def read_prediction(
         n_left_out=stated.n_left_out,
         labels=stated.labels,
     )
+    if all("accepted" in entry.model_fields_set for entry in stated.candidates):
+        _check_mask(files, prediction)
+    return prediction
+
+
+def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
+    """Raise `ContentError` if the mask does not consist of the accepted candidates.
+
+    The mask itself is not used, so corrections in it would have no effect. Warn if the voxels of
+    the candidates are missing.
+    """
+    if files.mask is None or files.candidates is None:
+        return
+    advice = "To use the mask, copy it without the other files of the case into another folder."
+    if files.instances is None:
+        text = "%s: this mask is not used, because %s_instances.* is missing next to %s. %s"
+        warn_once(_log, text, files.mask, files.case, files.candidates.name, advice)
+        return
+    if files.regions is None:  # the values of the regions may come from the mask itself
+        prediction = replace(prediction, values=None)
+    is_drawn = np.asarray(read_mask(files.mask).labels) > 0
+    if not np.array_equal(is_drawn, prediction.mask() > 0):
+        raise ContentError(
+            f"{files.mask}: this mask was edited: it differs from the accepted candidates in "
+            f"{files.instances.name}, which are used instead. {advice}"
+        )
 
 
 def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.uint8] | None:

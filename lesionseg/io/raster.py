@@ -515,10 +515,10 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
         alpha = samples[..., -1] if bands[-1] in ("A", "a") else None
         n_colours = 3 if len(bands) > 2 else 1
         samples = samples[..., :n_colours]
-        if alpha is None:
-            alpha = _stated_transparency(samples, image.info.get("transparency"))
         if bits in (2, 4) and palette is None:  # Pillow scales them to 0 to 255
             samples = samples // (255 // (2**bits - 1))
+        if alpha is None:
+            alpha = _stated_transparency(samples, image.info.get("transparency"))
         return _Stored(samples, bits, palette=palette, alpha=alpha, is_lossy=is_lossy, turn=turn)
 
 
@@ -570,6 +570,8 @@ def _stated_transparency(samples: NDArray[Any], stated: Any) -> NDArray[np.uint8
         table = np.full(256, 255, np.uint8)
         table[: len(stated)] = np.frombuffer(stated, np.uint8)
         return np.asarray(table[samples[..., 0]])
+    if samples.dtype.kind == "b":  # Pillow states 1 or, in newer versions, 255 for white
+        stated = stated > 0
     is_transparent = (samples == np.array(stated)).all(axis=-1)  # the file states one colour
     return np.where(is_transparent, 0, 255).astype(np.uint8)
 

@@ -7,10 +7,12 @@ such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -25,6 +27,21 @@ _KEYS = (
 )  # fmt: skip
 _LOCK = ".lock"
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
+_WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
+
+
+@dataclass(frozen=True)
+class _StoredFile:
+    """A file of a store.
+
+    Attributes:
+        path: The path by which the store finds it, for a web server its URL.
+        state: A text that changes with the content of the file. It is empty if the store states
+            neither a digest nor a date.
+    """
+
+    path: str
+    state: str
 
 
 def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
@@ -56,53 +73,72 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
         before = read_json(states) if states.is_file() else {}
         uploaded = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         try:
-            listed = _list_states(system, root)
+            listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
             # other local files may be those of a process that has not uploaded them yet
             removed = {*before, *uploaded} - listed.keys()
             for name in removed:
                 (copy / name).unlink(missing_ok=True)
             kept: dict[str, str] = {}
-            for name, state in listed.items():
-                is_unchanged = before.get(name) == state and (copy / name).is_file()
-                if is_unchanged and state:
-                    kept[name] = state
+            for name, stored in listed.items():
+                is_unchanged = before.get(name) == stored.state and (copy / name).is_file()
+                if is_unchanged and stored.state:
+                    kept[name] = stored.state
             wanted = [name for name in listed if name not in kept]
             if wanted:
                 write_json(states, kept)  # so that an interrupted download is repeated
-                _fetch(system, root, wanted, copy)
+                _fetch(system, {name: listed[name] for name in wanted}, copy)
             for name in wanted:
-                _set_time(copy / name, listed[name] or _digest(copy / name))
+                _set_time(copy / name, listed[name].state or _digest(copy / name))
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(
                 f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
                 "connection and the settings of the store."
             ) from error
-        write_json(states, listed)
+        write_json(states, {name: stored.state for name, stored in listed.items()})
         uploads.unlink(missing_ok=True)
     if not listed and not new:
         raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")
     return copy
 
 
-def _list_states(system: Any, root: str) -> dict[str, str]:
-    """Return the state of each file of a store by relative path.
+def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _StoredFile]:
+    """Return the files of a store by their paths in the local copy.
 
-    The state is a text that changes with the content of the file. It is empty if the store states
-    neither a digest nor a date.
+    Args:
+        system: The file system of the store.
+        root: The folder in the store.
+        is_encoded: True if the store states names in percent-encoding, such as `P%201.nii.gz`.
     """
-    listed: dict[str, str] = {}
+    listed: dict[str, _StoredFile] = {}
     found: dict[str, Mapping[str, Any]] = {}
     with suppress(FileNotFoundError):
         found = system.find(root, detail=True)
+    folder = root.rstrip("/")
     for path, info in found.items():
-        name = path.removeprefix(root.rstrip("/") + "/")
-        listed[name] = _state(info)
-        if not listed[name]:  # a listing by HTTP has only names, but each file may have a date
+        if folder and not path.startswith(f"{folder}/"):
+            raise ValueError(f"{path} is not in a folder at this URL")
+        name = path.removeprefix(f"{folder}/")
+        if is_encoded:
+            name = _decode_name(name)
+        if ".." in PurePosixPath(name).parts or name.startswith("/"):
+            raise ValueError("a file name leads out of the folder")
+        if name in listed:
+            raise ValueError(f"two files have the name {name!r}")
+        state = _state(info)
+        if not state:  # a listing by HTTP has only names, but each file may have a date
             with suppress(FileNotFoundError):  # downloading it reports the error
-                listed[name] = _state(system.info(path))
-    if any(".." in PurePosixPath(name).parts or name.startswith("/") for name in listed):
-        raise ValueError("a file name leads out of the folder")
+                state = _state(system.info(path))
+        listed[name] = _StoredFile(path, state)
     return listed
+
+
+def _decode_name(encoded: str) -> str:
+    """Decode the relative path of a file in percent-encoding."""
+    parts = [unquote(part) for part in encoded.split("/")]
+    for part in parts:
+        if any(character in part for character in "/\\\0"):
+            raise ValueError(f"the file name {part!r} contains a slash or a zero byte")
+    return "/".join(parts)
 
 
 def _state(info: Mapping[str, Any]) -> str:
@@ -117,12 +153,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fetch(system: Any, root: str, names: Sequence[str], copy: Path) -> None:
-    """Download several files at once."""
-    for name in names:
+def _fetch(system: Any, files: Mapping[str, _StoredFile], copy: Path) -> None:
+    """Download several files at once. The keys are the paths in the local copy."""
+    for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-    sources = [f"{root.rstrip('/')}/{name}" for name in names]
-    system.get(sources, [str(copy / name) for name in names])
+    sources = [stored.path for stored in files.values()]
+    system.get(sources, [str(copy / name) for name in files])
 
 
 def _set_time(path: Path, state: str) -> None:

@@ -81,13 +81,19 @@ def file_digest(path: Path) -> str:
 def file_state(paths: Iterable[Path]) -> str:
     """Return a text that changes if one of the files is replaced or written, without reading them.
 
-    The text is a digest of name, size, times of change and inode of each file. The change time of
-    an inode cannot be set back. Therefore a different file of the same name, size and date gives a
-    different text.
+    The text is a digest of name, size, times of change and inode of each file, see `stat_values`.
     """
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        state = (path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-        digest.update(repr(state).encode())
+        digest.update(repr((path.name, *stat_values(path))).encode())
     return digest.hexdigest()[:16]
+
+
+def stat_values(path: Path) -> tuple[int, int, int, int]:
+    """Return size in bytes, time of change (ns), change time of the inode (ns) and inode of a file.
+
+    The change time of an inode cannot be set back. Therefore a different file of the same name,
+    size and date has other values.
+    """
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino

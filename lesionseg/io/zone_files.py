@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from lesionseg.io.predictions import find_masks
 _log = logging.getLogger(__name__)
 
 _TABLES = (".csv", ".tsv", ".json", ".txt", ".lut", ".ctbl", ".label")
-_CELLS = re.compile(r"[^,;\t]+")
+_SEPARATORS = "\t;,"
 # columns of tables with a header, the first that exists is taken
 _VALUE_COLUMNS = ("id", "value", "segid", "label_id", "labelid", "index", "label")
 _NAME_COLUMNS = ("name", "structname", "label_name", "labelname", "zone", "label")
 _WORDS = re.compile(r"\"[^\"]*\"|\S+")  # cells of a line without separators, possibly in quotes
-_NUMBER = re.compile(r"[-+.\deE]+")  # a cell of digits, signs and exponents cannot be a name
+_QUOTED = re.compile(r"\"[^\"]*\"")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+# a line of words begins with the value, whether its name contains a comma or not
+_VALUE_AND_WORD = re.compile(r"\s*\d+ +[^\s,;]")
 
 
 @dataclass(frozen=True)
@@ -91,18 +95,30 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
     Raises:
         ReadError: A JSON file is damaged.
-        ContentError: The file contains no names.
+        ContentError: The file contains no names, or two values have the same name.
     """
     if path.suffix.lower() == ".json":
         pairs = _json_pairs(read_json(path))
     else:
-        pairs = _text_pairs(path.read_text("utf-8-sig", "replace"))
-    names = {int(value): name for value, name in pairs if value.isdecimal() and int(value)}
+        try:
+            pairs = _text_pairs(path.read_text("utf-8-sig", "replace"))
+        except csv.Error as error:
+            raise ContentError(f"{path}: the table cannot be read: {error}. Correct it.") from error
+    names = {int(v): name for v, name in pairs if v.isdecimal() and int(v) and name}
     if not names:
         raise ContentError(
             f"{path}: no line of the table has an integer and a name. Write lines such as "
             "17,Left-Hippocampus."
         )
+    value_of_name: dict[str, int] = {}
+    for value, name in names.items():
+        other = value_of_name.setdefault(name, value)
+        if other != value:
+            raise ContentError(
+                f"{path}: the values {other} and {value} have the same name {name!r}, but lesions "
+                "are counted by name. Give each value its own name; put names with numbers or "
+                "commas in double quotes."
+            )
     return names
 
 
@@ -121,7 +137,7 @@ def _json_pairs(content: Any) -> list[tuple[str, str]]:
 def _named_pairs(text: str) -> list[tuple[str, str]]:
     """Return value and name of each row of a table whose first line names both columns."""
     lines = [line for line in text.splitlines() if line.strip()]
-    separator = next((mark for mark in "\t;," if lines and mark in lines[0]), None)
+    separator = next((mark for mark in _SEPARATORS if lines and mark in lines[0]), None)
     if separator is None:
         return []
     header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
@@ -135,7 +151,7 @@ def _named_pairs(text: str) -> list[tuple[str, str]]:
 
 
 def _text_pairs(text: str) -> list[tuple[str, str]]:
-    """Return the first integer and the first cell that is not a number from each line.
+    """Return the first integer and the name from each line that has both.
 
     Colour tables have further numbers in other columns, such as red, green and blue. If the first
     line names a column of the values, this one is taken instead of the first.
@@ -145,10 +161,42 @@ def _text_pairs(text: str) -> list[tuple[str, str]]:
         return named
     pairs = list[tuple[str, str]]()
     for line in text.splitlines():
-        pattern = _CELLS if re.search(r"[,;\t]", line) else _WORDS
-        cells = [cell.strip(" \"'") for cell in pattern.findall(line)]
-        values = [cell for cell in cells if cell.isdecimal()]
-        texts = [cell for cell in cells if cell and not _NUMBER.fullmatch(cell)]
-        if values and texts and not line.startswith("#"):
-            pairs.append((values[0], texts[0]))
+        pair = None if line.startswith("#") else _pair_of_line(line)
+        if pair is not None:
+            pairs.append(pair)
     return pairs
+
+
+def _pair_of_line(line: str) -> tuple[str, str] | None:
+    """Return the first integer and the name from a line. Return None if one of them is missing."""
+    if _VALUE_AND_WORD.match(line):
+        return _pair_of_words(line)
+    for separator in _SEPARATORS:
+        if separator in line:
+            (row,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
+            cells = [cell.strip(" \"'") for cell in row]
+            value = next((cell for cell in cells if cell.isdecimal()), None)
+            name = next((cell for cell in cells if _is_text(cell)), None)
+            if value is not None and name is not None:
+                return value, name
+    return _pair_of_words(line)
+
+
+def _pair_of_words(line: str) -> tuple[str, str] | None:
+    """Return value and name from a line whose cells are separated by blanks.
+
+    The name is the cell in double quotes or, without quotes, all words up to the next number.
+    """
+    words = _WORDS.findall(line)
+    value = next((word for word in words if word.isdecimal()), None)
+    name = next((word.strip('" ') for word in words if _QUOTED.fullmatch(word)), "")
+    if not name:
+        words_from_name = dropwhile(lambda word: not _is_text(word), words)
+        words_of_name = takewhile(lambda word: not _NUMBER.fullmatch(word), words_from_name)
+        name = " ".join(word.strip("\"'") for word in words_of_name)
+    return (value, name) if value is not None and name else None
+
+
+def _is_text(cell: str) -> bool:
+    """Return True if a cell contains a letter and is not a number such as 1e5."""
+    return any(map(str.isalpha, cell)) and not _NUMBER.fullmatch(cell)

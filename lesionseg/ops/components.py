@@ -306,33 +306,47 @@ def _find_rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDAr
     return rows
 
 
-def fill_polygon(corners: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return the pixels `[y, x]` with a centre inside the closed polygon `corners` `[n, 2]` (y, x).
+def fill_polygons(
+    polygons: Sequence[NDArray[np.float64]], shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Return the pixels `[y, x]` with a centre inside an odd number of closed polygons.
 
-    A centre is inside if a ray to the left crosses the outline an odd number of times. A polygon
-    that contains no centre keeps the pixel nearest to its middle, so that no lesion is lost.
+    A polygon inside another one is therefore a hole. A centre is inside a polygon if a ray to the
+    left crosses its outline an odd number of times. A polygon that contains no centre adds the
+    pixel nearest to its middle, so that no lesion is lost. It is never a hole, because a hole
+    smaller than a pixel would remove a whole pixel.
 
     Other libraries are not suitable. Pillow also paints every pixel that the outline touches, which
     enlarges small lesions. matplotlib has no rule for corners on pixel centres, and contours of
     DICOM often have such corners.
 
-    >>> fill_polygon(np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]]), (2, 3))
+    Args:
+        polygons: The corners `[n, 2]` (y, x) of each polygon.
+        shape: The number of pixels along y and x.
+
+    >>> corners = np.array([[-0.5, -0.5], [-0.5, 1.5], [0.5, 1.5], [0.5, -0.5]])
+    >>> fill_polygons([corners], (2, 3))
     array([[ True,  True, False],
            [False, False, False]])
     """
     inside = np.zeros(shape, dtype=bool)
-    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
-    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
-    y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
-    is_odd = inside[low[0] : high[0], low[1] : high[1]]  # a view: the loop below changes `inside`
-    next_corners = np.roll(corners, -1, axis=0)
-    for (y0, x0), (y1, x1) in zip(corners, next_corners, strict=True):
-        if y0 == y1:
-            continue  # a ray along the side crosses its neighbours instead
-        has_row = (y0 <= y) != (y1 <= y)
-        x_of_side = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-        is_odd ^= has_row & (x_of_side <= x)
-    middle = np.rint(corners.mean(axis=0)).astype(int)
-    if not inside.any() and (middle >= 0).all() and (middle < shape).all():
-        inside[tuple(middle)] = True
+    middles: list[NDArray[np.int64]] = []  # of polygons without a centre
+    for corners in polygons:
+        low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
+        high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
+        y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
+        is_odd = np.zeros(y.shape, dtype=bool)
+        next_corners = np.roll(corners, -1, axis=0)
+        for (y0, x0), (y1, x1) in zip(corners, next_corners, strict=True):
+            if y0 == y1:
+                continue  # a ray along the side crosses its neighbours instead
+            has_row = (y0 <= y) != (y1 <= y)
+            x_of_side = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
+            is_odd ^= has_row & (x_of_side <= x)
+        inside[low[0] : high[0], low[1] : high[1]] ^= is_odd
+        if not is_odd.any():
+            middles.append(np.rint(corners.mean(axis=0)).astype(int))
+    for middle in middles:  # after all polygons, in whatever order the file states them
+        if (middle >= 0).all() and (middle < shape).all():
+            inside[tuple(middle)] = True
     return inside

@@ -75,6 +75,61 @@ def test_voxels_outside_of_the_folder_are_not_read(tmp_path, name, suffix):
         check_error(folder / "b.nrrd", "voxels elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ("Comment = ElementDataFile = LOCAL\n", "more than once"),
+        ("X-ElementDataFile = LOCAL\n", "more than once"),
+        ("elementdatafile = LOCAL\n", "more than once"),
+        ("ElementDataFile = LOCAL\n", "more than once"),
+        ("  ElementDataFile : own.raw\n", "more than once"),
+        # MetaIO takes the next line as the value of a key without one
+        ("Comment\n", "damaged"),
+        ("Comment =\n\n", "damaged"),
+    ],
+)
+def test_metaimage_that_hides_its_file_is_an_error(tmp_path, more, word):
+    (tmp_path / "own.raw").write_bytes(bytes(64))
+    text = MHA.format(size="4 4 4", more=more, file="/etc/passwd")
+    for suffix in (".mhd", ".mha"):
+        path = tmp_path / f"a{suffix}"
+        path.write_text(text)
+        check_error(path, word)
+
+
+def test_key_of_metaimage_that_is_not_at_the_start_of_a_line_is_an_error(tmp_path):
+    """MetaIO would read on, up to a key beyond the part of the header that is checked."""
+    text = MHA.format(size="4 4 4", more="X-", file="LOCAL")
+    (tmp_path / "a.mha").write_bytes(text.encode() + bytes(64))
+    check_error(tmp_path / "a.mha", "damaged")
+
+
+@pytest.mark.parametrize("name", ["LIST", "LIST.raw", "LoCaL", "=link"])
+def test_file_whose_name_has_a_meaning_for_the_decoder_is_an_error(tmp_path, name):
+    """A file of this name exists in the folder, so it is not the name that is missing."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    if name == "LoCaL":
+        (folder / name).symlink_to("/etc/passwd")
+    else:
+        (folder / name).write_bytes(bytes(64))
+    (folder / "a.mhd").write_text(MHA.format(size="4 4 4", more="", file=name))
+    check_error(folder / "a.mhd", "voxels elsewhere")
+
+
+@pytest.mark.parametrize("name", ["own.raw", "LOCAL"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_metaimage_with_blanks_before_its_last_key_is_read(tmp_path, name, line_end):
+    voxels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    (tmp_path / "own.raw").write_bytes(voxels.tobytes())
+    text = MHA.format(size="2 2 2", more="Comment = a = b\n\n \t", file=name)
+    path = tmp_path / "a.mha"
+    content = text.replace("\n", line_end).encode()
+    path.write_bytes(content + voxels.tobytes() if name == "LOCAL" else content)
+    np.testing.assert_array_equal(read_volume(path).array[0], voxels)
+
+
 def png_chunk(name, data):
     length = struct.pack(">I", len(data))
     checksum = struct.pack(">I", zlib.crc32(name + data))

@@ -16,7 +16,8 @@ from pydicom.sequence import Sequence
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import content_files, read_case, read_reference
-from lesionseg.io.dicom.headers import read_header
+from lesionseg.io.dicom import headers
+from lesionseg.io.dicom.headers import read_header, read_series_uid
 from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.input_images import find_images
@@ -300,18 +301,64 @@ def test_pixels_compressed_by_pillow_are_restored(tmp_path, syntax, kind, tolera
     assert np.abs(read_volume(path).array[0] - smooth).max() <= tolerance
 
 
-def test_deflated_file_that_grows_beyond_256_mib_is_an_error(tmp_path):
-    path = write_dicom_file(tmp_path / "a.dcm", np.zeros((4, 4), np.uint16), dicom.CT)
+def write_deflated(path):
+    """Write a deflated file. Return the bytes before its deflated stream, and the inflated ones."""
+    write_dicom_file(path, np.zeros((4, 4), np.uint16), dicom.CT)
     header = dcmread(path)
     header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
     header.save_as(path, enforce_file_format=True)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
+    return content[:start], zlib.decompress(content[start:], -zlib.MAX_WBITS)
+
+
+def deflate(*contents):
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-    stream = packer.compress(zlib.decompress(content[start:], -zlib.MAX_WBITS))
-    stream += b"".join(packer.compress(bytes(2**24)) for _ in range(17)) + packer.flush()
-    path.write_bytes(content[:start] + stream)
+    return b"".join(map(packer.compress, contents)) + packer.flush()
+
+
+def test_deflated_file_that_grows_beyond_256_mib_is_an_error(tmp_path):
+    path = tmp_path / "a.dcm"
+    head, content = write_deflated(path)
+    path.write_bytes(head + deflate(content, *[bytes(2**24)] * 17))
     with pytest.raises(ReadError, match=r"a\.dcm: .* inflates to more than 256 MiB"):
+        read_volume(path)
+
+
+def lengthen_group_2(head):
+    """Make the value of an element before the transfer syntax 2000 bytes long."""
+    version = b"\2\0\1\0OB\0\0"
+    before, after = head.split(version + b"\2\0\0\0\0\1")
+    return before + version + (2000).to_bytes(4, "little") + bytes(2000) + after
+
+
+HEADS = {
+    "usual": lambda head: head,
+    "without preamble": lambda head: head[132:],
+    "long group 2": lengthen_group_2,
+    "both": lambda head: lengthen_group_2(head)[132:],
+}
+
+
+@pytest.mark.parametrize("change", HEADS.values(), ids=HEADS)
+def test_limit_of_deflated_files_does_not_depend_on_their_start(tmp_path, monkeypatch, change):
+    path = tmp_path / "a.dcm"
+    head, content = write_deflated(path)
+    path.write_bytes(change(head) + deflate(content))
+    assert read_header(path, pixels=True).pixel_array.shape == (4, 4)
+    assert read_series_uid(path) == dicom.SERIES
+    monkeypatch.setattr(headers, "_MAX_INFLATED_BYTES", len(content) - 1)
+    with pytest.raises(ReadError, match=r"a\.dcm: .* inflates to more than 256 MiB"):
+        read_header(path)
+    assert read_series_uid(path) == ""
+
+
+def test_file_that_is_deflated_twice_is_an_error(tmp_path):
+    """pydicom would inflate the inner stream, whose size is not limited."""
+    path = tmp_path / "a.dcm"
+    head, content = write_deflated(path)
+    path.write_bytes(head + deflate(head[132:], deflate(content)))
+    with pytest.raises(ReadError, match=r"a\.dcm: .* deflated twice"):
         read_volume(path)
 
 
@@ -492,6 +539,14 @@ def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path
     expected[2, :, :5] = 1
     expected[2, 1:3, 1:3] = 0
     np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
+
+
+def test_hole_smaller_than_a_pixel_removes_no_voxel(series, grid, tmp_path):
+    series()
+    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+    hole = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, hole, outer)
+    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
 
 
 def test_repeated_contour_counts_once(series, grid, tmp_path):

@@ -411,17 +411,20 @@ def test_opacity_of_a_mask_is_not_ignored(tmp_path, form, name, values, opacity,
         np.testing.assert_array_equal(read_raster(path, as_labels=True).array[0], values)
 
 
-def test_transparent_colour_of_a_png_counts_as_opacity(tmp_path):
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_transparent_colour_of_a_png_counts_as_opacity(tmp_path, bits):
     for transparent, is_error in ((0, False), (1, True)):
         path = write_png(
-            tmp_path / "m.png", 8, 0, pack_rows(MARK, 8), None, struct.pack(">H", transparent)
+            tmp_path / "m.png", bits, 0, pack_rows(MARK, bits), None, struct.pack(">H", transparent)
         )
-        np.testing.assert_array_equal(read_raster(path).array[0], MARK)
+        shown = MARK * (255 // (2**bits - 1)) if bits < 8 else MARK
+        np.testing.assert_array_equal(read_raster(path).array[0], shown)
         if is_error:
             with pytest.raises(ReadError, match="are transparent"):
                 read_raster(path, as_labels=True)
         else:
-            check(path, MARK[np.newaxis], as_labels=True)
+            kind = np.uint16 if bits == 16 else np.uint8
+            check(path, MARK[np.newaxis].astype(kind), as_labels=True)
 
 
 def test_mask_with_an_extra_sample_is_an_error(tmp_path):

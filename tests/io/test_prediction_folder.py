@@ -97,6 +97,50 @@ def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
         PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
 
 
+def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
+    """Write the files of a case with the names that `names=nnunet` uses."""
+    (folder / mask).write_text(content)
+    candidates = {"candidates": [], "source": source.to_json(), "names": "nnunet"}
+    (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz", "a.pkl"])
+def test_names_of_nnunet_do_not_replace_a_file_next_to_other_results(tmp_path, name):
+    write_results(tmp_path, "a", ONE)
+    (tmp_path / name).write_text("someone's")
+    results = PredictionFolder(tmp_path, names="nnunet")
+    with pytest.raises(ConflictError, match=name):
+        results.claim("a", ONE)
+    (tmp_path / ".a.part").mkdir()  # of a killed run with the usual names
+    write_results(tmp_path / ".a.part", "a", ONE)
+    assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
+    assert (tmp_path / name).read_text() == "someone's"
+    results.claim("a", ONE, overwrite=True)
+    with results.write_case("a") as part:
+        write_nnunet_results(part, "a", ONE, "new", name)
+    assert (tmp_path / name).read_text() == "new"
+    assert not (tmp_path / "a_mask.nii").exists()
+
+
+@pytest.mark.parametrize("names", ["lesionseg", "nnunet"])
+def test_own_files_with_names_of_nnunet_are_replaced(tmp_path, names):
+    write_nnunet_results(tmp_path, "a", ONE, "old")
+    results = PredictionFolder(tmp_path, names=names)
+    results.claim("a", ONE)
+    with results.write_case("a") as part:
+        write_results(part, "a", ONE)
+    assert not (tmp_path / "a.nii.gz").exists()
+
+
+def test_results_with_names_of_nnunet_are_completed_after_a_kill(tmp_path):
+    """The killed program had removed the old candidate file, but not yet the old mask."""
+    (tmp_path / "a.nii.gz").write_text("old")
+    (tmp_path / ".a.part").mkdir()
+    write_nnunet_results(tmp_path / ".a.part", "a", ONE, "new")
+    assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
+    assert (tmp_path / "a.nii.gz").read_text() == "new"
+
+
 def test_ambiguous_id_is_an_error_with_names_of_nnunet(tmp_path):
     # a_instances.nii.gz would be the mask of one case and the instances of another
     for case in ("b_instances", "b_mask", "b_regions", "b_candidates"):

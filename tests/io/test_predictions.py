@@ -284,6 +284,55 @@ def test_instance_without_a_candidate_is_an_error(tmp_path, oblique):
         _read(tmp_path)
 
 
+def _edit_mask(folder, prediction, value, index=(2, 2, 2)):
+    """Set a voxel of the mask that was written, as a reader corrects it."""
+    mask = prediction.mask()
+    mask[index] = value
+    write_volume(folder / "A_mask.nii.gz", Volume(mask[np.newaxis], prediction.geometry))
+
+
+@pytest.mark.parametrize(
+    ("value", "index", "n_lesions"),
+    [(1, (2, 2, 2), 2), (0, (0, 0, 0), 0)],
+    ids=["added", "removed"],
+)
+@pytest.mark.parametrize("with_regions", [False, True])
+def test_edited_mask_next_to_instances_is_an_error(
+    tmp_path, oblique, value, index, n_lesions, with_regions
+):
+    """Without the error, the scores would be those of the mask before it was corrected."""
+    prediction = _make_prediction(oblique)
+    if with_regions:
+        prediction = replace(prediction, values=np.full(oblique.shape, 3, np.uint8))
+    write_prediction(tmp_path, prediction)
+    _read(tmp_path)
+    _edit_mask(tmp_path, prediction, value, index)
+    with pytest.raises(ContentError, match=r"A_mask\.nii\.gz: this mask was edited.*copy it"):
+        _read(tmp_path)
+    for name in ("A_instances.nii.gz", "A_candidates.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "A_regions.nii.gz").unlink(missing_ok=True)
+    assert len(_read(tmp_path).candidates) == n_lesions
+
+
+def test_mask_of_a_program_that_states_no_accepted_candidates_is_not_compared(tmp_path, oblique):
+    prediction = _make_prediction(oblique)
+    write_prediction(tmp_path, prediction)
+    path = tmp_path / "A_candidates.json"
+    content = json.loads(path.read_text())
+    for entry in content["candidates"]:
+        del entry["accepted"]
+    path.write_text(json.dumps(content))
+    assert len(_read(tmp_path).candidates) == 2  # the mask contains one of them
+
+
+def test_warning_names_a_mask_that_is_not_used(tmp_path, oblique, caplog):
+    write_prediction(tmp_path, _make_prediction(oblique))
+    (tmp_path / "A_instances.nii.gz").unlink()
+    assert _read(tmp_path).instances is None
+    assert "A_mask.nii.gz: this mask is not used, because A_instances.* is missing" in caplog.text
+
+
 def test_mask_and_instances_on_different_grids_are_an_error(tmp_path, oblique, write_nifti):
     write_prediction(tmp_path, _make_prediction(oblique))
     write_nifti(tmp_path / "A_mask.nii.gz", np.zeros((2, 2, 2), np.uint8))

@@ -4,6 +4,7 @@ import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +92,29 @@ def test_changed_files_of_a_web_server_are_downloaded_again(web, tmp_path, monke
         assert read_texts(copy) == {"a.nii": text}
         times.append((copy / "a.nii").stat().st_mtime_ns)
     assert times[0] != times[1] == times[2]
+
+
+def test_encoded_names_of_a_web_server_are_decoded(web, tmp_path):
+    folder, url = web
+    (folder / "sub dir").mkdir()
+    texts = {"P 1.nii.gz": "one", "Größe#2.nii": "two", "50%20.nii": "three", "sub dir/a.nii": "4"}
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
+    assert read_texts(download(url, str(tmp_path / "cache"))) == texts
+    (folder / "P 1.nii.gz").write_text("changed")
+    os.utime(folder / "P 1.nii.gz", (1e9, 1e9))
+    copy = download(url, str(tmp_path / "cache"))
+    assert read_texts(copy) == {**texts, "P 1.nii.gz": "changed"}
+
+
+@pytest.mark.parametrize("name", ["..%2Fa.nii", "..%5Ca.nii", "a%00.nii", "%2E%2E/a.nii"])
+def test_encoded_name_that_leads_out_of_the_folder_is_an_error(tmp_path, monkeypatch, name):
+    url = "http://localhost"
+    found = {f"{url}/{name}": {"size": 1, "ETag": "x"}}
+    system = SimpleNamespace(find=lambda *_, **__: found)
+    monkeypatch.setattr("lesionseg.io.remote._open", lambda place: (system, place))
+    with pytest.raises(ReadError, match=r"cannot be downloaded.*(contains a slash|leads out)"):
+        download(url, str(tmp_path / "cache"))
 
 
 def test_error_names_a_missing_or_unknown_url(tmp_path):

@@ -29,6 +29,50 @@ def test_every_table_gives_the_same_names(name, tmp_path):
     assert read_zone_names(tmp_path / name) == EXPECTED
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "17 Hippocampus, left",
+        "17  Hippocampus, left  220 216 20 0",
+        "17 'Hippocampus, left'",
+        '17,"Hippocampus, left"',
+        '"Hippocampus, left",17',
+        '17;"Hippocampus, left";HL',
+        "17;Hippocampus, left",
+        "17\tHippocampus, left\t220\t216",
+        '17 220 216 20 1 1 1 "Hippocampus, left"',
+        '17 "Hippocampus, left" 220 216 20 0',
+    ],
+)
+def test_name_with_blanks_and_a_comma_is_whole(line, tmp_path):
+    (tmp_path / "a.txt").write_text(f"# zones\n{line}\n")
+    assert read_zone_names(tmp_path / "a.txt") == {17: "Hippocampus, left"}
+
+
+def test_value_without_a_name_is_left_out(tmp_path):
+    (tmp_path / "a.csv").write_text("value,name\n17,left\n18,\n19,\n")
+    assert read_zone_names(tmp_path / "a.csv") == {17: "left"}
+
+
+def test_quoted_name_may_be_a_number(tmp_path):
+    (tmp_path / "a.label").write_text('17 220 216 20 1 1 1 "44"\n18 0 0 0 1 1 1 "45"\n')
+    assert read_zone_names(tmp_path / "a.label") == {17: "44", 18: "45"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "17 area 44 220 216 20 0\n18 area 45 220 216 20 0\n"),
+        ("a.csv", "value,name\n17,area\n18,area\n"),
+        ("a.json", '{"17": "area", "18": "area"}'),
+    ],
+)
+def test_two_values_of_one_name_are_an_error(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ContentError, match=rf"{name}: the values 17 and 18 .* 'area'"):
+        read_zone_names(tmp_path / name)
+
+
 @pytest.fixture
 def zone_folder(tmp_path):
     """Write a zone mask for case a, with a table of names."""

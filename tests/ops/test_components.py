@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import (
-    fill_polygon,
+    fill_polygons,
     foreground_slices,
     label_components,
     lesion_instances,
@@ -83,13 +83,27 @@ def test_filled_polygon_equals_a_naive_loop(rng) -> None:
         corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
         expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
         if np.any(expected):
-            np.testing.assert_array_equal(fill_polygon(corners, (10, 9)), expected)
+            np.testing.assert_array_equal(fill_polygons([corners], (10, 9)), expected)
 
 
 def test_polygon_without_pixel_centres_is_its_nearest_pixel() -> None:
     small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
-    assert np.argwhere(fill_polygon(small, (5, 5))).tolist() == [[2, 4]]
-    assert not fill_polygon(small + 20, (5, 5)).any()
+    assert np.argwhere(fill_polygons([small], (5, 5))).tolist() == [[2, 4]]
+    assert not fill_polygons([small + 20], (5, 5)).any()
+
+
+def test_hole_smaller_than_a_pixel_removes_no_pixel() -> None:
+    outline = np.array([[0.5, 0.5], [0.5, 3.5], [2.5, 3.5], [2.5, 0.5]])
+    small = np.array([[1.9, 2.1], [1.9, 2.3], [1.7, 2.2]])  # nearest to the pixel (2, 2)
+    lesion = fill_polygons([outline], (5, 6))
+    assert np.argwhere(lesion).tolist() == [[y, x] for y in (1, 2) for x in (1, 2, 3)]
+    for polygons in ([outline, small], [small, outline]):
+        np.testing.assert_array_equal(fill_polygons(polygons, (5, 6)), lesion)
+    # a small lesion next to it and one within another small one
+    apart = small + 2
+    assert np.argwhere(fill_polygons([outline, apart], (5, 6)) ^ lesion).tolist() == [[4, 4]]
+    smaller = (small - small.mean(axis=0)) / 2 + small.mean(axis=0)
+    assert np.argwhere(fill_polygons([small, smaller], (5, 6))).tolist() == [[2, 2]]
 
 
 def test_read_only_array_has_the_same_components():

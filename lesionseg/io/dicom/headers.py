@@ -5,10 +5,11 @@ import os
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import MAX_WBITS, decompressobj
 
 import numpy as np
@@ -31,8 +32,6 @@ _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 _PREAMBLE = 132
-# first byte after the element with the length of group 2; the length counts from here (PS3.10 7.1)
-_GROUP_2 = 144
 # a file begins with a low element of its group, such as (0002,0000) or (0008,0005)
 _MAX_FIRST_ELEMENT = 0x20
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -132,7 +131,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         ReadError: The file is damaged, is not DICOM, or pydicom is not installed.
     """
     try:
-        from pydicom import dcmread, uid
+        from pydicom import uid
     except ImportError as error:
         install = pip_install("dicom")
         raise ReadError(f"{path}: DICOM files need the package pydicom: {install}.") from error
@@ -148,12 +147,8 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
                 "DICM at byte 128 nor a DICOM element at its start. Copy it again from its source, "
                 "or move it out of the folder."
             )
-        deflated = has_preamble and _DEFLATED in start
-        source = _inflate(path) if deflated else path
-        header = dcmread(source, stop_before_pixels=not pixels, force=not has_preamble)
-        if deflated:
-            header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-        elif "TransferSyntaxUID" not in header.file_meta:
+        header = _read_elements(path, pixels=pixels)
+        if "TransferSyntaxUID" not in header.file_meta:
             is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
             if is_implicit:
                 syntax = uid.ImplicitVRLittleEndian
@@ -165,22 +160,77 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         return header
 
 
-def _inflate(path: Path) -> BytesIO:
+def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "Header":
+    """Read a file with pydicom, which has no limit when it decompresses a deflated file.
+
+    Args:
+        path: The file.
+        pixels: True reads the pixels too.
+        names: The elements to read. Empty reads all of them.
+
+    Raises:
+        ReadError: The file is deflated and grows beyond the limit.
+    """
+    from pydicom import dcmread, uid
+
+    with path.open("rb") as stream:
+        is_deflated = _is_deflated(stream)
+        source = _inflate(path, stream) if is_deflated else path
+    header = dcmread(
+        source, stop_before_pixels=not pixels, force=True, specific_tags=list(names) or None
+    )
+    if is_deflated:
+        header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    return header
+
+
+def _is_deflated(stream: BinaryIO) -> bool:
+    """Return True if group 2 states that the elements after it are deflated.
+
+    The stream is then at the first byte after group 2. Group 2 is read in the same way as in
+    `dcmread`, which tries implicit elements if the type of the first one is unknown.
+    """
+    from pydicom.filereader import read_dataset, read_preamble
+
+    read_preamble(stream, force=True)
+    start = stream.tell()
+    for is_implicit in (False, True):
+        stream.seek(start)
+        group_2 = read_dataset(stream, is_implicit, True, stop_when=_is_after_group_2)
+        first = next(group_2.elements(), None)
+        if first is None:
+            return False
+        with suppress(NotImplementedError):
+            group_2[first.tag]  # pydicom parses an element only when it is accessed
+            break
+    return bool(group_2.get("TransferSyntaxUID") == _DEFLATED.decode())
+
+
+def _is_after_group_2(tag: int, kind: str | None, length: int) -> bool:
+    """Return True for the first element after group 2, at which pydicom stops."""
+    return tag >> 16 != 2
+
+
+def _inflate(path: Path, stream: BinaryIO) -> BytesIO:
     """Decompress a deflated file, up to a limit that pydicom does not have.
 
-    Preamble and group 2 are not compressed. The result states the syntax without compression, so
-    that pydicom does not decompress it a second time.
+    Preamble and group 2, which end at the position of the stream, are not compressed. The result
+    states the syntax without compression, so that pydicom does not decompress it a second time.
     """
-    data = path.read_bytes()
-    group_2_bytes = int.from_bytes(data[_GROUP_2 - 4 : _GROUP_2], "little")
-    head = data[: _GROUP_2 + group_2_bytes]
+    n_plain_bytes = stream.tell()
+    stream.seek(0)
+    head = stream.read(n_plain_bytes)
     inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
-    content = inflater.decompress(data[len(head) :], _MAX_INFLATED_BYTES)
-    if inflater.unconsumed_tail:
+    content = inflater.decompress(stream.read(), _MAX_INFLATED_BYTES + 1)
+    if len(content) > _MAX_INFLATED_BYTES:
         raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
     # the UID of the uncompressed syntax is the same without its last three characters, ".99"
     uncompressed = _DEFLATED[:-3] + b"\0\0\0"  # of equal length, so that no length changes
-    return BytesIO(head.replace(_DEFLATED, uncompressed) + content)
+    inflated = BytesIO(head.replace(_DEFLATED, uncompressed) + content)
+    if _is_deflated(inflated):  # the content begins with another group 2
+        raise ReadError(f"{path}: the file is deflated twice. Export it uncompressed.")
+    inflated.seek(0)
+    return inflated
 
 
 def image_header(file: Path) -> "Header | None":
@@ -215,11 +265,7 @@ def read_series_uid(file: Path) -> str:
     """Return the SeriesInstanceUID of a file with a damaged header, or "" if it is unreadable."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pydicom import dcmread
-
-        header = dcmread(
-            file, stop_before_pixels=True, force=True, specific_tags=["SeriesInstanceUID"]
-        )
+        header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
         return text(header, "SeriesInstanceUID")
     return ""
 

@@ -16,7 +16,7 @@ from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stor
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
-from lesionseg.ops.components import fill_polygon
+from lesionseg.ops.components import fill_polygons
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
         inside = masks.get(number)
         if inside is None:
             continue
+        polygons: dict[int, list[NDArray[np.float64]]] = {}  # by slice
         seen: set[tuple[int, bytes]] = set()  # contours that the file repeats would cancel out
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
@@ -167,8 +168,9 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
             if key in seen:
                 continue
             seen.add(key)
-            # XOR, because a hole is a second contour inside the first one
-            inside[slices[0]] ^= fill_polygon(index[:, 1:], geometry.shape[1:])
+            polygons.setdefault(int(slices[0]), []).append(index[:, 1:])
+        for z, of_slice in polygons.items():
+            inside[z] ^= fill_polygons(of_slice, geometry.shape[1:])
 
     if empty:
         logger.warning(

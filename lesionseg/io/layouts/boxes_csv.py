@@ -238,20 +238,29 @@ def list_images(folder: Path) -> list[Path]:
     """List the image files of a folder and its subfolders, in the order of their paths.
 
     Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
-    followed, but each folder is searched only once, because links may form a circle.
+    followed, but each folder is searched only once, because links may form a circle. An image has
+    the path without a link, if there is one. The ids of cases therefore do not depend on the order
+    in which the disk lists the folders.
     """
     found: list[Path] = []
     seen: set[str] = set()
-    for top, folders, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(top)
-        has_results = Path(top) != folder and not _OWN_RESULTS.isdisjoint(names)
-        if place in seen or has_results:
-            folders.clear()  # `os.walk` enters the folders that remain in this list
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
-        paths = [Path(top) / name for name in names]
-        found += [path for path in paths if is_image_file(path) and path.is_file()]
+    starts = [folder]
+    while starts:
+        links: list[Path] = []
+        for start in starts:
+            for top, folders, names in os.walk(start):
+                place = os.path.realpath(top)
+                has_results = Path(top) != folder and not _OWN_RESULTS.isdisjoint(names)
+                if place in seen or has_results:
+                    folders.clear()  # `os.walk` enters the folders that remain in this list
+                    continue
+                seen.add(place)
+                folders[:] = [n for n in folders if n[0] != "." and n not in _NOT_IMAGES]
+                paths = [Path(top) / name for name in names]
+                found += [path for path in paths if is_image_file(path) and path.is_file()]
+                subfolders = [Path(top) / name for name in folders]
+                links += [path for path in subfolders if path.is_symlink()]
+        starts = sorted(links)  # after all folders without a link
     return sorted(found)
 
 

@@ -7,6 +7,7 @@ Format: cocodataset.org, "Data format". In addition an image may have `patient`,
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -293,12 +294,19 @@ def _make_cases(
             if isinstance(attributes, dict) and "reader" in attributes:  # as CVAT writes it
                 entry.setdefault("reader", attributes["reader"])
             lesions[image].append(validate(CocoLesion, entry))
+    n_images = Counter(str(image["id"]) for image in content.images if "id" in image)
     cases: list[CaseFiles] = []
     for record in content.images:
         number = str(record.get("id"))
-        with problems.collect(ids[number], path):
+        case = _case_id(str(record.get("file_name")))
+        with problems.collect(case, path):
             image_record = validate(_Image, record)
-            cases.append(_make_case(root, file, ids[number], image_record, lesions[number]))
+            if n_images[number] > 1:
+                raise DatasetError(
+                    f"{image_record.file_name} has the id {number[:40]} of another image, so its "
+                    "annotations are not known. Give each image its own id."
+                )
+            cases.append(_make_case(root, file, case, image_record, lesions[number]))
     return cases
 
 

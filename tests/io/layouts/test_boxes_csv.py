@@ -1,11 +1,14 @@
 """The table `boxes.csv` next to images or to a manifest."""
 
+import os
+
 import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, LesionsegError
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.boxes_csv import list_images
 from lesionseg.io.volumes import write_volume
 from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
 
@@ -62,6 +65,28 @@ def test_results_are_not_images_and_links_are_followed(tmp_path):
     (root / "boxes.csv").write_text(f"{HEADER}a,nodule,{BRIGHT}\n")
     dataset = read_dataset(root)
     assert [c.case for c in dataset.cases] == ["a", "linked_b"]
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_linked_folder_has_the_path_without_the_link(tmp_path, monkeypatch, is_reversed):
+    """The order in which the disk lists the folders does not matter."""
+    root = tmp_path / "set"
+    write_picture(root / "b" / "deep" / "x.png")
+    write_picture(tmp_path / "elsewhere" / "y.png")
+    (root / "a").mkdir()
+    for link, folder in (("a/up", "b"), ("c", "b"), ("d", "b/deep"), ("f", "a")):
+        (root / link).symlink_to(root / folder)
+    for link in ("e", "a/e"):
+        (root / link).symlink_to(tmp_path / "elsewhere")
+
+    def walk_in_order(top, **options):
+        for place, folders, names in walk(top, **options):
+            folders.sort(reverse=is_reversed)
+            yield place, folders, names
+
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", walk_in_order)
+    assert list_images(root) == [root / "a" / "e" / "y.png", root / "b" / "deep" / "x.png"]
 
 
 @pytest.mark.parametrize("name", ["p1_c", "p1/c", "p1/c.png", "images/p1/c.png", "images/p1/c"])

@@ -236,10 +236,12 @@ ANNOTATIONS = [
     ({"segmentation": {"size": [8, 10]}}, "cannot be drawn"),
 ]
 TWICE = [{"id": number, "file_name": "a.png"} for number in (7, 8)]
+SAME_ID = [{"id": 7, "file_name": name} for name in ("a.png", "b.png")]
 WRONG = [
     ({"width": 20}, r"a\.png .*annotations state"),
     ({"file_name": "gone.png"}, r"gone\.png"),
     ({"facts": {"images": TWICE}}, "'a' is listed more than once"),
+    ({"facts": {"images": SAME_ID}}, r"annotations\.json: b\.png has the id 7 of another image"),
     ({"facts": {"images": []}}, r"annotations\.json"),
     ({"facts": {"images": [1]}}, r"annotations\.json"),
     ({"facts": {"images": [{"id": 1}]}}, r"annotations\.json"),
