@@ -2,8 +2,9 @@
 
 import math
 import re
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,11 @@ _NRRD_FILE = re.compile(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]
 _METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)")
 _ANY_METAIMAGE_FILE = re.compile(rb"(?i)ElementDataFile")
 _KEY_WITH_VALUE = re.compile(rb"[^=:]*[=:][ \t=:]*[^ \t\r=:]")
+_COMPRESSED_METAIMAGE = re.compile(rb"(?m)^[ \t\r]*CompressedData[ \t]*[=:][ \t]*[Tt1]")
+_COMPRESSED_BYTES = re.compile(rb"(?m)^[ \t\r]*CompressedDataSize[ \t]*[=:][ \t]*[1-9]")
+_GZIP_NRRD = re.compile(rb"(?im)^encoding[ \t]*:[ \t]*gz")
+_SKIP_NRRD = re.compile(rb"(?im)^(?:line|byte)[ ]?skip[ \t]*:")
+_BLOCK_BYTES = 2**20  # of a compressed stream
 _LOCAL = ("LOCAL", "Local", "local")  # MetaIO takes any other spelling as the name of a file
 
 
@@ -55,6 +61,7 @@ def read_itk(path: Path) -> Volume:
 
     with convert_read_errors(path):
         reader, geometry = _read_header(path)
+        _check_compressed_voxels(path)
         array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         return Volume(array[np.newaxis], geometry)
 
@@ -70,6 +77,63 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     import SimpleITK as sitk
 
     sitk.WriteImage(itk_image(array, geometry), str(path), True)
+
+
+def _check_compressed_voxels(path: Path) -> None:
+    """Check the voxels of a compressed file, because ITK does not verify their checksum.
+
+    ITK would return wrong values without an error if the stream is damaged.
+
+    Raises:
+        ReadError: The stream is damaged, or the header does not state its length.
+    """
+    voxels = voxel_file(path)
+    with path.open("rb") as stream:
+        head = stream.read(_MAX_HEADER_BYTES)
+    is_nrrd = path.suffix.lower() in _NRRD
+    n_header_bytes = _length_of_nrrd_header(head) if is_nrrd else _length_of_metaimage_header(head)
+    header = head[:n_header_bytes]
+    is_compressed = _GZIP_NRRD if is_nrrd else _COMPRESSED_METAIMAGE
+    if not is_compressed.search(header) or _SKIP_NRRD.search(header):
+        return
+    has_own_voxels = voxels == path
+    if has_own_voxels and not is_nrrd and not _COMPRESSED_BYTES.search(header):
+        raise ReadError(  # ITK would inflate the header as well
+            f"{path}: the header has no CompressedDataSize, without which the voxels cannot be "
+            "read. Write the image again as .nii.gz."
+        )
+    with voxels.open("rb") as stream:
+        stream.seek(n_header_bytes if has_own_voxels else 0)
+        if not _is_intact(stream):
+            raise ReadError(
+                f"{path}: the compressed voxels are damaged. Copy the file again from its source."
+            )
+
+
+def _length_of_nrrd_header(head: bytes) -> int:
+    """Return the number of bytes up to the empty line, or that of the whole text without one."""
+    found = re.search(rb"\r?\n\r?\n", head)
+    return found.end() if found else len(head)
+
+
+def _length_of_metaimage_header(head: bytes) -> int:
+    """Return the number of bytes up to the end of the line with the file of the voxels."""
+    found = _METAIMAGE_FILE.search(head)
+    return found.end() + 1 if found else len(head)
+
+
+def _is_intact(stream: BinaryIO) -> bool:
+    """Return True if a stream of zlib or gzip can be inflated and has the right checksum."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
+    try:
+        while not inflater.eof:
+            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
+            if not block:
+                return False
+            inflater.decompress(block, _BLOCK_BYTES)
+    except zlib.error:
+        return False
+    return True
 
 
 def voxel_file(path: Path) -> Path:
