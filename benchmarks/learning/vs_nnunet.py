@@ -11,8 +11,9 @@ none. The minutes begin at the raw files: plans and preprocessing count, predict
 Candidates of both tools come from the same rule. Their operating point is the default one, chosen
 on the scored cases: 1 false positive per case, or 1 per 10 lesions if that is more.
 
-`nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with two tiles per step, of the size
-that lesionseg has at two tiles per step, and with the features of lesionseg (`cell_nnunet.py`). It
+`nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with at most two tiles per step in 3-D
+and four in 2-D, of at most the size that lesionseg has at two tiles per step, and with the features
+of lesionseg (`cell_nnunet.py`). It
 also follows `--overrides` of tile and features. The learning-rate schedule of both tools covers the
 minutes. nnU-Net runs in the environment of the peers (`make peers`).
 
