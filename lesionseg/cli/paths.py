@@ -128,7 +128,7 @@ def _check_existing(setting: str, path: Path) -> None:
 
 def _check_scores(setting: str, path: Path) -> None:
     """Check that a path is a folder with scores, or a run directory that has them."""
-    from lesionseg.io.scores_folder import find_scores
+    from lesionseg.io.run_folder import find_scores
 
     _check_has_files(setting, path)
     if not (find_scores(path) / "scores.json").is_file():

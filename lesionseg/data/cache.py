@@ -527,7 +527,6 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], 
     just changed.
     """
     states: list[tuple[str, int, int, int, int]] = []
-    times_of_change: list[int] = []
     for path in paths:
         series = split_series(path)  # the folder of a DICOM series and the series in it
         place = path if series is None else series[0]
@@ -536,13 +535,11 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], 
         try:
             files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
             for file in files:
-                values = stat_values(file)
-                states.append((str(file), *values))
-                times_of_change.append(values[1])
+                states.append((str(file), *stat_values(file)))
         except OSError:
             return None
     recent = time_ns() - _RECENT_NS
-    if any(changed > recent for changed in times_of_change):
+    if any(changed > recent for _, _, changed, _, _ in states):
         return None
     return tuple(dict.fromkeys(states))
 

@@ -178,12 +178,12 @@ class Misses:
         if found_at <= NEVER:
             return None
         links = match.links[match.criterion]
-        would_find = (links.lesion == row) & (match.scores[links.candidate] >= found_at)
+        scores = match.scores[links.candidate]
+        would_find = (links.lesion == row) & (scores >= found_at)
         would_find &= ~self.accepted[links.candidate]
         candidate = None
         score = found_at
         if would_find.any():
-            scores = match.scores[links.candidate]
             score = float(scores[would_find].min())
             is_last = would_find & (scores == score)
             best = links.candidate[is_last][np.argmax(links.weight[is_last])]

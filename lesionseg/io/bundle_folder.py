@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lesionseg.errors import BundleError
+from lesionseg.io.run_folder import has_config
 
 WEIGHTS = "weights.safetensors"
 PLAN = "plan.json"
@@ -23,7 +24,7 @@ def resolve_bundle(path: Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
             return folder
-    if (path / "config.yaml").is_file():
+    if has_config(path):
         raise BundleError(
             f"{path}: the training has not finished. Run the same `train` command with "
             f"run_dir={path} to continue it."

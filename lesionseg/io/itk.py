@@ -17,9 +17,10 @@ _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends
+_END_OF_NRRD = re.compile(rb"\r?\n\r?\n")
 _NRRD_FILE = re.compile(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)")
 # MetaIO, which compares keys with regard to case, takes the key only at the start of a line
-_METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)")
+_METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)\n?")
 _ANY_METAIMAGE_FILE = re.compile(rb"(?i)ElementDataFile")
 _KEY_WITH_VALUE = re.compile(rb"[^=:]*[=:][ \t=:]*[^ \t\r=:]")
 _COMPRESSED_METAIMAGE = re.compile(rb"(?m)^[ \t\r]*CompressedData[ \t]*[=:][ \t]*[Tt1]")
@@ -88,11 +89,10 @@ def _check_compressed_voxels(path: Path) -> None:
         ReadError: The stream is damaged, or the header does not state its length.
     """
     voxels = voxel_file(path)
-    with path.open("rb") as stream:
-        head = stream.read(_MAX_HEADER_BYTES)
     is_nrrd = path.suffix.lower() in _NRRD
-    n_header_bytes = _length_of_nrrd_header(head) if is_nrrd else _length_of_metaimage_header(head)
-    header = head[:n_header_bytes]
+    head = _read_head(path)
+    end = (_END_OF_NRRD if is_nrrd else _METAIMAGE_FILE).search(head)
+    header = head[: end.end()] if end else head
     is_compressed = _GZIP_NRRD if is_nrrd else _COMPRESSED_METAIMAGE
     if not is_compressed.search(header) or _SKIP_NRRD.search(header):
         return
@@ -103,23 +103,11 @@ def _check_compressed_voxels(path: Path) -> None:
             "read. Write the image again as .nii.gz."
         )
     with voxels.open("rb") as stream:
-        stream.seek(n_header_bytes if has_own_voxels else 0)
+        stream.seek(len(header) if has_own_voxels else 0)
         if not _is_intact(stream):
             raise ReadError(
                 f"{path}: the compressed voxels are damaged. Copy the file again from its source."
             )
-
-
-def _length_of_nrrd_header(head: bytes) -> int:
-    """Return the number of bytes up to the empty line, or that of the whole text without one."""
-    found = re.search(rb"\r?\n\r?\n", head)
-    return found.end() if found else len(head)
-
-
-def _length_of_metaimage_header(head: bytes) -> int:
-    """Return the number of bytes up to the end of the line with the file of the voxels."""
-    found = _METAIMAGE_FILE.search(head)
-    return found.end() + 1 if found else len(head)
 
 
 def _is_intact(stream: BinaryIO) -> bool:
@@ -144,8 +132,7 @@ def voxel_file(path: Path) -> Path:
             ITK itself would read any file that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
-    with convert_read_errors(path), path.open("rb") as stream:
-        head = stream.read(_MAX_HEADER_BYTES)
+    head = _read_head(path)
     names = _names_in_nrrd(head) if is_nrrd else _names_in_metaimage(path, head)
     if names is None:
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
@@ -167,12 +154,18 @@ def voxel_file(path: Path) -> Path:
     return file
 
 
+def _read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, which contain its header."""
+    with convert_read_errors(path), path.open("rb") as stream:
+        return stream.read(_MAX_HEADER_BYTES)
+
+
 def _names_in_nrrd(head: bytes) -> list[str] | None:
     """Return the files that a NRRD header names, or None if the header is damaged.
 
     The header ends at an empty line, or at the end of a file without voxels.
     """
-    header, *voxels = re.split(rb"\r?\n\r?\n", head, maxsplit=1)
+    header, *voxels = _END_OF_NRRD.split(head, maxsplit=1)
     names = _NRRD_FILE.findall(header)
     is_complete = bool(voxels or names)
     if not is_complete or _CONTROL_CHARACTER.search(header):

@@ -6,8 +6,8 @@ from typing import Any, Literal, TypeVar
 from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.files import read_yaml
+from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.models.weights import RESIDUAL_STEM, is_checkpoint, read_checkpoint
-from lesionseg.pipeline.run_dir import CONFIG, has_config
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import SOURCES
 from lesionseg.plan.rules import Decision

@@ -13,7 +13,7 @@ from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import PLAN
-from lesionseg.io.scores_folder import is_run
+from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
 from lesionseg.pipeline.references import ReferenceRules
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
@@ -70,7 +70,7 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
 def _require_no_training(output: Path) -> None:
     """Raise `OutputError` if a folder is a run, or contains a bundle that we trained."""
     has_bundle = (output / BUNDLE / PLAN).is_file()
-    if is_run(output) or (has_bundle and bundle_plan(output).nnunet is None):
+    if has_config(output) or (has_bundle and bundle_plan(output).nnunet is None):
         raise OutputError(
             f"output={output}: this folder contains a trained model, whose bundle would be "
             "replaced. Choose another folder."

@@ -24,6 +24,7 @@ from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder, write_json
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.run_dir import (
@@ -31,7 +32,6 @@ from lesionseg.pipeline.run_dir import (
     check_cases,
     check_config,
     config_of,
-    has_config,
     training_counts,
 )
 from lesionseg.pipeline.score_roles import score_folds

@@ -44,7 +44,7 @@ from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
-from lesionseg.io.scores_folder import require_no_run
+from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
     apply_selection,

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError, count
+from lesionseg.io.run_folder import has_config
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ class RunLog(MemoryHandler):
 
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
-        if self.target is None and (self.run / "config.yaml").is_file():
+        if self.target is None and has_config(self.run):
             self.setTarget(open_log(self.run / LOG, LOG_FORMAT, private=self.private))
         return self.target is not None
 

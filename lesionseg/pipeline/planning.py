@@ -17,6 +17,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.files import write_text
+from lesionseg.io.run_folder import has_config
 from lesionseg.losses import make_loss
 from lesionseg.models.build import fast_dtype
 from lesionseg.models.foreign import backbone_pyramid, n_logits, probe_network
@@ -30,7 +31,6 @@ from lesionseg.pipeline.run_dir import (
     SPLITS,
     check_cases,
     config_of,
-    has_config,
     save_config,
     save_sources,
     warn_of_seen_cases,

@@ -24,6 +24,7 @@ from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.files import read_json, read_yaml, write_json, write_text
+from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
@@ -33,7 +34,6 @@ from lesionseg.plan.splits import Splits
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 SPLITS = "splits.json"
 SOURCES_OF_CASES = "sources.json"  # SHA-256 of the files of each development case
 # sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
@@ -73,11 +73,6 @@ def config_of(cfg: TrainConfig) -> dict[str, Any]:
     config = {"command": name, **cfg.to_plain()}
     config.get("tune", {}).pop("n_trials", None)
     return config
-
-
-def has_config(run_dir: Path) -> bool:
-    """Return True if the run directory already belongs to a configuration."""
-    return (run_dir / CONFIG).is_file()
 
 
 def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -63,6 +63,16 @@ def write_viewer(
     return folder / f"{name}.html"
 
 
+def remove_viewer_pages(folder: Path) -> None:
+    """Remove the pages of an earlier report, which may show other cases or their real names.
+
+    Nothing is removed from a folder without NiiVue, because its pages are not ours.
+    """
+    if (folder / NIIVUE.name).is_file():
+        for page in folder.glob("*.html"):
+            page.unlink()
+
+
 def viewer_page(title: str, scene: Scene, threshold: float | None = None) -> str:
     """Return the page of one case. It contains the voxels and loads NiiVue from its own folder.
 

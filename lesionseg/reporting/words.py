@@ -545,26 +545,6 @@ def limit_words(tables: Tables) -> str:
     return words
 
 
-def rule_words(tables: Tables) -> str:
-    """Return the rule by which a lesion counts as found and a marking as a false positive."""
-    preset = tables.scores.preset
-    least = tables.scores.provenance.rule_threshold
-    if preset.startswith("iou") and least is not None:
-        return (
-            f"a marking and the lesion have an IoU of at least {least:g}; each marking finds at "
-            f"most one lesion (rule {preset})"
-        )
-    if preset != "lesionseg":
-        return f"by the rule {preset}"
-    words = (
-        "markings cover at least 10 % of the lesion; a marking is a false positive if less than "
-        "10 % of it is in lesions"
-    )
-    if len(tables.scores.per_label) > 1:
-        words += "; labels need not be equal, except in the table label by label"
-    return words
-
-
 def found_rule(tables: Tables) -> str:
     """Return a sentence that says which lesions count as found."""
     preset = tables.scores.preset
@@ -575,6 +555,19 @@ def found_rule(tables: Tables) -> str:
     if preset.startswith("iou") and least is not None:
         return f"A lesion counts as found if it has an IoU of at least {least:g} with a marking."
     return f"Lesions count as found by the rule {preset}."
+
+
+def rule_words(tables: Tables) -> str:
+    """Return sentences that say which lesions count as found, and further parts of the rule."""
+    words = found_rule(tables)
+    preset = tables.scores.preset
+    if preset == "lesionseg":
+        words += " A marking is a false positive if less than 10 % of it is in lesions."
+        if len(tables.scores.per_label) > 1:
+            words += " The table label by label compares equal labels only."
+    elif preset.startswith("iou"):
+        words += f" Each marking finds at most one lesion (rule {preset})."
+    return words
 
 
 def is_one_to_one(tables: Tables) -> bool:

@@ -25,6 +25,7 @@ from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import render
+from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     QUESTIONS,
     false_positive_rule,
@@ -104,9 +105,7 @@ def write_report(
     adjudication = output / "adjudicate.csv"
     if adjudication.is_file():
         _read_answered(adjudication)  # a wrong table is an error before any file changes
-    for page in (output / "viewer").glob("*.html"):
-        page.unlink()  # an earlier page may show other cases, or their real names
-    pictures = Pictures()
+    sources = None
     if images is not None:
         sources = Sources(
             images,
@@ -114,8 +113,12 @@ def write_report(
             prediction or _find_predictions(scores_dir),
             made=tables.scores.provenance,
         )
-        viewer = output / "viewer" if options.viewer else None
-        pictures = _draw_pictures(tables, sources, viewer, progress)
+    viewer = output / "viewer"
+    remove_viewer_pages(viewer)
+    pictures = Pictures()
+    if sources is not None:
+        pages = viewer if options.viewer else None
+        pictures = _draw_pictures(tables, sources, pages, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     second = scores_dir / SECOND_MODEL
     if compare is not None and compare.resolve() != second.resolve():
@@ -476,8 +479,6 @@ def _draw_pictures(
         if scene is not None:
             visible |= _find_visible_masks(scene)
             if viewer is not None:
-                from lesionseg.reporting.viewer import write_viewer
-
                 write_viewer(viewer, case.replace(" ", "-"), case, scene, tables.threshold)
             if case in on_film:
                 films[case] = draw_film(scene, case, tables)

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from lesionseg.io.run_folder import CONFIG
 from lesionseg.pipeline.cross_validate import plan_of_first_begun
-from lesionseg.pipeline.run_dir import CONFIG
 from tests.models.plans import plan_of
 
 

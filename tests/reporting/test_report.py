@@ -18,6 +18,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.pictures import _choose_bar
+from lesionseg.reporting.viewer import NIIVUE
 from lesionseg.reporting.words import headline, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
@@ -253,10 +254,14 @@ def test_answers_without_a_column_of_comments_are_kept(study, tmp_path):
 
 def test_viewer_pages_of_an_earlier_report_are_removed(study, tmp_path):
     (tmp_path / "viewer").mkdir()
-    for name in ("P0.html", "niivue.js"):
-        (tmp_path / "viewer" / name).touch()
-    write_report(study / "scores", tmp_path, options=ReportSection.of(pdf=False))
-    assert [path.name for path in (tmp_path / "viewer").iterdir()] == ["niivue.js"]
+    page = tmp_path / "viewer" / "P0.html"
+    page.touch()
+    options = ReportSection.of(pdf=False)
+    write_report(study / "scores", tmp_path, options=options)
+    assert page.is_file()  # a folder without NiiVue is not ours
+    (tmp_path / "viewer" / NIIVUE.name).touch()
+    write_report(study / "scores", tmp_path, options=options)
+    assert [path.name for path in (tmp_path / "viewer").iterdir()] == [NIIVUE.name]
 
 
 def draw_report(study, output, prediction):

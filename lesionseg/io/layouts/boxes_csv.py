@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -244,24 +245,32 @@ def list_images(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     seen: set[str] = set()
-    starts = [folder]
-    while starts:
-        links: list[Path] = []
-        for start in starts:
-            for top, folders, names in os.walk(start):
-                place = os.path.realpath(top)
-                has_results = Path(top) != folder and not _OWN_RESULTS.isdisjoint(names)
-                if place in seen or has_results:
-                    folders.clear()  # `os.walk` enters the folders that remain in this list
-                    continue
-                seen.add(place)
-                folders[:] = [n for n in folders if n[0] != "." and n not in _NOT_IMAGES]
-                paths = [Path(top) / name for name in names]
-                found += [path for path in paths if is_image_file(path) and path.is_file()]
-                subfolders = [Path(top) / name for name in folders]
-                links += [path for path in subfolders if path.is_symlink()]
-        starts = sorted(links)  # after all folders without a link
+    links = _list_images_below([folder], found, seen)
+    while links:  # after all folders without a link
+        links = _list_images_below(links, found, seen)
     return sorted(found)
+
+
+def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
+    """Append the images of some folders to `found`, without those in links to other folders.
+
+    Folders whose real path is in `seen` are left out, and the path of each searched folder is
+    added. Return the sorted links.
+    """
+    links: list[Path] = []
+    for top, folders, names in chain.from_iterable(os.walk(start) for start in starts):
+        place = os.path.realpath(top)
+        has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
+        if place in seen or has_results:
+            folders.clear()  # `os.walk` enters the folders that remain in this list
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
+        paths = [Path(top) / name for name in names]
+        found += [path for path in paths if is_image_file(path) and path.is_file()]
+        subfolders = [Path(top) / name for name in folders]
+        links += [path for path in subfolders if path.is_symlink()]
+    return sorted(links)
 
 
 def _refuse_channels(files: Iterable[Path]) -> None:

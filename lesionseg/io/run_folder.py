@@ -1,11 +1,11 @@
-"""Locating the scores in a run directory, without reading them."""
+"""The layout of a run directory: recognising one, and locating its scores without reading them."""
 
 from pathlib import Path
 
 from lesionseg.errors import OutputError
 
 _FILE = "scores.json"
-_CONFIG = "config.yaml"  # every run directory has it
+CONFIG = "config.yaml"  # every run directory has it
 _OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
 
 
@@ -24,9 +24,9 @@ def find_scores(folder: Path) -> Path:
     return out_of_fold if has_only_oof else folder
 
 
-def is_run(folder: Path) -> bool:
-    """Return True if a folder is a run directory."""
-    return (folder / _CONFIG).is_file()
+def has_config(folder: Path) -> bool:
+    """Return True if a folder is a run directory that already belongs to a configuration."""
+    return (folder / CONFIG).is_file()
 
 
 def require_no_run(output: Path, example: str) -> None:
@@ -40,9 +40,9 @@ def require_no_run(output: Path, example: str) -> None:
         OutputError: `output` is a run directory, or its folder `oof` or `test`.
     """
     run = output.absolute()
-    if run.name in _OF_TRAINING and not is_run(run):
+    if run.name in _OF_TRAINING and not has_config(run):
         run = run.parent
-    if is_run(run):
+    if has_config(run):
         raise OutputError(
             f"output={output}: scores and report of the training in {run} would be replaced. Name "
             f"another folder, such as {run / example}."
