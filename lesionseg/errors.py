@@ -58,6 +58,12 @@ class TrainingError(LesionsegError):
     """Training cannot start or continue."""
 
 
+def find_error(name: str) -> type[LesionsegError] | None:
+    """Return the class of that name, or None if it is not an error of lesionseg."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, LesionsegError) else None
+
+
 def pip_install(extra: str) -> str:
     """Return the command that installs the packages of an extra.
 

@@ -12,7 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
 from lesionseg.config import COMMANDS, ServeConfig, TrainConfig, conf_dir, read
@@ -27,6 +26,7 @@ from lesionseg.errors import (
 )
 from lesionseg.pipeline.log import RepeatFilter, progress_bars
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg import __version__
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
@@ -54,6 +53,7 @@ from lesionseg.pipeline.predict_tables import (
     CaseRow,
     begun_row,
 )
+from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import (
     NO_SELECTION,
@@ -62,6 +61,7 @@ from lesionseg.pipeline.references import (
     with_ids_of_references,
 )
 from lesionseg.reporting.identity import read_run
+from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
 BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # files of nnU-Net next to its predictions

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import (
     UNKNOWN_ROLE,
@@ -81,6 +80,7 @@ from lesionseg.reporting.follow_page import (
     write_follow_page,
 )
 from lesionseg.reporting.pictures import Card
+from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
 from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
+from lesionseg.version import __version__
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
 _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": logging.WARNING}

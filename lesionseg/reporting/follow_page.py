@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
@@ -26,6 +25,7 @@ from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import Tile, render
 from lesionseg.reporting.words import per_scan
+from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # colour of a lesion without a sure change

@@ -19,7 +19,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
 from lesionseg.reporting.content import Pictures, ReportContent
@@ -27,6 +26,7 @@ from lesionseg.reporting.films import Film, FilmBox, FilmTag
 from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
 from lesionseg.reporting.rendering import Tile
 from lesionseg.reporting.words import Measure
+from lesionseg.version import __version__
 
 # lengths are in inches
 WIDTH = 11.69

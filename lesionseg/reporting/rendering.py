@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg import __version__
 from lesionseg.errors import count
+from lesionseg.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -24,11 +24,10 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import Dataset
 
-from lesionseg import errors
 from lesionseg.config import TrainConfig, TrainerConfig, build, check_arguments
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.errors import ConfigError, TrainingError, count, find_error
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import (
     TRUSTED,
@@ -247,8 +246,8 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
     name = found["name"]
     message = found["message"].strip()
     # first, because the message of an own error may quote another error
-    kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
-    if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
+    kind = find_error(name.removeprefix("lesionseg.errors."))
+    if kind is not None:
         return kind(message)
     if name.endswith("MemoryError") or says_out_of_memory(message):
         return _out_of_memory(plan, message)
@@ -473,7 +472,7 @@ def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
     where = "training" if step is None else f"step {step} of training"
-    tiles = errors.count(plan.batch_size, "tile")
+    tiles = count(plan.batch_size, "tile")
     return ConfigError(
         f"Memory ran out in {where}, with {tiles} of {list(plan.tile_shape)} ({first_line(why)}). "
         f"End other programs on the device, or train with {remedy} in another run_dir."

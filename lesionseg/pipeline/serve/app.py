@@ -18,7 +18,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from lesionseg import __version__, phantoms
+from lesionseg import phantoms
 from lesionseg.config import ServeConfig
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
@@ -38,6 +38,7 @@ from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.rendering import render
+from lesionseg.version import __version__
 
 _MOST_UPLOADS = 4  # at once
 Result = Literal["mask", "candidates", "all", "view"]

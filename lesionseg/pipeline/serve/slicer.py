@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from lesionseg import __version__
 from lesionseg.pipeline.serve.answer import Answer
+from lesionseg.version import __version__
 
 MODEL = "lesionseg"
 MAX_SCANS = 32
