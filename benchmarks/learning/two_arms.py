@@ -1,11 +1,11 @@
-"""Train two versions or settings of lesionseg at the same time, one core each, as rows of a CSV.
+"""Train two versions or settings of lesionseg at the same time, one thread each, as CSV rows.
 
     python benchmarks/learning/two_arms.py --data DIR --seed 0 --minutes 12 --csv rows.csv \
         --arm whole FOLDER --arm near FOLDER loss.cells=near
 
 Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`. An
-arm is a cell of `vs_nnunet.py`, in a process of its own that is bound to one core. Its row is
-appended to the CSV when both arms are complete. Arms that have a row are not trained again, so the
+arm is a cell of `vs_nnunet.py` in a process of its own. Its row is appended to the CSV when both
+arms are complete. Arms that have a row are not trained again, so the
 same command continues an interrupted comparison.
 
 `commit` is that of the arm's checkout. `cpu_minutes` is the processor time of the training process
@@ -29,13 +29,10 @@ def main() -> None:
     """Train the arms without a row, and append their rows."""
     options = arguments()
     done = pd.read_csv(options.csv) if options.csv.is_file() else pd.DataFrame()
-    cores = sorted(os.sched_getaffinity(0))
     missing = []
-    for number, (name, folder, *overrides) in enumerate(options.arm):
+    for name, folder, *overrides in options.arm:
         if not has_row(done, options, name):
-            # the seeds change cores, so that no arm has the better core every time
-            core = cores[(number + options.seed) % len(cores)]
-            process = start(options, name, Path(folder), overrides, core)
+            process = start(options, name, Path(folder), overrides)
             missing.append((name, Path(folder), process))
     codes = [process.wait() for _, _, process in missing]  # both, before the first error
     if any(codes):
@@ -74,9 +71,9 @@ def has_row(done: pd.DataFrame, options: argparse.Namespace, name: str) -> bool:
 
 
 def start(
-    options: argparse.Namespace, name: str, folder: Path, overrides: list[str], core: int
+    options: argparse.Namespace, name: str, folder: Path, overrides: list[str]
 ) -> subprocess.Popen[bytes]:
-    """Start the training of an arm on a core."""
+    """Start the training of an arm."""
     folder = folder.resolve()
     command = [sys.executable, "benchmarks/learning/vs_nnunet.py", "--tools", "lesionseg"]
     command += ["--data", str(options.data.absolute()), "--seeds", str(options.seed)]
@@ -88,7 +85,6 @@ def start(
         command += ["--overrides", *overrides]
     environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
-    os.sched_setaffinity(process.pid, {core})
     if options.priority is not None:  # sessions share the processor by the priority of the session
         Path(f"/proc/{process.pid}/autogroup").write_text(str(options.priority))
     return process
