@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from lesionseg.config import OptimConfig, TrainerConfig
 from lesionseg.errors import TrainingError
-from lesionseg.losses import PositiveAverage
+from lesionseg.losses import PositiveAverage, VoxelLoss
+from lesionseg.losses.base import own_sums
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
-from lesionseg.training.processes import n_processes
+from lesionseg.training.processes import n_processes, sum_over_processes
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,9 @@ class LesionModule(pl.LightningModule):
     A batch contains `plan.batch_size` tiles. Sums over positives are divided by a normaliser, the
     moving average of the number of positives in a step, over all its batches and processes.
     Processes average their gradients, so each one divides by the normaliser over the number of
-    processes. A step whose gradient is not finite does not change the weights. It is counted in the
-    next step, because reading the flag at once would make a GPU wait.
+    processes. Dice and the means over lesions are computed from the sums of all processes. A step
+    whose gradient is not finite does not change the weights. It is counted in the next step,
+    because reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -90,8 +92,11 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Set the expected positives of all processes, and compile the network if requested."""
-        n_tiles = self.plan.batch_size * self.trainer.world_size
+        """Prepare the sums over all processes, and compile the network if requested."""
+        world = self.trainer.world_size
+        if isinstance(self.loss, VoxelLoss):
+            self.loss.sum_processes = own_sums if world == 1 else sum_over_processes
+        n_tiles = self.plan.batch_size * world
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
         if self.settings.compile:  # in place, so that the names of weights stay
             self.network.compile()
