@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count
-from lesionseg.evaluation.intervals import wilson_interval
+from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
 from lesionseg.reporting.evaluation_tables import Tables
 from lesionseg.reporting.rendering import rate
@@ -40,6 +40,8 @@ RC: Any = {
 }
 MOST_SUBGROUPS = 24  # in their chart
 MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
+RELIABLE = 10  # intervals of fewer patients are dashed
+DASHED = (0, (3, 2))  # style of a line
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
@@ -98,18 +100,20 @@ def size_chart(tables: Tables) -> Chart | None:
     patients = list(tables.lesions["group"].unique())
     who = "patient" if tables.patients_stated else "scan"
     has_rings = 1 < len(patients) <= MOST_RINGS
-    has_dashes = False
+    numbers_of_patients = []
     for x, part in enumerate(bins):
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
-        if part.ci95:
-            axes.plot([x, x], part.ci95, color=INK, linewidth=1.4)
-        else:  # too few patients: an interval that takes lesions as independent
-            has_dashes = True
-            ends = wilson_interval(part.detected, part.n)
-            axes.plot([x, x], ends, color=INK, linestyle=(0, (3, 2)), linewidth=1.4)
+        shares = _shares_of_patients(tables, part)
+        numbers_of_patients.append(len(shares))
+        style = DASHED if len(shares) < RELIABLE else "-"
+        ends = part.ci95 or _interval_of_few(part, len(shares))
+        axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if has_rings:
-            _draw_rings(axes, x, tables, part)
+            places = x + 0.32 + 0.05 * np.arange(len(shares))
+            axes.plot(
+                places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
+            )
     unit = tables.scores.size_unit
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
@@ -121,25 +125,39 @@ def size_chart(tables: Tables) -> Chart | None:
         caption += f" Sizes: diameter in {unit}."
     if has_rings:
         caption += f" Rings: one per {who}."
-    if has_dashes:
-        caption += (
-            " Dashed: 95 % interval that takes lesions as independent. It is too narrow, because "
-            f"fewer than {FEW} {who}s have lesions of such a size."
-        )
+    caption += _explain_dashes(min(numbers_of_patients), who)
     title = "Lesions found, by size"
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
 
 
-def _draw_rings(axes: Axes, x: float, tables: Tables, part: SizeClass) -> None:
-    """Draw the share of lesions found of each patient to the right of the bar of a size class."""
+def _shares_of_patients(tables: Tables, part: SizeClass) -> pd.Series:
+    """Return the share of lesions found of each patient with lesions of a size class."""
     largest = np.inf if part.to_mm is None else part.to_mm
     sizes = tables.lesions[tables.size_column]
     own = tables.lesions[sizes.between(part.from_mm, largest, inclusive="left")]
-    shares = own.groupby("group")["detected"].mean()
-    places = x + 0.32 + 0.05 * np.arange(len(shares))
-    axes.plot(places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
+    return own.groupby("group")["detected"].mean()
+
+
+def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
+    """Return an interval for a size class of too few patients for that of scores.json.
+
+    It takes lesions as independent, unless all of them or none were found.
+    """
+    if part.detected in (0, part.n):
+        return all_or_none_interval(part.detected, n_patients)
+    return wilson_interval(part.detected, part.n)
+
+
+def _explain_dashes(fewest: int, who: str) -> str:
+    """Explain the dashed intervals of the chart of sizes; "" if no size class has few patients."""
+    if fewest >= RELIABLE:
+        return ""
+    words = f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
+    if fewest < FEW:
+        words += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
+    return words
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
@@ -388,13 +406,16 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     for y, group in enumerate(groups[::-1]):
         recall = group.lesion_recall
         if recall.ci95:
-            axes.plot(recall.ci95, [y, y], color=INK, linewidth=1.2)
+            style = DASHED if group.n_groups < RELIABLE else "-"
+            axes.plot(recall.ci95, [y, y], color=INK, linestyle=style, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
     names = [f"{g.by}: {g.value} ({count(g.n_lesions, 'lesion')})" for g in groups[::-1]]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
-    caption = f"Lines: 95 % intervals, for {FEW} or more patients."
+    caption = (
+        f"Lines: 95 % intervals, for {FEW} or more patients, dashed for fewer than {RELIABLE}."
+    )
     if len(groups) < len(with_recall):
         caption += f" The first {len(groups)} of {len(with_recall)} subgroups; scores.json has all."
     return Chart("Subgroups", caption, figure)
