@@ -97,6 +97,19 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     return f"{n} {nouns or noun + 's'}"
 
 
+def duration(minutes: float) -> str:
+    """Return a duration in seconds, minutes or hours.
+
+    >>> duration(0.4), duration(2.6), duration(240)
+    ('24 seconds', '3 minutes', '4 hours')
+    """
+    if minutes < 2:
+        return count(round(60 * minutes), "second")
+    if minutes < 120:
+        return count(round(minutes), "minute")
+    return f"{minutes / 60:.3g} hours"
+
+
 def join_names(names: Iterable[object], most: int = 20) -> str:
     """Join at most `most` names for a message, and count the remaining ones.
 

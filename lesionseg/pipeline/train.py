@@ -12,7 +12,7 @@ from lesionseg.config import TARGET, TrainConfig
 from lesionseg.core import Aim
 from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import untrusted_targets
-from lesionseg.errors import count
+from lesionseg.errors import count, duration
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.result_tables import scores_table
 from lesionseg.evaluation.scores import Scores
@@ -181,8 +181,7 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     for role, found in scores.items():
         if found.n_lesions and not found.n_true_positive:
             lesions = count(found.n_lesions, "lesion")
-            minutes = found.provenance.training_minutes
-            took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+            took = duration(found.provenance.training_minutes)
             lines.append(
                 f"It found none of {lesions} of the {role} cases after {took} of training."
             )

@@ -10,7 +10,7 @@ from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import Card
 from lesionseg.reporting.rendering import Tile
-from lesionseg.reporting.words import Measure
+from lesionseg.reporting.words import Basis, Measure
 
 FILMS_ON_TOP = 3  # whole images on the first screen
 
@@ -51,6 +51,7 @@ class ReportContent:
         role: Role of the scans, followed by a separator. Empty if it is unknown or a tag names it.
         headline: One sentence about lesions and false positives.
         tiles: The four numbers of the first screen.
+        basis: Length of the training and choice of the limit. None if they are unknown.
         charts: The two charts of the first screen.
         pictures: Pictures of lesions and false positives.
         n_missed: Number of missed lesions, with and without a picture.
@@ -74,6 +75,7 @@ class ReportContent:
     role: str
     headline: str
     tiles: Sequence[Tile]
+    basis: Basis | None
     charts: Sequence[Chart]
     pictures: Pictures
     n_missed: int

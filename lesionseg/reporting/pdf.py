@@ -35,6 +35,7 @@ EDGE = 0.45
 GAP = 0.28  # between two charts
 WASH = "#f3f6f8"
 SOFT = "#555555"
+WARNING = "#b34700"  # a darker ACCENT, for text
 CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
 CHARTS_END = 5.5  # lower end of the charts of page 1 and of their captions
 CHART_TITLE = 0.24  # height of the title above a chart
@@ -167,6 +168,10 @@ def _first_page(content: ReportContent) -> Figure:
     page = _Page()
     y = _draw_header(page, content)
     _draw_tiles(page, content.tiles, y)
+    if content.basis is not None:
+        colour = WARNING if content.basis.is_weak else SOFT
+        page.text(EDGE, y + 0.83, content.basis.words, 8, color=colour)
+        y += 0.2
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
     if pictures.films:

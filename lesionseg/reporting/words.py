@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from lesionseg.errors import count, format_score
+from lesionseg.errors import count, duration, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
+from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
 MOST_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
+FEW_STEPS = 1000  # fewer training steps are stated in the warning colour
 NOT_STATED = "not stated"
 
 
@@ -408,6 +410,39 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
     elif tables.n_failed:
         words += f" {tables.n_failed} scans could not be scored and are not included."
     return words
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The training and the choice of the limit in words. `is_weak`: one of them had few data."""
+
+    words: str
+    is_weak: bool
+
+
+def basis(tables: Tables) -> Basis | None:
+    """State how long the program was trained, and on how many scans its limit was chosen.
+
+    Return None if the scores state neither, like those of an earlier version.
+    """
+    made = tables.scores.provenance
+    point = tables.scores.operating_point
+    parts = []
+    is_weak = False
+    if made.training_steps:
+        words = f"trained {count(made.training_steps, 'step')} in {duration(made.training_minutes)}"
+        if made.n_networks > 1:
+            words += f", {made.n_networks} networks together"
+        parts.append(words)
+        is_weak = made.training_steps < FEW_STEPS * made.n_networks
+    if point.n_cases is not None and tables.threshold is not None:
+        words = f"limit chosen on {count(point.n_cases, 'scan')}"
+        if point.n_patients != point.n_cases:
+            words += f" of {count(point.n_patients or 0, 'patient')}"
+        parts.append(f"{words} ({count(point.n_false_positives or 0, 'false positive')})")
+        is_weak |= (point.n_patients or 0) < FEW_PATIENTS
+    line = "; ".join(parts)
+    return Basis(f"{line[0].upper()}{line[1:]}.", is_weak) if line else None
 
 
 # --- lesions -------------------------------------------------------------------------------------

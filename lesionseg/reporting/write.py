@@ -28,6 +28,7 @@ from lesionseg.reporting.rendering import render
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     QUESTIONS,
+    basis,
     false_positive_rule,
     false_positive_words,
     headline,
@@ -197,6 +198,7 @@ def _collect_content(
         role=f"{role_words(scores.evaluated_on)} · " if is_unseen else "",
         headline=headline(tables),
         tiles=tiles(tables),
+        basis=basis(tables),
         charts=charts,
         pictures=pictures,
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Aim, Candidate, Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.result_tables import write_scores
-from lesionseg.evaluation.scores import SizeClass
+from lesionseg.evaluation.scores import Provenance, SizeClass
 from lesionseg.reporting.charts import froc_chart, has_size_trend, size_chart
 from lesionseg.reporting.evaluation_tables import Tables, read_tables
 from lesionseg.reporting.identity import Identity
@@ -18,6 +18,8 @@ from lesionseg.reporting.words import (
     _REASON_WORDS,
     MEASURES,
     QUESTIONS,
+    Basis,
+    basis,
     explain_excess,
     false_positive_rule,
     false_positive_words,
@@ -183,6 +185,37 @@ def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words
     results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
     tables = tables_of(results, tmp_path, point=choose(results))
     assert words in limit_words(tables)
+
+
+@pytest.mark.parametrize(
+    ("made", "n_cases", "words", "is_weak"),
+    [
+        ({"training_steps": 19, "training_minutes": 3.2}, 1,
+         "Trained 19 steps in 3 minutes; limit chosen on 1 scan (0 false positives).", True),
+        ({"training_steps": 2000, "training_minutes": 60.0}, 20,
+         "Trained 2000 steps in 60 minutes; limit chosen on 20 scans (0 false positives).", False),
+        ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40,
+         "Trained 3000 steps in 4 hours, 5 networks together; limit chosen on 40 scans (0 false "
+         "positives).", True),
+        ({"training_steps": 1, "training_minutes": 0.1}, None,
+         "Trained 1 step in 6 seconds.", True),
+    ],
+)  # fmt: skip
+def test_page_states_training_and_choice_of_the_limit(made, n_cases, words, is_weak, tmp_path):
+    point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=0)
+    tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
+    tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(made)))
+    assert basis(tables) == Basis(words, is_weak)
+
+
+def test_scores_of_an_earlier_version_state_no_training(tmp_path):
+    assert basis(tables_of([hand_result("a", [0.9])], tmp_path)) is None
+
+
+def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
+    results = [hand_result(case, [0.9], [0.4, 0.3], group="p") for case in "ab"]
+    point = choose([*results, hand_result("c", [None], status="missing")], Aim("best_f1"))
+    assert (point.n_cases, point.n_patients, point.n_false_positives) == (2, 1, 0)
 
 
 def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
