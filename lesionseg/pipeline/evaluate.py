@@ -531,8 +531,7 @@ def model_of(predictions: Path) -> dict[str, Any]:
     """Return facts of the model that made the predictions, for the provenance; empty if unknown.
 
     `predict` writes the digest of the bundle into its table. The predictions in a run directory
-    are those of the run. nnU-Net describes its model in the folder of its output, or in the model
-    folder that contains `fold_0/validation`.
+    are those of the run. nnU-Net describes its model in the folder of its output.
     """
     digests: set[str] = set()
     for table in predictions.glob("predictions*.csv"):
@@ -540,9 +539,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
     digests.discard("")  # rows without a model, such as those of skipped files
     if digests:
         return {"bundle": " and ".join(sorted(digests))}
-    for folder in (predictions, *predictions.absolute().parents[:2]):
-        if known := _read_nnunet_model(folder):
-            return known
+    if of_nnunet := _read_nnunet_model(predictions):
+        return of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
     run = read_run(predictions)

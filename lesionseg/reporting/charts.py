@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from lesionseg.errors import count
+from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
 from lesionseg.reporting.evaluation_tables import Tables
@@ -46,6 +46,12 @@ MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stat
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
 LAST_RATE = 8.0
+# columns of metrics.csv in words
+CURVES = {
+    "grad_share/lesion": "share of the gradient from lesions",
+    "grad_share/hard_background": "share of the gradient from the hardest 1 % of background",
+    "p/lesion": "mean probability in lesions",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +107,13 @@ def size_chart(tables: Tables) -> Chart | None:
     who = "patient" if tables.patients_stated else "scan"
     has_rings = 1 < len(patients) <= MOST_RINGS
     numbers_of_patients = []
+    is_too_narrow = False
     for x, part in enumerate(bins):
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
         shares = _shares_of_patients(tables, part)
         numbers_of_patients.append(len(shares))
+        is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
         style = DASHED if len(shares) < RELIABLE else "-"
         ends = part.ci95 or _interval_of_few(part, len(shares))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
@@ -125,7 +133,10 @@ def size_chart(tables: Tables) -> Chart | None:
         caption += f" Sizes: diameter in {unit}."
     if has_rings:
         caption += f" Rings: one per {who}."
-    caption += _explain_dashes(min(numbers_of_patients), who)
+    if min(numbers_of_patients) < RELIABLE:
+        caption += f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
+    if is_too_narrow:
+        caption += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
     title = "Lesions found, by size"
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
@@ -148,16 +159,6 @@ def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
     if part.detected in (0, part.n):
         return all_or_none_interval(part.detected, n_patients)
     return wilson_interval(part.detected, part.n)
-
-
-def _explain_dashes(fewest: int, who: str) -> str:
-    """Explain the dashed intervals of the chart of sizes; "" if no size class has few patients."""
-    if fewest >= RELIABLE:
-        return ""
-    words = f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
-    if fewest < FEW:
-        words += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
-    return words
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
@@ -210,7 +211,14 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
-        axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
+        axes.text(
+            aim.value,
+            0.02,
+            f" set for {rate(aim.value)}",
+            color="#555555",
+            fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     caption = _froc_caption(first, lower is not None, has_band, has_dots)
@@ -371,7 +379,7 @@ def dice_chart(tables: Tables) -> Chart | None:
     axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = f"The Dice of each scan. Dashed: mean {values.mean():.2f}."
+    caption = f"The Dice of each scan. Dashed: mean {format_score(values.mean())}."
     return Chart("Dice, scan by scan", caption, figure)
 
 
@@ -429,13 +437,13 @@ def reliability_chart(tables: Tables) -> Chart | None:
     rows = [row for row in calibration.reliability if row.n]
     if not rows:
         return None
-    figure, axes = new_figure(4.2, 3.6)
+    figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     stated = [row.mean_probability for row in rows]
     true = [row.true_share for row in rows]
     areas = [20 + 3 * min(row.n, 60) for row in rows]  # larger dots for more candidates
-    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
     caption = f"On the line, the {calibration.of} equals the share of lesions."
     return Chart("Calibration", caption, figure)
@@ -487,8 +495,11 @@ def training_charts(history: Path) -> list[Chart]:
         figure, axes = new_figure()
         for name in names:
             values = numbers[name]
-            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=name)
+            words = CURVES.get(name, name.replace("_", " "))
+            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=words)
         axes.set_xlabel("step")
-        axes.legend(frameon=False, fontsize=8)
+        # above the axes, because curves may be anywhere within them
+        n_columns = 1 if any(name in CURVES for name in names) else 3
+        figure.legend(frameon=False, fontsize=9, loc="outside upper left", ncols=n_columns)
         charts.append(Chart(title, "From metrics.csv.", figure))
     return charts

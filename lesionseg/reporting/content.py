@@ -54,6 +54,7 @@ class ReportContent:
         basis: Length of the training and choice of the limit. None if they are unknown.
         charts: The two charts of the first screen.
         pictures: Pictures of lesions and false positives.
+        n_found: Number of found lesions, with and without a picture.
         n_missed: Number of missed lesions, with and without a picture.
         n_false_positive: Number of false positives, with and without a picture.
         false_positive_rule: A sentence that says which markings are false positives.
@@ -78,6 +79,7 @@ class ReportContent:
     basis: Basis | None
     charts: Sequence[Chart]
     pictures: Pictures
+    n_found: int
     n_missed: int
     n_false_positive: int
     false_positive_rule: str

@@ -9,7 +9,7 @@ from typing import Any
 from lesionseg.errors import count, duration, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
@@ -217,35 +217,36 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(
             ("Not independent", "the program learned from other scans of the same patients")
         )
-    if words := explain_excess(tables):
+    if words := explain_excess(tables.scores):
         found.append(("False positives", words))
     return found
 
 
-def explain_excess(tables: Tables) -> str:
+def explain_excess(scores: Scores, noun: str = "limit") -> str:
     """Return a sentence if these scans have far more false positives than expected.
 
     This means at least twice as many, and more than chance explains. Otherwise the sentence is
     empty. The rate of the aim is compared if the aim is a rate, otherwise the expected rate.
+    `noun` is the word for the operating point.
     """
-    aim = tables.scores.operating_point.aim
-    expected = tables.scores.operating_point.expected_false_positives_per_case
+    aim = scores.operating_point.aim
+    expected = scores.operating_point.expected_false_positives_per_case
     if aim is not None and aim.kind == "fp_per_case":
         stated: float | None = aim.value
         verb = "is set for"
     else:
         stated = expected
         verb = "was expected to give"
-    n_false = tables.scores.n_false_positive
-    if stated is None or n_false == 0 or not len(tables.cases):
+    n_false = scores.n_false_positive
+    observed = scores.false_positives_per_case.value
+    if stated is None or not n_false or not observed:
         return ""
     allowed = max(stated, expected or 0.0)
-    observed = n_false / tables.n_scanned
-    lower_end = poisson_interval(n_false)[0] / tables.n_scanned  # of the 95 % interval
+    lower_end = observed * poisson_interval(n_false)[0] / n_false  # of the 95 % interval
     if observed < 2 * allowed or lower_end <= allowed:
         return ""
     return (
-        f"the limit {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
+        f"the {noun} {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
         "not suit these scans."
     )
 
@@ -381,7 +382,7 @@ def _false_positive_tile(tables: Tables) -> Tile:
     if note:
         words += f".{note}"
     is_many = value is not None and value > 2
-    is_excess = bool(explain_excess(tables))
+    is_excess = bool(explain_excess(tables.scores))
     return Tile(rate(value), words, weak=is_many or is_excess)
 
 
@@ -530,12 +531,12 @@ def _read_number(value: Any) -> float | None:
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     """Return two scores with enough digits to show that they differ.
 
-    >>> _format_distinct(0.3, 0.5), _format_distinct(0.4988, 0.5)
-    (('0.3', '0.5'), ('0.499', '0.5'))
+    >>> _format_distinct(0.3, 0.5), _format_distinct(0.49988, 0.5)
+    (('0.3', '0.5'), ('0.4999', '0.5'))
     """
     shown = format_score(score)
     shown_limit = format_score(limit)
-    digits = 3
+    digits = 4
     while shown == shown_limit and digits <= 9:
         shown = f"{score:.{digits}g}"
         shown_limit = f"{limit:.{digits}g}"
@@ -728,7 +729,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
         if isinstance(node, int):  # a number of cases or lesions has no interval
             value = str(node)
         elif node.value is not None:
-            value = f"{node.value:.3g}"
+            value = format_score(node.value)
             interval = node.ci95
             reason = node.reason or ""
         elif node.reason:
@@ -736,7 +737,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
             reason = node.reason
         else:
             continue
-        words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
+        words = " to ".join(map(format_score, interval)) if interval else reason
         name, meaning = MEASURES[key]
         found.append(Measure(name.format_map(numbers), value, words, meaning.format_map(numbers)))
         reasons.append(None if interval else reason)

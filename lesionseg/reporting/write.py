@@ -201,6 +201,7 @@ def _collect_content(
         basis=basis(tables),
         charts=charts,
         pictures=pictures,
+        n_found=int(tables.lesions["detected"].sum()),
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
         n_false_positive=scores.n_false_positive,
         false_positive_rule=false_positive_rule(tables),
