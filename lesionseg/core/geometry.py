@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from lesionseg.errors import GeometryError
 
 _LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
+_N_SAMPLES = 20  # along each axis, to estimate how much of two grids overlaps
 
 
 def joint_unit(units: Iterable[str]) -> str:
@@ -132,6 +133,18 @@ class Geometry:
         last = np.subtract(self.shape, 1)
         corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
+
+    def overlap(self, other: "Geometry") -> float:
+        """Return the share of the smaller grid that is inside the other grid, from samples."""
+        shares: list[float] = []
+        for one, two in ((self, other), (other, self)):
+            # the middles of equal parts of each axis
+            places = [np.linspace(-0.5, n - 0.5, 2 * _N_SAMPLES + 1)[1::2] for n in one.shape]
+            points = np.stack(np.meshgrid(*places), axis=-1).reshape(-1, one.dims)
+            index = two.to_index(one.to_mm(points))
+            is_inside = (index >= -0.5) & (index <= np.subtract(two.shape, 0.5))
+            shares.append(float(is_inside.all(axis=1).mean()))
+        return max(shares)
 
     def describe(self) -> str:
         """Describe shape, spacing and RAS position for a message. x comes first, as in files."""
