@@ -31,6 +31,7 @@ TOLERANCE_MM = 1e-3
 # if two grids differ by less than this, equal indices mean the same place in both
 _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
+_SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
 MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
@@ -376,8 +377,8 @@ def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
     is_default = has_default_origin and np.isin(axes, (-1, 0, 1)).all()
     if not is_default or _is_turned(seen, expected):
         return False
-    has_same_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SAME_SPACING)
-    return not has_same_axes or seen.overlap(expected) < MIN_OVERLAP
+    has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
+    return not has_similar_axes or seen.overlap(expected) < MIN_OVERLAP
 
 
 def check_header(
@@ -385,7 +386,8 @@ def check_header(
 ) -> None:
     """Raise `GeometryError` if one of two files of equal shape has lost the header of its scan.
 
-    Their positions cannot be compared then.
+    Their positions cannot be compared then. If only the first voxel of `expected` differs, that
+    file may be right.
 
     Args:
         path: The file, or words that describe it.
@@ -395,10 +397,10 @@ def check_header(
         remedy: A further remedy if the header of `path` was lost.
     """
     lost = path
-    if _has_lost_header(expected, seen):
+    if not _has_lost_header(seen, expected):
+        if _has_same_spacing(seen, expected) or not _has_lost_header(expected, seen):
+            return
         lost, other, remedy = other, path, ""
-    elif not _has_lost_header(seen, expected):
-        return
     raise GeometryError(
         f"{lost}: the header of the scan was lost. The shape is that of {other}, but the header "
         f"states voxels of 1 mm; {seen.describe_difference(expected)}. Write the file again with "

@@ -25,6 +25,7 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 from lesionseg.host_memory import physical_bytes
+from lesionseg.io.files import explain_missing
 
 P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
@@ -172,6 +173,8 @@ def convert_read_errors(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
     """Return the error of a file whose content cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return ReadError(explain_missing(path))
     words = " ".join(str(error).split()) or type(error).__name__
     return ReadError(
         f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "

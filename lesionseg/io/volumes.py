@@ -10,7 +10,7 @@ from lesionseg.io import itk, nifti, raster
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
-from lesionseg.io.files import atomic_path
+from lesionseg.io.files import atomic_path, explain_missing
 from lesionseg.io.limits import convert_read_errors, run_in_worker
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
@@ -169,7 +169,7 @@ def _find_format(path: Path) -> str:
     with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:
             if not path.is_file():  # missing, or a pipe
-                raise ReadError(f"{path}: no such file. Check its name and folder.")
+                raise ReadError(explain_missing(path))
             if path.stat().st_size == 0:
                 raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
         if is_dicom_image(path):

@@ -38,7 +38,7 @@ from lesionseg.io.dicom.results import (
     ResultOrigin,
     write_dicom_results,
 )
-from lesionseg.io.files import printable_text
+from lesionseg.io.files import explain_missing, printable_text
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
@@ -149,7 +149,9 @@ class CaseWork:
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            text = explain_missing(Path(error.filename))
+        elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         text = printable_text(_shorten_paths(text, scan))
         row = self.rows[scan.key]

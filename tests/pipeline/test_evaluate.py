@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -454,6 +455,18 @@ def test_only_the_case_of_a_damaged_reference_fails(folders):
     outcome = evaluate(*folders, replicates=5)
     assert (outcome.scores.n_cases, outcome.exit_status) == (2, 3)
     assert [problem.case for problem in outcome.failed] == ["b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("side", [0, 1], ids=["reference", "prediction"])
+def test_only_the_case_of_a_link_to_nothing_fails(folders, side):
+    file = next(folders[side].glob("b*"))
+    file.unlink()
+    file.symlink_to(".git/annex/objects/B")
+    outcome = evaluate(*folders, replicates=5)
+    assert (outcome.scores.n_cases, outcome.scores.n_lesions, outcome.exit_status) == (2, 2, 3)
+    assert [problem.case for problem in outcome.failed] == ["b"]
+    assert "points to nothing" in outcome.failed[0].message
 
 
 def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tmp_path):

@@ -481,3 +481,41 @@ def test_new_naming_removes_masks_of_the_earlier_names(bundle, places):
         (row,) = run(bundle, inbox, out, names=names).rows
         assert row.status == "done"
         assert {f.name for f in out.iterdir() if f.suffix in (".nii", ".nrrd")} == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("source", ["", "*"])
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("b.nii.gz", "failed"),
+        ("b.tif", "skipped"),
+        ("b.dcm", "failed"),
+        ("b", "failed"),
+        ("b.img", "skipped"),
+        ("b_mask.nii.gz", "skipped"),
+    ],
+)
+def test_link_to_nothing_has_a_row(bundle, places, name, status, source):
+    inbox, out = places
+    write(inbox / "a.nii.gz", seed=1)
+    (inbox / name).symlink_to(".git/annex/objects/B")
+    outcome = run(bundle, inbox / source, out)
+    assert outcome.exit_status == (3 if status == "failed" else 0)
+    rows = {row["case"]: row for row in read_csv(out / "predictions.csv")}
+    assert rows.pop("a")["status"] == "done"
+    (row,) = rows.values()
+    assert row["status"] == status
+    assert ("points to nothing" in row["message"]) == (status == "failed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+def test_series_with_a_slice_that_is_a_link_to_nothing_fails(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1", seed=1, uid="1.3")
+    last = sorted((inbox / "P1").iterdir())[-1]
+    last.unlink()
+    last.symlink_to("gone")  # without the row, the series would be shorter by a slice
+    outcome = run(bundle, inbox, out)
+    assert [row.status for row in outcome.rows] == ["failed"]
+    assert "points to nothing" in outcome.rows[0].message
