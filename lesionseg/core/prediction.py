@@ -185,6 +185,15 @@ class Prediction:
     labels: Mapping[int, str] = field(default_factory=dict)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about the scan, from its reader and the input check, and about left candidates.
+
+        Empty if there is nothing to say.
+        """
+        checked = "" if self.input is None else self.input.warning
+        return tuple(filter(None, (checked, self.left_out_note)))
+
+    @property
     def left_out_note(self) -> str:
         """A sentence about the candidates that a limit left out; "" if there are none."""
         if not self.n_left_out:
@@ -241,7 +250,9 @@ class Prediction:
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.
 
-        All voxels are 0 if there are no accepted candidates, or if candidates are boxes.
+        Axes are those of `geometry`: z, y, x for a file. nibabel's order is x, y, z, so compare its
+        arrays with `mask().T`. All voxels are 0 if there are no accepted candidates, or if
+        candidates are boxes.
         """
         if self.instances is None:
             return np.zeros(self.geometry.shape, dtype=np.uint8)

@@ -394,28 +394,23 @@ def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
 def check_header(
     path: str, seen: Geometry, other: str, expected: Geometry, remedy: str = ""
 ) -> None:
-    """Raise `GeometryError` if one of two files of equal shape has lost the header of its scan.
+    """Raise `GeometryError` if a file of the shape of another one has lost the header of its scan.
 
-    Their positions cannot be compared then. If only the first voxel of `expected` differs, that
-    file may be right.
+    Their positions cannot be compared then.
 
     Args:
         path: The file, or words that describe it.
         seen: Its grid.
         other: The file that it is compared with, or words that describe it.
         expected: The grid of the other file.
-        remedy: A further remedy if the header of `path` was lost.
+        remedy: A further remedy.
     """
-    lost = path
-    if not _has_lost_header(seen, expected):
-        if _has_same_spacing(seen, expected) or not _has_lost_header(expected, seen):
-            return
-        lost, other, remedy = other, path, ""
-    raise GeometryError(
-        f"{lost}: the header of the scan was lost. The shape is that of {other}, but the header "
-        f"states voxels of 1 mm; {seen.describe_difference(expected)}. Write the file again with "
-        f"the position of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
-    )
+    if _has_lost_header(seen, expected):
+        raise GeometryError(
+            f"{path}: the header of the scan was lost. The shape is that of {other}, but the "
+            f"header states voxels of 1 mm; {seen.describe_difference(expected)}. Write it again "
+            f"with the position of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
+        )
 
 
 def check_grid(

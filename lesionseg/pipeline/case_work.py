@@ -314,11 +314,6 @@ class CaseWork:
         )
         volume_ml = amounts.pop("volume_ml")  # it has its own column
         checked = prediction.input
-        warnings: list[str] = []
-        if checked is not None and checked.warning:
-            warnings.append(checked.warning)
-        if prediction.n_left_out:
-            warnings.append(prediction.left_out_note)
         row = replace(
             row,
             status=_status(checked),
@@ -328,7 +323,7 @@ class CaseWork:
             volume_ml=volume_ml,
             missing=" ".join(checked.missing if checked else ()),
             operating_point=self.predictor.operating_point().name,
-            warning=" ".join(warnings),
+            warning=" ".join(prediction.warnings),
             input_score=checked.score if checked else None,
             amounts=amounts,
         )
@@ -458,8 +453,7 @@ def _check_unchanged(scan: FoundScan, state: str) -> None:
 def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:
     """Return the row of an earlier run for the same scan, with the facts of this run's `row`."""
     return replace(
-        earlier.with_source(row.source, row.state),
-        status="kept" if earlier.status == "done" else earlier.status,
+        earlier.as_kept().with_source(row.source, row.state),
         group=row.group,
         visit=row.visit,
         path=row.path,

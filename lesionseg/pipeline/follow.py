@@ -726,7 +726,10 @@ def open_pair(
     before = _read(earlier)
     after = _read(later)
     _check_labels(later.case, before, after)
-    check_header(_mask_path(later), after.geometry, _mask_path(earlier), before.geometry)
+    first = _mask_path(earlier)
+    second = _mask_path(later)
+    check_header(first, before.geometry, second, after.geometry)
+    check_header(second, after.geometry, first, before.geometry)
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
     if register == "auto":  # scans on one grid count as registered

@@ -196,6 +196,7 @@ def read_on_grid(
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
     where = str(path or files.candidates)
     check_header(where, own, "its reference", geometry, f", or use {BY_INDEX}")
+    check_header("The reference", geometry, where, own)
     if not resample:
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is not on the grid of its reference "

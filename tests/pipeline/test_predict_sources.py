@@ -95,7 +95,7 @@ def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places
     assert "overwrite=true" in row.message
     assert contents(out) == before
     table = read_csv(out / TABLE)
-    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "done"), ("FLAIR", "failed")]
+    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "kept"), ("FLAIR", "failed")]
     assert len({r["digest"] for r in table}) == 2
     # the failure is known on the next night, and the result of the first scan is still kept
     again = run(bundle, inbox, out)
@@ -136,7 +136,7 @@ def test_second_path_of_the_same_id_fails_on_the_next_night(bundle, places, firs
     write(inbox / first, 1)
     assert statuses(run(bundle, inbox, out)) == {first: "failed", second: "failed"}
     assert contents(out) == before
-    done = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    done = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
     assert [row["path"] for row in done] == [first]
 
 
@@ -169,7 +169,7 @@ def test_deleted_table_is_restored_from_the_results(bundle, places):
     write(inbox / "1.nii", 3)  # another scan now
     assert statuses(run(bundle, inbox, out)) == {"1.nii": "failed"}
     assert contents(out) == before
-    again = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    again = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
     columns = ("case", "digest", "n_candidates", "n_accepted", "volume_ml")
     assert [[r[c] for c in columns] for r in again] == [[r[c] for c in columns] for r in rows]
 
@@ -452,7 +452,7 @@ def test_row_of_a_failure_stays_if_its_file_is_gone(bundle, places):
     shutil.rmtree(inbox / "P2")
     run(bundle, inbox, out)
     expected = [("P1/a.nii.gz", "kept"), ("P1/b.nii.gz", "failed")]
-    expected += [("P2/a.nii.gz", "done"), ("P2/b.nii.gz", "failed")]
+    expected += [("P2/a.nii.gz", "kept"), ("P2/b.nii.gz", "failed")]
     assert table_of(out) == expected
 
 
