@@ -88,6 +88,14 @@ def path_id(path: Path) -> str:
     return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
 
 
+def listed_file(folder: Path, name: str) -> Path:
+    """Return the path of a file that a table names, also if it has the separators of Windows."""
+    path = folder / name
+    if "\\" not in name or path.exists():
+        return path
+    return folder / name.replace("\\", "/")
+
+
 def comparison_key(case: str) -> str:
     """Return a text that is equal for ids whose files some file system cannot distinguish.
 
@@ -273,8 +281,8 @@ def fold_remarks(dataset: Dataset) -> list[Remark]:
 def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
     """Find faults of the cases that show without opening a file.
 
-    These are case ids that are repeated or cannot be file names and, unless `lenient`, missing
-    files and channels.
+    These are case ids that are repeated or cannot be file names, images that are their own mask
+    and, unless `lenient`, missing files and channels.
     """
     problems = Problems()
     seen = set[str]()
@@ -293,6 +301,10 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
                 raise DatasetError(
                     f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
                 )
+        mask = files.reference
+        if mask is not None and file_key(mask) in map(file_key, files.images):
+            text = "is its image as well as its mask. Name the file of its mask."
+            problems.append(Problem(case, f"{mask} of case {case!r} {text}"))
         if lenient:
             continue
         with problems.collect(case, first):
@@ -303,6 +315,28 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
                 text = "does not exist or is empty. Paths in tables are relative to the table."
                 problems.append(Problem(case, f"{file} of case {case!r} {text}"))
     return problems
+
+
+def file_key(path: Path) -> str:
+    """Return a text that is equal for paths of one file, also by links."""
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; an impossible name
+        path = path.resolve()
+    return str(path)
+
+
+def shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
+    """Yield a message about each file that is the mask of several cases."""
+    cases_of: dict[str, list[CaseFiles]] = {}
+    for files in cases:
+        if files.reference is not None:
+            cases_of.setdefault(file_key(files.reference), []).append(files)
+    for sharing in cases_of.values():
+        if len(sharing) > 1:
+            names = join_names(files.case for files in sharing)
+            yield (
+                f"{sharing[0].reference} is the mask of several cases: {names}. Name the mask of "
+                "each case, unless it is an empty mask."
+            )
 
 
 def _has_content(file: Path) -> bool:
