@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
     "label_names": "Several labels have the same name.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",
-    "channels": "Channel files are missing or too many.",
+    "channels": "Channel files are missing, too many, or the mask of the case.",
     "geometry": "The files of the case are not on one grid, or slices are missing.",
     "not_finite": "The image contains NaN or infinite voxels.",
     "labels": "The reference contains values that are not labels, or does not fit its table.",

@@ -380,7 +380,7 @@ def test_small_mask_of_two_cases_and_image_as_mask_are_found(tmp_path):
     outcome = check_dataset(read_dataset(tmp_path, lenient=True), tmp_path / "page.html")
     assert kinds(outcome, "a") == kinds(outcome, "b") == {"same_reference"}
     assert kinds(outcome, "c") == set()
-    assert "listed" in kinds(outcome, "d")
+    assert kinds(outcome, "d") == {"channels"}
 
 
 def test_equal_masks_of_different_images_are_not_one_patient(tmp_path, capsys):

@@ -240,7 +240,8 @@ def _layout_of(root: Path) -> Convention:
         read_boxes_csv(root)  # raises an error that lists the missing columns
     advice = describe_other_format(root) or (
         f"Write a {MANIFEST} with the columns case, image and reference (masks), or a {BOXES} with "
-        "case, label, x0, y0, x1, y1 next to the images. The page Data lists all layouts."
+        "case, label, x0, y0, x1, y1 next to the images. docs/data.md lists all layouts, such as "
+        "nnU-Net's with dataset.json."
     )
     for path in sorted(root.glob("*.json")):  # one of them may be a damaged datalist
         try:

@@ -102,7 +102,7 @@ def read_box_table(path: Path, columns: Collection[str]) -> list[tuple[str, Mapp
         noun = "column" if is_one else "columns"
         pronoun = "it" if is_one else "them"
         advice = f"Rename the column that contains {pronoun}, or add {pronoun}."
-        has_other_corners = any("max" in name.lower() for name in present)
+        has_other_corners = not {"x1", "xmax", "x_max"}.isdisjoint(map(str.lower, present))
         if {"x1", "y1"} <= {*missing} and not has_other_corners:
             advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
         raise DatasetError(

@@ -179,7 +179,16 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` if a case does not have one file for each channel that it must have."""
+    """Raise `DatasetError` if a case does not have one file for each channel that it must have.
+
+    The mask of the case must not be one of them. `evaluate` allows it, because it reads no image.
+    """
+    mask = files.reference
+    if mask is not None and file_key(mask) in map(file_key, files.images):
+        raise DatasetError(
+            f"{mask}: this file is the image as well as the mask of case {files.case!r}. Correct "
+            "one of the two names."
+        )
     names = dataset.channel_names
     if dataset.dims == 2 and is_colour(files, len(names)):
         return
@@ -281,8 +290,8 @@ def fold_remarks(dataset: Dataset) -> list[Remark]:
 def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
     """Find faults of the cases that show without opening a file.
 
-    These are case ids that are repeated or cannot be file names, images that are their own mask
-    and, unless `lenient`, missing files and channels.
+    These are case ids that are repeated or cannot be file names and, unless `lenient`, missing
+    files and channels.
     """
     problems = Problems()
     seen = set[str]()
@@ -301,10 +310,6 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
                 raise DatasetError(
                     f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
                 )
-        mask = files.reference
-        if mask is not None and file_key(mask) in map(file_key, files.images):
-            text = "is its image as well as its mask. Name the file of its mask."
-            problems.append(Problem(case, f"{mask} of case {case!r} {text}"))
         if lenient:
             continue
         with problems.collect(case, first):

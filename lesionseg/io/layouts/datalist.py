@@ -164,11 +164,10 @@ def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Remark]
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict):
                 keys_of_entries.add(frozenset(map(str, entry)))
-    remarks: dict[Remark, None] = {}  # in order, each one once
-    for keys in sorted(keys_of_entries, key=sorted):
-        found = column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")
-        remarks.update(dict.fromkeys(found))
-    return list(remarks)
+    remarks: set[Remark] = set()
+    for keys in keys_of_entries:
+        remarks |= {*column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")}
+    return sorted(remarks)
 
 
 def _has_boxes(files: CaseFiles) -> bool:

@@ -1,15 +1,12 @@
 """Annotation files of other programs, which are not read, and how to convert them."""
 
 import re
-from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 _START_BYTES = 2**14
-_MAX_FOLDERS = 100  # that are searched
-_MAX_FILES = 20  # of a suffix and folder that are opened
+_MAX_FILES = 20  # of a suffix and level of folders that are opened
 _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1, y1"
 
 
@@ -84,22 +81,18 @@ _FORMATS = (
 def describe_other_format(root: Path) -> str:
     """Return a sentence on the first file of a known other format, and how to convert it.
 
-    The first files of the folder and of two levels of subfolders are read. "" if there is none.
+    Files in the folder and in two levels of subfolders are read. "" if there is none.
     """
-    folders = (root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/")))
-    for folder in folders[:_MAX_FOLDERS]:
-        for path, start in _file_starts(folder):
-            for one in _FORMATS:
-                is_of_suffix = path.suffix.lower() == one.suffix
-                if is_of_suffix and re.search(one.pattern, start, re.DOTALL | re.MULTILINE):
+    for one in _FORMATS:
+        for level in ("*", "*/*", "*/*/*"):
+            for path in sorted(root.glob(f"{level}{one.suffix}"))[:_MAX_FILES]:
+                if re.search(one.pattern, _read_start(path), re.DOTALL | re.MULTILINE):
                     return f"{path} has the format of {one.name}, which is not read. {one.advice}."
     return ""
 
 
-def _file_starts(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the first files of the suffixes of other formats, with the beginning of their text."""
-    suffixes = {one.suffix for one in _FORMATS}
-    for suffix in sorted(suffixes):
-        for path in islice(sorted(folder.glob(f"*{suffix}")), _MAX_FILES):
-            with suppress(OSError), path.open("rb") as file:
-                yield path, file.read(_START_BYTES).decode("utf-8-sig", errors="replace")
+def _read_start(path: Path) -> str:
+    """Return the beginning of the text of a file, or "" if it cannot be opened."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(_START_BYTES).decode("utf-8-sig", errors="replace")
+    return ""

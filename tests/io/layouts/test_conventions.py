@@ -68,7 +68,7 @@ def test_one_mask_of_two_cases_is_a_warning(nnunet_folder, link_mask, caplog):
 
 def test_image_that_is_its_own_mask_is_an_error(nnunet_folder, link_mask):
     root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "imagesTr/A_0000.nii.gz")
-    with pytest.raises(DatasetError, match="'A' is its image as well as its mask"):
+    with pytest.raises(DatasetError, match="image as well as the mask of case 'A'"):
         read_dataset(root)
 
 
