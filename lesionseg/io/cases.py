@@ -15,11 +15,14 @@ from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
+from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts.box_table import TABLE, has_outlines, read_box_reference
 from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.limits import run_in_worker
+from lesionseg.io.raster import states_turn
 from lesionseg.io.tiff_stack import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
@@ -183,6 +186,7 @@ def read_instances(
     Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
     """
     reference = read_mask(path, raster_mm, nan_background=nan_background)
+    require_exact_values(path, np.asarray(reference.labels), are_ids=True)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
     instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
@@ -239,6 +243,7 @@ def _read_stored_reference(
     Lesions of labels that the case does not annotate become background.
     """
     labels = dataset.labels
+    _note_turn(files, dataset)
     reference = _read_annotations(files, labels, geometry)
     if reference is None and files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
@@ -251,6 +256,21 @@ def _read_stored_reference(
             unknown = np.isin(reference.labels, reference.unannotated)
             reference = replace(reference, labels=np.where(unknown, 0, reference.labels))
     return reference
+
+
+def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
+    """Log that annotations refer to the upright picture if the picture of the case is turned.
+
+    The text is the same for all cases, so that it is shown once.
+    """
+    is_picture = bool(files.images) and is_raster(files.images[0])
+    if files.is_labelled and is_picture and run_in_worker(states_turn, files.images[0]):
+        text = (
+            "%s: pictures state a turn (the orientation tag of EXIF or TIFF) and are read upright, "
+            "as viewers show them. Boxes and masks refer to the upright picture. If they were "
+            "drawn on the stored one, remove the tag from the pictures."
+        )
+        warn_once(logger, text, dataset.root)
 
 
 def _read_annotations(files: CaseFiles, labels: Labels, geometry: Geometry) -> Reference | None:
@@ -303,6 +323,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     known = {0, ignored, *labels.mask_values, *labels.merged}
     present = present_values(values)
     unknown = [value for value in present if value not in known]
+    if unknown:
+        require_exact_values(path, values)
     if unknown and labels.merged:
         text = "%s: the values %s are not among the labels. They count as lesion, like all values."
         warn_once(logger, text, path, unknown[:10])

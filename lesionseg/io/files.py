@@ -295,12 +295,20 @@ def read_csv_columns(path: Path) -> tuple[str, ...]:
         return ()
     is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    first_line = text.splitlines()[:1]
+    first_lines = text.splitlines()[:2]
     names: list[str] = []
     with suppress(csv.Error):
-        reader = csv.reader(first_line, delimiter=_find_separator(text), skipinitialspace=True)
-        names = next(reader, [])
-    return tuple(name.strip() for name in names)
+        reader = csv.reader(first_lines, delimiter=_find_separator(text), skipinitialspace=True)
+        names = _read_names(reader)
+    return tuple(names)
+
+
+def _read_names(rows: Iterator[list[str]]) -> list[str]:
+    """Return the column names of a table, without the line `sep=;` that Excel reads before them."""
+    names = [name.strip() for name in next(rows, [])]
+    if names[:1] == ["sep="]:
+        names = [name.strip() for name in next(rows, [])]
+    return names
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -313,7 +321,7 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     cells: list[str] = []
     has_ditto_marks = False
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = _read_names(reader)
         if not any(names):
             raise ReadError(
                 f"{path}: the table has no column names. Write them into the first line."

@@ -43,6 +43,7 @@ from lesionseg.errors import (
 )
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
+from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import (
     check_case_id,
     explain_missing,
@@ -535,6 +536,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     values = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
         values = np.asarray(read_mask(files.mask).labels)
+        require_exact_values(files.mask, values)
     labels = (values > 0).astype(np.uint8) if binary else values
     instances = None
     if files.instances is not None:

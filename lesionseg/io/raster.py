@@ -8,6 +8,7 @@ shows. Therefore the values do not depend on format, compression or number of bi
 import logging
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,19 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return Volume(array, _make_grid(path, array.shape[1:], raster_mm))
+
+
+def states_turn(path: Path) -> bool:
+    """Return True if a picture is turned upright when it is read. Call it in the worker.
+
+    Only the header is read. A file that cannot be read is not turned.
+    """
+    from PIL import Image
+
+    with suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+        turn = int(image.getexif().get(_ORIENTATION) or 1)
+        return image.format != "PNG" and turn in range(2, 9)
+    return False
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:

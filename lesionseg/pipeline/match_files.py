@@ -32,6 +32,7 @@ from lesionseg.io.cases import (
     read_mask,
     read_reference,
 )
+from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.predictions import PredictionFiles, read_shape
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
@@ -146,8 +147,10 @@ def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
             grid = read_geometry(files.reference, raster_mm=files.pixel_mm)
         reference = read_reference(files, dataset, grid)
     else:
-        path = files.reference
-        reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
+        reference = None
+        if files.reference is not None:
+            reference = read_mask(files.reference, raster_mm=files.pixel_mm)
+            require_exact_values(files.reference, np.asarray(reference.labels))
     if reference is None:
         raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")
     return reference

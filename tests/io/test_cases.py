@@ -107,10 +107,12 @@ def test_picture_in_a_dataset_of_volumes_is_an_error(dataset, picture):
         read_image(picture, replace(dataset, channel_names=("T1",)))
 
 
-def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture):
+def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture, tmp_path):
     files = replace(picture, columns={"pixel_mm": "0.5"})
     flat = replace(dataset, dims=2, channel_names=("image",))
-    case = read_case(replace(files, reference=files.images[0]), flat)
+    mask = tmp_path / "m.png"
+    mask.write_bytes(files.images[0].read_bytes())
+    case = read_case(replace(files, reference=mask), flat)
     assert case.image.geometry.spacing_mm == (0.5, 0.5)
     with pytest.raises(DatasetError, match="pixel_mm of 'A'"):
         read_image(replace(files, columns={"pixel_mm": "half"}), flat)
