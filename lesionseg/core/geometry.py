@@ -162,13 +162,15 @@ class Volume:
 
     `valid` `[*spatial]` bool is True for voxels of the patient, and False for the padding, shutter
     or collimator of a radiograph; None means that all voxels are valid. `missing` contains the
-    indices of channels without a file; these channels are 0.
+    indices of channels without a file; these channels are 0. `remarks` contains the warnings of the
+    readers, each a sentence.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     valid: NDArray[np.bool_] | None = None
     missing: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def present_channels(self) -> list[NDArray[Any]]:

@@ -124,7 +124,8 @@ class InputCheckResult:
     Attributes:
         score: distance from the training scans divided by the limit, so the scan is unlike them if
             it is above 1. None if the scan was not compared.
-        warning: a sentence that describes the difference. Empty if there is none.
+        warning: sentences that describe the difference, and the warnings of the file's reader.
+            Empty if there are none.
         missing: names of missing channels.
         blank: names of channels without contrast. If there is one, nothing is detected.
         empty: names of channels without contrast in a scan that was predicted nonetheless, because
@@ -141,6 +142,10 @@ class InputCheckResult:
     def is_warned(self) -> bool:
         """True if the scan is unlike the training scans, or may be damaged."""
         return (self.score is not None and self.score > 1) or bool(self.empty)
+
+    def with_remarks(self, remarks: Sequence[str]) -> "InputCheckResult":
+        """Return the result with further sentences in its warning."""
+        return replace(self, warning=" ".join(filter(None, (self.warning, *remarks))))
 
 
 @dataclass(frozen=True, eq=False)

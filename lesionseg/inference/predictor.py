@@ -62,7 +62,7 @@ class PreparedScan:
 
     `body` is the mask of the patient; None means the whole image. `valid` is that of `core.Volume`
     on the file's grid. Missing channels (`image.missing`) are 0. `blank` contains the names of
-    channels without contrast.
+    channels without contrast. `remarks` are those of `core.Volume`.
     """
 
     image: Volume
@@ -70,6 +70,7 @@ class PreparedScan:
     body: Body | None = None
     valid: NDArray[np.bool_] | None = None
     blank: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -387,7 +388,8 @@ class Predictor:
         # before normalisation, which would enlarge the noise of an empty channel
         blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
-            return replace(prepare_scan(volume, plan.nnunet, where), blank=blank)
+            scan = prepare_scan(volume, plan.nnunet, where)
+            return replace(scan, blank=blank, remarks=volume.remarks)
         body: Body | None = None
 
         def look(image: Volume) -> None:
@@ -399,7 +401,14 @@ class Predictor:
             body = find_body(Volume(given, image.geometry), plan.modality)
 
         image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
-        return PreparedScan(image, volume.geometry, body, volume.valid, blank)
+        return PreparedScan(
+            image=image,
+            file_geometry=volume.geometry,
+            body=body,
+            valid=volume.valid,
+            blank=blank,
+            remarks=volume.remarks,
+        )
 
     def infer(
         self,
@@ -425,7 +434,7 @@ class Predictor:
         plan = self.plan
         checked = check_scan(
             self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
-        )
+        ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
         if not checked.blank:
@@ -452,7 +461,9 @@ class Predictor:
             )
         plan = self.plan
         image = scan.image.numpy()
-        checked = check_scan(self._check, image, scan.file_geometry, plan, (), scan.blank)
+        checked = check_scan(
+            self._check, image, scan.file_geometry, plan, (), scan.blank
+        ).with_remarks(scan.remarks)
         if checked.blank:
             store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
         else:

@@ -22,7 +22,7 @@ from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.tiff_stack import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
-from lesionseg.io.warn_once import warn_once
+from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,19 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
     """Read the image of one case without its reference. Raises the errors of `read_case`.
 
+    The warnings of the readers become `Volume.remarks`, in which files have no folder.
     `is_input`: the case is an input of a trained model, whose channels can no longer be changed.
     """
     check_channels(files, dataset)
+    with collect_warnings() as remarks:
+        image = _read_channels(files, dataset, is_input=is_input)
+    for file in files.images:
+        remarks = [text.replace(str(file), file.name) for text in remarks]
+    return replace(image, remarks=tuple(remarks))
+
+
+def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
+    """Read the files of one case as channels on the grid of the first file."""
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)

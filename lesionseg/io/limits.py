@@ -150,6 +150,13 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     return geometry
 
 
+def split_advice(as_labels: bool) -> str:
+    """Return advice for a file with several values per voxel: a mask or an image."""
+    if as_labels:
+        return "A mask has one value per voxel: merge its layers into one label map."
+    return "Split it into one file per channel: <case>_0000, <case>_0001, …"
+
+
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
     """Convert every error within the context into a `LesionsegError` that names the file."""

@@ -80,7 +80,8 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         path: The file, or a folder with a DICOM series.
         raster_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
             TIFF, and some DICOM radiographs. None means 1 mm.
-        as_labels: True reads a mask, see `raster.read_raster`.
+        as_labels: True reads a mask, see `raster.read_raster`. In other formats, only the advice in
+            errors is another one.
 
     Returns:
         A volume `[C, *spatial]` with an affine to RAS millimetres. C is 3 for a PNG, JPEG, BMP or
@@ -94,9 +95,9 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
     """
     suffix = _find_format(path)
     if suffix in nifti.SUFFIXES:
-        return nifti.read_nifti(path)
+        return nifti.read_nifti(path, as_labels=as_labels)
     if suffix in itk.SUFFIXES:
-        return run_in_worker(itk.read_itk, path)
+        return run_in_worker(itk.read_itk, path, as_labels=as_labels)
     if suffix in raster.SUFFIXES:
         return run_in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
     with convert_read_errors(path):  # pydicom parses an element only when it is accessed
