@@ -268,12 +268,10 @@ def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int
             "fslchpixdim."
         )
     if not np.isfinite(affine).all():
-        remedy = ""
-        if has_sform and image.header["qform_code"]:
-            remedy = ", or set sform_code to 0, so that the qform is used"
         raise ReadError(
             f"{path}: the {'sform' if has_sform else 'qform'} of the header contains NaN or "
-            f"infinity. Convert the scan again from its source{remedy}."
+            "infinity. Convert the scan again from its source. If only the sform is wrong, set "
+            "sform_code to 0, so that the qform is used."
         )
 
 
