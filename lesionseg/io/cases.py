@@ -36,6 +36,7 @@ _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
 _SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
 MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
+_SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header explains
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
@@ -127,7 +128,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
         if values.dtype.kind == "f":  # integers are always finite
             if dataset.nan_background:
                 array[channel] = nan_to_background(array[channel])
-            check_finite(file, array[channel])
+            check_finite(file, array[channel], values[0])
     return Volume(array, first.geometry, valid, files.missing)
 
 
@@ -154,19 +155,15 @@ def read_mask(
 
     Raises:
         ReadError: The file is damaged.
-        ContentError: A value is negative or not an integer.
+        ContentError: A value is negative or not an integer. Differences that the scaling of a
+            header explains are rounded, with a warning.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     array = volume.array[0]
     if array.dtype.kind == "f":
         if nan_background:
             array = np.where(np.isnan(array), array.dtype.type(0), array)
-        is_wrong = ~(np.isfinite(array) & (array == np.round(array)))
-        if is_wrong.any():
-            raise ContentError(
-                f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
-                f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation."
-            )
+        array = _round_labels(path, array)
     lowest = array.min() if array.size else 0
     highest = array.max() if array.size else 0
     if lowest < 0 or highest > np.iinfo(np.int32).max:
@@ -176,6 +173,34 @@ def read_mask(
         )
     values = array.astype(np.min_scalar_type(int(highest)), copy=False)
     return Reference(volume.geometry, labels=values)
+
+
+def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
+    n_nan = int(np.isnan(array).sum())
+    if n_nan:
+        raise ContentError(
+            f"{path}: {n_nan} mask values are NaN. If they are background, use "
+            "data.nan=background. Otherwise replace them."
+        )
+    rounded = np.round(array)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
+    if is_wrong.any():
+        advice = "Resample masks with nearest-neighbour interpolation."
+        if array.min() >= 0 and array.max() <= 1:
+            advice = (
+                "If they are probabilities, save a mask of the values above a threshold, such as "
+                f"0.5. {advice}"
+            )
+        raise ContentError(
+            f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
+            f"{array[is_wrong][0]}. {advice}"
+        )
+    if (array != rounded).any():
+        text = "%s: mask values such as %s are rounded, because the header scales integer labels."
+        warn_once(logger, text, path, array[array != rounded][0])
+    return rounded
 
 
 def read_instances(
@@ -487,11 +512,19 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def check_finite(path: Path, values: NDArray[np.float32]) -> None:
-    """Raise `ContentError` if voxels are NaN or infinite."""
+def check_finite(
+    path: Path, values: NDArray[np.float32], stored: NDArray[Any] | None = None
+) -> None:
+    """Raise `ContentError` if voxels are NaN or infinite, or too large for 32 bits in `stored`."""
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if not n_bad:
         return
+    n_large = 0 if stored is None else int((np.isinf(values) & np.isfinite(stored)).sum())
+    if n_large:
+        raise ContentError(
+            f"{path}: {n_large} voxels are beyond ±3.4e38, the range of 32-bit numbers. Divide all "
+            "voxels by a constant."
+        )
     n_nan = int(np.count_nonzero(np.isnan(values)))
     if n_nan == n_bad and n_nan < values.size:
         raise ContentError(

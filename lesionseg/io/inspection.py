@@ -103,7 +103,7 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
                 values = volume.array.astype("float32", copy=False)
                 if dataset.nan_background:
                     values = np.stack([nan_to_background(channel) for channel in values])
-                check_finite(file, values)
+                check_finite(file, values, volume.array)
             check_dims(file, volume.geometry, dataset.dims)
             check_grid(
                 file,

@@ -14,13 +14,14 @@ import pickle
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
 from time import monotonic, process_time
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from typing import IO, Any, BinaryIO, ParamSpec, TypeVar, cast
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
@@ -43,6 +44,7 @@ T = TypeVar("T")
 # notes). It is rounded up, and a small claim is always accepted.
 _MAX_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
+_BLOCK_BYTES = 2**20  # of a compressed stream
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 _BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
 _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
@@ -108,6 +110,25 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
             f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
             f"({size} bytes). It is damaged or cut short: copy it again from its source."
         )
+
+
+def measure_stream(stream: BinaryIO) -> tuple[int, int]:
+    """Return the compressed and the inflated length of a stream of zlib or gzip.
+
+    Both are 0 if the stream is damaged or cut short, by its checksum.
+    """
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
+    begin = stream.tell()
+    n_inflated = 0
+    try:
+        while not inflater.eof:
+            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
+            if not block:
+                return 0, 0
+            n_inflated += len(inflater.decompress(block, _BLOCK_BYTES))
+    except zlib.error:
+        return 0, 0
+    return stream.tell() - begin - len(inflater.unused_data), n_inflated
 
 
 def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
