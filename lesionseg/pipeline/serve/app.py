@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from mimetypes import guess_type
@@ -15,11 +15,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-
 from lesionseg.config import ServeConfig
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.volumes import case_suffix
+from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.answer import CASE, WARNING_HEADER, Answer, Result
 from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets
@@ -263,12 +263,11 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 
 def write_example(folder: Path, plan: Plan) -> None:
     """Write a simulated scan of the model's modality. All channels are the same image."""
-    kind = "xray"
+    simulate: Callable[..., None] = write_xray_phantoms
     shape: tuple[int, ...] = (256, 256)
     if plan.dims == 3:
-        kind = plan.modality
+        simulate = write_ct_phantoms if plan.modality == "ct" else write_mri_phantoms
         shape = (64, 96, 96)
-    simulate = getattr(phantoms, f"write_{kind}_phantoms")
     with TemporaryDirectory(dir=folder) as dataset:
         simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
         (image,) = Path(dataset).glob("images*/*")
