@@ -20,7 +20,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,11 +59,11 @@ import httpx
 from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.pipeline.case_work import make_predictor
-from lesionseg.pipeline.serve import model_process, slicer, uploads
+from lesionseg.pipeline.serve import slicer, uploads
 from lesionseg.pipeline.serve.answer import Answer, Result, predict_scan
 from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.home import server_folder
-from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, loaded_model
+from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, running_model
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
@@ -182,7 +182,7 @@ def test_uploads_are_private_under_any_umask(
             modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
-    monkeypatch.setattr("lesionseg.pipeline.serve.model_process.loaded_model", nullcontext)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
     try:
@@ -195,7 +195,7 @@ def test_uploads_are_private_under_any_umask(
 def test_port_that_is_in_use_is_a_wrong_setting(
     bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesionseg.pipeline.serve.model_process.loaded_model", nullcontext)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: FastAPI())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -421,7 +421,7 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
     grid = Geometry((400, 400), np.eye(3))
     write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
     with monkeypatch.context() as patch:
-        patch.setattr(model_process, "make_predictor", lambda _: predictor)
+        patch.setattr("lesionseg.pipeline.case_work.make_predictor", lambda _: predictor)
         patch.setattr(io_limits, "_limits", io_limits.limits())  # `undo` restores the limits
         load_model(ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.001}))
         with pytest.raises(ReadError, match=re.escape("inference.max_memory_gb")):
@@ -462,7 +462,7 @@ def test_open_server_without_names_warns_that_others_are_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
-    monkeypatch.setattr("lesionseg.pipeline.serve.model_process.loaded_model", nullcontext)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     caplog.set_level(logging.INFO, "lesionseg.pipeline.serve")
     run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
@@ -828,7 +828,7 @@ def test_process_of_the_model_gives_the_mask_of_the_predictor(
     mine = replace(plan, architecture=own_class)
     write_bundle(tmp_path / "own", build_network(mine, architectures=TRUSTED), mine, "")
     cfg = ServeConfig.of(bundle=tmp_path / "own", device="cpu", trust=True)
-    with loaded_model(cfg) as model:
+    with running_model(cfg) as model:
         app = make_app(model, cfg, temporary)
         with TestClient(app, base_url="http://localhost") as client:
             answer = client.post("/predict", files={"file": (NAME, scan)})
@@ -860,7 +860,8 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
         text=True,
     )
     slow = write_zeros(tmp_path / "a.nii.gz", (LARGE, LARGE, LARGE)).read_bytes()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+    address = f"http://127.0.0.1:{port}"
+    with kill_after(server), httpx.Client(base_url=address, timeout=300) as client:
         for line in server.stderr:
             if line.startswith("Serving"):
                 break
@@ -877,10 +878,19 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
         with pytest.raises(httpx.ReadTimeout):  # while the process prepares the scan
             client.post("/predict", files={"file": ("a.nii.gz", slow)}, timeout=9)
         server.terminate()
-    _, output = server.communicate(timeout=60)  # until no process can write to the pipe
+        _, output = server.communicate(timeout=60)  # until no process can write to the pipe
     assert "Traceback" not in output
     assert not is_running(child)
     assert [path.name for path in list_files(tmp_path / "temporary")] == [".lock"]
+
+
+@contextmanager
+def kill_after(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process at the end, also if a check failed."""
+    try:
+        yield
+    finally:
+        process.kill()
 
 
 def children_of(pid: int) -> list[int]:

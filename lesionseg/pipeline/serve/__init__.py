@@ -14,6 +14,7 @@ from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.serve.home import server_folder
+from lesionseg.pipeline.serve.model_process import running_model
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +44,28 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
         BundleError: if the bundle cannot be used.
     """
     try:
+        import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from lesionseg.pipeline.serve.app import make_app
         from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
-    from lesionseg.pipeline.serve.model_process import loaded_model
-
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with (
         suppress(KeyboardInterrupt),
         server_folder() as home,
-        loaded_model(cfg) as model,
+        running_model(cfg) as model,
     ):
+        from lesionseg.pipeline.serve.app import make_app  # while the process loads the model
+
+        app = make_app(model, cfg, home)
         logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)
         _warn_if_open(cfg)
         try:
             uvicorn.run(
-                make_app(model, cfg, home),
+                app,
                 host=cfg.host,
                 port=cfg.port,
                 ws="none",

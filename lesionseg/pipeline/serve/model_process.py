@@ -1,4 +1,8 @@
-"""The process that holds the model of a server. It can be killed during a scan."""
+"""The process that holds the model of a server. It can be killed during a scan.
+
+The functions `load_model` and `predict_by_loaded_model` run in this process. Only they import
+torch, so that the process starts at once and loads the model while the server imports the rest.
+"""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -7,17 +11,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ResourceError
-from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import memory_budget
 from lesionseg.io.limits import limits, set_limits
-from lesionseg.pipeline.case_work import make_predictor
-from lesionseg.pipeline.serve.answer import Answer, Result, predict_scan
-from lesionseg.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from lesionseg.inference.predictor import Predictor
+    from lesionseg.pipeline.serve.answer import Answer, Result
+    from lesionseg.plan.plan import Plan
 
 T = TypeVar("T")
 
@@ -33,7 +37,7 @@ class ModelProcess:
         load: loads the model in the process and returns its plan.
     """
 
-    def __init__(self, load: Callable[[], Plan]) -> None:
+    def __init__(self, load: "Callable[[], Plan]") -> None:
         self._load = load
         self._loader = ThreadPoolExecutor(1)
         self._start()
@@ -43,7 +47,7 @@ class ModelProcess:
         self._child = ChildProcess()
         self._loading = self._loader.submit(self._load_in, self._child)
 
-    def _load_in(self, child: ChildProcess) -> Plan:
+    def _load_in(self, child: ChildProcess) -> "Plan":
         """Load the model in the process and return its plan. End the process if that fails."""
         try:
             return child.run(self._load)
@@ -63,7 +67,7 @@ class ModelProcess:
             return "loading"
         return "failed" if self._child.has_ended else "ok"
 
-    def wait(self) -> Plan:
+    def wait(self) -> "Plan":
         """Wait until the model is loaded, and return its plan.
 
         If the process has ended, it is started again. If the model cannot be loaded, the error is
@@ -73,7 +77,7 @@ class ModelProcess:
             self.restart()
         return self._loading.result()
 
-    def predict(self, folder: Path, result: Result, sent: Sequence[str] = ()) -> Answer:
+    def predict(self, folder: Path, result: "Result", sent: Sequence[str] = ()) -> "Answer":
         """Predict the single scan in `folder`, see `run` and `predict_scan`."""
         return self.run(predict_by_loaded_model, folder, result, sent)
 
@@ -97,31 +101,32 @@ class ModelProcess:
 
 
 @contextmanager
-def loaded_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
-    """Yield a process that has loaded the model, and end it after the context.
+def running_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
+    """Yield a process that loads the model, and end it after the context.
 
-    Raises:
-        BundleError: if the bundle cannot be used.
-        ConfigError: if the device or the operating point is wrong.
+    `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
+    device or the operating point is wrong.
     """
     model = ModelProcess(partial(load_model, cfg))
     try:
-        model.wait()
         yield model
     finally:
         model.close()
 
 
-_loaded: list[Predictor] = []  # one, in the process of the model
+_loaded: "list[Predictor]" = []  # one, in the process of the model
 
 
-def load_model(cfg: ServeConfig) -> Plan:
+def load_model(cfg: ServeConfig) -> "Plan":
     """Load the model in this process, and return its plan.
 
     From now on, `inference.max_memory_gb` limits the voxels of an image, also those of pictures,
     whose grid is known only after they are decoded. Otherwise, a small compressed picture could
     fill the memory.
     """
+    from lesionseg.inference.read_ahead import memory_budget
+    from lesionseg.pipeline.case_work import make_predictor
+
     predictor = make_predictor(cfg)
     most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
     if most < limits().max_voxels:
@@ -131,8 +136,11 @@ def load_model(cfg: ServeConfig) -> Plan:
     return predictor.plan
 
 
-def predict_by_loaded_model(folder: Path, result: Result, sent: Sequence[str]) -> Answer:
+def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
     """Predict the single scan in `folder` by the model that `load_model` has loaded."""
+    from lesionseg.inference.read_ahead import memory_budget
+    from lesionseg.pipeline.serve.answer import predict_scan
+
     (predictor,) = _loaded
     tempfile.tempdir = str(folder)  # the server removes it, also if this process is killed
     return predict_scan(predictor, folder, result, memory_budget(predictor.settings), sent)
