@@ -51,8 +51,8 @@ from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective
-from lesionseg.training.trial_steps import some_batch, try_steps
+from lesionseg.training.objective import make_objective, some_batch
+from lesionseg.training.trial_steps import try_steps
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
 WARM_UP_STEPS = 10  # of a training: cuDNN times its algorithms

@@ -15,6 +15,8 @@ from lesionseg.errors import TrainingError
 from lesionseg.losses import PositiveAverage
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
+from lesionseg.plan.rules import NNUNET_VOXELS
+from lesionseg.training.compilation import compile_if_possible, compile_step, is_compiled
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import n_processes
@@ -23,7 +25,6 @@ log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
 NNUNET_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps
-NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
 LONG_MINUTES = 30.0  # a longer training is validated several times to choose the weights
 N_VALIDATIONS = 6  # of such a training
 VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
@@ -90,11 +91,17 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Set the expected positives of all processes, and compile the network if requested."""
+        """Set the expected positives of all processes, and compile the step if requested."""
         n_tiles = self.plan.batch_size * self.trainer.world_size
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
-        if self.settings.compile:  # in place, so that the names of weights stay
-            self.network.compile()
+        device = self.trainer.strategy.root_device
+        if is_compiled(self.settings, device.type):
+            self.network.to(device)
+            if self.settings.compile == "auto":
+                autocast = self.trainer.precision_plugin.forward_context
+                compile_if_possible(self.network, self.objective, self.plan, autocast)
+            else:
+                compile_step(self.network, self.objective, self.plan)
 
     def on_train_start(self) -> None:
         """Start the clock, at the minutes of the checkpoint if a training is resumed."""

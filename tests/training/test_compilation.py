@@ -1,0 +1,136 @@
+"""`trainer.compile`: when a step is compiled, equality with the eager step, and the fallback."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from lesionseg.config import TrainerConfig
+from lesionseg.training import compilation
+from lesionseg.training.compilation import compile_if_possible, compile_step, is_compiled
+from tests.gpu.plans import Cubes, card_config, card_plan, make_step
+
+# torch's own code is not this strict
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+LOSSES = ("lesion_balanced", "dice_focal", "dice_cross_entropy")
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code():
+    yield
+    torch.compiler.reset()
+
+
+def two_tiles(objective):
+    """Return a batch of a tile with two lesions and one without, with all targets."""
+    return objective.batch_targets(default_collate([Cubes()[0], Cubes()[1]]))
+
+
+def loss_and_gradient(step):
+    """Return the terms of the loss of two tiles, and the gradient of all weights."""
+    network, objective, _ = step
+    network.zero_grad()
+    batch = two_tiles(objective)
+    targets = objective.targets(batch)
+    output = network(batch["image"])
+    terms = objective.terms(output, targets, torch.full_like(targets.counts(), 20.0))
+    torch.stack(list(terms.values())).sum().backward()
+    found = {name: term.detach() for name, term in terms.items()}
+    found["gradient"] = torch.cat([p.grad.flatten() for p in network.parameters()])
+    return found
+
+
+def assert_compiled_step_is_equal(name, loss, backend):
+    step = make_step(card_plan(name), card_config(f"model={name}", f"loss={loss}"))
+    eager = loss_and_gradient(step)
+    compile_step(*step, backend=backend)
+    compiled = loss_and_gradient(step)
+    assert compiled.keys() == eager.keys()
+    for key, value in eager.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [*(("unet", loss) for loss in LOSSES), ("retina_unet", "lesion_balanced")]
+)
+def test_traced_step_equals_the_eager_step(name, loss):
+    """The backend `eager` runs what torch.compile traced, without a compiler."""
+    assert_compiled_step_is_equal(name, loss, "eager")
+
+
+@pytest.mark.slow
+def test_loss_compiled_by_the_default_backend_equals_the_eager_loss():
+    step = make_step(card_plan("unet"), card_config())
+    eager = loss_and_gradient(step)
+    step[1].loss.compile(dynamic=False)
+    compiled = loss_and_gradient(step)
+    for key, value in eager.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_is_traced_as_one_graph(loss):
+    """A break of the graph would mean that the host waits for a value."""
+    network, objective, _ = make_step(card_plan("unet"), card_config(f"loss={loss}"))
+    batch = two_tiles(objective)
+    objective.loss.compile(backend="eager", fullgraph=True)
+    targets = objective.targets(batch)
+    terms = objective.terms(network(batch["image"]), targets, torch.ones_like(targets.counts()))
+    assert all(bool(term.isfinite()) for term in terms.values())
+
+
+LONG = {"max_minutes": 11, "max_steps": None}
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "budget", "expected"),
+    [
+        ("auto", "cuda", LONG, True),
+        ("auto", "cuda", {"max_minutes": 10, "max_steps": None}, False),
+        ("auto", "cuda", {"max_minutes": None, "max_steps": 250_000}, True),
+        ("auto", "cuda", {"max_minutes": None, "max_steps": 1_000}, False),
+        ("auto", "cpu", LONG, False),
+        (True, "cpu", LONG, True),
+        (False, "cuda", LONG, False),
+    ],
+)
+def test_auto_compiles_long_trainings_on_a_gpu(monkeypatch, setting, device, budget, expected):
+    monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "")
+    assert is_compiled(TrainerConfig.of(compile=setting, **budget), device) == expected
+
+
+def test_auto_without_a_compiler_is_eager_and_logged(monkeypatch, caplog):
+    monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "gcc")
+    caplog.set_level("INFO", "lesionseg")
+    assert not is_compiled(TrainerConfig.of(compile="auto", **LONG), "cuda")
+    assert "no gcc here" in caplog.text
+
+
+def test_failed_compilation_is_logged_once_and_the_step_stays_eager(caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no Triton")
+
+    step = make_step(card_plan("unet"), card_config())
+    expected = loss_and_gradient(step)
+    step[0].zero_grad()
+    compile_if_possible(*step, nullcontext, backend=broken)
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("lesionseg")]
+    assert len(ours) == 1
+    assert "no Triton" in ours[0]
+    assert all(p.grad is None for p in step[0].parameters())
+    found = loss_and_gradient(step)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_trial_of_the_compilation_changes_neither_weights_nor_random_numbers():
+    step = make_step(card_plan("unet"), card_config())
+    before = {name: value.clone() for name, value in step[0].state_dict().items()}
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    compile_if_possible(*step, nullcontext, backend="eager")
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[name]) for name, value in step[0].state_dict().items())
+    assert all(p.grad is None for p in step[0].parameters())
