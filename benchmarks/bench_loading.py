@@ -7,6 +7,8 @@
 augmentation as in training. The row has the mean over tiles, because each tile is augmented
 differently. It is compared with MONAI's crop and the same steps at the same probabilities, and with
 nnU-Net's training transforms on a tile in memory.
+`targets_per_tile`: the targets that a loader adds to a 128³ tile for the default loss, compared
+with reading and augmenting this tile (means).
 `prepare`: from raw files to the cache, as commands with their start-up, compared with
 `nnUNetv2_plan_and_preprocess`. nnU-Net runs in the peers' environment (`make peers`).
 
@@ -35,7 +37,7 @@ from monai import transforms as mt
 
 from benchmarks.common import table
 from benchmarks.peers.monai_chain import monai_chain
-from lesionseg.config import AugmentConfig, SamplingConfig
+from lesionseg.config import AugmentConfig, SamplingConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
@@ -43,11 +45,14 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
+from lesionseg.training.objective import make_objective
+from lesionseg.training.tile_stream import to_batch
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin"
 CASE = (192, 224, 192)
 TILE = (96, 96, 96)
+LARGE_TILE = (128, 128, 128)
 TURN = 8
 
 
@@ -105,7 +110,18 @@ def measure_tiles(folder: Path, n: int) -> list[table.Row]:
         make_row("read_tile", read, np.median),
         make_row("read_tile_clock", read, np.median, clock=True),
         make_row("augment_tile", augmented, np.mean),
+        measure_targets(case, plan.with_(tile_shape=LARGE_TILE), n),
     ]
+
+
+def measure_targets(case: CachedCase, plan: Plan, n: int) -> table.Row:
+    """Return the row of the targets of the default loss."""
+    tiles = TileDataset([case], plan, SamplingConfig.of(), AugmentConfig.of(), n_tiles=n, seed=0)
+    batches = [to_batch([tiles[i]]) for i in range(TURN)]
+    add_targets = make_objective(plan, TrainConfig.of()).batch_targets
+    times = take_turns(n, ours=lambda i: add_targets(batches[i % TURN]), tile=tiles.__getitem__)
+    ours, tile = (float(np.mean([used for used, _ in times[name]])) for name in ("ours", "tile"))
+    return table.Row("targets_per_tile", ours, "ms", "read and augment", tile)
 
 
 Times = dict[str, list[tuple[float, float]]]

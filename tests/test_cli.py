@@ -438,7 +438,12 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
-        declared |= {"loss.focal_weight", "loss.dice_weight", "loss.lesion_weight"}
+        declared |= {
+            "loss.focal_weight",
+            "loss.dice_weight",
+            "loss.lesion_weight",
+            "loss.cells",
+        }
     assert set(_leaves(compose_plain(command, []))) == declared
     settings: dict[str, Any] = {}
     for part in REQUIRED[command]:

@@ -1,4 +1,4 @@
-"""Sampling: the choice of lesion and background tiles for an epoch, in an exact mix.
+"""Sampling: the choice of lesion and background tiles for an epoch, in an exact mix per step.
 
 A tile depends only on (seed, epoch, index), so that any number of workers reads the same tiles in
 any order. The sampler chooses lesions, not cases. Otherwise a small lesion in a scan with many
@@ -23,7 +23,7 @@ from lesionseg.errors import ConfigError
 INNER_SHARE = 0.75
 # draws for a background tile without lesions before one with lesions is accepted
 _BACKGROUND_DRAWS = 10
-# random numbers of a tile: each draw needs a case and a position in up to four dimensions
+# random numbers of a tile: a case, and for each draw a seed voxel and a position
 _NUMBERS = 6 * _BACKGROUND_DRAWS
 
 
@@ -55,13 +55,16 @@ class TileChoice:
 class TileSampler:
     """A sampler of the tiles of every epoch.
 
-    Lesion tiles: an epoch has round(`lesion_share` · `n_tiles`) of them. All lesions are chosen
-    equally often, independently of size and patient; their numbers differ by at most one. A random
-    seed voxel of the lesion is at a random position in the inner three quarters of the tile. The
-    tile is then moved into the volume.
+    Lesion tiles: an epoch has round(`lesion_share` · `n_tiles`) of them, at equal distances. So
+    their number differs by at most one between the steps of a training, and between the processes
+    and accumulated batches of a step, whose tiles are consecutive. All lesions are chosen equally
+    often, independently of size and patient; their numbers differ by at most one. A random seed
+    voxel of the lesion is at a random position in the inner three quarters of the tile. The tile is
+    then moved into the volume.
 
-    Background tiles: all other tiles, from any case. Up to ten positions are drawn, until one has
-    no lesion. In a case with ignored voxels, the tile is placed around a valid voxel.
+    Background tiles: all other tiles. All cases with valid background are equally likely. In the
+    chosen case, up to ten positions are drawn, until one has no lesion. If there is none, the tile
+    shows lesions. In a case with ignored voxels, the tile is placed around a valid voxel.
 
     If no case has a lesion, all tiles are background. The choice depends only on `seed` and the
     epoch.
@@ -93,6 +96,8 @@ class TileSampler:
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))
+        drawn = [i for i, case in enumerate(self.cases) if case.valid_seeds != ()]
+        self._background_cases = drawn or range(len(self.cases))
         self._table = lru_cache(maxsize=2)(self._draw_epoch)
         self._bounds = lru_cache(maxsize=256)(self._compute_bounds)
 
@@ -127,10 +132,11 @@ class TileSampler:
         """Draw one number per tile of an epoch: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
-        if len(self._groups):
-            n = round(self.settings.lesion_share * self.n_tiles)
-            table[:n] = draw_evenly(len(self._groups), n, rng)
-        return rng.permutation(table)
+        n = round(self.settings.lesion_share * self.n_tiles)
+        if n and len(self._groups):
+            places = _draw_places(self.n_tiles, n, rng)
+            table[places] = draw_evenly(len(self._groups), n, rng)
+        return table
 
     def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
         """Return the start of a tile with the voxel `centre` in its inner part."""
@@ -140,18 +146,16 @@ class TileSampler:
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
     def _choose_background(self, rng: "_Numbers") -> TileChoice:
-        """Choose a random tile of any case, if possible without lesions.
+        """Choose a random tile of a random case, if possible without lesions.
 
-        A few tiles are drawn, until one has no lesion and its case has valid background. If none
-        of them does, the last one is chosen.
+        Only the position is drawn again, not the case. Otherwise, cases with many lesions would
+        rarely give background.
         """
+        case = self._background_cases[rng.below(len(self._background_cases))]
         start: tuple[int, ...] = ()
-        case = 0
         for _ in range(_BACKGROUND_DRAWS):
-            case = rng.below(len(self.cases))
             start = self._random_start(case, rng)
-            has_valid_background = self.cases[case].valid_seeds != ()
-            if has_valid_background and not self._overlaps_lesion(case, start):
+            if not self._overlaps_lesion(case, start):
                 break
         return TileChoice(case, start, "background")
 
@@ -195,10 +199,16 @@ class _Numbers:
 def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw `n` numbers below `n_lesions`. How often they are drawn differs by at most one.
 
-    This is systematic sampling (Madow 1949): equidistant points with a random offset select from
-    the shuffled numbers.
+    The shuffled numbers are drawn at equal distances.
     """
     order = rng.permutation(n_lesions)
-    points = (np.arange(n) + rng.random()) / n * n_lesions
-    place = np.minimum(points.astype(np.int64), n_lesions - 1)
-    return rng.permutation(order[place])
+    return rng.permutation(order[_draw_places(n_lesions, n, rng)])
+
+
+def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw `n` places below `n_places` at equal distances from a random offset, in their order.
+
+    This is systematic sampling (Madow 1949). A place is drawn several times if there are too few.
+    """
+    points = (np.arange(n) + rng.random()) / n * n_places
+    return np.minimum(points.astype(np.int64), n_places - 1)

@@ -1,7 +1,7 @@
 """The interface of all losses of a voxel network, its helpers, and a wrapper for other losses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -17,7 +17,13 @@ Logits = Float[Tensor, "b c *spatial"]
 Labels = Shaped[Tensor, "b *any"]
 Valid = Bool[Tensor, "b *spatial"] | None
 LossTerms = dict[str, Float[Tensor, ""]]
+SumProcesses = Callable[[Tensor], Tensor]
 CERTAIN_LOGIT = 30.0  # its probability differs from 1 by less than 1e-13
+
+
+def own_sums(sums: Tensor) -> Tensor:
+    """Return the sums of this process, for a training with a single one."""
+    return sums
 
 
 class VoxelLoss(nn.Module, ABC):
@@ -27,9 +33,13 @@ class VoxelLoss(nn.Module, ABC):
         activation: `sigmoid` or `softmax`.
         link: (α, γ) by which `posterior_logits` corrects the scores of a network that was trained
             with this loss. None for no correction.
+        sum_processes: Adds sums of this process to those of all other processes that train
+            together. The training sets it. A quotient of sums, such as Dice, needs it, because a
+            mean of quotients would differ from the quotient of the whole batch.
     """
 
     link: tuple[Alpha, float] | None = None
+    sum_processes: SumProcesses = staticmethod(own_sums)
 
     def __init__(self, activation: str = "sigmoid") -> None:
         super().__init__()

@@ -7,7 +7,15 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from lesionseg.errors import ConfigError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid, VoxelLoss
+from lesionseg.losses.base import (
+    Labels,
+    Logits,
+    LossTerms,
+    SumProcesses,
+    Valid,
+    VoxelLoss,
+    own_sums,
+)
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
@@ -30,6 +38,7 @@ def dice_loss(
     valid: Valid = None,
     smooth: float = 1.0,
     per_tile: bool = False,
+    sum_processes: SumProcesses = own_sums,
 ) -> Float[Tensor, ""]:
     """Compute the soft Dice loss, 1 − (2·Σ p·y + s) / (Σ p + Σ y + s), as a mean over classes.
 
@@ -44,6 +53,7 @@ def dice_loss(
         smooth: s, in voxels, above 0. Without lesions, it keeps the loss within [0, 1] and gives it
             a gradient that lowers p.
         per_tile: True computes the loss of each tile and returns the mean over tiles and classes.
+        sum_processes: As in `VoxelLoss`. It is not used if `per_tile` is True.
 
     Returns:
         fp32 scalar, 0 for empty input.
@@ -58,8 +68,11 @@ def dice_loss(
     axes = tuple(range(2, p.ndim))
     if not per_tile:
         axes = (0, *axes)
-    hit = torch.where(lesion, p, 0).sum(axes)
-    loss = dice_of_sums(hit, p.sum(axes), lesion.sum(axes), smooth)
+    sums = torch.stack([torch.where(lesion, p, 0).sum(axes), p.sum(axes), lesion.sum(axes)])
+    if not per_tile:
+        sums = sum_processes(sums)
+    hit, total, size = sums
+    loss = dice_of_sums(hit, total, size, smooth)
     return loss.sum() / max(loss.numel(), 1)
 
 
@@ -263,6 +276,7 @@ class DiceFocalLoss(VoxelLoss):
             valid=valid,
             smooth=self.smooth,
             per_tile=self.per_tile,
+            sum_processes=self.sum_processes,
         )
         terms: LossTerms = self.voxel_term(logits, labels, valid=valid, normaliser=normaliser)
         weighted = {name: self.voxel_weight * term for name, term in terms.items()}

@@ -1,5 +1,7 @@
 """Dice and focal loss of the batch, plus terms in which each lesion has the same weight."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from lesionseg.errors import GeometryError
+from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import (
     FOCAL,
@@ -29,17 +31,25 @@ from lesionseg.losses.focal import (
 from lesionseg.ops.blocks import block_maxima
 
 _LESION_WEIGHT = 0.5  # of the terms per lesion
+_REACH = 10.0  # of a near cell, in voxels of the finest axis
 _N_PARTS = 64  # partial sums of a cell
 _LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
 
 
 class LesionBalancedLoss(DiceFocalLoss):
-    """Dice and focal loss of the batch, plus the mean of both over the cells of its lesions.
+    """Dice and focal loss of the batch, plus terms in which all its lesions have the same weight.
 
     The cell of a lesion consists of the voxels of its tile that are nearer to it than to any other
     lesion (as in CC-DiceCE, arXiv 2511.17146). Within the cell, Dice is computed for this lesion
-    only, and the focal loss is divided by the number of its voxels. In these means, a lesion of 20
+    only, and the focal losses of its voxels are averaged. In the means over cells, a lesion of 20
     voxels has the same weight as one of 20 000.
+
+    With `cells="near"`, a cell ends 10 voxels from its lesion (voxels of the finest axis, the same
+    distance in mm along all axes). Voxels farther away belong only to the terms of the batch, so
+    the terms per lesion do not depend on the size of the tile. The focal losses of the background
+    of all cells are divided by the normaliser of the batch. So an equal false positive has the
+    same gradient next to any lesion. With `cells="whole"`, cells have no end, and the focal losses
+    of a whole cell are divided by the number of voxels of its lesion.
 
     The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
     `DiceFocalLoss` with the reduction `per_positive`. The last two are 0 for a batch without
@@ -55,12 +65,17 @@ class LesionBalancedLoss(DiceFocalLoss):
             0.5, or 0 for a network that has boxes.
         smooth: As in `dice_loss`, for both Dice terms.
         has_boxes: True if the network predicts boxes too, whose loss is added to this one.
+        cells: `whole` or `near`.
+
+    Attributes:
+        cell_reach: The distance from its lesion at which a cell ends, in voxels of the finest axis.
+            None for no end.
 
     Raises:
         ConfigError: A setting is outside its range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         alpha: Alpha = 0.5,
         gamma: float = 1.0,
@@ -70,6 +85,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         lesion_weight: float | Literal["auto"] = "auto",
         smooth: float = 1.0,
         has_boxes: bool = False,
+        cells: Literal["whole", "near"] = "whole",
     ) -> None:
         super().__init__(
             alpha=alpha,
@@ -84,6 +100,9 @@ class LesionBalancedLoss(DiceFocalLoss):
             lesion_weight = 0.0 if has_boxes else _LESION_WEIGHT
         require_weight("lesion_weight", lesion_weight)
         self.lesion_weight = lesion_weight
+        if cells not in ("whole", "near"):
+            raise ConfigError(f"loss.cells={cells!r} must be whole or near.")
+        self.cell_reach = _REACH if cells == "near" else None
         if lesion_weight != 0:
             self.link = None  # voxels have different weights, for which no correction is known
 
@@ -103,14 +122,15 @@ class LesionBalancedLoss(DiceFocalLoss):
     ) -> LossTerms:
         """Compute the terms of a batch.
 
-        `lesion_focal` is the mean over all cells. `lesion_dice` is the mean over all pairs of a
-        cell and a class that its lesion has.
+        `lesion_dice` is the mean over all pairs of a cell and a class that its lesion has.
+        `lesion_focal` is the mean over all lesions plus, with near cells, that of their background.
 
         Args:
             logits: As in `VoxelLoss`.
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
-            normaliser: Divisor of the term `focal`. None uses the number of lesion voxels.
+            normaliser: Divisor of the term `focal`, and of the background of near cells. None uses
+                the number of lesion voxels.
             nearest: The id of each voxel's nearest lesion, see `nearest_lesions`; not used if
                 `lesion_weight` is 0. The memory grows with the highest id of a tile, so number the
                 lesions of each tile from 1. With uint8, the host does not wait for a GPU.
@@ -138,33 +158,47 @@ class LesionBalancedLoss(DiceFocalLoss):
         # a sigmoid has one loss per class, a softmax one loss per voxel without a class axis
         if focal.ndim == p.ndim:
             focal = focal.sum(1)
+        focal = focal.unsqueeze(1)
         cells = _Cells.of(nearest)
         sums = _Sums(
             lesion=cells.sum_voxels(lesion),
             p=cells.sum_voxels(p),
             hit=cells.sum_voxels(p * lesion),
-            focal=cells.sum_voxels(focal.unsqueeze(1)),
+            focal=cells.sum_voxels(focal),
         )
-        batch = sums.of_batch()
-        # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
-        batch_focal = reduce_losses(batch.focal.sum(), lesion, None, "per_positive", normaliser)
+        batch = torch.stack([sums.hit.sum(0), sums.p.sum(0), sums.lesion.sum(0)])
+        hit, p_sum, n_voxels = self.sum_processes(batch)
+        dice = dice_of_sums(hit, p_sum, n_voxels, self.smooth)
         has_class = (sums.lesion > 0) & cells.is_cell
+        lesion_dice = self._mean(sums.dice(self.smooth), has_class)
         has_lesion = has_class.any(1, keepdim=True)
-        # as in "per_positive", the divisor counts the lesion's voxels, not those of its cell
-        per_lesion = sums.focal / sums.lesion.sum(1, keepdim=True).clamp_min(1)
-        lesion_dice = _mean(sums.dice(self.smooth), has_class)
-        lesion_focal = _mean(per_lesion, has_lesion)
+        size = sums.lesion.sum(1, keepdim=True).clamp_min(1)
+        of_lesion = sums.focal
+        background = sums.focal.new_zeros(())
+        if self.cell_reach is not None:
+            of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
+            background = (sums.focal - of_lesion).where(has_lesion, 0).sum()
+        # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
+        batch_focal, background = (
+            reduce_losses(total, lesion, None, "per_positive", normaliser)
+            for total in (sums.focal.sum(), background)
+        )
+        lesion_focal = self._mean(of_lesion / size, has_lesion) + background
         return {
-            "dice": self.dice_weight * batch.dice(self.smooth).mean(),
+            "dice": self.dice_weight * dice.mean(),
             "focal": self.voxel_weight * batch_focal,
             "lesion_dice": self.lesion_weight * self.dice_weight * lesion_dice,
             "lesion_focal": self.lesion_weight * self.voxel_weight * lesion_focal,
         }
 
-
-def _mean(values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """Return the mean of the counted values, or 0 if no value is counted."""
-    return values.where(is_counted, 0).sum() / is_counted.sum().clamp_min(1)
+    def _mean(
+        self, values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean of the counted values of all processes, or 0 if no value is counted."""
+        own = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
+        total, n = self.sum_processes(own)
+        mean: Tensor = total / n.clamp_min(1)
+        return mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,15 +216,6 @@ class _Sums:
     p: Float[Tensor, "rows k"]
     hit: Float[Tensor, "rows k"]
     focal: Float[Tensor, "rows 1"]
-
-    def of_batch(self) -> "_Sums":
-        """Return the sums over all rows, as a single row."""
-        return _Sums(
-            lesion=self.lesion.sum(0, keepdim=True),
-            p=self.p.sum(0, keepdim=True),
-            hit=self.hit.sum(0, keepdim=True),
-            focal=self.focal.sum(0, keepdim=True),
-        )
 
     def dice(self, smooth: float) -> Float[Tensor, "rows k"]:
         """Return the Dice loss of each row and class."""
@@ -243,31 +268,44 @@ class _Cells:
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
     """Return the number of possible ids, including 0.
 
-    On a GPU, uint8 gives 256 without reading the values, so that the host need not wait.
+    On a GPU and while torch.compile traces, uint8 gives 256 without reading the values: the host
+    would wait for them, and a compiled graph would end here.
     """
-    if nearest.dtype == torch.uint8 and nearest.device.type != "cpu":
+    is_read = nearest.device.type == "cpu" and not torch.compiler.is_compiling()
+    if nearest.dtype == torch.uint8 and not is_read:
         return 256
     return int(to_signed(nearest).max()) + 1 if nearest.numel() else 1
 
 
-def nearest_lesions(instances: Integer[Tensor, "b *spatial"]) -> Integer[Tensor, "b *spatial"]:
+def nearest_lesions(
+    instances: Integer[Tensor, "b *spatial"], reach: Sequence[float] | None = None
+) -> Integer[Tensor, "b *spatial"]:
     """Find the nearest lesion of each voxel within its tile.
 
-    In tiles of more than 64³ voxels, blocks of two voxels along each axis are compared, which takes
-    an eighth of the time in 3-D. A lesion that is chosen there may be farther than the nearest one
-    by about a block.
+    Without `reach`, blocks of two voxels along each axis are compared in tiles of more than 64³
+    voxels, which takes an eighth of the time in 3-D. A lesion that is chosen there may be farther
+    than the nearest one by about a block.
 
     Args:
-        instances: Lesion ids, 0 for background. Distances are in voxels.
+        instances: Lesion ids, 0 for background.
+        reach: The distance along each axis from which a voxel has no nearest lesion, in voxels.
+            Distances are measured in this unit. None: distances are in voxels and have no limit.
 
     Returns:
-        int32 ids of the same shape and device, 0 throughout a tile without lesions.
+        Ids of the same shape, dtype and device. They are 0 throughout a tile without lesions, and
+        for voxels that are not within reach of a lesion.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]])).tolist()
     [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
+    >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7]]), reach=[1.5]).tolist()
+    [[3, 3, 0, 7, 7]]
     """
-    nearest = np.zeros(tuple(instances.shape), np.int32)
-    for out, ids in zip(nearest, instances.cpu().numpy(), strict=True):
+    tiles = instances.cpu().numpy()
+    nearest = np.zeros(tiles.shape, tiles.dtype)
+    for out, ids in zip(nearest, tiles, strict=True):
+        if reach is not None:
+            _write_near_cells(ids, reach, out)
+            continue
         highest = ids.max(initial=0)
         if ((ids == 0) | (ids == highest)).all():  # at most one lesion, the nearest one everywhere
             out[:] = highest
@@ -287,3 +325,72 @@ def _spread(ids: NDArray[Any]) -> NDArray[Any]:
     places = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
     spread: NDArray[Any] = ids[tuple(places)]
     return spread
+
+
+def _write_near_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
+    """Write the id of the nearest lesion within reach of each voxel. `out` is 0 before.
+
+    Only the surroundings of each lesion are compared, so that the time depends on the lesions and
+    not on the size of the tile.
+    """
+    closest = np.zeros(ids.shape, np.float32)  # see `_closeness`
+    inside = np.flatnonzero(ids != 0)
+    numbers = ids.reshape(-1)[inside]
+    order = np.argsort(numbers, kind="stable")
+    present, first = np.unique(numbers[order], return_index=True)
+    if not len(present):
+        return
+    voxels = np.stack(np.unravel_index(inside[order], ids.shape), axis=1)
+    low = np.minimum.reduceat(voxels, first)
+    high = np.maximum.reduceat(voxels, first) + 1
+    margin = [math.ceil(n) - 1 for n in reach]  # voxels at the distance itself are outside
+    lost = [_parabola(n, unit) for n, unit in zip(margin, reach, strict=True)]
+    start = np.maximum(low - margin, 0)
+    stop = np.minimum(high + margin, ids.shape)
+    for row, number in enumerate(present):
+        box = tuple(map(slice, low[row], high[row]))
+        around = tuple(map(slice, start[row], stop[row]))
+        offset = low[row] - start[row]
+        closeness = _closeness(ids[box] == number, offset, stop[row] - start[row], lost)
+        is_closer = closeness > closest[around]
+        np.copyto(closest[around], closeness, where=is_closer)
+        np.copyto(out[around], number, where=is_closer)
+
+
+def _parabola(margin: int, unit: float) -> NDArray[np.float32]:
+    """Return (difference / unit)² for the differences from −`margin` to `margin`."""
+    squared: NDArray[Any] = (np.arange(-margin, margin + 1) / unit) ** 2
+    return squared.astype(np.float32)
+
+
+def _closeness(
+    is_lesion: NDArray[np.bool_],
+    offset: Sequence[int],
+    shape: Sequence[int],
+    lost: Sequence[NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Return 1 − d² of each voxel, where d is its distance from the lesion in units of the reach.
+
+    It is the maximum over lesion voxels of 1 − Σ (difference / reach)², which can be computed one
+    axis after the other (Felzenszwalb and Huttenlocher 2012). Values of 0 or less are only bounds.
+
+    Args:
+        is_lesion: The lesion within its box.
+        offset: Voxels in front of the box along each axis.
+        shape: Shape of the result.
+        lost: (difference / reach)² along each axis, for all differences within reach.
+    """
+    values = np.where(is_lesion, np.float32(1), np.float32(-np.inf))
+    for axis in reversed(range(is_lesion.ndim)):  # the first axis last: the result is in C order
+        before, n, parabola = offset[axis], shape[axis], lost[axis]
+        rows = values.swapaxes(0, axis)
+        wide = np.full((n, *rows.shape[1:]), -np.inf, np.float32)
+        margin = len(parabola) // 2
+        parabola = parabola.reshape(-1, *(1,) * (rows.ndim - 1))
+        for place, row in enumerate(rows, start=before):
+            start = max(place - margin, 0)
+            stop = min(place + margin + 1, n)
+            within = parabola[start - place + margin : stop - place + margin]
+            np.maximum(wide[start:stop], row - within, out=wide[start:stop])
+        values = wide.swapaxes(0, axis)
+    return values

@@ -21,7 +21,13 @@ from lesionseg.evaluation import (
     summarise,
 )
 from lesionseg.evaluation.curves import Pool, froc
-from lesionseg.evaluation.intervals import value_of
+from lesionseg.evaluation.intervals import (
+    MIN_GROUPS,
+    Statistic,
+    divide,
+    draw_groups,
+    value_of,
+)
 from lesionseg.evaluation.result_tables import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
@@ -41,11 +47,12 @@ from lesionseg.pipeline.match_files import (
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
-from lesionseg.training.validation import SCORE
+from lesionseg.training.validation import SCORE, SCORE_ERROR
 
 log = logging.getLogger(__name__)
 
 FP_PER_CASE = 1.0
+_REPLICATES = 200  # of the bootstrap, for a standard error
 
 
 def score_validation(
@@ -269,7 +276,7 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
     over the cases with a lesion. It accepts candidates from the score at which one false positive
     per case is expected on new cases. It is left out without masks. `score` is the sum of both, by
-    which the best weights are chosen.
+    which the weights are chosen. `score_error` is its standard error, see `_score_error`.
     """
     if not matches:
         return {}
@@ -279,10 +286,30 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
         log.warning("The network detects nothing on %s.", cases)
     point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
     pool = Pool.of(results)
-    recall = value_of(froc(pool, [FP_PER_CASE]), len(pool.groups))[0]
+    find = froc(pool, [FP_PER_CASE])
+    recall = value_of(find, len(pool.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
     dice = [match.result(point, surface=False).dice for match in matches]
     known = [value for value in dice if value is not None]
     if known:
         scores["dice"] = float(np.mean(known))
-    return {**scores, SCORE: sum(scores.values())}
+    error = _score_error(pool, find, dice)
+    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: error}
+
+
+def _score_error(pool: Pool, find: Statistic, dice: Sequence[float | None]) -> float:
+    """Return the standard error of the recall that `find` computes plus the mean Dice of the cases.
+
+    It is the standard deviation over resampled patients (bootstrap), which counts that both numbers
+    depend on the same patients. Fewer than five patients give NaN.
+    """
+    if len(pool.groups) < MIN_GROUPS:
+        return np.nan
+    draws = draw_groups(len(pool.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
+    replicates = find(draws)[:, 0]
+    has_dice = np.array([value is not None for value in dice], float)
+    if has_dice.any():
+        weights = draws[:, pool.case_group]
+        total = weights @ np.array([value or 0.0 for value in dice])
+        replicates = replicates + divide(total, weights @ has_dice)
+    return float(np.nanstd(replicates))

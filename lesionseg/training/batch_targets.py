@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
@@ -22,13 +23,15 @@ class BatchTargets:
     """The targets that are added to a batch before it is moved to the device.
 
     If `nearest` is True, the loss needs the nearest lesion of each voxel. The batch then gets
-    `nearest` `[B, *tile]`, and its instances are renumbered. If `anchors` is given, the network is
+    `nearest` `[B, *tile]` (see `nearest_lesions`, also for `reach`), and its instances are
+    renumbered. If `anchors` is given, the network is
     a detector. The batch then gets the fields of `AnchorTargets`: `anchor_labels` and
     `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`.
     """
 
     nearest: bool = False
     anchors: "AnchorGrid | None" = None
+    reach: tuple[float, ...] | None = None
 
     def __call__(self, batch: Batch) -> Batch:
         """Return the batch with the targets that it does not have yet."""
@@ -38,12 +41,13 @@ class BatchTargets:
             return batch
         # ignored voxels are background for the targets, and the losses omit them
         valid = batch["valid"].bool()
-        instances = batch["instances"].masked_fill(~valid, 0)
         made = dict(batch)
         if lacks_nearest:
-            instances = renumber(instances)
+            instances = renumber(batch["instances"], valid)
             made["instances"] = instances
-            made["nearest"] = nearest_lesions(instances).to(instances.dtype)
+            made["nearest"] = nearest_lesions(instances, self.reach)
+        else:
+            instances = batch["instances"].masked_fill(~valid, 0)
         if lacks_anchors and self.anchors is not None:
             labels = batch["labels"].masked_fill(~valid, 0)
             targets = self.anchors.targets(labels, instances, valid)
@@ -64,24 +68,31 @@ class BatchTargets:
         return n_bytes
 
 
-def renumber(instances: Integer[Tensor, "b *tile"]) -> Integer[Tensor, "b *tile"]:
-    """Number each tile's lesions 1, 2, … in the order of their ids.
+def renumber(
+    instances: Integer[Tensor, "b *tile"], valid: Bool[Tensor, "b *tile"]
+) -> Integer[Tensor, "b *tile"]:
+    """Number each tile's lesions 1, 2, … in the order of their ids. Invalid voxels become 0.
 
     The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, four
     times fewer bytes are moved to a GPU, and a loss knows an upper limit without reading values.
 
-    >>> renumber(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]])).tolist()
+    >>> renumber(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]]), torch.ones(2, 4).bool()).tolist()
     [[0, 2, 1, 2], [0, 0, 0, 1]]
     """
-    tiles = []
-    for ids in instances:
-        is_present = torch.zeros(int(ids.max()) + 1, dtype=torch.int64, device=ids.device)
-        is_present[ids.flatten().long()] = 1
-        is_present[0] = 0  # background
-        new_id = is_present.cumsum(0) * is_present  # by the old id; 0 for ids that are absent
-        tiles.append(new_id[ids.long()])
-    numbers = torch.stack(tiles)
-    return numbers.to(torch.uint8 if int(numbers.max()) < 256 else torch.int32)
+    places = []
+    numbers = []
+    for ids, is_valid in zip(instances.cpu().numpy(), valid.cpu().numpy(), strict=True):
+        inside = np.flatnonzero((ids != 0) & is_valid)  # few voxels
+        old = ids.reshape(-1)[inside]
+        is_present = np.zeros(int(old.max(initial=0)) + 1, np.int64)
+        is_present[old] = 1
+        places.append(inside)
+        numbers.append(is_present.cumsum()[old])  # the new id by the old one
+    most = max((int(new.max(initial=0)) for new in numbers), default=0)
+    made = np.zeros(tuple(instances.shape), np.uint8 if most < 256 else np.int32)
+    for tile, inside, new in zip(made, places, numbers, strict=True):
+        tile.reshape(-1)[inside] = new
+    return torch.from_numpy(made).to(instances.device)
 
 
 def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:

@@ -49,7 +49,7 @@ def is_compiled(settings: TrainerConfig, device: str) -> bool:
 
 def compile_step(
     network: nn.Module,
-    objective: Objective,
+    objective: Objective | None,
     plan: Plan,
     *,
     backend: str = "inductor",
@@ -62,7 +62,8 @@ def compile_step(
 
     Args:
         network: the network on its device.
-        objective: the objective.
+        objective: the objective. With None, its loss is not compiled. This is for several
+            processes, whose losses exchange sums.
         plan: the plan of the network.
         backend: the backend of torch.compile.
         channels_last: store the weights channels-last on a GPU. Convolutions are faster in it, and
@@ -72,28 +73,25 @@ def compile_step(
     if channels_last and is_on_gpu:
         set_memory_format(network, _CHANNELS_LAST[plan.dims])
     network.compile(backend=backend, dynamic=False)
-    objective.loss.compile(backend=backend, dynamic=False)
+    if objective is not None:
+        objective.loss.compile(backend=backend, dynamic=False)
 
 
-def compile_if_possible(
+def keep_compiled_if_possible(
     network: nn.Module,
     objective: Objective,
     plan: Plan,
     autocast: Callable[[], AbstractContextManager[None]],
-    *,
-    backend: str = "inductor",
 ) -> None:
-    """Compile the step if a trial step of it succeeds. Otherwise log the reason and do not.
+    """Try a compiled step. If it fails, log the reason, and undo `compile_step`.
 
     Args:
-        network: see `compile_step`. Its weights, buffers and gradients do not change.
+        network: see `compile_step`. Its weights and buffers do not change.
         objective: see `compile_step`.
         plan: see `compile_step`.
         autocast: returns the context in which a training step runs.
-        backend: see `compile_step`.
     """
     state = deepcopy(network.state_dict())
-    compile_step(network, objective, plan, backend=backend)
     try:
         with torch.random.fork_rng(), torch.enable_grad(), autocast():
             _try_step(network, objective, plan)

@@ -105,12 +105,12 @@ def fit(
     loss: nn.Module | None = None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles`, and return it with the best weights.
+    """Train `network` in place on numbered `tiles`, and return it with the chosen weights.
 
-    Without validation, the last weights are kept. An interrupted training continues from
-    `run_dir/checkpoints/last.ckpt`. A finished training is not continued, even if a callback such
-    as `EarlyStopping` ended it before its budget was spent. Errors of reading tiles and of
-    `validate` are passed on, except a lack of memory.
+    The last weights are kept, unless a validation chooses earlier ones (see `VolumeValidation`). An
+    interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is not
+    continued, even if a callback such as `EarlyStopping` ended it before its budget was spent.
+    Errors of reading tiles and of `validate` are passed on, except a lack of memory.
 
     Args:
         network: from `build_network(plan)`, or another one with the same outputs.
@@ -277,7 +277,7 @@ def _end_processes(trainer: pl.Trainer) -> None:
 
 
 def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
-    """Load the weights that scored best or, without validation, those of the last step.
+    """Load the weights that the validations chose or, without validation, those of the last step.
 
     `after` is the content of the last checkpoint in `folder`.
     """
@@ -287,7 +287,7 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
         path = folder / LAST
         kept = after
     else:
-        log.info("The weights of step %d scored best and are kept.", kept["global_step"])
+        log.info("The weights of step %d are kept.", kept["global_step"])
     try:
         module.load_state_dict(kept["state_dict"])
     except RuntimeError as error:
@@ -296,6 +296,9 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
 
 def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
     """Return the training tiles of `cases`.
+
+    If a step has two or more tiles and the share of lesion tiles is above 0, each step has at least
+    one. A step is one of the optimiser, with the tiles of all processes and accumulated batches.
 
     Args:
         cases: prepared cases.
@@ -308,12 +311,17 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
     Raises:
         ConfigError: if `cases` is empty, or the settings do not fit the plan.
     """
+    tiles_per_step = count_tiles_per_step(cfg.trainer, plan)
+    sampling = cfg.sampling
+    if sampling.lesion_share and tiles_per_step > 1:
+        share = max(sampling.lesion_share, 1 / tiles_per_step)
+        sampling = sampling.model_copy(update={"lesion_share": share})
     tiles = TileDataset(
         cases,
         plan,
-        cfg.sampling,
+        sampling,
         cfg.augment,
-        n_tiles=STEPS_PER_EPOCH * count_tiles_per_step(cfg.trainer, plan),
+        n_tiles=STEPS_PER_EPOCH * tiles_per_step,
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )

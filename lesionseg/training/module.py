@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from lesionseg.config import OptimConfig, TrainerConfig
 from lesionseg.errors import TrainingError
-from lesionseg.losses import PositiveAverage
+from lesionseg.losses import PositiveAverage, VoxelLoss
+from lesionseg.losses.base import own_sums
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.rules import NNUNET_VOXELS
-from lesionseg.training.compilation import compile_if_possible, compile_step, is_compiled
+from lesionseg.training.compilation import compile_step, is_compiled, keep_compiled_if_possible
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
-from lesionseg.training.processes import n_processes
+from lesionseg.training.processes import n_processes, sum_over_processes
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,9 @@ class LesionModule(pl.LightningModule):
     A batch contains `plan.batch_size` tiles. Sums over positives are divided by a normaliser, the
     moving average of the number of positives in a step, over all its batches and processes.
     Processes average their gradients, so each one divides by the normaliser over the number of
-    processes. A step whose gradient is not finite does not change the weights. It is counted in the
-    next step, because reading the flag at once would make a GPU wait.
+    processes. Dice and the means over lesions are computed from the sums of all processes. A step
+    whose gradient is not finite does not change the weights. It is counted in the next step,
+    because reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -91,17 +93,22 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Set the expected positives of all processes, and compile the step if requested."""
-        n_tiles = self.plan.batch_size * self.trainer.world_size
+        """Prepare the sums over all processes, and compile the step if requested."""
+        world = self.trainer.world_size
+        n_tiles = self.plan.batch_size * world
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
+        voxel_loss = self.loss if isinstance(self.loss, VoxelLoss) else None
+        if voxel_loss is not None:
+            voxel_loss.sum_processes = own_sums
         device = self.trainer.strategy.root_device
         if is_compiled(self.settings, device.type):
             self.network.to(device)
+            compile_step(self.network, self.objective if world == 1 else None, self.plan)
             if self.settings.compile == "auto":
                 autocast = self.trainer.precision_plugin.forward_context
-                compile_if_possible(self.network, self.objective, self.plan, autocast)
-            else:
-                compile_step(self.network, self.objective, self.plan)
+                keep_compiled_if_possible(self.network, self.objective, self.plan, autocast)
+        if voxel_loss is not None and world > 1:  # a trial step does not wait for other processes
+            voxel_loss.sum_processes = sum_over_processes
 
     def on_train_start(self) -> None:
         """Start the clock, at the minutes of the checkpoint if a training is resumed."""

@@ -100,6 +100,7 @@ class Objective:
         self.batch_targets = BatchTargets(
             nearest=bool(self.strides) and needs_nearest,
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
+            reach=_reach_of_cells(plan, getattr(loss, "cell_reach", None)),
         )
 
     def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
@@ -200,6 +201,16 @@ class Objective:
             labels=finest.labels,
             valid=finest.valid,
         )
+
+
+def _reach_of_cells(plan: Plan, finest: float | None) -> tuple[float, ...] | None:
+    """Return the distance at which cells end, in voxels along each axis.
+
+    It is `finest` voxels along the axis with the smallest spacing, and equal in mm along all axes.
+    """
+    if finest is None:
+        return None
+    return tuple(finest * min(plan.spacing_mm) / spacing for spacing in plan.spacing_mm)
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError, LesionsegError, TrainingError
@@ -203,6 +203,18 @@ def _to_shared_error(error: Exception) -> LesionsegError:
     if isinstance(error, LesionsegError):
         return error
     return TrainingError(f"Another process failed: {type(error).__name__}: {error}")
+
+
+def sum_over_processes(sums: Tensor) -> Tensor:
+    """Return the sums over all processes. All processes call it together.
+
+    The gradient is that of the process's own sums, times the number of processes, because the
+    processes average their gradients.
+    """
+    own = sums.detach()
+    total = own.clone()
+    distributed.all_reduce(total)
+    return total + distributed.get_world_size() * (sums - own)
 
 
 def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:

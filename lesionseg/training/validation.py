@@ -1,4 +1,4 @@
-"""Validate on whole volumes between the steps of a training, and keep the best weights."""
+"""Validate on whole volumes between the steps of a training, and choose the weights to keep."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -17,11 +17,15 @@ from lesionseg.training.checkpoints import BEST, read_if_present
 from lesionseg.training.processes import broadcast_from_rank_zero
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
-SCORE = "score"  # the name of the score by which the best weights are chosen
+SCORE = "score"  # the name of the score by which weights are chosen
+SCORE_ERROR = "score_error"  # the name of its standard error
 
 
 class VolumeValidation(Checkpoint):
-    """A callback that validates on whole volumes, and writes the best weights to `best.ckpt`.
+    """A callback that validates on whole volumes, and writes the weights to keep to `best.ckpt`.
+
+    These are the last weights, unless earlier ones have a score that is higher by more than its
+    standard error. The highest of several uncertain scores is often high by chance.
 
     It validates between two steps and at the end. It replaces Lightning's validation loop, which
     uses a loader's batches and a separate clock in each process. Here all processes use the same
@@ -37,8 +41,10 @@ class VolumeValidation(Checkpoint):
     `best.ckpt`.
 
     Args:
-        validate: returns scores by name for a network in eval mode. The weights with the highest
-            `SCORE` are kept; without one, it is 0. Only the first process calls this function.
+        validate: returns scores by name for a network in eval mode, with the `SCORE` that chooses
+            the weights and its standard error `SCORE_ERROR`. Each of them is 0 if it is missing.
+            If the error is NaN, the last weights are kept. Only the first process calls this
+            function.
         every_minutes: from the end of a validation to the next one; None validates only at the end.
         folder: receives `best.ckpt`.
     """
@@ -48,18 +54,21 @@ class VolumeValidation(Checkpoint):
         self.every_minutes = every_minutes
         self.path = folder / BEST
         self.best_score = -math.inf
+        self.best_error = 0.0
         self._due = math.inf  # minutes of training, set in `on_train_start`
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, and the time of the next validation."""
-        return {"best_score": self.best_score, "due": self._due}
+        """Return the best score with its error, and the time of the next validation."""
+        best = {"best_score": self.best_score, "best_error": self.best_error}
+        return {**best, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and the time of the next validation.
+        """Restore the best score with its error, and the time of the next validation.
 
-        Checkpoints of earlier versions do not state the time.
+        Checkpoints of earlier versions state neither the error nor the time.
         """
         self.best_score = state_dict["best_score"]
+        self.best_error = state_dict.get("best_error", 0.0)
         self._due = state_dict.get("due", math.inf)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
@@ -70,7 +79,7 @@ class VolumeValidation(Checkpoint):
         """
         is_resumed = trainer.global_step > 0
         if is_resumed:
-            self.best_score = broadcast_from_rank_zero(self._read_best_score)
+            self.best_score, self.best_error = broadcast_from_rank_zero(self._read_best)
         elif trainer.is_global_zero:  # the file belongs to a training that starts again
             self.path.unlink(missing_ok=True)
         if self.every_minutes is None:
@@ -78,13 +87,12 @@ class VolumeValidation(Checkpoint):
         elif math.isinf(self._due):
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
 
-    def _read_best_score(self) -> float:
-        """Return the score of the weights in `best.ckpt`, or −∞ if there is no such file."""
-        best = read_if_present(self.path)
-        if best is None:
-            return -math.inf
+    def _read_best(self) -> tuple[float, float]:
+        """Return the score of the weights in `best.ckpt` and its error; −∞ if there is no file."""
+        best = read_if_present(self.path) or {}
         state = best.get("callbacks", {}).get(self.state_key, {})
-        return float(state.get("best_score", -math.inf))  # version 1.0 did not state it
+        # version 1.0 stated neither
+        return float(state.get("best_score", -math.inf)), float(state.get("best_error", 0.0))
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Validate if it is due and the previous step is complete."""
@@ -93,11 +101,11 @@ class VolumeValidation(Checkpoint):
             self._validate(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Validate the weights of the last step."""
-        self._validate(trainer, module)
+        """Validate the weights of the last step, and keep them unless earlier ones are better."""
+        self._validate(trainer, module, is_last=True)
 
-    def _validate(self, trainer: Any, module: Any) -> None:
-        """Score the network, log its scores, and keep its weights if they are the best so far.
+    def _validate(self, trainer: Any, module: Any, *, is_last: bool = False) -> None:
+        """Score the network, log its scores, and write its weights if they are to be kept.
 
         Raises:
             ConfigError: if memory runs out while the network is scored.
@@ -114,6 +122,7 @@ class VolumeValidation(Checkpoint):
             # interval would be followed by the next one without a training step
             self._due = minutes + self.every_minutes
         score = float(scores.setdefault(SCORE, 0.0))
+        tolerance = self.best_error if is_last else 0.0
         row = {f"validation_{name}": float(value) for name, value in scores.items()}
         for logger in trainer.loggers:
             logger.log_metrics(row, step=trainer.global_step - 1)  # the row of the previous step
@@ -123,10 +132,11 @@ class VolumeValidation(Checkpoint):
         # back, and stores the average as the weights of the checkpoint
         for callback in trainer.callbacks:
             callback.on_validation_epoch_end(trainer, module)
-        # of equal scores the later weights are kept, because they were trained for longer; NaN is
-        # never the best
-        if score >= self.best_score:
+        # of equal scores the later weights are kept, because they were trained for longer; a score
+        # of NaN is never the best, and an error of NaN tolerates any difference
+        if not math.isnan(score) and not score < self.best_score - tolerance:
             self.best_score = score
+            self.best_error = float(scores.get(SCORE_ERROR, 0.0))
             trainer.save_checkpoint(self.path)
         for callback in trainer.callbacks:
             callback.on_validation_end(trainer, module)

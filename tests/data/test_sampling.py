@@ -89,6 +89,37 @@ def test_every_lesion_is_equally_likely_if_one_case_has_most_of_them():
     assert "80 lesions, 21 patients; at most 75% from one patient" in sampler.mix
 
 
+@pytest.mark.parametrize(
+    ("share", "per_step", "numbers"),
+    [
+        (0.5, 2, {1}),
+        (0.5, 3, {1, 2}),
+        (0.3, 4, {1, 2}),
+        (0.5, 16, {8}),
+        (1.0, 2, {2}),
+        (0.1, 1, {0, 1}),
+    ],
+)
+def test_lesion_tiles_are_spread_evenly_over_steps(cases, share, per_step, numbers):
+    sampler = make_sampler(cases, 50 * per_step, lesion_share=share)
+    for epoch in range(20):
+        kinds = np.array([choice.kind for choice in choose_all(sampler, epoch)])
+        assert set((kinds.reshape(50, per_step) == "lesion").sum(axis=1)) == numbers
+        assert (kinds == "lesion").sum() == round(share * 50 * per_step)
+
+
+def test_background_tiles_come_from_all_cases_equally_often():
+    """Lesions cover most of one case. It has as many background tiles, most of them free."""
+    full = make_case("full", [((2 * i, 2 * j, 2), 1) for i in range(9) for j in range(9)])
+    cases = [full, *(make_case(f"free{i}") for i in range(3))]
+    sampler = make_sampler(cases, 800, lesion_share=0.0)
+    choices = choose_all(sampler)
+    numbers = Counter(choice.case for choice in choices)
+    assert min(numbers.values()) > 150  # of 200 expected ones
+    of_full = [choice for choice in choices if choice.case == 0]
+    assert sum(not lesions_in_tile(choice, full) for choice in of_full) > 0.9 * len(of_full)
+
+
 def test_mix_without_lesions_is_all_background():
     sampler = make_sampler([make_case("free")], 10, lesion_share=0.5)
     assert {choice.kind for choice in choose_all(sampler)} == {"background"}

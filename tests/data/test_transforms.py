@@ -93,8 +93,8 @@ def test_affine_of_a_tile_gives_the_position_of_its_voxels(make_tiles, case, cha
     for number in range(4):
         item = dataset[number]
         inside = item["valid"][0] & (item["image"] != 0).all(dim=0)
-        # voxels at the edge are interpolated with zeros outside
-        index = np.argwhere(binary_erosion(inside.numpy(), iterations=2))
+        # voxels at the edge are interpolated with zeros outside, up to twice
+        index = np.argwhere(binary_erosion(inside.numpy(), iterations=3))
         assert len(index) > 100
         assert torch.equal(item["image"].affine, item["label"].affine)
         world = Geometry(TILE, item["image"].affine.numpy()).to_mm(index)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import ndimage
 
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions, per_lesion
@@ -37,6 +38,91 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
         torch.testing.assert_close(found[name], term)
         mean = (cells[0][name] + cells[1][name]) / 2
         torch.testing.assert_close(found[f"lesion_{name}"], 2 * mean)
+
+
+def test_background_of_near_cells_is_divided_by_the_normaliser() -> None:
+    logits, labels, instances = make_two_lesions()
+    nearest = nearest_lesions(instances, (3.0, 3.0))
+    loss = LesionBalancedLoss(0.4, 1.5, focal_weight=0.3, lesion_weight=2.0, cells="near")
+    found = loss(logits, labels, normaliser=30, nearest=nearest)
+    one = DiceFocalLoss(0.4, 1.5, focal_weight=0.3)
+    cells = [nearest == i for i in (2, 7)]
+    dice = [one(logits, labels, valid=cell)["dice"] for cell in cells]
+    torch.testing.assert_close(found["lesion_dice"], 2 * sum(dice) / 2)
+    lesions = [one(logits, labels, valid=instances == i)["focal"] for i in (2, 7)]
+    background = (nearest > 0) & (instances == 0)
+    around = one(logits, labels, valid=background, normaliser=30)["focal"]
+    torch.testing.assert_close(found["lesion_focal"], 2 * (sum(lesions) / 2 + around))
+
+
+SIDES = {2: (1, 1, 2), 20: (2, 2, 5), 500: (5, 10, 10)}  # of a box with this many voxels
+
+
+def gradients_of_term(term: str, size: int, side: int) -> tuple[float, float]:
+    """Return the gradients of a lesion and of a false positive of 27 voxels, with p = ½ in both.
+
+    The lesion is in the middle of a tile of `side`³ voxels, and p is 1e-4 elsewhere.
+    """
+    labels = torch.zeros(1, side, side, side, dtype=torch.uint8)
+    start = side // 2 - 5
+    labels[(0, *(slice(start, start + n) for n in SIDES[size]))] = 1
+    logits = torch.full((1, 1, side, side, side), -9.2)
+    logits[0, labels > 0] = 0.0
+    beside = (0, 0, *(slice(start - 4, start - 1),) * 3)
+    logits[beside] = 0.0
+    logits.requires_grad_()
+    loss = LesionBalancedLoss(cells="near")
+    nearest = nearest_lesions(labels, (loss.cell_reach,) * 3)
+    loss(logits, labels, nearest=nearest, normaliser=100)[term].backward()
+    gradient = logits.grad.abs()
+    return gradient[0, labels > 0].sum().item(), gradient[beside].sum().item()
+
+
+def test_equal_errors_have_equal_gradients_next_to_lesions_of_any_size() -> None:
+    found = [gradients_of_term("lesion_focal", size, side=32) for size in SIDES]
+    for values in zip(*found, strict=True):  # of the lesion, then of the false positive
+        assert max(values) < 2 * min(values)
+
+
+def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile() -> None:
+    """The ratio of a lesion of 2 voxels to one of 500."""
+
+    def ratio(side: int) -> float:
+        small, large = (gradients_of_term("lesion_dice", size, side)[0] for size in (2, 500))
+        return small / large
+
+    assert [ratio(64), ratio(128)] == pytest.approx([ratio(32)] * 2, rel=0.1)
+
+
+@pytest.mark.parametrize("other", [DiceFocalLoss, LesionBalancedLoss])
+def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
+    other: type[DiceFocalLoss],
+) -> None:
+    """Only the first process has lesions. The sums of both are recorded, then exchanged."""
+    logits, labels, instances = make_two_lesions()
+
+    def gradient(part: slice, normaliser: float, sum_processes=None) -> torch.Tensor:
+        loss = LesionBalancedLoss(cells="near") if other is LesionBalancedLoss else other()
+        if sum_processes:
+            loss.sum_processes = sum_processes
+        given = {}
+        if other is LesionBalancedLoss:
+            given["nearest"] = nearest_lesions(instances[part], (5.0, 5.0))
+        x = logits[part].clone().requires_grad_()
+        sum(loss(x, labels[part], normaliser=normaliser, **given).values()).backward()
+        return x.grad
+
+    own: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    parts = (slice(0, 1), slice(1, 2))
+    for rank, part in enumerate(parts):
+        gradient(part, 15, lambda sums, rank=rank: own[rank].append(sums.detach()) or sums)
+    halves = []
+    for part in parts:
+        totals = iter([a + b for a, b in zip(own[0], own[1], strict=True)])
+        halves.append(
+            gradient(part, 15, lambda sums, it=totals: next(it) + 2 * (sums - sums.detach()))
+        )
+    torch.testing.assert_close(torch.cat(halves) / 2, gradient(slice(0, 2), 30))
 
 
 @pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
@@ -118,6 +204,37 @@ def test_nearest_lesions_equal_a_search_over_all_distances() -> None:
         distance = (places - voxel).norm(dim=1)
         least = {int(ids[0][tuple(p.int())]) for p in places[distance == distance.min()]}
         assert int(nearest[tuple(voxel)]) in least
+
+
+@pytest.mark.parametrize("reach", [(2.5, 2.5, 2.5), (4.0, 2.0, 0.8)])
+def test_near_cells_equal_distance_maps_of_the_whole_tile(reach: tuple[float, ...]) -> None:
+    """Each lesion has its own distance map. Some lesions touch."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 300, (1, 9, 12, 11), generator=generator)
+    ids[ids > 5] = 0
+    ids[0, 2:4, 3:7, 2:4] = 6
+    nearest = nearest_lesions(ids, reach)[0].numpy()
+    units = [1 / r for r in reach]
+    distance = {
+        number: ndimage.distance_transform_edt(ids[0].numpy() != number, sampling=units)
+        for number in ids.unique().tolist()
+        if number
+    }
+    least = sum(distance.values()) * 0 + min(distance.values(), key=lambda d: d.sum())
+    for one in distance.values():
+        least = least.clip(max=one)
+    assert ((nearest > 0) == (least < 1 - 1e-6)).all()
+    for number, one in distance.items():
+        assert one[nearest == number] == pytest.approx(least[nearest == number], abs=1e-5)
+
+
+def test_lesion_that_touches_another_keeps_its_near_cell() -> None:
+    ids = torch.zeros(1, 80, 80, 80, dtype=torch.uint8)
+    ids[0, 40, 40, 40] = 1
+    ids[0, 40, 40, 41] = 2  # in the same block of two voxels per axis
+    nearest = nearest_lesions(ids, (10.0, 10.0, 10.0))[0]
+    n_first, n_second = ((nearest == number).sum().item() for number in (1, 2))
+    assert n_first == n_second > 2000
 
 
 def test_only_lesion_of_a_tile_is_the_nearest_one_everywhere(

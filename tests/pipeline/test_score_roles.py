@@ -9,6 +9,7 @@ from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Aim, Calibration, Selection
+from lesionseg.evaluation.curves import Pool, froc
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
@@ -17,6 +18,7 @@ from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_roles import (
+    _score_error,
     match_volumes,
     score_folds,
     score_validation,
@@ -106,10 +108,23 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
         return validation_scores(match_volumes(Brightness(2, shift), experiment, cases, plan))
 
     seen = scores(3.0)
+    assert np.isnan(seen.pop("score_error"))  # of a single patient
     assert seen.pop("score") == seen["recall_1fp"] + seen["dice"]
     assert all(0 <= value <= 1 for value in seen.values())
-    assert scores(999.0) == {"recall_1fp": 0.0, "dice": 0.0, "score": 0.0}
+    nothing = scores(999.0)
+    del nothing["score_error"]
+    assert nothing == {"recall_1fp": 0.0, "dice": 0.0, "score": 0.0}
     assert "detects nothing on 1 validation case" in caplog.text
+
+
+def test_score_error_is_that_of_the_sum_of_recall_and_dice():
+    """Ten patients with one lesion each. Dice equals 1 if it is found, otherwise 0."""
+    results = [result(f"c{i}", detected_at=[0.9 if i < 5 else None]) for i in range(10)]
+    pool = Pool.of(results)
+    dice = [1.0] * 5 + [0.0] * 5
+    error = _score_error(pool, froc(pool, [1.0]), dice)
+    assert error == pytest.approx(2 * (0.25 / 10) ** 0.5, rel=0.15)
+    assert _score_error(pool, froc(pool, [1.0]), [None] * 10) == pytest.approx(error / 2)
 
 
 def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):

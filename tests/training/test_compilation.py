@@ -7,14 +7,20 @@ import torch
 from torch.utils.data import default_collate
 
 from lesionseg.config import TrainerConfig
+from lesionseg.losses import DiceFocalLoss
 from lesionseg.training import compilation
-from lesionseg.training.compilation import compile_if_possible, compile_step, is_compiled
+from lesionseg.training.compilation import (
+    compile_step,
+    is_compiled,
+    keep_compiled_if_possible,
+)
 from tests.gpu.plans import Cubes, card_config, card_plan, make_step
+from tests.training.conftest import weights
 
 # torch's own code is not this strict
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
-LOSSES = ("lesion_balanced", "dice_focal", "dice_cross_entropy")
+LOSSES = ("lesion_balanced", "lesion_balanced loss.cells=near", "dice_focal")
 
 
 @pytest.fixture(autouse=True)
@@ -42,43 +48,45 @@ def loss_and_gradient(step):
     return found
 
 
-def assert_compiled_step_is_equal(name, loss, backend):
-    step = make_step(card_plan(name), card_config(f"model={name}", f"loss={loss}"))
-    eager = loss_and_gradient(step)
-    compile_step(*step, backend=backend)
-    compiled = loss_and_gradient(step)
-    assert compiled.keys() == eager.keys()
-    for key, value in eager.items():
-        torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-5)
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "loss"), [*(("unet", loss) for loss in LOSSES), ("retina_unet", "lesion_balanced")]
-)
-def test_traced_step_equals_the_eager_step(name, loss):
-    """The backend `eager` runs what torch.compile traced, without a compiler."""
-    assert_compiled_step_is_equal(name, loss, "eager")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_is_traced_as_one_graph_and_equals_the_eager_loss(loss):
+    """The backend runs what was traced. A break of the graph would be a wait of the host."""
+    step = make_step(card_plan("unet"), card_config(*f"loss={loss}".split()))
+    expected = loss_and_gradient(step)
+    step[1].loss.compile(backend="eager", fullgraph=True, dynamic=False)
+    assert_equal(loss_and_gradient(step), expected)
+
+
+def test_traced_step_equals_the_eager_step():
+    step = make_step(card_plan("unet"), card_config("loss=dice_focal"))
+    expected = loss_and_gradient(step)
+    compile_step(*step, backend="eager")
+    assert_equal(loss_and_gradient(step), expected)
 
 
 @pytest.mark.slow
 def test_loss_compiled_by_the_default_backend_equals_the_eager_loss():
     step = make_step(card_plan("unet"), card_config())
-    eager = loss_and_gradient(step)
+    expected = loss_and_gradient(step)
     step[1].loss.compile(dynamic=False)
-    compiled = loss_and_gradient(step)
-    for key, value in eager.items():
-        torch.testing.assert_close(compiled[key], value, rtol=1e-4, atol=1e-5)
+    assert_equal(loss_and_gradient(step), expected)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_is_traced_as_one_graph(loss):
-    """A break of the graph would mean that the host waits for a value."""
-    network, objective, _ = make_step(card_plan("unet"), card_config(f"loss={loss}"))
-    batch = two_tiles(objective)
-    objective.loss.compile(backend="eager", fullgraph=True)
-    targets = objective.targets(batch)
-    terms = objective.terms(network(batch["image"]), targets, torch.ones_like(targets.counts()))
-    assert all(bool(term.isfinite()) for term in terms.values())
+@pytest.mark.slow
+def test_training_with_a_compiled_step_equals_the_eager_training(train, tmp_path):
+    """The trainer of Lightning calls the network and the loss that `setup` compiled in place."""
+    networks = []
+    for compiled in (False, True):
+        run = tmp_path / str(compiled)
+        result = train(run_dir=run, max_steps=3, compile=compiled, loss=DiceFocalLoss())
+        networks.append(weights(result.network))
+    torch.testing.assert_close(*networks, rtol=1e-3, atol=1e-4)
 
 
 LONG = {"max_minutes": 11, "max_steps": None}
@@ -112,10 +120,11 @@ def test_failed_compilation_is_logged_once_and_the_step_stays_eager(caplog):
     def broken(graph, inputs):
         raise RuntimeError("no Triton")
 
-    step = make_step(card_plan("unet"), card_config())
+    step = make_step(card_plan("unet"), card_config("loss=dice_focal"))
     expected = loss_and_gradient(step)
     step[0].zero_grad()
-    compile_if_possible(*step, nullcontext, backend=broken)
+    compile_step(*step, backend=broken)
+    keep_compiled_if_possible(*step, nullcontext)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("lesionseg")]
     assert len(ours) == 1
     assert "no Triton" in ours[0]
@@ -125,12 +134,13 @@ def test_failed_compilation_is_logged_once_and_the_step_stays_eager(caplog):
 
 
 def test_trial_of_the_compilation_changes_neither_weights_nor_random_numbers():
-    step = make_step(card_plan("unet"), card_config())
+    step = make_step(card_plan("unet"), card_config("loss=dice_focal"))
     before = {name: value.clone() for name, value in step[0].state_dict().items()}
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    compile_if_possible(*step, nullcontext, backend="eager")
+    compile_step(*step, backend="eager")
+    keep_compiled_if_possible(*step, nullcontext)
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in step[0].state_dict().items())
     assert all(p.grad is None for p in step[0].parameters())

@@ -250,6 +250,23 @@ def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(
     assert best["global_step"] == step
 
 
+@pytest.mark.parametrize(
+    ("early", "error", "step"),
+    [(0.7, 0.1, 1), (0.55, 0.1, 2), (0.7, float("nan"), 2), (0.55, 0.0, 1)],
+)
+def test_last_weights_are_kept_unless_earlier_ones_are_better_by_more_than_the_error(
+    train, tmp_path, early, error, step
+):
+    scores = iter([early, 0.5])
+    train(
+        max_steps=2,
+        validate=lambda _: {"score": next(scores), "score_error": error},
+        validate_every_minutes=1e-9,
+    )
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == step
+
+
 def test_training_ended_by_early_stopping_is_finished(train):
     scores = iter([0.5, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0, 0.0])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.config import AugmentConfig
+from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
@@ -14,8 +14,9 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.io.files import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
-from lesionseg.training.batch_targets import BatchTargets
+from lesionseg.training.batch_targets import BatchTargets, renumber
 from lesionseg.training.fit import fit, tiles_of
+from lesionseg.training.objective import make_objective
 from lesionseg.training.tile_stream import to_batch
 from tests.training.conftest import make_config
 
@@ -78,3 +79,36 @@ def test_loss_that_needs_nearest_lesions_gets_them(cases, plan, tmp_path):
     terms = ("loss_dice", "loss_focal", "loss_lesion_dice", "loss_lesion_focal")
     assert float(row["loss"]) == pytest.approx(sum(float(row[name]) for name in terms), rel=1e-4)
     assert float(row["loss_lesion_dice"]) > 0
+
+
+@pytest.mark.parametrize(("batches", "share", "number"), [(1, 0.5, 1), (1, 0.1, 1), (2, 0.3, 1)])
+def test_each_step_of_two_or_more_tiles_has_a_lesion_tile(cases, plan, batches, share, number):
+    """Accumulated batches belong to one step."""
+    cfg = make_config(max_steps=1, accumulate_grad_batches=batches)
+    cfg = cfg.model_copy(update={"sampling": SamplingConfig.of(lesion_share=share)})
+    tiles = tiles_of(cases, plan.with_(batch_size=2), cfg)
+    kinds = [tiles.sampler.choose(*divmod(i, tiles.n_tiles)).kind for i in range(len(tiles))]
+    per_step = 2 * batches
+    steps = [kinds[i : i + per_step] for i in range(0, len(kinds), per_step)]
+    counts = {step.count("lesion") for step in steps}
+    assert min(counts) == number
+    assert max(counts) <= number + 1
+
+
+def test_valid_lesions_of_each_tile_are_numbered_from_one():
+    instances = torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9], [0, 0, 0, 0]])
+    valid = torch.ones_like(instances, dtype=torch.bool)
+    valid[0, 2] = False
+    found = renumber(instances, valid)
+    assert found.tolist() == [[0, 1, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert found.dtype == torch.uint8
+    many = torch.arange(301)[None]
+    assert renumber(many, many >= 0).dtype == torch.int32
+    assert torch.equal(renumber(many, many >= 0), many.int())
+
+
+def test_near_cells_end_at_an_equal_distance_in_mm(cases, plan):
+    """With 1 × 1 × 4 mm, ten voxels of the finest axis are 2.5 slices."""
+    coarse = plan.with_(spacing_mm=(4.0, 1.0, 1.0))
+    objective = make_objective(coarse, make_config(), LesionBalancedLoss(cells="near"))
+    assert objective.batch_targets.reach == (2.5, 10.0, 10.0)

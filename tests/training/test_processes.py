@@ -14,6 +14,7 @@ from torch import distributed
 
 from lesionseg.config import TrainerConfig
 from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.losses import FocalLoss, LesionBalancedLoss
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
@@ -134,8 +135,12 @@ ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, de
 
 
 @pytest.mark.slow  # two processes that import torch
-@pytest.mark.parametrize("name", ["unet", "retinanet"])
-def test_two_processes_train_like_one_on_the_same_tiles(train, make_plan, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [("unet", FocalLoss()), ("unet", LesionBalancedLoss(cells="near")), ("retinanet", FocalLoss())],
+)
+def test_two_processes_train_like_one_on_the_same_tiles(train, make_plan, tmp_path, name, loss):
+    """Only every second tile has a lesion, so only one of the two processes."""
     plan = make_plan()
     if name == "retinanet":
         plan = plan.with_(architecture=replace(plan.architecture, name=name), anchors=ANCHORS)
@@ -147,6 +152,7 @@ def test_two_processes_train_like_one_on_the_same_tiles(train, make_plan, tmp_pa
             run_dir=run,
             plan=plan.with_(batch_size=2 // n),
             devices=n,
+            loss=loss,
             max_steps=8,
             optim={"name": "sgd", "lr": 0.02},
             log_every_n_steps=1,
