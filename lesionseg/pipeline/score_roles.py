@@ -16,13 +16,14 @@ from lesionseg.evaluation import (
     MatchedCase,
     Scores,
     SummarySettings,
+    Tables,
     choose,
     match_case,
     summarise,
 )
-from lesionseg.evaluation.curves import Pool, froc
+from lesionseg.evaluation.curves import froc
 from lesionseg.evaluation.intervals import value_of
-from lesionseg.evaluation.result_tables import write_scores
+from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.input_check import InputCheck
@@ -110,7 +111,7 @@ def score_predicted(
     options = MatchOptions(experiment.preset, dataset)
     matches = list(match_cases(experiment.cases("validation"), predictions, options))
     complete, calibration_of = select(
-        [match.result(surface=False) for match in matches],
+        Tables.of(match.rows(surface=False) for match in matches),
         selection,
         Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
@@ -203,8 +204,8 @@ def _score(
     matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
 ) -> Scores:
     """Write the scores and tables of matched cases of one role into `output`."""
-    results = [match.result(point) for match in matches]
-    role = results[0].role
+    tables = Tables.of(match.rows(point) for match in matches)
+    role = tables.cases["role"].iloc[0]
     labels = experiment.dataset.labels.lesion_names
     settings = SummarySettings(
         evaluated_on=role,
@@ -215,8 +216,8 @@ def _score(
         provenance=experiment.origin,
         columns={files.case: files.columns for files in experiment.dataset.cases},
     )
-    scores = summarise(results, experiment.preset, settings)
-    write_scores(output, results, scores, labels)
+    scores = summarise(tables, experiment.preset, settings)
+    write_scores(output, tables, scores, labels)
     return scores
 
 
@@ -273,16 +274,15 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     """
     if not matches:
         return {}
-    results = [match.result(surface=False) for match in matches]
-    if not any(result.candidates for result in results):
-        cases = count(len(results), "validation case")
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    if not len(tables.candidates):
+        cases = count(len(matches), "validation case")
         log.warning("The network detects nothing on %s.", cases)
-    point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
-    pool = Pool.of(results)
-    recall = value_of(froc(pool, [FP_PER_CASE]), len(pool.groups))[0]
+    point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
+    recall = value_of(froc(tables, [FP_PER_CASE]), len(tables.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
-    dice = [match.result(point, surface=False).dice for match in matches]
-    known = [value for value in dice if value is not None]
-    if known:
-        scores["dice"] = float(np.mean(known))
+    accepted = Tables.of(match.rows(point, surface=False) for match in matches)
+    dice = accepted.cases["dice"].dropna()
+    if len(dice):
+        scores["dice"] = float(np.mean(dice))
     return {**scores, SCORE: sum(scores.values())}

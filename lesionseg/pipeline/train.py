@@ -14,8 +14,7 @@ from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import untrusted_targets
 from lesionseg.errors import count
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.result_tables import scores_table
-from lesionseg.evaluation.scores import Scores
+from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
@@ -179,8 +178,9 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     """
     lines = []
     for role, found in scores.items():
-        if found.n_lesions and not found.n_true_positive:
-            lesions = count(found.n_lesions, "lesion")
+        n_lesions = found.count("n_lesions")
+        if n_lesions and not found.count("n_true_positive"):
+            lesions = count(n_lesions, "lesion")
             minutes = found.provenance.training_minutes
             took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
             lines.append(

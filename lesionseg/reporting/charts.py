@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count
 from lesionseg.evaluation.intervals import wilson_interval
-from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
-from lesionseg.reporting.evaluation_tables import Tables
+from lesionseg.reporting.evaluation_tables import SizeClass, Tables
 from lesionseg.reporting.rendering import rate
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
@@ -226,7 +225,7 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
     there is such a line.
     """
     if tables.threshold is None:  # such as masks that a reader drew
-        false_rate = tables.scores.n_false_positive / tables.n_scanned
+        false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=name)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
@@ -239,7 +238,7 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
         x.append(n_false / scans)
         y.append(n_found / n_lesions)
     # lower thresholds add only false positives
-    x.append(len(tables.false_scores) / scans)
+    x.append(len(tables.false_score) / scans)
     y.append(y[-1])
     axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
     if x[-1] >= right:
@@ -250,15 +249,14 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
 
 def _draw_interval_band(axes: Axes, tables: Tables, right: float) -> bool:
     """Draw the intervals of scores.json around the curve. Return True if there are any."""
-    froc = tables.scores.froc
     rates = []
     low = []
     high = []
-    for fp_per_case, interval in zip(froc.fp_per_case, froc.ci95 or (), strict=False):
-        if interval and fp_per_case <= right:
-            rates.append(fp_per_case)
-            low.append(interval[0])
-            high.append(interval[1])
+    for point in tables.scores.curve("froc"):
+        if point.ci95 and point.at is not None and point.at <= right:
+            rates.append(point.at)
+            low.append(point.ci95[0])
+            high.append(point.ci95[1])
     if len(rates) < 2:
         return False
     axes.fill_between(rates, low, high, color=FOUND, alpha=0.15, linewidth=0)
@@ -343,7 +341,7 @@ def _rate_words(false: int, cases: float) -> str:
 
 def dice_chart(tables: Tables) -> Chart | None:
     """Draw the Dice of each scan in ascending order, if the mean Dice is defined."""
-    if tables.scores.dice.mean is None:
+    if tables.scores["dice"].value is None:
         return None
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
     if not len(values):
@@ -359,14 +357,17 @@ def dice_chart(tables: Tables) -> Chart | None:
 
 def curve_chart(tables: Tables) -> Chart | None:
     """Draw the fitted chance that a lesion is found against its diameter."""
-    curve = tables.scores.size_curve
-    if isinstance(curve, NoSizeCurve):
+    diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
+    intercept = tables.scores["size_intercept"].value
+    slope = tables.scores["size_slope"].value
+    if not diameters or intercept is None or slope is None:
         return None
     figure, axes = new_figure()
-    low, high = curve.observed_mm
+    low = diameters[0]
+    high = diameters[-1]
     # `geomspace` needs a lower end above 0, and a curve needs some width
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
-    log_odds = curve.intercept + curve.slope * np.log(x)
+    log_odds = intercept + slope * np.log(x)
     axes.plot(x, 1 / (1 + np.exp(-log_odds)), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
@@ -380,17 +381,20 @@ def curve_chart(tables: Tables) -> Chart | None:
 
 def subgroup_chart(tables: Tables) -> Chart | None:
     """Draw sensitivity by subgroup."""
-    with_recall = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None]
+    scores = tables.scores
+    recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
+    with_recall = [name for name, recall in recalls.items() if recall.value is not None]
     groups = with_recall[:MOST_SUBGROUPS]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
     for y, group in enumerate(groups[::-1]):
-        recall = group.lesion_recall
+        recall = recalls[group]
         if recall.ci95:
             axes.plot(recall.ci95, [y, y], color=INK, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
-    names = [f"{g.by}: {g.value} ({count(g.n_lesions, 'lesion')})" for g in groups[::-1]]
+    numbers = [int(scores.find("n_lesions", subset=name).value or 0) for name in groups]
+    names = [f"{g} ({count(n, 'lesion')})" for g, n in zip(groups, numbers, strict=True)][::-1]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
@@ -402,21 +406,19 @@ def subgroup_chart(tables: Tables) -> Chart | None:
 
 def reliability_chart(tables: Tables) -> Chart | None:
     """Draw the share of true candidates against their score, or their calibrated probability."""
-    calibration = tables.scores.calibration
-    if not isinstance(calibration, CalibrationScores):
+    points = tables.scores.curve("true_share")
+    if not points:
         return None
-    rows = [row for row in calibration.reliability if row.n]
-    if not rows:
-        return None
+    of = points[0].subset
     figure, axes = new_figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
-    stated = [row.mean_probability for row in rows]
-    true = [row.true_share for row in rows]
-    areas = [20 + 3 * min(row.n, 60) for row in rows]  # larger dots for more candidates
+    stated = [point.at or 0.0 for point in points]
+    true = [point.value or 0.0 for point in points]
+    areas = [20 + 3 * min(point.n or 0, 60) for point in points]  # larger dots for more candidates
     axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
-    caption = f"On the line, the {calibration.of} equals the share of lesions."
+    axes.set(xlabel=f"{of} of the marking", ylabel="share that was a lesion")
+    caption = f"On the line, the {of} equals the share of lesions."
     return Chart("Calibration", caption, figure)
 
 
@@ -424,7 +426,7 @@ def load_chart(tables: Tables) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
     predicted = tables.cases[tables.cases["status"] != "missing"]
     volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
-    if tables.scores.lesion_load.volume_ml.bias.value is None:
+    if tables.scores["volume_ml_bias"].value is None:
         return None
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
     mean = difference.mean()

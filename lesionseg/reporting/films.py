@@ -191,7 +191,7 @@ def choose_films(tables: Tables) -> list[str]:
 def label_keys(tables: Tables) -> dict[str, LabelKey]:
     """Return the key of each label of lesions and markings; empty if there is only one label."""
     used = {*tables.lesions["label"], *tables.candidates["label"]}
-    names = [name for name in tables.scores.per_label if name in used]
+    names = [name for name in tables.scores.labels if name in used]
     names += sorted(used - set(names))
     if len(names) < 2:
         return {}

@@ -8,8 +8,8 @@ from typing import Any
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
-from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH
+from lesionseg.reporting.evaluation_tables import SMALL_MM, SizeClass, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
@@ -160,7 +160,7 @@ def short_unit(unit: str) -> str:
 def size_words(row: Mapping[str, Any], tables: Tables) -> str:
     """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
     size = row[tables.size_column]
-    bounds = [part.from_mm for part in tables.scores.recall_by_size]
+    bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
     if tables.has_mm:
         return f"{size_text(size, [SMALL_MM, *bounds])} {short_unit(tables.scores.size_unit)}"
     unit = "% of the width" if tables.scores.size_unit == PERCENT_OF_WIDTH else "px"
@@ -234,7 +234,7 @@ def explain_excess(tables: Tables) -> str:
     else:
         stated = expected
         verb = "was expected to give"
-    n_false = tables.scores.n_false_positive
+    n_false = tables.scores.count("n_false_positive")
     if stated is None or n_false == 0 or not len(tables.cases):
         return ""
     allowed = max(stated, expected or 0.0)
@@ -251,7 +251,7 @@ def explain_excess(tables: Tables) -> str:
 def headline(tables: Tables) -> str:
     """Return one sentence about the lesions of two size classes and the false positives."""
     n_cases = len(tables.cases)
-    false = tables.scores.n_false_positive
+    false = tables.scores.count("n_false_positive")
     scans = count(n_cases, "scan")
     if not n_cases:
         return "No scan was evaluated: this page says nothing about the program."
@@ -355,9 +355,9 @@ def _tiles_by_size(tables: Tables) -> list[Tile]:
 
 def _false_positive_tile(tables: Tables) -> Tile:
     """Return the tile of the rate of false positives, with its interval."""
-    false = tables.scores.n_false_positive
-    value = tables.scores.false_positives_per_case.value
-    interval = tables.scores.false_positives_per_case.ci95
+    false = tables.scores.count("n_false_positive")
+    value = tables.scores["false_positives_per_case"].value
+    interval = tables.scores["false_positives_per_case"].ci95
     if not tables.n_predicted:
         return Tile("–", "false positives per scan: no scan has a result")
     scans = count(tables.n_predicted, "scan")
@@ -394,7 +394,7 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
         words += " The person who marked the lesions is not stated."
     if "population" not in study and not is_simulated:
         words += " The patients are not described."
-    warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
+    warned = int((tables.cases["warning"] != "").sum())
     if warned:
         verb = "differs" if warned == 1 else "differ"
         words += f" {count(warned, 'scan')} {verb} from the training scans."
@@ -511,7 +511,7 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
 def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> float | None:
     """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
-    if candidate is None or "in_lesions" not in rows:
+    if candidate is None:
         return None
     own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
     return None if own.empty else _read_number(own["in_lesions"].iloc[0])
@@ -550,7 +550,7 @@ def found_rule(tables: Tables) -> str:
     preset = tables.scores.preset
     least = tables.scores.provenance.rule_threshold
     if preset == "lesionseg":
-        of_any_label = ", of any label," if len(tables.scores.per_label) > 1 else ""
+        of_any_label = ", of any label," if len(tables.scores.labels) > 1 else ""
         return f"A lesion counts as found if markings{of_any_label} cover at least 10 % of it."
     if preset.startswith("iou") and least is not None:
         return f"A lesion counts as found if it has an IoU of at least {least:g} with a marking."
@@ -563,7 +563,7 @@ def rule_words(tables: Tables) -> str:
     preset = tables.scores.preset
     if preset == "lesionseg":
         words += " A marking is a false positive if less than 10 % of it is in lesions."
-        if len(tables.scores.per_label) > 1:
+        if len(tables.scores.labels) > 1:
             words += " The table label by label compares equal labels only."
     elif preset.startswith("iou"):
         words += f" Each marking finds at most one lesion (rule {preset})."
@@ -662,20 +662,23 @@ MEASURES: Mapping[str, tuple[str, str]] = {
         "overlap (IoU) of markings and lesions paired one to one, lowered by each false positive "
         "and each missed lesion; 1 is perfect (Kirillov 2019)",
     ),
-    "ap_40": (
+    "box_ap_40": (
         "box AP at IoU 0.4",
         "average precision if a marking and a lesion match at an IoU of their boxes of at least "
         "0.4 (VinDr-CXR); mean over the labels",
     ),
-    "ap_50": ("box AP at IoU 0.5", "the same for IoU 0.5 (AP50 of COCO)"),
-    "ap_40_75": ("box AP, IoU 0.4 to 0.75", "mean over IoU 0.4, 0.45, … 0.75, as in RSNA"),
-    "ap_50_95": ("box AP, IoU 0.5 to 0.95", "mean over IoU 0.5, 0.55, … 0.95 (AP of COCO)"),
+    "box_ap_50": ("box AP at IoU 0.5", "the same for IoU 0.5 (AP50 of COCO)"),
+    "box_ap_40_75": ("box AP, IoU 0.4 to 0.75", "mean over IoU 0.4, 0.45, … 0.75, as in RSNA"),
+    "box_ap_50_95": ("box AP, IoU 0.5 to 0.95", "mean over IoU 0.5, 0.55, … 0.95 (AP of COCO)"),
     "rsna_score": (
         "RSNA score",
         "of each scan, matches / (markings + lesions − matches), averaged over IoU 0.4 to 0.75; "
         "mean over the scans with a marking or a lesion",
     ),
 }
+
+
+OF_BOXES = ("box_ap_40", "box_ap_50", "box_ap_40_75", "box_ap_50_95", "rsna_score")
 
 
 def measures(tables: Tables) -> tuple[list[Measure], str]:
@@ -687,11 +690,14 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
     numbers = _count_for_meanings(tables)
     found: list[Measure] = []
     reasons: list[str | None] = []  # why each measure has no interval; None if it has one
-    for key, node in tables.scores.measures().items():
+    for key, (name, meaning) in MEASURES.items():
+        if key in OF_BOXES and not tables.scores.has_boxes:
+            continue
+        node = tables.scores[key]
         interval: CI | None = None
         reason = ""
-        if isinstance(node, int):  # a number of cases or lesions has no interval
-            value = str(node)
+        if key.startswith("n_"):  # a number of cases or lesions has no interval
+            value = str(tables.scores.count(key))
         elif node.value is not None:
             value = f"{node.value:.3g}"
             interval = node.ci95
@@ -702,7 +708,6 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
         else:
             continue
         words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
-        name, meaning = MEASURES[key]
         found.append(Measure(name.format_map(numbers), value, words, meaning.format_map(numbers)))
         reasons.append(None if interval else reason)
     shared = _find_shared(reasons)
@@ -730,19 +735,19 @@ def _count_for_meanings(tables: Tables) -> dict[str, object]:
     verb = "marking is in" if counted == 1 else "markings are in"
     if scores.preset != "lesionseg":
         verb = "marking matches" if counted == 1 else "markings match"
-    tolerance = scores.surface_dice.tolerance_mm
+    tolerance = scores.provenance.surface_tolerance_mm
     # readers give an image without a pixel size pixels of 1 mm
     tolerance_unit = "mm" if tables.has_mm else "pixel" if tolerance == 1 else "pixels"
     return {
         "tolerance": f"{tolerance:g} {tolerance_unit}",
         "unit": "mm" if tables.has_mm else "pixels",
-        "found": scores.n_true_positive,
-        "n_lesions": scores.n_lesions,
+        "found": scores.count("n_true_positive"),
+        "n_lesions": scores.count("n_lesions"),
         "supported": supported,
         "counted": f"{counted} {verb}",
         "sharing": "Each marking finds at most one lesion."
         if is_one_to_one(tables)
         else "One marking may find several lesions, and several markings may find one lesion.",
         "with_lesion": int((tables.cases["n_lesions"] > 0).sum()),
-        "lesion_free": scores.n_lesion_free_cases,
+        "lesion_free": scores.count("n_lesion_free_cases"),
     }

@@ -122,7 +122,7 @@ def write_report(
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     second = scores_dir / SECOND_MODEL
     if compare is not None and compare.resolve() != second.resolve():
-        content = replace(content, comparison=None)  # these are differences to `second`
+        content = replace(content, comparison={})  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "pseudonyms.csv").unlink(missing_ok=True)
@@ -159,8 +159,8 @@ def _read_models(
     if compare is None:
         return [("this program", tables)]
     other = read_tables(compare, identifiers=identifiers)
-    one_has = {*tables.real_names, *tables.failed_names}
-    other_has = {*other.real_names, *other.failed_names}
+    one_has = {*tables.real_names, *tables.scores.failed_cases}
+    other_has = {*other.real_names, *other.scores.failed_cases}
     if set(tables.real_names) - other_has or set(other.real_names) - one_has:
         raise ContentError(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
@@ -200,7 +200,7 @@ def _collect_content(
         charts=charts,
         pictures=pictures,
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
-        n_false_positive=scores.n_false_positive,
+        n_false_positive=scores.count("n_false_positive"),
         false_positive_rule=false_positive_rule(tables),
         limitations=limitations(tables, study),
         more_charts=more_charts,
@@ -334,30 +334,30 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
 def label_rows(tables: Tables) -> list[dict[str, Any]]:
     """Return one row per label or region; empty if there is only one."""
     scores = tables.scores
-    if len(scores.per_label) < 2:
+    if len(scores.labels) < 2:
         return []
+    columns = {
+        "lesions": "n_lesions",
+        "found": "n_true_positive",
+        "false positives": "n_false_positive",
+        "average precision": "average_precision",
+    }
+    if scores.has_boxes:
+        columns["box AP at IoU 0.4"] = "box_ap_40"
+        columns["box AP at IoU 0.5"] = "box_ap_50"
+        columns["box AP, IoU 0.5 to 0.95"] = "box_ap_50_95"
+    else:
+        columns["Dice"] = "dice"
     rows: list[dict[str, Any]] = []
-    for name, one in scores.per_label.items():
-        row: dict[str, Any] = {
-            "label": name,
-            "lesions": one.n_lesions,
-            "found": one.n_true_positive,
-            "false positives": one.n_false_positive,
-            "average precision": one.average_precision.value,
-        }
-        if scores.has_boxes:
-            row["box AP at IoU 0.4"] = one.box_precision.ap_40.value
-            row["box AP at IoU 0.5"] = one.box_precision.ap_50.value
-            row["box AP, IoU 0.5 to 0.95"] = one.box_precision.ap_50_95.value
-        else:
-            row["Dice"] = one.dice.mean
-        rows.append(row)
+    for label in scores.labels:
+        numbers = {words: scores.find(name, label=label).value for words, name in columns.items()}
+        rows.append({"label": label, **numbers})
     return rows
 
 
 def slider_data(tables: Tables) -> dict[str, Any] | None:
     """Return the data of the threshold slider; None without scores or with too many lesions."""
-    n_points = len(tables.lesions) + len(tables.false_scores)
+    n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
     found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
@@ -370,7 +370,7 @@ def slider_data(tables: Tables) -> dict[str, Any] | None:
         "cases": tables.n_scanned,
         "start": tables.threshold,
         "lesions": rows,
-        "false": tables.false_scores.tolist(),
+        "false": np.sort(tables.false_score)[::-1].tolist(),
         "sizes": sizes,
     }
 
