@@ -97,6 +97,19 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     return f"{n} {nouns or noun + 's'}"
 
 
+def duration(minutes: float) -> str:
+    """Return a duration in seconds, minutes or hours.
+
+    >>> duration(0.4), duration(2.6), duration(240)
+    ('24 seconds', '3 minutes', '4 hours')
+    """
+    if minutes < 2:
+        return count(round(60 * minutes), "second")
+    if minutes < 120:
+        return count(round(minutes), "minute")
+    return f"{minutes / 60:.3g} hours"
+
+
 def join_names(names: Iterable[object], most: int = 20) -> str:
     """Join at most `most` names for a message, and count the remaining ones.
 
@@ -110,16 +123,21 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
 
 
 def format_score(score: float) -> str:
-    """Format a score with two digits, or with as many as distinguish it from 0 and 1.
+    """Format a score, a threshold or a measure with three digits.
 
-    >>> format_score(0.889), format_score(0.0034), format_score(0.999942), format_score(1.0)
-    ('0.89', '0.0034', '0.99994', '1')
+    A number just below 1 has as many digits as distinguish it from 1, at most six.
+
+    >>> format_score(0.5648), format_score(0.0034), format_score(0.9998), format_score(1 - 1e-9)
+    ('0.565', '0.0034', '0.9998', '0.999999')
+    >>> format_score(1.0), format_score(15.151)
+    ('1', '15.2')
     """
     if not 0.99 < score < 1:
-        return f"{score:.2g}"
-    # enough decimals that the last one shows the first digit of the difference from 1, at most 6
-    n_decimals = min(6, ceil(-log10(1 - score)))
-    return f"{score:.{n_decimals}f}"
+        return f"{score:.3g}"
+    # enough decimals that the last one shows the first digit of the difference from 1
+    n_decimals = min(6, max(3, ceil(-log10(1 - score))))
+    shown = min(score, 1 - 1e-6)
+    return f"{shown:.{n_decimals}f}".rstrip("0")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

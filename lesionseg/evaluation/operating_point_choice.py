@@ -28,12 +28,13 @@ from lesionseg.evaluation.intervals import (
     proportion,
     rate,
 )
-from lesionseg.evaluation.tables import NEVER, Tables
+from lesionseg.evaluation.tables import MISSING, NEVER, Tables
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_AIM = Aim("auto")
 LESIONS_PER_FALSE_POSITIVE = 10
+FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
 # the score if no case has a candidate, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
@@ -123,13 +124,12 @@ def choose(
     if len(tables.detected_at):
         attainable_recall = float((tables.detected_at > NEVER).mean())
     roles = sorted(set(tables.cases["role"]) - {""})
-    chosen_on = None
-    if roles and aim.kind != "score":
-        chosen_on = "+".join(roles)
+    is_chosen = aim.kind != "score"
+    patients = tables.cases["group"][tables.cases["status"] != MISSING]
     return OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
-        chosen_on=chosen_on,
+        chosen_on="+".join(roles) if roles and is_chosen else None,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
@@ -139,6 +139,9 @@ def choose(
         confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
         lesion_f1=lesion_f1(int(is_found.sum()), float(false.sum()), len(is_found)),
+        n_cases=len(patients) if is_chosen else None,
+        n_patients=len(set(patients)) if is_chosen else None,
+        n_false_positives=int(false.sum()) if is_chosen else None,
     )
 
 

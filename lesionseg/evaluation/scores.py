@@ -65,7 +65,7 @@ class PointInUse:
 
     `name` and `score` are None if the prediction's own accepted candidates were taken.
     `optimistic`: the point was chosen on these cases, or the program was developed on them.
-    `is_default`, `expected_false_positives_per_case`, `confidence`: as in `core.OperatingPoint`.
+    The other fields are those of `core.OperatingPoint`.
     """
 
     name: str | None = None
@@ -76,6 +76,9 @@ class PointInUse:
     is_default: bool = False
     expected_false_positives_per_case: float | None = None
     confidence: float | None = None
+    n_cases: int | None = None
+    n_patients: int | None = None
+    n_false_positives: int | None = None
 
     @property
     def aim(self) -> Aim | None:
@@ -203,6 +206,16 @@ class Provenance:
     def merges_labels(self) -> bool:
         """True if all labels of the references were merged into one."""
         return bool(self.stated.get("merge_labels"))
+
+    @property
+    def training_steps(self) -> int | None:
+        """Number of training steps, of all networks together."""
+        return self._count("training_steps")
+
+    @property
+    def n_networks(self) -> int:
+        """Number of networks, of which a cross-validation trains one per fold."""
+        return self._count("folds") or 1
 
     @property
     def training_minutes(self) -> float:
@@ -492,7 +505,14 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
     for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
         value = scores[name].value
         is_shown = value is not None and (scores.has_boxes or words in _PRINTED)
-        texts[words] = f"{value:.3f}" if is_shown else "–"
+        texts[words] = _format_decimals(value if is_shown else None)
     point = scores.operating_point.score
     texts["accepted from score"] = "–" if point is None else format_score(point)
     return texts
+
+
+def _format_decimals(value: float | None) -> str:
+    """Return a number with three decimals, or a dash. Only 1 becomes 1.000."""
+    if value is None:
+        return "–"
+    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

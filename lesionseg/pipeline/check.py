@@ -166,6 +166,8 @@ def check_dataset(
     )
     shown = {case: look.name for case, look in looks.items()}
     settings = settings_of_training(cfg)
+    if cfg.run_dir is not None:
+        settings["run_dir"] = cfg.run_dir
     if needs_detector:
         settings["model"] = "retinanet"
     return CheckOutcome(tuple(findings), shown, page, settings)

@@ -7,6 +7,7 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lesionseg.core import (
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, join_names
+from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
 from lesionseg.evaluation import (
     Preset,
     Scores,
@@ -46,7 +47,7 @@ from lesionseg.evaluation.scores import (
 )
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
-from lesionseg.io.files import hold_lock, read_csv
+from lesionseg.io.files import hold_lock, read_csv, read_json
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.run_folder import require_no_run
@@ -535,7 +536,7 @@ def model_of(predictions: Path) -> dict[str, Any]:
     """Return facts of the model that made the predictions, for the provenance; empty if unknown.
 
     `predict` writes the digest of the bundle into its table. The predictions in a run directory
-    are those of the run.
+    are those of the run. nnU-Net describes its model in the folder of its output.
     """
     digests: set[str] = set()
     for table in predictions.glob("predictions*.csv"):
@@ -543,6 +544,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
     digests.discard("")  # rows without a model, such as those of skipped files
     if digests:
         return {"bundle": " and ".join(sorted(digests))}
+    if of_nnunet := _read_nnunet_model(predictions):
+        return of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
     run = read_run(predictions)
@@ -553,6 +556,20 @@ def model_of(predictions: Path) -> dict[str, Any]:
         "training_scans": run.training_scans,
     }
     return {key: value for key, value in known.items() if value not in ("", None)}
+
+
+def _read_nnunet_model(folder: Path) -> dict[str, Any]:
+    """Return the name of nnU-Net's plans and the number of its training cases.
+
+    Return an empty dictionary if the folder does not state them.
+    """
+    with suppress(LesionsegError, KeyError, TypeError):
+        plans = read_json(folder / "plans.json")
+        n_training = read_json(folder / "dataset.json")["numTraining"]
+        if plans["configurations"] and isinstance(n_training, int):  # both are empty if we wrote it
+            model = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
+            return {"model": model, "training_scans": n_training}
+    return {}
 
 
 def cases_of_role(

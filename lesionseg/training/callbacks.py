@@ -157,6 +157,7 @@ class History(CSVLogger):
 
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
+        self._minutes = math.nan  # of the last row of a training step
         path = run_dir / "metrics.csv"
         rows = None
         if n_steps and path.is_file() and is_rank_zero():
@@ -166,6 +167,13 @@ class History(CSVLogger):
             with atomic_path(path) as temporary:
                 rows.to_csv(temporary, index=False)
             writer.metrics_keys = list(rows.columns)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add a row, unless Lightning repeats the last one because the training ends."""
+        minutes = metrics.get("minutes")
+        if minutes is None or minutes != self._minutes:
+            super().log_metrics(metrics, step)
+        self._minutes = self._minutes if minutes is None else minutes
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
@@ -206,7 +214,7 @@ class Progress(pl.Callback):
             newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
         # NaN: no loss has been logged yet
-        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"
+        loss = "" if math.isnan(self.loss) else f", smoothed loss {self.loss:.3g}"
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:

@@ -362,8 +362,8 @@ def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
 
 def budget_text(settings: TrainerConfig) -> str:
     """Return the limits of a resolved budget as text: "5 minutes or 300 steps"."""
-    limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
-    return " or ".join(f"{value:g} {unit}" for value, unit in limits if value)
+    limits = ((settings.max_minutes, "minute"), (settings.max_steps, "step"))
+    return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
 
 def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:

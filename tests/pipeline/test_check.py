@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
-from lesionseg.config import DataConfig
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
 from lesionseg.io.layouts import read_dataset
@@ -175,6 +175,13 @@ def test_training_comes_next_only_if_no_case_has_an_error(outcome, broken_datase
     assert "Correct the errors" in outcome.summary()[-2]
     warned = [f for f in outcome.findings if f.severity != "error"]
     assert "train data.root=" in replace(outcome, findings=tuple(warned)).next
+
+
+def test_next_command_keeps_the_run_dir_of_the_check(broken_dataset, tmp_path):
+    cfg = TrainConfig.of(data={"root": str(broken_dataset)}, run_dir="runs/mine")
+    dataset = read_dataset(broken_dataset, lenient=True)
+    checked = check_dataset(dataset, tmp_path / "page.html", cfg=cfg)
+    assert "run_dir=runs/mine" in checked.next
 
 
 @pytest.mark.parametrize(
