@@ -22,7 +22,7 @@ from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.tiff_stack import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
-from lesionseg.io.warn_once import warn_once
+from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,12 @@ TOLERANCE_MM = 1e-3
 # if two grids differ by less than this, equal indices mean the same place in both
 _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
+_SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
+MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
+BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -67,9 +70,19 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
     """Read the image of one case without its reference. Raises the errors of `read_case`.
 
+    The warnings of the readers become `Volume.remarks`, in which files have no folder.
     `is_input`: the case is an input of a trained model, whose channels can no longer be changed.
     """
     check_channels(files, dataset)
+    with collect_warnings() as remarks:
+        image = _read_channels(files, dataset, is_input=is_input)
+    for file in files.images:
+        remarks = [text.replace(str(file), file.name) for text in remarks]
+    return replace(image, remarks=tuple(remarks))
+
+
+def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
+    """Read the files of one case as channels on the grid of the first file."""
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
@@ -329,12 +342,14 @@ def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) 
     """Return True if voxels with equal indices have the same place in the patient.
 
     The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape and
-    spacing are sufficient.
+    spacing are sufficient, or equal shape if the header of `seen` was lost.
     """
     if seen.shape != expected.shape:
         return False
     is_near = seen.matches(expected, max(TOLERANCE_MM, _NEAR_VOXELS * min(expected.spacing_mm)))
-    return is_near or (by_image and _has_same_spacing(seen, expected))
+    if is_near or not by_image:
+        return is_near
+    return _has_same_spacing(seen, expected) or _has_lost_header(seen, expected)
 
 
 def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
@@ -353,6 +368,49 @@ def _is_turned(seen: Geometry, expected: Geometry) -> bool:
     index = expected.to_index(seen.to_mm(corners))
     distance = np.minimum(np.abs(index), np.abs(index - last))  # from the nearest end of the axis
     return bool((distance < _NEAR_VOXELS).all())
+
+
+def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
+    """Return True if a file was probably saved without the header of its scan.
+
+    It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a first
+    voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an affine. If only
+    the origin differs, the grids overlap by less than half.
+    """
+    if seen.dims != 3 or seen.shape != expected.shape or is_same_grid(seen, expected):
+        return False
+    axes = seen.affine[:3, :3]
+    first = seen.affine[:3, 3]
+    centre = seen.to_mm([[(n - 1) / 2 for n in seen.shape]])
+    places = (first, centre, first - expected.affine[:3, 3])
+    has_default_origin = any(np.allclose(place, 0, atol=TOLERANCE_MM) for place in places)
+    is_default = has_default_origin and np.isin(axes, (-1, 0, 1)).all()
+    if not is_default or _is_turned(seen, expected):
+        return False
+    has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
+    return not has_similar_axes or seen.overlap(expected) < MIN_OVERLAP
+
+
+def check_header(
+    path: str, seen: Geometry, other: str, expected: Geometry, remedy: str = ""
+) -> None:
+    """Raise `GeometryError` if a file of the shape of another one has lost the header of its scan.
+
+    Their positions cannot be compared then.
+
+    Args:
+        path: The file, or words that describe it.
+        seen: Its grid.
+        other: The file that it is compared with, or words that describe it.
+        expected: The grid of the other file.
+        remedy: A further remedy.
+    """
+    if _has_lost_header(seen, expected):
+        raise GeometryError(
+            f"{path}: the header of the scan was lost. The shape is that of {other}, but the "
+            f"header states voxels of 1 mm; {seen.describe_difference(expected)}. Write it again "
+            f"with the position of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
+        )
 
 
 def check_grid(
@@ -380,6 +438,7 @@ def check_grid(
             )
         warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
         return
+    check_header(str(path), seen, other.name, expected, f", or use {BY_INDEX}")
     advice = "Resample one onto the other."
     if seen.shape == expected.shape and _is_turned(seen, expected):
         advice = (
@@ -389,7 +448,7 @@ def check_grid(
     elif seen.shape == expected.shape and _has_same_spacing(seen, expected):
         advice = (
             "Resample one onto the other or, if they show the same voxels and only the headers "
-            "differ, use data.geometry=image (evaluate: geometry=image), as nnU-Net does."
+            f"differ, use {BY_INDEX}, as nnU-Net does."
         )
     raise GeometryError(
         f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "

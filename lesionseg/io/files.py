@@ -82,6 +82,26 @@ def _output_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_broken_link(path: Path) -> bool:
+    """Return True for a link to a file that does not exist, or a circle of links."""
+    return path.is_symlink() and not path.exists()
+
+
+def is_file_or_broken_link(path: Path) -> bool:
+    """Return True for a name that a listing of files keeps: reading a broken link is an error."""
+    return path.is_file() or is_broken_link(path)
+
+
+def explain_missing(path: Path) -> str:
+    """Return a message about a file that does not exist."""
+    if is_broken_link(path):
+        return (
+            f"{path}: the link points to nothing. Fetch its file (datalad get, git annex get), "
+            "mount the disk that it points to, or remove the link."
+        )
+    return f"{path}: no such file. Check its name and folder."
+
+
 @contextmanager
 def private_files() -> Iterator[None]:
     """Create files with mode 0600 and folders with 0700 within the context.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, convert_read_errors
+from lesionseg.io.limits import check_grid, check_size, convert_read_errors, split_advice
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -56,12 +56,15 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path) -> Volume:
-    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes."""
+def read_itk(path: Path, *, as_labels: bool = False) -> Volume:
+    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
+
+    `as_labels` reads a mask, which has the same values but other advice in its errors.
+    """
     import SimpleITK as sitk
 
     with convert_read_errors(path):
-        reader, geometry = _read_header(path)
+        reader, geometry = _read_header(path, as_labels=as_labels)
         _check_compressed_voxels(path)
         array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         return Volume(array[np.newaxis], geometry)
@@ -199,7 +202,7 @@ def _decode_name(name: bytes) -> str:
     return name.strip().decode("utf-8", "surrogateescape")
 
 
-def _read_header(path: Path) -> tuple[Any, Geometry]:
+def _read_header(path: Path, *, as_labels: bool = False) -> tuple[Any, Geometry]:
     """Return SimpleITK's reader of the file and the grid that its header states."""
     import SimpleITK as sitk
 
@@ -214,7 +217,7 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
     if dims not in (2, 3) or n_channels != 1:
         raise ReadError(
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
-            "axes and one value. Split it into one file per channel: <case>_0000, …"
+            f"axes and one value. {split_advice(as_labels)}"
         )
     # the reader does not state the number of bytes of a voxel, but an image does
     one_voxel = sitk.Image([1] * dims, reader.GetPixelID())

@@ -25,6 +25,7 @@ from typing import IO, Any, ParamSpec, TypeVar, cast
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 from lesionseg.host_memory import physical_bytes
+from lesionseg.io.files import explain_missing
 
 P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
@@ -150,6 +151,13 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     return geometry
 
 
+def split_advice(as_labels: bool) -> str:
+    """Return advice for a file with several values per voxel: a mask or an image."""
+    if as_labels:
+        return "A mask has one value per voxel: merge its layers into one label map."
+    return "Split it into one file per channel: <case>_0000, <case>_0001, …"
+
+
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
     """Convert every error within the context into a `LesionsegError` that names the file."""
@@ -172,6 +180,8 @@ def convert_read_errors(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
     """Return the error of a file whose content cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return ReadError(explain_missing(path))
     words = " ".join(str(error).split()) or type(error).__name__
     return ReadError(
         f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "

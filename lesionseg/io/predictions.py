@@ -43,7 +43,14 @@ from lesionseg.errors import (
 )
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import check_case_id, read_json, write_json
+from lesionseg.io.files import (
+    check_case_id,
+    explain_missing,
+    is_broken_link,
+    is_file_or_broken_link,
+    read_json,
+    write_json,
+)
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.sources import ScanSource
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
@@ -349,10 +356,12 @@ def _files_by_case(
     wrong: dict[str, Problem] = {}
     for file in sorted(folder.iterdir()):
         case, kind = _case_and_kind(file)
-        if kind not in kinds or not file.is_file():
+        if kind not in kinds or not is_file_or_broken_link(file):
             continue
         first = by_case.setdefault(case, {}).setdefault(kind, file)
         try:
+            if is_broken_link(file):
+                raise DatasetError(explain_missing(file))
             if first != file:
                 raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
             check_case_id(case, file)

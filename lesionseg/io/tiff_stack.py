@@ -16,6 +16,7 @@ import numpy as np
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_grid, check_size
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def find_spacing_file(path: Path) -> Path | None:
     """Return the JSON file that states the spacing of a TIFF file. Return None if there is none."""
     if path.suffix.lower() not in SUFFIXES:
         return None
-    return next((file for file in _spacing_names(path) if file.is_file()), None)
+    return next((file for file in _spacing_names(path) if is_file_or_broken_link(file)), None)
 
 
 def _spacing_names(path: Path) -> list[Path]:

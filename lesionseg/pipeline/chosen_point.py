@@ -216,8 +216,6 @@ def development_tables(
     )
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in faults if fault.case in predictions.files]
-    for fault in faults:
-        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     # without the roles of the dataset, all cases get the role in `options`
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
     if not cases and not faults:
@@ -238,6 +236,8 @@ def development_tables(
     tables = Tables.of(match.rows(surface=False) for match in matches)
     if not len(tables.cases):
         raise DatasetError(f"{reference}: {faults[0].message}")
+    for fault in faults:
+        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     return tables
 
 

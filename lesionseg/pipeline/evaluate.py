@@ -254,7 +254,14 @@ def _match_all(
     matched = list(matches)
     if inputs.cases and not matched:
         raise DatasetError(_explain_nothing_scored(inputs.faults))
+    _warn_of_faults(inputs.faults)
     return matched
+
+
+def _warn_of_faults(faults: Iterable[Problem]) -> None:
+    """Warn of the cases that cannot be scored. If there is no other case, an error says so."""
+    for problem in faults:
+        _log.warning("Not scored, %s: %s", problem.case, problem.message)
 
 
 def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
@@ -351,6 +358,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     if cfg.groups is None:
         _warn_of_likely_visits(cases)
     _check_names(cases, labelled, predictions, folder)
+    _warn_of_same_files(cases, predictions)
     return Inputs(
         dataset=dataset,
         labelled=labelled,
@@ -360,6 +368,25 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         faults=faults,
         unusable=unusable,
     )
+
+
+def _warn_of_same_files(
+    cases: Iterable[CaseFiles], predictions: Mapping[str, PredictionFiles]
+) -> None:
+    """Warn of cases whose prediction is the file of their reference."""
+    same: list[str] = []
+    for files in cases:
+        found = predictions.get(files.case)
+        if found is not None and files.reference is not None:
+            paths = [path.resolve() for path in (found.mask, found.instances) if path is not None]
+            if files.reference.resolve() in paths:
+                same.append(files.case)
+    if same:
+        _log.warning(
+            "The prediction of these cases is the file of their reference, so it is compared with "
+            "itself: %s. Name the folder of the predictions as prediction=.",
+            join_names(same),
+        )
 
 
 def _warn_of_likely_visits(cases: Sequence[CaseFiles]) -> None:
@@ -454,6 +481,7 @@ def _compare(
     second_tables = Tables.of(match.rows() for match in second_matches)
     if not second_matches:
         raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
+    _warn_of_faults(second.faults)
     comparison = compare_models(
         tables.of_cases(second_tables.cases["case"]),
         second_tables,
@@ -523,13 +551,12 @@ def _failed_cases(faults: Iterable[Problem]) -> dict[str, str]:
 
 
 def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
-    """Return the first fault of each of these cases, and warn of all their faults."""
-    first_of: dict[str, Problem] = {}
+    """Return one problem for each of these cases that has faults, with all of them."""
+    messages_of: dict[str, list[str]] = {}
     for problem in faults:
         if problem.case in cases:
-            _log.warning("Not scored, %s: %s", problem.case, problem.message)
-            first_of.setdefault(problem.case, problem)
-    return list(first_of.values())
+            messages_of.setdefault(problem.case, []).append(problem.message)
+    return [Problem(case, " ".join(messages)) for case, messages in messages_of.items()]
 
 
 def model_of(predictions: Path) -> dict[str, Any]:

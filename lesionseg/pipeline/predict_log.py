@@ -95,7 +95,7 @@ def predict_log(
     except BaseException as error:
         text = str(error) if isinstance(error, LesionsegError) else repr(error)
         with suppress(OutputError):  # the log itself may be the file that cannot be written
-            log.note("error", f"The run ended: {text}.", logging.ERROR)
+            log.note("error", f"The run ended: {text.removesuffix('.')}.", logging.ERROR)
         raise
     finally:
         written = log.close()

@@ -399,8 +399,7 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
         words += " The patients are not described."
     warned = int((tables.cases["warning"] != "").sum())
     if warned:
-        verb = "differs" if warned == 1 else "differ"
-        words += f" {count(warned, 'scan')} {verb} from the training scans."
+        words += f" The program warned of {count(warned, 'scan')}."
     missing = tables.scores.missing_predictions
     if len(missing) == 1:
         words += " 1 scan has no result: its lesions count as missed."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
@@ -53,11 +54,11 @@ def is_dicom(path: Path) -> bool:
     2 or 8. A file without a suffix also counts if it is cut short within the preamble, which
     consists of zeros.
     """
-    if not path.is_file() or path.name.startswith("."):
+    if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    if not os.access(path, os.R_OK):  # if it is a slice, reading it reports the missing permission
+    if not os.access(path, os.R_OK):  # or the link is broken; reading a slice reports the error
         return not path.suffix
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)

@@ -211,7 +211,7 @@ def remark_unread_files(
         known += _VOXEL_SUFFIXES
     unread = []
     for path in entries:
-        if path.suffix and path.is_file() and not path.name.lower().endswith(known):
+        if path.suffix and not path.is_dir() and not path.name.lower().endswith(known):
             unread.append(path)
     if folders:
         unread += [path for path in entries if path.is_dir()]

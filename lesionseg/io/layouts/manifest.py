@@ -11,7 +11,7 @@ from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role, numbers_first
 from lesionseg.errors import DatasetError, require_one_of
-from lesionseg.io.files import read_csv_lines, read_json
+from lesionseg.io.files import is_file_or_broken_link, read_csv_lines, read_json
 from lesionseg.io.layouts.checks import Count, Problems, validate
 
 MANIFEST = "manifest.csv"
@@ -247,7 +247,7 @@ def _make_case(
 def read_labels(root: Path) -> Labels:
     """Read the labels from `labels.json`. Without this file, value 1 is the lesion."""
     path = root / LABELS
-    content = read_json(path, allow_nan=True) if path.is_file() else {"1": "lesion"}
+    content = read_json(path, allow_nan=True) if is_file_or_broken_link(path) else {"1": "lesion"}
     named = dict(sorted(validate(_LabelsFile, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}

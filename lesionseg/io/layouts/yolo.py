@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from lesionseg.core import CaseFiles, Dataset, Remark, Role
 from lesionseg.errors import DatasetError, LesionsegError, count, join_names
-from lesionseg.io.files import read_text, read_yaml
+from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -286,10 +286,10 @@ def _label_file(root: Path, image: Path) -> Path | None:
     for folder_of_labels in ("labels", "Labels", "LABELS") if places else ():
         folders[places[-1]] = folder_of_labels
         file = Path(os.path.normpath(root), *folders, name)
-        if file.is_file():
+        if is_file_or_broken_link(file):
             return file
     next_to_image = image.with_name(name)
-    return next_to_image if next_to_image.is_file() else None
+    return next_to_image if is_file_or_broken_link(next_to_image) else None
 
 
 def _add_lines(
