@@ -55,9 +55,9 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     choice, scores = score_folds(Experiment(CFG, found, run), folds, Selection())
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
-    assert first.lesion_recall == scores.lesion_recall.value
-    assert first.false_positives_per_case == scores.false_positives_per_case.value
-    assert first.lesion_recall_ci95 == scores.lesion_recall.ci95
+    assert first.lesion_recall == scores["lesion_recall"].value
+    assert first.false_positives_per_case == scores["false_positives_per_case"].value
+    assert first.lesion_recall_ci95 == scores["lesion_recall"].ci95
     fit = choice.calibration
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
@@ -126,7 +126,7 @@ def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
     assert Selection.from_json(complete.to_json()) == complete
     gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
-    assert scores.dice.mean > 0.1
+    assert scores["dice"].value > 0.1
 
 
 # --- operating points of predictions by hand ---

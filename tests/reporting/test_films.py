@@ -311,7 +311,7 @@ def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):
     write_prediction(tmp_path / "found", prediction)
     lesionseg.evaluate(data, tmp_path / "found", tmp_path / "scores", min_readers=1)
     tables = read_tables(tmp_path / "scores")
-    assert tables.scores.n_lesions == 2
+    assert tables.scores.count("n_lesions") == 2
     by_rule = Sources(data, made=tables.scores.provenance).load("a", frozenset())
     assert by_rule.reference.sum() == 200
     assert Sources(data).load("a", frozenset()).reference.sum() == 100
