@@ -55,7 +55,7 @@ class Estimate:
         at: The rate, IoU, size or probability that the value belongs to. None if it has none.
     """
 
-    value: float | None
+    value: int | float | None
     ci95: CI | None = None
     reason: str | None = None
     n: int | None = None

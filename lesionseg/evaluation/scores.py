@@ -6,8 +6,9 @@ recall by size, share of true positives by probability. An undefined number is N
 file), and `reason` states why. docs/evaluation.md describes the numbers.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -342,11 +343,11 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of scores.json."""
-        content = asdict(self)
         rows = [_row_to_json(row) for row in self.rows]
-        del content["rows"]
+        facts = asdict(replace(self, rows=(), provenance=Provenance({})))
+        del facts["rows"]
         return {
-            **content,
+            **json.loads(json.dumps(facts)),  # turns tuples into lists, as in a file
             "provenance": dict(self.provenance.stated),
             "scores": [row for row in rows if row["at"] is None],
             "curves": [row for row in rows if row["at"] is not None],
@@ -375,15 +376,17 @@ class Scores:
             )
         try:
             rows = [_row_from_json(row) for name in ("scores", "curves") for row in content[name]]
-            known = {key: content[key] for key in content if key not in ("scores", "curves")}
-            return TypeAdapter(cls).validate_python({**known, "rows": rows})
-        except ValidationError as error:
-            raise ContentError(
-                f"{where}: {describe_misfits(error, content)}. Run evaluate again."
-            ) from error
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ContentError(
                 f"{where}: scores or curves are missing or damaged ({error}). Run evaluate again."
+            ) from error
+        facts = {key: content[key] for key in content if key not in ("scores", "curves")}
+        fields = {**facts, "rows": rows}
+        try:
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            raise ContentError(
+                f"{where}: {describe_misfits(error, fields)}. Run evaluate again."
             ) from error
 
 

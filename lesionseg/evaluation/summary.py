@@ -463,7 +463,7 @@ class Summary:
             part.ratio("false_positives_per_case"),
         ]
         dice = tables.cases["dice"].dropna()
-        if len(dice) and not tables.lacks_masks and not name.startswith(f"{ZONE}: "):
+        if len(dice) and not self.tables.lacks_masks and not name.startswith(f"{ZONE}: "):
             rows.append(Estimate(float(np.mean(dice)), name="dice", n=len(dice)))
         return [replace(row, subset=name) for row in rows]
 

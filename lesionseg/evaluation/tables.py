@@ -254,7 +254,8 @@ class Tables:
         """
         every = self.every or self
         cases = self.cases
-        cases = cases[[label not in unannotated for unannotated in cases["unannotated"]]]
+        is_known = [label not in unannotated for unannotated in cases["unannotated"]]
+        cases = cases[np.array(is_known, dtype=np.bool_)]
         lesions, candidates = (
             frame[
                 frame["part"].isin(["", BY_LABEL])

@@ -90,7 +90,7 @@ class Found:
             case["annotated_share"] = 0.0
         if case.pop("has_scores", True) is False:
             case["case_score"] = None
-        dice = case.pop("dice_by_label", {1: case["dice"]})
+        dice = case.pop("dice_by_label", {1: case.get("dice")})
         own = {name: case[name] for name in ("case", "group")}
         rows = CaseRows([case])
         for label, value in dice.items():
