@@ -109,9 +109,9 @@ class Run:
         from matplotlib.figure import Figure
 
         from lesionseg.reporting.charts import froc_chart, size_chart
-        from lesionseg.reporting.evaluation_tables import read_tables
+        from lesionseg.reporting.evaluation_tables import read_evaluation
 
-        tables = read_tables(self._scored)
+        tables = read_evaluation(self._scored)
         chart = froc_chart([("", tables)]) or size_chart(tables)
         return Figure() if chart is None else chart.figure
 

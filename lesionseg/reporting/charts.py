@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
-from lesionseg.reporting.evaluation_tables import SizeClass, Tables
+from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
 from lesionseg.reporting.rendering import rate
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
@@ -96,7 +96,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def size_chart(tables: Tables) -> Chart | None:
+def size_chart(tables: Evaluation) -> Chart | None:
     """Draw lesions found and missed by size, with an interval and a ring per patient."""
     bins = tables.size_classes
     if not bins:
@@ -142,7 +142,7 @@ def size_chart(tables: Tables) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _shares_of_patients(tables: Tables, part: SizeClass) -> pd.Series:
+def _shares_of_patients(tables: Evaluation, part: SizeClass) -> pd.Series:
     """Return the share of lesions found of each patient with lesions of a size class."""
     largest = np.inf if part.to_mm is None else part.to_mm
     sizes = tables.lesions[tables.size_column]
@@ -177,7 +177,7 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     return n_missed >= MIN_LESIONS and never_falls and recalls[0] < recalls[-1]
 
 
-def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
+def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     """Draw the sensitivity of one or more models against false positives per scan.
 
     The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0.
@@ -230,7 +230,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _froc_caption(tables: Tables, has_lower: bool, has_band: bool, has_dots: bool) -> str:
+def _froc_caption(tables: Evaluation, has_lower: bool, has_band: bool, has_dots: bool) -> str:
     """Explain each mark that the chart of sensitivity against false positives has."""
     chosen_on = tables.scores.operating_point.chosen_on
     caption = "Orange: the limit in use"
@@ -244,7 +244,7 @@ def _froc_caption(tables: Tables, has_lower: bool, has_band: bool, has_dots: boo
     return caption
 
 
-def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
+def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, right: float) -> bool:
     """Draw the curve of a model, or one point if it has no scores.
 
     A dotted line continues a curve that ends before the right end of the axis. Return True if
@@ -273,7 +273,7 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
     return True
 
 
-def _draw_interval_band(axes: Axes, tables: Tables, right: float) -> bool:
+def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
     """Draw the intervals of scores.json around the curve. Return True if there are any."""
     rates = []
     low = []
@@ -302,7 +302,7 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_limit_in_use(axes: Axes, tables: Tables, limit: Limit) -> None:
+def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
     x = limit.n_false / tables.n_scanned
     y = limit.n_found / len(tables.lesions)
@@ -323,7 +323,7 @@ def _draw_limit_in_use(axes: Axes, tables: Tables, limit: Limit) -> None:
     )
 
 
-def _draw_lower_limit(axes: Axes, tables: Tables, limit: Limit) -> None:
+def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     """Draw a dot and a label at a lower limit. The axes must have their final limits."""
     x = limit.n_false / tables.n_scanned
     y = limit.n_found / len(tables.lesions)
@@ -341,7 +341,7 @@ def _draw_lower_limit(axes: Axes, tables: Tables, limit: Limit) -> None:
     )
 
 
-def find_lower_limit(tables: Tables) -> Limit | None:
+def find_lower_limit(tables: Evaluation) -> Limit | None:
     """Find a lower limit that finds more lesions.
 
     It may have twice the false positives of the limit in use, or one per scan if that is more.
@@ -365,7 +365,7 @@ def _rate_words(false: int, cases: float) -> str:
     return per_scan(false / cases) if false else "no false positive"
 
 
-def dice_chart(tables: Tables) -> Chart | None:
+def dice_chart(tables: Evaluation) -> Chart | None:
     """Draw the Dice of each scan in ascending order, if the mean Dice is defined."""
     if tables.scores["dice"].value is None:
         return None
@@ -381,7 +381,7 @@ def dice_chart(tables: Tables) -> Chart | None:
     return Chart("Dice, scan by scan", caption, figure)
 
 
-def curve_chart(tables: Tables) -> Chart | None:
+def curve_chart(tables: Evaluation) -> Chart | None:
     """Draw the fitted chance that a lesion is found against its diameter."""
     diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
     intercept = tables.scores["size_intercept"].value
@@ -405,7 +405,7 @@ def curve_chart(tables: Tables) -> Chart | None:
     return Chart("Chance to be found, by size", "A logistic regression. Ticks are lesions.", figure)
 
 
-def subgroup_chart(tables: Tables) -> Chart | None:
+def subgroup_chart(tables: Evaluation) -> Chart | None:
     """Draw sensitivity by subgroup."""
     scores = tables.scores
     recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
@@ -433,7 +433,7 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     return Chart("Subgroups", caption, figure)
 
 
-def reliability_chart(tables: Tables) -> Chart | None:
+def reliability_chart(tables: Evaluation) -> Chart | None:
     """Draw the share of true candidates against their score, or their calibrated probability."""
     points = tables.scores.curve("true_share")
     if not points:
@@ -451,7 +451,7 @@ def reliability_chart(tables: Tables) -> Chart | None:
     return Chart("Calibration", caption, figure)
 
 
-def load_chart(tables: Tables) -> Chart | None:
+def load_chart(tables: Evaluation) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
     predicted = tables.cases[tables.cases["status"] != "missing"]
     volumes = predicted[["reference_ml", "predicted_ml"]].dropna()

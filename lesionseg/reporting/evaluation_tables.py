@@ -8,10 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation import tables as result_tables
 from lesionseg.evaluation.intervals import CI
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SCORES_FILE, Scores, read_scores
-from lesionseg.evaluation.tables import MISSING
+from lesionseg.evaluation.tables import MISSING, Tables, read_tables
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
 
@@ -28,8 +27,11 @@ class SizeClass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Tables(result_tables.Tables):
-    """One evaluation. `names` maps the pseudonyms of cases and groups to their real names."""
+class Evaluation(Tables):
+    """The tables and scores of an evaluation.
+
+    `names` maps the pseudonyms of cases and groups to their real names.
+    """
 
     folder: Path = Path()
     scores: Scores = field(default_factory=Scores)
@@ -108,7 +110,7 @@ class Tables(result_tables.Tables):
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 
-def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
+def read_evaluation(folder: Path, *, identifiers: bool = False) -> Evaluation:
     """Read an evaluation. Cases that could not be scored are left out.
 
     Args:
@@ -120,18 +122,18 @@ def read_tables(folder: Path, *, identifiers: bool = False) -> Tables:
         ContentError: if a file cannot be read, or if the tables do not belong to scores.json.
     """
     scores = read_scores(folder / SCORES_FILE)
-    tables = result_tables.read_tables(folder)
+    tables = read_tables(folder)
     n_lesions = scores.count("n_lesions")
     if len(tables.lesions) != n_lesions:
         raise ContentError(
             f"{folder}: lesions.csv has {len(tables.lesions)} lesions, but scores.json states "
             f"{n_lesions}. Run evaluate again, which writes all tables together."
         )
-    found = Tables(*tables.frames, folder=folder, scores=scores)
+    found = Evaluation(*tables.frames, folder=folder, scores=scores)
     return found if identifiers else _with_pseudonyms(found)
 
 
-def _with_pseudonyms(tables: Tables) -> Tables:
+def _with_pseudonyms(tables: Evaluation) -> Evaluation:
     """Replace the names of cases and groups by pseudonyms."""
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}

@@ -10,7 +10,7 @@ from lesionseg.errors import count, duration, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
-from lesionseg.reporting.evaluation_tables import SMALL_MM, SizeClass, Tables
+from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
@@ -159,7 +159,7 @@ def short_unit(unit: str) -> str:
     return unit.split(",")[0].split(" ")[0]
 
 
-def size_words(row: Mapping[str, Any], tables: Tables) -> str:
+def size_words(row: Mapping[str, Any], tables: Evaluation) -> str:
     """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
     size = row[tables.size_column]
     bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
@@ -193,7 +193,7 @@ def role_words(role: str) -> str:
     return words.get(role, "scans whose role is not stated")
 
 
-def tags(tables: Tables) -> list[tuple[str, str]]:
+def tags(tables: Evaluation) -> list[tuple[str, str]]:
     """Return the warnings at the top of the page: the name of each, and a sentence."""
     role = tables.scores.evaluated_on
     found: list[tuple[str, str]] = []
@@ -251,7 +251,7 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     )
 
 
-def headline(tables: Tables) -> str:
+def headline(tables: Evaluation) -> str:
     """Return one sentence about the lesions of two size classes and the false positives."""
     n_cases = len(tables.cases)
     false = tables.scores.count("n_false_positive")
@@ -269,7 +269,7 @@ def headline(tables: Tables) -> str:
     return f"Finds {_found_words(tables)}, {false_words}."
 
 
-def _found_words(tables: Tables) -> str:
+def _found_words(tables: Evaluation) -> str:
     """Return the shares of lesions found in words, by size if it is known in millimetres."""
     if not tables.has_mm:
         n = len(tables.lesions)
@@ -293,7 +293,7 @@ def _found_words(tables: Tables) -> str:
     return ", ".join(parts)
 
 
-def tiles(tables: Tables) -> list[Tile]:
+def tiles(tables: Evaluation) -> list[Tile]:
     """Return the four numbers of the first screen. Without a scan they are dashes.
 
     The first two are lesions found: by size or, for images of two axes and for boxes, by any
@@ -319,7 +319,7 @@ def tiles(tables: Tables) -> list[Tile]:
     return [*found, Tile(count(n_with, who), words, weak=is_very_small)]
 
 
-def _tiles_by_overlap(tables: Tables) -> list[Tile]:
+def _tiles_by_overlap(tables: Evaluation) -> list[Tile]:
     """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
     n = len(tables.lesions)
     noun = "lesion" if n == 1 else "lesions"
@@ -335,7 +335,7 @@ def _tiles_by_overlap(tables: Tables) -> list[Tile]:
     return found
 
 
-def _tiles_by_size(tables: Tables) -> list[Tile]:
+def _tiles_by_size(tables: Evaluation) -> list[Tile]:
     """Return the numbers of lesions found of 5 mm or more, and under 5 mm."""
     found: list[Tile] = []
     n = len(tables.cases)
@@ -356,7 +356,7 @@ def _tiles_by_size(tables: Tables) -> list[Tile]:
     return found
 
 
-def _false_positive_tile(tables: Tables) -> Tile:
+def _false_positive_tile(tables: Evaluation) -> Tile:
     """Return the tile of the rate of false positives, with its interval."""
     false = tables.scores.count("n_false_positive")
     value = tables.scores["false_positives_per_case"].value
@@ -386,7 +386,7 @@ def _false_positive_tile(tables: Tables) -> Tile:
     return Tile(rate(value), words, weak=is_many or is_excess)
 
 
-def limitations(tables: Tables, study: Mapping[str, str]) -> str:
+def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
     """Return the limitations of the evaluation in one line."""
     words = (
         f"{found_rule(tables)} An empty result does not exclude a lesion. The program was tested "
@@ -420,7 +420,7 @@ class Basis:
     is_weak: bool
 
 
-def basis(tables: Tables) -> Basis | None:
+def basis(tables: Evaluation) -> Basis | None:
     """State how long the program was trained, and on how many scans its limit was chosen.
 
     Return None if the scores state neither, like those of an earlier version.
@@ -463,7 +463,7 @@ _REASON_WORDS = {  # for each value of why_missed in lesions.csv
 _INSIDE_SHARE = 0.95  # a lesion with this share in a marking is described as inside the marking
 
 
-def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
+def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
     """Explain in words why a lesion was missed. `row` is its row of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _reason_words(why, row, tables)
@@ -481,7 +481,7 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     return f"{words}; that marking is also rated {near} the limit ({shown}; limit {limit})"
 
 
-def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
+def _reason_words(why: str, row: Mapping[str, Any], tables: Evaluation) -> str:
     """Return the reason `why` of lesions.csv in words, with the measured numbers."""
     words = _REASON_WORDS.get(why, why.replace("_", " "))
     if why == "no_response" and tables.threshold is None:
@@ -543,7 +543,7 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     return shown, shown_limit
 
 
-def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> float | None:
+def _find_lesion_share(tables: Evaluation, case: str, candidate: float | None) -> float | None:
     """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
     if candidate is None:
@@ -555,7 +555,7 @@ def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> fl
 # --- the annex -----------------------------------------------------------------------------------
 
 
-def limit_words(tables: Tables) -> str:
+def limit_words(tables: Evaluation) -> str:
     """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     point = tables.scores.operating_point
     aim = point.aim
@@ -580,7 +580,7 @@ def limit_words(tables: Tables) -> str:
     return words
 
 
-def found_rule(tables: Tables) -> str:
+def found_rule(tables: Evaluation) -> str:
     """Return a sentence that says which lesions count as found."""
     preset = tables.scores.preset
     least = tables.scores.provenance.rule_threshold
@@ -592,7 +592,7 @@ def found_rule(tables: Tables) -> str:
     return f"Lesions count as found by the rule {preset}."
 
 
-def rule_words(tables: Tables) -> str:
+def rule_words(tables: Evaluation) -> str:
     """Return sentences that say which lesions count as found, and further parts of the rule."""
     words = found_rule(tables)
     preset = tables.scores.preset
@@ -605,12 +605,12 @@ def rule_words(tables: Tables) -> str:
     return words
 
 
-def is_one_to_one(tables: Tables) -> bool:
+def is_one_to_one(tables: Evaluation) -> bool:
     """Return True if the match rule gives each lesion at most one marking, and vice versa."""
     return tables.scores.provenance.rule_assignment == "every_threshold"
 
 
-def false_positive_rule(tables: Tables) -> str:
+def false_positive_rule(tables: Evaluation) -> str:
     """Return a sentence that says which markings are false positives."""
     if tables.scores.provenance.rule_assignment == "jointly":
         return (
@@ -620,7 +620,7 @@ def false_positive_rule(tables: Tables) -> str:
     return "A false positive is a marking that matches no lesion by the rule of this test."
 
 
-def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
+def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated"."""
     lines = []
     for key, question in QUESTIONS.items():
@@ -716,7 +716,7 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 OF_BOXES = ("box_ap_40", "box_ap_50", "box_ap_40_75", "box_ap_50_95", "rsna_score")
 
 
-def measures(tables: Tables) -> tuple[list[Measure], str]:
+def measures(tables: Evaluation) -> tuple[list[Measure], str]:
     """Return every number of scores.json, and a note on missing intervals.
 
     If several numbers have no interval for the same reason, the note states this reason. Otherwise
@@ -761,7 +761,7 @@ def _find_shared(reasons: Iterable[str | None]) -> str:
     return reason if n > 1 else ""
 
 
-def _count_for_meanings(tables: Tables) -> dict[str, object]:
+def _count_for_meanings(tables: Evaluation) -> dict[str, object]:
     """Return the numbers that the meanings in `MEASURES` mention."""
     scores = tables.scores
     outcome = tables.candidates["outcome"]

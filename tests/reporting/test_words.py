@@ -10,7 +10,7 @@ from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
 from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_chart
-from lesionseg.reporting.evaluation_tables import SizeClass, Tables, read_tables
+from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass, read_evaluation
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.words import (
     _REASON_WORDS,
@@ -55,7 +55,7 @@ def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="te
     settings = SummarySettings(evaluated_on=evaluated_on, operating_point=point, replicates=50)
     tables = result_tables(results)
     write_scores(folder, tables, summarise(tables, PRESETS[preset], settings))
-    return read_tables(folder, identifiers=True)
+    return read_evaluation(folder, identifiers=True)
 
 
 def tables_of_hand_case(name, folder, preset="lesionseg", point=POINT):
@@ -143,7 +143,7 @@ def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
         table.drop(columns=[c for c in new if c in table]).to_csv(
             tmp_path / f"{name}.csv", index=False
         )
-    old = read_tables(tmp_path, identifiers=True)
+    old = read_evaluation(tmp_path, identifiers=True)
     assert missed_words(old) == "inside a marking that is too large to count"
     assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
 
@@ -421,7 +421,7 @@ def test_boxes_of_reference_and_prediction_have_words(tmp_path):
         operating_point=POINT,
     )  # fmt: skip
     tables = tables_of([found], tmp_path)
-    assert isinstance(tables, Tables)
+    assert isinstance(tables, Evaluation)
     assert missed_words(tables).endswith("4 % of the marking is lesion (10 % needed)")
 
 

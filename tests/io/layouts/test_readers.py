@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from lesionseg.evaluation.case_results import match_case
 
 from lesionseg.core import Candidate, Prediction, ReaderAgreement, pool_readers
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.criteria import PRESETS
+from lesionseg.evaluation.matched_case import match_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.box_table import CaseBoxes, LesionBox
 from lesionseg.io.layouts.readers import measure_agreement, merge_case
