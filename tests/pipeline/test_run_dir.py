@@ -390,12 +390,10 @@ def test_training_that_finds_nothing_is_explained_with_advice():
 
 def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
     point = PointInUse(name="fp_per_case:1", score=0.5, expected_false_positives_per_case=1.3)
-    many = replace(
-        make_scores(12, 3),
-        operating_point=point,
-        n_false_positive=136,
-        false_positives_per_case=Estimate(34.0),
-    )
+    few = make_scores(12, 3)
+    numbers = {"n_false_positive": 136, "false_positives_per_case": 34.0}
+    rows = [Estimate(number, name=name) for name, number in numbers.items()]
+    many = replace(few, operating_point=point, rows=(*few.rows, *rows))
     trained = TrainedModel(None, SimpleNamespace(selection=Selection()), {"out of fold": many})
     (line,) = closing_lines(trained, {"out of fold": many, "test": many})
     assert line.startswith("Warning, test cases: the threshold is set for 1 false positive")
