@@ -241,6 +241,18 @@ def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     assert "Not compared, and not in these numbers: case 3." in page
 
 
+@pytest.mark.parametrize("visit", ["before", "after"])
+def test_only_the_pair_with_a_mask_that_lost_its_header_fails(visits, visit):
+    lost = Geometry.from_spacing(SHAPE, (1, 1, 1))  # as np.eye(4) in nibabel; GRID has 2 mm in z
+    for folder in ("before", "after"):
+        write_cubes(visits / folder, "c", OLD, geometry=lost if folder == visit else GRID)
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert (outcome.n_pairs, outcome.exit_status) == (2, 3)
+    rows = {row["case"]: row["message"] for row in read_csv(visits / "out" / "pairs.csv")}
+    assert "header of the scan was lost" in rows["c"]
+    assert rows["c"].startswith(str(visits / visit))
+
+
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
     for case in ("c", "d"):
         write_cubes(visits / "values" / "before", case, OLD, value=255)
