@@ -11,7 +11,7 @@ own label. If labels are pooled, a candidate may find lesions of any label: such
 labels together.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -219,16 +219,20 @@ class Tables:
 
     @classmethod
     def of(cls, results: Iterable[CaseRows]) -> Self:
-        """Build the tables of all labels together from the rows of cases."""
-        rows = CaseRows()
+        """Build the tables of all labels together from the rows of cases.
+
+        `results` may be a generator, so that the rows of only one case are in memory.
+        """
+        cells: dict[str, dict[Column, list[Any]]] = {}
+        for name, columns in COLUMNS.items():
+            cells[name] = {column: [] for column in (*columns, *_IN_MEMORY[name])}
         for result in results:
-            rows.cases.extend(result.cases)
-            rows.lesions.extend(result.lesions)
-            rows.candidates.extend(result.candidates)
-        every = cls(*(_build(name, getattr(rows, name)) for name in COLUMNS))
-        cases, lesions, candidates = (
-            frame[frame["part"].isin(["", POOLED])] for frame in every.frames
-        )
+            for name, by_column in cells.items():
+                for row in getattr(result, name):
+                    for column, values in by_column.items():
+                        values.append(row.get(column.name))
+        every = cls(*map(_build, cells.values()))
+        cases, lesions, candidates = map(_drop_parts, every.frames)
         return cls(cases, lesions, candidates, every)
 
     # --- parts -------------------------------------------------------------------------------
@@ -415,13 +419,15 @@ class Tables:
         return n_found, int((self.false_score >= threshold).sum())
 
 
-def _build(name: str, rows: Sequence[Row]) -> pd.DataFrame:
-    """Build a table from rows. A missing cell is a missing value."""
-    columns = {}
-    for column in (*COLUMNS[name], *_IN_MEMORY[name]):
-        cells = [row.get(column.name) for row in rows]
-        columns[column.name] = _as_array(cells, column)
-    return pd.DataFrame(columns)
+def _build(cells: Mapping[Column, Sequence[Any]]) -> pd.DataFrame:
+    """Build a table from the cells of each column. None is a missing value."""
+    return pd.DataFrame({one.name: _as_array(values, one) for one, values in cells.items()})
+
+
+def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of all labels together."""
+    is_whole = frame["part"].isin(["", POOLED])
+    return frame if is_whole.all() else frame[is_whole]
 
 
 def _as_array(cells: Sequence[Any], column: Column) -> Any:
@@ -453,7 +459,7 @@ def write_tables(
         labels: The names of label values.
         failed: Cases that could not be scored. Each has a row with the reason in cases.csv.
     """
-    rows = _cells(tables.cases, CASES)
+    rows = list(_cells(tables.cases, CASES))
     by_case = {row["case"]: row for row in rows}
     columns = [column.name for column in CASES]
     for name, column in column_names(tables.regions).items():
@@ -470,8 +476,8 @@ def write_tables(
         write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
 
 
-def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[Row]:
-    """Return the rows of a table as they are written."""
+def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
+    """Yield the rows of a table as they are written."""
     cells = []
     for column in columns:
         values = table[column.name]
@@ -482,7 +488,8 @@ def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> list[Row]:
         else:
             cells.append([_cell(value) for value in values.tolist()])
     names = [column.name for column in columns]
-    return [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
+    for row in zip(*cells, strict=True):
+        yield dict(zip(names, row, strict=True))
 
 
 def _cell(value: Any) -> Any:

@@ -117,7 +117,7 @@ def test_evaluate_compares_labels_by_name(films, tmp_path, caplog):
     scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
     assert scores.labels == ["nodule"]
     assert scores.find("lesion_recall", label="nodule").value == 1.0
-    assert scores.box_precision.ap_50.value > 0.9
+    assert scores["box_ap_50"].value > 0.9
     assert "match none of its labels (nodule): mass." in caplog.text
     # without names, numbers are compared
     found = write_candidates(tmp_path / "found", {}, label=2)
