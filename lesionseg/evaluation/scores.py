@@ -371,8 +371,8 @@ class Scores:
                 what = f"the schema_version is {version}, but this version reads {SCHEMA_VERSION}"
             raise ContentError(
                 f"{where}: {what}. Write the scores again: evaluate reference=REFERENCES "
-                "prediction=PREDICTIONS output=SCORES (those of a run are in validation or "
-                "oof/predictions)."
+                "prediction=PREDICTIONS output=SCORES. For a run, start the same train command "
+                "again."
             )
         try:
             rows = [_row_from_json(row) for name in ("scores", "curves") for row in content[name]]
@@ -432,6 +432,12 @@ def read_scores(path: Path) -> Scores:
             f"{path}: this file does not exist. Run evaluate first and give its output."
         )
     return Scores.from_json(read_json(path), path)
+
+
+def has_current_format(path: Path) -> bool:
+    """Return True if a scores.json has the format of this version."""
+    content = read_json(path)
+    return isinstance(content, Mapping) and content.get("schema_version") == SCHEMA_VERSION
 
 
 def read_provenance(path: Path) -> Provenance:
