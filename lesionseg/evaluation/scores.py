@@ -27,14 +27,12 @@ SCORES_FILE = "scores.json"
 SECOND_MODEL = "compare"  # folder of a second model's scores, in that of the first one's
 DEVELOPMENT_ROLES = ("train", "validation")
 PERCENT_OF_WIDTH = "% of the image width"  # the unit of sizes if an image has no pixel size
-# columns of labels.csv, and the number that each states
-LABEL_COLUMNS = {
-    **{name: name for name in ("n_cases", "n_lesions")},
-    "n_detected": "n_true_positive",
-    **{name: name for name in ("n_false_positive", "dice", "lesion_recall", "lesion_precision")},
-    **{name: name for name in ("false_positives_per_case", "average_precision")},
-    **{name: name for name in ("box_ap_40_75", "box_ap_50_95")},
-}
+# columns of labels.csv; `n_detected` is called so as in cases.csv
+LABEL_COLUMNS = (
+    *("n_cases", "n_lesions", "n_detected", "n_false_positive", "dice", "lesion_recall"),
+    *("lesion_precision", "false_positives_per_case", "average_precision"),
+    *("box_ap_40_75", "box_ap_50_95"),
+)
 # rows of the table that the terminal prints
 _PRINTED_COUNTS = {
     "cases": "n_cases",
@@ -478,7 +476,8 @@ def write_scores(
     for label in scores.labels:
         curve = {point.at: point.value for point in scores.curve("box_average_precision", label)}
         row = {column: curve.get(iou) for column, iou in ious.items()}
-        for column, name in LABEL_COLUMNS.items():
+        for column in LABEL_COLUMNS:
+            name = "n_true_positive" if column == "n_detected" else column
             row[column] = scores.find(name, label=label).value
         rows.append({"label": label, **row})
     write_csv(folder / "labels.csv", rows, ("label", *numbers, *ious, low, high))
