@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lesionseg.core import Problem
+from lesionseg.core import Finding
 from lesionseg.errors import ContentError, ReadError, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.case_results import CandidateResult, CaseResult, LesionResult
@@ -52,7 +52,7 @@ def write_scores(
     results: Sequence[CaseResult],
     scores: Scores,
     labels: Mapping[int, str] | None = None,
-    failed: Sequence[Problem] = (),
+    failed: Sequence[Finding] = (),
 ) -> None:
     """Write the four tables, then scores.json, each atomically.
 
