@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from lesionseg.core import Aim, Problem
+from lesionseg.core import Aim, Finding
 from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.intervals import CI, Estimate
@@ -454,7 +454,7 @@ def write_scores(
     tables: Tables,
     scores: Scores,
     labels: Mapping[int, str] | None = None,
-    failed: Sequence[Problem] = (),
+    failed: Sequence[Finding] = (),
 ) -> None:
     """Write the three tables and labels.csv, then scores.json, each atomically.
 

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from lesionseg.core import Problem
+from lesionseg.core import Finding
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
 from lesionseg.io.files import plain_text, write_csv
@@ -449,7 +449,7 @@ def write_tables(
     folder: Path,
     tables: Tables,
     labels: Mapping[int, str],
-    failed: Sequence[Problem] = (),
+    failed: Sequence[Finding] = (),
 ) -> None:
     """Write cases.csv, lesions.csv and candidates.csv, each atomically.
 

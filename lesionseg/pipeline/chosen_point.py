@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Problem, Selection
+from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
 from lesionseg.evaluation import MatchedCase, Preset, Tables, choose
@@ -209,7 +209,7 @@ def development_tables(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    faults: list[Problem] = []
+    faults: list[Finding] = []
     dataset, labelled = all_references(reference, faults, rules)
     dataset = with_labels_of_outputs(
         dataset, labelled, predictions.files, merge_labels=rules.merge_labels

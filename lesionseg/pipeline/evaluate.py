@@ -19,11 +19,12 @@ from lesionseg.core import (
     Aim,
     CaseFiles,
     Dataset,
+    Finding,
     OperatingPoint,
-    Problem,
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
+from lesionseg.core.finding import LISTED
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
 from lesionseg.evaluation import (
     Preset,
@@ -48,7 +49,7 @@ from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv, read_json
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
-from lesionseg.io.predictions import PredictionFiles, find_predictions
+from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
@@ -87,8 +88,8 @@ class EvaluateOutcome(Outcome):
     output: Path
     given: Mapping[str, str]
     kept: Path | None = None
-    failed: tuple[Problem, ...] = ()
-    not_compared: tuple[Problem, ...] = ()
+    failed: tuple[Finding, ...] = ()
+    not_compared: tuple[Finding, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -258,13 +259,13 @@ def _match_all(
     return matched
 
 
-def _warn_of_faults(faults: Iterable[Problem]) -> None:
+def _warn_of_faults(faults: Iterable[Finding]) -> None:
     """Warn of the cases that cannot be scored. If there is no other case, an error says so."""
     for problem in faults:
         _log.warning("Not scored, %s: %s", problem.case, problem.message)
 
 
-def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
+def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
     """Return the message if no case can be scored, with one fault per line."""
     messages = dict.fromkeys(fault.message for fault in faults)  # some are the same for all cases
     return "\n  ".join(["No case can be scored:", *messages])
@@ -305,7 +306,7 @@ class Inputs:
     cases: Sequence[CaseFiles]
     predictions: Mapping[str, PredictionFiles]
     role: str
-    faults: list[Problem]
+    faults: list[Finding]
     unusable: frozenset[str]
 
     @property
@@ -325,11 +326,11 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         DatasetError: if no case can be scored.
     """
-    of_references: list[Problem] = []
-    of_predictions: list[Problem] = []
+    of_references: list[Finding] = []
     folder = Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference), of_references, ReferenceRules.of(cfg))
-    found = with_ids_of_references(find_predictions(folder, of_predictions), labelled, folder)
+    found, of_predictions = list_predictions(folder)
+    found = with_ids_of_references(found, labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, found, merge_labels=cfg.merge_labels)
@@ -431,13 +432,12 @@ class SecondModel:
 
     predictions: Mapping[str, PredictionFiles]
     cases: Sequence[CaseFiles]
-    faults: list[Problem]
+    faults: list[Finding]
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
     """Find the predictions of a second model for the cases to evaluate."""
-    problems: list[Problem] = []
-    found = find_predictions(folder, problems)
+    found, problems = list_predictions(folder)
     predictions = with_ids_of_references(found, inputs.labelled, folder)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
     unusable = {problem.case for problem in faults}
@@ -532,7 +532,7 @@ def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _cases_to_score(
-    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Problem]
+    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Finding]
 ) -> set[str]:
     """Return the cases that are to be scored, also those whose references have faults.
 
@@ -545,18 +545,20 @@ def _cases_to_score(
     return cases
 
 
-def _failed_cases(faults: Iterable[Problem]) -> dict[str, str]:
+def _failed_cases(faults: Iterable[Finding]) -> dict[str, str]:
     """Return the reason of each case that could not be scored."""
     return {fault.case: fault.message for fault in faults}
 
 
-def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
+def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
     """Return one problem for each of these cases that has faults, with all of them."""
     messages_of: dict[str, list[str]] = {}
     for problem in faults:
         if problem.case in cases:
             messages_of.setdefault(problem.case, []).append(problem.message)
-    return [Problem(case, " ".join(messages)) for case, messages in messages_of.items()]
+    return [
+        Finding(LISTED, " ".join(messages), case, "error") for case, messages in messages_of.items()
+    ]
 
 
 def model_of(predictions: Path) -> dict[str, Any]:

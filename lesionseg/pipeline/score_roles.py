@@ -1,7 +1,7 @@
 """Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.core import Aim, Case, CaseFiles, OperatingPoint, Prediction, Role, Selection, Volume
+from lesionseg.core import (
+    Aim,
+    Case,
+    CaseFiles,
+    Finding,
+    OperatingPoint,
+    Prediction,
+    Role,
+    Selection,
+    Volume,
+)
+from lesionseg.core.finding import require_no_errors
 from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
@@ -109,8 +120,7 @@ def score_predicted(
     """
     cfg = experiment.cfg
     dataset = experiment.dataset
-    options = MatchOptions(experiment.preset, dataset)
-    matches = list(match_cases(experiment.cases("validation"), predictions, options))
+    matches = list(_match_own(experiment, experiment.cases("validation"), predictions))
     complete, calibration_of = select(
         Tables.of(match.rows(surface=False) for match in matches),
         selection,
@@ -166,9 +176,18 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
         return None
     log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder)
-    options = MatchOptions(experiment.preset, experiment.dataset)
-    matches = match_cases(cases, find_predictions(folder), options)
+    matches = _match_own(experiment, cases, find_predictions(folder))
     return _score(matches, experiment, output, predictor.operating_point())
+
+
+def _match_own(
+    experiment: Experiment, cases: Sequence[CaseFiles], predictions: Mapping[str, PredictionFiles]
+) -> Iterator[MatchedCase]:
+    """Match the predictions of this training. Raise `DatasetError` at the end if one is damaged."""
+    faults: list[Finding] = []
+    options = MatchOptions(experiment.preset, experiment.dataset)
+    yield from match_cases(cases, predictions, options, faults=faults)
+    require_no_errors(faults, experiment.run)
 
 
 def _count_cases(cases: Sequence[CaseFiles]) -> str:

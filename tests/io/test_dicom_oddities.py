@@ -294,8 +294,8 @@ def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, nam
     warnings = warnings_of(caplog)
     assert warnings == [f"{folder}: {name} is not a DICOM image and is left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
-    inspected = inspect_case(CaseFiles("scan", (folder,)), dataset)
-    assert any(name in remark for remark in inspected.remarks)
+    _, findings = inspect_case(CaseFiles("scan", (folder,)), dataset)
+    assert any(name in finding.message for finding in findings)
 
 
 def test_error_names_a_dcm_file_that_is_not_dicom(series):

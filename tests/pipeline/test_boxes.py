@@ -7,7 +7,7 @@ from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.files import read_csv, write_json
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
@@ -38,7 +38,7 @@ def films(tmp_path):
 def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path, caplog):
     caplog.set_level("INFO")
     page = tmp_path / "page.html"
-    outcome = check_dataset(read_dataset(films, lenient=True), page, root=str(films))
+    outcome = check_dataset(list_dataset(films), page, root=str(films))
     assert outcome.can_train
     assert "Agreement of 3 readers, nodule" in caplog.text
     text = page.read_text()

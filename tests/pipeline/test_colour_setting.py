@@ -230,8 +230,8 @@ def test_other_images_are_refused_with_advice(tmp_path, write, words):
     write(root)
     with pytest.raises(DatasetError, match=rf"data: data\.colour=true .*{words}"):
         open_dataset(settings(root))
-    lenient = open_dataset(settings(root), lenient=True)
-    (problem,) = (p for p in lenient.problems if "data.colour=true" in p.message)
+    lenient = open_dataset(settings(root))
+    (problem,) = (p for p in lenient.errors if "data.colour=true" in p.message)
     assert (problem.case, lenient.is_colour) == ("", False)
 
 

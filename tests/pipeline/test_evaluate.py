@@ -262,7 +262,7 @@ def test_predictions_of_a_format_that_is_not_read_are_named(folders, caplog):
     for name in ("a.hdr", "a.img", "b.npz", "plans.json", "progress.png.tmp"):
         (folders[1] / name).write_bytes(b"x")
     evaluate(*folders)
-    assert "3 entries of formats that are not read here (.hdr, .img, .tmp)" in caplog.text
+    assert "3 items of formats that are not read here (.hdr, .img, .tmp)" in caplog.text
 
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):

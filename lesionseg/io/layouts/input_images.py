@@ -699,7 +699,7 @@ def _make_single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
 
 def _read_listed_scans(table: Path, channels: int) -> FoundScans:
     """Return the scans that a table names."""
-    cases, problems = read_scan_rows(table, channels)
+    cases, findings = read_scan_rows(table, channels)
     n_rows = Counter(files.case for files in cases)
     scans = []
     for files in cases:
@@ -710,7 +710,7 @@ def _read_listed_scans(table: Path, channels: int) -> FoundScans:
                 "one row."
             )
         scans.append(FoundScan(files, _relative_path(files.images[0], table.parent), fault=fault))
-    for problem in problems:
-        unusable = CaseFiles(problem.case, (), group=problem.case)
-        scans.append(FoundScan(unusable, problem.case, fault=problem.message))
+    for finding in findings:
+        unusable = CaseFiles(finding.case, (), group=finding.case)
+        scans.append(FoundScan(unusable, finding.case, fault=finding.message))
     return FoundScans(tuple(sorted(scans, key=lambda scan: scan.key)))

@@ -175,8 +175,8 @@ def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder)
     expected[4:14, 32:40] = True  # the part of the third box that is outside the lesion
     np.testing.assert_array_equal(cases["a"].reference.ignore, expected)
     assert cases["b"].reference.ignore is None
-    assert [remark.kind for remark in dataset.remarks] == ["ignored_boxes"]
-    assert dataset.remarks[0].message.startswith("2 boxes in 1 case that too few readers marked")
+    assert [remark.kind for remark in dataset.findings] == ["ignored_boxes"]
+    assert dataset.findings[0].message.startswith("2 boxes in 1 case that too few readers marked")
 
 
 def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
