@@ -1,6 +1,7 @@
 """NIfTI files: the axes are (x, y, z) in the file and (z, y, x) in memory."""
 
 import gzip
+import io
 import logging
 import math
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ SUFFIXES = (".nii.gz", ".nii")
 _UNITS = {1: "metres", 3: "micrometres"}  # by the code in the header
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code; every other code means millimetres
 _MAX_OFFSET = 2**26  # largest number of bytes before the voxels, and also after them
+_LARGE_BYTES = 2**24  # of voxels, from which gzip is inflated by a faster library
 _SAME_PLACE_MM = 1.0
 _SAME_SIZE = 0.01  # relative difference of two voxel sizes, which changes volumes by 3 %
 # largest excess of a quaternion's squared length over 1 that counts as rounding
@@ -45,7 +47,7 @@ def read_nifti(path: Path, *, as_labels: bool = False) -> Volume:
     A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D.
     `as_labels` reads a mask, which has the same values but other advice in its errors.
     """
-    with convert_read_errors(path), _open(path) as stream:
+    with convert_read_errors(path), _open_voxels(path) as stream:
         image = _parse(path, stream)
         geometry = _read_grid(path, image, as_labels=as_labels)
         data = image.dataobj
@@ -145,6 +147,33 @@ def _copy_position(image: Any, source: Any, affine: NDArray[np.float64]) -> None
 def _open(path: Path) -> Any:
     """Open a file, through gzip if its content is compressed. The suffix does not matter."""
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
+
+
+def _open_voxels(path: Path) -> Any:
+    """Open a file that is read to its end. Large gzip files are inflated at once.
+
+    imagecodecs (libdeflate) needs a third of the time of Python's gzip. It is used if it finds
+    exactly the header and the voxels, in one member with the right checksum. Any other file is read
+    by gzip, which raises the error of a damaged one.
+    """
+    if not _is_gzip(path):
+        return path.open("rb")
+    with _open(path) as stream:
+        image = _parse(path, stream)  # checks the claims before memory is allocated
+    n_voxel_bytes = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if n_voxel_bytes < _LARGE_BYTES:
+        return gzip.open(path)
+    import imagecodecs
+
+    stored = path.read_bytes()
+    n_bytes = int(image.dataobj.offset) + n_voxel_bytes
+    stated = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
+    try:
+        content = imagecodecs.gzip_decode(stored, out=n_bytes)
+    except Exception:  # more bytes than expected, or a damaged file
+        return gzip.open(path)
+    is_whole = len(content) == n_bytes and stated == n_bytes % 2**32
+    return io.BytesIO(content) if is_whole else gzip.open(path)
 
 
 def _is_gzip(path: Path) -> bool:

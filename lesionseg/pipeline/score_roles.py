@@ -27,19 +27,14 @@ from lesionseg.evaluation import (
     MatchedCase,
     Scores,
     SummarySettings,
+    Tables,
     choose,
     match_case,
     summarise,
 )
-from lesionseg.evaluation.curves import Pool, froc
-from lesionseg.evaluation.intervals import (
-    MIN_GROUPS,
-    Statistic,
-    divide,
-    draw_groups,
-    value_of,
-)
-from lesionseg.evaluation.result_tables import write_scores
+from lesionseg.evaluation.curves import froc
+from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
+from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.input_check import InputCheck
@@ -127,7 +122,7 @@ def score_predicted(
     dataset = experiment.dataset
     matches = list(_match_own(experiment, experiment.cases("validation"), predictions))
     complete, calibration_of = select(
-        [match.result(surface=False) for match in matches],
+        Tables.of(match.rows(surface=False) for match in matches),
         selection,
         Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
@@ -229,8 +224,8 @@ def _score(
     matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
 ) -> Scores:
     """Write the scores and tables of matched cases of one role into `output`."""
-    results = [match.result(point) for match in matches]
-    role = results[0].role
+    tables = Tables.of(match.rows(point) for match in matches)
+    role = tables.cases["role"].iloc[0]
     labels = experiment.dataset.labels.lesion_names
     settings = SummarySettings(
         evaluated_on=role,
@@ -241,8 +236,8 @@ def _score(
         provenance=experiment.origin,
         columns={files.case: files.columns for files in experiment.dataset.cases},
     )
-    scores = summarise(results, experiment.preset, settings)
-    write_scores(output, results, scores, labels)
+    scores = summarise(tables, experiment.preset, settings)
+    write_scores(output, tables, scores, labels)
     return scores
 
 
@@ -299,36 +294,35 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     """
     if not matches:
         return {}
-    results = [match.result(surface=False) for match in matches]
-    if not any(result.candidates for result in results):
-        cases = count(len(results), "validation case")
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    if not len(tables.candidates):
+        cases = count(len(matches), "validation case")
         log.warning("The network detects nothing on %s.", cases)
-    point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
-    pool = Pool.of(results)
-    find = froc(pool, [FP_PER_CASE])
-    recall = value_of(find, len(pool.groups))[0]
+    point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
+    find = froc(tables, [FP_PER_CASE])
+    recall = value_of(find, len(tables.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
-    dice = [match.result(point, surface=False).dice for match in matches]
-    known = [value for value in dice if value is not None]
-    if known:
-        scores["dice"] = float(np.mean(known))
-    error = _score_error(pool, find, dice)
-    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: error}
+    accepted = Tables.of(match.rows(point, surface=False) for match in matches)
+    dice = accepted.cases["dice"]
+    if dice.notna().any():
+        scores["dice"] = float(dice.mean())
+    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: _score_error(accepted, find)}
 
 
-def _score_error(pool: Pool, find: Statistic, dice: Sequence[float | None]) -> float:
+def _score_error(tables: Tables, find: Statistic) -> float:
     """Return the standard error of the recall that `find` computes plus the mean Dice of the cases.
 
     It is the standard deviation over resampled patients (bootstrap), which counts that both numbers
     depend on the same patients. Fewer than five patients give NaN.
     """
-    if len(pool.groups) < MIN_GROUPS:
+    if len(tables.groups) < MIN_GROUPS:
         return np.nan
-    draws = draw_groups(len(pool.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
+    draws = draw_groups(len(tables.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
     replicates = find(draws)[:, 0]
-    has_dice = np.array([value is not None for value in dice], float)
+    dice = tables.cases["dice"].to_numpy(float)
+    has_dice = ~np.isnan(dice)
     if has_dice.any():
-        weights = draws[:, pool.case_group]
-        total = weights @ np.array([value or 0.0 for value in dice])
-        replicates = replicates + divide(total, weights @ has_dice)
+        weights = draws[:, tables.case_group]
+        total = weights @ np.where(has_dice, dice, 0.0)
+        replicates = replicates + divide(total, weights @ has_dice.astype(float))
     return float(np.nanstd(replicates))

@@ -407,3 +407,45 @@ def test_truncated_or_damaged_voxels_are_an_error(tmp_path, suffix, rng):
         path.write_bytes(content)
         with pytest.raises(ReadError, match="cut"):
             read_volume(path)
+
+
+@pytest.mark.parametrize("kind", ["one member", "two members", "bytes after the voxels", "scaled"])
+def test_large_gzip_is_read_like_a_small_one(tmp_path, monkeypatch, write_nifti, rng, kind):
+    array = rng.normal(size=(5, 6, 7)).astype(np.float32)
+    path = write_nifti(tmp_path / "a.nii", array)
+    content = path.read_bytes()
+    if kind == "scaled":
+        image = nibabel.load(path)
+        image.header.set_slope_inter(2, 1)
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), image.affine, image.header), path)
+        content = path.read_bytes()
+    packed = gzip.compress(content)
+    if kind == "two members":
+        packed = gzip.compress(content[:500]) + gzip.compress(content[500:])
+    if kind == "bytes after the voxels":
+        packed = gzip.compress(content + b"more")
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(packed)
+    expected = read_volume(path)
+    monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
+    found = read_volume(path)
+    assert found.array.dtype == expected.array.dtype
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert found.geometry.matches(expected.geometry)
+
+
+@pytest.mark.parametrize("damage", ["checksum", "truncated", "bytes after the stream", "voxels"])
+def test_damaged_large_gzip_is_an_error(tmp_path, monkeypatch, write_nifti, rng, damage):
+    monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
+    content = write_nifti(tmp_path / "a.nii", rng.normal(size=(5, 6, 7))).read_bytes()
+    packed = gzip.compress(content[:-8] if damage == "voxels" else content)
+    damaged = {
+        "checksum": packed[:-8] + b"abcd" + packed[-4:],
+        "truncated": packed[:-9],
+        "bytes after the stream": packed + b"junkjunk",
+        "voxels": packed,
+    }
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ReadError, match=r"b\.nii\.gz"):
+        read_volume(path)

@@ -184,8 +184,8 @@ def test_rows_state_patient_role_and_fold_of_their_case(write_folder):
             [f"a,nodule,{BRIGHT},,train,", "a,nodule,1,2,3,4,,test,"],
             "line 3: role of the case 'a' is 'test' here, but 'train' in .*line 2",
         ),
-        ([f"a,nodule,{BRIGHT},,tset,"], "line 2: role: tset, "),
-        ([f"a,nodule,{BRIGHT},,,-1"], "line 2: fold: -1, "),
+        ([f"a,nodule,{BRIGHT},,tset,"], "line 2: role: tset "),
+        ([f"a,nodule,{BRIGHT},,,-1"], "line 2: fold: -1 "),
     ],
 )
 def test_contradictory_or_wrong_facts_of_a_case_are_an_error(write_folder, rows, match):
