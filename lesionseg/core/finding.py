@@ -31,12 +31,14 @@ class Finding:
             that names no case.
         severity: `error` if the case or dataset cannot be used, `warning` if somebody should look
             at it, `note` if no action is needed.
+        file: the file, or a kind of files such as `*.bvec`, if it does not belong to a case.
     """
 
     kind: str
     message: str
     case: str = ""
     severity: Severity = "warning"
+    file: str = ""
 
 
 def finding_of(error: LesionsegError, case: str, where: object = "", kind: str = LISTED) -> Finding:

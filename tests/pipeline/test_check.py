@@ -444,7 +444,7 @@ def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):
 
 def test_every_kind_of_remark_and_doubt_has_a_meaning_on_the_page():
     source = "".join(path.read_text() for path in Path(layouts.__file__).parent.glob("*.py"))
-    kinds = set(re.findall(r'Finding\(\s*"(\w+)"|kind="(\w+)"', source))
+    kinds = set(re.findall(r'Finding\(\s*"(\w+)"|\bkind="(\w+)",', source))
     kinds = {kind for pair in kinds for kind in pair if kind}
     assert kinds >= {"unread", "left_out", "names", "columns", "folds"}
     assert kinds | set(DOUBTS) <= set(MEANING)

@@ -32,7 +32,7 @@ from lesionseg.io.layouts.checks import (
     shared_masks,
     with_missing_channels,
 )
-from lesionseg.io.layouts.coco import find_annotations, read_coco
+from lesionseg.io.layouts.coco import find_annotations, lesions_are_boxes, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
@@ -190,6 +190,8 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
         nan_background=rules.get("nan_background", False),
         grid_of_image=rules.get("grid_of_image", False),
     )
+    has_boxes = any(map(lesions_are_boxes, dataset.cases))
+    dataset = replace(dataset, lesions_are_boxes=has_boxes)
     for case in dataset.cases:
         with suppress(LesionsegError, OSError):  # reading the cases reports the error
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)

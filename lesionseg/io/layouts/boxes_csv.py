@@ -115,7 +115,6 @@ def read_boxes_csv(root: Path) -> Dataset:
         labels=labels,
         cases=tuple(cases),
         findings=tuple(findings),
-        lesions_are_boxes=any(table.boxes for table in tables.values()),
     )
 
 

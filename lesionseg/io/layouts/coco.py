@@ -247,17 +247,21 @@ def read_coco(root: Path) -> Dataset:
         labels=Labels.of(label_names),
         cases=tuple(cases),
         findings=tuple(findings),
-        lesions_are_boxes=any(map(_has_boxes_only, cases)),
     )
 
 
-def _has_boxes_only(files: CaseFiles) -> bool:
-    """Return True if a lesion of the case has a box, but neither an outline nor a mask."""
+def lesions_are_boxes(files: CaseFiles) -> bool:
+    """Return True if a lesion of the case has a box, but neither an outline nor a mask.
+
+    The boxes are those of any layout: a table of boxes, COCO annotations or a datalist.
+    """
     if TABLE in files.annotations:
         return has_boxes_only(files)
     if files.reference is not None:
         return False
-    lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
+    if "boxes" in files.annotations:  # of a datalist
+        return bool(files.annotations["boxes"][0])
+    lesions = [one for one in files.annotations.get("lesions", ()) if not one.iscrowd]
     return any(not lesion.segmentation for lesion in lesions)
 
 
@@ -501,7 +505,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     ignore = _draw_crowds(case, crowds, shape) if crowds else None
-    if _has_boxes_only(files):  # a lesion without an outline cannot be drawn
+    if lesions_are_boxes(files):  # a lesion without an outline cannot be drawn
         places = [_place(case, lesion) for lesion in lesions]
         return make_box_reference(geometry, given, labels.tolist(), places, ignore)
     boxes = _clip_lesions(case, lesions, shape)

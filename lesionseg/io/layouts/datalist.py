@@ -116,7 +116,6 @@ def read_datalist(root: Path) -> Dataset:
             *_remark_unknown_lists(path, content),
             *_remark_unknown_keys(path, content),
         ),
-        lesions_are_boxes=any(map(_has_boxes, cases)),
     )
 
 
@@ -172,12 +171,6 @@ def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Finding
     for keys in keys_of_entries:
         found |= dict.fromkeys(column_findings(path, keys, known, "is not used"))
     return sorted(found, key=lambda finding: finding.message)
-
-
-def _has_boxes(files: CaseFiles) -> bool:
-    """Return True if the datalist states at least one box of a case."""
-    boxes, _ = files.annotations.get("boxes", ([], []))
-    return bool(boxes)
 
 
 def _labels(root: Path, cases: Sequence[CaseFiles]) -> Labels:

@@ -100,22 +100,21 @@ def read_nnunet(root: Path) -> Dataset:
     facts = validate(_DatasetJson, content, path)
     names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
-    training_images = _find_images(root / "imagesTr", facts.file_ending, findings)
-    training_masks = _find_images(root / "labelsTr", facts.file_ending, findings)
-    test_images = _find_images(root / "imagesTs", facts.file_ending, findings)
-    test_masks = _find_images(root / "labelsTs", facts.file_ending, findings)
+    found = {}
+    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        found[folder] = _find_images(root / folder, facts.file_ending, findings)
     # the test cases are named in the same way as the training cases
-    naming = _find_naming(training_images, training_masks, len(names), findings)
-    if facts.dataset is not None:
-        training_cases = _listed_cases(root, facts.dataset, len(names))
-    else:
-        images = _group_by_case(training_images, naming.images, findings)
-        masks = _group_by_case(training_masks, naming.masks, findings)
-        training_cases = _match_cases(root, "Tr", images, masks, len(names), findings)
-        findings += _count_findings(path, facts, [case.case for case in training_cases])
-    images = _group_by_case(test_images, naming.images, findings)
-    masks = _group_by_case(test_masks, naming.masks, findings)
-    test_cases = _match_cases(root, "Ts", images, masks, len(names), findings)
+    naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
+    cases: list[CaseFiles] = []
+    for part in ("Tr", "Ts"):
+        if part == "Tr" and facts.dataset is not None:
+            cases += _listed_cases(root, facts.dataset, len(names))
+            continue
+        images = _group_by_case(found[f"images{part}"], naming.images, findings)
+        masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
+        cases += _match_cases(root, part, images, masks, len(names), findings)
+        if part == "Tr":
+            findings += _count_findings(path, facts, [case.case for case in cases])
     has_channel_numbers = naming.images or facts.dataset is not None
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Dataset(
@@ -125,7 +124,7 @@ def read_nnunet(root: Path) -> Dataset:
         dims=3,  # `read_dataset` replaces it by the axes of the first image
         channel_names=names,
         labels=labels,
-        cases=(*training_cases, *test_cases),
+        cases=tuple(cases),
         findings=tuple(findings),
         split_file=next((file for file in split_files if file.is_file()), None),
     )

@@ -240,7 +240,6 @@ def _read_listed(
         labels=layout.labels,
         cases=tuple(listed),
         findings=tuple(findings),
-        lesions_are_boxes=any(table.boxes for table in boxes.values()),
     )
 
 

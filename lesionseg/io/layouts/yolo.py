@@ -28,7 +28,6 @@ from lesionseg.io.layouts.box_table import (
     LesionBox,
     distinct_names,
     find_absent,
-    has_boxes_only,
     make_labels,
     parse_number,
 )
@@ -165,7 +164,6 @@ def read_yolo(root: Path) -> Dataset:
         labels=make_labels(path, label_names),
         cases=tuple(cases),
         findings=tuple(findings),
-        lesions_are_boxes=any(map(has_boxes_only, cases)),
     )
 
 
