@@ -365,7 +365,7 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
         warnings.simplefilter("ignore")  # the file may contain more frames than its header states
         _check_decoder(path, header)
         pixels = header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
-        return _drop_unused_bits(pixels, header)
+        return pixels
 
 
 def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
