@@ -5,9 +5,9 @@ torch, so that the process starts at once and loads the model while the server i
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -100,18 +100,13 @@ class ModelProcess:
         self._child.close()
 
 
-@contextmanager
-def running_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
-    """Yield a process that loads the model, and end it after the context.
+def running_model(cfg: ServeConfig) -> AbstractContextManager[ModelProcess]:
+    """Return a context with a process that loads the model. The process ends after the context.
 
     `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
     device or the operating point is wrong.
     """
-    model = ModelProcess(partial(load_model, cfg))
-    try:
-        yield model
-    finally:
-        model.close()
+    return closing(ModelProcess(partial(load_model, cfg)))
 
 
 _loaded: "list[Predictor]" = []  # one, in the process of the model
