@@ -6,9 +6,9 @@ light, so that the process loads the model while the server imports the rest.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -100,18 +100,13 @@ class ModelProcess:
         self._child.close()
 
 
-@contextmanager
-def running_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
-    """Yield a process that loads the model, and end it after the context.
+def running_model(cfg: ServeConfig) -> AbstractContextManager[ModelProcess]:
+    """Return a context with a process that loads the model. The process ends after the context.
 
     `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
     device or the operating point is wrong.
     """
-    model = ModelProcess(partial(load_model, cfg))
-    try:
-        yield model
-    finally:
-        model.close()
+    return closing(ModelProcess(partial(load_model, cfg)))
 
 
 _loaded: "list[Callable[..., Answer]]" = []  # one function, in the process of the model
