@@ -17,6 +17,7 @@ from tests.commands import python
 from tests.pipeline.cases import boxes, write_array
 
 WITHOUT_HYDRA = """
+import shutil
 import sys
 from pathlib import Path
 import lesionseg
@@ -32,7 +33,8 @@ folder = Path(sys.argv[1])
 grid = {"shape": (24, 24, 24), "spacing_mm": (4.0, 4.0, 4.0)}
 write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
 labels = folder / "raw" / "labelsTs"
-lesionseg.evaluate(labels, labels, folder / "scores", replicates=5)
+masks = shutil.copytree(labels, folder / "masks")
+lesionseg.evaluate(labels, masks, folder / "scores", replicates=5)
 plan = lesionseg.prepare(folder / "raw", run_dir=folder / "run", model__base_features=4)
 network = build_network(plan)
 write_bundle(folder / "bundle", network, plan, "card")
