@@ -9,9 +9,8 @@ from scipy.ndimage import maximum_filter
 
 from lesionseg.errors import ContentError
 
-_MIN_HIGHEST = 16  # a lower highest value leaves no room for noise
 _MIN_VALUES = 6  # of a mask whose values are compared with those of neighbouring voxels
-_MAX_LABELS = 20  # the values 1 to n are labels or lesion ids if n is at most this
+_MAX_LABELS = 20  # values up to this are labels or lesion ids, and leave little room for noise
 _MIN_SHARE = 0.55  # of the values that occur mainly next to higher ones, in a changed mask
 
 
@@ -33,8 +32,7 @@ def require_exact_values(
     is_positive = values > 0
     present, place = np.unique(values[is_positive], return_inverse=True)
     highest = int(present.max(initial=0))
-    are_consecutive = len(present) == highest <= _MAX_LABELS
-    if highest < _MIN_HIGHEST or are_consecutive:
+    if highest <= _MAX_LABELS:
         return
     is_low = present < highest / 8
     is_high = present > highest * 7 / 8
