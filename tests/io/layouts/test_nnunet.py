@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Labels
-from lesionseg.errors import DatasetError, ReadError
+from lesionseg.errors import ConfigError, DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.input_images import find_images
@@ -295,6 +295,11 @@ def test_check_lists_a_wrong_group_among_other_faults(nnunet_folder, pattern):
     messages = [p.message for p in list_dataset(root, group=pattern).errors]
     assert any("'B' has no mask" in message for message in messages)
     assert any("data.group=" in message for message in messages)
+
+
+def test_wrong_pattern_of_a_group_is_an_error_of_the_setting(nnunet_folder):
+    with pytest.raises(ConfigError, match="regular expression"):
+        read_dataset(nnunet_folder(), group="(")
 
 
 def test_previews_next_to_volumes_are_left_out(nnunet_folder):
