@@ -104,7 +104,7 @@ def test_rate_gives_masks_and_candidates_at_its_threshold(
     assert content["operating_point"]["name"] == "fp_per_case:1"
     assert f"prediction={folders[2] / 'predictions'}" in outcome.next
     again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
-    assert again.lesion_recall.value == 1.0
+    assert again["lesion_recall"].value == 1.0
 
 
 def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Aim, Calibration, Selection
-from lesionseg.evaluation.curves import Pool, froc
+from lesionseg.evaluation.curves import froc
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
@@ -118,12 +118,16 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
 
 def test_score_error_is_that_of_the_sum_of_recall_and_dice():
     """Ten patients with one lesion each. Dice equals 1 if it is found, otherwise 0."""
-    results = [result(f"c{i}", detected_at=[0.9 if i < 5 else None]) for i in range(10)]
-    pool = Pool.of(results)
-    dice = [1.0] * 5 + [0.0] * 5
-    error = _score_error(pool, froc(pool, [1.0]), dice)
+
+    def error_of(found_dice, missed_dice):
+        found = [result(f"c{i}", detected_at=[0.9], dice=found_dice) for i in range(5)]
+        missed = [result(f"c{i}", detected_at=[None], dice=missed_dice) for i in range(5, 10)]
+        tables = tables_of([*found, *missed])
+        return _score_error(tables, froc(tables, [1.0]))
+
+    error = error_of(1.0, 0.0)
     assert error == pytest.approx(2 * (0.25 / 10) ** 0.5, rel=0.15)
-    assert _score_error(pool, froc(pool, [1.0]), [None] * 10) == pytest.approx(error / 2)
+    assert error_of(None, None) == pytest.approx(error / 2)
 
 
 def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
