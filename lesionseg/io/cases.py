@@ -40,7 +40,6 @@ _SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header 
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
-_TURNED = "Both headers describe the same region, with axes in other directions."
 BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
@@ -469,21 +468,27 @@ def check_grid(
     if is_same_grid(seen, expected, by_image=by_image):
         text = "%s: the header states another position than %s (%s). The grid of %s is used."
         if _is_turned(seen, expected):
-            text += f" {_TURNED} Check that lesions do not appear mirrored."
+            text += (
+                " Both headers describe the same region, with axes in other directions. Check "
+                "that lesions do not appear mirrored."
+            )
         warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
         return
     check_header(str(path), seen, other.name, expected, f", or use {BY_INDEX}")
-    advice = ""
+    advice = "Resample one onto the other."
     if seen.shape == expected.shape and _is_turned(seen, expected):
-        advice = f" {_TURNED}"
+        advice = (
+            "Both headers describe the same region, with axes in other directions. Resample one "
+            "onto the other."
+        )
     elif seen.shape == expected.shape and _has_same_spacing(seen, expected):
         advice = (
-            " If they show the same voxels and only the headers differ, use "
-            f"{BY_INDEX}, as nnU-Net does."
+            "Resample one onto the other or, if they show the same voxels and only the headers "
+            f"differ, use {BY_INDEX}, as nnU-Net does."
         )
     raise GeometryError(
-        f"{path} and {other.name} are not on one grid (shapes {seen.shape} and {expected.shape}): "
-        f"{seen.describe_difference(expected)}. Resample one onto the other.{advice}"
+        f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
+        f"{expected.shape}): {seen.describe_difference(expected)}. {advice}"
     )
 
 

@@ -41,7 +41,7 @@ _SURROGATE = "Cs"  # category of the characters that stand for bytes of a file n
 _MAX_TEXT_BYTES = 2**30
 _HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
-_MAX_YAML_BRACKETS = 1000  # the time of the parser is quadratic in their depth
+_MAX_YAML_BRACKETS = 200  # the time of the parser is quadratic in their depth
 
 # The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
 # so that text which begins with one in the data survives writing and reading.
