@@ -17,6 +17,7 @@ loader; a ratio of 0.9 means that the GPU idles for a tenth of the time.
 
 import argparse
 import gc
+import shutil
 import sys
 import tempfile
 import time
@@ -41,21 +42,23 @@ from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.blocks import GroupNorm, InstanceNorm
-from lesionseg.models.build import autocast_dtype, build_network
+from lesionseg.models.build import autocast_dtype, build_network, set_memory_format
 from lesionseg.models.memory_formula import CONTEXT_GB, WORKSPACE_GB, tensors_gb
 from lesionseg.ops import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective
-from lesionseg.training.trial_steps import some_batch, try_steps
+from lesionseg.training.objective import make_objective, some_batch
+from lesionseg.training.trial_steps import try_steps
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
 WARM_UP_STEPS = 10  # of a training: cuDNN times its algorithms
+SCANS_IN_A_ROW = 4
 
 
 @dataclass(frozen=True)
@@ -265,36 +268,71 @@ def autocast(scale: Scale) -> torch.autocast:
     return torch.autocast(scale.device, dtype, enabled=dtype != torch.float32)
 
 
-def make_step(
-    scale: Scale,
-    plan: Plan,
-    *,
-    loss: str = "lesion_balanced",
-    compiled: bool = False,
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> Callable[[], None]:
-    """Return a training step on a batch that is on the device."""
-    cfg = TrainConfig.of(loss=LOSSES[loss])
-    network = build_network(plan).to(scale.device, memory_format=memory_format)  # type: ignore[call-overload]
-    if compiled:
-        network.compile(backend=scale.compiler)
-    optimiser = make_optimiser(network, cfg.optim, highest_rate(cfg.optim, plan, plan.batch_size))
-    objective = make_objective(plan, cfg)
-    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
-    batch = {key: tensor.to(scale.device) for key, tensor in batch.items()}
-    batch["image"] = batch["image"].contiguous(memory_format=memory_format)
+class TrainingStep:
+    """A training step on a batch that is on the device.
 
-    def run() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        targets = objective.targets(batch)
-        with autocast(scale):
-            output = network(batch["image"])
-        terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
-        torch.stack(list(terms.values())).sum().backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 12)
-        optimiser.step()
+    Args:
+        scale: the sizes and the device.
+        plan: the network and the tiles of a step.
+        loss: a name of `LOSSES`.
+        compiled: "" compiles nothing, `network` the network, `step` also the loss.
+        memory_format: of the weights and the image.
+    """
 
-    return run
+    def __init__(
+        self,
+        scale: Scale,
+        plan: Plan,
+        *,
+        loss: str = "lesion_balanced",
+        compiled: str = "",
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.scale = scale
+        cfg = TrainConfig.of(loss=LOSSES[loss])
+        self.network = build_network(plan).to(scale.device)
+        set_memory_format(self.network, memory_format)
+        self.objective = make_objective(plan, cfg)
+        rate = highest_rate(cfg.optim, plan, plan.batch_size)
+        self.optimiser = make_optimiser(self.network, cfg.optim, rate)
+        batch = some_batch(plan, plan.batch_size, torch.device("cpu"))
+        batch = self.objective.batch_targets(batch)
+        self.batch = {key: tensor.to(scale.device) for key, tensor in batch.items()}
+        self.batch["image"] = self.batch["image"].contiguous(memory_format=memory_format)
+        if compiled:
+            self.network.compile(backend=scale.compiler, dynamic=False)
+        if compiled == "step":
+            self.objective.loss.compile(backend=scale.compiler, dynamic=False)
+
+    def __call__(self) -> None:
+        """Take a step."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.add_gradient()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        self.optimiser.step()
+
+    def add_gradient(self) -> None:
+        """Compute the loss and its gradient."""
+        with autocast(self.scale):
+            output = self.network(self.batch["image"])
+        self._sum_terms(output).backward()  # type: ignore[no-untyped-call]
+
+    def loss_alone(self) -> Callable[[], None]:
+        """Return a function that computes the loss of fixed logits, and its gradient."""
+        with torch.no_grad(), autocast(self.scale):
+            output = [level.detach() for level in self.network(self.batch["image"])]
+        for level in output:
+            level.requires_grad_()
+
+        def run() -> None:
+            self._sum_terms(output).backward()  # type: ignore[no-untyped-call]
+
+        return run
+
+    def _sum_terms(self, output: Any) -> Tensor:
+        targets = self.objective.targets(self.batch)
+        terms = self.objective.terms(output, targets, torch.ones_like(targets.counts()))
+        return torch.stack(list(terms.values())).sum()
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -306,10 +344,10 @@ LOSSES: dict[str, dict[str, Any]] = {
 def step_rows(scale: Scale) -> list[table.Row]:
     """Measure a training step: as it is, compiled, and with weights channels-last."""
     plan = plan_of(scale)
-    runs = {
-        "ours": make_step(scale, plan),
-        "compiled": make_step(scale, plan, compiled=True),
-        "channels_last": make_step(scale, plan, memory_format=torch.channels_last_3d),
+    runs: dict[str, Callable[[], object]] = {
+        "ours": TrainingStep(scale, plan),
+        "compiled": TrainingStep(scale, plan, compiled="step"),
+        "channels_last": TrainingStep(scale, plan, memory_format=torch.channels_last_3d),
     }
     rows = rows_against("train_step", "ms", **time_runs(scale, **runs))
     megabytes = {name: peak_bytes(run, scale.device) / 2**20 for name, run in runs.items()}
@@ -319,9 +357,9 @@ def step_rows(scale: Scale) -> list[table.Row]:
 def network_rows(scale: Scale) -> list[table.Row]:
     """Measure a step of the other networks and of `dice_focal`, compared with the default U-Net."""
     rows = []
-    unet = make_step(scale, plan_of(scale))
-    others = {name: make_step(scale, plan_of(scale, name)) for name in ARCHITECTURES[1:]}
-    others["dice_focal"] = make_step(scale, plan_of(scale), loss="dice_focal")
+    unet = TrainingStep(scale, plan_of(scale))
+    others = {name: TrainingStep(scale, plan_of(scale, name)) for name in ARCHITECTURES[1:]}
+    others["dice_focal"] = TrainingStep(scale, plan_of(scale), loss="dice_focal")
     for name, run in others.items():
         found = time_runs(scale, 10, ours=run, unet=unet)
         rows += rows_against(f"step_{name}", "ms", **found)
@@ -433,7 +471,7 @@ def fit_rows(scale: Scale) -> list[table.Row]:
         if scale.device == "cuda":
             compiled = train_for_a_while(scale, plan, cases, Path(name) / "compiled", compiled=True)
             peers["compiled"] = compiled.steps_per_second()
-    step_ms = time_runs(scale, ours=make_step(scale, plan))["ours"]
+    step_ms = time_runs(scale, ours=TrainingStep(scale, plan))["ours"]
     peers["step_alone"] = 1e3 / step_ms
     rate = laps.steps_per_second()
     rows: list[table.Row] = [
@@ -443,7 +481,13 @@ def fit_rows(scale: Scale) -> list[table.Row]:
 
 
 def train_for_a_while(
-    scale: Scale, plan: Plan, cases: Sequence[CachedCase], run: Path, *, compiled: bool = False
+    scale: Scale,
+    plan: Plan,
+    cases: Sequence[CachedCase],
+    run: Path,
+    *,
+    compiled: bool = False,
+    workers: int | str = "auto",
 ) -> Laps:
     """Train for the seconds or steps of the scale, and return the times of the steps."""
     laps = Laps()
@@ -452,7 +496,7 @@ def train_for_a_while(
         "max_minutes": scale.fit_seconds / 60,
         "max_steps": scale.fit_steps,
         "accelerator": "gpu" if on_gpu else "cpu",
-        "workers": "auto" if on_gpu else 0,
+        "workers": workers if on_gpu else 0,
         "compile": compiled,
     }
     cfg = TrainConfig.of(trainer=trainer)
@@ -476,30 +520,56 @@ def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[
     return prepare_cases(Experiment(cfg, survey, folder / "run"), plan)
 
 
+class DeviceStore(Store):
+    """A store of probabilities that stays on the device, as MONAI's result does."""
+
+    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
+        super().__init__((0,))
+        self.values = torch.zeros(tuple(shape), dtype=torch.float16, device=device)
+
+    def write(
+        self, where: Sequence[slice], probabilities: Tensor, inside: Tensor | None = None
+    ) -> None:
+        """Store the probabilities of a part of the volume."""
+        self.values[(slice(None), *where)] = probabilities.to(torch.float16)
+
+
 def inference_rows(scale: Scale) -> list[table.Row]:
-    """Slide a network over a volume in tiles that overlap by half, as MONAI does."""
+    """Slide a network over a volume in tiles that overlap by half, as MONAI does.
+
+    The results of both are in the memory of the host, then those of both on the device.
+    """
     plan = plan_of(scale)
     side = scale.side
     network = build_network(plan).to(scale.device).eval()
     volume = torch.randn(1, *(scale.volume,) * 3)
     window = SlidingWindow((network,), plan, batch_size=2, device=torch.device(scale.device))
 
-    def monai() -> None:
+    def monai() -> Tensor:
         def logits(tiles: Tensor) -> Tensor:
             with autocast(scale):
                 return network(tiles)[0]
 
         with torch.inference_mode():
             image = volume[None].to(scale.device)
-            sliding_window_inference(image, (side,) * 3, 2, logits, 0.5, mode="gaussian")
+            found = sliding_window_inference(image, (side,) * 3, 2, logits, 0.5, mode="gaussian")
+            return torch.as_tensor(found)
 
-    return rows_against(
-        "inference", "ms", **time_runs(scale, 3, ours=lambda: window(volume), monai=monai)
-    )
+    def on_device() -> None:
+        store = DeviceStore((plan.n_voxel_channels, *volume.shape[1:]), torch.device(scale.device))
+        window(volume, store=store)
+
+    in_host = time_runs(scale, 3, ours=lambda: window(volume), monai=lambda: monai().cpu())
+    found = time_runs(scale, 3, ours=on_device, monai=monai)
+    rows = rows_against("inference_to_host", "ms", **in_host)
+    return rows + rows_against("inference_on_device", "ms", **found)
 
 
 def scan_rows(scale: Scale) -> list[table.Row]:
-    """Predict a CT from NIfTI to NIfTI, and measure the network without the rest."""
+    """Predict a CT from NIfTI to NIfTI, and measure the network without the rest.
+
+    Then predict four scans in a row, of which one is read and one written next to the network.
+    """
     from lesionseg.config import PredictConfig
     from lesionseg.pipeline.predict import predict
 
@@ -510,13 +580,18 @@ def scan_rows(scale: Scale) -> list[table.Row]:
             folder / "scans", 1, seed=0, shape=scale.ct_shape, spacing_mm=plan.spacing_mm
         )
         write_bundle(folder / "bundle", build_network(plan), plan, "A network of a benchmark.")
+        scans = folder / "scans" / "imagesTr"
         seconds = []
-        for run in range(2):  # the first one compiles and lets cuDNN choose
+        for run in range(3):  # the first one compiles and lets cuDNN choose
+            if run == 2:
+                first = next(scans.iterdir())
+                for number in range(1, SCANS_IN_A_ROW):
+                    shutil.copy(first, scans / f"copy{number}_{first.name}")
             began = time.perf_counter()
             predict(
                 PredictConfig.of(
                     bundle=str(folder / "bundle"),
-                    input=str(folder / "scans" / "imagesTr"),
+                    input=str(scans),
                     output=str(folder / f"found_{run}"),
                     device=scale.device,
                 )
@@ -526,9 +601,13 @@ def scan_rows(scale: Scale) -> list[table.Row]:
     window = SlidingWindow((build_network(plan),), plan, device=device)
     image = torch.randn(1, *scale.ct_shape)
     network_s = time_runs(scale, 1, ours=lambda: window(image))["ours"] / 1e3
-    return rows_against(
+    rows = rows_against(
         "nifti_to_nifti", "s", seconds[1], network_alone=network_s, first_scan=seconds[0]
     )
+    per_hour = 3600 * SCANS_IN_A_ROW / seconds[2]
+    alone = {"one_at_a_time": 3600 / seconds[1], "network_alone": 3600 / network_s}
+    hours = [table.RecallRow("scans_per_hour", per_hour, "/h", *peer) for peer in alone.items()]
+    return [*rows, *hours]
 
 
 GROUPS: dict[str, Callable[[Scale], list[table.Row]]] = {

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lesionseg.lazy import lazy_names
+from lesionseg.version import __version__
 
 if TYPE_CHECKING:
     from lesionseg.api import Run as Run
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from lesionseg.api import train as train
     from lesionseg.inference.predictor import Predictor as Predictor
 
-__version__ = "1.1.0.dev0"
 _HOMES = {
     "Predictor": "inference.predictor",
     "Run": "api",

@@ -307,7 +307,7 @@ class TrainerConfig(Settings):
         ]
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    compile: bool
+    compile: bool | Literal["auto"]
     memory_gb: PositiveFloat | None
     workers: NonNegativeInt | Literal["auto"]
     validate_every_minutes: PositiveFloat | Literal["auto"] | None

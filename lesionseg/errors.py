@@ -1,7 +1,7 @@
 """The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import metadata
 from math import ceil, log10
@@ -58,6 +58,12 @@ class TrainingError(LesionsegError):
     """Training cannot start or continue."""
 
 
+def find_error(name: str) -> type[LesionsegError] | None:
+    """Return the class of that name, or None if it is not an error of lesionseg."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, LesionsegError) else None
+
+
 def pip_install(extra: str) -> str:
     """Return the command that installs the packages of an extra.
 
@@ -97,6 +103,19 @@ def count(n: int, noun: str, nouns: str = "") -> str:
     return f"{n} {nouns or noun + 's'}"
 
 
+def duration(minutes: float) -> str:
+    """Return a duration in seconds, minutes or hours.
+
+    >>> duration(0.4), duration(2.6), duration(240)
+    ('24 seconds', '3 minutes', '4 hours')
+    """
+    if minutes < 2:
+        return count(round(60 * minutes), "second")
+    if minutes < 120:
+        return count(round(minutes), "minute")
+    return f"{minutes / 60:.3g} hours"
+
+
 def join_names(names: Iterable[object], most: int = 20) -> str:
     """Join at most `most` names for a message, and count the remaining ones.
 
@@ -110,16 +129,21 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
 
 
 def format_score(score: float) -> str:
-    """Format a score with two digits, or with as many as distinguish it from 0 and 1.
+    """Format a score, a threshold or a measure with three digits.
 
-    >>> format_score(0.889), format_score(0.0034), format_score(0.999942), format_score(1.0)
-    ('0.89', '0.0034', '0.99994', '1')
+    A number just below 1 has as many digits as distinguish it from 1, at most six.
+
+    >>> format_score(0.5648), format_score(0.0034), format_score(0.9998), format_score(1 - 1e-9)
+    ('0.565', '0.0034', '0.9998', '0.999999')
+    >>> format_score(1.0), format_score(15.151)
+    ('1', '15.2')
     """
     if not 0.99 < score < 1:
-        return f"{score:.2g}"
-    # enough decimals that the last one shows the first digit of the difference from 1, at most 6
-    n_decimals = min(6, ceil(-log10(1 - score)))
-    return f"{score:.{n_decimals}f}"
+        return f"{score:.3g}"
+    # enough decimals that the last one shows the first digit of the difference from 1
+    n_decimals = min(6, max(3, ceil(-log10(1 - score))))
+    shown = min(score, 1 - 1e-6)
+    return f"{shown:.{n_decimals}f}".rstrip("0")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -139,12 +163,36 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+# what a value must be, for each type of pydantic's errors; braces are replaced from its context
+_REQUIRED: Mapping[str, str] = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a group of keys",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "list_type": "a list, such as [1, 2]",
+    "literal_error": "{expected}",
+    "model_type": "a group of keys",
+    "dataclass_type": "a group of keys",
+    "string_type": "text",
+    "tuple_type": "a list, such as [1, 2]",
+}
+
+
 def describe_misfits(error: Any, raw: object) -> str:
     """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
 
     `raw` is the data that did not validate.
     """
-    messages_of: dict[str, list[str]] = {}
+    misfits_of: dict[str, list[Any]] = {}
     value_of: dict[str, object] = {}
     for misfit in error.errors():
         value = raw
@@ -162,12 +210,33 @@ def describe_misfits(error: Any, raw: object) -> str:
                 value = None
                 key = f"{key}.{part}".lstrip(".")
         value_of.setdefault(key, value)
-        messages_of.setdefault(key, []).append(misfit["msg"].removeprefix("Value error, "))
-    sentences = []
-    for key, messages in messages_of.items():
-        value = value_of[key]
-        shown = "" if isinstance(value, dict) else f"{str(value)[:60]}, "
-        # a union of types reports one fault per type, and correcting one of them is enough
-        faults = " or ".join(dict.fromkeys(messages))
-        sentences.append(f"{key or 'the content'}: {shown}{faults}")
+        misfits_of.setdefault(key, []).append(misfit)
+    sentences = [
+        f"{key or 'the content'}: {_describe_faults(value_of[key], misfits)}"
+        for key, misfits in misfits_of.items()
+    ]
     return "; ".join(sentences)
+
+
+def _describe_faults(value: object, misfits: Iterable[Any]) -> str:
+    """Describe the faults of one value, such as "-1 must be at least 0 or 'all'".
+
+    A union of types has one fault per type, and correcting one of them is enough.
+    """
+    required: list[str] = []
+    others: list[str] = []
+    for misfit in misfits:
+        if misfit["type"] == "missing":
+            return "the key is missing"
+        requirement = _REQUIRED.get(misfit["type"])
+        if requirement is None:
+            others.append(misfit["msg"].removeprefix("Value error, "))
+        else:
+            required.append(requirement.format(**misfit.get("ctx", {})))
+    if required:
+        others.insert(0, f"must be {' or '.join(dict.fromkeys(required))}")
+    faults = " or ".join(dict.fromkeys(others))
+    if isinstance(value, dict):
+        return faults
+    shown = "null" if value is None else str(value)[:60]
+    return f"{shown} {faults}" if required else f"{shown}, {faults}"

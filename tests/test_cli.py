@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
-from lesionseg.cli.compose import compose_plain, groups
-from lesionseg.cli.help import examples
+from lesionseg.cli.compose import compose_plain, files_of, groups
+from lesionseg.cli.help import examples, setting_lines
 from lesionseg.config import InferenceConfig, TrainConfig, keys
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
@@ -131,10 +131,10 @@ def test_an_unknown_key_names_the_setting_of_its_meaning(
         ("loss.gamma=two", "loss.gamma: two"),
         ("loss.alpha=1.5", "loss.alpha: 1.5, .* 0 to 1"),
         ("loss.alpha=[0.5,2]", "loss.alpha: .* 0 to 1"),
-        ("loss.gamma=null", "loss.gamma: None, .* 0 to 100"),
+        ("loss.gamma=null", "loss.gamma: null, .* 0 to 100"),
         ("loss.gamma=101", "loss.gamma: 101, .* 0 to 100"),
         ("detection.gamma=101", "detection.gamma: 101"),
-        ("trainer.precision=fp8", "trainer.precision: fp8, .*'bf16-mixed'"),
+        ("trainer.precision=fp8", "trainer.precision: fp8 .*'bf16-mixed'"),
         ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
         ("model.spacing_mm=[1,1,200]", r"model.spacing_mm\[2\]: 200"),
         ("model.base_features=5000", "model.base_features: 5000"),
@@ -179,9 +179,30 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(
         compose(command, shlex.split(example))
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
-    assert f"  lesionseg {command} {examples(command)[0]}" in page
+    assert f"  lesionseg {command} {examples(command)[0]}" in page.replace(" \\\n     ", "")
+    assert all(f"  --help={group} " in page for group in groups(command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(
+    command: str, capsys: Capture
+) -> None:
+    assert main([command, "--help=all"]) == 0
+    page = capsys.readouterr().out
+    for line in [line for file in files_of(command) for line in setting_lines(file)]:
+        assert line.split(":")[0] + ":" in page
     for group, options in groups(command).items():
-        assert all(f"  {group}={option} " in page for option in options)
+        assert all(f"  {group}={option}" in page for option in options)
+    assert [line for line in page.splitlines() if len(line) > 80] == []
+
+
+def test_help_of_a_group_or_section_lists_its_keys(capsys: Capture) -> None:
+    assert run("train", ["--help=loss"]) == 0
+    assert "loss=focal" in capsys.readouterr().out
+    assert run("train", ["--help=trainer"]) == 0
+    assert "max_minutes: null" in capsys.readouterr().out
+    assert run("train", ["--help=trianer"]) == 2
+    assert "'trainer'" in capsys.readouterr().err
 
 
 def test_page_of_settings_equals_the_files(repository: Path) -> None:

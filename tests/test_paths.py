@@ -180,3 +180,11 @@ def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key
     url = "memory://bucket/x"
     assert run(command, arguments_with(command, key, url)) == 2
     assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "follow"])
+@pytest.mark.parametrize("name", ["res.nii.gz", "res.png", "res.csv"])
+def test_output_that_is_the_name_of_a_file_is_refused(command, name, place, capsys):
+    assert run(command, arguments_of(command, output=name)) == 1
+    assert f"output={name} is a file. Name a folder" in capsys.readouterr().err
+    assert not (place / name).exists()

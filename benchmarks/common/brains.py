@@ -1,4 +1,4 @@
-"""Plans of GPUs with 8 to 80 GB for one dataset: 300 brains of 160 × 192 × 160 voxels."""
+"""Plans of GPUs with 8 to 24 GB for one dataset: 300 brains of 160 × 192 × 160 voxels."""
 
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from lesionseg.plan import Fingerprint, make_plan
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from lesionseg.plan.plan import Plan
 
-MEMORY_GB = (8, 12, 24, 40, 80)
+MEMORY_GB = (8, 12, 24)
 N_CASES = 300
 SHAPE = (160, 192, 160)
 

@@ -1,6 +1,7 @@
 """The output of every benchmark: a table for people, and one line of JSON for programs."""
 
 import json
+import math
 import platform
 import sys
 import time
@@ -66,8 +67,11 @@ def print_report(
     device: str,
     versions: Mapping[str, str],
     skipped: Mapping[str, str] | None = None,
-) -> None:
-    """Print the table, the skipped measurements with their reasons, and the line of JSON."""
+) -> dict[str, object]:
+    """Print the table, the skipped measurements with their reasons, and the line of JSON.
+
+    Return the content of the line.
+    """
     print(f"\n{bench} on {device}")
     print("  ".join(f"{name} {version}" for name, version in versions.items()))
     width = max([len(row.what) for row in rows], default=0)
@@ -79,7 +83,7 @@ def print_report(
         )
     for what, why in (skipped or {}).items():
         print(f"not measured: {what} ({why})")
-    line = {
+    line: dict[str, object] = {
         "bench": bench,
         "device": device,
         "versions": dict(versions),
@@ -87,6 +91,7 @@ def print_report(
     }
     print(json.dumps(line, ensure_ascii=False))
     sys.stdout.flush()
+    return line
 
 
 def interleaved_ms(
@@ -95,17 +100,21 @@ def interleaved_ms(
     rounds: int,
     device: str = "cpu",
     warm_up: int = 2,
+    until: float = math.inf,
 ) -> dict[str, float]:
     """Return the fewest milliseconds of each run in `rounds` rounds after `warm_up` rounds.
 
     Other programs can only add time, so the fastest round is the least disturbed. The runs take
-    turns, so that a busy minute affects all of them.
+    turns, so that a busy minute affects all of them. No round but the first begins after `until`,
+    a time of `time.monotonic`.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for name in runs:  # compile, allocate, fill caches
         for _ in range(warm_up):
             runs[name]()
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and time.monotonic() > until:
+            break
         for name, run in runs.items():
             times[name].append(_once_ms(run, device))
     return {name: min(values) for name, values in times.items()}

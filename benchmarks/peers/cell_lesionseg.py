@@ -19,14 +19,16 @@ import torch
 
 from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
+from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.survey import take_survey
+from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.pipeline.train_fold import train_network
-from lesionseg.training.fit import CHECKPOINTS
+from lesionseg.plan.plan import Plan
+from lesionseg.training.fit import CHECKPOINTS, FitResult
 
 
 def main() -> None:
@@ -50,16 +52,10 @@ def main() -> None:
     processor = time.process_time()
     fitted = train_network(experiment, plan, cases)
     processor = time.process_time() - processor
-    predictor = Predictor.from_network(
-        fitted.network,
-        with_focal_correction(plan, cfg),
-        device=fitted.device,
-        settings=cfg.inference,
-    )
-    for files in found.of_role("validation"):
-        image = read_case(files, found.dataset).image
-        p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
-        np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
+    if job.get("predicts", True):
+        predict(fitted, plan, cfg, found, output)
+    else:
+        write_bundle(output / "bundle", [fitted.network], plan, "A network of a benchmark.")
     made = {
         "steps": fitted.steps,
         "minutes": before + fitted.minutes,
@@ -71,6 +67,20 @@ def main() -> None:
         "threads": job["threads"],
     }
     (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+def predict(fitted: FitResult, plan: Plan, cfg: Any, found: Survey, output: Path) -> None:
+    """Write the log-odds of each scored case."""
+    predictor = Predictor.from_network(
+        fitted.network,
+        with_focal_correction(plan, cfg),
+        device=fitted.device,
+        settings=cfg.inference,
+    )
+    for files in found.of_role("validation"):
+        image = read_case(files, found.dataset).image
+        p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
+        np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
 
 
 def minutes_before_training(began: float, output: Path) -> float:

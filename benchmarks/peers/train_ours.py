@@ -26,7 +26,7 @@ from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.trial_steps import some_batch
+from lesionseg.training.objective import some_batch
 
 
 class Watch(pl.Callback):

@@ -12,7 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
 from lesionseg.config import COMMANDS, ServeConfig, TrainConfig, conf_dir, read
@@ -27,6 +26,7 @@ from lesionseg.errors import (
 )
 from lesionseg.pipeline.log import RepeatFilter, progress_bars
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         0 if all is done, 3 if some cases failed, 1 if there is no result, 2 for a wrong setting
         (also if a training runs out of memory) and 130 after Ctrl-C or SIGTERM.
     """
-    if {"-h", "--help"} & set(argv):
-        say(help_page(command, program))
-        return 0
+    if (topic := _asked_help(argv)) is not None:
+        return _say_help(command, program, topic)
     # other packages show only warnings: their further messages, such as on fonts, help no user
     shown = _TerminalHandler()
     shown.setLevel(logging.INFO)  # details go to the log of a run
@@ -115,6 +114,25 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED
+
+
+def _asked_help(argv: Sequence[str]) -> str | None:
+    """Return the topic of the flag `--help=TOPIC`, "" for `--help`, or None without this flag."""
+    for argument in argv:
+        flag, _, topic = argument.partition("=")
+        if flag in ("-h", "--help"):
+            return topic
+    return None
+
+
+def _say_help(command: str, program: str | None, topic: str) -> int:
+    """Print the help of a command, or of a part of its settings. Return the exit status."""
+    try:
+        say(help_page(command, program, topic))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return WRONG_SETTING
+    return 0
 
 
 def run_recipe(command: str, cfg: Any) -> Outcome:

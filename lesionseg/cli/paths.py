@@ -12,6 +12,7 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, 
 
 _PATTERN = set("*?[")
 _OUTPUTS = (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL)
+_FILES = (".csv", ".html", ".json", ".pdf")  # results that a user may want to name
 _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 
 
@@ -138,8 +139,13 @@ def _check_scores(setting: str, path: Path) -> None:
 
 
 def _check_output(setting: str, path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{setting} is a file. Name a folder.")
+    from lesionseg.io.volumes import is_image_file
+
+    if path.is_dir():
+        return
+    is_file_name = is_image_file(path) or path.suffix.lower() in _FILES
+    if is_file_name or path.exists():
+        raise OutputError(f"{setting} is a file. Name a folder, in which the results are written.")
 
 
 def _hint(path: Path) -> str:

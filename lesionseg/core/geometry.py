@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from lesionseg.errors import GeometryError
 
 _LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
+_N_SAMPLES = 20  # along each axis, to estimate how much of two grids overlaps
 
 
 def joint_unit(units: Iterable[str]) -> str:
@@ -133,6 +134,18 @@ class Geometry:
         corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
+    def overlap(self, other: "Geometry") -> float:
+        """Return the share of the smaller grid that is inside the other grid, from samples."""
+        shares: list[float] = []
+        for one, two in ((self, other), (other, self)):
+            # the middles of equal parts of each axis
+            places = [np.linspace(-0.5, n - 0.5, 2 * _N_SAMPLES + 1)[1::2] for n in one.shape]
+            points = np.stack(np.meshgrid(*places), axis=-1).reshape(-1, one.dims)
+            index = two.to_index(one.to_mm(points))
+            is_inside = (index >= -0.5) & (index <= np.subtract(two.shape, 0.5))
+            shares.append(float(is_inside.all(axis=1).mean()))
+        return max(shares)
+
     def describe(self) -> str:
         """Describe shape, spacing and RAS position for a message. x comes first, as in files."""
         origin = tuple(float(x) for x in self.affine[:-1, -1].round(3))
@@ -162,13 +175,15 @@ class Volume:
 
     `valid` `[*spatial]` bool is True for voxels of the patient, and False for the padding, shutter
     or collimator of a radiograph; None means that all voxels are valid. `missing` contains the
-    indices of channels without a file; these channels are 0.
+    indices of channels without a file; these channels are 0. `remarks` contains the warnings of the
+    readers, each a sentence.
     """
 
     array: NDArray[Any]
     geometry: Geometry
     valid: NDArray[np.bool_] | None = None
     missing: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def present_channels(self) -> list[NDArray[Any]]:

@@ -88,6 +88,9 @@ class OperatingPoint:
             per case of the aim. None if no probability was requested, or if it cannot be kept.
         lesion_f1: F1 of the lesions of those cases.
         is_default: True if the default rule (`auto`) chose the aim.
+        n_cases: number of cases that it was chosen on. None if unknown or not chosen.
+        n_patients: number of their patients.
+        n_false_positives: number of false positives in those cases.
     """
 
     name: str
@@ -102,6 +105,9 @@ class OperatingPoint:
     confidence: float | None = None
     lesion_f1: float | None = None
     is_default: bool = False
+    n_cases: int | None = None
+    n_patients: int | None = None
+    n_false_positives: int | None = None
 
     @property
     def aim(self) -> Aim:

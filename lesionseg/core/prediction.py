@@ -124,7 +124,8 @@ class InputCheckResult:
     Attributes:
         score: distance from the training scans divided by the limit, so the scan is unlike them if
             it is above 1. None if the scan was not compared.
-        warning: a sentence that describes the difference. Empty if there is none.
+        warning: sentences that describe the difference, and the warnings of the file's reader.
+            Empty if there are none.
         missing: names of missing channels.
         blank: names of channels without contrast. If there is one, nothing is detected.
         empty: names of channels without contrast in a scan that was predicted nonetheless, because
@@ -141,6 +142,10 @@ class InputCheckResult:
     def is_warned(self) -> bool:
         """True if the scan is unlike the training scans, or may be damaged."""
         return (self.score is not None and self.score > 1) or bool(self.empty)
+
+    def with_remarks(self, remarks: Sequence[str]) -> "InputCheckResult":
+        """Return the result with further sentences in its warning."""
+        return replace(self, warning=" ".join(filter(None, (self.warning, *remarks))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +183,15 @@ class Prediction:
     input: InputCheckResult | None = None
     n_left_out: int = 0
     labels: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about the scan, from its reader and the input check, and about left candidates.
+
+        Empty if there is nothing to say.
+        """
+        checked = "" if self.input is None else self.input.warning
+        return tuple(filter(None, (checked, self.left_out_note)))
 
     @property
     def left_out_note(self) -> str:
@@ -236,7 +250,9 @@ class Prediction:
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.
 
-        All voxels are 0 if there are no accepted candidates, or if candidates are boxes.
+        Axes are those of `geometry`: z, y, x for a file. nibabel's order is x, y, z, so compare its
+        arrays with `mask().T`. All voxels are 0 if there are no accepted candidates, or if
+        candidates are boxes.
         """
         if self.instances is None:
             return np.zeros(self.geometry.shape, dtype=np.uint8)

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lesionseg import config
-from lesionseg.config import TARGET, TrainConfig
+from lesionseg.config import TARGET, TrainConfig, import_target, parameters_of
+from lesionseg.config import build as build_object
 from lesionseg.core import Volume
 from lesionseg.errors import BundleError, ConfigError
 
@@ -58,7 +58,7 @@ def build(spec: Spec, where: str) -> Transform:
 
     `where` is the key of the settings for messages.
     """
-    transform: Transform = config.build(spec, where)
+    transform: Transform = build_object(spec, where)
     if not callable(transform):
         raise ConfigError(
             f"{where}: {spec[TARGET]} is not a transform. Name a class whose objects are callable."
@@ -174,8 +174,8 @@ def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
         return
     transforms: list[Transform] = []
     for spec in specs:
-        target = config.import_target(spec[TARGET], "augment.extra")
-        parameters = config.parameters_of(target) or {}
+        target = import_target(spec[TARGET], "augment.extra")
+        parameters = parameters_of(target) or {}
         certain = {**spec, "prob": 1.0} if "prob" in parameters else spec
         transforms.append(build(add_mask_keys(certain), "augment.extra"))
     run_on_tile(Compose(transforms), tile, seed=0)

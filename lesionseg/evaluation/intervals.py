@@ -1,9 +1,9 @@
 """95 % intervals for cases and lesions of one patient, which are not independent.
 
 A share has Wilson's interval and a count per case has Garwood's, both with the design effect of
-groups. Every other number has a percentile bootstrap over groups, which is widened for few groups.
-Counts do not use the bootstrap, because its interval contains the true value in as few as 86 of 100
-studies.
+groups. A share of 0 or 1 has an exact interval of groups. Every other number has a percentile
+bootstrap over groups, which is widened for few groups. Counts do not use the bootstrap, because its
+interval contains the true value in as few as 86 of 100 studies.
 
 A statistic is a function of weights `[replicates, groups]`, which state how often each group was
 drawn. It returns `[replicates, k]` values, NaN if undefined. The number itself is the statistic at
@@ -21,6 +21,7 @@ MIN_GROUPS = 5  # fewer give no interval
 # share of the replicates; more would bias the interval, since they are not undefined at random
 MAX_UNDEFINED = 0.05
 Z95 = 1.959963984540054
+_TAIL = 0.025  # the probability beyond each end of an interval
 NO_CASE = "there is no case"
 NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 patients are too few for an interval"
@@ -152,6 +153,9 @@ def proportion(
 ) -> Estimate:
     """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
 
+    If all items or none are hits, the groups do not show a design effect. The interval is then
+    that of `all_or_none_interval`.
+
     Args:
         hits: Number of hits of each group `[groups]`, or a sum of values between 0 and 1.
         totals: Number of items of each group `[groups]`.
@@ -163,8 +167,11 @@ def proportion(
     if total == 0:
         return Estimate(None, None, undefined)
     value = float(hits.sum() / total)
-    if (totals > 0).sum() < MIN_GROUPS:
+    groups = int((totals > 0).sum())
+    if groups < MIN_GROUPS:
         return Estimate(value, None, TOO_FEW_GROUPS)
+    if value in SHARE:
+        return Estimate(value, all_or_none_interval(value, groups))
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
     deff = max(least_deff, deff)
@@ -200,6 +207,23 @@ def poisson_interval(events: float) -> CI:
     """
     low = gammaincinv(events, 0.025) if events else 0.0
     return float(low), float(gammaincinv(events + 1, 0.975))
+
+
+def all_or_none_interval(value: float, groups: int) -> CI:
+    """Return the 95 % interval of a share of 0 or 1, for a number of groups with items.
+
+    It is the exact interval of Clopper & Pearson 1934 for one item per group. If the share of a
+    mean group is p, a group has no hit with a probability of at most 1 − p, however similar its
+    items are. No group has a hit with a probability of at most (1 − p)ᵏ for k groups, which is
+    2.5 % at the upper end. The effective sample of Korn & Graubard 1998 could be below one group if
+    a group has most of the items.
+
+    >>> low, high = all_or_none_interval(0.0, 5)
+    >>> low, round(high, 4), all_or_none_interval(1.0, 1)
+    (0.0, 0.5218, (0.025, 1.0))
+    """
+    bound = _TAIL ** (1 / groups)
+    return (bound, 1.0) if value else (0.0, 1 - bound)
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:

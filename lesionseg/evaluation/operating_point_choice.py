@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 DEFAULT_AIM = Aim("auto")
 LESIONS_PER_FALSE_POSITIVE = 10
+FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
 # the score if no case has a candidate, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
@@ -127,13 +128,12 @@ def choose(
     if len(pool.detected_at):
         attainable_recall = float((pool.detected_at > NEVER).mean())
     roles = sorted({r.role for r in results if r.role})
-    chosen_on = None
-    if roles and aim.kind != "score":
-        chosen_on = "+".join(roles)
+    is_chosen = aim.kind != "score"
+    patients = [r.group for r in results if r.status != "missing"]
     return OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
-        chosen_on=chosen_on,
+        chosen_on="+".join(roles) if roles and is_chosen else None,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
@@ -143,6 +143,9 @@ def choose(
         confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
         lesion_f1=lesion_f1(int(is_found.sum()), float(false.sum()), len(is_found)),
+        n_cases=len(patients) if is_chosen else None,
+        n_patients=len(set(patients)) if is_chosen else None,
+        n_false_positives=int(false.sum()) if is_chosen else None,
     )
 
 

@@ -218,8 +218,10 @@ def _format_box_numbers(scores: Scores) -> dict[str, str]:
 
 
 def _format_decimals(value: float | None) -> str:
-    """Return a number with three decimals, or a dash."""
-    return "–" if value is None else f"{value:.3f}"
+    """Return a number with three decimals, or a dash. Only 1 becomes 1.000."""
+    if value is None:
+        return "–"
+    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def write_rows(path: Path, rows: Sequence[Item], kind: type[Item]) -> None:

@@ -28,6 +28,9 @@ _OPTIONAL_KEYS = frozenset(
         "is_default",
         "expected_false_positives_per_case",
         "confidence",
+        "n_cases",
+        "n_patients",
+        "n_false_positives",
         "p_holm",
         "failed_cases",
         "comparison",
@@ -210,7 +213,7 @@ class PointInUse:
 
     `name` and `score` are None if the prediction's own accepted candidates were taken.
     `optimistic`: the point was chosen on these cases, or the program was developed on them.
-    `is_default`, `expected_false_positives_per_case`, `confidence`: as in `core.OperatingPoint`.
+    The other fields are those of `core.OperatingPoint`.
     """
 
     name: str | None = None
@@ -221,6 +224,9 @@ class PointInUse:
     is_default: bool = False
     expected_false_positives_per_case: float | None = None
     confidence: float | None = None
+    n_cases: int | None = None
+    n_patients: int | None = None
+    n_false_positives: int | None = None
 
     @property
     def aim(self) -> Aim | None:
@@ -431,6 +437,16 @@ class Provenance:
     def merges_labels(self) -> bool:
         """True if all labels of the references were merged into one."""
         return bool(self.stated.get("merge_labels"))
+
+    @property
+    def training_steps(self) -> int | None:
+        """Number of training steps, of all networks together."""
+        return self._count("training_steps")
+
+    @property
+    def n_networks(self) -> int:
+        """Number of networks, of which a cross-validation trains one per fold."""
+        return self._count("folds") or 1
 
     @property
     def training_minutes(self) -> float:

@@ -673,4 +673,7 @@ def _find_operating_point(
         is_default=point.is_default,
         expected_false_positives_per_case=point.expected_false_positives_per_case,
         confidence=point.confidence,
+        n_cases=point.n_cases,
+        n_patients=point.n_patients,
+        n_false_positives=point.n_false_positives,
     )

@@ -32,7 +32,6 @@ from scipy.special import logit
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lesionseg import __version__
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration
 from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
@@ -44,6 +43,7 @@ from lesionseg.models.foreign import n_logits
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Normalisation, Plan
+from lesionseg.version import __version__
 
 OPSET = 18
 INPUT = "image"

@@ -43,6 +43,7 @@ from lesionseg.inference.input_check import (
 from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.nnunet.restore import restore_probabilities
 from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
+from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
 from lesionseg.io.cases import nan_to_background, read_image
@@ -62,7 +63,7 @@ class PreparedScan:
 
     `body` is the mask of the patient; None means the whole image. `valid` is that of `core.Volume`
     on the file's grid. Missing channels (`image.missing`) are 0. `blank` contains the names of
-    channels without contrast.
+    channels without contrast. `remarks` are those of `core.Volume`.
     """
 
     image: Volume
@@ -70,6 +71,7 @@ class PreparedScan:
     body: Body | None = None
     valid: NDArray[np.bool_] | None = None
     blank: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -227,8 +229,8 @@ class Predictor:
         affine: ArrayLike | None = None,
         *,
         missing: Sequence[str] = (),
-    ) -> Prediction:
-        """Predict one case.
+    ) -> ScanPrediction:
+        """Predict one case. A warning is logged if the scan is unlike the training scans.
 
         Args:
             image: its file, a list with one file per channel in the plan's order, or an array
@@ -237,7 +239,8 @@ class Predictor:
             missing: names of channels that are not in the files or the array.
 
         Returns:
-            The prediction. Masks have the axes of the file or the array.
+            The prediction. `mask()` has the axes of the array, or those of the file in the order
+            z, y, x. `warnings` has what the readers and the input check say about the scan.
 
         Raises:
             ReadError: if a file cannot be read.
@@ -260,7 +263,8 @@ class Predictor:
             # the name of the first file without the number of its channel, such as _0000
             case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))
             files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
-            return self.decide(self.infer(self.prepare(files)), files.case)
+            found = self.decide(self.infer(self.prepare(files)), files.case)
+            return _with_image(found, files.images[0])
         if affine is None:
             raise ConfigError(
                 "affine: an array needs an affine. Give the matrix that maps its indices to RAS "
@@ -278,7 +282,7 @@ class Predictor:
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
-        return self.predict_volume(Volume(channels, grid, missing=lacking), "array")
+        return _with_image(self.predict_volume(Volume(channels, grid, missing=lacking), "array"))
 
     def predict_volume(
         self, volume: Volume, case: str, *, on_batch: OnBatch | None = None
@@ -387,7 +391,8 @@ class Predictor:
         # before normalisation, which would enlarge the noise of an empty channel
         blank = channels_without_contrast(volume, plan.channel_names)
         if plan.nnunet is not None:
-            return replace(prepare_scan(volume, plan.nnunet, where), blank=blank)
+            scan = prepare_scan(volume, plan.nnunet, where)
+            return replace(scan, blank=blank, remarks=volume.remarks)
         body: Body | None = None
 
         def look(image: Volume) -> None:
@@ -399,7 +404,14 @@ class Predictor:
             body = find_body(Volume(given, image.geometry), plan.modality)
 
         image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
-        return PreparedScan(image, volume.geometry, body, volume.valid, blank)
+        return PreparedScan(
+            image=image,
+            file_geometry=volume.geometry,
+            body=body,
+            valid=volume.valid,
+            blank=blank,
+            remarks=volume.remarks,
+        )
 
     def infer(
         self,
@@ -425,7 +437,7 @@ class Predictor:
         plan = self.plan
         checked = check_scan(
             self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
-        )
+        ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
         if not checked.blank:
@@ -452,7 +464,9 @@ class Predictor:
             )
         plan = self.plan
         image = scan.image.numpy()
-        checked = check_scan(self._check, image, scan.file_geometry, plan, (), scan.blank)
+        checked = check_scan(
+            self._check, image, scan.file_geometry, plan, (), scan.blank
+        ).with_remarks(scan.remarks)
         if checked.blank:
             store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
         else:
@@ -469,3 +483,10 @@ class Predictor:
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """Return the prediction of a case on its file's grid. See `decision.decide`."""
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
+
+
+def _with_image(prediction: Prediction, image: Path | None = None) -> ScanPrediction:
+    """Return the prediction with the file of its scan, and log what the input check says of it."""
+    if prediction.input is not None and prediction.input.warning:
+        log.warning("%s: %s", prediction.case, prediction.input.warning)
+    return ScanPrediction(**vars(prediction), image=image)

@@ -15,14 +15,17 @@ from lesionseg.io import itk
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
+from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts.box_table import TABLE, has_outlines, read_box_reference
 from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
 from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.limits import run_in_worker
+from lesionseg.io.raster import states_turn
 from lesionseg.io.tiff_stack import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
-from lesionseg.io.warn_once import warn_once
+from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
@@ -31,9 +34,13 @@ TOLERANCE_MM = 1e-3
 # if two grids differ by less than this, equal indices mean the same place in both
 _NEAR_VOXELS = 0.5
 _SAME_SPACING = 1e-3  # relative difference
+_SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
+MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
+_SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header explains
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
+BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -67,9 +74,19 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
     """Read the image of one case without its reference. Raises the errors of `read_case`.
 
+    The warnings of the readers become `Volume.remarks`, in which files have no folder.
     `is_input`: the case is an input of a trained model, whose channels can no longer be changed.
     """
     check_channels(files, dataset)
+    with collect_warnings() as remarks:
+        image = _read_channels(files, dataset, is_input=is_input)
+    for file in files.images:
+        remarks = [text.replace(str(file), file.name) for text in remarks]
+    return replace(image, remarks=tuple(remarks))
+
+
+def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
+    """Read the files of one case as channels on the grid of the first file."""
     first = read_volume(files.images[0], raster_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
@@ -111,7 +128,7 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
         if values.dtype.kind == "f":  # integers are always finite
             if dataset.nan_background:
                 array[channel] = nan_to_background(array[channel])
-            check_finite(file, array[channel])
+            check_finite(file, array[channel], values[0])
     return Volume(array, first.geometry, valid, files.missing)
 
 
@@ -138,19 +155,15 @@ def read_mask(
 
     Raises:
         ReadError: The file is damaged.
-        ContentError: A value is negative or not an integer.
+        ContentError: A value is negative or not an integer. Differences that the scaling of a
+            header explains are rounded, with a warning.
     """
     volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
     array = volume.array[0]
     if array.dtype.kind == "f":
         if nan_background:
             array = np.where(np.isnan(array), array.dtype.type(0), array)
-        is_wrong = ~(np.isfinite(array) & (array == np.round(array)))
-        if is_wrong.any():
-            raise ContentError(
-                f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
-                f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation."
-            )
+        array = _round_labels(path, array)
     lowest = array.min() if array.size else 0
     highest = array.max() if array.size else 0
     if lowest < 0 or highest > np.iinfo(np.int32).max:
@@ -162,6 +175,34 @@ def read_mask(
     return Reference(volume.geometry, labels=values)
 
 
+def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
+    n_nan = int(np.isnan(array).sum())
+    if n_nan:
+        raise ContentError(
+            f"{path}: {n_nan} mask values are NaN. If they are background, use "
+            "data.nan=background. Otherwise replace them."
+        )
+    rounded = np.round(array)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
+    if is_wrong.any():
+        advice = "Resample masks with nearest-neighbour interpolation."
+        if array.min() >= 0 and array.max() <= 1:
+            advice = (
+                "If they are probabilities, save a mask of the values above a threshold, such as "
+                f"0.5. {advice}"
+            )
+        raise ContentError(
+            f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
+            f"{array[is_wrong][0]}. {advice}"
+        )
+    if (array != rounded).any():
+        text = "%s: mask values such as %s are rounded, because the header scales integer labels."
+        warn_once(logger, text, path, array[array != rounded][0])
+    return rounded
+
+
 def read_instances(
     path: Path, raster_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
@@ -170,6 +211,7 @@ def read_instances(
     Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
     """
     reference = read_mask(path, raster_mm, nan_background=nan_background)
+    require_exact_values(path, np.asarray(reference.labels), are_ids=True)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
     instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
@@ -226,6 +268,7 @@ def _read_stored_reference(
     Lesions of labels that the case does not annotate become background.
     """
     labels = dataset.labels
+    _note_turn(files, dataset)
     reference = _read_annotations(files, labels, geometry)
     if reference is None and files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
@@ -238,6 +281,21 @@ def _read_stored_reference(
             unknown = np.isin(reference.labels, reference.unannotated)
             reference = replace(reference, labels=np.where(unknown, 0, reference.labels))
     return reference
+
+
+def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
+    """Log that annotations refer to the upright picture if the picture of the case is turned.
+
+    The text is the same for all cases, so that it is shown once.
+    """
+    is_picture = bool(files.images) and is_raster(files.images[0])
+    if files.is_labelled and is_picture and run_in_worker(states_turn, files.images[0]):
+        text = (
+            "%s: pictures state a turn (the orientation tag of EXIF or TIFF) and are read upright, "
+            "as viewers show them. Boxes and masks refer to the upright picture. If they were "
+            "drawn on the stored one, remove the tag from the pictures."
+        )
+        warn_once(logger, text, dataset.root)
 
 
 def _read_annotations(files: CaseFiles, labels: Labels, geometry: Geometry) -> Reference | None:
@@ -290,6 +348,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     known = {0, ignored, *labels.mask_values, *labels.merged}
     present = present_values(values)
     unknown = [value for value in present if value not in known]
+    if unknown:
+        require_exact_values(path, values)
     if unknown and labels.merged:
         text = "%s: the values %s are not among the labels. They count as lesion, like all values."
         warn_once(logger, text, path, unknown[:10])
@@ -329,12 +389,14 @@ def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) 
     """Return True if voxels with equal indices have the same place in the patient.
 
     The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape and
-    spacing are sufficient.
+    spacing are sufficient, or equal shape if the header of `seen` was lost.
     """
     if seen.shape != expected.shape:
         return False
     is_near = seen.matches(expected, max(TOLERANCE_MM, _NEAR_VOXELS * min(expected.spacing_mm)))
-    return is_near or (by_image and _has_same_spacing(seen, expected))
+    if is_near or not by_image:
+        return is_near
+    return _has_same_spacing(seen, expected) or _has_lost_header(seen, expected)
 
 
 def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
@@ -353,6 +415,49 @@ def _is_turned(seen: Geometry, expected: Geometry) -> bool:
     index = expected.to_index(seen.to_mm(corners))
     distance = np.minimum(np.abs(index), np.abs(index - last))  # from the nearest end of the axis
     return bool((distance < _NEAR_VOXELS).all())
+
+
+def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
+    """Return True if a file was probably saved without the header of its scan.
+
+    It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a first
+    voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an affine. If only
+    the origin differs, the grids overlap by less than half.
+    """
+    if seen.dims != 3 or seen.shape != expected.shape or is_same_grid(seen, expected):
+        return False
+    axes = seen.affine[:3, :3]
+    first = seen.affine[:3, 3]
+    centre = seen.to_mm([[(n - 1) / 2 for n in seen.shape]])
+    places = (first, centre, first - expected.affine[:3, 3])
+    has_default_origin = any(np.allclose(place, 0, atol=TOLERANCE_MM) for place in places)
+    is_default = has_default_origin and np.isin(axes, (-1, 0, 1)).all()
+    if not is_default or _is_turned(seen, expected):
+        return False
+    has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
+    return not has_similar_axes or seen.overlap(expected) < MIN_OVERLAP
+
+
+def check_header(
+    path: str, seen: Geometry, other: str, expected: Geometry, remedy: str = ""
+) -> None:
+    """Raise `GeometryError` if a file of the shape of another one has lost the header of its scan.
+
+    Their positions cannot be compared then.
+
+    Args:
+        path: The file, or words that describe it.
+        seen: Its grid.
+        other: The file that it is compared with, or words that describe it.
+        expected: The grid of the other file.
+        remedy: A further remedy.
+    """
+    if _has_lost_header(seen, expected):
+        raise GeometryError(
+            f"{path}: the header of the scan was lost. The shape is that of {other}, but the "
+            f"header states voxels of 1 mm; {seen.describe_difference(expected)}. Write it again "
+            f"with the position of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
+        )
 
 
 def check_grid(
@@ -380,6 +485,7 @@ def check_grid(
             )
         warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
         return
+    check_header(str(path), seen, other.name, expected, f", or use {BY_INDEX}")
     advice = "Resample one onto the other."
     if seen.shape == expected.shape and _is_turned(seen, expected):
         advice = (
@@ -389,7 +495,7 @@ def check_grid(
     elif seen.shape == expected.shape and _has_same_spacing(seen, expected):
         advice = (
             "Resample one onto the other or, if they show the same voxels and only the headers "
-            "differ, use data.geometry=image (evaluate: geometry=image), as nnU-Net does."
+            f"differ, use {BY_INDEX}, as nnU-Net does."
         )
     raise GeometryError(
         f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
@@ -406,11 +512,19 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def check_finite(path: Path, values: NDArray[np.float32]) -> None:
-    """Raise `ContentError` if voxels are NaN or infinite."""
+def check_finite(
+    path: Path, values: NDArray[np.float32], stored: NDArray[Any] | None = None
+) -> None:
+    """Raise `ContentError` if voxels are NaN or infinite, or too large for 32 bits in `stored`."""
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if not n_bad:
         return
+    n_large = 0 if stored is None else int((np.isinf(values) & np.isfinite(stored)).sum())
+    if n_large:
+        raise ContentError(
+            f"{path}: {n_large} voxels are beyond ±3.4e38, the range of 32-bit numbers. Divide all "
+            "voxels by a constant."
+        )
     n_nan = int(np.count_nonzero(np.isnan(values)))
     if n_nan == n_bad and n_nan < values.size:
         raise ContentError(

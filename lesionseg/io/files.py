@@ -41,6 +41,7 @@ _SURROGATE = "Cs"  # category of the characters that stand for bytes of a file n
 _MAX_TEXT_BYTES = 2**30
 _HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
+_MAX_YAML_DEPTH = 50  # of brackets, because the time of the parser is quadratic in it
 
 # The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
 # so that text which begins with one in the data survives writing and reading.
@@ -80,6 +81,26 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. Free space, change the "
             "permissions, or name another output."
         ) from error
+
+
+def is_broken_link(path: Path) -> bool:
+    """Return True for a link to a file that does not exist, or a circle of links."""
+    return path.is_symlink() and not path.exists()
+
+
+def is_file_or_broken_link(path: Path) -> bool:
+    """Return True for a name that a listing of files keeps: reading a broken link is an error."""
+    return path.is_file() or is_broken_link(path)
+
+
+def explain_missing(path: Path) -> str:
+    """Return a message about a file that does not exist."""
+    if is_broken_link(path):
+        return (
+            f"{path}: the link points to nothing. Fetch its file (datalad get, git annex get), "
+            "mount the disk that it points to, or remove the link."
+        )
+    return f"{path}: no such file. Check its name and folder."
 
 
 @contextmanager
@@ -210,8 +231,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_YAML_BYTES:
             raise ValueError(f"longer than {_MAX_YAML_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("aliases are not supported, as nine lines can expand to 10⁹ values")
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise ValueError("aliases are not supported, as they can expand to 10⁹ values")
+            if isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken):
+                depth += 1
+            elif isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken):
+                depth -= 1
+            if depth > _MAX_YAML_DEPTH:
+                raise ValueError(f"more than {_MAX_YAML_DEPTH} brackets are open")
         content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__}, expected lines key: value")
@@ -275,12 +304,20 @@ def read_csv_columns(path: Path) -> tuple[str, ...]:
         return ()
     is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    first_line = text.splitlines()[:1]
+    first_lines = text.splitlines()[:2]
     names: list[str] = []
     with suppress(csv.Error):
-        reader = csv.reader(first_line, delimiter=_find_separator(text), skipinitialspace=True)
-        names = next(reader, [])
-    return tuple(name.strip() for name in names)
+        reader = csv.reader(first_lines, delimiter=_find_separator(text), skipinitialspace=True)
+        names = _read_names(reader)
+    return tuple(names)
+
+
+def _read_names(rows: Iterator[list[str]]) -> list[str]:
+    """Return the column names of a table, without the line `sep=;` that Excel reads before them."""
+    names = [name.strip() for name in next(rows, [])]
+    if names[:1] == ["sep="]:
+        names = [name.strip() for name in next(rows, [])]
+    return names
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -293,7 +330,7 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     cells: list[str] = []
     has_ditto_marks = False
     try:
-        names = [name.strip() for name in next(reader, [])]
+        names = _read_names(reader)
         if not any(names):
             raise ReadError(
                 f"{path}: the table has no column names. Write them into the first line."

@@ -1,11 +1,9 @@
 """Listing all faults of a case. Reading a case, by contrast, stops at the first fault."""
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_volume
-from lesionseg.io.warn_once import repeat_warnings
+from lesionseg.io.warn_once import collect_warnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
     case = None
     faults = list[tuple[str, LesionsegError]]()
     oriented = True
-    with _collect_warnings() as records:
+    with collect_warnings(silent=True) as remarks:  # the page of the check may show file names
         try:
             case = read_case(files, dataset)
             nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
@@ -72,28 +70,8 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
         patient=patient,
         burned_in=burned_in,
         oriented=oriented,
-        remarks=tuple(dict.fromkeys(record.getMessage() for record in records)),
+        remarks=tuple(remarks),
     )
-
-
-@contextmanager
-def _collect_warnings() -> Iterator[list[logging.LogRecord]]:
-    """Yield a list that receives the readers' warnings instead of the log.
-
-    Warnings contain file names. These may appear on the page of the check, but not in the log.
-    """
-    log = logging.getLogger("lesionseg.io")
-    collector = BufferingHandler(10**6)
-    collector.setLevel(logging.WARNING)
-    log.addHandler(collector)
-    propagated = log.propagate
-    log.propagate = False
-    try:
-        with repeat_warnings():
-            yield collector.buffer
-    finally:
-        log.propagate = propagated
-        log.removeHandler(collector)
 
 
 def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
@@ -125,7 +103,7 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
                 values = volume.array.astype("float32", copy=False)
                 if dataset.nan_background:
                     values = np.stack([nan_to_background(channel) for channel in values])
-                check_finite(file, values)
+                check_finite(file, values, volume.array)
             check_dims(file, volume.geometry, dataset.dims)
             check_grid(
                 file,

@@ -2,16 +2,21 @@
 
 import math
 import re
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, convert_read_errors
+from lesionseg.io.limits import (
+    check_grid,
+    check_size,
+    convert_read_errors,
+    measure_stream,
+    split_advice,
+)
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
@@ -24,10 +29,11 @@ _METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)\n
 _ANY_METAIMAGE_FILE = re.compile(rb"(?i)ElementDataFile")
 _KEY_WITH_VALUE = re.compile(rb"[^=:]*[=:][ \t=:]*[^ \t\r=:]")
 _COMPRESSED_METAIMAGE = re.compile(rb"(?m)^[ \t\r]*CompressedData[ \t]*[=:][ \t]*[Tt1]")
-_COMPRESSED_BYTES = re.compile(rb"(?m)^[ \t\r]*CompressedDataSize[ \t]*[=:][ \t]*[1-9]")
+_COMPRESSED_BYTES = re.compile(
+    rb"(?m)^[ \t\r]*CompressedDataSize[ \t]*[=:][ \t]*([1-9]\d*)[ \t\r]*$"
+)
 _GZIP_NRRD = re.compile(rb"(?im)^encoding[ \t]*:[ \t]*gz")
 _SKIP_NRRD = re.compile(rb"(?im)^(?:line|byte)[ ]?skip[ \t]*:")
-_BLOCK_BYTES = 2**20  # of a compressed stream
 _LOCAL = ("LOCAL", "Local", "local")  # MetaIO takes any other spelling as the name of a file
 
 
@@ -56,13 +62,16 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path) -> Volume:
-    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes."""
+def read_itk(path: Path, *, as_labels: bool = False) -> Volume:
+    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
+
+    `as_labels` reads a mask, which has the same values but other advice in its errors.
+    """
     import SimpleITK as sitk
 
     with convert_read_errors(path):
-        reader, geometry = _read_header(path)
-        _check_compressed_voxels(path)
+        reader, geometry = _read_header(path, as_labels=as_labels)
+        _check_compressed_voxels(path, _count_bytes(reader))
         array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
         return Volume(array[np.newaxis], geometry)
 
@@ -80,10 +89,11 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     sitk.WriteImage(itk_image(array, geometry), str(path), True)
 
 
-def _check_compressed_voxels(path: Path) -> None:
-    """Check the voxels of a compressed file, because ITK does not verify their checksum.
+def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
+    """Check the `n_bytes` of a compressed file's voxels, whose checksum ITK does not verify.
 
-    ITK would return wrong values without an error if the stream is damaged.
+    ITK returns wrong values without an error if the stream is damaged or shorter than the header
+    states.
 
     Raises:
         ReadError: The stream is damaged, or the header does not state its length.
@@ -97,31 +107,21 @@ def _check_compressed_voxels(path: Path) -> None:
     if not is_compressed.search(header) or _SKIP_NRRD.search(header):
         return
     has_own_voxels = voxels == path
-    if has_own_voxels and not is_nrrd and not _COMPRESSED_BYTES.search(header):
+    stated = _COMPRESSED_BYTES.search(header)
+    should_state_bytes = has_own_voxels or b"CompressedDataSize" in header
+    if should_state_bytes and not is_nrrd and stated is None:
         raise ReadError(  # ITK would inflate the header as well
-            f"{path}: the header has no CompressedDataSize, without which the voxels cannot be "
-            "read. Write the image again as .nii.gz."
+            f"{path}: the header has no CompressedDataSize with a number, without which the voxels "
+            "cannot be read. Write the image again as .nii.gz."
         )
     with voxels.open("rb") as stream:
         stream.seek(len(header) if has_own_voxels else 0)
-        if not _is_intact(stream):
+        n_compressed, n_inflated = measure_stream(stream)
+        is_cut = stated is not None and int(stated[1]) < n_compressed
+        if is_cut or n_inflated < n_bytes:
             raise ReadError(
                 f"{path}: the compressed voxels are damaged. Copy the file again from its source."
             )
-
-
-def _is_intact(stream: BinaryIO) -> bool:
-    """Return True if a stream of zlib or gzip can be inflated and has the right checksum."""
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
-    try:
-        while not inflater.eof:
-            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
-            if not block:
-                return False
-            inflater.decompress(block, _BLOCK_BYTES)
-    except zlib.error:
-        return False
-    return True
 
 
 def voxel_file(path: Path) -> Path:
@@ -199,7 +199,7 @@ def _decode_name(name: bytes) -> str:
     return name.strip().decode("utf-8", "surrogateescape")
 
 
-def _read_header(path: Path) -> tuple[Any, Geometry]:
+def _read_header(path: Path, *, as_labels: bool = False) -> tuple[Any, Geometry]:
     """Return SimpleITK's reader of the file and the grid that its header states."""
     import SimpleITK as sitk
 
@@ -214,13 +214,20 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
     if dims not in (2, 3) or n_channels != 1:
         raise ReadError(
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
-            "axes and one value. Split it into one file per channel: <case>_0000, …"
+            f"axes and one value. {split_advice(as_labels)}"
         )
-    # the reader does not state the number of bytes of a voxel, but an image does
-    one_voxel = sitk.Image([1] * dims, reader.GetPixelID())
-    check_size(voxels, math.prod(size) * one_voxel.GetSizeOfPixelComponent())
+    check_size(voxels, _count_bytes(reader))
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
     return reader, check_grid(path, Geometry(size[::-1], itk_affine(affine)))
+
+
+def _count_bytes(reader: Any) -> int:
+    """Return the size of the voxels that a header states."""
+    import SimpleITK as sitk
+
+    # the reader does not state the number of bytes of a voxel, but an image does
+    one_voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID())
+    return int(math.prod(reader.GetSize()) * one_voxel.GetSizeOfPixelComponent())

@@ -7,24 +7,24 @@ time. If the worker dies, only this file fails. The worker is not a sandbox.
 
 import atexit
 import errno
-import logging
 import math
 import os
-import pickle
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
 from time import monotonic, process_time
-from typing import IO, Any, ParamSpec, TypeVar, cast
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
+from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 from lesionseg.host_memory import physical_bytes
+from lesionseg.io.files import explain_missing
 
 P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
@@ -42,15 +42,13 @@ T = TypeVar("T")
 # notes). It is rounded up, and a small claim is always accepted.
 _MAX_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
+_BLOCK_BYTES = 2**20  # of a compressed stream
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 _BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
 _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
 _EXIT_SECONDS = 30  # time that a worker may take to exit after it has closed its pipe
 _LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
 _BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
-_COMMAND = (
-    "import sys; sys.path[:] = {!r}; from lesionseg.io.limits import serve_jobs; serve_jobs()"
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class FileLimits:
 
 
 _limits = FileLimits()
-_process: subprocess.Popen[bytes] | None = None  # the worker
+_worker: ChildProcess | None = None
 _lock = Lock()  # one thread at a time uses the worker
 
 
@@ -107,6 +105,25 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
             f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
             f"({size} bytes). It is damaged or cut short: copy it again from its source."
         )
+
+
+def measure_stream(stream: BinaryIO) -> tuple[int, int]:
+    """Return the compressed and the inflated length of a stream of zlib or gzip.
+
+    Both are 0 if the stream is damaged or cut short, by its checksum.
+    """
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
+    begin = stream.tell()
+    n_inflated = 0
+    try:
+        while not inflater.eof:
+            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
+            if not block:
+                return 0, 0
+            n_inflated += len(inflater.decompress(block, _BLOCK_BYTES))
+    except zlib.error:
+        return 0, 0
+    return stream.tell() - begin - len(inflater.unused_data), n_inflated
 
 
 def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
@@ -150,6 +167,13 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
     return geometry
 
 
+def split_advice(as_labels: bool) -> str:
+    """Return advice for a file with several values per voxel: a mask or an image."""
+    if as_labels:
+        return "A mask has one value per voxel: merge its layers into one label map."
+    return "Split it into one file per channel: <case>_0000, <case>_0001, …"
+
+
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
     """Convert every error within the context into a `LesionsegError` that names the file."""
@@ -172,6 +196,8 @@ def convert_read_errors(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
     """Return the error of a file whose content cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return ReadError(explain_missing(path))
     words = " ".join(str(error).split()) or type(error).__name__
     return ReadError(
         f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
@@ -196,13 +222,7 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
     where = args[0]
     seconds = _allowed_seconds(Path(str(where)))
     with _lock:
-        job = (read, args, settings, _limits, seconds)
-        failed, value, messages = _exchange(job, where, seconds)
-    for name, level, message in messages:
-        logging.getLogger(name).log(level, "%s", message)
-    if failed:
-        raise value
-    return value  # type: ignore[no-any-return]  # it is of the type that `read` returns
+        return _run_in_time(where, seconds, read, args, settings)  # type: ignore[no-any-return]
 
 
 def _allowed_seconds(path: Path) -> float:
@@ -213,26 +233,24 @@ def _allowed_seconds(path: Path) -> float:
     return seconds
 
 
-def _exchange(job: object, where: object, seconds: float) -> Any:
-    """Send a job to the worker, which is started if it does not run, and return its reply.
+def _run_in_time(
+    where: object, seconds: float, read: Callable[..., Any], args: Any, settings: Any
+) -> Any:
+    """Run `read` in the worker, which is started if it does not run. Return its result.
 
     Raises `ResourceError` naming `where` if the worker gives no reply. It is stopped then, so that
     the next job gets a new one.
     """
     worker = _running_worker()
-    jobs = cast(IO[bytes], worker.stdin)
-    replies = cast(IO[bytes], worker.stdout)
     wall_seconds = seconds * _WALL_PER_PROCESSOR
-    timer = Timer(wall_seconds, worker.kill)
+    timer = Timer(wall_seconds, worker.process.kill)
     begin = monotonic()
     timer.start()
     try:
-        pickle.dump(job, jobs)
-        jobs.flush()
-        return pickle.load(replies)  # protocol 5 does not copy voxels
-    except (EOFError, OSError, pickle.UnpicklingError) as error:
+        return worker.run(_read_within_limits, _limits, seconds, read, args, settings)
+    except ChildEnded as error:
         failure = "crashed on it"  # the last cause that applies is stated
-        if _has_exceeded_time(worker):
+        if _has_exceeded_time(worker.process):
             failure = f"took longer than {seconds:.0f} s of processor time"
         if monotonic() - begin >= wall_seconds:
             failure = f"did not answer for {wall_seconds:.0f} s"
@@ -240,64 +258,46 @@ def _exchange(job: object, where: object, seconds: float) -> Any:
         raise ResourceError(
             f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
         ) from error
-    except BaseException:  # after an interruption, the next job would get the late reply
-        stop_worker()
-        raise
     finally:
         timer.cancel()
 
 
-def _running_worker() -> subprocess.Popen[bytes]:
+def _running_worker() -> ChildProcess:
     """Return the worker of this process. Start it if it does not run yet, or no longer."""
-    global _process
-    if _process is None or _process.poll() is not None:
+    global _worker
+    if _worker is None or _worker.has_ended:
         stop_worker()
-        _process = _start_worker()
-    return _process
+        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        _worker = ChildProcess(stderr=subprocess.DEVNULL, **one)
+    return _worker
 
 
-def _has_exceeded_time(worker: subprocess.Popen[bytes]) -> bool:
+def _has_exceeded_time(process: subprocess.Popen[bytes]) -> bool:
     """Return True if the system has ended the worker because of its processor time.
 
     The worker has closed its pipe before, but its exit may take a while on a busy machine.
     """
     with suppress(subprocess.TimeoutExpired):
-        return worker.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
+        return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
     return False
-
-
-def _start_worker() -> subprocess.Popen[bytes]:
-    """Start a worker that reads jobs from its standard input."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pipesize=2**20,  # fewer and larger pieces
-        # only the parent may get a signal to its whole group, such as a scheduler's SIGTERM
-        process_group=0 if os.name == "posix" else None,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
 
 
 @atexit.register
 def stop_worker() -> None:
     """End the worker. The next file starts a new one."""
-    global _process
-    process = _process
-    _process = None
-    if process is not None:
-        process.kill()
-        with suppress(OSError):  # the pipe may contain bytes that the worker has not read
-            process.communicate()
+    global _worker
+    worker = _worker
+    _worker = None
+    if worker is not None:
+        worker.close()
 
 
 def _disown_worker() -> None:
     """Leave the worker to the parent after a fork, without touching its pipes."""
-    global _process, _lock
-    if _process is not None:
-        _process.returncode = 0
-    _process = None
+    global _worker, _lock
+    if _worker is not None:
+        _worker.process.returncode = 0
+    _worker = None
     _lock = Lock()
 
 
@@ -305,44 +305,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_worker)
 
 
-class _MessageCollector(logging.Handler):
-    """A handler that keeps the warnings of one job for the parent process."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[tuple[str, int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the formatted message, because its arguments may not be picklable."""
-        self.messages.append((record.name, record.levelno, record.getMessage()))
-
-
-def serve_jobs() -> None:
-    """Run the worker: read jobs from standard input and write replies to standard output.
-
-    A reply contains True if the job failed, its result or error, and its log messages.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
-    collector = _MessageCollector()
-    logging.getLogger("lesionseg").addHandler(collector)
-    with suppress(OSError):  # if memory runs out, Linux must kill this process, not the parent
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    while True:
-        try:
-            read, args, settings, file_limits, seconds = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        set_limits(file_limits)  # for the checks of the readers
-        _limit_this_process(file_limits, seconds)
-        collector.messages = []
-        try:
-            reply = (False, read(*args, **settings), collector.messages)
-        except Exception as error:  # the parent raises it again
-            reply = (True, error, collector.messages)
-        pickle.dump(reply, replies, protocol=5)
-        replies.flush()
+def _read_within_limits(
+    file_limits: FileLimits,
+    seconds: float,
+    read: Callable[..., T],
+    args: Sequence[Any],
+    settings: Mapping[str, Any],
+) -> T:
+    """Run `read(*args, **settings)` in the worker, within limits."""
+    set_limits(file_limits)  # for the checks of the readers
+    _limit_this_process(file_limits, seconds)
+    return read(*args, **settings)
 
 
 def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:

@@ -1,8 +1,10 @@
 """NIfTI files: the axes are (x, y, z) in the file and (z, y, x) in memory."""
 
 import gzip
+import io
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +13,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
+from lesionseg.io.limits import (
+    check_grid,
+    check_size,
+    convert_read_errors,
+    limits,
+    split_advice,
+)
 from lesionseg.io.warn_once import warn_once
 
 logger = logging.getLogger(__name__)
@@ -20,7 +28,11 @@ SUFFIXES = (".nii.gz", ".nii")
 _UNITS = {1: "metres", 3: "micrometres"}  # by the code in the header
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by the code; every other code means millimetres
 _MAX_OFFSET = 2**26  # largest number of bytes before the voxels, and also after them
+_LARGE_BYTES = 2**24  # of voxels, from which gzip is inflated by a faster library
 _SAME_PLACE_MM = 1.0
+_SAME_SIZE = 0.01  # relative difference of two voxel sizes, which changes volumes by 3 %
+# largest excess of a quaternion's squared length over 1 that counts as rounding
+_QUATERNION_THRESHOLD = 1e-4
 _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
 # columns of an affine for indices (x, y, z) in the order (z, y, x) or the reverse; the last column
 # is the position; the second list is the same for planes
@@ -29,14 +41,15 @@ _REVERSED_PLANE = [1, 0, 3]
 _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, *, as_labels: bool = False) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
     A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D.
+    `as_labels` reads a mask, which has the same values but other advice in its errors.
     """
-    with convert_read_errors(path), _open(path) as stream:
+    with convert_read_errors(path), _open_voxels(path) as stream:
         image = _parse(path, stream)
-        geometry = _read_grid(path, image)
+        geometry = _read_grid(path, image, as_labels=as_labels)
         data = image.dataobj
         if data.dtype.kind not in "biuf":
             raise ReadError(
@@ -136,6 +149,33 @@ def _open(path: Path) -> Any:
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
 
 
+def _open_voxels(path: Path) -> Any:
+    """Open a file that is read to its end. Large gzip files are inflated at once.
+
+    imagecodecs (libdeflate) needs a third of the time of Python's gzip. It is used if it finds
+    exactly the header and the voxels, in one member with the right checksum. Any other file is read
+    by gzip, which raises the error of a damaged one.
+    """
+    if not _is_gzip(path):
+        return path.open("rb")
+    with _open(path) as stream:
+        image = _parse(path, stream)  # checks the claims before memory is allocated
+    n_voxel_bytes = math.prod(image.shape) * image.get_data_dtype().itemsize
+    if n_voxel_bytes < _LARGE_BYTES:
+        return gzip.open(path)
+    import imagecodecs
+
+    stored = path.read_bytes()
+    n_bytes = int(image.dataobj.offset) + n_voxel_bytes
+    stated = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
+    try:
+        content = imagecodecs.gzip_decode(stored, out=n_bytes)
+    except Exception:  # more bytes than expected, or a damaged file
+        return gzip.open(path)
+    is_whole = len(content) == n_bytes and stated == n_bytes % 2**32
+    return io.BytesIO(content) if is_whole else gzip.open(path)
+
+
 def _is_gzip(path: Path) -> bool:
     with path.open("rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
@@ -154,16 +194,23 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
             f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "
             "source, or give it the suffix of its format."
         )
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it does not list the file
     kind = getattr(nibabel, name)
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
-    offset = float(kind.header_class(block, check=False)["vox_offset"])
+    header = kind.header_class(block, check=False)
+    offset = float(header["vox_offset"])
     if not 0 <= offset <= _MAX_OFFSET:
         raise ReadError(
             f"{path}: the header is too long ({offset:g} bytes before the voxels). The file is "
             "damaged: copy it again from its source."
         )
     stream.seek(0)
-    image = kind.from_stream(stream)
+    try:
+        image = kind.from_stream(stream)
+    except ValueError:  # the quaternion is longer than 1, perhaps by rounding
+        stream.seek(0)
+        image = _allow_long_quaternions(kind).from_stream(stream)
+    image.extra["pixdim"] = header["pixdim"][1:4]  # nibabel replaces 0 by 1
     if min(image.shape, default=0) < 1:
         raise ReadError(
             f"{path}: the header states no voxels (shape {tuple(image.shape)}). The file is "
@@ -173,6 +220,14 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     n_bytes = n_voxels * image.get_data_dtype().itemsize
     check_size(path, n_bytes, compressed=_is_gzip(path))
     return image
+
+
+def _allow_long_quaternions(kind: Any) -> Any:
+    """Return a subclass of nibabel's image that reads a quaternion slightly longer than 1."""
+    members = {"quaternion_threshold": _QUATERNION_THRESHOLD}
+    return type(
+        kind.__name__, (kind,), {"header_class": type("Header", (kind.header_class,), members)}
+    )
 
 
 def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
@@ -202,29 +257,25 @@ def _picture_geometry(
     return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
 
 
-def _read_grid(path: Path, image: Any) -> Geometry:
-    """Return the grid in RAS millimetres, and warn if sform and qform contradict each other."""
+def _read_grid(path: Path, image: Any, *, as_labels: bool = False) -> Geometry:
+    """Return the grid in RAS millimetres, and warn if parts of the header contradict each other."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
         shape = shape[:-1]
     if len(shape) not in (2, 3):
         raise ReadError(
-            f"{path}: the shape is {shape}, expected two or three axes. Split a 4-D file into one "
-            "per channel: <case>_0000, <case>_0001, …"
+            f"{path}: the shape is {shape}, expected two or three axes. {split_advice(as_labels)}"
         )
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
+    _check_affine(path, image, affine, len(shape))
     unit = _UNITS.get(_unit(image), "")
     flat = _picture_axis(shape, affine)
     if flat is not None:
         return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
     if len(shape) == 3:
         geometry = check_grid(path, Geometry(shape[::-1], affine[:, _REVERSED]), unit)
-        if image.header["sform_code"] and image.header["qform_code"]:
-            qform = _mm_scale(image) @ _qform(image)
-            distance = geometry.distance_mm(Geometry(shape[::-1], qform[:, _REVERSED]))
-            if distance > _SAME_PLACE_MM:
-                text = "%s: sform and qform differ by %.1f mm; the sform is used."
-                logger.warning(text, path, distance)
+        if image.header["sform_code"]:
+            _warn_of_contradictions(path, image, geometry)
         return geometry
     spacing = np.linalg.norm(affine[:3, :2], axis=0)
     is_in_xy_plane = np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min())
@@ -235,10 +286,56 @@ def _read_grid(path: Path, image: Any) -> Geometry:
     return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
 
 
+def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int) -> None:
+    """Raise `ReadError` if the header does not state the size or position of the voxels."""
+    has_sform = bool(image.header["sform_code"])
+    sizes = image.extra["pixdim"][:dims]
+    if not has_sform and not sizes.all():
+        raise ReadError(
+            f"{path}: the voxel size is unknown (pixdim is {_product(sizes)} mm). Convert the scan "
+            "again from its DICOM files, or write the true size into the header, for example with "
+            "fslchpixdim."
+        )
+    if not np.isfinite(affine).all():
+        remedy = ""
+        if has_sform and image.header["qform_code"]:
+            remedy = ", or set sform_code to 0, so that the qform is used"
+        raise ReadError(
+            f"{path}: the {'sform' if has_sform else 'qform'} of the header contains NaN or "
+            f"infinity. Convert the scan again from its source{remedy}."
+        )
+
+
+def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
+    """Warn if the voxel sizes or the qform differ from the sform, which is used."""
+    sizes = geometry.spacing_mm[::-1]
+    stated = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
+    if not stated.all():  # unknown sizes, without which there is no qform
+        return
+    if not np.allclose(sizes, stated, rtol=_SAME_SIZE, atol=0):
+        text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
+        warn_once(logger, text, path, _product(sizes), _product(stated))
+    if not image.header["qform_code"]:
+        return
+    qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
+    distance = geometry.distance_mm(qform)
+    if distance > _SAME_PLACE_MM:
+        text = "%s: sform and qform differ by %.1f mm; the sform is used."
+        if np.linalg.det(geometry.affine) * np.linalg.det(qform.affine) < 0:
+            text += " One mirrors the other, so left and right may be exchanged: check the side."
+        warn_once(logger, text, path, distance)
+
+
+def _product(sizes_mm: Iterable[float]) -> str:
+    """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
+    return " × ".join(f"{mm:.4g}" for mm in sizes_mm)
+
+
 def _qform(image: Any) -> NDArray[np.float64]:
     """Return the affine of the quaternion, or the image's affine if the quaternion is invalid."""
     try:
-        return np.asarray(image.get_qform())
+        qform = np.asarray(image.get_qform())
+        return qform if np.isfinite(qform).all() else np.asarray(image.affine)
     except ValueError:
         return np.asarray(image.affine)
 

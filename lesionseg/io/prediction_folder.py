@@ -192,8 +192,13 @@ class PredictionFolder:
     def recover(self, case: str) -> bool:
         """Finish or discard the files of a case that a killed program left.
 
-        Return True if all files had been written. They are then moved to their place.
+        Return True if all files had been written. They are then moved to their place. A link under
+        the name of one of the two folders is removed: it may lead to any folder of the user.
         """
+        for folder in (self._moving_folder(case), self._part_folder(case)):
+            if folder.is_symlink():
+                with _output_errors(self.path, case):
+                    folder.unlink()
         if self._moving_folder(case).is_dir():  # killed while moving or uploading
             self._move(case, [f"{case}{CANDIDATES}"])
             return True

@@ -43,7 +43,15 @@ from lesionseg.errors import (
 )
 from lesionseg.io.cases import check_grid, read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import check_case_id, read_json, write_json
+from lesionseg.io.exact_values import require_exact_values
+from lesionseg.io.files import (
+    check_case_id,
+    explain_missing,
+    is_broken_link,
+    is_file_or_broken_link,
+    read_json,
+    write_json,
+)
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.sources import ScanSource
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
@@ -349,10 +357,12 @@ def _files_by_case(
     wrong: dict[str, Problem] = {}
     for file in sorted(folder.iterdir()):
         case, kind = _case_and_kind(file)
-        if kind not in kinds or not file.is_file():
+        if kind not in kinds or not is_file_or_broken_link(file):
             continue
         first = by_case.setdefault(case, {}).setdefault(kind, file)
         try:
+            if is_broken_link(file):
+                raise DatasetError(explain_missing(file))
             if first != file:
                 raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
             check_case_id(case, file)
@@ -526,6 +536,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     values = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
         values = np.asarray(read_mask(files.mask).labels)
+        require_exact_values(files.mask, values)
     labels = (values > 0).astype(np.uint8) if binary else values
     instances = None
     if files.instances is not None:

@@ -8,6 +8,7 @@ shows. Therefore the values do not depend on format, compression or number of bi
 import logging
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,20 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
-from lesionseg.io.tiff_stack import BOUNDED, JPEG, read_stack
+from lesionseg.io.limits import (
+    check_grid,
+    check_size,
+    convert_read_errors,
+    limits,
+)
+from lesionseg.io.tiff_stack import (
+    BOUNDED,
+    JPEG,
+    check_pages,
+    list_full_pages,
+    raise_if_damaged,
+    read_stack,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +42,6 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # by content: Pillow would run Ghosts
 _ORIENTATION = 274  # tag of TIFF and Exif; 1 is upright
 _EXTRA_SAMPLES = 338  # tag of TIFF
 _ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or not
-_REDUCED = 1  # bit in the type of a TIFF page: a thumbnail
-_TRANSPARENCY_MASK = 4  # bit in the type of a TIFF page: a mask of opacity
 _CCITT = (2, 3, 4, 32771)  # TIFF compressions of fax machines
 _BMP_HEADER_BYTES = 54
 _LABEL_GREYS = 64  # a palette with only darker greys than this contains labels, not a picture
@@ -90,7 +101,7 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
     Raises:
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
-    with convert_read_errors(path):
+    with convert_read_errors(path), raise_if_damaged(path):
         # a stack states its own grid, and its values are grey
         stack = read_stack(path, as_labels=as_labels)
         if stack is not None:
@@ -106,6 +117,19 @@ def read_raster(path: Path, raster_mm: float | None = None, *, as_labels: bool =
         array = np.ascontiguousarray(np.moveaxis(values, -1, 0))
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         return Volume(array, _make_grid(path, array.shape[1:], raster_mm))
+
+
+def states_turn(path: Path) -> bool:
+    """Return True if a picture is turned upright when it is read. Call it in the worker.
+
+    Only the header is read. A file that cannot be read is not turned.
+    """
+    from PIL import Image
+
+    with suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+        turn = int(image.getexif().get(_ORIENTATION) or 1)
+        return image.format != "PNG" and turn in range(2, 9)
+    return False
 
 
 def write_raster(path: Path, array: NDArray[Any]) -> None:
@@ -337,8 +361,10 @@ def _decode_palette_bmp(path: Path, raster_mm: float | None) -> _Stored:
     height = abs(stated_height)
     _make_grid(path, (height, width), raster_mm)
     row_bytes = (width * bits + 31) // 32 * 4  # rows are padded to a multiple of 4 bytes
-    if n_colours > 2**bits or len(content) < first_pixel + row_bytes * height:
-        raise ReadError(f"{path}: the file ends before its last pixel. Copy it again.")
+    begins_in_palette = first_pixel < 14 + header_bytes + 4 * n_colours
+    ends_early = len(content) < first_pixel + row_bytes * height
+    if n_colours > 2**bits or begins_in_palette or ends_early:
+        raise ReadError(f"{path}: the header is damaged, or the file is cut short. Copy it again.")
     table = np.frombuffer(content, np.uint8, 4 * n_colours, 14 + header_bytes).reshape(-1, 4)
     rows = np.frombuffer(content, np.uint8, row_bytes * height, first_pixel).reshape(-1, row_bytes)
     # a byte contains several indices; the first pixel is in the highest bits
@@ -388,6 +414,7 @@ def _decode_tiff(path: Path, raster_mm: float | None) -> _Stored:
         n_colours = _count_tiff_colours(page, photometric)
         if n_colours is None:
             return _decode_by_pillow(path, raster_mm)
+        check_pages(path, [page])
         samples = _read_tiff_samples(path, page)
         if samples.shape[-1] == 3 and photometric == kind.MINISBLACK:
             n_colours = 3  # microscopes write three grey channels in one page
@@ -448,7 +475,8 @@ def _take_further_sample(
     if n_further > 1 or may_be_channel:
         raise ReadError(
             f"{path}: {samples.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
-            "Save each channel as a separate file: <case>_0000, <case>_0001, …"
+            "Save each channel as a separate file (<case>_0000, …), and a mask with one "
+            "value per pixel."
         )
     return further[..., 0] if n_further else None
 
@@ -458,8 +486,7 @@ def _only_page(path: Path, tiff: Any) -> Any:
 
     ImageJ and tifffile write a large stack as one page and state the number of slices in metadata.
     """
-    full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
-    pages = full or [*tiff.pages]
+    pages = list_full_pages(path, tiff) or [*tiff.pages]
     n_pages = len(pages)
     if n_pages == 1 and pages[0].is_imagej:
         metadata = tiff.imagej_metadata or {}
@@ -485,6 +512,7 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
 
     Sizes are checked before the samples are decoded.
     """
+    import imagecodecs
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
@@ -503,6 +531,8 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
             )
         if len(bands) > 1 and ";16" in raw:  # Pillow would reduce the samples to 8 bits
             return _decode_wide_png(path)
+        if image.format == "PNG":  # Pillow does not verify the checksums of the pixels
+            imagecodecs.png_decode(path.read_bytes())
         image.load()  # newer versions of Pillow turn a TIFF here and reset its tag
         # viewers do not turn a PNG
         turn = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION) or 1)

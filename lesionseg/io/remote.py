@@ -27,6 +27,7 @@ _KEYS = (
 )  # fmt: skip
 _LOCK = ".lock"
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
+_OF_EXTRA = ("http://", "https://", "s3://", "s3a://")  # stores whose packages `remote` installs
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
 
 
@@ -237,7 +238,10 @@ def _open(place: str) -> tuple[Any, str]:
         # no cache of listings, because other processes write too
         system, root = url_to_fs(place, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{place}: the store cannot be used ({error}). Run {pip_install('remote')}."
-        ) from error
+        # otherwise fsspec states the package of the store, such as gcsfs
+        is_in_extra = place.startswith(_OF_EXTRA) or "'fsspec'" in str(error)
+        advice = "Install the stated package, or correct the beginning of the URL."
+        if is_in_extra:
+            advice = f"Run {pip_install('remote')}."
+        raise ConfigError(f"{place}: the store cannot be used ({error}). {advice}") from error
     return system, root

@@ -7,8 +7,9 @@ image `case_0000.tif` and the mask `case.tif` this file is `case.json`.
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_grid, check_size
 
 logger = logging.getLogger(__name__)
@@ -26,8 +28,8 @@ _CHANNEL = re.compile(r"_\d{4}$")
 _REDUCED = 1
 _TRANSPARENCY_MASK = 4
 _MAX_JSON_BYTES = 2**16
-# parts of tifffile's messages about a chain of pages that ends too early
-_CUT = ("invalid page offset", "invalid offset to", "corrupted tag list")
+# parts of tifffile's warnings about values that it replaces or cannot read
+_VALUES = re.compile(r"(?:TiffTag|read_tags|read_bytes|could not read|read_segments)(?!.*ASCII)")
 JPEG = (6, 7, 33007, 34892)  # TIFF compressions that lose exact values
 # TIFF compressions whose ratio has a known bound: none, deflate (two codes) and PackBits
 BOUNDED = (1, 8, 32946, 32773)
@@ -51,8 +53,8 @@ def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
         tiff = tifffile.TiffFile(path, _multifile=False)  # an OME-TIFF may name any other file
     except tifffile.TiffFileError:
         return None  # a picture of another format with a wrong suffix
-    with tiff, _raise_if_cut(path):
-        series = _find_stack(tiff)
+    with tiff:
+        series = _find_stack(path, tiff)
         if series is None:
             return None
         if any(page is None for page in series.pages):
@@ -62,6 +64,7 @@ def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
             )
         kind = tifffile.PHOTOMETRIC
         first: Any = series.pages[0]
+        check_pages(path, series.pages)
         if first.photometric not in (kind.MINISBLACK, kind.MINISWHITE) or len(series.shape) != 3:
             raise ReadError(
                 f"{path}: the pages have the shape {series.shape} ({series.axes}), expected grey "
@@ -90,30 +93,57 @@ def read_stack(path: Path, *, as_labels: bool = False) -> Volume | None:
 
 
 @contextmanager
-def _raise_if_cut(path: Path) -> Iterator[None]:
-    """Raise `ReadError` at the end if tifffile has logged that a page is missing.
+def raise_if_damaged(path: Path) -> Iterator[None]:
+    """Raise `ReadError` at the end if tifffile has logged an error, or a warning about values.
 
-    It does so for a file that was cut short, and then returns the pages before the cut.
+    tifffile then continues with the pages before the damage, or with default values of tags.
     """
-    messages: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = record.getMessage()
-            if any(part in message for part in _CUT):
-                messages.append(message)
-
-    collector = Collector(logging.ERROR)
+    collector = BufferingHandler(10**6)
     theirs = logging.getLogger("tifffile")
     theirs.addHandler(collector)
     try:
         yield
     finally:
         theirs.removeHandler(collector)
-    if messages:
+    for record in collector.buffer:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR or _VALUES.search(text):
+            raise ReadError(
+                f"{path}: the file is damaged or cut short ({text[:200]}). Copy it again from its "
+                "source."
+            )
+
+
+def list_full_pages(path: Path, tiff: Any) -> list[Any]:
+    """Return the pages of a TIFF file without thumbnails and masks of opacity.
+
+    Raise `ReadError` if the chain of pages is a loop, which tifffile would follow without end.
+    """
+    pages: list[Any] = []
+    offsets: set[int] = set()
+    for page in tiff.pages:
+        if page.offset and page.offset in offsets:
+            raise ReadError(f"{path}: the pages form a loop. Copy the file from its source.")
+        offsets.add(page.offset)
+        if not int(page.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK):
+            pages.append(page)
+    return pages
+
+
+def check_pages(path: Path, pages: Sequence[Any]) -> None:
+    """Raise `ReadError` if pixels or tags that say how they are stored are missing.
+
+    tifffile returns zeros for a strip or tile without a place or without bytes. The default of a
+    missing tag, 1 bit per sample or no compression, is legal for an uncompressed page only.
+    """
+    tags = pages[0].tags
+    is_damaged = "Compression" not in tags
+    is_damaged |= "BitsPerSample" not in tags and pages[0].compression != 1
+    is_damaged |= any(min((*p.dataoffsets, *p.databytecounts), default=0) <= 0 for p in pages)
+    if is_damaged:
         raise ReadError(
-            f"{path}: the file is damaged or cut short ({messages[0][:200]}). Copy it again from "
-            "its source."
+            f"{path}: the file is damaged: a tag or a part of the pixels is missing. Copy it again "
+            "from its source."
         )
 
 
@@ -125,8 +155,8 @@ def is_stack(path: Path) -> bool:
 
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
-            return _find_stack(tiff) is not None
-    except (OSError, tifffile.TiffFileError):
+            return _find_stack(path, tiff) is not None
+    except (OSError, ReadError, tifffile.TiffFileError):
         return False
 
 
@@ -134,7 +164,7 @@ def find_spacing_file(path: Path) -> Path | None:
     """Return the JSON file that states the spacing of a TIFF file. Return None if there is none."""
     if path.suffix.lower() not in SUFFIXES:
         return None
-    return next((file for file in _spacing_names(path) if file.is_file()), None)
+    return next((file for file in _spacing_names(path) if is_file_or_broken_link(file)), None)
 
 
 def _spacing_names(path: Path) -> list[Path]:
@@ -143,12 +173,12 @@ def _spacing_names(path: Path) -> list[Path]:
     return [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
 
 
-def _find_stack(tiff: Any) -> Any | None:
+def _find_stack(path: Path, tiff: Any) -> Any | None:
     """Return tifffile's series of the pages if they form a stack.
 
     Return None for a single picture, and for pages that belong to several series.
     """
-    full = [p for p in tiff.pages if not int(p.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK)]
+    full = list_full_pages(path, tiff)
     if len(tiff.series) != 1:
         return None
     series = tiff.series[0]

@@ -10,7 +10,7 @@ from lesionseg.io import itk, nifti, raster
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
-from lesionseg.io.files import atomic_path
+from lesionseg.io.files import atomic_path, explain_missing
 from lesionseg.io.limits import convert_read_errors, run_in_worker
 
 SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
@@ -80,7 +80,8 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         path: The file, or a folder with a DICOM series.
         raster_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
             TIFF, and some DICOM radiographs. None means 1 mm.
-        as_labels: True reads a mask, see `raster.read_raster`.
+        as_labels: True reads a mask, see `raster.read_raster`. In other formats, only the advice in
+            errors is another one.
 
     Returns:
         A volume `[C, *spatial]` with an affine to RAS millimetres. C is 3 for a PNG, JPEG, BMP or
@@ -94,9 +95,9 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
     """
     suffix = _find_format(path)
     if suffix in nifti.SUFFIXES:
-        return nifti.read_nifti(path)
+        return nifti.read_nifti(path, as_labels=as_labels)
     if suffix in itk.SUFFIXES:
-        return run_in_worker(itk.read_itk, path)
+        return run_in_worker(itk.read_itk, path, as_labels=as_labels)
     if suffix in raster.SUFFIXES:
         return run_in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
     with convert_read_errors(path):  # pydicom parses an element only when it is accessed
@@ -169,7 +170,7 @@ def _find_format(path: Path) -> str:
     with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:
             if not path.is_file():  # missing, or a pipe
-                raise ReadError(f"{path}: no such file. Check its name and folder.")
+                raise ReadError(explain_missing(path))
             if path.stat().st_size == 0:
                 raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
         if is_dicom_image(path):

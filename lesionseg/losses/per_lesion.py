@@ -268,9 +268,11 @@ class _Cells:
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
     """Return the number of possible ids, including 0.
 
-    On a GPU, uint8 gives 256 without reading the values, so that the host need not wait.
+    On a GPU and while torch.compile traces, uint8 gives 256 without reading the values: the host
+    would wait for them, and a compiled graph would end here.
     """
-    if nearest.dtype == torch.uint8 and nearest.device.type != "cpu":
+    is_read = nearest.device.type == "cpu" and not torch.compiler.is_compiling()
+    if nearest.dtype == torch.uint8 and not is_read:
         return 256
     return int(to_signed(nearest).max()) + 1 if nearest.numel() else 1
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
+from lesionseg.ops.resize import take_along
 
 Interpolation = Literal["linear", "mean", "share", "nearest"]
 Edge = Literal["zero", "near", "extend"]
@@ -226,7 +227,7 @@ def _pad(
         index = np.arange(-n_before, n + n_after)
         if len(index) == n:
             continue
-        piece = piece.index_select(axis, _as_tensor(index.clip(0, n - 1), piece.device))
+        piece = take_along(piece, axis, _as_tensor(index.clip(0, n - 1), piece.device))
         if zeros:
             outside = (index < 0) | (index >= n)
             piece = piece.masked_fill(_broadcast_along(piece, axis, outside), 0)
@@ -355,7 +356,7 @@ def _take_mean(
         share = np.clip(covered, 0, None) / total
         if share.any():
             index = _as_tensor(np.minimum(voxel, n - 1), array.device)
-            values = array.index_select(axis, index).float()
+            values = take_along(array, axis, index).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
     return _zero_outside(mean, axis, x, n, reach)
 
@@ -369,7 +370,7 @@ def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64], reach: float)
     piece = _select(array, axis, low).float()
     if share.any():
         index = _as_tensor(np.minimum(low + 1, n - 1), array.device)
-        high = array.index_select(axis, index).float()
+        high = take_along(array, axis, index).float()
         weight = _broadcast_along(array, axis, share.astype(np.float32))
         piece = torch.lerp(piece, high, weight)
     return _zero_outside(piece, axis, x, n, reach)
@@ -386,7 +387,7 @@ def _select(array: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
     """Return `array` at `index` along an axis: a view if the indices are consecutive."""
     if (np.diff(index) == 1).all():
         return array.narrow(axis, int(index[0]), len(index))
-    return array.index_select(axis, _as_tensor(index, array.device))
+    return take_along(array, axis, _as_tensor(index, array.device))
 
 
 def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int, reach: float) -> Tensor:

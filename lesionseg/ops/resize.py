@@ -21,6 +21,16 @@ NEAREST = 0
 LINEAR = 1
 
 
+def take_along(array: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Return the values at `index` along an axis, as `torch.index_select` does.
+
+    On a CPU, NumPy's function copies them 3 to 10 times as fast as that of torch.
+    """
+    if array.device.type != "cpu":
+        return array.index_select(axis, index)
+    return torch.from_numpy(array.numpy().take(index.numpy(), axis=axis))
+
+
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """Two input positions `[n]` of each output position, and the weight `[n]` of the second."""
@@ -39,10 +49,10 @@ class Neighbours:
 
     def apply(self, array: Float[Tensor, "*any"], axis: int) -> Float[Tensor, "*any"]:
         """Interpolate along an axis; the values stay within those of the input."""
-        first = array.index_select(axis, self.first)
+        first = take_along(array, axis, self.first)
         if not self.weight.any():
             return first
-        second = array.index_select(axis, self.second)
+        second = take_along(array, axis, self.second)
         shape = [1] * array.ndim
         shape[axis] = -1
         return first.lerp_(second, self.weight.reshape(shape).to(first.dtype))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg import __version__
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
@@ -38,7 +37,7 @@ from lesionseg.io.dicom.results import (
     ResultOrigin,
     write_dicom_results,
 )
-from lesionseg.io.files import printable_text
+from lesionseg.io.files import explain_missing, printable_text
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
@@ -54,6 +53,7 @@ from lesionseg.pipeline.predict_tables import (
     CaseRow,
     begun_row,
 )
+from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,9 @@ class CaseWork:
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if isinstance(error, FileNotFoundError) and error.filename:
+            text = explain_missing(Path(error.filename))
+        elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         text = printable_text(_shorten_paths(text, scan))
         row = self.rows[scan.key]
@@ -312,11 +314,6 @@ class CaseWork:
         )
         volume_ml = amounts.pop("volume_ml")  # it has its own column
         checked = prediction.input
-        warnings: list[str] = []
-        if checked is not None and checked.warning:
-            warnings.append(checked.warning)
-        if prediction.n_left_out:
-            warnings.append(prediction.left_out_note)
         row = replace(
             row,
             status=_status(checked),
@@ -326,7 +323,7 @@ class CaseWork:
             volume_ml=volume_ml,
             missing=" ".join(checked.missing if checked else ()),
             operating_point=self.predictor.operating_point().name,
-            warning=" ".join(warnings),
+            warning=" ".join(prediction.warnings),
             input_score=checked.score if checked else None,
             amounts=amounts,
         )
@@ -456,8 +453,7 @@ def _check_unchanged(scan: FoundScan, state: str) -> None:
 def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:
     """Return the row of an earlier run for the same scan, with the facts of this run's `row`."""
     return replace(
-        earlier.with_source(row.source, row.state),
-        status="kept" if earlier.status == "done" else earlier.status,
+        earlier.as_kept().with_source(row.source, row.state),
         group=row.group,
         visit=row.visit,
         path=row.path,

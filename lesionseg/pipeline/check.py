@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from lesionseg.config import AUTO_MODEL, TrainConfig
 from lesionseg.core import Case, CaseFiles, Dataset, joint_unit
 from lesionseg.errors import LesionsegError
+from lesionseg.io.files import write_csv
 from lesionseg.io.inspection import inspect_case
+from lesionseg.io.layouts.checks import file_key
 from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
@@ -38,6 +40,7 @@ from lesionseg.reporting.dataset_page import (
 log = logging.getLogger(__name__)
 
 SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
+PSEUDONYMS = "pseudonyms.csv"
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
 
@@ -64,9 +67,8 @@ class CheckOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """1 if a case cannot be used, otherwise 0, even if there are too few cases to train on."""
-        errors = (f for f in self.findings if f.severity == "error" and f.kind != "no_training")
-        return int(any(errors))
+        """1 if a case cannot be used or `train` cannot start, otherwise 0."""
+        return int(not self.can_train)
 
     def summary(self) -> list[str]:
         """Return a line per finding with its cases and files, the totals, and the page."""
@@ -93,7 +95,8 @@ class _InspectedCase:
         findings: the problems of the case itself.
         patient: hash of the patient's identifier.
         images: hashes of the voxels, one per channel.
-        reference: hash of the voxels; empty if the reference has too few of them.
+        reference: hash of the voxels, or the file of a reference with few of them. Empty without
+            lesion.
         axes: anatomical directions of the array axes, such as LAS.
         unit: the unit of lesion sizes.
         reference_facts: None if the case has no reference.
@@ -135,7 +138,8 @@ def check_dataset(
     inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
         n_digits = len(str(len(dataset.cases)))
-        for number, files in enumerate(dataset.cases, start=1):
+        by_name = sorted(dataset.cases, key=lambda files: files.case)
+        for number, files in enumerate(by_name, start=1):
             name = f"case {number:0{n_digits}d}"  # with leading zeros, so that names sort
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
@@ -165,10 +169,21 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
+    _write_pseudonyms(page.with_name(PSEUDONYMS), {} if identifiers else shown)
     settings = settings_of_training(cfg)
+    if cfg.run_dir is not None:
+        settings["run_dir"] = cfg.run_dir
     if needs_detector:
         settings["model"] = "retinanet"
     return CheckOutcome(tuple(findings), shown, page, settings)
+
+
+def _write_pseudonyms(path: Path, shown: Mapping[str, str]) -> None:
+    """Write the name on the page of each case. Delete the file of an earlier page without one."""
+    path.unlink(missing_ok=True)
+    if shown:
+        rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
+        write_csv(path, rows, ("pseudonym", "name"))
 
 
 def _find_all(
@@ -277,6 +292,8 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     lesions_digest = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
         lesions_digest = _digest(lesions)
+    elif files.reference is not None and not is_empty:
+        lesions_digest = file_key(files.reference)
     return _InspectedCase(
         files=files,
         look=look,
@@ -303,8 +320,10 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes."""
     yield from _find_duplicates(inspected)
     same_patient = list(_groups_sharing(inspected, lambda case: (case.patient,)))
-    same_content = list(_groups_sharing(inspected, lambda case: (*case.images, case.reference)))
-    related = [*same_patient, *same_content]
+    same_image = list(_groups_sharing(inspected, lambda case: case.images))
+    related = [*same_patient, *same_image]
+    for group in _groups_sharing(inspected, lambda case: (case.reference,)):
+        yield from _findings_of_group("same_reference", group)
     yield from _find_split_patients(related)
     same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
     yield from _find_leaks([*related, *same_group])

@@ -218,8 +218,6 @@ def development_results(
     )
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in faults if fault.case in predictions.files]
-    for fault in faults:
-        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     # without the roles of the dataset, all cases get the role in `options`
     cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
     if not cases and not faults:
@@ -240,6 +238,8 @@ def development_results(
     results = [match.result(surface=False) for match in matches]
     if not results:
         raise DatasetError(f"{reference}: {faults[0].message}")
+    for fault in faults:
+        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     return results
 
 

@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesionseg import __version__
 from lesionseg.config import ExportConfig
 from lesionseg.core import Aim, Selection
 from lesionseg.core.selection import OPERATING_POINT
@@ -17,6 +16,7 @@ from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.chosen_point import development_predictions, development_results
 from lesionseg.pipeline.references import ReferenceRules
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
+from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 

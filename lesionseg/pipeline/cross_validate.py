@@ -199,13 +199,17 @@ def _describe_folds(
     Its patients are separate only if those of every fold are.
     """
     minutes = 0.0
+    steps = 0
     training_cases: dict[str, CaseFiles] = {}
     for fold in folds:
-        minutes += read_provenance(fold.run / SCORES_FILE).training_minutes
+        made = read_provenance(fold.run / SCORES_FILE)
+        minutes += made.training_minutes
+        steps += made.training_steps or 0
         training_cases |= {files.case: files for files in fold.cases("train")}
     experiment = experiment.with_origin(
         folds=len(folds),
         training_minutes=round(minutes, 3),
+        training_steps=steps,
         model=model,
         **training_counts(training_cases.values()),
     )

@@ -7,11 +7,11 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import (
     NO_SELECTION,
@@ -24,7 +24,7 @@ from lesionseg.core import (
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, join_names
+from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
 from lesionseg.evaluation import (
     CaseResult,
     Preset,
@@ -41,7 +41,7 @@ from lesionseg.evaluation.result_tables import remove_scores, scores_table, writ
 from lesionseg.evaluation.scores import SECOND_MODEL, Difference, FailedCase
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
-from lesionseg.io.files import hold_lock, read_csv
+from lesionseg.io.files import hold_lock, read_csv, read_json
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.run_folder import require_no_run
@@ -62,6 +62,7 @@ from lesionseg.pipeline.references import (
     with_ids_of_references,
 )
 from lesionseg.reporting.identity import read_run
+from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
 BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # files of nnU-Net next to its predictions
@@ -247,7 +248,14 @@ def _match_all(
     matched = list(matches)
     if inputs.cases and not matched:
         raise DatasetError(_explain_nothing_scored(inputs.faults))
+    _warn_of_faults(inputs.faults)
     return matched
+
+
+def _warn_of_faults(faults: Iterable[Problem]) -> None:
+    """Warn of the cases that cannot be scored. If there is no other case, an error says so."""
+    for problem in faults:
+        _log.warning("Not scored, %s: %s", problem.case, problem.message)
 
 
 def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
@@ -344,6 +352,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     if cfg.groups is None:
         _warn_of_likely_visits(cases)
     _check_names(cases, labelled, predictions, folder)
+    _warn_of_same_files(cases, predictions)
     return Inputs(
         dataset=dataset,
         labelled=labelled,
@@ -353,6 +362,25 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         faults=faults,
         unusable=unusable,
     )
+
+
+def _warn_of_same_files(
+    cases: Iterable[CaseFiles], predictions: Mapping[str, PredictionFiles]
+) -> None:
+    """Warn of cases whose prediction is the file of their reference."""
+    same: list[str] = []
+    for files in cases:
+        found = predictions.get(files.case)
+        if found is not None and files.reference is not None:
+            paths = [path.resolve() for path in (found.mask, found.instances) if path is not None]
+            if files.reference.resolve() in paths:
+                same.append(files.case)
+    if same:
+        _log.warning(
+            "The prediction of these cases is the file of their reference, so it is compared with "
+            "itself: %s. Name the folder of the predictions as prediction=.",
+            join_names(same),
+        )
 
 
 def _warn_of_likely_visits(cases: Sequence[CaseFiles]) -> None:
@@ -447,6 +475,7 @@ def _compare(
     second_results = [match.result() for match in second_matches]
     if not second_results:
         raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
+    _warn_of_faults(second.faults)
     in_both = {result.case for result in second_results}
     comparison = compare_models(
         [result for result in results if result.case in in_both],
@@ -517,20 +546,19 @@ def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
 
 
 def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
-    """Return the first fault of each of these cases, and warn of all their faults."""
-    first_of: dict[str, Problem] = {}
+    """Return one problem for each of these cases that has faults, with all of them."""
+    messages_of: dict[str, list[str]] = {}
     for problem in faults:
         if problem.case in cases:
-            _log.warning("Not scored, %s: %s", problem.case, problem.message)
-            first_of.setdefault(problem.case, problem)
-    return list(first_of.values())
+            messages_of.setdefault(problem.case, []).append(problem.message)
+    return [Problem(case, " ".join(messages)) for case, messages in messages_of.items()]
 
 
 def model_of(predictions: Path) -> dict[str, Any]:
     """Return facts of the model that made the predictions, for the provenance; empty if unknown.
 
     `predict` writes the digest of the bundle into its table. The predictions in a run directory
-    are those of the run.
+    are those of the run. nnU-Net describes its model in the folder of its output.
     """
     digests: set[str] = set()
     for table in predictions.glob("predictions*.csv"):
@@ -538,6 +566,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
     digests.discard("")  # rows without a model, such as those of skipped files
     if digests:
         return {"bundle": " and ".join(sorted(digests))}
+    if of_nnunet := _read_nnunet_model(predictions):
+        return of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
     run = read_run(predictions)
@@ -548,6 +578,20 @@ def model_of(predictions: Path) -> dict[str, Any]:
         "training_scans": run.training_scans,
     }
     return {key: value for key, value in known.items() if value not in ("", None)}
+
+
+def _read_nnunet_model(folder: Path) -> dict[str, Any]:
+    """Return the name of nnU-Net's plans and the number of its training cases.
+
+    Return an empty dictionary if the folder does not state them.
+    """
+    with suppress(LesionsegError, KeyError, TypeError):
+        plans = read_json(folder / "plans.json")
+        n_training = read_json(folder / "dataset.json")["numTraining"]
+        if plans["configurations"] and isinstance(n_training, int):  # both are empty if we wrote it
+            model = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
+            return {"model": model, "training_scans": n_training}
+    return {}
 
 
 def cases_of_role(

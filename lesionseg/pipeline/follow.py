@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg import __version__
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import (
     UNKNOWN_ROLE,
@@ -53,7 +52,7 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.evaluation.result_tables import write_rows, write_scores
 from lesionseg.evaluation.scores import SCORES_FILE
-from lesionseg.io.cases import read_mask
+from lesionseg.io.cases import check_header, read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
@@ -81,6 +80,7 @@ from lesionseg.reporting.follow_page import (
     write_follow_page,
 )
 from lesionseg.reporting.pictures import Card
+from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +141,8 @@ class FollowOutcome(Outcome):
         lines = align_columns([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
+        if self.n_failed:
+            lines.append(f"Failed:  {self.n_failed}; pairs.csv has the reasons.")
         if not self.has_scores:
             if not self.has_images:
                 lines.append("To add pictures, give before_images= and after_images=.")
@@ -200,10 +202,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         if unpredicted:  # a visit may have lost the visit that it would be compared with
             left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
         point = stable_point(cfg, pairs, rule, left_out)
-    names = _names_on_page(cfg, pairs)
+    names = _names_on_page(cfg, [*pairs, *unpredicted])
     followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
     changes = tuple(change for pair in followed.values() for change in pair.changes)
-    _check_labels(followed.values())
     _write_change_scores(cfg, pairs, followed, point)
     messages = {case: str(error) for case, error in faults.items()}
     for case, why in unpredicted.items():
@@ -213,7 +214,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     write_follow_page(
         folder / "follow.html",
         changes,
-        names={case: names[case] for case in followed},
+        names=names,
         cards=[card for pair in followed.values() for card in pair.cards],
         rule=rule,
         point=point,
@@ -298,7 +299,6 @@ def _follow_all(
             # errors of settings, packages and the output concern all pairs and are not caught
             except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
                 faults[case] = error
-                _log.warning("Not followed, %s: %s", case, error)
             else:
                 followed[case] = pair
             advance(case, done, len(pairs))
@@ -307,6 +307,8 @@ def _follow_all(
             raise next(iter(faults.values()))
         messages = "\n  ".join(str(error) for error in faults.values())
         raise DatasetError(f"No pair can be followed:\n  {messages}")
+    for case, fault in faults.items():
+        _log.warning("Not followed, %s: %s", case, fault)
     return followed, faults
 
 
@@ -416,24 +418,6 @@ def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[s
     if missing:
         _log.warning("These pairs have no reference of change: %s", ", ".join(missing))
     return masks
-
-
-def _check_labels(followed: Collection[FollowedPair]) -> None:
-    """Raise `ContentError` if the visits have no label in common.
-
-    Visits that state a common label may have lesions of different labels.
-    """
-    visits = [pair.visits for pair in followed]
-    if any(one.before.labels.keys() & one.after.labels.keys() for one in visits):
-        return
-    changes = [change for pair in followed for change in pair.changes]
-    first = {c.label for c in changes if c.lesion_before}
-    second = {c.label for c in changes if c.lesion_after}
-    if first and second and not first & second:
-        raise ContentError(
-            f"The visits have different labels: before {sorted(first)}, after {sorted(second)}. "
-            "Write both with the same values."
-        )
 
 
 def _write_change_scores(
@@ -741,7 +725,11 @@ def open_pair(
     earlier, later = files
     before = _read(earlier)
     after = _read(later)
-    _check_label_names(later.case, before, after)
+    _check_labels(later.case, before, after)
+    first = _mask_path(earlier)
+    second = _mask_path(later)
+    check_header(first, before.geometry, second, after.geometry)
+    check_header(second, after.geometry, first, before.geometry)
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
     if register == "auto":  # scans on one grid count as registered
@@ -773,6 +761,7 @@ def _read(visit: VisitFiles) -> Prediction:
 
     Raises:
         ContentError: if an accepted candidate has no mask.
+        GeometryError: if the mask has lost the header of its scan.
     """
     files = visit.prediction
     geometry = None
@@ -780,6 +769,8 @@ def _read(visit: VisitFiles) -> Prediction:
         own = read_geometry(visit.image)
         geometry = own if own.dims == 2 else None
     prediction = read_prediction(files, geometry=geometry)
+    if visit.image is not None:
+        check_header(_mask_path(visit), prediction.geometry, str(visit.image), own)
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
         raise ContentError(
@@ -789,21 +780,36 @@ def _read(visit: VisitFiles) -> Prediction:
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
-def _check_label_names(case: str, before: Prediction, after: Prediction) -> None:
-    """Raise `ContentError` if the visits give a label different names.
+def _mask_path(visit: VisitFiles) -> str:
+    """Return the path of a visit's mask, for messages."""
+    return str(visit.prediction.mask or visit.prediction.instances)
+
+
+def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
+    """Raise `ContentError` if the visits give a label different names, or share no label.
 
     Labels are compared by number. Models may number the same labels differently. If both visits
-    have a single label, its name does not matter.
+    have a single label, its name does not matter. Visits that state a common label may have lesions
+    of different labels. Masks state no labels, so their lesions must have a value in common.
     """
-    if len(before.labels) == len(after.labels) == 1:
-        return
-    for value, name in before.labels.items():
-        other = after.labels.get(value, name)
-        if other.casefold() != name.casefold():
+    common = before.labels.keys() & after.labels.keys()
+    is_single = len(before.labels) == len(after.labels) == 1
+    for value in sorted(common):
+        name = before.labels[value]
+        other = after.labels[value]
+        if other.casefold() != name.casefold() and not is_single:
             raise ContentError(
                 f"Case {case}: label {value} is {name!r} in the earlier visit and {other!r} in the "
                 "later one. Predict both visits with the same model."
             )
+    first = {candidate.label for candidate in before.candidates}
+    second = {candidate.label for candidate in after.candidates}
+    if first and second and not common and first.isdisjoint(second):
+        raise ContentError(
+            f"Case {case}: the visits have different labels: before {sorted(first)}, after "
+            f"{sorted(second)}. All lesions would be gone or new. Write both masks with the same "
+            "values, such as 1 for every lesion."
+        )
 
 
 def _score(

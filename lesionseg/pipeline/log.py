@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import shlex
 import sys
@@ -10,13 +11,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import MappingProxyType
 
-from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.run_folder import has_config
+from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +236,45 @@ class RunLog(MemoryHandler):
         return self.target is not None
 
 
+class LogFile(logging.FileHandler):
+    """A handler that appends to a file, but not through a link.
+
+    If a line cannot be written, one warning says so, and no further line is written.
+    """
+
+    def __init__(self, path: Path, formatter: logging.Formatter) -> None:
+        self._has_failed = False
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(formatter)
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file. A link in an output folder may lead to any file of the user."""
+        flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+        file = os.open(self.baseFilename, flags, 0o666)
+        return os.fdopen(file, "a", encoding=self.encoding, errors=self.errors)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line."""
+        if not self._has_failed:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Warn that the log is incomplete. `logging` would print a traceback for each line."""
+        self._has_failed = True
+        reason = sys.exc_info()[1]
+        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
+
+    def close(self) -> None:
+        """Close the file. Lines that could not be written are lost."""
+        with suppress(OSError):
+            super().close()
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return the words of the system for an error of a file."""
+    return str(getattr(error, "strerror", None) or error).lower()
+
+
 def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logging.Handler:
     """Open a log file, to append lines to it.
 
@@ -246,15 +287,15 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
         OutputError: if the file cannot be written.
     """
     try:
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = LogFile(path, formatter)
         if private:
             path.chmod(0o600)
     except OSError as error:
+        fault = "it is a link" if path.is_symlink() else _reason(error)
         raise OutputError(
-            f"{path}: cannot be written: {(error.strerror or str(error)).lower()}. Change the "
-            "permissions, or name another folder."
+            f"{path}: cannot be written: {fault}. Remove the file, change the permissions, or name "
+            "another folder."
         ) from error
-    handler.setFormatter(formatter)
     return handler
 
 

@@ -24,7 +24,15 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.cases import is_same_grid, read_mask, read_reference
+from lesionseg.io.cases import (
+    BY_INDEX,
+    MIN_OVERLAP,
+    check_header,
+    is_same_grid,
+    read_mask,
+    read_reference,
+)
+from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.predictions import PredictionFiles, read_shape
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
@@ -71,8 +79,8 @@ def match_cases(
         options: settings for matching.
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
-        faults: a list to which the problems of cases are appended. Such a case is left out and
-            named in a warning. None: the first error is raised.
+        faults: a list to which the problems of cases are appended. Such a case is left out. None:
+            the first error is raised.
     """
     numbers = LabelNumbers(options.dataset.labels if options.dataset else None)
     with bar("Scoring", progress) as advance:
@@ -83,7 +91,6 @@ def match_cases(
                 if faults is None:
                     raise
                 faults.append(Problem(files.case, str(error)))
-                log.warning("Not scored, %s: %s", files.case, error)
             else:
                 yield matched
             advance(files.case, done, len(cases))
@@ -140,8 +147,10 @@ def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
             grid = read_geometry(files.reference, raster_mm=files.pixel_mm)
         reference = read_reference(files, dataset, grid)
     else:
-        path = files.reference
-        reference = None if path is None else read_mask(path, raster_mm=files.pixel_mm)
+        reference = None
+        if files.reference is not None:
+            reference = read_mask(files.reference, raster_mm=files.pixel_mm)
+            require_exact_values(files.reference, np.asarray(reference.labels))
     if reference is None:
         raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")
     return reference
@@ -165,11 +174,12 @@ def read_on_grid(
         geometry: the grid of the reference.
         resample: resample a prediction on another grid.
         binary: see `read_prediction`.
-        by_image: grids of equal shape and spacing are the same.
+        by_image: grids of equal shape and spacing are the same, see `is_same_grid`.
 
     Raises:
         GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
-            resampled.
+            resampled, or less than half of the smaller grid is inside the other one, or if a header
+            was lost.
     """
     path = files.instances or files.mask
     # the grid of the prediction's own file; None for boxes on the grid of the reference
@@ -187,12 +197,20 @@ def read_on_grid(
         own = Geometry(own.shape, geometry.affine @ to_reference)
     if own is None or is_same_grid(own, geometry, by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+    where = str(path or files.candidates)
+    check_header(where, own, "its reference", geometry, f", or use {BY_INDEX}")
+    check_header("The reference", geometry, where, own)
     if not resample:
-        where = path or files.candidates
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is not on the grid of its reference "
             f"{geometry.describe()}: {own.describe_difference(geometry)}. Give resample=true, "
             "or resample it with the program that wrote it."
+        )
+    if own.overlap(geometry) < MIN_OVERLAP:
+        raise GeometryError(
+            f"{where}: the prediction {own.describe()} is located outside its reference "
+            f"{geometry.describe()}: less than half of the smaller grid is inside the other one. "
+            "Give the prediction of the same scan, or correct its header."
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
     grid = own if path is None else None  # masks state their grid

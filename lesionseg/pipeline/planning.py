@@ -41,14 +41,14 @@ from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
 from lesionseg.plan.rules import Decision
 from lesionseg.training.fit import check_trainer
-from lesionseg.training.objective import make_detection_loss, make_objective
+from lesionseg.training.objective import make_detection_loss, make_objective, some_batch
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     require_compiler,
     require_device,
     training_device,
 )
-from lesionseg.training.trial_steps import fit_to_memory, some_batch, try_steps
+from lesionseg.training.trial_steps import fit_to_memory, try_steps
 
 log = logging.getLogger(__name__)
 

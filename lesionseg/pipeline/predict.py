@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from lesionseg.config import PredictConfig, SeriesConfig
+from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.dicom.results import require_highdicom
@@ -73,6 +73,8 @@ def predict(
         OutputError: if another process writes to the output folder.
     """
     folder = download(cfg.output, new=True)
+    if not is_url(cfg.input):  # before the log is written into the folder
+        _check_places(Path(cfg.input), folder)
     is_whole = cfg.num_shards == 1
     # each shard writes its own table, so two processes never write the same file
     name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
@@ -299,9 +301,18 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
     slices of an archive, are included with the reason.
 
     Raises:
-        ConfigError: if the output is a file, or the input itself, or contains the input.
         DatasetError: if no scan is found.
     """
+    results = output.resolve()
+    found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
+    if not found.scans:
+        raise DatasetError(explain_nothing_found(source, found))
+    found = mark_unwanted_scans(found, series, plan, archive=is_archive(source))
+    return replace(found, scans=tuple(mark_clashes(found.scans)))
+
+
+def _check_places(source: Path, output: Path) -> None:
+    """Raise `ConfigError` if the output is a file, or the input itself, or contains the input."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
     if source.is_dir() and output.exists() and source.samefile(output):
@@ -317,8 +328,3 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
             f"output={output} contains the input {source}, so its scans would count as results. "
             "Name another folder."
         )
-    found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
-    if not found.scans:
-        raise DatasetError(explain_nothing_found(source, found))
-    found = mark_unwanted_scans(found, series, plan, archive=is_archive(source))
-    return replace(found, scans=tuple(mark_clashes(found.scans)))

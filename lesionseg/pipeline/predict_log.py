@@ -9,12 +9,12 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-from lesionseg import __version__
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
 from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
+from lesionseg.version import __version__
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
 _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": logging.WARNING}
@@ -95,7 +95,7 @@ def predict_log(
     except BaseException as error:
         text = str(error) if isinstance(error, LesionsegError) else repr(error)
         with suppress(OutputError):  # the log itself may be the file that cannot be written
-            log.note("error", f"The run ended: {text}.", logging.ERROR)
+            log.note("error", f"The run ended: {text.removesuffix('.')}.", logging.ERROR)
         raise
     finally:
         written = log.close()

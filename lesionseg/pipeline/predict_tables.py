@@ -126,6 +126,10 @@ class CaseRow:
             state=state,
         )
 
+    def as_kept(self) -> "CaseRow":
+        """Return the row in a later run: `done` means that the scan was predicted in this run."""
+        return replace(self, status="kept") if self.status == "done" else self
+
     def replaces(self, other: "CaseRow") -> bool:
         """Return True if the row replaces another row of its case.
 
@@ -211,7 +215,8 @@ class PredictOutcome(Outcome):
         accepted = count(sum(row.n_accepted for row in self.rows), "candidate")
         lines = [
             f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
-            f"from an earlier run, {n['failed']} failed; {accepted} accepted."
+            f"from an earlier run, {n['failed'] - known} failed"
+            f"{f', {known} failed before and unchanged' if known else ''}; {accepted} accepted."
         ]
         if n["warned"]:
             unlike = count(n["warned"], "scan is", "scans are")
@@ -221,8 +226,7 @@ class PredictOutcome(Outcome):
             lines.append(f"Blank: {blank} a channel without contrast, so nothing was detected.")
         if n["failed"]:
             lines.append(
-                f"Failed: {n['failed'] - known} in this run, {known} before and unchanged. "
-                f"{self.table} has the reasons; a file that changes is tried again."
+                f"Failed: {self.table} has the reasons; a file that changes is tried again."
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
@@ -288,7 +292,7 @@ def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
     checked = content.get("input_check") or {}
     stated_score = checked.get("score")
     score = stated_score if isinstance(stated_score, int | float) else None
-    status = "done"
+    status = "kept"
     if checked.get("blank"):
         status = "blank"
     elif InputCheckResult(score, empty=tuple(checked.get("empty") or ())).is_warned:
@@ -355,9 +359,15 @@ class PredictionTable:
                 # of equal times, the rows of the later table are kept
                 if case not in self.earlier or _last(rows) >= _last(self.earlier[case]):
                     self.earlier[case] = rows
-        self._rows = {case: rows for case, rows in self.earlier.items() if case in own}
+        self._rows = {
+            case: [row.as_kept() for row in rows]
+            for case, rows in self.earlier.items()
+            if case in own
+        }
         self._next_write = 0.0
-        self._is_written = True
+        self._is_written = all(
+            row.status != "done" for case in self._rows for row in self.earlier[case]
+        )
 
     def put(self, row: CaseRow) -> None:
         """Add or replace a row. A failure to write is only a warning, as `close` tries again."""
@@ -368,7 +378,7 @@ class PredictionTable:
             try:
                 self.close()
             except Exception as error:
-                logger.warning("%s cannot be written yet: %r", self.path.name, error)
+                logger.warning("The table is written later: %s", error)
 
     @property
     def rows(self) -> list[CaseRow]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-import lesionseg
 from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir, defaults
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
@@ -31,6 +30,7 @@ from lesionseg.pipeline.log import command_line, quoted_text
 from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import SOURCES, sources_of
 from lesionseg.plan.splits import Splits
+from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -365,7 +365,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     # the report reads the references again, by the same rules
     rules = {key: data[key] for key in ("min_readers", "merge_labels") if data.get(key)}
     return {
-        "lesionseg": lesionseg.__version__,
+        "lesionseg": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": packages,

@@ -9,7 +9,7 @@ from lesionseg.core.selection import CALIBRATION, OPERATING_POINT
 from lesionseg.errors import ContentError, count, format_score
 from lesionseg.evaluation import CaseResult, choose
 from lesionseg.evaluation.calibration import fit_calibration
-from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
+from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM, FEW_PATIENTS
 
 # every bundle stores a score for these
 AIMS = (
@@ -23,7 +23,6 @@ AIMS = (
     Aim("best_f1"),
 )
 _ROUNDING = 1e-9  # a rate that exceeds its limit by less is equal to it
-FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
 OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 _N_FOLDS = 5
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from lesionseg.config import TARGET, TrainConfig
 from lesionseg.core import Aim
 from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import untrusted_targets
-from lesionseg.errors import count
+from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.result_tables import scores_table
 from lesionseg.evaluation.scores import Scores
@@ -28,13 +28,17 @@ from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
 from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
-from lesionseg.pipeline.survey import ALL_FOLDS
+from lesionseg.pipeline.survey import ALL_FOLDS, folds_of
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
 from lesionseg.plan.make import network_spec
+from lesionseg.plan.plan import Plan
+from lesionseg.reporting.words import explain_excess
+from lesionseg.training.module import budget_text, resolve_budget
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, join_processes
 
 log = logging.getLogger(__name__)
 
+FEW_FOR_ONE_SPLIT = 10  # with fewer patients, cross-validation is offered
 ALL_FOLDS_NOTE = (
     "data.fold=all trains every fold in turn, and an ensemble of them predicts. The equivalent of "
     "nnU-Net's fold `all`, one network for all cases without validation, is "
@@ -127,6 +131,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             trained = cross_validate(experiment)
         else:
             plan = begin(experiment)
+            if is_rank_zero():
+                offer_folds(experiment, plan)
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run, is_first=False)
@@ -159,6 +165,27 @@ def needs_trust(cfg: TrainConfig) -> bool:
     return TARGET in network_spec(cfg.model) or bool(untrusted_targets(cfg.prepare.extra))
 
 
+def offer_folds(experiment: Experiment, plan: Plan) -> None:
+    """Warn before a training with few patients that cross-validation would use all of them."""
+    cfg = experiment.cfg
+    validated = {files.patient for files in experiment.survey.of_role("validation")}
+    n_patients = len(validated | {files.patient for files in experiment.survey.of_role("train")})
+    if cfg.data.fold is not None or not validated or n_patients >= FEW_FOR_ONE_SPLIT:
+        return
+    with suppress(DatasetError):  # a split file without folds, or too few patients for folds
+        n_folds = len(folds_of(experiment.survey, cfg.data))
+        budget = budget_text(resolve_budget(cfg.trainer, plan, experiment.device))
+        log.warning(
+            "Only %d patients: the threshold will be chosen on %d of them. data.fold=all chooses "
+            "it on all of them, but trains %d networks, each for %s. To use it, stop this training "
+            "and add data.fold=all.",
+            n_patients,
+            len(validated),
+            n_folds,
+            budget,
+        )
+
+
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:
     """Return the selection with its reasons, and warnings about the scores."""
     reasons = trained.predictor.selection.reasons
@@ -169,6 +196,9 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
             "Warning: the validation scores are not independent, because training and validation "
             "share a patient. Test on other patients before you rely on them."
         )
+    for role, found in scores.items():
+        if role not in trained.scores and (words := explain_excess(found, "threshold")):
+            lines.append(f"Warning, {role} cases: {words}")
     return lines + explain_nothing_found(scores)
 
 
@@ -181,8 +211,7 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     for role, found in scores.items():
         if found.n_lesions and not found.n_true_positive:
             lesions = count(found.n_lesions, "lesion")
-            minutes = found.provenance.training_minutes
-            took = f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
+            took = duration(found.provenance.training_minutes)
             lines.append(
                 f"It found none of {lesions} of the {role} cases after {took} of training."
             )

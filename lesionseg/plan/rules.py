@@ -44,6 +44,7 @@ LOCAL_SHARE = 0.05
 # returns the memory in GB of a training step with an architecture, a tile shape and a batch size
 StepGb = Callable[[Architecture, Sequence[int], int], float]
 GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
+NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
 # multiplications of a training step on a CPU: 1.4 s on two cores with 65·10⁹ per second
 CPU_MULTIPLICATIONS = 1.4 * 65e9
 LARGEST_CUBE = 80  # side in voxels of the largest cubic tile on a CPU
@@ -340,7 +341,9 @@ def budget(
     On a CPU, networks have 16 to 128 features. A step takes about 1.4 s on two cores, which compute
     65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
     to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
-    `step_gb`. Raises `ConfigError` for a GPU without `step_gb`.
+    `step_gb`. In 3-D it has at most 2 · 128³ voxels, because a training with larger steps has fewer
+    of them, and we have measured only that many steps and small tiles help small lesions. Raises
+    `ConfigError` for a GPU without `step_gb`.
     """
     if not device.startswith("cuda"):
         found = DeviceBudget(
@@ -355,8 +358,9 @@ def budget(
         return Decision(found, "planned for a CPU: a step takes about 1.4 s on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
+    most_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
     found = DeviceBudget(
-        partial(_fits_gpu, step_gb, memory_gb),
+        partial(_fits_gpu, step_gb, memory_gb, most_voxels),
         longest=256 if dims == 3 else 2048,
         base_features=32,
         widest=320,
@@ -364,7 +368,10 @@ def budget(
         start=64 if dims == 3 else 256,
         fills=True,
     )
-    return Decision(found, f"planned for a GPU with {memory_gb:.0f} GB of memory")
+    reason = f"planned for a GPU with {memory_gb:.0f} GB of memory"
+    if dims == 3:
+        reason += "; a step has at most 2 × 128³ voxels, as many as one of nnU-Net"
+    return Decision(found, reason)
 
 
 def _fits_cpu(n_channels: int, architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
@@ -373,10 +380,16 @@ def _fits_cpu(n_channels: int, architecture: Architecture, tile: Sequence[int], 
 
 
 def _fits_gpu(
-    step_gb: StepGb, memory_gb: float, architecture: Architecture, tile: Sequence[int], batch: int
+    step_gb: StepGb,
+    memory_gb: float,
+    most_voxels: float,
+    architecture: Architecture,
+    tile: Sequence[int],
+    batch: int,
 ) -> bool:
-    """Return True if a training step fits into the planned share of a GPU's memory."""
-    return step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
+    """Return True if a step has at most `most_voxels` and fits into the share of the memory."""
+    is_small = batch * prod(tile) <= most_voxels
+    return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
 
 def multiplications(

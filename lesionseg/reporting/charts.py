@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from lesionseg.errors import count
-from lesionseg.evaluation.intervals import wilson_interval
+from lesionseg.errors import count, format_score
+from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
 from lesionseg.reporting.evaluation_tables import Tables
 from lesionseg.reporting.rendering import rate
@@ -40,10 +40,18 @@ RC: Any = {
 }
 MOST_SUBGROUPS = 24  # in their chart
 MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
+RELIABLE = 10  # intervals of fewer patients are dashed
+DASHED = (0, (3, 2))  # style of a line
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
 LAST_RATE = 8.0
+# columns of metrics.csv in words
+CURVES = {
+    "grad_share/lesion": "share of the gradient from lesions",
+    "grad_share/hard_background": "share of the gradient from the hardest 1 % of background",
+    "p/lesion": "mean probability in lesions",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,18 +106,22 @@ def size_chart(tables: Tables) -> Chart | None:
     patients = list(tables.lesions["group"].unique())
     who = "patient" if tables.patients_stated else "scan"
     has_rings = 1 < len(patients) <= MOST_RINGS
-    has_dashes = False
+    numbers_of_patients = []
+    is_too_narrow = False
     for x, part in enumerate(bins):
         axes.bar(x, 1, color=MISSED, width=0.5)
         axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
-        if part.ci95:
-            axes.plot([x, x], part.ci95, color=INK, linewidth=1.4)
-        else:  # too few patients: an interval that takes lesions as independent
-            has_dashes = True
-            ends = wilson_interval(part.detected, part.n)
-            axes.plot([x, x], ends, color=INK, linestyle=(0, (3, 2)), linewidth=1.4)
+        shares = _shares_of_patients(tables, part)
+        numbers_of_patients.append(len(shares))
+        is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
+        style = DASHED if len(shares) < RELIABLE else "-"
+        ends = part.ci95 or _interval_of_few(part, len(shares))
+        axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if has_rings:
-            _draw_rings(axes, x, tables, part)
+            places = x + 0.32 + 0.05 * np.arange(len(shares))
+            axes.plot(
+                places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
+            )
     unit = tables.scores.size_unit
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
@@ -121,25 +133,32 @@ def size_chart(tables: Tables) -> Chart | None:
         caption += f" Sizes: diameter in {unit}."
     if has_rings:
         caption += f" Rings: one per {who}."
-    if has_dashes:
-        caption += (
-            " Dashed: 95 % interval that takes lesions as independent. It is too narrow, because "
-            f"fewer than {FEW} {who}s have lesions of such a size."
-        )
+    if min(numbers_of_patients) < RELIABLE:
+        caption += f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
+    if is_too_narrow:
+        caption += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
     title = "Lesions found, by size"
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
 
 
-def _draw_rings(axes: Axes, x: float, tables: Tables, part: SizeClass) -> None:
-    """Draw the share of lesions found of each patient to the right of the bar of a size class."""
+def _shares_of_patients(tables: Tables, part: SizeClass) -> pd.Series:
+    """Return the share of lesions found of each patient with lesions of a size class."""
     largest = np.inf if part.to_mm is None else part.to_mm
     sizes = tables.lesions[tables.size_column]
     own = tables.lesions[sizes.between(part.from_mm, largest, inclusive="left")]
-    shares = own.groupby("group")["detected"].mean()
-    places = x + 0.32 + 0.05 * np.arange(len(shares))
-    axes.plot(places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False)
+    return own.groupby("group")["detected"].mean()
+
+
+def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
+    """Return an interval for a size class of too few patients for that of scores.json.
+
+    It takes lesions as independent, unless all of them or none were found.
+    """
+    if part.detected in (0, part.n):
+        return all_or_none_interval(part.detected, n_patients)
+    return wilson_interval(part.detected, part.n)
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
@@ -192,7 +211,14 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
-        axes.text(aim.value, 0.02, f" set for {rate(aim.value)}", color="#555555", fontsize=9)
+        axes.text(
+            aim.value,
+            0.02,
+            f" set for {rate(aim.value)}",
+            color="#555555",
+            fontsize=9,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
     caption = _froc_caption(first, lower is not None, has_band, has_dots)
@@ -353,7 +379,7 @@ def dice_chart(tables: Tables) -> Chart | None:
     axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = f"The Dice of each scan. Dashed: mean {values.mean():.2f}."
+    caption = f"The Dice of each scan. Dashed: mean {format_score(values.mean())}."
     return Chart("Dice, scan by scan", caption, figure)
 
 
@@ -388,13 +414,16 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     for y, group in enumerate(groups[::-1]):
         recall = group.lesion_recall
         if recall.ci95:
-            axes.plot(recall.ci95, [y, y], color=INK, linewidth=1.2)
+            style = DASHED if group.n_groups < RELIABLE else "-"
+            axes.plot(recall.ci95, [y, y], color=INK, linestyle=style, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
     names = [f"{g.by}: {g.value} ({count(g.n_lesions, 'lesion')})" for g in groups[::-1]]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
-    caption = f"Lines: 95 % intervals, for {FEW} or more patients."
+    caption = (
+        f"Lines: 95 % intervals, for {FEW} or more patients, dashed for fewer than {RELIABLE}."
+    )
     if len(groups) < len(with_recall):
         caption += f" The first {len(groups)} of {len(with_recall)} subgroups; scores.json has all."
     return Chart("Subgroups", caption, figure)
@@ -408,13 +437,13 @@ def reliability_chart(tables: Tables) -> Chart | None:
     rows = [row for row in calibration.reliability if row.n]
     if not rows:
         return None
-    figure, axes = new_figure(4.2, 3.6)
+    figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     stated = [row.mean_probability for row in rows]
     true = [row.true_share for row in rows]
     areas = [20 + 3 * min(row.n, 60) for row in rows]  # larger dots for more candidates
-    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
     caption = f"On the line, the {calibration.of} equals the share of lesions."
     return Chart("Calibration", caption, figure)
@@ -466,8 +495,11 @@ def training_charts(history: Path) -> list[Chart]:
         figure, axes = new_figure()
         for name in names:
             values = numbers[name]
-            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=name)
+            words = CURVES.get(name, name.replace("_", " "))
+            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=words)
         axes.set_xlabel("step")
-        axes.legend(frameon=False, fontsize=8)
+        # above the axes, because curves may be anywhere within them
+        n_columns = 1 if any(name in CURVES for name in names) else 3
+        figure.legend(frameon=False, fontsize=9, loc="outside upper left", ncols=n_columns)
         charts.append(Chart(title, "From metrics.csv.", figure))
     return charts

@@ -10,7 +10,7 @@ from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import Card
 from lesionseg.reporting.rendering import Tile
-from lesionseg.reporting.words import Measure
+from lesionseg.reporting.words import Basis, Measure
 
 FILMS_ON_TOP = 3  # whole images on the first screen
 
@@ -51,8 +51,10 @@ class ReportContent:
         role: Role of the scans, followed by a separator. Empty if it is unknown or a tag names it.
         headline: One sentence about lesions and false positives.
         tiles: The four numbers of the first screen.
+        basis: Length of the training and choice of the limit. None if they are unknown.
         charts: The two charts of the first screen.
         pictures: Pictures of lesions and false positives.
+        n_found: Number of found lesions, with and without a picture.
         n_missed: Number of missed lesions, with and without a picture.
         n_false_positive: Number of false positives, with and without a picture.
         false_positive_rule: A sentence that says which markings are false positives.
@@ -74,8 +76,10 @@ class ReportContent:
     role: str
     headline: str
     tiles: Sequence[Tile]
+    basis: Basis | None
     charts: Sequence[Chart]
     pictures: Pictures
+    n_found: int
     n_missed: int
     n_false_positive: int
     false_positive_rule: str

@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
     "label_names": "Several labels have the same name.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",
-    "channels": "Channel files are missing or too many.",
+    "channels": "Channel files are missing, too many, or the mask of the case.",
     "geometry": "The files of the case are not on one grid, or slices are missing.",
     "not_finite": "The image contains NaN or infinite voxels.",
     "labels": "The reference contains values that are not labels, or does not fit its table.",
@@ -44,6 +44,7 @@ MEANING: Mapping[str, str] = {
     "model": "The model that train chooses:",
     "constant": "A channel has the same value everywhere.",
     "duplicate": "Two cases have the same image.",
+    "same_reference": "Two cases have the same mask.",
     "same_patient": "Two names seem to belong to the same patient: a split could separate them.",
     "leak": "The same image or patient has two roles, such as train and test.",
     "spacing": "The voxel size is far from that of the other cases.",
@@ -98,7 +99,7 @@ class CaseLook:
         shape: Shape of the image. Empty, like the following fields, if the case cannot be read.
         spacing_mm: Spacing along S, A and R; in 2-D down and across.
         diameters: Equivalent diameters of its lesions.
-        ranges: The 0.5, 50 and 99.5 percentiles of each channel.
+        ranges: The 0.5, 50 and 99.5 percentiles of each channel. NaN for a missing channel.
         picture: The picture as a data URI.
         taken: How a radiograph was acquired.
     """
@@ -128,6 +129,9 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     if case.reference is not None:
         mask = lesion_mask(case.reference)
         diameters = lesions_of(case.reference).diameters_mm.tolist()
+    ranges = [_measure_range(channel) for channel in image.array]
+    for channel in image.missing:
+        ranges[channel] = (np.nan, np.nan, np.nan)
     shown = image.array[0]
     if grid.dims == 2 and is_colour(files, len(image.array)):
         shown = np.moveaxis(image.array, 0, -1)
@@ -137,7 +141,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
         shape=tuple(grid.shape[axis] for axis in grid.canonical_order),
         spacing_mm=tuple(round(grid.spacing_mm[axis], 6) for axis in grid.canonical_order),
         diameters=tuple(diameters),
-        ranges=tuple(_measure_range(channel) for channel in image.array),
+        ranges=tuple(ranges),
         picture=draw_overview(shown, grid, mask),
         taken=taken,
     )
@@ -419,19 +423,20 @@ def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) 
         axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
     for index, channel in enumerate(channels):
-        # a case may lack the last channels
-        ranges = [look.ranges[index] for look in readable if len(look.ranges) > index]
+        ranges: dict[int, tuple[float, float, float]] = {}  # by the number of the case
+        for number, look in enumerate(looks, start=1):
+            if len(look.ranges) > index:  # a case may lack the last channels
+                ranges[number] = look.ranges[index]
         if ranges:
-            charts.append(_draw_intensities(channel, np.array(ranges)))
+            charts.append(_draw_intensities(channel, [*ranges], np.array([*ranges.values()])))
     if readable and unit != PIXELS:
         charts.append(_draw_spacings(np.array([look.spacing_mm for look in readable]), unit))
     return charts
 
 
-def _draw_intensities(channel: str, ranges: NDArray[np.float64]) -> Chart:
-    """Draw the percentiles `[n, 3]` of one channel, as in `CaseLook.ranges`."""
+def _draw_intensities(channel: str, numbers: Sequence[int], ranges: NDArray[np.float64]) -> Chart:
+    """Draw the percentiles `[n, 3]` of one channel, as in `CaseLook.ranges`, above case numbers."""
     figure, axes = new_figure()
-    numbers = np.arange(1, len(ranges) + 1)
     axes.vlines(numbers, ranges[:, 0], ranges[:, 2], color=FOUND)
     axes.plot(numbers, ranges[:, 1], "o", color="white", mec=FOUND, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lesionseg import __version__
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
@@ -26,6 +25,7 @@ from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import Tile, render
 from lesionseg.reporting.words import per_scan
+from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # colour of a lesion without a sure change
@@ -225,22 +225,23 @@ def write_follow_page(
     Args:
         path: The file to write.
         changes: The changes of all pairs.
-        names: The name of each pair on the page by its id, in the order of the page.
+        names: The name of each pair on the page by its id, also of pairs that were not compared.
         cards: The changes with their pictures.
         rule: The rule by which the changes were found.
         point: The operating point that accepts new lesions. None accepts all of them.
         unit: The unit of diameters.
-        alignments: How the visits of each pair were aligned, a key of `ALIGNED`.
+        alignments: How the visits of each compared pair were aligned, a key of `ALIGNED`, in the
+            order of the page.
 
     Returns:
         The path of the page.
     """
     accepted = [c for c in changes if c.accepted]
-    pairs = [_row_of_pair(case, names[case], changes) for case in names]
+    pairs = [_row_of_pair(case, names[case], changes) for case in alignments]
     kinds_of_alignment = list(dict.fromkeys(alignments.values()))
     if len(kinds_of_alignment) > 1:
-        for row, case in zip(pairs, names, strict=True):
-            row["aligned by"] = alignments[case]
+        for row, kind in zip(pairs, alignments.values(), strict=True):
+            row["aligned by"] = kind
     change_rows = [_row_of_change(names[c.case], c, unit) for c in accepted]
     has_volumes = any(
         c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
@@ -263,6 +264,7 @@ def write_follow_page(
         sections=_group_cards(cards),
         aligned=[(kind, ALIGNED[kind]) for kind in kinds_of_alignment],
         pairs=pairs,
+        not_compared=[name for case, name in names.items() if case not in alignments],
         changes=change_rows,
     )
     write_text(path, html)

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -19,14 +19,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lesionseg import __version__
 from lesionseg.io.files import atomic_path
 from lesionseg.reporting.charts import ACCENT, FOUND, RC, Chart
 from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.films import Film, FilmBox, FilmTag
 from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
-from lesionseg.reporting.rendering import Tile
+from lesionseg.reporting.rendering import Tile, cell
 from lesionseg.reporting.words import Measure
+from lesionseg.version import __version__
 
 # lengths are in inches
 WIDTH = 11.69
@@ -35,6 +35,7 @@ EDGE = 0.45
 GAP = 0.28  # between two charts
 WASH = "#f3f6f8"
 SOFT = "#555555"
+WARNING = "#b34700"  # a darker ACCENT, for text
 CHART = (WIDTH - 2 * EDGE - GAP) / 2  # width of a chart on page 1
 CHARTS_END = 5.5  # lower end of the charts of page 1 and of their captions
 CHART_TITLE = 0.24  # height of the title above a chart
@@ -49,6 +50,10 @@ SIDE = 1.18  # side of a picture on the following pages
 COLUMNS = 3  # of pictures
 PER_PAGE = 12  # pictures
 CAPTION = 96  # letters per line of the caption of a chart
+KEY = 4.6  # distance of the key of outlines from the left edge of page 1
+CASES_PER_PAGE = 40  # lines of the table of scans
+MOST_CASES = 200  # in this table
+MOST_LETTERS = 60  # of a cell of this table
 LINE = 0.14  # distance between two lines of a table
 NAME = 31  # letters per line of a name in a table
 # colour and style of an outline by its class in style.css
@@ -72,7 +77,8 @@ LETTER = 0.062  # mean width of a letter of 8 points
 def write_pdf(path: Path, content: ReportContent) -> None:
     """Write the report to a PDF.
 
-    Missed lesions have at most three pages, and none if the first page shows all of them.
+    Missed lesions have at most three pages and false positives one. They have none if the first
+    page shows all of them.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -93,18 +99,18 @@ def write_pdf(path: Path, content: ReportContent) -> None:
         pdf.savefig(_first_page(content))
         for page in _film_pages(content.pictures):
             pdf.savefig(page.figure)
-        missed = content.pictures.missed[: 3 * PER_PAGE]
-        if not content.pictures.films and len(missed) <= len(content.pictures.top):
-            missed = []
-        title = "Missed lesions, largest first"
-        if len(missed) < content.n_missed:
-            title += f" ({len(missed)} of {content.n_missed})"
-        for at in range(0, len(missed), PER_PAGE):
-            page = _Page()
-            page.text(EDGE, 0.5, title, 13, weight="bold")
-            _draw_cards(page, missed[at:][:PER_PAGE], 0.85)
-            pdf.savefig(page.figure)
-        for page in _number_pages(content):
+        pictures = content.pictures
+        missed = pictures.missed[: 3 * PER_PAGE]
+        if pictures.films or len(missed) > len(pictures.top):
+            title = "Missed lesions, largest first"
+            for page in _card_pages(title, missed, content.n_missed, pictures):
+                pdf.savefig(page.figure)
+        false = pictures.false_positives[:PER_PAGE]
+        if pictures.films or pictures.top or len(false) > COLUMNS:
+            title = "False positives, highest rating first"
+            for page in _card_pages(title, false, content.n_false_positive, pictures):
+                pdf.savefig(page.figure)
+        for page in [*_case_pages(content.case_rows), *_number_pages(content)]:
             pdf.savefig(page.figure)
 
 
@@ -167,6 +173,10 @@ def _first_page(content: ReportContent) -> Figure:
     page = _Page()
     y = _draw_header(page, content)
     _draw_tiles(page, content.tiles, y)
+    if content.basis is not None:
+        colour = WARNING if content.basis.is_weak else SOFT
+        page.text(EDGE, y + 0.83, content.basis.words, 8, color=colour)
+        y += 0.2
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
     if pictures.films:
@@ -182,12 +192,14 @@ def _first_page(content: ReportContent) -> Figure:
     elif pictures.top:
         words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
         page.text(EDGE, y, words, 11, weight="bold")
+        _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_missed(page, pictures, y + 0.22)
     elif pictures.false_positives:
         words = "The false positive"
         if content.n_false_positive > 1:
             words = "The false positives with the highest rating"
         page.text(EDGE, y, words, 11, weight="bold")
+        _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
     page.text(EDGE, 7.72, "Limitations. " + content.limitations, 9, 165)
@@ -241,16 +253,12 @@ def _draw_charts(page: _Page, charts: Sequence[Chart], y: float) -> float:
 
 
 def _draw_missed(page: _Page, pictures: Pictures, y: float) -> None:
-    """Draw the largest missed lesions, with their captions and the key of the outlines."""
+    """Draw the largest missed lesions, with their captions."""
     for k, card in enumerate(pictures.top):
         x = EDGE + 2.97 * k
         page.image(x, y, TOP_SIDE, TOP_SIDE, _decode_picture(card.uri))
         page.text(x + TOP_SIDE + 0.08, y, f"{card.size} · {card.case}", 8, weight="bold")
         page.text(x + TOP_SIDE + 0.08, y + 0.17, card.words, 8, 20)
-    for k, (name, words) in enumerate(pictures.outlines):
-        colour, style = LINE_STYLES[name]
-        page.line(9.4, y + 0.08 + 0.2 * k, 0.3, color=colour, linestyle=style, linewidth=2)
-        page.text(9.78, y + 0.01 + 0.2 * k, words, 8)
 
 
 def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
@@ -261,6 +269,32 @@ def _draw_cards(page: _Page, cards: Sequence[Card], top: float) -> None:
         y = top + row * (SIDE + 0.55)
         page.image(x, y, 3 * SIDE, SIDE, _decode_picture(card.uri))
         page.text(x, y + SIDE + 0.06, f"{card.size} · {card.case}: {card.words}", 7.5, 66)
+
+
+def _card_pages(
+    title: str, cards: Sequence[Card], n_in_all: int, pictures: Pictures
+) -> Iterator[_Page]:
+    """Yield pages of cards with the key of their outlines. The title states how many are shown."""
+    if len(cards) < n_in_all:
+        title += f" ({len(cards)} of {n_in_all})"
+    for at in range(0, len(cards), PER_PAGE):
+        page = _Page()
+        page.text(EDGE, 0.4, title, 13, weight="bold")
+        _draw_outline_key(page, pictures.outlines, EDGE, 0.68)
+        _draw_cards(page, cards[at:][:PER_PAGE], 0.92)
+        yield page
+
+
+def _draw_outline_key(
+    page: _Page, outlines: Sequence[tuple[str, str]], x: float, y: float
+) -> float:
+    """Draw the key of outlines in one row. Return its right end."""
+    for name, words in outlines:
+        colour, style = LINE_STYLES[name]
+        page.line(x, y + 0.08, 0.3, color=colour, linestyle=style, linewidth=2)
+        page.text(x + 0.36, y, words, 8)
+        x += 0.6 + LETTER * len(words)
+    return x
 
 
 def _film_pages(pictures: Pictures) -> list[_Page]:
@@ -365,12 +399,7 @@ def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: boo
 
     If all must be in one row, labels that do not fit are left to the following pages.
     """
-    x = EDGE
-    for name, words in pictures.film_outlines:
-        colour, style = LINE_STYLES[name]
-        page.line(x, y + 0.08, 0.3, color=colour, linestyle=style, linewidth=2)
-        page.text(x + 0.36, y, words, 8)
-        x += 0.6 + LETTER * len(words)
+    x = _draw_outline_key(page, pictures.film_outlines, EDGE, y)
     errors = "thick: missed lesion or false positive"
     page.text(x, y, errors, 8)
     if not pictures.labels:
@@ -394,6 +423,29 @@ def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: boo
         page.text(x + 0.26, y, label.name, 8)
         x += width
     return y + 0.22
+
+
+def _case_pages(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Page]:
+    """Yield pages with the table of the first `MOST_CASES` scans. Long texts are cut."""
+    for at in range(0, min(len(rows), MOST_CASES), CASES_PER_PAGE):
+        page = _Page()
+        title = "Patient by patient" if "patient" in rows[0] else "Scan by scan"
+        if len(rows) > MOST_CASES:
+            title += f" (the first {MOST_CASES} of {len(rows)})"
+        page.text(EDGE, 0.4, title, 13, weight="bold")
+        axes = page.figure.add_axes((EDGE / WIDTH, 0, 1, 1 - 0.7 / HEIGHT))
+        axes.set_axis_off()
+        table = axes.table(
+            [[cell(v)[:MOST_LETTERS] for v in row.values()] for row in rows[at:][:CASES_PER_PAGE]],
+            colLabels=list(rows[0]),
+            colLoc="right",
+            loc="upper left",
+            edges="horizontal",
+        )
+        table.auto_set_font_size(False)
+        table.set_fontsize(7.5)
+        table.auto_set_column_width(range(len(rows[0])))
+        yield page
 
 
 def _number_pages(content: ReportContent) -> list[_Page]:

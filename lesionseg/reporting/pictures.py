@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
@@ -31,6 +32,7 @@ FADED = 0.4  # opacity of all other outlines in a picture of one candidate
 REFERENCE = "#56b4e9"  # colour of the outline of the reference
 ACCEPTED = "#f0a500"  # colour of accepted candidates
 BELOW = "white"  # colour of candidates that are not accepted
+DARK_EDGE = [withStroke(linewidth=1.8, foreground="black")]  # of white marks on bright tissue
 # letters at the left and the upper edge of the axial, coronal and sagittal plane
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
@@ -145,8 +147,9 @@ def draw_cutout(
         centre = [middle[k] for k in in_plane]
         _crop(axes, image[tuple(index)], outlines, spacing[in_plane], centre, side, unit)
         left, upper = EDGES[axis]
-        axes.text(0.02, 0.5, left, color="white", fontsize=7, transform=axes.transAxes)
-        axes.text(0.5, 0.93, upper, color="white", fontsize=7, transform=axes.transAxes)
+        look: Any = {"color": "white", "fontsize": 7, "path_effects": DARK_EDGE}
+        axes.text(0.02, 0.5, left, transform=axes.transAxes, **look)
+        axes.text(0.5, 0.93, upper, transform=axes.transAxes, **look)
     return figure
 
 
@@ -283,7 +286,13 @@ def _crop(
     axes.set_xlim(x - side / 2, x + side / 2)
     bar_mm = _choose_bar(side)
     right = x + 0.44 * side
-    axes.plot([right - bar_mm, right], [y + 0.45 * side] * 2, color="white", lw=1.5)
+    axes.plot(
+        [right - bar_mm, right],
+        [y + 0.45 * side] * 2,
+        color="white",
+        lw=1.5,
+        path_effects=DARK_EDGE,
+    )
     axes.text(
         right,
         y + 0.43 * side,
@@ -292,6 +301,7 @@ def _crop(
         fontsize=7,
         ha="right",
         va="bottom",
+        path_effects=DARK_EDGE,
     )
 
 

@@ -1,13 +1,14 @@
 """Fill templates. The templates contain the words, and the filters of this file format numbers."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg import __version__
-from lesionseg.errors import count
+from lesionseg.errors import count, format_score
+from lesionseg.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -30,6 +31,15 @@ class Tile:
 def is_number(value: Any) -> bool:
     """Return True if the value of a table cell is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the names of the columns that have a number, which are aligned right.
+
+    >>> number_columns([{"scan": "a", "Dice": None}, {"scan": "b", "Dice": 0.5}])
+    {'Dice'}
+    """
+    return {name for row in rows for name, value in row.items() if is_number(value)}
 
 
 def percent(share: float | None) -> str:
@@ -64,7 +74,8 @@ def rate(value: float | None) -> str:
 def cell(value: Any) -> str:
     """Return the text of a table cell.
 
-    A float has three digits, True is yes, and None or NaN is a dash. Others are converted by `str`.
+    A float is formatted by `format_score`, True is yes, and None or NaN is a dash. Others are
+    converted by `str`.
     """
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     if is_missing:
@@ -72,7 +83,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return format_score(value)
     return str(value)
 
 
@@ -104,5 +115,9 @@ def _templates() -> "Environment":
     )
     environment.filters["cell"] = cell
     environment.filters["pixels"] = pixels
-    environment.globals |= {"count": count, "is_number": is_number, "version": __version__}
+    environment.globals |= {
+        "count": count,
+        "number_columns": number_columns,
+        "version": __version__,
+    }
     return environment

@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from lesionseg.errors import count, format_score
+from lesionseg.errors import count, duration, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SizeClass
+from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores, SizeClass
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
 MOST_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
+FEW_STEPS = 1000  # fewer training steps are stated in the warning colour
 NOT_STATED = "not stated"
 
 
@@ -215,35 +217,36 @@ def tags(tables: Tables) -> list[tuple[str, str]]:
         found.append(
             ("Not independent", "the program learned from other scans of the same patients")
         )
-    if words := explain_excess(tables):
+    if words := explain_excess(tables.scores):
         found.append(("False positives", words))
     return found
 
 
-def explain_excess(tables: Tables) -> str:
+def explain_excess(scores: Scores, noun: str = "limit") -> str:
     """Return a sentence if these scans have far more false positives than expected.
 
     This means at least twice as many, and more than chance explains. Otherwise the sentence is
     empty. The rate of the aim is compared if the aim is a rate, otherwise the expected rate.
+    `noun` is the word for the operating point.
     """
-    aim = tables.scores.operating_point.aim
-    expected = tables.scores.operating_point.expected_false_positives_per_case
+    aim = scores.operating_point.aim
+    expected = scores.operating_point.expected_false_positives_per_case
     if aim is not None and aim.kind == "fp_per_case":
         stated: float | None = aim.value
         verb = "is set for"
     else:
         stated = expected
         verb = "was expected to give"
-    n_false = tables.scores.n_false_positive
-    if stated is None or n_false == 0 or not len(tables.cases):
+    n_false = scores.n_false_positive
+    observed = scores.false_positives_per_case.value
+    if stated is None or not n_false or not observed:
         return ""
     allowed = max(stated, expected or 0.0)
-    observed = n_false / tables.n_scanned
-    lower_end = poisson_interval(n_false)[0] / tables.n_scanned  # of the 95 % interval
+    lower_end = observed * poisson_interval(n_false)[0] / n_false  # of the 95 % interval
     if observed < 2 * allowed or lower_end <= allowed:
         return ""
     return (
-        f"the limit {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
+        f"the {noun} {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
         "not suit these scans."
     )
 
@@ -379,7 +382,7 @@ def _false_positive_tile(tables: Tables) -> Tile:
     if note:
         words += f".{note}"
     is_many = value is not None and value > 2
-    is_excess = bool(explain_excess(tables))
+    is_excess = bool(explain_excess(tables.scores))
     return Tile(rate(value), words, weak=is_many or is_excess)
 
 
@@ -396,8 +399,7 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
         words += " The patients are not described."
     warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
     if warned:
-        verb = "differs" if warned == 1 else "differ"
-        words += f" {count(warned, 'scan')} {verb} from the training scans."
+        words += f" The program warned of {count(warned, 'scan')}."
     missing = tables.scores.missing_predictions
     if len(missing) == 1:
         words += " 1 scan has no result: its lesions count as missed."
@@ -408,6 +410,39 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
     elif tables.n_failed:
         words += f" {tables.n_failed} scans could not be scored and are not included."
     return words
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The training and the choice of the limit in words. `is_weak`: one of them had few data."""
+
+    words: str
+    is_weak: bool
+
+
+def basis(tables: Tables) -> Basis | None:
+    """State how long the program was trained, and on how many scans its limit was chosen.
+
+    Return None if the scores state neither, like those of an earlier version.
+    """
+    made = tables.scores.provenance
+    point = tables.scores.operating_point
+    parts = []
+    is_weak = False
+    if made.training_steps:
+        words = f"trained {count(made.training_steps, 'step')} in {duration(made.training_minutes)}"
+        if made.n_networks > 1:
+            words += f", {made.n_networks} networks together"
+        parts.append(words)
+        is_weak = made.training_steps < FEW_STEPS * made.n_networks
+    if point.n_cases is not None and tables.threshold is not None:
+        words = f"limit chosen on {count(point.n_cases, 'scan')}"
+        if point.n_patients != point.n_cases:
+            words += f" of {count(point.n_patients or 0, 'patient')}"
+        parts.append(f"{words} ({count(point.n_false_positives or 0, 'false positive')})")
+        is_weak |= (point.n_patients or 0) < FEW_PATIENTS
+    line = "; ".join(parts)
+    return Basis(f"{line[0].upper()}{line[1:]}.", is_weak) if line else None
 
 
 # --- lesions -------------------------------------------------------------------------------------
@@ -495,12 +530,12 @@ def _read_number(value: Any) -> float | None:
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     """Return two scores with enough digits to show that they differ.
 
-    >>> _format_distinct(0.3, 0.5), _format_distinct(0.4988, 0.5)
-    (('0.3', '0.5'), ('0.499', '0.5'))
+    >>> _format_distinct(0.3, 0.5), _format_distinct(0.49988, 0.5)
+    (('0.3', '0.5'), ('0.4999', '0.5'))
     """
     shown = format_score(score)
     shown_limit = format_score(limit)
-    digits = 3
+    digits = 4
     while shown == shown_limit and digits <= 9:
         shown = f"{score:.{digits}g}"
         shown_limit = f"{limit:.{digits}g}"
@@ -693,7 +728,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
         if isinstance(node, int):  # a number of cases or lesions has no interval
             value = str(node)
         elif node.value is not None:
-            value = f"{node.value:.3g}"
+            value = format_score(node.value)
             interval = node.ci95
             reason = node.reason or ""
         elif node.reason:
@@ -701,7 +736,7 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
             reason = node.reason
         else:
             continue
-        words = f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else reason
+        words = " to ".join(map(format_score, interval)) if interval else reason
         name, meaning = MEASURES[key]
         found.append(Measure(name.format_map(numbers), value, words, meaning.format_map(numbers)))
         reasons.append(None if interval else reason)

@@ -28,6 +28,7 @@ from lesionseg.reporting.rendering import render
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     QUESTIONS,
+    basis,
     false_positive_rule,
     false_positive_words,
     headline,
@@ -197,8 +198,10 @@ def _collect_content(
         role=f"{role_words(scores.evaluated_on)} · " if is_unseen else "",
         headline=headline(tables),
         tiles=tiles(tables),
+        basis=basis(tables),
         charts=charts,
         pictures=pictures,
+        n_found=int(tables.lesions["detected"].sum()),
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
         n_false_positive=scores.n_false_positive,
         false_positive_rule=false_positive_rule(tables),

@@ -157,6 +157,7 @@ class History(CSVLogger):
 
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
+        self._minutes = math.nan  # of the last row of a training step
         path = run_dir / "metrics.csv"
         rows = None
         if n_steps and path.is_file() and is_rank_zero():
@@ -166,6 +167,13 @@ class History(CSVLogger):
             with atomic_path(path) as temporary:
                 rows.to_csv(temporary, index=False)
             writer.metrics_keys = list(rows.columns)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Add a row, unless Lightning repeats the last one because the training ends."""
+        minutes = metrics.get("minutes")
+        if minutes is None or minutes != self._minutes:
+            super().log_metrics(metrics, step)
+        self._minutes = self._minutes if minutes is None else minutes
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
@@ -206,7 +214,7 @@ class Progress(pl.Callback):
             newest = float(logged["loss"])
             self.loss = newest if math.isnan(self.loss) else 0.8 * self.loss + 0.2 * newest
         # NaN: no loss has been logged yet
-        loss = "" if math.isnan(self.loss) else f", loss {self.loss:.3g}"
+        loss = "" if math.isnan(self.loss) else f", smoothed loss {self.loss:.3g}"
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
@@ -250,17 +258,20 @@ class FocalStatistics(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.latest: dict[str, float] = {}
+        self._on_device: dict[str, Tensor] = {}  # of the observed step; NaN if not defined
         self._rows: deque[dict[str, float]] = deque(maxlen=STRETCH)
         self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         """Observe the batch if its step is logged."""
-        self.latest = {}
+        self._on_device = {}
         module.observer = self.observe if module.is_logged else None
 
     def observe(self, finest: FinestLogits) -> None:
-        """Compute the probability in lesions, and register a hook for the gradient."""
+        """Compute the probability in lesions, and register a hook for the gradient.
+
+        The host does not wait for a GPU: the statistics stay on it until `latest` reads them.
+        """
         logits = finest.logits
         class_axis = finest.class_axis
         valid = finest.valid
@@ -275,31 +286,36 @@ class FocalStatistics(pl.Callback):
             lesion = lesion.any(1)
         lesion = lesion & valid
         background = ~lesion & valid
-        if lesion.any():
-            self.latest[P_NAME] = float(p[lesion].mean())
+        self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
         def compute_shares(gradient: Tensor) -> None:
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
-            total = float(size[valid].sum())
-            has_gradient = 0 < total < math.inf
-            if not has_gradient:
-                return
-            hard = _sum_of_hardest(size[background], p[background])
-            self.latest[HARD_NAME] = hard / total
-            self.latest[LESION_NAME] = float(size[lesion].sum()) / total
+            total = _sum_within(size, valid)
+            total = total.where(total.isfinite(), math.nan)  # 0 gives 0 / 0, which is NaN, too
+            self._on_device[HARD_NAME] = _sum_of_hardest(size, p, background) / total
+            self._on_device[LESION_NAME] = _sum_within(size, lesion) / total
 
         if logits.requires_grad:
             logits.register_hook(compute_shares)  # type: ignore[no-untyped-call]
 
+    def latest(self) -> dict[str, float]:
+        """Return the defined statistics of the observed step. A GPU is waited for once."""
+        if not self._on_device:
+            return {}
+        values = torch.stack(list(self._on_device.values())).tolist()
+        named = dict(zip(self._on_device, values, strict=True))
+        return {name: value for name, value in named.items() if not math.isnan(value)}
+
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Log the statistics of the step, and warn if those of the last steps show a fault."""
-        if not self.latest:
+        latest = self.latest()
+        if not latest:
             return
         module.count_skipped()
         if module.skipped_in_a_row:
             return
-        module.log_dict(self.latest)
-        self._rows.append(self.latest)
+        module.log_dict(latest)
+        self._rows.append(latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
         means = pd.DataFrame(list(self._rows)).mean()
@@ -309,15 +325,22 @@ class FocalStatistics(pl.Callback):
             log.warning("Step %d: %s", trainer.global_step, warnings[name])
 
 
-def _sum_of_hardest(size: Tensor, p: Tensor) -> float:
+def _sum_within(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the sum of the values in a mask. An index by the mask would wait for a GPU."""
+    return values.where(mask, 0).sum()
+
+
+def _sum_of_hardest(size: Tensor, p: Tensor, background: Tensor) -> Tensor:
     """Return the sum of `size` over the 1 % of background voxels with the highest probability `p`.
 
-    Both are `[n]`. The sum is over at least one voxel, and is 0 if there is no background.
+    All have the same shape. The sum is over at least one voxel, and is 0 if there is no background.
     """
-    if not len(p):
-        return 0.0
-    n_hardest = max(1, round(HARD_SHARE * len(p)))
-    return float(size[p.topk(n_hardest).indices].sum())
+    n_hardest = (HARD_SHARE * background.sum()).round().clamp_min(1)
+    most = max(1, round(HARD_SHARE * p.numel()))  # the host knows only this limit of `n_hardest`
+    hardest = p.masked_fill(~background, -1.0).flatten().topk(min(most, p.numel()))
+    is_counted = torch.arange(len(hardest.values), device=p.device) < n_hardest
+    is_counted &= hardest.values >= 0  # fewer voxels than that are background
+    return _sum_within(size.flatten()[hardest.indices], is_counted)
 
 
 def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:

@@ -24,11 +24,10 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import Dataset
 
-from lesionseg import errors
 from lesionseg.config import TrainConfig, TrainerConfig, build, check_arguments
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.errors import ConfigError, TrainingError, count, find_error
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import (
     TRUSTED,
@@ -71,7 +70,9 @@ CHECKPOINTS = Path("checkpoints")
 CHECKPOINT_EVERY = timedelta(seconds=15)
 STEPS_PER_EPOCH = 50  # the shares of kinds of tiles are exact over this many steps
 GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replaces it
-LOG_EVERY = 5  # default number of steps; trainer.lightning.log_every_n_steps replaces it
+# Default number of steps by device; trainer.lightning.log_every_n_steps replaces it. A GPU waits
+# for the host at each row of metrics.csv.
+LOG_EVERY = {"cpu": 5, "cuda": 50}
 SECONDS_TO_END = 10.0  # for a spawned process to end after an interruption
 # the error at the end of a traceback; its message may have several lines
 _ERROR_LINE = re.compile(r"^(?P<name>[\w.]+): (?P<message>.*)\Z", re.MULTILINE | re.DOTALL)
@@ -247,8 +248,8 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
     name = found["name"]
     message = found["message"].strip()
     # first, because the message of an own error may quote another error
-    kind = getattr(errors, name.removeprefix("lesionseg.errors."), None)
-    if isinstance(kind, type) and issubclass(kind, errors.LesionsegError):
+    kind = find_error(name.removeprefix("lesionseg.errors."))
+    if kind is not None:
         return kind(message)
     if name.endswith("MemoryError") or says_out_of_memory(message):
         return _out_of_memory(plan, message)
@@ -422,7 +423,7 @@ def _construct_trainer(
         "strategy": _choose_strategy(settings, environment),
         "precision": precision,
         "gradient_clip_val": GRADIENT_CLIP,
-        "log_every_n_steps": LOG_EVERY,
+        "log_every_n_steps": LOG_EVERY[device.type],
         "max_epochs": -1,  # the stream has no end; the budget ends the training
         "benchmark": device.type == "cuda",
         "use_distributed_sampler": False,
@@ -481,7 +482,7 @@ def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
     where = "training" if step is None else f"step {step} of training"
-    tiles = errors.count(plan.batch_size, "tile")
+    tiles = count(plan.batch_size, "tile")
     return ConfigError(
         f"Memory ran out in {where}, with {tiles} of {list(plan.tile_shape)} ({first_line(why)}). "
         f"End other programs on the device, or train with {remedy} in another run_dir."

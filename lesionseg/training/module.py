@@ -16,6 +16,8 @@ from lesionseg.losses import PositiveAverage, VoxelLoss
 from lesionseg.losses.base import own_sums
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
+from lesionseg.plan.rules import NNUNET_VOXELS
+from lesionseg.training.compilation import compile_step, is_compiled, keep_compiled_if_possible
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import n_processes, sum_over_processes
@@ -24,7 +26,6 @@ log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
 NNUNET_STEPS = 250_000  # nnU-Net's 1000 epochs of 250 steps
-NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
 LONG_MINUTES = 30.0  # a longer training is validated several times to choose the weights
 N_VALIDATIONS = 6  # of such a training
 VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
@@ -92,14 +93,22 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Prepare the sums over all processes, and compile the network if requested."""
+        """Prepare the sums over all processes, and compile the step if requested."""
         world = self.trainer.world_size
-        if isinstance(self.loss, VoxelLoss):
-            self.loss.sum_processes = own_sums if world == 1 else sum_over_processes
         n_tiles = self.plan.batch_size * world
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
-        if self.settings.compile:  # in place, so that the names of weights stay
-            self.network.compile()
+        voxel_loss = self.loss if isinstance(self.loss, VoxelLoss) else None
+        if voxel_loss is not None:
+            voxel_loss.sum_processes = own_sums
+        device = self.trainer.strategy.root_device
+        if is_compiled(self.settings, device.type):
+            self.network.to(device)
+            compile_step(self.network, self.objective if world == 1 else None, self.plan)
+            if self.settings.compile == "auto":
+                autocast = self.trainer.precision_plugin.forward_context
+                keep_compiled_if_possible(self.network, self.objective, self.plan, autocast)
+        if voxel_loss is not None and world > 1:  # a trial step does not wait for other processes
+            voxel_loss.sum_processes = sum_over_processes
 
     def on_train_start(self) -> None:
         """Start the clock, at the minutes of the checkpoint if a training is resumed."""
@@ -367,8 +376,8 @@ def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
 
 def budget_text(settings: TrainerConfig) -> str:
     """Return the limits of a resolved budget as text: "5 minutes or 300 steps"."""
-    limits = ((settings.max_minutes, "minutes"), (settings.max_steps, "steps"))
-    return " or ".join(f"{value:g} {unit}" for value, unit in limits if value)
+    limits = ((settings.max_minutes, "minute"), (settings.max_steps, "step"))
+    return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
 
 def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:

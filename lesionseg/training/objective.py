@@ -238,6 +238,19 @@ def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
     )
 
 
+def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
+    """Return a batch of noise with a lesion in the middle of each tile."""
+    noise = torch.Generator().manual_seed(0)
+    shape = (n_tiles, *plan.tile_shape)
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    middle = tuple(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape)
+    labels[(slice(None), *middle)] = 1
+    image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
+    valid = torch.ones(shape, dtype=torch.bool)
+    batch = {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return the targets on a grid that is `stride` times coarser.
 

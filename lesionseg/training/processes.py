@@ -39,20 +39,25 @@ def require_device(accelerator: str) -> None:
 
 
 def require_compiler(trainer: TrainerConfig) -> None:
-    """Raise `ConfigError` if `trainer.compile` needs a compiler that is missing (Linux only).
+    """Raise `ConfigError` if `trainer.compile=true` needs a compiler that is missing."""
+    missing = find_missing_compiler(training_device(trainer.accelerator))
+    if trainer.compile is True and missing:
+        raise ConfigError(
+            f"trainer.compile=true: torch.compile needs a compiler, and there is no {missing} "
+            "here. Install gcc and g++, or leave trainer.compile out."
+        )
+
+
+def find_missing_compiler(device: str) -> str:
+    """Return the names of the compilers of `torch.compile` if none is found (Linux only), or "".
 
     torch.compile translates the network to C++ on a CPU; on a GPU, Triton compiles its launchers.
     """
-    if not trainer.compile or sys.platform != "linux":
-        return
     names: tuple[str, ...] = (os.environ.get("CXX", "g++"),)
-    if training_device(trainer.accelerator) == "cuda":
+    if device == "cuda":
         names = (os.environ.get("CC", "gcc"), "clang")
-    if not any(shutil.which(name) for name in names):
-        raise ConfigError(
-            f"trainer.compile=true: torch.compile needs a compiler, and there is no "
-            f"{' or '.join(names)} here. Install gcc and g++, or leave trainer.compile out."
-        )
+    is_found = sys.platform != "linux" or any(shutil.which(name) for name in names)
+    return "" if is_found else " or ".join(names)
 
 
 def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":

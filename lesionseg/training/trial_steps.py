@@ -9,7 +9,6 @@ from collections.abc import Callable
 from math import prod
 
 import torch
-from torch import Tensor
 
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError, count
@@ -19,7 +18,7 @@ from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, describe_sides, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective
+from lesionseg.training.objective import make_objective, some_batch
 
 log = logging.getLogger(__name__)
 
@@ -146,19 +145,6 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
             optimiser.step()
     if gpu.type == "cuda":
         torch.cuda.synchronize()  # raise an error of queued operations here
-
-
-def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
-    """Return a batch of noise with a lesion in the middle of each tile."""
-    noise = torch.Generator().manual_seed(0)
-    shape = (n_tiles, *plan.tile_shape)
-    labels = torch.zeros(shape, dtype=torch.uint8)
-    middle = tuple(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape)
-    labels[(slice(None), *middle)] = 1
-    image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
-    valid = torch.ones(shape, dtype=torch.bool)
-    batch = {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _describe_size(plan: Plan) -> str:

@@ -57,6 +57,27 @@ def test_interval_contains_the_mean_and_equal_values_are_not_certain():
     assert 0.07 < high < 0.09
 
 
+@pytest.mark.parametrize("lesions", [[48, 2, 2, 1, 1], [1, 1, 1, 1, 1], [11, 11, 11, 11, 10]])
+def test_none_or_all_found_has_the_exact_interval_of_patients(lesions):
+    """A patient with most lesions must not reduce the sample to less than one patient."""
+    totals = np.array([*lesions, 0], float)  # a patient without lesions does not count
+    end = 1 - 0.025 ** (1 / 5)
+    assert proportion(0 * totals, totals, NONE).ci95 == pytest.approx((0, end))
+    assert proportion(totals, totals, NONE).ci95 == pytest.approx((1 - end, 1))
+
+
+@pytest.mark.parametrize("recall", [0.05, 0.95])
+def test_interval_of_few_patients_covers_a_recall_near_0_or_1(recall):
+    """Lesions of one patient are nearly all found or nearly all missed."""
+    rng = np.random.default_rng(0)
+    ends = []
+    for _ in range(400):
+        lesions = rng.integers(1, 30, 6)
+        found = rng.binomial(lesions, rng.beta(0.1 * recall, 0.1 * (1 - recall), 6))
+        ends.append(proportion(found.astype(float), lesions.astype(float), NONE).ci95)
+    assert np.mean([low <= recall <= high for low, high in ends]) >= 0.95
+
+
 # --- coverage of 95 % intervals in simulated studies of clustered patients ---
 
 

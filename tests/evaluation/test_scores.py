@@ -132,8 +132,8 @@ def test_scores_of_an_earlier_version_with_fewer_keys_are_read():
     [
         ([], "the key n_lesions is missing"),
         ({"cases": 3}, "the key n_lesions is missing"),
-        ({"n_lesions": "many"}, "n_lesions: many, "),
-        ({"lesion_recall": {"value": "high"}}, "lesion_recall.value: high, "),
+        ({"n_lesions": "many"}, "n_lesions: many "),
+        ({"lesion_recall": {"value": "high"}}, "lesion_recall.value: high "),
         ({"recall_by_size": [{"n": 1}]}, r"recall_by_size\[0\]"),
     ],
 )

@@ -5,10 +5,13 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from lesionseg.cli.compose import compose_files
 from lesionseg.config import TrainConfig, read
+from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, CandidateRule, Plan
+from lesionseg.training.objective import Objective, make_objective
 from tests.models.plans import plan_of
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
@@ -52,3 +55,8 @@ class Cubes:
         valid[:2] = False
         image = image + 3 * labels
         return {"image": image, "labels": labels, "instances": instances, "valid": valid}
+
+
+def make_step(plan: Plan, cfg: TrainConfig) -> tuple[nn.Module, Objective, Plan]:
+    """Return the network of a plan in train mode, its objective, and the plan."""
+    return build_network(plan).train(), make_objective(plan, cfg), plan

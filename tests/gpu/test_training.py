@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 from lesionseg.config import TrainConfig
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Plan
+from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.fit import fit
 from lesionseg.training.objective import Objective, Targets, make_objective
 from tests.gpu.plans import ARCHITECTURES, Cubes, card_config, card_plan
@@ -73,6 +74,32 @@ def test_step_on_a_card_equals_that_of_the_cpu_without_waits(
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value.detach(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet", "retinanet"])
+def test_statistics_of_a_step_on_a_card_equal_those_of_the_cpu_and_wait_once(name: str) -> None:
+    plan = card_plan(name)
+    cfg = card_config(f"model={name}")
+
+    def observed(device: str) -> FocalStatistics:
+        objective, targets, output, network = make_outputs(plan, cfg, device)
+        statistics = FocalStatistics()
+        statistics.observe(objective.finest_logits(output, targets))
+        compute_gradient(objective, targets, output, network)
+        return statistics
+
+    expected = observed("cpu").latest()
+    assert len(expected) == 3
+    with pretend_cards() as cards:
+        observed("cuda")  # makes constants
+        before = len(cards.waits)
+        statistics = observed("cuda")
+        waits_before_reading = len(cards.waits)
+        found = statistics.latest()
+        assert len(cards.waits) == waits_before_reading + 1
+        own = [wait for wait in cards.waits[before:-1] if "callbacks.py" in wait.place]
+    assert own == []
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 class WaitCounter(pl.Callback):

@@ -18,10 +18,12 @@ from lesionseg.core import (
     Selection,
     Volume,
 )
-from lesionseg.errors import ConfigError, ContentError, DatasetError
+from lesionseg.errors import ConfigError, ContentError, DatasetError, OutputError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.window import choose_device
+from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan
@@ -284,3 +286,38 @@ def test_probabilities_of_a_network_of_boxes_have_no_labels(rng):
     image = rng.normal(0, 1, (1, 32, 20)).astype(np.float32)
     found = predictor.probabilities(Volume(image, Geometry.from_spacing((32, 20), (1.0, 1.0))))
     assert (found.shape, found.dtype) == ((0, 32, 20), np.float32)
+
+
+@pytest.mark.parametrize("name", ["out", "out/found.nii.gz", "out/P1_mask.nii"])
+def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, name):
+    scan = nib.Nifti1Image(image.T, np.diag([-1.0, 1.0, 1.0, 1.0]))
+    nib.save(scan, tmp_path / "P1_0000.nii.gz")
+    prediction = predictor_of(Bright(), plan)(tmp_path / "P1_0000.nii.gz")
+    prediction.save(tmp_path / name)
+    path = tmp_path / "out" / "P1_mask.nii.gz" if name == "out" else tmp_path / name
+    saved = nib.load(path)
+    assert np.array_equal(saved.affine, scan.affine)
+    expected = np.asarray(saved.dataobj) > 0
+    assert dice(expected, image.T > 150) > 0.9
+    assert dice(expected, prediction.mask().T > 0) == 1
+    (found,) = (read_prediction(f) for f in find_predictions(tmp_path / "out").values())
+    assert [c.score for c in found.candidates] == [c.score for c in prediction.candidates]
+
+
+def test_mask_of_a_picture_is_saved_only_as_png(tmp_path):
+    grid = Geometry.from_spacing((8, 9), (1.0, 1.0))
+    prediction = ScanPrediction("P1", grid, (), np.zeros((8, 9), np.int32))
+    with pytest.raises(OutputError, match="PNG"):
+        prediction.save(tmp_path / "a.tif")
+    prediction.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()
+
+
+def test_warnings_of_a_scan_are_logged_and_returned(volume, plan, caplog):
+    predictor = predictor_of(Bright(), plan)
+    empty = np.zeros(SHAPE, np.float32)
+    prediction = predictor(empty, volume.geometry.affine)
+    (warning,) = prediction.warnings
+    assert warning == prediction.input.warning
+    assert warning in caplog.text
+    assert predictor(volume.array[0], volume.geometry.affine).warnings == ()

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Labels
-from lesionseg.errors import ContentError, DatasetError, GeometryError
+from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case, read_image, read_mask
 from lesionseg.io.inspection import inspect_case
+from lesionseg.io.volumes import read_volume
 
 
 @pytest.fixture
@@ -107,10 +109,12 @@ def test_picture_in_a_dataset_of_volumes_is_an_error(dataset, picture):
         read_image(picture, replace(dataset, channel_names=("T1",)))
 
 
-def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture):
+def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture, tmp_path):
     files = replace(picture, columns={"pixel_mm": "0.5"})
     flat = replace(dataset, dims=2, channel_names=("image",))
-    case = read_case(replace(files, reference=files.images[0]), flat)
+    mask = tmp_path / "m.png"
+    mask.write_bytes(files.images[0].read_bytes())
+    case = read_case(replace(files, reference=mask), flat)
     assert case.image.geometry.spacing_mm == (0.5, 0.5)
     with pytest.raises(DatasetError, match="pixel_mm of 'A'"):
         read_image(replace(files, columns={"pixel_mm": "half"}), flat)
@@ -129,6 +133,46 @@ def test_mask_of_any_dtype_gives_the_same_labels(tmp_path, write_nifti):
         labels = read_mask(write_nifti(tmp_path / "m.nii.gz", mask)).labels
         assert labels.dtype == np.uint16
         assert np.unique(labels).tolist() == [0, 7, 300]
+
+
+def test_labels_that_the_header_scales_are_rounded_with_a_warning(tmp_path, write_nifti, caplog):
+    mask = np.zeros((5, 4, 3), np.float32)
+    mask[0, 0, 0] = 1.0000153
+    mask[1, 1, 1] = 1.9992
+    labels = read_mask(write_nifti(tmp_path / "m.nii.gz", mask)).labels
+    assert np.unique(labels).tolist() == [0, 1, 2]
+    assert "m.nii.gz: mask values such as 1.0000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [([0.2, 1.0], "threshold"), ([0.5, 3.0], "nearest-neighbour"), ([1, np.inf], "such as inf")],
+)
+def test_mask_values_that_are_not_integers_are_an_error(tmp_path, write_nifti, values, words):
+    mask = np.zeros((5, 4, 3), np.float32)
+    mask[0, 0, :2] = values
+    with pytest.raises(ContentError, match=rf"m\.nii.*{words}"):
+        read_mask(write_nifti(tmp_path / "m.nii", mask))
+
+
+@pytest.mark.parametrize("name", ["m.nii.gz", "m.nrrd"])
+def test_mask_of_several_layers_gets_advice_for_masks(tmp_path, write_nifti, name):
+    path = tmp_path / name
+    if name.endswith(".nrrd"):
+        layers = np.zeros((3, 4, 5, 2), np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(layers, isVector=True), str(path))
+    else:
+        write_nifti(path, np.zeros((5, 4, 3, 2), np.uint8))
+    with pytest.raises(ReadError, match="one label map"):
+        read_mask(path)
+    with pytest.raises(ReadError, match="_0000"):
+        read_volume(path)
+
+
+def test_voxels_beyond_the_range_of_32_bits_are_not_called_infinite(dataset, write_nifti):
+    write_nifti(dataset.root / "A_0001.nii.gz", np.full((5, 4, 3), 1e300))
+    with pytest.raises(ContentError, match="60 voxels are beyond"):
+        read_case(dataset.cases[0], dataset)
 
 
 def test_nan_voxels_become_background_if_declared(dataset, write_nifti):
@@ -167,7 +211,7 @@ def test_nan_in_a_mask_becomes_background_if_declared(dataset, write_nifti):
     mask[0, 1, 2] = 1
     mask[1, 1, 1] = 0
     write_nifti(dataset.root / "A.nii.gz", mask)
-    with pytest.raises(ContentError, match="such as nan"):
+    with pytest.raises(ContentError, match=r"data\.nan=background"):
         read_case(dataset.cases[0], dataset)
     labels = read_case(dataset.cases[0], replace(dataset, nan_background=True)).reference.labels
     assert np.argwhere(labels).tolist() == [[2, 1, 0]]

@@ -132,6 +132,21 @@ def test_duplicate_slices_are_an_error(series, grid):
         read_volume(series({2: slice_elements(grid, 1)}))
 
 
+def test_copy_of_a_slice_is_left_out_with_a_warning(series, grid, caplog):
+    folder = series()
+    expected = read_volume(folder)
+    (folder / "c (1).dcm").write_bytes((folder / "c.dcm").read_bytes())
+    np.testing.assert_array_equal(read_volume(folder).array, expected.array)
+    assert "c.dcm is a copy of c (1).dcm" in caplog.text
+
+
+def test_frames_of_one_file_at_one_place_get_advice_that_can_be_followed(grid, tmp_path):
+    frames = [(z, VOXELS[z], {}) for z in (0, 1, 2, 0, 1, 2)]
+    path = dicom.write_frames(tmp_path / "a.dcm", grid, frames, dicom.ENHANCED_MR, Modality="MR")
+    with pytest.raises(GeometryError, match="dcm2niix"):
+        read_volume(path)
+
+
 def test_distances_between_slices_that_differ_by_over_5_percent_are_an_error(series, grid):
     read_volume(series({2: {"ImagePositionPatient": to_lps(grid, (2.04, 0, 0))}}))
     with pytest.raises(GeometryError, match="not evenly spaced"):
@@ -416,6 +431,16 @@ def test_padding_is_ignored_except_for_lesions(tmp_path):
         np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
 
 
+def test_padding_written_as_unsigned_number_is_found_in_signed_pixels(tmp_path):
+    pixels = PIXELS.astype(np.int16)
+    pixels[0, 0] = -2000
+    path = write_dicom_file(tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX")
+    header = dcmread(path)
+    header.add_new("PixelPaddingValue", "US", 63536)
+    header.save_as(path)
+    np.testing.assert_array_equal(read_volume(path).valid, [[0, 1, 1], [1, 1, 1]])
+
+
 def test_padding_of_the_whole_image_is_not_used(tmp_path):
     path = write_xray(tmp_path / "b.dcm", PixelPaddingValue=0, PixelPaddingRangeLimit=500)
     assert read_volume(path).valid is None
@@ -510,6 +535,26 @@ def test_seg_is_read_as_label_values(series, grid, tmp_path):
     labels, ignore = read_masks(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
     np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
     np.testing.assert_array_equal(ignore, make_mask((2, 2, 2)))
+
+
+def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path):
+    series()
+    drawn = make_mask((1, 2, 3)) + 2 * make_mask((4, 3, 5))
+    segments = [
+        dicom.make_item(SegmentNumber=n, SegmentLabel=name)
+        for n, name in enumerate(("Background", "lesion", "cyst"))
+    ]
+    dicom.write_frames(
+        tmp_path / "seg.dcm",
+        grid,
+        [(z, drawn[z].astype(np.uint16), {}) for z in range(5)],
+        "1.2.840.10008.5.1.4.1.1.66.7",
+        SegmentSequence=Sequence(segments),
+        SegmentationType="LABELMAP",
+        Modality="SEG",
+    )
+    labels, _ = read_masks(tmp_path, "seg.dcm", '{"1": "cyst", "2": "lesion"}')
+    np.testing.assert_array_equal(labels, make_mask((4, 3, 5)) + 2 * make_mask((1, 2, 3)))
 
 
 def test_seg_without_a_known_label_is_an_error(series, grid, tmp_path):

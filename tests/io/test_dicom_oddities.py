@@ -360,6 +360,23 @@ def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax
     np.testing.assert_array_equal(read_volume(path).array[0], pixels)
 
 
+@pytest.mark.parametrize("is_signed", [False, True])
+@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
+def test_bits_above_bits_stored_are_not_part_of_the_value(
+    tmp_path, rng, is_signed, name, syntax, encode
+):
+    values = rng.integers(0, 2**11, (24, 32)).astype(np.uint16)
+    expected = values.astype(int) - 1000 if is_signed else values
+    stored = (expected.astype(np.int64) & 0xFFF).astype(np.uint16)
+    if not is_signed:
+        stored[4:9] |= 0x8000  # an overlay
+    path = write_compressed(tmp_path / "a.dcm", stored, encode(stored, 16), syntax, 12)
+    header = dcmread(path)
+    header.PixelRepresentation = int(is_signed)
+    header.save_as(path)
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
 def test_blank_image_passes_the_size_check(tmp_path, bits, name, syntax, encode):
@@ -377,6 +394,15 @@ def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeyp
     monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
     with pytest.raises(ReadError, match=r"a\.dcm: .*JPEG Lossless.*pip install .*python-gdcm"):
+        read_volume(path)
+
+
+def test_error_for_htj2k_lists_the_decoder_that_is_missing(tmp_path, monkeypatch):
+    pixels = PIXELS.astype(np.uint16)
+    path = write_compressed(tmp_path / "a.dcm", pixels, b"\0" * 40, uid.HTJ2KLossless, 12)
+    monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
+    monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
+    with pytest.raises(ReadError, match=r"a\.dcm: .*pylibjpeg-openjpeg>=2"):
         read_volume(path)
 
 

@@ -130,6 +130,8 @@ DAMAGED = [
     (read_yaml, b""),
     (read_yaml, b"a: &a [*a]"),
     (read_yaml, make_yaml_bomb()),
+    (read_yaml, b"names: " + b"[" * 100_000),
+    (read_yaml, b"names: " + b"[ #]\n" * 20_000),
     (read_csv, b""),
     (read_csv, b"a\n1,2\n"),
     (read_csv, b"a\n\xff\n"),

@@ -557,3 +557,19 @@ def test_blank_picture_passes_the_size_check(tmp_path, compression):
     blank = Image.new("1" if compression == "group4" else "L", (6000, 5000))
     blank.save(path, compression=compression)
     assert not read_raster(path).array.any()
+
+
+@pytest.mark.parametrize("n_pages", [1, 3, 120])
+def test_tiff_whose_pages_form_a_loop_is_an_error_at_once(tmp_path, n_pages):
+    path = tmp_path / "a.tif"
+    for _ in range(n_pages):
+        tifffile.imwrite(path, np.zeros((4, 5), np.uint8), append=True, metadata=None)
+    with tifffile.TiffFile(path) as tiff:
+        first = tiff.pages[0].offset
+        last = tiff.pages[-1]
+        place = last.offset + 2 + 12 * len(last.tags)  # of the offset of the next page
+    content = bytearray(path.read_bytes())
+    content[place : place + 4] = first.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(ReadError, match=r"a\.tif: the pages form a loop"):
+        read_raster(path)

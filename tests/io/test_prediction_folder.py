@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from contextlib import suppress
 
 import pytest
@@ -313,3 +314,19 @@ def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
     os.utime(file, ns=(10**18, 10**18))
     assert file_state([file]) != before
     assert file_state([file]) == file_state([file])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("ending", ["moving", "part"])
+def test_files_behind_a_link_are_not_moved(tmp_path, ending):
+    """A link under the name of an unfinished case may lead to any folder of the user."""
+    other = tmp_path / "documents"
+    other.mkdir()
+    for name in ("keep", "a_candidates.json"):
+        (other / name).write_text("{}")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / f".a.{ending}").symlink_to(other)
+    assert PredictionFolder(folder).recover_all() == []
+    assert sorted(path.name for path in other.iterdir()) == ["a_candidates.json", "keep"]
+    assert not list(folder.iterdir())

@@ -122,3 +122,26 @@ def test_error_names_a_missing_or_unknown_url(tmp_path):
         download("memory://nothing", str(tmp_path))
     with pytest.raises(ConfigError, match="nosuch://x"):
         download("nosuch://x", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "message", "advised"),
+    [
+        ("hf://datasets/x", "Install huggingface_hub to access HfFileSystem", "huggingface_hub"),
+        ("gs://bucket/x", "Please install gcsfs to access Google Storage", "gcsfs"),
+        ("s3://bucket/x", "Install s3fs to access S3", "pip install"),
+        (
+            "hf://datasets/x",
+            "No module named 'fsspec'",
+            "pip install",
+        ),
+    ],
+)
+def test_missing_package_of_a_store_is_named(tmp_path, monkeypatch, url, message, advised):
+    def refuse(place, **_):
+        raise ImportError(message)
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    with pytest.raises(ConfigError, match=advised) as caught:
+        download(url, str(tmp_path))
+    assert ("pip install" in str(caught.value)) == ("pip" in advised)

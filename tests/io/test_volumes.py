@@ -28,6 +28,11 @@ def make_ramp(geometry, dtype="int16"):
     return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
+def one_channel(root):
+    """Make a dataset of volumes with one channel."""
+    return Dataset("scans", root, "files", 3, ("T1",), Labels.of({1: "lesion"}), ())
+
+
 def check_round_trip(path, volume, raster_mm=None):
     """Check that a volume is read as it was written. Return the volume that was read."""
     write_volume(path, volume)
@@ -183,6 +188,75 @@ def test_mask_is_written_in_the_unit_of_length_of_the_scan(tmp_path, unit, mm, c
     assert read_geometry(path).matches(geometry, 1e-4)
 
 
+def write_header(path, q_code, s_code, sform=None, **fields):
+    """Write a NIfTI scan with voxels of 3 × 2 × 1.5 mm and change fields of its header."""
+    affine = np.diag([1.5, 2.0, 3.0, 1])
+    image = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), affine)
+    image.set_qform(affine, q_code)
+    image.set_sform(affine if sform is None else sform, s_code)
+    nibabel.save(image, path)
+    header = nibabel.Nifti1Header(path.read_bytes()[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    return path
+
+
+NAN = float("nan")
+LONG = ((1 + 2e-6) / 2) ** 0.5  # two such components make a quaternion that is longer than 1
+NO_QUATERNION = {"quatern_b": NAN, "quatern_c": NAN, "quatern_d": NAN}
+UNKNOWN_SIZE = {"pixdim": [1, 1.5, 2, 0, 0, 0, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("codes", "fields"),
+    [
+        ((0, 1), UNKNOWN_SIZE),
+        ((1, 1), NO_QUATERNION),
+        ((1, 0), {"quatern_b": LONG, "quatern_c": LONG}),
+        ((1, 1), {"quatern_b": 3}),
+    ],
+    ids=["pixdim 0", "quaternion of NaN", "quaternion rounded up", "no unit quaternion"],
+)
+def test_header_with_one_valid_form_is_read_without_a_remark(tmp_path, caplog, codes, fields):
+    path = write_header(tmp_path / "a.nii", *codes, **fields)
+    assert read_geometry(path).spacing_mm == pytest.approx((3, 2, 1.5))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("codes", "fields", "words"),
+    [
+        ((0, 0), UNKNOWN_SIZE, "voxel size is unknown"),
+        ((1, 0), UNKNOWN_SIZE, "voxel size is unknown"),
+        ((1, 0), NO_QUATERNION, "qform of the header contains NaN"),
+        ((1, 1), {"srow_x": [NAN, 0, 0, 0]}, "set sform_code to 0"),
+    ],
+)
+def test_header_without_size_or_position_is_an_error(tmp_path, codes, fields, words):
+    path = write_header(tmp_path / "a.nii", *codes, **fields)
+    with pytest.raises(ReadError, match=rf"a\.nii: .*{words}"):
+        read_geometry(path)
+
+
+@pytest.mark.parametrize(
+    ("codes", "sform", "words"),
+    [
+        ((1, 1), [-1.5, 2, 3, 1], "left and right"),
+        ((0, 1), [3, 4, 6, 1], "pixdim states 1.5 × 2 × 3 mm"),
+        ((1, 1), [1.5, 2, 3.01, 1], None),
+    ],
+)
+def test_contradictions_of_a_header_are_remarks_of_its_volume(tmp_path, codes, sform, words):
+    path = write_header(tmp_path / "a.nii", *codes, sform=np.diag(sform))
+    for _ in range(2):  # the second time, the log does not repeat the warning
+        remarks = read_image(CaseFiles("a", (path,)), one_channel(tmp_path)).remarks
+        assert len(remarks) == (words is not None)
+        if words:
+            assert remarks[0].startswith("a.nii: ")
+            assert words in remarks[0]
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_compression_of_nifti_is_recognised_by_content_not_by_suffix(tmp_path, write_nifti, name):
     array = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
@@ -333,3 +407,45 @@ def test_truncated_or_damaged_voxels_are_an_error(tmp_path, suffix, rng):
         path.write_bytes(content)
         with pytest.raises(ReadError, match="cut"):
             read_volume(path)
+
+
+@pytest.mark.parametrize("kind", ["one member", "two members", "bytes after the voxels", "scaled"])
+def test_large_gzip_is_read_like_a_small_one(tmp_path, monkeypatch, write_nifti, rng, kind):
+    array = rng.normal(size=(5, 6, 7)).astype(np.float32)
+    path = write_nifti(tmp_path / "a.nii", array)
+    content = path.read_bytes()
+    if kind == "scaled":
+        image = nibabel.load(path)
+        image.header.set_slope_inter(2, 1)
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), image.affine, image.header), path)
+        content = path.read_bytes()
+    packed = gzip.compress(content)
+    if kind == "two members":
+        packed = gzip.compress(content[:500]) + gzip.compress(content[500:])
+    if kind == "bytes after the voxels":
+        packed = gzip.compress(content + b"more")
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(packed)
+    expected = read_volume(path)
+    monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
+    found = read_volume(path)
+    assert found.array.dtype == expected.array.dtype
+    np.testing.assert_array_equal(found.array, expected.array)
+    assert found.geometry.matches(expected.geometry)
+
+
+@pytest.mark.parametrize("damage", ["checksum", "truncated", "bytes after the stream", "voxels"])
+def test_damaged_large_gzip_is_an_error(tmp_path, monkeypatch, write_nifti, rng, damage):
+    monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
+    content = write_nifti(tmp_path / "a.nii", rng.normal(size=(5, 6, 7))).read_bytes()
+    packed = gzip.compress(content[:-8] if damage == "voxels" else content)
+    damaged = {
+        "checksum": packed[:-8] + b"abcd" + packed[-4:],
+        "truncated": packed[:-9],
+        "bytes after the stream": packed + b"junkjunk",
+        "voxels": packed,
+    }
+    path = tmp_path / "b.nii.gz"
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ReadError, match=r"b\.nii\.gz"):
+        read_volume(path)

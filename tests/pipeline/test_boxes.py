@@ -2,7 +2,6 @@
 
 import pytest
 
-from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
@@ -136,11 +135,3 @@ def test_labels_without_a_common_name_are_one_error(films, tmp_path):
     with pytest.raises(DatasetError, match="have no name in common") as caught:
         evaluate(films, found, tmp_path / "a", replicates=5)
     assert str(caught.value).count("have no name in common") == 1
-
-
-def test_message_of_unknown_layout_names_the_known_ones(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("")
-    assert run("prepare", [f"data.root={tmp_path}"]) != 0
-    shown = capsys.readouterr()
-    for layout in ("boxes.csv", "data.yaml", "VinDr-CXR", "stage_2_train_labels.csv"):
-        assert layout in shown.out + shown.err

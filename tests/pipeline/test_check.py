@@ -12,9 +12,10 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
-from lesionseg.config import DataConfig
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
+from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.survey import take_survey
@@ -177,6 +178,13 @@ def test_training_comes_next_only_if_no_case_has_an_error(outcome, broken_datase
     assert "train data.root=" in replace(outcome, findings=tuple(warned)).next
 
 
+def test_next_command_keeps_the_run_dir_of_the_check(broken_dataset, tmp_path):
+    cfg = TrainConfig.of(data={"root": str(broken_dataset)}, run_dir="runs/mine")
+    dataset = read_dataset(broken_dataset, lenient=True)
+    checked = check_dataset(dataset, tmp_path / "page.html", cfg=cfg)
+    assert "run_dir=runs/mine" in checked.next
+
+
 @pytest.mark.parametrize(
     ("first", "second", "is_leak"),
     [
@@ -263,7 +271,7 @@ def test_training_is_not_offered_if_the_reference_column_is_misnamed(tmp_path, c
     assert "Did you mean 'reference'?" in printed
     assert "there is no reference to learn from" in printed
     assert "train data.root" not in printed
-    assert status == 0  # every case can be read
+    assert status == 1  # although every case can be read
     (root / "manifest.csv").write_text(
         (root / "manifest.csv").read_text().replace(column, "reference", 1)
     )
@@ -368,6 +376,59 @@ def test_crowd_annotations_are_counted_and_not_called_an_empty_reference(tmp_pat
     assert "CVAT writes brush masks so" in printed
     assert "1 case (a): The reference has only ignored voxels" in printed
     assert "1 case (d): The reference is empty" in printed
+
+
+def test_small_mask_of_two_cases_and_image_as_mask_are_found(tmp_path):
+    rows = [[name, *write_case(tmp_path, name)] for name in ("a", "b", "c", "d")]
+    rows[1][2] = rows[0][2]
+    rows[3][1] = rows[3][2]
+    table = ["case,image,reference", *map(",".join, rows)]
+    (tmp_path / "manifest.csv").write_text("\n".join(table))
+    outcome = check_dataset(read_dataset(tmp_path, lenient=True), tmp_path / "page.html")
+    assert kinds(outcome, "a") == kinds(outcome, "b") == {"same_reference"}
+    assert kinds(outcome, "c") == set()
+    assert kinds(outcome, "d") == {"channels"}
+
+
+def test_equal_masks_of_different_images_are_not_one_patient(tmp_path, capsys):
+    mask = np.zeros((96, 96), np.uint8)
+    mask[40:60, 40:52] = 1
+    masks = {"m": Image.fromarray(mask)}
+    root = write_pictures(tmp_path / "data", "case,image,reference\n", masks)
+    _, printed = run_check(root, capsys)
+    assert printed.count("Two cases have the same mask.") == 4
+    assert "same patient" not in printed
+
+
+def test_cases_are_numbered_by_name_and_listed_next_to_the_page(tmp_path):
+    rows = [",".join([name, *write_case(tmp_path, name)]) for name in ("c", "a", "b")]
+    (tmp_path / "manifest.csv").write_text("case,image,reference\n" + "\n".join(rows))
+    page = tmp_path / "out" / "page.html"
+    check_dataset(read_dataset(tmp_path), page)
+    listed = read_csv(page.with_name("pseudonyms.csv"))
+    assert [(row["pseudonym"], row["name"]) for row in listed] == [
+        ("case 1", "a"),
+        ("case 2", "b"),
+        ("case 3", "c"),
+    ]
+    check_dataset(read_dataset(tmp_path), page, identifiers=True)
+    assert not page.with_name("pseudonyms.csv").exists()
+
+
+def test_turned_pictures_with_boxes_are_one_note(tmp_path, capsys):
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    turned = Image.Exif()
+    turned[274] = 6
+    for k in range(4):
+        picture = np.random.default_rng(k).integers(0, 255, (96, 96)).astype(np.uint8)
+        exif = turned if k < 2 else Image.Exif()
+        Image.fromarray(picture).save(root / "images" / f"i{k}.jpg", exif=exif)
+    rows = "".join(f"i{k},nodule,10,20,30,40\n" for k in range(4))
+    (root / "boxes.csv").write_text(f"case,label,x0,y0,x1,y1\n{rows}")
+    _, printed = run_check(root, capsys)
+    assert "note, 2 cases (i0, i1): " in printed
+    assert "refer to the upright picture" in printed
 
 
 def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -340,6 +341,61 @@ def test_another_grid_is_refused_or_resampled(folders, caplog):
     assert (after.n_true_positive, after.dice) == (before.n_true_positive, before.dice)
 
 
+ON_MM_GRID = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))  # as np.eye(4) in nibabel
+PLACED = Geometry(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]) @ GEOMETRY.affine + np.eye(4, k=3) * 90)
+
+
+def of_first_voxel(geometry):
+    """Return the grid of a file that has lost spacing and directions, but not the first voxel."""
+    affine = np.array(ON_MM_GRID.affine)
+    affine[:3, 3] = geometry.affine[:3, 3]
+    return Geometry(SHAPE, affine)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+@pytest.mark.parametrize("side", ["reference", "prediction"])
+@pytest.mark.parametrize("lost", [ON_MM_GRID, of_first_voxel(PLACED)], ids=["all", "axes"])
+def test_mask_that_lost_the_header_of_its_scan_fails(tmp_path, lost, side, resample):
+    for case in ("a", "b"):
+        for folder in ("reference", "prediction"):
+            is_lost = folder == side and case == "a"
+            grid = lost if is_lost else PLACED
+            write_mask(tmp_path / folder / f"{case}.nii.gz", lesions(1), grid)
+    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    outcome = evaluate(*folders, resample=resample, replicates=5)
+    (failed,) = outcome.failed
+    assert (failed.case, outcome.exit_status) == ("a", 3)
+    assert "header of the scan was lost" in failed.message
+    assert failed.message.startswith(str(tmp_path / side)) or side == "reference"
+    assert outcome.scores.dice.mean == 1.0
+
+
+def test_prediction_without_its_header_is_scored_with_geometry_image(tmp_path):
+    for name, grid in (("reference", PLACED), ("prediction", ON_MM_GRID)):
+        write_mask(tmp_path / name / "a.nii.gz", lesions(2), grid)
+    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    scores = scores_of(*folders, geometry="image")
+    assert (scores.dice.mean, scores.n_true_positive) == (1.0, 2)
+
+
+@pytest.mark.parametrize(("shift_mm", "n_failed"), [(0.0, 0), (5.0, 0), (9.0, 1), (400.0, 1)])
+def test_prediction_that_is_resampled_must_show_half_of_the_place(tmp_path, shift_mm, n_failed):
+    moved = np.array(GEOMETRY.affine)
+    moved[0, 3] += shift_mm  # along the axis of 14 mm
+    for case, grid in (("a", Geometry(SHAPE, moved)), ("b", GEOMETRY)):
+        write_mask(tmp_path / "reference" / f"{case}.nii.gz", lesions(1))
+        write_mask(tmp_path / "prediction" / f"{case}.nii.gz", lesions(1), grid)
+    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    outcome = evaluate(*folders, resample=True, replicates=5)
+    assert len(outcome.failed) == n_failed
+    assert all("located outside" in problem.message for problem in outcome.failed)
+
+
+def test_prediction_that_is_the_file_of_the_reference_is_named(folders, caplog):
+    evaluate(folders[0], folders[0], folders[2], replicates=5)
+    assert "compared with itself: a, b, c" in caplog.text
+
+
 def write_eight_cases(folder, change=None):
     """Write eight references and predictions of one lesion. `change` damages predictions."""
     for k in range(8):
@@ -401,6 +457,18 @@ def test_only_the_case_of_a_damaged_reference_fails(folders):
     assert [problem.case for problem in outcome.failed] == ["b"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("side", [0, 1], ids=["reference", "prediction"])
+def test_only_the_case_of_a_link_to_nothing_fails(folders, side):
+    file = next(folders[side].glob("b*"))
+    file.unlink()
+    file.symlink_to(".git/annex/objects/B")
+    outcome = evaluate(*folders, replicates=5)
+    assert (outcome.scores.n_cases, outcome.scores.n_lesions, outcome.exit_status) == (2, 2, 3)
+    assert [problem.case for problem in outcome.failed] == ["b"]
+    assert "points to nothing" in outcome.failed[0].message
+
+
 def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tmp_path):
     rows = [{"case": name, "image": f"reference/{name}.nii.gz"} for name in "abc"]
     for row in rows:
@@ -412,11 +480,12 @@ def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tm
     assert "gone.nii.gz" in outcome.failed[0].message
 
 
-def test_all_faults_are_listed_and_nothing_is_written_if_no_case_fits(folders):
+def test_all_faults_are_listed_once_and_nothing_is_written_if_no_case_fits(folders, caplog):
     for name in "abc":
         (folders[0] / f"{name}.nii.gz").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)a\.nii\.gz.*b\.nii\.gz.*c\.nii\.gz"):
         evaluate(*folders)
+    assert "nii.gz" not in caplog.text  # the error lists them
     assert not (folders[2] / "scores.json").exists()
 
 

@@ -66,6 +66,29 @@ def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Pa
     assert not list(folders[2].glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("plans", "model"),
+    [
+        ({"2d": {}}, "nnU-Net nnUNetPlans for Dataset900_x"),
+        ({}, ""),  # as lesionseg writes it
+        (None, ""),
+    ],
+)
+def test_report_on_nnunet_states_its_model(tmp_path: Path, plans: Any, model: str) -> None:
+    folder = tmp_path / "out"
+    for name in ("a", "b"):
+        write_truth(tmp_path / "labels" / f"{name}.nii.gz")
+        write_case(folder, name, lesions=0.9, false=0.1)
+    facts = {"labels": {"background": 0, "a": 1}, "channel_names": {"0": "T1"}, "numTraining": 7}
+    write_json(folder / "dataset.json", facts | {"file_ending": ".nii.gz"})
+    if plans is not None:
+        names = {"plans_name": "nnUNetPlans", "dataset_name": "Dataset900_x"}
+        write_json(folder / "plans.json", names | {"configurations": plans})
+    scores = scores_of(tmp_path / "labels", folder, tmp_path / "scores")
+    assert scores.provenance.model == model
+    assert scores.provenance.training_scans == (7 if model else None)
+
+
 def test_rate_gives_masks_and_candidates_at_its_threshold(
     folders: tuple[Path, Path, Path],
 ) -> None:

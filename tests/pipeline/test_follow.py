@@ -227,6 +227,28 @@ def test_pair_whose_labels_have_other_names_is_not_compared(visits):
     assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
 
+def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
+    write_cubes(visits / "before", "c", OLD, value=255)
+    write_cubes(visits / "after", "c", OLD)
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    assert rows["a"]["new"] == "1"
+    assert "different labels: before [255], after [1]" in rows["c"]["message"]
+    assert "different labels" in caplog.text
+    page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    assert "Not compared, and not in these numbers: case 3." in page
+
+
+def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
+    for case in ("c", "d"):
+        write_cubes(visits / "values" / "before", case, OLD, value=255)
+        write_cubes(visits / "values" / "after", case, OLD)
+    with pytest.raises(DatasetError, match=r"(?s)Case c: .*Case d: "):
+        follow_folders(visits / "values")
+    assert "different labels" not in caplog.text
+
+
 def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog):
     write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")

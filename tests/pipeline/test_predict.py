@@ -1,6 +1,7 @@
 """`predict` writes files in each scan's geometry, one row per scan, and resumes after a kill."""
 
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -153,6 +155,22 @@ def test_failed_cases_get_rows_and_leave_no_files(bundle, scans, tmp_path):
     assert not [f for f in out.iterdir() if f.name.startswith((*failed, "."))]
     messages = [row.message for row in outcome.rows if row.status == "failed"]
     assert all(text and str(scans) not in text for text in messages)
+
+
+def test_warning_of_the_reader_is_in_the_row_and_in_the_case_file(bundle, tmp_path):
+    scan = tmp_path / "scans" / "a.nii.gz"
+    affine = np.array([[0, 0, -1.0, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1]])
+    write_array(scan, np.random.default_rng(0).normal(100, 3, SHAPE), Geometry(SHAPE, affine))
+    image = nibabel.load(scan)
+    image.set_sform(np.diag([-1.0, 1, 1, 1]) @ image.affine, code=1)
+    nibabel.save(image, scan)
+    output = tmp_path / "out"
+    (row,) = run(bundle, scan.parent, output).rows
+    assert row.status == "done"
+    assert "left and right" in row.warning
+    assert str(tmp_path) not in row.warning
+    checked = json.loads((output / "a_candidates.json").read_text())["input_check"]
+    assert checked["warning"] == row.warning
 
 
 def test_only_the_two_scans_of_one_stem_fail(bundle, scans, tmp_path):

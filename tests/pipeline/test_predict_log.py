@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.models import build_network
 from lesionseg.pipeline.case_work import CaseWork
+from lesionseg.pipeline.log import LOG_FORMAT, added_handlers, open_log
 from tests.pipeline.cases import write_scan
 
 GRID = Geometry.from_spacing((12, 18, 20), (1.0, 1.0, 1.0))
@@ -80,6 +82,51 @@ def test_log_that_cannot_be_written_is_one_sentence(run_predict, tmp_path):
     assert re.fullmatch(r"Error: .*predictions\.log: cannot be written: .*\n?", messages)
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows cannot refuse links")
+@pytest.mark.parametrize("name", ["predictions.log", "predictions.jsonl"])
+def test_log_is_not_written_through_a_link(run_predict, tmp_path, name):
+    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "out" / name).symlink_to(tmp_path / "other")
+    status, _, messages = run_predict("json_lines=true")
+    assert (status, messages.count("it is a link")) == (1, 1)
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_log_on_a_full_disk_gives_one_sentence(caplog, capsys):
+    handler = open_log(Path("/dev/full"), LOG_FORMAT, private=False)
+    with added_handlers([handler]):
+        for _ in range(3):
+            logging.getLogger("lesionseg").warning("a line")
+    handler.close()
+    found = [r.getMessage() for r in caplog.records if "incomplete" in r.getMessage()]
+    assert found == ["/dev/full: the log is incomplete: no space left on device."]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["in", "."], ids=["the input", "a folder around the input"])
+def test_output_with_the_scans_is_refused_before_anything_is_written(run_predict, tmp_path, place):
+    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
+    before = sorted(tmp_path.rglob("*"))
+    status, _, messages = run_predict(f"output={tmp_path / place}")
+    assert (status, messages.count("Name another folder")) == (2, 1)
+    assert ".." not in messages
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scan_that_left_the_input_is_kept(run_predict, tmp_path):
+    for name in "ab":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
+    run_predict()
+    (tmp_path / "in" / "a.nii.gz").unlink()
+    write_scan(tmp_path / "in" / "c.nii.gz", GRID)
+    run_predict()
+    rows = {row["case"]: row["status"] for row in read_csv(tmp_path / "out" / "predictions.csv")}
+    assert rows == {"a": "kept", "b": "kept", "c": "done"}
+
+
 def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     inbox = tmp_path / "in"
     out = tmp_path / "out"
@@ -100,7 +147,7 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     # an unchanged case that failed before does not fail the run again
     status, printed, messages = run_predict()
     assert (status, "b failed" in messages + printed) == (0, False)
-    assert "Failed: 0 in this run, 1 before and unchanged." in printed
+    assert "0 failed, 1 failed before and unchanged; " in printed
     rows = {row["case"]: row["status"] for row in read_csv(out / "predictions.csv")}
     assert rows == {"*.img": "skipped", "a": "kept", "b": "failed"}
     # a file that changes is tried again, and a new failure counts

@@ -95,7 +95,7 @@ def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places
     assert "overwrite=true" in row.message
     assert contents(out) == before
     table = read_csv(out / TABLE)
-    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "done"), ("FLAIR", "failed")]
+    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "kept"), ("FLAIR", "failed")]
     assert len({r["digest"] for r in table}) == 2
     # the failure is known on the next night, and the result of the first scan is still kept
     again = run(bundle, inbox, out)
@@ -136,7 +136,7 @@ def test_second_path_of_the_same_id_fails_on_the_next_night(bundle, places, firs
     write(inbox / first, 1)
     assert statuses(run(bundle, inbox, out)) == {first: "failed", second: "failed"}
     assert contents(out) == before
-    done = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    done = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
     assert [row["path"] for row in done] == [first]
 
 
@@ -169,7 +169,7 @@ def test_deleted_table_is_restored_from_the_results(bundle, places):
     write(inbox / "1.nii", 3)  # another scan now
     assert statuses(run(bundle, inbox, out)) == {"1.nii": "failed"}
     assert contents(out) == before
-    again = [row for row in read_csv(out / TABLE) if row["status"] == "done"]
+    again = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
     columns = ("case", "digest", "n_candidates", "n_accepted", "volume_ml")
     assert [[r[c] for c in columns] for r in again] == [[r[c] for c in columns] for r in rows]
 
@@ -452,7 +452,7 @@ def test_row_of_a_failure_stays_if_its_file_is_gone(bundle, places):
     shutil.rmtree(inbox / "P2")
     run(bundle, inbox, out)
     expected = [("P1/a.nii.gz", "kept"), ("P1/b.nii.gz", "failed")]
-    expected += [("P2/a.nii.gz", "done"), ("P2/b.nii.gz", "failed")]
+    expected += [("P2/a.nii.gz", "kept"), ("P2/b.nii.gz", "failed")]
     assert table_of(out) == expected
 
 
@@ -481,3 +481,41 @@ def test_new_naming_removes_masks_of_the_earlier_names(bundle, places):
         (row,) = run(bundle, inbox, out, names=names).rows
         assert row.status == "done"
         assert {f.name for f in out.iterdir() if f.suffix in (".nii", ".nrrd")} == expected
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("source", ["", "*"])
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("b.nii.gz", "failed"),
+        ("b.tif", "skipped"),
+        ("b.dcm", "failed"),
+        ("b", "failed"),
+        ("b.img", "skipped"),
+        ("b_mask.nii.gz", "skipped"),
+    ],
+)
+def test_link_to_nothing_has_a_row(bundle, places, name, status, source):
+    inbox, out = places
+    write(inbox / "a.nii.gz", seed=1)
+    (inbox / name).symlink_to(".git/annex/objects/B")
+    outcome = run(bundle, inbox / source, out)
+    assert outcome.exit_status == (3 if status == "failed" else 0)
+    rows = {row["case"]: row for row in read_csv(out / "predictions.csv")}
+    assert rows.pop("a")["status"] == "done"
+    (row,) = rows.values()
+    assert row["status"] == status
+    assert ("points to nothing" in row["message"]) == (status == "failed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+def test_series_with_a_slice_that_is_a_link_to_nothing_fails(bundle, places):
+    inbox, out = places
+    write_series(inbox / "P1", seed=1, uid="1.3")
+    last = sorted((inbox / "P1").iterdir())[-1]
+    last.unlink()
+    last.symlink_to("gone")  # without the row, the series would be shorter by a slice
+    outcome = run(bundle, inbox, out)
+    assert [row.status for row in outcome.rows] == ["failed"]
+    assert "points to nothing" in outcome.rows[0].message

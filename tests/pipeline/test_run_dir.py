@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from omegaconf import OmegaConf
 
 from lesionseg.cli import compose, run
 from lesionseg.config import DataConfig, LossConfig, TrainConfig
-from lesionseg.core import CaseFiles, Labels
+from lesionseg.core import CaseFiles, Dataset, Labels, Selection
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
-from lesionseg.evaluation.scores import Provenance, Scores
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.scores import PointInUse, Provenance, Scores
 from lesionseg.io.files import locked_folder
 from lesionseg.phantoms import simulate_once, write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
@@ -34,8 +36,9 @@ from lesionseg.pipeline.run_dir import (
     settings_to_train_further,
     warn_of_seen_cases,
 )
-from lesionseg.pipeline.survey import take_survey
-from lesionseg.pipeline.train import explain_nothing_found
+from lesionseg.pipeline.survey import Survey, take_survey
+from lesionseg.pipeline.train import closing_lines, explain_nothing_found, offer_folds
+from lesionseg.pipeline.train_fold import TrainedModel
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
 from tests.commands import python
@@ -391,6 +394,42 @@ def test_training_that_finds_nothing_is_explained_with_advice():
     )
     (line, _) = explain_nothing_found({"validation": make_scores(12, 0, minutes=0.5)})
     assert "none of 12 lesions of the validation cases after 30 seconds" in line
+
+
+def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
+    point = PointInUse(name="fp_per_case:1", score=0.5, expected_false_positives_per_case=1.3)
+    many = replace(
+        make_scores(12, 3),
+        operating_point=point,
+        n_false_positive=136,
+        false_positives_per_case=Estimate(34.0),
+    )
+    trained = TrainedModel(None, SimpleNamespace(selection=Selection()), {"out of fold": many})
+    (line,) = closing_lines(trained, {"out of fold": many, "test": many})
+    assert line.startswith("Warning, test cases: the threshold is set for 1 false positive")
+    assert "these scans have 34" in line
+
+
+@pytest.mark.parametrize(
+    ("n_cases", "fold", "words"),
+    [
+        (6, None, "6 patients: the threshold will be chosen on 1 of them"),
+        (6, 0, ""),
+        (12, None, ""),
+    ],
+)
+def test_cross_validation_of_few_patients_is_offered_with_its_cost(
+    n_cases, fold, words, tmp_path, caplog
+):
+    cases = tuple(CaseFiles(f"c{k}", (), group=f"p{k}") for k in range(n_cases))
+    roles = {files.case: "validation" if files.case == "c0" else "train" for files in cases}
+    dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
+    counts = dict.fromkeys(roles, 1)
+    survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
+    cfg = TrainConfig.of(data={"root": "d", "fold": fold}, trainer={"max_minutes": 1})
+    offer_folds(Experiment(cfg, survey, tmp_path), None)
+    assert (words in caplog.text) if words else not caplog.text
+    assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
 
 
 # --- wrong settings of a loss or a machine are refused before the run directory is used ---

@@ -4,11 +4,13 @@ import asyncio
 import base64
 import email
 import errno
+import gzip
 import io
 import json
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,36 +19,51 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from lesionseg.cli.command import run_recipe
 from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
+from lesionseg.errors import (
+    BundleError,
+    ConfigError,
+    ContentError,
+    OutputError,
+    ReadError,
+    ResourceError,
+)
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.inference.read_ahead import memory_budget, needed_bytes
+from lesionseg.io import limits as io_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.models.build import TRUSTED, build_network
 from tests.inference.networks import Bright, make_bright
+from tests.pipeline.stall import LARGE
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette recommends httpx2
     from fastapi.testclient import TestClient
 
-from anyio.from_thread import check_cancelled
+import httpx
 from fastapi import FastAPI, HTTPException, UploadFile
 
+from lesionseg.pipeline.case_work import make_predictor
 from lesionseg.pipeline.serve import slicer, uploads
+from lesionseg.pipeline.serve.answer import Answer, Result, predict_scan
 from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.home import server_folder
+from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, running_model
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
@@ -82,6 +99,27 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
     return (tmp_path / NAME).read_bytes()
 
 
+class InThisProcess(ModelProcess):
+    """A model without a process of its own, which would take seconds to start."""
+
+    status = "ok"
+
+    def __init__(self, predictor: Predictor, cfg: ServeConfig) -> None:
+        self.predictor = predictor
+        self.cfg = cfg
+
+    def wait(self) -> Plan:
+        return self.predictor.plan
+
+    def predict(self, folder: Path, result: Result, sent: Sequence[str] = ()) -> Answer:
+        return predict_scan(self.predictor, folder, result, memory_budget(self.cfg.inference), sent)
+
+
+def app_of(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
+    """Return the application with a model in this process."""
+    return make_app(InThisProcess(predictor, cfg), cfg, home)
+
+
 @pytest.fixture
 def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
     cfg = ServeConfig.of(
@@ -90,7 +128,7 @@ def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[Test
         max_waiting=1,
         hosts=["scans.example"],
     )
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         yield client
 
 
@@ -144,7 +182,7 @@ def test_uploads_are_private_under_any_umask(
             modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
-    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
     try:
@@ -157,7 +195,7 @@ def test_uploads_are_private_under_any_umask(
 def test_port_that_is_in_use_is_a_wrong_setting(
     bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: FastAPI())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -305,7 +343,7 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
 ) -> None:
     monkeypatch.setattr(uploads, "STALLED_SECONDS", stalled_seconds)
     cfg = ServeConfig.of(bundle=bundle, request_seconds=request_seconds)
-    app = make_app(predictor, cfg, temporary)
+    app = app_of(predictor, cfg, temporary)
     scope = {
         "type": "http",
         "method": "POST",
@@ -349,7 +387,7 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
 
     monkeypatch.setattr(predictor, "infer", record_folder)
     cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 2**30})
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.post("/predict", files={"file": (NAME, scan)})
     assert answer.status_code == 200
     assert [folder is not None for folder in folders] == [is_large]
@@ -370,31 +408,24 @@ def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
     monkeypatch.setattr(predictor, "plan", plan)
     monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
     cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.005})
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.post("/predict", files=files)
     assert answer.status_code == 422
     assert "inference.max_memory_gb" in answer.json()["detail"]
 
 
-def test_memory_limit_applies_to_pictures_while_the_server_runs(
-    bundle: Path, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
+    bundle: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = tmp_path / "large.png"
     grid = Geometry((400, 400), np.eye(3))
     write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
-    texts = list[str]()
-
-    def read_picture(*_: Any, **__: Any) -> None:
-        with pytest.raises(ReadError) as error:
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.pipeline.case_work.make_predictor", lambda _: predictor)
+        patch.setattr(io_limits, "_limits", io_limits.limits())  # `undo` restores the limits
+        load_model(ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.001}))
+        with pytest.raises(ReadError, match=re.escape("inference.max_memory_gb")):
             read_volume(picture)
-        texts.append(str(error.value))
-
-    monkeypatch.setattr("uvicorn.run", read_picture)
-    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
-    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
-    limit = {"max_memory_gb": 0.001}
-    run_recipe("serve", ServeConfig.of(bundle=bundle, inference=limit))
-    assert "inference.max_memory_gb" in texts[0]
     assert read_volume(picture).array.shape == (1, 400, 400)
 
 
@@ -418,7 +449,7 @@ def test_server_answers_only_to_its_names(
     hosts = ["[fd00::8]", "*.example.org"]
     cfg = ServeConfig.of(bundle=bundle, host="[fd00::7]", hosts=hosts)
     assert cfg.host == "fd00::7"  # as a socket needs it
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.get("/health", headers={"host": host})
     assert answer.status_code == status
     assert ("hosts=[NAME]" in answer.text) == (status == 400)
@@ -431,7 +462,7 @@ def test_open_server_without_names_warns_that_others_are_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
-    monkeypatch.setattr("lesionseg.pipeline.serve.make_predictor", lambda _: None)
+    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
     caplog.set_level(logging.INFO, "lesionseg.pipeline.serve")
     run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
@@ -566,7 +597,7 @@ def test_page_gets_the_file_of_each_channel(
     predictor = Predictor(tmp_path / "two", device="cpu", architectures={"mine": make_bright})
     cfg = ServeConfig.of(bundle=tmp_path / "two")
     files = [("file", (name, scan)) for name in ("flair.nii.gz", "t1.nii.gz")]
-    with TestClient(make_app(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.post("/predict?result=view", files=files)
         assert "_0000" in client.get("/").text
     assert answer.json()["channels"] == [
@@ -630,39 +661,239 @@ def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: P
     assert '"warning": "Channel T1 is empty' in client.post("/infer/lesionseg?image=b").text
 
 
-@pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])
-def test_inference_stops_if_the_client_leaves_or_the_time_is_over(
-    seconds: float, leaves: bool
+@pytest.fixture
+def light_model() -> Iterator[ModelProcess]:
+    """Yield a process that loads nothing, so that it starts in a fraction of a second."""
+    load: Any = int
+    model = ModelProcess(load)
+    yield model
+    model.close()
+
+
+class Client:
+    """A client that may leave. It stands for a request of starlette."""
+
+    def __init__(self) -> None:
+        self.has_left = False
+
+    async def is_disconnected(self) -> bool:
+        return self.has_left
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (0.5, False)])
+def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_succeeds(
+    light_model: ModelProcess, seconds: float, leaves: bool
 ) -> None:
-    queue = InferenceQueue(1, seconds)
-    has_left = False
+    queue = InferenceQueue(1, seconds, light_model)
+    light_model.wait()
+    pid = light_model.run(os.getpid)
     begun = threading.Event()
-    ended = threading.Event()
 
     def work() -> None:
         begun.set()
-        try:
-            while True:
-                time.sleep(0.01)
-                check_cancelled()
-        finally:
-            ended.set()
-
-    async def is_disconnected() -> bool:
-        return has_left
+        light_model.run(time.sleep, 600)  # one step, like the reading of a very large scan
 
     async def leave() -> int:
-        nonlocal has_left
-        request: Any = SimpleNamespace(is_disconnected=is_disconnected)
+        client: Any = Client()
         with queue.place(), pytest.raises(HTTPException) as full, queue.place():
             pass  # the only place is taken, even if the work has not begun
         assert full.value.status_code == 503
-        asked = asyncio.create_task(queue.run(request, work))
+        asked = asyncio.create_task(queue.run(client, work))
         await asyncio.to_thread(begun.wait)
-        has_left = leaves
+        client.has_left = leaves
         with pytest.raises(HTTPException) as error:
             await asked
+        assert not is_running(pid)
+        healthy: Any = Client()
+        assert await queue.run(healthy, partial(light_model.run, abs, -7)) == 7
         return error.value.status_code
 
     assert asyncio.run(leave()) == 503
-    assert ended.is_set()
+
+
+def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
+    light_model: ModelProcess,
+) -> None:
+    queue = InferenceQueue(2, 600.0, light_model)
+    light_model.wait()
+    pid = light_model.run(os.getpid)
+
+    async def leave() -> None:
+        staying: Any = Client()
+        leaving: Any = Client()
+        first = asyncio.create_task(queue.run(staying, partial(light_model.run, time.sleep, 1)))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(queue.run(leaving, partial(light_model.run, abs, -7)))
+        await asyncio.sleep(0.1)
+        leaving.has_left = True
+        with pytest.raises(HTTPException):
+            await second
+        assert not first.done()
+        await first
+
+    asyncio.run(leave())
+    assert light_model.run(os.getpid) == pid
+
+
+def test_time_to_load_the_model_does_not_count() -> None:
+    load: Any = partial(time.sleep, 1)
+    model = ModelProcess(load)
+    queue = InferenceQueue(1, 0.5, model)
+    client: Any = Client()
+    assert model.status == "loading"
+    try:
+        assert asyncio.run(queue.run(client, partial(model.run, abs, -7))) == 7
+    finally:
+        model.close()
+
+
+def test_crash_fails_only_its_scan(light_model: ModelProcess) -> None:
+    queue = InferenceQueue(1, 600.0, light_model)
+    client: Any = Client()
+
+    async def crash() -> None:
+        with pytest.raises(ResourceError, match="memory"):
+            await queue.run(client, partial(light_model.run, os._exit, 9))
+        assert await queue.run(client, partial(light_model.run, abs, -7)) == 7
+
+    asyncio.run(crash())
+
+
+def test_process_that_was_killed_between_scans_starts_again(light_model: ModelProcess) -> None:
+    light_model.wait()
+    assert light_model.status == "ok"
+    pid = light_model.run(os.getpid)
+    os.kill(pid, signal.SIGTERM)
+    while light_model.status == "ok":
+        time.sleep(0.01)
+    assert light_model.status == "failed"
+    light_model.wait()
+    assert light_model.status == "ok"
+    assert light_model.run(os.getpid) != pid
+
+
+def test_model_that_cannot_be_loaded_again_gives_status_503(
+    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: ModelProcess) -> Plan:
+        raise BundleError("/models/a: no such folder.")
+
+    monkeypatch.setattr(InThisProcess, "wait", fail)
+    monkeypatch.setattr(InThisProcess, "status", "failed")
+    answer = client.post("/predict", files={"file": (NAME, scan)})
+    assert answer.status_code == 503
+    assert "/models" not in answer.text
+    health = client.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "failed")
+
+
+def write_zeros(path: Path, shape: tuple[int, int, int], mm: float = 1.0) -> Path:
+    """Write a small compressed file with many voxels. Return its path."""
+    head = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.diag([mm, mm, mm, 1])).header
+    head.set_data_shape(shape)
+    head["vox_offset"] = 352
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head.binaryblock + bytes(4))
+        for _ in range(shape[2]):
+            file.write(bytes(shape[0] * shape[1]))
+    return path
+
+
+def test_implausible_extent_is_refused_before_the_scan_is_decoded(
+    client: TestClient, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
+    content = write_zeros(tmp_path / "a.nii.gz", (9, 9, 99), mm=60.0).read_bytes()
+    answer = client.post("/predict", files={"file": ("a.nii.gz", content)})
+    assert answer.status_code == 422
+    assert "extent" in answer.json()["detail"]
+
+
+START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_process_of_the_model_gives_the_mask_of_the_predictor(
+    plan: Plan, scan: bytes, temporary: Path, tmp_path: Path
+) -> None:
+    network = {"_target_": "tests.inference.networks.Bright"}
+    own_class = replace(plan.architecture, name="custom", network=network)
+    mine = replace(plan, architecture=own_class)
+    write_bundle(tmp_path / "own", build_network(mine, architectures=TRUSTED), mine, "")
+    cfg = ServeConfig.of(bundle=tmp_path / "own", device="cpu", trust=True)
+    with running_model(cfg) as model:
+        app = make_app(model, cfg, temporary)
+        with TestClient(app, base_url="http://localhost") as client:
+            answer = client.post("/predict", files={"file": (NAME, scan)})
+            assert client.get("/health").json()["status"] == "ok"
+    (tmp_path / "m.nii.gz").write_bytes(answer.content)
+    own = make_predictor(cfg)(tmp_path / NAME)
+    assert own.mask().any()
+    np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.slow  # processes that import torch
+@pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
+def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
+    plan: Plan, scan: bytes, tmp_path: Path, repository: Path
+) -> None:
+    stalling = replace(plan, prepare_extra=({"_target_": "tests.pipeline.stall.Stall"},))
+    write_bundle(tmp_path / "bundle", build_network(plan), stalling, "")
+    (tmp_path / "temporary").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    bundle = f"bundle={tmp_path / 'bundle'}"
+    settings = [bundle, "trust=true", f"port={port}", "device=cpu", "request_seconds=30"]
+    server = subprocess.Popen(
+        [sys.executable, "-c", START, "serve", *settings],
+        cwd=repository,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    slow = write_zeros(tmp_path / "a.nii.gz", (LARGE, LARGE, LARGE)).read_bytes()
+    address = f"http://127.0.0.1:{port}"
+    with kill_after(server), httpx.Client(base_url=address, timeout=300) as client:
+        for line in server.stderr:
+            if line.startswith("Serving"):
+                break
+        while True:
+            with suppress(httpx.ConnectError):
+                assert client.get("/health").json()["status"] == "ok"
+                break
+        (child,) = children_of(server.pid)
+        stopped = client.post("/predict", files={"file": ("a.nii.gz", slow)})
+        healthy = client.post("/predict", files={"file": (NAME, scan)})
+        assert (stopped.status_code, healthy.status_code) == (503, 200)
+        assert not is_running(child)
+        (child,) = children_of(server.pid)
+        with pytest.raises(httpx.ReadTimeout):  # while the process prepares the scan
+            client.post("/predict", files={"file": ("a.nii.gz", slow)}, timeout=9)
+        server.terminate()
+        _, output = server.communicate(timeout=60)  # until no process can write to the pipe
+    assert "Traceback" not in output
+    assert not is_running(child)
+    assert [path.name for path in list_files(tmp_path / "temporary")] == [".lock"]
+
+
+@contextmanager
+def kill_after(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process at the end, also if a check failed."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    listed = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in listed for child in path.read_text().split()]

@@ -304,6 +304,27 @@ def test_reasons_call_a_case_of_two_axes_an_image(dims: int, whole: str):
 
 
 @pytest.mark.parametrize(
+    ("median", "mm", "tile", "batch"),
+    [
+        ((160, 192, 160), (1.0, 1.0, 1.0), (128, 128, 128), 2),
+        ((300, 500, 500), (2.5, 0.7, 0.7), (64, 192, 160), 2),
+        ((64, 80, 64), (2.0, 2.0, 2.0), (64, 80, 64), 8),
+    ],
+)
+def test_step_in_3d_on_a_large_gpu_has_at_most_two_cubes_of_128(median, mm, tile, batch):
+    allowed = budget("cuda", 80.0, step_gb).value
+    assert tile_shape(median, mm, allowed).value == tile
+    network = allowed.choose_architecture(tile, mm)
+    assert batch_size(network, tile, allowed, 1e10).value == batch
+    assert batch * prod(tile) <= 2 * 128**3
+
+
+def test_step_in_2d_on_a_large_gpu_is_limited_by_memory_only():
+    allowed = budget("cuda", 80.0, step_gb, dims=2).value
+    assert tile_shape((2048, 2048), (0.2, 0.2), allowed).value == (2048, 2048)
+
+
+@pytest.mark.parametrize(
     ("memory_gb", "tile"),
     [
         (0.6, (64, 64, 64)),  # two of these tiles take 0.524 of 0.54 GB

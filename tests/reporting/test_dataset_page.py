@@ -3,7 +3,13 @@
 import numpy as np
 
 from lesionseg.core import Case, CaseFiles, Geometry, Volume
-from lesionseg.reporting.dataset_page import Finding, findings_lines, look_at
+from lesionseg.reporting.dataset_page import (
+    CaseLook,
+    Finding,
+    _draw_charts,
+    findings_lines,
+    look_at,
+)
 
 
 def test_notes_that_differ_only_in_their_case_share_a_line():
@@ -22,3 +28,23 @@ def test_shape_and_spacing_of_a_sagittal_scan_have_one_order():
     look = look_at("case 1", CaseFiles("a", ()), case)
     assert look.shape == (12, 16, 20)
     assert look.spacing_mm == (0.5, 0.5, 5.0)
+
+
+def test_intensities_are_drawn_above_the_numbers_of_the_cases():
+    looks = [
+        CaseLook("case 1", shape=(2, 2), ranges=((1.0, 2.0, 3.0), (np.nan,) * 3)),
+        CaseLook("case 2"),  # cannot be read
+        CaseLook("case 3", shape=(2, 2), ranges=((4.0, 5.0, 6.0), (7.0, 8.0, 9.0))),
+    ]
+    charts = _draw_charts(looks, ("T1", "T2"), "pixels")
+    medians = [chart.figure.axes[0].lines[0].get_xydata() for chart in charts]
+    np.testing.assert_equal(medians[0], [[1, 2], [3, 5]])
+    np.testing.assert_equal(medians[1], [[1, np.nan], [3, 8]])
+
+
+def test_missing_channel_has_no_intensities():
+    grid = Geometry.from_spacing((4, 4), (1.0, 1.0))
+    image = Volume(np.zeros((2, 4, 4), np.float32), grid, missing=(1,))
+    look = look_at("case 1", CaseFiles("a", ()), Case("a", image))
+    assert np.isfinite(look.ranges[0]).all()
+    assert np.isnan(look.ranges[1]).all()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lesionseg.cli import run
 from lesionseg.config import ReportConfig, ReportSection
@@ -16,6 +17,7 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.report import ReportOutcome, remove_report
+from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_tables
 from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.viewer import NIIVUE
@@ -80,6 +82,48 @@ def test_page_has_pictures_and_no_names(study, page):
     assert named["case 1"] == "P0_$x$"
     assert (study / "page/report.pdf").stat().st_size > 10_000
     assert not re.search(r"(?:src|href)=.https?:", text)
+
+
+def test_every_group_of_pictures_has_the_key_of_its_outlines(page):
+    for part in ('id="missed"', 'id="false"', 'id="found"'):
+        group = page.partition(part)[2].partition("</details>")[0]
+        assert "lesion in the reference" in group
+
+
+def test_heading_of_found_lesions_states_how_many_are_shown(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("lesionseg.reporting.write.MOST_FOUND", 2)
+    page = draw_report(study, tmp_path, study / "found")
+    assert "Found lesions, by size (2 of 3)" in page
+
+
+def test_pdf_has_false_positives_and_scans_within_its_margins(study, tmp_path, monkeypatch):
+    figures = []
+
+    class Pages:
+        """Keep the pages of a PDF as figures."""
+
+        def __init__(self, path, metadata):
+            path.touch()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def savefig(self, figure):
+            figures.append(figure)
+
+    monkeypatch.setattr(pdf, "PdfPages", Pages)
+    draw_report(study, tmp_path, study / "found", with_pdf=True)
+    texts = [text.get_text() for figure in figures for text in figure.texts]
+    assert "False positives, highest rating first" in texts
+    assert "Scan by scan" in texts
+    assert texts.count("lesion in the reference") == 2  # the first page and that of false positives
+    for figure in figures:
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        right = max(one.get_window_extent(renderer).x1 for one in figure.texts)
+        assert right < (pdf.WIDTH - pdf.EDGE + 0.1) * figure.dpi
 
 
 def test_page_has_names_on_request_and_no_pictures_without_images(study, tmp_path):
@@ -264,14 +308,14 @@ def test_viewer_pages_of_an_earlier_report_are_removed(study, tmp_path):
     assert [path.name for path in (tmp_path / "viewer").iterdir()] == [NIIVUE.name]
 
 
-def draw_report(study, output, prediction):
+def draw_report(study, output, prediction, with_pdf=False):
     path = write_report(
         study / "scores",
         output,
         images=study / "scans",
         reference=study / "masks",
         prediction=prediction,
-        options=ReportSection.of(pdf=False),
+        options=ReportSection.of(pdf=with_pdf),
     )
     return path.read_text(encoding="utf-8")
 

@@ -6,18 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Aim, Candidate, Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
+from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
-from lesionseg.evaluation.result_tables import write_scores
-from lesionseg.evaluation.scores import SizeClass
-from lesionseg.reporting.charts import froc_chart, has_size_trend, size_chart
+from lesionseg.evaluation.result_tables import scores_table, write_scores
+from lesionseg.evaluation.scores import Provenance, SizeClass
+from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_chart
 from lesionseg.reporting.evaluation_tables import Tables, read_tables
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.words import (
     _REASON_WORDS,
     MEASURES,
     QUESTIONS,
+    Basis,
+    basis,
     explain_excess,
     false_positive_rule,
     false_positive_words,
@@ -185,6 +188,67 @@ def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words
     assert words in limit_words(tables)
 
 
+@pytest.mark.parametrize(
+    ("made", "n_cases", "words", "is_weak"),
+    [
+        ({"training_steps": 19, "training_minutes": 3.2}, 1,
+         "Trained 19 steps in 3 minutes; limit chosen on 1 scan (0 false positives).", True),
+        ({"training_steps": 2000, "training_minutes": 60.0}, 20,
+         "Trained 2000 steps in 60 minutes; limit chosen on 20 scans (0 false positives).", False),
+        ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40,
+         "Trained 3000 steps in 4 hours, 5 networks together; limit chosen on 40 scans (0 false "
+         "positives).", True),
+        ({"training_steps": 1, "training_minutes": 0.1}, None,
+         "Trained 1 step in 6 seconds.", True),
+    ],
+)  # fmt: skip
+def test_page_states_training_and_choice_of_the_limit(made, n_cases, words, is_weak, tmp_path):
+    point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=0)
+    tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
+    tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(made)))
+    assert basis(tables) == Basis(words, is_weak)
+
+
+def test_scores_of_an_earlier_version_state_no_training(tmp_path):
+    assert basis(tables_of([hand_result("a", [0.9])], tmp_path)) is None
+
+
+def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
+    results = [hand_result(case, [0.9], [0.4, 0.3], group="p") for case in "ab"]
+    point = choose([*results, hand_result("c", [None], status="missing")], Aim("best_f1"))
+    assert (point.n_cases, point.n_patients, point.n_false_positives) == (2, 1, 0)
+
+
+def test_average_precision_below_one_is_not_shown_as_one(tmp_path):
+    tables = tables_of([hand_result("a", [0.9])], tmp_path)
+    almost = Estimate(0.99984, (0.99951, 1.0))
+    scores = replace(tables.scores, average_precision=almost, lesion_recall=Estimate(1.0))
+    shown = {one.name: one for one in measures(replace(tables, scores=scores))[0]}
+    assert shown["average precision"].value == "0.9998"
+    assert shown["average precision"].interval == "0.9995 to 1"
+    assert shown["sensitivity"].value == "1"
+    rows = {row[0]: row[1] for row in scores_table({"test": scores})}
+    assert (rows["average precision"], rows["lesion recall"]) == (">0.999", "1.000")
+
+
+@pytest.mark.parametrize(("n_patients", "styles"), [(12, ["-", "-"]), (6, ["--", "--"])])
+def test_interval_of_few_patients_is_dashed(n_patients, styles, tmp_path):
+    """The first lesion of each patient is missed and has the size of the others."""
+    found = [hand_result(f"p{k}", [0.9, None]) for k in range(n_patients)]
+    chart = size_chart(tables_of(found, tmp_path))
+    lines = [one for one in chart.figure.axes[0].lines if one.get_color() == INK]
+    assert {one.get_linestyle() for one in lines} == set(styles)
+    assert ("Dashed" in chart.caption) == ("--" in styles)
+
+
+def test_size_class_without_found_lesion_has_the_interval_of_its_patients(tmp_path):
+    missed = [hand_result(f"p{k}", [None] * 10) for k in range(2)]
+    chart = size_chart(tables_of(missed, tmp_path))
+    (line,) = (one for one in chart.figure.axes[0].lines if one.get_color() == INK)
+    assert list(line.get_ydata()) == pytest.approx([0, 1 - 0.025**0.5])
+    assert "too narrow" not in chart.caption
+
+
 def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcde"]
     tile = tiles(tables_of(found, tmp_path))[2]
@@ -211,7 +275,7 @@ def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
 def test_rate_far_above_the_requested_one_is_explained(n_false, point, words, tmp_path):
     false = np.linspace(0.6, 0.9, n_false).tolist()
     tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
-    assert explain_excess(tables) == words
+    assert explain_excess(tables.scores) == words
     assert (("False positives", words) in tags(tables)) == bool(words)
 
 

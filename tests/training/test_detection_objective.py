@@ -123,7 +123,7 @@ def test_probability_in_lesions_of_anchors_is_independent_of_a_softmax_over_voxe
     output = replace(output, class_logits=anchors, segmentation=tuple(voxels))
     statistics = FocalStatistics()
     statistics.observe(objective.finest_logits(output, objective.targets(batch)))
-    assert statistics.latest[P_NAME] == pytest.approx(expected)
+    assert statistics.latest()[P_NAME] == pytest.approx(expected)
 
 
 class Empty(Squares):

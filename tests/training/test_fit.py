@@ -121,6 +121,18 @@ def test_checkpoint_is_written_after_its_row(train, tmp_path, checkpoint_every_s
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+def test_row_that_lightning_repeats_at_the_end_is_left_out(tmp_path):
+    history = History(tmp_path, 0)
+    row = {"loss": 0.5, "minutes": 1.25}
+    history.log_metrics(row, 4)
+    history.log_metrics({"val/score": 0.3}, 4)
+    history.log_metrics(row, 6)
+    history.log_metrics({"loss": 0.5, "minutes": 1.5}, 9)
+    history.save()
+    steps = pd.read_csv(tmp_path / "metrics.csv").dropna(subset="loss")["step"]
+    assert steps.tolist() == [4, 9]
+
+
 @pytest.mark.parametrize("content", [b"", b"loss,st", b"step\n\xff\n"])
 def test_training_resumes_if_its_metrics_are_damaged(train, tmp_path, column, caplog, content):
     train(max_steps=2, log_every_n_steps=1)

@@ -35,8 +35,8 @@ class NnunetScan:
     `view` is the grid of the file's voxels in the axis order that the model's reader gives them.
     The recipe then transposes these axes to those of the network. `crop` is the part of the
     transposed volume that was kept before resizing, and `spacing` is the spacing of the transposed
-    volume. `valid` is that of `core.Volume`. `blank` contains the names of channels without
-    contrast.
+    volume. `valid` and `remarks` are those of `core.Volume`. `blank` contains the names of channels
+    without contrast.
     """
 
     image: Float[Tensor, "c z y x"]
@@ -46,6 +46,7 @@ class NnunetScan:
     spacing: tuple[float, ...]
     valid: NDArray[np.bool_] | None = None
     blank: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def cropped_shape(self) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
@@ -53,11 +54,11 @@ def is_dicom(path: Path) -> bool:
     2 or 8. A file without a suffix also counts if it is cut short within the preamble, which
     consists of zeros.
     """
-    if not path.is_file() or path.name.startswith("."):
+    if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
-    if not os.access(path, os.R_OK):  # if it is a slice, reading it reports the missing permission
+    if not os.access(path, os.R_OK):  # or the link is broken; reading a slice reports the error
         return not path.suffix
     with path.open("rb") as stream:
         start = stream.read(_START_BYTES)
@@ -224,6 +225,8 @@ def _inflate(path: Path, stream: BinaryIO) -> BytesIO:
     content = inflater.decompress(stream.read(), _MAX_INFLATED_BYTES + 1)
     if len(content) > _MAX_INFLATED_BYTES:
         raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
+    if not inflater.eof:
+        raise ReadError(f"{path}: the compressed elements have no end. Copy it from its source.")
     # the UID of the uncompressed syntax is the same without its last three characters, ".99"
     uncompressed = _DEFLATED[:-3] + b"\0\0\0"  # of equal length, so that no length changes
     inflated = BytesIO(head.replace(_DEFLATED, uncompressed) + content)
@@ -361,7 +364,22 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
     with convert_read_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file may contain more frames than its header states
         _check_decoder(path, header)
-        return header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
+        pixels = header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
+        return _drop_unused_bits(pixels, header)
+
+
+def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
+    """Replace the bits above BitsStored, such as those of an overlay, by zeros or the sign.
+
+    These bits are not part of the value (PS3.5 8.1.1). pydicom keeps them in some syntaxes.
+    """
+    n_bytes = pixels.dtype.itemsize
+    n_unused = 8 * n_bytes - int(header.BitsStored)
+    is_usual = int(header.HighBit) == int(header.BitsStored) - 1
+    if not is_usual or not 0 < n_unused < 8 * n_bytes:
+        return pixels
+    kind = f"i{n_bytes}" if header.PixelRepresentation else f"u{n_bytes}"
+    return np.asarray((pixels.astype(kind) << n_unused) >> n_unused)
 
 
 def _set_decoder_defaults(header: "Header") -> None:
@@ -402,7 +420,10 @@ def _check_decoder(path: Path, header: "Header") -> None:
             "the file uncompressed (Explicit VR Little Endian)."
         ) from error
     if not decoder.is_available:
+        install = pip_install("dicom")
+        if syntax.name.startswith("High-Throughput"):  # the extra has no decoder for it
+            install = 'pip install pylibjpeg "pylibjpeg-openjpeg>=2"'
         raise ResourceError(  # the same file can be read once a decoder is installed
             f"{path}: the pixels are compressed as {syntax.name}, and no decoder is installed. "
-            f"Run {pip_install('dicom')}, or export the file uncompressed."
+            f"Run {install}, or export the file uncompressed."
         )

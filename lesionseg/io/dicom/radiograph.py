@@ -213,6 +213,8 @@ def _find_valid_pixels(
     if value is None:
         return None
     limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
+    if stored.dtype.itemsize == 2:  # some devices write a signed value as unsigned, or the reverse
+        value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
     low, high = sorted((value, limit))
     valid = (stored < low) | (stored > high)
     if valid.mean() < _MIN_VISIBLE:

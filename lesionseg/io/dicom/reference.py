@@ -74,7 +74,9 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
 def _segment_names(header: "Header", modality: str) -> dict[int, Any]:
     """Return the names of the segments or contour sets by their numbers."""
     if modality == "SEG":
-        return {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
+        names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
+        names.pop(0, None)  # the background of a LABELMAP
+        return names
     return {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
 
 
@@ -126,12 +128,16 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     """
     check_scan(path, header)
     threshold = 0.5
-    if str(header.get("SegmentationType", "BINARY")) == "FRACTIONAL":
+    kind = str(header.get("SegmentationType", "BINARY"))
+    if kind == "FRACTIONAL":
         threshold = int(header.get("MaximumFractionalValue", 255)) / 2
     for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
-        number = int(frame.elements.ReferencedSegmentNumber)
-        if number in masks:
-            pixel_indices = np.argwhere(pixels >= threshold)  # [n, 2]: row and column
+        numbers = set(masks)
+        if kind != "LABELMAP":  # otherwise, each pixel is the number of its segment
+            numbers &= {int(frame.elements.ReferencedSegmentNumber)}
+        for number in numbers:
+            inside = pixels == number if kind == "LABELMAP" else pixels >= threshold
+            pixel_indices = np.argwhere(inside)  # [n, 2]: row and column
             points_lps = pixel_indices @ frame.axes_mm + frame.position
             points_ras = points_lps @ LPS_TO_RAS[:3, :3]
             index = _round_to_grid(path, geometry.to_index(points_ras), geometry)

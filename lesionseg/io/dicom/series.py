@@ -8,6 +8,7 @@ one series of a folder.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from filecmp import cmp
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -44,6 +45,10 @@ _ECHO_OF_FILE = "EchoTime"
 _MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
+_SEPARATE_FILES = "Sort them into separate folders."
+_SEPARATE_FRAMES = (
+    "Convert this file with dcm2niix, which writes one NIfTI file per stack of frames."
+)
 _NO_POSITION_ADVICE = (
     "The file does not state where its slice is located in the patient. Export the series again "
     "as CT or MR images, or leave the file out."
@@ -211,6 +216,7 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         is_wanted = name is None or name in (_number(header), series_key(header))
         if is_wanted:
             wanted[file] = header
+    _leave_out_copies(wanted, remarks)
     uids = {series_key(header) for header in wanted.values()}
     for file, fault in damaged.items():
         # without a readable slice of the wanted series, any damaged file may be one
@@ -224,6 +230,18 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             f"{path}: no DICOM image was found.{content} Name another series or folder."
         )
     return wanted
+
+
+def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks | None) -> None:
+    """Remove files that are equal to another file of the series, byte by byte."""
+    first_file: dict[str, Path] = {}
+    for file, header in [*headers.items()]:
+        uid = text(header, "SOPInstanceUID")
+        first = first_file.setdefault(uid, file)
+        if uid and file != first and cmp(file, first, shallow=False):
+            del headers[file]
+            if remarks is not None:
+                remarks.add(f"{file.name} is a copy of {first.name} and is left out")
 
 
 def _might_be_a_slice(file: Path) -> bool:
@@ -258,7 +276,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         if different := _find_differences(piece, first):
             raise GeometryError(
                 f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. "
-                "Sort them into separate folders."
+                f"{_separation_advice(piece)}"
             )
     note = ""
     if left_out:
@@ -389,6 +407,10 @@ def _find_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
     return different
 
 
+def _separation_advice(piece: DicomSlice) -> str:
+    return _SEPARATE_FILES if piece.frame is None else _SEPARATE_FRAMES
+
+
 def _thickness(piece: DicomSlice, remarks: Remarks | None) -> float:
     """Return the thickness of a scan's only slice in millimetres, or 1 if it is not stated."""
     thickness = number(piece.elements, "SliceThickness") or 0.0
@@ -414,7 +436,7 @@ def _even_step(
         n = int(repeated[0])
         raise GeometryError(
             f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place. They may be "
-            "duplicates, or belong to two times or acquisitions. Sort them into separate folders."
+            f"duplicates, or belong to two times or acquisitions. {_separation_advice(first)}"
         )
     lengths = np.linalg.norm(steps, axis=1)
     # the lower median occurs in the stack, even if half of the distances are doubled

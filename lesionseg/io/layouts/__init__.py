@@ -7,32 +7,34 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Problem, Role
+from lesionseg.core import CaseFiles, Dataset, Problem, Remark, Role
 from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.box_table import MAX_LABELS
-from lesionseg.io.layouts.boxes_csv import find_boxes, read_boxes_csv
+from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
 from lesionseg.io.layouts.checks import (
     Problems,
     find_problems,
     fold_remarks,
     group_remarks,
+    shared_masks,
     with_missing_channels,
 )
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
 from lesionseg.io.layouts.readers import IGNORED_BOXES, merge_readers
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
@@ -177,8 +179,7 @@ def read_dataset(
     if group is None:
         remarks += tuple(group_remarks(dataset.cases))
     if not lenient:
-        for remark in remarks:
-            logger.log(logging.INFO if remark.is_note else logging.WARNING, remark.message)
+        _log_remarks(remarks, dataset.cases)
         problems.raise_all(root)
     if not dataset.cases:
         text = (
@@ -204,6 +205,14 @@ def read_dataset(
     return replace(dataset, problems=tuple(problems))
 
 
+def _log_remarks(remarks: Iterable[Remark], cases: Sequence[CaseFiles]) -> None:
+    """Log the remarks, and the masks of several cases, which `prepare check=true` finds itself."""
+    for text in shared_masks(cases):
+        logger.warning(text)
+    for remark in remarks:
+        logger.log(logging.INFO if remark.is_note else logging.WARNING, remark.message)
+
+
 def _check_label_values(dataset: Dataset) -> None:
     """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes."""
     too_high = [value for value in dataset.labels.mask_values if value > MAX_LABELS]
@@ -227,14 +236,19 @@ def _layout_of(root: Path) -> Convention:
         raise DatasetError(
             f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
         )
-    expected = "; ".join(f"{c.name}: {c.looks_for}" for c in known.values())
-    advice = "Write a manifest.csv with the columns case, image and reference."
+    if (root / BOXES).is_file():
+        read_boxes_csv(root)  # raises an error that lists the missing columns
+    advice = describe_other_format(root) or (
+        f"Write a {MANIFEST} with the columns case, image and reference (masks), or a {BOXES} with "
+        "case, label, x0, y0, x1, y1 next to the images. docs/data.md lists all layouts, such as "
+        "nnU-Net's with dataset.json."
+    )
     for path in sorted(root.glob("*.json")):  # one of them may be a damaged datalist
         try:
             read_json(path, allow_nan=True)
         except ReadError as error:
             advice += f" Or correct a file: {error}"
-    raise DatasetError(f"{root} has no known dataset layout ({expected}). {advice}")
+    raise DatasetError(f"{root} has no known dataset layout. {advice}")
 
 
 def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:

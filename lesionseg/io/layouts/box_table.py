@@ -102,7 +102,8 @@ def read_box_table(path: Path, columns: Collection[str]) -> list[tuple[str, Mapp
         noun = "column" if is_one else "columns"
         pronoun = "it" if is_one else "them"
         advice = f"Rename the column that contains {pronoun}, or add {pronoun}."
-        if {"x1", "y1"} <= {*missing}:
+        has_other_corners = not {"x1", "xmax", "x_max"}.isdisjoint(map(str.lower, present))
+        if {"x1", "y1"} <= {*missing} and not has_other_corners:
             advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
         raise DatasetError(
             f"{path}: the table has no {noun} {', '.join(map(repr, missing))}, only "
@@ -285,9 +286,14 @@ def require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: G
     `stated` is height and width, or None if the annotations state no size.
     """
     if stated not in (None, geometry.shape):
+        advice = "Correct height and width, or the image."
+        if stated == geometry.shape[::-1]:
+            advice = (
+                "Annotations refer to the upright picture. If they were drawn on the stored one, "
+                "remove the picture's orientation tag (EXIF); otherwise exchange height and width."
+            )
         raise GeometryError(
-            f"{image} has {geometry.shape} pixels, but its annotations state {stated}. Correct "
-            "height and width, or the image."
+            f"{image} has {geometry.shape} pixels, but its annotations state {stated}. {advice}"
         )
 
 

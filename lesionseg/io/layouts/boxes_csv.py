@@ -10,7 +10,7 @@ from typing import Any
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, suggest
-from lesionseg.io.files import read_csv_columns
+from lesionseg.io.files import is_file_or_broken_link, read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -162,7 +162,7 @@ class _CaseFacts:
 
 def _labels(root: Path, names: Iterable[str]) -> Labels:
     """Return the labels of `labels.json`, or number the names in the table."""
-    if (root / LABELS).is_file():
+    if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
     numbered = number_labels({name for name in names if name} or {"lesion"})
     return make_labels(root / BOXES, {value: name for name, value in numbered.items()})
@@ -267,7 +267,7 @@ def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]
         seen.add(place)
         folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
         paths = [Path(top) / name for name in names]
-        found += [path for path in paths if is_image_file(path) and path.is_file()]
+        found += [path for path in paths if is_image_file(path) and is_file_or_broken_link(path)]
         subfolders = [Path(top) / name for name in folders]
         links += [path for path in subfolders if path.is_symlink()]
     return sorted(links)

@@ -88,6 +88,14 @@ def path_id(path: Path) -> str:
     return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
 
 
+def listed_file(folder: Path, name: str) -> Path:
+    """Return the path of a file that a table names, also if it has the separators of Windows."""
+    path = folder / name
+    if "\\" not in name or path.exists():
+        return path
+    return folder / name.replace("\\", "/")
+
+
 def comparison_key(case: str) -> str:
     """Return a text that is equal for ids whose files some file system cannot distinguish.
 
@@ -171,7 +179,16 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` if a case does not have one file for each channel that it must have."""
+    """Raise `DatasetError` if a case does not have one file for each channel that it must have.
+
+    The mask of the case must not be one of them. `evaluate` allows it, because it reads no image.
+    """
+    mask = files.reference
+    if mask is not None and file_key(mask) in map(file_key, files.images):
+        raise DatasetError(
+            f"{mask}: this file is the image as well as the mask of case {files.case!r}. Correct "
+            "one of the two names."
+        )
     names = dataset.channel_names
     if dataset.dims == 2 and is_colour(files, len(names)):
         return
@@ -211,7 +228,7 @@ def remark_unread_files(
         known += _VOXEL_SUFFIXES
     unread = []
     for path in entries:
-        if path.suffix and path.is_file() and not path.name.lower().endswith(known):
+        if path.suffix and not path.is_dir() and not path.name.lower().endswith(known):
             unread.append(path)
     if folders:
         unread += [path for path in entries if path.is_dir()]
@@ -303,6 +320,28 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
                 text = "does not exist or is empty. Paths in tables are relative to the table."
                 problems.append(Problem(case, f"{file} of case {case!r} {text}"))
     return problems
+
+
+def file_key(path: Path) -> str:
+    """Return a text that is equal for paths of one file, also by links."""
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; an impossible name
+        path = path.resolve()
+    return str(path)
+
+
+def shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
+    """Yield a message about each file that is the mask of several cases."""
+    cases_of: dict[str, list[CaseFiles]] = {}
+    for files in cases:
+        if files.reference is not None:
+            cases_of.setdefault(file_key(files.reference), []).append(files)
+    for sharing in cases_of.values():
+        if len(sharing) > 1:
+            names = join_names(files.case for files in sharing)
+            yield (
+                f"{sharing[0].reference} is the mask of several cases: {names}. Name the mask of "
+                "each case, unless it is an empty mask."
+            )
 
 
 def _has_content(file: Path) -> bool:

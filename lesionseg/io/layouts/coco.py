@@ -153,6 +153,15 @@ class _Content(BaseModel):
     annotations: list[dict[str, Any]]
     categories: Annotated[list[_Category], Field(min_length=1)]
 
+    @field_validator("images")
+    @classmethod
+    def _accept_windows_paths(cls, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for image in images:
+            for key in ("file_name", "mask_file"):
+                if isinstance(image.get(key), str):
+                    image[key] = image[key].replace("\\", "/")
+        return images
+
 
 def find_annotations(root: Path) -> list[AnnotationFile]:
     """Find the COCO files of a folder.
@@ -214,7 +223,7 @@ def read_coco(root: Path) -> Dataset:
     # of equal names, the first one is kept: Roboflow adds an unused category with the id 0
     used: set[str] = set()
     for _, content in contents:
-        used.update(str(annotation.get("category_id")) for annotation in content.annotations)
+        used.update(_id_text(annotation.get("category_id")) for annotation in content.annotations)
     by_use = sorted(ordered, key=lambda number: str(number) not in used)
     name_of_label = {label_of[str(number)]: names[number] or str(number) for number in by_use}
     label_names, remarks = distinct_names(root, name_of_label)
@@ -277,11 +286,13 @@ def _make_cases(
 ) -> list[CaseFiles]:
     """Make the cases of one COCO file. Entries that do not fit become problems."""
     path = file.path
-    ids = {str(image.get("id")): _case_id(str(image.get("file_name"))) for image in content.images}
+    ids = {}
+    for record in content.images:
+        ids[_id_text(record.get("id"))] = _case_id(str(record.get("file_name")))
     lesions: dict[str, list[CocoLesion]] = {number: [] for number in ids}
     for annotation in content.annotations:
-        image = str(annotation.get("image_id"))
-        category = str(annotation.get("category_id"))
+        image = _id_text(annotation.get("image_id"))
+        category = _id_text(annotation.get("category_id"))
         where = f"{path}: annotation {str(annotation.get('id'))[:40]}"
         with problems.collect(ids.get(image, ""), where):
             if image not in ids or category not in label_of:
@@ -294,10 +305,10 @@ def _make_cases(
             if isinstance(attributes, dict) and "reader" in attributes:  # as CVAT writes it
                 entry.setdefault("reader", attributes["reader"])
             lesions[image].append(validate(CocoLesion, entry))
-    n_images = Counter(str(image["id"]) for image in content.images if "id" in image)
+    n_images = Counter(_id_text(image["id"]) for image in content.images if "id" in image)
     cases: list[CaseFiles] = []
     for record in content.images:
-        number = str(record.get("id"))
+        number = _id_text(record.get("id"))
         case = _case_id(str(record.get("file_name")))
         with problems.collect(case, path):
             image_record = validate(_Image, record)
@@ -308,6 +319,13 @@ def _make_cases(
                 )
             cases.append(_make_case(root, file, case, image_record, lesions[number]))
     return cases
+
+
+def _id_text(number: object) -> str:
+    """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1."""
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    return str(number)
 
 
 def _case_id(file_name: str) -> str:

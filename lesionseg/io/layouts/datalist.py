@@ -27,7 +27,7 @@ from lesionseg.core import (
 from lesionseg.errors import ContentError, DatasetError, ReadError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import make_box_reference
-from lesionseg.io.layouts.checks import Count, Number, Problems, path_id, validate
+from lesionseg.io.layouts.checks import Count, Number, Problems, listed_file, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, column_remarks, read_labels
 
 # the lists of a datalist, and the role of the cases in each
@@ -157,13 +157,17 @@ def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Remark
 
 
 def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Remark]:
-    """Return a remark on each unknown key of entries that resembles a known one."""
-    keys: set[str] = set()
+    """Return a remark on each unknown key of an entry that resembles a key it does not have."""
+    keys_of_entries: set[frozenset[str]] = set()
     for name in _LISTS:
         entries = content.get(name, [])
         for entry in entries if isinstance(entries, list) else ():
-            keys.update(map(str, entry) if isinstance(entry, dict) else ())
-    return column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")
+            if isinstance(entry, dict):
+                keys_of_entries.add(frozenset(map(str, entry)))
+    remarks: set[Remark] = set()
+    for keys in keys_of_entries:
+        remarks |= {*column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")}
+    return sorted(remarks)
 
 
 def _has_boxes(files: CaseFiles) -> bool:
@@ -207,7 +211,7 @@ def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
     `role`: that of the list, if the entry states none.
     """
     images = [entry.image] if isinstance(entry.image, str) else entry.image
-    case = entry.case or path_id(Path(Path(images[0]).name))
+    case = entry.case or path_id(Path(listed_file(root, images[0]).name))
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
     has_only_boxes = entry.box is not None and classes is None
@@ -224,8 +228,8 @@ def _make_case(root: Path, entry: _Entry, role: Role | None) -> CaseFiles:
         annotations["boxes"] = (entry.box, [number + 1 for number in classes])
     return CaseFiles(
         case,
-        tuple(root / name for name in images),
-        reference=root / mask if mask else None,
+        tuple(listed_file(root, name) for name in images),
+        reference=listed_file(root, mask) if mask else None,
         group=entry.patient or entry.group,
         role=entry.role or role,
         fold=entry.fold,

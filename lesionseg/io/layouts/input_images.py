@@ -25,7 +25,7 @@ from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.scans import DicomScan, describe_dicom, find_dicom_scans
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import MAX_ID_BYTES, printable_text
+from lesionseg.io.files import MAX_ID_BYTES, is_file_or_broken_link, printable_text
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.tiff_stack import is_stack
@@ -447,10 +447,12 @@ class _Listing:
     def _add(self, file: Path) -> None:
         """Add a file to the images, the DICOM files, or the files that are left out.
 
-        Hidden files and links to files in the folder of results are skipped without a message.
+        Hidden files, pipes, devices and links to files in the folder of results are skipped without
+        a message. A link to nothing is sorted by its name, and reading it reports the error.
         """
         name = file.name.lower()
-        if file.name.startswith(".") or name in SKIPPED_NAMES or not file.is_file():
+        is_hidden = file.name.startswith(".") or name in SKIPPED_NAMES
+        if is_hidden or not is_file_or_broken_link(file):
             return
         if file.is_symlink() and self._is_result(file):
             return

@@ -11,8 +11,8 @@ from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role, numbers_first
 from lesionseg.errors import DatasetError, require_one_of
-from lesionseg.io.files import read_csv_lines, read_json
-from lesionseg.io.layouts.checks import Count, Problems, validate
+from lesionseg.io.files import is_file_or_broken_link, read_csv_lines, read_json
+from lesionseg.io.layouts.checks import Count, Problems, listed_file, validate
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
@@ -23,6 +23,7 @@ _KNOWN_COLUMNS = (*sorted(_OWN_COLUMNS), "image", "annotated", "pixel_mm")
 _OTHER_NAMES = {
     "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
     "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
+    "label": "mask masks labels seg segmentation annotation groundtruth gt truth",
     "group": "patient patientid subject subjectid participant participantid pid",
     "patient": "patientid subject subjectid participant participantid pid",
     "role": "split set subset partition",
@@ -66,8 +67,15 @@ def read_manifest(root: Path) -> Dataset:
     labels = read_labels(root)
     cases = list[CaseFiles]()
     problems = Problems()
+    line_of: dict[str, int] = {}
     for line, row in rows:
         with problems.collect(row["case"], f"{path}: line {line}"):
+            first = line_of.setdefault(row["case"], line)
+            if row["case"] and first != line:
+                raise DatasetError(
+                    f"{row['case']!r} is listed more than once, first in line {first}. Remove one "
+                    "of the rows, or give each case its own id."
+                )
             without_reference = _make_case(root, row, images)
             # if a further column is wrong, the case stays listed, so that its files are checked
             cases.append(without_reference)
@@ -114,7 +122,7 @@ def _add_reference(
     file_name = mask or instances
     return replace(
         files,
-        reference=root / file_name if file_name else None,
+        reference=listed_file(root, file_name) if file_name else None,
         role=stated.role,
         fold=stated.fold,
         annotations={"instances": None} if instances else {},
@@ -232,7 +240,7 @@ def _make_case(
         channels: The number of channels. Empty cells of further columns are not missing channels.
             None takes all columns.
     """
-    files = tuple(folder / row[name] for name in images if row[name])
+    files = tuple(listed_file(folder, row[name]) for name in images if row[name])
     if not row["case"] or not files:
         raise DatasetError("the case or its image is missing. Fill in both cells.")
     return CaseFiles(
@@ -247,7 +255,7 @@ def _make_case(
 def read_labels(root: Path) -> Labels:
     """Read the labels from `labels.json`. Without this file, value 1 is the lesion."""
     path = root / LABELS
-    content = read_json(path, allow_nan=True) if path.is_file() else {"1": "lesion"}
+    content = read_json(path, allow_nan=True) if is_file_or_broken_link(path) else {"1": "lesion"}
     named = dict(sorted(validate(_LabelsFile, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}

@@ -1,9 +1,11 @@
 """YOLO folders: `data.yaml`, folders of images, and a text file of boxes per image.
 
 Format: docs.ultralytics.com/datasets/detect. A line is `class x y width height`: the centre and the
-sides as shares of the image. In files for segmentation it is `class x1 y1 x2 y2 …`, a polygon.
+sides as shares of the image. In files for segmentation it is `class x1 y1 x2 y2 …`, a polygon. In
+files with key points (`kpt_shape` in `data.yaml`), the points follow the box.
 """
 
+import math
 import os
 import re
 from collections import Counter
@@ -17,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from lesionseg.core import CaseFiles, Dataset, Remark, Role
 from lesionseg.errors import DatasetError, LesionsegError, count, join_names
-from lesionseg.io.files import read_text, read_yaml
+from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -30,7 +32,7 @@ from lesionseg.io.layouts.box_table import (
     remark_absent,
 )
 from lesionseg.io.layouts.boxes_csv import list_images
-from lesionseg.io.layouts.checks import Problems, path_id, validate
+from lesionseg.io.layouts.checks import Count, Problems, path_id, validate
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -73,6 +75,7 @@ class _DataFile(BaseModel):
     validation: Folders = []
     test: Folders = []
     nc: int | None = None
+    kpt_shape: tuple[Count, ...] | None = None  # number of key points, values of each
 
     @model_validator(mode="before")
     @classmethod
@@ -140,7 +143,11 @@ def read_yolo(root: Path) -> Dataset:
     ids = _case_ids(root, parts)
     problems = Problems()
     collector = CaseBoxCollector()
-    remarks += _collect_boxes(root, path, ids, value_of, collector, problems)
+    n_point_values = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
+    if n_point_values:
+        text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
+        remarks.append(Remark("left_out", text, is_note=True))
+    remarks += _collect_boxes(root, path, ids, value_of, collector, problems, n_point_values)
     tables = collector.collect(problems, is_relative=True)
     has_roles = len({part.role for part in parts}) > 1
     cases: list[CaseFiles] = []
@@ -170,6 +177,7 @@ def _collect_boxes(
     value_of: Mapping[int, int],
     collector: CaseBoxCollector,
     problems: Problems,
+    n_point_values: int,
 ) -> list[Remark]:
     """Collect the boxes of all images, and return remarks on the text files.
 
@@ -185,7 +193,7 @@ def _collect_boxes(
         used.add(table)
         with problems.collect(case, table):
             text = read_text(table, _MAX_LABEL_BYTES)
-            _add_lines(collector, problems, case, table, text, value_of)
+            _add_lines(collector, problems, case, table, text, value_of, n_point_values)
     if not used:
         raise DatasetError(
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
@@ -203,12 +211,19 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
         for entry in getattr(content, key):
             folder = _find_folder(root, content.path, entry)
             if folder is None and key == "test":
-                text = f"{path}: the folder of test ({entry[:200]}) is missing, left out."
+                text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
                 remarks.append(Remark("left_out", text, is_note=True))
             elif folder is None:
+                advice = f"Write the path of a folder with images, relative to {path.name}."
+                if entry.lower().endswith(".txt"):
+                    advice = (
+                        "Text files that list images are not read. Move the images of each part "
+                        "into a folder such as images/train and their text files into "
+                        "labels/train, and write the folder here."
+                    )
                 raise DatasetError(
-                    f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}. Write "
-                    f"the path of a folder with images, relative to {path.name}."
+                    f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}. "
+                    f"{advice}"
                 )
             elif folder not in seen:
                 seen.add(folder)
@@ -286,10 +301,10 @@ def _label_file(root: Path, image: Path) -> Path | None:
     for folder_of_labels in ("labels", "Labels", "LABELS") if places else ():
         folders[places[-1]] = folder_of_labels
         file = Path(os.path.normpath(root), *folders, name)
-        if file.is_file():
+        if is_file_or_broken_link(file):
             return file
     next_to_image = image.with_name(name)
-    return next_to_image if next_to_image.is_file() else None
+    return next_to_image if is_file_or_broken_link(next_to_image) else None
 
 
 def _add_lines(
@@ -299,6 +314,7 @@ def _add_lines(
     table: Path,
     text: str,
     value_of: Mapping[int, int],
+    n_point_values: int,
 ) -> None:
     """Add the boxes in the text file of an image. Wrong lines become problems."""
     is_empty = True
@@ -309,9 +325,21 @@ def _add_lines(
         is_empty = False
         where = f"{table}: line {number}"
         with problems.collect(case, where):
+            if n_point_values:
+                words = _remove_points(words, n_point_values)
             collector.add_box(case, _parse_line(words, value_of, where))
     if is_empty:
         collector.add_negative(case, "", str(table))
+
+
+def _remove_points(words: list[str], n_point_values: int) -> list[str]:
+    """Return class and box of a line. Raise `DatasetError` if it has another number of values."""
+    if len(words) not in (5, 5 + n_point_values):
+        raise DatasetError(
+            f"the line has {count(len(words), 'value')}, but by kpt_shape in data.yaml it needs "
+            f"{5 + n_point_values}. Correct one of them."
+        )
+    return words[:5]
 
 
 def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -> LesionBox:

@@ -1,27 +1,22 @@
 """`serve`: predict scans that are sent by HTTP. No scan and no result is kept.
 
 `app` has the page and the REST interface, `slicer` the interface of 3D Slicer's plug-in, `uploads`
-the received files and the queue, `answer` the returned file, `hosts` the names of the server,
-`home` its folder for scans, `access_log` the log of requests. Use a proxy for encryption and
-passwords.
+the received files and the queue, `model_process` the process that predicts, `answer` its work and
+the returned file, `hosts` the names of the server, `home` its folder for scans, `access_log` the
+log of requests. Use a proxy for encryption and passwords.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.inference.read_ahead import memory_budget
-from lesionseg.io.limits import limits, set_limits
-from lesionseg.pipeline.case_work import make_predictor
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.serve.home import server_folder
+from lesionseg.pipeline.serve.model_process import running_model
 
 logger = logging.getLogger(__name__)
-
-_BYTES_PER_VOXEL = 10  # the least that any scan needs, see `needed_bytes`
 
 
 @dataclass(frozen=True)
@@ -38,24 +33,6 @@ class ServeOutcome(Outcome):
         return
 
 
-@contextmanager
-def _limited_voxels(cfg: ServeConfig) -> Iterator[None]:
-    """Limit the voxels of an image by `inference.max_memory_gb`, also of pictures.
-
-    The grid of a picture is known only after it is decoded. Without this limit, a small compressed
-    picture could fill the memory.
-    """
-    before = limits()
-    most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
-    if most < before.max_voxels:
-        advice = "Or start the server with a higher inference.max_memory_gb."
-        set_limits(replace(before, max_voxels=most, advice=advice))
-    try:
-        yield
-    finally:
-        set_limits(before)
-
-
 def serve(cfg: ServeConfig) -> ServeOutcome:
     """Serve until interrupted. `serve.app` answers the requests.
 
@@ -67,34 +44,28 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
         BundleError: if the bundle cannot be used.
     """
     try:
+        import fastapi  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from lesionseg.pipeline.serve.app import make_app
         from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
         raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
-    predictor = make_predictor(cfg)
-    logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)
-    if cfg.host not in ("127.0.0.1", "::1", "localhost"):
-        logger.warning(
-            "Other machines can reach this server. Put a proxy with a password in front of it."
-        )
-    if cfg.host in ("0.0.0.0", "::") and not cfg.hosts:
-        logger.warning(
-            "Requests of other machines get status 400 until hosts= has the name or address that "
-            "they use for this server, such as 'hosts=[scans.example.org,192.0.2.7]'."
-        )
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with (
         suppress(KeyboardInterrupt),
-        _limited_voxels(cfg),
         server_folder() as home,
+        running_model(cfg) as model,
     ):
+        from lesionseg.pipeline.serve.app import make_app  # while the process loads the model
+
+        app = make_app(model, cfg, home)
+        logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)
+        _warn_if_open(cfg)
         try:
             uvicorn.run(
-                make_app(predictor, cfg, home),
+                app,
                 host=cfg.host,
                 port=cfg.port,
                 ws="none",
@@ -109,3 +80,16 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
                 "uses this port, name another port=. The host must be an address of this machine."
             ) from error
     return ServeOutcome()
+
+
+def _warn_if_open(cfg: ServeConfig) -> None:
+    """Warn if other machines can reach the server, or can but are refused."""
+    if cfg.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning(
+            "Other machines can reach this server. Put a proxy with a password in front of it."
+        )
+    if cfg.host in ("0.0.0.0", "::") and not cfg.hosts:
+        logger.warning(
+            "Requests of other machines get status 400 until hosts= has the name or address that "
+            "they use for this server, such as 'hosts=[scans.example.org,192.0.2.7]'."
+        )

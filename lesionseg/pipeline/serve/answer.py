@@ -1,9 +1,28 @@
-"""The file that answers a request, and its warnings."""
+"""Predict a sent scan, and make the file that answers its request."""
 
-from dataclasses import dataclass
+import base64
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
-from lesionseg.core import Prediction
+from lesionseg.core import CaseFiles, Prediction
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
+from lesionseg.host_memory import trim_memory
+from lesionseg.inference.input_check import check_extent
+from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.predictions import write_prediction
+from lesionseg.io.volumes import read_geometry, result_suffix
+from lesionseg.reporting import viewer
+from lesionseg.reporting.images import Scene
 
+CASE = "scan"
+Result = Literal["mask", "candidates", "all", "view"]
 WARNING_HEADER = "X-Lesionseg-Warning"
 
 
@@ -37,3 +56,101 @@ def warning_of(prediction: Prediction) -> str:
     checked = prediction.input
     sentences = [checked.warning if checked is not None else "", prediction.left_out_note]
     return " ".join(filter(None, sentences))
+
+
+def predict_scan(
+    predictor: Predictor,
+    folder: Path,
+    result: Result,
+    budget: int,
+    sent: Sequence[str] = (),
+) -> Answer:
+    """Predict the single scan in `folder`. Return the requested file.
+
+    Args:
+        predictor: the model.
+        folder: the folder with the scan.
+        result: the requested file.
+        budget: the bytes of memory that the scan may use. If it needs more, its probabilities
+            are in a temporary file in `folder`.
+        sent: the sent names of the channels' files, for the page.
+
+    Raises:
+        ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
+        LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
+    """
+    try:
+        scan = _find_single_scan(folder, len(predictor.plan.channel_names))
+        is_large = _is_large(scan, predictor, budget)
+        volume = predictor.read(scan)
+        prepared = predictor.prepare_volume(volume, CASE, overwrite=result != "view")
+        inferred = predictor.infer(prepared, folder=folder if is_large else None)
+        del prepared  # the candidates need the memory
+        trim_memory()
+        prediction = predictor.decide(inferred, CASE)
+        warning = warning_of(prediction)
+        with TemporaryDirectory(dir=folder) as output:
+            like = scan.images[0]
+            suffix = result_suffix(like, predictor.plan.dims)
+            write_prediction(Path(output), prediction, suffix=suffix, like=like)
+            if result in ("mask", "candidates"):
+                written = next(Path(output).glob(f"{CASE}_{result}*"), None)
+                if written is None:
+                    raise ContentError(f"This model has no {result}. Request result=candidates.")
+                return Answer(written.name, written.read_bytes(), warning)
+            zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
+        if result == "all":
+            return Answer(zipped.name, zipped.read_bytes(), warning)
+        scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
+        view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
+        view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
+        view["warning"] = warning
+        view["channels"] = _describe_channels(predictor.plan.channel_names, sent)
+        return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
+    except LesionsegError as error:
+        text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
+        raise type(error)(text) from error
+    except Exception as error:  # a damaged file, or too little memory for a large one
+        raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
+
+
+def _describe_channels(channels: Sequence[str], sent: Sequence[str]) -> list[dict[str, str]]:
+    """Return the file of each channel for the page. Empty if the scan is a single file."""
+    if len(sent) < 2 or len(sent) != len(channels):
+        return []
+    return [{"channel": c, "file": name} for c, name in zip(channels, sent, strict=True)]
+
+
+def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
+    """Return True if the probabilities of the scan must be in a file.
+
+    Only headers are read, because a small compressed file may contain a huge image.
+
+    Raises:
+        ContentError: if the scan needs more memory than `budget` even so.
+        GeometryError: if spacing or extent are implausible.
+    """
+    plan = predictor.plan
+    pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
+    # a later channel may be larger than the first one, which is an error only after it is decoded
+    grids = [read_geometry(image, raster_mm=pixel_mm) for image in scan.images]
+    for image, grid in zip(scan.images, grids, strict=True):
+        check_extent(grid, plan, str(image))
+    least = max(needed_bytes(grid, plan, is_on_disk=True) for grid in grids)
+    if least > budget:
+        raise ContentError(
+            f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
+            f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
+            "server with a higher limit."
+        )
+    return max(needed_bytes(grid, plan) for grid in grids) > budget
+
+
+def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
+    """Return the only scan in `folder`. Raise `DatasetError` if there are several."""
+    cases = find_images(folder, n_channels)
+    if len(cases) != 1:
+        raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
+    # The files are numbered in the order in which they were sent. If one is left out, the numbers
+    # do not show which channel it is, so no channel counts as missing and reading reports an error.
+    return replace(cases[0], missing=())

@@ -1,51 +1,42 @@
 """The page and the REST interface of `serve`."""
 
 import asyncio
-import base64
-import json
 import shutil
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from mimetypes import guess_type
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from anyio import fail_after, to_thread
-from anyio.from_thread import check_cancelled
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from lesionseg import __version__, phantoms
 from lesionseg.config import ServeConfig
-from lesionseg.core import CaseFiles
-from lesionseg.errors import ContentError, DatasetError, LesionsegError, OutputError, ReadError
-from lesionseg.host_memory import trim_memory
+from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import memory_budget, needed_bytes
-from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import write_prediction
-from lesionseg.io.volumes import case_suffix, read_geometry, result_suffix
+from lesionseg.io.volumes import case_suffix
+from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.serve.access_log import AccessLog
-from lesionseg.pipeline.serve.answer import WARNING_HEADER, Answer, warning_of
+from lesionseg.pipeline.serve.answer import CASE, WARNING_HEADER, Answer, Result
 from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets
+from lesionseg.pipeline.serve.model_process import ModelProcess
 from lesionseg.pipeline.serve.slicer import slicer_router
-from lesionseg.pipeline.serve.uploads import CASE, STALLED_SECONDS, InferenceQueue, receive
+from lesionseg.pipeline.serve.uploads import STALLED_SECONDS, InferenceQueue, receive
 from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
-from lesionseg.reporting.images import Scene
 from lesionseg.reporting.rendering import render
+from lesionseg.version import __version__
 
 _MOST_UPLOADS = 4  # at once
-Result = Literal["mask", "candidates", "all", "view"]
 # the tables of the page that describes the interface
 ROUTES = (
     ("GET", "/", "The page that takes a scan."),
     ("GET", "/docs", "This page."),
-    ("GET", "/health", "JSON: status, version, digest of the bundle, channels, labels."),
+    ("GET", "/health", "JSON: status (ok, loading or failed), version, bundle, channels, labels."),
     ("POST", "/predict", "A scan as form field file. Query: result (mask if it is not given)."),
     ("POST", "/example", "The same for a simulated scan. Query: result (all if it is not given)."),
     ("GET", "/favicon.ico", "The icon of the page."),
@@ -71,7 +62,7 @@ STATUSES = {
     413: "The request is too large.",
     422: "The scan cannot be predicted; detail says why.",
     500: "The server cannot write, such as on a full disk.",
-    503: "Too many scans are waiting, or it took too long. Retry-After has the seconds to wait.",
+    503: "Too many scans are waiting, it took too long, or the model is not loaded (Retry-After).",
 }
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><circle cx="8" cy="8" r="7" '
@@ -84,28 +75,23 @@ class _Server:
     """The model, limits and queue of a server, and the requests that it answers.
 
     Attributes:
-        predictor: the model.
+        model: the process that holds the model.
+        plan: the plan of the model.
         cfg: the limits, and the host names under which the server answers besides localhost.
         home: a folder for scans until they are predicted.
-        queue: the scans that wait for the network.
+        queue: the scans that wait for the model.
         digest: identifies the bundles.
-        budget: the bytes that a scan in progress may use.
         receiving: limits the requests that are received at once, because small files of a form are
             kept in memory.
     """
 
-    predictor: Predictor
+    model: ModelProcess
+    plan: Plan
     cfg: ServeConfig
     home: Path
     queue: InferenceQueue
     digest: str
-    budget: int
     receiving: asyncio.Semaphore
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of the model."""
-        return self.predictor.plan
 
     @property
     def labels(self) -> dict[str, int]:
@@ -155,8 +141,8 @@ class _Server:
     async def predict(
         self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
     ) -> Answer:
-        """Predict the scan in `folder` when it is its turn. See `predict_scan`."""
-        work = partial(predict_scan, self.predictor, folder, result, self.budget, sent)
+        """Predict the scan in `folder` when it is its turn. See `ModelProcess.predict`."""
+        work = partial(self.model.predict, folder, result, sent)
         return await self.queue.run(request, work)
 
     async def respond(
@@ -168,25 +154,23 @@ class _Server:
         return Response(answer.content, headers=answer.headers, media_type=media_type)
 
 
-def make_app(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
+def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
     """Make the application.
 
     `ROUTES`, `RESULTS` and `STATUSES` describe the interface; the page `/docs` shows them.
 
     Args:
-        predictor: the model.
+        model: the process that holds the model.
         cfg: the limits, and the host names under which the server answers besides localhost.
         home: a folder for scans until they are predicted.
     """
-    queue = InferenceQueue(cfg.max_waiting, cfg.request_seconds)
-    digest = joint_digest(cfg.bundle)
     server = _Server(
-        predictor=predictor,
+        model=model,
+        plan=model.wait(),
         cfg=cfg,
         home=home,
-        queue=queue,
-        digest=digest,
-        budget=memory_budget(cfg.inference),
+        queue=InferenceQueue(cfg.max_waiting, cfg.request_seconds, model),
+        digest=joint_digest(cfg.bundle),
         receiving=asyncio.Semaphore(_MOST_UPLOADS),
     )
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
@@ -255,9 +239,11 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
         return Response(ICON, media_type="image/svg+xml")
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        about = {"status": "ok", "version": __version__, "bundle": server.digest}
-        return {**about, "channels": plan.channel_names, "labels": server.labels}
+    async def health() -> JSONResponse:
+        status = server.model.status
+        about = {"status": status, "version": __version__, "bundle": server.digest}
+        content = {**about, "channels": plan.channel_names, "labels": server.labels}
+        return JSONResponse(content, 503 if status == "failed" else 200)
 
 
 def _add_predictions(app: FastAPI, server: _Server) -> None:
@@ -275,117 +261,14 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
         return await server.respond(request, folder, result)
 
 
-def predict_scan(
-    predictor: Predictor,
-    folder: Path,
-    result: Result,
-    budget: int,
-    sent: Sequence[str] = (),
-) -> Answer:
-    """Predict the single scan in `folder`. Return the requested file.
-
-    This function runs in a thread of anyio. If the client disconnects, it ends after the current
-    batch of tiles.
-
-    Args:
-        predictor: the model.
-        folder: the folder with the scan.
-        result: the requested file.
-        budget: the bytes of memory that the scan may use. If it needs more, its probabilities
-            are in a temporary file in `folder`.
-        sent: the sent names of the channels' files, for the page.
-
-    Raises:
-        ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
-        LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
-    """
-    try:
-        scan = _find_single_scan(folder, len(predictor.plan.channel_names))
-        is_large = _is_large(scan, predictor, budget)
-        volume = predictor.read(scan)
-        prepared = predictor.prepare_volume(volume, CASE, overwrite=result != "view")
-        inferred = predictor.infer(
-            prepared,
-            on_batch=lambda *_: check_cancelled(),
-            folder=folder if is_large else None,
-        )
-        del prepared  # the candidates need the memory
-        trim_memory()
-        prediction = predictor.decide(inferred, CASE)
-        warning = warning_of(prediction)
-        with TemporaryDirectory(dir=folder) as output:
-            like = scan.images[0]
-            suffix = result_suffix(like, predictor.plan.dims)
-            write_prediction(Path(output), prediction, suffix=suffix, like=like)
-            if result in ("mask", "candidates"):
-                written = next(Path(output).glob(f"{CASE}_{result}*"), None)
-                if written is None:
-                    raise ContentError(f"This model has no {result}. Request result=candidates.")
-                return Answer(written.name, written.read_bytes(), warning)
-            zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
-        if result == "all":
-            return Answer(zipped.name, zipped.read_bytes(), warning)
-        scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
-        view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
-        view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
-        view["warning"] = warning
-        view["channels"] = _describe_channels(predictor.plan.channel_names, sent)
-        return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
-    except LesionsegError as error:
-        text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
-        raise type(error)(text) from error
-    except Exception as error:  # a damaged file, or too little memory for a large one
-        raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
-
-
-def _describe_channels(channels: Sequence[str], sent: Sequence[str]) -> list[dict[str, str]]:
-    """Return the file of each channel for the page. Empty if the scan is a single file."""
-    if len(sent) < 2 or len(sent) != len(channels):
-        return []
-    return [{"channel": c, "file": name} for c, name in zip(channels, sent, strict=True)]
-
-
-def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
-    """Return True if the probabilities of the scan must be in a file.
-
-    Only headers are read, because a small compressed file may contain a huge image.
-
-    Raises:
-        ContentError: if the scan needs more memory than `budget` even so.
-    """
-    plan = predictor.plan
-    pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
-    # a later channel may be larger than the first one, which is an error only after it is decoded
-    grids = [read_geometry(image, raster_mm=pixel_mm) for image in scan.images]
-    least = max(needed_bytes(grid, plan, is_on_disk=True) for grid in grids)
-    if least > budget:
-        raise ContentError(
-            f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
-            f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
-            "server with a higher limit."
-        )
-    return max(needed_bytes(grid, plan) for grid in grids) > budget
-
-
-def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
-    """Return the only scan in `folder`. Raise `DatasetError` if there are several."""
-    cases = find_images(folder, n_channels)
-    if len(cases) != 1:
-        raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
-    # The files are numbered in the order in which they were sent. If one is left out, the numbers
-    # do not show which channel it is, so no channel counts as missing and reading reports an error.
-    return replace(cases[0], missing=())
-
-
 def write_example(folder: Path, plan: Plan) -> None:
     """Write a simulated scan of the model's modality. All channels are the same image."""
-    kind = "xray"
+    simulate: Callable[..., None] = write_xray_phantoms
     shape: tuple[int, ...] = (256, 256)
     if plan.dims == 3:
-        kind = plan.modality
+        simulate = write_ct_phantoms if plan.modality == "ct" else write_mri_phantoms
         shape = (64, 96, 96)
-    simulate = getattr(phantoms, f"write_{kind}_phantoms")
-    with TemporaryDirectory() as dataset:
+    with TemporaryDirectory(dir=folder) as dataset:
         simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
         (image,) = Path(dataset).glob("images*/*")
         for channel in range(len(plan.channel_names)):

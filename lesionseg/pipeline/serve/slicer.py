@@ -6,6 +6,7 @@ volume by the key of a `/session/`, since then by the volume's name in the `/dat
 
 import asyncio
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,8 +15,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from lesionseg import __version__
 from lesionseg.pipeline.serve.answer import Answer
+from lesionseg.version import __version__
 
 MODEL = "lesionseg"
 MAX_SCANS = 32
@@ -110,7 +111,9 @@ def slicer_router(
         scan = scans.find(key)
         # A session's key is unique, so its scan is kept for further requests. A scan that is kept
         # by its name is moved, so that the name can be used again.
-        if not session_id:
+        if session_id:
+            scan = shutil.copytree(scan, folder / "scan", copy_function=os.link)
+        else:
             scan = scan.rename(folder / "scan")
         return _mask_response(await predict(request, scan, "mask"), labels)
 

@@ -1,6 +1,8 @@
-"""Write the files of a request to a folder, and queue scans for the network."""
+"""Write the files of a request to a folder, and queue scans for the model."""
 
 import asyncio
+import logging
+import math
 import re
 import shutil
 import zipfile
@@ -11,21 +13,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, fail_after, move_on_after, to_thread
+from anyio import (
+    CancelScope,
+    CapacityLimiter,
+    current_time,
+    fail_after,
+    move_on_after,
+    to_thread,
+)
+from anyio.lowlevel import checkpoint
 from fastapi import HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from lesionseg.errors import ContentError, OutputError, ReadError
+from lesionseg.child_process import ChildEnded
+from lesionseg.errors import ContentError, OutputError, ReadError, ResourceError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.layouts.checks import CHANNEL
 from lesionseg.io.layouts.input_images import SKIPPED_NAMES, TEXT_SUFFIXES
 from lesionseg.io.limits import MAY_PASS
 from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
+from lesionseg.pipeline.serve.answer import CASE
+from lesionseg.pipeline.serve.model_process import ModelProcess
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-CASE = "scan"
 MAX_FILES = 5000  # of one scan
 _DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
 _MAX_FIELDS = 20  # of a form, besides its files
@@ -270,14 +284,16 @@ def _is_hidden(member: zipfile.ZipInfo) -> bool:
 
 
 class InferenceQueue:
-    """A queue of scans for the network, one at a time.
+    """A queue of scans for the model, one at a time.
 
-    A scan is cancelled if its client leaves, or if it takes more than `seconds`.
+    If the client of a scan leaves, or its prediction takes more than `seconds`, the process of the
+    model is killed and started again.
     """
 
-    def __init__(self, max_waiting: int, seconds: float) -> None:
+    def __init__(self, max_waiting: int, seconds: float, model: ModelProcess) -> None:
         self._max_waiting = max_waiting
         self._seconds = seconds
+        self._model = model
         self._turn = CapacityLimiter(1)
         self._n_places = 0
 
@@ -289,9 +305,7 @@ class InferenceQueue:
             HTTPException: with status 503 if the queue is full.
         """
         if self._n_places >= self._max_waiting:
-            raise HTTPException(
-                503, "Too many scans are waiting. Try again later.", {"Retry-After": "10"}
-            )
+            raise _busy("Too many scans are waiting.", seconds=10)
         self._n_places += 1
         try:
             yield
@@ -299,30 +313,62 @@ class InferenceQueue:
             self._n_places -= 1
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
-        """Run `work` in a thread and return its result.
+        """Run `work`, which uses the process of the model, in a thread. Return its result.
 
-        `work` should call `anyio.from_thread.check_cancelled` often. This function waits until
-        `work` has ended, also after a cancellation, because the caller then removes its folder.
+        The time for waiting is limited as well. The time for loading the model does not count.
 
         Raises:
-            HTTPException: with status 503 if it took too long, or the server stops.
+            HTTPException: with status 503 if it took too long, the model cannot be loaded, or the
+                server stops.
+            ResourceError: if the process of the model crashed.
         """
         # a server that stops cancels the task
         with suppress(asyncio.CancelledError), move_on_after(self._seconds) as scope:
-
-            async def cancel_when_left() -> None:
-                while not await request.is_disconnected():
-                    await asyncio.sleep(0.2)
-                scope.cancel()
-
-            watching = asyncio.create_task(cancel_when_left())
+            watching = asyncio.create_task(_cancel_when_left(request, scope))
             try:
-                return await to_thread.run_sync(work, limiter=self._turn)
+                async with self._turn:
+                    scope.deadline = math.inf
+                    await self._wait_for_model()
+                    scope.deadline = current_time() + self._seconds
+                    await checkpoint()  # the client may have left meanwhile
+                    return await self._run_or_restart(work)
             finally:
                 watching.cancel()
-                scope.cancel()
-        raise HTTPException(
-            503,
-            "This took too long, or the server stops. Try again later.",
-            {"Retry-After": "60"},
-        )
+        raise _busy("This took too long, or the server stops.", seconds=60)
+
+    async def _wait_for_model(self) -> None:
+        """Wait until the model is loaded. Raise `HTTPException` 503 if it cannot be loaded."""
+        try:
+            await to_thread.run_sync(self._model.wait)
+        except Exception as error:  # such as a bundle that was removed, or too little memory
+            logger.error("The model cannot be loaded again: %s", error)
+            raise _busy("The model cannot be loaded.", seconds=60) from error
+
+    async def _run_or_restart(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread. Start the process of the model again if it must be ended.
+
+        The caller then removes the folder of the scan, which the process no longer uses.
+        """
+        try:
+            return await to_thread.run_sync(work, abandon_on_cancel=True)
+        except (asyncio.CancelledError, ChildEnded) as error:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(self._model.restart)
+            if isinstance(error, ChildEnded):
+                raise ResourceError(
+                    "The scan cannot be predicted: the process of the model ended, perhaps because "
+                    "the memory ran out. Crop the scan, or use a machine with more memory."
+                ) from error
+            raise
+
+
+async def _cancel_when_left(request: Request, scope: CancelScope) -> None:
+    """Cancel the scope when the client of the request leaves."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.2)
+    scope.cancel()
+
+
+def _busy(reason: str, *, seconds: int) -> HTTPException:
+    """Return the error of a server that may answer after some seconds."""
+    return HTTPException(503, f"{reason} Try again later.", {"Retry-After": str(seconds)})

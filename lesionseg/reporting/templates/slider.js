@@ -3,9 +3,6 @@ const at = id => document.getElementById(id), input = at("threshold");
 const scores = sweep.lesions.map(lesion => lesion[0]).filter(score => score !== null);
 const levels = [...new Set([...scores, ...sweep.false, sweep.start])].sort((a, b) => b - a);
 const short = value => Number(value.toPrecision(3));
-// near 1, enough decimals to distinguish a score from 1, like format_score in errors.py
-const decimals = value => Math.min(6, Math.ceil(-Math.log10(1 - value)));
-const rating = value => value > 0.99 && value < 1 ? value.toFixed(decimals(value)) : short(value);
 
 function show() {
   const threshold = levels[input.value];
@@ -13,17 +10,19 @@ function show() {
   const found = sweep.lesions.filter(hit).length, falsePositives = sweep.false.filter(score => score >= threshold).length;
   const rate = short(falsePositives / sweep.cases);
   const withNoun = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
-  at("rating").textContent = rating(threshold);
+  at("rating").textContent = scoreText(threshold);
   at("summary").textContent = `${found} of ${withNoun(sweep.lesions.length, "lesion")} found, ` +
     `${withNoun(rate, "false positive")} per scan (${falsePositives} on ${withNoun(short(sweep.cases), "scan")}).`;
-  input.setAttribute("aria-valuetext", `rating ${rating(threshold)}: ${at("summary").textContent}`);
+  input.setAttribute("aria-valuetext", `rating ${scoreText(threshold)}: ${at("summary").textContent}`);
   const body = at("sizes").tBodies[0];
   body.replaceChildren();
   for (const [low, high, words] of sweep.sizes) {
     const all = sweep.lesions.filter(lesion => lesion[1] >= low && (high === null || lesion[1] < high));
     const line = body.insertRow();
     line.insertCell().textContent = words;
-    line.insertCell().textContent = `${all.filter(hit).length} of ${all.length}`;
+    const cell = line.insertCell();
+    cell.className = "number";
+    cell.textContent = `${all.filter(hit).length} of ${all.length}`;
   }
 }
 

@@ -104,6 +104,15 @@ def test_separator_and_encoding_of_spreadsheets_are_read(write_folder, separator
     assert_rectangle(cases["a"])
 
 
+def test_line_of_excel_that_states_the_separator_is_skipped(write_folder):
+    rows = [f"a,nodule,{BRIGHT}".replace(",", ";"), "b;nodule;x;1;2;3"]
+    root = write_folder(rows[:1], "sep=;\n" + HEADER.replace(",", ";"))
+    _, cases = read_all(root)
+    assert_rectangle(cases["a"])
+    with pytest.raises(LesionsegError, match="line 4: x0"):
+        read_dataset(write_folder(rows, "sep=;\n" + HEADER.replace(",", ";")))
+
+
 ROWS = [f"a,nodule,{BRIGHT}", "b,mass,1,2,3,4", "b,nodule,5,6,7,8"]
 
 
@@ -175,8 +184,8 @@ def test_rows_state_patient_role_and_fold_of_their_case(write_folder):
             [f"a,nodule,{BRIGHT},,train,", "a,nodule,1,2,3,4,,test,"],
             "line 3: role of the case 'a' is 'test' here, but 'train' in .*line 2",
         ),
-        ([f"a,nodule,{BRIGHT},,tset,"], "line 2: role: tset, "),
-        ([f"a,nodule,{BRIGHT},,,-1"], "line 2: fold: -1, "),
+        ([f"a,nodule,{BRIGHT},,tset,"], "line 2: role: tset "),
+        ([f"a,nodule,{BRIGHT},,,-1"], "line 2: fold: -1 "),
     ],
 )
 def test_contradictory_or_wrong_facts_of_a_case_are_an_error(write_folder, rows, match):
@@ -332,11 +341,11 @@ def test_missing_column_is_an_error(write_folder, header, match):
         read_dataset(write_folder(["a,nodule,1,2"], header))
 
 
-def test_table_of_another_program_is_not_a_layout(write_folder):
-    root = write_folder(["1,2"], "xmin,xmax\n")
-    with pytest.raises(LesionsegError, match="no known dataset layout"):
+def test_table_of_another_program_is_not_a_layout_and_its_missing_columns_are_listed(write_folder):
+    root = write_folder(["a,c,1,2,3,4"], "image,class,xmin,ymin,xmax,ymax\n")
+    with pytest.raises(LesionsegError, match=r"no columns 'case'.* Rename"):
         read_dataset(root)
-    with pytest.raises(LesionsegError, match="no known dataset layout"):
+    with pytest.raises(LesionsegError, match="no columns 'case'"):
         read_dataset(write_folder(["a,nodule,1,2,3,4"], ""))
     (root / "manifest.csv").write_text("case,image\na,images/a.png\n")
     assert read_dataset(root).convention == "manifest"

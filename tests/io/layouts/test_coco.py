@@ -476,3 +476,30 @@ def test_drawings_are_cropped_because_an_image_may_have_hundreds_of_lesions():
     part.paint(image, 7)
     assert np.array_equal(np.argwhere(image)[[0, -1]], [[200, 300], [203, 309]])
     assert image.sum() == 7 * 40
+
+
+def test_separators_of_windows_in_file_names_are_read(write_folder):
+    mask = np.zeros((8, 10))
+    mask[2:4, 3:5] = 1
+    lesion = {"bbox": [3, 2, 2, 2], "mask_label": 1}
+    root = write_folder([lesion], mask, file_name="images\\a.png", mask_file=".\\a.png")
+    dataset = read_dataset(root)
+    assert [case.case for case in dataset.cases] == ["a"]
+    assert read_case(dataset.cases[0], dataset).reference.labels.sum() == 4
+
+
+def test_ids_with_decimals_are_whole_numbers(write_folder):
+    categories = [{"id": 20.0, "name": "nodule"}]
+    lesion = {"bbox": [3, 2, 2, 2], "category_id": 20.0, "image_id": 7.0}
+    for number in (7, 7.0):
+        root = write_folder([lesion], facts={"categories": categories}, id=number)
+        (case,) = read_dataset(root).cases
+        assert [one.label for one in case.annotations["lesions"]] == [1]
+
+
+@pytest.mark.parametrize(("size", "advice"), [((10, 8), "orientation tag"), ((9, 8), "Correct")])
+def test_advice_for_exchanged_sides_keeps_boxes_on_their_picture(write_folder, size, advice):
+    height, width = size
+    root = write_folder([{"bbox": [3, 2, 2, 2]}], height=height, width=width)
+    with pytest.raises(GeometryError, match=advice):
+        _read_case(root)

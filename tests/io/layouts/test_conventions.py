@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import CaseFiles
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.io.layouts import CONVENTIONS, read_dataset
+from lesionseg.io.layouts import read_dataset
 
 
 def test_missing_folder_is_an_error(tmp_path):
@@ -16,11 +16,60 @@ def test_missing_folder_is_an_error(tmp_path):
         read_dataset(tmp_path / "gone")
 
 
-def test_error_for_an_unknown_layout_names_the_known_layouts(tmp_path):
+def test_error_for_an_unknown_layout_lists_the_two_easiest_layouts(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=r"manifest\.csv.*boxes\.csv") as caught:
         read_dataset(tmp_path)
-    assert all(convention.looks_for in str(caught.value) for convention in CONVENTIONS)
+    assert "stage_2_train_labels" not in str(caught.value)
+
+
+SHAPES = '{"version": "5", "flags": {}, "shapes": [{"label": "a"}], "imagePath": "a.png"}'
+TASKS = '[{"id": 1, "annotations": [{"id": 2, "result": []}], "data": {"image": "a.png"}}]'
+COCO = '{"images": [{"id": 1}], "categories": [], "annotations": []}'
+OTHER_FORMATS = [
+    ("Annotations/a.xml", "<annotation>\n<folder>x</folder>", "Pascal VOC", "xmin - 1"),
+    ("a.xml", '<?xml version="1.0"?>\n<annotations>\n<version>1.1', "CVAT", "as COCO"),
+    ("images/a.json", SHAPES, "LabelMe", "labelme2coco"),
+    ("tasks.json", TASKS, "Label Studio", "as COCO"),
+    ("result.json", COCO, "COCO", r"annotations\.json"),
+    ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h],,,\n", "NIH", "x0 = x"),
+    ("train.csv", "img/a.png,1,2,30,40,mass\nimg/b.png,,,,,\n", "keras-retinanet", "x0, y0"),
+    ("labels/train/a.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO", r"data\.yaml"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "program", "advice"), OTHER_FORMATS)
+def test_annotations_of_other_programs_are_named_with_the_way_to_convert_them(
+    tmp_path, name, text, program, advice
+):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DatasetError, match=rf"{Path(name).name} .*{program}.*{advice}"):
+        read_dataset(tmp_path)
+
+
+@pytest.fixture
+def link_mask():
+    """Link one file of an nnU-Net folder to another one."""
+
+    def link(root, source, target):
+        (root / target).unlink()
+        (root / target).symlink_to(root / source)
+        return root
+
+    return link
+
+
+def test_one_mask_of_two_cases_is_a_warning(nnunet_folder, link_mask, caplog):
+    root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "labelsTr/B.nii.gz")
+    read_dataset(root)
+    assert "is the mask of several cases: A, B" in caplog.text
+
+
+def test_image_that_is_its_own_mask_is_an_error(nnunet_folder, link_mask):
+    root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "imagesTr/A_0000.nii.gz")
+    with pytest.raises(DatasetError, match="image as well as the mask of case 'A'"):
+        read_dataset(root)
 
 
 def test_error_for_a_folder_of_datasets_names_them(nnunet_folder):

@@ -144,10 +144,11 @@ def test_equal_names_in_different_folders_are_different_cases(tmp_path, write_ni
     names = ("p1/t1.nii.gz", "p2/t1.nii.gz", "p3/t2_0000.nii.gz")
     for name in names:
         write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
-    entries = [{"image": name, "label": name} for name in names]
+    write_nifti(tmp_path / "m.nii.gz", np.ones((5, 4, 3), np.uint8))
+    entries = [{"image": name, "label": "m.nii.gz"} for name in names]
     dataset = read_dataset(write_list(tmp_path, training=entries))
     assert [c.case for c in dataset.cases] == ["p1_t1", "p2_t1", "t2"]
-    absolute = [{"image": str(tmp_path / name), "label": name} for name in names]
+    absolute = [{"image": str(tmp_path / name), "label": "m.nii.gz"} for name in names]
     dataset = read_dataset(write_list(tmp_path, training=absolute))
     assert [c.case for c in dataset.cases] == ["p1_t1", "p2_t1", "t2"]
 
@@ -220,3 +221,12 @@ def test_error_names_a_damaged_list(tmp_path):
     (tmp_path / "datalist.json").write_text('{"training": [{"image": "a.nii",}]}')
     with pytest.raises(DatasetError, match=r"datalist\.json: the JSON has an error in line 1"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["mask", "seg", "labels", "lable"])
+def test_misspelt_key_is_named_even_if_other_entries_are_right(images, key):
+    misspelt = {"image": LABELLED["image"], "case": "other", key: LABELLED["label"]}
+    dataset = read_dataset(write_list(images, training=[LABELLED, misspelt]))
+    (remark,) = [remark for remark in dataset.remarks if remark.kind == "columns"]
+    assert f"{key!r} is unknown" in remark.message
+    assert "'label'" in remark.message

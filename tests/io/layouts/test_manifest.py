@@ -123,7 +123,8 @@ def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels)
         ("case,image,image_0001\nA,a.nii,\n", "one file per channel"),
         ("case,image,role\nA,a.nii,training\n", "line 2: role"),
         ("case,image,fold\nA,a.nii,x\n", "line 2: fold"),
-        ("case,image\nA,a.nii\nA,b.nii\n", "'A' is listed more than once"),
+        ("case,image\nB,a.nii\nA,a.nii\nA,b.nii\n", "line 4: 'A' is .* once, first in line 3"),
+        ("case,image,reference\nA,m.nii,m.nii\n", "image as well as the mask of case 'A'"),
         ("case,image\n../A,a.nii\n", "cannot be a file name"),
         ("case,image\na\u202eb,a.nii\n", r"'a\\u202eb' cannot be a file name"),
         ("case,image,reference,instances\nA,a.nii,a,b\n", "not both"),
@@ -134,6 +135,18 @@ def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels)
 def test_wrong_row_is_an_error_with_advice(write_manifest, text, match):
     with pytest.raises((DatasetError, ReadError), match=match):
         read_dataset(write_manifest(text, CYST))
+
+
+def test_repeated_id_is_one_problem(write_manifest):
+    root = write_manifest("case,image\nA,a.nii\nA,b.nii\n")
+    dataset = read_dataset(root, lenient=True)
+    assert len(dataset.problems) == 1
+    assert [case.images[0].name for case in dataset.cases] == ["a.nii"]
+
+
+def test_separators_of_windows_are_read(write_manifest):
+    (case,) = read_dataset(write_manifest("case,image,reference\nA,.\\a.nii,.\\m.nii\n")).cases
+    assert [file.name for file in (*case.images, case.reference)] == ["a.nii", "m.nii"]
 
 
 def test_empty_cell_is_a_missing_channel_if_allowed(write_manifest):

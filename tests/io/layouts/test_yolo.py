@@ -172,6 +172,8 @@ DATA_WRONG = [
     ("names: [a]\ntrain: ../..\n", r"train is '\.\./\.\.', which is not a folder below"),
     ("names: [a]\ntrain: /etc\n", "train is '/etc', which is not a folder below"),
     ("names: [a]\ntrain: 7\n", "train"),
+    ("names: [a]\ntrain: train.txt\n", "Text files that list images are not read"),
+    ("names: [a]\nkpt_shape: 4\ntrain: images/train\n", "kpt_shape"),
     ("names: []\ntrain: images/train\n", "names"),
     ("names: 7\ntrain: images/train\n", "names"),
     ("names: {x: a}\ntrain: images/train\n", "names"),
@@ -262,4 +264,20 @@ def test_huge_text_file_is_an_error(write_folder):
     with (root / "labels" / "train" / "a.txt").open("r+b") as file:
         file.truncate(2**25)
     with pytest.raises(LesionsegError, match=r"a\.txt: the text has more than 16 MiB"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"), [("[4, 2]", " 0.5 0.1" * 4), ("[2, 3]", " 0.5 0.1 2" * 2), ("[4, 2]", "")]
+)
+def test_key_points_after_a_box_are_left_out(write_folder, shape, points):
+    data = f"{FOLDERS}{NAMES}kpt_shape: {shape}\n"
+    _, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}{points}\n"}, data))
+    assert_rectangle(cases["a"])
+
+
+def test_line_with_another_number_of_key_points_is_an_error(write_folder):
+    data = f"{FOLDERS}{NAMES}kpt_shape: [4, 2]\n"
+    root = write_folder({"train/a": f"0 {BRIGHT} 0.5 0.1\n"}, data)
+    with pytest.raises(LesionsegError, match=r"a\.txt: line 1: .* 7 values.* 13"):
         read_dataset(root)

@@ -1,0 +1,142 @@
+"""A Python process that runs functions for this process and can be killed at any time."""
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import IO, Any, TypeVar, cast
+
+T = TypeVar("T")
+
+_COMMAND = (
+    "import sys; sys.path[:] = {!r}; from lesionseg.child_process import run_jobs; run_jobs()"
+)
+
+
+class ChildEnded(Exception):
+    """The child process ended before it returned a result."""
+
+
+class ChildProcess:
+    """A Python process that runs functions for this process, one at a time.
+
+    It has no state of this process: it imports the functions that it runs. It ends with this
+    process, even during a function. Signals to the group of this process do not reach it.
+
+    Args:
+        stderr: its standard error, as in `subprocess.Popen`. None is that of this process.
+        environment: environment variables that differ from those of this process.
+    """
+
+    def __init__(self, *, stderr: int | None = None, **environment: str) -> None:
+        self._lock = Lock()  # `close` waits until `run` no longer uses the pipes
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _COMMAND.format(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            pipesize=2**20,  # fewer and larger pieces
+            # only the parent may get a signal to its whole group, such as a scheduler's SIGTERM
+            process_group=0 if os.name == "posix" else None,
+            env={**os.environ, **environment},
+        )
+        self._jobs = cast(IO[bytes], self.process.stdin)
+        self._replies = cast(IO[bytes], self.process.stdout)
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the process no longer runs."""
+        return self.process.poll() is not None
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run `function(*args)` in the process and return its result.
+
+        Errors and warnings that the function logs appear in this process. If this call is
+        interrupted, the process is killed.
+
+        Args:
+            function: a function that can be pickled.
+            args: its arguments.
+
+        Raises:
+            ChildEnded: if the process crashes or is killed.
+        """
+        with self._lock:
+            try:
+                # the process imports the function when it unpickles the inner bytes
+                pickle.dump(pickle.dumps((function, args)), self._jobs)
+                self._jobs.flush()
+                failed, value, messages = pickle.load(self._replies)  # does not copy voxels
+            except (EOFError, OSError, pickle.UnpicklingError) as error:
+                raise ChildEnded from error
+            except BaseException:  # after an interruption, the next job would get the late reply
+                self.process.kill()
+                self.process.wait()
+                raise
+        for name, level, message in messages:
+            logging.getLogger(name).log(level, "%s", message)
+        if failed:
+            raise value
+        return value  # type: ignore[no-any-return]  # it is of the type that `function` returns
+
+    def close(self) -> None:
+        """Kill the process and wait for its end. A running `run` raises `ChildEnded`."""
+        self.process.kill()
+        with self._lock, suppress(OSError):  # the pipe may contain bytes that were not read
+            self.process.communicate()
+
+
+class _MessageCollector(logging.Handler):
+    """A handler that keeps the warnings of one job for the parent process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the formatted message, because its arguments may not be picklable."""
+        self.messages.append((record.name, record.levelno, record.getMessage()))
+
+
+def run_jobs() -> None:
+    """Run the process: read jobs from standard input and write replies to standard output.
+
+    A reply contains True if the job failed, its result or error, and its log messages.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
+    collector = _MessageCollector()
+    logging.getLogger("lesionseg").addHandler(collector)
+    with suppress(OSError):  # if memory runs out, Linux must kill this process, not the parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_receive_jobs, args=(jobs,), daemon=True).start()
+    while True:
+        job = jobs.get()
+        collector.messages = []
+        try:
+            function, args = pickle.loads(job)
+            reply = (False, function(*args), collector.messages)
+        except Exception as error:  # the parent raises it again
+            reply = (True, error, collector.messages)
+        pickle.dump(reply, replies, protocol=5)
+        replies.flush()
+        del reply  # the next job needs the memory
+
+
+def _receive_jobs(jobs: SimpleQueue[bytes]) -> None:
+    """Receive jobs until the parent closes the pipe or ends. Then end this process at once."""
+    try:
+        with os.fdopen(0, "rb", closefd=False) as pipe:
+            while True:
+                jobs.put(pickle.load(pipe))
+    finally:
+        os._exit(0)

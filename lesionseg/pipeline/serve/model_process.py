@@ -1,0 +1,146 @@
+"""The process that holds the model of a server. It can be killed during a scan.
+
+The functions `load_model` and `predict_by_loaded_model` run in this process. Only they import
+torch, so that the process starts at once and loads the model while the server imports the rest.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lesionseg.child_process import ChildEnded, ChildProcess
+from lesionseg.config import ServeConfig
+from lesionseg.errors import ResourceError
+from lesionseg.io.limits import limits, set_limits
+
+if TYPE_CHECKING:
+    from lesionseg.inference.predictor import Predictor
+    from lesionseg.pipeline.serve.answer import Answer, Result
+    from lesionseg.plan.plan import Plan
+
+T = TypeVar("T")
+
+_BYTES_PER_VOXEL = 10  # the least that any scan needs, see `needed_bytes`
+
+
+class ModelProcess:
+    """The process that holds the model of a server and does the whole work of one scan at a time.
+
+    A thread cannot be ended while it reads or prepares a scan; a process can.
+
+    Args:
+        load: loads the model in the process and returns its plan.
+    """
+
+    def __init__(self, load: "Callable[[], Plan]") -> None:
+        self._load = load
+        self._loader = ThreadPoolExecutor(1)
+        self._start()
+
+    def _start(self) -> None:
+        """Start the process. It loads the model while this process continues."""
+        self._child = ChildProcess()
+        self._loading = self._loader.submit(self._load_in, self._child)
+
+    def _load_in(self, child: ChildProcess) -> "Plan":
+        """Load the model in the process and return its plan. End the process if that fails."""
+        try:
+            return child.run(self._load)
+        except ChildEnded as error:
+            raise ResourceError(
+                "The process that loads the model ended, perhaps because the memory ran out. Close "
+                "other programs, or use a machine with more memory."
+            ) from error
+        except Exception:
+            child.close()
+            raise
+
+    @property
+    def status(self) -> str:
+        """ "ok", "loading", or "failed" if the next scan must start the process again."""
+        if not self._loading.done():
+            return "loading"
+        return "failed" if self._child.has_ended else "ok"
+
+    def wait(self) -> "Plan":
+        """Wait until the model is loaded, and return its plan.
+
+        If the process has ended, it is started again. If the model cannot be loaded, the error is
+        raised.
+        """
+        if self._loading.done() and self._child.has_ended:
+            self.restart()
+        return self._loading.result()
+
+    def predict(self, folder: Path, result: "Result", sent: Sequence[str] = ()) -> "Answer":
+        """Predict the single scan in `folder`, see `run` and `predict_scan`."""
+        return self.run(predict_by_loaded_model, folder, result, sent)
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function in the process, which must have loaded the model (`wait`).
+
+        Raises `ChildEnded` if the process ends, such as by `restart` in another thread.
+        """
+        return self._child.run(function, *args)
+
+    def restart(self) -> None:
+        """Kill the process, wait for its end and start it again."""
+        self._loading = Future()  # `status` is "loading" from now on
+        self._child.close()
+        self._start()
+
+    def close(self) -> None:
+        """Kill the process and wait for its end."""
+        self._loader.shutdown(wait=False)  # `restart` in another thread then loads no model
+        self._child.close()
+
+
+@contextmanager
+def running_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
+    """Yield a process that loads the model, and end it after the context.
+
+    `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
+    device or the operating point is wrong.
+    """
+    model = ModelProcess(partial(load_model, cfg))
+    try:
+        yield model
+    finally:
+        model.close()
+
+
+_loaded: "list[Predictor]" = []  # one, in the process of the model
+
+
+def load_model(cfg: ServeConfig) -> "Plan":
+    """Load the model in this process, and return its plan.
+
+    From now on, `inference.max_memory_gb` limits the voxels of an image, also those of pictures,
+    whose grid is known only after they are decoded. Otherwise, a small compressed picture could
+    fill the memory.
+    """
+    from lesionseg.inference.read_ahead import memory_budget
+    from lesionseg.pipeline.case_work import make_predictor
+
+    predictor = make_predictor(cfg)
+    most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
+    if most < limits().max_voxels:
+        advice = "Or start the server with a higher inference.max_memory_gb."
+        set_limits(replace(limits(), max_voxels=most, advice=advice))
+    _loaded[:] = [predictor]
+    return predictor.plan
+
+
+def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
+    """Predict the single scan in `folder` by the model that `load_model` has loaded."""
+    from lesionseg.inference.read_ahead import memory_budget
+    from lesionseg.pipeline.serve.answer import predict_scan
+
+    (predictor,) = _loaded
+    tempfile.tempdir = str(folder)  # the server removes it, also if this process is killed
+    return predict_scan(predictor, folder, result, memory_budget(predictor.settings), sent)

@@ -1,0 +1,120 @@
+"""`trainer.compile`: compile the network and the loss of a training step with torch.compile."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from lesionseg.config import TrainerConfig
+from lesionseg.models.build import set_memory_format
+from lesionseg.ops.device_memory import first_line
+from lesionseg.plan.plan import Plan
+from lesionseg.training.objective import Objective, some_batch
+from lesionseg.training.processes import find_missing_compiler
+
+log = logging.getLogger(__name__)
+
+# Shorter trainings gain less than the minute or so that the compilation takes
+COMPILED_MINUTES = 10.0
+COMPILED_STEPS = 12_000  # ten minutes of 20 steps per second
+_CHANNELS_LAST = {3: torch.channels_last_3d, 2: torch.channels_last}
+
+
+def is_compiled(settings: TrainerConfig, device: str) -> bool:
+    """Return True if a training compiles its step.
+
+    With `compile=auto`, this is a training of over ten minutes on a GPU. If the compiler is
+    missing, the log says so, and the step is not compiled.
+
+    Args:
+        settings: the settings with a budget (`resolve_budget`).
+        device: `cuda` or `cpu`.
+    """
+    if settings.compile != "auto":
+        return settings.compile
+    minutes = settings.max_minutes
+    steps = settings.max_steps
+    is_short = minutes is not None and minutes <= COMPILED_MINUTES
+    is_short |= steps is not None and steps <= COMPILED_STEPS
+    if device != "cuda" or is_short:
+        return False
+    missing = find_missing_compiler(device)
+    if missing:
+        log.info("trainer.compile=auto: there is no %s here, so no step is compiled.", missing)
+    return not missing
+
+
+def compile_step(
+    network: nn.Module,
+    objective: Objective | None,
+    plan: Plan,
+    *,
+    backend: str = "inductor",
+    channels_last: bool = True,
+) -> None:
+    """Compile a network and the loss of its voxels in place, so that the names of weights stay.
+
+    Copies of the network (`deepcopy`) are not compiled. The loss of anchors is not compiled either,
+    because each step has another number of positive anchors.
+
+    Args:
+        network: the network on its device.
+        objective: the objective. With None, its loss is not compiled. This is for several
+            processes, whose losses exchange sums.
+        plan: the plan of the network.
+        backend: the backend of torch.compile.
+        channels_last: store the weights channels-last on a GPU. Convolutions are faster in it, and
+            unlike the norms of torch, the compiled ones keep it.
+    """
+    is_on_gpu = any(weight.device.type == "cuda" for weight in network.parameters())
+    if channels_last and is_on_gpu:
+        set_memory_format(network, _CHANNELS_LAST[plan.dims])
+    network.compile(backend=backend, dynamic=False)
+    if objective is not None:
+        objective.loss.compile(backend=backend, dynamic=False)
+
+
+def keep_compiled_if_possible(
+    network: nn.Module,
+    objective: Objective,
+    plan: Plan,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Try a compiled step. If it fails, log the reason, and undo `compile_step`.
+
+    Args:
+        network: see `compile_step`. Its weights and buffers do not change.
+        objective: see `compile_step`.
+        plan: see `compile_step`.
+        autocast: returns the context in which a training step runs.
+    """
+    state = deepcopy(network.state_dict())
+    try:
+        with torch.random.fork_rng(), torch.enable_grad(), autocast():
+            _try_step(network, objective, plan)
+    except Exception as error:  # compilers raise many types
+        cause = getattr(error, "inner_exception", error)  # torch's own type has a long message
+        log.warning(
+            "trainer.compile=auto: the step could not be compiled (%s: %s). The training continues "
+            "without compiling it.",
+            type(cause).__name__,
+            first_line(str(cause)),
+        )
+        network.compile(disable=True)
+        objective.loss.compile(disable=True)
+        set_memory_format(network, torch.contiguous_format)
+    network.load_state_dict(state)
+    network.zero_grad()
+
+
+def _try_step(network: nn.Module, objective: Objective, plan: Plan) -> None:
+    """Compute loss and gradient of a batch of noise, which compiles both directions."""
+    device = next(network.parameters()).device
+    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
+    output = network(batch["image"].to(device))
+    terms: dict[str, Tensor] = objective.terms(output, targets, torch.ones_like(targets.counts()))
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,141 @@
+"""Masks with the values of a compressed or smoothed picture, and masks of many labels or ids."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.errors import ContentError
+from lesionseg.io.cases import read_case, read_instances
+from lesionseg.io.exact_values import require_exact_values
+from lesionseg.io.layouts import read_dataset
+from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.volumes import write_volume
+from lesionseg.pipeline.match_files import open_reference
+
+Y, X = np.mgrid[:64, :64]
+
+
+def draw(*greys, radius=9):
+    """Draw a disc of each grey value."""
+    plane = np.zeros((64, 64), np.uint8)
+    for place, grey in enumerate(greys):
+        plane[np.hypot(Y - 20 - 25 * place, X - 22) < radius] = grey
+    return plane
+
+
+def compress(plane, quality):
+    stream = io.BytesIO()
+    Image.fromarray(plane).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream))
+
+
+def draw_square():
+    plane = np.zeros((64, 64), np.uint8)
+    plane[20:33, 9:30] = 255
+    return plane
+
+
+def resize(plane):
+    return np.asarray(Image.fromarray(plane).resize((50, 50), Image.Resampling.BILINEAR))
+
+
+def draw_ids(n, radius=1.5):
+    """Draw the disc of each id from 1 to n on a grid, at a distance of 4 pixels."""
+    plane = np.zeros((64, 64), np.int32)
+    for number in range(n):
+        plane[np.hypot(Y - 4 * (number // 16) - 2, X - 4 * (number % 16) - 2) < radius] = number + 1
+    return plane
+
+
+CHANGED = {
+    "jpeg 50": compress(draw(255), 50),
+    "jpeg 75": compress(draw(255, 255), 75),
+    "jpeg 95": compress(draw(255), 95),
+    "jpeg of a small lesion": compress(draw(255, radius=3), 90),
+    "jpeg of a square": compress(draw_square(), 75),
+    "jpeg of two values": compress(draw(127, 255), 75),
+    "smoothed": gaussian_filter(draw(255), 1),
+    "resized": resize(draw(255)),
+    "smoothed in 16 bits": gaussian_filter(draw(250).astype(np.uint16) * 4, 0.7),
+}
+EXACT = {
+    "0 and 255": draw(255),
+    "three labels": draw(1, 2) + draw(0, 3),
+    "labels around each other": np.maximum(draw(64, radius=12), draw(255, radius=6)),
+    "20 ids": draw_ids(20),
+    "250 ids": draw_ids(250),
+    "250 touching ids": draw_ids(250, radius=2.9),
+    "ids of a cropped mask": np.where(draw_ids(250) > 247, draw_ids(250), draw(3)),
+    "empty": draw(),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_compressed_or_smoothed_mask_is_an_error_that_advises_a_threshold(name):
+    with pytest.raises(ContentError, match=f"above {CHANGED[name].max() / 2:g}") as caught:
+        require_exact_values(Path("m.png"), CHANGED[name])
+    assert "merge_labels" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_labels_and_ids_are_exact(name):
+    require_exact_values(Path("m.png"), EXACT[name], are_ids=True)
+    if "cropped" not in name:
+        require_exact_values(Path("m.png"), EXACT[name])
+
+
+def write_dataset(root, layout, mask):
+    """Write an nnU-Net folder or a manifest of one case, whose files have a suffix of `layout`."""
+    kind, suffix = layout.split()
+    image = np.random.default_rng(0).integers(0, 255, mask.shape).astype(np.uint8)
+    stack = suffix != ".png"
+    for name, array in (("imagesTr/A_0000", image), ("labelsTr/A", mask)):
+        array = np.stack([array, array]) if stack else array
+        geometry = Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
+        (root / name).parent.mkdir(parents=True)
+        write_volume(root / f"{name}{suffix}", Volume(array[np.newaxis], geometry))
+    if kind == "manifest":
+        row = f"A,imagesTr/A_0000{suffix},labelsTr/A{suffix}"
+        (root / "manifest.csv").write_text(f"case,image,reference\n{row}\n")
+    else:
+        facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
+        facts |= {"numTraining": 1, "file_ending": suffix}
+        (root / "dataset.json").write_text(json.dumps(facts))
+    return root
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("layout", ["manifest .png", "manifest .nii.gz", "nnunet .nrrd"])
+def test_compressed_masks_are_refused_even_if_labels_are_merged(tmp_path, layout, merged):
+    root = write_dataset(tmp_path, layout, CHANGED["jpeg 75"])
+    dataset = read_dataset(root, merge_labels=merged)
+    with pytest.raises(ContentError, match="Threshold it at half"):
+        read_case(dataset.cases[0], dataset)
+
+
+def test_many_labels_may_be_merged(tmp_path):
+    root = write_dataset(tmp_path, "manifest .nii.gz", EXACT["250 ids"].astype(np.uint8))
+    dataset = read_dataset(root, merge_labels=True)
+    assert read_case(dataset.cases[0], dataset).reference.labels.max() == 1
+
+
+def test_compressed_masks_without_a_dataset_cannot_be_scored(tmp_path):
+    path = tmp_path / "A.png"
+    Image.fromarray(CHANGED["jpeg 75"]).save(path)
+    files = PredictionFiles("A", mask=path)
+    for read in (
+        lambda: open_reference(CaseFiles("A", (), reference=path), None),
+        lambda: read_prediction(files),
+        lambda: read_instances(path),
+    ):
+        with pytest.raises(ContentError, match="Threshold it at half"):
+            read()
+    Image.fromarray(EXACT["0 and 255"]).save(path)
+    assert len(read_prediction(replace(files, mask=path)).candidates) == 1

@@ -1,0 +1,107 @@
+"""A child process returns results, can be killed during a job, and ends with its parent."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lesionseg.child_process import ChildEnded, ChildProcess
+from lesionseg.io.limits import run_in_worker
+
+PATIENCE = 60  # seconds, for a busy machine
+
+
+@pytest.fixture
+def child() -> Iterator[ChildProcess]:
+    child = ChildProcess()
+    yield child
+    child.close()
+
+
+def is_running(pid: int) -> bool:
+    """Return True if a process runs. A process that has ended may wait for its parent."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pid: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while is_running(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def first_child_of(pid: int) -> int:
+    """Wait until a process has started another one, and return the id of the other one."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+            for started in listed.read_text().split():
+                return int(started)
+        time.sleep(0.01)
+    raise AssertionError("no child")
+
+
+def test_results_errors_and_warnings_appear_in_the_parent(
+    child: ChildProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert child.run(abs, -7) == 7
+    with pytest.raises(ValueError, match="invalid literal"):
+        child.run(int, "a")
+    assert child.run(os.getpid) != os.getpid()  # still the same process
+    child.run(logging.getLogger("lesionseg.a").warning, "seen")
+    assert "seen" in caplog.text
+
+
+def test_close_ends_a_running_job(child: ChildProcess) -> None:
+    ended = list[bool]()
+
+    def work() -> None:
+        with pytest.raises(ChildEnded):
+            child.run(time.sleep, 600)
+        ended.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.1)
+    child.close()
+    thread.join(PATIENCE)
+    assert ended == [True]
+    assert child.has_ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
+def test_decoder_ends_during_a_job_if_its_parent_is_killed(child: ChildProcess) -> None:
+    def decode() -> None:
+        with pytest.raises(ChildEnded):
+            child.run(run_in_worker, time.sleep, 600)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    decoder = first_child_of(child.process.pid)
+    child.close()
+    thread.join(PATIENCE)
+    wait_for_end(decoder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
+def test_child_ends_during_a_job_if_this_process_is_killed(repository: Path) -> None:
+    code = (
+        "import time\n"
+        "from lesionseg.child_process import ChildProcess\n"
+        "ChildProcess().run(time.sleep, 600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=repository)
+    child = first_child_of(parent.pid)
+    parent.kill()
+    parent.wait()
+    wait_for_end(child)
