@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.common.table import Row, device_name, print_report, versions
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, CaseResult, match_case
+from lesionseg.evaluation import PRESETS, CaseRows, match_case
 from lesionseg.ops.components import lesion_instances, lesions_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +37,12 @@ class Pair:
     reference: np.ndarray
     prediction: np.ndarray
 
-    def evaluate(self) -> CaseResult:
+    def evaluate(self) -> CaseRows:
         """Evaluate the masks like `evaluate` evaluates a case."""
         geometry = Geometry.from_spacing(self.reference.shape, (1.0, 1.0, 1.0))
         reference = Reference(geometry, labels=self.reference)
         prediction = make_prediction(self.prediction, geometry)
-        return match_case(reference, prediction, PRESETS["lesionseg"], case="case").result()
+        return match_case(reference, prediction, PRESETS["lesionseg"], case="case").rows()
 
 
 def make_prediction(mask: np.ndarray, geometry: Geometry) -> Prediction:
@@ -111,11 +111,13 @@ def time_peers(cases: list[Pair], rounds: int) -> dict[str, dict]:
 def check_equal(cases: list[Pair], peers: dict[str, dict]) -> None:
     """Check that all programs compute the same numbers."""
     for i, case in enumerate(cases):
-        ours = case.evaluate()
+        (ours,) = (row for row in case.evaluate().cases if row["part"] == "")
         surface = peers["surface_distance"]["numbers"][i]
-        np.testing.assert_allclose(ours.dice, peers["panoptica"]["numbers"][i]["dice"], rtol=1e-9)
-        np.testing.assert_allclose(ours.surface_dice, surface["surface_dice"], rtol=1e-9)
-        np.testing.assert_allclose(ours.hd95_mm, surface["hd95_mm"], rtol=1e-9)
+        np.testing.assert_allclose(
+            ours["dice"], peers["panoptica"]["numbers"][i]["dice"], rtol=1e-9
+        )
+        np.testing.assert_allclose(ours["surface_dice"], surface["surface_dice"], rtol=1e-9)
+        np.testing.assert_allclose(ours["hd95_mm"], surface["hd95_mm"], rtol=1e-9)
 
 
 def main() -> None:

@@ -399,8 +399,8 @@ def score_arms(block: Block) -> None:
             block.skipped[name] = "no network"
             continue
         scores = score_kept(Predictor(bundle, device="cpu"), found, options.out / name)
-        ap[name] = scores.average_precision.value or 1e-6  # a row has a ratio
-        dice[name] = scores.dice.mean or 1e-6
+        ap[name] = scores["average_precision"].value or 1e-6  # a row has a ratio
+        dice[name] = scores["dice"].value or 1e-6
         block.rows.append(table.RecallRow("AP", ap["plan"], "", name, ap[name]))
         block.rows.append(table.RecallRow("Dice", dice["plan"], "", name, dice[name]))
     for name in ap.keys() - {"plan"}:

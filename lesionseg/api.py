@@ -1,7 +1,7 @@
 """The commands as functions, for notebooks: they accept the same settings and print nothing.
 
 run = lesionseg.train("data", loss="focal", trainer__max_minutes=5)
-run.scores.lesion_recall.value, run.to_pandas("lesions"), run.plot()
+run.scores["lesion_recall"].value, run.to_pandas("lesions"), run.plot()
 """
 
 from collections.abc import Mapping
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def scores(self) -> "Scores":
-        """The content of `scores.json`: `scores.lesion_recall.value`, `scores.to_json()`.
+        """The content of `scores.json`: `scores["lesion_recall"].value`, `scores.to_json()`.
 
         Raises:
             ReadError: if the folder has no `scores.json`, or it cannot be read.
@@ -91,7 +91,7 @@ class Run:
             ReadError: if the folder does not have it.
         """
         require_one_of("to_pandas: the table", table, TABLES)
-        from lesionseg.evaluation.result_tables import read_table
+        from lesionseg.evaluation.tables import read_table
 
         folder = self.folder if table == "metrics" else self._scored
         return read_table(folder / f"{table}.csv")
@@ -109,9 +109,9 @@ class Run:
         from matplotlib.figure import Figure
 
         from lesionseg.reporting.charts import froc_chart, size_chart
-        from lesionseg.reporting.evaluation_tables import read_tables
+        from lesionseg.reporting.evaluation_tables import read_evaluation
 
-        tables = read_tables(self._scored)
+        tables = read_evaluation(self._scored)
         chart = froc_chart([("", tables)]) or size_chart(tables)
         return Figure() if chart is None else chart.figure
 
@@ -138,7 +138,7 @@ class Run:
         return report(self.folder, output, **settings)
 
     def _repr_html_(self) -> str:
-        from lesionseg.evaluation.result_tables import scores_table
+        from lesionseg.evaluation.scores import scores_table
 
         _, *rows = scores_table({"": self.scores})  # the first row has the names of the columns
         lines = [f"<tr><td>{escape(name)}</td><td>{escape(cell)}</td></tr>" for name, cell in rows]
@@ -210,7 +210,7 @@ def predict(
         DatasetError: if the input has no scan.
         OutputError: if the results cannot be written.
     """
-    from lesionseg.evaluation.result_tables import read_table
+    from lesionseg.evaluation.tables import read_table
 
     given = {"bundle": bundle, "input": input, "output": output}
     outcome = _call("predict", given | settings, progress)
@@ -272,7 +272,7 @@ def follow(
         ConfigError: if a key or value is wrong.
         DatasetError: if the folders have no case in common, or no pair can be compared.
     """
-    from lesionseg.evaluation.result_tables import read_table
+    from lesionseg.evaluation.tables import read_table
 
     given = {"before": before, "after": after, "output": output}
     _call("follow", given | settings, progress)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -80,8 +81,8 @@ class ChildProcess:
                 self.process.kill()
                 self.process.wait()
                 raise
-        for name, level, message in messages:
-            logging.getLogger(name).log(level, "%s", message)
+        for record in messages:
+            logging.getLogger(record.name).handle(record)
         if failed:
             raise value
         return value  # type: ignore[no-any-return]  # it is of the type that `function` returns
@@ -93,18 +94,6 @@ class ChildProcess:
             self.process.communicate()
 
 
-class _MessageCollector(logging.Handler):
-    """A handler that keeps the warnings of one job for the parent process."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[tuple[str, int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the formatted message, because its arguments may not be picklable."""
-        self.messages.append((record.name, record.levelno, record.getMessage()))
-
-
 def run_jobs() -> None:
     """Run the process: read jobs from standard input and write replies to standard output.
 
@@ -113,23 +102,23 @@ def run_jobs() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discard text that libraries print
-    collector = _MessageCollector()
-    logging.getLogger("lesionseg").addHandler(collector)
+    messages: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    logging.getLogger("lesionseg").addHandler(QueueHandler(messages))  # makes them picklable
     with suppress(OSError):  # if memory runs out, Linux must kill this process, not the parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     jobs: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_receive_jobs, args=(jobs,), daemon=True).start()
     while True:
         job = jobs.get()
-        collector.messages = []
         try:
             function, args = pickle.loads(job)
-            reply = (False, function(*args), collector.messages)
+            failed, value = False, function(*args)
         except Exception as error:  # the parent raises it again
-            reply = (True, error, collector.messages)
-        pickle.dump(reply, replies, protocol=5)
+            failed, value = True, error
+        logged = [messages.get() for _ in range(messages.qsize())]
+        pickle.dump((failed, value, logged), replies, protocol=5)
         replies.flush()
-        del reply  # the next job needs the memory
+        del value  # the next job needs the memory
 
 
 def _receive_jobs(jobs: SimpleQueue[bytes]) -> None:

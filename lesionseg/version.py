@@ -1,3 +1,3 @@
 """The version of lesionseg. The build and the release workflow read it from this file."""
 
-__version__ = "1.1.0.dev0"
+__version__ = "2.0.0.dev0"

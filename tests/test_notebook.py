@@ -17,6 +17,7 @@ from tests.commands import python
 from tests.pipeline.cases import boxes, write_array
 
 WITHOUT_HYDRA = """
+import shutil
 import sys
 from pathlib import Path
 import lesionseg
@@ -32,7 +33,8 @@ folder = Path(sys.argv[1])
 grid = {"shape": (24, 24, 24), "spacing_mm": (4.0, 4.0, 4.0)}
 write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
 labels = folder / "raw" / "labelsTs"
-lesionseg.evaluate(labels, labels, folder / "scores", replicates=5)
+masks = shutil.copytree(labels, folder / "masks")
+lesionseg.evaluate(labels, masks, folder / "scores", replicates=5)
 plan = lesionseg.prepare(folder / "raw", run_dir=folder / "run", model__base_features=4)
 network = build_network(plan)
 write_bundle(folder / "bundle", network, plan, "card")
@@ -57,7 +59,7 @@ write_xray_phantoms(folder / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, les
 small = {"model__tile_shape": [32, 32], "model__batch_size": 2, "model__base_features": 4}
 quick = {"trainer__max_steps": 2, "trainer__workers": 0, "trainer__accelerator": "cpu"}
 run = lesionseg.train(folder / "raw", run_dir=folder / "run", report__pdf=False, **small, **quick)
-assert run.scores.n_cases
+assert run.scores.count("n_cases")
 """
 SEEN = (2, 2, 2, 6)
 MISSED = (15, 15, 15, 4)
@@ -74,7 +76,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
 
 
 def test_run_has_scores_tables_charts_and_a_page(evaluation: lesionseg.Run, tmp_path: Path) -> None:
-    assert evaluation.scores.lesion_recall.value == 0.5
+    assert evaluation.scores["lesion_recall"].value == 0.5
     assert evaluation.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
     assert list(evaluation.to_pandas("cases")["case"]) == ["a", "b"]
     assert "<td>lesion recall</td><td>0.500</td>" in evaluation._repr_html_()

@@ -9,57 +9,28 @@ the rate at this point.
 
 import csv
 import sys
-from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 from lesionseg.core import Aim
 from lesionseg.evaluation.operating_point_choice import choose
-from lesionseg.io.files import read_csv
+from lesionseg.evaluation.tables import Tables, read_tables
 
 REPEATS = 1000
 
 
-def read_cases(folder: Path) -> list[Any]:
-    """Read the values of evaluated cases that the choice of an operating point uses."""
-    lesions = defaultdict(list)
-    candidates = defaultdict(list)
-    for row in read_csv(folder / "lesions.csv"):
-        at = float(row["detected_at"]) if row["detected_at"] else None
-        lesions[row["case"]].append(SimpleNamespace(detected_at=at))
-    for row in read_csv(folder / "candidates.csv"):
-        found = SimpleNamespace(score=float(row["score"]), outcome_any=row["outcome_any"])
-        candidates[row["case"]].append(found)
-    return [
-        SimpleNamespace(
-            group=row["group"],
-            role="",
-            has_scores=True,
-            lesions=lesions[row["case"]],
-            candidates=candidates[row["case"]],
-            is_lesion_free=not lesions[row["case"]],
-            case_score=float(row["case_score"]) if row["case_score"] else None,
-            annotated_share=1.0,
-        )
-        for row in read_csv(folder / "cases.csv")
-    ]
-
-
-def rates(cases: list[Any], n: int, asked: float) -> "np.typing.NDArray[np.float64]":
+def rates(tables: Tables, n: int, asked: float) -> "np.typing.NDArray[np.float64]":
     """Compute the false positives per new case `[REPEATS]` at scores chosen on `n` cases."""
     rng = np.random.default_rng(0)
+    names = tables.cases["case"].to_numpy(object)
     kept = []
     for _ in range(REPEATS):
-        order = rng.permutation(len(cases))
-        score = choose([cases[i] for i in order[:n]], Aim("fp_per_case", asked), quiet=True).score
-        false = [
-            sum(c.outcome_any == "false_positive" and c.score >= score for c in cases[i].candidates)
-            for i in order[n:]
-        ]
-        kept.append(float(np.mean(false)))
+        order = rng.permutation(len(names))
+        seen = tables.of_cases(names[order[:n]])
+        score = choose(seen, Aim("fp_per_case", asked), quiet=True).score
+        _, n_false = tables.of_cases(names[order[n:]]).count_at(score)
+        kept.append(n_false / (len(names) - n))
     return np.array(kept)
 
 
@@ -68,13 +39,14 @@ def main() -> None:
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(["set", "cases", "chosen on", "asked", "mean rate", "share over twice asked"])
     for name, folder in (argument.split("=", 1) for argument in sys.argv[1:]):
-        cases = read_cases(Path(folder))
+        tables = read_tables(Path(folder))
         for n in (1, 2, 4, 10, 30):
             for asked in (0.5, 1.0, 2.0):
-                if n <= len(cases) / 2:
-                    found = rates(cases, n, asked)
+                if n <= len(tables.cases) / 2:
+                    found = rates(tables, n, asked)
                     over = (found > 2 * asked).mean()
-                    out.writerow([name, len(cases), n, asked, f"{found.mean():.2f}", f"{over:.3f}"])
+                    shown = f"{found.mean():.2f}", f"{over:.3f}"
+                    out.writerow([name, len(tables.cases), n, asked, *shown])
 
 
 if __name__ == "__main__":

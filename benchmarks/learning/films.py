@@ -28,7 +28,14 @@ from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
 from lesionseg.core import Candidate, Case, CaseFiles, Prediction, Volume
 from lesionseg.data.cache import CachedCase
-from lesionseg.evaluation import MatchedCase, Scores, SummarySettings, match_case, summarise
+from lesionseg.evaluation import (
+    MatchedCase,
+    Scores,
+    SummarySettings,
+    Tables,
+    match_case,
+    summarise,
+)
 from lesionseg.evaluation.criteria import find_preset
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
@@ -249,9 +256,9 @@ def summarise_boxes(matches: Sequence[Sequence[MatchedCase]]) -> dict[str, Score
     """Return the scores of all films by each of `PRESETS`. `matches` has one item per film."""
     scores = {}
     for preset, of_preset in zip(PRESETS, zip(*matches, strict=True), strict=True):
-        results = [one.result(surface=False) for one in of_preset]
+        tables = Tables.of(one.rows(surface=False) for one in of_preset)
         settings = SummarySettings(evaluated_on="validation", replicates=0)
-        scores[preset.name] = summarise(results, preset, settings)
+        scores[preset.name] = summarise(tables, preset, settings)
     return scores
 
 
@@ -259,19 +266,18 @@ def scores_of_row(scores: Mapping[str, Scores]) -> dict[str, Any]:
     """Return the scores of a cell under the names of the table's columns."""
     coverage = scores[COVERAGE.name]
     iou40 = scores[IOU40.name]
-    rates = coverage.froc.fp_per_case
-    recall = dict(zip(rates, coverage.froc.recall or (None,) * len(rates), strict=True))
+    recall = {point.at: point.value for point in coverage.curve("froc")}
     return {
-        "cpm": coverage.cpm.value,
-        "ap": coverage.average_precision.value,
-        "ap40": iou40.average_precision.value,
+        "cpm": coverage["cpm"].value,
+        "ap": coverage["average_precision"].value,
+        "ap40": iou40["average_precision"].value,
         "recall_half_fp": recall[0.5],
         "recall_1fp": recall[1.0],
         "recall_4fp": recall[4.0],
-        "cpm40": iou40.cpm.value,
-        "films": coverage.n_cases,
-        "lesions": coverage.n_lesions,
-        "candidates": coverage.n_candidates,
+        "cpm40": iou40["cpm"].value,
+        "films": coverage.count("n_cases"),
+        "lesions": coverage.count("n_lesions"),
+        "candidates": coverage.count("n_candidates"),
     }
 
 

@@ -11,15 +11,14 @@ contains the truth. If not all studies have an interval, their percentage is in 
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.evaluation import curves
-from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
     CI,
     Statistic,
@@ -29,17 +28,13 @@ from lesionseg.evaluation.intervals import (
     rate,
     value_of,
 )
+from lesionseg.evaluation.tables import Tables
 
 PATIENTS = (5, 10, 20, 50)
 REPLICATES = 1000
 POPULATION = 40_000
 Ends = Mapping[str, tuple[CI | None, float]]  # interval and truth of each measure
 Array = NDArray[np.float64]
-
-
-def count_by_patient(pool: Pool, groups: NDArray[np.int64]) -> Array:
-    """Return the number of items of each patient."""
-    return np.bincount(groups, minlength=len(pool.groups)).astype(np.float64)
 
 
 def bootstrap_ends(
@@ -50,7 +45,7 @@ def bootstrap_ends(
     return bootstrap(statistic, draws, support, "nothing", items)[0].ci95
 
 
-def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Pool:
+def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Tables:
     """Draw patients, of which a share has lesions. Lesions score `shift` above the middle."""
     positive = rng.random(n) < ill
     lesions = positive * (1 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n)))
@@ -64,9 +59,15 @@ def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: floa
     highest = np.full(n, -9.0)
     np.maximum.at(highest, at, detected_at)
     np.maximum.at(highest, wrong, false_score)
-    names = tuple(map(str, groups))
-    fully = np.ones(n)
-    return Pool(names, at, detected_at, wrong, false_score, groups, highest, positive, fully)
+    names = np.array([f"p{group:05d}" for group in groups], dtype=object)
+    cases = {"case": names, "group": names, "case_score": highest, "annotated_share": np.ones(n)}
+    found = {"case": names[at], "group": names[at], "detected_at": detected_at}
+    wrong_rows = {"case": names[wrong], "group": names[wrong], "score": false_score}
+    return Tables(
+        pd.DataFrame(cases),
+        pd.DataFrame(found),
+        pd.DataFrame(wrong_rows).assign(outcome_any="false_positive"),
+    )
 
 
 def simple_measures(n: int, rng: np.random.Generator) -> Ends:
@@ -97,17 +98,15 @@ def truth_at_one() -> float:
     """Return the sensitivity of a population at 1 false positive per scan."""
     pool = draw_population()
     # a single group is fast and does not change the value
-    pooled = replace(
-        pool,
-        groups=("all",),
-        case_group=np.zeros_like(pool.case_group),
-        lesion_group=np.zeros_like(pool.lesion_group),
-        false_group=np.zeros_like(pool.false_group),
-    )
-    return float(value_of(at_one(pooled), 1)[0] or 0.0)
+    return float(value_of(at_one(join_groups(pool)), 1)[0] or 0.0)
 
 
-def draw_population(**kind: float) -> Pool:
+def join_groups(pool: Tables) -> Tables:
+    """Return the tables with a single group."""
+    return Tables(*(frame.assign(group="all") for frame in pool.frames))
+
+
+def draw_population(**kind: float) -> Tables:
     """Draw enough patients to compute the truth."""
     return draw_pool(POPULATION, np.random.default_rng(1), **kind)
 
@@ -115,7 +114,7 @@ def draw_population(**kind: float) -> Pool:
 def sensitivity_at_one(true: float, n: int, rng: np.random.Generator) -> Ends:
     """Return the interval of a point of the curve."""
     pool = draw_pool(n, rng)
-    lesions = count_by_patient(pool, pool.lesion_group)
+    lesions = pool.lesions_by_group
     items = len(pool.detected_at) + len(pool.false_score)
     ends = bootstrap_ends(at_one(pool), lesions, items + 1, rng)
     return {"sensitivity at 1 false positive per scan (bootstrap)": (ends, true)}
@@ -124,7 +123,7 @@ def sensitivity_at_one(true: float, n: int, rng: np.random.Generator) -> Ends:
 def auroc(true: float, n: int, rng: np.random.Generator) -> Ends:
     """Return the interval of the AUROC. Half of the patients have no lesion."""
     pool = draw_pool(n, rng, ill=0.5)
-    ill = pool.case_positive
+    ill = pool.has_lesion
     support = (ill if ill.sum() < n / 2 else ~ill).astype(np.float64)  # the rarer class
     ends = bootstrap_ends(curves.case_auroc(pool), support, n, rng)
     return {"AUROC, half of the patients without lesions (bootstrap)": (ends, true)}
@@ -132,13 +131,11 @@ def auroc(true: float, n: int, rng: np.random.Generator) -> Ends:
 
 def truth_of_auroc() -> float:
     """Return the AUROC of a population."""
-    pool = replace(
-        draw_population(ill=0.5), groups=("all",), case_group=np.zeros(POPULATION, np.int64)
-    )
+    pool = join_groups(draw_population(ill=0.5))
     return float(value_of(curves.case_auroc(pool), 1)[0] or 0.0)
 
 
-def at_one(pool: Pool) -> Statistic:
+def at_one(pool: Tables) -> Statistic:
     """Return the statistic of the sensitivity at 1 false positive per scan."""
     return curves.froc(pool, [1.0])
 
@@ -152,10 +149,10 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
 
     pool = draw_pool(n, rng)
     score = lowest_score(pool, 0.5)
-    lesions = count_by_patient(pool, pool.lesion_group)
+    lesions = pool.lesions_by_group
     cases = np.ones(n)
-    hits = count_by_patient(pool, pool.lesion_group[pool.detected_at >= score])
-    false = count_by_patient(pool, pool.false_group[pool.false_score >= score])
+    hits = pool.count_lesions(pool.detected_at >= score)
+    false = pool.count_candidates(pool.candidates["score"] >= score)
     return {
         "chosen score, sensitivity on new scans (Wilson, deff)": (
             proportion(hits, lesions, "nothing").ci95,
@@ -168,7 +165,7 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
     }
 
 
-def lowest_score(pool: Pool, per_case: float) -> float:
+def lowest_score(pool: Tables, per_case: float) -> float:
     """Return the lowest score with at most so many false positives per scan."""
     false = np.sort(pool.false_score)[::-1]
     most = int(per_case * pool.n_cases)

@@ -4,13 +4,12 @@ from lesionseg.core.dataset import UNKNOWN_ROLE as UNKNOWN_ROLE
 from lesionseg.core.dataset import Case as Case
 from lesionseg.core.dataset import CaseFiles as CaseFiles
 from lesionseg.core.dataset import Dataset as Dataset
-from lesionseg.core.dataset import Problem as Problem
 from lesionseg.core.dataset import ReaderAgreement as ReaderAgreement
 from lesionseg.core.dataset import Reference as Reference
-from lesionseg.core.dataset import Remark as Remark
 from lesionseg.core.dataset import Role as Role
 from lesionseg.core.dataset import StatedBoxes as StatedBoxes
 from lesionseg.core.dataset import pool_readers as pool_readers
+from lesionseg.core.finding import Finding as Finding
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume
 from lesionseg.core.geometry import joint_unit as joint_unit

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.core.finding import Finding, errors_among
 from lesionseg.core.geometry import Geometry, Volume
 from lesionseg.core.labels import Labels
 from lesionseg.errors import ConfigError, DatasetError, GeometryError, count
@@ -157,26 +158,6 @@ class Case:
     group: str = ""
 
 
-class Problem(NamedTuple):
-    """An error in one entry of a dataset's list. `case` is "" if the entry names no case."""
-
-    case: str
-    message: str
-
-
-class Remark(NamedTuple):
-    """A possible mistake in a dataset's folder or tables that is not an error.
-
-    `kind` is one of the findings of `prepare check=true`. `case` is "" if the remark is about the
-    whole dataset. `is_note` is True if no action is needed.
-    """
-
-    kind: str
-    message: str
-    case: str = ""
-    is_note: bool = False
-
-
 @dataclass(frozen=True)
 class ReaderAgreement:
     """The agreement of one reader with the other readers of the same cases, for one label.
@@ -248,8 +229,7 @@ class Dataset:
         labels: the lesion labels.
         cases: the cases.
         may_lack: True if cases may lack channels. Otherwise a missing channel is an error.
-        problems: errors in single cases, if the folder was read to find them.
-        remarks: possible mistakes in the folder or in single cases that are not errors.
+        findings: errors and oddities in the list of cases, the folder and its tables.
         split_file: a file in the folder with the training and validation cases.
         nan_background: True if NaN voxels of images and masks are background. Otherwise they are
             an error.
@@ -269,13 +249,17 @@ class Dataset:
     labels: Labels
     cases: tuple[CaseFiles, ...]
     may_lack: bool = False
-    problems: tuple[Problem, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    findings: tuple[Finding, ...] = ()
     split_file: Path | None = None
     nan_background: bool = False
     grid_of_image: bool = False
     lesions_are_boxes: bool = False
     reader_agreement: tuple[ReaderAgreement, ...] = ()
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that are errors."""
+        return errors_among(self.findings)
 
     @property
     def is_colour(self) -> bool:
@@ -356,6 +340,14 @@ def assign_groups(
     return tuple(replace(case, group=groups[case.case]) for case in cases)
 
 
+def compile_pattern(pattern: str, setting: str = "data.group") -> re.Pattern[str]:
+    """Compile the pattern of a setting. Raise `ConfigError` if it is not a regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
+
+
 def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
     """Return the part of each case id that a pattern matches, as described in `assign_groups`.
 
@@ -363,10 +355,7 @@ def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str,
         ConfigError: if the pattern is not a regular expression.
         DatasetError: if the pattern does not match a case id, or its capture group is empty.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
+    compiled = compile_pattern(pattern, setting)
     groups: dict[str, str] = {}
     for case in cases:
         match = compiled.search(case)

@@ -28,7 +28,7 @@ FACTS_FILE = "facts.json"
 _VERSION = 5  # version of the entries in facts.json
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _SHOWN_ERRORS = 20
-_IRRELEVANT = {"name", "cases", "problems", "remarks", "may_lack", "split_file"}
+_IRRELEVANT = {"name", "cases", "findings", "may_lack", "split_file"}
 
 
 def read_records(

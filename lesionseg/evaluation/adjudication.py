@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.case_results import CaseResult
-from lesionseg.evaluation.curves import sums_by_group
-from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, proportion, rate
-from lesionseg.evaluation.scores import AdjudicatedNumbers, Adjudication
+from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, Estimate, proportion, rate
+from lesionseg.evaluation.tables import Tables
 
 LESION = "lesion"
 NO_LESION_HERE = "no_lesion"
 UNSURE = "unsure"
+ADJUDICATED = "adjudicated"  # the subset of the rows
 WORDS = (LESION, NO_LESION_HERE, UNSURE)
 
 
@@ -58,22 +59,23 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
     return found
 
 
-def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adjudication:
-    """Compute the main numbers without and with the lesions that a reader confirmed.
+def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
+    """Compute the main numbers with the lesions that a reader confirmed.
 
     A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
-    reference and the model miss remain unknown, so the adjudicated recall is too high. Answers
-    about candidates that are no longer false positives, or that have moved, are counted as stale.
+    reference and the model miss remain unknown, so the adjudicated recall is too high. The rows
+    `n_open` and `n_stale` count the false positives without an answer, and the answers about
+    candidates that are no longer false positives, or that have moved. All rows belong to the subset
+    `ADJUDICATED`.
 
     Raises:
         ContentError: if two answers to the same candidate differ.
     """
-    boxes = {
-        (r.case, c.candidate): (*c.start_vox, *c.stop_vox)
-        for r in results
-        for c in r.candidates
-        if c.outcome == "false_positive"
-    }
+    false = tables.candidates[tables.has_outcome("false_positive")]
+    corners = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"]
+    boxes = {}
+    for case, number, *box in false[["case", "candidate", *corners]].itertuples(index=False):
+        boxes[case, number] = tuple(value for value in box if not np.isnan(value))
     valid = [a for a in answers if _is_same_box(boxes.get((a.case, a.candidate), ()), a.box_vox)]
     word_of: dict[tuple[str, int], str] = {}
     for answer in valid:
@@ -85,15 +87,15 @@ def adjudicate(results: Sequence[CaseResult], answers: Sequence[Answer]) -> Adju
             )
     confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
     words = Counter(word_of.values())
-    return Adjudication(
-        n_lesion=words[LESION],
-        n_no_lesion=words[NO_LESION_HERE],
-        n_unsure=words[UNSURE],
-        n_open=len(boxes) - len(word_of),
-        n_stale=len(answers) - len(valid),
-        by_reference=_count_results(results, {}),
-        adjudicated=_count_results(results, confirmed),
-    )
+    numbers = {
+        "n_answer_lesion": words[LESION],
+        "n_answer_no_lesion": words[NO_LESION_HERE],
+        "n_answer_unsure": words[UNSURE],
+        "n_open": len(boxes) - len(word_of),
+        "n_stale": len(answers) - len(valid),
+    }
+    counts = [Estimate(number, name=name) for name, number in numbers.items()]
+    return [replace(row, subset=ADJUDICATED) for row in (*counts, *_count(tables, confirmed))]
 
 
 def _is_same_box(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -103,30 +105,19 @@ def _is_same_box(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return all(abs(a - b) < 1e-3 for a, b in zip(box, other, strict=True))
 
 
-def _count_results(
-    results: Sequence[CaseResult], confirmed: Mapping[str, int]
-) -> AdjudicatedNumbers:
+def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
     """Compute the main numbers. `confirmed` false positives of a case count as found lesions."""
-    groups = sorted({r.group for r in results})
-    n_true = []
-    n_false = []
-    n_found = []
-    n_lesions = []
-    for r in results:
-        n_confirmed = confirmed.get(r.case, 0)
-        n_true.append(r.n_outcome("true_positive") + n_confirmed)
-        n_false.append(r.n_outcome("false_positive") - n_confirmed)
-        n_found.append(r.n_detected + n_confirmed)
-        n_lesions.append(len(r.lesions) + n_confirmed)
-    true = sums_by_group(groups, results, n_true)
-    false = sums_by_group(groups, results, n_false)
-    found = sums_by_group(groups, results, n_found)
-    lesions = sums_by_group(groups, results, n_lesions)
-    cases = sums_by_group(groups, results, [r.annotated_share for r in results])
-    return AdjudicatedNumbers(
-        n_lesions=int(lesions.sum()),
-        n_false_positive=int(false.sum()),
-        lesion_recall=proportion(found, lesions, NO_LESION),
-        lesion_precision=proportion(true, true + false, "nothing was accepted"),
-        false_positives_per_case=rate(false, cases, NO_CASE),
-    )
+    added = tables.sum_cases(tables.cases["case"].map(confirmed).fillna(0))
+    true = tables.count_candidates(tables.has_outcome("true_positive")) + added
+    false = tables.sum_cases(tables.false_by_case) - added
+    found = tables.count_lesions(tables.lesions["detected"]) + added
+    lesions = tables.lesions_by_group + added
+    recall = proportion(found, lesions, NO_LESION)
+    precision = proportion(true, true + false, "nothing was accepted")
+    return [
+        Estimate(int(lesions.sum()), name="n_lesions"),
+        Estimate(int(false.sum()), name="n_false_positive"),
+        replace(recall, name="lesion_recall"),
+        replace(precision, name="lesion_precision"),
+        replace(rate(false, tables.cases_by_group, NO_CASE), name="false_positives_per_case"),
+    ]

@@ -8,19 +8,23 @@ recall or a higher one. The rules for ties are those of pycocotools: candidates 
 keep their order, and of several lesions with the same IoU the last one is taken.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
+from lesionseg.evaluation.tables import Tables
 from lesionseg.ops.boxes import box_iou
 
 MAX_PER_CASE = 100  # candidates of a label and case that take part, as in COCO
 IOUS = tuple(k / 20 for k in range(2, 20))  # 0.1, 0.15, … 0.95
+LEFT_OUT = -1  # the cell `box_hits` of a candidate beyond the limit
+_BITS = 2 ** np.arange(len(IOUS))
 RECALLS = np.linspace(0, 1, 101)
 _AT_MOST = 1 - 1e-10  # rounding must not exclude equal boxes
 _TINY = np.spacing(1)  # added to the denominator of the precision, as in pycocotools
@@ -29,58 +33,12 @@ _MAX_PAIRS = 1_000_000  # pairs that are compared at once, which bounds the memo
 
 # the summary numbers of COCO and of two challenges, as ranges of IoU
 RANGES: Mapping[str, tuple[float, float]] = {
-    "ap_40": (0.4, 0.4),
-    "ap_50": (0.5, 0.5),
-    "ap_40_75": (0.4, 0.75),
-    "ap_50_95": (0.5, 0.95),
+    "box_ap_40": (0.4, 0.4),
+    "box_ap_50": (0.5, 0.5),
+    "box_ap_40_75": (0.4, 0.75),
+    "box_ap_50_95": (0.5, 0.95),
 }
-RSNA = "ap_40_75"  # the range of the RSNA Pneumonia Detection Challenge
-
-
-@dataclass(frozen=True, eq=False)
-class BoxHits:
-    """The candidates of one case that take part, and the IoUs at which they are true positives.
-
-    Attributes:
-        label: Label of each candidate `[n]`.
-        score: Score of each candidate `[n]`, descending within a label.
-        hit: True at the `IOUS` at which the candidate takes a lesion `[ious, n]`.
-        accepted: True for candidates `[n]` accepted at the operating point.
-        left_out: By label, the number of candidates beyond `MAX_PER_CASE`.
-        candidate: Row of each candidate `[n]`.
-    """
-
-    label: NDArray[np.int64]
-    score: NDArray[np.float64]
-    hit: NDArray[np.bool_]
-    accepted: NDArray[np.bool_]
-    candidate: NDArray[np.int64]
-    left_out: Mapping[int, int] = field(default_factory=dict)
-
-    def accept(self, accepted: NDArray[np.bool_]) -> "BoxHits":
-        """Return the same hits for other accepted candidates, flagged by row."""
-        return replace(self, accepted=accepted[self.candidate])
-
-    def of_label(self, label: int) -> "BoxHits":
-        """Return the candidates of one label."""
-        own = self.label == label
-        return BoxHits(
-            label=self.label[own],
-            score=self.score[own],
-            hit=self.hit[:, own],
-            accepted=self.accepted[own],
-            candidate=self.candidate[own],
-            left_out={key: n for key, n in self.left_out.items() if key == label},
-        )
-
-
-NO_HITS = BoxHits(
-    label=np.zeros(0, dtype=np.int64),
-    score=np.zeros(0),
-    hit=np.zeros((len(IOUS), 0), dtype=np.bool_),
-    accepted=np.zeros(0, dtype=np.bool_),
-    candidate=np.zeros(0, dtype=np.int64),
-)
+RSNA = "box_ap_40_75"  # the range of the RSNA Pneumonia Detection Challenge
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +86,12 @@ def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
     )
 
 
-def find_hits(
+def encode_hits(
     candidates: Lesions,
     pairs: BoxPairs,
     scores: NDArray[np.float64],
     ignored: NDArray[np.bool_],
-) -> BoxHits:
+) -> list[int | None]:
     """Decide at each of `IOUS` which candidates of a case are true positives.
 
     Args:
@@ -144,26 +102,22 @@ def find_hits(
             region.
 
     Returns:
-        The candidates that take part, by label and then by descending score.
+        The cell `box_hits` of each candidate. Bit k is 1 if the candidate takes a lesion at
+        `IOUS[k]`. It is −1 for a candidate beyond `MAX_PER_CASE` of its label, and None for an
+        ignored one.
     """
+    cells: list[int | None] = [None] * len(scores)
     counted = np.flatnonzero(~ignored)
-    kept: list[NDArray[np.int64]] = []
-    left_out: dict[int, int] = {}
     for label in np.unique(candidates.labels[counted]).tolist():
         own = counted[candidates.labels[counted] == label]
         own = own[np.argsort(-scores[own], kind="stable")]
-        kept.append(own[:MAX_PER_CASE])
-        if len(own) > MAX_PER_CASE:
-            left_out[label] = len(own) - MAX_PER_CASE
-    row = np.concatenate([np.zeros(0, dtype=np.int64), *kept])
-    return BoxHits(
-        label=candidates.labels[row],
-        score=scores[row],
-        hit=_take_lesions(row, pairs),
-        accepted=np.ones(len(row), dtype=np.bool_),
-        candidate=row,
-        left_out=left_out,
-    )
+        kept = own[:MAX_PER_CASE]
+        codes = _BITS @ _take_lesions(kept, pairs)
+        for row, code in zip(kept.tolist(), codes.tolist(), strict=True):
+            cells[row] = code
+        for row in own[MAX_PER_CASE:].tolist():
+            cells[row] = LEFT_OUT
+    return cells
 
 
 def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
@@ -192,52 +146,74 @@ def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
     return hit
 
 
-def box_average_precision(
-    hits: Sequence[BoxHits],
-    lesion_labels: Sequence[Sequence[int]],
-    case_group: NDArray[np.int64],
-    n_groups: int,
-) -> Statistic:
-    """Return a statistic: the mean over labels of the average precision at each of `IOUS`.
+@dataclass(frozen=True, eq=False)
+class BoxHits:
+    """The candidates that take part in the average precision of boxes.
 
-    After these come the means over the `RANGES`. Labels without a lesion are left out of the mean.
-
-    Args:
-        hits: The candidates of each case.
-        lesion_labels: The labels of the lesions of each case.
-        case_group: Group of each case `[cases]`.
-        n_groups: Number of groups.
+    Attributes:
+        rows: Their rows in the table of candidates.
+        hit: True at the `IOUS` at which a candidate takes a lesion `[ious, rows]`.
+        n_left_out: Number of candidates beyond `MAX_PER_CASE` of a case and label.
     """
 
-    def rank_candidates(
-        label: int,
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64]]:
-        """Return group and hits of a label's candidates by rank, and the lesions of each group."""
-        counts = [sum(one == label for one in own) for own in lesion_labels]
-        lesions = np.bincount(case_group, counts, n_groups).astype(np.float64)
-        of_label = [case.of_label(label) for case in hits]
-        sizes = [len(case.score) for case in of_label]
-        # the empty first parts keep the shapes if there are no cases
-        score = np.concatenate([np.zeros(0), *(case.score for case in of_label)])
-        order = np.argsort(-score, kind="stable")
-        group = np.repeat(case_group, sizes)[order]
-        hit = np.concatenate([NO_HITS.hit, *(case.hit for case in of_label)], axis=1)[:, order]
-        return group, hit, lesions
+    rows: pd.DataFrame
+    hit: NDArray[np.bool_]
+    n_left_out: int
 
-    labels = sorted({label for own in lesion_labels for label in own})
-    parts = [rank_candidates(label) for label in labels]
+    @classmethod
+    def of(cls, tables: Tables) -> "BoxHits":
+        """Read the column `box_hits` of the candidates."""
+        cells = tables.candidates["box_hits"].astype(np.float64)
+        rows = tables.candidates[cells >= 0]
+        codes = rows["box_hits"].to_numpy(np.int64)
+        return cls(rows, (codes & _BITS[:, None]) > 0, int((cells == LEFT_OUT).sum()))
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
-        by_label = [_precision_of_label(weights, *part) for part in parts]
-        if not by_label:
-            return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)
-        known = ~np.isnan(by_label)
-        curve = divide(np.nansum(by_label, axis=0), known.sum(axis=0))
-        means = [curve[:, _within(low, high)].mean(axis=1) for low, high in RANGES.values()]
-        return np.column_stack([curve, *means])
+    def average_precision(self, tables: Tables) -> Statistic:
+        """Return a statistic: the mean over labels of the average precision at each of `IOUS`.
 
-    return statistic
+        After these come the means over the `RANGES`. Labels without a lesion are left out of the
+        mean.
+        """
+        group = tables.find_group(self.rows)
+        score = self.rows["score"].to_numpy(np.float64)
+        parts = []
+        for label in sorted(set(tables.lesions["label"])):
+            own = np.flatnonzero(self.rows["label"] == label)
+            ranked = own[np.argsort(-score[own], kind="stable")]
+            lesions = tables.count_lesions(tables.lesions["label"] == label)
+            parts.append((group[ranked], self.hit[:, ranked], lesions))
+
+        def statistic(weights: Weights) -> NDArray[np.float64]:
+            """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
+            by_label = [_precision_of_label(weights, *part) for part in parts]
+            if not by_label:
+                return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)
+            known = ~np.isnan(by_label)
+            curve = divide(np.nansum(by_label, axis=0), known.sum(axis=0))
+            means = [curve[:, _within(low, high)].mean(axis=1) for low, high in RANGES.values()]
+            return np.column_stack([curve, *means])
+
+        return statistic
+
+    def rsna_by_case(self, tables: Tables) -> NDArray[np.float64]:
+        """Compute the score `[cases]` by the rule of the RSNA Pneumonia Detection Challenge.
+
+        It is the mean over the IoUs 0.4 to 0.75 of TP / (TP + FP + FN), for the accepted
+        candidates. It is NaN for a case without a lesion and without an accepted candidate.
+        """
+        low, high = RANGES[RSNA]
+        names = pd.Index(tables.cases["case"].to_numpy(object))
+        accepted = self.rows["accepted"].to_numpy(np.bool_)
+        case = names.get_indexer(self.rows["case"][accepted].to_numpy(object))
+        hits = self.hit[_within(low, high)][:, accepted].T
+        n_true = np.zeros((len(names), hits.shape[1]))
+        np.add.at(n_true, case, hits)
+        case_of_lesion = names.get_indexer(tables.lesions["case"].to_numpy(object))
+        n_all = np.bincount(case, minlength=len(names)).astype(np.float64)
+        n_all += np.bincount(case_of_lesion, minlength=len(names))
+        # TP / (TP + FP + FN), at each IoU
+        scores = divide(n_true, n_all[:, None] - n_true)
+        return np.asarray(scores.mean(axis=1))
 
 
 def _within(low: float, high: float) -> NDArray[np.bool_]:
@@ -275,18 +251,3 @@ def _precision_of_label(
             place = np.searchsorted(recall[row], RECALLS, side="left")
             found[row, k] = precision[row, place].mean()
     return found
-
-
-def rsna_of_case(hits: BoxHits, n_lesions: int) -> float | None:
-    """Compute the score of a case by the rule of the RSNA Pneumonia Detection Challenge.
-
-    It is the mean over the IoUs 0.4 to 0.75 of TP / (TP + FP + FN), for the accepted candidates.
-    Return None for a case without a lesion and without an accepted candidate.
-    """
-    n_accepted = int(hits.accepted.sum())
-    if n_accepted == 0 and n_lesions == 0:
-        return None
-    low, high = RANGES[RSNA]
-    n_true = hits.hit[_within(low, high)][:, hits.accepted].sum(axis=1)
-    n_all = n_accepted + n_lesions - n_true  # TP + FP + FN, at each IoU
-    return float((n_true / n_all).mean())

@@ -4,8 +4,6 @@ A logistic regression on the logit of the score (Platt 1999) turns scores into p
 Probabilities are never used for ranking.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -13,8 +11,8 @@ from scipy.special import expit
 from lesionseg.core import Calibration
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.case_results import CaseResult
-from lesionseg.evaluation.scores import CalibrationScores, NoCalibration, ReliabilityBin
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.tables import Tables
 
 TOO_FEW = "fewer than 5 of either kind are too few for a curve"
 MIN_FOR_PLATT = 10  # a fit needs so many candidates of each outcome
@@ -27,38 +25,33 @@ _LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
 
 
 def scores_and_outcomes(
-    results: Sequence[CaseResult], *, probabilities: bool = False
+    tables: Tables, column: str = "score"
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the scores of all candidates that are not ignored, and their outcomes.
 
     Args:
-        results: The evaluated cases.
-        probabilities: True returns the calibrated probabilities instead of the scores.
+        tables: The evaluated cases.
+        column: `score`, or `probability` for the calibrated probabilities.
 
     Returns:
         The values `[n]`, and `[n]` True for each true positive.
     """
-    values = []
-    true = []
-    for r in results:
-        for c in r.candidates:
-            value = c.probability if probabilities else c.score
-            if c.outcome_any != "ignored" and value is not None:
-                values.append(value)
-                true.append(c.outcome_any == "true_positive")
-    return np.array(values, dtype=np.float64), np.array(true, dtype=np.bool_)
+    table = tables.candidates
+    counted = table[(table["outcome_any"] != "ignored") & table[column].notna()]
+    true = counted["outcome_any"] == "true_positive"
+    return counted[column].to_numpy(np.float64), true.to_numpy(np.bool_)
 
 
-def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = None) -> Calibration:
+def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibration:
     """Fit the calibration of candidates on development cases.
 
-    The results should be of out-of-fold predictions, because probabilities on training cases are
+    The cases should have out-of-fold predictions, because probabilities on training cases are
     too extreme.
 
     Raises:
         ContentError: if there are fewer than 10 candidates of either outcome.
     """
-    scores, true = scores_and_outcomes(results)
+    scores, true = scores_and_outcomes(tables)
     n_true = int(true.sum())
     n_false = int((~true).sum())
     if min(n_true, n_false) < MIN_FOR_PLATT:
@@ -78,42 +71,47 @@ def fit_calibration(results: Sequence[CaseResult], *, fitted_on: str | None = No
     )
 
 
-def describe_calibration(results: Sequence[CaseResult]) -> CalibrationScores | NoCalibration:
+def describe_calibration(tables: Tables) -> list[Estimate]:
     """Measure the calibration of the candidates' probabilities, or of their scores.
 
     The measures are the Brier score (1950), the slope and `observed_expected`. The slope belongs to
     a logistic regression of the outcome on the logit of the probability (Cox 1958); it is 1 for
     perfect calibration and below 1 for probabilities that are too extreme. `observed_expected` is
     the number of true positives divided by the sum of the probabilities. The measures have no
-    intervals, because those of few patients would be unreliable. Return `NoCalibration` if there
-    are fewer than `MIN_FOR_CURVE` true positives or other candidates.
+    intervals, because those of few patients would be unreliable. The curve `true_share` has the
+    share of true positives in each of ten bins of probability. Only the slope is stated, as
+    undefined, if there are fewer than `MIN_FOR_CURVE` true positives or other candidates.
     """
-    candidates = [c for r in results for c in r.candidates]
-    calibrated = bool(candidates) and all(c.probability is not None for c in candidates)
-    p, true = scores_and_outcomes(results, probabilities=calibrated)
+    candidates = tables.candidates
+    calibrated = len(candidates) > 0 and bool(candidates["probability"].notna().all())
+    of = "probability" if calibrated else "score"
+    p, true = scores_and_outcomes(tables, of)
     if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
-        return NoCalibration(of=None, reason=TOO_FEW)
+        return [Estimate(None, reason=TOO_FEW, name="calibration_slope")]
     y = true.astype(np.float64)
     # the ridge keeps the slope finite if a probability separates the outcomes perfectly
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
+    brier = float(((p - y) ** 2).mean())
+    found = [
+        Estimate(brier, n=len(true), name="calibration_brier", subset=of),
+        Estimate(float(slope), n=len(true), name="calibration_slope", subset=of),
+    ]
+    if p.any():
+        ratio = float(y.sum() / p.sum())
+        found.append(Estimate(ratio, n=len(true), name="observed_expected", subset=of))
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
-    return CalibrationScores(
-        of="probability" if calibrated else "score",
-        n=len(true),
-        brier=float(((p - y) ** 2).mean()),
-        slope=float(slope),
-        observed_expected=float(y.sum() / p.sum()) if p.any() else None,
-        reliability=tuple(
-            ReliabilityBin(
-                from_=i / N_BINS,
-                to=(i + 1) / N_BINS,
-                n=int((bins == i).sum()),
-                mean_probability=float(p[bins == i].mean()),
-                true_share=float(y[bins == i].mean()),
+    for i in np.unique(bins).tolist():
+        inside = bins == i
+        found.append(
+            Estimate(
+                float(y[inside].mean()),
+                n=int(inside.sum()),
+                name="true_share",
+                subset=of,
+                at=float(p[inside].mean()),
             )
-            for i in np.unique(bins).tolist()
-        ),
-    )
+        )
+    return found
 
 
 def fit_logistic(

@@ -5,7 +5,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.matching import overlap_table
 from lesionseg.evaluation.regrid import resample_prediction
+from lesionseg.io.files import write_csv
 from lesionseg.ops.components import candidates_of
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
@@ -109,6 +110,25 @@ class LesionChange:
     diameter_after_mm: float | None = None
     change_percent: float | None = None
     smallest_change_percent: float
+
+
+def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
+    """Write changes.csv. Ids of lesions have numbered columns, such as lesion_after_1."""
+    n_columns = {
+        name: max([1, *(len(getattr(change, name)) for change in changes)])
+        for name in ("lesion_before", "lesion_after")
+    }
+    columns: list[str] = []
+    for one in fields(LesionChange):
+        numbers = range(1, n_columns.get(one.name, 0) + 1)
+        columns += [f"{one.name}_{number}" for number in numbers] or [one.name]
+    rows = []
+    for change in changes:
+        row = {**vars(change), "accepted": str(change.accepted).lower()}
+        for name in n_columns:
+            row |= {f"{name}_{number}": value for number, value in enumerate(row.pop(name), 1)}
+        rows.append(row)
+    write_csv(path, rows, columns)
 
 
 def size_errors(lesions: Lesions) -> NDArray[np.float64]:

@@ -10,19 +10,17 @@ p-values of all other endpoints are corrected for their number (Holm 1979). The 
 inferior if the whole interval of the primary difference is above −margin (Piaggio et al. 2012).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import curves
-from lesionseg.evaluation.case_results import CaseResult
-from lesionseg.evaluation.curves import Pool, sums_by_group
 from lesionseg.evaluation.intervals import (
     DIFFERENCE_OF_SHARES,
     MIN_GROUPS,
@@ -33,8 +31,9 @@ from lesionseg.evaluation.intervals import (
     draw_groups,
     ratio,
 )
-from lesionseg.evaluation.scores import Difference, PrimaryDifference
-from lesionseg.evaluation.summary import MIN_CASES_FOR_CPM, RATIOS, has_boxes_only
+from lesionseg.evaluation.scores import Difference
+from lesionseg.evaluation.summary import MIN_CASES_FOR_CPM, RATIOS
+from lesionseg.evaluation.tables import Tables
 
 EQUAL_RATES = (0.5, 1.0, 2.0)  # false positives per case at which sensitivities are compared
 PRIMARY = "recall_at_1"
@@ -44,26 +43,16 @@ _PERMUTATIONS = 4096  # enough for all permutations of 12 groups
 _MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`
 
 
-Term = tuple[float, float]  # the numerator and denominator of a case
-
-# the terms of a number that is defined for every case, by its name
-COMPARED: Mapping[str, Callable[[CaseResult], Term]] = {
-    "lesion_recall": RATIOS["lesion_recall"][0],
-    "lesion_precision": RATIOS["lesion_precision"][0],
-    "lesion_f1": RATIOS["lesion_f1"][0],
-    "false_positives_per_case": RATIOS["false_positives_per_case"][0],
-}
+# ratios that are compared, and numbers whose mean is compared over the cases in which both models
+# have it
+COMPARED = ("lesion_recall", "lesion_precision", "lesion_f1", "false_positives_per_case")
 NO_SHARES = {"false_positives_per_case"}
-# a number whose mean is compared over the cases in which both models have it, by its name
-COMPARED_MEANS: Mapping[str, Callable[[CaseResult], float | None]] = {
-    "dice": attrgetter("dice"),
-    "surface_dice": attrgetter("surface_dice"),
-}
+COMPARED_MEANS = ("dice", "surface_dice")
 
 
 def compare(
-    one: Sequence[CaseResult],
-    other: Sequence[CaseResult],
+    one: Tables,
+    other: Tables,
     *,
     fp_per_case: Sequence[float] = (0.125, 0.25, 0.5, 1, 2, 4, 8),
     margin: float | None = None,
@@ -78,108 +67,91 @@ def compare(
     p-value.
 
     Args:
-        one: Results of the first model, one per case.
-        other: Results of the second model on the same cases in the same order.
+        one: Tables of the first model.
+        other: Tables of the second model on the same cases in the same order.
         fp_per_case: Rates of false positives per case for the mean sensitivity.
         margin: Largest acceptable loss of the first model in the primary measure, between 0 and 1.
         replicates: Number of resampled data sets of the bootstrap.
         seed: Seed of the bootstrap and of the permutation test.
 
     Returns:
-        The differences by name. The primary one is a `PrimaryDifference`.
+        The differences by name.
 
     Raises:
         DatasetError: if the two models have different cases.
     """
-    if [r.case for r in one] != [r.case for r in other]:
-        unpaired = sorted({r.case for r in one} ^ {r.case for r in other})
+    cases = one.cases["case"].tolist()
+    if cases != other.cases["case"].tolist():
+        unpaired = sorted(set(cases) ^ set(other.cases["case"]))
         raise DatasetError(
             f"The two models have different cases: {', '.join(unpaired[:5])}. "
             "Evaluate both on the same cases."
         )
-    groups = sorted({r.group for r in one})
-    draws = draw_groups(len(groups), replicates, np.random.default_rng(seed))
-    # Each statistic and the number of items per group that it rests on. The weights of a statistic
-    # are [n, 2·groups]: the groups of the first model, then those of the second.
-    numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
-    has_scores = all(r.has_scores for r in (*one, *other))
-    if has_scores:
-        first = Pool.of(one)
-        both = first.concatenate(Pool.of(other))
-        support = first.lesions_by_group  # both models have the same lesions
-        for rate in EQUAL_RATES:
-            numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
-        if len(one) >= MIN_CASES_FOR_CPM:
-            numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
-        numbers["average_precision"] = (curves.average_precision(both), support)
-    terms_of_models: dict[str, tuple[list[Term], list[Term]]] = {}
-    for name, of_case in COMPARED.items():
-        terms_of_models[name] = ([of_case(r) for r in one], [of_case(r) for r in other])
-    for name, value_of in COMPARED_MEANS.items():
-        terms_of_models[name] = _terms_of_means(one, other, value_of)
-    for name, terms_of_model in terms_of_models.items():
-        above = []
-        below = []
-        for results, terms in zip((one, other), terms_of_model, strict=True):
-            above.append(sums_by_group(groups, results, [term[0] for term in terms]))
-            below.append(sums_by_group(groups, results, [term[1] for term in terms]))
-        statistic = ratio(np.concatenate(above), np.concatenate(below))
-        # a group contributes if the number is defined for one of the models
-        numbers[name] = (statistic, np.maximum(below[0], below[1]))
+    draws = draw_groups(len(one.groups), replicates, np.random.default_rng(seed))
+    has_scores = one.has_scores and other.has_scores
     # an upper bound of the length of the arrays in a statistic; at least 1, because it is a divisor
-    items = 1 + sum(len(r.lesions) + len(r.candidates) for r in (*one, *other))
-    found = {
-        name: _compare_number(
-            statistic, support, draws, items, seed, is_share=name not in NO_SHARES
-        )
-        for name, (statistic, support) in numbers.items()
-    }
+    items = 1 + sum(len(x.lesions) + len(x.candidates) for x in (one, other))
+    found = {}
+    for name, (statistic, support) in _find_statistics(one, other, fp_per_case).items():
+        is_share = name not in NO_SHARES
+        found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
     corrected = _correct_p_values(found, primary)
     return corrected | {primary: _as_primary(found[primary], margin)}
 
 
-def _terms_of_means(
-    one: Sequence[CaseResult],
-    other: Sequence[CaseResult],
-    value_of: Callable[[CaseResult], float | None],
-) -> tuple[list[Term], list[Term]]:
-    """Return the terms of both models for the mean of a value over the cases.
+def _find_statistics(
+    one: Tables, other: Tables, fp_per_case: Sequence[float]
+) -> dict[str, tuple[Statistic, NDArray[np.float64]]]:
+    """Return each statistic and the number of items per group that it rests on, by name.
 
-    A case counts if both models have the value. If a model predicts only boxes, no case counts:
-    otherwise, the Dice of 0 of a failed case would be the mean of this model.
+    The weights of a statistic are `[n, 2·groups]`: the groups of the first model, then those of the
+    second.
     """
-    terms_one: list[Term] = []
-    terms_other: list[Term] = []
-    has_masks = not (has_boxes_only(one) or has_boxes_only(other))
-    for first, second in zip(one, other, strict=True):
-        a = value_of(first)
-        b = value_of(second)
-        if has_masks and a is not None and b is not None:
-            terms_one.append((a, 1.0))
-            terms_other.append((b, 1.0))
-        else:
-            terms_one.append((0.0, 0.0))
-            terms_other.append((0.0, 0.0))
-    return terms_one, terms_other
+    numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
+    if one.has_scores and other.has_scores:
+        both = _concatenate(one, other)
+        support = one.lesions_by_group  # both models have the same lesions
+        for rate in EQUAL_RATES:
+            numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
+        if len(one.cases) >= MIN_CASES_FOR_CPM:
+            numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
+        numbers["average_precision"] = (curves.average_precision(both), support)
+    terms = {name: [RATIOS[name][0](model) for model in (one, other)] for name in COMPARED}
+    for name in COMPARED_MEANS:
+        # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
+        values = [model.cases[name].to_numpy(np.float64) for model in (one, other)]
+        is_known = ~np.isnan(values).any(axis=0) & (not (one.lacks_masks or other.lacks_masks))
+        counts = one.sum_cases(is_known)
+        terms[name] = [(one.sum_cases(np.where(is_known, x, 0.0)), counts) for x in values]
+    for name, ((above, below), (other_above, other_below)) in terms.items():
+        statistic = ratio(
+            np.concatenate([above, other_above]), np.concatenate([below, other_below])
+        )
+        # a group contributes if the number is defined for one of the models
+        numbers[name] = (statistic, np.maximum(below, other_below))
+    return numbers
 
 
-def _as_primary(found: Difference, margin: float | None) -> PrimaryDifference:
+def _concatenate(one: Tables, other: Tables) -> Tables:
+    """Return tables with the rows of both models. The groups of `other` come last."""
+    pairs = zip(one.frames, other.frames, strict=True)
+    frames = []
+    for first, second in pairs:
+        both = [
+            first.assign(group="1 " + first["group"]),
+            second.assign(group="2 " + second["group"]),
+        ]
+        frames.append(pd.concat(both, ignore_index=True))
+    return Tables(*frames)
+
+
+def _as_primary(found: Difference, margin: float | None) -> Difference:
     """Return the difference as the primary one, with the result of the test by `margin`."""
     not_inferior = None
     if margin is not None and found.ci95 is not None:
         not_inferior = found.ci95[0] > -margin
-    return PrimaryDifference(
-        one=found.one,
-        other=found.other,
-        difference=found.difference,
-        ci95=found.ci95,
-        reason=found.reason,
-        p_value=found.p_value,
-        primary=True,
-        margin=margin,
-        not_inferior=not_inferior,
-    )
+    return replace(found, primary=True, margin=margin, not_inferior=not_inferior)
 
 
 def _compare_number(

@@ -42,11 +42,27 @@ DIFFERENCE_OF_SHARES: CI = (-1.0, 1.0)
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval. If one of them is None, `reason` states why."""
+    """A number of an evaluation: a row of scores.json.
 
-    value: float | None
+    Attributes:
+        value: The value. None if it is undefined.
+        ci95: Its 95 % interval. If the value or the interval is None, `reason` states why.
+        reason: The reason.
+        n: Number of cases, lesions or candidates that the number rests on. None if not stated.
+        name: The name of the number.
+        label: The label or region, empty for all labels together.
+        subset: The subset of cases or lesions, or the criterion. Empty for all of them.
+        at: The rate, IoU, size or probability that the value belongs to. None if it has none.
+    """
+
+    value: int | float | None
     ci95: CI | None = None
     reason: str | None = None
+    n: int | None = None
+    name: str = ""
+    label: str = ""
+    subset: str = ""
+    at: float | None = None
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:

@@ -10,7 +10,7 @@ from itertools import count
 
 from lesionseg.core import Labels, Prediction
 from lesionseg.errors import DatasetError, join_names
-from lesionseg.evaluation.case_results import MatchedCase
+from lesionseg.evaluation.matched_case import MatchedCase
 
 _log = logging.getLogger(__name__)
 

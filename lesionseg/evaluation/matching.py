@@ -29,10 +29,10 @@ from scipy.sparse.csgraph import connected_components
 from lesionseg.core import Lesions, Prediction, Reference
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.criteria import SIDE_CRITERIA, Criterion
+from lesionseg.evaluation.tables import NEVER
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import candidates_of, lesions_of
 
-NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
 # a candidate with a larger share in the ignored region is neither true nor false positive
 MAX_IGNORED_SHARE = 0.5
 ROUNDING = 1e-9  # tolerance, because shares are sums of fractions

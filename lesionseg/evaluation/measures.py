@@ -7,10 +7,9 @@ memory depend on the bounding box of each mask: one byte per voxel.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +24,7 @@ NEAR_RESOLUTION_VOXELS = 8
 _SLACK_MM = 1e-4
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """Extent of one lesion on its grid.
 
     Attributes:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate
-from lesionseg.evaluation.matching import NEVER, ROUNDING, Match, Shares, shares_of, sum_shares
+from lesionseg.evaluation.matching import ROUNDING, Match, Shares, shares_of, sum_shares
+from lesionseg.evaluation.tables import NEVER
 
 # a candidate that covers this share of a lesion marks it, even if the rule rejects the pair
 MARKED = 0.5
@@ -20,7 +21,7 @@ class WhyMissed(StrEnum):
     """The reason why a lesion was missed; empty for a found lesion.
 
     A reason may concern an accepted candidate, or a retained candidate below the operating point if
-    that one comes closer. `LesionResult.nearest_candidate` is its id.
+    that one comes closer. The column `nearest_candidate` is its id.
     """
 
     FOUND = ""

@@ -12,16 +12,14 @@ This is also the bound of conformal risk control (Angelopoulos et al., arXiv 220
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import betainc
 
 from lesionseg.core import Aim, OperatingPoint
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.case_results import CaseResult
-from lesionseg.evaluation.curves import Pool
 from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
@@ -30,7 +28,7 @@ from lesionseg.evaluation.intervals import (
     proportion,
     rate,
 )
-from lesionseg.evaluation.matching import NEVER
+from lesionseg.evaluation.tables import MISSING, NEVER, Tables
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ class _ChosenScore:
 
 
 def choose(
-    results: Sequence[CaseResult],
+    tables: Tables,
     aim: Aim = DEFAULT_AIM,
     *,
     confidence: float | None = None,
@@ -84,7 +82,7 @@ def choose(
     - `score`: this score.
 
     Args:
-        results: The evaluated cases.
+        tables: The evaluated cases.
         aim: The aim of the choice.
         confidence: A probability, used by `fp_per_case` and `auto`.
         quiet: True gives no warning if no case has a candidate. The score is `UNINFORMED_SCORE`.
@@ -97,39 +95,37 @@ def choose(
         ContentError: if there are no cases with a prediction, if candidates have no scores, or if
             a sensitivity cannot be reached.
     """
-    if not results or not all(r.has_scores for r in results):
+    if not len(tables.cases) or not tables.has_scores:
         raise ContentError(
             "An operating point can only be chosen on cases whose candidates have scores. "
             "Give candidate files with scores."
         )
-    pool = Pool.of(results)
-    if pool.n_cases == 0:
+    if tables.n_cases == 0:
         raise ContentError(
             "No case has a prediction, so no operating point can be chosen. Give predictions of "
             "these cases, or a score."
         )
     is_default = aim.kind == "auto"
     if is_default:
-        aim = Aim("fp_per_case", default_rate(len(pool.detected_at), pool.n_cases))
-    if not len(pool.observed) and aim.kind != "score" and not quiet:
+        aim = Aim("fp_per_case", default_rate(len(tables.detected_at), tables.n_cases))
+    if not len(tables.observed) and aim.kind != "score" and not quiet:
         _log.warning(
             "The model detected nothing on these cases, so the threshold of %g is used. "
             "A longer training may help.",
             UNINFORMED_SCORE,
         )
-    chosen = _find_score(pool, aim, confidence)
-    is_found = pool.detected_at >= chosen.score
-    groups_of_found = pool.lesion_group[is_found]
-    found = np.bincount(groups_of_found, minlength=len(pool.groups)).astype(np.float64)
-    false = pool.false_by_group(chosen.score)
-    recall = proportion(found, pool.lesions_by_group, NO_LESION)
-    false_positives = rate(false, pool.cases_by_group, NO_CASE)
+    chosen = _find_score(tables, aim, confidence)
+    is_found = tables.detected_at >= chosen.score
+    found = tables.count_lesions(is_found)
+    false = _count_false(tables, chosen.score)
+    recall = proportion(found, tables.lesions_by_group, NO_LESION)
+    false_positives = rate(false, tables.cases_by_group, NO_CASE)
     attainable_recall = None
-    if len(pool.detected_at):
-        attainable_recall = float((pool.detected_at > NEVER).mean())
-    roles = sorted({r.role for r in results if r.role})
+    if len(tables.detected_at):
+        attainable_recall = float((tables.detected_at > NEVER).mean())
+    roles = sorted(set(tables.cases["role"]) - {""})
     is_chosen = aim.kind != "score"
-    patients = [r.group for r in results if r.status != "missing"]
+    patients = tables.cases["group"][tables.cases["status"] != MISSING]
     return OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
@@ -138,7 +134,7 @@ def choose(
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
-        expected_false_positives_per_case=_expect_rate(pool, chosen, float(false.sum())),
+        expected_false_positives_per_case=_expect_rate(tables, chosen, float(false.sum())),
         attainable_recall=attainable_recall,
         confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
@@ -149,18 +145,24 @@ def choose(
     )
 
 
-def _find_score(pool: Pool, aim: Aim, confidence: float | None) -> _ChosenScore:
+def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenScore:
     """Find the score for an aim, as `choose` describes."""
     if aim.kind == "score":
         return _ChosenScore(aim.value)
     if aim.kind == "sensitivity":
-        return _ChosenScore(_find_score_of_sensitivity(pool, aim.value))
+        return _ChosenScore(_find_score_of_sensitivity(tables, aim.value))
     if aim.kind == "best_f1":
-        return _ChosenScore(_find_score_of_best_f1(pool))
-    return _find_score_of_rate(pool, aim.value, confidence)
+        return _ChosenScore(_find_score_of_best_f1(tables))
+    return _find_score_of_rate(tables, aim.value, confidence)
 
 
-def _expect_rate(pool: Pool, chosen: _ChosenScore, n_false: float) -> float:
+def _count_false(tables: Tables, threshold: float) -> NDArray[np.float64]:
+    """Count the false positives of each group `[groups]` with at least this score."""
+    counted = tables.false_group[tables.false_score >= threshold]
+    return np.bincount(counted, minlength=len(tables.groups)).astype(np.float64)
+
+
+def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
     """Return the expected rate of false positives per new case, for `n_false` on these cases.
 
     The module's docstring explains why the design effect is added: it stands for the next false
@@ -168,11 +170,11 @@ def _expect_rate(pool: Pool, chosen: _ChosenScore, n_false: float) -> float:
     Jeffreys' prior. It is also added if the score accepts none and the aim is not a rate, because a
     rate of 0 on a few cases does not show that new cases have none.
     """
-    accepts_all = n_false == len(pool.false_score)
+    accepts_all = n_false == len(tables.false_score)
     added = 0.5 if accepts_all else chosen.design_effect
     if n_false == 0:
         added = max(added, 0.5)
-    return (n_false + added) / pool.n_cases
+    return (n_false + added) / tables.n_cases
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
@@ -241,34 +243,34 @@ def most_false_positives(
     return int((probabilities >= confidence).sum()) - 1
 
 
-def _find_score_of_rate(pool: Pool, rate: float, confidence: float | None) -> _ChosenScore:
+def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -> _ChosenScore:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
     If this score finds no lesion, the score with this rate on these cases is used instead.
     """
-    score_here = _find_score_allowing(pool, int(np.floor(rate * pool.n_cases + _ROUNDING)))
+    score_here = _find_score_allowing(tables, int(np.floor(rate * tables.n_cases + _ROUNDING)))
     # estimated at this score, because fewer false positives show less of the difference
-    false = pool.false_by_group(score_here)
-    design_effect = count_design_effect(false, pool.cases_by_group)
-    most = most_false_positives(rate, pool.n_cases, design_effect, confidence, len(pool.groups))
-    score = _find_score_allowing(pool, max(most, 0))
-    if pool.n_detected(score_here) and not pool.n_detected(score):
+    false = _count_false(tables, score_here)
+    design_effect = count_design_effect(false, tables.cases_by_group)
+    most = most_false_positives(rate, tables.n_cases, design_effect, confidence, len(tables.groups))
+    score = _find_score_allowing(tables, max(most, 0))
+    if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         return _ChosenScore(score_here, design_effect, keeps_confidence=False)
     return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
 
 
-def _find_score_allowing(pool: Pool, allowed: int) -> float:
+def _find_score_allowing(tables: Tables, allowed: int) -> float:
     """Return the lowest score with at most this number of false positives."""
-    false = np.sort(pool.false_score)[::-1]
+    false = np.sort(tables.false_score)[::-1]
     if len(false) <= allowed:
-        return float(pool.observed[0]) if len(pool.observed) else UNINFORMED_SCORE
-    return _step_above(false[allowed], pool)
+        return float(tables.observed[0]) if len(tables.observed) else UNINFORMED_SCORE
+    return _step_above(false[allowed], tables)
 
 
-def _find_score_of_sensitivity(pool: Pool, sensitivity: float) -> float:
+def _find_score_of_sensitivity(tables: Tables, sensitivity: float) -> float:
     """Return a score that finds at least this share of the lesions, as `choose` describes."""
-    n = len(pool.detected_at)
-    found = np.sort(pool.detected_at[pool.detected_at > NEVER])[::-1]
+    n = len(tables.detected_at)
+    found = np.sort(tables.detected_at[tables.detected_at > NEVER])[::-1]
     if n == 0:
         raise ContentError(
             "These cases have no reference lesion, so no sensitivity can be aimed at. "
@@ -281,28 +283,28 @@ def _find_score_of_sensitivity(pool: Pool, sensitivity: float) -> float:
             f"{len(found)} of {n} lesions ({len(found) / n:.3g}) are found. Choose a lower one."
         )
     score = found[wanted - 1]
-    below = pool.observed[pool.observed < score]
-    return _step_above(below[-1], pool) if len(below) else float(score)
+    below = tables.observed[tables.observed < score]
+    return _step_above(below[-1], tables) if len(below) else float(score)
 
 
-def _find_score_of_best_f1(pool: Pool) -> float:
+def _find_score_of_best_f1(tables: Tables) -> float:
     """Return the highest observed score with the highest F1, or `UNINFORMED_SCORE`."""
-    if not len(pool.observed):
+    if not len(tables.observed):
         return UNINFORMED_SCORE
-    scores = pool.observed[::-1]
-    n_lesions = len(pool.detected_at)
-    found = n_lesions - np.searchsorted(np.sort(pool.detected_at), scores)
-    false = len(pool.false_score) - np.searchsorted(np.sort(pool.false_score), scores)
+    scores = tables.observed[::-1]
+    n_lesions = len(tables.detected_at)
+    found = n_lesions - np.searchsorted(np.sort(tables.detected_at), scores)
+    false = len(tables.false_score) - np.searchsorted(np.sort(tables.false_score), scores)
     f1 = 2 * found / (found + false + n_lesions)
     return float(scores[int(f1.argmax())])
 
 
-def _step_above(score: float, pool: Pool) -> float:
+def _step_above(score: float, tables: Tables) -> float:
     """Return a score slightly above this one and below the next observed one.
 
     If there is no number between the two, return the next observed score.
     """
-    higher = pool.observed[pool.observed > score]
+    higher = tables.observed[tables.observed > score]
     step = _MARGIN
     if len(higher):
         step = min(_MARGIN, (higher[0] - score) / 2)

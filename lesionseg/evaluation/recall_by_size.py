@@ -1,18 +1,17 @@
 """Recall by lesion size: in size classes, and as a smooth curve."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
 from lesionseg.core import joint_unit
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
-from lesionseg.evaluation.case_results import CaseResult, LesionResult
 from lesionseg.evaluation.criteria import Preset
-from lesionseg.evaluation.curves import sums_by_group
 from lesionseg.evaluation.intervals import (
     NO_LESION,
     SHARE,
@@ -22,7 +21,8 @@ from lesionseg.evaluation.intervals import (
     bootstrap,
     proportion,
 )
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, NoSizeCurve, SizeClass, SizeCurve
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH
+from lesionseg.evaluation.tables import Tables
 
 N_CURVE_POINTS = 25
 OUTSIDE = "it is not within the observed diameters"
@@ -39,141 +39,95 @@ class SizeScale:
     edges: Sequence[float]
 
     @classmethod
-    def of(cls, results: Sequence[CaseResult], preset: Preset) -> "SizeScale":
+    def of(cls, tables: Tables, preset: Preset) -> "SizeScale":
         """Choose per cent of the image width if an image has no pixel size, otherwise mm.
 
         Pixels of different images are not comparable, but shares of their widths are.
         """
-        unit = joint_unit(r.unit for r in results)
-        has_pixels = any(r.unit == "px" for r in results)
-        if has_pixels and all(r.dims == 2 for r in results):
+        units = tables.cases["size_unit"]
+        has_pixels = bool((units == "px").any())
+        if has_pixels and bool((tables.cases["axes"] == 2).all()):
             return cls(PERCENT_OF_WIDTH, preset.size_edges_percent)
-        return cls(unit, preset.size_edges_mm)
+        return cls(joint_unit(units), preset.size_edges_mm)
 
-    def size_of(self, lesion: LesionResult) -> float:
-        """Return the equivalent diameter of a lesion in the unit."""
-        if self.unit == PERCENT_OF_WIDTH and lesion.diameter_percent is not None:
-            return lesion.diameter_percent
-        return lesion.diameter_mm
-
-
-def recall_by_size(
-    results: Sequence[CaseResult], groups: Sequence[str], scale: SizeScale
-) -> tuple[SizeClass, ...]:
-    """Compute the recall of each size class `[from, to)`. The last class has no upper bound."""
-    found = []
-    for low, high in zip(scale.edges, [*scale.edges[1:], None], strict=True):
-        end = np.inf if high is None else high
-        inside = [[x for x in r.lesions if low <= scale.size_of(x) < end] for r in results]
-        n_found = [sum(x.detected for x in lesions) for lesions in inside]
-        hits = sums_by_group(groups, results, n_found)
-        totals = sums_by_group(groups, results, [len(lesions) for lesions in inside])
-        recall = proportion(hits, totals, NO_LESION)
-        found.append(
-            SizeClass(
-                from_mm=low,
-                to_mm=high,
-                n=int(totals.sum()),
-                detected=int(hits.sum()),
-                recall=recall.value,
-                ci95=recall.ci95,
-                reason=recall.reason,
-            )
-        )
-    return tuple(found)
+    def sizes_of(self, lesions: pd.DataFrame) -> NDArray[np.float64]:
+        """Return the equivalent diameter of each lesion in the unit."""
+        sizes = lesions["diameter_mm"]
+        if self.unit == PERCENT_OF_WIDTH:
+            sizes = lesions["diameter_percent"].fillna(sizes)
+        return np.asarray(sizes, np.float64)
 
 
-@dataclass(frozen=True, eq=False)
-class _LesionsBySize:
-    """The lesions of each group, counted by diameter.
+def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
+    """Compute the recall of each size class `[from, to)`. The last class has no upper bound.
 
-    Many lesions have the same number of voxels, and therefore the same diameter.
-
-    Attributes:
-        diameters: The different diameters `[sizes]`, ascending.
-        counts: Number of lesions of each diameter `[sizes]`.
-        found: Number of found lesions `[groups, sizes]`.
-        total: Number of lesions `[groups, sizes]`.
+    `at` of a row is the lower bound of the class.
     """
-
-    diameters: NDArray[np.float64]
-    counts: NDArray[np.float64]
-    found: csr_array
-    total: csr_array
-
-    @classmethod
-    def of(
-        cls, results: Sequence[CaseResult], groups: Sequence[str], scale: SizeScale
-    ) -> "_LesionsBySize":
-        """Count the lesions of all cases. At least one case has a lesion."""
-        row_of_group = {group: row for row, group in enumerate(groups)}
-        rows: list[int] = []
-        sizes: list[float] = []
-        are_found: list[bool] = []
-        for r in results:
-            for lesion in r.lesions:
-                rows.append(row_of_group[r.group])
-                sizes.append(scale.size_of(lesion))
-                are_found.append(lesion.detected)
-        diameters, columns = np.unique(np.array(sizes), return_inverse=True)
-        shape = (len(groups), len(diameters))
-        # values at equal places of a sparse array are added
-        places = (np.array(rows), columns)
-        return cls(
-            diameters=diameters,
-            counts=np.bincount(columns).astype(np.float64),
-            found=csr_array((np.array(are_found, dtype=np.float64), places), shape=shape),
-            total=csr_array((np.ones(len(rows)), places), shape=shape),
+    sizes = scale.sizes_of(tables.lesions)
+    is_found = tables.lesions["detected"].to_numpy(np.bool_)
+    found = []
+    for low, high in zip(scale.edges, [*scale.edges[1:], np.inf], strict=True):
+        inside = (sizes >= low) & (sizes < high)
+        recall = proportion(
+            tables.count_lesions(inside & is_found), tables.count_lesions(inside), NO_LESION
         )
+        found.append(replace(recall, n=int(inside.sum()), name="recall_by_size", at=low))
+    return found
 
 
-def size_curve(
-    results: Sequence[CaseResult], groups: Sequence[str], draws: Draws, scale: SizeScale
-) -> SizeCurve | NoSizeCurve:
+def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]:
     """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
 
-    `d50_mm` and `d90_mm` are undefined outside the observed diameters. The standardised slope has a
-    normal prior with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter
-    separates found and missed lesions perfectly, the slope is therefore steep instead of infinite.
-    Return `NoSizeCurve` if fewer than `MIN_FOR_CURVE` lesions were found, or missed.
+    The rows `size_d50` and `size_d90` are the diameters at which 50 % and 90 % are found. They are
+    undefined outside the observed diameters, which are the ends of the curve `size_curve`. The
+    standardised slope has a normal prior with standard deviation 2.5 (Gelman et al. 2008), as a
+    ridge penalty. If a diameter separates found and missed lesions perfectly, the slope is
+    therefore steep instead of infinite. Only the slope is stated, as undefined, if fewer than
+    `MIN_FOR_CURVE` lesions were found, or missed.
     """
-    n_lesions = sum(len(r.lesions) for r in results)
-    n_found = sum(r.n_detected for r in results)
-    if min(n_found, n_lesions - n_found) < MIN_FOR_CURVE:
-        return NoSizeCurve(reason=TOO_FEW)
-    sizes = _LesionsBySize.of(results, groups, scale)
-    log_diameters = np.log(sizes.diameters)
-    low = float(sizes.diameters[0])
-    high = float(sizes.diameters[-1])
+    is_found = tables.lesions["detected"].to_numpy(np.bool_)
+    n_lesions = len(is_found)
+    if min(int(is_found.sum()), int((~is_found).sum())) < MIN_FOR_CURVE:
+        return [Estimate(None, reason=TOO_FEW, name="size_slope")]
+    # many lesions have the same number of voxels, and therefore the same diameter
+    diameters, columns = np.unique(scale.sizes_of(tables.lesions), return_inverse=True)
+    shape = (len(tables.groups), len(diameters))
+    places = (tables.lesion_group, columns)
+    # values at equal places of a sparse array `[groups, sizes]` are added
+    n_found = csr_array((is_found.astype(np.float64), places), shape=shape)
+    n_all = csr_array((np.ones(n_lesions), places), shape=shape)
+    n_of_size = np.bincount(columns).astype(np.float64)
+    log_diameters = np.log(diameters)
+    low = float(diameters[0])
+    high = float(diameters[-1])
     points = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
-        found = weights @ sizes.found
-        total = weights @ sizes.total
-        fits = fit_logistic(log_diameters, found, total, sizes.counts, ridge=_RIDGE)
+        found = weights @ n_found
+        total = weights @ n_all
+        fits = fit_logistic(log_diameters, found, total, n_of_size, ridge=_RIDGE)
         intercept = fits[:, :1]
         slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(points))
         crossings = _find_crossings(intercept, slope, low, high)
         return np.concatenate([curve, crossings, fits], axis=1)
 
-    support = sums_by_group(groups, results, [len(r.lesions) for r in results])
     items = _ITEMS_PER_LESION * n_lesions
     bounds = [SHARE] * N_CURVE_POINTS + [None] * 4  # of the curve, and of the other numbers
-    estimates = bootstrap(statistic, draws, support, NO_LESION, items, bounds=bounds)
-    *recall, d50, d90, intercept, slope = estimates
-    return SizeCurve(
-        intercept=float(intercept.value or 0.0),
-        slope=float(slope.value or 0.0),
-        d50_mm=_clear_if_at_end(d50, low, high),
-        d90_mm=_clear_if_at_end(d90, low, high),
-        observed_mm=(low, high),
-        diameters_mm=tuple(points.tolist()),
-        recall=tuple(one.value for one in recall),
-        ci95=tuple(one.ci95 for one in recall),
-        reason=next((one.reason for one in (recall[0], d50, d90) if one.reason), None),
+    estimates = bootstrap(
+        statistic, draws, tables.lesions_by_group, NO_LESION, items, bounds=bounds
     )
+    *curve, d50, d90, intercept, slope = estimates
+    rows = [
+        replace(_clear_if_at_end(d50, low, high), name="size_d50"),
+        replace(_clear_if_at_end(d90, low, high), name="size_d90"),
+        Estimate(intercept.value or 0.0, name="size_intercept"),
+        Estimate(slope.value or 0.0, name="size_slope"),
+    ]
+    for diameter, one in zip(points.tolist(), curve, strict=True):
+        rows.append(replace(one, name="size_curve", at=diameter))
+    return rows
 
 
 def _find_crossings(

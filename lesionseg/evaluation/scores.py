@@ -1,210 +1,61 @@
-"""The types of scores.json, which contains every number of an evaluation.
+"""The numbers of an evaluation, as in scores.json.
 
-The names of fields are the keys of the file, in the order of the file. An undefined number is None
-(`null` in the file), and `reason` states why. docs/evaluation.md describes the numbers.
+Every number is a row (`intervals.Estimate`), which is found by its name. The rows with a value of
+`at` are the points of curves: recall at a rate of false positives, average precision at an IoU,
+recall by size, share of true positives by probability. An undefined number is None (`null` in the
+file), and `reason` states why. docs/evaluation.md describes the numbers.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from lesionseg.core import Aim
-from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits
+from lesionseg.core import Aim, Finding
+from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits, format_score
+from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.intervals import CI, Estimate
-from lesionseg.io.files import read_json
+from lesionseg.evaluation.tables import COLUMNS, Tables, write_tables
+from lesionseg.io.files import read_json, write_csv, write_json
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCORES_FILE = "scores.json"
 SECOND_MODEL = "compare"  # folder of a second model's scores, in that of the first one's
 DEVELOPMENT_ROLES = ("train", "validation")
 PERCENT_OF_WIDTH = "% of the image width"  # the unit of sizes if an image has no pixel size
-# keys that are left out of the file if they have no value
-_OPTIONAL_KEYS = frozenset(
-    {
-        "reason",
-        "is_default",
-        "expected_false_positives_per_case",
-        "confidence",
-        "n_cases",
-        "n_patients",
-        "n_false_positives",
-        "p_holm",
-        "failed_cases",
-        "comparison",
-        "adjudication",
-    }
+# columns of labels.csv; `n_detected` is called so as in cases.csv
+LABEL_COLUMNS = (
+    *("n_cases", "n_lesions", "n_detected", "n_false_positive", "dice", "lesion_recall"),
+    *("lesion_precision", "false_positives_per_case", "average_precision"),
+    *("box_ap_40_75", "box_ap_50_95"),
 )
-
-
-_UNSTATED = Estimate(None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanEstimate:
-    """The mean over the cases with a defined value, its 95 % interval, and the median."""
-
-    mean: float | None = None
-    ci95: CI | None = None
-    reason: str | None = None
-    median: float | None = None
-    n: int = 0
-
-    @property
-    def value(self) -> float | None:
-        """The mean, under the name that a single number has."""
-        return self.mean
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurfaceDice(MeanEstimate):
-    """The mean surface Dice. `tolerance_mm`: distance up to which surfaces agree."""
-
-    tolerance_mm: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class SurfaceDistance(MeanEstimate):
-    """The mean HD95. `n_undefined`: cases with a lesion, but without a surface to measure from."""
-
-    n_undefined: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Froc:
-    """Recall at each of several rates of false positives per case. None without scores."""
-
-    fp_per_case: tuple[float, ...] = ()
-    recall: tuple[float | None, ...] | None = ()
-    ci95: tuple[CI | None, ...] | None = ()
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BoxPrecision:
-    """Average precision of bounding boxes as in COCO, the mean over all labels with a lesion.
-
-    `average_precision` and `ci95` are its values at each of `iou`, None without scores. `ap_40`
-    and `ap_50` are those at 0.4 and 0.5. `ap_40_75` and `ap_50_95` are means over this range of
-    IoUs. `rsna_score` is TP / (TP + FP + FN) of the accepted candidates, the mean over the IoUs
-    from 0.4 to 0.75 and then over the cases.
-
-    The `max_per_case` candidates with the highest scores in each case and label take part.
-    `n_left_out` is the number of the remaining ones.
-    """
-
-    iou: tuple[float, ...] = ()
-    average_precision: tuple[float | None, ...] | None = None
-    ci95: tuple[CI | None, ...] | None = None
-    reason: str | None = None
-    ap_40: Estimate = _UNSTATED
-    ap_50: Estimate = _UNSTATED
-    ap_40_75: Estimate = _UNSTATED
-    ap_50_95: Estimate = _UNSTATED
-    rsna_score: Estimate = _UNSTATED
-    max_per_case: int = 100
-    n_left_out: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Mean of predicted minus reference values of `n` cases, and the limits of agreement."""
-
-    n: int = 0
-    bias: Estimate = _UNSTATED
-    lower_limit: Estimate = _UNSTATED
-    upper_limit: Estimate = _UNSTATED
-
-
-@dataclass(frozen=True, kw_only=True)
-class LesionLoad:
-    """Agreement of the lesion volume and of the number of lesions by case."""
-
-    volume_ml: Agreement = Agreement()
-    n_lesions: Agreement = Agreement()
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeClass:
-    """Recall of lesions with a diameter in `[from_mm, to_mm)`. The last class has `to_mm` None.
-
-    The bounds, and all sizes of `SizeCurve`, are in `size_unit` of the scores.
-    """
-
-    from_mm: float
-    to_mm: float | None
-    n: int
-    detected: int
-    recall: float | None
-    ci95: CI | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeCurve:
-    """A logistic curve: P(found) = 1 / (1 + exp(−(intercept + slope·ln diameter))).
-
-    `recall` and `ci95` are its values at `diameters_mm`. Lesions of the diameter `d50_mm` are found
-    with a probability of 50 %, those of `d90_mm` with 90 %.
-    """
-
-    intercept: float
-    slope: float
-    d50_mm: Estimate
-    d90_mm: Estimate
-    observed_mm: tuple[float, float]
-    diameters_mm: tuple[float, ...]
-    recall: tuple[float | None, ...]
-    ci95: tuple[CI | None, ...]
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoSizeCurve:
-    """The reason why no curve could be fitted."""
-
-    slope: None = None
-    reason: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReliabilityBin:
-    """The candidates with a probability in `[from_, to)`, and the share of true positives."""
-
-    from_: Annotated[float, Field(alias="from")]  # `from` is a keyword of Python
-    to: float
-    n: int
-    mean_probability: float
-    true_share: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationScores:
-    """Agreement of the candidates' probabilities, or of their scores, with the outcomes."""
-
-    of: Literal["probability", "score"]
-    n: int
-    brier: float
-    slope: float
-    observed_expected: float | None
-    reliability: tuple[ReliabilityBin, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoCalibration:
-    """The reason why the calibration of scored candidates is undefined."""
-
-    of: None
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unscored:
-    """The reason why candidates without scores have no calibration."""
-
-    reason: str | None = None
+# rows of the table that the terminal prints
+_PRINTED_COUNTS = {
+    "cases": "n_cases",
+    "of them lesion-free": "n_lesion_free_cases",
+    "lesions": "n_lesions",
+    "found": "n_true_positive",
+}
+_PRINTED = {
+    "lesion recall": "lesion_recall",
+    "false positives per case": "false_positives_per_case",
+    "lesion precision": "lesion_precision",
+    "Dice, mean": "dice",
+    "Dice, median": "dice_median",
+    "surface Dice, mean": "surface_dice",
+    "average precision": "average_precision",
+    "CPM": "cpm",
+}
+_PRINTED_OF_BOXES = {
+    "box AP, IoU 0.4 (VinDr-CXR)": "box_ap_40",
+    "box AP, IoU 0.4 to 0.75 (RSNA)": "box_ap_40_75",
+    "box AP, IoU 0.5": "box_ap_50",
+    "box AP, IoU 0.5 to 0.95 (COCO)": "box_ap_50_95",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,67 +89,21 @@ class PointInUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriterionScores:
-    """Recall and false positives of the accepted candidates under one match criterion."""
-
-    lesion_recall: Estimate
-    false_positives_per_case: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subgroup:
-    """The numbers of the cases with one value of a column, or of the lesions in one zone."""
-
-    by: str
-    value: str
-    n_cases: int
-    n_groups: int
-    n_lesions: int
-    n_detected: int
-    lesion_recall: Estimate
-    false_positives_per_case: Estimate
-    dice: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """Numbers of cases, groups, lesions and candidates."""
-
-    n_cases: int
-    n_groups: int
-    n_lesion_free_cases: int
-    n_lesions: int
-    n_candidates: int
-    n_true_positive: int
-    n_false_positive: int
-    n_missed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelScores(Counts):
-    """The numbers of one label, or of one region."""
-
-    dice: MeanEstimate
-    lesion_recall: Estimate
-    lesion_precision: Estimate
-    false_positives_per_case: Estimate
-    average_precision: Estimate
-    box_precision: BoxPrecision = BoxPrecision()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailedCase:
-    """A case that could not be scored, and the reason."""
-
-    case: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Difference:
     """A number of two models on the same cases, and their difference `one − other`.
 
-    `p_holm`: the p-value, corrected for the number of all secondary measures (Holm).
+    Attributes:
+        one: The number of the first model.
+        other: The number of the second model.
+        difference: The difference.
+        ci95: Its interval.
+        reason: The reason why the difference or its interval is None.
+        p_value: The p-value. None without an interval.
+        p_holm: The p-value, corrected for the number of all secondary measures (Holm).
+        primary: True for the primary measure, whose p-value is not corrected.
+        margin: The margin of the primary measure.
+        not_inferior: True if the interval of the primary measure is above `−margin`. None without
+            a margin or an interval.
     """
 
     one: float | None
@@ -308,46 +113,9 @@ class Difference:
     reason: str | None = None
     p_value: float | None = None
     p_holm: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrimaryDifference(Difference):
-    """The difference of the primary measure, whose p-value is not corrected.
-
-    `not_inferior`: True if the interval is above `−margin`. None without a margin or an interval.
-    """
-
-    primary: Literal[True]
+    primary: bool = False
     margin: float | None = None
     not_inferior: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdjudicatedNumbers:
-    """The main numbers by the reference, without or with the lesions that a reader confirmed."""
-
-    n_lesions: int
-    n_false_positive: int
-    lesion_recall: Estimate
-    lesion_precision: Estimate
-    false_positives_per_case: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adjudication:
-    """The answers of a reader to the false positives, and both sets of numbers.
-
-    `n_open`: false positives without an answer. `n_stale`: answers about candidates that are not
-    false positives any more, or that have moved.
-    """
-
-    n_lesion: int
-    n_no_lesion: int
-    n_unsure: int
-    n_open: int
-    n_stale: int
-    by_reference: AdjudicatedNumbers
-    adjudicated: AdjudicatedNumbers
 
 
 @dataclass(frozen=True)
@@ -454,6 +222,12 @@ class Provenance:
         return float(self.stated.get("training_minutes") or 0.0)
 
     @property
+    def surface_tolerance_mm(self) -> float:
+        """The distance in mm up to which two surfaces agree."""
+        preset = self.stated.get("preset") or {}
+        return float(preset.get("surface_tolerance_mm", 1.0))
+
+    @property
     def rule_threshold(self) -> float | None:
         """The threshold of the match criterion."""
         preset = self.stated.get("preset") or {}
@@ -473,54 +247,82 @@ def _as_provenance(content: object) -> object:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """The role of the evaluated cases, and the preset of the match rule."""
-
-    schema_version: int = SCHEMA_VERSION
-    evaluated_on: str = "unknown"
-    preset: str = "lesionseg"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores(Counts, Evaluated):
+class Scores:
     """Every number of an evaluation, as in scores.json.
 
-    A number that is missing in a file of an earlier version is undefined, without a reason.
-    `image_axes` are the numbers of axes that occur among the images, such as `(2,)`.
-    `failed_cases`, `comparison` and `adjudication` are None if the evaluation has none.
+    `scores["lesion_recall"].value` is a number of all cases, `scores["n_lesions"].value` a count.
+
+    Attributes:
+        rows: The numbers, and the points of curves.
+        evaluated_on: Role of the evaluated cases.
+        preset: Name of the match rule.
+        image_axes: The numbers of axes that occur among the images, such as `(2,)`.
+        size_unit: Unit of the sizes of lesions.
+        operating_point: The operating point that decided which candidates were accepted.
+        split_is_group_safe: False if a patient has both training and evaluated cases. None if this
+            is not known.
+        missing_predictions: The cases without a prediction.
+        failed_cases: The cases that could not be scored, and the reason of each.
+        provenance: Versions, hashes, data and model.
+        comparison: Differences to a second model by name. Empty without one.
+        schema_version: Version of the file's format.
     """
 
+    rows: tuple[Estimate, ...] = ()
+    evaluated_on: str = "unknown"
+    preset: str = "lesionseg"
     image_axes: tuple[int, ...] = ()
-    dice: MeanEstimate = MeanEstimate()
-    surface_dice: SurfaceDice = SurfaceDice()
-    hd95_mm: SurfaceDistance = SurfaceDistance()
-    lesion_recall: Estimate = _UNSTATED
-    lesion_precision: Estimate = _UNSTATED
-    lesion_f1: Estimate = _UNSTATED
-    false_positives_per_case: Estimate = _UNSTATED
-    false_positives_per_lesion_free_case: Estimate = _UNSTATED
-    specificity: Estimate = _UNSTATED
-    cpm: Estimate = _UNSTATED
-    average_precision: Estimate = _UNSTATED
-    case_auroc: Estimate = _UNSTATED
-    panoptic_quality: Estimate = _UNSTATED
-    froc: Froc = Froc()
-    box_precision: BoxPrecision = BoxPrecision()
-    lesion_load: LesionLoad = LesionLoad()
-    recall_by_size: tuple[SizeClass, ...] = ()
-    size_curve: SizeCurve | NoSizeCurve = NoSizeCurve()
     size_unit: str = "mm"
-    calibration: CalibrationScores | NoCalibration | Unscored = Unscored()
     operating_point: PointInUse = PointInUse()
-    other_criteria: Mapping[str, CriterionScores] = field(default_factory=dict)
-    subgroups: tuple[Subgroup, ...] = ()
-    per_label: Mapping[str, LabelScores] = field(default_factory=dict)
     split_is_group_safe: bool | None = None
     missing_predictions: tuple[str, ...] = ()
+    failed_cases: Mapping[str, str] = field(default_factory=dict)
     provenance: Annotated[Provenance, BeforeValidator(_as_provenance)] = Provenance({})
-    failed_cases: tuple[FailedCase, ...] | None = None
-    comparison: Mapping[str, PrimaryDifference | Difference] | None = None
-    adjudication: Adjudication | None = None
+    comparison: Mapping[str, Difference] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def __getitem__(self, name: str) -> Estimate:
+        """Return the number of all cases with this name, undefined if there is none."""
+        return self.find(name)
+
+    def find(self, name: str, *, label: str = "", subset: str = "") -> Estimate:
+        """Return the number with this name of a label, region or subset.
+
+        It is undefined, without a reason, if there is none.
+        """
+        return self._numbers.get((name, label, subset), Estimate(None))
+
+    def count(self, name: str) -> int:
+        """Return a count such as `n_lesions`, 0 if the evaluation states none."""
+        return int(self[name].value or 0)
+
+    def curve(self, name: str, label: str = "") -> tuple[Estimate, ...]:
+        """Return the points of a curve in the order of `at`; empty if there is none."""
+        return tuple(
+            row
+            for row in self.rows
+            if row.name == name and row.label == label and row.at is not None
+        )
+
+    @cached_property
+    def _numbers(self) -> dict[tuple[str, str, str], Estimate]:
+        """The rows that are not points of curves, by name, label and subset."""
+        return {(r.name, r.label, r.subset): r for r in self.rows if r.at is None}
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the labels or regions that are scored separately."""
+        return [name for name in dict.fromkeys(row.label for row in self.rows) if name]
+
+    @property
+    def subgroups(self) -> list[str]:
+        """The names of the subgroups, such as `site: north`."""
+        return [row.subset for row in self.rows if row.name == "n_groups" and row.subset]
+
+    @property
+    def has_froc(self) -> bool:
+        """True if the candidates have scores, and there is a lesion."""
+        return any(point.value is not None for point in self.curve("froc"))
 
     @property
     def is_point_chosen_here(self) -> bool:
@@ -534,55 +336,23 @@ class Scores(Counts, Evaluated):
     @property
     def has_boxes(self) -> bool:
         """True if boxes are what matters: the images have two axes, or no case has masks."""
-        return self.image_axes == (2,) or (self.n_lesions > 0 and self.dice.mean is None)
-
-    def measures(self) -> dict[str, int | Estimate | MeanEstimate]:
-        """Return the numbers that concern all cases by their keys, in the order of the file.
-
-        The average precision of boxes is left out for masks of three axes.
-        """
-        boxes: dict[str, Estimate] = {}
-        if self.has_boxes:
-            boxes = {
-                "ap_40": self.box_precision.ap_40,
-                "ap_50": self.box_precision.ap_50,
-                "ap_40_75": self.box_precision.ap_40_75,
-                "ap_50_95": self.box_precision.ap_50_95,
-                "rsna_score": self.box_precision.rsna_score,
-            }
-        return {
-            "n_cases": self.n_cases,
-            "n_groups": self.n_groups,
-            "n_lesion_free_cases": self.n_lesion_free_cases,
-            "n_lesions": self.n_lesions,
-            "n_candidates": self.n_candidates,
-            "n_true_positive": self.n_true_positive,
-            "n_false_positive": self.n_false_positive,
-            "n_missed": self.n_missed,
-            "dice": self.dice,
-            "surface_dice": self.surface_dice,
-            "hd95_mm": self.hd95_mm,
-            "lesion_recall": self.lesion_recall,
-            "lesion_precision": self.lesion_precision,
-            "lesion_f1": self.lesion_f1,
-            "false_positives_per_case": self.false_positives_per_case,
-            "false_positives_per_lesion_free_case": self.false_positives_per_lesion_free_case,
-            "specificity": self.specificity,
-            "cpm": self.cpm,
-            "average_precision": self.average_precision,
-            "case_auroc": self.case_auroc,
-            "panoptic_quality": self.panoptic_quality,
-            **boxes,
-        }
+        has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
+        return self.image_axes == (2,) or has_no_dice
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of scores.json."""
-        content = _plain(self)
-        assert isinstance(content, dict)  # noqa: S101
-        return content
+        rows = [_row_to_json(row) for row in self.rows]
+        facts = asdict(replace(self, rows=(), provenance=Provenance({})))
+        del facts["rows"]
+        return {
+            **json.loads(json.dumps(facts)),  # turns tuples into lists, as in a file
+            "provenance": dict(self.provenance.stated),
+            "scores": [row for row in rows if row["at"] is None],
+            "curves": [row for row in rows if row["at"] is not None],
+        }
 
     @classmethod
-    def from_json(cls, content: object, where: str | Path = SCORES_FILE) -> "Scores":
+    def from_json(cls, content: object, where: str | Path = SCORES_FILE) -> Self:
         """Build scores from the content of a scores.json.
 
         Args:
@@ -590,22 +360,56 @@ class Scores(Counts, Evaluated):
             where: The file's name for messages.
 
         Raises:
-            ContentError: if a value does not fit its key, or the counts are missing.
+            ContentError: if the file has another format, or a value does not fit its key.
         """
-        if not isinstance(content, Mapping) or "n_lesions" not in content:
+        if not isinstance(content, Mapping) or content.get("schema_version") != SCHEMA_VERSION:
+            version = content.get("schema_version") if isinstance(content, Mapping) else None
+            what = "this is not a scores.json of evaluate"
+            if isinstance(version, int):
+                what = f"the schema_version is {version}, but this version reads {SCHEMA_VERSION}"
             raise ContentError(
-                f"{where}: the key n_lesions is missing, so this is not a scores.json of evaluate. "
-                "Run evaluate again."
+                f"{where}: {what}. Write the scores again: evaluate reference=REFERENCES "
+                "prediction=PREDICTIONS output=SCORES. For a run, start the same train command "
+                "again."
             )
         try:
-            return _ADAPTER.validate_python(dict(content))
+            rows = [_row_from_json(row) for name in ("scores", "curves") for row in content[name]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ContentError(
+                f"{where}: scores or curves are missing or damaged ({error}). Run evaluate again."
+            ) from error
+        facts = {key: content[key] for key in content if key not in ("scores", "curves")}
+        fields = {**facts, "rows": rows}
+        try:
+            return TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
             raise ContentError(
-                f"{where}: {describe_misfits(error, content)}. Run evaluate again."
+                f"{where}: {describe_misfits(error, fields)}. Run evaluate again."
             ) from error
 
 
-_ADAPTER = TypeAdapter(Scores)
+def _row_to_json(row: Estimate) -> dict[str, Any]:
+    """Return a row of scores.json."""
+    low, high = row.ci95 or (None, None)
+    return {
+        "name": row.name,
+        "label": row.label,
+        "subset": row.subset,
+        "at": row.at,
+        "value": row.value,
+        "low": low,
+        "high": high,
+        "n": row.n,
+        "reason": row.reason,
+    }
+
+
+def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an `Estimate` from a row of scores.json."""
+    fields = dict(row)
+    low = fields.pop("low", None)
+    high = fields.pop("high", None)
+    return {**fields, "ci95": None if low is None else (low, high)}
 
 
 def read_scores(path: Path) -> Scores:
@@ -619,13 +423,19 @@ def read_scores(path: Path) -> Scores:
 
     Raises:
         ReadError: if the file does not exist or is not JSON.
-        ContentError: if a value does not fit its key, or the counts are missing.
+        ContentError: if a value does not fit its key, or the file has another format.
     """
     if not path.is_file():
         raise ReadError(
             f"{path}: this file does not exist. Run evaluate first and give its output."
         )
     return Scores.from_json(read_json(path), path)
+
+
+def has_current_format(path: Path) -> bool:
+    """Return True if a scores.json has the format of this version."""
+    content = read_json(path)
+    return isinstance(content, Mapping) and content.get("schema_version") == SCHEMA_VERSION
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -639,26 +449,78 @@ def read_provenance(path: Path) -> Provenance:
     return Provenance(stated if isinstance(stated, Mapping) else {})
 
 
-def _is_unset(value: object) -> bool:
-    """Return True if an optional key is left out: for None, and for a flag that is False.
+def write_scores(
+    folder: Path,
+    tables: Tables,
+    scores: Scores,
+    labels: Mapping[int, str] | None = None,
+    failed: Sequence[Finding] = (),
+) -> None:
+    """Write the three tables and labels.csv, then scores.json, each atomically.
 
-    The number 0 equals False in Python, but it is a value and is written.
+    An earlier scores.json is removed first, because its numbers do not belong to the new tables.
+
+    Args:
+        folder: The folder to write to.
+        tables: The tables of the scored cases.
+        scores: The content of scores.json.
+        labels: The names of label values.
+        failed: Cases that could not be scored. Each has a row with the reason in cases.csv, and is
+            not counted in any score.
     """
-    return value is None or value is False
+    (folder / SCORES_FILE).unlink(missing_ok=True)
+    write_tables(folder, tables, labels or {}, failed)
+    ious = {f"box_ap_{100 * iou:.0f}": iou for iou in IOUS}
+    *numbers, low, high = LABEL_COLUMNS
+    rows = []
+    for label in scores.labels:
+        curve = {point.at: point.value for point in scores.curve("box_average_precision", label)}
+        row = {column: curve.get(iou) for column, iou in ious.items()}
+        for column in LABEL_COLUMNS:
+            name = "n_true_positive" if column == "n_detected" else column
+            row[column] = scores.find(name, label=label).value
+        rows.append({"label": label, **row})
+    write_csv(folder / "labels.csv", rows, ("label", *numbers, *ious, low, high))
+    write_json(folder / SCORES_FILE, scores.to_json())
 
 
-def _plain(value: object) -> object:
-    """Convert a value to JSON. Optional keys without a value are left out."""
-    if isinstance(value, Provenance):
-        return dict(value.stated)
-    if is_dataclass(value):
-        return {
-            one.name.removesuffix("_"): _plain(getattr(value, one.name))
-            for one in fields(value)
-            if not (one.name in _OPTIONAL_KEYS and _is_unset(getattr(value, one.name)))
-        }
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def remove_scores(folder: Path) -> None:
+    """Remove the files of an earlier `write_scores` from a folder, which need not exist."""
+    for name in (SCORES_FILE, "labels.csv", *(f"{table}.csv" for table in COLUMNS)):
+        (folder / name).unlink(missing_ok=True)
+
+
+def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
+    """Return a table of the most important numbers as text, with one column per role.
+
+    An undefined number is a dash. A number that is undefined for all roles has no row. The table is
+    empty if there are no roles.
+    """
+    if not by_role:
+        return []
+    columns = [_format_numbers(scores) for scores in by_role.values()]
+    table = [["", *by_role]]
+    for name in columns[0]:
+        cells = [column[name] for column in columns]
+        if set(cells) != {"–"}:
+            table.append([name, *cells])
+    return table
+
+
+def _format_numbers(scores: Scores) -> dict[str, str]:
+    """Return the most important numbers as text. Masks of three axes have no numbers of boxes."""
+    texts = {words: str(scores.count(name)) for words, name in _PRINTED_COUNTS.items()}
+    for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
+        value = scores[name].value
+        is_shown = value is not None and (scores.has_boxes or words in _PRINTED)
+        texts[words] = _format_decimals(value if is_shown else None)
+    point = scores.operating_point.score
+    texts["accepted from score"] = "–" if point is None else format_score(point)
+    return texts
+
+
+def _format_decimals(value: float | None) -> str:
+    """Return a number with three decimals, or a dash. Only 1 becomes 1.000."""
+    if value is None:
+        return "–"
+    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

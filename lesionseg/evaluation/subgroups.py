@@ -6,14 +6,13 @@ comparison that was planned before.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lesionseg.core import CaseFiles, numbers_first
 from lesionseg.errors import ConfigError, DatasetError
-from lesionseg.evaluation.case_results import CaseResult
+from lesionseg.evaluation.tables import Tables
 from lesionseg.io.files import read_csv
 
 N_QUANTILES = 4
@@ -47,48 +46,28 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     return columns
 
 
-@dataclass(frozen=True)
-class Members:
-    """The cases with one value, or range of values, of a column; or all cases, cut to one zone."""
-
-    by: str
-    value: str
-    results: Sequence[CaseResult]
-
-
 def find_subgroups(
-    results: Sequence[CaseResult], columns: Columns, by: Sequence[str] | None = None
-) -> Iterator[Members]:
-    """Yield every subgroup of cases, then the lesions of each zone.
+    tables: Tables, columns: Columns, by: Sequence[str] | None = None
+) -> Iterator[tuple[str, Tables]]:
+    """Yield the name of every subgroup of cases with its tables, then the lesions of each zone.
 
     Args:
-        results: The evaluated cases.
+        tables: The evaluated cases.
         columns: The cells of a table by case and column.
         by: Names of the columns to divide by. None uses every suitable column.
 
     Raises:
         ConfigError: if a column in `by` is missing or has too many different words.
     """
-    cases = [r.case for r in results]
+    cases = tables.cases["case"].tolist()
     if by is None:
-        by = _find_dividing_columns(cases, columns, [r.group for r in results])
+        by = _find_dividing_columns(cases, columns, tables.cases["group"].tolist())
     for name in by:
         for value, chosen in divide_by(cases, columns, name).items():
-            yield Members(name, value, [r for r in results if r.case in chosen])
-    zones: set[str] = set()
-    for r in results:
-        zones.update(lesion.zone for lesion in r.lesions)
-        zones.update(candidate.zone for candidate in r.candidates)
-    for zone in sorted(zones - {""}, key=numbers_first):
-        inside = [
-            replace(
-                r,
-                lesions=tuple(x for x in r.lesions if x.zone == zone),
-                candidates=tuple(c for c in r.candidates if c.zone == zone),
-            )
-            for r in results
-        ]
-        yield Members(ZONE, zone, inside)
+            yield f"{name}: {value}", tables.of_cases(chosen)
+    zones = {*tables.lesions["zone"], *tables.candidates["zone"]} - {""}
+    for zone in sorted(zones, key=numbers_first):
+        yield f"{ZONE}: {zone}", tables.of_zone(zone)
 
 
 def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, set[str]]:

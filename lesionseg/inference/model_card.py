@@ -152,13 +152,13 @@ def model_card(
 def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
     """Return names and values of the table of performance."""
     return [
-        ("cases", scores.n_cases),
-        ("lesions", scores.n_lesions),
-        ("lesion recall", scores.lesion_recall.value),
-        ("lesion recall, 95 % confidence", scores.lesion_recall.ci95),
-        ("false positives per case", scores.false_positives_per_case.value),
-        ("Dice, mean of cases with a lesion", scores.dice.mean),
-        ("CPM (mean recall of the FROC)", scores.cpm.value),
+        ("cases", scores.count("n_cases")),
+        ("lesions", scores.count("n_lesions")),
+        ("lesion recall", scores["lesion_recall"].value),
+        ("lesion recall, 95 % confidence", scores["lesion_recall"].ci95),
+        ("false positives per case", scores["false_positives_per_case"].value),
+        ("Dice, mean of cases with a lesion", scores["dice"].value),
+        ("CPM (mean recall of the FROC)", scores["cpm"].value),
     ]
 
 

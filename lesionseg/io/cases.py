@@ -177,29 +177,19 @@ def read_mask(
 
 def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
-    n_nan = int(np.isnan(array).sum())
-    if n_nan:
-        raise ContentError(
-            f"{path}: {n_nan} mask values are NaN. If they are background, use "
-            "data.nan=background. Otherwise replace them."
-        )
     rounded = np.round(array)
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
+    is_wrong = ~np.isclose(array, rounded, rtol=0, atol=_SCALED_LABEL) | np.isinf(array)
     if is_wrong.any():
-        advice = "Resample masks with nearest-neighbour interpolation."
-        if array.min() >= 0 and array.max() <= 1:
-            advice = (
-                "If they are probabilities, save a mask of the values above a threshold, such as "
-                f"0.5. {advice}"
-            )
         raise ContentError(
             f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
-            f"{array[is_wrong][0]}. {advice}"
+            f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation. If the "
+            "values are probabilities, save a mask of those above a threshold, such as 0.5. If NaN "
+            "is background, use data.nan=background."
         )
-    if (array != rounded).any():
+    changed = array[array != rounded]
+    if changed.size:
         text = "%s: mask values such as %s are rounded, because the header scales integer labels."
-        warn_once(logger, text, path, array[array != rounded][0])
+        warn_once(logger, text, path, changed[0])
     return rounded
 
 
@@ -428,10 +418,9 @@ def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
         return False
     axes = seen.affine[:3, :3]
     first = seen.affine[:3, 3]
-    centre = seen.to_mm([[(n - 1) / 2 for n in seen.shape]])
-    places = (first, centre, first - expected.affine[:3, 3])
-    has_default_origin = any(np.allclose(place, 0, atol=TOLERANCE_MM) for place in places)
-    is_default = has_default_origin and np.isin(axes, (-1, 0, 1)).all()
+    centre = seen.to_mm([np.subtract(seen.shape, 1) / 2])[0]
+    distances = np.abs([first, centre, first - expected.affine[:3, 3]]).max(axis=1)
+    is_default = distances.min() <= TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
     if not is_default or _is_turned(seen, expected):
         return False
     has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)

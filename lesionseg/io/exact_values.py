@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter
+from scipy.ndimage import maximum_filter, mean
 
 from lesionseg.errors import ContentError
 
-_MIN_HIGHEST = 16  # a lower highest value leaves no room for noise
 _MIN_VALUES = 6  # of a mask whose values are compared with those of neighbouring voxels
-_MAX_LABELS = 20  # the values 1 to n are labels or lesion ids if n is at most this
+_MAX_LABELS = 20  # values up to this are labels or lesion ids, and leave little room for noise
 _MIN_SHARE = 0.55  # of the values that occur mainly next to higher ones, in a changed mask
 
 
@@ -30,18 +29,15 @@ def require_exact_values(
         are_ids: True if each value is a lesion id. The first sign does not count then, because the
             ids of a cropped mask may be of any size.
     """
-    is_positive = values > 0
-    present, place = np.unique(values[is_positive], return_inverse=True)
+    present = np.unique(values[values > 0])
     highest = int(present.max(initial=0))
-    are_consecutive = len(present) == highest <= _MAX_LABELS
-    if highest < _MIN_HIGHEST or are_consecutive:
+    if highest <= _MAX_LABELS:
         return
     is_low = present < highest / 8
     is_high = present > highest * 7 / 8
     is_changed = not are_ids and is_low.any() and is_high.sum() > 1 and (is_low | is_high).all()
     if not is_changed and len(present) >= _MIN_VALUES:
-        is_below = (maximum_filter(values, size=3) > values)[is_positive]
-        share_below = np.bincount(place, weights=is_below) / np.bincount(place)
+        share_below = mean(maximum_filter(values, size=3) > values, values, present)
         is_changed = (share_below > 0.5).mean() > _MIN_SHARE
     if is_changed:
         raise ContentError(

@@ -41,7 +41,7 @@ _SURROGATE = "Cs"  # category of the characters that stand for bytes of a file n
 _MAX_TEXT_BYTES = 2**30
 _HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
-_MAX_YAML_DEPTH = 50  # of brackets, because the time of the parser is quadratic in it
+_MAX_YAML_BRACKETS = 200  # the time of the parser is quadratic in their depth
 
 # The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
 # so that text which begins with one in the data survives writing and reading.
@@ -231,16 +231,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_YAML_BYTES:
             raise ValueError(f"longer than {_MAX_YAML_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-        depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                raise ValueError("aliases are not supported, as they can expand to 10⁹ values")
-            if isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken):
-                depth += 1
-            elif isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken):
-                depth -= 1
-            if depth > _MAX_YAML_DEPTH:
-                raise ValueError(f"more than {_MAX_YAML_DEPTH} brackets are open")
+        if text.count("[") + text.count("{") > _MAX_YAML_BRACKETS:
+            raise ValueError(f"more than {_MAX_YAML_BRACKETS} brackets")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases are not supported, as nine lines can expand to 10⁹ values")
         content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__}, expected lines key: value")

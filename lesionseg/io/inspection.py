@@ -1,14 +1,15 @@
-"""Listing all faults of a case. Reading a case, by contrast, stops at the first fault."""
+"""Finding all errors of a case. Reading a case, by contrast, stops at the first error."""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.core import Case, CaseFiles, Dataset, Finding, Geometry
+from lesionseg.core.finding import finding_of
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
     check_dims,
@@ -28,67 +29,49 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.io.warn_once import collect_warnings
 
 
-@dataclass(frozen=True, eq=False)
-class Inspection:
-    """The result of reading one case: the case, or its faults.
+def inspect_case(files: CaseFiles, dataset: Dataset) -> tuple[Case | None, list[Finding]]:
+    """Read a case. If that fails, check each of its files separately and find every error.
 
-    Attributes:
-        case: The case. None if there is a fault.
-        faults: Kind and error of each fault. The kind is `unreadable`, `geometry`, `not_finite`,
-            `labels` or `channels`.
-        patient: A hash of the patient's identifier in DICOM files, or "".
-        burned_in: True if text may be burned into the image: a DICOM file states it, or it is a
-            screenshot and does not state the opposite.
-        oriented: True if all NIfTI files state the orientation of the patient.
-        remarks: The warnings of the readers.
+    Returns:
+        The case, or None if it has an error, and its findings. Their kinds are `unreadable`,
+        `geometry`, `not_finite`, `labels` and `channels` for errors, `unoriented` if a NIfTI file
+        does not state the orientation of the patient, and `remark` for a warning of a reader.
     """
-
-    case: Case | None
-    faults: tuple[tuple[str, LesionsegError], ...]
-    patient: str
-    burned_in: bool
-    oriented: bool
-    remarks: tuple[str, ...]
-
-
-def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
-    """Read a case. If that fails, check each of its files separately and list every fault."""
     case = None
-    faults = list[tuple[str, LesionsegError]]()
-    oriented = True
-    with collect_warnings(silent=True) as remarks:  # the page of the check may show file names
+    findings = list[Finding]()
+    with collect_warnings(silent=True) as warnings:  # the page of the check may show file names
         try:
             case = read_case(files, dataset)
-            nifti = [file for file in files.images if file.name.lower().endswith(NIFTI)]
-            oriented = all(states_orientation(file) for file in nifti)
+            for file in files.images:
+                if file.name.lower().endswith(NIFTI) and not states_orientation(file):
+                    text = (
+                        f"{file}: the file does not state the orientation: left and right may be "
+                        "swapped."
+                    )
+                    findings.append(Finding("unoriented", text, files.case))
         except LesionsegError as error:
-            faults = _find_faults(files, dataset) or [("unreadable", error)]
-    patient, burned_in = _read_dicom_facts(files.images)
-    return Inspection(
-        case=case,
-        faults=tuple(faults),
-        patient=patient,
-        burned_in=burned_in,
-        oriented=oriented,
-        remarks=tuple(remarks),
-    )
+            findings = _find_errors(files, dataset)
+            if not findings:
+                findings.append(finding_of(error, files.case, kind="unreadable"))
+    remarks = [Finding("remark", text, files.case, "note") for text in warnings]
+    return case, [*findings, *remarks]
 
 
-def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, LesionsegError]]:
-    """Check channels, every image and the reference. Return kind and error of every fault."""
-    faults: list[tuple[str, LesionsegError]] = []
+def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
+    """Check channels, every image and the reference. Return the finding of every error."""
+    findings: list[Finding] = []
 
     @contextmanager
     def collect(kind: str) -> Iterator[None]:
-        """Add an error to the faults. `kind` is used if the error's type does not imply a kind."""
+        """Add the finding of an error. `kind` is used if the error's type does not imply a kind."""
         try:
             yield
         except GeometryError as error:
-            faults.append(("geometry", error))
+            findings.append(finding_of(error, files.case, kind="geometry"))
         except ReadError as error:
-            faults.append(("unreadable", error))
+            findings.append(finding_of(error, files.case, kind="unreadable"))
         except LesionsegError as error:
-            faults.append((kind, error))
+            findings.append(finding_of(error, files.case, kind=kind))
 
     with collect("channels"):
         check_channels(files, dataset)
@@ -116,19 +99,23 @@ def _find_faults(files: CaseFiles, dataset: Dataset) -> list[tuple[str, Lesionse
         with collect("labels"):
             # messages about the reference name the first image, whose grid it must have
             read_reference(replace(files, images=tuple(readable)), dataset, grid)
-    return faults
+    return findings
 
 
-def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return `patient` and `burned_in` of an `Inspection` from the headers of DICOM images.
+def read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
+    """Read the patient from the headers of DICOM images, and if text is burned into the pixels.
 
     Only the first file of a series is read, because both facts are the same in all of them. A
     secondary capture, such as a screenshot, usually has text in its pixels.
+
+    Returns:
+        A hash of the patient's identifier, or "", and True if text may be burned into an image: a
+        file states it, or it is a secondary capture and does not state the opposite.
     """
     patient = ""
     burned_in = False
     for image in images:
-        with suppress(LesionsegError):  # the list of faults already contains this error
+        with suppress(LesionsegError):  # the findings of the case already contain this error
             file = next(iter(content_files(image)), image)
             if not is_dicom(file):
                 continue

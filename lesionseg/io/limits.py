@@ -12,13 +12,14 @@ import os
 import signal
 import subprocess
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock, Timer
 from time import monotonic, process_time
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.core import Geometry
@@ -222,7 +223,7 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
     where = args[0]
     seconds = _allowed_seconds(Path(str(where)))
     with _lock:
-        return _run_in_time(where, seconds, read, args, settings)  # type: ignore[no-any-return]
+        return _run_in_time(where, seconds, partial(read, *args, **settings))
 
 
 def _allowed_seconds(path: Path) -> float:
@@ -233,9 +234,7 @@ def _allowed_seconds(path: Path) -> float:
     return seconds
 
 
-def _run_in_time(
-    where: object, seconds: float, read: Callable[..., Any], args: Any, settings: Any
-) -> Any:
+def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
     """Run `read` in the worker, which is started if it does not run. Return its result.
 
     Raises `ResourceError` naming `where` if the worker gives no reply. It is stopped then, so that
@@ -247,7 +246,9 @@ def _run_in_time(
     begin = monotonic()
     timer.start()
     try:
-        return worker.run(_read_within_limits, _limits, seconds, read, args, settings)
+        return worker.run(  # type: ignore[no-any-return]  # it is what `read` returns
+            _read_within_limits, _limits, seconds, read
+        )
     except ChildEnded as error:
         failure = "crashed on it"  # the last cause that applies is stated
         if _has_exceeded_time(worker.process):
@@ -305,17 +306,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_disown_worker)
 
 
-def _read_within_limits(
-    file_limits: FileLimits,
-    seconds: float,
-    read: Callable[..., T],
-    args: Sequence[Any],
-    settings: Mapping[str, Any],
-) -> T:
-    """Run `read(*args, **settings)` in the worker, within limits."""
+def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[[], T]) -> T:
+    """Call `read` in the worker, within limits."""
     set_limits(file_limits)  # for the checks of the readers
     _limit_this_process(file_limits, seconds)
-    return read(*args, **settings)
+    return read()
 
 
 def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:

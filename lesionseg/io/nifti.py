@@ -5,6 +5,7 @@ import io
 import logging
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -160,20 +161,17 @@ def _open_voxels(path: Path) -> Any:
         return path.open("rb")
     with _open(path) as stream:
         image = _parse(path, stream)  # checks the claims before memory is allocated
-    n_voxel_bytes = math.prod(image.shape) * image.get_data_dtype().itemsize
-    if n_voxel_bytes < _LARGE_BYTES:
-        return gzip.open(path)
-    import imagecodecs
+    n_bytes = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    if n_bytes >= _LARGE_BYTES:
+        import imagecodecs
 
-    stored = path.read_bytes()
-    n_bytes = int(image.dataobj.offset) + n_voxel_bytes
-    stated = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
-    try:
-        content = imagecodecs.gzip_decode(stored, out=n_bytes)
-    except Exception:  # more bytes than expected, or a damaged file
-        return gzip.open(path)
-    is_whole = len(content) == n_bytes and stated == n_bytes % 2**32
-    return io.BytesIO(content) if is_whole else gzip.open(path)
+        stored = path.read_bytes()
+        stated = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
+        with suppress(Exception):  # more bytes than expected, or a damaged file
+            content = imagecodecs.gzip_decode(stored, out=n_bytes)
+            if len(content) == n_bytes and stated == n_bytes % 2**32:
+                return io.BytesIO(content)
+    return gzip.open(path)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -288,21 +286,18 @@ def _read_grid(path: Path, image: Any, *, as_labels: bool = False) -> Geometry:
 
 def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int) -> None:
     """Raise `ReadError` if the header does not state the size or position of the voxels."""
-    has_sform = bool(image.header["sform_code"])
     sizes = image.extra["pixdim"][:dims]
-    if not has_sform and not sizes.all():
+    if not image.header["sform_code"] and not sizes.all():
         raise ReadError(
             f"{path}: the voxel size is unknown (pixdim is {_product(sizes)} mm). Convert the scan "
             "again from its DICOM files, or write the true size into the header, for example with "
             "fslchpixdim."
         )
     if not np.isfinite(affine).all():
-        remedy = ""
-        if has_sform and image.header["qform_code"]:
-            remedy = ", or set sform_code to 0, so that the qform is used"
         raise ReadError(
-            f"{path}: the {'sform' if has_sform else 'qform'} of the header contains NaN or "
-            f"infinity. Convert the scan again from its source{remedy}."
+            f"{path}: the sform or qform of the header contains NaN or infinity. Convert the scan "
+            "again from its source. If only the sform is wrong, set sform_code to 0, so that the "
+            "qform is used."
         )
 
 
@@ -320,9 +315,10 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
     distance = geometry.distance_mm(qform)
     if distance > _SAME_PLACE_MM:
-        text = "%s: sform and qform differ by %.1f mm; the sform is used."
-        if np.linalg.det(geometry.affine) * np.linalg.det(qform.affine) < 0:
-            text += " One mirrors the other, so left and right may be exchanged: check the side."
+        text = (
+            "%s: sform and qform differ by %.1f mm; the sform is used. Check in a viewer that left "
+            "and right are correct."
+        )
         warn_once(logger, text, path, distance)
 
 

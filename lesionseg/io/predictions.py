@@ -29,9 +29,9 @@ from lesionseg.core import (
     InputCheckResult,
     OperatingPoint,
     Prediction,
-    Problem,
     Volume,
 )
+from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.core.labels import LabelValue
 from lesionseg.errors import (
     ContentError,
@@ -317,9 +317,14 @@ def read_mask_names(path: Path) -> MaskNames:
     return "nnunet" if names == "nnunet" else "lesionseg"
 
 
-def find_predictions(
-    folder: Path, faults: list[Problem] | None = None
-) -> dict[str, PredictionFiles]:
+def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
+    """Find the predicted cases of a folder, all of which must be usable. See `list_predictions`."""
+    found, findings = list_predictions(folder)
+    require_no_errors(findings, folder)
+    return found
+
+
+def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Finding]]:
     """Find the predicted cases of a folder.
 
     This includes the files of `write_prediction`, masks `<case>_mask.*` or `<case>.*` of other
@@ -327,57 +332,58 @@ def find_predictions(
 
     Args:
         folder: The folder.
-        faults: A list that receives the cases with an error, which are then left out. None raises
-            the error instead.
 
     Returns:
-        The files by case id, sorted.
+        The files by case id, sorted, and a finding for each case that is left out: it has two
+        masks, its file is a link to nothing, or its id cannot be a file name (`check_case_id`).
 
     Raises:
-        DatasetError: The folder is missing or contains no prediction, a case has two masks, or a
-            case id cannot be a file name (`check_case_id`).
+        DatasetError: The folder is missing or contains no prediction.
     """
-    by_case = _files_by_case(folder, (*_KINDS, PROBABILITIES), faults)
-    return {case: PredictionFiles(case, **files) for case, files in by_case.items()}
+    by_case, findings = _files_by_case(folder, (*_KINDS, PROBABILITIES))
+    return {case: PredictionFiles(case, **files) for case, files in by_case.items()}, findings
 
 
-def find_masks(folder: Path, faults: list[Problem] | None = None) -> dict[str, Path]:
-    """Find reference masks `<case>.*` or `<case>_mask.*` by case id; see `find_predictions`."""
-    by_case = _files_by_case(folder, ("mask",), faults)
-    return {case: files["mask"] for case, files in by_case.items()}
+def find_masks(folder: Path) -> dict[str, Path]:
+    """Find reference masks `<case>.*` or `<case>_mask.*`, all of which must be usable."""
+    masks, findings = list_masks(folder)
+    require_no_errors(findings, folder)
+    return masks
+
+
+def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
+    """Find reference masks by case id, and findings about masks; see `list_predictions`."""
+    by_case, findings = _files_by_case(folder, ("mask",))
+    return {case: files["mask"] for case, files in by_case.items()}, findings
 
 
 def _files_by_case(
-    folder: Path, kinds: Collection[str], faults: list[Problem] | None
-) -> dict[str, dict[str, Path]]:
-    """Return the files of the given kinds by case and kind; see `find_predictions`."""
+    folder: Path, kinds: Collection[str]
+) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
+    """Return the files of the given kinds by case and kind; see `list_predictions`."""
     if not folder.is_dir():
         raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
     by_case: dict[str, dict[str, Path]] = {}
-    wrong: dict[str, Problem] = {}
+    findings: list[Finding] = []
     for file in sorted(folder.iterdir()):
         case, kind = _case_and_kind(file)
         if kind not in kinds or not is_file_or_broken_link(file):
             continue
         first = by_case.setdefault(case, {}).setdefault(kind, file)
-        try:
+        with collect_errors(findings, case):
             if is_broken_link(file):
                 raise DatasetError(explain_missing(file))
             if first != file:
                 raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
             check_case_id(case, file)
-        except DatasetError as error:
-            if faults is None:
-                raise
-            wrong.setdefault(case, Problem(case, str(error)))
     if not by_case:
         names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
         raise DatasetError(
             f"{folder}: the folder contains no predictions or masks. Name them <case>.* or {names}."
         )
-    if faults is not None:
-        faults += wrong.values()
-    return {case: by_case[case] for case in sorted(by_case) if case not in wrong}
+    wrong = {finding.case: finding for finding in reversed(findings)}  # the first of each case
+    found = {case: by_case[case] for case in sorted(by_case) if case not in wrong}
+    return found, [finding for finding in findings if wrong[finding.case] is finding]
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:

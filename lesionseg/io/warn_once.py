@@ -3,29 +3,13 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from threading import Lock, get_ident
 
 _logged: set[str] = set()
 _lock = Lock()
-_READERS = "lesionseg.io"
-
-
-class _Collector(logging.Handler):
-    """A handler that keeps the warnings of the thread that created it, each once."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.thread = get_ident()
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the text of a record."""
-        self.add(record.getMessage())
-
-    def add(self, text: str) -> None:
-        """Keep a text, unless it is that of another thread or a repetition."""
-        if get_ident() == self.thread and text not in self.texts:
-            self.texts.append(text)
+_READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_warnings`
+_MAX_WARNINGS = 10**6
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
@@ -41,24 +25,29 @@ def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
         logger.warning("%s", message)
         return
     for handler in logging.getLogger(_READERS).handlers:
-        if isinstance(handler, _Collector):
-            handler.add(message)
+        handler.handle(logging.makeLogRecord({"msg": message}))
 
 
 @contextmanager
 def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
-    """Yield a list that receives the warnings of the readers in this thread.
+    """Yield a list that contains the warnings of the readers in this thread after the context.
 
-    Warnings contain the names of files. `silent` keeps them out of the log, for all threads.
+    Each text occurs once. Warnings contain the names of files. `silent` keeps them out of the log,
+    for all threads.
     """
+    texts: list[str] = []
+    thread = get_ident()
+    collector = BufferingHandler(_MAX_WARNINGS)
+    collector.setLevel(logging.WARNING)
+    collector.addFilter(lambda _: get_ident() == thread)
     readers = logging.getLogger(_READERS)
-    collector = _Collector()
     readers.addHandler(collector)
     propagated = readers.propagate
     if silent:
         readers.propagate = False
     try:
-        yield collector.texts
+        yield texts
     finally:
         readers.propagate = propagated
         readers.removeHandler(collector)
+        texts += dict.fromkeys(record.getMessage() for record in collector.buffer)

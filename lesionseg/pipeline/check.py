@@ -5,17 +5,16 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.config import AUTO_MODEL, TrainConfig
-from lesionseg.core import Case, CaseFiles, Dataset, joint_unit
-from lesionseg.errors import LesionsegError
+from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
+from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import write_csv
-from lesionseg.io.inspection import inspect_case
+from lesionseg.io.inspection import inspect_case, read_dicom_facts
 from lesionseg.io.layouts.checks import file_key
 from lesionseg.io.nifti import axis_codes
 from lesionseg.ops.components import lesion_mask
@@ -29,9 +28,9 @@ from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
 from lesionseg.plan.splits import LesionFacts
 from lesionseg.reporting.dataset_page import (
+    MEANING,
     PIXELS,
     CaseLook,
-    Finding,
     findings_lines,
     look_at,
     write_dataset_report,
@@ -49,7 +48,7 @@ class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
     Attributes:
-        findings: the problems of all cases.
+        findings: the findings of all cases.
         pseudonyms: the name of each case on the page.
         page: the file of the page.
         settings: the settings of the next command.
@@ -92,7 +91,7 @@ class _InspectedCase:
     Attributes:
         files: the files of the case.
         look: its row and pictures on the page.
-        findings: the problems of the case itself.
+        findings: the findings of the case itself.
         patient: hash of the patient's identifier.
         images: hashes of the voxels, one per channel.
         reference: hash of the voxels, or the file of a reference with few of them. Empty without
@@ -151,7 +150,7 @@ def check_dataset(
     if is_chosen and any(case.look.diameters for case in inspected):
         findings.append(_chosen_model(dataset, inspected, cfg))
     if needs_detector:
-        findings.append(Finding("", "boxed", "note"))
+        findings.append(_finding("boxed", severity="note"))
     order = {case.files.case: i for i, case in enumerate(inspected)}
     findings.sort(key=lambda f: order.get(f.case, -1))  # findings without a case come first
     unit = joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS)
@@ -191,14 +190,10 @@ def _find_all(
 ) -> Iterator[Finding]:
     """Yield the findings of the listing, of each case, of their comparison, and of the training."""
     cases = {case.files.case for case in inspected}
-    for problem in dataset.problems:
-        listed = problem.case if problem.case in cases else ""
-        yield Finding(listed, "listed", "error", named=problem.message)
-    for remark in dataset.remarks:
-        severity = "note" if remark.is_note else "warning"
-        yield Finding(remark.case, remark.kind, severity, named=remark.message)
+    for finding in dataset.findings:
+        yield finding if finding.case in cases else replace(finding, case="")
     # if some of the table's rows were rejected, an empty reference does not mean "no lesion"
-    faulty = {problem.case for problem in dataset.problems}
+    faulty = {finding.case for finding in dataset.errors}
     for case in inspected:
         for finding in case.findings:
             if finding.kind != "lesion_free" or finding.case not in faulty:
@@ -209,9 +204,16 @@ def _find_all(
         if case.reference_facts is not None:
             references[case.files.case] = case.reference_facts
     for doubt in find_doubts(dataset, references):
-        if doubt.kind != "empty_label" or not dataset.problems:
-            yield Finding(doubt.case, doubt.kind, "warning", doubt.detail)
+        if doubt.kind != "empty_label" or not dataset.errors:
+            yield doubt
     yield from _training_faults(dataset, inspected, references, cfg)
+
+
+def _finding(
+    kind: str, case: str = "", detail: str = "", severity: Severity = "warning"
+) -> Finding:
+    """Return a finding with the explanation of its kind. `detail` is added after a space."""
+    return Finding(kind, MEANING[kind] + detail, case, severity)
 
 
 def _chosen_model(
@@ -228,7 +230,7 @@ def _chosen_model(
         n_box_outlines=sum(one.n_box_outlines for one in facts),
     )
     model = model_for(cfg.model, kinds)
-    return Finding("", "model", "note", f" {model.value}, because {model.reason}.")
+    return _finding("model", detail=f" {model.value}, because {model.reason}.", severity="note")
 
 
 def _training_faults(
@@ -236,8 +238,8 @@ def _training_faults(
     inspected: Sequence[_InspectedCase],
     references: Mapping[str, ReferenceFacts],
     cfg: TrainConfig,
-) -> Iterator[Finding]:
-    """Yield a finding if `train` could not start even if every case were readable.
+) -> list[Finding]:
+    """Return a finding if `train` could not start even if every case were readable.
 
     A labelled case that cannot be read is assumed to have one lesion, so that the split can be
     checked.
@@ -252,43 +254,37 @@ def _training_faults(
         elif case.files.is_labelled:
             counts[case.files.case] = 1
     labels = {case: facts.labels for case, facts in references.items()}
-    for check in (
-        partial(require_lesions, dataset, counts, references, len(inspected)),
-        partial(first_splits, dataset, counts, LesionFacts(sizes, labels), cfg.data, cfg.seed),
-    ):
-        try:
-            check()
-        except LesionsegError as error:
-            yield Finding("", "no_training", "error", named=str(error))
-            return
+    findings: list[Finding] = []
+    with collect_errors(findings, "", kind="no_training"):
+        require_lesions(dataset, counts, references, len(inspected))
+        first_splits(dataset, counts, LesionFacts(sizes, labels), cfg.data, cfg.seed)
+    return findings
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
-    """Read a case and return its facts and problems."""
-    found = inspect_case(files, dataset)
-    case_id = files.case
-    flaws = [Finding(case_id, kind, "error", named=str(e)) for kind, e in found.faults]
-    flaws += [Finding(case_id, "remark", "note", named=text) for text in found.remarks]
-    if found.burned_in:
-        flaws.append(Finding(case_id, "burned_in", "warning"))
-    look = look_at(pseudonym, files, found.case)
-    if found.case is None:
-        return _InspectedCase(files, look, tuple(flaws), found.patient)
-    image = found.case.image
-    reference = found.case.reference
+    """Read a case and return its facts and findings."""
+    case, findings = inspect_case(files, dataset)
+    patient, is_burned_in = read_dicom_facts(files.images)
+    if is_burned_in:
+        findings.append(_finding("burned_in", files.case))
+    look = look_at(pseudonym, files, case)
+    if case is None:
+        return _InspectedCase(files, look, tuple(findings), patient)
+    image = case.image
+    reference = case.reference
     lesions = None if reference is None else lesion_mask(reference)
     is_empty = lesions is not None and not lesions.any()
-    is_ignored = _has_ignored_regions(found.case)
-    for kind, severity, applies in (
-        ("constant", "warning", any(c.min() == c.max() for c in image.present_channels)),
-        ("unoriented", "warning", not found.oriented),
-        ("detector", "note", image.geometry.unit != "mm"),
-        ("unlabelled", "note", lesions is None),
-        ("lesion_free", "note", is_empty and not is_ignored),
-        ("only_ignored", "note", is_empty and is_ignored),
+    is_ignored = _has_ignored_regions(case)
+    if any(channel.min() == channel.max() for channel in image.present_channels):
+        findings.append(_finding("constant", files.case))
+    for kind, applies in (
+        ("detector", image.geometry.unit != "mm"),
+        ("unlabelled", lesions is None),
+        ("lesion_free", is_empty and not is_ignored),
+        ("only_ignored", is_empty and is_ignored),
     ):
         if applies:
-            flaws.append(Finding(case_id, kind, severity))
+            findings.append(_finding(kind, files.case, severity="note"))
     lesions_digest = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
         lesions_digest = _digest(lesions)
@@ -297,8 +293,8 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     return _InspectedCase(
         files=files,
         look=look,
-        findings=tuple(flaws),
-        patient=found.patient,
+        findings=tuple(findings),
+        patient=patient,
         images=tuple(_digest(channel) for channel in image.present_channels),
         reference=lesions_digest,
         axes=axis_codes(image.geometry) if image.geometry.dims == 3 else "",
@@ -337,7 +333,7 @@ def _find_duplicates(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
         if has_files and len(set(case.images)) < len(case.images):
             detail = " Two of its channels are equal."
-            yield Finding(case.files.case, "duplicate", "warning", detail)
+            yield _finding("duplicate", case.files.case, detail)
     for group in _groups_sharing(inspected, lambda case: case.images):
         yield from _findings_of_group("duplicate", group)
 
@@ -365,7 +361,7 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
         if is_divided:
             leaked |= {case.files.case for case in group}
     for name in sorted(leaked):
-        yield Finding(name, "leak", "warning")
+        yield _finding("leak", name)
 
 
 def _find_unusual_axes(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
@@ -377,14 +373,14 @@ def _find_unusual_axes(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]
     for case in inspected:
         if case.axes != usual:
             detail = f" Axes {case.axes}; most cases {usual}."
-            yield Finding(case.files.case, "orientation", "note", detail)
+            yield _finding("orientation", case.files.case, detail, "note")
 
 
 def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield a finding for each case of a group. It names the other cases."""
+    """Yield a finding for each case of a group. It lists the other cases."""
     for case in group:
-        others = tuple(other.files.case for other in group if other is not case)
-        yield Finding(case.files.case, kind, "warning", others=others)
+        others = [other.files.case for other in group if other is not case]
+        yield _finding(kind, case.files.case, f" Also: {', '.join(others)}.")
 
 
 def _groups_sharing(
@@ -420,7 +416,7 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
             own = " × ".join(f"{s:.3g}" for s in case.look.spacing_mm)
             usual = " × ".join(f"{s:.3g}" for s in median)
             detail = f" {own} mm; usual {usual} mm."
-            yield Finding(case.files.case, "spacing", "warning", detail)
+            yield _finding("spacing", case.files.case, detail)
 
 
 def _digest(array: NDArray[np.generic]) -> str:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Problem, Selection
+from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
-from lesionseg.evaluation import CaseResult, MatchedCase, Preset, choose
+from lesionseg.evaluation import MatchedCase, Preset, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
@@ -72,16 +72,14 @@ def _is_number(value: object) -> bool:
     return str(value).replace(".", "", 1).isdigit()
 
 
-def choose_point(
-    results: Sequence[CaseResult], aim: Aim, confidence: float | None
-) -> OperatingPoint:
+def choose_point(tables: Tables, aim: Aim, confidence: float | None) -> OperatingPoint:
     """Choose the operating point on evaluated cases.
 
     Raises:
         ConfigError: if the cases do not allow it.
     """
     try:
-        return choose(results, aim, confidence=confidence)
+        return choose(tables, aim, confidence=confidence)
     except ContentError as error:
         raise ConfigError(f"operating_point={aim}: {error}") from error
 
@@ -101,7 +99,7 @@ def decide_on_development(
     """
     predictions = development_predictions(Path(str(cfg.chosen_on)))
     log.info("Choosing the operating point on development cases.")
-    results = development_results(
+    tables = development_tables(
         predictions,
         Path(cfg.chosen_on_reference or cfg.reference),
         preset,
@@ -110,8 +108,8 @@ def decide_on_development(
         rules=ReferenceRules.of(cfg),
     )
     chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
-    cases = {result.case for result in results}
-    patients = {result.group for result in results}
+    cases = set(tables.cases["case"])
+    patients = set(tables.groups)
     shared = [c.group for c in evaluated if c.case in cases or c.group in patients]
     if shared:
         log.warning(
@@ -120,16 +118,16 @@ def decide_on_development(
             join_names(dict.fromkeys(shared), _SHOWN),
         )
         chosen_on = role
-    point = replace(choose_point(results, aim, cfg.rate_confidence), chosen_on=chosen_on)
+    point = replace(choose_point(tables, aim, cfg.rate_confidence), chosen_on=chosen_on)
     calibration = None
     with suppress(ContentError):  # too few candidates
-        calibration = fit_calibration(results, fitted_on=chosen_on)
+        calibration = fit_calibration(tables, fitted_on=chosen_on)
     log.info(
         "Threshold %s (%s): on these %d cases %.2f of the lesions and %.2f false positives per "
         "case; %.2f expected on new cases.",
         format_score(point.score),
         point.name,
-        len(results),
+        len(cases),
         point.lesion_recall or 0.0,
         point.false_positives_per_case or 0.0,
         point.expected_false_positives_per_case or 0.0,
@@ -195,7 +193,7 @@ def _validated_folds(folder: Path) -> dict[int, Path]:
     return folds
 
 
-def development_results(
+def development_tables(
     predictions: DevelopmentPredictions,
     reference: Path,
     preset: Preset,
@@ -203,7 +201,7 @@ def development_results(
     groups: str | None,
     resample: bool = False,
     rules: ReferenceRules = DEFAULT_RULES,
-) -> list[CaseResult]:
+) -> Tables:
     """Match and score development cases. Distances between surfaces are not computed.
 
     A case whose files are damaged or do not fit together is left out with a warning.
@@ -211,7 +209,7 @@ def development_results(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    faults: list[Problem] = []
+    faults: list[Finding] = []
     dataset, labelled = all_references(reference, faults, rules)
     dataset = with_labels_of_outputs(
         dataset, labelled, predictions.files, merge_labels=rules.merge_labels
@@ -235,12 +233,12 @@ def development_results(
     )
     grouped = assign_groups(cases, groups, setting="groups")
     matches = match_cases(grouped, predictions.files, options, faults=faults)
-    results = [match.result(surface=False) for match in matches]
-    if not results:
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    if not len(tables.cases):
         raise DatasetError(f"{reference}: {faults[0].message}")
     for fault in faults:
         log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
-    return results
+    return tables
 
 
 def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:

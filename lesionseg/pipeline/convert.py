@@ -13,7 +13,7 @@ from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import PLAN
 from lesionseg.io.run_folder import has_config
-from lesionseg.pipeline.chosen_point import development_predictions, development_results
+from lesionseg.pipeline.chosen_point import development_predictions, development_tables
 from lesionseg.pipeline.references import ReferenceRules
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.version import __version__
@@ -107,17 +107,17 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
             f"bundle={folder}: fold_*/validation has no probabilities (<case>.npz). Write them "
             "with nnUNetv2_train … --val --npz for each fold, or leave reference= out."
         )
-    results = development_results(
+    tables = development_tables(
         predictions,
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
         groups=cfg.groups,
         rules=ReferenceRules(by_image=True),  # nnU-Net only warns of other headers
     )
-    log.info("Operating points are chosen on %s.", count(len(results), "validation case"))
-    fold_of = {r.case: predictions.fold_of[r.case] for r in results}
+    log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
+    fold_of = {case: predictions.fold_of[case] for case in tables.cases["case"]}
     complete, _ = select(
-        results,
+        tables,
         selection,
         aim,
         cfg.rate_confidence,

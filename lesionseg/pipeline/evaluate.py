@@ -19,31 +19,37 @@ from lesionseg.core import (
     Aim,
     CaseFiles,
     Dataset,
+    Finding,
     OperatingPoint,
-    Problem,
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
+from lesionseg.core.finding import LISTED
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
 from lesionseg.evaluation import (
-    CaseResult,
     Preset,
     Scores,
     SummarySettings,
+    Tables,
     find_preset,
     summarise,
 )
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
-from lesionseg.evaluation.case_results import MatchedCase
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names
-from lesionseg.evaluation.result_tables import remove_scores, scores_table, write_scores
-from lesionseg.evaluation.scores import SECOND_MODEL, Difference, FailedCase
+from lesionseg.evaluation.matched_case import MatchedCase
+from lesionseg.evaluation.scores import (
+    SECOND_MODEL,
+    Difference,
+    remove_scores,
+    scores_table,
+    write_scores,
+)
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock, read_csv, read_json
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
-from lesionseg.io.predictions import PredictionFiles, find_predictions
+from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.chosen_point import (
@@ -82,8 +88,8 @@ class EvaluateOutcome(Outcome):
     output: Path
     given: Mapping[str, str]
     kept: Path | None = None
-    failed: tuple[Problem, ...] = ()
-    not_compared: tuple[Problem, ...] = ()
+    failed: tuple[Finding, ...] = ()
+    not_compared: tuple[Finding, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -161,9 +167,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         matches = _match_all(inputs, options, kept, progress)
         if matches and aim is not None and selection.point is None:
             # the point is chosen on the evaluated cases themselves
-            seen = [match.result(surface=False) for match in matches]
+            seen = Tables.of(match.rows(surface=False) for match in matches)
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
-        results = [match.result(selection.point) for match in apply_selection(matches, selection)]
+        selected = apply_selection(matches, selection)
+        tables = Tables.of(match.rows(selection.point) for match in selected)
         unread = kept.keep_unlabelled(
             inputs.unlabelled(kept.cases),
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
@@ -173,16 +180,16 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         kept.check_replaceable()  # before anything is written
         names = add_predicted_names(inputs.lesion_names, matches)
         settings = _summary_settings(cfg, inputs, selection.point, columns, names)
-        scores = summarise(results, preset, settings)
+        scores = summarise(tables, preset, settings)
         scores = replace(scores, failed_cases=_failed_cases(failed))
         if answers is not None:  # before the second model's files, because answers may be wrong
-            scores = replace(scores, adjudication=adjudicate(results, answers))
+            scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
         if second is not None and inputs.cases:
-            comparison = _compare(cfg, inputs, second, results, settings, options)
+            comparison = _compare(cfg, inputs, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        write_scores(output, results, scores, names, failed)
+        write_scores(output, tables, scores, names, failed)
         written = kept.finish(selection)
     not_compared = () if second is None else tuple(second.faults)
     replaces_all_given = written is not None and kept.has_all(inputs.predictions)
@@ -252,13 +259,13 @@ def _match_all(
     return matched
 
 
-def _warn_of_faults(faults: Iterable[Problem]) -> None:
+def _warn_of_faults(faults: Iterable[Finding]) -> None:
     """Warn of the cases that cannot be scored. If there is no other case, an error says so."""
     for problem in faults:
         _log.warning("Not scored, %s: %s", problem.case, problem.message)
 
 
-def _explain_nothing_scored(faults: Sequence[Problem]) -> str:
+def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
     """Return the message if no case can be scored, with one fault per line."""
     messages = dict.fromkeys(fault.message for fault in faults)  # some are the same for all cases
     return "\n  ".join(["No case can be scored:", *messages])
@@ -299,7 +306,7 @@ class Inputs:
     cases: Sequence[CaseFiles]
     predictions: Mapping[str, PredictionFiles]
     role: str
-    faults: list[Problem]
+    faults: list[Finding]
     unusable: frozenset[str]
 
     @property
@@ -319,11 +326,11 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         DatasetError: if no case can be scored.
     """
-    of_references: list[Problem] = []
-    of_predictions: list[Problem] = []
+    of_references: list[Finding] = []
     folder = Path(cfg.prediction)
     dataset, labelled = open_references(Path(cfg.reference), of_references, ReferenceRules.of(cfg))
-    found = with_ids_of_references(find_predictions(folder, of_predictions), labelled, folder)
+    found, of_predictions = list_predictions(folder)
+    found = with_ids_of_references(found, labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
     dataset = with_labels_of_outputs(dataset, labelled, found, merge_labels=cfg.merge_labels)
@@ -425,13 +432,12 @@ class SecondModel:
 
     predictions: Mapping[str, PredictionFiles]
     cases: Sequence[CaseFiles]
-    faults: list[Problem]
+    faults: list[Finding]
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
     """Find the predictions of a second model for the cases to evaluate."""
-    problems: list[Problem] = []
-    found = find_predictions(folder, problems)
+    found, problems = list_predictions(folder)
     predictions = with_ids_of_references(found, inputs.labelled, folder)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
     unusable = {problem.case for problem in faults}
@@ -455,16 +461,16 @@ def _compare(
     cfg: EvaluateConfig,
     inputs: Inputs,
     second: SecondModel,
-    results: Sequence[CaseResult],
+    tables: Tables,
     settings: SummarySettings,
     options: MatchOptions,
 ) -> Mapping[str, Difference]:
     """Write the second model's scores to `output/compare`. Compare both on the cases they share.
 
-    `results`, `settings` and `options` are those of the first model.
+    `tables`, `settings` and `options` are those of the first model.
     """
     preset = options.preset
-    scored = {result.case for result in results}
+    scored = set(tables.cases["case"])
     matches = match_cases(
         [c for c in second.cases if c.case in scored],
         second.predictions,
@@ -472,14 +478,13 @@ def _compare(
         faults=second.faults,
     )
     second_matches = list(matches)
-    second_results = [match.result() for match in second_matches]
-    if not second_results:
+    second_tables = Tables.of(match.rows() for match in second_matches)
+    if not second_matches:
         raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
     _warn_of_faults(second.faults)
-    in_both = {result.case for result in second_results}
     comparison = compare_models(
-        [result for result in results if result.case in in_both],
-        second_results,
+        tables.of_cases(second_tables.cases["case"]),
+        second_tables,
         fp_per_case=preset.fp_per_case,
         margin=cfg.margin,
         replicates=cfg.replicates,
@@ -495,10 +500,10 @@ def _compare(
         columns={},
         subgroups=None,
     )
-    scores = summarise(second_results, preset, second_settings)
+    scores = summarise(second_tables, preset, second_settings)
     scores = replace(scores, failed_cases=_failed_cases(second.faults))
     folder = Path(cfg.output) / SECOND_MODEL
-    write_scores(folder, second_results, scores, names, second.faults)
+    write_scores(folder, second_tables, scores, names, second.faults)
     return comparison
 
 
@@ -527,7 +532,7 @@ def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _cases_to_score(
-    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Problem]
+    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Finding]
 ) -> set[str]:
     """Return the cases that are to be scored, also those whose references have faults.
 
@@ -540,18 +545,20 @@ def _cases_to_score(
     return cases
 
 
-def _failed_cases(faults: Iterable[Problem]) -> tuple[FailedCase, ...]:
-    """Return the cases that could not be scored, in the form of scores.json."""
-    return tuple(FailedCase(case=fault.case, message=fault.message) for fault in faults)
+def _failed_cases(faults: Iterable[Finding]) -> dict[str, str]:
+    """Return the reason of each case that could not be scored."""
+    return {fault.case: fault.message for fault in faults}
 
 
-def _faults_of_cases(faults: Iterable[Problem], cases: Collection[str]) -> list[Problem]:
+def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
     """Return one problem for each of these cases that has faults, with all of them."""
     messages_of: dict[str, list[str]] = {}
     for problem in faults:
         if problem.case in cases:
             messages_of.setdefault(problem.case, []).append(problem.message)
-    return [Problem(case, " ".join(messages)) for case, messages in messages_of.items()]
+    return [
+        Finding(LISTED, " ".join(messages), case, "error") for case, messages in messages_of.items()
+    ]
 
 
 def model_of(predictions: Path) -> dict[str, Any]:

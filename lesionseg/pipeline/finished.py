@@ -9,6 +9,7 @@ from typing import Any
 
 from lesionseg.config import ReportSection
 from lesionseg.errors import ReadError
+from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
 from lesionseg.io.files import read_json, read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
@@ -72,8 +73,8 @@ def read_finished(experiment: Experiment) -> FinishedRun | None:
     """Return the record of a finished run, or None if the run is not finished.
 
     It is not finished if a file is missing or cases have changed, for example if there are new test
-    cases. If only the settings of the report have changed, or the page is missing, this function
-    draws the page again.
+    cases, or if its scores have the format of an earlier version. If only the settings of the
+    report have changed, or the page is missing, this function draws the page again.
     """
     run = experiment.run
     report = experiment.cfg.report
@@ -91,7 +92,10 @@ def read_finished(experiment: Experiment) -> FinishedRun | None:
         return None
     if record.data != _data_digest(experiment):
         return None
-    if not all((run / name).is_file() for name in record.files):
+    files = [run / name for name in record.files]
+    if not all(path.is_file() for path in files):
+        return None
+    if not all(has_current_format(path) for path in files if path.name == SCORES_FILE):
         return None
     is_drawn = record.page is None or (run / record.page).is_file()
     if is_drawn and record.report == _report_digest(report):

@@ -35,8 +35,9 @@ from lesionseg.errors import (
     join_names,
 )
 from lesionseg.evaluation import (
-    CaseResult,
+    CaseRows,
     SummarySettings,
+    Tables,
     choose,
     find_preset,
     match_case,
@@ -49,9 +50,9 @@ from lesionseg.evaluation.change import (
     VisitPair,
     compare_visits,
     order_visits,
+    write_changes,
 )
-from lesionseg.evaluation.result_tables import write_rows, write_scores
-from lesionseg.evaluation.scores import SCORES_FILE
+from lesionseg.evaluation.scores import SCORES_FILE, write_scores
 from lesionseg.io.cases import check_header, read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
@@ -250,7 +251,7 @@ def _write_tables(
         failed: the reason of each visit or pair that failed, by case.
     """
     changes = [change for pair in followed.values() for change in pair.changes]
-    write_rows(folder / "changes.csv", changes, LesionChange)
+    write_changes(folder / "changes.csv", changes)
     rows = [pair.row for pair in followed.values()]
     failed_rows = [{"case": case, "message": message} for case, message in failed.items()]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
@@ -271,7 +272,7 @@ class FollowedPair:
     changes: Sequence[LesionChange]
     row: Mapping[str, Any]
     cards: Sequence[tuple[LesionChange, Card]]
-    score: CaseResult | None
+    score: CaseRows | None
 
 
 def _follow_all(
@@ -437,7 +438,8 @@ def _write_change_scores(
         return
     stable = _stable_cases(cfg) & followed.keys()
     stable_patients = {pairs[case][1].patient for case in stable}
-    shared = [result.case for result in results if result.group in stable_patients]
+    tables = Tables.of(results)
+    shared = tables.cases["case"][tables.cases["group"].isin(stable_patients)].tolist()
     if point is not None and shared:
         _log.warning(
             "stable= names pairs of patients who are scored (%s), so the operating point is chosen "
@@ -452,7 +454,7 @@ def _write_change_scores(
         seed=cfg.seed,
         provenance={"lesionseg": __version__, "scored": "new lesions between two visits"},
     )
-    write_scores(folder, results, summarise(results, find_preset("lesionseg"), settings))
+    write_scores(folder, tables, summarise(tables, find_preset("lesionseg"), settings))
 
 
 @dataclass(frozen=True)
@@ -590,9 +592,9 @@ def stable_point(
         raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
     if faults:
         _log.warning("These stable pairs do not choose the operating point:\n  %s", lines)
-    point = choose(results, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
-    scores = [c.score or 0.0 for result in results for c in result.candidates]
-    if point.score <= min(scores, default=1.0):
+    tables = Tables.of(results)
+    point = choose(tables, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
+    if point.score <= min(tables.candidates["score"], default=1.0):
         # all new lesions of the stable pairs are within the rate, so any score is accepted
         return replace(point, score=0.0)
     return point
@@ -814,7 +816,7 @@ def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
 
 def _score(
     visits: VisitPair, reference: Reference | None, point: OperatingPoint | None, group: str
-) -> CaseResult:
+) -> CaseRows:
     """Match the new lesions of a pair with a reference of true new lesions.
 
     If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
@@ -826,7 +828,7 @@ def _score(
         role = "stable"
         reference = Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
     preset = find_preset("lesionseg")
-    return match_case(reference, new, preset, case=new.case, group=group, role=role).result(point)
+    return match_case(reference, new, preset, case=new.case, group=group, role=role).rows(point)
 
 
 def _row(

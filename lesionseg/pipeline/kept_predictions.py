@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from lesionseg.core import Geometry, Prediction, Problem, Selection
+from lesionseg.core import Finding, Geometry, Prediction, Selection
+from lesionseg.core.finding import finding_of
 from lesionseg.errors import (
     ConflictError,
     ContentError,
@@ -83,13 +84,13 @@ class KeptPredictions:
 
     def keep_unlabelled(
         self, cases: Sequence[str], numbers: LabelNumbers, *, merge_labels: bool
-    ) -> list[Problem]:
+    ) -> list[Finding]:
         """Find the candidates of cases without a reference, and keep them as well.
 
         As in cases with a reference, their labels have the values of `numbers`, or are merged with
-        `merge_labels`. Return the problems of cases that cannot be used.
+        `merge_labels`. Return the errors of cases that cannot be used.
         """
-        faults: list[Problem] = []
+        faults: list[Finding] = []
         for case in cases:
             try:
                 prediction = open_prediction(self._files[case])
@@ -97,7 +98,7 @@ class KeptPredictions:
                 if merge_labels:
                     prediction = prediction.merge_labels()
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
-                faults.append(Problem(case, str(error)))
+                faults.append(finding_of(error, case))
                 log.warning("Not read, %s: %s", case, error)
             else:
                 self.keep(prediction)

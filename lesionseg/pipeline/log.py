@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import re
 import shlex
 import sys
@@ -11,7 +10,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import MappingProxyType
@@ -237,30 +235,11 @@ class RunLog(MemoryHandler):
 
 
 class LogFile(logging.FileHandler):
-    """A handler that appends to a file, but not through a link.
-
-    If a line cannot be written, one warning says so, and no further line is written.
-    """
-
-    def __init__(self, path: Path, formatter: logging.Formatter) -> None:
-        self._has_failed = False
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self.setFormatter(formatter)
-
-    def _open(self) -> TextIOWrapper:
-        """Open the file. A link in an output folder may lead to any file of the user."""
-        flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-        file = os.open(self.baseFilename, flags, 0o666)
-        return os.fdopen(file, "a", encoding=self.encoding, errors=self.errors)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Append a line."""
-        if not self._has_failed:
-            super().emit(record)
+    """A handler that appends to a file until a line cannot be written. One warning says so then."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Warn that the log is incomplete. `logging` would print a traceback for each line."""
-        self._has_failed = True
+        self.setLevel(sys.maxsize)
         reason = sys.exc_info()[1]
         log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
 
@@ -287,15 +266,17 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
         OutputError: if the file cannot be written.
     """
     try:
-        handler = LogFile(path, formatter)
+        if path.is_symlink():  # a link in an output folder may lead to any file of the user
+            raise OSError("it is a link")
+        handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
         if private:
             path.chmod(0o600)
     except OSError as error:
-        fault = "it is a link" if path.is_symlink() else _reason(error)
         raise OutputError(
-            f"{path}: cannot be written: {fault}. Remove the file, change the permissions, or name "
-            "another folder."
+            f"{path}: cannot be written: {_reason(error)}. Remove the file, change the "
+            "permissions, or name another folder."
         ) from error
+    handler.setFormatter(formatter)
     return handler
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from lesionseg.core import (
     CaseFiles,
     Dataset,
+    Finding,
     Geometry,
     Prediction,
-    Problem,
     Reference,
 )
+from lesionseg.core.finding import finding_of
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.evaluation import (
     MatchedCase,
@@ -67,9 +68,9 @@ def match_cases(
     predictions: Mapping[str, PredictionFiles],
     options: MatchOptions,
     *,
+    faults: list[Finding],
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
-    faults: list[Problem] | None = None,
 ) -> Iterator[MatchedCase]:
     """Match each case with its prediction, if it has one. Only one case is in memory at a time.
 
@@ -77,10 +78,9 @@ def match_cases(
         cases: the cases with references.
         predictions: the prediction files by case.
         options: settings for matching.
+        faults: a list to which the errors of cases are appended. Such a case is left out.
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
-        faults: a list to which the problems of cases are appended. Such a case is left out. None:
-            the first error is raised.
     """
     numbers = LabelNumbers(options.dataset.labels if options.dataset else None)
     with bar("Scoring", progress) as advance:
@@ -88,9 +88,7 @@ def match_cases(
             try:
                 matched = _match_one(files, predictions.get(files.case), options, numbers, keep)
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
-                if faults is None:
-                    raise
-                faults.append(Problem(files.case, str(error)))
+                faults.append(finding_of(error, files.case))
             else:
                 yield matched
             advance(files.case, done, len(cases))

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lesionseg.core import InputCheckResult
+from lesionseg.core import Finding, InputCheckResult
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
 from lesionseg.io.files import (
     TEMPORARY_NAMES,
@@ -23,7 +23,7 @@ from lesionseg.io.files import (
     read_json,
     write_csv,
 )
-from lesionseg.io.layouts.input_images import FoundScan, LeftOut
+from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
@@ -191,7 +191,7 @@ class PredictOutcome(Outcome):
 
     rows: tuple[CaseRow, ...]
     folder: Path
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Finding, ...] = ()
     table: str = TABLE
 
     @property
@@ -230,7 +230,7 @@ class PredictOutcome(Outcome):
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
-        return [*lines, *(f"{each}." for each in self.left_out)]
+        return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files of the results."""
@@ -270,9 +270,9 @@ def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
     )
 
 
-def left_out_row(left_out: LeftOut) -> CaseRow:
+def left_out_row(note: Finding) -> CaseRow:
     """Make the row of files of one kind that the model cannot read as scans."""
-    return CaseRow(case=left_out.what, status="skipped", message=f"{left_out}.")
+    return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
 
 
 def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:

@@ -79,7 +79,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
-        dataset = open_dataset(cfg.data, lenient=True)
+        dataset = open_dataset(cfg.data)
         return check_dataset(
             dataset, run / PAGE, root=cfg.data.root, identifiers=cfg.identifiers, cfg=cfg
         )

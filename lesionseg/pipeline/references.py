@@ -1,17 +1,18 @@
 """Find the references for `evaluate`: in a dataset, or in a folder of masks."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import CaseFiles, Dataset, Problem
+from lesionseg.core import CaseFiles, Dataset, Finding
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_csv
-from lesionseg.io.layouts import find_convention, read_dataset, read_dataset_of
+from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL
-from lesionseg.io.predictions import PredictionFiles, find_masks
+from lesionseg.io.layouts.readers import IGNORED_BOXES
+from lesionseg.io.predictions import PredictionFiles, list_masks
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,7 @@ DEFAULT_RULES = ReferenceRules()
 
 
 def open_references(
-    folder: Path,
-    faults: list[Problem] | None = None,
-    rules: ReferenceRules = DEFAULT_RULES,
+    folder: Path, faults: list[Finding], rules: ReferenceRules = DEFAULT_RULES
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the dataset of a folder and its labelled cases. A folder of masks has no dataset.
 
@@ -52,43 +51,57 @@ def open_references(
 
     Args:
         folder: the dataset or the masks.
-        faults: a list to which the problems of unusable cases are appended. None: the first problem
-            is raised.
+        faults: a list to which the errors of unusable cases are appended.
         rules: the rules by which references are read.
 
     Raises:
-        DatasetError: if a case cannot be used and `faults` is None, or if no reference is found.
+        DatasetError: if no reference is found.
     """
     name = find_convention(folder)
     # a BIDS dataset has its files in subfolders
     are_masks_of_bids = name == "bids" and any(is_image_file(f) for f in folder.iterdir())
     if name is None or are_masks_of_bids:
-        masks = find_masks(folder, faults)
+        masks, findings = list_masks(folder)
+        faults += findings
         dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
         if dataset is not None:
             return replace(dataset, grid_of_image=rules.by_image), list(dataset.cases)
         return None, [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    dataset = read_dataset(
-        folder,
-        merge_labels=rules.merge_labels,
-        may_lack=True,
-        grid_of_image=rules.by_image,
-        min_readers=rules.min_readers,
-        lenient=faults is not None,
-    )
-    wrong = {problem.case for problem in dataset.problems if problem.case}
-    if faults is not None:
-        faults += [problem for problem in dataset.problems if problem.case]
-        for problem in dataset.problems:
-            if not problem.case:
-                log.warning(problem.message)
-    labelled = [c for c in dataset.cases if c.is_labelled and c.case not in wrong]
+    dataset, labelled = _list_labelled(folder, faults, rules)
     if not labelled:
         raise DatasetError(
             f"{folder}: no case has a reference to compare with. Add masks, or name another folder "
             "as reference=."
         )
     return dataset, labelled
+
+
+def _list_labelled(
+    root: Path,
+    faults: list[Finding],
+    rules: ReferenceRules,
+    known: Collection[str] = frozenset(),
+) -> tuple[Dataset, list[CaseFiles]]:
+    """Return a dataset and its labelled cases. Cases in `known` are left out.
+
+    The errors of cases are appended to `faults`, and those of the whole dataset are logged.
+    """
+    dataset = list_dataset(
+        root,
+        merge_labels=rules.merge_labels,
+        may_lack=True,
+        grid_of_image=rules.by_image,
+        min_readers=rules.min_readers,
+    )
+    wrong = [finding for finding in dataset.errors if finding.case not in known]
+    faults += [finding for finding in wrong if finding.case]
+    for finding in dataset.findings:
+        if finding.kind == IGNORED_BOXES:
+            log.info(finding.message)
+        elif finding.severity == "error" and not finding.case:
+            log.warning(finding.message)
+    left_out = {*known, *(finding.case for finding in wrong)}
+    return dataset, [c for c in dataset.cases if c.is_labelled and c.case not in left_out]
 
 
 def with_ids_of_references(
@@ -120,7 +133,7 @@ def with_ids_of_references(
 
 
 def all_references(
-    folder: Path, faults: list[Problem], rules: ReferenceRules = DEFAULT_RULES
+    folder: Path, faults: list[Finding], rules: ReferenceRules = DEFAULT_RULES
 ) -> tuple[Dataset | None, list[CaseFiles]]:
     """Return the references of a folder, and of the whole dataset to which it belongs.
 
@@ -130,20 +143,6 @@ def all_references(
     dataset, labelled = open_references(folder, faults, rules)
     if dataset is None or dataset.root == folder:
         return dataset, labelled
-    whole = read_dataset(
-        dataset.root,
-        merge_labels=rules.merge_labels,
-        may_lack=True,
-        grid_of_image=rules.by_image,
-        min_readers=rules.min_readers,
-        lenient=True,
-    )
     in_folder = {files.case for files in labelled}
-    wrong = [problem for problem in whole.problems if problem.case not in in_folder]
-    for problem in wrong:
-        if not problem.case:
-            log.warning(problem.message)
-    faults += [problem for problem in wrong if problem.case]
-    left_out = in_folder | {problem.case for problem in wrong}
-    others = [c for c in whole.cases if c.is_labelled and c.case not in left_out]
+    whole, others = _list_labelled(dataset.root, faults, rules, in_folder)
     return whole, [*labelled, *others]

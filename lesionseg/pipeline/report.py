@@ -6,7 +6,7 @@ from pathlib import Path
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
-from lesionseg.evaluation.result_tables import remove_scores
+from lesionseg.evaluation.scores import remove_scores
 from lesionseg.io.files import locked_folder
 from lesionseg.io.run_folder import find_scores, require_no_run
 from lesionseg.pipeline.log import bar, command_line

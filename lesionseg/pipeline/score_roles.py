@@ -1,7 +1,7 @@
 """Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -9,26 +9,32 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lesionseg.core import Aim, Case, CaseFiles, OperatingPoint, Prediction, Role, Selection, Volume
+from lesionseg.core import (
+    Aim,
+    Case,
+    CaseFiles,
+    Finding,
+    OperatingPoint,
+    Prediction,
+    Role,
+    Selection,
+    Volume,
+)
+from lesionseg.core.finding import require_no_errors
 from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
     MatchedCase,
     Scores,
     SummarySettings,
+    Tables,
     choose,
     match_case,
     summarise,
 )
-from lesionseg.evaluation.curves import Pool, froc
-from lesionseg.evaluation.intervals import (
-    MIN_GROUPS,
-    Statistic,
-    divide,
-    draw_groups,
-    value_of,
-)
-from lesionseg.evaluation.result_tables import write_scores
+from lesionseg.evaluation.curves import froc
+from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
+from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.input_check import InputCheck
@@ -114,10 +120,9 @@ def score_predicted(
     """
     cfg = experiment.cfg
     dataset = experiment.dataset
-    options = MatchOptions(experiment.preset, dataset)
-    matches = list(match_cases(experiment.cases("validation"), predictions, options))
+    matches = list(_match_own(experiment, experiment.cases("validation"), predictions))
     complete, calibration_of = select(
-        [match.result(surface=False) for match in matches],
+        Tables.of(match.rows(surface=False) for match in matches),
         selection,
         Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
@@ -171,9 +176,18 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
         return None
     log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder)
-    options = MatchOptions(experiment.preset, experiment.dataset)
-    matches = match_cases(cases, find_predictions(folder), options)
+    matches = _match_own(experiment, cases, find_predictions(folder))
     return _score(matches, experiment, output, predictor.operating_point())
+
+
+def _match_own(
+    experiment: Experiment, cases: Sequence[CaseFiles], predictions: Mapping[str, PredictionFiles]
+) -> Iterator[MatchedCase]:
+    """Match the predictions of this training. Raise `DatasetError` at the end if one is damaged."""
+    faults: list[Finding] = []
+    options = MatchOptions(experiment.preset, experiment.dataset)
+    yield from match_cases(cases, predictions, options, faults=faults)
+    require_no_errors(faults, experiment.run)
 
 
 def _count_cases(cases: Sequence[CaseFiles]) -> str:
@@ -210,8 +224,8 @@ def _score(
     matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
 ) -> Scores:
     """Write the scores and tables of matched cases of one role into `output`."""
-    results = [match.result(point) for match in matches]
-    role = results[0].role
+    tables = Tables.of(match.rows(point) for match in matches)
+    role = tables.cases["role"].iloc[0]
     labels = experiment.dataset.labels.lesion_names
     settings = SummarySettings(
         evaluated_on=role,
@@ -222,8 +236,8 @@ def _score(
         provenance=experiment.origin,
         columns={files.case: files.columns for files in experiment.dataset.cases},
     )
-    scores = summarise(results, experiment.preset, settings)
-    write_scores(output, results, scores, labels)
+    scores = summarise(tables, experiment.preset, settings)
+    write_scores(output, tables, scores, labels)
     return scores
 
 
@@ -280,36 +294,35 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     """
     if not matches:
         return {}
-    results = [match.result(surface=False) for match in matches]
-    if not any(result.candidates for result in results):
-        cases = count(len(results), "validation case")
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    if not len(tables.candidates):
+        cases = count(len(matches), "validation case")
         log.warning("The network detects nothing on %s.", cases)
-    point = choose(results, Aim("fp_per_case", FP_PER_CASE), quiet=True)
-    pool = Pool.of(results)
-    find = froc(pool, [FP_PER_CASE])
-    recall = value_of(find, len(pool.groups))[0]
+    point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
+    find = froc(tables, [FP_PER_CASE])
+    recall = value_of(find, len(tables.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
-    dice = [match.result(point, surface=False).dice for match in matches]
-    known = [value for value in dice if value is not None]
-    if known:
-        scores["dice"] = float(np.mean(known))
-    error = _score_error(pool, find, dice)
-    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: error}
+    accepted = Tables.of(match.rows(point, surface=False) for match in matches)
+    dice = accepted.cases["dice"]
+    if dice.notna().any():
+        scores["dice"] = float(dice.mean())
+    return {**scores, SCORE: sum(scores.values()), SCORE_ERROR: _score_error(accepted, find)}
 
 
-def _score_error(pool: Pool, find: Statistic, dice: Sequence[float | None]) -> float:
+def _score_error(tables: Tables, find: Statistic) -> float:
     """Return the standard error of the recall that `find` computes plus the mean Dice of the cases.
 
     It is the standard deviation over resampled patients (bootstrap), which counts that both numbers
     depend on the same patients. Fewer than five patients give NaN.
     """
-    if len(pool.groups) < MIN_GROUPS:
+    if len(tables.groups) < MIN_GROUPS:
         return np.nan
-    draws = draw_groups(len(pool.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
+    draws = draw_groups(len(tables.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
     replicates = find(draws)[:, 0]
-    has_dice = np.array([value is not None for value in dice], float)
+    dice = tables.cases["dice"].to_numpy(float)
+    has_dice = ~np.isnan(dice)
     if has_dice.any():
-        weights = draws[:, pool.case_group]
-        total = weights @ np.array([value or 0.0 for value in dice])
-        replicates = replicates + divide(total, weights @ has_dice)
+        weights = draws[:, tables.case_group]
+        total = weights @ np.where(has_dice, dice, 0.0)
+        replicates = replicates + divide(total, weights @ has_dice.astype(float))
     return float(np.nanstd(replicates))

@@ -1,13 +1,13 @@
 """Select operating points and the calibration of scores on development predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from lesionseg.core import Aim, Calibration, OperatingPoint, Selection
 from lesionseg.core.selection import CALIBRATION, OPERATING_POINT
 from lesionseg.errors import ContentError, count, format_score
-from lesionseg.evaluation import CaseResult, choose
+from lesionseg.evaluation import Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM, FEW_PATIENTS
 
@@ -28,7 +28,7 @@ _N_FOLDS = 5
 
 
 def select(
-    results: Sequence[CaseResult],
+    tables: Tables,
     selection: Selection,
     aim: Aim,
     rate_confidence: float | None,
@@ -39,7 +39,7 @@ def select(
     """Select operating points and calibration on evaluated development cases.
 
     Args:
-        results: the evaluated cases.
+        tables: the evaluated cases.
         selection: the selection so far, such as the calibration of voxels.
         aim: the operating point that accepts candidates. If it is out of reach, `DEFAULT_AIM`.
         rate_confidence: see `choose`.
@@ -51,13 +51,13 @@ def select(
         for each case, fitted on the other folds, with which the final calibration can be tested.
         This is None for a case if the other folds have too few candidates.
     """
-    points, first, remark = _choose_points(results, aim, rate_confidence, chosen_on)
+    points, first, remark = _choose_points(tables, aim, rate_confidence, chosen_on)
     if fold_of is None:
-        groups = sorted({r.group for r in results})
-        fold_of = {r.case: groups.index(r.group) % _N_FOLDS for r in results}
-    final, fits, why = _fit_calibrations(results, fold_of, chosen_on)
+        folds = (tables.case_group % _N_FOLDS).tolist()
+        fold_of = dict(zip(tables.cases["case"], folds, strict=True))
+    final, fits, why = _fit_calibrations(tables, fold_of, chosen_on)
     best_f1 = next(point for point in points if point.name == "best_f1")
-    doubt = _explain_doubt(first, results, rate_confidence)
+    doubt = _explain_doubt(first, len(tables.groups), rate_confidence)
     reason = f"{remark}{_describe_point(first, best_f1)} {doubt}".strip()
     complete = replace(
         selection,
@@ -69,7 +69,7 @@ def select(
 
 
 def _choose_points(
-    results: Sequence[CaseResult], aim: Aim, rate_confidence: float | None, chosen_on: str
+    tables: Tables, aim: Aim, rate_confidence: float | None, chosen_on: str
 ) -> tuple[tuple[OperatingPoint, ...], OperatingPoint, str]:
     """Choose a point for `aim` and for each of `AIMS` that the cases can reach.
 
@@ -78,17 +78,17 @@ def _choose_points(
     """
     remark = ""
     try:
-        first = choose(results, aim, confidence=rate_confidence)
+        first = choose(tables, aim, confidence=rate_confidence)
     except ContentError as error:
         if aim.kind != "sensitivity":
             raise
         # the run continues, because the network is already trained
         remark = f"{error} The default is used instead. "
-        first = choose(results, DEFAULT_AIM, confidence=rate_confidence)
+        first = choose(tables, DEFAULT_AIM, confidence=rate_confidence)
     points = {first.name: first}
     for further in AIMS:
         with suppress(ContentError):  # this sensitivity is out of reach
-            point = choose(results, further, confidence=rate_confidence, quiet=True)
+            point = choose(tables, further, confidence=rate_confidence, quiet=True)
             points.setdefault(point.name, point)
     for name, point in points.items():
         # a point whose score does not depend on the cases states no role
@@ -97,7 +97,7 @@ def _choose_points(
 
 
 def _fit_calibrations(
-    results: Sequence[CaseResult], fold_of: Mapping[str, int], chosen_on: str
+    tables: Tables, fold_of: Mapping[str, int], chosen_on: str
 ) -> tuple[Calibration | None, dict[int, Calibration], str]:
     """Fit a calibration on all cases, and one for each fold on the cases of the other folds.
 
@@ -106,12 +106,13 @@ def _fit_calibrations(
     """
     fits: dict[int, Calibration] = {}
     try:
-        final = fit_calibration(results, fitted_on=chosen_on)
+        final = fit_calibration(tables, fitted_on=chosen_on)
     except ContentError as error:
         return None, fits, f"skipped. {error}"
     for number in sorted(set(fold_of.values())):
         with suppress(ContentError):
-            fits[number] = fit_calibration([r for r in results if fold_of[r.case] != number])
+            others = {case for case, fold in fold_of.items() if fold != number}
+            fits[number] = fit_calibration(tables.of_cases(others))
     p_half, p_high = final.probability([0.5, 0.9])
     why = (
         f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
@@ -120,11 +121,8 @@ def _fit_calibrations(
     return final, fits, why
 
 
-def _explain_doubt(
-    point: OperatingPoint, results: Sequence[CaseResult], rate_confidence: float | None
-) -> str:
+def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: float | None) -> str:
     """Explain why the rate may differ for new patients. Return "" without a reason."""
-    n_patients = len({r.group for r in results})
     aim = point.aim
     is_aim_met = True
     if aim.kind == "fp_per_case" and rate_confidence:

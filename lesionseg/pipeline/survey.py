@@ -8,10 +8,12 @@ from pathlib import Path
 from statistics import median
 
 from lesionseg.config import DataConfig
-from lesionseg.core import CaseFiles, Dataset, Problem, ReaderAgreement, Role, pool_readers
+from lesionseg.core import CaseFiles, Dataset, ReaderAgreement, Role, pool_readers
+from lesionseg.core.dataset import compile_pattern
+from lesionseg.core.finding import collect_errors
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, require_usable
 from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.remote import download
 from lesionseg.io.split_files import read_split_file
@@ -107,7 +109,10 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         DatasetError: if files cannot be used (the message names all of them), if the dataset has no
             reference or no lesion, or if no case is left for validation.
     """
+    if data.group is not None:
+        compile_pattern(data.group)
     dataset = open_dataset(data)
+    require_usable(dataset)
     for line in agreement_lines(dataset.reader_agreement):
         log.info(line)
     with bar("Reading the dataset") as advance:
@@ -301,19 +306,19 @@ def _given(data: DataConfig) -> Path | None:
     return Path(data.splits) if data.splits else None
 
 
-def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
-    """Read the dataset of `data.root`. Simulate it first if it is missing and the settings say so.
+def open_dataset(data: DataConfig) -> Dataset:
+    """List the dataset of `data.root`. Simulate it first if it is missing and the settings say so.
 
-    `lenient`: see `read_dataset`.
+    Cases that cannot be used are findings, see `list_dataset`.
 
     Raises:
-        DatasetError: if the dataset cannot be used.
+        DatasetError: if the dataset has no known layout, or its description is wrong.
         ConfigError: if it was simulated with other settings.
     """
     root = download(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms, partial(bar, "Simulating scans"))
-    dataset = read_dataset(
+    dataset = list_dataset(
         root,
         group=data.group,
         merge_labels=data.merge_labels,
@@ -321,16 +326,13 @@ def open_dataset(data: DataConfig, *, lenient: bool = False) -> Dataset:
         nan_background=data.nan == "background",
         grid_of_image=data.geometry == "image",
         min_readers=data.min_readers,
-        lenient=lenient,
     )
     if not data.colour or not dataset.cases:
         return dataset
-    try:
-        return with_colours(dataset)
-    except DatasetError as error:
-        if not lenient:
-            raise
-        return replace(dataset, problems=(*dataset.problems, Problem("", str(error))))
+    findings = list(dataset.findings)
+    with collect_errors(findings, ""):
+        dataset = with_colours(dataset)
+    return replace(dataset, findings=tuple(findings))
 
 
 def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:

@@ -14,8 +14,7 @@ from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import untrusted_targets
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.result_tables import scores_table
-from lesionseg.evaluation.scores import Scores
+from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
@@ -209,8 +208,9 @@ def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
     """
     lines = []
     for role, found in scores.items():
-        if found.n_lesions and not found.n_true_positive:
-            lesions = count(found.n_lesions, "lesion")
+        n_lesions = found.count("n_lesions")
+        if n_lesions and not found.count("n_true_positive"):
+            lesions = count(n_lesions, "lesion")
             took = duration(found.provenance.training_minutes)
             lines.append(
                 f"It found none of {lesions} of the {role} cases after {took} of training."

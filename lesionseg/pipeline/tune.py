@@ -19,8 +19,8 @@ from torch import nn
 from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target, parameters_of
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError, pip_install
-from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.curves import Pool, average_precision, froc
+from lesionseg.evaluation import Tables, find_preset
+from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import locked_folder, write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
@@ -339,9 +339,10 @@ class _Trials:
         """Return recall at the stated rate and average precision on the validation cases."""
         cases = experiment.cases("validation")
         matches = match_volumes(network, experiment, cases, plan, device)
-        pool = Pool.of([match.result(surface=False) for match in matches])
-        recall = value_of(froc(pool, [self.cfg.tune.fp_per_case]), len(pool.groups))[0]
-        precision = value_of(average_precision(pool), len(pool.groups))[0]
+        tables = Tables.of(match.rows(surface=False) for match in matches)
+        n_groups = len(tables.groups)
+        recall = value_of(froc(tables, [self.cfg.tune.fp_per_case]), n_groups)[0]
+        precision = value_of(average_precision(tables), n_groups)[0]
         return {"recall": recall or 0.0, "average_precision": precision or 0.0}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lesionseg.core import Dataset, Lesions, Reference, StatedBoxes
+from lesionseg.core import Dataset, Finding, Lesions, Reference, StatedBoxes
 from lesionseg.errors import count, join_names
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 from lesionseg.plan.box_outlines import count_box_outlines
@@ -66,18 +66,9 @@ class ReferenceFacts:
     n_box_outlines: int = 0
 
 
-@dataclass(frozen=True)
-class Doubt:
-    """A question about a case, or about the dataset if `case` is "".
-
-    `kind` is a key of `DOUBTS`. All doubts of a kind are about cases, or all about the dataset.
-    `detail` is a sentence after the question, which begins with a space, or "". It contains no
-    identifiers of patients.
-    """
-
-    kind: str
-    case: str
-    detail: str = ""
+def _doubt(kind: str, case: str, detail: str = "") -> Finding:
+    """Return a doubt of a kind in `DOUBTS`. `detail` is added to the question, after a space."""
+    return Finding(kind, DOUBTS[kind] + detail, case)
 
 
 def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
@@ -177,14 +168,14 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
     return n_equal, n_overlapping
 
 
-def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
     """Return the doubts about a dataset, then those about its cases."""
     return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
 
 
-def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
     """Return the doubts about the format of boxes and about labels without lesions."""
-    doubts: list[Doubt] = []
+    doubts: list[Finding] = []
     n_boxes = sum(one.n_boxes for one in facts.values())
     n_outside = sum(one.n_outside for one in facts.values())
     n_corners = sum(one.n_as_corners for one in facts.values())
@@ -195,7 +186,7 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         if n_outside:
             verb = "reaches" if n_outside == 1 else "reach"
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
-        doubts.append(Doubt("box_corners", "", detail))
+        doubts.append(_doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
     absent: dict[int, str] = {}
     if present and not dataset.labels.merged:
@@ -211,54 +202,54 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
             )
         else:
             detail += "If no image can show them, remove them from the categories."
-        doubts.append(Doubt("empty_label", "", detail))
+        doubts.append(_doubt("empty_label", "", detail))
     elif absent:
         detail = ", ".join(f"{name!r} (value {label})" for label, name in absent.items())
-        doubts.append(Doubt("empty_label", "", f" {detail}."))
+        doubts.append(_doubt("empty_label", "", f" {detail}."))
     return doubts
 
 
-def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Doubt]:
+def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
     """Return the doubts about the masks and boxes of single cases."""
-    doubts: list[Doubt] = []
+    doubts: list[Finding] = []
     for case, one in facts.items():
         if one.share > MOST_SHARE:
             detail = f" They fill {100 * one.share:.3g} %."
-            doubts.append(Doubt("mostly_lesion", case, detail))
+            doubts.append(_doubt("mostly_lesion", case, detail))
         elif one.touches_all:
-            doubts.append(Doubt("touches_borders", case))
+            doubts.append(_doubt("touches_borders", case))
         elif one.is_wide:
-            doubts.append(Doubt("full_width", case))
+            doubts.append(_doubt("full_width", case))
         for kind, n in (
             ("boxes_outside", one.n_outside),
             ("box_duplicates", one.n_equal),
             ("box_readers", one.n_overlapping),
         ):
             if n:
-                doubts.append(Doubt(kind, case, f" {n} of {one.n_boxes}."))
+                doubts.append(_doubt(kind, case, f" {n} of {one.n_boxes}."))
     return doubts
 
 
-def doubt_lines(doubts: Sequence[Doubt]) -> list[str]:
+def doubt_lines(doubts: Sequence[Finding]) -> list[str]:
     """Return one line per kind of doubt: its question, and the cases with one example.
 
     Doubts about the whole dataset have no cases. Their details follow the question instead.
     """
-    by_kind: dict[str, list[Doubt]] = {}
+    by_kind: dict[str, list[Finding]] = {}
     for doubt in doubts:
         by_kind.setdefault(doubt.kind, []).append(doubt)
     lines: list[str] = []
     for kind, own in by_kind.items():
-        line = DOUBTS[kind]
+        line = line_of_kind = DOUBTS[kind]
         first = own[0]
         if first.case:
             cases = [doubt.case for doubt in own]
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
-            if first.detail:
-                line += f" ({first.case}:{first.detail})"
+            if detail := first.message.removeprefix(line_of_kind):
+                line += f" ({first.case}:{detail})"
         else:
-            distinct_details = dict.fromkeys(doubt.detail for doubt in own)
-            line += "".join(distinct_details)
+            details = [doubt.message.removeprefix(line_of_kind) for doubt in own]
+            line += "".join(dict.fromkeys(details))
         lines.append(line)
     return lines
 

@@ -16,8 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
-from lesionseg.evaluation.scores import CalibrationScores, NoSizeCurve, SizeClass
-from lesionseg.reporting.evaluation_tables import Tables
+from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
 from lesionseg.reporting.rendering import rate
 from lesionseg.reporting.words import FEW, per_scan, size_class_words
 
@@ -97,7 +96,7 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def size_chart(tables: Tables) -> Chart | None:
+def size_chart(tables: Evaluation) -> Chart | None:
     """Draw lesions found and missed by size, with an interval and a ring per patient."""
     bins = tables.size_classes
     if not bins:
@@ -143,7 +142,7 @@ def size_chart(tables: Tables) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _shares_of_patients(tables: Tables, part: SizeClass) -> pd.Series:
+def _shares_of_patients(tables: Evaluation, part: SizeClass) -> pd.Series:
     """Return the share of lesions found of each patient with lesions of a size class."""
     largest = np.inf if part.to_mm is None else part.to_mm
     sizes = tables.lesions[tables.size_column]
@@ -178,7 +177,7 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     return n_missed >= MIN_LESIONS and never_falls and recalls[0] < recalls[-1]
 
 
-def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
+def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     """Draw the sensitivity of one or more models against false positives per scan.
 
     The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0.
@@ -231,7 +230,7 @@ def froc_chart(models: Sequence[tuple[str, Tables]]) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _froc_caption(tables: Tables, has_lower: bool, has_band: bool, has_dots: bool) -> str:
+def _froc_caption(tables: Evaluation, has_lower: bool, has_band: bool, has_dots: bool) -> str:
     """Explain each mark that the chart of sensitivity against false positives has."""
     chosen_on = tables.scores.operating_point.chosen_on
     caption = "Orange: the limit in use"
@@ -245,14 +244,14 @@ def _froc_caption(tables: Tables, has_lower: bool, has_band: bool, has_dots: boo
     return caption
 
 
-def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: float) -> bool:
+def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, right: float) -> bool:
     """Draw the curve of a model, or one point if it has no scores.
 
     A dotted line continues a curve that ends before the right end of the axis. Return True if
     there is such a line.
     """
     if tables.threshold is None:  # such as masks that a reader drew
-        false_rate = tables.scores.n_false_positive / tables.n_scanned
+        false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=name)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
@@ -265,7 +264,7 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
         x.append(n_false / scans)
         y.append(n_found / n_lesions)
     # lower thresholds add only false positives
-    x.append(len(tables.false_scores) / scans)
+    x.append(len(tables.false_score) / scans)
     y.append(y[-1])
     axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
     if x[-1] >= right:
@@ -274,17 +273,16 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Tables, colour: str, right: 
     return True
 
 
-def _draw_interval_band(axes: Axes, tables: Tables, right: float) -> bool:
+def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
     """Draw the intervals of scores.json around the curve. Return True if there are any."""
-    froc = tables.scores.froc
     rates = []
     low = []
     high = []
-    for fp_per_case, interval in zip(froc.fp_per_case, froc.ci95 or (), strict=False):
-        if interval and fp_per_case <= right:
-            rates.append(fp_per_case)
-            low.append(interval[0])
-            high.append(interval[1])
+    for point in tables.scores.curve("froc"):
+        if point.ci95 and point.at is not None and point.at <= right:
+            rates.append(point.at)
+            low.append(point.ci95[0])
+            high.append(point.ci95[1])
     if len(rates) < 2:
         return False
     axes.fill_between(rates, low, high, color=FOUND, alpha=0.15, linewidth=0)
@@ -304,7 +302,7 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_limit_in_use(axes: Axes, tables: Tables, limit: Limit) -> None:
+def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
     x = limit.n_false / tables.n_scanned
     y = limit.n_found / len(tables.lesions)
@@ -325,7 +323,7 @@ def _draw_limit_in_use(axes: Axes, tables: Tables, limit: Limit) -> None:
     )
 
 
-def _draw_lower_limit(axes: Axes, tables: Tables, limit: Limit) -> None:
+def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     """Draw a dot and a label at a lower limit. The axes must have their final limits."""
     x = limit.n_false / tables.n_scanned
     y = limit.n_found / len(tables.lesions)
@@ -343,7 +341,7 @@ def _draw_lower_limit(axes: Axes, tables: Tables, limit: Limit) -> None:
     )
 
 
-def find_lower_limit(tables: Tables) -> Limit | None:
+def find_lower_limit(tables: Evaluation) -> Limit | None:
     """Find a lower limit that finds more lesions.
 
     It may have twice the false positives of the limit in use, or one per scan if that is more.
@@ -367,9 +365,9 @@ def _rate_words(false: int, cases: float) -> str:
     return per_scan(false / cases) if false else "no false positive"
 
 
-def dice_chart(tables: Tables) -> Chart | None:
+def dice_chart(tables: Evaluation) -> Chart | None:
     """Draw the Dice of each scan in ascending order, if the mean Dice is defined."""
-    if tables.scores.dice.mean is None:
+    if tables.scores["dice"].value is None:
         return None
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
     if not len(values):
@@ -383,16 +381,19 @@ def dice_chart(tables: Tables) -> Chart | None:
     return Chart("Dice, scan by scan", caption, figure)
 
 
-def curve_chart(tables: Tables) -> Chart | None:
+def curve_chart(tables: Evaluation) -> Chart | None:
     """Draw the fitted chance that a lesion is found against its diameter."""
-    curve = tables.scores.size_curve
-    if isinstance(curve, NoSizeCurve):
+    diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
+    intercept = tables.scores["size_intercept"].value
+    slope = tables.scores["size_slope"].value
+    if not diameters or intercept is None or slope is None:
         return None
     figure, axes = new_figure()
-    low, high = curve.observed_mm
+    low = diameters[0]
+    high = diameters[-1]
     # `geomspace` needs a lower end above 0, and a curve needs some width
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
-    log_odds = curve.intercept + curve.slope * np.log(x)
+    log_odds = intercept + slope * np.log(x)
     axes.plot(x, 1 / (1 + np.exp(-log_odds)), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
@@ -404,20 +405,23 @@ def curve_chart(tables: Tables) -> Chart | None:
     return Chart("Chance to be found, by size", "A logistic regression. Ticks are lesions.", figure)
 
 
-def subgroup_chart(tables: Tables) -> Chart | None:
+def subgroup_chart(tables: Evaluation) -> Chart | None:
     """Draw sensitivity by subgroup."""
-    with_recall = [g for g in tables.scores.subgroups if g.lesion_recall.value is not None]
+    scores = tables.scores
+    recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
+    with_recall = [name for name, recall in recalls.items() if recall.value is not None]
     groups = with_recall[:MOST_SUBGROUPS]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
     for y, group in enumerate(groups[::-1]):
-        recall = group.lesion_recall
+        recall = recalls[group]
         if recall.ci95:
-            style = DASHED if group.n_groups < RELIABLE else "-"
+            style = DASHED if (scores.find("n_groups", subset=group).value or 0) < RELIABLE else "-"
             axes.plot(recall.ci95, [y, y], color=INK, linestyle=style, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
-    names = [f"{g.by}: {g.value} ({count(g.n_lesions, 'lesion')})" for g in groups[::-1]]
+    numbers = [int(scores.find("n_lesions", subset=name).value or 0) for name in groups]
+    names = [f"{g} ({count(n, 'lesion')})" for g, n in zip(groups, numbers, strict=True)][::-1]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
     axes.grid(axis="x", color=GRID)
@@ -429,31 +433,29 @@ def subgroup_chart(tables: Tables) -> Chart | None:
     return Chart("Subgroups", caption, figure)
 
 
-def reliability_chart(tables: Tables) -> Chart | None:
+def reliability_chart(tables: Evaluation) -> Chart | None:
     """Draw the share of true candidates against their score, or their calibrated probability."""
-    calibration = tables.scores.calibration
-    if not isinstance(calibration, CalibrationScores):
+    points = tables.scores.curve("true_share")
+    if not points:
         return None
-    rows = [row for row in calibration.reliability if row.n]
-    if not rows:
-        return None
+    of = points[0].subset
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
-    stated = [row.mean_probability for row in rows]
-    true = [row.true_share for row in rows]
-    areas = [20 + 3 * min(row.n, 60) for row in rows]  # larger dots for more candidates
+    stated = [point.at or 0.0 for point in points]
+    true = [point.value or 0.0 for point in points]
+    areas = [20 + 3 * min(point.n or 0, 60) for point in points]  # larger dots for more candidates
     axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
-    axes.set(xlabel=f"{calibration.of} of the marking", ylabel="share that was a lesion")
-    caption = f"On the line, the {calibration.of} equals the share of lesions."
+    axes.set(xlabel=f"{of} of the marking", ylabel="share that was a lesion")
+    caption = f"On the line, the {of} equals the share of lesions."
     return Chart("Calibration", caption, figure)
 
 
-def load_chart(tables: Tables) -> Chart | None:
+def load_chart(tables: Evaluation) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
     predicted = tables.cases[tables.cases["status"] != "missing"]
     volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
-    if tables.scores.lesion_load.volume_ml.bias.value is None:
+    if tables.scores["volume_ml_bias"].value is None:
         return None
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
     mean = difference.mean()

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, ReaderAgreement, pool_readers
+from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_readers
+from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
 from lesionseg.io.files import write_text
 from lesionseg.io.layouts.checks import is_colour
@@ -20,7 +21,8 @@ from lesionseg.reporting.rendering import Tile, render
 
 # each kind of finding, and its explanation on the page
 MEANING: Mapping[str, str] = {
-    "listed": "The dataset's list has a wrong entry for a case.",
+    LISTED: "The dataset's list has a wrong entry for a case.",
+    NO_CASE: "The dataset has no labelled case.",
     "listed_otherwise": "The dataset's list and its folders contain different cases.",
     "unread": "A folder contains files of formats that are not read.",
     "left_out": "Files next to the cases are left out.",
@@ -66,27 +68,6 @@ PIXELS = "pixels"
 _SAMPLED = 100_000  # voxels, about, that are used for the percentiles of a channel
 # columns that describe how a radiograph was acquired
 _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem of one case.
-
-    Attributes:
-        case: Id of the case. Empty for an entry of the dataset's list that is not a case.
-        kind: A key of `MEANING`.
-        severity: A key of `SEVERITY`.
-        detail: An addition to the meaning, without names of files or patients.
-        named: The whole sentence for the terminal, which may name files and patients.
-        others: Ids of further cases with the same problem.
-    """
-
-    case: str
-    kind: str
-    severity: str
-    detail: str = ""
-    named: str = ""
-    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,14 +154,6 @@ def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
     return float(low), float(middle), float(high)
 
 
-def describe(finding: Finding) -> str:
-    """Describe a finding with the names of cases and files."""
-    text = finding.named or MEANING[finding.kind] + finding.detail
-    if finding.others:
-        text += f" Also: {', '.join(finding.others)}."
-    return text
-
-
 def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -> list[str]:
     """Return one line per finding, with the names of cases and files, and a line of totals.
 
@@ -192,13 +165,13 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
     for finding in findings:
         if finding.severity == "note":
             # the line names the cases itself, so cases with the same note can share it
-            text = describe(finding).removeprefix(f"{finding.case}: ")
+            text = finding.message.removeprefix(f"{finding.case}: ")
             notes.setdefault(text, []).append(finding.case)
         else:
             pseudonym = pseudonyms.get(finding.case, "")
             on_page = f" ({pseudonym})" if pseudonym not in ("", finding.case) else ""
             name = finding.case or "the list of cases"
-            lines.append(f"- {finding.severity}, {name}{on_page}: {describe(finding)}")
+            lines.append(f"- {finding.severity}, {name}{on_page}: {finding.message}")
     for text, cases in notes.items():
         who = ""  # a note about the whole dataset names no case
         if any(cases):
@@ -227,7 +200,7 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
 
 def _is_unlisted(finding: Finding) -> bool:
     """Return True for an entry of the dataset's list that could not be taken as a case."""
-    return finding.kind == "listed" and not finding.case
+    return finding.kind in (LISTED, NO_CASE) and not finding.case
 
 
 def write_dataset_report(
@@ -246,7 +219,7 @@ def write_dataset_report(
     Args:
         path: The file to write.
         looks: The picture and numbers of each case by its id.
-        findings: The problems of all cases.
+        findings: The findings of all cases.
         channels: The names of the channels.
         unit: The unit of sizes.
         name: The name of the dataset.
@@ -263,7 +236,7 @@ def write_dataset_report(
         for finding in findings:
             if finding.severity != "note":
                 case = finding.case or "the list of cases"
-                named.append({"case": case, "finding": describe(finding)})
+                named.append({"case": case, "finding": finding.message})
     html = render(
         "dataset.html.j2",
         summary=_summarise(name, looks, findings, n_unlisted),
@@ -304,7 +277,7 @@ def _summarise(
         summary += f" {entries} of the list could not be taken as a case."
     for finding in findings:
         if finding.kind == "model":
-            summary += f" {describe(finding)}"
+            summary += f" {finding.message}"
     return summary
 
 

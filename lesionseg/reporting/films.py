@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from lesionseg.errors import count, format_score
-from lesionseg.reporting.evaluation_tables import Tables
+from lesionseg.reporting.evaluation_tables import Evaluation
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import display_levels
 from lesionseg.reporting.words import size_words, why_missed
@@ -167,7 +167,7 @@ class Film:
         return places or [FilmTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
 
 
-def choose_films(tables: Tables) -> list[str]:
+def choose_films(tables: Evaluation) -> list[str]:
     """Return the scans to show as a whole, at most `MOST_FILMS`.
 
     Scans with the largest missed lesions and those with the most confident false positives take
@@ -188,10 +188,10 @@ def choose_films(tables: Tables) -> list[str]:
     return list(dict.fromkeys([*turns, *found]))[:MOST_FILMS]
 
 
-def label_keys(tables: Tables) -> dict[str, LabelKey]:
+def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
     """Return the key of each label of lesions and markings; empty if there is only one label."""
     used = {*tables.lesions["label"], *tables.candidates["label"]}
-    names = [name for name in tables.scores.per_label if name in used]
+    names = [name for name in tables.scores.labels if name in used]
     names += sorted(used - set(names))
     if len(names) < 2:
         return {}
@@ -211,7 +211,7 @@ def _letter(number: int) -> str:
     return (chr(64 + first) if first else "") + chr(65 + second)
 
 
-def draw_film(scene: Scene, case: str, tables: Tables) -> Film:
+def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
     """Draw the whole image of a scan with the boxes of its lesions and markings.
 
     At most `MOST_BOXES` boxes are drawn, errors first. The caption states how many are left out.
@@ -308,7 +308,7 @@ def _box(
 def _caption(
     lesions: pd.DataFrame,
     markings: pd.DataFrame,
-    tables: Tables,
+    tables: Evaluation,
     n_left_out: int,
     *,
     several_labels: bool,

@@ -17,7 +17,6 @@ from lesionseg.core import (
     Dataset,
     Geometry,
     Prediction,
-    Problem,
     Reference,
 )
 from lesionseg.core.lesions import box_slices
@@ -25,10 +24,10 @@ from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
 from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask, read_reference
-from lesionseg.io.layouts import read_dataset, read_dataset_of
+from lesionseg.io.layouts import list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import PredictionFiles, find_masks, find_predictions
+from lesionseg.io.predictions import PredictionFiles, list_masks, list_predictions
 from lesionseg.io.volumes import is_raster, read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
@@ -105,11 +104,13 @@ class Sources:
             cases = find_images(images, channels=1)
         self._files = _by_case(cases)
         self._reference = None if reference is None else _find_dataset(reference, made)
-        unusable: list[Problem] = []  # `evaluate` has named these files; the report omits them
-        self._masks = {}
+        # `evaluate` has listed the files that cannot be used; the report omits them
+        self._masks: dict[str, Path] = {}
         if reference is not None and self._reference is None:  # a folder of masks
-            self._masks = find_masks(reference, unusable)
-        self._predictions = {} if prediction is None else find_predictions(prediction, unusable)
+            self._masks, _ = list_masks(reference)
+        self._predictions: dict[str, PredictionFiles] = {}
+        if prediction is not None:
+            self._predictions, _ = list_predictions(prediction)
         self._merges_labels = made.merges_labels
         if self._reference is None:
             of_masks = read_dataset_of(self._masks, merge_labels=made.merges_labels)
@@ -225,14 +226,13 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
-        dataset = read_dataset(
+        dataset = list_dataset(
             folder,
             merge_labels=made.merges_labels,
             may_lack=True,
             nan_background=True,
             grid_of_image=True,
             min_readers=made.min_readers,
-            lenient=True,
         )
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)

@@ -9,8 +9,8 @@ from typing import Any
 from lesionseg.errors import count, duration, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores, SizeClass
-from lesionseg.reporting.evaluation_tables import SMALL_MM, Tables
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
+from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
 from lesionseg.reporting.rendering import Tile, percent, rate
 
 FEW = 5  # fewer patients give no reliable interval
@@ -159,10 +159,10 @@ def short_unit(unit: str) -> str:
     return unit.split(",")[0].split(" ")[0]
 
 
-def size_words(row: Mapping[str, Any], tables: Tables) -> str:
+def size_words(row: Mapping[str, Any], tables: Evaluation) -> str:
     """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
     size = row[tables.size_column]
-    bounds = [part.from_mm for part in tables.scores.recall_by_size]
+    bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
     if tables.has_mm:
         return f"{size_text(size, [SMALL_MM, *bounds])} {short_unit(tables.scores.size_unit)}"
     unit = "% of the width" if tables.scores.size_unit == PERCENT_OF_WIDTH else "px"
@@ -193,7 +193,7 @@ def role_words(role: str) -> str:
     return words.get(role, "scans whose role is not stated")
 
 
-def tags(tables: Tables) -> list[tuple[str, str]]:
+def tags(tables: Evaluation) -> list[tuple[str, str]]:
     """Return the warnings at the top of the page: the name of each, and a sentence."""
     role = tables.scores.evaluated_on
     found: list[tuple[str, str]] = []
@@ -237,8 +237,8 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     else:
         stated = expected
         verb = "was expected to give"
-    n_false = scores.n_false_positive
-    observed = scores.false_positives_per_case.value
+    n_false = scores.count("n_false_positive")
+    observed = scores["false_positives_per_case"].value
     if stated is None or not n_false or not observed:
         return ""
     allowed = max(stated, expected or 0.0)
@@ -251,10 +251,10 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     )
 
 
-def headline(tables: Tables) -> str:
+def headline(tables: Evaluation) -> str:
     """Return one sentence about the lesions of two size classes and the false positives."""
     n_cases = len(tables.cases)
-    false = tables.scores.n_false_positive
+    false = tables.scores.count("n_false_positive")
     scans = count(n_cases, "scan")
     if not n_cases:
         return "No scan was evaluated: this page says nothing about the program."
@@ -269,7 +269,7 @@ def headline(tables: Tables) -> str:
     return f"Finds {_found_words(tables)}, {false_words}."
 
 
-def _found_words(tables: Tables) -> str:
+def _found_words(tables: Evaluation) -> str:
     """Return the shares of lesions found in words, by size if it is known in millimetres."""
     if not tables.has_mm:
         n = len(tables.lesions)
@@ -293,7 +293,7 @@ def _found_words(tables: Tables) -> str:
     return ", ".join(parts)
 
 
-def tiles(tables: Tables) -> list[Tile]:
+def tiles(tables: Evaluation) -> list[Tile]:
     """Return the four numbers of the first screen. Without a scan they are dashes.
 
     The first two are lesions found: by size or, for images of two axes and for boxes, by any
@@ -319,7 +319,7 @@ def tiles(tables: Tables) -> list[Tile]:
     return [*found, Tile(count(n_with, who), words, weak=is_very_small)]
 
 
-def _tiles_by_overlap(tables: Tables) -> list[Tile]:
+def _tiles_by_overlap(tables: Evaluation) -> list[Tile]:
     """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
     n = len(tables.lesions)
     noun = "lesion" if n == 1 else "lesions"
@@ -335,7 +335,7 @@ def _tiles_by_overlap(tables: Tables) -> list[Tile]:
     return found
 
 
-def _tiles_by_size(tables: Tables) -> list[Tile]:
+def _tiles_by_size(tables: Evaluation) -> list[Tile]:
     """Return the numbers of lesions found of 5 mm or more, and under 5 mm."""
     found: list[Tile] = []
     n = len(tables.cases)
@@ -356,11 +356,11 @@ def _tiles_by_size(tables: Tables) -> list[Tile]:
     return found
 
 
-def _false_positive_tile(tables: Tables) -> Tile:
+def _false_positive_tile(tables: Evaluation) -> Tile:
     """Return the tile of the rate of false positives, with its interval."""
-    false = tables.scores.n_false_positive
-    value = tables.scores.false_positives_per_case.value
-    interval = tables.scores.false_positives_per_case.ci95
+    false = tables.scores.count("n_false_positive")
+    value = tables.scores["false_positives_per_case"].value
+    interval = tables.scores["false_positives_per_case"].ci95
     if not tables.n_predicted:
         return Tile("–", "false positives per scan: no scan has a result")
     scans = count(tables.n_predicted, "scan")
@@ -386,7 +386,7 @@ def _false_positive_tile(tables: Tables) -> Tile:
     return Tile(rate(value), words, weak=is_many or is_excess)
 
 
-def limitations(tables: Tables, study: Mapping[str, str]) -> str:
+def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
     """Return the limitations of the evaluation in one line."""
     words = (
         f"{found_rule(tables)} An empty result does not exclude a lesion. The program was tested "
@@ -397,7 +397,7 @@ def limitations(tables: Tables, study: Mapping[str, str]) -> str:
         words += " The person who marked the lesions is not stated."
     if "population" not in study and not is_simulated:
         words += " The patients are not described."
-    warned = int((tables.cases["warning"] != "").sum()) if "warning" in tables.cases else 0
+    warned = int((tables.cases["warning"] != "").sum())
     if warned:
         words += f" The program warned of {count(warned, 'scan')}."
     missing = tables.scores.missing_predictions
@@ -420,7 +420,7 @@ class Basis:
     is_weak: bool
 
 
-def basis(tables: Tables) -> Basis | None:
+def basis(tables: Evaluation) -> Basis | None:
     """State how long the program was trained, and on how many scans its limit was chosen.
 
     Return None if the scores state neither, like those of an earlier version.
@@ -463,7 +463,7 @@ _REASON_WORDS = {  # for each value of why_missed in lesions.csv
 _INSIDE_SHARE = 0.95  # a lesion with this share in a marking is described as inside the marking
 
 
-def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
+def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
     """Explain in words why a lesion was missed. `row` is its row of lesions.csv."""
     why = str(row.get("why_missed") or "")
     words = _reason_words(why, row, tables)
@@ -481,7 +481,7 @@ def why_missed(row: Mapping[str, Any], tables: Tables) -> str:
     return f"{words}; that marking is also rated {near} the limit ({shown}; limit {limit})"
 
 
-def _reason_words(why: str, row: Mapping[str, Any], tables: Tables) -> str:
+def _reason_words(why: str, row: Mapping[str, Any], tables: Evaluation) -> str:
     """Return the reason `why` of lesions.csv in words, with the measured numbers."""
     words = _REASON_WORDS.get(why, why.replace("_", " "))
     if why == "no_response" and tables.threshold is None:
@@ -543,10 +543,10 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     return shown, shown_limit
 
 
-def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> float | None:
+def _find_lesion_share(tables: Evaluation, case: str, candidate: float | None) -> float | None:
     """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
-    if candidate is None or "in_lesions" not in rows:
+    if candidate is None:
         return None
     own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
     return None if own.empty else _read_number(own["in_lesions"].iloc[0])
@@ -555,7 +555,7 @@ def _find_lesion_share(tables: Tables, case: str, candidate: float | None) -> fl
 # --- the annex -----------------------------------------------------------------------------------
 
 
-def limit_words(tables: Tables) -> str:
+def limit_words(tables: Evaluation) -> str:
     """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     point = tables.scores.operating_point
     aim = point.aim
@@ -580,37 +580,37 @@ def limit_words(tables: Tables) -> str:
     return words
 
 
-def found_rule(tables: Tables) -> str:
+def found_rule(tables: Evaluation) -> str:
     """Return a sentence that says which lesions count as found."""
     preset = tables.scores.preset
     least = tables.scores.provenance.rule_threshold
     if preset == "lesionseg":
-        of_any_label = ", of any label," if len(tables.scores.per_label) > 1 else ""
+        of_any_label = ", of any label," if len(tables.scores.labels) > 1 else ""
         return f"A lesion counts as found if markings{of_any_label} cover at least 10 % of it."
     if preset.startswith("iou") and least is not None:
         return f"A lesion counts as found if it has an IoU of at least {least:g} with a marking."
     return f"Lesions count as found by the rule {preset}."
 
 
-def rule_words(tables: Tables) -> str:
+def rule_words(tables: Evaluation) -> str:
     """Return sentences that say which lesions count as found, and further parts of the rule."""
     words = found_rule(tables)
     preset = tables.scores.preset
     if preset == "lesionseg":
         words += " A marking is a false positive if less than 10 % of it is in lesions."
-        if len(tables.scores.per_label) > 1:
+        if len(tables.scores.labels) > 1:
             words += " The table label by label compares equal labels only."
     elif preset.startswith("iou"):
         words += f" Each marking finds at most one lesion (rule {preset})."
     return words
 
 
-def is_one_to_one(tables: Tables) -> bool:
+def is_one_to_one(tables: Evaluation) -> bool:
     """Return True if the match rule gives each lesion at most one marking, and vice versa."""
     return tables.scores.provenance.rule_assignment == "every_threshold"
 
 
-def false_positive_rule(tables: Tables) -> str:
+def false_positive_rule(tables: Evaluation) -> str:
     """Return a sentence that says which markings are false positives."""
     if tables.scores.provenance.rule_assignment == "jointly":
         return (
@@ -620,7 +620,7 @@ def false_positive_rule(tables: Tables) -> str:
     return "A false positive is a marking that matches no lesion by the rule of this test."
 
 
-def study_lines(tables: Tables, study: Mapping[str, str]) -> list[tuple[str, str]]:
+def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated"."""
     lines = []
     for key, question in QUESTIONS.items():
@@ -697,14 +697,14 @@ MEASURES: Mapping[str, tuple[str, str]] = {
         "overlap (IoU) of markings and lesions paired one to one, lowered by each false positive "
         "and each missed lesion; 1 is perfect (Kirillov 2019)",
     ),
-    "ap_40": (
+    "box_ap_40": (
         "box AP at IoU 0.4",
         "average precision if a marking and a lesion match at an IoU of their boxes of at least "
         "0.4 (VinDr-CXR); mean over the labels",
     ),
-    "ap_50": ("box AP at IoU 0.5", "the same for IoU 0.5 (AP50 of COCO)"),
-    "ap_40_75": ("box AP, IoU 0.4 to 0.75", "mean over IoU 0.4, 0.45, … 0.75, as in RSNA"),
-    "ap_50_95": ("box AP, IoU 0.5 to 0.95", "mean over IoU 0.5, 0.55, … 0.95 (AP of COCO)"),
+    "box_ap_50": ("box AP at IoU 0.5", "the same for IoU 0.5 (AP50 of COCO)"),
+    "box_ap_40_75": ("box AP, IoU 0.4 to 0.75", "mean over IoU 0.4, 0.45, … 0.75, as in RSNA"),
+    "box_ap_50_95": ("box AP, IoU 0.5 to 0.95", "mean over IoU 0.5, 0.55, … 0.95 (AP of COCO)"),
     "rsna_score": (
         "RSNA score",
         "of each scan, matches / (markings + lesions − matches), averaged over IoU 0.4 to 0.75; "
@@ -713,7 +713,10 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def measures(tables: Tables) -> tuple[list[Measure], str]:
+OF_BOXES = ("box_ap_40", "box_ap_50", "box_ap_40_75", "box_ap_50_95", "rsna_score")
+
+
+def measures(tables: Evaluation) -> tuple[list[Measure], str]:
     """Return every number of scores.json, and a note on missing intervals.
 
     If several numbers have no interval for the same reason, the note states this reason. Otherwise
@@ -722,11 +725,14 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
     numbers = _count_for_meanings(tables)
     found: list[Measure] = []
     reasons: list[str | None] = []  # why each measure has no interval; None if it has one
-    for key, node in tables.scores.measures().items():
+    for key, (name, meaning) in MEASURES.items():
+        if key in OF_BOXES and not tables.scores.has_boxes:
+            continue
+        node = tables.scores[key]
         interval: CI | None = None
         reason = ""
-        if isinstance(node, int):  # a number of cases or lesions has no interval
-            value = str(node)
+        if key.startswith("n_"):  # a number of cases or lesions has no interval
+            value = str(tables.scores.count(key))
         elif node.value is not None:
             value = format_score(node.value)
             interval = node.ci95
@@ -737,7 +743,6 @@ def measures(tables: Tables) -> tuple[list[Measure], str]:
         else:
             continue
         words = " to ".join(map(format_score, interval)) if interval else reason
-        name, meaning = MEASURES[key]
         found.append(Measure(name.format_map(numbers), value, words, meaning.format_map(numbers)))
         reasons.append(None if interval else reason)
     shared = _find_shared(reasons)
@@ -756,7 +761,7 @@ def _find_shared(reasons: Iterable[str | None]) -> str:
     return reason if n > 1 else ""
 
 
-def _count_for_meanings(tables: Tables) -> dict[str, object]:
+def _count_for_meanings(tables: Evaluation) -> dict[str, object]:
     """Return the numbers that the meanings in `MEASURES` mention."""
     scores = tables.scores
     outcome = tables.candidates["outcome"]
@@ -765,19 +770,19 @@ def _count_for_meanings(tables: Tables) -> dict[str, object]:
     verb = "marking is in" if counted == 1 else "markings are in"
     if scores.preset != "lesionseg":
         verb = "marking matches" if counted == 1 else "markings match"
-    tolerance = scores.surface_dice.tolerance_mm
+    tolerance = scores.provenance.surface_tolerance_mm
     # readers give an image without a pixel size pixels of 1 mm
     tolerance_unit = "mm" if tables.has_mm else "pixel" if tolerance == 1 else "pixels"
     return {
         "tolerance": f"{tolerance:g} {tolerance_unit}",
         "unit": "mm" if tables.has_mm else "pixels",
-        "found": scores.n_true_positive,
-        "n_lesions": scores.n_lesions,
+        "found": scores.count("n_true_positive"),
+        "n_lesions": scores.count("n_lesions"),
         "supported": supported,
         "counted": f"{counted} {verb}",
         "sharing": "Each marking finds at most one lesion."
         if is_one_to_one(tables)
         else "One marking may find several lesions, and several markings may find one lesion.",
         "with_lesion": int((tables.cases["n_lesions"] > 0).sum()),
-        "lesion_free": scores.n_lesion_free_cases,
+        "lesion_free": scores.count("n_lesion_free_cases"),
     }

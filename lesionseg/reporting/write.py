@@ -18,7 +18,7 @@ from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.evaluation_tables import Tables, read_tables
+from lesionseg.reporting.evaluation_tables import Evaluation, read_evaluation
 from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
@@ -123,7 +123,7 @@ def write_report(
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     second = scores_dir / SECOND_MODEL
     if compare is not None and compare.resolve() != second.resolve():
-        content = replace(content, comparison=None)  # these are differences to `second`
+        content = replace(content, comparison={})  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "pseudonyms.csv").unlink(missing_ok=True)
@@ -148,20 +148,20 @@ def _find_predictions(scores_dir: Path) -> Path | None:
 
 def _read_models(
     scores_dir: Path, compare: Path | None, *, identifiers: bool
-) -> list[tuple[str, Tables]]:
+) -> list[tuple[str, Evaluation]]:
     """Read the evaluation, and that of another model if there is one. Return names and tables.
 
     Raises:
         ContentError: if the other model was evaluated on other cases.
     """
-    tables = read_tables(scores_dir, identifiers=identifiers)
+    tables = read_evaluation(scores_dir, identifiers=identifiers)
     if compare is None and (scores_dir / SECOND_MODEL / "scores.json").is_file():
         compare = scores_dir / SECOND_MODEL
     if compare is None:
         return [("this program", tables)]
-    other = read_tables(compare, identifiers=identifiers)
-    one_has = {*tables.real_names, *tables.failed_names}
-    other_has = {*other.real_names, *other.failed_names}
+    other = read_evaluation(compare, identifiers=identifiers)
+    one_has = {*tables.real_names, *tables.scores.failed_cases}
+    other_has = {*other.real_names, *other.scores.failed_cases}
     if set(tables.real_names) - other_has or set(other.real_names) - one_has:
         raise ContentError(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
@@ -171,7 +171,7 @@ def _read_models(
 
 
 def _collect_content(
-    models: Sequence[tuple[str, Tables]],
+    models: Sequence[tuple[str, Evaluation]],
     study: Mapping[str, str],
     pictures: Pictures,
     *,
@@ -203,7 +203,7 @@ def _collect_content(
         pictures=pictures,
         n_found=int(tables.lesions["detected"].sum()),
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
-        n_false_positive=scores.n_false_positive,
+        n_false_positive=scores.count("n_false_positive"),
         false_positive_rule=false_positive_rule(tables),
         limitations=limitations(tables, study),
         more_charts=more_charts,
@@ -218,14 +218,14 @@ def _collect_content(
     )
 
 
-def _count_compared(models: Sequence[tuple[str, Tables]]) -> int:
+def _count_compared(models: Sequence[tuple[str, Evaluation]]) -> int:
     """Return the number of scans that were scored for all models."""
     names = [set(tables.real_names) for _, tables in models]
     return len(set.intersection(*names))
 
 
 def _draw_charts(
-    models: Sequence[tuple[str, Tables]], history: Path
+    models: Sequence[tuple[str, Evaluation]], history: Path
 ) -> tuple[list[Chart], list[Chart]]:
     """Draw the charts of the first screen, and all further charts.
 
@@ -267,7 +267,7 @@ def read_study(path: Path | None) -> dict[str, str]:
     return texts
 
 
-def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> str:
+def page_title(tables: Evaluation, study: Mapping[str, str], identity: Identity) -> str:
     """Return the title that the user gave, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
@@ -279,7 +279,7 @@ def page_title(tables: Tables, study: Mapping[str, str], identity: Identity) -> 
 
 
 def about_lines(
-    tables: Tables, study: Mapping[str, str], identity: Identity
+    tables: Evaluation, study: Mapping[str, str], identity: Identity
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
     lesions = "as marked in the reference, which may be incomplete"
@@ -301,7 +301,7 @@ def about_lines(
     return [*lines, *study_lines(tables, study)]
 
 
-def case_rows(tables: Tables) -> list[dict[str, Any]]:
+def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
     """Return one row per scan. The scans of a patient follow each other.
 
     Columns without any value are left out.
@@ -334,33 +334,33 @@ def case_rows(tables: Tables) -> list[dict[str, Any]]:
     return rows
 
 
-def label_rows(tables: Tables) -> list[dict[str, Any]]:
+def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
     """Return one row per label or region; empty if there is only one."""
     scores = tables.scores
-    if len(scores.per_label) < 2:
+    if len(scores.labels) < 2:
         return []
+    columns = {
+        "lesions": "n_lesions",
+        "found": "n_true_positive",
+        "false positives": "n_false_positive",
+        "average precision": "average_precision",
+    }
+    if scores.has_boxes:
+        columns["box AP at IoU 0.4"] = "box_ap_40"
+        columns["box AP at IoU 0.5"] = "box_ap_50"
+        columns["box AP, IoU 0.5 to 0.95"] = "box_ap_50_95"
+    else:
+        columns["Dice"] = "dice"
     rows: list[dict[str, Any]] = []
-    for name, one in scores.per_label.items():
-        row: dict[str, Any] = {
-            "label": name,
-            "lesions": one.n_lesions,
-            "found": one.n_true_positive,
-            "false positives": one.n_false_positive,
-            "average precision": one.average_precision.value,
-        }
-        if scores.has_boxes:
-            row["box AP at IoU 0.4"] = one.box_precision.ap_40.value
-            row["box AP at IoU 0.5"] = one.box_precision.ap_50.value
-            row["box AP, IoU 0.5 to 0.95"] = one.box_precision.ap_50_95.value
-        else:
-            row["Dice"] = one.dice.mean
-        rows.append(row)
+    for label in scores.labels:
+        numbers = {words: scores.find(name, label=label).value for words, name in columns.items()}
+        rows.append({"label": label, **numbers})
     return rows
 
 
-def slider_data(tables: Tables) -> dict[str, Any] | None:
+def slider_data(tables: Evaluation) -> dict[str, Any] | None:
     """Return the data of the threshold slider; None without scores or with too many lesions."""
-    n_points = len(tables.lesions) + len(tables.false_scores)
+    n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
     found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
@@ -373,12 +373,12 @@ def slider_data(tables: Tables) -> dict[str, Any] | None:
         "cases": tables.n_scanned,
         "start": tables.threshold,
         "lesions": rows,
-        "false": tables.false_scores.tolist(),
+        "false": np.sort(tables.false_score)[::-1].tolist(),
         "sizes": sizes,
     }
 
 
-def write_adjudication(path: Path, tables: Tables) -> int:
+def write_adjudication(path: Path, tables: Evaluation) -> int:
     """Write one row per false positive, by descending score. Return their number.
 
     Rows that a reader has filled in are kept, even if a spreadsheet formats their numbers in
@@ -460,7 +460,7 @@ class _Wanted:
 
 
 def _draw_pictures(
-    tables: Tables, sources: Sources, viewer: Path | None, progress: Progress | None
+    tables: Evaluation, sources: Sources, viewer: Path | None, progress: Progress | None
 ) -> Pictures:
     """Draw the pictures of lesions and false positives.
 
@@ -520,7 +520,7 @@ def _find_visible_masks(scene: Scene) -> set[str]:
     return {name for name, mask in masks.items() if mask is not None and mask.any()}
 
 
-def _choose_pictures(tables: Tables, *, with_top: bool) -> Iterator[_Wanted]:
+def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]:
     """Yield the pictures to draw, in the order of the page.
 
     `with_top`: False leaves out those of the first screen, where whole images take their place.
@@ -544,7 +544,7 @@ def _choose_pictures(tables: Tables, *, with_top: bool) -> Iterator[_Wanted]:
         yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
 
 
-def _load_scene(sources: Sources, tables: Tables, case: str) -> Scene | None:
+def _load_scene(sources: Sources, tables: Evaluation, case: str) -> Scene | None:
     """Read a case. Return None, with a warning, if it cannot be read."""
     own = tables.candidates[tables.candidates["case"] == case]
     is_accepted = own["accepted"].astype(bool)
@@ -578,7 +578,7 @@ def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
     )
 
 
-def _draw_card(scene: Scene, wanted: _Wanted, tables: Tables) -> Card:
+def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
     """Draw a picture with its caption."""
     row = wanted.row
     axes = "zyx" if scene.geometry.dims == 3 else "yx"

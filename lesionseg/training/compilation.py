@@ -1,12 +1,13 @@
 """`trainer.compile`: compile the network and the loss of a training step with torch.compile."""
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lesionseg.config import TrainerConfig
 from lesionseg.models.build import set_memory_format
@@ -35,11 +36,9 @@ def is_compiled(settings: TrainerConfig, device: str) -> bool:
     """
     if settings.compile != "auto":
         return settings.compile
-    minutes = settings.max_minutes
-    steps = settings.max_steps
-    is_short = minutes is not None and minutes <= COMPILED_MINUTES
-    is_short |= steps is not None and steps <= COMPILED_STEPS
-    if device != "cuda" or is_short:
+    minutes = settings.max_minutes or math.inf
+    steps = settings.max_steps or math.inf
+    if device != "cuda" or minutes <= COMPILED_MINUTES or steps <= COMPILED_STEPS:
         return False
     missing = find_missing_compiler(device)
     if missing:
@@ -53,7 +52,6 @@ def compile_step(
     plan: Plan,
     *,
     backend: str = "inductor",
-    channels_last: bool = True,
 ) -> None:
     """Compile a network and the loss of its voxels in place, so that the names of weights stay.
 
@@ -66,11 +64,9 @@ def compile_step(
             processes, whose losses exchange sums.
         plan: the plan of the network.
         backend: the backend of torch.compile.
-        channels_last: store the weights channels-last on a GPU. Convolutions are faster in it, and
-            unlike the norms of torch, the compiled ones keep it.
     """
-    is_on_gpu = any(weight.device.type == "cuda" for weight in network.parameters())
-    if channels_last and is_on_gpu:
+    if next(network.parameters()).is_cuda:
+        # convolutions are faster in it, and unlike the norms of torch, the compiled ones keep it
         set_memory_format(network, _CHANNELS_LAST[plan.dims])
     network.compile(backend=backend, dynamic=False)
     if objective is not None:
@@ -116,5 +112,5 @@ def _try_step(network: nn.Module, objective: Objective, plan: Plan) -> None:
     batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
     targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
     output = network(batch["image"].to(device))
-    terms: dict[str, Tensor] = objective.terms(output, targets, torch.ones_like(targets.counts()))
+    terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -62,3 +62,14 @@ def test_canonical_order_of_an_oblique_volume_follows_the_nearest_axes():
     affine = np.eye(4)
     affine[:3, :3] = [[0, 0, 1], [-2 * c, 3 * s, 0], [2 * s, 3 * c, 0]]  # A-P, S-I tilted, R-L
     assert Geometry((4, 5, 6), affine).canonical_order == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift_mm", "expected"),
+    [((10, 10, 10), 0, 1), ((10, 10, 10), 4, 0.6), ((4, 4, 4), 2, 1), ((4, 4, 4), 99, 0)],
+)
+def test_overlap_is_the_share_of_the_smaller_grid(shape, shift_mm, expected):
+    large = Geometry.from_spacing((10, 10, 10), (1, 1, 1))
+    other = Geometry(shape, large.affine + np.eye(4, k=3) * shift_mm)
+    assert large.overlap(other) == pytest.approx(expected, abs=0.05)
+    assert other.overlap(large) == pytest.approx(expected, abs=0.05)

@@ -6,15 +6,17 @@ In a drawing, a digit is an instance id and a dot is background. Rows are separa
 slices by bars. Candidates have the given scores and label 1 if no other is given.
 """
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 from scipy.ndimage import find_objects
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, match_case
-from lesionseg.evaluation.box_precision import NO_HITS
+from lesionseg.evaluation import PRESETS, CaseRows, Tables, match_case
+from lesionseg.evaluation.tables import BY_LABEL, region_part
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,94 @@ class HandCase:
     by_pairs: dict[str, object] = field(default_factory=dict)
 
 
+class Found:
+    """The rows of one case. The cells of its row in the table of cases are attributes.
+
+    `lesions` and `candidates` are rows with attributes, of all labels together.
+    """
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __getattr__(self, name):
+        return self.rows.cases[0].get(name)
+
+    @property
+    def lesions(self):
+        return tuple(SimpleNamespace(**row) for row in self.rows.lesions if not is_extra(row))
+
+    @property
+    def candidates(self):
+        return tuple(SimpleNamespace(**row) for row in self.rows.candidates if not is_extra(row))
+
+    def n_outcome(self, outcome):
+        return sum(candidate.outcome == outcome for candidate in self.candidates)
+
+    def of_region(self, name):
+        """Return the rows of a region as a case of its own."""
+        part = region_part(name)
+        tables = []
+        for table in (self.rows.cases, self.rows.lesions, self.rows.candidates):
+            tables.append([row | {"part": ""} for row in table if row["part"] == part])
+        return Found(CaseRows(*tables))
+
+    def change(self, lesions=None, candidates=None, regions=None, **cells):
+        """Return the case with other cells, lesions or candidates.
+
+        `annotated`, `dice_by_label` and `has_scores` are translated into cells.
+        """
+        case = self.rows.cases[0] | cells
+        annotated = case.pop("annotated", None)
+        if annotated is not None:
+            case["unannotated"] = [label for label, known in annotated.items() if not known]
+            case["annotated_share"] = sum(annotated.values()) / len(annotated)
+        if case["status"] == "missing":
+            case["annotated_share"] = 0.0
+        if case.pop("has_scores", True) is False:
+            case["case_score"] = None
+        dice = case.pop("dice_by_label", {1: case.get("dice")})
+        own = {name: case[name] for name in ("case", "group")}
+        rows = CaseRows([case])
+        for label, value in dice.items():
+            rows.cases.append({**own, "part": BY_LABEL, "label": label, "dice": value})
+        rows.lesions.extend(vars(x) | own for x in self.lesions if lesions is None)
+        rows.lesions.extend(vars(x) | own for x in lesions or ())
+        rows.candidates.extend(vars(x) | own for x in self.candidates if candidates is None)
+        rows.candidates.extend(vars(x) | own for x in candidates or ())
+        case["n_lesions"] = len(rows.lesions)
+        for name, region in (regions or {}).items():
+            rows.add(region.change(**own).rows, part=region_part(name))
+        return Found(rows)
+
+
+def is_extra(row):
+    """Return True for the rows of regions, and of labels that were matched separately."""
+    return row["part"] == BY_LABEL or row["part"].startswith("region ")
+
+
+def replace(item, **changes):
+    """Return a dataclass, a case or a row of a case with changed values."""
+    if isinstance(item, Found):
+        return item.change(**changes)
+    if isinstance(item, SimpleNamespace):
+        return SimpleNamespace(**vars(item) | changes)
+    return dataclasses.replace(item, **changes)
+
+
+def tables_of(results):
+    """Return the tables of cases."""
+    return Tables.of(r.rows for r in results)
+
+
+def box_of(row):
+    """Return the box of a lesion or candidate."""
+    names = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"]
+    return tuple(getattr(row, name) for name in names if hasattr(row, name))
+
+
 def evaluate_case(reference, prediction, preset, operating_point=None, **known):
     """Match the candidates of a case with its lesions and apply the operating point."""
-    return match_case(reference, prediction, preset, **known).result(operating_point)
+    return Found(match_case(reference, prediction, preset, **known).rows(operating_point))
 
 
 def mask_boxes(instances, n):
@@ -118,19 +205,10 @@ def result(case, detected_at=(), false=(), **changes):
     base, lesion, hit, wrong = templates()
     found = [at for at in detected_at if at is not None]
     lesions = [replace(lesion, detected_at=at, detected=at is not None) for at in detected_at]
-    candidates = [replace(hit, score=score) for score in found]
-    candidates += [replace(wrong, score=score) for score in false]
-    plain = replace(
-        base,
-        case=case,
-        group=case,
-        lesions=tuple(lesions),
-        candidates=tuple(candidates),
-        n_counted=len(candidates),
-        role="validation",
-        box_hits=NO_HITS,  # the hits of the template belong to its own lesion
-    )
-    return replace(plain, **changes)
+    candidates = [replace(hit, score=score, box_hits=None) for score in found]
+    candidates += [replace(wrong, score=score, box_hits=None) for score in false]
+    cells = {"lesions": lesions, "candidates": candidates, "n_counted": len(candidates)}
+    return base.change(**{"case": case, "group": case, "role": "validation", **cells, **changes})
 
 
 SIDES = "any_overlap", "iou50", "centre_distance"

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +9,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, match_case, summarise
-from lesionseg.evaluation.box_precision import IOUS, rsna_of_case
-from lesionseg.evaluation.result_tables import scores_table
+from lesionseg.evaluation import PRESETS, SummarySettings, summarise
+from lesionseg.evaluation.box_precision import IOUS, BoxHits
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.scores import scores_table
 from lesionseg.evaluation.summary import Summary
+from tests.evaluation.hand_cases import box_of, evaluate_case, replace, tables_of
 
 GRID = Geometry.from_spacing((60, 90), (1.0, 1.0))
 PRESET = PRESETS["lesionseg"]
@@ -33,20 +34,22 @@ def match_boxes(name, lesions, candidates, accepted_from=0.0, ignore=None, grid=
     ]
     ranked = tuple(sorted(rows, key=lambda c: (-c.score, c.id)))
     prediction = Prediction(name, grid, ranked, None, **more)
-    return match_case(reference, prediction, PRESET, case=name).result()
+    return evaluate_case(reference, prediction, PRESET, case=name)
 
 
 def score_boxes(results, labels=(), replicates=0):
     """Return the scores of some cases."""
     names = {label: str(label) for label in labels}
     return summarise(
-        results, PRESET, SummarySettings(evaluated_on="test", replicates=replicates, labels=names)
+        tables_of(results),
+        PRESET,
+        SummarySettings(evaluated_on="test", replicates=replicates, labels=names),
     )
 
 
-def precision_at(scores, iou):
-    """Return the average precision at an IoU."""
-    return scores.average_precision[[round(one, 2) for one in scores.iou].index(iou)]
+def precisions(rows, label=""):
+    """Return the average precision at each IoU."""
+    return [x.value for x in rows if x.name == "box_average_precision" and x.label == label]
 
 
 LESION = (10.0, 20.0, 20.0, 30.0)
@@ -61,30 +64,31 @@ def test_ious_run_from_a_tenth_in_steps_of_a_twentieth():
 
 
 def test_lesion_with_an_iou_of_four_fifths_counts_up_to_that_iou():
-    found = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])])
     expected = [1.0 if iou <= 0.8 else 0.0 for iou in IOUS]
-    assert found.average_precision == pytest.approx(expected)
-    assert found.ap_40.value == found.ap_50.value == found.ap_40_75.value == pytest.approx(1.0)
-    assert found.ap_50_95.value == pytest.approx(0.7)  # at 7 of the 10 IoUs
-    assert (found.max_per_case, found.n_left_out) == (100, 0)
+    assert precisions(found.rows) == pytest.approx(expected)
+    for name in ("box_ap_40", "box_ap_50", "box_ap_40_75"):
+        assert found[name].value == pytest.approx(1.0)
+    assert found["box_ap_50_95"].value == pytest.approx(0.7)  # at 7 of the 10 IoUs
+    assert found["box_candidates_left_out"].value == 0
 
 
 def test_false_positive_with_the_highest_score_halves_the_precision():
     candidates = [(1, 0.9, FAR), (1, 0.8, LESION)]
-    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], candidates)]).box_precision
+    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], candidates)])
     # recall reaches 1/2 at a precision of 1/2, so 51 of the 101 recalls count 1/2
-    assert found.ap_50.value == pytest.approx(51 / 101 / 2)
+    assert found["box_ap_50"].value == pytest.approx(51 / 101 / 2)
 
 
 def test_second_candidate_and_candidate_of_another_label_are_false():
     pair = [(1, 0.9, LESION), (1, 0.8, FOUR_FIFTHS), (1, 0.7, OTHER)]
-    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], pair)]).box_precision
-    assert found.ap_50.value == pytest.approx((51 + 50 * 2 / 3) / 101)
+    found = score_boxes([match_boxes("a", [(1, LESION), (1, OTHER)], pair)])
+    assert found["box_ap_50"].value == pytest.approx((51 + 50 * 2 / 3) / 101)
     wrong = score_boxes([match_boxes("a", [(1, LESION)], [(2, 0.9, LESION)])], labels=(1, 2))
-    assert wrong.box_precision.ap_50.value == 0.0
-    assert wrong.lesion_recall.value == 1.0  # the default rule ignores the labels
-    assert wrong.per_label["2"].box_precision.ap_50.value is None
-    assert wrong.per_label["2"].box_precision.reason
+    assert wrong["box_ap_50"].value == 0.0
+    assert wrong["lesion_recall"].value == 1.0  # the default rule ignores the labels
+    assert wrong.find("box_ap_50", label="2").value is None
+    assert wrong.find("box_ap_50", label="2").reason
 
 
 def test_mean_is_over_labels_and_each_label_has_its_precision():
@@ -93,8 +97,8 @@ def test_mean_is_over_labels_and_each_label_has_its_precision():
         match_boxes("b", [(1, OTHER)], [(1, 0.2, OTHER), (3, 0.5, FAR)]),
     ]
     scores = score_boxes(results, labels=(1, 2, 3))
-    assert scores.box_precision.ap_50.value == pytest.approx(0.5)  # label 3 has no lesion
-    values = [scores.per_label[name].box_precision.ap_50.value for name in ("1", "2", "3")]
+    assert scores["box_ap_50"].value == pytest.approx(0.5)  # label 3 has no lesion
+    values = [scores.find("box_ap_50", label=name).value for name in ("1", "2", "3")]
     assert values == [pytest.approx(1.0), 0.0, None]
 
 
@@ -102,41 +106,39 @@ def test_candidates_in_ignored_regions_and_beyond_a_hundred_are_left_out():
     ignore = np.zeros(GRID.shape, dtype=np.bool_)
     ignore[:8, :8] = True
     candidates = [(1, 0.9, FAR), (1, 0.8, LESION)]
-    found = score_boxes([match_boxes("a", [(1, LESION)], candidates, ignore=ignore)]).box_precision
-    assert found.ap_50.value == pytest.approx(1.0)
+    found = score_boxes([match_boxes("a", [(1, LESION)], candidates, ignore=ignore)])
+    assert found["box_ap_50"].value == pytest.approx(1.0)
     many = [(1, 0.9, FAR)] * 100 + [(1, 0.8, LESION)] * 3
-    found = score_boxes([match_boxes("a", [(1, LESION)], many)]).box_precision
-    assert (found.ap_50.value, found.n_left_out) == (0.0, 3)
+    found = score_boxes([match_boxes("a", [(1, LESION)], many)])
+    assert (found["box_ap_50"].value, found["box_candidates_left_out"].value) == (0.0, 3)
 
 
 def test_candidates_without_scores_have_no_average_precision():
     scores = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)], has_scores=False)])
-    assert (scores.box_precision.average_precision, scores.box_precision.ap_50.value) == (None,) * 2
-    assert "score" in scores.box_precision.reason
-    free = score_boxes([match_boxes("a", [], [(1, 0.9, LESION)])]).box_precision
-    assert "no reference lesion" in free.reason
+    assert set(precisions(scores.rows)) == {None}
+    assert "score" in scores["box_ap_50"].reason
+    free = score_boxes([match_boxes("a", [], [(1, 0.9, LESION)])])
+    assert "no reference lesion" in free["box_ap_50"].reason
 
 
 def test_case_without_a_prediction_lowers_the_recall():
     reference = Reference(GRID, boxes=np.array([LESION], np.float32), box_labels=(1,))
-    missing = match_case(reference, None, PRESET, case="b").result()
-    found = score_boxes(
-        [match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)]), missing]
-    ).box_precision
-    assert found.ap_50.value == pytest.approx(51 / 101)
+    missing = evaluate_case(reference, None, PRESET, case="b")
+    found = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)]), missing])
+    assert found["box_ap_50"].value == pytest.approx(51 / 101)
 
 
 def test_rsna_score_equals_the_value_by_hand():
     candidates = [(1, 0.9, (10.0, 20.0, 20.0, 26.0)), (1, 0.8, FAR), (1, 0.1, OTHER)]
     found = match_boxes("a", [(1, LESION), (1, OTHER)], candidates, accepted_from=0.5)
     # IoU 0.6: a hit at 0.4 to 0.6, which is 5 of 8 IoUs; 1 TP, 1 FP and 1 FN give 1/3
-    assert rsna_of_case(found.box_hits, 2) == pytest.approx(5 / 8 / 3)
     empty = match_boxes("b", [], [])
-    assert rsna_of_case(empty.box_hits, 0) is None
+    tables = tables_of([found, empty])
+    first, second = BoxHits.of(tables).rsna_by_case(tables)
+    assert first == pytest.approx(5 / 8 / 3)
+    assert np.isnan(second)
     false = match_boxes("c", [], [(1, 0.9, FAR)])
-    assert score_boxes([found, empty, false]).box_precision.rsna_score.value == pytest.approx(
-        5 / 48
-    )
+    assert score_boxes([found, empty, false])["rsna_score"].value == pytest.approx(5 / 48)
 
 
 def test_best_box_iou_counts_only_accepted_candidates_of_the_label():
@@ -150,8 +152,8 @@ def test_three_axes_and_masks_are_compared_by_their_bounding_boxes():
     lesion = (1.0, 1.0, 1.0, 5.0, 5.0, 5.0)
     near = (1.0, 1.0, 1.0, 5.0, 5.0, 3.0)
     found = score_boxes([match_boxes("a", [(1, lesion)], [(1, 0.9, near)], grid=grid)])
-    assert found.box_precision.ap_50.value == pytest.approx(1.0)
-    assert precision_at(found.box_precision, 0.55) == 0.0
+    assert found["box_ap_50"].value == pytest.approx(1.0)
+    assert precisions(found.rows)[IOUS.index(0.55)] == 0.0
     drawn = np.zeros((20, 20), np.int32)
     drawn[2, 2:10] = 1
     drawn[2:10, 2] = 1  # an angle, whose box is a square
@@ -159,27 +161,27 @@ def test_three_axes_and_masks_are_compared_by_their_bounding_boxes():
     reference = Reference(plane, instances=drawn, instance_labels=(1,))
     box = Candidate.from_box(1, 1, 0.9, (2.0, 2.0, 10.0, 10.0), plane)
     prediction = Prediction("b", plane, (box,), None)
-    result = match_case(reference, prediction, PRESET, case="b").result()
-    assert score_boxes([result]).box_precision.ap_50_95.value == pytest.approx(1.0)
+    result = evaluate_case(reference, prediction, PRESET, case="b")
+    assert score_boxes([result])["box_ap_50_95"].value == pytest.approx(1.0)
 
 
 def test_terminal_has_the_numbers_of_boxes_only_if_there_are_boxes():
     row = ["box AP, IoU 0.5 to 0.95 (COCO)", "0.700"]
     scores = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, FOUR_FIFTHS)])])
     assert row in scores_table({"role test": scores})
-    masks = replace(scores, image_axes=(3,), dice=replace(scores.dice, mean=0.5))
+    masks = replace(scores, image_axes=(3,), rows=(*scores.rows, Estimate(0.5, name="dice")))
     assert not [line for line in scores_table({"role test": masks}) if "box AP" in line[0]]
 
 
 def test_interval_contains_the_value_and_repeated_patients_change_nothing():
     rng = np.random.default_rng(3)
     results = [random_case(rng, f"c{k}", n_scores=10**9)[2] for k in range(30)]
-    scores = score_boxes(results, replicates=200).box_precision
-    low, high = scores.ap_50.ci95
-    assert low < scores.ap_50.value < high
+    scores = score_boxes(results, replicates=200)
+    low, high = scores["box_ap_50"].ci95
+    assert low < scores["box_ap_50"].value < high
     twice = [replace(r, case=f"{r.case}{k}") for r in results for k in range(2)]
-    again = score_boxes(twice).box_precision
-    assert again.average_precision == pytest.approx(scores.average_precision)
+    again = score_boxes(twice)
+    assert precisions(again.rows) == pytest.approx(precisions(scores.rows))
 
 
 # --- pycocotools ---------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ def precision_by_pycocotools(cases):
         rows = []
         for image, (_, _, result) in enumerate(cases, 1):
             for candidate in result.candidates:
-                bbox = to_coco((*candidate.start_vox, *candidate.stop_vox))
+                bbox = to_coco(box_of(candidate))
                 row = {"image_id": image, "category_id": candidate.label, "bbox": bbox}
                 rows.append({**row, "score": candidate.score})
         evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
@@ -272,10 +274,11 @@ def test_precision_of_random_sets_equals_pycocotools(block):
         cases.append(random_case_with_lesions(rng, "last"))
         expected = precision_by_pycocotools(cases)
         known = expected[0] >= 0
-        found = Summary([c[2] for c in cases], PRESET, 0, 0).box_precision()
+        found = Summary(tables_of([c[2] for c in cases]), PRESET, 0, 0).box_precision()
         mean = expected[:, known].mean(axis=1)
-        assert found.average_precision == pytest.approx(mean, abs=1e-6)
-        assert found.ap_50_95.value == pytest.approx(expected[8:, known].mean(), abs=1e-6)
+        assert precisions(found) == pytest.approx(mean, abs=1e-6)
+        (ap_50_95,) = (row.value for row in found if row.name == "box_ap_50_95")
+        assert ap_50_95 == pytest.approx(expected[8:, known].mean(), abs=1e-6)
 
 
 def test_precision_of_each_label_equals_pycocotools():
@@ -284,5 +287,5 @@ def test_precision_of_each_label_equals_pycocotools():
     expected = precision_by_pycocotools(cases)
     scores = score_boxes([c[2] for c in cases], labels=(1, 2, 3))
     for label in (1, 2, 3):
-        own = scores.per_label[str(label)].box_precision.average_precision
+        own = precisions(scores.rows, str(label))
         assert own == pytest.approx(expected[:, label - 1], abs=1e-6)

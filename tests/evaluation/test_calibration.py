@@ -11,23 +11,25 @@ from lesionseg.evaluation.voxel_calibration import (
     mean_calibration,
     select_voxel_calibration,
 )
-from tests.evaluation.hand_cases import result
+from tests.evaluation.hand_cases import result, tables_of
 
 
 def result_of_candidates(p, true):
-    """Return one result whose candidates have these scores and outcomes."""
-    return [result("x", p[true].tolist(), p[~true].tolist())]
+    """Return the tables of a case whose candidates have these scores and outcomes."""
+    return tables_of([result("x", p[true].tolist(), p[~true].tolist())])
 
 
 def test_calibrated_scores_have_slope_and_ratio_of_one():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.02, 0.98, 8000)
     found = describe_calibration(result_of_candidates(p, rng.random(8000) < p))
-    assert found.slope == pytest.approx(1, abs=0.06)
-    assert found.observed_expected == pytest.approx(1, abs=0.03)
-    assert found.brier == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
-    assert sum(b.n for b in found.reliability) == 8000
-    assert describe_calibration([]).of is None
+    value_of = {row.name: row.value for row in found}
+    assert value_of["calibration_slope"] == pytest.approx(1, abs=0.06)
+    assert value_of["observed_expected"] == pytest.approx(1, abs=0.03)
+    assert value_of["calibration_brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
+    assert sum(row.n for row in found if row.name == "true_share") == 8000
+    (undefined,) = describe_calibration(tables_of([]))
+    assert undefined.reason
 
 
 def test_calibration_corrects_overconfident_scores_and_keeps_the_order():

@@ -5,10 +5,13 @@ import pytest
 
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
-from lesionseg.evaluation.compare import compare
-from lesionseg.evaluation.curves import Pool, average_precision, case_auroc, cpm, froc
-from lesionseg.evaluation.scores import PrimaryDifference
-from tests.evaluation.hand_cases import evaluate_hand_case, result
+from lesionseg.evaluation.compare import compare as compare_tables
+from lesionseg.evaluation.curves import average_precision, case_auroc, cpm, froc
+from tests.evaluation.hand_cases import box_of, evaluate_hand_case, result, tables_of
+
+
+def compare(one, other, **options):
+    return compare_tables(tables_of(one), tables_of(other), **options)
 
 
 def make_model(names):
@@ -72,10 +75,10 @@ def test_models_are_compared_at_equal_false_positives():
     found = compare(one, other, replicates=100)
     for rate in (0.5, 1, 2):
         row = found[f"recall_at_{rate:g}"]
-        recalls = [froc(Pool.of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
+        recalls = [froc(tables_of(m), [rate])(np.ones((1, 40)))[0, 0] for m in (one, other)]
         assert (row.one, row.other) == tuple(recalls)
     assert found["recall_at_0.5"].ci95[0] > 0
-    primary = [name for name, row in found.items() if isinstance(row, PrimaryDifference)]
+    primary = [name for name, row in found.items() if row.primary]
     assert primary == ["recall_at_1"]
     assert found["recall_at_1"].p_holm is None
     rows = sorted((r for r in found.values() if r.p_holm is not None), key=lambda row: row.p_value)
@@ -114,11 +117,12 @@ def test_row_without_a_valid_answer_is_an_error_with_its_line(row):
 def test_equal_answers_count_once_and_different_ones_are_an_error():
     cases = [result("c0", (), [0.8])]
     (wrong,) = cases[0].candidates
-    place = "c0", wrong.candidate, (*wrong.start_vox, *wrong.stop_vox)
+    place = "c0", wrong.candidate, box_of(wrong)
     answers = [Answer(*place, word) for word in ("lesion", "lesion", "unsure")]
-    assert adjudicate(cases, answers[:2]).adjudicated.n_false_positive == 0
+    numbers = {row.name: row.value for row in adjudicate(tables_of(cases), answers[:2])}
+    assert numbers["n_false_positive"] == 0
     with pytest.raises(ContentError, match="has two answers"):
-        adjudicate(cases, answers)
+        adjudicate(tables_of(cases), answers)
 
 
 # --- curves by hand, without lesions, and of resampled groups ---
@@ -151,11 +155,11 @@ def test_weight_of_a_group_equals_repeating_its_cases(seed):
     rng = np.random.default_rng(seed)
     results = random_results(rng)
     one = np.ones((1, 6))
-    pool = Pool.of(results)
+    pool = tables_of(results)
     weights = rng.multinomial(6, np.full(6, 1 / 6), 5)
     for curve in (lambda p: froc(p, RATES), average_precision, case_auroc):
         for found, often in zip(curve(pool)(weights.astype(float)), weights, strict=True):
-            again = Pool.of([r for r in results for _ in range(often[int(r.group)])])
+            again = tables_of([r for r in results for _ in range(often[int(r.group)])])
             expected = curve(again)(np.ones((1, len(again.groups))))[0]
             np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(cpm(pool, RATES)(one)[:, 0], froc(pool, RATES)(one).mean(1))
@@ -163,14 +167,14 @@ def test_weight_of_a_group_equals_repeating_its_cases(seed):
 
 def test_froc_equals_the_values_by_hand():
     cases = [result("a", [0.9, 0.8, 0.5, None], [0.6, 0.85]), *(result(f"{i}") for i in range(7))]
-    found = froc(Pool.of(cases), (0.1, 0.125, 0.25, 8))(np.ones((1, 8)))
+    found = froc(tables_of(cases), (0.1, 0.125, 0.25, 8))(np.ones((1, 8)))
     assert found.tolist() == [[0.25, 0.5, 0.75, 0.75]]
 
 
 def test_curves_are_zero_without_detections_and_undefined_without_lesions():
     one = np.ones((1, 1))
-    never = Pool.of([result("a", [None])])
-    free = Pool.of([result("a")])
+    never = tables_of([result("a", [None])])
+    free = tables_of([result("a")])
     assert not froc(never, RATES)(one).any()
     assert average_precision(never)(one).item() == 0
     assert np.isnan(froc(free, RATES)(one)).all()

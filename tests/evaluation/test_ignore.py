@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Labels, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, match_case, summarise
-from tests.evaluation.hand_cases import evaluate_case, prediction_of
+from lesionseg.evaluation import PRESETS, SummarySettings, summarise
+from tests.evaluation.hand_cases import evaluate_case, prediction_of, tables_of
 
 SHAPE = (12, 24)
 GEOMETRY = Geometry.from_spacing(SHAPE, (1.5, 1.5))
@@ -48,7 +48,7 @@ def evaluate(truth, *boxes, preset=PRESET, **options):
 
 def summarise_case(result, preset=PRESET, **options):
     settings = SummarySettings(evaluated_on="test", replicates=5, **options)
-    return summarise([result], preset, settings).to_json()
+    return summarise(tables_of([result]), preset, settings)
 
 
 @pytest.mark.parametrize("name", ["lesionseg", "instances", "iou50", "luna16"])
@@ -81,7 +81,7 @@ def test_only_the_part_of_a_candidate_that_counts_is_scored():
     # a lesion-free case with candidates only in the ignored region counts as clean
     found = evaluate(make_reference(lesion=False), INSIDE)
     assert found.case_score == 0.0
-    assert summarise_case(found)["specificity"]["value"] == 1.0
+    assert summarise_case(found)["specificity"].value == 1.0
 
 
 def test_ignored_box_is_not_a_missed_lesion():
@@ -97,7 +97,7 @@ def evaluate_regions(values, truth):
     instances = (truth > 0).astype(np.int32)
     given = Reference(GEOMETRY, labels=truth, instances=instances, instance_labels=(1,))
     given_prediction = replace(make_prediction(HIT, INSIDE), values=values)
-    return match_case(given, given_prediction, PRESET, case="a", labels=labels).result()
+    return evaluate_case(given, given_prediction, PRESET, case="a", labels=labels)
 
 
 def test_each_region_is_scored_separately():
@@ -110,12 +110,14 @@ def test_each_region_is_scored_separately():
     values[3:5, 3:6] = 2
     found = evaluate_regions(values, truth)
     assert found.dice == pytest.approx(2 * 20 / (20 + 20 + 36))
-    assert list(found.regions) == ["whole", "core"]
-    core = found.regions["core"]
+    assert tables_of([found]).regions == ["whole", "core"]
+    core = found.of_region("core")
     assert core.dice == pytest.approx(2 * 4 / (4 + 6))
     assert [c.outcome for c in core.candidates] == ["true_positive"]
-    assert found.regions["whole"].dice == found.dice
-    assert found.regions["whole"].n_outcome("false_positive") == 1
-    row = summarise_case(found, labels={1: "lesion"})["per_label"]["core"]
-    assert (row["dice"]["mean"], row["n_lesions"]) == (core.dice, 1)
-    assert evaluate_regions(None, truth).regions == {}  # boxes have no regions
+    assert found.of_region("whole").dice == found.dice
+    assert found.of_region("whole").n_outcome("false_positive") == 1
+    scores = summarise_case(found, labels={1: "lesion"})
+    assert scores.find("dice", label="core").value == core.dice
+    assert scores.find("n_lesions", label="core").value == 1
+    # boxes have no regions
+    assert tables_of([evaluate_regions(None, truth)]).regions == []

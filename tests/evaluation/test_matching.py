@@ -9,8 +9,15 @@ import pytest
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.criteria import INSTANCES
-from lesionseg.evaluation.matching import NEVER, Links, assign, detection_scores, match
-from tests.evaluation.hand_cases import evaluate_case, evaluate_hand_case, mask_boxes, prediction_of
+from lesionseg.evaluation.matching import Links, assign, detection_scores, match
+from lesionseg.evaluation.tables import NEVER
+from tests.evaluation.hand_cases import (
+    evaluate_case,
+    evaluate_hand_case,
+    mask_boxes,
+    prediction_of,
+    tables_of,
+)
 
 PRESET = PRESETS["lesionseg"]
 
@@ -275,16 +282,19 @@ def test_scores_equal_a_naive_scorer(block):
         name = f"c{seed:03d}"
         results.append(evaluate_case(truth, prediction, preset, case=name, operating_point=point))
     settings = SummarySettings(evaluated_on="test", replicates=0)
-    found = summarise(results, preset, settings).to_json()
+    found = summarise(tables_of(results), preset, settings)
     for label, own in cases.items():
         numbers, curve, by_size, bias = naive_scores(own)
-        table = found if label is None else found["per_label"][f"{label}"]
-        for key in numbers if label is None else numbers.keys() & table.keys():
-            value = table[key]["mean" if key == "dice" else "value"]
+        name = "" if label is None else f"{label}"
+        known = {row.name for row in found.rows if row.label == name and not row.subset}
+        for key in numbers.keys() & known:
+            value = found.find(key, label=name).value
             assert value == pytest.approx(numbers[key], abs=TOLERANCE, rel=TOLERANCE), (label, key)
         if label is None:
-            rows = [row["recall"] for row in found["recall_by_size"] if row["n"]]
+            assert numbers.keys() <= known
+            rows = [row.value for row in found.curve("recall_by_size") if row.n]
             assert rows == pytest.approx(by_size, abs=TOLERANCE, rel=TOLERANCE)
-            assert found["froc"]["recall"] == pytest.approx(curve, abs=TOLERANCE, rel=TOLERANCE)
-            volume = found["lesion_load"]["volume_ml"]["bias"]["value"]
+            recalls = [point.value for point in found.curve("froc")]
+            assert recalls == pytest.approx(curve, abs=TOLERANCE, rel=TOLERANCE)
+            volume = found["volume_ml_bias"].value
             assert volume == pytest.approx(bias, abs=TOLERANCE, rel=TOLERANCE)

@@ -1,13 +1,15 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError
-from lesionseg.evaluation import choose
+from lesionseg.evaluation import choose as choose_of_tables
 from lesionseg.evaluation.operating_point_choice import default_rate, most_false_positives
-from tests.evaluation.hand_cases import result
+from tests.evaluation.hand_cases import replace, result, tables_of
+
+
+def choose(results, *aim, **options):
+    return choose_of_tables(tables_of(results), *aim, **options)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,36 +10,38 @@ from lesionseg.evaluation import PRESETS, Scores, SummarySettings, read_scores
 from lesionseg.evaluation import summarise as summary
 from lesionseg.evaluation.adjudication import Answer, adjudicate
 from lesionseg.evaluation.compare import compare
-from lesionseg.evaluation.intervals import Estimate
-from lesionseg.evaluation.result_tables import write_scores
-from lesionseg.evaluation.scores import FailedCase
+from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.subgroups import divide_by, find_subgroups
 from tests.evaluation.hand_cases import (
     HAND_CASES,
+    box_of,
     evaluate_case,
     evaluate_hand_case,
     make_prediction,
     make_reference,
     prediction_of,
+    replace,
     result,
+    tables_of,
     templates,
 )
 
-# the keys that the documentation guarantees
-KEYS = """
-    schema_version evaluated_on preset n_cases n_groups n_lesion_free_cases n_lesions n_candidates
-    n_true_positive n_false_positive n_missed dice surface_dice hd95_mm lesion_recall lesion_f1
-    lesion_precision false_positives_per_case false_positives_per_lesion_free_case specificity
-    recall_by_size size_curve size_unit froc cpm average_precision case_auroc panoptic_quality
-    lesion_load calibration operating_point other_criteria subgroups per_label split_is_group_safe
-    missing_predictions provenance box_precision image_axes
+# the names that the documentation guarantees
+NAMES = """
+    n_cases n_groups n_lesion_free_cases n_lesions n_candidates n_true_positive n_false_positive
+    n_missed dice dice_median surface_dice surface_dice_median hd95_mm hd95_mm_median
+    hd95_mm_undefined lesion_recall lesion_precision lesion_f1 false_positives_per_case
+    false_positives_per_lesion_free_case specificity cpm average_precision case_auroc
+    panoptic_quality box_ap_40 box_ap_50 box_ap_40_75 box_ap_50_95 rsna_score
+    box_candidates_left_out volume_ml_bias volume_ml_lower_limit volume_ml_upper_limit
+    n_lesions_bias n_lesions_lower_limit n_lesions_upper_limit size_slope
 """
 GRID = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
 
 
 def summarise(results, replicates=0, evaluated_on="test", **options):
     settings = SummarySettings(replicates=replicates, evaluated_on=evaluated_on, **options)
-    return summary(results, PRESETS["lesionseg"], settings)
+    return summary(tables_of(results), PRESETS["lesionseg"], settings)
 
 
 def make_result(seed, group="", n_lesions=3, has_scores=True):
@@ -67,74 +68,56 @@ def make_results(n=12, **changes):
     return [make_result(s, group=f"g{s // 2}", n_lesions=s % 4, **changes) for s in range(n)]
 
 
-def nulls_without_reason(value, path="", explained=False):
-    """Yield the dotted paths of nulls without a reason."""
-    if isinstance(value, dict):
-        explained = explained or "reason" in value
-        for key, item in value.items():
-            if key not in ("to_mm", "chosen_on", "name", "split_is_group_safe", "provenance"):
-                yield from nulls_without_reason(item, f"{path}.{key}", explained)
-    elif isinstance(value, list):
-        for item in value:
-            yield from nulls_without_reason(item, path, explained)
-    elif value is None and not explained:
-        yield path
-
-
-def test_every_null_has_a_reason_and_nothing_is_nan():
+def test_every_undefined_number_has_a_reason_and_nothing_is_nan():
     free = [make_result(seed, n_lesions=0) for seed in range(9)]
     ill = [make_result(seed, n_lesions=2) for seed in range(9)]
     few = [], free[:1], ill[:1], make_results(4)
     for results in (*few, make_results(has_scores=False), make_results(), free, ill):
-        scores = summarise(results, 50).to_json()
-        assert set(scores) == set(KEYS.split())
-        json.dumps(scores, allow_nan=False)
-        assert list(nulls_without_reason(scores)) == []
+        scores = summarise(results, 50)
+        json.dumps(scores.to_json(), allow_nan=False)
+        assert {r.name for r in scores.rows if not (r.label or r.subset)} >= set(NAMES.split())
+        assert [row for row in scores.rows if row.value is None and not row.reason] == []
 
 
 @pytest.mark.parametrize("scored", [True, False])
 def test_round_trip_keeps_the_scores(scored, tmp_path):
     results = make_results(has_scores=scored)
+    tables = tables_of(results)
     false = results[3].candidates[-1]
-    answer = Answer("case3", false.candidate, (*false.start_vox, *false.stop_vox), "lesion")
+    answer = Answer("case3", false.candidate, box_of(false), "lesion")
+    scores = summarise(results, 50, columns=TABLE, provenance={"dataset": "MS", "sizes": [1, 2.5]})
     scores = replace(
-        summarise(results, 50, columns=TABLE, provenance={"dataset": "MS", "sizes": [1, 2.5]}),
-        failed_cases=(FailedCase(case="x", message="no file"),),
-        comparison=compare(results, results, margin=0.1, replicates=20),
-        adjudication=adjudicate(results, [answer]),
+        scores,
+        rows=(*scores.rows, *adjudicate(tables, [answer])),
+        failed_cases={"x": "no file"},
+        comparison=compare(tables, tables, margin=0.1, replicates=20),
     )
-    write_scores(tmp_path, results, scores)
+    write_scores(tmp_path, tables, scores)
     read = read_scores(tmp_path / "scores.json")
     assert read == Scores.from_json(scores.to_json())
-    write_scores(tmp_path / "again", results, read)
+    write_scores(tmp_path / "again", tables, read)
     second = (tmp_path / "again" / "scores.json").read_bytes()
     assert (tmp_path / "scores.json").read_bytes() == second
-    assert read.lesion_recall == scores.lesion_recall
-    assert read.froc == scores.froc
+    assert read["lesion_recall"] == scores["lesion_recall"]
+    assert read.curve("froc") == scores.curve("froc")
     assert read.provenance.dataset == "MS"
 
 
-def test_scores_of_an_earlier_version_with_fewer_keys_are_read():
-    content = summarise(make_results(), 20).to_json()
-    counts = [key for key in content if key.startswith("n_")]
-    found = Scores.from_json({key: content[key] for key in counts})
-    assert found.n_lesions == content["n_lesions"]
-    assert (found.dice.mean, found.lesion_recall, found.froc.recall) == (None, Estimate(None), ())
-    assert (found.operating_point.aim, found.failed_cases) == (None, None)
-    for key in set(content) - set(counts):
-        Scores.from_json({name: value for name, value in content.items() if name != key})
-    del content["operating_point"]["optimistic"]
-    assert Scores.from_json(content).operating_point.optimistic is False
+def test_scores_of_another_format_are_refused_with_the_command():
+    content = summarise(make_results(4)).to_json()
+    assert Scores.from_json(content)["n_lesions"].value == 6
+    for other in ({"schema_version": 3}, {"schema_version": 5}):
+        with pytest.raises(ContentError, match=r"schema_version is \d, .* evaluate reference="):
+            Scores.from_json(content | other)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ([], "the key n_lesions is missing"),
-        ({"cases": 3}, "the key n_lesions is missing"),
-        ({"n_lesions": "many"}, "n_lesions: many "),
-        ({"lesion_recall": {"value": "high"}}, "lesion_recall.value: high "),
-        ({"recall_by_size": [{"n": 1}]}, r"recall_by_size\[0\]"),
+        ([], "this is not a scores.json"),
+        ({"cases": 3}, "this is not a scores.json"),
+        ({"curves": None}, "scores or curves are missing or damaged"),
+        ({"scores": [{"name": "dice", "value": "high"}]}, r"rows\[0\].value: high "),
     ],
 )
 def test_invalid_value_is_named_with_its_key(content, words):
@@ -148,7 +131,7 @@ def test_intervals_depend_only_on_the_seed():
     one = summarise(make_results(), 60, seed=1)
     other = summarise(make_results(), 60, seed=2)
     assert one == summarise(make_results(), 60, seed=1)
-    assert one.lesion_f1.ci95 != other.lesion_f1.ci95
+    assert one["lesion_f1"].ci95 != other["lesion_f1"].ci95
 
 
 def test_a_point_chosen_on_these_cases_is_called_optimistic():
@@ -192,8 +175,8 @@ def test_an_auroc_has_an_interval_from_five_cases_of_each_kind():
     # some cases with lesions score lower than the others, so that replicates differ
     kinds = ["perfect"] * 10 + ["missed"] * 2 + ["false_alarm"] + ["nothing"] * 4
     results = [evaluate_hand_case(kind, case=f"{i}") for i, kind in enumerate(kinds)]
-    few = summarise(results[:-1], 200).case_auroc
-    enough = summarise(results, 200).case_auroc
+    few = summarise(results[:-1], 200)["case_auroc"]
+    enough = summarise(results, 200)["case_auroc"]
     assert 0.5 < few.value < enough.value < 1
     assert few.ci95 is None is not enough.ci95
 
@@ -202,28 +185,28 @@ def test_panoptic_quality_and_lesion_load_equal_the_values_by_hand():
     # pairs with IoU 1/10, 1 and 4/6; a missed lesion; a candidate without lesion or without pair
     names = ("exactly_a_tenth", "perfect", "split", "missed", "false_alarm")
     scores = summarise([evaluate_hand_case(name) for name in names])
-    assert scores.panoptic_quality.value == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
+    assert scores["panoptic_quality"].value == pytest.approx((1.1 + 4 / 6) / (3 + 0.5 + 1))
     loads = [(2.0, 1.0), (3.0, 2.5), (0.0, 0.5), (8.0, 6.0)]
     results = [result(f"{x}", [0.9], reference_ml=x, predicted_ml=y) for x, y in loads]
-    load = summarise(results).lesion_load
+    load = summarise(results)
     errors = np.array([y - x for x, y in loads])
     limit = errors.mean() + 1.96 * errors.std(ddof=1)
-    assert load.volume_ml.upper_limit.value == pytest.approx(limit, rel=1e-4)
-    assert load.volume_ml.n == load.n_lesions.n == 4
+    assert load["volume_ml_upper_limit"].value == pytest.approx(limit, rel=1e-4)
+    assert load["volume_ml_bias"].n == load["n_lesions_bias"].n == 4
 
 
 def test_lesion_load_leaves_out_missing_cases_and_bare_boxes():
-    ml = {"dims": 3, "reference_ml": 1.0, "predicted_ml": 2.0}
+    ml = {"axes": 3, "reference_ml": 1.0, "predicted_ml": 2.0}
     whole = [result(case, [0.9], **ml) for case in "abc"]
     failed = result("d", [None], status="missing", **ml | {"predicted_ml": 0.0})
-    load = summarise([*whole, failed]).lesion_load
-    assert (load.volume_ml.n, load.volume_ml.bias.value) == (3, 1.0)
-    assert (load.n_lesions.n, load.n_lesions.bias.value) == (3, 0.0)
+    load = summarise([*whole, failed])
+    assert (load["volume_ml_bias"].n, load["volume_ml_bias"].value) == (3, 1.0)
+    assert (load["n_lesions_bias"].n, load["n_lesions_bias"].value) == (3, 0.0)
     # the volume of a found box is unknown, so that only cases without a detection would remain
     boxed = result("e", [0.9], **ml | {"predicted_ml": None})
-    load = summarise([*whole, boxed]).lesion_load
-    assert (load.volume_ml.n, load.volume_ml.bias.value) == (0, None)
-    assert load.n_lesions.n == 4
+    load = summarise([*whole, boxed])
+    assert (load["volume_ml_bias"].n, load["volume_ml_bias"].value) == (0, None)
+    assert load["n_lesions_bias"].n == 4
 
 
 def test_missing_prediction_of_a_box_detector_has_no_dice_of_a_label_or_subgroup():
@@ -232,32 +215,33 @@ def test_missing_prediction_of_a_box_detector_has_no_dice_of_a_label_or_subgroup
     failed = [result(case, [None], **nothing) for case in "cd"]
     columns = {case: {"site": "north" if case in "ab" else "south"} for case in "abcd"}
     scores = summarise([*boxed, *failed], columns=columns)
-    assert scores.dice.mean is None
-    assert [found.dice.mean for found in scores.per_label.values()] == [None]
-    assert [group.dice for group in scores.subgroups] == [None, None]
-    assert scores.panoptic_quality.value is None
+    assert scores["dice"].value is None
+    assert [scores.find("dice", label=name).value for name in scores.labels] == [None]
+    assert [scores.find("dice", subset=name).value for name in scores.subgroups] == [None, None]
+    assert scores["panoptic_quality"].value is None
 
 
 def test_regions_are_scored_only_if_every_prediction_states_them():
     whole = result("b", [0.9])
     with_regions = replace(whole, regions={"core": whole})
     failed = result("c", [None], status="missing", regions={"core": result("c", [None])})
-    assert list(summarise([with_regions, failed]).per_label) == ["core"]
+    assert summarise([with_regions, failed]).labels == ["core"]
     boxes = result("a", [0.9])
-    found = summarise([boxes, with_regions, failed]).per_label
-    assert [(name, scores.n_cases) for name, scores in found.items()] == [("1", 3)]
+    found = summarise([boxes, with_regions, failed])
+    assert [(name, found.find("n_cases", label=name).value) for name in found.labels] == [("1", 3)]
 
 
 def test_distance_of_surfaces_is_undefined_for_masks_without_accepted_voxels():
     missed = summarise([result("a", [None], dice=0.0, hd95_mm=None)])
-    assert missed.dice.mean == 0
-    assert "no case has accepted voxels" in missed.hd95_mm.reason
+    assert missed["dice"].value == 0
+    assert "no case has accepted voxels" in missed["hd95_mm"].reason
 
 
 def test_panoptic_quality_is_one_to_one_under_every_preset():
     """LUNA16's rule lets one candidate find both lesions."""
-    found = [evaluate_hand_case("merge", preset).pair_ious for preset in ("luna16", "instances")]
-    assert found[0] == found[1] == (0.5,)
+    for preset in ("luna16", "instances"):
+        found = evaluate_hand_case("merge", preset)
+        assert (found.n_pairs, found.pair_iou) == (1, 0.5)
 
 
 def test_intervals_of_the_size_curve_contain_the_truth():
@@ -270,20 +254,22 @@ def test_intervals_of_the_size_curve_contain_the_truth():
         found = rng.random(12) < 1 / (1 + np.exp(-3 * np.log(sizes / 4)))
         rows = zip(sizes.tolist(), found.tolist(), strict=True)
         lesions = tuple(replace(like, diameter_mm=mm, detected=hit) for mm, hit in rows)
-        results.append(result(f"{case}", lesions=lesions, unit="mm"))
-    curve = summarise(results, 300).size_curve
-    low, high = curve.d50_mm.ci95
+        results.append(result(f"{case}", lesions=lesions, size_unit="mm"))
+    scores = summarise(results, 300)
+    low, high = scores["size_d50"].ci95
     assert low < 4 < high
-    assert low < curve.d50_mm.value < high < low + 2
-    low, high = curve.d90_mm.ci95
+    assert low < scores["size_d50"].value < high < low + 2
+    low, high = scores["size_d90"].ci95
     assert low < 4 * 9 ** (1 / 3) < high
-    assert curve.diameters_mm[0] == pytest.approx(curve.observed_mm[0])
-    for value, (low, high) in zip(curve.recall, curve.ci95, strict=True):
-        assert low <= value <= high
+    smallest = min(lesion.diameter_mm for one in results for lesion in one.lesions)
+    assert scores.curve("size_curve")[0].at == pytest.approx(smallest)
+    for point in scores.curve("size_curve"):
+        low, high = point.ci95
+        assert low <= point.value <= high
 
 
 def write_tables(folder, results, labels=None):
-    write_scores(folder, results, summarise(results), labels)
+    write_scores(folder, tables_of(results), summarise(results), labels)
     return [
         list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
         for name in ("cases", "lesions", "candidates")
@@ -308,14 +294,14 @@ def test_tables_have_a_line_for_each_case_lesion_and_candidate(tmp_path):
 def test_table_of_labels_has_a_line_for_each_label(tmp_path):
     results = [evaluate_hand_case(c) for c in HAND_CASES]
     scores = summarise(results, labels={1: "metastasis", 2: "cyst"})
-    write_scores(tmp_path, results, scores)
+    write_scores(tmp_path, tables_of(results), scores)
     rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
     assert [row["label"] for row in rows] == ["metastasis", "cyst"]
     assert int(rows[0]["n_lesions"]) == sum(len(r.lesions) for r in results)
-    own = scores.per_label["metastasis"].box_precision
-    assert float(rows[0]["box_ap_10"]) == own.average_precision[0]
-    assert float(rows[0]["box_ap_40"]) == own.ap_40.value
-    assert float(rows[0]["box_ap_50_95"]) == own.ap_50_95.value
+    curve = scores.curve("box_average_precision", "metastasis")
+    assert float(rows[0]["box_ap_10"]) == curve[0].value
+    for name in ("box_ap_40", "box_ap_50_95"):
+        assert float(rows[0][name]) == scores.find(name, label="metastasis").value
     assert rows[1]["box_ap_95"] == ""  # no lesion of this label
 
 
@@ -339,16 +325,16 @@ TABLE = {
 def test_subgroups_have_the_numbers_of_only_their_cases():
     results = make_results()
     found = summarise(results, columns=TABLE).subgroups
-    assert {row.by for row in found} == {"site", "age"}
-    for row in summarise(results, columns=TABLE, subgroups=["site"]).subgroups:
-        own = [r for r in results if TABLE[r.case]["site"] == row.value]
+    assert {name.split(": ")[0] for name in found} == {"site", "age"}
+    scores = summarise(results, columns=TABLE, subgroups=["site"])
+    for name in ("site: A", "site: B"):
+        own = [r for r in results if TABLE[r.case]["site"] == name[-1]]
         expected = summarise(own)
-        assert row.n_cases == len(own) == 6
-        assert row.n_detected == expected.n_true_positive
-        assert row.n_lesions == expected.n_lesions
-        assert row.lesion_recall == expected.lesion_recall
-        assert row.false_positives_per_case == expected.false_positives_per_case
-        assert row.dice == pytest.approx(expected.dice.mean)
+        assert scores.find("n_cases", subset=name).value == len(own) == 6
+        for number in ("n_true_positive", "n_lesions", "lesion_recall", "false_positives_per_case"):
+            assert scores.find(number, subset=name).value == expected[number].value
+        assert scores.find("lesion_recall", subset=name).ci95 == expected["lesion_recall"].ci95
+        assert scores.find("dice", subset=name).value == pytest.approx(expected["dice"].value)
 
 
 def test_numbers_are_divided_into_quantiles_and_empty_cells_form_a_group():
@@ -363,7 +349,7 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_form_a_group():
     assert [*map(len, divide_by(CASES, dates, "visit").values())] == [3, 3, 3, 3]
     patients = {case: {"subject": f"S{i // 2}"} for i, case in enumerate(CASES)}
     results = [replace(r, group=patients[r.case]["subject"]) for r in make_results()]
-    assert not [one for one in find_subgroups(results, patients) if one.by == "subject"]
+    assert not [*find_subgroups(tables_of(results), patients)]
     with pytest.raises(ConfigError, match="sight"):  # a missing column
         divide_by(CASES, TABLE, "sight")
     crowd = [f"case{i}" for i in range(30)]
@@ -378,8 +364,8 @@ def test_subgroups_of_numbers_are_in_ascending_order():
     for one, zone in zip(make_results(), ["10", "9"] * 6, strict=True):
         lesions = tuple(replace(lesion, zone=zone) for lesion in one.lesions)
         results.append(replace(one, lesions=lesions))
-    zones = [members.value for members in find_subgroups(results, {}) if members.by == "zone"]
-    assert zones == ["9", "10"]
+    zones = [name for name, _ in find_subgroups(tables_of(results), {})]
+    assert zones == ["zone: 9", "zone: 10"]
 
 
 def test_slice_spacings_are_subgroups_without_a_table():
@@ -387,8 +373,9 @@ def test_slice_spacings_are_subgroups_without_a_table():
     results = [
         replace(r, slice_spacing_mm=mm) for r, mm in zip(make_results(), spacings, strict=True)
     ]
-    found = summarise(results).subgroups
-    assert [(row.by, row.value) for row in found] == [("slice_spacing_mm", c) for c in "15"]
-    assert sum(row.n_lesions for row in found) == sum(len(r.lesions) for r in results)
+    scores = summarise(results)
+    assert scores.subgroups == ["slice_spacing_mm: 1", "slice_spacing_mm: 5"]
+    n_lesions = [scores.find("n_lesions", subset=name).value for name in scores.subgroups]
+    assert sum(n_lesions) == sum(len(r.lesions) for r in results)
     stated = {r.case: {"slice_spacing_mm": "thin"} for r in results}
-    assert summarise(results, columns=stated).subgroups == ()  # the table has precedence
+    assert summarise(results, columns=stated).subgroups == []  # the table has precedence

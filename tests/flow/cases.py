@@ -46,7 +46,27 @@ def evaluate(reference, prediction, output):
 
 
 def scores_of(folder):
-    return json.loads((folder / "scores.json").read_text())
+    return by_name(json.loads((folder / "scores.json").read_text()))
+
+
+def by_name(content):
+    """Return the content of scores.json with the numbers by their names.
+
+    A count is a number. Another number has the keys `value`, `mean` (the same) and `reason`. The
+    numbers of labels are in `per_label`, and `froc` has the keys `fp_per_case` and `recall`.
+    """
+    found = {**content, "per_label": {}}
+    for row in content["scores"]:
+        target = found
+        if row["label"]:
+            target = found["per_label"].setdefault(row["label"], {})
+        is_count = row["name"].startswith("n_")
+        value = {key: row[key] for key in ("value", "reason")} | {"mean": row["value"]}
+        if not row["subset"]:
+            target[row["name"]] = row["value"] if is_count else value
+    points = [row for row in content["curves"] if row["name"] == "froc"]
+    rates, recalls = ([row[key] for row in points] for key in ("at", "value"))
+    return found | {"froc": {"fp_per_case": rates, "recall": recalls}}
 
 
 def plan_of(folder):

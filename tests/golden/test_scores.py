@@ -76,6 +76,11 @@ def write_cases(folder, cases, point):
     return reference, prediction
 
 
+def row_of_part(row):
+    """Return True for a row of a label, region or subset."""
+    return bool(row["label"] or row["subset"])
+
+
 def values_of(output):
     """Return the values by our own names. Only this function knows keys and columns."""
     scores = json.loads((output / "scores.json").read_text())
@@ -85,16 +90,21 @@ def values_of(output):
         *("false_positives_per_case", "false_positives_per_lesion_free_case", "specificity"),
         *("cpm", "average_precision", "case_auroc"),
     )
-    pooled = {key: scores[key] for key in keys if key.startswith("n_")}
-    numbers = (*keys, "lesion_recall", "panoptic_quality")
-    pooled |= {key: scores[key]["value"] for key in numbers if key not in pooled}
+    value_of = {row["name"]: row["value"] for row in scores["scores"] if not row_of_part(row)}
+    pooled = {key: value_of[key] for key in (*keys, "lesion_recall", "panoptic_quality")}
     for measure in MEASURES:
-        pooled[measure] = [scores[measure][key] for key in ("mean", "median")]
+        pooled[measure] = [value_of[measure], value_of[f"{measure}_median"]]
+    curves = {}
+    for row in scores["curves"]:
+        if not row_of_part(row):
+            curves.setdefault(row["name"], []).append(row)
+    sizes = curves["recall_by_size"]
+    ends = [*(row["at"] for row in sizes[1:]), None]
     pooled["recall_by_size"] = [
-        [row[key] for key in ("from_mm", "to_mm", "n", "detected", "recall")]
-        for row in scores["recall_by_size"]
+        [row["at"], end, row["n"], round((row["value"] or 0) * row["n"]), row["value"]]
+        for row, end in zip(sizes, ends, strict=True)
     ]
-    pooled["froc"] = [scores["froc"]["fp_per_case"], scores["froc"]["recall"]]
+    pooled["froc"] = [[row[key] for row in curves["froc"]] for key in ("at", "value")]
     return {
         "pooled": pooled,
         "cases": {

@@ -36,7 +36,7 @@ def test_training_on_a_card_writes_bundle_test_and_report(name: str, tmp_path: P
     assert set(cards.ops_by_card) == {0}
     assert (run / "report.html").is_file()
     assert (run / "bundle" / "weights.safetensors").is_file()
-    assert json.loads((run / "scores.json").read_text())["n_cases"] > 0
+    assert json.loads((run / "scores.json").read_text())["scores"][0]["value"] > 0
     assert (run / "test" / "scores.json").is_file()
     columns = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert "validation_score" in columns  # validated on the card, between steps

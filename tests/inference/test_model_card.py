@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lesionseg.core import OperatingPoint, Selection
 from lesionseg.evaluation.intervals import Estimate
-from lesionseg.evaluation.scores import MeanEstimate, Scores
+from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.model_card import model_card
 from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
@@ -18,18 +18,8 @@ def test_card_lists_scores_and_calls_those_of_validation_optimistic(plan):
     assert contains(
         model_card(plan, Selection()), "# Lesion model: lesion\n", "T1", "Not evaluated."
     )
-    scores = Scores(
-        n_cases=12,
-        n_groups=12,
-        n_lesion_free_cases=0,
-        n_lesions=16,
-        n_candidates=20,
-        n_true_positive=13,
-        n_false_positive=7,
-        n_missed=3,
-        lesion_recall=Estimate(0.8125, (0.7, 0.9)),
-        dice=MeanEstimate(reason="no lesion"),
-    )
+    recall = Estimate(0.8125, (0.7, 0.9), name="lesion_recall")
+    scores = Scores(rows=(recall, Estimate(None, reason="no lesion", name="dice")))
     rows = "| lesion recall | 0.812 |", "| Dice, mean of cases with a lesion | undefined |"
     for role in ("validation", "test", "unknown"):
         card = model_card(plan, Selection(), replace(scores, evaluated_on=role))

@@ -224,10 +224,10 @@ def test_faults_after_an_unreadable_first_image_name_the_file_with_the_grid(data
     files = dataset.cases[0]
     files.images[0].write_bytes(b"damaged")
     files = replace(files, images=(*files.images, third))
-    faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD"))).faults
-    assert [kind for kind, _ in faults] == ["unreadable", "geometry", "geometry"]
-    (_, damaged), (_, image), (_, mask) = faults
-    assert "A_0000.nii.gz" in str(damaged)
+    _, faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD")))
+    assert [finding.kind for finding in faults] == ["unreadable", "geometry", "geometry"]
+    damaged, image, mask = (finding.message for finding in faults)
+    assert "A_0000.nii.gz" in damaged
     second = r"and A_0001\.nii\.gz are not on one grid \(shapes \(%d, 4, 5\) and \(3, 4, 5\)\)"
-    assert re.search(r"A_0002\.nii\.gz " + second % 2, str(image))
-    assert re.search(r"A\.nii\.gz " + second % 6, str(mask))
+    assert re.search(r"A_0002\.nii\.gz " + second % 2, image)
+    assert re.search(r"A\.nii\.gz " + second % 6, mask)

@@ -90,7 +90,8 @@ def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
     assert image_header(path) is None
     found = find_scans(tmp_path, 1)
     assert found.scans == ()
-    assert [left_out.reason for left_out in found.left_out] == ["objects that are not images"]
+    (note,) = found.left_out
+    assert "objects that are not images" in note.message
 
 
 def write_xray(path, **elements):
@@ -294,8 +295,8 @@ def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, nam
     warnings = warnings_of(caplog)
     assert warnings == [f"{folder}: {name} is not a DICOM image and is left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
-    inspected = inspect_case(CaseFiles("scan", (folder,)), dataset)
-    assert any(name in remark for remark in inspected.remarks)
+    _, findings = inspect_case(CaseFiles("scan", (folder,)), dataset)
+    assert any(name in finding.message for finding in findings)
 
 
 def test_error_names_a_dcm_file_that_is_not_dicom(series):

@@ -7,7 +7,7 @@ from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.files import read_csv, write_json
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
@@ -38,7 +38,7 @@ def films(tmp_path):
 def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path, caplog):
     caplog.set_level("INFO")
     page = tmp_path / "page.html"
-    outcome = check_dataset(read_dataset(films, lenient=True), page, root=str(films))
+    outcome = check_dataset(list_dataset(films), page, root=str(films))
     assert outcome.can_train
     assert "Agreement of 3 readers, nodule" in caplog.text
     text = page.read_text()
@@ -88,9 +88,17 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
         )
     folders = (films, tmp_path / "found")
     scores = evaluate(*folders, tmp_path / "a", replicates=5).scores
-    assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (5, 5, 0)
+    assert (
+        scores.count("n_lesions"),
+        scores.count("n_true_positive"),
+        scores.count("n_false_positive"),
+    ) == (5, 5, 0)
     scores = evaluate(*folders, tmp_path / "b", replicates=5, min_readers=1).scores
-    assert (scores.n_lesions, scores.n_true_positive, scores.n_false_positive) == (6, 5, 0)
+    assert (
+        scores.count("n_lesions"),
+        scores.count("n_true_positive"),
+        scores.count("n_false_positive"),
+    ) == (6, 5, 0)
 
 
 def write_candidates(folder, labels, label):
@@ -106,26 +114,32 @@ def test_evaluate_compares_labels_by_name(films, tmp_path, caplog):
     # the table has only nodules, which are label 2 of a model that was trained on masses as well
     found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=2)
     scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
-    assert list(scores.per_label) == ["nodule"]
-    assert scores.per_label["nodule"].lesion_recall.value == 1.0
-    assert scores.box_precision.ap_50.value > 0.9
+    assert scores.labels == ["nodule"]
+    assert scores.find("lesion_recall", label="nodule").value == 1.0
+    assert scores["box_ap_50"].value > 0.9
     assert "match none of its labels (nodule): mass." in caplog.text
     # without names, numbers are compared
     found = write_candidates(tmp_path / "found", {}, label=2)
     scores = evaluate(films, found, tmp_path / "b", replicates=5).scores
-    assert scores.per_label["nodule"].lesion_recall.value == 0.0
-    assert scores.lesion_recall.value == 1.0
+    assert scores.find("lesion_recall", label="nodule").value == 0.0
+    assert scores["lesion_recall"].value == 1.0
 
 
 def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
     found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=1)
     scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
-    assert (scores.lesion_recall.value, scores.per_label["nodule"].lesion_recall.value) == (1, 0)
-    assert (scores.per_label["mass"].n_lesions, scores.per_label["mass"].n_candidates) == (0, 5)
+    assert (scores["lesion_recall"].value, scores.find("lesion_recall", label="nodule").value) == (
+        1,
+        0,
+    )
+    assert (
+        scores.find("n_lesions", label="mass").value,
+        scores.find("n_candidates", label="mass").value,
+    ) == (0, 5)
     assert {row["label"] for row in read_csv(tmp_path / "a" / "candidates.csv")} == {"mass"}
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1
     scores = evaluate(films, found, tmp_path / "b", replicates=5, merge_labels=True).scores
-    assert scores.per_label["lesion"].lesion_recall.value == 1.0
+    assert scores.find("lesion_recall", label="lesion").value == 1.0
 
 
 def test_labels_without_a_common_name_are_one_error(films, tmp_path):

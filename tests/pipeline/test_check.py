@@ -16,7 +16,7 @@ from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
 from lesionseg.io.files import read_csv
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.survey import take_survey
 from lesionseg.plan.plausibility import DOUBTS
@@ -127,7 +127,7 @@ def broken_dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcome(broken_dataset, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "dataset_report.html"
-    return check_dataset(read_dataset(broken_dataset, lenient=True), page)
+    return check_dataset(list_dataset(broken_dataset), page)
 
 
 def kinds(outcome, case):
@@ -138,7 +138,7 @@ def test_every_planted_fault_is_found_and_healthy_cases_have_none(outcome):
     assert {case: kinds(outcome, case) & FOUND[case] for case in FOUND} == FOUND
     errors = {f.case for f in outcome.findings if f.severity == "error"}
     assert errors >= set(PLANTED_DICOM)
-    assert any("line 29: the case" in f.named for f in outcome.findings if not f.case)
+    assert any("line 29: the case" in f.message for f in outcome.findings if not f.case)
     assert all(kinds(outcome, f"fine{i}") == set() for i in (1, 4, 5))
     assert outcome.exit_status == 1
     assert "14 cannot be used" in outcome.summary()[-3]
@@ -180,7 +180,7 @@ def test_training_comes_next_only_if_no_case_has_an_error(outcome, broken_datase
 
 def test_next_command_keeps_the_run_dir_of_the_check(broken_dataset, tmp_path):
     cfg = TrainConfig.of(data={"root": str(broken_dataset)}, run_dir="runs/mine")
-    dataset = read_dataset(broken_dataset, lenient=True)
+    dataset = list_dataset(broken_dataset)
     checked = check_dataset(dataset, tmp_path / "page.html", cfg=cfg)
     assert "run_dir=runs/mine" in checked.next
 
@@ -233,7 +233,7 @@ def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys
 
 def test_ids_of_four_digits_are_accepted_and_the_guess_is_noted(tmp_path):
     names = ["lesion_0001", "lesion_0002"]
-    dataset = read_dataset(write_nnunet(tmp_path / "data", names, names), lenient=True)
+    dataset = list_dataset(write_nnunet(tmp_path / "data", names, names))
     outcome = check_dataset(dataset, tmp_path / "page.html")
     assert outcome.exit_status == 0
     assert any("- note: " in line and "lesion_0001, belong" in line for line in outcome.summary())
@@ -350,7 +350,7 @@ def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):
     status, printed = run_check(root, capsys)
     assert status == 1
     assert "x1 is 20, but must be greater than x0, 50. If x1 is a length" in printed
-    assert "1 of 4 images has no row" in printed
+    assert "1 image of 4 without a row" in printed
     assert "- note, 1 case (d): The reference is empty" in printed
     assert "No case has a lesion of these labels" not in printed
 
@@ -384,7 +384,7 @@ def test_small_mask_of_two_cases_and_image_as_mask_are_found(tmp_path):
     rows[3][1] = rows[3][2]
     table = ["case,image,reference", *map(",".join, rows)]
     (tmp_path / "manifest.csv").write_text("\n".join(table))
-    outcome = check_dataset(read_dataset(tmp_path, lenient=True), tmp_path / "page.html")
+    outcome = check_dataset(list_dataset(tmp_path), tmp_path / "page.html")
     assert kinds(outcome, "a") == kinds(outcome, "b") == {"same_reference"}
     assert kinds(outcome, "c") == set()
     assert kinds(outcome, "d") == {"channels"}
@@ -444,6 +444,7 @@ def test_split_file_with_an_unknown_case_is_a_finding(tmp_path, capsys):
 
 def test_every_kind_of_remark_and_doubt_has_a_meaning_on_the_page():
     source = "".join(path.read_text() for path in Path(layouts.__file__).parent.glob("*.py"))
-    kinds = set(re.findall(r'Remark\(\s*"(\w+)"', source))
+    kinds = set(re.findall(r'Finding\(\s*"(\w+)"|\bkind="(\w+)",', source))
+    kinds = {kind for pair in kinds for kind in pair if kind}
     assert kinds >= {"unread", "left_out", "names", "columns", "folds"}
     assert kinds | set(DOUBTS) <= set(MEANING)

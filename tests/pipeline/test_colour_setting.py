@@ -15,7 +15,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import read_dataset, require_usable
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.check import check_dataset
@@ -229,10 +229,10 @@ def test_other_images_are_refused_with_advice(tmp_path, write, words):
     root = tmp_path / "data"
     write(root)
     with pytest.raises(DatasetError, match=rf"data: data\.colour=true .*{words}"):
-        open_dataset(settings(root))
-    lenient = open_dataset(settings(root), lenient=True)
-    (problem,) = (p for p in lenient.problems if "data.colour=true" in p.message)
-    assert (problem.case, lenient.is_colour) == ("", False)
+        require_usable(open_dataset(settings(root)))
+    dataset = open_dataset(settings(root))
+    (problem,) = (p for p in dataset.errors if "data.colour=true" in p.message)
+    assert (problem.case, dataset.is_colour) == ("", False)
 
 
 def test_three_channels_of_dataset_json_stay_as_they_are(tmp_path):
@@ -246,7 +246,7 @@ def test_three_channels_of_dataset_json_stay_as_they_are(tmp_path):
     for number in (1, 2):
         Image.fromarray(draw_pictures()["grey"]).save(root / "imagesTr" / f"grey_000{number}.png")
     with pytest.raises(DatasetError, match="'colour' does not have one file per channel"):
-        open_dataset(settings(root))
+        require_usable(open_dataset(settings(root)))
 
 
 # --- prediction and report ---

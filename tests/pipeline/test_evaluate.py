@@ -63,10 +63,19 @@ def columns(folder, table, *names):
 def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
     scores = scores_of(*folders)
     out = folders[2]
-    assert (scores.n_cases, scores.n_lesions, scores.n_lesion_free_cases) == (3, 5, 1)
-    assert (scores.n_true_positive, scores.n_missed, scores.n_false_positive) == (3, 2, 1)
-    assert scores.lesion_recall.value == 0.6
-    assert scores.froc.recall is scores.cpm.value is None
+    assert (
+        scores.count("n_cases"),
+        scores.count("n_lesions"),
+        scores.count("n_lesion_free_cases"),
+    ) == (3, 5, 1)
+    assert (
+        scores.count("n_true_positive"),
+        scores.count("n_missed"),
+        scores.count("n_false_positive"),
+    ) == (3, 2, 1)
+    assert scores["lesion_recall"].value == 0.6
+    assert scores["cpm"].value is None
+    assert not scores.has_froc
     assert scores.evaluated_on == "unknown"  # nobody stated it
     assert json.loads((out / "scores.json").read_text()) == scores.to_json()
     assert columns(out, "cases", "n_detected") == ["2", "1", "0"]
@@ -90,7 +99,7 @@ def test_scores_of_a_training_are_not_replaced(folders, tmp_path, name):
     with pytest.raises(OutputError, match=r"such as .*run/changes"):
         follow(folders[1], folders[1], folder)
     assert (folder / "scores.json").read_text() == "of the training"
-    assert scores_of(*folders[:2], tmp_path / "run" / "test2").n_cases == 3
+    assert scores_of(*folders[:2], tmp_path / "run" / "test2").count("n_cases") == 3
 
 
 def test_page_of_a_training_is_drawn_only_from_its_own_scores(folders, tmp_path):
@@ -111,24 +120,26 @@ def test_names_that_look_like_scans_of_one_patient_are_named(tmp_path, caplog):
     reference = tmp_path / "reference"
     for name in ("P1_0", "P1_1", "P2_0", "P2_1"):
         write_mask(reference / f"{name}.nii.gz", lesions(1))
-    assert scores_of(reference, reference, tmp_path / "cases").n_groups == 4
+    assert scores_of(reference, reference, tmp_path / "cases").count("n_groups") == 4
     assert "P1_0 and P1_1 look like scans of one patient" in caplog.text
     caplog.clear()
     groups = r"(.+)[_-]\d{1,2}"  # as the warning advises
-    assert scores_of(reference, reference, tmp_path / "patients", groups=groups).n_groups == 2
+    assert (
+        scores_of(reference, reference, tmp_path / "patients", groups=groups).count("n_groups") == 2
+    )
     assert "one patient" not in caplog.text
 
 
 def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
     reference, prediction, out = folders
     write_mask(reference / "c.nii.gz", 7 * lesions(1, [0]))  # where something is found
-    assert scores_of(*folders).n_lesions == 6  # nothing says that 7 is no lesion
+    assert scores_of(*folders).count("n_lesions") == 6  # nothing says that 7 is no lesion
     write_nodule_labels(tmp_path)
     for name in "abc":
         write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
     scores = scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out)
-    assert (scores.evaluated_on, scores.n_false_positive) == ("test", 0)
-    assert (scores.n_lesions, scores.n_lesion_free_cases) == (5, 1)
+    assert (scores.evaluated_on, scores.count("n_false_positive")) == ("test", 0)
+    assert (scores.count("n_lesions"), scores.count("n_lesion_free_cases")) == (5, 1)
 
 
 def write_nodule_labels(root, **more):
@@ -153,9 +164,9 @@ def test_masks_without_images_keep_the_labels_of_their_dataset(
         write_mask(tmp_path / "imagesTs" / f"{case}_0000.nii.gz", lesions(0))
     masks = reference.rename(tmp_path / name)
     scores = scores_of(masks, prediction, out)
-    assert (scores.evaluated_on, scores.n_cases) == (role, 3)
-    assert (scores.n_lesions, scores.n_false_positive) == (5, 0)
-    assert set(scores.per_label) == {"nodule"}
+    assert (scores.evaluated_on, scores.count("n_cases")) == (role, 3)
+    assert (scores.count("n_lesions"), scores.count("n_false_positive")) == (5, 0)
+    assert set(scores.labels) == {"nodule"}
     affine = GEOMETRY.affine.copy()
     affine[0, 3] = 40.0  # a report compares shape and spacing, as evaluate geometry=image does
     for case in "abc":
@@ -167,7 +178,9 @@ def test_masks_without_images_keep_the_labels_of_their_dataset(
 def test_masks_of_a_damaged_dataset_are_read_without_it(folders, tmp_path, caplog):
     reference, prediction, out = folders
     (tmp_path / "dataset.json").write_text("{")
-    assert scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out).n_lesions == 5
+    assert (
+        scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out).count("n_lesions") == 5
+    )
     assert "without their dataset" in caplog.text
     assert "dataset.json" in caplog.text
 
@@ -188,7 +201,11 @@ def test_labels_of_references_and_predictions_are_merged(tmp_path, named):
     with pytest.raises(DatasetError, match=r"\[255\].*evaluate merge_labels=true"):
         scores_of(*folders)
     scores = scores_of(*folders, merge_labels=True)
-    assert (scores.n_true_positive, scores.n_missed, scores.n_false_positive) == (2, 0, 0)
+    assert (
+        scores.count("n_true_positive"),
+        scores.count("n_missed"),
+        scores.count("n_false_positive"),
+    ) == (2, 0, 0)
     assert scores.provenance.merges_labels
     assert columns(tmp_path / "out", "candidates", "label") == ["lesion", "lesion"]
 
@@ -202,12 +219,12 @@ def test_candidate_files_supply_scores_and_operating_point(tmp_path):
     write_prediction(folders[1], replace(prediction, operating_point=point))
     write_mask(folders[0] / "a.nii.gz", lesions(2))
     scores = scores_of(*folders)
-    assert (scores.n_true_positive, scores.operating_point.score) == (1, 0.5)
-    assert scores.froc.recall == (1.0,) * 7
+    assert (scores.count("n_true_positive"), scores.operating_point.score) == (1, 0.5)
+    assert [point.value for point in scores.curve("froc")] == [1.0] * 7
     for lower in ("score:0.2", 0.2):
         scores = scores_of(*folders, operating_point=lower)
         point = scores.operating_point
-        assert (scores.n_true_positive, point.score, point.chosen_on) == (2, 0.2, None)
+        assert (scores.count("n_true_positive"), point.score, point.chosen_on) == (2, 0.2, None)
     assert columns(folders[2], "lesions", "detected_at") == ["0.9", "0.3"]
 
 
@@ -245,7 +262,7 @@ def test_predictions_of_a_format_that_is_not_read_are_named(folders, caplog):
     for name in ("a.hdr", "a.img", "b.npz", "plans.json", "progress.png.tmp"):
         (folders[1] / name).write_bytes(b"x")
     evaluate(*folders)
-    assert "3 entries of formats that are not read here (.hdr, .img, .tmp)" in caplog.text
+    assert "3 items of formats that are not read here (.hdr, .img, .tmp)" in caplog.text
 
 
 def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplog):
@@ -255,7 +272,7 @@ def test_a_missing_prediction_is_named_and_its_lesions_are_missed(folders, caplo
     scores = scores_of(*folders, progress=lambda *step: steps.append(step))
     assert steps == [("a", 1, 3), ("b", 2, 3), ("c", 3, 3)]
     assert "unknown" in caplog.text
-    assert (scores.missing_predictions, scores.n_missed) == (("b",), 3)
+    assert (scores.missing_predictions, scores.count("n_missed")) == (("b",), 3)
     names = "status", "dice", "surface_dice", "hd95_mm"
     assert columns(folders[2], "cases", *names)[1] == ("missing", "0.0", "0.0", "")
     assert columns(folders[2], "lesions", "why_missed") == ["", "", *["case_failed"] * 3]
@@ -271,6 +288,11 @@ def test_second_reader_is_scored_and_compared(folders):
     assert kept == {"own.txt"}  # it may be anybody's folder
 
 
+def subgroup(scores, name, *numbers):
+    """Return numbers of a subgroup."""
+    return [scores.find(number, subset=name).value for number in numbers]
+
+
 def test_zones_give_recall_and_false_positives_by_zone(folders, tmp_path):
     zones = np.ones(SHAPE, dtype=np.uint8)
     zones[:, 5:] = 2  # the first lesion is located in 1, the remaining ones in 2
@@ -278,12 +300,12 @@ def test_zones_give_recall_and_false_positives_by_zone(folders, tmp_path):
         write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
     (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
     scores = scores_of(*folders, zones=tmp_path / "zones")
-    by_zone = {g.value: g for g in scores.subgroups if g.by == "zone"}
-    counts = {name: (g.n_lesions, g.n_detected) for name, g in by_zone.items()}
-    assert counts == {"front": (2, 1), "back": (3, 2)}
-    false = {name: g.false_positives_per_case.value for name, g in by_zone.items()}
-    assert false == {"front": pytest.approx(1 / 3), "back": 0.0}
-    assert (by_zone["front"].n_cases, by_zone["front"].dice) == (3, None)
+    assert subgroup(scores, "zone: front", "n_lesions", "n_true_positive") == [2, 1]
+    assert subgroup(scores, "zone: back", "n_lesions", "n_true_positive") == [3, 2]
+    (false,) = subgroup(scores, "zone: front", "false_positives_per_case")
+    assert false == pytest.approx(1 / 3)
+    assert subgroup(scores, "zone: back", "false_positives_per_case") == [0.0]
+    assert subgroup(scores, "zone: front", "n_cases", "dice") == [3, None]
     assert columns(folders[2], "lesions", "zone") == ["front", "back", "front", "back", "back"]
 
 
@@ -300,19 +322,21 @@ def write_manifest(folders, column, cells):
 
 def test_a_column_of_the_manifest_gives_subgroups(folders):
     root = write_manifest(folders, "site", "NS")
-    found = {(g.by, g.value): g for g in scores_of(root, *folders[1:]).subgroups}
-    counts = {key: (g.n_cases, g.n_lesions, g.n_detected) for key, g in found.items()}
-    assert counts == {("site", "N"): (2, 2, 2), ("site", "S"): (1, 3, 1)}
-    assert found["site", "N"].false_positives_per_case.value == 0.5
-    assert scores_of(root, *folders[1:], subgroups=[]).subgroups == ()
+    scores = scores_of(root, *folders[1:])
+    assert scores.subgroups == ["site: N", "site: S"]
+    counts = "n_cases", "n_lesions", "n_true_positive"
+    assert subgroup(scores, "site: N", *counts) == [2, 2, 2]
+    assert subgroup(scores, "site: S", *counts) == [1, 3, 1]
+    assert subgroup(scores, "site: N", "false_positives_per_case") == [0.5]
+    assert scores_of(root, *folders[1:], subgroups=[]).subgroups == []
 
 
 def test_a_column_of_another_table_gives_subgroups(folders, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("case,scanner,sex\na,old,f\nb,new,m\nstranger,new,f\n")
-    found = scores_of(*folders, subgroups=["scanner"], columns=table).subgroups
-    counts = {row.value: row.n_cases for row in found}
-    assert counts == {"new": 1, "old": 1, "not stated": 1}
+    scores = scores_of(*folders, subgroups=["scanner"], columns=table)
+    assert scores.subgroups == ["scanner: new", "scanner: old", "scanner: not stated"]
+    assert [subgroup(scores, name, "n_cases") for name in scores.subgroups] == [[1]] * 3
     table.write_text("name,site\na,x\n")
     with pytest.raises(DatasetError, match="case"):
         evaluate(*folders, columns=table)
@@ -338,7 +362,8 @@ def test_another_grid_is_refused_or_resampled(folders, caplog):
     assert "resample=true" in refused.failed[0].message
     after = scores_of(*folders, resample=True)
     assert "reference: a" in caplog.text
-    assert (after.n_true_positive, after.dice) == (before.n_true_positive, before.dice)
+    for name in ("n_true_positive", "dice"):
+        assert after[name] == before[name]
 
 
 ON_MM_GRID = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))  # as np.eye(4) in nibabel
@@ -367,7 +392,7 @@ def test_mask_that_lost_the_header_of_its_scan_fails(tmp_path, lost, side, resam
     assert (failed.case, outcome.exit_status) == ("a", 3)
     assert "header of the scan was lost" in failed.message
     assert failed.message.startswith(str(tmp_path / side)) or side == "reference"
-    assert outcome.scores.dice.mean == 1.0
+    assert outcome.scores["dice"].value == 1.0
 
 
 def test_prediction_without_its_header_is_scored_with_geometry_image(tmp_path):
@@ -375,7 +400,7 @@ def test_prediction_without_its_header_is_scored_with_geometry_image(tmp_path):
         write_mask(tmp_path / name / "a.nii.gz", lesions(2), grid)
     folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
     scores = scores_of(*folders, geometry="image")
-    assert (scores.dice.mean, scores.n_true_positive) == (1.0, 2)
+    assert (scores["dice"].value, scores.count("n_true_positive")) == (1.0, 2)
 
 
 @pytest.mark.parametrize(("shift_mm", "n_failed"), [(0.0, 0), (5.0, 0), (9.0, 1), (400.0, 1)])
@@ -423,11 +448,11 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
     outcome = evaluate(*write_eight_cases(tmp_path / "spoilt", spoil), replicates=5)
     scores = outcome.scores
     out = tmp_path / "spoilt" / "out"
-    assert (scores.n_cases, scores.n_true_positive) == (4, 4)
-    assert scores.dice.mean == expected.dice.mean
+    assert (scores.count("n_cases"), scores.count("n_true_positive")) == (4, 4)
+    assert scores["dice"].value == expected["dice"].value
     wrong = ["P1", "P2", "P3", "P4"]
-    assert sorted(failed.case for failed in scores.failed_cases) == wrong
-    assert expected.failed_cases == ()
+    assert sorted(scores.failed_cases) == wrong
+    assert expected.failed_cases == {}
     assert outcome.exit_status == 3
     assert json.loads((out / "scores.json").read_text()) == scores.to_json()
     rows = {row["case"]: row for row in read_csv(out / "cases.csv")}
@@ -453,7 +478,7 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
 def test_only_the_case_of_a_damaged_reference_fails(folders):
     (folders[0] / "b.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(*folders, replicates=5)
-    assert (outcome.scores.n_cases, outcome.exit_status) == (2, 3)
+    assert (outcome.scores.count("n_cases"), outcome.exit_status) == (2, 3)
     assert [problem.case for problem in outcome.failed] == ["b"]
 
 
@@ -464,7 +489,11 @@ def test_only_the_case_of_a_link_to_nothing_fails(folders, side):
     file.unlink()
     file.symlink_to(".git/annex/objects/B")
     outcome = evaluate(*folders, replicates=5)
-    assert (outcome.scores.n_cases, outcome.scores.n_lesions, outcome.exit_status) == (2, 2, 3)
+    assert (
+        outcome.scores.count("n_cases"),
+        outcome.scores.count("n_lesions"),
+        outcome.exit_status,
+    ) == (2, 2, 3)
     assert [problem.case for problem in outcome.failed] == ["b"]
     assert "points to nothing" in outcome.failed[0].message
 
@@ -476,7 +505,7 @@ def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tm
     rows[1]["reference"] = "reference/gone.nii.gz"
     write_csv(tmp_path / "manifest.csv", rows, list(rows[0]))
     outcome = evaluate(tmp_path, folders[1], tmp_path / "out", replicates=5)
-    assert outcome.scores.n_cases == 2
+    assert outcome.scores.count("n_cases") == 2
     assert "gone.nii.gz" in outcome.failed[0].message
 
 
@@ -495,11 +524,11 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     write_eight_cases(tmp_path / "two")
     (other / "P6.nii.gz").write_bytes(b"damaged")
     outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
-    assert outcome.scores.n_cases == 4
+    assert outcome.scores.count("n_cases") == 4
     assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4"}
     assert [problem.case for problem in outcome.not_compared] == ["P6"]
     assert any("P6 of the second model; not compared" in line for line in outcome.summary())
-    assert json.loads((out / "compare" / "scores.json").read_text())["n_cases"] == 3
+    assert json.loads((out / "compare" / "scores.json").read_text())["scores"][0]["value"] == 3
 
 
 def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
@@ -526,7 +555,7 @@ def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
     with pytest.raises(DatasetError, match="grid"):
         evaluate(*folders)
     scores = scores_of(*folders, resample=True)
-    assert scores.dice.mean == scores.surface_dice.mean == 1.0
+    assert scores["dice"].value == scores["surface_dice"].value == 1.0
     assert scores.size_unit == "% of the image width"
     assert columns(folders[2], "cases", "reference_ml") == [""]
 
@@ -543,12 +572,12 @@ def test_boxes_on_a_film_of_another_size_are_refused_or_resampled(tmp_path):
     with pytest.raises(DatasetError, match=r"a_candidates\.json: the prediction .*shapes differ"):
         evaluate(*folders)
     scores = scores_of(*folders, resample=True)
-    assert scores.lesion_recall.value == 1.0
+    assert scores["lesion_recall"].value == 1.0
     names = ("start_y_vox", "start_x_vox", "stop_y_vox", "stop_x_vox", "diameter_percent", "iou")
     (found,) = columns(folders[2], "candidates", *names)
     assert [float(number) for number in found] == pytest.approx([2, 4, 6, 8, 100 / 3, 1])
     write_json(folders[1] / "a_candidates.json", {**content, "shape": [8, 12]})
-    assert scores_of(*folders).lesion_recall.value == 0.0
+    assert scores_of(*folders)["lesion_recall"].value == 0.0
 
 
 def test_boxes_in_a_scan_of_another_shape_are_refused(folders, tmp_path):
@@ -576,11 +605,11 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
     ]
     (tmp_path / "boxes" / "a_candidates.json").write_text(json.dumps({"candidates": entries}))
     scores = scores_of(folders[0], tmp_path / "boxes", folders[2])
-    assert (scores.n_true_positive, scores.n_false_positive) == (1, 1)
+    assert (scores.count("n_true_positive"), scores.count("n_false_positive")) == (1, 1)
     assert scores.missing_predictions == ("b", "c")
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
-    assert scores.dice.mean is scores.specificity.value is None  # only boxes, and none for c
-    assert scores.false_positives_per_case.value == 1.0
+    assert scores["dice"].value is scores["specificity"].value is None  # only boxes, and none for c
+    assert scores["false_positives_per_case"].value == 1.0
 
 
 def test_answers_in_the_report_s_table_are_counted_by_evaluate(folders, tmp_path):
@@ -591,14 +620,11 @@ def test_answers_in_the_report_s_table_are_counted_by_evaluate(folders, tmp_path
     rows = [{**row, "answer": "Lesion"}, {**row, "answer": "lesion", "case": "a"}]
     stale = {**row, "candidate": "7"}  # not a false positive of the case a
     write_csv(path, [*rows, stale], list(row))
-    after = scores_of(*folders, adjudication=path).adjudication
-    assert (after.n_lesion, after.n_stale, after.n_open) == (1, 1, 0)
-    for found, expected in (
-        (after.by_reference, (3 / 5, 3 / 4, 1 / 3)),
-        (after.adjudicated, (4 / 6, 1.0, 0.0)),
-    ):
-        numbers = found.lesion_recall, found.lesion_precision, found.false_positives_per_case
-        assert [number.value for number in numbers] == pytest.approx(expected)
+    scores = scores_of(*folders, adjudication=path)
+    assert subgroup(scores, "adjudicated", "n_answer_lesion", "n_stale", "n_open") == [1, 1, 0]
+    names = "lesion_recall", "lesion_precision", "false_positives_per_case"
+    assert subgroup(scores, "", *names) == pytest.approx([3 / 5, 3 / 4, 1 / 3])
+    assert subgroup(scores, "adjudicated", *names) == pytest.approx([4 / 6, 1.0, 0.0])
 
 
 # --- roles and layouts ---
@@ -635,9 +661,9 @@ def test_role_without_cases_gives_empty_tables_and_an_explaining_page(folders, t
     table = root / "manifest.csv"  # such a table names no case of the role
     settings = {"compare": folders[1], "columns": table, "subgroups": ["site"]}
     outcome = evaluate(root, *folders[1:], evaluated_on="validation", **settings)
-    assert outcome.scores.n_cases == 0
+    assert outcome.scores.count("n_cases") == 0
     chosen = evaluate(root, *folders[1:], evaluated_on="validation", operating_point="best_f1")
-    assert chosen.scores.n_cases == 0  # there is nothing to choose a point on
+    assert chosen.scores.count("n_cases") == 0  # there is nothing to choose a point on
     assert "it has test and train" in caplog.text
     page = write_report(folders[2], tmp_path / "page", images=root).read_text()
     assert "No scan was evaluated" in page
@@ -650,7 +676,7 @@ def test_unpredicted_cases_of_another_role_are_not_missed(folders):
     for name in "ac":
         (folders[1] / f"{name}.nii.gz").unlink()
     scores = scores_of(root, *folders[1:])
-    assert (scores.n_cases, scores.evaluated_on) == (1, "test")
+    assert (scores.count("n_cases"), scores.evaluated_on) == (1, "test")
     assert scores.missing_predictions == ()
 
 
@@ -669,7 +695,7 @@ def test_candidates_of_a_label_that_is_not_annotated_do_not_count_at_any_point(t
     found = prediction_of(instances, (0.9, 0.8, 0.7), GEOMETRY, labels=(1, 2, 2), case="a")
     write_prediction(tmp_path / "found", found)
     scores = scores_of(root, tmp_path / "found", tmp_path / "out", operating_point=point)
-    assert (scores.n_true_positive, scores.n_false_positive) == (1, 0)
+    assert (scores.count("n_true_positive"), scores.count("n_false_positive")) == (1, 0)
 
 
 def test_report_draws_predictions_and_references_of_grids_that_evaluate_accepts(tmp_path):
@@ -692,8 +718,8 @@ def test_case_with_a_faulty_reference_and_no_prediction_is_named(tmp_path, caplo
     (folders[1] / "P5.nii.gz").unlink()
     outcome = evaluate(*folders, replicates=5)
     assert "Not scored, P5:" in caplog.text
-    assert [failed.case for failed in outcome.scores.failed_cases] == ["P5"]
-    assert (outcome.scores.n_cases, outcome.exit_status) == (7, 3)
+    assert [*outcome.scores.failed_cases] == ["P5"]
+    assert (outcome.scores.count("n_cases"), outcome.exit_status) == (7, 3)
     rows = {row["case"]: row["status"] for row in read_csv(folders[2] / "cases.csv")}
     assert rows["P5"] == "failed"
 
@@ -703,7 +729,7 @@ def test_case_with_faults_on_both_sides_has_one_row(tmp_path):
     for folder in folders[:2]:
         write_mask(folder / "P5_mask.nii.gz", lesions(1))
     outcome = evaluate(*folders, replicates=5)
-    assert [failed.case for failed in outcome.scores.failed_cases] == ["P5"]
+    assert [*outcome.scores.failed_cases] == ["P5"]
     cases = [row["case"] for row in read_csv(folders[2] / "cases.csv")]
     assert cases.count("P5") == 1
 
@@ -722,7 +748,7 @@ def test_interrupted_evaluation_leaves_no_scores_of_an_earlier_one(folders, monk
     def fail(path, *_):
         raise OSError(f"{path}: no space left")
 
-    monkeypatch.setattr("lesionseg.evaluation.result_tables.write_csv", fail)
+    monkeypatch.setattr("lesionseg.evaluation.tables.write_csv", fail)
     with pytest.raises(OSError, match="no space left"):
         evaluate(*folders)
     assert not (folders[2] / "scores.json").exists()

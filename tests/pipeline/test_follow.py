@@ -10,7 +10,7 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
-from lesionseg.io.files import read_csv, read_json
+from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import read_geometry, read_volume
@@ -73,8 +73,9 @@ def test_changes_pairs_and_rule_are_written(visits, caplog):
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
     assert "99 % of stable lesions" in (visits / "out" / "follow.html").read_text(encoding="utf-8")
     follow_folders(visits, reference=visits / "reference")
-    scores = read_json(visits / "out" / "scores.json")
-    assert (scores["n_lesions"], scores["n_true_positive"], scores["n_false_positive"]) == (1, 1, 0)
+    scores = read_scores(visits / "out" / "scores.json")
+    names = "n_lesions", "n_true_positive", "n_false_positive"
+    assert [scores.count(name) for name in names] == [1, 1, 0]
 
 
 def test_page_counts_new_lesion_that_is_too_thin_to_be_sure(visits):
@@ -238,6 +239,18 @@ def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     assert "different labels" in caplog.text
     page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
     assert "Not compared, and not in these numbers: case 3." in page
+
+
+@pytest.mark.parametrize("visit", ["before", "after"])
+def test_only_the_pair_with_a_mask_that_lost_its_header_fails(visits, visit):
+    lost = Geometry.from_spacing(SHAPE, (1, 1, 1))  # as np.eye(4) in nibabel; GRID has 2 mm in z
+    for folder in ("before", "after"):
+        write_cubes(visits / folder, "c", OLD, geometry=lost if folder == visit else GRID)
+    outcome = follow(visits / "before", visits / "after", visits / "out")
+    assert (outcome.n_pairs, outcome.exit_status) == (2, 3)
+    rows = {row["case"]: row["message"] for row in read_csv(visits / "out" / "pairs.csv")}
+    assert "header of the scan was lost" in rows["c"]
+    assert rows["c"].startswith(str(visits / visit))
 
 
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):

@@ -371,17 +371,9 @@ def test_progress_lines_do_not_repeat_the_remaining_time(monkeypatch, caplog, ca
 
 
 def make_scores(n_lesions, n_found, minutes=3.0):
-    return Scores(
-        n_cases=4,
-        n_groups=4,
-        n_lesion_free_cases=0,
-        n_lesions=n_lesions,
-        n_candidates=n_found,
-        n_true_positive=n_found,
-        n_false_positive=0,
-        n_missed=n_lesions - n_found,
-        provenance=Provenance({"training_minutes": minutes}),
-    )
+    numbers = {"n_lesions": n_lesions, "n_true_positive": n_found}
+    rows = tuple(Estimate(number, name=name) for name, number in numbers.items())
+    return Scores(rows=rows, provenance=Provenance({"training_minutes": minutes}))
 
 
 def test_training_that_finds_nothing_is_explained_with_advice():
@@ -398,12 +390,10 @@ def test_training_that_finds_nothing_is_explained_with_advice():
 
 def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
     point = PointInUse(name="fp_per_case:1", score=0.5, expected_false_positives_per_case=1.3)
-    many = replace(
-        make_scores(12, 3),
-        operating_point=point,
-        n_false_positive=136,
-        false_positives_per_case=Estimate(34.0),
-    )
+    few = make_scores(12, 3)
+    numbers = {"n_false_positive": 136, "false_positives_per_case": 34.0}
+    rows = [Estimate(number, name=name) for name, number in numbers.items()]
+    many = replace(few, operating_point=point, rows=(*few.rows, *rows))
     trained = TrainedModel(None, SimpleNamespace(selection=Selection()), {"out of fold": many})
     (line,) = closing_lines(trained, {"out of fold": many, "test": many})
     assert line.startswith("Warning, test cases: the threshold is set for 1 false positive")

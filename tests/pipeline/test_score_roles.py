@@ -9,7 +9,7 @@ from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Aim, Calibration, Selection
-from lesionseg.evaluation.curves import Pool, froc
+from lesionseg.evaluation.curves import froc
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
@@ -26,7 +26,7 @@ from lesionseg.pipeline.score_roles import (
 )
 from lesionseg.pipeline.select import AIMS, select
 from lesionseg.pipeline.survey import folds_of, labelled_cases, take_survey, with_fold
-from tests.evaluation.hand_cases import prediction_of, result
+from tests.evaluation.hand_cases import prediction_of, result, tables_of
 
 CFG = TrainConfig.of()
 
@@ -57,14 +57,13 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     choice, scores = score_folds(Experiment(CFG, found, run), folds, Selection())
     first = choice.operating_points[0]
     assert first.chosen_on == "out-of-fold"
-    assert first.lesion_recall == scores.lesion_recall.value
-    assert first.false_positives_per_case == scores.false_positives_per_case.value
-    assert first.lesion_recall_ci95 == scores.lesion_recall.ci95
+    assert first.lesion_recall == scores["lesion_recall"].value
+    assert first.false_positives_per_case == scores["false_positives_per_case"].value
+    assert first.lesion_recall_ci95 == scores["lesion_recall"].ci95
     fit = choice.calibration
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
-    assert scores.calibration.of == "probability"
-    assert scores.calibration.reliability
+    assert {point.subset for point in scores.curve("true_share")} == {"probability"}
     written = json.loads((run / "oof" / "predictions" / "SIM_001_candidates.json").read_text())
     candidates = written["candidates"]
     mine = [c["probability"] for c in candidates]
@@ -119,12 +118,16 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
 
 def test_score_error_is_that_of_the_sum_of_recall_and_dice():
     """Ten patients with one lesion each. Dice equals 1 if it is found, otherwise 0."""
-    results = [result(f"c{i}", detected_at=[0.9 if i < 5 else None]) for i in range(10)]
-    pool = Pool.of(results)
-    dice = [1.0] * 5 + [0.0] * 5
-    error = _score_error(pool, froc(pool, [1.0]), dice)
+
+    def error_of(found_dice, missed_dice):
+        found = [result(f"c{i}", detected_at=[0.9], dice=found_dice) for i in range(5)]
+        missed = [result(f"c{i}", detected_at=[None], dice=missed_dice) for i in range(5, 10)]
+        tables = tables_of([*found, *missed])
+        return _score_error(tables, froc(tables, [1.0]))
+
+    error = error_of(1.0, 0.0)
     assert error == pytest.approx(2 * (0.25 / 10) ** 0.5, rel=0.15)
-    assert _score_error(pool, froc(pool, [1.0]), [None] * 10) == pytest.approx(error / 2)
+    assert error_of(None, None) == pytest.approx(error / 2)
 
 
 def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
@@ -141,7 +144,7 @@ def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
     assert Selection.from_json(complete.to_json()) == complete
     gain = re.search(r"changes Dice by \+(0\.\d+)", complete.reasons["voxel calibration"])
     assert float(gain[1]) > 0.02
-    assert scores.dice.mean > 0.1
+    assert scores["dice"].value > 0.1
 
 
 # --- operating points of predictions by hand ---
@@ -161,13 +164,16 @@ def choose():
     """Return a function that selects operating points on validation cases."""
 
     def select_on_validation(results, aim="fp_per_case:1", confidence=None):
-        return select(results, Selection(), Aim.parse(aim), confidence, chosen_on="validation")[0]
+        tables = tables_of(results)
+        return select(tables, Selection(), Aim.parse(aim), confidence, chosen_on="validation")[0]
 
     return select_on_validation
 
 
 def test_points_state_their_cases_and_the_expected_rate(results):
-    choice, _ = select(results, Selection(), Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD)
+    choice, _ = select(
+        tables_of(results), Selection(), Aim.parse("fp_per_case:3"), None, **OUT_OF_FOLD
+    )
     first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
     assert [p.aim for p in choice.operating_points[1:]] == list(AIMS)
@@ -198,7 +204,9 @@ def test_too_few_patients_are_stated_in_the_reason(results, choose):
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results, choose):
     voxels = Selection(voxel_calibration=Calibration(), n_members=5, reasons={"a": "b"})
-    complete, fits = select(results, voxels, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD)
+    complete, fits = select(
+        tables_of(results), voxels, Aim.parse("fp_per_case:1"), None, **OUT_OF_FOLD
+    )
     assert (complete.calibration.n_true, complete.calibration.n_false) == (24, 12)
     assert fits["c00"] is fits["c03"] is None  # 8 false positives in other folds are too few
     assert choose(results[:6]).calibration is None

@@ -42,7 +42,8 @@ def box_reference(*boxes, labels=None):
 
 def doubts_of(*references, dataset=COCO):
     facts = {f"c{k}": reference_facts(one) for k, one in enumerate(references)}
-    return {(d.kind, d.case): d.detail for d in find_doubts(dataset, facts)}
+    doubts = find_doubts(dataset, facts)
+    return {(d.kind, d.case): d.message.removeprefix(DOUBTS[d.kind]) for d in doubts}
 
 
 def test_plausible_mask_raises_no_doubt():

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from lesionseg.core import Case, CaseFiles, Geometry, Volume
+from lesionseg.core import Case, CaseFiles, Finding, Geometry, Volume
 from lesionseg.reporting.dataset_page import (
     CaseLook,
-    Finding,
     _draw_charts,
     findings_lines,
     look_at,
@@ -14,8 +13,8 @@ from lesionseg.reporting.dataset_page import (
 
 def test_notes_that_differ_only_in_their_case_share_a_line():
     notes = [
-        Finding("a", "remark", "note", named="a: 1 lesion left out."),
-        Finding("b", "remark", "note", named="b: 1 lesion left out."),
+        Finding("remark", "a: 1 lesion left out.", "a", "note"),
+        Finding("remark", "b: 1 lesion left out.", "b", "note"),
     ]
     lines = findings_lines(notes, {"a": "case 1", "b": "case 2"})
     assert lines[:-1] == ["- note, 2 cases (a, b): 1 lesion left out."]

@@ -18,7 +18,7 @@ from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.reporting import pdf
-from lesionseg.reporting.evaluation_tables import read_tables
+from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.films import (
     LARGEST_SIDE,
     MOST_BOXES,
@@ -154,7 +154,12 @@ def test_table_of_labels_has_lesions_detections_and_false_positives(page):
 
 
 def test_scans_with_large_misses_and_confident_false_positives_come_first(study):
-    assert choose_films(read_tables(study / "scores", identifiers=True)) == ["a", "free", "b", "c"]
+    assert choose_films(read_evaluation(study / "scores", identifiers=True)) == [
+        "a",
+        "free",
+        "b",
+        "c",
+    ]
 
 
 def test_three_images_are_on_the_first_screen_and_the_others_below(study, page):
@@ -203,8 +208,8 @@ def test_one_label_needs_no_letter_and_volumes_have_no_whole_images(tmp_path, st
     marked = {case: [(1, *rest) for _, *rest in boxes] for case, boxes in MARKINGS.items()}
     write_films(tmp_path / "data", one, marked, names=("nodule",))
     lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
-    assert label_keys(read_tables(tmp_path / "scores")) == {}
-    tables = read_tables(study / "scores")
+    assert label_keys(read_evaluation(tmp_path / "scores")) == {}
+    tables = read_evaluation(study / "scores")
     volumes = replace(tables, scores=replace(tables.scores, image_axes=(3,)))
     assert choose_films(volumes) == []
 
@@ -213,7 +218,7 @@ def test_boxes_beyond_the_limit_are_stated(tmp_path):
     lesions = {"a": [(1, 2 * k % 110, k % 40, 4, 4) for k in range(MOST_BOXES + 7)]}
     write_films(tmp_path / "data", lesions, {"a": []}, names=("nodule",))
     lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
-    tables = read_tables(tmp_path / "scores", identifiers=True)
+    tables = read_evaluation(tmp_path / "scores", identifiers=True)
     film = draw_film(Scene(np.zeros(GRID.shape), GRID), "a", tables)
     assert len(film.boxes) == MOST_BOXES
     assert f"{len(tables.lesions) - MOST_BOXES} boxes not drawn." in film.words
@@ -310,8 +315,8 @@ def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):
     prediction = Prediction("a", GRID, (), None, operating_point=point)
     write_prediction(tmp_path / "found", prediction)
     lesionseg.evaluate(data, tmp_path / "found", tmp_path / "scores", min_readers=1)
-    tables = read_tables(tmp_path / "scores")
-    assert tables.scores.n_lesions == 2
+    tables = read_evaluation(tmp_path / "scores")
+    assert tables.scores.count("n_lesions") == 2
     by_rule = Sources(data, made=tables.scores.provenance).load("a", frozenset())
     assert by_rule.reference.sum() == 200
     assert Sources(data).load("a", frozenset()).reference.sum() == 100

@@ -18,7 +18,7 @@ from lesionseg.errors import ConfigError, ContentError, ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting import pdf
-from lesionseg.reporting.evaluation_tables import read_tables
+from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.viewer import NIIVUE
 from lesionseg.reporting.words import headline, tiles
@@ -67,7 +67,7 @@ def page(study):
 
 
 def test_first_screen_states_lesions_found_and_missed(study, page):
-    tables = read_tables(study / "scores")
+    tables = read_evaluation(study / "scores")
     assert [tile.value for tile in tiles(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
     assert "test scans, not used in training" in page
     assert headline(tables) in page
@@ -137,7 +137,7 @@ def test_page_has_names_on_request_and_no_pictures_without_images(study, tmp_pat
 
 
 def test_answers_are_kept_when_the_table_is_written_again(study, tmp_path):
-    tables = read_tables(study / "scores")
+    tables = read_evaluation(study / "scores")
     path = tmp_path / "adjudicate.csv"
     assert write_adjudication(path, tables) == 3
     rows = pd.read_csv(path, dtype=str)
@@ -160,7 +160,7 @@ def test_answers_are_kept_when_the_table_is_written_again(study, tmp_path):
 
 
 def test_answers_of_a_table_with_further_columns_are_kept(study, tmp_path):
-    tables = read_tables(study / "scores")
+    tables = read_evaluation(study / "scores")
     path = tmp_path / "adjudicate.csv"
     write_adjudication(path, tables)
     rows = pd.read_csv(path, dtype=str).assign(date="2026", answer="lesion")
@@ -218,7 +218,7 @@ def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, t
 
 
 def test_table_of_an_earlier_setting_is_removed_if_no_false_positive_is_left(study, tmp_path):
-    tables = read_tables(study / "scores")
+    tables = read_evaluation(study / "scores")
     path = tmp_path / "adjudicate.csv"
     write_adjudication(path, tables)
     found = tables.candidates["outcome"] != "false_positive"
@@ -234,7 +234,7 @@ def test_scores_of_a_table_are_read_exactly(study, tmp_path):
     path = tmp_path / "candidates.csv"
     rows = pd.read_csv(path, dtype=str).iloc[:3].assign(score=[repr(value) for value in scores])
     rows.to_csv(path, index=False)
-    assert read_tables(tmp_path).candidates["score"].tolist() == scores
+    assert read_evaluation(tmp_path).candidates["score"].tolist() == scores
 
 
 @pytest.mark.parametrize(
@@ -253,16 +253,16 @@ def test_next_command_does_not_replace_the_scores(tmp_path):
 
 def test_tables_that_do_not_fit_are_named(study, tmp_path):
     with pytest.raises(ReadError, match=r"scores\.json"):
-        read_tables(tmp_path)
+        read_evaluation(tmp_path)
     shutil.copytree(study / "scores", tmp_path, dirs_exist_ok=True)
     path = tmp_path / "lesions.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ContentError, match=r"lesions\.csv has 5 lesions"):
-        read_tables(tmp_path)
+        read_evaluation(tmp_path)
     path.unlink()
     with pytest.raises(ReadError, match=r"lesions\.csv"):
-        read_tables(tmp_path)
+        read_evaluation(tmp_path)
 
 
 def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path):

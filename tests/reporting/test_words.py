@@ -1,7 +1,5 @@
 """The sentences of the report state reasons, rates and shares correctly."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +8,9 @@ from lesionseg.core import Aim, Candidate, Geometry, OperatingPoint, Prediction,
 from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
-from lesionseg.evaluation.result_tables import scores_table, write_scores
-from lesionseg.evaluation.scores import Provenance, SizeClass
+from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
 from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_chart
-from lesionseg.reporting.evaluation_tables import Tables, read_tables
+from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass, read_evaluation
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.words import (
     _REASON_WORDS,
@@ -45,8 +42,10 @@ from tests.evaluation.hand_cases import (
     make_prediction,
     make_reference,
     prediction_of,
+    replace,
 )
 from tests.evaluation.hand_cases import result as hand_result
+from tests.evaluation.hand_cases import tables_of as result_tables
 
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positives_per_case=1.0)
 
@@ -54,8 +53,9 @@ POINT = OperatingPoint("fp_per_case:1", 0.5, "validation", expected_false_positi
 def tables_of(results, folder, preset="lesionseg", point=POINT, evaluated_on="test"):
     """Write the results and return their tables as the report reads them."""
     settings = SummarySettings(evaluated_on=evaluated_on, operating_point=point, replicates=50)
-    write_scores(folder, results, summarise(results, PRESETS[preset], settings))
-    return read_tables(folder, identifiers=True)
+    tables = result_tables(results)
+    write_scores(folder, tables, summarise(tables, PRESETS[preset], settings))
+    return read_evaluation(folder, identifiers=True)
 
 
 def tables_of_hand_case(name, folder, preset="lesionseg", point=POINT):
@@ -143,7 +143,7 @@ def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
         table.drop(columns=[c for c in new if c in table]).to_csv(
             tmp_path / f"{name}.csv", index=False
         )
-    old = read_tables(tmp_path, identifiers=True)
+    old = read_evaluation(tmp_path, identifiers=True)
     assert missed_words(old) == "inside a marking that is too large to count"
     assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
 
@@ -184,7 +184,7 @@ def test_one_is_singular_in_all_words(tmp_path):
 )
 def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
     results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
-    tables = tables_of(results, tmp_path, point=choose(results))
+    tables = tables_of(results, tmp_path, point=choose(result_tables(results)))
     assert words in limit_words(tables)
 
 
@@ -215,14 +215,16 @@ def test_scores_of_an_earlier_version_state_no_training(tmp_path):
 
 def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
     results = [hand_result(case, [0.9], [0.4, 0.3], group="p") for case in "ab"]
-    point = choose([*results, hand_result("c", [None], status="missing")], Aim("best_f1"))
+    with_missing = result_tables([*results, hand_result("c", [None], status="missing")])
+    point = choose(with_missing, Aim("best_f1"))
     assert (point.n_cases, point.n_patients, point.n_false_positives) == (2, 1, 0)
 
 
 def test_average_precision_below_one_is_not_shown_as_one(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
     almost = Estimate(0.99984, (0.99951, 1.0))
-    scores = replace(tables.scores, average_precision=almost, lesion_recall=Estimate(1.0))
+    numbers = replace(almost, name="average_precision"), Estimate(1.0, name="lesion_recall")
+    scores = replace(tables.scores, rows=(*tables.scores.rows, *numbers))
     shown = {one.name: one for one in measures(replace(tables, scores=scores))[0]}
     assert shown["average precision"].value == "0.9998"
     assert shown["average precision"].interval == "0.9995 to 1"
@@ -290,7 +292,7 @@ def test_precision_states_its_counts(tmp_path):
     assert rows["precision"].value == "0.0857"
     assert rows["precision"].meaning.startswith("3 of 35 markings are in lesions.")
     assert rows["lesions found"].value == "8"
-    assert tables.scores.n_true_positive == 8
+    assert tables.scores.count("n_true_positive") == 8
 
 
 def test_every_measure_is_explained_and_a_shared_reason_is_stated_once(tmp_path):
@@ -419,7 +421,7 @@ def test_boxes_of_reference_and_prediction_have_words(tmp_path):
         operating_point=POINT,
     )  # fmt: skip
     tables = tables_of([found], tmp_path)
-    assert isinstance(tables, Tables)
+    assert isinstance(tables, Evaluation)
     assert missed_words(tables).endswith("4 % of the marking is lesion (10 % needed)")
 
 
@@ -440,8 +442,8 @@ def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path)
     tables = film_tables(tmp_path)
     assert tables.scores.size_unit == "% of the image width"
     assert tables.lesions["diameter_percent"].tolist() == pytest.approx([10.0, 1.5] * 2)
-    counts = [(b.from_mm, b.to_mm, b.n) for b in tables.scores.recall_by_size]
-    assert counts == [(0, 2, 2), (2, 4, 0), (4, 8, 0), (8, 16, 2), (16, None, 0)]
+    counts = [(point.at, point.n) for point in tables.scores.curve("recall_by_size")]
+    assert counts == [(0, 2), (2, 0), (4, 0), (8, 2), (16, 0)]
     assert [size_class_words(b, tables.scores.size_unit) for b in tables.size_classes] == [
         "under 2 %",
         "8–16 %",
@@ -454,7 +456,7 @@ def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path)
 def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
     tables = film_tables(tmp_path, spacing_mm=(0.2, 0.2))
     assert tables.scores.size_unit == "mm"
-    assert [b.n for b in tables.scores.recall_by_size] == [2, 0, 2, 0, 0]
+    assert [point.n for point in tables.scores.curve("recall_by_size")] == [2, 0, 2, 0, 0]
     assert "5 mm or more" in headline(tables)
 
 
@@ -477,11 +479,3 @@ def test_surfaces_of_images_without_a_pixel_size_are_measured_in_pixels(tmp_path
         rows = {m.name: m for m in measures(own)[0]}
         assert f"within {tolerance} of" in rows["surface Dice"].meaning
         assert hd95 in rows
-
-
-def test_old_evaluation_in_pixels_has_no_size_classes(tmp_path):
-    tables = film_tables(tmp_path)
-    old = replace(tables, scores=replace(tables.scores, size_unit="px"))
-    assert size_chart(old) is None
-    assert not old.size_classes
-    assert "mm" not in headline(old)

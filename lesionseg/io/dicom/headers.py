@@ -373,13 +373,10 @@ def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
 
     These bits are not part of the value (PS3.5 8.1.1). pydicom keeps them in some syntaxes.
     """
-    n_bytes = pixels.dtype.itemsize
-    n_unused = 8 * n_bytes - int(header.BitsStored)
-    is_usual = int(header.HighBit) == int(header.BitsStored) - 1
-    if not is_usual or not 0 < n_unused < 8 * n_bytes:
+    n_unused = 8 * pixels.dtype.itemsize - int(header.BitsStored)
+    if header.HighBit != header.BitsStored - 1 or n_unused <= 0:
         return pixels
-    kind = f"i{n_bytes}" if header.PixelRepresentation else f"u{n_bytes}"
-    return np.asarray((pixels.astype(kind) << n_unused) >> n_unused)
+    return np.asarray((pixels << n_unused) >> n_unused)
 
 
 def _set_decoder_defaults(header: "Header") -> None:

@@ -45,9 +45,9 @@ _ECHO_OF_FILE = "EchoTime"
 _MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
-_SEPARATE_FILES = "Sort them into separate folders."
-_SEPARATE_FRAMES = (
-    "Convert this file with dcm2niix, which writes one NIfTI file per stack of frames."
+_SEPARATE = (
+    "Sort them into separate folders. Convert a file of several frames with dcm2niix, which writes "
+    "one NIfTI file per stack of frames."
 )
 _NO_POSITION_ADVICE = (
     "The file does not state where its slice is located in the patient. Export the series again "
@@ -276,7 +276,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         if different := _find_differences(piece, first):
             raise GeometryError(
                 f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. "
-                f"{_separation_advice(piece)}"
+                f"{_SEPARATE}"
             )
     note = ""
     if left_out:
@@ -407,10 +407,6 @@ def _find_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
     return different
 
 
-def _separation_advice(piece: DicomSlice) -> str:
-    return _SEPARATE_FILES if piece.frame is None else _SEPARATE_FRAMES
-
-
 def _thickness(piece: DicomSlice, remarks: Remarks | None) -> float:
     """Return the thickness of a scan's only slice in millimetres, or 1 if it is not stated."""
     thickness = number(piece.elements, "SliceThickness") or 0.0
@@ -436,7 +432,7 @@ def _even_step(
         n = int(repeated[0])
         raise GeometryError(
             f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place. They may be "
-            f"duplicates, or belong to two times or acquisitions. {_separation_advice(first)}"
+            f"duplicates, or belong to two times or acquisitions. {_SEPARATE}"
         )
     lengths = np.linalg.norm(steps, axis=1)
     # the lower median occurs in the stack, even if half of the distances are doubled

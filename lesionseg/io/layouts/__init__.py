@@ -7,15 +7,17 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TypedDict, Unpack
 
-from lesionseg.core import CaseFiles, Dataset, Problem, Remark, Role
-from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups, compile_pattern
+from lesionseg.core.finding import NO_CASE, Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
@@ -23,25 +25,26 @@ from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.box_table import MAX_LABELS
 from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
 from lesionseg.io.layouts.checks import (
-    Problems,
-    find_problems,
-    fold_remarks,
-    group_remarks,
+    find_missing_files,
+    find_wrong_ids,
+    fold_findings,
+    group_findings,
     shared_masks,
     with_missing_channels,
 )
-from lesionseg.io.layouts.coco import find_annotations, read_coco
+from lesionseg.io.layouts.coco import find_annotations, lesions_are_boxes, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
-from lesionseg.io.layouts.readers import IGNORED_BOXES, merge_readers
+from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
 from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 logger = logging.getLogger(__name__)
 
+_LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
 ENTRY_POINTS = "lesionseg.layouts"
 _NNUNET = ("nnunet", "msd")  # layouts whose labels apply to all masks in a folder of the dataset
 
@@ -56,7 +59,7 @@ class Convention:
         recognises: A function that takes a folder and returns something true if the folder has this
             layout.
         read: A function that returns the cases of a folder, with wrong entries in
-            `Dataset.problems`. `read_dataset` determines the number of axes and checks files and
+            `Dataset.findings`. `list_dataset` determines the number of axes and checks files and
             channels for all layouts, so that this function need not do so.
     """
 
@@ -123,25 +126,10 @@ def find_convention(root: Path) -> str | None:
     return next((c.name for c in conventions() if c.recognises(root)), None)
 
 
-def read_dataset(
-    root: Path,
-    *,
-    group: str | None = None,
-    merge_labels: bool = False,
-    may_lack: bool = False,
-    nan_background: bool = False,
-    grid_of_image: bool = False,
-    min_readers: int | None = None,
-    lenient: bool = False,
-) -> Dataset:
-    """List the cases of a data folder, without reading their images.
+class ReadingRules(TypedDict, total=False):
+    """The rules by which a data folder is read.
 
-    Only the header of the first readable image is read, to find out the number of axes. DICOM
-    radiographs are an exception: each header is read for the columns of `radiograph_columns`.
-    Remarks are logged unless `lenient`.
-
-    Args:
-        root: The folder.
+    Attributes:
         group: A regular expression that finds the patient in a case id (see `assign_groups`).
         merge_labels: True merges all labels into one, `{1: "lesion"}`.
         may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
@@ -149,15 +137,48 @@ def read_dataset(
         grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
         min_readers: If several readers drew boxes, the number of readers who must have marked a
             lesion. None: two if three or more readers read the case, otherwise one.
-        lenient: True keeps cases with faults, and lists wrong entries in `Dataset.problems`. A
-            folder without cases is then one of these problems.
+    """
 
-    Returns:
-        The dataset.
+    group: str | None
+    merge_labels: bool
+    may_lack: bool
+    nan_background: bool
+    grid_of_image: bool
+    min_readers: int | None
+
+
+def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
+    """List the cases of a data folder, all of which must be usable. See `list_dataset`.
 
     Raises:
+        ConfigError: `group` is not a regular expression.
         DatasetError: The folder is missing, has no known layout or no case, or has wrong entries.
             The message lists all of them.
+        ReadError: A table cannot be read.
+    """
+    if group := rules.get("group"):
+        compile_pattern(group)
+    dataset = list_dataset(root, **rules)
+    require_usable(dataset)
+    return dataset
+
+
+def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
+    """List the cases of a data folder and find its wrong entries, without reading its images.
+
+    Only the header of the first readable image is read, to find out the number of axes. DICOM
+    radiographs are an exception: each header is read for the columns of `radiograph_columns`. Files
+    may be missing. A folder without cases is an error among the findings.
+
+    Args:
+        root: The folder.
+        rules: See `ReadingRules`.
+
+    Returns:
+        The dataset with its findings.
+
+    Raises:
+        DatasetError: The folder is missing or has no known layout, or its description is wrong.
         ReadError: A table cannot be read.
     """
     if not root.is_dir():
@@ -165,52 +186,57 @@ def read_dataset(
     layout = _layout_of(root)
     dataset = replace(
         layout.read(root),
-        may_lack=may_lack,
-        nan_background=nan_background,
-        grid_of_image=grid_of_image,
+        may_lack=rules.get("may_lack", False),
+        nan_background=rules.get("nan_background", False),
+        grid_of_image=rules.get("grid_of_image", False),
     )
+    has_boxes = any(map(lesions_are_boxes, dataset.cases))
+    dataset = replace(dataset, lesions_are_boxes=has_boxes)
     for case in dataset.cases:
         with suppress(LesionsegError, OSError):  # reading the cases reports the error
             dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
             break
     dataset = with_missing_channels(dataset)
-    problems = Problems([*dataset.problems, *find_problems(dataset, lenient=lenient)])
-    remarks = (*dataset.remarks, *fold_remarks(dataset))
+    findings = [*dataset.findings, *find_wrong_ids(dataset.cases), *fold_findings(dataset)]
+    group = rules.get("group")
     if group is None:
-        remarks += tuple(group_remarks(dataset.cases))
-    if not lenient:
-        _log_remarks(remarks, dataset.cases)
-        problems.raise_all(root)
+        findings += group_findings(dataset.cases)
     if not dataset.cases:
         text = (
             f"{root}: the folder has no labelled case. The layout {layout.name} consists of "
             f"{layout.looks_for}."
         )
-        if not lenient:
-            raise DatasetError(text)
-        problems.append(Problem("", text))
-    first_of_id: dict[str, CaseFiles] = {}  # a repeated id is one of the problems already
+        findings.append(Finding(NO_CASE, text, severity="error"))
+    first_of_id: dict[str, CaseFiles] = {}  # a repeated id is one of the findings already
     for case in dataset.cases:
         first_of_id.setdefault(case.case, case)
     grouped = list(first_of_id.values())
-    with problems.collect("", root) if lenient else nullcontext():
+    with collect_errors(findings, "", root):
         grouped = [*assign_groups(grouped, group)]
-    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)), remarks=remarks)
-    with problems.collect("", root) if lenient else nullcontext():
-        if merge_labels:
+    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)))
+    with collect_errors(findings, "", root):
+        if rules.get("merge_labels"):
             dataset = _merge_labels(dataset)
         _check_label_values(dataset)
-    dataset = merge_readers(dataset, min_readers)
+    dataset = merge_readers(replace(dataset, findings=tuple(findings)), rules.get("min_readers"))
     _log_summary(dataset)
-    return replace(dataset, problems=tuple(problems))
+    return dataset
 
 
-def _log_remarks(remarks: Iterable[Remark], cases: Sequence[CaseFiles]) -> None:
-    """Log the remarks, and the masks of several cases, which `prepare check=true` finds itself."""
-    for text in shared_masks(cases):
+def require_usable(dataset: Dataset) -> None:
+    """Log the findings of a dataset, and raise one `DatasetError` that lists all of its errors.
+
+    Missing files and channels are errors, too.
+    """
+    for text in shared_masks(dataset.cases):
         logger.warning(text)
-    for remark in remarks:
-        logger.log(logging.INFO if remark.is_note else logging.WARNING, remark.message)
+    for finding in dataset.findings:
+        if finding.severity != "error":
+            logger.log(_LEVELS[finding.severity], finding.message)
+    errors = [*dataset.errors, *find_missing_files(dataset)]
+    # the reason why there is no case is among the other errors
+    reasons = [finding for finding in errors if finding.kind != NO_CASE]
+    require_no_errors(reasons or errors, dataset.root)
 
 
 def _check_label_values(dataset: Dataset) -> None:
@@ -286,9 +312,6 @@ def _log_summary(dataset: Dataset) -> None:
     if len(cases) == len(patients) > 1:
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
     logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
-    for remark in dataset.remarks:
-        if remark.kind == IGNORED_BOXES:  # the remarks of a layout are logged before
-            logger.info(remark.message)
     if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 
@@ -318,9 +341,7 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
     if find_convention(folder.parent) is None:
         return None
     try:
-        dataset = read_dataset(
-            folder.parent, merge_labels=merge_labels, may_lack=True, lenient=True
-        )
+        dataset = list_dataset(folder.parent, merge_labels=merge_labels, may_lack=True)
     except LesionsegError as error:
         logger.warning("The masks in %s are read without their dataset. %s", folder, error)
         return None

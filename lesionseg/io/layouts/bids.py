@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Remark
-from lesionseg.errors import DatasetError, LesionsegError, count, join_names
-from lesionseg.io.layouts.checks import Problems
+from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.errors import DatasetError, LesionsegError, join_names
+from lesionseg.io.layouts.checks import find_left_out
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 _MASK = re.compile(
@@ -36,14 +37,14 @@ def read_bids(root: Path) -> Dataset:
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
     a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
     the first session. If a session has several images of a suffix, the name of the mask decides. A
-    remark names the sessions without a mask.
+    finding is about the sessions without a mask.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
-    problems = Problems()
+    findings = list[Finding]()
     for mask in _find_masks(root):
         case = _session_of(mask)
-        with problems.collect(case, mask):
+        with collect_errors(findings, case, mask):
             if not case:
                 raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
             if case in masks:
@@ -56,17 +57,16 @@ def read_bids(root: Path) -> Dataset:
                 raise DatasetError(f"the session {case} has no image. Add one, or remove the mask.")
             images[case] = found
     channels: list[str] = []
-    remarks: list[Remark] = []
     if images:
-        with problems.collect("", root):
-            channels = _find_channels(root, images, masks, remarks)
+        with collect_errors(findings, "", root):
+            channels = _find_channels(root, images, masks, findings)
     cases: list[CaseFiles] = []
     if channels:  # there are no cases if no image is on the grid of its mask
         for case, files in images.items():
             case_images = tuple(files[channel] for channel in channels)
             subject = case.partition("_")[0]
             cases.append(CaseFiles(case, case_images, masks[case], subject))
-    remarks += _remark_without_mask(root, masks)
+    findings += _remark_without_mask(root, masks)
     return Dataset(
         name=root.name,
         root=root,
@@ -75,8 +75,7 @@ def read_bids(root: Path) -> Dataset:
         channel_names=tuple(channels),
         labels=Labels.of({1: "lesion"}),
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
+        findings=tuple(findings),
     )
 
 
@@ -89,18 +88,13 @@ def _find_masks(root: Path) -> list[Path]:
     return found
 
 
-def _remark_without_mask(root: Path, masks: Collection[str]) -> list[Remark]:
-    """Return a remark that names the sessions with images but without a mask, which are left out.
-
-    `masks` are the sessions with a mask.
-    """
+def _remark_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
+    """Return a finding about the sessions with images that are not in `masks`, if there are any."""
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
-    without_mask = sorted(session for session in sessions if session and session not in masks)
-    if not without_mask:
-        return []
-    text = f"{root}: {count(len(without_mask), 'session')} without a lesion mask, left out: "
-    advice = "A lesion-free session needs a mask of zeros."
-    return [Remark("left_out", f"{text}{join_names(without_mask)}. {advice}")]
+    names = sorted(session for session in sessions if session and session not in masks)
+    words = "without a lesion mask, left out"
+    advice = " A lesion-free session needs a mask of zeros."
+    return find_left_out(root, names, "session", words, advice=advice, severity="warning")
 
 
 def _session_of(file: Path) -> str:
@@ -116,15 +110,15 @@ def _find_channels(
     root: Path,
     images: Mapping[str, Mapping[str, Path]],
     masks: Mapping[str, Path],
-    remarks: list[Remark],
+    findings: list[Finding],
 ) -> list[str]:
-    """Return the suffixes of the images that are channels, and remark on the remaining ones.
+    """Return the suffixes of the images that are channels, and find the remaining ones.
 
     Args:
         root: The folder, for messages.
         images: The images of each session by suffix.
         masks: The mask of each session.
-        remarks: Receives a remark that names the suffixes that are left out.
+        findings: Receives a finding about the suffixes that are left out.
 
     Raises:
         DatasetError: No suffix is a channel.
@@ -147,10 +141,9 @@ def _find_channels(
             f"none of the kinds of image ({', '.join(sorted(everything))}) exists in every session "
             "on the grid of the mask. Resample the images onto the grid of the masks."
         )
-    left_out = sorted(everything - set(channels))
-    if left_out:
-        text = f"{root}: not in every session or not on the grid of the mask, and so left out: "
-        remarks.append(Remark("left_out", f"{text}{', '.join(left_out)}."))
+    names = sorted(everything - set(channels))
+    words = "not in every session or not on the grid of the mask, and so left out"
+    findings += find_left_out(root, names, "image type", words, severity="warning")
     return channels
 
 

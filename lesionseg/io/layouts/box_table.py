@@ -17,15 +17,15 @@ from lesionseg.core import (
     Geometry,
     Labels,
     Reference,
-    Remark,
     StatedBoxes,
     numbers_first,
 )
+from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.core.labels import free_name
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
 from lesionseg.io.files import read_csv_columns, read_csv_lines
-from lesionseg.io.layouts.checks import Problems
+from lesionseg.io.layouts.checks import find_left_out
 
 TABLE = "table"  # the key of `CaseFiles.annotations` for a `CaseBoxes`
 MAX_BOXES = 10_000  # per case
@@ -203,8 +203,10 @@ class CaseBoxCollector:
         self._readers.setdefault(case, {}).setdefault(reader, where)
         self._negative.setdefault(case, {}).setdefault(reader, where)
 
-    def collect(self, problems: Problems, *, is_relative: bool = False) -> dict[str, CaseBoxes]:
-        """Return the boxes of each case. Contradictory rows become problems."""
+    def collect(
+        self, findings: list[Finding], *, is_relative: bool = False
+    ) -> dict[str, CaseBoxes]:
+        """Return the boxes of each case. Contradictory rows become findings."""
         tables: dict[str, CaseBoxes] = {}
         for case, readers in self._readers.items():
             boxes = self._boxes.get(case, [])
@@ -213,10 +215,10 @@ class CaseBoxCollector:
                 if reader in readers_with_boxes:
                     whose = f" of the reader {reader!r}" if reader else ""
                     text = f"the row states that {case!r} has no lesion, but another row{whose}"
-                    with problems.collect(case, where):
+                    with collect_errors(findings, case, where):
                         raise DatasetError(f"{text} has a box. Remove one of them.")
             if len(readers) > 1 and "" in readers:
-                with problems.collect(case, readers[""]):
+                with collect_errors(findings, case, readers[""]):
                     raise DatasetError(
                         f"the row of {case!r} names no reader, but another row of this case does. "
                         "Name the reader."
@@ -224,8 +226,8 @@ class CaseBoxCollector:
             tables[case] = CaseBoxes(tuple(boxes), tuple(sorted(readers)), is_relative)
         return tables
 
-    def remarks(self) -> list[Remark]:
-        """Return a remark on repeated rows, if there are any."""
+    def findings(self) -> list[Finding]:
+        """Return a finding about repeated rows, if there are any."""
         if not self.repeated:
             return []
         text = f"{self.repeated[0]}: the row repeats an earlier one"
@@ -233,16 +235,13 @@ class CaseBoxCollector:
         if n_further > 0:
             verb = "does" if n_further == 1 else "do"
             text += f", as {count(n_further, 'further row')} {verb}"
-        return [Remark("repeated_rows", f"{text}. Each box counts once.")]
+        return [Finding("repeated_rows", f"{text}. Each box counts once.")]
 
 
-def remark_absent(table: object, cases: Sequence[str], n_all: int) -> list[Remark]:
+def find_absent(table: object, cases: Sequence[str], n_all: int) -> list[Finding]:
     """Return a note on the cases that a table does not name, which count as lesion-free."""
-    if not cases:
-        return []
-    verbs = "has no row, so it counts as" if len(cases) == 1 else "have no row, so they count as"
-    text = f"{table}: {len(cases)} of {count(n_all, 'image')} {verbs} "
-    return [Remark("not_in_table", f"{text}lesion-free: {join_names(cases, 5)}.", is_note=True)]
+    words = f"of {n_all} without a row, counted as lesion-free"
+    return find_left_out(table, cases, "image", words, most=5, kind="not_in_table")
 
 
 def read_box_reference(files: CaseFiles, geometry: Geometry, merged: Collection[int]) -> Reference:
@@ -352,15 +351,15 @@ def make_labels(path: Path, name_of: Mapping[int, str]) -> Labels:
     return Labels.of(name_of)
 
 
-def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Remark]]:
+def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Finding]]:
     """Give labels of the same name different names, because scores and tables are kept by name.
 
     Args:
-        path: The file with the names, for the remark.
+        path: The file with the names, for the finding.
         name_of: The name of each label value. The first one of equal names is kept.
 
     Returns:
-        The new names, and a remark if a name has changed.
+        The new names, and a finding if a name has changed.
 
     >>> distinct_names(Path("data.yaml"), {1: "mass", 2: "nodule", 3: "nodule"})[0]
     {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}
@@ -378,7 +377,7 @@ def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, st
         f"{path}: several labels have the same name, so {join_names(changed)}. Give each label its "
         "own name, or merge them with data.merge_labels=true (evaluate merge_labels=true)."
     )
-    return names, [Remark("label_names", text)]
+    return names, [Finding("label_names", text)]
 
 
 def number_labels(names: Collection[str]) -> dict[str, int]:

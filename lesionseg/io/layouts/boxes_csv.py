@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError, suggest
 from lesionseg.io.files import is_file_or_broken_link, read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
     CaseBoxes,
+    find_absent,
     make_box,
     make_labels,
     number_labels,
     parse_corners,
     read_box_table,
-    remark_absent,
 )
-from lesionseg.io.layouts.checks import CHANNEL, Problems, path_id, remark_unread_files, validate
+from lesionseg.io.layouts.checks import CHANNEL, path_id, remark_unread_files, validate
 from lesionseg.io.layouts.manifest import (
     LABELS,
     MANIFEST,
     RoleAndFold,
-    column_remarks,
+    column_findings,
     read_labels,
     read_manifest,
 )
@@ -74,12 +75,9 @@ def read_boxes_csv(root: Path) -> Dataset:
     """
     path = root / BOXES
     rows = read_box_table(path, _COLUMNS)
-    problems = Problems()
-    if (root / MANIFEST).is_file():
-        dataset = read_manifest(root)
-        problems += dataset.problems
-    else:
-        dataset = _read_images(root)
+    has_manifest = (root / MANIFEST).is_file()
+    dataset = read_manifest(root) if has_manifest else _read_images(root)
+    findings = list(dataset.findings)
     labels = _labels(root, [row["label"] for _, row in rows])
     value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, dataset.cases)
@@ -88,37 +86,35 @@ def read_boxes_csv(root: Path) -> Dataset:
     for where, row in rows:
         name = row["case"]
         case = case_of.get(name)
-        with problems.collect(case or name, where):
+        with collect_errors(findings, case or name, where):
             if case is None:
                 # a table of another folder has many such rows, and the search takes time
-                near = suggest(name, case_of) if len(problems) < _MAX_SUGGESTED else ""
+                near = suggest(name, case_of) if len(findings) < _MAX_SUGGESTED else ""
                 raise DatasetError(
                     f"the case {name[:200]!r} has no image.{near} Correct its name, or add the "
                     "image."
                 )
             facts.add(case, row, where)
             _add_row(collector, case, row, where, value_of)
-    tables = collector.collect(problems)
+    tables = collector.collect(findings)
     cases: list[CaseFiles] = []
     for files in dataset.cases:
-        with problems.collect(files.case, path):
+        with collect_errors(findings, files.case, path):
             boxed = _add_boxes(files, tables.get(files.case), value_of)
             cases.append(facts.add_to(boxed))
     listed = [files.case for files in cases if TABLE in files.annotations]
     # a case whose rows were all rejected has rows, and its faults are named
     with_row = {case_of.get(row["case"]) for _, row in rows}
     absent = [case for case in listed if case not in with_row]
-    remarks = [*dataset.remarks, *collector.remarks(), *remark_absent(path, absent, len(listed))]
+    findings += [*collector.findings(), *find_absent(path, absent, len(listed))]
     if rows:
-        remarks += column_remarks(path, rows[0][1], _KNOWN_COLUMNS, "has no effect")
+        findings += column_findings(path, rows[0][1], _KNOWN_COLUMNS, "has no effect")
     return replace(
         dataset,
         convention="boxes",
         labels=labels,
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
-        lesions_are_boxes=any(table.boxes for table in tables.values()),
+        findings=tuple(findings),
     )
 
 
@@ -231,7 +227,7 @@ def _read_images(root: Path) -> Dataset:
         channel_names=("image",),
         labels=Labels.of({1: "lesion"}),
         cases=tuple(CaseFiles(path_id(file.relative_to(folder)), (file,)) for file in files),
-        remarks=tuple(remark_unread_files(folder, folders=False)),
+        findings=tuple(remark_unread_files(folder, folders=False)),
     )
 
 

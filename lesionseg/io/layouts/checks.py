@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,8 +11,9 @@ from unicodedata import normalize
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from lesionseg.core import CaseFiles, Dataset, Problem, Remark
-from lesionseg.errors import DatasetError, LesionsegError, count, describe_misfits, join_names
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core.finding import LISTED, Finding, Severity, collect_errors
+from lesionseg.errors import DatasetError, count, describe_misfits, join_names
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
@@ -24,7 +25,6 @@ COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
-_MAX_SHOWN = 100
 VISIT_PATTERN = r"(.+)[_-]\d{1,2}"
 _VISIT = re.compile(VISIT_PATTERN)
 _MAX_VISITS = 8  # of a patient, on average
@@ -37,34 +37,34 @@ _TEXT_SUFFIXES = (
 _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 
 
-class Problems(list[Problem]):
-    """A list of the wrong entries of a dataset. The remaining entries can be read nevertheless."""
+def find_left_out(
+    where: object,
+    names: Sequence[str],
+    noun: str,
+    words: str,
+    *,
+    kind: str = "left_out",
+    most: int = 20,
+    advice: str = "",
+    severity: Severity = "note",
+) -> list[Finding]:
+    """Return a finding that counts and lists entries of a folder or table; none without entries.
 
-    @contextmanager
-    def collect(self, case: str, where: object) -> Iterator[None]:
-        """Add an error that is raised within the context to the list.
-
-        Args:
-            case: The case id of the entry.
-            where: The file or the line of the entry, with which the message begins.
-        """
-        try:
-            yield
-        except LesionsegError as error:
-            text = str(error)
-            if not text.startswith(f"{where}: "):  # the error may name the file itself
-                text = f"{where}: {text}"
-            self.append(Problem(case, text))
-
-    def raise_all(self, root: Path) -> None:
-        """Raise all problems as one `DatasetError`. Do nothing if there are none."""
-        shown = [problem.message for problem in self[:_MAX_SHOWN]]
-        if len(self) > 1:
-            shown = [f"{root}: {len(self)} entries cannot be used:", *shown]
-        if len(self) > _MAX_SHOWN:
-            shown.append(f"… and {len(self) - _MAX_SHOWN} more")
-        if shown:
-            raise DatasetError("\n  ".join(shown))
+    Args:
+        where: The folder or table.
+        names: The names of the entries.
+        noun: What they are, such as `image`.
+        words: What is the case with them, such as `without a row, left out`.
+        kind: The kind of the finding.
+        most: The number of names that are listed.
+        advice: A sentence after the names, which begins with a space.
+        severity: The severity of the finding.
+    """
+    if not names:
+        return []
+    listed = join_names(names, most)
+    text = f"{where}: {count(len(names), noun)} {words}: {listed}.{advice}"
+    return [Finding(kind, text, severity=severity)]
 
 
 def validate(model: type[M], entry: Any, path: Path | None = None) -> M:
@@ -211,8 +211,8 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
 
 def remark_unread_files(
     folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
-) -> list[Remark]:
-    """Return a remark that names the files of a folder that are not read.
+) -> list[Finding]:
+    """Return a finding about the files of a folder that are not read.
 
     Hidden files, texts and the voxels of a header are not named.
 
@@ -232,27 +232,29 @@ def remark_unread_files(
             unread.append(path)
     if folders:
         unread += [path for path in entries if path.is_dir()]
-    if not unread:
-        return []
     kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
-    text = (
-        f"{folder}: {count(len(unread), 'entry', 'entries')} of formats that are not read here "
-        f"({', '.join(kinds)}): {join_names(path.name for path in unread)}. Convert images to one "
-        f"of {', '.join(SUFFIXES)}."
+    return find_left_out(
+        folder,
+        [path.name for path in unread],
+        "item",
+        f"of formats that are not read here ({', '.join(kinds)})",
+        kind="unread",
+        advice=f" Convert images to one of {', '.join(SUFFIXES)}.",
+        severity="warning",
     )
-    return [Remark("unread", text)]
 
 
-def group_remarks(cases: Sequence[CaseFiles]) -> Iterator[Remark]:
-    """Yield a remark if the names of cases look like several scans of one patient."""
+def group_findings(cases: Sequence[CaseFiles]) -> list[Finding]:
+    """Return a finding if the names of cases look like several scans of one patient."""
     names = find_likely_visits([case for case in cases if not case.group])
-    if names is not None:
-        yield Remark(
-            "names",
-            f"Case names such as {names[0]} and {names[1]} look like scans of one patient. If they "
-            f"are, set data.group='{VISIT_PATTERN}', so that no patient is in both training and "
-            "validation.",
-        )
+    if names is None:
+        return []
+    text = (
+        f"Case names such as {names[0]} and {names[1]} look like scans of one patient. If they "
+        f"are, set data.group='{VISIT_PATTERN}', so that no patient is in both training and "
+        "validation."
+    )
+    return [Finding("names", text)]
 
 
 def find_likely_visits(cases: Sequence[CaseFiles]) -> tuple[str, str] | None:
@@ -277,28 +279,23 @@ def find_likely_visits(cases: Sequence[CaseFiles]) -> tuple[str, str] | None:
     return first, second
 
 
-def fold_remarks(dataset: Dataset) -> list[Remark]:
-    """Return a remark that names the cases without a fold if other cases state one."""
+def fold_findings(dataset: Dataset) -> list[Finding]:
+    """Return a finding about the cases without a fold if other cases state one."""
     usable = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
-    without = [case.case for case in usable if case.fold is None]
-    if len(without) == len(usable) or not without:
+    names = [case.case for case in usable if case.fold is None]
+    if len(names) == len(usable):
         return []
-    text = f"{count(len(without), 'case')} without a fold, used for training in every fold: "
-    return [Remark("folds", f"{dataset.root}: {text}{join_names(without)}.")]
+    words = "without a fold, used for training in every fold"
+    return find_left_out(dataset.root, names, "case", words, kind="folds", severity="warning")
 
 
-def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
-    """Find faults of the cases that show without opening a file.
-
-    These are case ids that are repeated or cannot be file names and, unless `lenient`, missing
-    files and channels.
-    """
-    problems = Problems()
+def find_wrong_ids(cases: Sequence[CaseFiles]) -> list[Finding]:
+    """Find case ids that are repeated or cannot be file names."""
+    findings = list[Finding]()
     seen = set[str]()
-    for files in dataset.cases:
+    for files in cases:
         case = files.case
-        first = files.images[0]
-        with problems.collect(case, first):
+        with collect_errors(findings, case, files.images[0]):
             key = comparison_key(case) if sys.platform in ("win32", "darwin") else case
             if key in seen:
                 raise DatasetError(
@@ -310,16 +307,23 @@ def find_problems(dataset: Dataset, *, lenient: bool) -> Problems:
                 raise DatasetError(
                     f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
                 )
-        if lenient:
-            continue
-        with problems.collect(case, first):
+    return findings
+
+
+def find_missing_files(dataset: Dataset) -> list[Finding]:
+    """Find files that do not exist or are empty, and wrong channels, without opening a file."""
+    findings = list[Finding]()
+    for files in dataset.cases:
+        case = files.case
+        with collect_errors(findings, case, files.images[0]):
             check_channels(files, dataset)
         references = () if files.reference is None else (files.reference,)
         for file in (*files.images, *references):
             if not _has_content(file):
                 text = "does not exist or is empty. Paths in tables are relative to the table."
-                problems.append(Problem(case, f"{file} of case {case!r} {text}"))
-    return problems
+                text = f"{file} of case {case!r} {text}"
+                findings.append(Finding(LISTED, text, case, "error"))
+    return findings
 
 
 def file_key(path: Path) -> str:

@@ -23,12 +23,12 @@ from lesionseg.core import (
     Geometry,
     Labels,
     Reference,
-    Remark,
     Role,
     StatedBoxes,
 )
+from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.core.lesions import box_slices, clip_boxes
-from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
+from lesionseg.errors import ContentError, DatasetError, GeometryError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import (
     TABLE,
@@ -42,12 +42,12 @@ from lesionseg.io.layouts.box_table import (
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
-    Problems,
+    find_left_out,
     path_id,
     remark_unread_files,
     validate,
 )
-from lesionseg.io.layouts.manifest import column_remarks
+from lesionseg.io.layouts.manifest import column_findings
 from lesionseg.io.limits import run_in_worker
 from lesionseg.io.volumes import is_image_file, read_volume
 
@@ -212,7 +212,6 @@ def read_coco(root: Path) -> Dataset:
     `lesions`, a tuple of `CocoLesion`, and `size` (height, width). `columns` contain `pixel_mm` (""
     if unknown) and every further field with a text or number.
     """
-    problems = Problems()
     contents: list[tuple[AnnotationFile, _Content]] = []
     for file in find_annotations(root):
         content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
@@ -226,19 +225,19 @@ def read_coco(root: Path) -> Dataset:
         used.update(_id_text(annotation.get("category_id")) for annotation in content.annotations)
     by_use = sorted(ordered, key=lambda number: str(number) not in used)
     name_of_label = {label_of[str(number)]: names[number] or str(number) for number in by_use}
-    label_names, remarks = distinct_names(root, name_of_label)
+    label_names, findings = distinct_names(root, name_of_label)
     cases: list[CaseFiles] = []
     for file, content in contents:
-        cases += _make_cases(root, file, content, label_of, problems)
+        cases += _make_cases(root, file, content, label_of, findings)
     folders = {case.images[0].parent for case in cases if case.images[0].parent.is_dir()}
     for folder in sorted(folders):
-        remarks += remark_unread_files(folder, folders=False)  # folders may contain more images
-    remarks += _remark_unlisted(folders, cases)
-    remarks += _remark_crowds(root, cases)
+        findings += remark_unread_files(folder, folders=False)  # folders may contain more images
+    findings += _remark_unlisted(root, folders, cases)
+    findings += _remark_crowds(root, cases)
     for file, content in contents:
         keys = {str(key) for image in content.images for key in image}
         known = tuple(_Image.model_fields)
-        remarks += column_remarks(file.path, keys, known, "is used for subgroups only")
+        findings += column_findings(file.path, keys, known, "is used for subgroups only")
     return Dataset(
         name=root.name,
         root=root,
@@ -247,19 +246,22 @@ def read_coco(root: Path) -> Dataset:
         channel_names=("image",),
         labels=Labels.of(label_names),
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
-        lesions_are_boxes=any(map(_has_boxes_only, cases)),
+        findings=tuple(findings),
     )
 
 
-def _has_boxes_only(files: CaseFiles) -> bool:
-    """Return True if a lesion of the case has a box, but neither an outline nor a mask."""
+def lesions_are_boxes(files: CaseFiles) -> bool:
+    """Return True if a lesion of the case has a box, but neither an outline nor a mask.
+
+    The boxes are those of any layout: a table of boxes, COCO annotations or a datalist.
+    """
     if TABLE in files.annotations:
         return has_boxes_only(files)
     if files.reference is not None:
         return False
-    lesions = [lesion for lesion in files.annotations["lesions"] if not lesion.iscrowd]
+    if "boxes" in files.annotations:  # of a datalist
+        return bool(files.annotations["boxes"][0])
+    lesions = [one for one in files.annotations.get("lesions", ()) if not one.iscrowd]
     return any(not lesion.segmentation for lesion in lesions)
 
 
@@ -282,9 +284,9 @@ def _make_cases(
     file: AnnotationFile,
     content: _Content,
     label_of: Mapping[str, int],
-    problems: Problems,
+    findings: list[Finding],
 ) -> list[CaseFiles]:
-    """Make the cases of one COCO file. Entries that do not fit become problems."""
+    """Make the cases of one COCO file. Entries that do not fit become findings."""
     path = file.path
     ids = {}
     for record in content.images:
@@ -294,7 +296,7 @@ def _make_cases(
         image = _id_text(annotation.get("image_id"))
         category = _id_text(annotation.get("category_id"))
         where = f"{path}: annotation {str(annotation.get('id'))[:40]}"
-        with problems.collect(ids.get(image, ""), where):
+        with collect_errors(findings, ids.get(image, ""), where):
             if image not in ids or category not in label_of:
                 raise DatasetError(
                     f"image {image[:40]} or category {category[:40]} is not listed. Add it to the "
@@ -310,7 +312,7 @@ def _make_cases(
     for record in content.images:
         number = _id_text(record.get("id"))
         case = _case_id(str(record.get("file_name")))
-        with problems.collect(case, path):
+        with collect_errors(findings, case, path):
             image_record = validate(_Image, record)
             if n_images[number] > 1:
                 raise DatasetError(
@@ -424,22 +426,20 @@ def with_outlines(files: CaseFiles, geometry: Geometry) -> CaseFiles:
     return replace(files, annotations={"lesions": tuple(lesions), "size": (None, None)})
 
 
-def _remark_unlisted(folders: Collection[Path], cases: Sequence[CaseFiles]) -> list[Remark]:
-    """Return a remark that names the images in the folders that no case has."""
-    listed_files = {case.images[0] for case in cases}
+def _remark_unlisted(
+    root: Path, folders: Collection[Path], cases: Sequence[CaseFiles]
+) -> list[Finding]:
+    """Return a note on the images in the folders that no case has."""
     images: set[Path] = set()
     for folder in folders:
         images |= set(filter(is_image_file, folder.iterdir()))
-    unlisted = sorted(images - listed_files)
-    if not unlisted:
-        return []
-    text = f"{count(len(unlisted), 'image')} next to the listed images, left out: "
-    names = join_names(file.name for file in unlisted)
-    return [Remark("left_out", f"{text}{names}.", is_note=True)]
+    unlisted = sorted(images - {case.images[0] for case in cases})
+    names = [file.name for file in unlisted]
+    return find_left_out(root, names, "image", "next to the listed images, left out")
 
 
-def _remark_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Remark]:
-    """Return a remark that counts the crowd annotations, because some programs write lesions so."""
+def _remark_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Finding]:
+    """Return a finding about crowd annotations, because some programs write lesions so."""
     numbers: list[int] = []
     for case in cases:
         numbers.append(sum(lesion.iscrowd for lesion in case.annotations.get("lesions", ())))
@@ -451,7 +451,7 @@ def _remark_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Remark]:
         f"{root}: the regions of {crowds} (iscrowd=1) in {images} are ignored, so they are neither "
         "lesion nor background. CVAT writes brush masks so: set iscrowd to 0 if they are lesions."
     )
-    return [Remark("crowds", text)]
+    return [Finding("crowds", text)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -505,7 +505,7 @@ def read_coco_reference(files: CaseFiles, geometry: Geometry, merged: Collection
     given = np.array([lesion.box for lesion in lesions], dtype=np.float64).reshape(-1, 4)
     labels = np.array([1 if le.label in merged else le.label for le in lesions], np.int64)
     ignore = _draw_crowds(case, crowds, shape) if crowds else None
-    if _has_boxes_only(files):  # a lesion without an outline cannot be drawn
+    if lesions_are_boxes(files):  # a lesion without an outline cannot be drawn
         places = [_place(case, lesion) for lesion in lesions]
         return make_box_reference(geometry, given, labels.tolist(), places, ignore)
     boxes = _clip_lesions(case, lesions, shape)

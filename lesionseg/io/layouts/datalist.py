@@ -18,17 +18,16 @@ from lesionseg.core import (
     Dataset,
     Geometry,
     Labels,
-    Problem,
     Reference,
-    Remark,
     Role,
     numbers_first,
 )
+from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import ContentError, DatasetError, ReadError, count
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import make_box_reference
-from lesionseg.io.layouts.checks import Count, Number, Problems, listed_file, path_id, validate
-from lesionseg.io.layouts.manifest import LABELS, column_remarks, read_labels
+from lesionseg.io.layouts.checks import Count, Number, listed_file, path_id, validate
+from lesionseg.io.layouts.manifest import LABELS, column_findings, read_labels
 
 # the lists of a datalist, and the role of the cases in each
 _LISTS: Mapping[str, Role | None] = {
@@ -97,8 +96,8 @@ def read_datalist(root: Path) -> Dataset:
                 f"{path}: the key {key} is not supported. Remove it, and write boxes as cccwhd in "
                 "LPS mm, or as xyxy on pictures."
             )
-    problems = Problems()
-    cases = _make_unique(root, _list_cases(root, path, content, problems))
+    findings = list[Finding]()
+    cases = _make_unique(root, _list_cases(root, path, content, findings))
     n_channels = len(cases[0].images) if cases else 1
     names = content.get("modality")
     names_all_channels = isinstance(names, dict) and len(names) == n_channels
@@ -112,21 +111,24 @@ def read_datalist(root: Path) -> Dataset:
         channel_names=tuple(str(names[key]) for key in sorted(names, key=numbers_first)),
         labels=_labels(root, cases),
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=(*_remark_unknown_lists(path, content), *_remark_unknown_keys(path, content)),
-        lesions_are_boxes=any(map(_has_boxes, cases)),
+        findings=(
+            *findings,
+            *_remark_unknown_lists(path, content),
+            *_remark_unknown_keys(path, content),
+        ),
     )
 
 
 def _list_cases(
-    root: Path, path: Path, content: Mapping[str, Any], problems: Problems
+    root: Path, path: Path, content: Mapping[str, Any], findings: list[Finding]
 ) -> list[CaseFiles]:
-    """Return a case of each entry in the lists of a datalist. Wrong entries become problems."""
+    """Return a case of each entry in the lists of a datalist. Wrong entries become findings."""
     cases: list[CaseFiles] = []
     for key, role in _LISTS.items():
         entries = content.get(key, [])
         if not isinstance(entries, list):
-            problems.append(Problem("", f"{path}: {key!r} is not a list of cases. Make it one."))
+            text = f"{path}: {key!r} is not a list of cases. Make it one."
+            findings.append(Finding(LISTED, text, severity="error"))
             continue
         for place, entry in enumerate(entries):
             keys_of_entry = entry if isinstance(entry, dict) else {}
@@ -134,14 +136,14 @@ def _list_cases(
             if is_scan_to_predict:
                 continue
             name = str(keys_of_entry.get("image", ""))
-            with problems.collect(name, f"{path}: {key}[{place}]"):
+            with collect_errors(findings, name, f"{path}: {key}[{place}]"):
                 cases.append(_make_case(root, validate(_Entry, entry), role))
     return cases
 
 
-def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Remark]:
-    """Return a remark on each list of cases whose key is unknown."""
-    remarks: list[Remark] = []
+def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Finding]:
+    """Return a finding on each list of cases whose key is unknown."""
+    findings: list[Finding] = []
     for key, entries in content.items():
         if key in _LISTS or not isinstance(entries, list):
             continue
@@ -152,28 +154,23 @@ def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Remark
                 f"{count(n_cases, 'case')}. Known lists are {', '.join(_LISTS)}. "
                 "Rename it to use its cases."
             )
-            remarks.append(Remark("left_out", text))
-    return remarks
+            findings.append(Finding("left_out", text))
+    return findings
 
 
-def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Remark]:
-    """Return a remark on each unknown key of an entry that resembles a key it does not have."""
+def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Finding]:
+    """Return a finding on each unknown key of an entry that resembles a key it does not have."""
     keys_of_entries: set[frozenset[str]] = set()
     for name in _LISTS:
         entries = content.get(name, [])
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict):
                 keys_of_entries.add(frozenset(map(str, entry)))
-    remarks: set[Remark] = set()
+    known = tuple(_Entry.model_fields)
+    found = dict[Finding, None]()
     for keys in keys_of_entries:
-        remarks |= {*column_remarks(path, keys, tuple(_Entry.model_fields), "is not used")}
-    return sorted(remarks)
-
-
-def _has_boxes(files: CaseFiles) -> bool:
-    """Return True if the datalist states at least one box of a case."""
-    boxes, _ = files.annotations.get("boxes", ([], []))
-    return bool(boxes)
+        found |= dict.fromkeys(column_findings(path, keys, known, "is not used"))
+    return sorted(found, key=lambda finding: finding.message)
 
 
 def _labels(root: Path, cases: Sequence[CaseFiles]) -> Labels:

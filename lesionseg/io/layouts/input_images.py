@@ -17,8 +17,8 @@ from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
 
-from lesionseg.core import CaseFiles
-from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.core import CaseFiles, Finding
+from lesionseg.errors import DatasetError, LesionsegError, join_names
 from lesionseg.io import itk
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
@@ -148,32 +148,14 @@ class FoundScan:
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Files that are not scans for this model.
+class FoundScans:
+    """The scans of an input, sorted by case id, and a note on each kind of files that are no scans.
 
-    Attributes:
-        what: The kind of file, such as `*.bvec`.
-        reason: The reason why they are left out.
-        paths: Their paths below the input.
+    `file` of a note is the kind, such as `*.bvec`.
     """
 
-    what: str
-    reason: str
-    paths: tuple[str, ...]
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.paths[:_MAX_SHOWN])
-        if len(self.paths) > _MAX_SHOWN:
-            shown += f" and {len(self.paths) - _MAX_SHOWN} more"
-        return f"Left out: {len(self.paths)} × {self.what}, {self.reason} ({shown})"
-
-
-@dataclass(frozen=True)
-class FoundScans:
-    """The scans of an input, sorted by case id, and the files that are not scans."""
-
     scans: tuple[FoundScan, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    left_out: tuple[Finding, ...] = ()
 
 
 def find_images(source: Path, channels: int) -> list[CaseFiles]:
@@ -316,7 +298,7 @@ def explain_nothing_found(source: Path, found: FoundScans) -> str:
     """Return a message that no scan was found. It lists the files that the input contains."""
     text = f"{source}: no image found, no file ending in {', '.join(SUFFIXES)}."
     scans = [f"{scan.path} is left out: {scan.left_out}" for scan in found.scans if scan.left_out]
-    files = [f"{each}." for each in found.left_out]
+    files = [f"{note.message}." for note in found.left_out]
     return " ".join([text, *scans[:_MAX_SHOWN], *files])
 
 
@@ -433,8 +415,8 @@ class _Listing:
         for file in files:
             self._leave_out(file, "DICOM", "objects that are not images")
 
-    def summaries(self) -> Iterator[LeftOut]:
-        """Yield the files that were left out, one entry for each kind."""
+    def summaries(self) -> Iterator[Finding]:
+        """Yield a note on the files of each kind that were left out."""
         voxels = self._voxel_files()
         for file in self._unknown:
             if file not in voxels:
@@ -442,7 +424,9 @@ class _Listing:
                 what = f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix"
                 self._leave_out(file, what, "of an unknown format")
         for (what, reason), paths in sorted(self._left_out.items()):
-            yield LeftOut(what, reason, tuple(_relative_path(path, self.root) for path in paths))
+            shown = join_names((_relative_path(path, self.root) for path in paths), _MAX_SHOWN)
+            text = f"Left out: {len(paths)} × {what}, {reason} ({shown})"
+            yield Finding("left_out", text, severity="note", file=what)
 
     def _add(self, file: Path) -> None:
         """Add a file to the images, the DICOM files, or the files that are left out.
@@ -699,7 +683,7 @@ def _make_single_scans(source: Path, channels: int) -> Iterator[FoundScan]:
 
 def _read_listed_scans(table: Path, channels: int) -> FoundScans:
     """Return the scans that a table names."""
-    cases, problems = read_scan_rows(table, channels)
+    cases, findings = read_scan_rows(table, channels)
     n_rows = Counter(files.case for files in cases)
     scans = []
     for files in cases:
@@ -710,7 +694,7 @@ def _read_listed_scans(table: Path, channels: int) -> FoundScans:
                 "one row."
             )
         scans.append(FoundScan(files, _relative_path(files.images[0], table.parent), fault=fault))
-    for problem in problems:
-        unusable = CaseFiles(problem.case, (), group=problem.case)
-        scans.append(FoundScan(unusable, problem.case, fault=problem.message))
+    for finding in findings:
+        unusable = CaseFiles(finding.case, (), group=finding.case)
+        scans.append(FoundScan(unusable, finding.case, fault=finding.message))
     return FoundScans(tuple(sorted(scans, key=lambda scan: scan.key)))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role, numbers_first
+from lesionseg.core import CaseFiles, Dataset, Labels, Role, numbers_first
+from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import is_file_or_broken_link, read_csv_lines, read_json
-from lesionseg.io.layouts.checks import Count, Problems, listed_file, validate
+from lesionseg.io.layouts.checks import Count, listed_file, validate
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
@@ -66,10 +67,10 @@ def read_manifest(root: Path) -> Dataset:
     rows, images = _read_table(path)
     labels = read_labels(root)
     cases = list[CaseFiles]()
-    problems = Problems()
+    findings = list[Finding]()
     line_of: dict[str, int] = {}
     for line, row in rows:
-        with problems.collect(row["case"], f"{path}: line {line}"):
+        with collect_errors(findings, row["case"], f"{path}: line {line}"):
             first = line_of.setdefault(row["case"], line)
             if row["case"] and first != line:
                 raise DatasetError(
@@ -88,9 +89,9 @@ def read_manifest(root: Path) -> Dataset:
         channel_names=images,
         labels=labels,
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=tuple(
-            column_remarks(path, rows[0][1], _KNOWN_COLUMNS, "is used for subgroups only")
+        findings=(
+            *findings,
+            *column_findings(path, rows[0][1], _KNOWN_COLUMNS, "is used for subgroups only"),
         ),
     )
 
@@ -130,10 +131,10 @@ def _add_reference(
     )
 
 
-def column_remarks(
+def column_findings(
     path: Path, columns: Iterable[str], known: Sequence[str], effect: str
-) -> list[Remark]:
-    """Return a remark for each unknown column whose name resembles that of a known column.
+) -> list[Finding]:
+    """Return a finding for each unknown column whose name resembles that of a known column.
 
     Args:
         path: The table.
@@ -142,7 +143,7 @@ def column_remarks(
         effect: What happens to an unknown column, for the message.
     """
     present = {*columns}
-    remarks: list[Remark] = []
+    findings: list[Finding] = []
     for column in sorted(present - {*known, ""}):
         plain = re.sub(r"[\s_-]", "", column).lower()
         meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
@@ -155,8 +156,8 @@ def column_remarks(
             f"{path}: the column {column!r} is unknown and {effect}. Did you mean {meant[0]!r}? "
             "Then rename it."
         )
-        remarks.append(Remark("columns", text))
-    return remarks
+        findings.append(Finding("columns", text))
+    return findings
 
 
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
@@ -174,8 +175,8 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
         DatasetError: A row cannot be used, or two rows have the same case id.
         ReadError: The table cannot be read.
     """
-    listed, problems = read_scan_rows(path, channels)
-    problems.raise_all(path)
+    listed, findings = read_scan_rows(path, channels)
+    require_no_errors(findings, path)
     cases = {files.case: files for files in listed}
     if len(cases) < len(listed):
         n_rows = Counter(files.case for files in listed)
@@ -184,23 +185,23 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
     return [cases[case] for case in sorted(cases)]
 
 
-def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], Problems]:
+def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], list[Finding]]:
     """Read a table like `read_scan_list`, but do not raise errors of single rows.
 
     Returns:
-        The cases in the order of the rows, including those with a repeated case id, and a problem
+        The cases in the order of the rows, including those with a repeated case id, and a finding
         for each row that cannot be used.
     """
     rows, images = _read_table(path)
     cases = list[CaseFiles]()
-    problems = Problems()
+    findings = list[Finding]()
     for line, row in rows:
-        with problems.collect(row["case"] or f"line {line}", f"{path}: line {line}"):
+        with collect_errors(findings, row["case"] or f"line {line}", f"{path}: line {line}"):
             files = _make_case(path.parent, row, images, channels)
             if Path(files.case).name != files.case:
                 raise DatasetError(f"the case {files.case!r} is a path. Give it a name.")
             cases.append(replace(files, group=files.patient))
-    return cases, problems
+    return cases, findings
 
 
 def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:

@@ -13,13 +13,14 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Problem, Remark, Role
-from lesionseg.errors import DatasetError, count, join_names
+from lesionseg.core import CaseFiles, Dataset, Labels, Role
+from lesionseg.core.finding import LISTED, Finding, collect_errors
+from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     CHANNEL,
     Count,
-    Problems,
+    find_left_out,
     missing_channels,
     remark_unread_files,
     validate,
@@ -91,31 +92,29 @@ def read_nnunet(root: Path) -> Dataset:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
     A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
-    is stated, other files are left out with a remark.
+    is stated, other files are left out with a note.
     """
     path = root / "dataset.json"
-    problems = Problems()
-    remarks: list[Remark] = []
+    findings = list[Finding]()
     content = read_json(path, allow_nan=True)
     facts = validate(_DatasetJson, content, path)
     names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
-    training_images = _find_images(root / "imagesTr", facts.file_ending, remarks)
-    training_masks = _find_images(root / "labelsTr", facts.file_ending, remarks)
-    test_images = _find_images(root / "imagesTs", facts.file_ending, remarks)
-    test_masks = _find_images(root / "labelsTs", facts.file_ending, remarks)
+    found = {}
+    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        found[folder] = _find_images(root / folder, facts.file_ending, findings)
     # the test cases are named in the same way as the training cases
-    naming = _find_naming(training_images, training_masks, len(names), remarks)
-    if facts.dataset is not None:
-        training_cases = _listed_cases(root, facts.dataset, len(names))
-    else:
-        images = _group_by_case(training_images, naming.images, problems)
-        masks = _group_by_case(training_masks, naming.masks, problems)
-        training_cases = _match_cases(root, "Tr", images, masks, len(names), problems)
-        remarks += _count_remarks(path, facts, [case.case for case in training_cases])
-    images = _group_by_case(test_images, naming.images, problems)
-    masks = _group_by_case(test_masks, naming.masks, problems)
-    test_cases = _match_cases(root, "Ts", images, masks, len(names), problems)
+    naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
+    cases: list[CaseFiles] = []
+    for part in ("Tr", "Ts"):
+        if part == "Tr" and facts.dataset is not None:
+            cases += _listed_cases(root, facts.dataset, len(names))
+            continue
+        images = _group_by_case(found[f"images{part}"], naming.images, findings)
+        masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
+        cases += _match_cases(root, part, images, masks, len(names), findings)
+        if part == "Tr":
+            findings += _count_findings(path, facts, [case.case for case in cases])
     has_channel_numbers = naming.images or facts.dataset is not None
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Dataset(
@@ -125,9 +124,8 @@ def read_nnunet(root: Path) -> Dataset:
         dims=3,  # `read_dataset` replaces it by the axes of the first image
         channel_names=names,
         labels=labels,
-        cases=(*training_cases, *test_cases),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
+        cases=tuple(cases),
+        findings=tuple(findings),
         split_file=next((file for file in split_files if file.is_file()), None),
     )
 
@@ -149,35 +147,33 @@ def _match_cases(
     images: FilesByCase,
     masks: FilesByCase,
     n_channels: int,
-    problems: Problems,
+    findings: list[Finding],
 ) -> list[CaseFiles]:
     """Return the cases of a part, `Tr` or `Ts`, that have both image and mask.
 
-    Remaining files are problems, except for images in `Ts`, which need no mask to be predicted.
+    Remaining files are errors, except for images in `Ts`, which need no mask to be predicted.
     """
     misnamed = _find_misnamed(images, masks)
+    errors: dict[str, str] = {}
     for case, file in misnamed.items():
         number = case[-4:]
         suffix = file.name.removeprefix(case)
-        problems.append(
-            Problem(
-                case,
-                f"{file}: the last four digits, {number}, were read as a channel number, because "
-                f"other images end in one. If {case!r} is the case, rename the image to "
-                f"{case}_0000{suffix}.",
-            )
+        errors[case] = (
+            f"{file}: the last four digits, {number}, were read as a channel number, because "
+            f"other images end in one. If {case!r} is the case, rename the image to "
+            f"{case}_0000{suffix}."
         )
     for case in sorted(set(masks) - set(images) - set(misnamed)):
-        text = (
+        errors[case] = (
             f"the mask of {case!r} in {root / f'labels{part}'} has no image. Add the image, or "
             "remove the mask."
         )
-        problems.append(Problem(case, text))
     if part == "Tr":
         explained = {case[:-5] for case in misnamed}  # the id without _1234
         for case in sorted(set(images) - set(masks) - explained):
             text = "has no mask in labelsTr. A lesion-free image needs a mask of zeros."
-            problems.append(Problem(case, f"{root}: the training image {case!r} {text}"))
+            errors[case] = f"{root}: the training image {case!r} {text}"
+    findings += [Finding(LISTED, text, case, "error") for case, text in errors.items()]
     role: Role | None = "test" if part == "Ts" else None
     cases: list[CaseFiles] = []
     for case in sorted(set(images) & set(masks)):
@@ -233,8 +229,8 @@ def _is_nifti(file: Path) -> bool:
     return file.name.lower().endswith(NIFTI)
 
 
-def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> list[Path]:
-    """Return the images of a folder, sorted, and remark on the files that are left out.
+def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> list[Path]:
+    """Return the images of a folder, sorted, and find the files that are left out.
 
     If `ending` (`file_ending` in `dataset.json`) is that of a volume, pictures in the folder are
     previews and left out. If it is that of a picture, volumes are left out. If `a.nii` and
@@ -242,14 +238,14 @@ def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> lis
     """
     if not folder.is_dir():
         return []
-    remarks += remark_unread_files(folder)
+    findings += remark_unread_files(folder)
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
     own = [file for file in files if file.name.lower().endswith(ending.lower())]
     if not own:
         text = f"{folder}: no file ends in {ending}, as file_ending in dataset.json states."
-        remarks.append(Remark("file_ending", f"{text} All images are read.", is_note=True))
+        findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
     stems = {strip_suffix(file) for file in own}
     left_out: list[Path] = []
@@ -258,17 +254,13 @@ def _find_images(folder: Path, ending: str | None, remarks: list[Remark]) -> lis
         is_copy = file not in own and _is_nifti(file) and strip_suffix(file) in stems
         if is_other_kind or is_copy:
             left_out.append(file)
-    if left_out:
-        text = (
-            f"{folder}: {count(len(left_out), 'file')} next to those that end in {ending} "
-            f"(file_ending in dataset.json) are left out: {join_names(f.name for f in left_out)}"
-        )
-        remarks.append(Remark("left_out", text, is_note=True))
+    words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
+    findings += find_left_out(folder, [file.name for file in left_out], "file", words)
     return [file for file in files if file not in left_out]
 
 
 def _find_naming(
-    images: Sequence[Path], masks: Sequence[Path], n_channels: int, remarks: list[Remark]
+    images: Sequence[Path], masks: Sequence[Path], n_channels: int, findings: list[Finding]
 ) -> _Naming:
     """Decide by the names of the masks whether the names of images end in a channel number.
 
@@ -293,7 +285,7 @@ def _find_naming(
                 f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
                 "from the case ids."
             )
-            remarks.append(Remark("names", text, is_note=True))
+            findings.append(Finding("names", text, severity="note"))
             return _Naming(images=True, masks=True)
     if n_masks_of_whole_name == 0:
         return _Naming(images=any(match[2] == "0000" for match in numbered_images))
@@ -302,7 +294,7 @@ def _find_naming(
         f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
         "the case id and are not a channel number, because the mask has the same name."
     )
-    remarks.append(Remark("names", text, is_note=True))
+    findings.append(Finding("names", text, severity="note"))
     return _Naming(images=False)
 
 
@@ -312,29 +304,30 @@ def _match_numbers(names: Iterable[str]) -> list[re.Match[str]]:
     return [match for match in matches if match is not None]
 
 
-def _count_remarks(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Remark]:
-    """Return a remark if the folders have other training cases than `dataset.json` states."""
-    remarks: list[Remark] = []
+def _count_findings(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
+    """Return a finding if the folders have other training cases than `dataset.json` states."""
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
         named |= {CHANNEL.sub(r"\1", name) for name in named}
-        unlisted = [case for case in cases if case not in named]
-        if named and unlisted:
-            text = (
-                f"{path}: the list training leaves out {count(len(unlisted), 'case')} of imagesTr: "
-                f"{join_names(unlisted)}. They are used for training. Remove their files if they "
-                "should not be."
-            )
-            remarks.append(Remark("listed_otherwise", text))
-    elif isinstance(facts.n_training, int) and facts.n_training != len(cases):
-        text = f"{path} states numTraining {facts.n_training}, but {len(cases)} training cases have"
-        remarks.append(Remark("listed_otherwise", f"{text} image and mask.", is_note=True))
-    return remarks
+        unlisted = [case for case in cases if named and case not in named]
+        return find_left_out(
+            path,
+            unlisted,
+            "case",
+            "of imagesTr not in the list training",
+            kind="listed_otherwise",
+            advice=" They are used for training. Remove their files if they should not be.",
+            severity="warning",
+        )
+    if not isinstance(facts.n_training, int) or facts.n_training == len(cases):
+        return []
+    text = f"{path} states numTraining {facts.n_training}, but {len(cases)} training cases have"
+    return [Finding("listed_otherwise", f"{text} image and mask.", severity="note")]
 
 
-def _group_by_case(files: Sequence[Path], numbered: bool, problems: Problems) -> FilesByCase:
+def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding]) -> FilesByCase:
     """Group files by case and channel number.
 
     If names are not `numbered`, each file is channel 0 of its own case. A picture without a number
@@ -346,7 +339,7 @@ def _group_by_case(files: Sequence[Path], numbered: bool, problems: Problems) ->
         match = CHANNEL.fullmatch(stem) if numbered else None
         case = match[1] if match else stem
         number = int(match[2]) if match else 0
-        with problems.collect(case, file):
+        with collect_errors(findings, case, file):
             if numbered and match is None and file.suffix.lower() not in RASTERS:
                 raise DatasetError(
                     f"the name has no channel number. Rename it, for example to {stem}_0000."

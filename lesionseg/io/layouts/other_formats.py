@@ -3,31 +3,21 @@
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 _START_BYTES = 2**14
 _MAX_FILES = 20  # of a suffix and level of folders that are opened
 _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1, y1"
 
 
-class _OtherFormat(NamedTuple):
-    """A format: its name, the suffix of its files, a pattern of their text, and the advice."""
-
-    name: str
-    suffix: str
-    pattern: str
-    advice: str
-
-
-# the first one that fits is named
+# name, suffix of the files, pattern of their text, advice; the first one that fits is named
 _FORMATS = (
-    _OtherFormat(
+    (
         "the annotations of CVAT",
         ".xml",
         r"<annotations>",
         "Export the task from CVAT again as COCO 1.0, and call the file annotations.json",
     ),
-    _OtherFormat(
+    (
         "Pascal VOC",
         ".xml",
         r"<annotation\b",
@@ -35,40 +25,40 @@ _FORMATS = (
         "x0, y0, x1, y1) from xmin, ymin, xmax, ymax; VOC counts pixels from 1 and includes the "
         "last one, so that x0 = xmin - 1, y0 = ymin - 1, x1 = xmax and y1 = ymax",
     ),
-    _OtherFormat(
+    (
         "LabelMe",
         ".json",
         r'"shapes"\s*:\s*\[',
         "Convert the files to COCO, for example with the package labelme2coco, and call the result "
         "annotations.json",
     ),
-    _OtherFormat(
+    (
         "COCO",
         ".json",
         r'\A\s*\{.*"(images|annotations|categories)"\s*:\s*\[\s*\{',
         "Rename it to annotations.json, next to a folder images",
     ),
-    _OtherFormat(
+    (
         "Label Studio",
         ".json",
         r'\A\s*\[\s*\{.*"(annotations|completions|data)"\s*:\s*[\[{]',
         "Export the project from Label Studio again as COCO, and rename result.json to "
         "annotations.json",
     ),
-    _OtherFormat(
+    (
         "the box list of NIH ChestX-ray14",
         ".csv",
         r"^Image Index,\s*Finding Label,\s*Bbox",
         f"{_AS_BOXES}: case = Image Index, x0 = x, y0 = y, x1 = x + w, y1 = y + h. Keep only the "
         "listed images, because an image without a row counts as lesion-free",
     ),
-    _OtherFormat(
+    (
         "keras-retinanet",
         ".csv",
         r"^[^,\n]+\.\w+,(\d[\d.]*,){4}[^,\n]+$",
         f"{_AS_BOXES}, in this order: image, class, x1, y1, x2, y2",
     ),
-    _OtherFormat(
+    (
         "YOLO",
         ".txt",
         r"^\d+( [01]?\.\d+){4}\s*$",
@@ -83,11 +73,11 @@ def describe_other_format(root: Path) -> str:
 
     Files in the folder and in two levels of subfolders are read. "" if there is none.
     """
-    for one in _FORMATS:
+    for name, suffix, pattern, advice in _FORMATS:
         for level in ("*", "*/*", "*/*/*"):
-            for path in sorted(root.glob(f"{level}{one.suffix}"))[:_MAX_FILES]:
-                if re.search(one.pattern, _read_start(path), re.DOTALL | re.MULTILINE):
-                    return f"{path} has the format of {one.name}, which is not read. {one.advice}."
+            for path in sorted(root.glob(f"{level}{suffix}"))[:_MAX_FILES]:
+                if re.search(pattern, _read_start(path), re.DOTALL | re.MULTILINE):
+                    return f"{path} has the format of {name}, which is not read. {advice}."
     return ""
 
 

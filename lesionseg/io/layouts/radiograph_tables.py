@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Remark, Role
-from lesionseg.errors import DatasetError, count, join_names
+from lesionseg.core import CaseFiles, Dataset, Labels, Role
+from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
@@ -23,7 +24,7 @@ from lesionseg.io.layouts.box_table import (
     read_box_table,
 )
 from lesionseg.io.layouts.boxes_csv import list_images
-from lesionseg.io.layouts.checks import Problems
+from lesionseg.io.layouts.checks import find_left_out
 from lesionseg.io.volumes import strip_suffix
 
 _VINDR_TABLES: Mapping[str, Role | None] = {
@@ -100,7 +101,7 @@ def read_vindr(root: Path) -> Dataset:
         ReadError: A table cannot be read.
     """
     tables: list[_Table] = []
-    problems = Problems()
+    findings = list[Finding]()
     paths = find_vindr(root)
     for path in paths:
         rows = read_box_table(path, ("image_id", "class_name", *_VINDR_CORNERS))
@@ -111,7 +112,7 @@ def read_vindr(root: Path) -> Dataset:
     all_rows: list[tuple[str, Row]] = []
     for table in tables:
         all_rows += table.rows
-    value_of = _vindr_labels(all_rows, problems)
+    value_of = _vindr_labels(all_rows, findings)
 
     def add_row(collector: CaseBoxCollector, case: str, row: Row, where: str) -> None:
         name = row["class_name"]
@@ -130,11 +131,11 @@ def read_vindr(root: Path) -> Dataset:
 
     labels = make_labels(paths[0], {value: name for name, value in value_of.items()})
     layout = _Layout("vindr", "image_id", labels, add_row)
-    return _read_listed(root, layout, tables, problems)
+    return _read_listed(root, layout, tables, findings)
 
 
-def _vindr_labels(rows: Sequence[tuple[str, Row]], problems: Problems) -> dict[str, int]:
-    """Return the value of each class. Ids that do not fit their class names become problems."""
+def _vindr_labels(rows: Sequence[tuple[str, Row]], findings: list[Finding]) -> dict[str, int]:
+    """Return the value of each class. Ids that do not fit their class names become findings."""
     id_of: dict[str, str] = {}
     name_of: dict[str, str] = {}
     for where, row in rows:
@@ -146,7 +147,7 @@ def _vindr_labels(rows: Sequence[tuple[str, Row]], problems: Problems) -> dict[s
         known_name = name
         if number:
             known_name = name_of.setdefault(number, name)
-        with problems.collect(row["image_id"], where):
+        with collect_errors(findings, row["image_id"], where):
             if number and not number.isdecimal():
                 raise DatasetError(f"class_id is {number[:40]!r}. Write a number from 0 on.")
             if known_id != number or known_name != name:
@@ -192,11 +193,11 @@ def read_rsna(root: Path) -> Dataset:
         collector.add_box(case, make_box(1, corners, ("x", "y", "x1", "y1"), where=where))
 
     layout = _Layout("rsna", "patientId", Labels.of({1: _RSNA_LABEL}), add_row)
-    return _read_listed(root, layout, [_Table(path, None, rows)], Problems())
+    return _read_listed(root, layout, [_Table(path, None, rows)], [])
 
 
 def _read_listed(
-    root: Path, layout: _Layout, tables: Sequence[_Table], problems: Problems
+    root: Path, layout: _Layout, tables: Sequence[_Table], findings: list[Finding]
 ) -> Dataset:
     """Make a case of each image that a table lists.
 
@@ -204,7 +205,7 @@ def _read_listed(
         root: The folder.
         layout: The meaning of the rows.
         tables: The tables.
-        problems: The problems so far. Those of rows are added.
+        findings: The findings so far. Those of rows are added.
     """
     images: dict[str, list[Path]] = {}
     for file in list_images(root):
@@ -214,7 +215,7 @@ def _read_listed(
     for table in tables:
         for where, row in table.rows:
             name = row[layout.column]
-            with problems.collect(name, where):
+            with collect_errors(findings, name, where):
                 image = _find_only_image(root, layout.column, name, images.get(name, []))
                 first = cases.setdefault(name, CaseFiles(name, (image,), role=table.role))
                 if first.role != table.role:
@@ -223,13 +224,13 @@ def _read_listed(
                         f"from {table.path.name}."
                     )
                 layout.add_row(collector, name, row, where)
-    boxes = collector.collect(problems)
+    boxes = collector.collect(findings)
     listed = []
     for name, files in cases.items():
         if name in boxes:  # otherwise all rows of the case are wrong
             listed.append(replace(files, annotations={TABLE: boxes[name]}))
-    remarks = collector.remarks()
-    remarks += _remark_unlisted(tables[0].path, images.values(), cases.values())
+    findings += collector.findings()
+    findings += _remark_unlisted(tables[0].path, images.values(), cases.values())
     return Dataset(
         name=root.name,
         root=root,
@@ -238,9 +239,7 @@ def _read_listed(
         channel_names=("image",),
         labels=layout.labels,
         cases=tuple(listed),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
-        lesions_are_boxes=any(table.boxes for table in boxes.values()),
+        findings=tuple(findings),
     )
 
 
@@ -258,13 +257,10 @@ def _find_only_image(root: Path, column: str, name: str, files: Sequence[Path]) 
 
 def _remark_unlisted(
     table: Path, images: Iterable[Sequence[Path]], cases: Iterable[CaseFiles]
-) -> list[Remark]:
-    """Return a note that names the images without a row, which are left out."""
+) -> list[Finding]:
+    """Return a note on the images without a row."""
     listed = {files.images[0] for files in cases}
     unlisted: list[str] = []
     for files_of_name in images:
         unlisted += [file.name for file in files_of_name if file not in listed]
-    if not unlisted:
-        return []
-    text = f"{table}: {count(len(unlisted), 'image')} without a row, left out: "
-    return [Remark("left_out", f"{text}{join_names(unlisted, 5)}.", is_note=True)]
+    return find_left_out(table, unlisted, "image", "without a row, left out", most=5)

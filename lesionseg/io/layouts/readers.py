@@ -7,11 +7,12 @@ doi.org/10.1016/j.imavis.2021.104117, section 3).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lesionseg.core import Dataset, ReaderAgreement, Remark
+from lesionseg.core import Dataset, ReaderAgreement
+from lesionseg.core.finding import Finding
 from lesionseg.errors import count, join_names
 from lesionseg.io.layouts.box_table import TABLE, CaseBoxes, LesionBox
 
-IGNORED_BOXES = "ignored_boxes"  # kind of the remark on boxes that too few readers marked
+IGNORED_BOXES = "ignored_boxes"  # kind of the note on boxes that too few readers marked
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
 
 
@@ -50,7 +51,7 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             `required_readers`.
 
     Returns:
-        The dataset with merged boxes and its `reader_agreement`. A remark counts the boxes that are
+        The dataset with merged boxes and its `reader_agreement`. A note counts the boxes that are
         ignored.
     """
     tables = {}
@@ -74,18 +75,18 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
         cases.append(files)
     names = dataset.labels.value_names
     agreement = measure_agreement(list(tables.values()), names, min_readers)
-    remarks = (*dataset.remarks, *_remark_ignored(n_ignored))
-    return replace(dataset, cases=tuple(cases), reader_agreement=agreement, remarks=remarks)
+    findings = (*dataset.findings, *_remark_ignored(n_ignored))
+    return replace(dataset, cases=tuple(cases), reader_agreement=agreement, findings=findings)
 
 
-def _remark_ignored(n_ignored: Mapping[str, int]) -> list[Remark]:
+def _remark_ignored(n_ignored: Mapping[str, int]) -> list[Finding]:
     """Return a note on the boxes that too few readers marked, from their number in each case."""
     if not n_ignored:
         return []
     boxes = count(sum(n_ignored.values()), "box", "boxes")
     text = f"{boxes} in {count(len(n_ignored), 'case')} that too few readers marked (min_readers): "
     text += f"neither learned nor scored, in {join_names(n_ignored, 5)}."
-    return [Remark(IGNORED_BOXES, text, is_note=True)]
+    return [Finding(IGNORED_BOXES, text, severity="note")]
 
 
 def required_readers(n_readers: int, min_readers: int | None = None) -> int:

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from lesionseg.core import CaseFiles, Dataset, Remark, Role
-from lesionseg.errors import DatasetError, LesionsegError, count, join_names
+from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.errors import DatasetError, LesionsegError, count
 from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
 from lesionseg.io.layouts.box_table import (
     TABLE,
@@ -26,13 +27,12 @@ from lesionseg.io.layouts.box_table import (
     CaseBoxes,
     LesionBox,
     distinct_names,
-    has_boxes_only,
+    find_absent,
     make_labels,
     parse_number,
-    remark_absent,
 )
 from lesionseg.io.layouts.boxes_csv import list_images
-from lesionseg.io.layouts.checks import Count, Problems, path_id, validate
+from lesionseg.io.layouts.checks import Count, find_left_out, path_id, validate
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -138,17 +138,16 @@ def read_yolo(root: Path) -> Dataset:
         )
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value_of[number]: name for number, name in sorted(names.items())}
-    label_names, remarks = distinct_names(path, value_names)
-    parts = _find_parts(root, path, content, remarks)
+    label_names, findings = distinct_names(path, value_names)
+    parts = _find_parts(root, path, content, findings)
     ids = _case_ids(root, parts)
-    problems = Problems()
     collector = CaseBoxCollector()
     n_point_values = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
     if n_point_values:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
-        remarks.append(Remark("left_out", text, is_note=True))
-    remarks += _collect_boxes(root, path, ids, value_of, collector, problems, n_point_values)
-    tables = collector.collect(problems, is_relative=True)
+        findings.append(Finding("left_out", text, severity="note"))
+    _collect_boxes(root, path, ids, value_of, collector, findings, n_point_values)
+    tables = collector.collect(findings, is_relative=True)
     has_roles = len({part.role for part in parts}) > 1
     cases: list[CaseFiles] = []
     for part in parts:
@@ -164,9 +163,7 @@ def read_yolo(root: Path) -> Dataset:
         channel_names=("image",),
         labels=make_labels(path, label_names),
         cases=tuple(cases),
-        problems=tuple(problems),
-        remarks=tuple(remarks),
-        lesions_are_boxes=any(map(has_boxes_only, cases)),
+        findings=tuple(findings),
     )
 
 
@@ -176,10 +173,10 @@ def _collect_boxes(
     ids: Mapping[Path, str],
     value_of: Mapping[int, int],
     collector: CaseBoxCollector,
-    problems: Problems,
+    findings: list[Finding],
     n_point_values: int,
-) -> list[Remark]:
-    """Collect the boxes of all images, and return remarks on the text files.
+) -> None:
+    """Collect the boxes of all images, and findings about the text files.
 
     Raise `DatasetError` if no image has a text file.
     """
@@ -191,19 +188,20 @@ def _collect_boxes(
             absent.append(case)
             continue
         used.add(table)
-        with problems.collect(case, table):
+        with collect_errors(findings, case, table):
             text = read_text(table, _MAX_LABEL_BYTES)
-            _add_lines(collector, problems, case, table, text, value_of, n_point_values)
+            _add_lines(collector, findings, case, table, text, value_of, n_point_values)
     if not used:
         raise DatasetError(
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
             "labels/a.txt."
         )
-    remarks = [*collector.remarks(), *remark_absent(path, absent, len(ids))]
-    return [*remarks, *_remark_orphans(path, used)]
+    findings += collector.findings()
+    findings += find_absent(path, absent, len(ids))
+    findings += _remark_orphans(path, used)
 
 
-def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark]) -> list[_Part]:
+def _find_parts(root: Path, path: Path, content: _DataFile, findings: list[Finding]) -> list[_Part]:
     """Find the images of each part. Parts with the folders of an earlier part are left out."""
     parts: list[_Part] = []
     seen: set[Path] = set()
@@ -212,7 +210,7 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
             folder = _find_folder(root, content.path, entry)
             if folder is None and key == "test":
                 text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
-                remarks.append(Remark("left_out", text, is_note=True))
+                findings.append(Finding("left_out", text, severity="note"))
             elif folder is None:
                 advice = f"Write the path of a folder with images, relative to {path.name}."
                 if entry.lower().endswith(".txt"):
@@ -228,7 +226,7 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
             elif folder not in seen:
                 seen.add(folder)
                 parts.append(_Part(folder, tuple(list_images(folder)), role))
-    remarks += _remark_unknown_parts(root, path, content, seen)
+    findings += _remark_unknown_parts(root, path, content, seen)
     if not any(part.images for part in parts):
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
@@ -238,12 +236,12 @@ def _find_parts(root: Path, path: Path, content: _DataFile, remarks: list[Remark
 
 def _remark_unknown_parts(
     root: Path, path: Path, content: _DataFile, known: set[Path]
-) -> list[Remark]:
-    """Return a remark on each unknown key that names a folder with further images.
+) -> list[Finding]:
+    """Return a finding on each unknown key that names a folder with further images.
 
     `known` are the folders of the parts. A folder that contains one of them is no further part.
     """
-    remarks: list[Remark] = []
+    findings: list[Finding] = []
     for key, value in (content.model_extra or {}).items():
         entries = _to_list(value)
         for entry in entries if isinstance(entries, list) else ():
@@ -255,8 +253,8 @@ def _remark_unknown_parts(
                     f"{path}: the key {key} is unknown, so the images in its folder "
                     f"{entry[:200]} are left out. Call it train, val or test to use them."
                 )
-                remarks.append(Remark("left_out", text))
-    return remarks
+                findings.append(Finding("left_out", text))
+    return findings
 
 
 def _find_folder(root: Path, base: str, entry: str) -> Path | None:
@@ -309,14 +307,14 @@ def _label_file(root: Path, image: Path) -> Path | None:
 
 def _add_lines(
     collector: CaseBoxCollector,
-    problems: Problems,
+    findings: list[Finding],
     case: str,
     table: Path,
     text: str,
     value_of: Mapping[int, int],
     n_point_values: int,
 ) -> None:
-    """Add the boxes in the text file of an image. Wrong lines become problems."""
+    """Add the boxes in the text file of an image. Wrong lines become findings."""
     is_empty = True
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
@@ -324,7 +322,7 @@ def _add_lines(
             continue
         is_empty = False
         where = f"{table}: line {number}"
-        with problems.collect(case, where):
+        with collect_errors(findings, case, where):
             if n_point_values:
                 words = _remove_points(words, n_point_values)
             collector.add_box(case, _parse_line(words, value_of, where))
@@ -382,14 +380,12 @@ def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -
     return LesionBox(label, start, stop, where=where)
 
 
-def _remark_orphans(path: Path, used: set[Path]) -> list[Remark]:
-    """Return a remark on text files next to used ones that belong to no image."""
+def _remark_orphans(path: Path, used: set[Path]) -> list[Finding]:
+    """Return a finding on text files next to used ones that belong to no image."""
     orphans: list[str] = []
     for folder in sorted({file.parent for file in used}):
         for file in sorted(folder.glob("*.txt")):
             if file not in used and file.name not in _NO_LABELS:
                 orphans.append(file.name)
-    if not orphans:
-        return []
-    text = f"{path}: {count(len(orphans), 'text file')} without an image, left out: "
-    return [Remark("left_out", f"{text}{join_names(orphans, 5)}.")]
+    words = "without an image, left out"
+    return find_left_out(path, orphans, "text file", words, most=5, severity="warning")

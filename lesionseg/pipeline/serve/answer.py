@@ -105,20 +105,15 @@ def predict_scan(
         view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning
-        view["channels"] = _describe_channels(predictor.plan.channel_names, sent)
+        channels = predictor.plan.channel_names
+        files = zip(channels, sent, strict=True) if len(sent) == len(channels) > 1 else ()
+        view["channels"] = [{"channel": channel, "file": name} for channel, name in files]
         return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
         raise ReadError(f"The scan cannot be predicted ({type(error).__name__}).") from error
-
-
-def _describe_channels(channels: Sequence[str], sent: Sequence[str]) -> list[dict[str, str]]:
-    """Return the file of each channel for the page. Empty if the scan is a single file."""
-    if len(sent) < 2 or len(sent) != len(channels):
-        return []
-    return [{"channel": c, "file": name} for c, name in zip(channels, sent, strict=True)]
 
 
 def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
@@ -132,18 +127,20 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
     """
     plan = predictor.plan
     pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
+    is_large = False
     # a later channel may be larger than the first one, which is an error only after it is decoded
-    grids = [read_geometry(image, raster_mm=pixel_mm) for image in scan.images]
-    for image, grid in zip(scan.images, grids, strict=True):
+    for image in scan.images:
+        grid = read_geometry(image, raster_mm=pixel_mm)
         check_extent(grid, plan, str(image))
-    least = max(needed_bytes(grid, plan, is_on_disk=True) for grid in grids)
-    if least > budget:
-        raise ContentError(
-            f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
-            f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
-            "server with a higher limit."
-        )
-    return max(needed_bytes(grid, plan) for grid in grids) > budget
+        least = needed_bytes(grid, plan, is_on_disk=True)
+        if least > budget:
+            raise ContentError(
+                f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
+                f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
+                "server with a higher limit."
+            )
+        is_large |= needed_bytes(grid, plan) > budget
+    return is_large
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:

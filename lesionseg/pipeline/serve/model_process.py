@@ -1,13 +1,14 @@
 """The process that holds the model of a server. It can be killed during a scan.
 
-The functions `load_model` and `predict_by_loaded_model` run in this process. Only they import
-torch, so that the process starts at once and loads the model while the server imports the rest.
+The functions `load_model` and `predict_by_loaded_model` run in this process. `load_model` imports
+torch and most of what a scan needs, because the time of a scan is limited. The module itself is
+light, so that the process loads the model while the server imports the rest.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from lesionseg.errors import ResourceError
 from lesionseg.io.limits import limits, set_limits
 
 if TYPE_CHECKING:
-    from lesionseg.inference.predictor import Predictor
     from lesionseg.pipeline.serve.answer import Answer, Result
     from lesionseg.plan.plan import Plan
 
@@ -100,21 +100,16 @@ class ModelProcess:
         self._child.close()
 
 
-@contextmanager
-def running_model(cfg: ServeConfig) -> Iterator[ModelProcess]:
-    """Yield a process that loads the model, and end it after the context.
+def running_model(cfg: ServeConfig) -> AbstractContextManager[ModelProcess]:
+    """Return a context with a process that loads the model. The process ends after the context.
 
     `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
     device or the operating point is wrong.
     """
-    model = ModelProcess(partial(load_model, cfg))
-    try:
-        yield model
-    finally:
-        model.close()
+    return closing(ModelProcess(partial(load_model, cfg)))
 
 
-_loaded: "list[Predictor]" = []  # one, in the process of the model
+_loaded: "list[Callable[..., Answer]]" = []  # one function, in the process of the model
 
 
 def load_model(cfg: ServeConfig) -> "Plan":
@@ -126,21 +121,20 @@ def load_model(cfg: ServeConfig) -> "Plan":
     """
     from lesionseg.inference.read_ahead import memory_budget
     from lesionseg.pipeline.case_work import make_predictor
+    from lesionseg.pipeline.serve.answer import predict_scan
 
     predictor = make_predictor(cfg)
-    most = memory_budget(cfg.inference) // _BYTES_PER_VOXEL
+    budget = memory_budget(cfg.inference)
+    most = budget // _BYTES_PER_VOXEL
     if most < limits().max_voxels:
         advice = "Or start the server with a higher inference.max_memory_gb."
         set_limits(replace(limits(), max_voxels=most, advice=advice))
-    _loaded[:] = [predictor]
+    _loaded[:] = [partial(predict_scan, predictor, budget=budget)]
     return predictor.plan
 
 
 def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
     """Predict the single scan in `folder` by the model that `load_model` has loaded."""
-    from lesionseg.inference.read_ahead import memory_budget
-    from lesionseg.pipeline.serve.answer import predict_scan
-
-    (predictor,) = _loaded
+    (predict,) = _loaded
     tempfile.tempdir = str(folder)  # the server removes it, also if this process is killed
-    return predict_scan(predictor, folder, result, memory_budget(predictor.settings), sent)
+    return predict(folder, result, sent=sent)

@@ -134,8 +134,8 @@ def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path,
     trained = TrainedModel(folder, name)
     reference = trained.place("images").parent
     scores = evaluate(reference, trained.predictions("plain"), tmp_path / "scores").scores
-    assert (scores.evaluated_on, scores.n_cases) == ("test", 2)
-    assert scores.froc.recall is not None
+    assert (scores.evaluated_on, scores.count("n_cases")) == ("test", 2)
+    assert scores.has_froc
     kept = find_predictions(tmp_path / "scores" / "predictions")
     assert len(kept) == 2
 

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 
 SESSIONS = ("sub-01_ses-a", "sub-01_ses-b", "sub-02_ses-a")
 SHAPE = (5, 4, 3)  # x, y, z in the file
@@ -90,7 +90,7 @@ def test_sessions_without_a_mask_are_named(bids):
     (folder / "sub-02_ses-a_label-lesion_mask.nii.gz").unlink()
     dataset = read_dataset(bids)
     assert [c.case for c in dataset.cases] == list(SESSIONS[:2])
-    (remark,) = dataset.remarks
+    (remark,) = dataset.findings
     assert "1 session without a lesion mask, left out: sub-02_ses-a." in remark.message
 
 
@@ -98,7 +98,7 @@ def test_check_lists_all_faults_despite_a_damaged_first_mask(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     first = next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*"))
     first.write_bytes(b"damaged")
-    messages = "\n".join(p.message for p in read_dataset(bids, lenient=True).problems)
+    messages = "\n".join(p.message for p in list_dataset(bids).errors)
     assert "second lesion mask" in messages
     assert "not a NIfTI image" in messages
     assert "no labelled case" in messages

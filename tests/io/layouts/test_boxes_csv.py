@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, LesionsegError
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.boxes_csv import list_images
 from lesionseg.io.volumes import write_volume
 from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
@@ -41,7 +41,7 @@ def test_box_is_the_bright_rectangle_and_other_images_are_negative(write_folder,
     assert_rectangle(cases["a"])
     assert_negative(cases["b"])
     assert_negative(cases["p1_c"])
-    assert "1 of 3 images has no row, so it counts as lesion-free: p1_c." in caplog.text
+    assert "1 image of 3 without a row, counted as lesion-free: p1_c." in caplog.text
 
 
 def test_images_may_be_next_to_the_table(tmp_path):
@@ -208,7 +208,7 @@ def test_manifest_and_table_must_not_contradict_each_other(write_folder):
 def test_columns_whose_names_resemble_known_ones_are_named(write_folder):
     rows = [f"a,nodule,{BRIGHT},P1,test,A,7"]
     header = "case,label,x0,y0,x1,y1,patient_id,split,Reader,note\n"
-    remarks = read_dataset(write_folder(rows, header)).remarks
+    remarks = read_dataset(write_folder(rows, header)).findings
     found = [remark.message for remark in remarks if remark.kind == "columns"]
     for column, meant in (("Reader", "reader"), ("patient_id", "group"), ("split", "role")):
         text = f"the column {column!r} is unknown and has no effect. Did you mean {meant!r}?"
@@ -316,11 +316,11 @@ def test_wrong_row_is_an_error_that_names_file_and_line(write_folder, rows, matc
 
 
 def test_check_lists_a_wrong_row_and_keeps_the_other_cases(write_folder):
-    dataset = read_dataset(write_folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]), lenient=True)
-    assert [problem.case for problem in dataset.problems] == ["a"]
+    dataset = list_dataset(write_folder(["a,nodule,1,2,1,4", "b,nodule,1,2,3,4"]))
+    assert [problem.case for problem in dataset.errors] == ["a"]
     assert [c.case for c in dataset.cases] == ["a", "b", "p1_c"]
-    remark = dataset.remarks[-1].message
-    assert "1 of 3 images has no row, so it counts" in remark
+    remark = dataset.findings[-1].message
+    assert "1 image of 3 without a row, counted" in remark
     assert remark.endswith(": p1_c.")
 
 

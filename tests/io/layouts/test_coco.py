@@ -340,7 +340,7 @@ def test_unused_category_of_roboflow_does_not_take_the_name_of_the_lesions(tmp_p
     root = write_coco(tmp_path / "_annotations.coco.json", ("a.png",), categories, folder=tmp_path)
     dataset = read_dataset(root)
     assert dataset.labels.value_names == {1: "nodule (2)", 2: "nodule"}
-    (remark,) = [remark for remark in dataset.remarks if remark.kind == "label_names"]
+    (remark,) = [remark for remark in dataset.findings if remark.kind == "label_names"]
     assert "label 1 is now called 'nodule (2)'" in remark.message
     assert read_case(dataset.cases[0], dataset).reference.box_labels == (2,)
     assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
@@ -422,7 +422,7 @@ def test_remark_names_unlisted_images(write_folder):
     root = write_folder()
     for name in ("b.png", "c.png", "d.dcm.bz2"):
         (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())
-    remarks = " ".join(remark.message for remark in read_dataset(root).remarks)
+    remarks = " ".join(remark.message for remark in read_dataset(root).findings)
     assert "2 images next to the listed images, left out: b.png, c.png." in remarks
     assert "(.bz2): d.dcm.bz2" in remarks
 

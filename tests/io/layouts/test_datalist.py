@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.volumes import write_volume
 from tests.io.dicom_files import grid_of
 
@@ -187,7 +187,7 @@ def test_our_own_list_is_read_as_it_was_written(images):
 
 def test_key_that_resembles_a_known_one_is_named(images):
     dataset = read_dataset(write_list(images, training=[{**LABELLED, "subject_id": "P1"}]))
-    (remark,) = [remark for remark in dataset.remarks if remark.kind == "columns"]
+    (remark,) = [remark for remark in dataset.findings if remark.kind == "columns"]
     assert "'subject_id' is unknown and is not used. Did you mean 'patient'?" in remark.message
 
 
@@ -197,21 +197,21 @@ def test_validation_list_may_have_a_short_name(images, key):
     root = write_list(images, **{"training": entries[:1], key: entries[1:]})
     dataset = read_dataset(root)
     assert [(c.case, c.role) for c in dataset.cases] == [("a", None), ("c", "validation")]
-    assert not dataset.remarks
+    assert not dataset.findings
 
 
 def test_unknown_list_of_cases_is_named(images):
     root = write_list(
         images, training=[LABELLED], Val=[LABELLED], numbers=[1], modality={"0": "T1"}
     )
-    (remark,) = read_dataset(root).remarks
+    (remark,) = read_dataset(root).findings
     assert "datalist.json: the unknown list 'Val' is left out, with 1 case." in remark.message
 
 
 def test_check_names_every_wrong_entry(images):
     training = [LABELLED, "c.nii.gz", {"label": "b.nii.gz"}]
     root = write_list(images, training=training, validation={})
-    messages = [problem.message for problem in read_dataset(root, lenient=True).problems]
+    messages = [problem.message for problem in list_dataset(root).errors]
     assert len(messages) == 3
     for place in ("training[1]", "training[2]", "'validation'"):
         assert any(place in message for message in messages)
@@ -227,6 +227,6 @@ def test_error_names_a_damaged_list(tmp_path):
 def test_misspelt_key_is_named_even_if_other_entries_are_right(images, key):
     misspelt = {"image": LABELLED["image"], "case": "other", key: LABELLED["label"]}
     dataset = read_dataset(write_list(images, training=[LABELLED, misspelt]))
-    (remark,) = [remark for remark in dataset.remarks if remark.kind == "columns"]
+    (remark,) = [remark for remark in dataset.findings if remark.kind == "columns"]
     assert f"{key!r} is unknown" in remark.message
     assert "'label'" in remark.message

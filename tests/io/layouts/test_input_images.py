@@ -118,7 +118,10 @@ def test_pattern_that_matches_folders_in_each_other_finds_each_file_once(tmp_pat
         scans = [scan for scan in scans if "labelsTr" not in scan.path]
     assert [scan.case for scan in scans] == names
     assert not any(scan.fault for scan in scans)
-    assert [len(left_out.paths) for left_out in found.left_out if left_out.what == "*.img"] == [1]
+    notes = [note.message for note in found.left_out if note.file == "*.img"]
+    assert [note.partition(" (")[0] for note in notes] == [
+        "Left out: 1 × *.img, of an unknown format"
+    ]
 
 
 @pytest.mark.parametrize("source", [".", "*", "*/*", "*/*/*.nii"])
@@ -209,16 +212,18 @@ def test_files_that_are_not_scans_are_counted_and_named(tmp_path):
     (tmp_path / "a2.mhd").write_text(header)
     found = find_scans(tmp_path, 1, dims=3)
     assert [scan.path for scan in found.scans] == ["a.nii", "a2.mhd"]
-    assert {each.what: each.paths for each in found.left_out} == {
-        "*.hdr": ("old/b.hdr",),
-        "*.img": ("old/b.img",),
-        "*.raw": ("other.raw",),
-        "*.png": ("c.png",),
-        "*_mask.*": ("a_mask.nii",),
-        "labelsTr": ("labelsTr",),
-        "without a known suffix": ("README",),
+    names = {note.file: note.message.partition("(")[2].rstrip(")") for note in found.left_out}
+    assert names == {
+        "*.hdr": "old/b.hdr",
+        "*.img": "old/b.img",
+        "*.raw": "other.raw",
+        "*.png": "c.png",
+        "*_mask.*": "a_mask.nii",
+        "labelsTr": "labelsTr",
+        "without a known suffix": "README",
     }
-    assert "Left out: 1 × *.img, of an unknown format (old/b.img)" in map(str, found.left_out)
+    messages = [note.message for note in found.left_out]
+    assert "Left out: 1 × *.img, of an unknown format (old/b.img)" in messages
 
 
 def test_table_names_cases_channels_and_pixel_sizes(tmp_path):
@@ -264,4 +269,4 @@ def test_model_of_volumes_finds_stacks_but_no_pictures(tmp_path):
     found = find_scans(tmp_path, 1, dims=3)
     assert [scan.case for scan in found.scans] == ["stack"]
     (left_out,) = found.left_out
-    assert "pictures, while this model reads volumes" in str(left_out)
+    assert "pictures, while this model reads volumes" in left_out.message

@@ -11,7 +11,7 @@ import pytest
 from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.ops.components import lesions_of
 
@@ -69,7 +69,7 @@ def test_image_columns_are_in_the_order_of_their_numbers(write_manifest):
     columns = ",".join(f"image_{number}" for number in numbers)
     cells = ",".join(f"{number}.nii" for number in numbers)
     root = write_manifest(f"case,image,{columns}\nA,a.nii,{cells}\n")
-    dataset = read_dataset(root, lenient=True)
+    dataset = list_dataset(root)
     assert dataset.channel_names == ("image", "image_1", "image_2", "image_9", "image_10")
     names = [file.name for file in dataset.cases[0].images]
     assert names == ["a.nii", "1.nii", "2.nii", "9.nii", "10.nii"]
@@ -88,7 +88,7 @@ def test_label_that_does_not_fit_into_a_predicted_mask_is_an_error_unless_merged
     root = write_manifest(ONE, '{"1": "cyst", "1000": "scar"}')
     with pytest.raises(DatasetError, match=r"the label 1000 \(scar\) is above 255"):
         read_dataset(root)
-    (problem,) = read_dataset(root, lenient=True).problems
+    (problem,) = list_dataset(root).errors
     assert "data.merge_labels=true" in problem.message
     assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
 
@@ -139,8 +139,8 @@ def test_wrong_row_is_an_error_with_advice(write_manifest, text, match):
 
 def test_repeated_id_is_one_problem(write_manifest):
     root = write_manifest("case,image\nA,a.nii\nA,b.nii\n")
-    dataset = read_dataset(root, lenient=True)
-    assert len(dataset.problems) == 1
+    dataset = list_dataset(root)
+    assert len(dataset.errors) == 1
     assert [case.images[0].name for case in dataset.cases] == ["a.nii"]
 
 
@@ -237,21 +237,21 @@ COLUMNS = [
 @pytest.mark.parametrize(("column", "meant"), COLUMNS)
 def test_remark_names_a_column_similar_to_a_known_one(write_manifest, column, meant):
     dataset = read_dataset(write_manifest(f"case,image,{column}\nA,a.nii,m.nii\n"))
-    (remark,) = dataset.remarks
+    (remark,) = dataset.findings
     assert f"the column {column!r} is unknown and is used for subgroups only" in remark.message
     assert f"Did you mean {meant!r}?" in remark.message
 
 
 def test_columns_for_subgroups_are_not_remarked_on(write_manifest):
     text = "case,image,reference,label,scanner,age,sex\nA,a.nii,m.nii,x,y,1,f\n"
-    assert read_dataset(write_manifest(text)).remarks == ()
+    assert read_dataset(write_manifest(text)).findings == ()
 
 
 def test_remark_names_cases_without_a_fold_if_others_have_one(write_manifest):
     text = (
         "case,image,reference,fold,role\nA,a.nii,m.nii,0,\nB,b.nii,m.nii,,\nC,b.nii,m.nii,,test\n"
     )
-    (remark,) = read_dataset(write_manifest(text)).remarks
+    (remark,) = read_dataset(write_manifest(text)).findings
     assert "1 case without a fold, used for training in every fold: B" in remark.message
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Labels
-from lesionseg.errors import DatasetError, ReadError
+from lesionseg.errors import ConfigError, DatasetError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.input_images import find_images
 
 
@@ -249,7 +249,7 @@ def test_names_of_masks_decide_whether_four_digits_are_a_channel_number(nnunet_f
         "lesion_0000.nii.gz",
         "lesion_0001.nii.gz",
     ]
-    (remark,) = dataset.remarks
+    (remark,) = dataset.findings
     assert "lesion_0000, belong to the case id" in remark.message
 
 
@@ -263,7 +263,7 @@ def test_channel_number_of_masks_is_removed_from_their_case_id(nnunet_folder, ch
         ("B", "B_0000.nii.gz"),
     ]
     assert all(len(case.images) == channels for case in dataset.cases)
-    assert "the masks end in _0000" in dataset.remarks[0].message
+    assert "the masks end in _0000" in dataset.findings[0].message
 
 
 def test_error_explains_an_id_that_was_read_as_a_channel_number(nnunet_folder):
@@ -281,8 +281,8 @@ def test_error_explains_an_id_that_was_read_as_a_channel_number(nnunet_folder):
 def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder):
     root = nnunet_folder(channels=1)
     rename(root, "labels", {"A": "other1", "B": "other2"})
-    dataset = read_dataset(root, lenient=True)
-    messages = [problem.message for problem in dataset.problems]
+    dataset = list_dataset(root)
+    messages = [problem.message for problem in dataset.errors]
     for words in ("'other1' in", "'other2' in", "image 'A' has no mask", "no labelled case"):
         assert any(words in message for message in messages)
     assert dataset.cases == ()
@@ -292,9 +292,14 @@ def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder
 def test_check_lists_a_wrong_group_among_other_faults(nnunet_folder, pattern):
     root = nnunet_folder()
     (root / "labelsTr" / "B.nii.gz").unlink()
-    messages = [p.message for p in read_dataset(root, group=pattern, lenient=True).problems]
+    messages = [p.message for p in list_dataset(root, group=pattern).errors]
     assert any("'B' has no mask" in message for message in messages)
     assert any("data.group=" in message for message in messages)
+
+
+def test_wrong_pattern_of_a_group_is_an_error_of_the_setting(nnunet_folder):
+    with pytest.raises(ConfigError, match="regular expression"):
+        read_dataset(nnunet_folder(), group="(")
 
 
 def test_previews_next_to_volumes_are_left_out(nnunet_folder):
@@ -304,7 +309,7 @@ def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["A", "B"]
     assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
-    remarks = " ".join(remark.message for remark in dataset.remarks)
+    remarks = " ".join(remark.message for remark in dataset.findings)
     assert "2 files next to those that end in .nii.gz" in remarks
     assert "A_0000.png, overview.jpg" in remarks
 
@@ -312,7 +317,7 @@ def test_previews_next_to_volumes_are_left_out(nnunet_folder):
 def test_wrong_file_ending_in_dataset_json_is_a_remark(nnunet_folder):
     dataset = read_dataset(nnunet_folder(file_ending=".nrrd"))
     assert len(dataset.cases) == 2
-    assert "no file ends in .nrrd" in dataset.remarks[0].message
+    assert "no file ends in .nrrd" in dataset.findings[0].message
 
 
 def test_files_of_unknown_formats_are_counted_and_named(nnunet_folder, caplog):
@@ -321,7 +326,7 @@ def test_files_of_unknown_formats_are_counted_and_named(nnunet_folder, caplog):
         (root / "imagesTr" / name).write_text("x")
     (root / "imagesTr" / "patient7").mkdir()
     read_dataset(root)
-    expected = "4 entries of formats that are not read here (.hdr, .img, .rar, folders): "
+    expected = "4 items of formats that are not read here (.hdr, .img, .rar, folders): "
     assert expected + "C_0000.hdr, C_0000.img, D_0000.rar, patient7." in caplog.text
 
 
@@ -345,13 +350,13 @@ def test_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monkeypa
 
 def test_remark_names_a_wrong_number_of_training_cases(nnunet_folder):
     root = nnunet_folder(numTraining=5)
-    assert "numTraining 5, but 2 training cases" in read_dataset(root).remarks[0].message
+    assert "numTraining 5, but 2 training cases" in read_dataset(root).findings[0].message
 
 
 def test_remark_names_cases_that_the_list_of_dataset_json_leaves_out(nnunet_folder):
     entries = [{"image": "./imagesTr/A.nii.gz", "label": "./labelsTr/A.nii.gz"}]
-    remark = read_dataset(nnunet_folder(training=entries)).remarks[0]
-    assert "leaves out 1 case of imagesTr: B" in remark.message
+    remark = read_dataset(nnunet_folder(training=entries)).findings[0]
+    assert "1 case of imagesTr not in the list training: B" in remark.message
 
 
 def test_nan_in_an_unused_field_of_dataset_json_is_allowed(nnunet_folder):

@@ -8,8 +8,8 @@ import pytest
 
 from lesionseg.core import Candidate, Prediction, ReaderAgreement, pool_readers
 from lesionseg.errors import LesionsegError
-from lesionseg.evaluation.case_results import match_case
 from lesionseg.evaluation.criteria import PRESETS
+from lesionseg.evaluation.matched_case import match_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.box_table import CaseBoxes, LesionBox
 from lesionseg.io.layouts.readers import measure_agreement, merge_case
@@ -175,8 +175,8 @@ def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder)
     expected[4:14, 32:40] = True  # the part of the third box that is outside the lesion
     np.testing.assert_array_equal(cases["a"].reference.ignore, expected)
     assert cases["b"].reference.ignore is None
-    assert [remark.kind for remark in dataset.remarks] == ["ignored_boxes"]
-    assert dataset.remarks[0].message.startswith("2 boxes in 1 case that too few readers marked")
+    assert [remark.kind for remark in dataset.findings] == ["ignored_boxes"]
+    assert dataset.findings[0].message.startswith("2 boxes in 1 case that too few readers marked")
 
 
 def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
@@ -187,8 +187,8 @@ def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
         for number, box in enumerate([(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)], start=1)
     )
     prediction = Prediction("a", reference.geometry, candidates, None)
-    result = match_case(reference, prediction, PRESETS["lesionseg"], case="a").result()
-    assert [candidate.outcome for candidate in result.candidates] == [
+    rows = match_case(reference, prediction, PRESETS["lesionseg"], case="a").rows()
+    assert [row["outcome"] for row in rows.candidates] == [
         "true_positive",
         "ignored",
         "false_positive",

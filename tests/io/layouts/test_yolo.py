@@ -54,7 +54,7 @@ def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(write
     assert_rectangle(cases["a"], label=2)
     assert_negative(cases["b"])
     assert_negative(cases["c"])
-    assert "1 of 3 images has no row, so it counts as lesion-free: c." in caplog.text
+    assert "1 image of 3 without a row, counted as lesion-free: c." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_other_names_of_the_parts_are_read(write_folder, train, val):
     dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
     roles = {c.case: c.role for c in dataset.cases}
     assert roles == {"a": "train", "b": "train", "c": "validation"}
-    assert not [remark for remark in dataset.remarks if remark.kind == "left_out"]
+    assert not [remark for remark in dataset.findings if remark.kind == "left_out"]
 
 
 @pytest.mark.parametrize("entry", ["images/val", "[images/val]"])
@@ -222,7 +222,7 @@ def test_unknown_key_with_a_folder_of_images_is_named(write_folder, entry):
     data = f"train: images/train\nminival: {entry}\nbase: .\nlicense: CC0\n{NAMES}"
     dataset = read_dataset(write_folder({"train/a": f"0 {BRIGHT}"}, data))
     assert [c.case for c in dataset.cases] == ["a", "b"]
-    (left_out,) = [remark.message for remark in dataset.remarks if remark.kind == "left_out"]
+    (left_out,) = [remark.message for remark in dataset.findings if remark.kind == "left_out"]
     assert "the key minival is unknown, so the images in its folder images/val are left" in left_out
 
 

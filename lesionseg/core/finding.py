@@ -1,0 +1,85 @@
+"""A finding: something odd about a case, a file or a whole dataset.
+
+A reader raises an error for a file that cannot be read, and `finding_of` turns it into the finding
+of its case. Oddities of readable files are returned as findings. No function chooses between
+raising and collecting. A command decides what stops it, for example with `require_no_errors`.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lesionseg.errors import DatasetError, LesionsegError
+
+Severity = Literal["note", "warning", "error"]
+LISTED = "listed"  # kind of an error in an entry of a dataset's list or in its folders
+NO_CASE = "no_case"  # kind of the error that a dataset has no case
+_MAX_SHOWN = 100
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd about a case, a file or a whole dataset.
+
+    Attributes:
+        kind: the kind of oddity, such as `unreadable`. The page of `prepare check=true` explains
+            each kind without names of files and patients.
+        message: the whole sentence, with the name of the file.
+        case: the case id. Empty if the finding is about the dataset, or about an entry of its list
+            that names no case.
+        severity: `error` if the case or dataset cannot be used, `warning` if somebody should look
+            at it, `note` if no action is needed.
+        file: the file, or a kind of files such as `*.bvec`, if it does not belong to a case.
+    """
+
+    kind: str
+    message: str
+    case: str = ""
+    severity: Severity = "warning"
+    file: str = ""
+
+
+def finding_of(error: LesionsegError, case: str, where: object = "", kind: str = LISTED) -> Finding:
+    """Return the finding of a case that an error describes.
+
+    Args:
+        error: the error.
+        case: the case id.
+        where: the file or line with which the text begins, unless the error names it itself.
+        kind: the kind of the finding.
+    """
+    text = str(error)
+    if where and not text.startswith(f"{where}: "):
+        text = f"{where}: {text}"
+    return Finding(kind, text, case, "error")
+
+
+@contextmanager
+def collect_errors(
+    findings: list[Finding], case: str, where: object = "", kind: str = LISTED
+) -> Iterator[None]:
+    """Append the finding of an error that is raised within the context. See `finding_of`."""
+    try:
+        yield
+    except LesionsegError as error:
+        findings.append(finding_of(error, case, where, kind))
+
+
+def errors_among(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that are errors."""
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def require_no_errors(findings: Iterable[Finding], root: Path) -> None:
+    """Raise one `DatasetError` that lists all errors among the findings. `root`: the dataset."""
+    texts = [finding.message for finding in errors_among(findings)]
+    if not texts:
+        return
+    shown = texts[:_MAX_SHOWN]
+    if len(texts) > 1:
+        shown = [f"{root}: {len(texts)} entries cannot be used:", *shown]
+    if len(texts) > _MAX_SHOWN:
+        shown.append(f"… and {len(texts) - _MAX_SHOWN} more")
+    raise DatasetError("\n  ".join(shown))

@@ -1,0 +1,573 @@
+"""The three tables of an evaluation: cases, lesions and candidates.
+
+Matching writes their rows, and every score is a function of them. `cases.csv`, `lesions.csv` and
+`candidates.csv` have the same columns. Each column is declared here, once, with its type, unit and
+meaning; docs/reference.md has the same text.
+
+In memory, a row belongs to a part. Rows of the part "" count for all labels together and for their
+own label. If labels are pooled, a candidate may find lesions of any label: such rows have the part
+`POOLED`, and the rows of the same case with each label matched separately have the part
+`BY_LABEL`. Rows of a region have the part `region_part(name)`. The files contain the rows of all
+labels together.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from lesionseg.core import Finding
+from lesionseg.errors import ContentError, ReadError
+from lesionseg.evaluation.measures import column_names
+from lesionseg.io.files import plain_text, write_csv
+
+NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
+POOLED = "pooled"
+BY_LABEL = "by label"
+MISSING = "missing"  # the status of a case without a prediction
+FAILED = "failed"  # the status of a case that could not be scored
+Row = dict[str, Any]
+Numbers = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+class Column(NamedTuple):
+    """A column of a table. `kind` is text, integer, number or flag (true or false)."""
+
+    name: str
+    kind: str
+    unit: str
+    meaning: str
+
+
+def _declare(text: str) -> tuple[Column, ...]:
+    """Parse a declaration with one column per line: name | kind | unit | meaning."""
+    return tuple(Column(*(cell.strip() for cell in line.split("|"))) for line in text.splitlines())
+
+
+CASES = _declare("""\
+case | text | | Id of the case.
+group | text | | Id of the patient.
+role | text | | Role of the case, such as test.
+status | text | | ok, missing (no prediction) or failed (not scored, see message).
+n_lesions | integer | | Number of reference lesions.
+n_candidates | integer | | Number of retained candidates.
+n_detected | integer | | Number of lesions found at the operating point.
+n_missed | integer | | Number of missed lesions.
+n_false_positive | integer | | Number of false positives.
+n_ignored | integer | | Number of accepted candidates that are neither true nor false positive.
+dice | number | | Dice of all labels together. Empty without masks or without a lesion.
+surface_dice | number | | Surface Dice. Empty in the same cases.
+hd95_mm | number | mm | HD95. Empty also if one of the masks is empty.
+reference_ml | number | ml | Volume of all lesions. Empty in 2-D and with boxes without voxels.
+predicted_ml | number | ml | Volume of the accepted candidates. Empty in the same cases.
+false_positive_ml | number | ml | Volume of the false positives. Empty in the same cases.
+splits | integer | | Number of lesions that several accepted candidates overlap.
+merges | integer | | Number of accepted candidates that overlap several lesions.
+case_score | number | | Highest score of a candidate that counts, or 0. Empty without scores.
+seconds | number | s | Time of matching and evaluation.
+warning | text | | Warning of the input check.
+input_score | number | | Score of the input check: how unlike the training scans. Above 1: unlike.
+slice_spacing_mm | number | mm | Largest spacing of a volume, rounded to 0.1 mm. Empty in 2-D.
+annotated_share | number | | Share of the labels that a reader looked for; 0 without a prediction.
+message | text | | The reason why the case could not be scored.
+axes | integer | | Number of spatial axes.
+size_unit | text | | Unit of lengths: mm, mm at the detector, or px without a pixel size.
+n_counted | integer | | Number of accepted candidates that are not in an ignored region.
+n_pairs | integer | | Number of one-to-one pairs of a lesion and a candidate, for panoptic quality.
+pair_iou | number | | Sum of the IoU of these pairs. Empty if one side of a pair has no mask.
+n_unpaired | integer | | Number of accepted candidates without such a pair.
+n_false_iou10 | integer | | Number of false positives by IoU of at least 0.1.
+n_false_any_overlap | integer | | Number of false positives by any overlap.
+n_false_iou50 | integer | | Number of false positives by IoU of at least 0.5.
+n_false_centre_distance | integer | | Number of false positives by the distance of centres.""")
+
+_PLACE = """\
+diameter_mm | number | mm | Equivalent diameter. In pixels if the pixel size is unknown.
+diameter_percent | number | % | Equivalent diameter relative to the image width. Empty in 3-D.
+volume_ml | number | ml | Volume. Empty in 2-D, and for a box without a known volume.
+"""
+_BOX = """\
+start_z_vox | number | voxel | First corner of the box along z. Empty in 2-D.
+start_y_vox | number | voxel | First corner of the box along y.
+start_x_vox | number | voxel | First corner of the box along x.
+stop_z_vox | number | voxel | Last corner of the box along z, exclusive. Empty in 2-D.
+stop_y_vox | number | voxel | Last corner of the box along y, exclusive.
+stop_x_vox | number | voxel | Last corner of the box along x, exclusive.
+centre_x_mm | number | mm | Centre along the RAS axis x.
+centre_y_mm | number | mm | Centre along the RAS axis y.
+centre_z_mm | number | mm | Centre along the RAS axis z. Empty in 2-D.
+"""
+
+LESIONS = _declare(f"""\
+case | text | | Id of the case.
+group | text | | Id of the patient.
+lesion | integer | | Id of the lesion in the reference.
+label | text | | Name of the label, or its value.
+{_PLACE}\
+voxels | integer | | Number of voxels. Empty for a box without voxels, like the next four.
+slices | integer | | Number of slices along the axis with the coarsest spacing.
+long_axis_mm | number | mm | Largest diameter within the slice with the most voxels.
+short_axis_mm | number | mm | Width of that slice perpendicular to the long axis.
+near_resolution | flag | | True below 8 voxels or on one slice: its size is uncertain.
+{_BOX}\
+detected | flag | | True if the lesion is found at the operating point.
+detected_at | number | | Highest score at which it is found. Empty if never, or without scores.
+candidate | integer | | Id of the candidate that finds it.
+iou | number | | IoU of the lesion and that candidate.
+any_overlap | flag | | True if it is found by any overlap.
+iou50 | flag | | True if it is found by an IoU of at least 0.5.
+centre_distance | flag | | True if it is found by the distance of centres.
+iou10 | flag | | True if it is found by an IoU of at least 0.1.
+why_missed | text | | The reason why it was missed. Empty for a found lesion.
+split | flag | | True if several accepted candidates overlap it.
+merged | flag | | True if an accepted candidate overlaps this and another lesion.
+zone | text | | Anatomical zone.
+covered | number | | Share that the accepted candidates cover; if none touches it, all.
+nearest_candidate | integer | | Id of the candidate that why_missed concerns.
+nearest_score | number | | Score of that candidate.
+nearest_iou | number | | IoU of the lesion and that candidate.
+box_iou | number | | Largest IoU of its box and that of an accepted candidate of its label.""")
+
+CANDIDATES = _declare(f"""\
+case | text | | Id of the case.
+group | text | | Id of the patient.
+candidate | integer | | Id of the candidate.
+label | text | | Name of the label, or its value.
+score | number | | Score. Empty if the prediction has no scores.
+probability | number | | Calibrated probability of being a true positive.
+{_PLACE}{_BOX}\
+accepted | flag | | True if it counts at the operating point.
+outcome | text | | true_positive, false_positive, ignored or not_accepted at the operating point.
+lesion | integer | | Id of the lesion that it finds, otherwise of the one that it overlaps most.
+iou | number | | IoU of the candidate and that lesion.
+touches_lesion | flag | | True if it overlaps a lesion of any label.
+outcome_any | text | | Outcome if all retained candidates are accepted, as in the FROC.
+zone | text | | Anatomical zone.
+in_lesions | number | | Share of the candidate that is located in lesions.
+box_hits | integer | | Bit k is 1 if it is true at box IoU 0.1 + 0.05·k; −1 beyond 100.""")
+
+# columns that only the tables in memory have
+_IN_MEMORY = {
+    "cases": (
+        Column("label", "object", "", "Label value of a row that states the Dice of a label."),
+        Column("part", "object", "", "The part."),
+        Column("unannotated", "object", "", "Label values that no reader looked for."),
+        Column("operating_point", "object", "", "The operating point that was applied."),
+    ),
+    "lesions": (Column("part", "object", "", "The part."),),
+    "candidates": (Column("part", "object", "", "The part."),),
+}
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "cases": CASES,
+    "lesions": LESIONS,
+    "candidates": CANDIDATES,
+}
+# further text columns of tables that commands write; a text may look like a number
+_OTHER_TEXTS = (
+    *("path", "visit", "earlier", "bundle", "key", "state", "digest", "finished"),
+    *("study_uid", "series_uid", "instance_uid"),
+)
+TEXT_COLUMNS = frozenset(_OTHER_TEXTS).union(
+    column.name for columns in COLUMNS.values() for column in columns if column.kind == "text"
+)
+# columns that are compared with the operating point; pandas 2 may read another last digit
+_EXACT = ("score", "detected_at")
+
+
+def region_part(name: str) -> str:
+    """Return the part of the rows of a region."""
+    return f"region {name}"
+
+
+@dataclass(frozen=True)
+class CaseRows:
+    """The rows of one or more cases, by table."""
+
+    cases: list[Row] = field(default_factory=list)
+    lesions: list[Row] = field(default_factory=list)
+    candidates: list[Row] = field(default_factory=list)
+
+    def add(self, other: "CaseRows", **changed: Any) -> None:
+        """Add the rows of `other` that belong to all labels together, with changed cells."""
+        self.cases.extend(row | changed for row in other.cases if row["part"] == "")
+        self.lesions.extend(row | changed for row in other.lesions)
+        self.candidates.extend(row | changed for row in other.candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The three tables as pandas frames, and the arrays that the scores are computed from.
+
+    Attributes:
+        cases: One row per case, with the columns `CASES`.
+        lesions: One row per lesion, with the columns `LESIONS`.
+        candidates: One row per candidate, with the columns `CANDIDATES`.
+        every: The same tables with the rows of all parts. None if they have no further rows.
+    """
+
+    cases: pd.DataFrame
+    lesions: pd.DataFrame
+    candidates: pd.DataFrame
+    every: "Tables | None" = None
+
+    @classmethod
+    def of(cls, results: Iterable[CaseRows]) -> Self:
+        """Build the tables of all labels together from the rows of cases.
+
+        `results` may be a generator, so that the rows of only one case are in memory.
+        """
+        cells: dict[str, dict[Column, list[Any]]] = {}
+        for name, columns in COLUMNS.items():
+            cells[name] = {column: [] for column in (*columns, *_IN_MEMORY[name])}
+        for result in results:
+            for name, by_column in cells.items():
+                for row in getattr(result, name):
+                    for column, values in by_column.items():
+                        values.append(row.get(column.name))
+        every = cls(*map(_build, cells.values()))
+        cases, lesions, candidates = map(_drop_parts, every.frames)
+        return cls(cases, lesions, candidates, every)
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def of_cases(self, names: Collection[str]) -> "Tables":
+        """Return the tables of the cases with these ids."""
+        cases, lesions, candidates = (frame[frame["case"].isin(names)] for frame in self.frames)
+        every = None if self.every is None else self.every.of_cases(names)
+        return Tables(cases, lesions, candidates, every)
+
+    def of_zone(self, zone: str) -> "Tables":
+        """Return the tables of all cases, with the lesions and candidates of one zone."""
+        _, lesions, candidates = self.frames
+        return Tables(
+            self.cases, lesions[lesions["zone"] == zone], candidates[candidates["zone"] == zone]
+        )
+
+    def of_label(self, label: int) -> "Tables":
+        """Return the tables of one label, without the cases in which it is not annotated.
+
+        Lesions are matched only with candidates of their label. The Dice is that of the label, for
+        cases that have a lesion of it.
+        """
+        every = self.every or self
+        cases = self.cases
+        is_known = [label not in unannotated for unannotated in cases["unannotated"]]
+        cases = cases[np.array(is_known, dtype=np.bool_)]
+        lesions, candidates = (
+            frame[
+                frame["part"].isin(["", BY_LABEL])
+                & (frame["label"] == label)
+                & frame["case"].isin(cases["case"])
+            ]
+            for frame in (every.lesions, every.candidates)
+        )
+        dice_rows = every.cases[(every.cases["part"] == BY_LABEL) & (every.cases["label"] == label)]
+        dice = cases["case"].map(dict(zip(dice_rows["case"], dice_rows["dice"], strict=True)))
+        has_dice = cases["case"].isin(lesions["case"]) & (not self.lacks_masks)
+        cases = cases.assign(
+            dice=dice.astype(np.float64).where(has_dice),
+            annotated_share=(cases["status"] != MISSING).astype(np.float64),
+        )
+        return Tables(cases, lesions, candidates)
+
+    @property
+    def regions(self) -> list[str]:
+        """The names of the regions that are scored separately, in the order of the rows."""
+        if self.every is None:
+            return []
+        parts = self.every.cases["part"].unique()
+        return [part.removeprefix("region ") for part in parts if part.startswith("region ")]
+
+    def of_region(self, name: str) -> "Tables":
+        """Return the tables of one region."""
+        every = self.every or self
+        part = region_part(name)
+        return Tables(*(frame[frame["part"] == part] for frame in every.frames))
+
+    @property
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The tables of cases, lesions and candidates."""
+        return self.cases, self.lesions, self.candidates
+
+    # --- arrays for scores -------------------------------------------------------------------
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The ids of all groups. Arrays `[groups]` have this order."""
+        return tuple(sorted(set(self.cases["group"])))
+
+    def find_group(self, table: pd.DataFrame) -> NDArray[np.int64]:
+        """Return the position in `groups` of each row's group."""
+        index = pd.Index(self.groups, dtype=object)
+        return np.asarray(index.get_indexer(table["group"].to_numpy(object)), dtype=np.int64)
+
+    @cached_property
+    def lesion_group(self) -> NDArray[np.int64]:
+        """The group of each lesion `[lesions]`, as a position in `groups`."""
+        return self.find_group(self.lesions)
+
+    @cached_property
+    def case_group(self) -> NDArray[np.int64]:
+        """The group of each case `[cases]`, as a position in `groups`."""
+        return self.find_group(self.cases)
+
+    def sum_cases(self, values: Any) -> Numbers:
+        """Sum a value of each case over the cases of each group `[groups]`."""
+        numbers = np.asarray(values, dtype=np.float64)
+        return np.bincount(self.case_group, numbers, len(self.groups)).astype(np.float64)
+
+    def count_lesions(self, flags: Any) -> Numbers:
+        """Count the flagged lesions of each group `[groups]`."""
+        counted = self.lesion_group[np.asarray(flags, dtype=np.bool_)]
+        return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
+
+    def count_candidates(self, flags: Any) -> Numbers:
+        """Count the flagged candidates of each group `[groups]`."""
+        counted = self.find_group(self.candidates[np.asarray(flags, dtype=np.bool_)])
+        return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
+
+    @cached_property
+    def lesions_by_group(self) -> Numbers:
+        """Number of lesions of each group `[groups]`."""
+        return np.bincount(self.lesion_group, minlength=len(self.groups)).astype(np.float64)
+
+    @cached_property
+    def case_share(self) -> Numbers:
+        """The share of each case `[cases]` that counts, as the divisor of rates."""
+        return np.asarray(self.cases["annotated_share"], np.float64)
+
+    @property
+    def cases_by_group(self) -> Numbers:
+        """Number of cases of each group `[groups]`. Each case counts by its annotated share."""
+        return self.sum_cases(self.case_share)
+
+    @property
+    def n_cases(self) -> float:
+        """Number of cases. Each counts by its annotated share."""
+        return float(self.case_share.sum())
+
+    @cached_property
+    def has_lesion(self) -> Flags:
+        """True for each case `[cases]` with a lesion."""
+        return np.asarray(self.cases["case"].isin(self.lesions["case"]), np.bool_)
+
+    @property
+    def is_lesion_free(self) -> Flags:
+        """True for each predicted case `[cases]` whose reader looked for all labels in vain."""
+        return np.asarray(~self.has_lesion & (self.case_share == 1))
+
+    @cached_property
+    def false_by_case(self) -> Numbers:
+        """Number of false positives of each case `[cases]` at the operating point."""
+        counts = self.candidates.loc[self.has_outcome("false_positive"), "case"].value_counts()
+        return np.asarray(self.cases["case"].map(counts).fillna(0), np.float64)
+
+    def has_outcome(self, outcome: str) -> Flags:
+        """Return True for each candidate with this outcome at the operating point."""
+        return np.asarray((self.candidates["outcome"] == outcome), np.bool_)
+
+    @property
+    def has_scores(self) -> bool:
+        """True if the candidates of all cases have scores."""
+        return bool(self.cases["case_score"].notna().all())
+
+    @cached_property
+    def lacks_masks(self) -> bool:
+        """True if there are predicted cases with a lesion, and none of them has masks to compare.
+
+        The Dice of a case without a prediction is then undefined instead of 0.
+        """
+        predicted = self.cases[(self.cases["status"] != MISSING) & self.has_lesion]
+        return len(predicted) > 0 and bool(predicted["dice"].isna().all())
+
+    @cached_property
+    def detected_at(self) -> Numbers:
+        """The highest score at which each lesion `[lesions]` is found, or `NEVER`."""
+        return np.asarray(self.lesions["detected_at"].fillna(NEVER), np.float64)
+
+    @cached_property
+    def _false(self) -> pd.DataFrame:
+        """The false positives if all candidates are accepted."""
+        return self.candidates[self.candidates["outcome_any"] == "false_positive"]
+
+    @cached_property
+    def false_score(self) -> Numbers:
+        """Score of each false positive at any threshold."""
+        return np.asarray(self._false["score"].fillna(0.0), np.float64)
+
+    @cached_property
+    def false_group(self) -> NDArray[np.int64]:
+        """The group of each of them, as a position in `groups`."""
+        return self.find_group(self._false)
+
+    @cached_property
+    def observed(self) -> Numbers:
+        """All scores at which a lesion is found or a false positive is accepted, ascending."""
+        found = self.detected_at[self.detected_at > NEVER]
+        return np.unique(np.concatenate([found, self.false_score]))
+
+    def count_at(self, threshold: float) -> tuple[int, int]:
+        """Count the lesions found and the false positives at a threshold."""
+        n_found = int((self.detected_at >= threshold).sum())
+        return n_found, int((self.false_score >= threshold).sum())
+
+
+def _build(cells: Mapping[Column, Sequence[Any]]) -> pd.DataFrame:
+    """Build a table from the cells of each column. None is a missing value."""
+    return pd.DataFrame({one.name: _as_array(values, one) for one, values in cells.items()})
+
+
+def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of all labels together."""
+    is_whole = frame["part"].isin(["", POOLED])
+    return frame if is_whole.all() else frame[is_whole]
+
+
+def _as_array(cells: Sequence[Any], column: Column) -> Any:
+    """Return the cells of a column as an array of its type."""
+    if column.kind == "number":
+        return np.array(cells, dtype=np.float64)
+    if column.kind == "integer" and None in cells:
+        return pd.array(cells, dtype="Int64")
+    types = {"integer": np.int64, "flag": np.bool_}
+    filled: NDArray[Any] = np.empty(len(cells), dtype=types.get(column.kind, np.object_))
+    filled[:] = cells
+    return filled
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def write_tables(
+    folder: Path,
+    tables: Tables,
+    labels: Mapping[int, str],
+    failed: Sequence[Finding] = (),
+) -> None:
+    """Write cases.csv, lesions.csv and candidates.csv, each atomically.
+
+    Args:
+        folder: The folder to write to.
+        tables: The tables of the scored cases.
+        labels: The names of label values.
+        failed: Cases that could not be scored. Each has a row with the reason in cases.csv.
+    """
+    rows = list(_cells(tables.cases, CASES))
+    by_case = {row["case"]: row for row in rows}
+    columns = [column.name for column in CASES]
+    for name, column in column_names(tables.regions).items():
+        part = tables.of_region(name).cases
+        for case, dice, n in zip(part["case"], part["dice"], part["n_lesions"], strict=True):
+            by_case[case] |= {f"dice_{column}": _cell(dice), f"n_lesions_{column}": n}
+        columns += [f"dice_{column}", f"n_lesions_{column}"]
+    for problem in failed:
+        rows.append({"case": problem.case, "status": FAILED, "message": problem.message})
+    write_csv(folder / "cases.csv", rows, columns)
+    for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
+        named = [labels.get(label, str(label)) for label in table["label"]]
+        items = _cells(table.assign(label=named), COLUMNS[name])
+        write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
+
+
+def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
+    """Yield the rows of a table as they are written."""
+    cells = []
+    for column in columns:
+        values = table[column.name]
+        if column.kind == "flag":
+            cells.append([str(value).lower() for value in values])
+        elif column.name.startswith(("start_", "stop_", "centre_")) and column.kind == "number":
+            cells.append([_cell(round(value, 4)) for value in values.tolist()])
+        else:
+            cells.append([_cell(value) for value in values.tolist()])
+    names = [column.name for column in columns]
+    for row in zip(*cells, strict=True):
+        yield dict(zip(names, row, strict=True))
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell, None for a missing value."""
+    return None if value is None or value is pd.NA or value != value else value
+
+
+def read_tables(folder: Path) -> Tables:
+    """Read the three tables of an evaluation. Cases that could not be scored are left out.
+
+    A column that an earlier version did not write is empty.
+
+    Raises:
+        ReadError: if a table is missing.
+        ContentError: if a table cannot be read, or a column does not have its declared type.
+    """
+    frames = []
+    for name, columns in COLUMNS.items():
+        path = folder / f"{name}.csv"
+        if not path.is_file():
+            raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
+        frames.append(_as_declared(read_table(path), columns, path))
+    cases, lesions, candidates = frames
+    cases = cases[cases["status"] != FAILED].reset_index(drop=True)
+    cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
+    cases["annotated_share"] = cases["annotated_share"].fillna(1.0)
+    return Tables(cases, lesions, candidates)
+
+
+def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> pd.DataFrame:
+    """Return the table with every declared column. Raise `ContentError` for a wrong type."""
+    for column in columns:
+        name = column.name
+        if column.kind == "text":
+            given = table[name].fillna("") if name in table else ""
+            table[name] = pd.Series(given, index=table.index, dtype=object)
+        elif name not in table:
+            table[name] = np.nan
+        values = table[name]
+        is_number = is_numeric_dtype(values) and not is_bool_dtype(values)
+        is_fitting = is_number if column.kind in ("integer", "number") else is_bool_dtype(values)
+        if column.kind != "text" and values.notna().any() and not is_fitting:
+            raise ContentError(
+                f"{path}: the column {name} must contain only values of the kind {column.kind}. "
+                "Run evaluate again, which writes all tables together."
+            )
+    return table
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that a command wrote.
+
+    Returns:
+        The table. Texts stay text, even if they look like a number or a missing value (007, NA).
+        Empty cells are missing values.
+
+    Raises:
+        ReadError: if the file does not exist.
+        ContentError: if it cannot be read.
+    """
+    if not path.is_file():
+        raise ReadError(f"{path}: the table does not exist.")
+    try:
+        names = pd.read_csv(path, nrows=0).columns
+        texts = names.intersection(sorted(TEXT_COLUMNS))
+        exact = names.intersection(_EXACT)
+        # a case may have the name "NA"; a number that is not defined is empty or "nan"
+        missing = {name: [""] if name in texts else ["", "nan"] for name in names}
+        types = dict.fromkeys((*texts, *exact), str)
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
+        for name in exact:
+            table[name] = table[name].map(float, na_action="ignore").astype("float64")
+    except ValueError as error:  # also the errors of pandas' parser
+        raise ContentError(
+            f"{path}: this table cannot be read ({error}). Run the command that wrote it again."
+        ) from error
+    for name in texts:
+        column = table[name]
+        # the type of text, which `map` changes if all cells are empty
+        table[name] = column.map(plain_text, na_action="ignore").astype(column.dtype)
+    return table
