@@ -463,7 +463,6 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
             "loss.focal_weight",
             "loss.dice_weight",
             "loss.lesion_weight",
-            "loss.cells",
         }
     assert set(_leaves(compose_plain(command, []))) == declared
     settings: dict[str, Any] = {}

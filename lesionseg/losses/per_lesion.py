@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, Shaped
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
-from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import (
     FOCAL,
@@ -28,12 +27,10 @@ from lesionseg.losses.focal import (
     reduce_losses,
     to_signed,
 )
-from lesionseg.ops.blocks import block_maxima
 
 _LESION_WEIGHT = 0.5  # of the terms per lesion
-_REACH = 10.0  # of a near cell, in voxels of the finest axis
+CELL_REACH = 10.0  # distance at which a cell ends, in voxels of the finest axis
 _N_PARTS = 64  # partial sums of a cell
-_LARGE_TILE = 64**3  # voxels; in larger tiles, distances are computed for blocks of two voxels
 
 
 class LesionBalancedLoss(DiceFocalLoss):
@@ -44,12 +41,11 @@ class LesionBalancedLoss(DiceFocalLoss):
     only, and the focal losses of its voxels are averaged. In the means over cells, a lesion of 20
     voxels has the same weight as one of 20 000.
 
-    With `cells="near"`, a cell ends 10 voxels from its lesion (voxels of the finest axis, the same
-    distance in mm along all axes). Voxels farther away belong only to the terms of the batch, so
-    the terms per lesion do not depend on the size of the tile. The focal losses of the background
-    of all cells are divided by the normaliser of the batch. So an equal false positive has the
-    same gradient next to any lesion. With `cells="whole"`, cells have no end, and the focal losses
-    of a whole cell are divided by the number of voxels of its lesion.
+    A cell ends 10 voxels from its lesion (voxels of the finest axis, the same distance in mm along
+    all axes). Voxels farther away belong only to the terms of the batch, so the terms per lesion do
+    not depend on the size of the tile. The focal losses of the background of all cells are divided
+    by the normaliser of the batch, so an equal false positive has the same gradient next to any
+    lesion.
 
     The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
     `DiceFocalLoss` with the reduction `per_positive`. The last two are 0 for a batch without
@@ -65,17 +61,12 @@ class LesionBalancedLoss(DiceFocalLoss):
             0.5, or 0 for a network that has boxes.
         smooth: As in `dice_loss`, for both Dice terms.
         has_boxes: True if the network predicts boxes too, whose loss is added to this one.
-        cells: `whole` or `near`.
-
-    Attributes:
-        cell_reach: The distance from its lesion at which a cell ends, in voxels of the finest axis.
-            None for no end.
 
     Raises:
         ConfigError: A setting is outside its range.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         alpha: Alpha = 0.5,
         gamma: float = 1.0,
@@ -85,7 +76,6 @@ class LesionBalancedLoss(DiceFocalLoss):
         lesion_weight: float | Literal["auto"] = "auto",
         smooth: float = 1.0,
         has_boxes: bool = False,
-        cells: Literal["whole", "near"] = "whole",
     ) -> None:
         super().__init__(
             alpha=alpha,
@@ -100,9 +90,6 @@ class LesionBalancedLoss(DiceFocalLoss):
             lesion_weight = 0.0 if has_boxes else _LESION_WEIGHT
         require_weight("lesion_weight", lesion_weight)
         self.lesion_weight = lesion_weight
-        if cells not in ("whole", "near"):
-            raise ConfigError(f"loss.cells={cells!r} must be whole or near.")
-        self.cell_reach = _REACH if cells == "near" else None
         if lesion_weight != 0:
             self.link = None  # voxels have different weights, for which no correction is known
 
@@ -123,13 +110,13 @@ class LesionBalancedLoss(DiceFocalLoss):
         """Compute the terms of a batch.
 
         `lesion_dice` is the mean over all pairs of a cell and a class that its lesion has.
-        `lesion_focal` is the mean over all lesions plus, with near cells, that of their background.
+        `lesion_focal` is the mean over all lesions plus the term of the background of all cells.
 
         Args:
             logits: As in `VoxelLoss`.
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
-            normaliser: Divisor of the term `focal`, and of the background of near cells. None uses
+            normaliser: Divisor of the term `focal`, and of the background of cells. None uses
                 the number of lesion voxels.
             nearest: The id of each voxel's nearest lesion, see `nearest_lesions`; not used if
                 `lesion_weight` is 0. The memory grows with the highest id of a tile, so number the
@@ -173,11 +160,8 @@ class LesionBalancedLoss(DiceFocalLoss):
         lesion_dice = self._mean(sums.dice(self.smooth), has_class)
         has_lesion = has_class.any(1, keepdim=True)
         size = sums.lesion.sum(1, keepdim=True).clamp_min(1)
-        of_lesion = sums.focal
-        background = sums.focal.new_zeros(())
-        if self.cell_reach is not None:
-            of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
-            background = (sums.focal - of_lesion).where(has_lesion, 0).sum()
+        of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
+        background = (sums.focal - of_lesion).where(has_lesion, 0).sum()
         # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
         batch_focal, background = (
             reduce_losses(total, lesion, None, "per_positive", normaliser)
@@ -282,57 +266,30 @@ def nearest_lesions(
 ) -> Integer[Tensor, "b *spatial"]:
     """Find the nearest lesion of each voxel within its tile.
 
-    Without `reach`, blocks of two voxels along each axis are compared in tiles of more than 64³
-    voxels, which takes an eighth of the time in 3-D. A lesion that is chosen there may be farther
-    than the nearest one by about a block.
+    Only the surroundings of each lesion are compared, so the time depends on the lesions and not on
+    the size of the tile.
 
     Args:
         instances: Lesion ids, 0 for background.
         reach: The distance along each axis from which a voxel has no nearest lesion, in voxels.
-            Distances are measured in this unit. None: distances are in voxels and have no limit.
+            Distances are measured in this unit. None: 10 voxels along all axes.
 
     Returns:
         Ids of the same shape, dtype and device. They are 0 throughout a tile without lesions, and
         for voxels that are not within reach of a lesion.
 
-    >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]])).tolist()
-    [[3, 3, 3, 7, 7], [0, 0, 0, 0, 0]]
-    >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7]]), reach=[1.5]).tolist()
-    [[3, 3, 0, 7, 7]]
+    >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]]), reach=[1.5]).tolist()
+    [[3, 3, 0, 7, 7], [0, 0, 0, 0, 0]]
     """
     tiles = instances.cpu().numpy()
     nearest = np.zeros(tiles.shape, tiles.dtype)
     for out, ids in zip(nearest, tiles, strict=True):
-        if reach is not None:
-            _write_near_cells(ids, reach, out)
-            continue
-        highest = ids.max(initial=0)
-        if ((ids == 0) | (ids == highest)).all():  # at most one lesion, the nearest one everywhere
-            out[:] = highest
-            continue
-        if ids.size <= _LARGE_TILE:
-            out[:] = _spread(ids)
-            continue
-        wide = _spread(block_maxima(ids, (2,) * ids.ndim))
-        for axis, n in enumerate(ids.shape):
-            wide = wide.repeat(2, axis=axis).take(range(n), axis=axis)
-        out[:] = np.where(ids > 0, ids, wide)
+        _write_cells(ids, reach or (CELL_REACH,) * ids.ndim, out)
     return torch.from_numpy(nearest).to(instances.device)
 
 
-def _spread(ids: NDArray[Any]) -> NDArray[Any]:
-    """Return the id of the lesion that is nearest to each voxel `[*spatial]`."""
-    places = ndimage.distance_transform_edt(ids == 0, return_distances=False, return_indices=True)
-    spread: NDArray[Any] = ids[tuple(places)]
-    return spread
-
-
-def _write_near_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
-    """Write the id of the nearest lesion within reach of each voxel. `out` is 0 before.
-
-    Only the surroundings of each lesion are compared, so that the time depends on the lesions and
-    not on the size of the tile.
-    """
+def _write_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
+    """Write the id of the nearest lesion within reach of each voxel. `out` is 0 before."""
     closest = np.zeros(ids.shape, np.float32)  # see `_closeness`
     inside = np.flatnonzero(ids != 0)
     numbers = ids.reshape(-1)[inside]

@@ -14,6 +14,7 @@ from lesionseg.config import DetectionConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss
 from lesionseg.losses.base import count_positives, mask_unannotated, region_target
+from lesionseg.losses.per_lesion import CELL_REACH
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 from lesionseg.training.batch_targets import AnchorGrid, BatchTargets, anchor_targets
 
@@ -100,7 +101,7 @@ class Objective:
         self.batch_targets = BatchTargets(
             nearest=bool(self.strides) and needs_nearest,
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
-            reach=_reach_of_cells(plan, getattr(loss, "cell_reach", None)),
+            reach=_reach_of_cells(plan),
         )
 
     def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
@@ -203,14 +204,9 @@ class Objective:
         )
 
 
-def _reach_of_cells(plan: Plan, finest: float | None) -> tuple[float, ...] | None:
-    """Return the distance at which cells end, in voxels along each axis.
-
-    It is `finest` voxels along the axis with the smallest spacing, and equal in mm along all axes.
-    """
-    if finest is None:
-        return None
-    return tuple(finest * min(plan.spacing_mm) / spacing for spacing in plan.spacing_mm)
+def _reach_of_cells(plan: Plan) -> tuple[float, ...]:
+    """Return the distance at which cells end, in voxels along each axis: equal in mm along all."""
+    return tuple(CELL_REACH * min(plan.spacing_mm) / spacing for spacing in plan.spacing_mm)
 
 
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:

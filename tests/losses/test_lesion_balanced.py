@@ -5,7 +5,7 @@ import torch
 from scipy import ndimage
 
 from lesionseg.errors import ConfigError, GeometryError
-from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions, per_lesion
+from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
 
 TILE = (2, 24, 24)
 
@@ -22,35 +22,24 @@ def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
+    """The background of all cells is divided by the normaliser."""
     logits, labels, instances = make_two_lesions()
     valid = torch.ones(TILE, dtype=torch.bool)
     valid[0, 15:, 19:] = False
     instances = instances.masked_fill(~valid, 0)
     if activation == "softmax":
         logits = torch.cat([-logits, logits], 1)
-    nearest = nearest_lesions(instances)
+    nearest = nearest_lesions(instances, (3.0, 3.0))
     loss = LesionBalancedLoss(0.4, 1.5, activation, focal_weight=0.3, lesion_weight=2.0)
     found = loss(logits, labels, valid=valid, normaliser=30, nearest=nearest)
     one = DiceFocalLoss(0.4, 1.5, activation=activation, focal_weight=0.3)
     whole = one(logits, labels, valid=valid, normaliser=30)
-    cells = [one(logits[:1], labels[:1], valid=valid[:1] & (nearest[:1] == i)) for i in (2, 7)]
     for name, term in whole.items():
         torch.testing.assert_close(found[name], term)
-        mean = (cells[0][name] + cells[1][name]) / 2
-        torch.testing.assert_close(found[f"lesion_{name}"], 2 * mean)
-
-
-def test_background_of_near_cells_is_divided_by_the_normaliser() -> None:
-    logits, labels, instances = make_two_lesions()
-    nearest = nearest_lesions(instances, (3.0, 3.0))
-    loss = LesionBalancedLoss(0.4, 1.5, focal_weight=0.3, lesion_weight=2.0, cells="near")
-    found = loss(logits, labels, normaliser=30, nearest=nearest)
-    one = DiceFocalLoss(0.4, 1.5, focal_weight=0.3)
-    cells = [nearest == i for i in (2, 7)]
-    dice = [one(logits, labels, valid=cell)["dice"] for cell in cells]
+    dice = [one(logits, labels, valid=valid & (nearest == i))["dice"] for i in (2, 7)]
     torch.testing.assert_close(found["lesion_dice"], 2 * sum(dice) / 2)
     lesions = [one(logits, labels, valid=instances == i)["focal"] for i in (2, 7)]
-    background = (nearest > 0) & (instances == 0)
+    background = valid & (nearest > 0) & (instances == 0)
     around = one(logits, labels, valid=background, normaliser=30)["focal"]
     torch.testing.assert_close(found["lesion_focal"], 2 * (sum(lesions) / 2 + around))
 
@@ -71,9 +60,8 @@ def gradients_of_term(term: str, size: int, side: int) -> tuple[float, float]:
     beside = (0, 0, *(slice(start - 4, start - 1),) * 3)
     logits[beside] = 0.0
     logits.requires_grad_()
-    loss = LesionBalancedLoss(cells="near")
-    nearest = nearest_lesions(labels, (loss.cell_reach,) * 3)
-    loss(logits, labels, nearest=nearest, normaliser=100)[term].backward()
+    nearest = nearest_lesions(labels)
+    LesionBalancedLoss()(logits, labels, nearest=nearest, normaliser=100)[term].backward()
     gradient = logits.grad.abs()
     return gradient[0, labels > 0].sum().item(), gradient[beside].sum().item()
 
@@ -102,7 +90,7 @@ def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
     logits, labels, instances = make_two_lesions()
 
     def gradient(part: slice, normaliser: float, sum_processes=None) -> torch.Tensor:
-        loss = LesionBalancedLoss(cells="near") if other is LesionBalancedLoss else other()
+        loss = other()
         if sum_processes:
             loss.sum_processes = sum_processes
         given = {}
@@ -188,26 +176,14 @@ def test_small_probabilities_of_a_large_cell_keep_their_sum() -> None:
     labels[0, 5, 5, 5] = 1
     p[0, 0, 5, 5, 5] = 0.5
     loss = LesionBalancedLoss(lesion_weight=1)
-    terms = loss(torch.logit(p), labels, nearest=nearest_lesions(labels))
+    terms = loss(torch.logit(p), labels, nearest=torch.ones_like(labels))
     total = 0.5 + 1e-4 * (64**3 - 1)
     expected = 1 - (2 * 0.5 + 1) / (total + 1 + 1)
     assert terms["lesion_dice"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_nearest_lesions_equal_a_search_over_all_distances() -> None:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 40, (1, 6, 7, 8), generator=generator)
-    ids[ids > 4] = 0
-    nearest = nearest_lesions(ids)[0]
-    places = ids[0].nonzero().float()
-    for voxel in torch.cartesian_prod(*map(torch.arange, ids.shape[1:])):
-        distance = (places - voxel).norm(dim=1)
-        least = {int(ids[0][tuple(p.int())]) for p in places[distance == distance.min()]}
-        assert int(nearest[tuple(voxel)]) in least
-
-
 @pytest.mark.parametrize("reach", [(2.5, 2.5, 2.5), (4.0, 2.0, 0.8)])
-def test_near_cells_equal_distance_maps_of_the_whole_tile(reach: tuple[float, ...]) -> None:
+def test_nearest_lesions_equal_distance_maps_of_the_whole_tile(reach: tuple[float, ...]) -> None:
     """Each lesion has its own distance map. Some lesions touch."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(0, 300, (1, 9, 12, 11), generator=generator)
@@ -228,41 +204,16 @@ def test_near_cells_equal_distance_maps_of_the_whole_tile(reach: tuple[float, ..
         assert one[nearest == number] == pytest.approx(least[nearest == number], abs=1e-5)
 
 
-def test_lesion_that_touches_another_keeps_its_near_cell() -> None:
+def test_lesion_that_touches_another_keeps_its_cell() -> None:
     ids = torch.zeros(1, 80, 80, 80, dtype=torch.uint8)
     ids[0, 40, 40, 40] = 1
     ids[0, 40, 40, 41] = 2  # in the same block of two voxels per axis
-    nearest = nearest_lesions(ids, (10.0, 10.0, 10.0))[0]
+    nearest = nearest_lesions(ids)[0]
     n_first, n_second = ((nearest == number).sum().item() for number in (1, 2))
     assert n_first == n_second > 2000
 
 
-def test_only_lesion_of_a_tile_is_the_nearest_one_everywhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """No distance is computed."""
-    monkeypatch.setattr(per_lesion, "_spread", None)
-    ids = torch.zeros(3, 5, 6, dtype=torch.int32)
-    ids[0, 2, 2:4] = 9
-    ids[1, 0, 0] = 1
-    nearest = nearest_lesions(ids)
-    assert nearest.amin((1, 2)).tolist() == nearest.amax((1, 2)).tolist() == [9, 1, 0]
+def test_tiles_without_lesions_have_no_nearest_lesion() -> None:
+    ids = torch.zeros(2, 5, 6, dtype=torch.int32)
+    assert not nearest_lesions(ids).any()
     assert nearest_lesions(ids[:0]).shape == (0, 5, 6)
-
-
-@pytest.mark.parametrize("shape", [(6, 7, 8), (9, 5), (1, 13, 12)])
-def test_lesions_of_large_tiles_are_nearest_up_to_a_block(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(per_lesion, "_LARGE_TILE", 1)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 60, (1, *shape), generator=generator)
-    ids[ids > 4] = 0
-    nearest = nearest_lesions(ids)[0]
-    assert torch.equal(nearest[ids[0] > 0], ids[0][ids[0] > 0].int())
-    places = ids[0].nonzero().float()
-    block = 2 * len(shape) ** 0.5
-    for voxel in torch.cartesian_prod(*map(torch.arange, shape)):
-        distance = (places - voxel).norm(dim=1)
-        is_chosen = ids[0][ids[0] > 0] == nearest[tuple(voxel)]
-        assert distance[is_chosen].min() <= distance.min() + block

@@ -107,8 +107,8 @@ def test_valid_lesions_of_each_tile_are_numbered_from_one():
     assert torch.equal(renumber(many, many >= 0), many.int())
 
 
-def test_near_cells_end_at_an_equal_distance_in_mm(cases, plan):
+def test_cells_end_at_an_equal_distance_in_mm(cases, plan):
     """With 1 × 1 × 4 mm, ten voxels of the finest axis are 2.5 slices."""
     coarse = plan.with_(spacing_mm=(4.0, 1.0, 1.0))
-    objective = make_objective(coarse, make_config(), LesionBalancedLoss(cells="near"))
+    objective = make_objective(coarse, make_config(), LesionBalancedLoss())
     assert objective.batch_targets.reach == (2.5, 10.0, 10.0)

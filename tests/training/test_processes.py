@@ -137,7 +137,7 @@ ANCHORS = AnchorPlan(stages=(1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, de
 @pytest.mark.slow  # two processes that import torch
 @pytest.mark.parametrize(
     ("name", "loss"),
-    [("unet", FocalLoss()), ("unet", LesionBalancedLoss(cells="near")), ("retinanet", FocalLoss())],
+    [("unet", FocalLoss()), ("unet", LesionBalancedLoss()), ("retinanet", FocalLoss())],
 )
 def test_two_processes_train_like_one_on_the_same_tiles(train, make_plan, tmp_path, name, loss):
     """Only every second tile has a lesion, so only one of the two processes."""
