@@ -69,14 +69,14 @@ def test_serve_returns_the_mask_of_a_scan(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # starlette prefers httpx2
         from fastapi.testclient import TestClient
 
-    from lesionseg.pipeline.serve.app import make_app
+    from tests.pipeline.serve_app import app_of
 
     model = SmallModel().write(tmp_path / "results")
     predictor = Predictor(model, device="cpu")
     scan = tmp_path / "scan.nii.gz"
     volume = Volume(VOXELS[None].astype(np.float32), Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
     write_volume(scan, volume)
-    app = make_app(predictor, ServeConfig.of(bundle=model), tmp_path / "temporary")
+    app = app_of(predictor, ServeConfig.of(bundle=model), tmp_path / "temporary")
     (tmp_path / "temporary").mkdir()
     with TestClient(app, base_url="http://localhost") as client:
         answer = client.post("/predict", files={"file": ("scan.nii.gz", scan.read_bytes())})

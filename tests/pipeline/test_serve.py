@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -43,11 +43,12 @@ from lesionseg.errors import (
 )
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import memory_budget, needed_bytes
+from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io import limits as io_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.models.build import TRUSTED, build_network
 from tests.inference.networks import Bright, make_bright
+from tests.pipeline.serve_app import InThisProcess, app_of
 from tests.pipeline.stall import LARGE
 
 pytest.importorskip("fastapi")
@@ -60,7 +61,6 @@ from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.pipeline.case_work import make_predictor
 from lesionseg.pipeline.serve import slicer, uploads
-from lesionseg.pipeline.serve.answer import Answer, Result, predict_scan
 from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.home import server_folder
 from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, running_model
@@ -97,27 +97,6 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
     affine = np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
     write_volume(tmp_path / NAME, Volume(image[None], Geometry(SHAPE, affine)))
     return (tmp_path / NAME).read_bytes()
-
-
-class InThisProcess(ModelProcess):
-    """A model without a process of its own, which would take seconds to start."""
-
-    status = "ok"
-
-    def __init__(self, predictor: Predictor, cfg: ServeConfig) -> None:
-        self.predictor = predictor
-        self.cfg = cfg
-
-    def wait(self) -> Plan:
-        return self.predictor.plan
-
-    def predict(self, folder: Path, result: Result, sent: Sequence[str] = ()) -> Answer:
-        return predict_scan(self.predictor, folder, result, memory_budget(self.cfg.inference), sent)
-
-
-def app_of(predictor: Predictor, cfg: ServeConfig, home: Path) -> FastAPI:
-    """Return the application with a model in this process."""
-    return make_app(InThisProcess(predictor, cfg), cfg, home)
 
 
 @pytest.fixture
