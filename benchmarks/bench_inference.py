@@ -33,8 +33,8 @@ from lesionseg.inference.bundle import Bundle, joint_digest, read_bundle, write_
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.case_work import CaseWork, make_predictor, predict_cases
 from lesionseg.pipeline.predict import find_cases
+from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent

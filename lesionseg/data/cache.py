@@ -40,7 +40,7 @@ from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.limits import convert_read_errors
-from lesionseg.io.sources import stat_values
+from lesionseg.io.scan_identity import stat_values
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

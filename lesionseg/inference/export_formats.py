@@ -39,7 +39,7 @@ from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.probabilities import box_scores, label_probabilities
-from lesionseg.models.foreign import n_logits
+from lesionseg.models.custom_network import n_logits
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import decode_boxes
 from lesionseg.plan.plan import Normalisation, Plan

@@ -11,7 +11,7 @@ from lesionseg.host_memory import default_budget
 from lesionseg.inference.decision import Inferred, OnSlab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
-from lesionseg.models.foreign import n_logits
+from lesionseg.models.custom_network import n_logits
 from lesionseg.plan.plan import Plan
 
 # peak memory of a case, in float32 copies of the image on its larger grid

@@ -26,10 +26,10 @@ from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
 from lesionseg.models.build import autocast_dtype, set_memory_format
-from lesionseg.models.foreign import n_logits
+from lesionseg.models.custom_network import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
-from lesionseg.ops.convolutions import fastest_convolutions
+from lesionseg.ops.cudnn_benchmark import fastest_convolutions
 from lesionseg.ops.device_memory import free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
 

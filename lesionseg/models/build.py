@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lesionseg.config import TARGET
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.models.foreign import custom_network
+from lesionseg.models.custom_network import custom_network
 from lesionseg.models.retinanet import detector
 from lesionseg.models.unet import unet
 from lesionseg.plan.plan import SOURCES, Plan

@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.models.foreign import n_logits
+from lesionseg.models.custom_network import n_logits
 from lesionseg.plan.plan import Architecture, Plan
 
 # 10⁹ bytes of the driver and its libraries

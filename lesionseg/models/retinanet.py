@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.foreign import foreign_backbone
+from lesionseg.models.custom_network import foreign_backbone
 from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
 from lesionseg.models.unet import Decoder, Encoder
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lesionseg.config import AUTO_MODEL
 from lesionseg.errors import BundleError, ConfigError
-from lesionseg.plan.channels import channel_sources
+from lesionseg.plan.channel_matching import channel_sources
 from lesionseg.plan.make import backbone_kind
 from lesionseg.plan.plan import Architecture, Plan
 

@@ -52,7 +52,7 @@ from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remar
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.zone_files import find_zones
-from lesionseg.pipeline.chosen_point import (
+from lesionseg.pipeline.evaluate_operating_point import (
     apply_selection,
     choose_point,
     decide_on_development,

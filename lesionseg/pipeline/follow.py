@@ -70,7 +70,7 @@ from lesionseg.io.predictions import (
     read_source,
 )
 from lesionseg.io.run_folder import require_no_run
-from lesionseg.io.sources import file_state
+from lesionseg.io.scan_identity import file_state
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome

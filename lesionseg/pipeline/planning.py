@@ -20,7 +20,7 @@ from lesionseg.io.files import write_text
 from lesionseg.io.run_folder import has_config
 from lesionseg.losses import make_loss
 from lesionseg.models.build import fast_dtype
-from lesionseg.models.foreign import backbone_pyramid, n_logits, probe_network
+from lesionseg.models.custom_network import backbone_pyramid, n_logits, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
 from lesionseg.models.retinanet import planned_anchors

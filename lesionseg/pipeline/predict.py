@@ -24,12 +24,12 @@ from lesionseg.io.layouts.input_images import (
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.sources import ScanSource, content_digest
+from lesionseg.io.scan_identity import ScanSource, content_digest
 from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.case_work import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.log import Advance, bar
+from lesionseg.pipeline.predict_case import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans, select_shard
 from lesionseg.pipeline.predict_tables import (

@@ -18,7 +18,7 @@ from lesionseg.host_memory import default_budget
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.case_work import CaseWork, EarlierRows, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import CaseWork, EarlierRows, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import CaseRow, begun_row
 
 ATTEMPTS = 3

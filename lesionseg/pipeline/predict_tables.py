@@ -27,7 +27,7 @@ from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
-from lesionseg.io.sources import ScanSource
+from lesionseg.io.scan_identity import ScanSource
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 

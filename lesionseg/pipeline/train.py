@@ -20,7 +20,7 @@ from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
-from lesionseg.pipeline.finished import read_finished, write_finished
+from lesionseg.pipeline.finished_run import read_finished, write_finished
 from lesionseg.pipeline.log import align_columns, command_line, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin

@@ -15,7 +15,7 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
-from lesionseg.plan.channels import channel_sources
+from lesionseg.plan.channel_matching import channel_sources
 from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (

@@ -17,7 +17,7 @@ from lesionseg.core.records import read_record
 from lesionseg.core.selection import SELECTED
 from lesionseg.errors import BundleError
 from lesionseg.ops.anchors import AnchorLevel
-from lesionseg.plan.nnunet_recipe import NnunetRecipe
+from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 
 SCHEMA: Literal[2] = 2  # version of the plan.json that is written
 _MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32

@@ -13,7 +13,7 @@ import torch
 from lesionseg.config import TrainConfig
 from lesionseg.errors import ConfigError, count
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
-from lesionseg.ops.convolutions import fastest_convolutions
+from lesionseg.ops.cudnn_benchmark import fastest_convolutions
 from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, describe_sides, total_stride
 from lesionseg.training.callbacks import FocalStatistics

@@ -11,7 +11,7 @@ from lesionseg.errors import ConflictError, DatasetError, OutputError
 from lesionseg.io import prediction_folder
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.sources import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.scan_identity import ScanSource, content_digest, file_digest, file_state
 
 ONE = ScanSource("aa")
 TWO = ScanSource("bb")

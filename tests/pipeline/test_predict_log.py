@@ -14,8 +14,8 @@ from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import read_csv
 from lesionseg.models import build_network
-from lesionseg.pipeline.case_work import CaseWork
 from lesionseg.pipeline.log import LOG_FORMAT, added_handlers, open_log
+from lesionseg.pipeline.predict_case import CaseWork
 from tests.pipeline.cases import write_scan
 
 GRID = Geometry.from_spacing((12, 18, 20), (1.0, 1.0, 1.0))
@@ -169,14 +169,14 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
 def test_cases_with_failures_outside_of_the_file_run_again(run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.pipeline.case_work.content_digest", lambda _: 1 / 0)
+        patch.setattr("lesionseg.pipeline.predict_case.content_digest", lambda _: 1 / 0)
         assert [run_predict()[0], run_predict()[0]] == [3, 3]
     with monkeypatch.context() as patch:
 
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        patch.setattr("lesionseg.pipeline.case_work.write_prediction", full)
+        patch.setattr("lesionseg.pipeline.predict_case.write_prediction", full)
         assert [run_predict()[0], run_predict()[0]] == [3, 3]
         assert not list((tmp_path / "out").glob("*a*_*"))
     assert run_predict()[0] == 0

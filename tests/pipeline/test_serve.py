@@ -59,7 +59,7 @@ with warnings.catch_warnings():
 import httpx
 from fastapi import FastAPI, HTTPException, UploadFile
 
-from lesionseg.pipeline.case_work import make_predictor
+from lesionseg.pipeline.predict_case import make_predictor
 from lesionseg.pipeline.serve import slicer, uploads
 from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.home import server_folder
@@ -400,7 +400,7 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
     grid = Geometry((400, 400), np.eye(3))
     write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
     with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.pipeline.case_work.make_predictor", lambda _: predictor)
+        patch.setattr("lesionseg.pipeline.predict_case.make_predictor", lambda _: predictor)
         patch.setattr(io_limits, "_limits", io_limits.limits())  # `undo` restores the limits
         load_model(ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.001}))
         with pytest.raises(ReadError, match=re.escape("inference.max_memory_gb")):

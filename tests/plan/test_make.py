@@ -12,7 +12,7 @@ from lesionseg.config import ModelConfig
 from lesionseg.core import Case, Dataset, Labels
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
-from lesionseg.plan.channels import channel_sources
+from lesionseg.plan.channel_matching import channel_sources
 from lesionseg.plan.make import check_compatible
 from lesionseg.plan.plan import Architecture
 from tests.plan.conftest import take_fingerprint

@@ -21,8 +21,8 @@ from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import OnBatch, SlidingWindow
-from lesionseg.models.foreign import n_logits
-from lesionseg.plan.nnunet_recipe import NnunetRecipe
+from lesionseg.models.custom_network import n_logits
+from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
 _SIGMA_SCALE = 1 / 8

@@ -31,7 +31,7 @@ from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
-from lesionseg.plan.nnunet_recipe import (
+from lesionseg.plan.nnunet_preprocessing import (
     NnunetNormalisation,
     NnunetRecipe,
     NnunetResampling,

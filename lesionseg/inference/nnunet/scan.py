@@ -21,7 +21,7 @@ from lesionseg.errors import GeometryError
 from lesionseg.io.limits import limits
 from lesionseg.ops.components import foreground_slices
 from lesionseg.ops.resize import resize
-from lesionseg.plan.nnunet_recipe import NnunetNormalisation, NnunetRecipe, NnunetResampling
+from lesionseg.plan.nnunet_preprocessing import NnunetNormalisation, NnunetRecipe, NnunetResampling
 
 _SMALLEST_STD = 1e-8
 # across the plane of a 2-D image; for PNG and TIFF, nnU-Net also assumes pixels of 1 mm

@@ -120,7 +120,7 @@ def load_model(cfg: ServeConfig) -> "Plan":
     fill the memory.
     """
     from lesionseg.inference.read_ahead import memory_budget
-    from lesionseg.pipeline.case_work import make_predictor
+    from lesionseg.pipeline.predict_case import make_predictor
     from lesionseg.pipeline.serve.answer import predict_scan
 
     predictor = make_predictor(cfg)

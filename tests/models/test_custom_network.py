@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, allowed_architectures, build_network
-from lesionseg.models.foreign import backbone_pyramid, foreign_backbone, probe_network
+from lesionseg.models.custom_network import backbone_pyramid, foreign_backbone, probe_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import supervised_strides
 from tests.models.plans import plan_of
