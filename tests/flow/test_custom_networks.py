@@ -16,7 +16,7 @@ from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.cases import TILE, plan_of, predict, train
 
 STEPS = "trainer.max_steps=2"
-TEN_LINES = "tests.models.test_foreign_network.TenLines"
+TEN_LINES = "tests.models.test_custom_network.TenLines"
 OWN_WIDTH = "model.base_features=null"  # the width is an argument of the network
 MINE = f"model=custom model.network._target_={TEN_LINES} {TILE} {OWN_WIDTH}"
 SEGRESNET = (

@@ -15,7 +15,7 @@ from tests.models.plans import plan_of
 
 MEDNEXT = {"init_filters": 8, "kernel_size": 3, "blocks_down": (1, 1), "blocks_up": (1, 1)}
 MEDNEXT["deep_supervision"] = True
-HERE = "tests.models.test_foreign_network"
+HERE = "tests.models.test_custom_network"
 
 
 class TenLines(nn.Module):
