@@ -184,7 +184,7 @@ def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.fl
             f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
             f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation. If the "
             "values are probabilities, save a mask of those above a threshold, such as 0.5. If NaN "
-            "is background, use data.nan=background."
+            "is background, save 0 instead, or train with data.nan=background."
         )
     changed = array[array != rounded]
     if changed.size:

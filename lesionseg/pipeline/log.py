@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import MappingProxyType
@@ -235,7 +237,16 @@ class RunLog(MemoryHandler):
 
 
 class LogFile(logging.FileHandler):
-    """A handler that appends to a file until a line cannot be written. One warning says so then."""
+    """A handler that appends to a file until a line cannot be written. One warning says so then.
+
+    A link is not followed, because in an output folder it may lead to any file of the user.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        """Open the file at its end."""
+        return open(
+            self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_open_file
+        )
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Warn that the log is incomplete. `logging` would print a traceback for each line."""
@@ -247,6 +258,13 @@ class LogFile(logging.FileHandler):
         """Close the file. Lines that could not be written are lost."""
         with suppress(OSError):
             super().close()
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Open a file, but not through a link. Windows has no flag for this, so the name is tested."""
+    if Path(path).is_symlink():
+        raise OSError("it is a link")
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _reason(error: BaseException | None) -> str:
@@ -266,9 +284,7 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
         OutputError: if the file cannot be written.
     """
     try:
-        if path.is_symlink():  # a link in an output folder may lead to any file of the user
-            raise OSError("it is a link")
-        handler = LogFile(path, encoding="utf-8", errors="backslashreplace")
+        handler = LogFile(path)
         if private:
             path.chmod(0o600)
     except OSError as error:
