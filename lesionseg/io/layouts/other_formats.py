@@ -8,7 +8,6 @@ _START_BYTES = 2**14
 _MAX_FILES = 20  # of a suffix and level of folders that are opened
 _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1, y1"
 
-
 # name, suffix of the files, pattern of their text, advice; the first one that fits is named
 _FORMATS = (
     (
