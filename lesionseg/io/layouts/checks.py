@@ -320,8 +320,10 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
         references = () if files.reference is None else (files.reference,)
         for file in (*files.images, *references):
             if not _has_content(file):
-                text = "does not exist or is empty. Paths in tables are relative to the table."
-                text = f"{file} of case {case!r} {text}"
+                text = (
+                    f"{file} of case {case!r} does not exist or is empty. Paths in tables are "
+                    "relative to the table."
+                )
                 findings.append(Finding(LISTED, text, case, "error"))
     return findings
 
