@@ -178,7 +178,8 @@ def read_mask(
 def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
     rounded = np.round(array)
-    is_wrong = ~np.isclose(array, rounded, rtol=0, atol=_SCALED_LABEL) | np.isinf(array)
+    with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
+        is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
     if is_wrong.any():
         raise ContentError(
             f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "

@@ -50,9 +50,8 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> tuple[Case | None, list[
                     )
                     findings.append(Finding("unoriented", text, files.case))
         except LesionsegError as error:
-            findings = _find_errors(files, dataset)
-            if not findings:
-                findings.append(finding_of(error, files.case, kind="unreadable"))
+            unexplained = finding_of(error, files.case, kind="unreadable")
+            findings = _find_errors(files, dataset) or [unexplained]
     remarks = [Finding("remark", text, files.case, "note") for text in warnings]
     return case, [*findings, *remarks]
 

@@ -268,8 +268,9 @@ def _running_worker() -> ChildProcess:
     global _worker
     if _worker is None or _worker.has_ended:
         stop_worker()
-        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        _worker = ChildProcess(stderr=subprocess.DEVNULL, **one)
+        _worker = ChildProcess(
+            stderr=subprocess.DEVNULL, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
+        )
     return _worker
 
 

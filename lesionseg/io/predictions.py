@@ -381,9 +381,11 @@ def _files_by_case(
         raise DatasetError(
             f"{folder}: the folder contains no predictions or masks. Name them <case>.* or {names}."
         )
-    wrong = {finding.case: finding for finding in reversed(findings)}  # the first of each case
-    found = {case: by_case[case] for case in sorted(by_case) if case not in wrong}
-    return found, [finding for finding in findings if wrong[finding.case] is finding]
+    first_of_case: dict[str, Finding] = {}
+    for finding in findings:
+        first_of_case.setdefault(finding.case, finding)
+    found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
+    return found, [*first_of_case.values()]
 
 
 def _case_and_kind(file: Path) -> tuple[str, str]:

@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io.limits import (
-    check_grid,
-    check_size,
-    convert_read_errors,
-    limits,
-)
+from lesionseg.io.limits import check_grid, check_size, convert_read_errors, limits
 from lesionseg.io.tiff_stack import (
     BOUNDED,
     JPEG,
@@ -512,7 +507,6 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
 
     Sizes are checked before the samples are decoded.
     """
-    import imagecodecs
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
@@ -531,8 +525,9 @@ def _decode_by_pillow(path: Path, raster_mm: float | None) -> _Stored:
             )
         if len(bands) > 1 and ";16" in raw:  # Pillow would reduce the samples to 8 bits
             return _decode_wide_png(path)
-        if image.format == "PNG":  # Pillow does not verify the checksums of the pixels
-            imagecodecs.png_decode(path.read_bytes())
+        if image.format == "PNG":  # `load` does not compare the checksums of the pixels
+            with Image.open(path, formats=["PNG"]) as unread:  # `verify` closes it
+                unread.verify()
         image.load()  # newer versions of Pillow turn a TIFF here and reset its tag
         # viewers do not turn a PNG
         turn = 1 if image.format == "PNG" else int(image.getexif().get(_ORIENTATION) or 1)

@@ -27,8 +27,8 @@ _KEYS = (
 )  # fmt: skip
 _LOCK = ".lock"
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
-_OF_EXTRA = ("http://", "https://", "s3://", "s3a://")  # stores whose packages `remote` installs
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
+_OF_EXTRA = (*_WEB, "s3://", "s3a://")  # stores whose packages the extra `remote` installs
 
 
 @dataclass(frozen=True)

@@ -240,15 +240,15 @@ def doubt_lines(doubts: Sequence[Finding]) -> list[str]:
         by_kind.setdefault(doubt.kind, []).append(doubt)
     lines: list[str] = []
     for kind, own in by_kind.items():
-        line = line_of_kind = DOUBTS[kind]
+        line = question = DOUBTS[kind]
         first = own[0]
         if first.case:
             cases = [doubt.case for doubt in own]
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
-            if detail := first.message.removeprefix(line_of_kind):
+            if detail := first.message.removeprefix(question):
                 line += f" ({first.case}:{detail})"
         else:
-            details = [doubt.message.removeprefix(line_of_kind) for doubt in own]
+            details = [doubt.message.removeprefix(question) for doubt in own]
             line += "".join(dict.fromkeys(details))
         lines.append(line)
     return lines

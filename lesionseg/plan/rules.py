@@ -341,9 +341,10 @@ def budget(
     On a CPU, networks have 16 to 128 features. A step takes about 1.4 s on two cores, which compute
     65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
     to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
-    `step_gb`. In 3-D it has at most 2 · 128³ voxels, because a training with larger steps has fewer
-    of them, and we have measured only that many steps and small tiles help small lesions. Raises
-    `ConfigError` for a GPU without `step_gb`.
+    `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has fewer of
+    them, and in our measurements small lesions gained from many steps and small tiles.
+
+    Raises `ConfigError` for a GPU without `step_gb`.
     """
     if not device.startswith("cuda"):
         found = DeviceBudget(

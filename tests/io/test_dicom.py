@@ -140,6 +140,14 @@ def test_copy_of_a_slice_is_left_out_with_a_warning(series, grid, caplog):
     assert "c.dcm is a copy of c (1).dcm" in caplog.text
 
 
+def test_copies_of_several_slices_give_one_warning(series, caplog):
+    folder = series()
+    for file in [*folder.iterdir()]:
+        file.with_name(f"copy of {file.name}").write_bytes(file.read_bytes())
+    read_volume(folder)
+    assert len(caplog.records) == 1
+
+
 def test_frames_of_one_file_at_one_place_get_advice_that_can_be_followed(grid, tmp_path):
     frames = [(z, VOXELS[z], {}) for z in (0, 1, 2, 0, 1, 2)]
     path = dicom.write_frames(tmp_path / "a.dcm", grid, frames, dicom.ENHANCED_MR, Modality="MR")

@@ -235,13 +235,16 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
 def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks | None) -> None:
     """Remove files that are equal to another file of the series, byte by byte."""
     first_file: dict[str, Path] = {}
+    copies: list[str] = []
     for file, header in [*headers.items()]:
         uid = text(header, "SOPInstanceUID")
         first = first_file.setdefault(uid, file)
         if uid and file != first and cmp(file, first, shallow=False):
             del headers[file]
-            if remarks is not None:
-                remarks.add(f"{file.name} is a copy of {first.name} and is left out")
+            copies.append(f"{file.name} is a copy of {first.name}")
+    if copies and remarks is not None:
+        files = count(len(copies), "file")
+        remarks.add(f"{files} of the series left out: {join_names(copies, _MAX_SHOWN)}")
 
 
 def _might_be_a_slice(file: Path) -> bool:

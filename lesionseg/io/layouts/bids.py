@@ -66,7 +66,7 @@ def read_bids(root: Path) -> Dataset:
             case_images = tuple(files[channel] for channel in channels)
             subject = case.partition("_")[0]
             cases.append(CaseFiles(case, case_images, masks[case], subject))
-    findings += _remark_without_mask(root, masks)
+    findings += _find_without_mask(root, masks)
     return Dataset(
         name=root.name,
         root=root,
@@ -88,7 +88,7 @@ def _find_masks(root: Path) -> list[Path]:
     return found
 
 
-def _remark_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
+def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
     """Return a finding about the sessions with images that are not in `masks`, if there are any."""
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
     names = sorted(session for session in sessions if session and session not in masks)

@@ -48,13 +48,13 @@ def find_left_out(
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
-    """Return a finding that counts and lists entries of a folder or table; none without entries.
+    """Return a finding that counts and lists entries of a folder or table, if there are any.
 
     Args:
         where: The folder or table.
         names: The names of the entries.
         noun: What they are, such as `image`.
-        words: What is the case with them, such as `without a row, left out`.
+        words: Why they are listed, such as `without a row, left out`.
         kind: The kind of the finding.
         most: The number of names that are listed.
         advice: A sentence after the names, which begins with a space.
@@ -320,8 +320,10 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
         references = () if files.reference is None else (files.reference,)
         for file in (*files.images, *references):
             if not _has_content(file):
-                text = "does not exist or is empty. Paths in tables are relative to the table."
-                text = f"{file} of case {case!r} {text}"
+                text = (
+                    f"{file} of case {case!r} does not exist or is empty. Paths in tables are "
+                    "relative to the table."
+                )
                 findings.append(Finding(LISTED, text, case, "error"))
     return findings
 

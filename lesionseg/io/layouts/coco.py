@@ -232,8 +232,8 @@ def read_coco(root: Path) -> Dataset:
     folders = {case.images[0].parent for case in cases if case.images[0].parent.is_dir()}
     for folder in sorted(folders):
         findings += remark_unread_files(folder, folders=False)  # folders may contain more images
-    findings += _remark_unlisted(root, folders, cases)
-    findings += _remark_crowds(root, cases)
+    findings += _find_unlisted(root, folders, cases)
+    findings += _find_crowds(root, cases)
     for file, content in contents:
         keys = {str(key) for image in content.images for key in image}
         known = tuple(_Image.model_fields)
@@ -426,7 +426,7 @@ def with_outlines(files: CaseFiles, geometry: Geometry) -> CaseFiles:
     return replace(files, annotations={"lesions": tuple(lesions), "size": (None, None)})
 
 
-def _remark_unlisted(
+def _find_unlisted(
     root: Path, folders: Collection[Path], cases: Sequence[CaseFiles]
 ) -> list[Finding]:
     """Return a note on the images in the folders that no case has."""
@@ -438,7 +438,7 @@ def _remark_unlisted(
     return find_left_out(root, names, "image", "next to the listed images, left out")
 
 
-def _remark_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Finding]:
+def _find_crowds(root: Path, cases: Iterable[CaseFiles]) -> list[Finding]:
     """Return a finding about crowd annotations, because some programs write lesions so."""
     numbers: list[int] = []
     for case in cases:

@@ -113,8 +113,8 @@ def read_datalist(root: Path) -> Dataset:
         cases=tuple(cases),
         findings=(
             *findings,
-            *_remark_unknown_lists(path, content),
-            *_remark_unknown_keys(path, content),
+            *_find_unknown_lists(path, content),
+            *_find_unknown_keys(path, content),
         ),
     )
 
@@ -141,7 +141,7 @@ def _list_cases(
     return cases
 
 
-def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Finding]:
+def _find_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Finding]:
     """Return a finding on each list of cases whose key is unknown."""
     findings: list[Finding] = []
     for key, entries in content.items():
@@ -158,7 +158,7 @@ def _remark_unknown_lists(path: Path, content: Mapping[str, Any]) -> list[Findin
     return findings
 
 
-def _remark_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Finding]:
+def _find_unknown_keys(path: Path, content: Mapping[str, Any]) -> list[Finding]:
     """Return a finding on each unknown key of an entry that resembles a key it does not have."""
     keys_of_entries: set[frozenset[str]] = set()
     for name in _LISTS:

@@ -8,7 +8,6 @@ _START_BYTES = 2**14
 _MAX_FILES = 20  # of a suffix and level of folders that are opened
 _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1, y1"
 
-
 # name, suffix of the files, pattern of their text, advice; the first one that fits is named
 _FORMATS = (
     (
@@ -73,16 +72,19 @@ def describe_other_format(root: Path) -> str:
 
     Files in the folder and in two levels of subfolders are read. "" if there is none.
     """
+    texts = {suffix: _read_starts(root, suffix) for suffix in {row[1] for row in _FORMATS}}
     for name, suffix, pattern, advice in _FORMATS:
-        for level in ("*", "*/*", "*/*/*"):
-            for path in sorted(root.glob(f"{level}{suffix}"))[:_MAX_FILES]:
-                if re.search(pattern, _read_start(path), re.DOTALL | re.MULTILINE):
-                    return f"{path} has the format of {name}, which is not read. {advice}."
+        for path, text in texts[suffix].items():
+            if re.search(pattern, text, re.DOTALL | re.MULTILINE):
+                return f"{path} has the format of {name}, which is not read. {advice}."
     return ""
 
 
-def _read_start(path: Path) -> str:
-    """Return the beginning of the text of a file, or "" if it cannot be opened."""
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(_START_BYTES).decode("utf-8-sig", errors="replace")
-    return ""
+def _read_starts(root: Path, suffix: str) -> dict[Path, str]:
+    """Read the beginnings of some files of a suffix in each level of folders."""
+    texts: dict[Path, str] = {}
+    for level in ("*", "*/*", "*/*/*"):
+        for path in sorted(root.glob(f"{level}{suffix}"))[:_MAX_FILES]:
+            with suppress(OSError), path.open("rb") as file:
+                texts[path] = file.read(_START_BYTES).decode("utf-8-sig", errors="replace")
+    return texts

@@ -230,7 +230,7 @@ def _read_listed(
         if name in boxes:  # otherwise all rows of the case are wrong
             listed.append(replace(files, annotations={TABLE: boxes[name]}))
     findings += collector.findings()
-    findings += _remark_unlisted(tables[0].path, images.values(), cases.values())
+    findings += _find_unlisted(tables[0].path, images.values(), cases.values())
     return Dataset(
         name=root.name,
         root=root,
@@ -255,7 +255,7 @@ def _find_only_image(root: Path, column: str, name: str, files: Sequence[Path]) 
     return files[0]
 
 
-def _remark_unlisted(
+def _find_unlisted(
     table: Path, images: Iterable[Sequence[Path]], cases: Iterable[CaseFiles]
 ) -> list[Finding]:
     """Return a note on the images without a row."""

@@ -75,11 +75,11 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
         cases.append(files)
     names = dataset.labels.value_names
     agreement = measure_agreement(list(tables.values()), names, min_readers)
-    findings = (*dataset.findings, *_remark_ignored(n_ignored))
+    findings = (*dataset.findings, *_find_ignored(n_ignored))
     return replace(dataset, cases=tuple(cases), reader_agreement=agreement, findings=findings)
 
 
-def _remark_ignored(n_ignored: Mapping[str, int]) -> list[Finding]:
+def _find_ignored(n_ignored: Mapping[str, int]) -> list[Finding]:
     """Return a note on the boxes that too few readers marked, from their number in each case."""
     if not n_ignored:
         return []

@@ -198,7 +198,7 @@ def _collect_boxes(
         )
     findings += collector.findings()
     findings += find_absent(path, absent, len(ids))
-    findings += _remark_orphans(path, used)
+    findings += _find_orphans(path, used)
 
 
 def _find_parts(root: Path, path: Path, content: _DataFile, findings: list[Finding]) -> list[_Part]:
@@ -226,7 +226,7 @@ def _find_parts(root: Path, path: Path, content: _DataFile, findings: list[Findi
             elif folder not in seen:
                 seen.add(folder)
                 parts.append(_Part(folder, tuple(list_images(folder)), role))
-    findings += _remark_unknown_parts(root, path, content, seen)
+    findings += _find_unknown_parts(root, path, content, seen)
     if not any(part.images for part in parts):
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
@@ -234,7 +234,7 @@ def _find_parts(root: Path, path: Path, content: _DataFile, findings: list[Findi
     return parts
 
 
-def _remark_unknown_parts(
+def _find_unknown_parts(
     root: Path, path: Path, content: _DataFile, known: set[Path]
 ) -> list[Finding]:
     """Return a finding on each unknown key that names a folder with further images.
@@ -380,7 +380,7 @@ def _parse_line(words: Sequence[str], value_of: Mapping[int, int], where: str) -
     return LesionBox(label, start, stop, where=where)
 
 
-def _remark_orphans(path: Path, used: set[Path]) -> list[Finding]:
+def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
     """Return a finding on text files next to used ones that belong to no image."""
     orphans: list[str] = []
     for folder in sorted({file.parent for file in used}):
