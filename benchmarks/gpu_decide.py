@@ -8,7 +8,7 @@
 A: a step of 2 × 128³ voxels, ours and nnU-Net's, eager and compiled, and where its time goes.
 B: the same voxels in 2 tiles of 128³ and 16 of 64³, eager and as a CUDA graph.
 C: two trainings with 3 and 7 workers, compared with their step alone.
-D: three trainings at the same time, with the planned tiles, small ones and growing ones.
+D: two trainings at the same time, with the planned tiles and with small ones.
 
 Each block has a deadline and its own process, which is killed 10 seconds after the deadline. Its
 rows and decisions are printed and appended to OUT/decide.jsonl when it ends. A block that fails or
@@ -42,7 +42,6 @@ from benchmarks import gpu
 from benchmarks.common import table
 from benchmarks.gpu import GPU, REHEARSAL, Scale, TrainingStep
 from benchmarks.peers.nnunet_step import make_nnunet_step
-from lesionseg.config import SamplingConfig
 from lesionseg.phantoms import write_mri_phantoms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +64,6 @@ KERNELS: Mapping[str, tuple[str, ...]] = {
 ARMS: Mapping[str, tuple[str, ...]] = {
     "plan": (),
     "small": ("model.tile_shape=[64,64,64]", "model.batch_size=16"),
-    "growing": ("sampling.grow_tiles=true",),
 }
 TINY_ARMS = {**ARMS, "small": ("model.tile_shape=[16,16,16]", "model.batch_size=4")}
 
@@ -324,8 +322,7 @@ def measure_loader(block: Block) -> None:
 def train_arms(block: Block) -> None:
     """Train on heads with different tiles at the same time, and keep the weights.
 
-    An arm whose settings this version does not have is left out. A rehearsal takes two steps on
-    tiny heads.
+    A rehearsal takes two steps on tiny heads.
     """
     options = block.options
     rehearses = options.rehearse
@@ -337,9 +334,6 @@ def train_arms(block: Block) -> None:
         typed = ["trainer.workers=0", "model.base_features=4"]
     running: dict[str, subprocess.Popen[bytes]] = {}
     for name, overrides in (TINY_ARMS if rehearses else ARMS).items():
-        if name == "growing" and "grow_tiles" not in SamplingConfig.model_fields:
-            block.skipped[name] = "this version has no growing tiles"
-            continue
         folder = options.out.resolve() / name
         folder.mkdir(parents=True, exist_ok=True)
         job = {

@@ -1,12 +1,12 @@
 """Train two versions or settings of lesionseg at the same time, one thread each, as CSV rows.
 
     python benchmarks/learning/two_arms.py --data DIR --seed 0 --minutes 12 --csv rows.csv \
-        --arm whole FOLDER --arm near FOLDER loss.cells=near
+        --arm present FOLDER --arm batch_only FOLDER loss.lesion_weight=0
 
 Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`. An
 arm is a cell of `vs_nnunet.py` in a process of its own. Its row is appended to the CSV when both
-arms are complete. Arms that have a row are not trained again, so the
-same command continues an interrupted comparison.
+arms are complete. Arms that have a row are not trained again, so the same command continues an
+interrupted comparison.
 
 `commit` is that of the arm's checkout. `cpu_minutes` is the processor time of the training process
 without its loader. `--priority -5` raises the priority of both arms (Linux, root).

@@ -61,7 +61,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         0 if all is done, 3 if some cases failed, 1 if there is no result, 2 for a wrong setting
         (also if a training runs out of memory) and 130 after Ctrl-C or SIGTERM.
     """
-    if (topic := _asked_help(argv)) is not None:
+    if (topic := _help_topic(argv)) is not None:
         return _say_help(command, program, topic)
     # other packages show only warnings: their further messages, such as on fonts, help no user
     shown = _TerminalHandler()
@@ -116,7 +116,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         return INTERRUPTED
 
 
-def _asked_help(argv: Sequence[str]) -> str | None:
+def _help_topic(argv: Sequence[str]) -> str | None:
     """Return the topic of the flag `--help=TOPIC`, "" for `--help`, or None without this flag."""
     for argument in argv:
         flag, _, topic = argument.partition("=")

@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, 
 
 _PATTERN = set("*?[")
 _OUTPUTS = (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL)
-_FILES = (".csv", ".html", ".json", ".pdf")  # results that a user may want to name
+_FILES = (".csv", ".html", ".json", ".pdf")  # suffixes of result files, besides those of images
 _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 
 

@@ -147,25 +147,23 @@ class LesionBalancedLoss(DiceFocalLoss):
             focal = focal.sum(1)
         focal = focal.unsqueeze(1)
         cells = _Cells.of(nearest)
-        sums = _Sums(
-            lesion=cells.sum_voxels(lesion),
-            p=cells.sum_voxels(p),
-            hit=cells.sum_voxels(p * lesion),
-            focal=cells.sum_voxels(focal),
-        )
-        batch = torch.stack([sums.hit.sum(0), sums.p.sum(0), sums.lesion.sum(0)])
-        hit, p_sum, n_voxels = self.sum_processes(batch)
-        dice = dice_of_sums(hit, p_sum, n_voxels, self.smooth)
-        has_class = (sums.lesion > 0) & cells.is_cell
-        lesion_dice = self._mean(sums.dice(self.smooth), has_class)
+        n_voxels = cells.sum_voxels(lesion)
+        p_sum = cells.sum_voxels(p)
+        hit = cells.sum_voxels(p * lesion)
+        focal_sum = cells.sum_voxels(focal)
+        batch = torch.stack([hit.sum(0), p_sum.sum(0), n_voxels.sum(0)])
+        batch_hit, batch_p, batch_voxels = self.sum_processes(batch)
+        dice = dice_of_sums(batch_hit, batch_p, batch_voxels, self.smooth)
+        has_class = (n_voxels > 0) & cells.is_cell
+        lesion_dice = self._mean(dice_of_sums(hit, p_sum, n_voxels, self.smooth), has_class)
         has_lesion = has_class.any(1, keepdim=True)
-        size = sums.lesion.sum(1, keepdim=True).clamp_min(1)
+        size = n_voxels.sum(1, keepdim=True).clamp_min(1)
         of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
-        background = (sums.focal - of_lesion).where(has_lesion, 0).sum()
+        background = (focal_sum - of_lesion).where(has_lesion, 0).sum()
         # `lesion` contains only valid voxels, so `reduce_losses` needs no mask
         batch_focal, background = (
             reduce_losses(total, lesion, None, "per_positive", normaliser)
-            for total in (sums.focal.sum(), background)
+            for total in (focal_sum.sum(), background)
         )
         lesion_focal = self._mean(of_lesion / size, has_lesion) + background
         return {
@@ -186,32 +184,11 @@ class LesionBalancedLoss(DiceFocalLoss):
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
-    """Sums over the voxels of each row of a table of cells.
-
-    Attributes:
-        lesion: Number of lesion voxels per class `[rows, k]`.
-        p: Sum of the probabilities of all voxels per class `[rows, k]`.
-        hit: Sum of the probabilities of the lesion voxels per class `[rows, k]`.
-        focal: Sum of the focal losses `[rows, 1]`.
-    """
-
-    lesion: Float[Tensor, "rows k"]
-    p: Float[Tensor, "rows k"]
-    hit: Float[Tensor, "rows k"]
-    focal: Float[Tensor, "rows 1"]
-
-    def dice(self, smooth: float) -> Float[Tensor, "rows k"]:
-        """Return the Dice loss of each row and class."""
-        return dice_of_sums(self.hit, self.p, self.lesion, smooth)
-
-
-@dataclass(frozen=True, eq=False)
 class _Cells:
     """The cells of all lesions of a batch, as rows of a table.
 
-    Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects its voxels if the tile
-    has no lesion. A row has several partial sums, to which the voxels along the last axis are added
+    Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects the voxels that belong
+    to no cell. A row has several partial sums, to which the voxels along the last axis are added
     in turn. In a single sum, a large cell would lose small values, and a GPU would be slow, because
     it adds to one address one value after the other.
 

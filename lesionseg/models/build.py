@@ -37,6 +37,7 @@ _AXES_OF_FORMAT: Mapping[torch.memory_format, tuple[int, ...]] = {
     torch.channels_last: (4,),
     torch.channels_last_3d: (5,),
 }
+CHANNELS_LAST = {3: torch.channels_last_3d, 2: torch.channels_last}  # by the axes of an image
 WIDE = 16  # features from which 2-D weight gradients are slow channels-last (without fast bf16)
 
 
@@ -143,7 +144,7 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
     0.91 s channels-last and 1.18 s contiguous in bf16, and 2.2 s and 3.1 s in fp32.
     """
     if device.type == "cpu":
-        return torch.channels_last_3d if dims == 3 else torch.channels_last
+        return CHANNELS_LAST[dims]
     return torch.contiguous_format
 
 

@@ -219,7 +219,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         cards=[card for pair in followed.values() for card in pair.cards],
         rule=rule,
         point=point,
-        unit=joint_unit({pair.visits.after.geometry.size_unit for pair in followed.values()}),
+        unit=joint_unit({pair.unit for pair in followed.values()}),
         alignments={case: pair.row["registered"] for case, pair in followed.items()},
     )
     return FollowOutcome(
@@ -266,9 +266,13 @@ def _names_on_page(cfg: FollowConfig, pairs: Iterable[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class FollowedPair:
-    """The comparison of two visits: its changes, row of pairs.csv, pictures and score."""
+    """The comparison of two visits: its changes, row of pairs.csv, pictures and score.
 
-    visits: VisitPair
+    `unit` is the unit of lesion sizes. The volumes of the visits are not kept, because all pairs
+    together may not fit into memory.
+    """
+
+    unit: str
     changes: Sequence[LesionChange]
     row: Mapping[str, Any]
     cards: Sequence[tuple[LesionChange, Card]]
@@ -346,7 +350,7 @@ def _follow_pair(
         score = _score(visits, read_mask(mask), point, later.patient)
     message = "" if report is None else _write_report(report, visits, changes, point)
     row = _row(files, changes, alignment, message)
-    return FollowedPair(visits, changes, row, cards, score)
+    return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, score)
 
 
 def _is_dicom(visit: VisitFiles) -> bool:

@@ -213,10 +213,10 @@ class PredictOutcome(Outcome):
         kept = sum(row.is_done and row.is_unchanged for row in self.rows)
         predicted = sum(row.is_done for row in self.rows) - kept
         accepted = count(sum(row.n_accepted for row in self.rows), "candidate")
+        before = f", {known} failed before and unchanged" if known else ""
         lines = [
             f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
-            f"from an earlier run, {n['failed'] - known} failed"
-            f"{f', {known} failed before and unchanged' if known else ''}; {accepted} accepted."
+            f"from an earlier run, {n['failed'] - known} failed{before}; {accepted} accepted."
         ]
         if n["warned"]:
             unlike = count(n["warned"], "scan is", "scans are")

@@ -23,10 +23,11 @@ class BatchTargets:
     """The targets that are added to a batch before it is moved to the device.
 
     If `nearest` is True, the loss needs the nearest lesion of each voxel. The batch then gets
-    `nearest` `[B, *tile]` (see `nearest_lesions`, also for `reach`), and its instances are
-    renumbered. If `anchors` is given, the network is
-    a detector. The batch then gets the fields of `AnchorTargets`: `anchor_labels` and
-    `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`.
+    `nearest` `[B, *tile]`, and its instances are renumbered. For `reach`, see `nearest_lesions`.
+
+    If `anchors` is given, the network is a detector. The batch then gets the fields of
+    `AnchorTargets`: `anchor_labels` and `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and
+    `anchor_places` `[p]`.
     """
 
     nearest: bool = False

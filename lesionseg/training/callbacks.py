@@ -170,10 +170,9 @@ class History(CSVLogger):
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Add a row, unless Lightning repeats the last one because the training ends."""
-        minutes = metrics.get("minutes")
-        if minutes is None or minutes != self._minutes:
+        if metrics.get("minutes") != self._minutes:
             super().log_metrics(metrics, step)
-        self._minutes = self._minutes if minutes is None else minutes
+        self._minutes = metrics.get("minutes", self._minutes)
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:

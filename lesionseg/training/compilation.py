@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lesionseg.config import TrainerConfig
-from lesionseg.models.build import set_memory_format
+from lesionseg.models.build import CHANNELS_LAST, set_memory_format
 from lesionseg.ops.device_memory import first_line
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import Objective, some_batch
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 # Shorter trainings gain less than the minute or so that the compilation takes
 COMPILED_MINUTES = 10.0
 COMPILED_STEPS = 12_000  # ten minutes of 20 steps per second
-_CHANNELS_LAST = {3: torch.channels_last_3d, 2: torch.channels_last}
 
 
 def is_compiled(settings: TrainerConfig, device: str) -> bool:
@@ -67,7 +66,7 @@ def compile_step(
     """
     if next(network.parameters()).is_cuda:
         # convolutions are faster in it, and unlike the norms of torch, the compiled ones keep it
-        set_memory_format(network, _CHANNELS_LAST[plan.dims])
+        set_memory_format(network, CHANNELS_LAST[plan.dims])
     network.compile(backend=backend, dynamic=False)
     if objective is not None:
         objective.loss.compile(backend=backend, dynamic=False)

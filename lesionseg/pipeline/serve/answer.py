@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from lesionseg.core import CaseFiles, Prediction
+from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.host_memory import trim_memory
 from lesionseg.inference.input_check import check_extent
@@ -51,13 +51,6 @@ class Answer:
         return headers
 
 
-def warning_of(prediction: Prediction) -> str:
-    """Return the warnings of the input check and of the limit on candidates, as `predict` does."""
-    checked = prediction.input
-    sentences = [checked.warning if checked is not None else "", prediction.left_out_note]
-    return " ".join(filter(None, sentences))
-
-
 def predict_scan(
     predictor: Predictor,
     folder: Path,
@@ -88,7 +81,7 @@ def predict_scan(
         del prepared  # the candidates need the memory
         trim_memory()
         prediction = predictor.decide(inferred, CASE)
-        warning = warning_of(prediction)
+        warning = " ".join(prediction.warnings)
         with TemporaryDirectory(dir=folder) as output:
             like = scan.images[0]
             suffix = result_suffix(like, predictor.plan.dims)
