@@ -45,7 +45,7 @@ from lesionseg.inference.nnunet.restore import restore_probabilities
 from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
 from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.stitch import Store
-from lesionseg.inference.window import OnBatch, SlidingWindow, choose_device
+from lesionseg.inference.window import SlidingWindow, choose_device
 from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.layouts.checks import is_colour
 from lesionseg.io.volumes import strip_suffix
@@ -284,15 +284,13 @@ class Predictor:
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
         return _with_image(self.predict_volume(Volume(channels, grid, missing=lacking), "array"))
 
-    def predict_volume(
-        self, volume: Volume, case: str, *, on_batch: OnBatch | None = None
-    ) -> Prediction:
+    def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
 
         Raises `ContentError` naming `case` if channels or axes are wrong, or if there are no voxels
         or some are not finite.
         """
-        return self.decide(self.infer(self.prepare_volume(volume, case), on_batch=on_batch), case)
+        return self.decide(self.infer(self.prepare_volume(volume, case)), case)
 
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid.
@@ -417,7 +415,6 @@ class Predictor:
         self,
         scan: PreparedScan | NnunetScan,
         *,
-        on_batch: OnBatch | None = None,
         folder: Path | None = None,
     ) -> Inferred:
         """Run the networks on a prepared scan.
@@ -427,12 +424,10 @@ class Predictor:
 
         Args:
             scan: the prepared scan.
-            on_batch: called after each batch with the number of finished tiles and of all tiles.
-                An exception in it ends the inference.
             folder: folder of the file for probabilities. None keeps them in memory.
         """
         if isinstance(scan, NnunetScan):
-            return self._infer_nnunet(scan, on_batch, folder)
+            return self._infer_nnunet(scan, folder)
         image = scan.image
         plan = self.plan
         checked = check_scan(
@@ -441,9 +436,7 @@ class Predictor:
         store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
         if not checked.blank:
-            store, boxes = self.window(
-                torch.from_numpy(image.array), body=scan.body, store=store, on_batch=on_batch
-            )
+            store, boxes = self.window(torch.from_numpy(image.array), body=scan.body, store=store)
         return Inferred(
             store=store,
             plan_geometry=image.geometry,
@@ -453,9 +446,7 @@ class Predictor:
             valid=scan.valid,
         )
 
-    def _infer_nnunet(
-        self, scan: NnunetScan, on_batch: OnBatch | None, folder: Path | None
-    ) -> Inferred:
+    def _infer_nnunet(self, scan: NnunetScan, folder: Path | None) -> Inferred:
         """Run nnU-Net's networks. The probabilities are on the grid `scan.view`."""
         if not isinstance(self.window, NnunetWindow):
             raise BundleError(
@@ -470,7 +461,7 @@ class Predictor:
         if checked.blank:
             store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
         else:
-            logits = self.window.logits(scan, on_batch=on_batch, folder=folder)
+            logits = self.window.logits(scan, folder=folder)
             store = restore_probabilities(logits, scan, plan, folder=folder)
         return Inferred(
             store=store,

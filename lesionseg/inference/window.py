@@ -5,7 +5,7 @@ image ──▶ TileGrid ──▶ batches of tiles ──▶ networks ──▶
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
@@ -34,8 +34,6 @@ from lesionseg.ops.device_memory import free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
-
-OnBatch = Callable[[int, int], None]  # called with the tiles done and all tiles of the scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +181,6 @@ class SlidingWindow:
         *,
         body: Body | None = None,
         store: Store | None = None,
-        on_batch: OnBatch | None = None,
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
@@ -195,7 +192,6 @@ class SlidingWindow:
             body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
             store: receives the probabilities. None is a new store in memory.
-            on_batch: called after each batch with the number of finished tiles and of all tiles.
 
         Returns:
             The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
@@ -243,8 +239,6 @@ class SlidingWindow:
                 if collector is not None:
                     collector.gather()
                 n_done += len(some)
-                if on_batch is not None:
-                    on_batch(n_done, len(tiles))
             stitcher.finish()
         return store, None if collector is None else covered.move_to_image(collector.finish())
 

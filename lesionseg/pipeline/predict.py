@@ -73,8 +73,7 @@ def predict(
         OutputError: if another process writes to the output folder.
     """
     folder = download(cfg.output, new=True)
-    if not is_url(cfg.input):  # before the log is written into the folder
-        _check_places(Path(cfg.input), folder)
+    _check_places(cfg.input, folder)  # before the log is written into the folder
     is_whole = cfg.num_shards == 1
     # each shard writes its own table, so two processes never write the same file
     name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
@@ -311,10 +310,13 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
     return replace(found, scans=tuple(mark_clashes(found.scans)))
 
 
-def _check_places(source: Path, output: Path) -> None:
+def _check_places(place: str, output: Path) -> None:
     """Raise `ConfigError` if the output is a file, or the input itself, or contains the input."""
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
+    if is_url(place):
+        return
+    source = Path(place)
     if source.is_dir() and output.exists() and source.samefile(output):
         raise ConfigError(
             f"output={output} is the input folder itself. Name another folder, for example "
@@ -322,8 +324,8 @@ def _check_places(source: Path, output: Path) -> None:
         )
     results = output.resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
-    place = folder_before_wildcards(source).resolve()
-    if not is_table and results in (place, *place.parents):
+    folder = folder_before_wildcards(source).resolve()
+    if not is_table and results in (folder, *folder.parents):
         raise ConfigError(
             f"output={output} contains the input {source}, so its scans would count as results. "
             "Name another folder."

@@ -20,7 +20,7 @@ from lesionseg.errors import BundleError, GeometryError
 from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.stitch import Store
-from lesionseg.inference.window import OnBatch, SlidingWindow
+from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.custom_network import n_logits
 from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
@@ -102,12 +102,10 @@ class NnunetWindow(SlidingWindow):
         """Return the weights of the average over overlapping tiles, `[*tile]`."""
         return nnunet_weight(self.tile_shape)
 
-    def logits(
-        self, scan: NnunetScan, *, on_batch: OnBatch | None = None, folder: Path | None = None
-    ) -> LogitStore:
+    def logits(self, scan: NnunetScan, *, folder: Path | None = None) -> LogitStore:
         """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds."""
         store = LogitStore((self.n_outputs, *scan.image.shape[1:]), folder=folder)
-        self(scan.image, store=store, on_batch=on_batch)
+        self(scan.image, store=store)
         return store
 
     @torch.inference_mode()
