@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
     Z95,
+    Draws,
     Estimate,
     Statistic,
     Weights,
@@ -214,14 +216,20 @@ class Summary:
     def __init__(self, tables: Tables, preset: Preset, replicates: int, seed: int) -> None:
         self.tables = tables
         self.preset = preset
+        self.replicates = replicates
         self.seed = seed
-        self.draws = draw_groups(len(tables.groups), replicates, np.random.default_rng(seed))
         self.has_scores = tables.has_scores
         self.n_cases = len(tables.cases)
 
+    @cached_property
+    def draws(self) -> Draws:
+        """The groups that each replicate draws. Numbers without a bootstrap do not need them."""
+        rng = np.random.default_rng(self.seed)
+        return draw_groups(len(self.tables.groups), self.replicates, rng)
+
     def part(self, tables: Tables) -> "Summary":
         """Return the summary of other tables, with the same match rule and bootstrap settings."""
-        return Summary(tables, self.preset, len(self.draws), self.seed)
+        return Summary(tables, self.preset, self.replicates, self.seed)
 
     def counts(self) -> list[Estimate]:
         """Count cases, lesions and candidates."""
