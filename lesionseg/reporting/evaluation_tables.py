@@ -10,7 +10,7 @@ import pandas as pd
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import CI
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SCORES_FILE, Scores, read_scores
-from lesionseg.evaluation.tables import MISSING, Tables, read_tables
+from lesionseg.evaluation.tables import Tables, read_tables
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
 
@@ -46,7 +46,7 @@ class Evaluation(Tables):
     @property
     def n_predicted(self) -> int:
         """Number of scans that have a prediction."""
-        return int((self.cases["status"] != MISSING).sum())
+        return int(self.is_predicted.sum())
 
     @property
     def n_failed(self) -> int:
