@@ -84,12 +84,6 @@ class Unannotated:
         """
         return replace(self, candidates=tuple(by_id.get(c.id, c) for c in self.candidates))
 
-    def flag_accepted(self, point: OperatingPoint | None) -> NDArray[np.bool_]:
-        """Flag the candidates `[n]` that the point or, for None, the files accept."""
-        if point is not None:
-            return np.asarray(self.match.scores >= point.score)
-        return np.array([c.accepted for c in self.candidates], dtype=np.bool_)
-
 
 @dataclass(frozen=True, eq=False)
 class MatchedCase:
@@ -128,7 +122,7 @@ class MatchedCase:
     annotated: Mapping[int, bool]
     box_pairs: BoxPairs
     box_hits: Sequence[int | None]
-    unannotated: "Unannotated | None" = None
+    unannotated: Unannotated | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -270,9 +264,7 @@ class MatchedCase:
     def _accept(self, point: OperatingPoint | None) -> _Decision:
         """Accept candidates by the score of a point or, for None, as the prediction marks them."""
         match = self.match
-        accepted = np.array([c.accepted for c in self.prediction.candidates], dtype=np.bool_)
-        if point is not None:
-            accepted = match.scores >= point.score
+        accepted = _flag_accepted(self.prediction.candidates, match, point)
         found_by, outcomes = match.decide_outcomes(accepted)
         pairs = match.overlaps
         rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
@@ -446,6 +438,9 @@ class MatchedCase:
         lowest_accepted = float(match.scores[accepted].min(initial=1.0))
         least = lowest_accepted if limit is None else limit.score
         others = self.unannotated
+        others_accepted = None
+        if others is not None:
+            others_accepted = _flag_accepted(others.candidates, others.match, point)
         return Misses(
             match=match,
             accepted=accepted,
@@ -453,7 +448,7 @@ class MatchedCase:
             least=least,
             removed=self.prediction.removed,
             unannotated=None if others is None else others.match,
-            unannotated_accepted=None if others is None else others.flag_accepted(point),
+            unannotated_accepted=others_accepted,
         )
 
     def _describe_candidates(self, decision: _Decision) -> Iterator[Row]:
@@ -597,6 +592,15 @@ def match_case(
         box_hits=encode_hits(matched.candidates, box_pairs, matched.scores, ignored),
         unannotated=unannotated,
     )
+
+
+def _flag_accepted(
+    candidates: Sequence[Candidate], matched: Match, point: OperatingPoint | None
+) -> NDArray[np.bool_]:
+    """Flag the candidates `[n]` that the point accepts or, for None, those that are marked."""
+    if point is not None:
+        return np.asarray(matched.scores >= point.score)
+    return np.array([c.accepted for c in candidates], dtype=np.bool_)
 
 
 def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:

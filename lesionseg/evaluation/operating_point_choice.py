@@ -28,7 +28,7 @@ from lesionseg.evaluation.intervals import (
     proportion,
     rate,
 )
-from lesionseg.evaluation.tables import MISSING, NEVER, Tables
+from lesionseg.evaluation.tables import NEVER, Tables
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def choose(
         attainable_recall = float((tables.detected_at > NEVER).mean())
     roles = sorted(set(tables.cases["role"]) - {""})
     is_chosen = aim.kind != "score"
-    patients = tables.cases["group"][tables.cases["status"] != MISSING]
+    patients = tables.cases["group"][tables.is_predicted]
     return OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
@@ -158,8 +158,7 @@ def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenSc
 
 def _count_false(tables: Tables, threshold: float) -> NDArray[np.float64]:
     """Count the false positives of each group `[groups]` with at least this score."""
-    counted = tables.false_group[tables.false_score >= threshold]
-    return np.bincount(counted, minlength=len(tables.groups)).astype(np.float64)
+    return tables.count_items(tables.false_group[tables.false_score >= threshold])
 
 
 def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:

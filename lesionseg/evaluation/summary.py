@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
     Z95,
+    Draws,
     Estimate,
     Statistic,
     Weights,
@@ -36,7 +38,7 @@ from lesionseg.evaluation.scores import (
     Scores,
 )
 from lesionseg.evaluation.subgroups import ZONE, Columns, find_subgroups
-from lesionseg.evaluation.tables import MISSING, Tables
+from lesionseg.evaluation.tables import Tables
 from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)
@@ -188,7 +190,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
             tables, settings.operating_point, settings.evaluated_on
         ),
         split_is_group_safe=settings.split_is_group_safe,
-        missing_predictions=tuple(cases["case"][cases["status"] == MISSING]),
+        missing_predictions=tuple(cases["case"][~tables.is_predicted]),
         provenance=Provenance(made),
     )
 
@@ -214,14 +216,20 @@ class Summary:
     def __init__(self, tables: Tables, preset: Preset, replicates: int, seed: int) -> None:
         self.tables = tables
         self.preset = preset
+        self.replicates = replicates
         self.seed = seed
-        self.draws = draw_groups(len(tables.groups), replicates, np.random.default_rng(seed))
         self.has_scores = tables.has_scores
         self.n_cases = len(tables.cases)
 
+    @cached_property
+    def draws(self) -> Draws:
+        """The groups that each replicate draws. Numbers without a bootstrap do not need them."""
+        rng = np.random.default_rng(self.seed)
+        return draw_groups(len(self.tables.groups), self.replicates, rng)
+
     def part(self, tables: Tables) -> "Summary":
         """Return the summary of other tables, with the same match rule and bootstrap settings."""
-        return Summary(tables, self.preset, len(self.draws), self.seed)
+        return Summary(tables, self.preset, self.replicates, self.seed)
 
     def counts(self) -> list[Estimate]:
         """Count cases, lesions and candidates."""
@@ -392,7 +400,7 @@ class Summary:
         has boxes without voxels: the remaining cases would mostly be those without a detection.
         """
         cases = self.tables.cases
-        is_predicted = cases["status"] != MISSING
+        is_predicted = self.tables.is_predicted
         volumes = cases["predicted_ml"] - cases["reference_ml"]
         if (volumes.isna() & (cases["axes"] == 3)).any():
             volumes = volumes.mask(volumes.notna())
@@ -475,7 +483,7 @@ class Summary:
         """
         tables = self.tables
         parts = {name: tables.of_region(name) for name in tables.regions}
-        predicted = tables.cases["case"][tables.cases["status"] != MISSING]
+        predicted = tables.cases["case"][tables.is_predicted]
         has_regions = {case for part in parts.values() for case in part.cases["case"]}
         if not parts or not has_regions.issuperset(predicted):
             values = {*labels, *tables.lesions["label"], *tables.candidates["label"]}
@@ -505,7 +513,7 @@ def _find_operating_point(
     accepted or rejected candidates after it was applied. It is optimistic if it was chosen on these
     cases, or if the program was developed on them.
     """
-    predicted = tables.cases[tables.cases["status"] != MISSING]
+    predicted = tables.cases[tables.is_predicted]
     unscored = predicted["case"][predicted["case_score"].isna()]
     if given and len(unscored):
         _log.warning(

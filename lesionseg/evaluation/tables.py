@@ -238,10 +238,8 @@ class Tables:
     # --- parts -------------------------------------------------------------------------------
 
     def of_cases(self, names: Collection[str]) -> "Tables":
-        """Return the tables of the cases with these ids."""
-        cases, lesions, candidates = (frame[frame["case"].isin(names)] for frame in self.frames)
-        every = None if self.every is None else self.every.of_cases(names)
-        return Tables(cases, lesions, candidates, every)
+        """Return the tables of the cases with these ids, of all labels together."""
+        return Tables(*(frame[frame["case"].isin(names)] for frame in self.frames))
 
     def of_zone(self, zone: str) -> "Tables":
         """Return the tables of all cases, with the lesions and candidates of one zone."""
@@ -323,20 +321,22 @@ class Tables:
         numbers = np.asarray(values, dtype=np.float64)
         return np.bincount(self.case_group, numbers, len(self.groups)).astype(np.float64)
 
+    def count_items(self, groups: NDArray[np.int64]) -> Numbers:
+        """Count the items of each group `[groups]` from the group of each item, as a position."""
+        return np.bincount(groups, minlength=len(self.groups)).astype(np.float64)
+
     def count_lesions(self, flags: Any) -> Numbers:
         """Count the flagged lesions of each group `[groups]`."""
-        counted = self.lesion_group[np.asarray(flags, dtype=np.bool_)]
-        return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
+        return self.count_items(self.lesion_group[np.asarray(flags, dtype=np.bool_)])
 
     def count_candidates(self, flags: Any) -> Numbers:
         """Count the flagged candidates of each group `[groups]`."""
-        counted = self.find_group(self.candidates[np.asarray(flags, dtype=np.bool_)])
-        return np.bincount(counted, minlength=len(self.groups)).astype(np.float64)
+        return self.count_items(self.find_group(self.candidates[np.asarray(flags, dtype=np.bool_)]))
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
         """Number of lesions of each group `[groups]`."""
-        return np.bincount(self.lesion_group, minlength=len(self.groups)).astype(np.float64)
+        return self.count_items(self.lesion_group)
 
     @cached_property
     def case_share(self) -> Numbers:
@@ -352,6 +352,11 @@ class Tables:
     def n_cases(self) -> float:
         """Number of cases. Each counts by its annotated share."""
         return float(self.case_share.sum())
+
+    @cached_property
+    def is_predicted(self) -> Flags:
+        """True for each case `[cases]` with a prediction."""
+        return np.asarray(self.cases["status"] != MISSING, np.bool_)
 
     @cached_property
     def has_lesion(self) -> Flags:
@@ -371,7 +376,7 @@ class Tables:
 
     def has_outcome(self, outcome: str) -> Flags:
         """Return True for each candidate with this outcome at the operating point."""
-        return np.asarray((self.candidates["outcome"] == outcome), np.bool_)
+        return np.asarray(self.candidates["outcome"] == outcome, np.bool_)
 
     @property
     def has_scores(self) -> bool:
@@ -384,7 +389,7 @@ class Tables:
 
         The Dice of a case without a prediction is then undefined instead of 0.
         """
-        predicted = self.cases[(self.cases["status"] != MISSING) & self.has_lesion]
+        predicted = self.cases[self.is_predicted & self.has_lesion]
         return len(predicted) > 0 and bool(predicted["dice"].isna().all())
 
     @cached_property

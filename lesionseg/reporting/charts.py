@@ -453,10 +453,10 @@ def reliability_chart(tables: Evaluation) -> Chart | None:
 
 def load_chart(tables: Evaluation) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
-    predicted = tables.cases[tables.cases["status"] != "missing"]
-    volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
     if tables.scores["volume_ml_bias"].value is None:
         return None
+    predicted = tables.cases[tables.is_predicted]
+    volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
     mean = difference.mean()
     limits = 1.96 * difference.std(ddof=1)

@@ -10,7 +10,7 @@ import pandas as pd
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import CI
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SCORES_FILE, Scores, read_scores
-from lesionseg.evaluation.tables import MISSING, Tables, read_tables
+from lesionseg.evaluation.tables import Tables, read_tables
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
 
@@ -46,7 +46,7 @@ class Evaluation(Tables):
     @property
     def n_predicted(self) -> int:
         """Number of scans that have a prediction."""
-        return int((self.cases["status"] != MISSING).sum())
+        return int(self.is_predicted.sum())
 
     @property
     def n_failed(self) -> int:
@@ -93,17 +93,18 @@ class Evaluation(Tables):
         classes = []
         points = self.scores.curve("recall_by_size")
         for point, following in zip(points, [*points[1:], None], strict=True):
-            n = point.n or 0
+            if not point.n:
+                continue
             found = SizeClass(
                 from_mm=point.at or 0.0,
                 to_mm=None if following is None else following.at,
-                n=n,
-                detected=round((point.value or 0.0) * n),
+                n=point.n,
+                detected=round((point.value or 0.0) * point.n),
                 recall=point.value,
                 ci95=point.ci95,
             )
             classes.append(found)
-        return [found for found in classes if found.n]
+        return classes
 
     def lesions_by_size(self, *, small: bool) -> pd.DataFrame:
         """Return the lesions under 5 mm if `small`, otherwise those of 5 mm and more."""

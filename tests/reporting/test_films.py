@@ -17,7 +17,6 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ReadError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.films import (
     LARGEST_SIDE,
@@ -31,6 +30,7 @@ from lesionseg.reporting.films import (
 )
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.write import write_report
+from tests.reporting.pdf_pages import keep_pages
 
 WIDTH, HEIGHT = 120, 50  # x, y: more columns than rows
 GRID = Geometry.from_spacing((HEIGHT, WIDTH), (1.0, 1.0))
@@ -171,24 +171,7 @@ def test_three_images_are_on_the_first_screen_and_the_others_below(study, page):
 
 def test_nothing_on_the_first_page_touches_the_line_of_limitations(tmp_path, study, monkeypatch):
     """The key of boxes and letters is the lowest part of the page above the line."""
-    figures = []
-
-    class Pages:
-        """Keep the pages of a PDF as figures."""
-
-        def __init__(self, path, metadata):
-            path.touch()
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def savefig(self, figure):
-            figures.append(figure)
-
-    monkeypatch.setattr(pdf, "PdfPages", Pages)
+    figures = keep_pages(monkeypatch)
     write_report(
         study / "scores", tmp_path, images=study / "data", prediction=study / "data" / "found"
     )

@@ -25,6 +25,7 @@ from lesionseg.reporting.words import headline, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
 from tests.pipeline.cases import write_array, write_scan
+from tests.reporting.pdf_pages import keep_pages
 
 GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 
@@ -97,24 +98,7 @@ def test_heading_of_found_lesions_states_how_many_are_shown(study, tmp_path, mon
 
 
 def test_pdf_has_false_positives_and_scans_within_its_margins(study, tmp_path, monkeypatch):
-    figures = []
-
-    class Pages:
-        """Keep the pages of a PDF as figures."""
-
-        def __init__(self, path, metadata):
-            path.touch()
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def savefig(self, figure):
-            figures.append(figure)
-
-    monkeypatch.setattr(pdf, "PdfPages", Pages)
+    figures = keep_pages(monkeypatch)
     draw_report(study, tmp_path, study / "found", with_pdf=True)
     texts = [text.get_text() for figure in figures for text in figure.texts]
     assert "False positives, highest rating first" in texts
