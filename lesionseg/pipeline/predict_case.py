@@ -31,10 +31,10 @@ from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
+from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,
-    ResultOrigin,
     write_dicom_results,
 )
 from lesionseg.io.files import explain_missing, printable_text
