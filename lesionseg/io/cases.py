@@ -23,7 +23,7 @@ from lesionseg.io.layouts.datalist import read_boxes
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.limits import run_in_worker
 from lesionseg.io.raster import states_turn
-from lesionseg.io.tiff_stack import find_spacing_file
+from lesionseg.io.tiff import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
