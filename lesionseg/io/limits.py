@@ -94,6 +94,11 @@ def set_limits(limits: FileLimits) -> None:
     _limits = limits
 
 
+def largest_content(n_compressed: int) -> int:
+    """Return the largest number of bytes that so many bytes of deflate can contain."""
+    return n_compressed * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
+
+
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` if a header claims more voxels than its file can contain.
 
@@ -103,8 +108,7 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
         compressed: False if the voxels are stored without compression.
     """
     size = path.stat().st_size
-    most = size * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size
-    if n_bytes > most:
+    if n_bytes > (largest_content(size) if compressed else size):
         raise ReadError(
             f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
             f"({size} bytes). It is damaged or cut short: copy it again from its source."
