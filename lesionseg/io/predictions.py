@@ -41,7 +41,7 @@ from lesionseg.errors import (
     ReadError,
     describe_misfits,
 )
-from lesionseg.io.cases import check_grid, read_instances, read_mask
+from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import (
@@ -52,9 +52,10 @@ from lesionseg.io.files import (
     read_json,
     write_json,
 )
+from lesionseg.io.grids import GridPair
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.scan_identity import ScanSource
-from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction
 
@@ -528,9 +529,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
         if grid is None:
             grid = own
             source_of_grid = file
-        fits_as_picture = is_raster(file) and own.shape == grid.shape
-        if not fits_as_picture:
-            check_grid(file, own, source_of_grid, grid, by_image=by_image)
+        GridPair(file, own, source_of_grid, grid).check(by_image=by_image)
     if grid is None:
         raise ReadError(
             f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "

@@ -53,12 +53,13 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.io.cases import check_header, read_mask
+from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.dicom.scans import describe_dicom
 from lesionseg.io.files import atomic_path, hold_lock, write_csv
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -734,8 +735,7 @@ def open_pair(
     _check_labels(later.case, before, after)
     first = _mask_path(earlier)
     second = _mask_path(later)
-    check_header(first, before.geometry, second, after.geometry)
-    check_header(second, after.geometry, first, before.geometry)
+    GridPair(first, before.geometry, second, after.geometry).check_headers()
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
     if register == "auto":  # scans on one grid count as registered
@@ -776,7 +776,7 @@ def _read(visit: VisitFiles) -> Prediction:
         geometry = own if own.dims == 2 else None
     prediction = read_prediction(files, geometry=geometry)
     if visit.image is not None:
-        check_header(_mask_path(visit), prediction.geometry, str(visit.image), own)
+        GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
         raise ContentError(
