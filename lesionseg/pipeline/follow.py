@@ -53,6 +53,7 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
+from lesionseg.io.case_file import CANDIDATES, CONFLICT, read_row
 from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
@@ -63,12 +64,10 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
-    CANDIDATES,
     PredictionFiles,
     find_masks,
     find_predictions,
     read_prediction,
-    read_source,
 )
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.scan_identity import file_state
@@ -381,7 +380,6 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
     """Predict the visits of the table into `folder`. Return why visits failed, by case."""
     # imported here, because masks need no network
     from lesionseg.pipeline.predict import predict
-    from lesionseg.pipeline.predict_tables import CONFLICT
 
     predicted = PredictConfig.of(
         bundle=cfg.bundle,
@@ -489,10 +487,10 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
         return None
     facts = describe_dicom(image)
     candidates = later.prediction.candidates
-    source = None if candidates is None else read_source(candidates)
-    if source is not None and source.series_uid not in ("", facts.series_uid):
+    predicted_uid = "" if candidates is None else read_row(candidates).series_uid
+    if predicted_uid not in ("", facts.series_uid):
         raise DatasetError(
-            f"the prediction belongs to series {source.series_uid}, but the scan {image.name} is "
+            f"the prediction belongs to series {predicted_uid}, but the scan {image.name} is "
             f"series {facts.series_uid}. Name the images that were predicted."
         )
     if (folder / f"{later.case}{CANDIDATES}").is_file():

@@ -25,10 +25,14 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.cases import read_mask, read_reference
+from lesionseg.io.case_file import read_shape
+from lesionseg.io.cases import (
+    read_mask,
+    read_reference,
+)
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
-from lesionseg.io.predictions import PredictionFiles, read_shape
+from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.log import Advance, bar
