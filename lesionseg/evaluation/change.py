@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
 from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.matching import overlap_table
+from lesionseg.evaluation.matching import Rows, connected_parts, overlap_table
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.io.files import write_csv
 from lesionseg.ops.components import candidates_of
@@ -28,8 +26,6 @@ State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
 
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -461,21 +457,14 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
     A new lesion yields no rows before, a lesion that is gone no rows after. A lesion without a
     partner is left out if it is outside the other visit's field of view.
     """
-    n_before = len(before.lesions)
-    # the nodes of the graph are the lesions before, then those after
-    n_all = n_before + len(after.lesions)
     rows_before, rows_after = _find_links(before.placed, after.placed, overlap)
-    ends = (rows_before, n_before + rows_after)
-    graph = coo_array((np.ones(len(rows_before)), ends), shape=(n_all, n_all))
-    n_groups, group = connected_components(graph, directed=False)
-    linked = np.zeros(n_all, dtype=np.bool_)
-    linked[rows_before] = True
-    linked[n_before + rows_after] = True
-    is_used = linked | np.concatenate([before.comparable, after.comparable])
-    for number in range(n_groups):
-        rows = np.flatnonzero((group == number) & is_used)
-        if len(rows):
-            yield rows[rows < n_before], rows[rows >= n_before] - n_before
+    for part in connected_parts(rows_before, rows_after):
+        yield np.unique(rows_before[part]), np.unique(rows_after[part])
+    none = np.zeros(0, dtype=np.int64)
+    for row in np.setdiff1d(np.flatnonzero(before.comparable), rows_before):
+        yield row[np.newaxis], none
+    for row in np.setdiff1d(np.flatnonzero(after.comparable), rows_after):
+        yield none, row[np.newaxis]
 
 
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:

@@ -15,7 +15,7 @@ from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.box_precision import IOUS, RANGES, BoxHits
 from lesionseg.evaluation.calibration import describe_calibration
-from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
+from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
@@ -446,10 +446,10 @@ class Summary:
         return describe_calibration(self.tables)
 
     def other_criteria(self) -> list[Estimate]:
-        """Compute recall and false positives of the accepted candidates by the side criteria."""
+        """Compute recall and false positives of accepted candidates by the secondary criteria."""
         tables = self.tables
         rows = []
-        for criterion in SIDE_CRITERIA:
+        for criterion in SECONDARY_CRITERIA:
             hits = tables.count_lesions(tables.lesions[criterion.name])
             false = tables.sum_cases(tables.cases[f"n_false_{criterion.name}"])
             recall = proportion(hits, tables.lesions_by_group, NO_LESION)
