@@ -4,7 +4,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -250,23 +250,16 @@ def compare_visits(
     if not placed.matches(grid):
         moved = resample_prediction(replace(before, geometry=placed), grid)
         # it leaves out candidates outside the grid, and the rows of both must be the same lesions
-        before = _keep_candidates(before, {candidate.id for candidate in moved.candidates})
+        ids = {candidate.id for candidate in moved.candidates}
+        before = before.keep([c for c in before.candidates if c.id in ids])
     lesions = candidates_of(before)
     # through the indices of its own grid, the centres move as `matrix` says
-    centres = placed.to_mm(own.to_index(lesions.centres_mm))
+    centres_mm = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(
-        lesions=lesions,
-        placed=candidates_of(moved),
-        accepted=np.array([c.accepted for c in before.candidates], bool),
-        comparable=_is_inside(centres, grid),
+        lesions, candidates_of(moved), _flag_accepted(before), _is_inside(centres_mm, grid)
     )
     lesions = candidates_of(after)
-    later = Visit(
-        lesions=lesions,
-        placed=lesions,
-        accepted=np.array([c.accepted for c in after.candidates], bool),
-        comparable=_is_inside(lesions.centres_mm, placed),
-    )
+    later = Visit(lesions, lesions, _flag_accepted(after), _is_inside(lesions.centres_mm, placed))
     score_of = {}
     for c in after.candidates:
         by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
@@ -280,13 +273,9 @@ def compare_visits(
     return VisitPair(moved, after, placed, changes, matrix)
 
 
-def _keep_candidates(prediction: Prediction, ids: Collection[int]) -> Prediction:
-    """Return the prediction with only the candidates that have one of these ids."""
-    kept = tuple(c for c in prediction.candidates if c.id in ids)
-    instances = prediction.instances
-    if instances is not None:
-        instances = np.where(np.isin(instances, list(ids)), instances, 0)
-    return replace(prediction, candidates=kept, instances=instances)
+def _flag_accepted(visit: Prediction) -> NDArray[np.bool_]:
+    """Flag the accepted candidates `[n]` of a visit."""
+    return np.array([candidate.accepted for candidate in visit.candidates], dtype=np.bool_)
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:

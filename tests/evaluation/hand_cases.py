@@ -216,7 +216,8 @@ FOUND = dict.fromkeys(SIDES, (1, 0))
 FALSE = dict.fromkeys(SIDES, (0, 1))
 HAND_CASES = (
     HandCase("perfect", "A candidate equal to the only lesion finds it.",
-        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,), secondary=FOUND),
+        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,),
+        secondary=FOUND),
     HandCase("nothing", "A lesion-free case without candidates has neither hits nor misses.",
         ".... ....", ".... ....", ()),
     HandCase("false_alarm", "A candidate in a lesion-free case is false, and Dice undefined.",
@@ -266,7 +267,8 @@ HAND_CASES = (
         "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
         (None,), secondary={"any_overlap": (1, 0), "iou10": (0, 1)}),
     HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",
-        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,), candidate_labels=(2,), secondary=FALSE,
+        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,),
+        candidate_labels=(2,), secondary=FALSE,
         by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)}),
     HandCase("three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
         "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), 1, 0, 0, 16 / 20, (0.8,),
