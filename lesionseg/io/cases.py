@@ -16,11 +16,10 @@ from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.box_table import TABLE, has_outlines, read_box_reference
 from lesionseg.io.layouts.checks import check_channels, is_colour
-from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
-from lesionseg.io.layouts.datalist import read_boxes
+from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.layouts.stated_lesions import LESIONS
 from lesionseg.io.limits import run_in_worker
 from lesionseg.io.raster import states_turn
 from lesionseg.io.tiff import find_spacing_file
@@ -234,8 +233,10 @@ def _read_stored_reference(
     """
     labels = dataset.labels
     _note_turn(files, dataset)
-    reference = _read_annotations(files, labels, geometry)
-    if reference is None and files.reference is not None:
+    reference = None
+    if LESIONS in files.annotations:
+        reference = read_stated_reference(files, geometry, labels.merged)
+    elif files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
     if reference is None:
         return None
@@ -261,19 +262,6 @@ def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
             "drawn on the stored one, remove the tag from the pictures."
         )
         warn_once(logger, text, dataset.root)
-
-
-def _read_annotations(files: CaseFiles, labels: Labels, geometry: Geometry) -> Reference | None:
-    """Read the reference that a table states. Return None if no table states one."""
-    if TABLE in files.annotations and geometry.dims == 2 and has_outlines(files):
-        files = with_outlines(files, geometry)
-    if "lesions" in files.annotations:
-        return read_coco_reference(files, geometry, labels.merged)
-    if TABLE in files.annotations:
-        return read_box_reference(files, geometry, labels.merged)
-    if "boxes" in files.annotations:
-        return read_boxes(files, geometry, merged=bool(labels.merged))
-    return None
 
 
 def _read_mask_file(
