@@ -1,4 +1,4 @@
-# lesionseg in a container; docs/containers.md has recipes for training, nightly runs and `serve`.
+# lesionseg in a container; docs/operations.md has recipes for training, nightly runs and `serve`.
 #   docker build -t lesionseg .                            # torch for CPUs
 #   docker build -t lesionseg --build-arg TORCH=cuda .
 # Results belong to the user who runs it, and their modes follow the umask (022: all can read them).

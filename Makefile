@@ -49,7 +49,6 @@ gpu:  ## speed and memory of training and inference on this machine's GPU, in te
 	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
-	$(BIN)/python scripts/settings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 NIIVUE := lesionseg/reporting/niivue

@@ -3,7 +3,6 @@
 import logging
 import shlex
 from pathlib import Path
-from runpy import run_path
 from typing import Any
 
 import pytest
@@ -203,11 +202,6 @@ def test_help_of_a_group_or_section_lists_its_keys(capsys: Capture) -> None:
     assert "max_minutes: null" in capsys.readouterr().out
     assert run("train", ["--help=trianer"]) == 2
     assert "'trainer'" in capsys.readouterr().err
-
-
-def test_page_of_settings_equals_the_files(repository: Path) -> None:
-    page = run_path(str(repository / "scripts" / "settings.py"))["settings_page"]()
-    assert (repository / "docs" / "settings.md").read_text(encoding="utf-8") == page
 
 
 def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""Draw the figures of docs/focal.md from the library's own loss, and those of docs/results.md.
+"""Draw the figures of docs/focal.md, docs/results.md and benchmarks/notes.
 
     python docs/figures/make_figures.py
 

@@ -2,7 +2,7 @@
 
 Matching writes their rows, and every score is a function of them. `cases.csv`, `lesions.csv` and
 `candidates.csv` have the same columns. Each column is declared here, once, with its type, unit and
-meaning; docs/reference.md has the same text.
+meaning; the documentation is made from these lines.
 
 In memory, a row belongs to a part. Rows of the part "" count for all labels together and for their
 own label. If labels are pooled, a candidate may find lesions of any label: such rows have the part

@@ -53,7 +53,7 @@ from lesionseg.training.trial_steps import fit_to_memory, try_steps
 log = logging.getLogger(__name__)
 
 # Minutes of one core up to which a training on a CPU is short. The narrower network was better in
-# 20 minutes of one core (docs/trials.md); longer trainings were not compared.
+# 20 minutes of one core (benchmarks/notes/candidates.md); longer trainings were not compared.
 SHORT_CORE_MINUTES = 30
 NARROW_FEATURES = 8  # features of the first stage in such a training
 
@@ -234,7 +234,7 @@ def _make_plan(experiment: Experiment) -> Plan:
 def is_compared_narrow(model: ModelConfig, facts: Fingerprint) -> bool:
     """Return True for the networks in which half the width was compared with the full one.
 
-    These are the U-Net in 3-D and detectors on grey radiographs (docs/trials.md).
+    These are the U-Net in 3-D and detectors on grey radiographs (benchmarks/notes).
     """
     if facts.dims == 3:
         return model.architecture == "unet"

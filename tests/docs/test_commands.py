@@ -15,7 +15,8 @@ from lesionseg.config import keys
 from tests.commands import python
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTES = sorted((ROOT / "benchmarks").rglob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTES]
 PROGRAM = r"(?:PYTHONPATH=\S+ )?(?:python|torchrun .*) scripts/(\w+)\.py|lesionseg (\w+)"
 TYPED = re.compile(rf"^(?:{PROGRAM}|({'|'.join(COMMANDS)})(?=(?: \S+)*=)) (.*)$")
 SETTING = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=")
@@ -24,7 +25,9 @@ KNOWN |= {group for command in COMMANDS for group in groups(command)}
 KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background"}  # Python's
 KNOWN |= {"progress"}  # an argument of the functions, not a setting
 ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
-EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+EACH_PAGE = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: f"{page.parent.stem}-{page.stem}"
+)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -95,6 +98,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 def test_every_page_is_listed_in_the_site():
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    pages |= set(run_path(str(ROOT / "docs" / "generated.py"))["generated_pages"]())
     assert pages == set(re.findall(r"[\w/-]+\.md$", config, re.MULTILINE))
 
 

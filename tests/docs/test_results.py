@@ -1,16 +1,13 @@
-"""The files of measurements in the repository."""
+"""The files of measurements in the repository, and the notes that use them."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROWS = ROOT / "benchmarks" / "results"
+BENCHMARKS = ROOT / "benchmarks"
 
 
-def test_pages_name_every_file_of_measurements_and_no_other():
-    text = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-    kept = {path.name for path in ROWS.glob("*.csv")}
-    assert {name for name in kept if f"`{name}`" not in text and f"/{name}`" not in text} == set()
-    pages = [ROOT / "docs" / name for name in ("results.md", "trials.md", "speed.md")]
-    words = " ".join(page.read_text() for page in pages).split()
-    named = {word.strip("`(),.;:") for word in words if ".csv`" in word}
-    assert named - kept == set()
+def test_notes_name_every_file_of_measurements_and_no_other():
+    text = "\n".join(note.read_text() for note in (BENCHMARKS / "notes").glob("*.md"))
+    named = {name.rpartition("/")[2] for name in re.findall(r"`([\w./]+\.csv)`", text)}
+    assert named == {path.name for path in (BENCHMARKS / "results").glob("*.csv")}

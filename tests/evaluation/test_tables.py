@@ -1,6 +1,4 @@
-"""The three tables: their columns in the documentation, and reading and writing them."""
-
-from pathlib import Path
+"""The three tables: reading and writing them."""
 
 import numpy as np
 import pandas as pd
@@ -18,17 +16,6 @@ from tests.evaluation.hand_cases import (
     prediction_of,
     tables_of,
 )
-
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
-
-
-@pytest.mark.parametrize("name", COLUMNS)
-def test_reference_page_has_each_column_as_declared(name):
-    lines = [
-        f"| `{column.name}` | {column.kind} | {column.unit or '–'} | {column.meaning} |"
-        for column in COLUMNS[name]
-    ]
-    assert "\n".join(lines) in REFERENCE.read_text(encoding="utf-8")
 
 
 def test_round_trip_keeps_the_tables(tmp_path):
