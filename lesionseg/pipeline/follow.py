@@ -127,6 +127,17 @@ class FollowOutcome(Outcome):
         """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
         return SOME_FAILED if self.n_failed else 0
 
+    def record(self) -> dict[str, Any]:
+        """Return the folder, the page and the number of lesions in each state."""
+        states = Counter(change.state for change in self.changes)
+        return {
+            "output": self.output,
+            "page": self.output / "follow.html",
+            "n_pairs": self.n_pairs,
+            "n_failed": self.n_failed,
+            "states": {state: states[state] for state in STATES},
+        }
+
     def summary(self) -> list[str]:
         """Return the number of lesions in each state, in total and per pair, and the files."""
         total = Counter(c.state for c in self.changes)

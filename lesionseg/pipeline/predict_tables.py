@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -79,6 +79,15 @@ class PredictOutcome(Outcome):
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
         return [*lines, *(f"{note.message}." for note in self.left_out)]
+
+    def record(self) -> dict[str, Any]:
+        """Return the table and its rows of this run, and the files that were left out."""
+        return {
+            "output": self.folder,
+            "table": self.folder / self.table,
+            "cases": [row.cells() for row in self.rows],
+            "left_out": [asdict(note) for note in self.left_out],
+        }
 
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files of the results."""

@@ -83,7 +83,10 @@ def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, cap
     assert "evaluate reference=" in capsys.readouterr().err
     earlier_recall = json.loads(Path("scores/scores.json").read_text())["lesion_recall"]["value"]
     evaluate = ["reference=raw/labelsTs", "prediction=found", "output=scores", "replicates=20"]
-    assert run("evaluate", evaluate) == 0
+    capsys.readouterr()
+    assert run("evaluate", [*evaluate, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["scores"], record["failed"]) == ("scores/scores.json", [])
     (row,) = [
         row
         for row in scores_of(Path("scores"))["scores"]
