@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -78,6 +78,9 @@ lock:  ## write both locks anew, for every platform; versions in them stay unles
 
 wheelhouse: $(VENV)/.runtime  ## wheelhouse/: every wheel a machine without an index needs
 	$(BIN)/python -m pip wheel --quiet --wheel-dir wheelhouse -r requirements-runtime.lock .
+
+release:  ## dist/: wheel, source archive, hashes and notes, tried on Python 3.11 to 3.13; publishes nothing
+	.ci/release $(ADDRESS)
 
 check-lock:  ## resolve requirements.lock as a new user would, on Linux, macOS and Windows
 	.ci/check-lock $(PYTHON)

@@ -218,7 +218,7 @@ def predict(
     if not outcome.rows and not table.is_file():  # a shard without scans
         from pandas import DataFrame
 
-        from lesionseg.pipeline.predict_tables import COLUMNS
+        from lesionseg.io.case_file import COLUMNS
 
         return DataFrame(columns=list(COLUMNS))
     return read_table(table)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from os import PathLike, fspath
 from pathlib import Path
@@ -106,6 +107,39 @@ def _check_target(spec: Arguments) -> Arguments:
     return spec
 
 
+# Lightning's loggers by name, with the package that each of them needs
+LOGGERS = {
+    "csv": ("CSVLogger", "pytorch_lightning"),
+    "tensorboard": ("TensorBoardLogger", "tensorboard"),
+    "wandb": ("WandbLogger", "wandb"),
+    "mlflow": ("MLFlowLogger", "mlflow"),
+}
+
+
+def _name_loggers(value: Any) -> Any:
+    """Replace names of loggers, such as `wandb`, by Lightning's classes.
+
+    Raise `ValueError` if a name is unknown or its package is not installed.
+    """
+    loggers: list[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(loggers, list | tuple):
+        return value
+    return tuple(_find_logger(it) if isinstance(it, str) else it for it in loggers)
+
+
+def _find_logger(name: str) -> Arguments:
+    """Return the class of a named logger."""
+    if name not in LOGGERS:
+        raise ValueError(
+            f"the logger {name!r} is unknown. Choose one of {', '.join(LOGGERS)}, or give "
+            "{_target_: package.Class, argument: …}"
+        )
+    class_name, package = LOGGERS[name]
+    if find_spec(package) is None:
+        raise ValueError(f"its package is not installed. Type: pip install {package}")
+    return {TARGET: f"pytorch_lightning.loggers.{class_name}"}
+
+
 def _check_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     """Return the numbers. Raise `ValueError` if one is repeated."""
     if len(set(values)) < len(values):
@@ -115,6 +149,7 @@ def _check_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_check_target)]
+Loggers = Annotated[tuple[Spec, ...], BeforeValidator(_name_loggers)]
 # one path or several; the predictions of several bundles are averaged
 Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
@@ -374,7 +409,7 @@ class TrainConfig(Settings):
     inference: InferenceConfig
     report: ReportSection
     callbacks: tuple[Spec, ...]
-    logger: tuple[Spec, ...]
+    logger: Loggers
     preset: str
     operating_point: str
     rate_confidence: Confidence | None

@@ -1,5 +1,6 @@
 """The command line accepts correct overrides and explains wrong ones."""
 
+import json
 import logging
 import shlex
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(
     assert "Traceback" not in printed
     with pytest.raises(LesionsegError, match="nowhere"):
         lesionseg.report(tmp_path / "nowhere", "o")
+
+
+def test_json_states_the_error_and_the_exit_status(tmp_path: Path, capsys: Capture) -> None:
+    assert run("report", [f"scores={tmp_path / 'nowhere'}", "output=o", "--json"]) == 1
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
+    assert record["exit_status"] == 1
+    assert "nowhere" in record["error"]
+    assert "nowhere" in printed.err
+
+
+@pytest.mark.parametrize("other", ["--cfg", "--multirun"])
+def test_json_prints_the_result_of_one_command(other: str, capsys: Capture) -> None:
+    assert run("report", ["scores=s", "output=o", "--json", other]) == 2
+    assert "--json" in capsys.readouterr().err
 
 
 def test_sigterm_ends_with_status_130() -> None:

@@ -151,8 +151,8 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
     score = lowest_score(pool, 0.5)
     lesions = pool.lesions_by_group
     cases = np.ones(n)
-    hits = pool.count_lesions(pool.detected_at >= score)
-    false = pool.count_candidates(pool.candidates["score"] >= score)
+    hits = pool.add_up("lesions", pool.detected_at >= score)
+    false = pool.add_up("candidates", pool.candidates["score"] >= score)
     return {
         "chosen score, sensitivity on new scans (Wilson, deff)": (
             proportion(hits, lesions, "nothing").ci95,

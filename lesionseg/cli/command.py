@@ -1,5 +1,6 @@
 """Run a command by its name and overrides. Print its outcome, or its error as a sentence."""
 
+import json
 import logging
 import os
 import signal
@@ -73,6 +74,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     # speed. With this limit both are fast; a single command has 0.99 of its speed (benchmarks/).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     can_continue = command == "predict"  # it finds the finished scans in its output
+    as_json = "--json" in argv or "-j" in argv
+    report_error = partial(_report_error, as_json=as_json)
     try:
         flags, overrides = read_flags(argv, command)
         if "--multirun" in flags and "--cfg" not in flags:
@@ -84,23 +87,17 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
             # the time. An experiment may set run_dir, too.
             can_continue |= isinstance(cfg, TrainConfig) and cfg.run_dir is not None
             with progress_bars():
-                return print_outcome(run_recipe(command, cfg))
+                return print_outcome(run_recipe(command, cfg), as_json=as_json)
         import yaml
 
         plain = compose_plain(command, overrides)
         say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
+        status = WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
+        return report_error(status, str(error))
     except OSError as error:  # a file or folder without permission, a full disk
-        reason = error.strerror or str(error) or type(error).__name__
-        place = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(
-            f"Error: {place}{reason}. Check the permissions and the free space, or name another "
-            "path.\n"
-        )
-        return NOTHING_RAN
+        return report_error(NOTHING_RAN, _explain_os_error(error))
     except (MemoryError, RuntimeError) as error:
         from lesionseg.ops.device_memory import first_line, is_out_of_memory
 
@@ -109,8 +106,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         remedy = "Free memory, or use a machine with more of it."
         if can_continue:
             remedy += " The same command then continues."
-        sys.stderr.write(f"Error: The memory ran out: {first_line(str(error))}. {remedy}\n")
-        return NOTHING_RAN
+        text = f"The memory ran out: {first_line(str(error))}. {remedy}"
+        return report_error(NOTHING_RAN, text)
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
         return INTERRUPTED
@@ -154,8 +151,27 @@ def say(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
-def print_outcome(outcome: Outcome) -> int:
-    """Print the outcome of a command. Return its exit status."""
+def _explain_os_error(error: OSError) -> str:
+    """Return the place and the reason of the error of a file, and what to do."""
+    reason = error.strerror or str(error) or type(error).__name__
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{reason}. Check the permissions and the free space, or name another path."
+
+
+def _report_error(status: int, text: str, *, as_json: bool) -> int:
+    """Print the error of a command. Return the exit status."""
+    sys.stderr.write(f"Error: {text}\n")
+    if as_json:
+        say(json.dumps({"exit_status": status, "error": text}))
+    return status
+
+
+def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
+    """Print the outcome of a command, as text or as one line of JSON. Return its exit status."""
+    if as_json:
+        status = {"exit_status": outcome.exit_status, "next": outcome.next}
+        say(json.dumps({**status, **outcome.record()}, default=str))
+        return outcome.exit_status
     lines = outcome.summary()
     if outcome.next is not None:
         lines = [*lines, f"Next:    {outcome.next}"]

@@ -31,6 +31,7 @@ FLAGS = {
     "-c": "--cfg",
     "-cd": "--config-dir",
     "-h": "--help",
+    "-j": "--json",
     "-i": "--input",
     "-o": "--output",
 }
@@ -278,11 +279,18 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
             key = _guess_key(command, name)
             near = f" Write {key}={value}" if key else suggest(name, FLAGS.values())
             raise ConfigError(f"There is no flag {name!r}.{near}")
+    if "--json" in flags and len(flags) > 1:
+        raise ConfigError("--json prints the result of one command. Leave out the other flag.")
     if folders:
-        if any(key_of(override) == SEARCHPATH for override in overrides):
-            raise ConfigError(f"Name all folders with --config-dir, and leave {SEARCHPATH}= out.")
-        overrides.append(f"{SEARCHPATH}=[{','.join(map(in_quotes, folders))}]")
+        overrides.append(_join_folders(folders, overrides))
     return flags, overrides
+
+
+def _join_folders(folders: Sequence[str], overrides: Sequence[str]) -> str:
+    """Return the override of Hydra's search path for the folders of --config-dir."""
+    if any(key_of(override) == SEARCHPATH for override in overrides):
+        raise ConfigError(f"Name all folders with --config-dir, and leave {SEARCHPATH}= out.")
+    return f"{SEARCHPATH}=[{','.join(map(in_quotes, folders))}]"
 
 
 def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> str:

@@ -77,7 +77,7 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
     lines += [f"--help={_EVERYTHING} lists every setting.", ""]
     lines += ["The error for a mistyped key suggests the nearest key."]
     lines += ["--config-dir DIR adds your own options. --cfg prints the settings and stops."]
-    lines += ["--multirun runs every combination of a=1,2."]
+    lines += ["--multirun runs every combination of a=1,2. --json prints the result as JSON."]
     return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
     Raises:
         ContentError: if two answers to the same candidate differ.
     """
-    false = tables.candidates[tables.has_outcome("false_positive")]
+    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
     corners = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"]
     boxes = {}
     for case, number, *box in false[["case", "candidate", *corners]].itertuples(index=False):
@@ -107,17 +107,15 @@ def _is_same_box(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
     """Compute the main numbers. `confirmed` false positives of a case count as found lesions."""
-    added = tables.sum_cases(tables.cases["case"].map(confirmed).fillna(0))
-    true = tables.count_candidates(tables.has_outcome("true_positive")) + added
-    false = tables.sum_cases(tables.false_by_case) - added
-    found = tables.count_lesions(tables.lesions["detected"]) + added
-    lesions = tables.lesions_by_group + added
-    recall = proportion(found, lesions, NO_LESION)
-    precision = proportion(true, true + false, "nothing was accepted")
+    added = tables.add_up("cases", tables.cases["case"].map(confirmed).fillna(0))
+    true = tables.sums["true"] + added
+    false = tables.sums["false"] - added
+    found = tables.sums["found"] + added
+    lesions = tables.sums["lesions"] + added
     return [
         Estimate(int(lesions.sum()), name="n_lesions"),
         Estimate(int(false.sum()), name="n_false_positive"),
-        replace(recall, name="lesion_recall"),
-        replace(precision, name="lesion_precision"),
-        replace(rate(false, tables.cases_by_group, NO_CASE), name="false_positives_per_case"),
+        proportion(found, lesions, NO_LESION, name="lesion_recall"),
+        proportion(true, true + false, "nothing was accepted", name="lesion_precision"),
+        rate(false, tables.sums["cases"], NO_CASE, name="false_positives_per_case"),
     ]

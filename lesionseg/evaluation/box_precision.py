@@ -45,7 +45,8 @@ RSNA = "box_ap_40_75"  # the range of the RSNA Pneumonia Detection Challenge
 class BoxPairs:
     """The pairs of a candidate and a lesion of the same label whose bounding boxes overlap.
 
-    `candidate` and `lesion` are rows, and `iou` is the IoU of both boxes; all arrays `[pairs]`.
+    `candidate` and `lesion` are rows, and `iou` is the IoU of both boxes; all arrays `[pairs]`. The
+    pairs are sorted by candidate, then lesion.
     """
 
     candidate: NDArray[np.int64]
@@ -61,29 +62,17 @@ class BoxPairs:
 
 
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
-    """Find the pairs of one label whose bounding boxes overlap, separately for each label."""
-    rows: list[NDArray[np.int64]] = []
-    columns: list[NDArray[np.int64]] = []
-    ious: list[NDArray[np.float64]] = []
-    for label in np.intersect1d(candidates.labels, lesions.labels).tolist():
-        all_rows = np.flatnonzero(candidates.labels == label)
-        column = np.flatnonzero(lesions.labels == label)
-        step = max(1, _MAX_PAIRS // len(column))
-        for start in range(0, len(all_rows), step):
-            row = all_rows[start : start + step]
-            iou = box_iou(
-                torch.from_numpy(candidates.boxes[row]), torch.from_numpy(lesions.boxes[column])
-            ).numpy()
-            one, other = np.nonzero(iou > 0)
-            rows.append(row[one])
-            columns.append(column[other])
-            ious.append(iou[one, other])
-    none = np.zeros(0, dtype=np.int64)
-    return BoxPairs(
-        candidate=np.concatenate([none, *rows]),
-        lesion=np.concatenate([none, *columns]),
-        iou=np.concatenate([np.zeros(0), *ious]),
-    )
+    """Find the pairs of one label whose bounding boxes overlap."""
+    found = [np.zeros((3, 0))]
+    step = max(1, _MAX_PAIRS // max(len(lesions), 1))
+    for first in range(0, len(candidates), step):
+        part = slice(first, first + step)
+        iou = box_iou(torch.from_numpy(candidates.boxes[part]), torch.from_numpy(lesions.boxes))
+        is_pair = candidates.labels[part, np.newaxis] == lesions.labels
+        row, lesion = np.nonzero(is_pair & (iou.numpy() > 0))
+        found.append(np.stack([first + row, lesion, iou.numpy()[row, lesion]]))
+    candidate, lesion, iou_of_pair = np.concatenate(found, axis=1)
+    return BoxPairs(candidate.astype(np.int64), lesion.astype(np.int64), iou_of_pair)
 
 
 def encode_hits(
@@ -128,18 +117,17 @@ def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
     least = np.minimum(IOUS, _AT_MOST)
     hit = np.zeros((len(IOUS), len(row)), dtype=np.bool_)
     taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=np.bool_)
-    order = np.lexsort((pairs.lesion, pairs.candidate))
-    starts = np.searchsorted(pairs.candidate[order], row, side="left")
-    stops = np.searchsorted(pairs.candidate[order], row, side="right")
+    starts = np.searchsorted(pairs.candidate, row, side="left")
+    stops = np.searchsorted(pairs.candidate, row, side="right")
     every = np.arange(len(IOUS))
     for place, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-        own = order[start:stop]  # the pairs of this candidate
-        if not len(own):
+        own = slice(start, stop)  # the pairs of this candidate
+        if start == stop:
             continue
         lesions = pairs.lesion[own]
         iou_if_free = np.where(taken[:, lesions], -1.0, pairs.iou[own])
         # the last one of equal IoUs, because `argmax` returns the first one
-        best = len(own) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
+        best = len(lesions) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
         takes = iou_if_free[every, best] >= least
         taken[every[takes], lesions[best[takes]]] = True
         hit[:, place] = takes
@@ -151,11 +139,13 @@ class BoxHits:
     """The candidates that take part in the average precision of boxes.
 
     Attributes:
-        rows: Their rows in the table of candidates.
+        is_counted: True for these candidates in the table of candidates.
+        rows: Their rows in that table.
         hit: True at the `IOUS` at which a candidate takes a lesion `[ious, rows]`.
         n_left_out: Number of candidates beyond `MAX_PER_CASE` of a case and label.
     """
 
+    is_counted: NDArray[np.bool_]
     rows: pd.DataFrame
     hit: NDArray[np.bool_]
     n_left_out: int
@@ -164,9 +154,10 @@ class BoxHits:
     def of(cls, tables: Tables) -> "BoxHits":
         """Read the column `box_hits` of the candidates."""
         cells = tables.candidates["box_hits"].astype(np.float64)
-        rows = tables.candidates[cells >= 0]
+        is_counted = np.asarray(cells >= 0)
+        rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
-        return cls(rows, (codes & _BITS[:, None]) > 0, int((cells == LEFT_OUT).sum()))
+        return cls(is_counted, rows, (codes & _BITS[:, None]) > 0, int((cells == LEFT_OUT).sum()))
 
     def average_precision(self, tables: Tables) -> Statistic:
         """Return a statistic: the mean over labels of the average precision at each of `IOUS`.
@@ -174,13 +165,13 @@ class BoxHits:
         After these come the means over the `RANGES`. Labels without a lesion are left out of the
         mean.
         """
-        group = tables.find_group(self.rows)
+        group = tables.group_of["candidates"][self.is_counted]
         score = self.rows["score"].to_numpy(np.float64)
         parts = []
         for label in sorted(set(tables.lesions["label"])):
             own = np.flatnonzero(self.rows["label"] == label)
             ranked = own[np.argsort(-score[own], kind="stable")]
-            lesions = tables.count_lesions(tables.lesions["label"] == label)
+            lesions = tables.add_up("lesions", tables.lesions["label"] == label)
             parts.append((group[ranked], self.hit[:, ranked], lesions))
 
         def statistic(weights: Weights) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -12,14 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
 from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.matching import overlap_table
+from lesionseg.evaluation.matching import Rows, connected_parts, overlap_table
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.io.files import write_csv
 from lesionseg.ops.components import candidates_of
@@ -28,8 +26,6 @@ State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"
 STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
 
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -254,23 +250,16 @@ def compare_visits(
     if not placed.matches(grid):
         moved = resample_prediction(replace(before, geometry=placed), grid)
         # it leaves out candidates outside the grid, and the rows of both must be the same lesions
-        before = _keep_candidates(before, {candidate.id for candidate in moved.candidates})
+        ids = {candidate.id for candidate in moved.candidates}
+        before = before.keep([c for c in before.candidates if c.id in ids])
     lesions = candidates_of(before)
     # through the indices of its own grid, the centres move as `matrix` says
-    centres = placed.to_mm(own.to_index(lesions.centres_mm))
+    centres_mm = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(
-        lesions=lesions,
-        placed=candidates_of(moved),
-        accepted=np.array([c.accepted for c in before.candidates], bool),
-        comparable=_is_inside(centres, grid),
+        lesions, candidates_of(moved), _flag_accepted(before), _is_inside(centres_mm, grid)
     )
     lesions = candidates_of(after)
-    later = Visit(
-        lesions=lesions,
-        placed=lesions,
-        accepted=np.array([c.accepted for c in after.candidates], bool),
-        comparable=_is_inside(lesions.centres_mm, placed),
-    )
+    later = Visit(lesions, lesions, _flag_accepted(after), _is_inside(lesions.centres_mm, placed))
     score_of = {}
     for c in after.candidates:
         by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
@@ -284,13 +273,9 @@ def compare_visits(
     return VisitPair(moved, after, placed, changes, matrix)
 
 
-def _keep_candidates(prediction: Prediction, ids: Collection[int]) -> Prediction:
-    """Return the prediction with only the candidates that have one of these ids."""
-    kept = tuple(c for c in prediction.candidates if c.id in ids)
-    instances = prediction.instances
-    if instances is not None:
-        instances = np.where(np.isin(instances, list(ids)), instances, 0)
-    return replace(prediction, candidates=kept, instances=instances)
+def _flag_accepted(visit: Prediction) -> NDArray[np.bool_]:
+    """Flag the accepted candidates `[n]` of a visit."""
+    return np.array([candidate.accepted for candidate in visit.candidates], dtype=np.bool_)
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
@@ -461,21 +446,14 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
     A new lesion yields no rows before, a lesion that is gone no rows after. A lesion without a
     partner is left out if it is outside the other visit's field of view.
     """
-    n_before = len(before.lesions)
-    # the nodes of the graph are the lesions before, then those after
-    n_all = n_before + len(after.lesions)
     rows_before, rows_after = _find_links(before.placed, after.placed, overlap)
-    ends = (rows_before, n_before + rows_after)
-    graph = coo_array((np.ones(len(rows_before)), ends), shape=(n_all, n_all))
-    n_groups, group = connected_components(graph, directed=False)
-    linked = np.zeros(n_all, dtype=np.bool_)
-    linked[rows_before] = True
-    linked[n_before + rows_after] = True
-    is_used = linked | np.concatenate([before.comparable, after.comparable])
-    for number in range(n_groups):
-        rows = np.flatnonzero((group == number) & is_used)
-        if len(rows):
-            yield rows[rows < n_before], rows[rows >= n_before] - n_before
+    for part in connected_parts(rows_before, rows_after):
+        yield np.unique(rows_before[part]), np.unique(rows_after[part])
+    none = np.zeros(0, dtype=np.int64)
+    for row in np.setdiff1d(np.flatnonzero(before.comparable), rows_before):
+        yield row[np.newaxis], none
+    for row in np.setdiff1d(np.flatnonzero(after.comparable), rows_after):
+        yield none, row[np.newaxis]
 
 
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:

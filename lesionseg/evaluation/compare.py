@@ -117,13 +117,13 @@ def _find_statistics(
         if len(one.cases) >= MIN_CASES_FOR_CPM:
             numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
         numbers["average_precision"] = (curves.average_precision(both), support)
-    terms = {name: [RATIOS[name][0](model) for model in (one, other)] for name in COMPARED}
+    terms = {name: [RATIOS[name].terms(model) for model in (one, other)] for name in COMPARED}
     for name in COMPARED_MEANS:
         # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
         values = [model.cases[name].to_numpy(np.float64) for model in (one, other)]
         is_known = ~np.isnan(values).any(axis=0) & (not (one.lacks_masks or other.lacks_masks))
-        counts = one.sum_cases(is_known)
-        terms[name] = [(one.sum_cases(np.where(is_known, x, 0.0)), counts) for x in values]
+        counts = one.add_up("cases", is_known)
+        terms[name] = [(one.add_up("cases", np.where(is_known, x, 0.0)), counts) for x in values]
     for name, ((above, below), (other_above, other_below)) in terms.items():
         statistic = ratio(
             np.concatenate([above, other_above]), np.concatenate([below, other_below])

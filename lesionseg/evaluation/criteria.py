@@ -56,7 +56,7 @@ IOU50 = Criterion("iou50", "iou", 0.5)
 CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, assignment="all")
 
 # always reported next to the preset's own criterion, because no criterion suits lesions of any size
-SIDE_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
+SECONDARY_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
 
 PRESETS: Mapping[str, Preset] = {
     "lesionseg": Preset("lesionseg", COVERAGE),

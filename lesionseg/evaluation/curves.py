@@ -24,8 +24,8 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     scores = np.append(tables.false_score[by_score], NEVER)
     false_group = tables.false_group[by_score]
     by_detection = np.argsort(-tables.detected_at, kind="stable")
-    lesion_group = tables.lesion_group[by_detection]
-    cases = tables.cases_by_group
+    lesion_group = tables.group_of["lesions"][by_detection]
+    cases = tables.sums["cases"]
     # number of lesions that are found at a higher score than each false positive
     n_found_above = np.searchsorted(-tables.detected_at[by_detection], -scores, side="left")
 
@@ -66,7 +66,7 @@ def average_precision(tables: Tables) -> Statistic:
     """
     found = tables.detected_at > NEVER
     score = np.concatenate([tables.detected_at[found], tables.false_score])
-    group = np.concatenate([tables.lesion_group[found], tables.false_group])
+    group = np.concatenate([tables.group_of["lesions"][found], tables.false_group])
     order = np.argsort(-score, kind="stable")
     is_true = order < found.sum()  # the found lesions come first in `score`
     # items with equal scores are accepted together: number of items down to each distinct score
@@ -97,7 +97,7 @@ def case_auroc(tables: Tables) -> Statistic:
     case_score = tables.cases["case_score"].to_numpy(np.float64)[known]
     order = np.argsort(case_score, kind="stable")
     score = case_score[order]
-    group = tables.case_group[known][order]
+    group = tables.group_of["cases"][known][order]
     positive = tables.has_lesion[known][order]
     positive_group = group[positive]
     # For each positive case: how many of the negative cases, sorted by score, are lower, and how

@@ -11,7 +11,7 @@ weights of one, so that the same code computes value and interval.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,7 @@ def bootstrap(
     items: int,
     *,
     bounds: Sequence[CI | None] = (),
+    names: Sequence[str] = (),
 ) -> list[Estimate]:
     """Compute the statistic's k values with percentile intervals.
 
@@ -111,12 +112,15 @@ def bootstrap(
             over. It limits how many replicates are computed at once.
         bounds: For each value, the least and the largest one that is possible, or None if there are
             none. Empty if all values are shares.
+        names: The name of each number. Empty if they have none.
     """
     values = value_of(statistic, draws.shape[1])
+    names = names or ("",) * len(values)
+    rows = [Estimate(value, name=name) for value, name in zip(values, names, strict=True)]
     if not support.any():
-        return [Estimate(None, None, undefined) for _ in values]
+        return [replace(row, value=None, reason=undefined) for row in rows]
     if (support > 0).sum() < MIN_GROUPS:
-        return [Estimate(value, None, TOO_FEW_GROUPS) for value in values]
+        return [replace(row, reason=TOO_FEW_GROUPS) for row in rows]
     n_at_once = max(1, _MAX_ELEMENTS // max(items, 1))
     parts = []
     for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates
@@ -125,9 +129,9 @@ def bootstrap(
     groups = effective_groups(support)
     estimates = []
     ends = bounds or (SHARE,) * len(values)
-    for value, column, end in zip(values, replicates.T, ends, strict=True):
+    for row, column, end in zip(rows, replicates.T, ends, strict=True):
         interval, reason = percentiles(column, groups, end)
-        estimates.append(Estimate(value, interval, reason))
+        estimates.append(replace(row, ci95=interval, reason=reason))
     return estimates
 
 
@@ -165,6 +169,8 @@ def proportion(
     hits: NDArray[np.float64],
     totals: NDArray[np.float64],
     undefined: str,
+    *,
+    name: str = "",
     least_deff: float = 1.0,
 ) -> Estimate:
     """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
@@ -176,27 +182,30 @@ def proportion(
         hits: Number of hits of each group `[groups]`, or a sum of values between 0 and 1.
         totals: Number of items of each group `[groups]`.
         undefined: The reason to state if there are no items.
+        name: The name of the number.
         least_deff: Lower bound of the design effect. It is 0 for means of values between 0 and 1,
             because these vary less than hits and misses.
     """
     total = float(totals.sum())
     if total == 0:
-        return Estimate(None, None, undefined)
+        return Estimate(None, reason=undefined, name=name)
     value = float(hits.sum() / total)
     groups = int((totals > 0).sum())
     if groups < MIN_GROUPS:
-        return Estimate(value, None, TOO_FEW_GROUPS)
+        return Estimate(value, reason=TOO_FEW_GROUPS, name=name)
     if value in SHARE:
-        return Estimate(value, all_or_none_interval(value, groups))
+        return Estimate(value, all_or_none_interval(value, groups), name=name)
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
     deff = max(least_deff, deff)
     if deff < _NO_VARIANCE:
-        return Estimate(value, None, _COLLAPSED)
-    return Estimate(value, wilson_interval(float(hits.sum()), total, deff))
+        return Estimate(value, reason=_COLLAPSED, name=name)
+    return Estimate(value, wilson_interval(float(hits.sum()), total, deff), name=name)
 
 
-def rate(counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: str) -> Estimate:
+def rate(
+    counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: str, *, name: str = ""
+) -> Estimate:
     """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
     The count is divided by its design effect, and the bounds of its interval are multiplied by it.
@@ -204,14 +213,14 @@ def rate(counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: 
     total = float(exposure.sum())
     groups = int((exposure > 0).sum())
     if total == 0:
-        return Estimate(None, None, undefined)
+        return Estimate(None, reason=undefined, name=name)
     value = float(counts.sum() / total)
     if groups < MIN_GROUPS:
-        return Estimate(value, None, TOO_FEW_GROUPS)
+        return Estimate(value, reason=TOO_FEW_GROUPS, name=name)
     deff = count_design_effect(counts, exposure) * few_groups_factor(groups)
     events = counts.sum() / deff
     low, high = poisson_interval(events)
-    return Estimate(value, (low * deff / total, high * deff / total))
+    return Estimate(value, (low * deff / total, high * deff / total), name=name)
 
 
 def poisson_interval(events: float) -> CI:

@@ -1,8 +1,10 @@
 """Match the prediction of one case with its reference, and write the rows of the three tables."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +21,17 @@ from lesionseg.core import (
 )
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
-from lesionseg.evaluation.criteria import INSTANCES, SIDE_CRITERIA, Criterion, Preset
-from lesionseg.evaluation.matching import Match, Outcome, match
+from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
+from lesionseg.evaluation.matching import Match, Rows, match, sum_shares
 from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
-from lesionseg.evaluation.missed import Miss, Misses, WhyMissed
+from lesionseg.evaluation.missed import Miss, Misses, WhyMissed, find_fitting
 from lesionseg.evaluation.tables import (
     BY_LABEL,
     MISSING,
     NEVER,
     POOLED,
     CaseRows,
+    Flags,
     Row,
     region_part,
 )
@@ -37,52 +40,7 @@ from lesionseg.ops.components import lesion_instances
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
-IoUs = Mapping[tuple[int, int], float]  # IoU by the rows of an overlapping candidate and lesion
-
-
-@dataclass(frozen=True, eq=False)
-class _Decision:
-    """The matching of a case after some of its candidates were accepted.
-
-    Attributes:
-        accepted: True for accepted candidates `[n]`.
-        found_by: Row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion.
-        outcomes: Outcome of each candidate.
-        sides: `found_by` and `outcomes` under each side criterion, by its name.
-        iou_of: IoU of each candidate and lesion that overlap.
-        misses: The facts that explain the missed lesions.
-        split: True for lesions `[lesions]` that several accepted candidates overlap.
-        merged: True for lesions `[lesions]` that share an accepted candidate with another lesion.
-        merging: True for accepted candidates `[n]` that overlap several lesions.
-    """
-
-    accepted: NDArray[np.bool_]
-    found_by: NDArray[np.int64]
-    outcomes: Sequence[Outcome]
-    sides: Mapping[Criterion, tuple[NDArray[np.int64], list[Outcome]]]
-    iou_of: IoUs
-    misses: Misses
-    split: NDArray[np.bool_]
-    merged: NDArray[np.bool_]
-    merging: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, eq=False)
-class Unannotated:
-    """The candidates whose labels the reference does not annotate, matched with its lesions.
-
-    They are not counted in any score. They only explain why a lesion was missed.
-    """
-
-    candidates: tuple[Candidate, ...]
-    match: Match
-
-    def decide(self, by_id: Mapping[int, Candidate]) -> "Unannotated":
-        """Replace the candidates by those of the same ids, which may have other flags.
-
-        A candidate without a counterpart stays: `MatchedCase.prediction` has none of them.
-        """
-        return replace(self, candidates=tuple(by_id.get(c.id, c) for c in self.candidates))
+Cells = Mapping[str, Any]  # the cells `[rows]` of each column
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +63,9 @@ class MatchedCase:
         annotated: As in `core.Reference`.
         box_pairs: The pairs of bounding boxes.
         box_hits: The column `box_hits` of the candidates.
-        unannotated: The candidates of labels that the reference does not annotate. None without
-            such candidates.
+        unannotated: The candidates whose labels the reference does not annotate, each with the rows
+            of the lesions that it would find. They are not counted in any score, and only explain
+            why a lesion was missed.
     """
 
     prediction: Prediction
@@ -122,7 +81,7 @@ class MatchedCase:
     annotated: Mapping[int, bool]
     box_pairs: BoxPairs
     box_hits: Sequence[int | None]
-    unannotated: Unannotated | None = None
+    unannotated: Sequence[tuple[Candidate, Rows]] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -145,9 +104,7 @@ class MatchedCase:
             operating_point=prediction.operating_point,
         )
         regions = {name: part.decide(prediction) for name, part in self.regions.items()}
-        unannotated = None
-        if self.unannotated is not None:
-            unannotated = self.unannotated.decide(by_id)
+        unannotated = [(by_id.get(c.id, c), rows) for c, rows in self.unannotated]
         return replace(self, prediction=decided, regions=regions, unannotated=unannotated)
 
     def rows(
@@ -165,69 +122,27 @@ class MatchedCase:
         # a score is never invented
         point = operating_point if self.prediction.has_scores else None
         by_label = self.match.within_labels
-        decision = self._accept(point)
+        whole = _Accepted(self, self.match, point)
         own: Row = {"case": self.case, "group": self.group or self.case, "part": ""}
-        case = own | self._describe_case(decision)
-        case |= self._measure_overlap(decision.accepted, surface)
+        case = own | whole.describe_case() | whole.measure_overlap(surface=surface)
         case["operating_point"] = point or self.prediction.operating_point
         found = CaseRows([case])
-        for label, dice in self._measure_dice_by_label(decision.accepted).items():
+        for label, dice in whole.measure_dice_by_label().items():
             found.cases.append({**own, "part": BY_LABEL, "label": label, "dice": dice})
-        self._add_items(found, decision, own | {"part": "" if by_label is None else POOLED})
-        if by_label is not None:
-            separate = replace(self, match=by_label)
-            separate._add_items(found, separate._accept(point), own | {"part": BY_LABEL})
+        parts = (
+            {POOLED: whole, BY_LABEL: _Accepted(self, by_label, point)} if by_label else {"": whole}
+        )
+        for part, accepted in parts.items():
+            own = own | {"part": part}
+            found.lesions.extend(own | row for row in accepted.describe_lesions())
+            found.candidates.extend(own | row for row in accepted.describe_candidates())
         for name, region in self.regions.items():
             found.add(region.rows(operating_point, surface=surface), part=region_part(name))
         case["seconds"] = round(self.seconds + perf_counter() - begin, 4)
         return found
 
-    def _add_items(self, found: CaseRows, decision: _Decision, own: Row) -> None:
-        """Add the rows of the lesions and candidates, each with the cells `own`."""
-        found.lesions.extend(own | row for row in self._describe_lesions(decision))
-        found.candidates.extend(own | row for row in self._describe_candidates(decision))
-
-    def _describe_case(self, decision: _Decision) -> Row:
-        """Return the row of the case, without the agreement of masks."""
-        match = self.match
-        lesions = match.lesions
-        given = self.prediction
-        n_lesions = len(lesions)
-        n_detected = int((decision.found_by >= 0).sum())
-        false_by_criterion = {
-            f"n_false_{rule.name}": outcomes.count("false_positive")
-            for rule, (_, outcomes) in decision.sides.items()
-        }
-        return {
-            "role": self.role,
-            "status": self.status,
-            "n_lesions": n_lesions,
-            "n_candidates": len(match.candidates),
-            "n_detected": n_detected,
-            "n_missed": n_lesions - n_detected,
-            "n_false_positive": decision.outcomes.count("false_positive"),
-            "n_ignored": decision.outcomes.count("ignored"),
-            "reference_ml": _sum_ml(lesions, np.ones(n_lesions, dtype=np.bool_)),
-            "predicted_ml": _sum_ml(match.candidates, decision.accepted & ~match.lost),
-            "false_positive_ml": self._sum_false_positives(decision),
-            "splits": int(decision.split.sum()),
-            "merges": int(decision.merging.sum()),
-            "case_score": self._find_highest_score(),
-            "warning": given.input.warning if given.input else "",
-            "input_score": given.input.score if given.input else None,
-            "slice_spacing_mm": _find_slice_spacing(lesions.geometry),
-            "annotated_share": self._annotated_share,
-            "message": "",
-            "axes": lesions.geometry.dims,
-            "size_unit": lesions.geometry.size_unit,
-            "n_counted": int((decision.accepted & ~match.ignored).sum()),
-            "unannotated": [label for label, known in self.annotated.items() if not known],
-            **self._measure_pairs(decision),
-            **false_by_criterion,
-        }
-
     @property
-    def _annotated_share(self) -> float:
+    def annotated_share(self) -> float:
         """The share of the labels that a reader looked for. Rates count the case by this share.
 
         It is 0 if the case has no prediction, because such a case cannot have false positives.
@@ -238,153 +153,233 @@ class MatchedCase:
             return 1.0
         return sum(self.annotated.values()) / len(self.annotated)
 
-    def _sum_false_positives(self, decision: _Decision) -> float | None:
-        """Return the volume of the false positives. None in 2-D, or if one has no volume."""
-        volumes = [
-            self._measure_volume(row)
-            for row, outcome in enumerate(decision.outcomes)
-            if outcome == "false_positive"
-        ]
-        if None in volumes or self.geometry.dims == 2:
-            return None
-        total_ml = 0.0
-        for volume_ml in volumes:
-            total_ml += volume_ml or 0.0
-        return total_ml
 
-    def _find_highest_score(self) -> float | None:
-        """Return the highest score of a candidate that is not ignored, 0 if there is none.
+class _Accepted:
+    """A matched case after some of its candidates were accepted.
 
-        Return None if the candidates have no scores.
-        """
-        if not self.prediction.has_scores:
-            return None
-        return float(self.match.scores[~self.match.ignored].max(initial=0.0))
+    Attributes:
+        accepted: True for accepted candidates `[n]`.
+        found_by: Row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion.
+        outcomes: Outcome of each candidate `[n]`.
+        secondary: `found_by` and `outcomes` under each of `SECONDARY_CRITERIA`, by its name.
+    """
 
-    def _accept(self, point: OperatingPoint | None) -> _Decision:
+    def __init__(self, case: MatchedCase, match: Match, point: OperatingPoint | None) -> None:
         """Accept candidates by the score of a point or, for None, as the prediction marks them."""
-        match = self.match
-        accepted = _flag_accepted(self.prediction.candidates, match, point)
-        found_by, outcomes = match.decide_outcomes(accepted)
+        self.case = case
+        self.match = match
+        self.point = point
+        self.accepted = _flag_accepted(case.prediction.candidates, point)
+        self.found_by, self.outcomes = match.decide_outcomes(self.accepted)
+        self.secondary = {
+            rule.name: match.decide_outcomes(self.accepted, rule) for rule in SECONDARY_CRITERIA
+        }
         pairs = match.overlaps
         rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
-        split, merged, merging = self._find_split_and_merged(accepted)
-        return _Decision(
-            accepted=accepted,
-            found_by=found_by,
-            outcomes=outcomes,
-            sides={rule: match.decide_outcomes(accepted, rule) for rule in SIDE_CRITERIA},
-            iou_of=dict(zip(rows, pairs.iou.tolist(), strict=True)),
-            misses=self._collect_misses(accepted, outcomes, point),
-            split=split,
-            merged=merged,
-            merging=merging,
-        )
+        self._iou_of = dict(zip(rows, pairs.iou.tolist(), strict=True))
 
-    def _measure_pairs(self, decision: _Decision) -> Row:
+    def describe_case(self) -> Row:
+        """Return the row of the case, without the overlap of masks."""
+        match = self.match
+        lesions = match.lesions
+        given = self.case.prediction
+        is_false = self.outcomes == "false_positive"
+        is_false_by = {name: row == "false_positive" for name, (_, row) in self.secondary.items()}
+        is_in_2d = lesions.geometry.dims == 2
+        false_ml = [self._volumes_ml[row] for row in np.flatnonzero(is_false)]
+        is_unknown = is_in_2d or None in false_ml
+        case_score = float(match.scores[~match.ignored].max(initial=0.0))
+        return {
+            "role": self.case.role,
+            "status": self.case.status,
+            "n_lesions": len(lesions),
+            "n_candidates": len(match.candidates),
+            "n_detected": int((self.found_by >= 0).sum()),
+            "n_missed": int((self.found_by < 0).sum()),
+            "n_false_positive": int(is_false.sum()),
+            "n_ignored": int((self.outcomes == "ignored").sum()),
+            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
+            "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
+            "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
+            "splits": int(self._is_split.sum()),
+            "merges": int(self._is_merging.sum()),
+            "case_score": case_score if given.has_scores else None,
+            "warning": given.input.warning if given.input else "",
+            "input_score": given.input.score if given.input else None,
+            "slice_spacing_mm": None if is_in_2d else round(max(lesions.geometry.spacing_mm), 1),
+            "annotated_share": self.case.annotated_share,
+            "message": "",
+            "axes": lesions.geometry.dims,
+            "size_unit": lesions.geometry.size_unit,
+            "n_counted": int((self.accepted & ~match.ignored).sum()),
+            "unannotated": [label for label, known in self.case.annotated.items() if not known],
+            **self._measure_pairs(),
+            **{f"n_false_{name}": int(flags.sum()) for name, flags in is_false_by.items()},
+        }
+
+    def describe_lesions(self) -> list[Row]:
+        """Return the row of each lesion."""
+        match = self.match
+        lesions = match.lesions
+        n_lesions = len(lesions)
+        has_scores = self.case.prediction.has_scores
+        is_known = (match.detected_at > NEVER) & has_scores
+        columns = {
+            "lesion": lesions.ids,
+            **_describe_places(lesions),
+            "volume_ml": [lesions.volume_ml(row) for row in range(n_lesions)],
+            "detected": self.found_by >= 0,
+            "detected_at": _pick(match.detected_at, np.where(is_known, np.arange(n_lesions), -1)),
+            "candidate": _pick(match.candidates.ids, self.found_by),
+            "iou": self._find_ious(self.found_by, np.arange(n_lesions)),
+            **{name: found_by >= 0 for name, (found_by, _) in self.secondary.items()},
+            "split": self._is_split,
+            "merged": self._is_merged,
+            "zone": self.case.zones,
+            "box_iou": self.case.box_pairs.best_of_lesions(self.accepted, n_lesions),
+        }
+        rows = _list_rows(columns)
+        for number, row in enumerate(rows):
+            row |= _measure_size(lesions, number)
+            row |= self._explain_miss(number)._asdict()
+            if not has_scores:
+                row["nearest_score"] = None
+        return rows
+
+    def describe_candidates(self) -> list[Row]:
+        """Return the row of each candidate."""
+        match = self.match
+        pairs = match.overlaps
+        given = self.case.prediction
+        # at the lowest threshold of the FROC curve, all candidates are accepted
+        _, outcomes_any = match.decide_outcomes(np.ones_like(self.accepted))
+        lesion = self._find_lesions_of_candidates()
+        n_candidates = len(match.candidates)
+        columns = {
+            "candidate": match.candidates.ids,
+            **_describe_places(match.candidates),
+            "score": match.scores if given.has_scores else [None] * n_candidates,
+            "probability": [candidate.probability for candidate in given.candidates],
+            "volume_ml": self._volumes_ml,
+            "accepted": self.accepted,
+            "outcome": self.outcomes,
+            "lesion": _pick(match.lesions.ids, lesion),
+            "iou": self._find_ious(np.arange(n_candidates), lesion),
+            "touches_lesion": np.bincount(pairs.candidate, minlength=n_candidates) > 0,
+            "outcome_any": outcomes_any,
+            "zone": [candidate.zone for candidate in given.candidates],
+            "in_lesions": sum_shares(
+                pairs.candidate, n_candidates, pairs.of_candidate, pairs.common
+            ),
+            "box_hits": self.case.box_hits,
+        }
+        return _list_rows(columns)
+
+    @cached_property
+    def _volumes_ml(self) -> list[float | None]:
+        """The volume of each candidate. None in 2-D, or if it is unknown."""
+        volumes = [self.match.candidates.volume_ml(row) for row in range(len(self.accepted))]
+        if self.case.geometry.dims == 2:
+            return volumes
+        # without its mask, a candidate still states the volume that `predict` measured
+        pairs = zip(volumes, self.case.prediction.candidates, strict=True)
+        return [given.volume_ml if volume is None else volume for volume, given in pairs]
+
+    @cached_property
+    def _compared(self) -> Flags:
+        """True for the comparable pairs `[pairs]` of accepted candidates."""
+        return self.match.comparable & self.accepted[self.match.overlaps.candidate]
+
+    @cached_property
+    def _is_split(self) -> Flags:
+        """True for lesions `[lesions]` that several accepted candidates overlap."""
+        overlapped = self.match.overlaps.lesion[self._compared]
+        return np.bincount(overlapped, minlength=len(self.match.lesions)) > 1
+
+    @cached_property
+    def _is_merging(self) -> Flags:
+        """True for accepted candidates `[n]` that overlap several lesions."""
+        overlapping = self.match.overlaps.candidate[self._compared]
+        return np.bincount(overlapping, minlength=len(self.accepted)) > 1
+
+    @property
+    def _is_merged(self) -> Flags:
+        """True for lesions `[lesions]` that share an accepted candidate with another lesion."""
+        pairs = self.match.overlaps
+        is_merged = np.zeros(len(self.match.lesions), dtype=np.bool_)
+        is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True
+        return is_merged
+
+    def _find_ious(self, candidates: Rows, lesions: Rows) -> list[float | None]:
+        """Return the IoU of each pair: 0 without an overlap, None if one of both rows is −1."""
+        # a candidate that finds the lesion by its centre need not overlap it
+        pairs = zip(candidates.tolist(), lesions.tolist(), strict=True)
+        return [None if min(pair) < 0 else self._iou_of.get(pair, 0.0) for pair in pairs]
+
+    def _measure_pairs(self) -> Row:
         """Measure the lesions that are found one to one, as panoptic quality needs them.
 
         The preset `instances` pairs lesions and candidates, unless the rule of the case is one to
         one.
         """
-        lesions = self.match.lesions
-        found_by = decision.found_by
-        if self.preset.criterion.assignment != "every_threshold":
-            found_by, _ = decision.sides[INSTANCES]
-        is_unpaired = decision.accepted & ~self.match.ignored
-        is_unpaired[found_by[found_by >= 0]] = False
-        ious: list[float | None] = []
-        for lesion, candidate in enumerate(found_by.tolist()):
-            if candidate < 0:  # the lesion is missed
-                continue
-            if lesions.has_voxels[lesion] and self.match.candidates.has_voxels[candidate]:
-                ious.append(decision.iou_of.get((candidate, lesion), 0.0))
-            else:
-                ious.append(None)
+        found_by = self.found_by
+        if self.case.preset.criterion.assignment != "every_threshold":
+            found_by, _ = self.secondary[INSTANCES.name]
+        lesion = np.flatnonzero(found_by >= 0)
+        candidate = found_by[lesion]
+        is_unpaired = self.accepted & ~self.match.ignored
+        is_unpaired[candidate] = False
+        has_masks = self.match.lesions.has_voxels[lesion]
+        has_masks &= self.match.candidates.has_voxels[candidate]
+        ious = self._find_ious(candidate, lesion)
         return {
             "n_pairs": len(ious),
-            "pair_iou": None if None in ious else float(sum(one or 0.0 for one in ious)),
+            "pair_iou": sum((iou or 0.0 for iou in ious), 0.0) if has_masks.all() else None,
             "n_unpaired": int(is_unpaired.sum()),
         }
 
-    def _find_split_and_merged(
-        self, accepted: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Find the lesions and accepted candidates that overlap several of the other side.
+    @cached_property
+    def _misses(self) -> Misses:
+        """The facts that explain the missed lesions.
 
-        Return the flags `split`, `merged` and `merging` of `_Decision`.
+        Without an operating point, the lowest score of an accepted candidate is the threshold.
         """
-        match = self.match
-        pairs = match.overlaps
-        n_lesions = len(match.lesions)
-        counted = match.comparable & accepted[pairs.candidate]
-        # a lesion or candidate that occurs in several pairs overlaps several of the other side
-        split = np.bincount(pairs.lesion[counted], minlength=n_lesions) > 1
-        merging = np.bincount(pairs.candidate[counted], minlength=len(match.candidates)) > 1
-        merged = np.zeros(n_lesions, dtype=np.bool_)
-        merged[pairs.lesion[match.comparable & merging[pairs.candidate]]] = True
-        return split, merged, merging
+        lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
+        point = self.point or self.case.prediction.operating_point
+        unannotated = self.case.unannotated
+        is_accepted = _flag_accepted([candidate for candidate, _ in unannotated], self.point)
+        found = [rows for flag, (_, rows) in zip(is_accepted, unannotated, strict=True) if flag]
+        return Misses(
+            match=self.match,
+            accepted=self.accepted,
+            true=self.outcomes == "true_positive",
+            least=lowest_accepted if point is None else point.score,
+            removed=self.case.prediction.removed,
+            unannotated=frozenset(row for rows in found for row in rows.tolist()),
+        )
 
-    def _describe_lesions(self, decision: _Decision) -> Iterator[Row]:
-        """Yield the row of each lesion."""
-        match = self.match
-        has_scores = self.prediction.has_scores
-        n_lesions = len(match.lesions)
-        box_ious = self.box_pairs.best_of_lesions(decision.accepted, n_lesions)
-        for row in range(n_lesions):
-            miss = self._explain_miss(row, decision)
-            finder = int(decision.found_by[row])
-            is_found = finder >= 0
-            highest_score = float(match.detected_at[row])
-            is_ever_found = highest_score > NEVER
-            found_by_criterion = {
-                rule.name: bool(found_by[row] >= 0)
-                for rule, (found_by, _) in decision.sides.items()
-            }
-            yield {
-                "lesion": int(match.lesions.ids[row]),
-                **_describe_place(match.lesions, row),
-                "volume_ml": match.lesions.volume_ml(row),
-                **_measure_size(match.lesions, row),
-                "detected": is_found,
-                "detected_at": highest_score if has_scores and is_ever_found else None,
-                "candidate": int(match.candidates.ids[finder]) if is_found else None,
-                # a candidate that finds the lesion by its centre need not overlap it
-                "iou": decision.iou_of.get((finder, row), 0.0) if is_found else None,
-                **found_by_criterion,
-                "why_missed": str(miss.why),
-                "split": bool(decision.split[row]),
-                "merged": bool(decision.merged[row]),
-                "zone": self.zones[row],
-                "covered": miss.covered,
-                "nearest_candidate": miss.candidate,
-                "nearest_score": miss.score if has_scores else None,
-                "nearest_iou": miss.iou,
-                "box_iou": float(box_ious[row]),
-            }
-
-    def _explain_miss(self, row: int, decision: _Decision) -> Miss:
+    def _explain_miss(self, row: int) -> Miss:
         """Explain why the lesion in this row was missed, or state that it was found."""
-        if decision.found_by[row] >= 0:
-            return Miss(WhyMissed.FOUND, float(decision.misses.covered_by_accepted[row]))
-        if self.status == MISSING:
+        if self.found_by[row] >= 0:
+            return Miss(WhyMissed.FOUND, float(self._misses.covered_by_accepted[row]))
+        if self.case.status == MISSING:
             return Miss(WhyMissed.CASE_FAILED)
-        return decision.misses.explain(row)
+        return self._misses.explain(row)
 
-    def _measure_dice_by_label(self, accepted: NDArray[np.bool_]) -> dict[int, float]:
+    def measure_dice_by_label(self) -> dict[int, float]:
         """Compute the Dice of each label that the case has. It is empty without masks."""
         lesions = self.match.lesions.labels
         candidates = self.match.candidates.labels
         by_label: dict[int, float] = {}
         if not self.match.has_masks:
             return by_label
-        for label in sorted({*lesions.tolist(), *candidates.tolist()}):
-            dice = self._compute_dice(lesions == label, accepted & (candidates == label))
+        for label in np.union1d(lesions, candidates).tolist():
+            dice = self._compute_dice(lesions == label, self.accepted & (candidates == label))
             if dice is not None:
                 by_label[label] = dice
         return by_label
 
-    def _measure_overlap(self, accepted: NDArray[np.bool_], surface: bool) -> Row:
+    def measure_overlap(self, *, surface: bool) -> Row:
         """Compute Dice, surface Dice and HD95 of all labels together.
 
         They are undefined without masks and without a lesion.
@@ -393,25 +388,23 @@ class MatchedCase:
         candidates = self.match.candidates
         if not self.match.has_masks or len(lesions) == 0:
             return {}
-        dice = self._compute_dice(np.ones(len(lesions), dtype=np.bool_), accepted)
+        dice = self._compute_dice(np.ones(len(lesions), dtype=np.bool_), self.accepted)
         if not surface:
             return {"dice": dice}
         surfaces = surface_scores(
             lesions.voxels.astype(np.int64),
-            candidates.voxels[np.repeat(accepted, candidates.n_voxels)].astype(np.int64),
+            candidates.voxels[np.repeat(self.accepted, candidates.n_voxels)].astype(np.int64),
             lesions.geometry.spacing_mm,
-            self.preset.surface_tolerance_mm,
+            self.case.preset.surface_tolerance_mm,
         )
         surface_dice, hd95_mm = surfaces or (0.0, None)
         # without an accepted voxel, surface Dice is 0 and HD95 is undefined
         return {"dice": dice, "surface_dice": surface_dice, "hd95_mm": hd95_mm}
 
-    def _compute_dice(
-        self, is_in_reference: NDArray[np.bool_], is_in_prediction: NDArray[np.bool_]
-    ) -> float | None:
+    def _compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:
         """Compute the Dice of flagged lesions `[lesions]` and candidates `[n]`.
 
-        It follows from the counted voxels, so that no mask is needed. Return None if both sides are
+        It follows from the counted voxels, so that no mask is needed. Return None if both are
         empty.
         """
         pairs = self.match.overlaps
@@ -423,71 +416,7 @@ class MatchedCase:
             return None
         return float(2 * n_common / (n_reference + n_predicted))
 
-    def _collect_misses(
-        self,
-        accepted: NDArray[np.bool_],
-        outcomes: Sequence[Outcome],
-        point: OperatingPoint | None,
-    ) -> Misses:
-        """Collect the facts that explain the missed lesions if these candidates are accepted.
-
-        Without an operating point, the lowest score of an accepted candidate is the limit.
-        """
-        match = self.match
-        limit = point or self.prediction.operating_point
-        lowest_accepted = float(match.scores[accepted].min(initial=1.0))
-        least = lowest_accepted if limit is None else limit.score
-        others = self.unannotated
-        others_accepted = None
-        if others is not None:
-            others_accepted = _flag_accepted(others.candidates, others.match, point)
-        return Misses(
-            match=match,
-            accepted=accepted,
-            true=np.array([outcome == "true_positive" for outcome in outcomes], dtype=np.bool_),
-            least=least,
-            removed=self.prediction.removed,
-            unannotated=None if others is None else others.match,
-            unannotated_accepted=others_accepted,
-        )
-
-    def _describe_candidates(self, decision: _Decision) -> Iterator[Row]:
-        """Yield the row of each candidate."""
-        match = self.match
-        pairs = match.overlaps
-        # at the lowest threshold of the FROC curve, all candidates are accepted
-        accept_all = np.ones_like(decision.accepted)
-        _, outcomes_any = match.decide_outcomes(accept_all)
-        lesion_of = self._find_lesion_of_candidates(decision).tolist()
-        touched = np.bincount(pairs.candidate, minlength=len(match.candidates)) > 0
-        for row, given in enumerate(self.prediction.candidates):
-            lesion = lesion_of[row]
-            yield {
-                "candidate": given.id,
-                **_describe_place(match.candidates, row),
-                "score": given.score if self.prediction.has_scores else None,
-                "probability": given.probability,
-                "volume_ml": self._measure_volume(row),
-                "accepted": bool(decision.accepted[row]),
-                "outcome": decision.outcomes[row],
-                "lesion": int(match.lesions.ids[lesion]) if lesion >= 0 else None,
-                "iou": decision.iou_of.get((row, lesion), 0.0) if lesion >= 0 else None,
-                "touches_lesion": bool(touched[row]),
-                "outcome_any": outcomes_any[row],
-                "zone": given.zone,
-                "in_lesions": float(decision.misses.in_lesions[row]),
-                "box_hits": self.box_hits[row],
-            }
-
-    def _measure_volume(self, row: int) -> float | None:
-        """Return the volume of a candidate. None in 2-D, or if it is unknown."""
-        volume_ml = self.match.candidates.volume_ml(row)
-        if volume_ml is None and self.geometry.dims == 3:
-            # without its mask, a candidate still states the volume that `predict` measured
-            return self.prediction.candidates[row].volume_ml
-        return volume_ml
-
-    def _find_lesion_of_candidates(self, decision: _Decision) -> NDArray[np.int64]:
+    def _find_lesions_of_candidates(self) -> Rows:
         """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
 
         It is the lesion that the candidate overlaps most, or the first of several that it overlaps
@@ -495,7 +424,7 @@ class MatchedCase:
         lesion instead.
         """
         pairs = self.match.overlaps
-        is_joint = self.preset.criterion.assignment == "jointly"
+        is_joint = self.match.criterion.assignment == "jointly"
         overlap = pairs.iou
         if is_joint:  # shared voxels; boxes have none, so their IoU counts
             overlap = np.where(pairs.voxels > 0, pairs.voxels, pairs.iou)
@@ -503,14 +432,12 @@ class MatchedCase:
         # ascending overlap, and those of equal overlap in reverse, so that the first lesion is last
         order = np.flatnonzero(self.match.comparable)[::-1]
         order = order[np.argsort(overlap[order], kind="stable")]
-        lesion_of = np.full(len(self.match.candidates), -1, dtype=np.int64)
+        lesion_of = np.full(len(self.accepted), -1, dtype=np.int64)
         lesion_of[pairs.candidate[order]] = pairs.lesion[order]
-        if is_joint:
-            return lesion_of
-        # also in reverse, so that a candidate that finds several lesions gets the first one
-        found_lesions = np.flatnonzero(decision.found_by >= 0)[::-1]
-        finders = decision.found_by[found_lesions]
-        lesion_of[finders] = found_lesions
+        if not is_joint:
+            # also in reverse, so that a candidate that finds several lesions gets the first one
+            found_lesions = np.flatnonzero(self.found_by >= 0)[::-1]
+            lesion_of[self.found_by[found_lesions]] = found_lesions
         return lesion_of
 
 
@@ -547,7 +474,7 @@ def match_case(
         GeometryError: if the prediction is on another grid.
     """
     begin = perf_counter()
-    unannotated = None
+    unannotated: Sequence[tuple[Candidate, Rows]] = ()
     if prediction is not None:
         if labels is not None and labels.regions:
             # regions overlap and do not divide lesions, so a candidate belongs to no single one
@@ -594,13 +521,22 @@ def match_case(
     )
 
 
-def _flag_accepted(
-    candidates: Sequence[Candidate], matched: Match, point: OperatingPoint | None
-) -> NDArray[np.bool_]:
+def _flag_accepted(candidates: Sequence[Candidate], point: OperatingPoint | None) -> Flags:
     """Flag the candidates `[n]` that the point accepts or, for None, those that are marked."""
-    if point is not None:
-        return np.asarray(matched.scores >= point.score)
-    return np.array([c.accepted for c in candidates], dtype=np.bool_)
+    accepted = [c.accepted if point is None else c.score >= point.score for c in candidates]
+    return np.array(accepted, dtype=np.bool_)
+
+
+def _list_rows(columns: Cells) -> list[Row]:
+    """Return the rows of some columns, with Python's own types."""
+    cells = [np.asarray(values).tolist() for values in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _pick(values: NDArray[Any], rows: Rows) -> list[Any]:
+    """Return the values of these rows, None for the row −1."""
+    cells = [*values.tolist(), None]
+    return [cells[row] for row in rows.tolist()]
 
 
 def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
@@ -635,38 +571,33 @@ def _scorable_regions(
 
 def _match_unannotated(
     prediction: Prediction, reference: Reference, preset: Preset
-) -> Unannotated | None:
-    """Match the candidates whose labels the reference does not annotate; None if there are none."""
+) -> list[tuple[Candidate, Rows]]:
+    """Return the candidates of unannotated labels, and the rows of the lesions that each fits."""
     annotated = {c.label for c in prediction.candidates} - set(reference.unannotated)
-    unannotated = prediction.without_labels(sorted(annotated))
-    if not unannotated.candidates:
-        return None
-    return Unannotated(unannotated.candidates, match(reference, unannotated, preset.criterion))
+    others = prediction.without_labels(sorted(annotated))
+    if not others.candidates:
+        return []
+    found = match(reference, others, preset.criterion)
+    pairs = found.overlaps.where(find_fitting(found))
+    return [(c, pairs.lesion[pairs.candidate == row]) for row, c in enumerate(others.candidates)]
 
 
-def _find_slice_spacing(geometry: Geometry) -> float | None:
-    """Return the largest spacing of a volume, rounded to 0.1 mm; None for an image of two axes."""
-    return round(max(geometry.spacing_mm), 1) if geometry.dims == 3 else None
-
-
-def _describe_place(instances: Lesions, row: int) -> Row:
-    """Return the label, size and position of a lesion or candidate."""
+def _describe_places(instances: Lesions) -> Cells:
+    """Return the label, size and position of lesions or candidates."""
     grid = instances.geometry
     dims = grid.dims
-    box = instances.boxes[row].tolist()
-    diameter_mm = float(instances.diameters_mm[row])
-    width_mm = grid.shape[-1] * grid.spacing_mm[-1]
-    place: Row = {
-        "label": int(instances.labels[row]),
-        "diameter_mm": diameter_mm,
-        "diameter_percent": 100 * diameter_mm / width_mm if dims == 2 else None,
+    percent: Any = [None] * len(instances)
+    if dims == 2:
+        percent = 100 * instances.diameters_mm / (grid.shape[-1] * grid.spacing_mm[-1])
+    ends = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"[3 - dims :]]
+    centres = [f"centre_{axis}_mm" for axis in "xyz"[:dims]]
+    return {
+        "label": instances.labels,
+        "diameter_mm": instances.diameters_mm,
+        "diameter_percent": percent,
+        **dict(zip(ends, instances.boxes.T, strict=True)),
+        **dict(zip(centres, instances.centres_mm.T, strict=True)),
     }
-    for axis, start, stop in zip("zyx"[3 - dims :], box[:dims], box[dims:], strict=True):
-        place[f"start_{axis}_vox"] = start
-        place[f"stop_{axis}_vox"] = stop
-    for axis, centre in zip("xyz", instances.centres_mm[row].tolist(), strict=False):
-        place[f"centre_{axis}_mm"] = centre
-    return place
 
 
 def _measure_size(lesions: Lesions, row: int) -> Row:

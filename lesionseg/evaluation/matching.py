@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from scipy.sparse.csgraph import connected_components
 
 from lesionseg.core import Lesions, Prediction, Reference
 from lesionseg.core.lesions import box_slices
-from lesionseg.evaluation.criteria import SIDE_CRITERIA, Criterion
-from lesionseg.evaluation.tables import NEVER
+from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
+from lesionseg.evaluation.tables import NEVER, Flags, Numbers
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import candidates_of, lesions_of
 
@@ -38,10 +38,8 @@ MAX_IGNORED_SHARE = 0.5
 ROUNDING = 1e-9  # tolerance, because shares are sums of fractions
 # bonus of a found lesion: larger than rounding errors, smaller than relevant differences of IoU
 _KEEP_FOUND = 1e-9
-Outcome = Literal["true_positive", "false_positive", "ignored", "not_accepted"]
 Rows = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Numbers = NDArray[np.float64]
+Outcomes = NDArray[np.str_]
 
 
 class _Pairs:
@@ -55,17 +53,29 @@ class _Pairs:
 
 @dataclass(frozen=True, eq=False)
 class Overlaps(_Pairs):
-    """The pairs of a candidate and a lesion that overlap; all arrays `[pairs]`.
+    """The pairs of a candidate and a lesion that overlap, also those of different labels.
 
-    `candidate` and `lesion` are rows. `voxels` counts the shared voxels, 0 if one of the two has no
-    mask. `iou` is computed from masks if both have one, otherwise from boxes. Pairs of different
-    labels are included.
+    A pair is compared by masks if both have one, otherwise by boxes.
+
+    Attributes:
+        candidate: Row of the candidate of each pair `[pairs]`.
+        lesion: Row of the lesion of each pair `[pairs]`.
+        voxels: Number of shared voxels `[pairs]`, 0 for boxes.
+        iou: IoU `[pairs]`.
+        of_candidate: The share of the candidate that is located in the lesion `[pairs]`.
+        of_lesion: The share of the lesion that the candidate covers `[pairs]`.
+        common: The intersection of two boxes `[pairs, 2·dims]`, 0 for masks. Boxes of several
+            candidates may overlap, so that only the volume of their union counts. Masks of
+            candidates share no voxel, so that their shares are added.
     """
 
     candidate: Rows
     lesion: Rows
     voxels: Rows
     iou: Numbers
+    of_candidate: Numbers
+    of_lesion: Numbers
+    common: Numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,36 +84,20 @@ class Links(_Pairs):
 
     Attributes:
         criterion: The rule.
-        n_candidates: Number of candidates of the case.
         n_lesions: Number of lesions of the case.
         candidate: Row of the candidate of each pair `[links]`.
         lesion: Row of the lesion of each pair `[links]`.
         weight: The rank of each pair `[links]`, above 0. For the assignment `jointly`, it is the
             share of the lesion that the candidate covers.
-        common: For `jointly`, the intersection of the boxes `[links, 2·dims]`, 0 for pairs of two
-            masks. None if all pairs have masks.
+        common: The intersection of two boxes `[links, 2·dims]`, 0 for masks.
     """
 
     criterion: Criterion
-    n_candidates: int
     n_lesions: int
     candidate: Rows
     lesion: Rows
     weight: Numbers
-    common: Numbers | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Shares(_Pairs):
-    """The shares of a candidate and of a lesion that their overlap covers; all arrays `[pairs]`.
-
-    `common` `[pairs, 2·dims]` is the box of the overlap, 0 for pairs of two masks; None if all
-    pairs have masks.
-    """
-
-    of_candidate: Numbers
-    of_lesion: Numbers
-    common: Numbers | None = None
+    common: Numbers
 
 
 # --- the rule ------------------------------------------------------------------------------
@@ -123,7 +117,7 @@ class Match:
         ignored: True for candidates `[n]` that are mostly located in the ignored region.
         lost: True for candidates `[n]` whose mask is located only in the ignored region.
         criterion: The rule of the case.
-        links: The links under `criterion` and under each side criterion.
+        links: The links under `criterion` and under each of `SECONDARY_CRITERIA`.
         has_masks: True if lesions and prediction have voxels to compare.
         within_labels: The same match with each label separately. None if labels are not pooled, or
             if the case has one label.
@@ -148,16 +142,17 @@ class Match:
 
     def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
-    ) -> tuple[Rows, list[Outcome]]:
+    ) -> tuple[Rows, Outcomes]:
         """Decide which lesions are found, and the outcome of each candidate.
 
         Args:
             accepted: True for each accepted candidate `[n]`.
-            rule: A side criterion. None uses the criterion of the case.
+            rule: A secondary criterion. None uses the criterion of the case.
 
         Returns:
             The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
-            the outcome of each candidate.
+            the outcome of each candidate `[n]`: true_positive, false_positive, ignored or
+            not_accepted.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), dtype=np.bool_)
@@ -172,11 +167,11 @@ class Match:
             matched = linked  # all supported candidates, even if they cover too little of a lesion
         is_ignored = linked | self.ignored  # not a false positive, even without a lesion
         # the first condition that is true decides
-        outcomes: list[Outcome] = np.select(
+        outcomes = np.select(
             [~accepted, matched, is_ignored],
             ["not_accepted", "true_positive", "ignored"],
             "false_positive",
-        ).tolist()
+        )
         return candidate_of, outcomes
 
 
@@ -193,38 +188,33 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
     overlaps = overlap_table(candidates, lesions)
     overlaps = overlaps.where(~lost[overlaps.candidate])
     same_label = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
-
-    def find_kept_links(rule: Criterion, pairs: Overlaps) -> Links:
-        """Find the links of candidates that are not lost, also those without an overlap."""
-        found = find_links(rule, candidates, lesions, pairs)
-        return found.where(~lost[found.candidate])
-
-    # the side criteria do not depend on `comparable`
-    side_links = {rule: find_kept_links(rule, overlaps) for rule in SIDE_CRITERIA}
-    kept_lesions = _save_memory(lesions)
-    kept_candidates = _save_memory(candidates)
-
-    def build_match(comparable: Flags, within_labels: Match | None) -> Match:
-        """Build the match in which a candidate finds a lesion only if their pair is comparable."""
-        return Match(
-            scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
-            lesions=kept_lesions,
-            candidates=kept_candidates,
-            overlaps=overlaps,
-            comparable=comparable,
-            ignored=ignored,
-            lost=lost,
-            criterion=criterion,
-            links={**side_links, criterion: find_kept_links(criterion, overlaps.where(comparable))},
-            has_masks=prediction.instances is not None and bool(lesions.has_voxels.all()),
-            within_labels=within_labels,
-        )
-
-    within_labels = build_match(same_label, None)
+    links = {}
+    for rule in SECONDARY_CRITERIA:
+        links[rule] = find_links(rule, candidates, lesions, overlaps, lost)
+    of_equal_label = overlaps.where(same_label)
+    links[criterion] = find_links(criterion, candidates, lesions, of_equal_label, lost)
+    within_labels = Match(
+        scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
+        lesions=_save_memory(lesions),
+        candidates=_save_memory(candidates),
+        overlaps=overlaps,
+        comparable=same_label,
+        ignored=ignored,
+        lost=lost,
+        criterion=criterion,
+        links=links,
+        has_masks=prediction.instances is not None and bool(lesions.has_voxels.all()),
+    )
     has_several_labels = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
-    if criterion.assignment == "jointly" and has_several_labels:
-        return build_match(np.ones_like(same_label), within_labels)
-    return within_labels
+    if criterion.assignment != "jointly" or not has_several_labels:
+        return within_labels
+    pooled = find_links(criterion, candidates, lesions, overlaps, lost)
+    return replace(
+        within_labels,
+        comparable=np.ones_like(same_label),
+        links={**links, criterion: pooled},
+        within_labels=within_labels,
+    )
 
 
 def _save_memory(lesions: Lesions) -> Lesions:
@@ -262,73 +252,66 @@ def _find_ignored(
 # --- links -----------------------------------------------------------------------------------
 
 
-def find_links(rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps) -> Links:
+def find_links(
+    rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps, lost: Flags
+) -> Links:
     """Find the links of a case under a criterion.
 
-    Links have the same label on both sides, except under the coverage rule: it uses all pairs in
-    `overlaps`, from which the caller may have removed pairs of different labels. The weight of a
-    link is the covered share of the lesion, the IoU, or a number that decreases with the distance
-    of the centres.
+    Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
+    pairs in `overlaps`, from which the caller may have removed pairs of different labels.
+    Candidates that are `lost` `[n]` have no links. The weight of a link is the covered share of the
+    lesion, the IoU, or a number that decreases with the distance of the centres.
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion
-    common = None
+    weight = overlaps.iou
+    common = overlaps.common
     if rule.measure == "coverage":
-        shares = shares_of(candidates, lesions, overlaps)
-        common = shares.common
-        weight = shares.of_lesion
-        supported = find_covered(
-            row=candidate,
-            n_rows=len(candidates),
-            share=shares.of_candidate,
-            common=common,
-            enough=rule.threshold,
-        )
-        enough = supported[candidate]
-    elif rule.measure == "centre":
-        difference_mm = candidates.centres_mm[:, None] - lesions.centres_mm[None]
-        distance = np.linalg.norm(difference_mm, axis=-1)
-        candidate, lesion = np.nonzero(distance < rule.threshold * lesions.diameters_mm / 2)
-        enough = candidates.labels[candidate] == lesions.labels[lesion]
-        weight = 1 / (1 + distance[candidate, lesion])
+        weight = overlaps.of_lesion
+        in_lesions = sum_shares(candidate, len(candidates), overlaps.of_candidate, common)
+        is_linked = (in_lesions >= rule.threshold - ROUNDING)[candidate]
     else:
-        enough = overlaps.iou >= rule.threshold if rule.measure == "iou" else overlaps.iou > 0
-        enough &= candidates.labels[candidate] == lesions.labels[lesion]
-        weight = overlaps.iou
+        if rule.measure == "centre":  # a candidate may find a lesion without an overlap
+            shape = (len(candidates), len(lesions))
+            candidate, lesion = np.nonzero(np.broadcast_to(~lost[:, np.newaxis], shape))
+            weight = 1 / (1 + _measure_distances(candidates, lesions, candidate, lesion))
+            common = np.zeros((len(candidate), common.shape[1]))
+        is_linked = find_hits(rule, candidates, lesions, candidate, lesion, weight)
+        is_linked &= candidates.labels[candidate] == lesions.labels[lesion]
     links = Links(
         criterion=rule,
-        n_candidates=len(candidates),
         n_lesions=len(lesions),
         candidate=candidate,
         lesion=lesion,
         weight=weight,
         common=common,
     )
-    return links.where(enough)
+    return links.where(is_linked)
 
 
-def shares_of(candidates: Lesions, lesions: Lesions, pairs: Overlaps) -> Shares:
-    """Compute the shares of the candidate and of the lesion that each overlap covers.
+def find_hits(
+    rule: Criterion,
+    candidates: Lesions,
+    lesions: Lesions,
+    candidate: Rows,
+    lesion: Rows,
+    iou: Numbers,
+) -> Flags:
+    """Flag the pairs `[pairs]` that a rule of single pairs counts as hits if it ignores labels."""
+    if rule.measure == "centre":
+        distance_mm = _measure_distances(candidates, lesions, candidate, lesion)
+        return np.asarray(distance_mm < rule.threshold * lesions.diameters_mm[lesion] / 2)
+    if rule.measure == "overlap":
+        return iou > 0
+    return iou >= rule.threshold
 
-    If one of the two has no mask, their boxes are compared. `Shares.common` then contains the boxes
-    of the overlaps, because boxes of several candidates may overlap, and only the volume of their
-    union counts.
-    """
-    common = None
-    shared = pairs.voxels.astype(np.float64)
-    of_candidate = candidates.n_voxels[pairs.candidate].astype(np.float64)
-    of_lesion = lesions.n_voxels[pairs.lesion].astype(np.float64)
-    # All pairs overlap, so a pair whose masks share no voxel contains a box without a mask.
-    is_box_pair = shared == 0
-    if is_box_pair.any():
-        boxes = _intersect(candidates.boxes[pairs.candidate], lesions.boxes[pairs.lesion])
-        # Pairs of two masks need no box, because the masks of two candidates share no voxel: their
-        # shares of a lesion can be added.
-        common = boxes * is_box_pair[:, None]
-        shared[is_box_pair] = _compute_volumes(common[is_box_pair])
-        of_candidate[is_box_pair] = _compute_volumes(candidates.boxes[pairs.candidate[is_box_pair]])
-        of_lesion[is_box_pair] = _compute_volumes(lesions.boxes[pairs.lesion[is_box_pair]])
-    return Shares(shared / of_candidate, shared / of_lesion, common)
+
+def _measure_distances(
+    candidates: Lesions, lesions: Lesions, candidate: Rows, lesion: Rows
+) -> Numbers:
+    """Return the distance of the centres of each pair in mm `[pairs]`."""
+    difference_mm = candidates.centres_mm[candidate] - lesions.centres_mm[lesion]
+    return np.asarray(np.linalg.norm(difference_mm, axis=-1))
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
@@ -413,14 +396,8 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     order = np.argsort(links.weight, kind="stable")
     candidate_of[links.lesion[order]] = links.candidate[order]
     if rule.assignment == "jointly":
-        found = find_covered(
-            row=links.lesion,
-            n_rows=links.n_lesions,
-            share=links.weight,
-            common=links.common,
-            enough=rule.threshold,
-        )
-        candidate_of[~found] = -1
+        covered = sum_shares(links.lesion, links.n_lesions, links.weight, links.common)
+        candidate_of[covered < rule.threshold - ROUNDING] = -1
     return candidate_of
 
 
@@ -443,8 +420,8 @@ def _find_exclusive(links: Links) -> Flags:
 
     Such a pair needs no assignment problem.
     """
-    of_candidate = np.bincount(links.candidate, minlength=links.n_candidates)
-    of_lesion = np.bincount(links.lesion, minlength=links.n_lesions)
+    of_candidate = np.bincount(links.candidate)
+    of_lesion = np.bincount(links.lesion)
     return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
 
 
@@ -453,20 +430,28 @@ def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
 
     Parts have no common link, so each one is a small assignment problem of its own.
     """
-    if len(links.candidate) == 0:
-        return
-    # the nodes of the graph are all candidates, then all lesions
-    n_nodes = links.n_candidates + links.n_lesions
-    ends = (links.candidate, links.n_candidates + links.lesion)
-    graph = coo_array((np.ones(len(links.candidate)), ends), shape=(n_nodes, n_nodes))
-    _, part_of_node = connected_components(graph, directed=False)
-    part_of_link = part_of_node[links.candidate]
-    for links_of_part in _group_equal(part_of_link):
+    for links_of_part in connected_parts(links.candidate, links.lesion):
         candidates, row = np.unique(links.candidate[links_of_part], return_inverse=True)
         lesions, column = np.unique(links.lesion[links_of_part], return_inverse=True)
         weight = np.zeros((len(candidates), len(lesions)))
         weight[row, column] = links.weight[links_of_part]
         yield candidates, lesions, weight
+
+
+def connected_parts(first: Rows, second: Rows) -> list[Rows]:
+    """Return the positions of the pairs of each connected part of a graph.
+
+    The two nodes of a pair are `first` and `second` `[pairs]`, which are numbered independently.
+    """
+    if len(first) == 0:
+        return []
+    # the nodes of the graph are all of the first kind, then all of the second
+    n_first = int(first.max()) + 1
+    n_nodes = n_first + int(second.max()) + 1
+    ends = (first, n_first + second)
+    graph = coo_array((np.ones(len(first)), ends), shape=(n_nodes, n_nodes))
+    _, part_of_node = connected_components(graph, directed=False)
+    return _group_equal(part_of_node[first])
 
 
 def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
@@ -491,29 +476,41 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
         candidate_row = row_of_id[candidates.instances[tuple(lesions.voxels.T)]]
         lesion_row = np.repeat(np.arange(n_lesions), lesions.n_voxels)
         pair_of_voxel = (candidate_row * n_lesions + lesion_row)[candidate_row >= 0]
-    pair, shared = np.unique(pair_of_voxel, return_counts=True)
+    pair, voxels = np.unique(pair_of_voxel, return_counts=True)
     candidate, lesion = np.divmod(pair, max(n_lesions, 1))
-    union = candidates.n_voxels[candidate] + lesions.n_voxels[lesion] - shared
-    by_mask = Overlaps(candidate, lesion, shared.astype(np.int64), shared / np.maximum(union, 1))
     # a pair is compared by boxes if one of the two has no mask
     is_box_pair = ~np.outer(candidates.has_voxels, lesions.has_voxels)
-    if not is_box_pair.any():
-        return by_mask
-    iou: Numbers = box_iou(
-        torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
-    ).numpy()
-    candidate, lesion = np.nonzero(is_box_pair & (iou > 0))
-    by_box = Overlaps(candidate, lesion, np.zeros_like(candidate), iou[candidate, lesion])
-    both = Overlaps(
-        candidate=np.concatenate([by_mask.candidate, by_box.candidate]),
-        lesion=np.concatenate([by_mask.lesion, by_box.lesion]),
-        voxels=np.concatenate([by_mask.voxels, by_box.voxels]),
-        iou=np.concatenate([by_mask.iou, by_box.iou]),
+    iou_of_boxes: Numbers = np.zeros(is_box_pair.shape)
+    if is_box_pair.any():
+        iou_of_boxes = box_iou(
+            torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
+        ).numpy()
+        by_box = np.nonzero(is_box_pair & (iou_of_boxes > 0))
+        candidate = np.concatenate([candidate, by_box[0]])
+        lesion = np.concatenate([lesion, by_box[1]])
+        voxels = np.concatenate([voxels, np.zeros_like(by_box[0])])
+    has_boxes = is_box_pair[candidate, lesion]
+    boxes = candidates.boxes[candidate]
+    other_boxes = lesions.boxes[lesion]
+    common = _intersect(boxes, other_boxes) * has_boxes[:, np.newaxis]
+    # the sizes of both and of their overlap, in voxels
+    size = np.where(has_boxes, _compute_volumes(boxes), candidates.n_voxels[candidate])
+    other_size = np.where(has_boxes, _compute_volumes(other_boxes), lesions.n_voxels[lesion])
+    shared = np.where(has_boxes, _compute_volumes(common), voxels)
+    iou_of_masks = voxels / np.maximum(size + other_size - voxels, 1)
+    overlaps = Overlaps(
+        candidate=candidate,
+        lesion=lesion,
+        voxels=voxels.astype(np.int64),
+        iou=np.where(has_boxes, iou_of_boxes[candidate, lesion], iou_of_masks),
+        of_candidate=shared / size,
+        of_lesion=shared / other_size,
+        common=common,
     )
-    return both.where(np.lexsort((both.lesion, both.candidate)))
+    return overlaps.where(np.lexsort((lesion, candidate)))
 
 
-def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -> Numbers:
+def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbers:
     """Compute the share of each lesion, or of each candidate, that all its pairs cover together.
 
     Args:
@@ -521,37 +518,19 @@ def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers | None) -
         n_rows: Number of lesions or candidates.
         share: The share that each pair covers `[pairs]`. Shares of masks are added, because masks
             never overlap.
-        common: As in `Shares`. Where boxes overlap, their union counts once.
+        common: As in `Overlaps`. Where boxes overlap, their union counts once.
 
     Returns:
         Shares `[n_rows]`, at most 1.
     """
     total = np.bincount(row, share, minlength=n_rows)
-    if common is not None:
-        for one in np.flatnonzero(np.bincount(row, minlength=n_rows) > 1):
-            total[one] = _sum_of_pairs(share[row == one], common[row == one])
+    n_boxes = np.bincount(row[common.any(axis=1)], minlength=n_rows)
+    for one in np.flatnonzero(n_boxes > 1):
+        total[one] = _sum_of_pairs(share[row == one], common[row == one])
     return np.minimum(total, 1.0)
 
 
-def find_covered(
-    row: Rows, n_rows: int, share: Numbers, common: Numbers | None, enough: float
-) -> Flags:
-    """Return a boolean array `[n_rows]`: rows whose pairs together cover at least `enough`.
-
-    The other arguments are those of `sum_shares`.
-    """
-    total = np.bincount(row, share, minlength=n_rows)
-    if common is not None:
-        # The sum counts overlapping boxes twice. Only sums of several pairs that seem to be enough
-        # need to be computed exactly.
-        has_several = np.bincount(row, minlength=n_rows) > 1
-        for one in np.flatnonzero((total >= enough - ROUNDING) & has_several):
-            total[one] = _sum_of_pairs(share[row == one], common[row == one])
-    reached: Flags = total >= enough - ROUNDING
-    return reached
-
-
-def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enough: float) -> float:
+def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: float) -> float:
     """Return the highest score at which the pairs `[pairs]` of a lesion cover `enough` of it.
 
     Return `NEVER` if all of them together cover less.
@@ -561,20 +540,18 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers | None, enou
     def sum_first(n: int) -> float:
         """Return the share that the n pairs with the highest scores cover."""
         first = order[:n]
-        return _sum_of_pairs(share[first], None if common is None else common[first])
+        return _sum_of_pairs(share[first], common[first])
 
     # the share grows with n, so bisection finds the smallest n whose share is enough
     last = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
     return float(scores[order[last]]) if last < len(order) else NEVER
 
 
-def _sum_of_pairs(share: Numbers, common: Numbers | None) -> float:
+def _sum_of_pairs(share: Numbers, common: Numbers) -> float:
     """Return the share that the pairs of one row cover together.
 
     Shares of masks are added. If several pairs have boxes, the volume of their union counts.
     """
-    if common is None:
-        return float(share.sum())
     volumes = _compute_volumes(common)
     has_box = volumes > 0
     if np.count_nonzero(has_box) < 2:

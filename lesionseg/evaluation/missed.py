@@ -1,20 +1,20 @@
 """Explain why a lesion was missed, for each way in which the match rule can leave it out."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate
-from lesionseg.evaluation.matching import ROUNDING, Match, Shares, shares_of, sum_shares
-from lesionseg.evaluation.tables import NEVER
+from lesionseg.evaluation.matching import ROUNDING, Match, Overlaps, Rows, find_hits, sum_shares
+from lesionseg.evaluation.tables import NEVER, Flags
 
 # a candidate that covers this share of a lesion marks it, even if the rule rejects the pair
 MARKED = 0.5
-Flags = NDArray[np.bool_]
 
 
 class WhyMissed(StrEnum):
@@ -49,24 +49,23 @@ class WhyMissed(StrEnum):
     """The candidate was removed because it is smaller than the plan allows."""
 
 
-@dataclass(frozen=True)
-class Miss:
-    """The reason why a lesion was missed, with the numbers behind it.
+class Miss(NamedTuple):
+    """The cells of a missed lesion in the table of lesions, which state the reason.
 
     Attributes:
-        why: The reason.
+        why_missed: The reason.
         covered: The share of the lesion that the accepted candidates cover together. If none of
             them touches it, the share that all retained candidates cover.
-        candidate: Id of the candidate that the reason concerns. None if it is not retained.
-        score: Score of that candidate.
-        iou: IoU of the lesion and that candidate.
+        nearest_candidate: Id of the candidate that the reason concerns. None if it is not retained.
+        nearest_score: Score of that candidate.
+        nearest_iou: IoU of the lesion and that candidate.
     """
 
-    why: WhyMissed
+    why_missed: WhyMissed
     covered: float = 0.0
-    candidate: int | None = None
-    score: float | None = None
-    iou: float | None = None
+    nearest_candidate: int | None = None
+    nearest_score: float | None = None
+    nearest_iou: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +78,8 @@ class Misses:
         true: True for true positives `[candidates]`.
         least: The lowest score that is accepted.
         removed: Candidates that were removed for their size.
-        unannotated: The match of the candidates whose labels the reference does not annotate. None
-            if there are none.
-        unannotated_accepted: True for the accepted ones of these candidates.
+        unannotated: Rows of the lesions that an accepted candidate would find if the reference
+            annotated its label.
     """
 
     match: Match
@@ -89,35 +87,28 @@ class Misses:
     true: Flags
     least: float
     removed: Sequence[Candidate] = ()
-    unannotated: Match | None = None
-    unannotated_accepted: Flags | None = None
+    unannotated: Collection[int] = ()
 
-    @cached_property
-    def _shares(self) -> Shares:
-        """The shares that each pair covers."""
-        return shares_of(self.match.candidates, self.match.lesions, self.match.overlaps)
+    @property
+    def _pairs(self) -> Overlaps:
+        """The overlapping pairs of the case."""
+        return self.match.overlaps
 
     @cached_property
     def covered_by_accepted(self) -> NDArray[np.float64]:
         """The share of each lesion `[lesions]` that accepted candidates cover together."""
-        pairs = np.flatnonzero(self.accepted[self.match.overlaps.candidate])
-        lesion = self.match.overlaps.lesion[pairs]
-        shares = self._shares.where(pairs)
-        return sum_shares(lesion, len(self.match.lesions), shares.of_lesion, shares.common)
+        pairs = self._pairs.where(self.accepted[self._pairs.candidate])
+        return sum_shares(pairs.lesion, len(self.match.lesions), pairs.of_lesion, pairs.common)
 
     @cached_property
-    def in_lesions(self) -> NDArray[np.float64]:
-        """The share of each candidate `[candidates]` that is located in lesions."""
-        candidate = self.match.overlaps.candidate
-        n_candidates = len(self.match.candidates)
-        return sum_shares(candidate, n_candidates, self._shares.of_candidate, self._shares.common)
+    def _fitting(self) -> Flags:
+        """True for the pairs `[pairs]` that the rule would count as hits if it ignored labels."""
+        return find_fitting(self.match)
 
     def covered(self, row: int) -> float:
         """Return the share of a lesion that candidates cover, as `Miss.covered` states it."""
         by_accepted = float(self.covered_by_accepted[row])
-        if by_accepted > 0:
-            return by_accepted
-        return self._sum_of_pairs(self._find_touching(row))
+        return by_accepted or self._sum_shares(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
         """Return the first reason that applies. Reasons are tried from the nearest miss on.
@@ -126,7 +117,7 @@ class Misses:
         then accepted candidates that only touch it, and candidates that are not accepted last.
         """
         touching = self._find_touching(row)
-        is_accepted = self.accepted[self.match.overlaps.candidate[touching]]
+        is_accepted = self.accepted[self._pairs.candidate[touching]]
         is_same_label = self.match.comparable[touching]
         accepted = touching[is_accepted & is_same_label]
         accepted_other_label = touching[is_accepted & ~is_same_label]
@@ -147,24 +138,18 @@ class Misses:
             or Miss(WhyMissed.NO_RESPONSE)
         )
 
-    def _explain_near_miss(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+    def _explain_near_miss(self, pairs: Rows, row: int) -> Miss | None:
         """Explain why a pair that comes close does not find the lesion; None if none is close."""
-        near = self._find_near_pair(pairs, row)
-        if near is None:
-            return None
-        why, pair = near
-        return self._describe_miss(why, row, pair)
+        near = self._find_near_pairs(pairs, row)
+        return self._describe_best(self._why_near, row, near)
 
-    def _explain_other_label(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+    def _explain_other_label(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss if a pair would find the lesion with the right label, otherwise None."""
-        fitting = self._select_fitting(pairs)
-        if not len(fitting):
-            return None
-        return self._describe_miss(WhyMissed.WRONG_LABEL, row, self._choose_best(fitting))
+        return self._describe_best(WhyMissed.WRONG_LABEL, row, pairs[self._fitting[pairs]])
 
     def _explain_unannotated_label(self, row: int) -> Miss | None:
         """Return a miss if a candidate of an unannotated label fits, otherwise None."""
-        if not self._is_marked_as_unannotated(row):
+        if row not in self.unannotated:
             return None
         return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
 
@@ -193,11 +178,9 @@ class Misses:
         why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
         return Miss(why, self.covered(row), candidate, score)
 
-    def _explain_touch(self, pairs: NDArray[np.int64], row: int) -> Miss | None:
+    def _explain_touch(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss with the best of these pairs; None without pairs."""
-        if not len(pairs):
-            return None
-        return self._describe_miss(self._too_little, row, self._choose_best(pairs))
+        return self._describe_best(self._why_touched, row, pairs)
 
     def _explain_removed(self, row: int, least: float) -> Miss | None:
         """Return a miss if a candidate at this lesion was removed for its size; otherwise None.
@@ -208,11 +191,10 @@ class Misses:
         highest = max(scores, default=None)
         if highest is None or highest < least:
             return None
-        covered = self.covered(row)
-        return Miss(WhyMissed.REMOVED_BY_SIZE, covered, candidate=None, score=highest)
+        return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), nearest_score=highest)
 
     @property
-    def _too_little(self) -> WhyMissed:
+    def _why_touched(self) -> WhyMissed:
         """The reason for a lesion that a candidate only touches."""
         measure = self.match.criterion.measure
         if measure == "coverage":
@@ -223,10 +205,18 @@ class Misses:
             return WhyMissed.IOU_TOO_SMALL
         return WhyMissed.WRONG_LABEL  # "overlap": any contact is enough if the label is right
 
-    def _find_near_pair(self, pairs: NDArray[np.int64], row: int) -> tuple[WhyMissed, int] | None:
-        """Return the pair that comes closest to finding a missed lesion, and why it does not.
+    @property
+    def _why_near(self) -> WhyMissed:
+        """The reason for a lesion that a candidate nearly finds."""
+        measure = self.match.criterion.measure
+        if measure == "coverage":
+            return WhyMissed.CANDIDATE_TOO_LARGE
+        return WhyMissed.CENTRE_TOO_FAR if measure == "centre" else WhyMissed.MERGED
 
-        Return None if no pair comes close. A pair is close in these cases:
+    def _find_near_pairs(self, pairs: Rows, row: int) -> Rows:
+        """Select the pairs that come close to finding a missed lesion.
+
+        A pair is close in these cases:
 
         - coverage rule: the pairs together cover enough of the lesion, but too little of this
           candidate is located in lesions
@@ -238,50 +228,20 @@ class Misses:
             pairs: Positions in `match.overlaps` of pairs of this lesion.
             row: Row of the lesion.
         """
-        if not len(pairs):
-            return None
         rule = self.match.criterion
         links = self.match.links[rule]
-        candidate = self.match.overlaps.candidate[pairs]
-        covers_much = self._shares.of_lesion[pairs] >= MARKED
+        candidate = self._pairs.candidate[pairs]
+        covers_much = self._pairs.of_lesion[pairs] >= MARKED
         if rule.measure == "coverage":
-            covered_together = self._sum_of_pairs(pairs)
-            if covered_together < rule.threshold - ROUNDING:
-                return None
-            why = WhyMissed.CANDIDATE_TOO_LARGE
+            if self._sum_shares(pairs) < rule.threshold - ROUNDING:
+                return pairs[:0]
             # the rule links only candidates of which enough is located in lesions
-            is_linked = np.isin(candidate, links.candidate)
-            is_close = ~is_linked
-        elif rule.measure == "centre":
-            why = WhyMissed.CENTRE_TOO_FAR
-            is_close = covers_much
-        else:
-            why = WhyMissed.MERGED
-            may_find_lesion = np.isin(candidate, links.candidate[links.lesion == row])
-            finds_another = self.true[candidate]
-            is_close = may_find_lesion | (finds_another & covers_much)
-        close_pairs = pairs[is_close]
-        if not len(close_pairs):
-            return None
-        return why, self._choose_best(close_pairs)
-
-    def _select_fitting(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Select the pairs that the rule would count as hits if it ignored labels."""
-        if not len(pairs):
-            return pairs
-        is_fitting = find_fitting(self.match, self._shares)
-        return pairs[is_fitting[pairs]]
-
-    def _is_marked_as_unannotated(self, row: int) -> bool:
-        """Return True if an accepted candidate of an unannotated label fits the lesion."""
-        other = self.unannotated
-        accepted = self.unannotated_accepted
-        if other is None or accepted is None:
-            return False
-        is_accepted = (other.overlaps.lesion == row) & accepted[other.overlaps.candidate]
-        shares = shares_of(other.candidates, other.lesions, other.overlaps)
-        is_fitting = find_fitting(other, shares)
-        return bool((is_accepted & is_fitting).any())
+            return pairs[~np.isin(candidate, links.candidate)]
+        if rule.measure == "centre":
+            return pairs[covers_much]
+        may_find_lesion = np.isin(candidate, links.candidate[links.lesion == row])
+        finds_another = self.true[candidate]
+        return pairs[may_find_lesion | (finds_another & covers_much)]
 
     def _covers_part_of(self, candidate: Candidate, row: int) -> bool:
         """Return True if the box of a removed candidate contains a part of the lesion."""
@@ -298,48 +258,43 @@ class Misses:
         dims = lesions.geometry.dims
         return bool(((box[:dims] < stop) & (box[dims:] > start)).all())
 
-    def _find_touching(self, row: int) -> NDArray[np.int64]:
+    def _find_touching(self, row: int) -> Rows:
         """Return the positions in `match.overlaps` of the pairs of a lesion."""
-        return np.flatnonzero(self.match.overlaps.lesion == row)
+        return np.flatnonzero(self._pairs.lesion == row)
 
-    def _sum_of_pairs(self, pairs: NDArray[np.int64]) -> float:
+    def _sum_shares(self, positions: Rows) -> float:
         """Return the share of their lesion that these pairs cover together."""
-        shares = self._shares.where(pairs)
-        row = np.zeros(len(pairs), dtype=np.int64)
-        return float(sum_shares(row, 1, shares.of_lesion, shares.common)[0])
+        pairs = self._pairs.where(positions)
+        return float(sum_shares(0 * positions, 1, pairs.of_lesion, pairs.common)[0])
 
-    def _choose_best(self, pairs: NDArray[np.int64]) -> int:
-        """Return the pair that covers most of the lesion. If several do, the largest IoU counts."""
-        iou = self.match.overlaps.iou[pairs]
-        covered = self._shares.of_lesion[pairs]
+    def _describe_best(self, why: WhyMissed, row: int, pairs: Rows) -> Miss | None:
+        """Return a miss with the numbers of the pair that covers most of the lesion.
+
+        If several do, that with the largest IoU counts. Return None without pairs.
+        """
+        if not len(pairs):
+            return None
+        iou = self._pairs.iou[pairs]
+        covered = self._pairs.of_lesion[pairs]
         ascending = np.lexsort((iou, covered))  # the last key is the first criterion
-        return int(pairs[ascending[-1]])
-
-    def _describe_miss(self, why: WhyMissed, row: int, pair: int) -> Miss:
-        """Return a miss with the numbers of a pair."""
-        match = self.match
-        candidate = int(match.overlaps.candidate[pair])
+        best = pairs[ascending[-1]]
+        candidate = self._pairs.candidate[best]
         return Miss(
-            why=why,
+            why_missed=why,
             covered=self.covered(row),
-            candidate=int(match.candidates.ids[candidate]),
-            score=float(match.scores[candidate]),
-            iou=float(match.overlaps.iou[pair]),
+            nearest_candidate=int(self.match.candidates.ids[candidate]),
+            nearest_score=float(self.match.scores[candidate]),
+            nearest_iou=float(self._pairs.iou[best]),
         )
 
 
-def find_fitting(match: Match, shares: Shares) -> Flags:
+def find_fitting(match: Match) -> Flags:
     """Flag the pairs `[pairs]` that the rule would count as hits if it ignored labels."""
     rule = match.criterion
     pairs = match.overlaps
     if rule.measure == "coverage":
         least = rule.threshold - ROUNDING
-        return (shares.of_lesion >= least) & (shares.of_candidate >= least)
-    if rule.measure == "iou":
-        return np.asarray(pairs.iou >= rule.threshold)
-    if rule.measure == "overlap":
-        return np.ones(len(pairs.candidate), dtype=np.bool_)
-    centres_mm = match.candidates.centres_mm[pairs.candidate]
-    difference_mm = centres_mm - match.lesions.centres_mm[pairs.lesion]
-    radii_mm = match.lesions.diameters_mm[pairs.lesion] / 2
-    return np.asarray(np.linalg.norm(difference_mm, axis=-1) < rule.threshold * radii_mm)
+        return (pairs.of_lesion >= least) & (pairs.of_candidate >= least)
+    return find_hits(
+        rule, match.candidates, match.lesions, pairs.candidate, pairs.lesion, pairs.iou
+    )

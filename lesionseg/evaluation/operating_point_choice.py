@@ -116,10 +116,10 @@ def choose(
         )
     chosen = _find_score(tables, aim, confidence)
     is_found = tables.detected_at >= chosen.score
-    found = tables.count_lesions(is_found)
+    found = tables.add_up("lesions", is_found)
     false = _count_false(tables, chosen.score)
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
-    false_positives = rate(false, tables.cases_by_group, NO_CASE)
+    false_positives = rate(false, tables.sums["cases"], NO_CASE)
     attainable_recall = None
     if len(tables.detected_at):
         attainable_recall = float((tables.detected_at > NEVER).mean())
@@ -158,7 +158,8 @@ def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenSc
 
 def _count_false(tables: Tables, threshold: float) -> NDArray[np.float64]:
     """Count the false positives of each group `[groups]` with at least this score."""
-    return tables.count_items(tables.false_group[tables.false_score >= threshold])
+    accepted = tables.false_group[tables.false_score >= threshold]
+    return np.bincount(accepted, minlength=len(tables.groups)).astype(np.float64)
 
 
 def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
@@ -250,7 +251,7 @@ def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -
     score_here = _find_score_allowing(tables, int(np.floor(rate * tables.n_cases + _ROUNDING)))
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
-    design_effect = count_design_effect(false, tables.cases_by_group)
+    design_effect = count_design_effect(false, tables.sums["cases"])
     most = most_false_positives(rate, tables.n_cases, design_effect, confidence, len(tables.groups))
     score = _find_score_allowing(tables, max(most, 0))
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:

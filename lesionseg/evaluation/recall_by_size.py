@@ -68,10 +68,10 @@ def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
     found = []
     for low, high in zip(scale.edges, [*scale.edges[1:], np.inf], strict=True):
         inside = (sizes >= low) & (sizes < high)
-        recall = proportion(
-            tables.count_lesions(inside & is_found), tables.count_lesions(inside), NO_LESION
-        )
-        found.append(replace(recall, n=int(inside.sum()), name="recall_by_size", at=low))
+        n_found = tables.add_up("lesions", inside & is_found)
+        n_inside = tables.add_up("lesions", inside)
+        recall = proportion(n_found, n_inside, NO_LESION, name="recall_by_size")
+        found.append(replace(recall, n=int(inside.sum()), at=low))
     return found
 
 
@@ -92,7 +92,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     # many lesions have the same number of voxels, and therefore the same diameter
     diameters, columns = np.unique(scale.sizes_of(tables.lesions), return_inverse=True)
     shape = (len(tables.groups), len(diameters))
-    places = (tables.lesion_group, columns)
+    places = (tables.group_of["lesions"], columns)
     # values at equal places of a sparse array `[groups, sizes]` are added
     n_found = csr_array((is_found.astype(np.float64), places), shape=shape)
     n_all = csr_array((np.ones(n_lesions), places), shape=shape)
@@ -113,21 +113,23 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         crossings = _find_crossings(intercept, slope, low, high)
         return np.concatenate([curve, crossings, fits], axis=1)
 
-    items = _ITEMS_PER_LESION * n_lesions
-    bounds = [SHARE] * N_CURVE_POINTS + [None] * 4  # of the curve, and of the other numbers
-    estimates = bootstrap(
-        statistic, draws, tables.lesions_by_group, NO_LESION, items, bounds=bounds
+    *curve, d50, d90, intercept, slope = bootstrap(
+        statistic,
+        draws,
+        tables.lesions_by_group,
+        NO_LESION,
+        _ITEMS_PER_LESION * n_lesions,
+        bounds=[SHARE] * N_CURVE_POINTS + [None] * 4,  # of the curve, and of the other numbers
+        names=["size_curve"] * N_CURVE_POINTS
+        + ["size_d50", "size_d90", "size_intercept", "size_slope"],
     )
-    *curve, d50, d90, intercept, slope = estimates
-    rows = [
-        replace(_clear_if_at_end(d50, low, high), name="size_d50"),
-        replace(_clear_if_at_end(d90, low, high), name="size_d90"),
-        Estimate(intercept.value or 0.0, name="size_intercept"),
-        Estimate(slope.value or 0.0, name="size_slope"),
+    return [
+        _clear_if_at_end(d50, low, high),
+        _clear_if_at_end(d90, low, high),
+        Estimate(intercept.value or 0.0, name=intercept.name),
+        Estimate(slope.value or 0.0, name=slope.name),
+        *(replace(one, at=at) for one, at in zip(curve, points.tolist(), strict=True)),
     ]
-    for diameter, one in zip(points.tolist(), curve, strict=True):
-        rows.append(replace(one, name="size_curve", at=diameter))
-    return rows
 
 
 def _find_crossings(
@@ -156,4 +158,6 @@ def _find_crossings(
 
 def _clear_if_at_end(diameter: Estimate, low: float, high: float) -> Estimate:
     """Remove value and interval if the value was clipped to an end of the observed diameters."""
-    return Estimate(None, None, OUTSIDE) if diameter.value in (low, high) else diameter
+    if diameter.value not in (low, high):
+        return diameter
+    return Estimate(None, reason=OUTSIDE, name=diameter.name)

@@ -2,21 +2,21 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from lesionseg.core import OperatingPoint
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.box_precision import IOUS, RANGES, BoxHits
 from lesionseg.evaluation.calibration import describe_calibration
-from lesionseg.evaluation.criteria import SIDE_CRITERIA, Preset
+from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.intervals import (
+    CI,
     NO_CASE,
     NO_LESION,
     Z95,
@@ -38,7 +38,7 @@ from lesionseg.evaluation.scores import (
     Scores,
 )
 from lesionseg.evaluation.subgroups import ZONE, Columns, find_subgroups
-from lesionseg.evaluation.tables import Tables
+from lesionseg.evaluation.tables import Numbers, Tables
 from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)
@@ -55,57 +55,36 @@ ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
 BOXES = "boxes have no voxels to compare"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
-Terms = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+class Ratio(NamedTuple):
+    """`factor` times the ratio of two sums of `Tables.sums`: `above`, and all of `below` together.
+
+    `undefined` is the reason if the sum of `below` is 0. `is_rate` is True for a count per case,
+    which has Garwood's interval.
+    """
+
+    above: str
+    below: Sequence[str]
+    undefined: str
+    is_rate: bool = False
+    factor: float = 1.0
+
+    def terms(self, tables: Tables) -> tuple[Numbers, Numbers]:
+        """Return the numerator and the denominator of each group `[groups]`."""
+        sums = tables.sums
+        return self.factor * sums[self.above], np.sum([sums[name] for name in self.below], axis=0)
 
 
-def _recall_terms(tables: Tables) -> Terms:
-    """Return the found and all lesions of each group."""
-    return tables.count_lesions(tables.lesions["detected"]), tables.lesions_by_group
-
-
-def _precision_terms(tables: Tables) -> Terms:
-    """Return the true positives of each group, and its true and false positives."""
-    true = tables.count_candidates(tables.has_outcome("true_positive"))
-    return true, true + tables.sum_cases(tables.false_by_case)
-
-
-def _f1_terms(tables: Tables) -> Terms:
-    """Return 2·TP and 2·TP + FP + FN of each group."""
-    found, lesions = _recall_terms(tables)
-    return 2 * found, found + lesions + tables.sum_cases(tables.false_by_case)
-
-
-def _false_positive_terms(tables: Tables) -> Terms:
-    """Return the false positives of each group and its number of cases."""
-    return tables.sum_cases(tables.false_by_case), tables.cases_by_group
-
-
-def _lesion_free_false_positive_terms(tables: Tables) -> Terms:
-    """Return the false positives in lesion-free cases of each group and their number."""
-    false = tables.false_by_case * tables.is_lesion_free
-    return tables.sum_cases(false), tables.sum_cases(tables.is_lesion_free)
-
-
-def _specificity_terms(tables: Tables) -> Terms:
-    """Return the lesion-free cases without a false positive and all lesion-free cases."""
-    is_clean = (tables.false_by_case == 0) & tables.is_lesion_free
-    return tables.sum_cases(is_clean), tables.sum_cases(tables.is_lesion_free)
-
-
-# by name: numerator and denominator of each group, and the reason if the sum of the latter is 0
-RATIOS: Mapping[str, tuple[Callable[[Tables], Terms], str]] = {
-    "lesion_recall": (_recall_terms, NO_LESION),
-    "lesion_precision": (_precision_terms, NOTHING_ACCEPTED),
-    "lesion_f1": (_f1_terms, NO_LESION),
-    "false_positives_per_case": (_false_positive_terms, NO_CASE),
-    "false_positives_per_lesion_free_case": (
-        _lesion_free_false_positive_terms,
-        NO_LESION_FREE_CASE,
+RATIOS: Mapping[str, Ratio] = {
+    "lesion_recall": Ratio("found", ["lesions"], NO_LESION),
+    "lesion_precision": Ratio("true", ["true", "false"], NOTHING_ACCEPTED),
+    "lesion_f1": Ratio("found", ["found", "lesions", "false"], NO_LESION, factor=2),
+    "false_positives_per_case": Ratio("false", ["cases"], NO_CASE, is_rate=True),
+    "false_positives_per_lesion_free_case": Ratio(
+        "false_in_free", ["free"], NO_LESION_FREE_CASE, is_rate=True
     ),
-    "specificity": (_specificity_terms, NO_LESION_FREE_CASE),
+    "specificity": Ratio("clean", ["free"], NO_LESION_FREE_CASE),
 }
-# the ratios that are rates of counts, which have Garwood's interval
-_RATES = ("false_positives_per_case", "false_positives_per_lesion_free_case")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +227,25 @@ class Summary:
         }
         return [Estimate(number, name=name) for name, number in numbers.items()]
 
+    def resample(
+        self,
+        names: Sequence[str],
+        statistic: Statistic,
+        support: Numbers,
+        undefined: str,
+        *,
+        items: int | None = None,
+        bounds: Sequence[CI | None] = (),
+    ) -> list[Estimate]:
+        """Compute numbers with percentile intervals, as `intervals.bootstrap` describes.
+
+        `items` is the number of cases by default.
+        """
+        items = self.n_cases if items is None else items
+        return bootstrap(
+            statistic, self.draws, support, undefined, items, bounds=bounds, names=names
+        )
+
     def overlap(self) -> Iterator[Estimate]:
         """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion."""
         cases = self.tables.cases
@@ -269,83 +267,71 @@ class Summary:
 
         `is_share`: the values are between 0 and 1, which allows Wilson's interval.
         """
-        defined = values.dropna()
-        counted = self.tables.sum_cases(values.notna())
-        total = self.tables.sum_cases(values.fillna(0.0))
+        n = int(values.notna().sum())
+        counted = self.tables.add_up("cases", values.notna())
+        total = self.tables.add_up("cases", values.fillna(0.0))
         if is_share:
-            mean = proportion(total, counted, NO_MASKED_CASE, least_deff=0.0)
+            mean = proportion(total, counted, NO_MASKED_CASE, name=name, least_deff=0.0)
         else:
-            statistic = ratio(total, counted)
-            (mean,) = bootstrap(
-                statistic, self.draws, counted, NO_MASKED_CASE, self.n_cases, bounds=[None]
+            (mean,) = self.resample(
+                [name], ratio(total, counted), counted, NO_MASKED_CASE, bounds=[None]
             )
-        n = len(defined)
-        median = float(np.median(defined)) if n else None
-        return (
-            replace(mean, name=name, n=n),
-            Estimate(median, reason=None if n else mean.reason, name=f"{name}_median", n=n),
-        )
+        median = float(values.median()) if n else None
+        reason = None if n else mean.reason
+        return replace(mean, n=n), Estimate(median, reason=reason, name=f"{name}_median", n=n)
 
     def ratio(self, name: str) -> Estimate:
         """Compute one of `RATIOS` over all cases, with the interval that suits it.
 
         F1 is neither a proportion of independent items nor a rate, so it is bootstrapped.
         """
-        terms_of, undefined = RATIOS[name]
-        above, below = terms_of(self.tables)
+        kind = RATIOS[name]
+        above, below = kind.terms(self.tables)
         if name == "lesion_f1":
             lesions = self.tables.lesions_by_group
-            statistic = ratio(above, below)
-            (found,) = bootstrap(statistic, self.draws, lesions, undefined, self.n_cases)
-        elif name in _RATES:
-            found = rate(above, below, undefined)
-        else:
-            found = proportion(above, below, undefined)
-        return replace(found, name=name)
+            return self.resample([name], ratio(above, below), lesions, kind.undefined)[0]
+        if kind.is_rate:
+            return rate(above, below, kind.undefined, name=name)
+        return proportion(above, below, kind.undefined, name=name)
 
-    def of_curve(self, statistic: Statistic) -> list[Estimate]:
+    def of_curve(self, names: Sequence[str], statistic: Statistic) -> list[Estimate]:
         """Compute a statistic of the pooled scores. It is undefined without scores."""
         if not self.has_scores:
-            return [Estimate(None, None, UNSCORED)]
+            return _undefined(names, UNSCORED)
         # the curves accumulate lesions and false positives, from 0
         items = len(self.tables.detected_at) + len(self.tables.false_score) + 1
         support = self.tables.lesions_by_group
-        return bootstrap(statistic, self.draws, support, NO_LESION, items)
+        return self.resample(names, statistic, support, NO_LESION, items=items)
 
     def cpm(self) -> Estimate:
         """Compute the mean recall of the FROC. It is undefined for fewer than 8 cases."""
-        (found,) = self.of_curve(curves.cpm(self.tables, self.preset.fp_per_case))
+        (found,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
         if found.value is not None and self.n_cases < MIN_CASES_FOR_CPM:
-            found = Estimate(None, None, TOO_FEW_CASES_FOR_CPM)
-        return replace(found, name="cpm")
+            return Estimate(None, reason=TOO_FEW_CASES_FOR_CPM, name="cpm")
+        return found
 
     def average_precision(self) -> Estimate:
         """Compute the average precision. It is undefined without scores."""
-        (found,) = self.of_curve(curves.average_precision(self.tables))
-        return replace(found, name="average_precision")
+        return self.of_curve(["average_precision"], curves.average_precision(self.tables))[0]
 
     def froc(self) -> list[Estimate]:
         """Compute the recall at the preset's rates of false positives per case."""
         rates = self.preset.fp_per_case
-        points = self.of_curve(curves.froc(self.tables, rates))
-        if not self.has_scores:
-            points *= len(rates)
-        pairs = zip(points, rates, strict=True)
-        return [replace(point, name="froc", at=at) for point, at in pairs]
+        points = self.of_curve(["froc"] * len(rates), curves.froc(self.tables, rates))
+        return [replace(point, at=at) for point, at in zip(points, rates, strict=True)]
 
     def case_auroc(self) -> Estimate:
         """Compute the chance that a case with a lesion has a higher score than one without."""
-        if not self.has_scores:
-            return Estimate(None, None, UNSCORED, name="case_auroc")
+        names = ["case_auroc"]
         tables = self.tables
-        kinds = [tables.sum_cases(tables.has_lesion), tables.sum_cases(tables.is_lesion_free)]
-        found = Estimate(None, None, ONE_KIND_OF_CASE)
-        if all(kind.any() for kind in kinds):
-            # the kind of case with fewer groups decides if an interval is possible
-            support = min(kinds, key=np.count_nonzero)
-            statistic = curves.case_auroc(tables)
-            (found,) = bootstrap(statistic, self.draws, support, ONE_KIND_OF_CASE, self.n_cases)
-        return replace(found, name="case_auroc")
+        kinds = [tables.add_up("cases", tables.has_lesion), tables.sums["free"]]
+        if not self.has_scores:
+            return _undefined(names, UNSCORED)[0]
+        if not all(kind.any() for kind in kinds):
+            return _undefined(names, ONE_KIND_OF_CASE)[0]
+        # the kind of case with fewer groups decides if an interval is possible
+        support = min(kinds, key=np.count_nonzero)
+        return self.resample(names, curves.case_auroc(tables), support, ONE_KIND_OF_CASE)[0]
 
     def box_precision(self) -> list[Estimate]:
         """Compute the average precision of bounding boxes and the RSNA score.
@@ -356,61 +342,54 @@ class Summary:
         tables = self.tables
         hits = BoxHits.of(tables)
         support = tables.lesions_by_group
+        names = [*["box_average_precision"] * len(IOUS), *RANGES]
         if self.has_scores and support.any():
             statistic = hits.average_precision(tables)
             items = len(hits.rows) + 1
-            estimates = bootstrap(statistic, self.draws, support, NO_LESION, items)
+            estimates = self.resample(names, statistic, support, NO_LESION, items=items)
             by_case = hits.rsna_by_case(tables)
-            counted = tables.sum_cases(~np.isnan(by_case))
-            total = tables.sum_cases(np.nan_to_num(by_case))
-            rsna = proportion(total, counted, NO_LESION, least_deff=0.0)
+            counted = tables.add_up("cases", ~np.isnan(by_case))
+            total = tables.add_up("cases", np.nan_to_num(by_case))
+            rsna = proportion(total, counted, NO_LESION, name="rsna_score", least_deff=0.0)
         else:
-            rsna = Estimate(None, None, NO_LESION if self.has_scores else UNSCORED)
-            estimates = [rsna] * (len(IOUS) + len(RANGES))
-        at_iou = zip(estimates, IOUS, strict=False)
-        in_range = zip(estimates[len(IOUS) :], RANGES, strict=True)
-        return [
-            *(replace(one, name="box_average_precision", at=iou) for one, iou in at_iou),
-            *(replace(one, name=name) for one, name in in_range),
-            replace(rsna, name="rsna_score"),
-            Estimate(hits.n_left_out, name="box_candidates_left_out"),
-        ]
+            why = NO_LESION if self.has_scores else UNSCORED
+            *estimates, rsna = _undefined([*names, "rsna_score"], why)
+        for place, iou in enumerate(IOUS):
+            estimates[place] = replace(estimates[place], at=iou)
+        return [*estimates, rsna, Estimate(hits.n_left_out, name="box_candidates_left_out")]
 
     def panoptic_quality(self) -> Estimate:
         """Compute Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions).
 
         Kirillov et al. 2019.
         """
+        names = ["panoptic_quality"]
         tables = self.tables
         cases = tables.cases
         if tables.lacks_masks or cases["pair_iou"].isna().any():
-            return Estimate(None, None, BOXES, name="panoptic_quality")
-        iou = tables.sum_cases(cases["pair_iou"])
-        found = tables.sum_cases(cases["n_pairs"])
-        false = tables.sum_cases(cases["n_unpaired"])
+            return _undefined(names, BOXES)[0]
+        iou = tables.add_up("cases", cases["pair_iou"])
         lesions = tables.lesions_by_group
-        statistic = ratio(2 * iou, found + lesions + false)
-        (quality,) = bootstrap(statistic, self.draws, lesions, NO_LESION, self.n_cases)
-        return replace(quality, name="panoptic_quality")
+        items = lesions + tables.add_up("cases", cases["n_pairs"] + cases["n_unpaired"])
+        return self.resample(names, ratio(2 * iou, items), lesions, NO_LESION)[0]
 
     def lesion_load(self) -> list[Estimate]:
-        """Compute the agreement of the lesion volume and of the number of lesions of a case.
+        """Compare the predicted lesion volume and number of lesions of a case with the reference.
 
         Cases without a prediction are left out. The volume is undefined in 2-D, and also if a case
         has boxes without voxels: the remaining cases would mostly be those without a detection.
         """
         cases = self.tables.cases
-        is_predicted = self.tables.is_predicted
         volumes = cases["predicted_ml"] - cases["reference_ml"]
         if (volumes.isna() & (cases["axes"] == 3)).any():
             volumes = volumes.mask(volumes.notna())
         counts = (cases["n_counted"] - cases["n_lesions"]).astype(np.float64)
         return [
-            *self._measure_agreement("volume_ml", volumes.where(is_predicted), NO_VOLUME),
-            *self._measure_agreement("n_lesions", counts.where(is_predicted), NO_CASE),
+            *self._compare_with_reference("volume_ml", volumes, NO_VOLUME),
+            *self._compare_with_reference("n_lesions", counts, NO_CASE),
         ]
 
-    def _measure_agreement(
+    def _compare_with_reference(
         self, name: str, errors: "pd.Series[float]", undefined: str
     ) -> list[Estimate]:
         """Compute the bias and limits of agreement of predicted minus reference values.
@@ -418,11 +397,12 @@ class Summary:
         The bias is the mean. The limits are ± 1.96 standard deviations from it (Bland & Altman
         1986).
         """
-        counts = self.tables.sum_cases(errors.notna())
-        sums = self.tables.sum_cases(errors.fillna(0.0))
-        squares = self.tables.sum_cases(errors.fillna(0.0) ** 2)
+        errors = errors.where(self.tables.is_predicted)
+        counts = self.tables.add_up("cases", errors.notna())
+        sums = self.tables.add_up("cases", errors.fillna(0.0))
+        squares = self.tables.add_up("cases", errors.fillna(0.0) ** 2)
 
-        def statistic(weights: Weights) -> NDArray[np.float64]:
+        def statistic(weights: Weights) -> Numbers:
             """Return bias, lower and upper limit `[replicates, 3]`."""
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -432,31 +412,29 @@ class Summary:
             found = np.stack([bias, bias - reach, bias + reach], axis=1)
             return np.where(n[:, None] > 1, found, np.nan)
 
-        # the statistic holds about six numbers per replicate at once
-        estimates = bootstrap(statistic, self.draws, counts, undefined, items=6, bounds=[None] * 3)
         names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
-        n = int(counts.sum())
-        pairs = zip(estimates, names, strict=True)
-        return [replace(one, name=name_of_one, n=n) for one, name_of_one in pairs]
+        # the statistic holds about six numbers per replicate at once
+        found = self.resample(names, statistic, counts, undefined, items=6, bounds=[None] * 3)
+        return [replace(one, n=int(counts.sum())) for one in found]
 
     def calibration(self) -> list[Estimate]:
         """Measure the calibration of the scores. It is undefined without scores."""
         if not self.has_scores:
-            return [Estimate(None, reason=UNSCORED, name="calibration_slope")]
+            return _undefined(["calibration_slope"], UNSCORED)
         return describe_calibration(self.tables)
 
     def other_criteria(self) -> list[Estimate]:
-        """Compute recall and false positives of the accepted candidates by the side criteria."""
+        """Compute recall and false positives of accepted candidates by the secondary criteria."""
         tables = self.tables
         rows = []
-        for criterion in SIDE_CRITERIA:
-            hits = tables.count_lesions(tables.lesions[criterion.name])
-            false = tables.sum_cases(tables.cases[f"n_false_{criterion.name}"])
-            recall = proportion(hits, tables.lesions_by_group, NO_LESION)
-            false_rate = rate(false, tables.cases_by_group, NO_CASE)
-            subset = f"criterion: {criterion.name}"
-            rows.append(replace(recall, name="lesion_recall", subset=subset))
-            rows.append(replace(false_rate, name="false_positives_per_case", subset=subset))
+        for criterion in SECONDARY_CRITERIA:
+            hits = tables.add_up("lesions", tables.lesions[criterion.name])
+            false = tables.add_up("cases", tables.cases[f"n_false_{criterion.name}"])
+            both = [
+                proportion(hits, tables.lesions_by_group, NO_LESION, name="lesion_recall"),
+                rate(false, tables.sums["cases"], NO_CASE, name="false_positives_per_case"),
+            ]
+            rows += [replace(row, subset=f"criterion: {criterion.name}") for row in both]
         return rows
 
     def subgroup(self, name: str, tables: Tables) -> list[Estimate]:
@@ -502,6 +480,11 @@ class Summary:
             ]
             rows += [replace(row, label=name) for row in numbers]
         return rows
+
+
+def _undefined(names: Iterable[str], reason: str) -> list[Estimate]:
+    """Return numbers that are undefined."""
+    return [Estimate(None, reason=reason, name=name) for name in names]
 
 
 def _find_operating_point(

@@ -301,52 +301,47 @@ class Tables:
         """The ids of all groups. Arrays `[groups]` have this order."""
         return tuple(sorted(set(self.cases["group"])))
 
-    def find_group(self, table: pd.DataFrame) -> NDArray[np.int64]:
-        """Return the position in `groups` of each row's group."""
+    @cached_property
+    def group_of(self) -> Mapping[str, NDArray[np.int64]]:
+        """The group of each row, as a position in `groups`, by the name of the table."""
         index = pd.Index(self.groups, dtype=object)
-        return np.asarray(index.get_indexer(table["group"].to_numpy(object)), dtype=np.int64)
+        pairs = zip(COLUMNS, self.frames, strict=True)
+        return {name: index.get_indexer(frame["group"].to_numpy(object)) for name, frame in pairs}
 
-    @cached_property
-    def lesion_group(self) -> NDArray[np.int64]:
-        """The group of each lesion `[lesions]`, as a position in `groups`."""
-        return self.find_group(self.lesions)
-
-    @cached_property
-    def case_group(self) -> NDArray[np.int64]:
-        """The group of each case `[cases]`, as a position in `groups`."""
-        return self.find_group(self.cases)
-
-    def sum_cases(self, values: Any) -> Numbers:
-        """Sum a value of each case over the cases of each group `[groups]`."""
+    def add_up(self, table: str, values: Any) -> Numbers:
+        """Add up a value or flag of each row of a table over each group `[groups]`."""
         numbers = np.asarray(values, dtype=np.float64)
-        return np.bincount(self.case_group, numbers, len(self.groups)).astype(np.float64)
-
-    def count_items(self, groups: NDArray[np.int64]) -> Numbers:
-        """Count the items of each group `[groups]` from the group of each item, as a position."""
-        return np.bincount(groups, minlength=len(self.groups)).astype(np.float64)
-
-    def count_lesions(self, flags: Any) -> Numbers:
-        """Count the flagged lesions of each group `[groups]`."""
-        return self.count_items(self.lesion_group[np.asarray(flags, dtype=np.bool_)])
-
-    def count_candidates(self, flags: Any) -> Numbers:
-        """Count the flagged candidates of each group `[groups]`."""
-        return self.count_items(self.find_group(self.candidates[np.asarray(flags, dtype=np.bool_)]))
+        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(np.float64)
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
         """Number of lesions of each group `[groups]`."""
-        return self.count_items(self.lesion_group)
+        return self.add_up("lesions", np.ones(len(self.lesions)))
+
+    @cached_property
+    def sums(self) -> Mapping[str, Numbers]:
+        """The numbers of each group `[groups]` that ratios are computed from, by name.
+
+        These are lesions, cases (by their annotated share) and lesion-free cases, the found
+        lesions, the true and false positives, the false positives in lesion-free cases, and the
+        lesion-free cases without any.
+        """
+        free = self.is_lesion_free
+        return {
+            "lesions": self.lesions_by_group,
+            "cases": self.add_up("cases", self.case_share),
+            "free": self.add_up("cases", free),
+            "found": self.add_up("lesions", self.lesions["detected"]),
+            "true": self.add_up("candidates", self.candidates["outcome"] == "true_positive"),
+            "false": self.add_up("cases", self.false_by_case),
+            "false_in_free": self.add_up("cases", self.false_by_case * free),
+            "clean": self.add_up("cases", (self.false_by_case == 0) & free),
+        }
 
     @cached_property
     def case_share(self) -> Numbers:
         """The share of each case `[cases]` that counts, as the divisor of rates."""
         return np.asarray(self.cases["annotated_share"], np.float64)
-
-    @property
-    def cases_by_group(self) -> Numbers:
-        """Number of cases of each group `[groups]`. Each case counts by its annotated share."""
-        return self.sum_cases(self.case_share)
 
     @property
     def n_cases(self) -> float:
@@ -371,12 +366,9 @@ class Tables:
     @cached_property
     def false_by_case(self) -> Numbers:
         """Number of false positives of each case `[cases]` at the operating point."""
-        counts = self.candidates.loc[self.has_outcome("false_positive"), "case"].value_counts()
+        is_false = self.candidates["outcome"] == "false_positive"
+        counts = self.candidates.loc[is_false, "case"].value_counts()
         return np.asarray(self.cases["case"].map(counts).fillna(0), np.float64)
-
-    def has_outcome(self, outcome: str) -> Flags:
-        """Return True for each candidate with this outcome at the operating point."""
-        return np.asarray(self.candidates["outcome"] == outcome, np.bool_)
 
     @property
     def has_scores(self) -> bool:
@@ -398,19 +390,19 @@ class Tables:
         return np.asarray(self.lesions["detected_at"].fillna(NEVER), np.float64)
 
     @cached_property
-    def _false(self) -> pd.DataFrame:
-        """The false positives if all candidates are accepted."""
-        return self.candidates[self.candidates["outcome_any"] == "false_positive"]
+    def _is_false(self) -> Flags:
+        """True for the candidates that are false positives if all candidates are accepted."""
+        return np.asarray(self.candidates["outcome_any"] == "false_positive", np.bool_)
 
     @cached_property
     def false_score(self) -> Numbers:
         """Score of each false positive at any threshold."""
-        return np.asarray(self._false["score"].fillna(0.0), np.float64)
+        return np.asarray(self.candidates["score"].fillna(0.0), np.float64)[self._is_false]
 
     @cached_property
     def false_group(self) -> NDArray[np.int64]:
         """The group of each of them, as a position in `groups`."""
-        return self.find_group(self._false)
+        return self.group_of["candidates"][self._is_false]
 
     @cached_property
     def observed(self) -> Numbers:

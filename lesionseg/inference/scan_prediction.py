@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lesionseg.core import Prediction
 from lesionseg.errors import OutputError
-from lesionseg.io.predictions import MaskNames, write_prediction
+from lesionseg.io.case_file import MaskNames
+from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import case_suffix, is_image_file, result_suffix, strip_suffix
 
 

@@ -13,6 +13,8 @@ from lesionseg.io.files import write_csv as write_csv
 from lesionseg.io.files import write_json as write_json
 from lesionseg.io.layouts import Convention as Convention
 from lesionseg.io.layouts import read_dataset as read_dataset
+from lesionseg.io.layouts.table import Row as Row
+from lesionseg.io.layouts.table import Table as Table
 from lesionseg.io.predictions import find_predictions as find_predictions
 from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,24 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.layouts.box_table import TABLE, has_outlines, read_box_reference
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import check_channels, is_colour
-from lesionseg.io.layouts.coco import read_coco_reference, with_outlines
-from lesionseg.io.layouts.datalist import read_boxes
+from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.layouts.stated_lesions import LESIONS
 from lesionseg.io.limits import run_in_worker
 from lesionseg.io.raster import states_turn
-from lesionseg.io.tiff_stack import find_spacing_file
+from lesionseg.io.tiff import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE_MM = 1e-3
-# if two grids differ by less than this, equal indices mean the same place in both
-_NEAR_VOXELS = 0.5
-_SAME_SPACING = 1e-3  # relative difference
-_SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
-MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
 _SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header explains
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
-BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
 LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
@@ -61,7 +53,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     Raises:
         DatasetError: A channel is missing.
         ReadError: A file is damaged.
-        GeometryError: Files are on different grids, see `check_grid`.
+        GeometryError: Files are on different grids, see `GridPair.check`.
         ContentError: Voxels are infinite, voxels are NaN although the dataset does not treat NaN as
             background, or a mask value is not a label.
     """
@@ -91,7 +83,10 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
     if is_colour(files, n_channels):
-        return _split_colours(files.images[0], first, dataset)
+        colours = finite_values(files.images[0], first.array, nan_background=dataset.nan_background)
+        # a grey picture gets equal channels
+        array = np.repeat(colours, n_channels // len(colours), axis=0)
+        return replace(first, array=array.astype(np.float32))
     array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)  # 0 if missing
     valid = first.valid
     present = [c for c in range(n_channels) if c not in files.missing]
@@ -99,13 +94,8 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
         volume = first
         if file != files.images[0]:
             volume = read_volume(file, raster_mm=files.pixel_mm)
-            check_grid(
-                file,
-                volume.geometry,
-                files.images[0],
-                first.geometry,
-                by_image=dataset.grid_of_image,
-            )
+            grids = GridPair(file, volume.geometry, files.images[0], first.geometry)
+            grids.check(by_image=dataset.grid_of_image)
             if volume.valid is not None:
                 valid = volume.valid if valid is None else valid & volume.valid
         values: NDArray[Any] = volume.array
@@ -122,25 +112,8 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
             # floating point is not rounded: the values may be from 0 to 1
             is_whole = values.dtype.kind in "iu"
             values = (np.rint(brightness) if is_whole else brightness)[np.newaxis]
-        # values beyond float32 become infinite, which `check_finite` reports
-        with np.errstate(over="ignore"):
-            array[channel] = values[0]
-        if values.dtype.kind == "f":  # integers are always finite
-            if dataset.nan_background:
-                array[channel] = nan_to_background(array[channel])
-            check_finite(file, array[channel], values[0])
+        array[channel] = finite_values(file, values, nan_background=dataset.nan_background)[0]
     return Volume(array, first.geometry, valid, files.missing)
-
-
-def _split_colours(path: Path, picture: Volume, dataset: Dataset) -> Volume:
-    """Return the colours of a picture as channels. A grey picture gets equal channels."""
-    n_channels = len(dataset.channel_names)
-    array = np.empty((n_channels, *picture.geometry.shape), dtype=np.float32)
-    array[:] = picture.array
-    if dataset.nan_background:
-        array[:] = np.stack([nan_to_background(channel) for channel in array])
-    check_finite(path, array)
-    return Volume(array, picture.geometry)
 
 
 def read_mask(
@@ -260,8 +233,10 @@ def _read_stored_reference(
     """
     labels = dataset.labels
     _note_turn(files, dataset)
-    reference = _read_annotations(files, labels, geometry)
-    if reference is None and files.reference is not None:
+    reference = None
+    if LESIONS in files.annotations:
+        reference = read_stated_reference(files, geometry, labels.merged)
+    elif files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
     if reference is None:
         return None
@@ -289,19 +264,6 @@ def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
         warn_once(logger, text, dataset.root)
 
 
-def _read_annotations(files: CaseFiles, labels: Labels, geometry: Geometry) -> Reference | None:
-    """Read the reference that a table states. Return None if no table states one."""
-    if TABLE in files.annotations and geometry.dims == 2 and has_outlines(files):
-        files = with_outlines(files, geometry)
-    if "lesions" in files.annotations:
-        return read_coco_reference(files, geometry, labels.merged)
-    if TABLE in files.annotations:
-        return read_box_reference(files, geometry, labels.merged)
-    if "boxes" in files.annotations:
-        return read_boxes(files, geometry, merged=bool(labels.merged))
-    return None
-
-
 def _read_mask_file(
     files: CaseFiles, dataset: Dataset, geometry: Geometry, path: Path
 ) -> Reference:
@@ -315,16 +277,9 @@ def _read_mask_file(
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
-    # a picture states no position
-    fits_as_picture = is_raster(path) and reference.geometry.shape == geometry.shape
-    if not fits_as_picture:
-        check_grid(
-            path,
-            reference.geometry,
-            files.images[0] if files.images else path,
-            geometry,
-            by_image=dataset.grid_of_image,
-        )
+    image = files.images[0] if files.images else path
+    grids = GridPair(path, reference.geometry, image, geometry)
+    grids.check(by_image=dataset.grid_of_image)
     reference = replace(reference, geometry=geometry)
     return reference if has_ids else _apply_labels(path, reference, labels)
 
@@ -376,123 +331,6 @@ def _label_advice(present: list[int], labels: Labels) -> str:
     return f"Add them to the labels, or set {_MERGE_LABELS} (255 often means 1)."
 
 
-def is_same_grid(seen: Geometry, expected: Geometry, *, by_image: bool = False) -> bool:
-    """Return True if voxels with equal indices have the same place in the patient.
-
-    The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape and
-    spacing are sufficient, or equal shape if the header of `seen` was lost.
-    """
-    if seen.shape != expected.shape:
-        return False
-    is_near = seen.matches(expected, max(TOLERANCE_MM, _NEAR_VOXELS * min(expected.spacing_mm)))
-    if is_near or not by_image:
-        return is_near
-    return _has_same_spacing(seen, expected) or _has_lost_header(seen, expected)
-
-
-def _has_same_spacing(seen: Geometry, expected: Geometry) -> bool:
-    return bool(np.allclose(seen.spacing_mm, expected.spacing_mm, rtol=_SAME_SPACING))
-
-
-def _is_turned(seen: Geometry, expected: Geometry) -> bool:
-    """Return True if two grids of equal shape have the same corners in another order.
-
-    The headers are then probably right, and one file stores the same region mirrored or turned.
-    """
-    if is_same_grid(seen, expected):
-        return False
-    last = np.array(seen.shape) - 1
-    corners = np.array(list(product((0, 1), repeat=seen.dims))) * last
-    index = expected.to_index(seen.to_mm(corners))
-    distance = np.minimum(np.abs(index), np.abs(index - last))  # from the nearest end of the axis
-    return bool((distance < _NEAR_VOXELS).all())
-
-
-def _has_lost_header(seen: Geometry, expected: Geometry) -> bool:
-    """Return True if a file was probably saved without the header of its scan.
-
-    It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a first
-    voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an affine. If only
-    the origin differs, the grids overlap by less than half.
-    """
-    if seen.dims != 3 or seen.shape != expected.shape or is_same_grid(seen, expected):
-        return False
-    axes = seen.affine[:3, :3]
-    first = seen.affine[:3, 3]
-    centre = seen.to_mm([np.subtract(seen.shape, 1) / 2])[0]
-    distances = np.abs([first, centre, first - expected.affine[:3, 3]]).max(axis=1)
-    is_default = distances.min() <= TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
-    if not is_default or _is_turned(seen, expected):
-        return False
-    has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
-    return not has_similar_axes or seen.overlap(expected) < MIN_OVERLAP
-
-
-def check_header(
-    path: str, seen: Geometry, other: str, expected: Geometry, remedy: str = ""
-) -> None:
-    """Raise `GeometryError` if a file of the shape of another one has lost the header of its scan.
-
-    Their positions cannot be compared then.
-
-    Args:
-        path: The file, or words that describe it.
-        seen: Its grid.
-        other: The file that it is compared with, or words that describe it.
-        expected: The grid of the other file.
-        remedy: A further remedy.
-    """
-    if _has_lost_header(seen, expected):
-        raise GeometryError(
-            f"{path}: the header of the scan was lost. The shape is that of {other}, but the "
-            f"header states voxels of 1 mm; {seen.describe_difference(expected)}. Write it again "
-            f"with the position of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
-        )
-
-
-def check_grid(
-    path: Path, seen: Geometry, other: Path, expected: Geometry, *, by_image: bool = False
-) -> None:
-    """Raise `GeometryError` if two files are not on the same grid, see `is_same_grid`.
-
-    Log a warning if their corners differ by more than 0.001 mm.
-
-    Args:
-        path: The file.
-        seen: Its grid.
-        other: The file that it is compared with.
-        expected: The grid of the other file.
-        by_image: See `is_same_grid`.
-    """
-    if seen.matches(expected, TOLERANCE_MM):
-        return
-    if is_same_grid(seen, expected, by_image=by_image):
-        text = "%s: the header states another position than %s (%s). The grid of %s is used."
-        if _is_turned(seen, expected):
-            text += (
-                " Both headers describe the same region, with axes in other directions. Check "
-                "that lesions do not appear mirrored."
-            )
-        warn_once(logger, text, path, other.name, seen.describe_difference(expected), other.name)
-        return
-    check_header(str(path), seen, other.name, expected, f", or use {BY_INDEX}")
-    advice = "Resample one onto the other."
-    if seen.shape == expected.shape and _is_turned(seen, expected):
-        advice = (
-            "Both headers describe the same region, with axes in other directions. Resample one "
-            "onto the other."
-        )
-    elif seen.shape == expected.shape and _has_same_spacing(seen, expected):
-        advice = (
-            "Resample one onto the other or, if they show the same voxels and only the headers "
-            f"differ, use {BY_INDEX}, as nnU-Net does."
-        )
-    raise GeometryError(
-        f"{path} and {other.name} are not on one grid (shapes {seen.shape} and "
-        f"{expected.shape}): {seen.describe_difference(expected)}. {advice}"
-    )
-
-
 def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
     """Raise `GeometryError` if the image has another number of axes than the dataset."""
     if geometry.dims != dims:
@@ -502,14 +340,24 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def check_finite(
-    path: Path, values: NDArray[np.float32], stored: NDArray[Any] | None = None
-) -> None:
-    """Raise `ContentError` if voxels are NaN or infinite, or too large for 32 bits in `stored`."""
+def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[np.float32]:
+    """Convert the channels of a file to float32. Raise `ContentError` unless all are finite.
+
+    Args:
+        path: The file.
+        stored: `[C, *spatial]` as stored. Values may be beyond the range of float32.
+        nan_background: True replaces NaN, see `nan_to_background`.
+    """
+    if stored.dtype.kind != "f":  # integers are always finite
+        return stored
+    with np.errstate(over="ignore"):  # they become infinite, which is reported
+        values: NDArray[Any] = stored.astype(np.float32, copy=False)
+    if nan_background:
+        values = np.stack([nan_to_background(channel) for channel in values])
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if not n_bad:
-        return
-    n_large = 0 if stored is None else int((np.isinf(values) & np.isfinite(stored)).sum())
+        return values
+    n_large = int((np.isinf(values) & np.isfinite(stored)).sum())
     if n_large:
         raise ContentError(
             f"{path}: {n_large} voxels are beyond ±3.4e38, the range of 32-bit numbers. Divide all "

@@ -6,21 +6,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, Geometry
 from lesionseg.core.finding import finding_of
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
     check_dims,
-    check_finite,
-    check_grid,
     content_files,
-    nan_to_background,
+    finite_values,
     read_case,
     read_reference,
 )
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI
@@ -82,18 +79,10 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
             readable.append(file)
             grid = grid or volume.geometry
             with collect("not_finite"):
-                values = volume.array.astype("float32", copy=False)
-                if dataset.nan_background:
-                    values = np.stack([nan_to_background(channel) for channel in values])
-                check_finite(file, values, volume.array)
+                finite_values(file, volume.array, nan_background=dataset.nan_background)
             check_dims(file, volume.geometry, dataset.dims)
-            check_grid(
-                file,
-                volume.geometry,
-                readable[0],
-                grid,
-                by_image=dataset.grid_of_image,
-            )
+            grids = GridPair(file, volume.geometry, readable[0], grid)
+            grids.check(by_image=dataset.grid_of_image)
     if grid is not None:
         with collect("labels"):
             # messages about the reference name the first image, whose grid it must have

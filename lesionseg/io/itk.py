@@ -2,8 +2,9 @@
 
 import math
 import re
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,14 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
+    ONE_VALUE,
     check_grid,
-    check_size,
     convert_read_errors,
-    measure_stream,
-    split_advice,
 )
 
 _NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*_NRRD, ".mha", ".mhd")
+_BLOCK_BYTES = 2**20  # of a compressed stream
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends
 _END_OF_NRRD = re.compile(rb"\r?\n\r?\n")
@@ -62,27 +62,28 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path, *, as_labels: bool = False) -> Volume:
+def read_itk(path: Path, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
 
-    `as_labels` reads a mask, which has the same values but other advice in its errors.
+    The header states the voxel size, so `raster_mm` is not used. Masks have the same values as
+    images.
     """
     import SimpleITK as sitk
 
-    with convert_read_errors(path):
-        reader, geometry = _read_header(path, as_labels=as_labels)
-        _check_compressed_voxels(path, _count_bytes(reader))
-        array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
-        return Volume(array[np.newaxis], geometry)
+    reader, geometry = _read_header(path)
+    _check_compressed_voxels(path, _count_bytes(reader))
+    array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
+    return Volume(array[np.newaxis], geometry)
 
 
-def read_itk_geometry(path: Path) -> Geometry:
+def read_itk_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
     """Read the grid from the header."""
-    with convert_read_errors(path):
-        return _read_header(path)[1]
+    return _read_header(path)[1]
 
 
-def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_itk(
+    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None
+) -> None:
     """Write an array `[*spatial]`, compressed."""
     import SimpleITK as sitk
 
@@ -116,12 +117,31 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
         )
     with voxels.open("rb") as stream:
         stream.seek(len(header) if has_own_voxels else 0)
-        n_compressed, n_inflated = measure_stream(stream)
+        n_compressed, n_inflated = _measure_stream(stream)
         is_cut = stated is not None and int(stated[1]) < n_compressed
         if is_cut or n_inflated < n_bytes:
             raise ReadError(
                 f"{path}: the compressed voxels are damaged. Copy the file again from its source."
             )
+
+
+def _measure_stream(stream: BinaryIO) -> tuple[int, int]:
+    """Return the compressed and the inflated length of a stream of zlib or gzip.
+
+    Both are 0 if the stream is damaged or cut short, by its checksum.
+    """
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
+    begin = stream.tell()
+    n_inflated = 0
+    try:
+        while not inflater.eof:
+            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
+            if not block:
+                return 0, 0
+            n_inflated += len(inflater.decompress(block, _BLOCK_BYTES))
+    except zlib.error:
+        return 0, 0
+    return stream.tell() - begin - len(inflater.unused_data), n_inflated
 
 
 def voxel_file(path: Path) -> Path:
@@ -199,11 +219,11 @@ def _decode_name(name: bytes) -> str:
     return name.strip().decode("utf-8", "surrogateescape")
 
 
-def _read_header(path: Path, *, as_labels: bool = False) -> tuple[Any, Geometry]:
+def _read_header(path: Path) -> tuple[Any, Geometry]:
     """Return SimpleITK's reader of the file and the grid that its header states."""
     import SimpleITK as sitk
 
-    voxels = voxel_file(path)
+    voxel_file(path)  # raises an error if the header names a file elsewhere
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD else "MetaImageIO")
@@ -214,9 +234,8 @@ def _read_header(path: Path, *, as_labels: bool = False) -> tuple[Any, Geometry]
     if dims not in (2, 3) or n_channels != 1:
         raise ReadError(
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
-            f"axes and one value. {split_advice(as_labels)}"
+            f"axes and one value. {ONE_VALUE}"
         )
-    check_size(voxels, _count_bytes(reader))
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())

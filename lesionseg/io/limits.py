@@ -11,7 +11,6 @@ import math
 import os
 import signal
 import subprocess
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, Timer
 from time import monotonic, process_time
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.core import Geometry
@@ -39,11 +38,15 @@ MAY_PASS = frozenset(
 
 T = TypeVar("T")
 
+ONE_VALUE = (
+    "A file has one value per voxel: split an image into one file per channel (<case>_0000, "
+    "<case>_0001, …), and merge the layers of a mask into one label map."
+)
+
 # The ratio of deflate, which compresses NIfTI, NRRD, MHA and PNG, is at most 1032 (zlib's technical
 # notes). It is rounded up, and a small claim is always accepted.
 _MAX_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
-_BLOCK_BYTES = 2**20  # of a compressed stream
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 _BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
 _WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
@@ -91,6 +94,11 @@ def set_limits(limits: FileLimits) -> None:
     _limits = limits
 
 
+def largest_content(n_compressed: int) -> int:
+    """Return the largest number of bytes that so many bytes of deflate can contain."""
+    return n_compressed * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
+
+
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` if a header claims more voxels than its file can contain.
 
@@ -100,31 +108,11 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
         compressed: False if the voxels are stored without compression.
     """
     size = path.stat().st_size
-    most = size * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES if compressed else size
-    if n_bytes > most:
+    if n_bytes > (largest_content(size) if compressed else size):
         raise ReadError(
             f"{path}: the header claims more voxels ({n_bytes} bytes) than the file can hold "
             f"({size} bytes). It is damaged or cut short: copy it again from its source."
         )
-
-
-def measure_stream(stream: BinaryIO) -> tuple[int, int]:
-    """Return the compressed and the inflated length of a stream of zlib or gzip.
-
-    Both are 0 if the stream is damaged or cut short, by its checksum.
-    """
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
-    begin = stream.tell()
-    n_inflated = 0
-    try:
-        while not inflater.eof:
-            block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
-            if not block:
-                return 0, 0
-            n_inflated += len(inflater.decompress(block, _BLOCK_BYTES))
-    except zlib.error:
-        return 0, 0
-    return stream.tell() - begin - len(inflater.unused_data), n_inflated
 
 
 def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
@@ -166,13 +154,6 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
             f"{spacing} mm, expected {least:g}–{largest:g} mm.{advice}"
         )
     return geometry
-
-
-def split_advice(as_labels: bool) -> str:
-    """Return advice for a file with several values per voxel: a mask or an image."""
-    if as_labels:
-        return "A mask has one value per voxel: merge its layers into one label map."
-    return "Split it into one file per channel: <case>_0000, <case>_0001, …"
 
 
 @contextmanager

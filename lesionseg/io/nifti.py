@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
+    ONE_VALUE,
     check_grid,
     check_size,
     convert_read_errors,
     limits,
-    split_advice,
 )
 from lesionseg.io.warn_once import warn_once
 
@@ -42,15 +42,15 @@ _REVERSED_PLANE = [1, 0, 3]
 _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
-def read_nifti(path: Path, *, as_labels: bool = False) -> Volume:
+def read_nifti(path: Path, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
-    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D.
-    `as_labels` reads a mask, which has the same values but other advice in its errors.
+    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D. The
+    header states the voxel size, so `raster_mm` is not used. Masks have the same values as images.
     """
-    with convert_read_errors(path), _open_voxels(path) as stream:
+    with _open_voxels(path) as stream:
         image = _parse(path, stream)
-        geometry = _read_grid(path, image, as_labels=as_labels)
+        geometry = _read_grid(path, image)
         data = image.dataobj
         if data.dtype.kind not in "biuf":
             raise ReadError(
@@ -79,9 +79,9 @@ def read_nifti(path: Path, *, as_labels: bool = False) -> Volume:
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
-def read_nifti_geometry(path: Path) -> Geometry:
+def read_nifti_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
     """Read the grid from the header."""
-    with convert_read_errors(path), _open(path) as stream:
+    with _open(path) as stream:
         return _read_grid(path, _parse(path, stream))
 
 
@@ -255,15 +255,13 @@ def _picture_geometry(
     return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
 
 
-def _read_grid(path: Path, image: Any, *, as_labels: bool = False) -> Geometry:
+def _read_grid(path: Path, image: Any) -> Geometry:
     """Return the grid in RAS millimetres, and warn if parts of the header contradict each other."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
         shape = shape[:-1]
     if len(shape) not in (2, 3):
-        raise ReadError(
-            f"{path}: the shape is {shape}, expected two or three axes. {split_advice(as_labels)}"
-        )
+        raise ReadError(f"{path}: the shape is {shape}, expected two or three axes. {ONE_VALUE}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     _check_affine(path, image, affine, len(shape))
     unit = _UNITS.get(_unit(image), "")

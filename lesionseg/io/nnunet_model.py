@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lesionseg.errors import BundleError
-from lesionseg.io.limits import convert_read_errors
+from lesionseg.io.limits import convert_read_errors, largest_content
 
 PLANS = "plans.json"
 LABELS = "dataset.json"
@@ -24,8 +24,6 @@ CHECKPOINT = "checkpoint_final.pth"
 _FOLD = re.compile(r"fold_(\d+|all)")
 _MAX_BYTES = 2**33  # largest size of a checkpoint
 _MAX_JSON_BYTES = 2**26
-_MAX_COMPRESSION = 1100  # largest compression ratio of deflate, see `io.limits`
-_ALWAYS_ALLOWED_BYTES = 2**20
 # of a damaged member; RuntimeError is that of an encrypted one or of an unknown compression
 _READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
@@ -35,79 +33,64 @@ class NnunetModelFiles:
     """The files of a model in a folder or in a zip.
 
     Attributes:
-        root: The model folder, or the folder that contains the zip.
+        root: The model folder. Within a zip, the path of the zip continues with that of the folder.
         folds: The folders of the folds to use, such as `fold_0`, in order.
         archive: The zip. None for a model folder.
-        inner: The path of the model folder within the zip, empty for the zip itself.
     """
 
     root: Path
     folds: tuple[str, ...]
     archive: Path | None = None
-    inner: str = ""
 
     @property
     def name(self) -> str:
         """The name of the model folder, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
-        if self.archive is None:
-            return self.root.name
-        return PurePosixPath(self.inner).name or self.archive.stem
+        return self.root.stem if self.root == self.archive else self.root.name
 
     @property
     def configuration(self) -> str:
         """The configuration in the name of the folder, empty if the name has another form."""
-        parts = self.name.split("__")
-        return parts[2] if len(parts) == 3 else ""
+        return self._part_of_name(2)
 
     @property
     def trainer(self) -> str:
         """The trainer in the name of the folder, empty if the name has another form."""
+        return self._part_of_name(0)
+
+    def _part_of_name(self, index: int) -> str:
         parts = self.name.split("__")
-        return parts[0] if len(parts) == 3 else ""
+        return parts[index] if len(parts) == 3 else ""
 
     def where(self, name: str) -> str:
         """Return the path of one of the model's files, within the zip if there is one."""
-        return str((self.archive or self.root) / self.inner / name)
+        return str(self.root / name)
 
     def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
         """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
-        where = self.where(name)
+        path = self.root / name
         try:
             if self.archive is None:
-                path = self.root / name
-                size = path.stat().st_size
-                if size > most:
-                    raise BundleError(
-                        f"{where}: the file has {size} bytes, but the limit is {most}. Export the "
-                        "model again."
-                    )
+                _check_bytes(path, path.stat().st_size, most)
                 return path.read_bytes()
             with zipfile.ZipFile(self.archive) as archive:
-                info = archive.getinfo(f"{self.inner}/{name}" if self.inner else name)
-                allowed = info.compress_size * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
-                if info.file_size > min(most, allowed):
-                    raise BundleError(
-                        f"{where}: the archive states an impossible size, {info.file_size} bytes. "
-                        "Export the model again."
-                    )
+                info = archive.getinfo(path.relative_to(self.archive).as_posix())
+                _check_bytes(path, info.file_size, min(most, largest_content(info.compress_size)))
                 return archive.read(info)
         except KeyError as error:
-            raise BundleError(f"{where}: this file is missing. Export the model again.") from error
+            raise BundleError(f"{path}: this file is missing. Export the model again.") from error
         except _READ_ERRORS as error:
-            raise BundleError(f"{where}: cannot be read ({error}). Copy it again.") from error
+            raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object. Raise `BundleError` if the file contains anything else."""
         try:
             content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.where(name)}: cannot be read as JSON: {error}.") from error
-        if not isinstance(content, dict):
+            return dict[str, Any](content)
+        except (ValueError, TypeError, RecursionError) as error:
             raise BundleError(
-                f"{self.where(name)}: contains a {type(content).__name__} instead of a JSON "
-                "object. Export the model again."
-            )
-        return content
+                f"{self.where(name)}: cannot be read as a JSON object: {error}. Export the model "
+                "again."
+            ) from error
 
     def checkpoint(self, fold: str) -> str:
         """Return the name of a fold's checkpoint."""
@@ -130,83 +113,61 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
         BundleError: The training is unfinished, the zip is unsafe, or the zip contains several
             models and the path does not name one of them.
     """
-    if path.is_dir():
-        fold = _FOLD.fullmatch(path.name)
-        root = path.parent if fold and not (path / PLANS).is_file() else path
-        if not (root / PLANS).is_file() or not (root / LABELS).is_file():
-            return None
-        names = [p.name for p in root.iterdir() if (p / CHECKPOINT).is_file()]
-        folds = _choose_folds(names, path.name if root != path else None)
-        if not folds:
-            has_begun = any((p / "checkpoint_latest.pth").is_file() for p in root.glob("fold_*"))
-            reason = ", so its training has not finished" if has_begun else ""
-            raise BundleError(
-                f"{path}: no fold has a {CHECKPOINT}{reason}. Train at least one fold to its end "
-                "with nnUNetv2_train."
-            )
-        return NnunetModelFiles(root, folds)
-    for archive in (path, *path.parents):
-        if archive.suffix == ".zip" and archive.is_file():
-            return _find_in_archive(archive, path.relative_to(archive).as_posix())
-    return None
+    if not path.is_dir():
+        archives = [p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()]
+        return _find_in_archive(archives[0], path) if archives else None
+    fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS).is_file() else None
+    root = path if fold is None else path.parent
+    if not (root / PLANS).is_file() or not (root / LABELS).is_file():
+        return None
+    names = [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")]
+    return NnunetModelFiles(root, _choose_folds(root, names, fold))
 
 
-def _find_in_archive(archive: Path, inner: str) -> NnunetModelFiles | None:
-    """Find a model in a zip. `inner` is the path within the zip, "." if the path is the zip."""
-    wanted = "" if inner == "." else inner
-    with convert_read_errors(archive):
-        if not zipfile.is_zipfile(archive):
-            raise BundleError(f"{archive}: this is not a zip archive. Copy it again.")
-        with zipfile.ZipFile(archive) as file:
-            names = [name for name in file.namelist() if not name.endswith("/")]
+def _check_bytes(path: Path, n_bytes: int, most: int) -> None:
+    """Raise `BundleError` if a file has more bytes than possible."""
+    if n_bytes > most:
+        raise BundleError(
+            f"{path}: the file has {n_bytes} bytes, but at most {most} are possible. Export the "
+            "model again."
+        )
+
+
+def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
+    """Find a model in a zip. `path` is the zip, or a model or fold within it."""
+    with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
+        names = file.namelist()
     unsafe = [name for name in names if _is_outside(name)]
     if unsafe:
         raise BundleError(
             f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
             "not read. Export the model again with nnUNetv2_export_model_to_zip."
         )
-    models = _find_model_folders(names)
+    # folders of ensembles contain both files as well, but no weights
+    models = [
+        archive / PurePosixPath(name).parent
+        for name in names
+        if PurePosixPath(name).name == PLANS
+        and "ensembles" not in PurePosixPath(name).parts
+        and str(PurePosixPath(name).with_name(LABELS)) in names
+    ]
     if not models:
         return None
-    wanted_folder = wanted
-    wanted_fold = None
-    if _FOLD.fullmatch(PurePosixPath(wanted).name):
-        wanted_folder = str(PurePosixPath(wanted).parent).removeprefix(".")
-        wanted_fold = PurePosixPath(wanted).name
-    chosen = models
-    if wanted_folder:
-        # the user may leave out the upper folders of the zip
-        chosen = [model for model in models if f"/{model}".endswith(f"/{wanted_folder}")]
+    fold = path.name if _FOLD.fullmatch(path.name) else None
+    wanted = (path if fold is None else path.parent).relative_to(archive)
+    # the user may leave out the upper folders of the zip
+    chosen = [
+        m for m in models if wanted == Path() or m.as_posix().endswith(f"/{wanted.as_posix()}")
+    ]
     if len(chosen) != 1:
-        possible = chosen or models
-        listed = ", ".join(f"{archive}/{model}" for model in possible[:6])
+        listed = ", ".join(map(str, (chosen or models)[:6]))
         raise BundleError(
             f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
         )
-    (model,) = chosen
-    prefix = f"{model}/" if model else ""
-    in_model = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    with_checkpoint = [name.split("/")[0] for name in in_model if name.endswith(f"/{CHECKPOINT}")]
-    folds = _choose_folds(with_checkpoint, wanted_fold)
-    if not folds:
-        raise BundleError(f"{archive / model}: no fold has a {CHECKPOINT}. Export it again.")
-    return NnunetModelFiles(archive.parent, folds, archive, model)
-
-
-def _find_model_folders(names: Sequence[str]) -> list[str]:
-    """Return the folders of a zip that contain plans and labels, from the names of its members.
-
-    The folder "" is the zip itself. Folders of ensembles contain both files as well, but no
-    weights.
-    """
-    folders: list[str] = []
-    for name in names:
-        path = PurePosixPath(name)
-        folder = str(path.parent).removeprefix(".")
-        is_ensemble = "ensembles" in path.parts
-        if path.name == PLANS and not is_ensemble and str(path.parent / LABELS) in names:
-            folders.append(folder)
-    return folders
+    (root,) = chosen
+    checkpoints = [archive / name for name in names if name.endswith(f"/{CHECKPOINT}")]
+    folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
+    return NnunetModelFiles(root, _choose_folds(root, folds, fold), archive)
 
 
 def _is_outside(name: str) -> bool:
@@ -219,14 +180,19 @@ def _is_outside(name: str) -> bool:
     return is_absolute or has_drive or ".." in parts
 
 
-def _choose_folds(names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
-    """Choose the folds to use, in ascending order.
+def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
+    """Choose the folds of a model to use, in ascending order.
 
-    If no fold is wanted, these are all numbered folds, or `fold_all` if it is the only one.
+    If no fold is wanted, these are all numbered folds, or `fold_all` if it is the only one. Raise
+    `BundleError` if there are none. `names` are the folders with a checkpoint.
     """
     # fold_10 comes after fold_9
     known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
-    if wanted is not None:
-        return (wanted,) if wanted in known else ()
     numbered = [name for name in known if name != "fold_all"]
-    return tuple(numbered or known)
+    chosen = (numbered or known) if wanted is None else [n for n in known if n == wanted]
+    if not chosen:
+        raise BundleError(
+            f"{root}: no fold has a {CHECKPOINT}, so its training has not finished, or the export "
+            "left it out. Train at least one fold to its end with nnUNetv2_train."
+        )
+    return tuple(chosen)

@@ -2,28 +2,35 @@
 
 The files of a case are first written into a hidden folder, `.<case>.part`, and then moved.
 Therefore a case has all of its files or none, even if the program is killed. The candidate file
-states the scan and is moved last.
+states the scan and is moved last. `<case>_failed.json` lists the scans that failed under a case id,
+and leaves the results of the case as they are.
 """
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
+from lesionseg.config import is_url
 from lesionseg.errors import ConflictError, DatasetError, LesionsegError, OutputError
+from lesionseg.io.case_file import (
+    CANDIDATES,
+    FAILED,
+    CaseRow,
+    MaskNames,
+    failed_file,
+    read_failures,
+    read_row,
+    write_failures,
+)
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
-from lesionseg.io.predictions import (
-    CANDIDATES,
-    MASK_ENDINGS,
-    MaskNames,
-    read_key,
-    read_mask_names,
-    read_source,
-)
+from lesionseg.io.predictions import MASK_ENDINGS
 from lesionseg.io.remote import upload
 from lesionseg.io.scan_identity import ScanSource
 
@@ -55,6 +62,14 @@ class PredictionFolder:
             if name.endswith(CANDIDATES):
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
+        self._rows: dict[str, CaseRow | None] = {}
+        # failures by their file, and the files by their name on Windows and macOS
+        self._failures: dict[Path, list[CaseRow]] = {}
+        self._failed_files: dict[str, Path] = {}
+        for name in sorted(self._present):
+            if name.endswith(FAILED) and not name.startswith("."):
+                self._failed_files[comparison_key(name)] = path / name
+                self._failures[path / name] = read_failures(path / name)
 
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
@@ -89,8 +104,8 @@ class PredictionFolder:
         present = own + foreign
         if not present:
             return
-        recorded = self.source(case)
-        if recorded is None:
+        row = self.row(case)
+        if row is None or not row.digest:
             shown = ", ".join(present[:_MAX_SHOWN])
             raise ConflictError(
                 f"{self.path} contains {shown}, which does not state its scan. Name another "
@@ -102,6 +117,7 @@ class PredictionFolder:
                 f"{case!r} there, because they were written without names=nnunet. Name another "
                 "output, or set overwrite=true to replace it."
             )
+        recorded = row.source
         if recorded.is_of_same_scan(source):
             return
         advice = (
@@ -115,11 +131,67 @@ class PredictionFolder:
             f"scan is {source}. {advice}"
         )
 
-    def source(self, case: str) -> ScanSource | None:
-        """Return the scan of the case's results, or None if no file states it."""
-        with suppress(LesionsegError):
-            return read_source(self.path / f"{case}{CANDIDATES}")
-        return None
+    def row(self, case: str) -> CaseRow | None:
+        """Return what the candidate file of a case states, or None if there is no such file.
+
+        `finished` is empty if the results are at a URL, because a download sets another time.
+        """
+        if case not in self._rows:
+            row = None
+            with suppress(LesionsegError):
+                row = read_row(self.path / f"{case}{CANDIDATES}")
+                if not is_url(self._url):
+                    row = replace(row, finished=self.finished(case))
+            self._rows[case] = row
+        return self._rows[case]
+
+    def finished(self, case: str) -> str:
+        """Return the time at which the candidate file of a case was written."""
+        time = datetime.fromtimestamp((self.path / f"{case}{CANDIDATES}").stat().st_mtime)
+        return time.astimezone().isoformat(timespec="seconds")
+
+    def rows(self) -> list[CaseRow]:
+        """Return the rows of all cases whose candidate file states the scan."""
+        found = [self.row(case) for case in self.cases()]
+        return [row for row in found if row is not None and row.digest]
+
+    def failures(self, case: str) -> list[CaseRow]:
+        """Return the rows of the scans that failed under a case id and were not predicted later."""
+        return self._failures.get(self._failed_file(case), [])
+
+    def all_failures(self) -> list[CaseRow]:
+        """Return the rows of `failures` for all case ids."""
+        return [row for rows in self._failures.values() for row in rows]
+
+    def record(self, row: CaseRow) -> None:
+        """Record a scan that failed, and forget earlier failures that the row replaces.
+
+        Raises:
+            OutputError: The file of failures cannot be written.
+        """
+        failed = row.status == "failed"
+        if failed and row.is_unchanged:
+            return
+        rows = [failure for failure in self.failures(row.case) if not row.replaces(failure)]
+        self._replace_failures(self._failed_file(row.case), [*rows, row] if failed else rows)
+
+    def _failed_file(self, case: str) -> Path:
+        """Return the file of a case's failures."""
+        file = failed_file(self.path, case)
+        return self._failed_files.setdefault(comparison_key(file.name), file)
+
+    def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
+        """Forget the failures for which `is_obsolete` returns True."""
+        for file, rows in [*self._failures.items()]:
+            self._replace_failures(file, [row for row in rows if not is_obsolete(row)])
+
+    def _replace_failures(self, file: Path, rows: list[CaseRow]) -> None:
+        """Write the failures of a file again if they have changed."""
+        if rows == self._failures.get(file, []):
+            return
+        self._failures[file] = rows
+        write_failures(file, rows)
+        upload([file], self.path, self._url)
 
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""
@@ -132,10 +204,10 @@ class PredictionFolder:
         nnU-Net's way. This may also be the candidate file that is about to replace the present one,
         because `claim` was called before it was written.
         """
-        is_nnunet = False
-        for folder in (self.path, self._part_folder(case)):
-            with suppress(LesionsegError):
-                is_nnunet |= read_mask_names(folder / f"{case}{CANDIDATES}") == "nnunet"
+        rows = [self.row(case)]
+        with suppress(LesionsegError):
+            rows.append(read_row(self._part_folder(case) / f"{case}{CANDIDATES}"))
+        is_nnunet = any(row is not None and row.names == "nnunet" for row in rows)
         endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in _SUFFIXES)]
         own = [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
         return own + self._files_named_by_nnunet(case) if is_nnunet else own
@@ -147,24 +219,19 @@ class PredictionFolder:
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
         return [name for name in names if name in self._present]
 
-    def has_results(
-        self, case: str, source: ScanSource, key: str, suffix: str, *, masks: bool
-    ) -> bool:
-        """Return True if the case has a candidate file of exactly this scan and these settings.
+    def has_results(self, case: str, key: str, suffix: str, *, masks: bool) -> bool:
+        """Return True if the case has a candidate file with this key.
 
         With `masks`, it must also have a mask with the given suffix.
 
         Args:
             case: The case id.
-            source: The scan.
-            key: The hash of scan, bundle and settings. Older files state none.
+            key: The hash of scan, bundle and settings.
             suffix: The suffix of the mask.
             masks: True if the model writes masks.
         """
-        recorded = self.source(case)
-        if recorded is None or recorded.digest != source.digest:
-            return False
-        if read_key(self.path / f"{case}{CANDIDATES}") not in ("", key):
+        row = self.row(case)
+        if row is None or not row.is_done or row.key != key:
             return False
         return not masks or (self.path / f"{case}{MASK_ENDINGS[self.names]}{suffix}").is_file()
 
@@ -273,6 +340,7 @@ class PredictionFolder:
             for name in names:
                 (moving / name).replace(self.path / name)
         self._present |= {*names}
+        self._rows.pop(case, None)
         self._spellings[comparison_key(case)].add(case)
         new = sorted(self.files(case), key=lambda name: name == last)
         removed = [name for name in old if name not in new]

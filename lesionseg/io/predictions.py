@@ -5,43 +5,24 @@ values of all retained candidates. Other programs may also write these files.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
 
-from lesionseg.core import (
-    Candidate,
-    Geometry,
-    InputCheckResult,
-    OperatingPoint,
-    Prediction,
-    Volume,
-)
+from lesionseg.core import Geometry, Prediction, Volume
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
-from lesionseg.core.labels import LabelValue
 from lesionseg.errors import (
     ContentError,
     DatasetError,
-    GeometryError,
     OutputError,
     ReadError,
-    describe_misfits,
 )
-from lesionseg.io.cases import check_grid, read_instances, read_mask
+from lesionseg.io.case_file import CANDIDATES, CaseRow, MaskNames, read_candidates, write_candidates
+from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import (
@@ -49,21 +30,17 @@ from lesionseg.io.files import (
     explain_missing,
     is_broken_link,
     is_file_or_broken_link,
-    read_json,
-    write_json,
 )
+from lesionseg.io.grids import GridPair
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
-from lesionseg.io.scan_identity import ScanSource
-from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
+from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction
 
 _log = logging.getLogger(__name__)
 
-CANDIDATES = "_candidates.json"
 _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
-MaskNames = Literal["lesionseg", "nnunet"]
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
 MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
@@ -90,63 +67,6 @@ class PredictionFiles:
     probabilities: Path | None = None
 
 
-class _Entry(BaseModel):
-    """A candidate as its file states it."""
-
-    model_config = ConfigDict(strict=True)
-
-    score: Annotated[FiniteFloat, Field(ge=0, le=1)]
-    start_vox: list[FiniteFloat]
-    stop_vox: list[FiniteFloat]
-    id: PositiveInt | None = None
-    label: PositiveInt = 1
-    centre_mm: list[FiniteFloat] | None = None
-    diameter_mm: FiniteFloat | None = None
-    volume_ml: FiniteFloat | None = None
-    has_mask: bool = False
-    accepted: bool = True
-    probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
-    zone: str = ""
-
-    def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
-        """Make the candidate and compute the values that the file does not state.
-
-        Args:
-            place: The number of the candidate in the file, from 1. It is the id if the file does
-                not state one.
-            geometry: The grid of the scan.
-
-        Raises:
-            ValueError: The numbers do not describe a box on this grid.
-        """
-        stated = self.model_dump(exclude_none=True)
-        for name, value in stated.items():
-            if isinstance(value, list):
-                stated[name] = tuple(value)
-        for name in ("start_vox", "stop_vox", "centre_mm"):
-            if name in stated and len(stated[name]) != geometry.dims:
-                raise ValueError(f"{name} {stated[name]} does not have {geometry.dims} numbers")
-        if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
-            raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
-        box = (*self.start_vox, *self.stop_vox)
-        computed = Candidate.from_box(place, self.label, self.score, box, geometry)
-        return replace(computed, **stated)
-
-
-class _Content(BaseModel):
-    """The content of a candidate file."""
-
-    schema_version: Literal[1] = 1
-    shape: list[PositiveInt] | None = None
-    labels: dict[LabelValue, str] = {}
-    candidates: list[_Entry]
-    removed: list[_Entry] = []
-    operating_point: OperatingPoint | None = None
-    scored: bool = True
-    input_check: InputCheckResult | None = None
-    n_left_out: NonNegativeInt = 0
-
-
 def write_prediction(
     folder: Path,
     prediction: Prediction,
@@ -154,22 +74,12 @@ def write_prediction(
     suffix: str = ".nii.gz",
     like: Path | None = None,
     names: MaskNames = "lesionseg",
-    source: ScanSource | None = None,
-    key: str = "",
+    row: CaseRow | None = None,
 ) -> None:
     """Write the files of one case, each atomically, and the candidate file last.
 
     Masks and regions are uint8, instances uint16, or int32 for more than 65535 candidates. A
     prediction without instances consists of boxes, and only its candidate file is written.
-
-    The candidate file also contains these keys:
-
-    - `shape`: the number of voxels along each axis of the scan, in array order.
-    - `labels`: the names of the model's labels by their values.
-    - `size_unit`: "mm", "mm at the detector" or, if the pixel size is unknown, "px".
-    - `removed`: the candidates that were dropped because of their size.
-    - `input_check`: the distance of the scan from the training scans, the warning and the missing
-      channels. Distances above 1 cause a warning.
 
     Args:
         folder: The folder.
@@ -179,8 +89,7 @@ def write_prediction(
         names: The names of the masks: `lesionseg` for `<case>_mask`, `nnunet` for `<case>`. With
             `nnunet`, instances and regions get another suffix, because nnU-Net's commands treat
             every file with the suffix of the masks as a mask.
-        source: The scan that the prediction is of. The candidate file states it as `source`.
-        key: A hash of scan, bundle and settings, which the candidate file states as `key`.
+        row: What the candidate file states about the scan and the run.
 
     Raises:
         OutputError: The case id cannot be a file name, or a file cannot be written.
@@ -203,48 +112,7 @@ def write_prediction(
         if prediction.values is not None:
             regions = np.where(instances > 0, prediction.values, np.uint8(0))
             write(f"_regions{other_suffix}", regions)
-    write_json(folder / f"{case}{CANDIDATES}", _candidate_json(prediction, names, source, key))
-
-
-def _candidate_json(
-    prediction: Prediction, names: MaskNames, source: ScanSource | None, key: str
-) -> dict[str, Any]:
-    """Return the content of the candidate file. Optional keys are left out if they are empty."""
-    point = prediction.operating_point
-    labels = {str(value): name for value, name in prediction.labels.items()}
-    content: dict[str, Any] = {
-        "schema_version": 1,
-        "case": prediction.case,
-        "shape": list(prediction.geometry.shape),
-        "size_unit": prediction.geometry.size_unit,
-        "operating_point": None if point is None else asdict(point),
-        "candidates": list(map(_entry_json, prediction.candidates)),
-    }
-    if labels:
-        content["labels"] = labels
-    if names != "lesionseg":
-        content["names"] = names
-    if source is not None:
-        content["source"] = source.to_json()
-    if key:
-        content["key"] = key
-    if prediction.input is not None:
-        content["input_check"] = asdict(prediction.input)
-    if prediction.removed:
-        content["removed"] = list(map(_entry_json, prediction.removed))
-    if prediction.n_left_out:
-        content["n_left_out"] = prediction.n_left_out
-    if not prediction.has_scores:  # the predicting program states no scores, so all of them are 1
-        content["scored"] = False
-    return content
-
-
-def _entry_json(candidate: Candidate) -> dict[str, Any]:
-    """Return the attributes of a candidate, without an empty zone."""
-    entry = asdict(candidate)
-    if not candidate.zone:
-        del entry["zone"]
-    return entry
+    write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
 
 
 def remove_predictions(folder: Path, cases: Collection[str]) -> None:
@@ -257,64 +125,6 @@ def remove_predictions(folder: Path, cases: Collection[str]) -> None:
         is_written_by_others = strip_suffix(file) == case
         if case in cases and kind in _KINDS and not is_written_by_others:
             file.unlink()
-
-
-def read_source(path: Path) -> ScanSource | None:
-    """Return the scan that a candidate file states as its source, or None if it states none.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-    """
-    content = read_json(path)
-    stated = content.get("source") if isinstance(content, dict) else None
-    if not isinstance(stated, dict) or not isinstance(stated.get("digest"), str):
-        return None
-    return ScanSource(
-        digest=stated["digest"],
-        study_uid=str(stated.get("study_uid", "")),
-        series_uid=str(stated.get("series_uid", "")),
-        instance_uid=str(stated.get("instance_uid", "")),
-    )
-
-
-def read_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of the scan that a candidate file states, or None if it states none.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-        ContentError: The shape is not a list of positive numbers.
-    """
-    content = read_json(path)
-    stated = content.get("shape") if isinstance(content, dict) else None
-    if stated is None:
-        return None
-    try:
-        return tuple(TypeAdapter(list[PositiveInt]).validate_python(stated))
-    except ValidationError as error:
-        raise ContentError(
-            f"{path}: shape is {str(stated)[:100]}, not a list of positive numbers. Correct it."
-        ) from error
-
-
-def read_key(path: Path) -> str:
-    """Read from a candidate file the hash of scan, bundle and settings, or "" if it states none.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-    """
-    content = read_json(path)
-    return str(content.get("key", "")) if isinstance(content, dict) else ""
-
-
-def read_mask_names(path: Path) -> MaskNames:
-    """Read from a candidate file how the masks of its case are named.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-    """
-    content = read_json(path)
-    names = content.get("names") if isinstance(content, dict) else None
-    return "nnunet" if names == "nnunet" else "lesionseg"
 
 
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
@@ -441,7 +251,7 @@ def read_prediction(
     grid = _common_grid(files, geometry, by_image=by_image)
     if files.candidates is None:
         return _read_masks(files, grid, binary=binary)
-    stated, kept, removed = _read_candidates(files.candidates, grid)
+    stated, kept, removed = read_candidates(files.candidates, grid)
     ids = {candidate.id for candidate in kept}
     if len(ids) < len(kept):
         raise ContentError(
@@ -528,9 +338,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
         if grid is None:
             grid = own
             source_of_grid = file
-        fits_as_picture = is_raster(file) and own.shape == grid.shape
-        if not fits_as_picture:
-            check_grid(file, own, source_of_grid, grid, by_image=by_image)
+        GridPair(file, own, source_of_grid, grid).check(by_image=by_image)
     if grid is None:
         raise ReadError(
             f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "
@@ -552,38 +360,3 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     prediction = unscored_prediction(files.case, grid, labels, instances)
     regions = values.astype(np.uint8) if binary and files.mask else None
     return replace(prediction, values=regions)
-
-
-def _read_candidates(
-    path: Path, grid: Geometry
-) -> tuple[_Content, list[Candidate], list[Candidate]]:
-    """Read a candidate file. Return its content, its candidates and its removed candidates.
-
-    Other programs may write an operating point with a score only. It is named after its score.
-    """
-    content = read_json(path)
-    point = content.get("operating_point") if isinstance(content, dict) else None
-    if isinstance(point, dict) and "name" not in point:
-        content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
-    try:
-        stated = _Content.model_validate(content)
-        if stated.shape not in (None, [*grid.shape]):
-            raise GeometryError(
-                f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
-                f"has {[*grid.shape]}. Predict this scan."
-            )
-        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
-        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
-        _check_labels(stated.labels, [*kept, *removed])
-    except ValidationError as error:
-        raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
-    except ValueError as error:
-        raise ContentError(f"{path}: {error}. Correct the candidate.") from error
-    return stated, kept, removed
-
-
-def _check_labels(names: Mapping[int, str], candidates: Sequence[Candidate]) -> None:
-    """Raise `ValueError` if a file names its labels, but not that of a candidate."""
-    for candidate in candidates:
-        if names and candidate.label not in names:
-            raise ValueError(f"labels has no name for the label {candidate.label}")

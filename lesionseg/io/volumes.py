@@ -1,19 +1,22 @@
 """Reading and writing volumes in any format. The suffix of the file name decides the format."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
-from lesionseg.io import itk, nifti, raster
-from lesionseg.io.dicom.headers import SUFFIXES as DICOM_SUFFIXES
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry, split_series
+from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import atomic_path, explain_missing
+from lesionseg.io.formats import DICOM, FORMATS, RASTER, Format
 from lesionseg.io.limits import convert_read_errors, run_in_worker
 
-SUFFIXES = (*nifti.SUFFIXES, *itk.SUFFIXES, *raster.SUFFIXES, *DICOM_SUFFIXES)
+T = TypeVar("T")
+SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
+_WRITTEN = tuple(suffix for form in FORMATS for suffix in form.written)
 
 
 def case_suffix(path: Path) -> str:
@@ -45,7 +48,7 @@ def is_image_file(path: Path) -> bool:
 
 def is_raster(path: Path) -> bool:
     """Return True if the name is that of a PNG, JPEG, BMP or TIFF, which state no position."""
-    return case_suffix(path).lower() in raster.SUFFIXES
+    return case_suffix(path).lower() in RASTER.suffixes
 
 
 def is_dicom_image(path: Path) -> bool:
@@ -54,7 +57,7 @@ def is_dicom_image(path: Path) -> bool:
         return True
     suffix = case_suffix(path).lower()
     if suffix in SUFFIXES:  # the content is not read
-        return suffix in DICOM_SUFFIXES
+        return suffix in DICOM.suffixes
     return is_dicom(path)
 
 
@@ -70,7 +73,7 @@ def result_suffix(path: Path, dims: int) -> str:
     suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
     if dims == 2:
         return ".png"
-    return suffix if suffix in (*nifti.SUFFIXES, ".nrrd", ".mha") else ".nii.gz"
+    return suffix if suffix in _WRITTEN and not is_raster(path) else ".nii.gz"
 
 
 def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
@@ -80,8 +83,7 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         path: The file, or a folder with a DICOM series.
         raster_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
             TIFF, and some DICOM radiographs. None means 1 mm.
-        as_labels: True reads a mask, see `raster.read_raster`. In other formats, only the advice in
-            errors is another one.
+        as_labels: True reads a mask, see `raster.read_raster`. Other formats have the same values.
 
     Returns:
         A volume `[C, *spatial]` with an affine to RAS millimetres. C is 3 for a PNG, JPEG, BMP or
@@ -93,29 +95,14 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         ReadError: The file is missing, damaged or of an unknown format.
         GeometryError: DICOM slices do not form an even stack.
     """
-    suffix = _find_format(path)
-    if suffix in nifti.SUFFIXES:
-        return nifti.read_nifti(path, as_labels=as_labels)
-    if suffix in itk.SUFFIXES:
-        return run_in_worker(itk.read_itk, path, as_labels=as_labels)
-    if suffix in raster.SUFFIXES:
-        return run_in_worker(raster.read_raster, path, raster_mm, as_labels=as_labels)
-    with convert_read_errors(path):  # pydicom parses an element only when it is accessed
-        return read_dicom(path, raster_mm)
+    form = _find_format(path)
+    return _run(form, path, form.read, raster_mm, as_labels)
 
 
 def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
     """Read the grid from the header only. Raises the errors of `read_volume`."""
-    suffix = _find_format(path)
-    if suffix in nifti.SUFFIXES:
-        return nifti.read_nifti_geometry(path)
-    if suffix in itk.SUFFIXES:
-        return run_in_worker(itk.read_itk_geometry, path)
-    if suffix in raster.SUFFIXES:
-        # only decoding shows whether the file is complete
-        return read_volume(path, raster_mm=raster_mm).geometry
-    with convert_read_errors(path):
-        return read_dicom_geometry(path, raster_mm)
+    form = _find_format(path)
+    return _run(form, path, form.read_grid, raster_mm)
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
@@ -134,38 +121,46 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
             numbers, or the file cannot be written.
     """
     suffix = case_suffix(path).lower()
-    array = volume.array[0]
+    write = next((form.write for form in FORMATS if suffix in form.written), None)
+    if write is None:
+        raise OutputError(f"{path}: cannot be written. The suffix must be {' '.join(_WRITTEN)}.")
     if len(volume.array) != 1:
         raise OutputError(f"{path}: a file contains one channel, not {len(volume.array)}.")
+    array = volume.array[0]
     if array.dtype in (np.int64, np.uint64):
         # the initial values make an empty array fit
         largest = max(abs(int(array.min(initial=0))), int(array.max(initial=0)))
         if largest > np.iinfo(np.int32).max:
             raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
-        array = array.astype(np.int32)
-    elif array.dtype in (np.bool_, np.float16):
-        array = array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
+    smaller = {"b": np.uint8, "i": np.int32, "u": np.int32, "f": np.float32}
+    if array.dtype in (np.bool_, np.int64, np.uint64, np.float16):
+        array = array.astype(smaller[array.dtype.kind])
     with atomic_path(path) as temporary:
         try:
-            if suffix in nifti.SUFFIXES:
-                nifti.write_nifti(temporary, array, volume.geometry, like)
-            elif suffix in (".nrrd", ".mha"):  # .mhd has two files, which cannot be renamed at once
-                itk.write_itk(temporary, array, volume.geometry)
-            elif suffix in raster.SUFFIXES:
-                raster.write_raster(temporary, array)
-            else:
-                raise OutputError("the suffix must be .nii.gz, .nii, .nrrd, .mha, .png or .tif")
+            write(temporary, array, volume.geometry, like)
         except OSError:
             raise
         except Exception as error:  # the library of the format rejects the numbers
             raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
-def _find_format(path: Path) -> str:
-    """Return the suffix of the file's format in lower case.
+def _run(form: Format, path: Path, read: Callable[..., T], *args: object) -> T:
+    """Call a function of a format, in the worker if the format needs it."""
+    if form.in_worker:
+        return run_in_worker(_read, path, read, *args)
+    return _read(path, read, *args)
 
-    It is ".dcm" for folders and for DICOM files without a suffix. Raise `ReadError` if the file is
-    missing, empty or of an unknown format.
+
+def _read(path: Path, read: Callable[..., T], *args: object) -> T:
+    """Call `read(path, *args)` and convert its errors, in the process that reads the file."""
+    with convert_read_errors(path):
+        return read(path, *args)
+
+
+def _find_format(path: Path) -> Format:
+    """Return the format of a file. Raise `ReadError` if it is missing, empty or unknown.
+
+    A folder and a DICOM file without a suffix are DICOM.
     """
     with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:
@@ -174,8 +169,9 @@ def _find_format(path: Path) -> str:
             if path.stat().st_size == 0:
                 raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
         if is_dicom_image(path):
-            return DICOM_SUFFIXES[0]
+            return DICOM
     suffix = case_suffix(path).lower()
-    if suffix not in SUFFIXES:
-        raise ReadError(f"{path}: unknown format {suffix!r}, expected {', '.join(SUFFIXES)}.")
-    return suffix
+    for form in FORMATS:
+        if suffix in form.suffixes:
+            return form
+    raise ReadError(f"{path}: unknown format {suffix!r}, expected {', '.join(SUFFIXES)}.")

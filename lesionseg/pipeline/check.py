@@ -4,8 +4,9 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class CheckOutcome(Outcome):
     def exit_status(self) -> int:
         """1 if a case cannot be used or `train` cannot start, otherwise 0."""
         return int(not self.can_train)
+
+    def record(self) -> dict[str, Any]:
+        """Return the page and the findings. Case and file are those of the dataset."""
+        return {"page": self.page, "findings": [asdict(finding) for finding in self.findings]}
 
     def summary(self) -> list[str]:
         """Return a line per finding with its cases and files, the totals, and the page."""

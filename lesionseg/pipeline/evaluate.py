@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,15 @@ class EvaluateOutcome(Outcome):
     def exit_status(self) -> int:
         """3 if some cases could not be scored, otherwise 0."""
         return SOME_FAILED if self.failed or self.not_compared else 0
+
+    def record(self) -> dict[str, Any]:
+        """Return the files of the scores and tables, and the cases that could not be scored."""
+        failed = [*self.failed, *self.not_compared]
+        return {
+            "output": self.output,
+            "scores": self.output / "scores.json",
+            "failed": [asdict(finding) for finding in failed],
+        }
 
     def summary(self) -> list[str]:
         """Return the table of the most important numbers, and the files with all numbers."""

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lesionseg.config import ExportConfig
 from lesionseg.data.transforms import require_trusted
@@ -50,6 +51,10 @@ class ExportOutcome(Outcome):
     difference: float
     lines: tuple[str, ...]
     command: str | None
+
+    def record(self) -> dict[str, Any]:
+        """Return the file or folder, and the largest difference of its probabilities."""
+        return {"path": self.path, "difference": self.difference}
 
     def summary(self) -> list[str]:
         """Return the file that was written, and the difference of its results from the bundle's."""

@@ -53,21 +53,21 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.io.cases import check_header, read_mask
+from lesionseg.io.case_file import CANDIDATES, CONFLICT, read_row
+from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.dicom.scans import describe_dicom
 from lesionseg.io.files import atomic_path, hold_lock, write_csv
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
-    CANDIDATES,
     PredictionFiles,
     find_masks,
     find_predictions,
     read_prediction,
-    read_source,
 )
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.scan_identity import file_state
@@ -126,6 +126,17 @@ class FollowOutcome(Outcome):
     def exit_status(self) -> int:
         """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
         return SOME_FAILED if self.n_failed else 0
+
+    def record(self) -> dict[str, Any]:
+        """Return the folder, the page and the number of lesions in each state."""
+        states = Counter(change.state for change in self.changes)
+        return {
+            "output": self.output,
+            "page": self.output / "follow.html",
+            "n_pairs": self.n_pairs,
+            "n_failed": self.n_failed,
+            "states": {state: states[state] for state in STATES},
+        }
 
     def summary(self) -> list[str]:
         """Return the number of lesions in each state, in total and per pair, and the files."""
@@ -380,7 +391,6 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
     """Predict the visits of the table into `folder`. Return why visits failed, by case."""
     # imported here, because masks need no network
     from lesionseg.pipeline.predict import predict
-    from lesionseg.pipeline.predict_tables import CONFLICT
 
     predicted = PredictConfig.of(
         bundle=cfg.bundle,
@@ -488,10 +498,10 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
         return None
     facts = describe_dicom(image)
     candidates = later.prediction.candidates
-    source = None if candidates is None else read_source(candidates)
-    if source is not None and source.series_uid not in ("", facts.series_uid):
+    predicted_uid = "" if candidates is None else read_row(candidates).series_uid
+    if predicted_uid not in ("", facts.series_uid):
         raise DatasetError(
-            f"the prediction belongs to series {source.series_uid}, but the scan {image.name} is "
+            f"the prediction belongs to series {predicted_uid}, but the scan {image.name} is "
             f"series {facts.series_uid}. Name the images that were predicted."
         )
     if (folder / f"{later.case}{CANDIDATES}").is_file():
@@ -734,8 +744,7 @@ def open_pair(
     _check_labels(later.case, before, after)
     first = _mask_path(earlier)
     second = _mask_path(later)
-    check_header(first, before.geometry, second, after.geometry)
-    check_header(second, after.geometry, first, before.geometry)
+    GridPair(first, before.geometry, second, after.geometry).check_headers()
     is_one_grid = before.geometry.matches(after.geometry)
     needs_alignment = register == "rigid"
     if register == "auto":  # scans on one grid count as registered
@@ -776,7 +785,7 @@ def _read(visit: VisitFiles) -> Prediction:
         geometry = own if own.dims == 2 else None
     prediction = read_prediction(files, geometry=geometry)
     if visit.image is not None:
-        check_header(_mask_path(visit), prediction.geometry, str(visit.image), own)
+        GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
         raise ContentError(

@@ -20,13 +20,11 @@ from lesionseg.errors import (
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.case_file import CANDIDATES, CaseRow, read_row
 from lesionseg.io.predictions import (
-    CANDIDATES,
     PredictionFiles,
     find_predictions,
-    read_key,
     read_prediction,
-    read_source,
     remove_predictions,
     write_prediction,
 )
@@ -79,7 +77,7 @@ class KeptPredictions:
             prediction,
             suffix=result_suffix(files.mask, prediction.geometry.dims),
             like=files.mask,
-            key=_KEY,
+            row=CaseRow(prediction.case, key=_KEY),
         )
 
     def keep_unlabelled(
@@ -119,7 +117,8 @@ class KeptPredictions:
                 accepted = accept(prediction, selection.point, selection.calibration)
                 like = self._files[case].mask
                 suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
-                write_prediction(self._temporary, accepted, suffix=suffix, like=like, key=_KEY)
+                row = CaseRow(case, key=_KEY)
+                write_prediction(self._temporary, accepted, suffix=suffix, like=like, row=row)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()
         for file in sorted(self._temporary.iterdir()):
@@ -135,8 +134,8 @@ class KeptPredictions:
             return
         cases = set[str]()
         for file in self.folder.glob(f"*{CANDIDATES}"):
-            with suppress(ReadError):  # a damaged file is not known to be ours
-                if file.resolve() not in self._given and read_key(file) == _KEY:
+            with suppress(ReadError, ContentError):  # a damaged file is not known to be ours
+                if file.resolve() not in self._given and read_row(file).key == _KEY:
                     cases.add(file.name.removesuffix(CANDIDATES))
         remove_predictions(self.folder, cases)
 
@@ -147,7 +146,7 @@ class KeptPredictions:
         """
         for case in self._geometry:
             earlier = self.folder / f"{case}{CANDIDATES}"
-            if earlier.is_file() and read_source(earlier) is not None:
+            if earlier.is_file() and read_row(earlier).digest:
                 raise ConflictError(
                     f"{self.folder} contains results that predict wrote, such as {earlier.name}. "
                     "Name another output."

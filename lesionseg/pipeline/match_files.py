@@ -25,16 +25,14 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.case_file import read_shape
 from lesionseg.io.cases import (
-    BY_INDEX,
-    MIN_OVERLAP,
-    check_header,
-    is_same_grid,
     read_mask,
     read_reference,
 )
 from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.predictions import PredictionFiles, read_shape
+from lesionseg.io.grids import GridPair
+from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.log import Advance, bar
@@ -172,7 +170,7 @@ def read_on_grid(
         geometry: the grid of the reference.
         resample: resample a prediction on another grid.
         binary: see `read_prediction`.
-        by_image: grids of equal shape and spacing are the same, see `is_same_grid`.
+        by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
 
     Raises:
         GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
@@ -193,18 +191,19 @@ def read_on_grid(
         # align the edges of the outer pixels, not their centres
         to_reference[:2, 2] = (zoom - 1) / 2
         own = Geometry(own.shape, geometry.affine @ to_reference)
-    if own is None or is_same_grid(own, geometry, by_image=by_image):
+    own = own or geometry
+    where = path or files.candidates or files.case
+    grids = GridPair(where, own, "the reference", geometry)
+    if grids.is_same(by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
-    where = str(path or files.candidates)
-    check_header(where, own, "its reference", geometry, f", or use {BY_INDEX}")
-    check_header("The reference", geometry, where, own)
+    grids.check_headers(index_is_remedy=True)
     if not resample:
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is not on the grid of its reference "
             f"{geometry.describe()}: {own.describe_difference(geometry)}. Give resample=true, "
             "or resample it with the program that wrote it."
         )
-    if own.overlap(geometry) < MIN_OVERLAP:
+    if not grids.overlaps_by_half():
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is located outside its reference "
             f"{geometry.describe()}: less than half of the smaller grid is inside the other one. "

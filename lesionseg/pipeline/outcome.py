@@ -1,6 +1,6 @@
 """The result of a command, which `cli` prints and a notebook uses."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Outcome(Protocol):
@@ -13,6 +13,10 @@ class Outcome(Protocol):
     @property
     def next(self) -> str | None:
         """The command to run next, as text; None if there is none."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Return the results and the paths of their files as plain data, for `--json`."""
         ...
 
     @property

@@ -10,6 +10,7 @@ from pathlib import Path
 from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts.input_images import (
@@ -32,14 +33,7 @@ from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans, select_shard
-from lesionseg.pipeline.predict_tables import (
-    TABLE,
-    CaseRow,
-    PredictionTable,
-    PredictOutcome,
-    left_out_row,
-    rebuilt_row,
-)
+from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -56,10 +50,10 @@ def predict(
     """Predict every scan found in `cfg.input`. Return a row per scan, sorted by case id.
 
     `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
-    and format, and `predictions.csv`, which keeps the rows of other cases. A case that fails does
-    not stop the run. A later run skips unchanged cases that were done or failed before. Results of
-    another scan are replaced only with `cfg.overwrite`. Permissions of files follow the umask.
-    Input and output may be URLs.
+    and format, and `predictions.csv`, an index of all case files in the folder. A case that fails
+    does not stop the run. A later run skips unchanged cases that were done or failed before.
+    Results of another scan are replaced only with `cfg.overwrite`. Permissions of files follow the
+    umask. Input and output may be URLs.
 
     Args:
         cfg: see conf/predict.yaml.
@@ -110,27 +104,26 @@ def _predict(
     rows: list[CaseRow] = []
     with (
         locked_folder(folder, _lock_of(table_path.name)),
-        closing(PredictionTable(table_path, cfg.output)) as table,
         bar("Predicting", progress) as advance,
     ):
         _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        if cfg.num_shards == 1:  # the rows of other shards are in other tables
-            _restore(results, table)
-        table.forget(_is_left_out_row)  # each run makes these rows again
+        if cfg.num_shards == 1:  # another shard may be writing its cases now
+            for case in results.recover_all():
+                logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
-        if cfg.shard_index == 0:
-            for kind in found.left_out:
-                table.put(left_out_row(kind))
-        work = CaseWork(cfg, predictor, folder, table.earlier, digest)
-        with closing(_run_engine(work, folder, scans, architectures)) as finished:
-            for row in finished:
-                table.put(row)
-                rows.append(row)
-                _log_row(row, log)
-                advance(row.case, len(rows), len(scans))
-        if cfg.num_shards == 1:
-            _forget_remedied(table, found.scans, rows, find_root(source))
+        with closing(PredictionIndex(table_path, results, cfg.output)) as index:
+            work = CaseWork(cfg, predictor, results, index.digests, digest)
+            if cfg.shard_index == 0:
+                for kind in found.left_out:
+                    index.put(left_out_row(kind))
+            with closing(_run_engine(work, scans, architectures)) as finished:
+                for row in finished:
+                    _record(row, results, index, log)
+                    rows.append(row)
+                    advance(row.case, len(rows), len(scans))
+            if cfg.num_shards == 1:
+                _forget_remedied(results, found.scans, rows, find_root(source))
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
 
@@ -201,7 +194,6 @@ def _describe_for_nnunet(
 
 def _run_engine(
     work: CaseWork,
-    folder: Path,
     scans: Sequence[FoundScan],
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
@@ -209,46 +201,41 @@ def _run_engine(
     if work.cfg.engine == "ray":
         from lesionseg.pipeline.predict_ray import predict_on_ray
 
-        return predict_on_ray(work.cfg, folder, scans, work.known, architectures)
+        return predict_on_ray(work.cfg, work.results.path, scans, work.digests, architectures)
     return predict_cases(work, scans)
 
 
-def _log_row(row: CaseRow, log: PredictLog) -> None:
-    """Write the row of a finished scan to the log files. Warn of a scan that failed just now."""
-    log.note_case(row)
+def _record(
+    row: CaseRow, results: PredictionFolder, index: PredictionIndex, log: PredictLog
+) -> None:
+    """Write the row of a finished scan to the file of failures, the table and the log.
+
+    Warn of a scan that failed just now.
+    """
+    try:
+        results.record(row)
+    except OutputError as error:  # the table has the row nevertheless
+        logger.warning("%s", error)
+    index.put(row)
+    if not (row.is_unchanged or index.was_skipped(row)):
+        log.note_case(row)
     if row.status == "failed" and not row.is_unchanged:
         extra = {"of_case": True}  # the files have the line of `note_case` instead
         logger.warning("%s failed: %s", row.case, row.message, extra=extra)
 
 
-def _restore(results: PredictionFolder, table: PredictionTable) -> None:
-    """Complete the results of a killed run, and add rows for results without one."""
-    for case in results.recover_all():
-        logger.info("The results of %s, from an interrupted run, were completed.", case)
-    for case in results.cases():
-        if not any(row.is_done for row in table.earlier.get(case, ())):
-            row = rebuilt_row(results, case)
-            if row is not None:
-                table.put(row)
-
-
-def _is_left_out_row(row: CaseRow) -> bool:
-    """Return True for a row made by `left_out_row`."""
-    return not row.path and row.status == "skipped"
-
-
 def _forget_remedied(
-    table: PredictionTable, scans: Sequence[FoundScan], rows: Sequence[CaseRow], root: Path
+    results: PredictionFolder, scans: Sequence[FoundScan], rows: Sequence[CaseRow], root: Path
 ) -> None:
-    """Remove rows of scans that failed or were skipped in earlier runs and have been remedied.
+    """Forget earlier failures of scans that have been remedied.
 
-    No scan of this run has the path of such a row. One of these conditions is true:
+    No scan of this run has the path of such a failure. One of these conditions is true:
 
     - The file belongs to another scan of this run: the slices of its series were copied again.
     - The same scan has another row: it was renamed.
 
-    Otherwise the row stays. That its path does not exist proves nothing: an input that is emptied
-    every night no longer contains the scans that failed, and paths of another input begin
+    Otherwise the failure stays. That its path does not exist proves nothing: an input that is
+    emptied every night no longer contains the scans that failed, and paths of another input begin
     elsewhere. `root` is the folder below which the paths of this run begin.
     """
     paths = {scan.path for scan in scans}
@@ -256,15 +243,17 @@ def _forget_remedied(
     for scan in scans:
         files.update(scan.files.images if scan.dicom is None else scan.dicom.files)
     known: set[str] = set()
-    for row in (*rows, *(row for row in table.rows if row.is_done)):
+    for row in (*rows, *results.rows()):
         known |= {row.digest, row.scan_uid} - {""}
 
-    def is_remedied(row: CaseRow) -> bool:
-        if row.is_done or not row.path or row.path in paths:
+    def is_remedied(failure: CaseRow) -> bool:
+        if failure.path in paths:
             return False
-        return root / row.path in files or not known.isdisjoint((row.digest, row.scan_uid))
+        return root / failure.path in files or not known.isdisjoint(
+            (failure.digest, failure.scan_uid)
+        )
 
-    table.forget(is_remedied)
+    results.forget_failures(is_remedied)
 
 
 def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
@@ -278,8 +267,8 @@ def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan
     for case in (scan.case, scan.other_case):
-        source = results.source(case)
-        if source is not None and _is_of_series(source, scan, scan.dicom.series_uid):
+        row = results.row(case)
+        if row is not None and _is_of_series(row.source, scan, scan.dicom.series_uid):
             return replace(scan, files=replace(scan.files, case=case, group=case))
     return scan
 

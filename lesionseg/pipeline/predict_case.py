@@ -31,10 +31,11 @@ from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
+from lesionseg.io.case_file import CONFLICT, CaseRow
+from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import (
     REPORT,
     SEGMENTATION,
-    ResultOrigin,
     write_dicom_results,
 )
 from lesionseg.io.files import explain_missing, printable_text
@@ -48,18 +49,13 @@ from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import (
-    CONFLICT,
-    CaseRow,
-    begun_row,
-)
+from lesionseg.pipeline.predict_tables import Digests, begun_row
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
 WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
-EarlierRows = Mapping[str, Sequence[CaseRow]]  # rows of earlier runs, by case
 _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
 
 
@@ -96,25 +92,25 @@ class CaseWork:
     Args:
         cfg: the settings.
         predictor: the model.
-        output: the folder of the results.
-        known: rows of earlier runs; unchanged results are kept.
-        digest: the digest of the model's bundles, see `joint_digest`.
+        results: the folder of the results, in which unchanged results are kept.
+        digests: the digests of files that earlier runs have read.
+        bundle: the digest of the model's bundles, see `joint_digest`.
     """
 
     def __init__(
         self,
         cfg: PredictConfig,
         predictor: Predictor,
-        output: Path,
-        known: EarlierRows,
-        digest: str,
+        results: PredictionFolder,
+        digests: Digests,
+        bundle: str,
     ) -> None:
         self.cfg = cfg
         self.predictor = predictor
-        self.results = PredictionFolder(output, cfg.output, cfg.names)
-        self.known = known
+        self.results = results
+        self.digests = digests
         self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
-        self.bundle = digest
+        self.bundle = bundle
         self.budget = memory_budget(cfg.inference)
         # rows of finished scans and of those in progress; a row with a status is final
         self.rows: dict[tuple[str, str], CaseRow] = {}
@@ -135,13 +131,15 @@ class CaseWork:
             result = self._record_failure(scan, error)
         row = self.rows[scan.key]
         if not row.is_unchanged:
-            seconds = round(row.seconds + perf_counter() - begin, 3)
-            row = replace(row, seconds=seconds, peak_memory_mb=peak_memory_mb())
-            if row.status:
-                finished = datetime.now().astimezone().isoformat(timespec="seconds")
-                row = replace(row, finished=finished)
-            self.rows[scan.key] = row
+            seconds = round((row.seconds or 0) + perf_counter() - begin, 3)
+            row = self._set(scan, seconds=seconds, peak_memory_mb=peak_memory_mb())
         return row if isinstance(result, CaseRow) else result
+
+    def _set(self, scan: FoundScan, **values: Any) -> CaseRow:
+        """Set attributes of the scan's row. Return the row."""
+        row = replace(self.rows[scan.key], **values)
+        self.rows[scan.key] = row
+        return row
 
     def _record_failure(self, scan: FoundScan, error: Exception) -> CaseRow:
         """Set and return the row of a failed scan.
@@ -154,26 +152,30 @@ class CaseWork:
         elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         text = printable_text(_shorten_paths(text, scan))
-        row = self.rows[scan.key]
-        key = row.key if _is_final(error) else ""
+        key = self.rows[scan.key].key if _is_final(error) else ""
         if isinstance(error, ConflictError):
             key = CONFLICT
-        row = replace(row, status="failed", message=text, key=key)
+        row = self._set(scan, status="failed", message=text, key=key, finished=_now())
         earlier = self._earlier_failure(row)
         if earlier is not None and earlier.message == text:
-            row = replace(earlier, is_unchanged=True)
-        else:
-            logger.debug("%s failed.", row.case, exc_info=error)
-        self.rows[scan.key] = row
+            return self._repeat(scan, earlier)
+        logger.debug("%s failed.", row.case, exc_info=error)
         return row
 
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
         """Return the row of an earlier run in which the same scan failed for the same reason."""
-        for earlier in self.known.get(row.case, ()):
+        for earlier in self.results.failures(row.case):
             is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
-            if earlier.status == "failed" and row.key and is_same:
+            if row.key and is_same:
                 return earlier
         return None
+
+    def _repeat(self, scan: FoundScan, earlier: CaseRow) -> CaseRow:
+        """Set and return the row of an earlier run, with what this run knows of the input."""
+        row = self.rows[scan.key]
+        facts = {name: getattr(row, name) for name in ("group", "visit", "path", "state")}
+        self.rows[scan.key] = replace(earlier.as_kept(), **facts, is_unchanged=True)
+        return self.rows[scan.key]
 
     def fits(self, scans: Sequence[FoundScan]) -> bool:
         """Return True if these scans fit into memory together."""
@@ -206,16 +208,12 @@ class CaseWork:
                 self.rows[scan.key] = self._describe_faulty_scan(scan)
             raise DatasetError(scan.fault)
         state = _state_of_files(scan.contents)
-        source = self._source(scan, state)
-        row = self.rows[scan.key].with_source(source, state)
-        row = replace(row, key=self._key(scan.files, source.digest))
-        self.rows[scan.key] = row
-        self.results.claim(scan.case, source, overwrite=self.cfg.overwrite)
-        earlier = self._earlier_result(scan, row, source) or self._earlier_failure(row)
+        self.rows[scan.key] = self.rows[scan.key].with_source(self._source(scan, state), state)
+        row = self._set(scan, key=self._key(scan.files, self.rows[scan.key].digest))
+        self.results.claim(scan.case, row.source, overwrite=self.cfg.overwrite)
+        earlier = self._earlier_result(scan, row.key) or self._earlier_failure(row)
         if earlier is not None:
-            row = _renew(earlier, row)
-            self.rows[scan.key] = row
-            return row
+            return self._repeat(scan, earlier)
         reason = explain_too_few_slices(
             scan,
             self.cfg.series,
@@ -244,37 +242,25 @@ class CaseWork:
     def _skip(self, scan: FoundScan, reason: str) -> CaseRow:
         """Set and return the row of a scan that is not predicted."""
         message = f"{reason[:1].upper()}{reason[1:]}."
-        row = replace(self.rows[scan.key], status="skipped", message=message)
-        for earlier in self.known.get(row.case, ()):
-            was = (earlier.path, earlier.status, earlier.message)
-            if was == (row.path, row.status, row.message):
-                row = replace(earlier, is_unchanged=True)
-        self.rows[scan.key] = row
-        return row
+        return self._set(scan, status="skipped", message=message, finished=_now())
 
     def _source(self, scan: FoundScan, state: str) -> ScanSource:
         """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
-        digest = ""
-        for row in self.known.get(self.rows[scan.key].case, ()):
-            if row.digest and (row.path, row.state) == (scan.path, state):
-                digest = row.digest
-                break
         facts = scan.facts
         return ScanSource(
-            digest=digest or content_digest(scan.contents),
+            digest=self.digests.get((scan.path, state)) or content_digest(scan.contents),
             study_uid=facts.study_uid if facts else "",
             series_uid=facts.series_uid if facts else "",
             instance_uid=facts.instance_uid if facts else "",
         )
 
-    def _earlier_result(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
+    def _earlier_result(self, scan: FoundScan, key: str) -> CaseRow | None:
         """Return the row of existing results of the same content, bundle and settings, or None."""
         plan = self.predictor.plan
         suffix = result_suffix(scan.files.images[0], plan.dims)
         masks = plan.candidate_rule.source != "detection"
-        rows = [r for r in self.known.get(row.case, ()) if r.is_done and r.key == row.key]
-        if rows and self.results.has_results(scan.case, source, row.key, suffix, masks=masks):
-            return rows[0]
+        if self.results.has_results(scan.case, key, suffix, masks=masks):
+            return self.results.row(scan.case)
         return None
 
     def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
@@ -299,36 +285,35 @@ class CaseWork:
             zone_names, prediction = self._assign_zones(scan, inferred, prediction)
             message = self._write_dicom(scan, row, prediction, new_files)
             image = scan.files.images[0]
+            row = replace(row, message=message, **self._describe(prediction, zone_names))
             write_prediction(
                 new_files,
                 prediction,
                 suffix=result_suffix(image, self.predictor.plan.dims),
                 like=image,
                 names=self.cfg.names,
-                source=row.source,
-                key=row.key,
+                row=row,
             )
             _check_unchanged(scan, row.state)
-        amounts = dict(
-            counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
-        )
-        volume_ml = amounts.pop("volume_ml")  # it has its own column
+        self.rows[scan.key] = replace(row, finished=self.results.finished(scan.case))
+        return self.rows[scan.key]
+
+    def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:
+        """Return the attributes of a row that describe a prediction."""
+        lesion_names = self.predictor.plan.labels.lesion_names
+        amounts = dict(counts_of(prediction.candidates, lesion_names, zone_names))
         checked = prediction.input
-        row = replace(
-            row,
-            status=_status(checked),
-            message=message,
-            n_candidates=len(prediction.candidates),
-            n_accepted=sum(c.accepted for c in prediction.candidates),
-            volume_ml=volume_ml,
-            missing=" ".join(checked.missing if checked else ()),
-            operating_point=self.predictor.operating_point().name,
-            warning=" ".join(prediction.warnings),
-            input_score=checked.score if checked else None,
-            amounts=amounts,
-        )
-        self.rows[scan.key] = row
-        return row
+        return {
+            "status": _status(checked),
+            "n_candidates": len(prediction.candidates),
+            "n_accepted": sum(c.accepted for c in prediction.candidates),
+            "volume_ml": amounts.pop("volume_ml"),  # it has its own column
+            "missing": " ".join(checked.missing if checked else ()),
+            "operating_point": self.predictor.operating_point().name,
+            "warning": " ".join(prediction.warnings),
+            "input_score": checked.score if checked else None,
+            "amounts": amounts,
+        }
 
     def _decide(self, scan: FoundScan, inferred: Inferred, new_files: Path) -> Prediction:
         """Return the prediction. Write its probabilities if the settings say so.
@@ -450,15 +435,9 @@ def _check_unchanged(scan: FoundScan, state: str) -> None:
         raise ResourceError("The scan changed while it was read. Run the command again.")
 
 
-def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:
-    """Return the row of an earlier run for the same scan, with the facts of this run's `row`."""
-    return replace(
-        earlier.as_kept().with_source(row.source, row.state),
-        group=row.group,
-        visit=row.visit,
-        path=row.path,
-        is_unchanged=True,
-    )
+def _now() -> str:
+    """Return the present time as text, with the time zone."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _status(checked: InputCheckResult | None) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import LesionsegError, OutputError, count
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
 from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
-from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
+from lesionseg.pipeline.predict_tables import PredictOutcome
 from lesionseg.version import __version__
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"
@@ -51,12 +52,10 @@ class PredictLog:
             handler.handle(record)
 
     def note_case(self, row: CaseRow) -> None:
-        """Write the line of a scan, unless its result is unchanged."""
-        if row.is_unchanged:
-            return
+        """Write the line of a scan."""
         text = f"{row.case}: {row.status}"
         if row.is_done:
-            found = count(row.n_candidates, "candidate")
+            found = count(row.n_candidates or 0, "candidate")
             text += f", {found}, {row.n_accepted} accepted, {row.seconds:.1f} s"
         text += "".join(f". {each}" for each in (row.warning, row.message) if each)
         self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)

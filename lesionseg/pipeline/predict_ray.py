@@ -16,10 +16,12 @@ from lesionseg.config import PredictConfig, is_url
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.bundle import joint_digest
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.layouts.input_images import FoundScan
+from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict_case import CaseWork, EarlierRows, make_predictor, predict_cases
-from lesionseg.pipeline.predict_tables import CaseRow, begun_row
+from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
+from lesionseg.pipeline.predict_tables import Digests, begun_row
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
@@ -30,7 +32,7 @@ def predict_on_ray(
     cfg: PredictConfig,
     output: Path,
     scans: Sequence[FoundScan],
-    known: EarlierRows,
+    digests: Digests,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Generator[CaseRow]:
     """Predict scans on a Ray cluster. Yield rows as soon as they are finished.
@@ -57,9 +59,9 @@ def predict_on_ray(
     try:
         # Stored once and shared by all actors, because these may be large. The references must live
         # as long as the actors: one that is restarted reads the objects again.
-        known_ref = ray.put(known)
+        digests_ref = ray.put(digests)
         architectures_ref = ray.put(architectures)
-        actors = _start_actors(cfg, output, len(scans), known_ref, architectures_ref)
+        actors = _start_actors(cfg, output, len(scans), digests_ref, architectures_ref)
         yield from _distribute(actors, [scan.to_absolute() for scan in scans])
     finally:
         if is_own_cluster:
@@ -70,12 +72,12 @@ def _start_actors(
     cfg: PredictConfig,
     output: Path,
     n_scans: int,
-    known_ref: Any,
+    digests_ref: Any,
     architectures_ref: Any,
 ) -> list[Any]:
     """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans.
 
-    `known_ref` and `architectures_ref` are Ray's references to the arguments of `predict_on_ray`.
+    `digests_ref` and `architectures_ref` are Ray's references to the arguments of `predict_on_ray`.
     """
     import ray
 
@@ -100,7 +102,7 @@ def _start_actors(
         max_task_retries=ATTEMPTS - 1,
     )
     return [
-        actor_class.remote(cfg, output.resolve(), known_ref, architectures_ref)
+        actor_class.remote(cfg, output.resolve(), digests_ref, architectures_ref)
         for _ in range(n_actors)
     ]
 
@@ -157,18 +159,18 @@ class _Actor:
         self,
         cfg: PredictConfig,
         output: Path,
-        known: EarlierRows,
+        digests: Digests,
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
         if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
         self._cfg = cfg
-        self._digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
+        self._bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
         self._predictor = make_predictor(cfg, architectures)
-        self._output = output
-        self._known = known
+        self._results = PredictionFolder(output, cfg.output, cfg.names)
+        self._digests = digests
 
     def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
-        work = CaseWork(self._cfg, self._predictor, self._output, self._known, self._digest)
+        work = CaseWork(self._cfg, self._predictor, self._results, self._digests, self._bundle)
         return list(predict_cases(work, scans))

@@ -1,184 +1,32 @@
-"""`predictions.csv`: the status and the findings of each scan, one row per scan."""
+"""`predictions.csv`: an index of the case files, one row per scan, and the outcome of a run."""
 
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from lesionseg.core import Finding, InputCheckResult
-from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
-from lesionseg.io.files import (
-    TEMPORARY_NAMES,
-    printable_id,
-    printable_text,
-    read_csv,
-    read_json,
-    write_csv,
-)
+from lesionseg.core import Finding
+from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
+from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
+from lesionseg.io.files import TEMPORARY_NAMES, printable_id, printable_text, read_csv, write_csv
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
-from lesionseg.io.scan_identity import ScanSource
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
 TABLE = "predictions.csv"
-DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
-CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
 _ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
 _WRITE_SHARE = 0.05  # largest share of the time that is spent on writing the table
-
-
-@dataclass(frozen=True)
-class CaseRow:
-    """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
-
-    Attributes:
-        case: id of the case.
-        group: patient, from the input's table.
-        visit: visit, from the input's table.
-        status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
-            earlier run), failed or skipped.
-        message: the reason if the scan failed or was skipped.
-        seconds: duration of the prediction.
-        n_candidates: number of candidates.
-        n_accepted: number of accepted candidates.
-        volume_ml: volume of accepted candidates; None in 2-D and for boxes without masks.
-        peak_memory_mb: peak memory of the process up to the end of this scan.
-        bundle: digest of the model.
-        key: hash of bundle, settings and content; "" if the scan failed for an external reason.
-        warning: differences from the training scans, and candidates that are missing.
-        input_score: size of these differences; 1 is the limit.
-        missing: channels that the scan lacks.
-        operating_point: the name of the operating point.
-        path: path of the scan below the input.
-        study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
-        series_uid: DICOM UID of the series.
-        instance_uid: DICOM UID of the image.
-        digest: hash of the files' content.
-        state: see `file_state`.
-        finished: time of the result or failure.
-        amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
-            `zone_count_<zone>`, `zone_ml_<zone>`.
-        is_unchanged: the row is the same as before this run. This is not a column.
-    """
-
-    case: str
-    group: str = ""
-    visit: str = ""
-    status: str = ""
-    message: str = ""
-    seconds: float = 0.0
-    n_candidates: int = 0
-    n_accepted: int = 0
-    volume_ml: float | None = None
-    peak_memory_mb: int = 0
-    bundle: str = ""
-    key: str = ""
-    warning: str = ""
-    input_score: float | None = None
-    missing: str = ""
-    operating_point: str = ""
-    path: str = ""
-    study_uid: str = ""
-    series_uid: str = ""
-    instance_uid: str = ""
-    digest: str = ""
-    state: str = ""
-    finished: str = ""
-    amounts: Mapping[str, Any] = field(default_factory=dict)
-    is_unchanged: bool = False
-
-    @property
-    def is_done(self) -> bool:
-        """True if the case has results."""
-        return self.status in DONE
-
-    @property
-    def source(self) -> ScanSource:
-        """Digest and UIDs of the scan."""
-        return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
-
-    @property
-    def scan_uid(self) -> str:
-        """UID of the series, or of the image if the scan is a single DICOM file."""
-        return self.instance_uid or self.series_uid
-
-    def with_source(self, source: ScanSource, state: str) -> "CaseRow":
-        """Return the row with digest, UIDs and state of its scan."""
-        return replace(
-            self,
-            study_uid=source.study_uid,
-            series_uid=source.series_uid,
-            instance_uid=source.instance_uid,
-            digest=source.digest,
-            state=state,
-        )
-
-    def as_kept(self) -> "CaseRow":
-        """Return the row in a later run: `done` means that the scan was predicted in this run."""
-        return replace(self, status="kept") if self.status == "done" else self
-
-    def replaces(self, other: "CaseRow") -> bool:
-        """Return True if the row replaces another row of its case.
-
-        A case has at most one row with results. Each scan that failed under the same id has its own
-        row. Two such scans differ in their paths or, if one file replaced another under the same
-        path, in their sources.
-        """
-        if other.is_done:
-            return self.is_done
-        is_of_another_path = bool(other.path) and other.path != self.path
-        if is_of_another_path:
-            return False
-        is_conflict = other.key == CONFLICT and bool(other.digest)
-        return not is_conflict or self.source.is_of_same_scan(other.source)
-
-    def cells(self) -> dict[str, Any]:
-        """Return the row's cells by column."""
-        return {**{name: getattr(self, name) for name in COLUMNS}, **self.amounts}
-
-    @classmethod
-    def from_cells(cls, cells: Mapping[str, str]) -> "CaseRow":
-        """Make a row from the cells of a table. Missing and wrong cells get their defaults."""
-        known: dict[str, Any] = {}
-        amounts: dict[str, Any] = {}
-        for name, text in cells.items():
-            if name not in COLUMNS:
-                amounts[name] = _to_number(text)
-            elif text or name == "case":  # an empty cell has the default of its column
-                known[name] = text
-        known["amounts"] = amounts
-        try:
-            return _ROWS.validate_python(known)
-        except ValidationError as error:
-            for fault in error.errors():
-                column = str(fault["loc"][0])
-                known.pop(column, None)
-            return _ROWS.validate_python({"case": "", **known})
-
-
-def _to_number(text: str) -> Any:
-    """Convert a text to a number if it is one. Return None for an empty text."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text or None
-
-
-COLUMNS = tuple(c.name for c in fields(CaseRow) if c.name not in ("amounts", "is_unchanged"))
-_ROWS = TypeAdapter(CaseRow)
+# digests of files that an earlier run has read, by path and state of the scan
+Digests = Mapping[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -212,7 +60,7 @@ class PredictOutcome(Outcome):
         known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
         kept = sum(row.is_done and row.is_unchanged for row in self.rows)
         predicted = sum(row.is_done for row in self.rows) - kept
-        accepted = count(sum(row.n_accepted for row in self.rows), "candidate")
+        accepted = count(sum(row.n_accepted or 0 for row in self.rows), "candidate")
         before = f", {known} failed before and unchanged" if known else ""
         lines = [
             f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
@@ -231,6 +79,15 @@ class PredictOutcome(Outcome):
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
         return [*lines, *(f"{note.message}." for note in self.left_out)]
+
+    def record(self) -> dict[str, Any]:
+        """Return the table and its rows of this run, and the files that were left out."""
+        return {
+            "output": self.folder,
+            "table": self.folder / self.table,
+            "cases": [row.cells() for row in self.rows],
+            "left_out": [asdict(note) for note in self.left_out],
+        }
 
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files of the results."""
@@ -275,137 +132,88 @@ def left_out_row(note: Finding) -> CaseRow:
     return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
 
 
-def rebuilt_row(results: PredictionFolder, case: str) -> CaseRow | None:
-    """Make a row from the result files of a case; None if these do not state their source.
+class PredictionIndex:
+    """`predictions.csv` in an output folder: the rows of its case files and of this run.
 
-    It is needed if the table was deleted, or a program was killed before it wrote the row.
-    """
-    source = results.source(case)
-    if source is None:
-        return None
-    content = read_json(results.path / f"{case}{CANDIDATES}")
-    candidates = [entry for entry in content.get("candidates", ()) if isinstance(entry, dict)]
-    accepted = [entry for entry in candidates if entry.get("accepted", True)]
-    stated = [entry.get("volume_ml") for entry in accepted]
-    volumes = [volume for volume in stated if isinstance(volume, int | float)]
-    has_all_volumes = len(volumes) == len(accepted)
-    checked = content.get("input_check") or {}
-    stated_score = checked.get("score")
-    score = stated_score if isinstance(stated_score, int | float) else None
-    status = "kept"
-    if checked.get("blank"):
-        status = "blank"
-    elif InputCheckResult(score, empty=tuple(checked.get("empty") or ())).is_warned:
-        status = "warned"
-    row = CaseRow(
-        case=case,
-        group=case,
-        status=status,
-        warning=str(checked.get("warning", "")),
-        input_score=score,
-        message="This row was made from the results, as the table had none.",
-        n_candidates=len(candidates),
-        n_accepted=len(accepted),
-        volume_ml=round(sum(volumes), 6) if has_all_volumes else None,
-    )
-    # the state of the scan's files is unknown, so the next run reads them to compare their hash
-    return row.with_source(source, state="")
+    The table of a shard has only the rows of its run. Earlier tables are read for what no case file
+    states: the digests of files that have not changed (`digests`), and durations. Without them,
+    the files are read again.
 
-
-def _read_rows(table: Path) -> dict[str, list[CaseRow]]:
-    """Read the rows of a table by case."""
-    rows: dict[str, list[CaseRow]] = {}
-    for cells in read_csv(table):
-        row = CaseRow.from_cells(cells)
-        if row.case and row.status:
-            rows.setdefault(row.case, []).append(row)
-    return rows
-
-
-def _last(rows: Iterable[CaseRow]) -> datetime:
-    """Return the latest time at which one of the rows finished. Rows without a time are old."""
-    latest = datetime.min.replace(tzinfo=UTC)
-    for row in rows:
-        with suppress(ValueError, TypeError):  # an edited cell; TypeError: without a time zone
-            latest = max(latest, datetime.fromisoformat(row.finished))
-    return latest
-
-
-class PredictionTable:
-    """`predictions.csv` in an output folder: the rows of earlier runs and of this run.
-
-    Each shard has its own table, which keeps the cases of earlier runs. `earlier` contains the rows
-    of all tables by case. If several tables contain a case, the rows are those that finished last.
-    A run without shards writes the union of all tables. The file is always replaced as a whole, in
-    the first `put` and in `close`. Further calls of `put` write it only if less than a twentieth of
-    the time is spent on writing.
+    The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
+    `put` write it only if less than a twentieth of the time is spent on writing.
     """
 
-    def __init__(self, path: Path, url: str = "") -> None:
+    def __init__(self, path: Path, results: PredictionFolder, url: str = "") -> None:
         self.path = path
-        self.earlier: dict[str, list[CaseRow]] = {}
+        self.results = results
         self._url = url
+        self._is_whole = path.name == TABLE
+        self._new: list[CaseRow] = []  # the rows of this run
+        self._next_write = 0.0
         # a run that was killed may have left an incomplete table under a temporary name
         temporary_names = TEMPORARY_NAMES.removesuffix("*") + path.name
         for incomplete in path.parent.glob(temporary_names):
             incomplete.unlink(missing_ok=True)
         tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
-        own: set[str] = set()
+        self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
-            read = _read_rows(table)
-            if path.name in (TABLE, table.name):
-                own.update(read)
-            for case, rows in read.items():
-                # of equal times, the rows of the later table are kept
-                if case not in self.earlier or _last(rows) >= _last(self.earlier[case]):
-                    self.earlier[case] = rows
-        self._rows = {
-            case: [row.as_kept() for row in rows]
-            for case, rows in self.earlier.items()
-            if case in own
+            with suppress(ReadError):  # a damaged table is written again
+                self._earlier |= {_result_of(cells): cells for cells in read_csv(table)}
+        self.digests: Digests = {
+            (cells.get("path", ""), cells.get("state", "")): cells.get("digest", "")
+            for cells in self._earlier.values()
         }
-        self._next_write = 0.0
-        self._is_written = all(
-            row.status != "done" for case in self._rows for row in self.earlier[case]
-        )
 
     def put(self, row: CaseRow) -> None:
-        """Add or replace a row. A failure to write is only a warning, as `close` tries again."""
-        others = self._rows.get(row.case, self.earlier.get(row.case, []))
-        self._rows[row.case] = [*(other for other in others if not row.replaces(other)), row]
-        self._is_written = False
-        if perf_counter() >= self._next_write:
-            try:
-                self.close()
-            except Exception as error:
-                logger.warning("The table is written later: %s", error)
+        """Add the row of a scan. A failure to write is only a warning, as `close` tries again."""
+        self._new.append(row)
+        if perf_counter() < self._next_write:
+            return
+        try:
+            self.close()
+        except Exception as error:
+            logger.warning("The table is written later: %s", error)
 
-    @property
+    def was_skipped(self, row: CaseRow) -> bool:
+        """Return True if the scan was skipped in an earlier run for the same reason."""
+        cells = self._earlier.get(_result_of(row.cells()), {})
+        return (cells.get("status"), cells.get("message")) == (row.status, row.message)
+
     def rows(self) -> list[CaseRow]:
-        """The rows, sorted by case."""
-        return [row for case in sorted(self._rows) for row in self._rows[case]]
+        """Return the rows of the table, sorted by case."""
+        rows = self._new
+        if self._is_whole:
+            done = {row.case for row in rows if row.is_done}
+            rows = [row for row in rows if row.status != "failed"]
+            rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
+            rows += self.results.all_failures()
+        return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
-    def forget(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
-        """Remove the rows for which `is_obsolete` returns True."""
-        for case, rows in self._rows.items():
-            kept = [row for row in rows if not is_obsolete(row)]
-            if len(kept) < len(rows):
-                self._rows[case] = kept
-                self._is_written = False
+    def _cells(self, row: CaseRow) -> dict[str, Any]:
+        """Return a row's cells, with what only an earlier table states of an unchanged result."""
+        cells = row.cells()
+        earlier = self._earlier.get(_result_of(cells), {})
+        for name in OF_RUN:
+            cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
+        return cells
 
     def close(self) -> None:
-        """Write the table if it has unwritten rows.
+        """Write the table.
 
         Raises:
             OutputError: if it cannot be written.
         """
-        if self._is_written:
-            return
         begin = perf_counter()
-        rows = self.rows
-        further = sorted({name for row in rows for name in row.amounts})
-        write_csv(self.path, (row.cells() for row in rows), [*COLUMNS, *further])
+        rows = [self._cells(row) for row in self.rows()]
+        if not rows:  # a shard without scans
+            return
+        further = sorted({name for cells in rows for name in cells if name not in COLUMNS})
+        write_csv(self.path, rows, [*COLUMNS, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE
-        self._is_written = True
+
+
+def _result_of(cells: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells that are equal in two tables if a row is of the same result or failure."""
+    return tuple(cells.get(name, "") for name in ("case", "path", "digest", "key"))

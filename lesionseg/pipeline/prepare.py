@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lesionseg.config import PrepareConfig
 from lesionseg.core import Geometry
@@ -57,6 +58,10 @@ class PrepareOutcome(Outcome):
     run: Path
     n_cases: int
     cfg: PrepareConfig
+
+    def record(self) -> dict[str, Any]:
+        """Return the run directory, the plan and the number of prepared cases."""
+        return {"run": self.run, "plan": self.run / "plan.json", "n_cases": self.n_cases}
 
     def summary(self) -> list[str]:
         """Return the reasons of the plan, its file, and the number of prepared cases."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
@@ -34,6 +35,10 @@ class ReportOutcome(Outcome):
         """The table of false positives for a reader to fill in; None if it does not exist."""
         table = self.page.parent / ADJUDICATION
         return table if table.is_file() else None
+
+    def record(self) -> dict[str, Any]:
+        """Return the page, and the table for a reader to fill in."""
+        return {"page": self.page, "adjudication": self.adjudication}
 
     def summary(self) -> list[str]:
         """Return the page, and the table for a reader to fill in."""

@@ -322,7 +322,7 @@ def _score_error(tables: Tables, find: Statistic) -> float:
     dice = tables.cases["dice"].to_numpy(float)
     has_dice = ~np.isnan(dice)
     if has_dice.any():
-        weights = draws[:, tables.case_group]
+        weights = draws[:, tables.group_of["cases"]]
         total = weights @ np.where(has_dice, dice, 0.0)
         replicates = replicates + divide(total, weights @ has_dice.astype(float))
     return float(np.nanstd(replicates))

@@ -53,7 +53,7 @@ def select(
     """
     points, first, remark = _choose_points(tables, aim, rate_confidence, chosen_on)
     if fold_of is None:
-        folds = (tables.case_group % _N_FOLDS).tolist()
+        folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
     final, fits, why = _fit_calibrations(tables, fold_of, chosen_on)
     best_f1 = next(point for point in points if point.name == "best_f1")

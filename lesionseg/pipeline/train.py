@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lesionseg.config import TARGET, TrainConfig
 from lesionseg.core import Aim
@@ -64,6 +65,10 @@ class TrainOutcome(Outcome):
     is_first: bool = True
     needs_trust: bool = False
     needs_flips: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """Return the run directory, the bundle and the page."""
+        return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:
         """Return the scores, the selection, the bundle and the page."""

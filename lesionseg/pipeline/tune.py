@@ -79,6 +79,12 @@ class TuneOutcome(Outcome):
     groups: tuple[str, ...]
     options: Mapping[str, str]
 
+    def record(self) -> dict[str, Any]:
+        """Return the run directory, the page, and the best pair of α and γ, or None."""
+        best = find_steadiest(self.search)
+        pair = None if best is None else {"alpha": best.alpha, "gamma": best.gamma}
+        return {"run": self.run, "page": self.run / "tune.html", "best": pair}
+
     def summary(self) -> list[str]:
         """Return the table of trials, the conclusions, and the page."""
         rows = align_columns(trial_table(self.search))

@@ -23,7 +23,8 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
-from lesionseg.io.cases import LUMA, is_same_grid, read_case, read_mask, read_reference
+from lesionseg.io.cases import LUMA, read_case, read_mask, read_reference
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts import list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.layouts.input_images import find_images
@@ -266,7 +267,8 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
     """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
     if reference is None:
         return None
-    if not is_same_grid(reference.geometry, geometry, by_image=True):
+    grids = GridPair("the reference", reference.geometry, "its image", geometry)
+    if not grids.is_same(by_image=True):
         raise GeometryError(
             f"A reference of shape {reference.geometry.shape} is not on the grid of its image, "
             f"{geometry.shape}. Give the images that were evaluated."

@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REPORTING = ROOT / "lesionseg" / "reporting"
+MODULES = ("words.py", "charts.py", "content.py", "pdf.py")
+TEMPLATES = ("report.html.j2", "macros.html.j2", "sentences.txt.j2")
 OTHER_MEANINGS = re.compile(r"scores\.json|RSNA score")  # names
 
 
@@ -33,9 +35,9 @@ def sentences_of_code(name: str) -> Iterator[str]:
             yield value
 
 
-def words_of_template(name: str) -> str:
+def words_of_template(path: Path) -> str:
     """Return the text of a template without its code, styles and tags."""
-    text = (REPORTING / "templates" / name).read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     for code in (r"\{%.*?%\}", r"\{\{.*?\}\}", r"\{#.*?#\}", r"<script.*?</script>", r"<[^>]*>"):
         text = re.sub(code, " ", text, flags=re.DOTALL)
     return text
@@ -43,12 +45,9 @@ def words_of_template(name: str) -> str:
 
 def words_of_report() -> str:
     """Return everything that the report says."""
-    texts = [
-        s
-        for name in ("words.py", "charts.py", "content.py", "pdf.py")
-        for s in sentences_of_code(name)
-    ]
-    return "\n".join([*texts, words_of_template("report.html.j2")])
+    code = [s for name in MODULES for s in sentences_of_code(name)]
+    templates = [t for t in (REPORTING / "templates").glob("*.j2") if t.name in TEMPLATES]
+    return "\n".join([*code, *map(words_of_template, templates)])
 
 
 GLOSSARY = read_glossary()

@@ -23,8 +23,8 @@ from lesionseg.evaluation.tables import BY_LABEL, region_part
 class HandCase:
     """A drawing and its expected result.
 
-    `sides` contains lesions found and false positives by side criterion. `n_true` is the number
-    of true candidates.
+    `secondary` contains lesions found and false positives by secondary criterion. `n_true` is the
+    number of true candidates.
     """
 
     name: str
@@ -41,7 +41,7 @@ class HandCase:
     ignored: int = 0
     candidate_labels: tuple[int, ...] = ()
     accepted_from: float = 0.0
-    sides: dict[str, tuple[int, int]] = field(default_factory=dict)
+    secondary: dict[str, tuple[int, int]] = field(default_factory=dict)
     by_pairs: dict[str, object] = field(default_factory=dict)
 
 
@@ -216,27 +216,28 @@ FOUND = dict.fromkeys(SIDES, (1, 0))
 FALSE = dict.fromkeys(SIDES, (0, 1))
 HAND_CASES = (
     HandCase("perfect", "A candidate equal to the only lesion finds it.",
-        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,), sides=FOUND),
+        ".... .11. .11. ....", ".... .11. .11. ....", (0.9,), 1, 0, 0, 1.0, (0.9,),
+        secondary=FOUND),
     HandCase("nothing", "A lesion-free case without candidates has neither hits nor misses.",
         ".... ....", ".... ....", ()),
     HandCase("false_alarm", "A candidate in a lesion-free case is false, and Dice undefined.",
-        ".... ....", "11.. ....", (0.4,), fp=1, sides=FALSE),
+        ".... ....", "11.. ....", (0.4,), fp=1, secondary=FALSE),
     HandCase("missed", "A lesion without candidate is missed and its case counts Dice 0.",
         ".... .11.", ".... ....", (), 0, 0, 1, 0.0, (None,)),
     HandCase("elsewhere", "A candidate next to the lesion is false and the lesion is missed.",
         "11..... .......", "....111 .......", (0.8,), 0, 1, 1, 0.0, (None,)),
     HandCase("exactly_a_tenth", "IoU 1/10 suffices.",
         "1......... ..........", "1111111111 ..........", (0.5,), 1, 0, 0, 2 / 11, (0.5,),
-        sides={"any_overlap": (1, 0), "iou50": (0, 1)}),
+        secondary={"any_overlap": (1, 0), "iou50": (0, 1)}),
     HandCase("under_a_tenth", "IoU 1/11 is a false positive that touches a lesion.",
         "1.......... ...........", "11111111111 ...........", (0.5,), 0, 1, 1, 2 / 12, (None,),
-        sides={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)}),
+        secondary={"any_overlap": (1, 0), "iou50": (0, 1), "centre_distance": (0, 1)}),
     HandCase("split", "Two candidates on one lesion are both true, and find it once.",
         "111111 ......", "111122 ......", (0.6, 0.9), 1, 0, 0, 1.0, (0.9,), n_true=2,
-        sides={"any_overlap": (1, 0), "iou10": (1, 0)}, by_pairs={"n_true": 1, "ignored": 1}),
+        secondary={"any_overlap": (1, 0), "iou10": (1, 0)}, by_pairs={"n_true": 1, "ignored": 1}),
     HandCase("merge", "One candidate over two lesions finds both; by pairs one of them is missed.",
         "111.22 ......", "111111 ......", (0.7,), 2, 0, 0, 10 / 11, (0.7, 0.7), n_true=1,
-        sides={"any_overlap": (2, 0), "iou10": (1, 0)},
+        secondary={"any_overlap": (2, 0), "iou10": (1, 0)},
         by_pairs={"tp": 1, "fn": 1, "detected_at": (0.7, None)}),
     HandCase("stolen",
         "Candidate 1 fits lesion 1 best, but candidate 2 can only find lesion 1. By pairs, an "
@@ -253,24 +254,25 @@ HAND_CASES = (
         by_pairs={"n_true": 1, "ignored": 1}),
     HandCase("fragments", "Two candidates, each a twentieth of a lesion, find it together.",
         "11111 11111 11111 11111", "1.... ..... ..2.. .....", (0.9, 0.4), 1, 0, 0, 4 / 22, (0.4,),
-        n_true=2, sides={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
+        n_true=2, secondary={"any_overlap": (1, 0), "iou10": (0, 2), "iou50": (0, 2)},
         by_pairs={"tp": 0, "fp": 2, "fn": 1, "detected_at": (None,)}),
     HandCase("contained", "A candidate in a lesion is true, but covers too little to find it.",
         "11111 11111 11111 11111", "1.... ..... ..... .....", (0.9,), 0, 0, 1, 2 / 21, (None,),
-        n_true=1, sides={"iou10": (0, 1)}, by_pairs={"fp": 1}),
+        n_true=1, secondary={"iou10": (0, 1)}, by_pairs={"fp": 1}),
     HandCase("umbrella", "One candidate over five lesions finds them all; by pairs it is false.",
         "1..2..3..4..5 .............", "1111111111111 .............", (0.6,), 5, 0, 0, 10 / 18,
-        (0.6,) * 5, n_true=1, sides={"any_overlap": (5, 0), "iou10": (0, 1)},
+        (0.6,) * 5, n_true=1, secondary={"any_overlap": (5, 0), "iou10": (0, 1)},
         by_pairs={"tp": 0, "fp": 1, "fn": 5, "detected_at": (None,) * 5}),
     HandCase("unsupported", "A candidate with less than a tenth in lesions finds none.",
         "11111........ 11111........", "....111111111 ..........111", (0.6,), 0, 1, 1, 2 / 22,
-        (None,), sides={"any_overlap": (1, 0), "iou10": (0, 1)}),
+        (None,), secondary={"any_overlap": (1, 0), "iou10": (0, 1)}),
     HandCase("wrong_label", "A candidate finds a lesion of another label; by pairs none.",
-        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,), candidate_labels=(2,), sides=FALSE,
+        ".11. .11.", ".11. .11.", (0.9,), 1, 0, 0, 1.0, (0.9,),
+        candidate_labels=(2,), secondary=FALSE,
         by_pairs={"tp": 0, "fp": 1, "fn": 1, "detected_at": (None,)}),
     HandCase("three_axes", "In 3-D a candidate of two of the lesion's three slices finds it.",
         "11 11|11 11|11 11", "11 11|11 11|.. ..", (0.8,), 1, 0, 0, 16 / 20, (0.8,),
-        sides={"any_overlap": (1, 0), "iou50": (1, 0)}),
+        secondary={"any_overlap": (1, 0), "iou50": (1, 0)}),
     HandCase("two_of_three",
         "Three lesions, two candidates: at most two are found, with the largest summed IoU.",
         "11.22.33 ........", "11122... ........", (0.6, 0.8), 2, 0, 1, 2 * 4 / 11,

@@ -34,7 +34,7 @@ def test_hand_case_has_the_expected_result(preset, case):
     assert found.dice == (None if case.dice is None else pytest.approx(case.dice))
     if case.detected_at:
         assert tuple(x.detected_at for x in found.lesions) == case.detected_at
-    for name, (n_found, n_false) in case.sides.items():
+    for name, (n_found, n_false) in case.secondary.items():
         assert sum(getattr(x, name) for x in found.lesions) == n_found
         assert getattr(found, f"n_false_{name}") == n_false
 

@@ -164,7 +164,8 @@ def test_assignment_is_maximal_at_every_threshold(seed):
     weight = rng.integers(10, 100, (5, 4)) / 100
     weight[rng.random(weight.shape) > 0.4] = 0
     candidate, lesion = np.nonzero(weight)
-    links = Links(INSTANCES, 5, 4, candidate, lesion, weight[candidate, lesion])
+    boxes = np.zeros((len(candidate), 6))
+    links = Links(INSTANCES, 4, candidate, lesion, weight[candidate, lesion], boxes)
     scores = rng.integers(1, 5, 5) / 5  # with ties
     found_at = detection_scores(links, scores)
     for threshold in np.unique(scores):

@@ -377,11 +377,11 @@ def test_limit_of_deflated_files_does_not_depend_on_their_start(tmp_path, monkey
 
 
 def test_file_that_is_deflated_twice_is_an_error(tmp_path):
-    """pydicom would inflate the inner stream, whose size is not limited."""
+    """The size of the inner stream is not limited, so it may not be inflated."""
     path = tmp_path / "a.dcm"
     head, content = write_deflated(path)
     path.write_bytes(head + deflate(head[132:], deflate(content)))
-    with pytest.raises(ReadError, match=r"a\.dcm: .* deflated twice"):
+    with pytest.raises(ReadError, match=r"a\.dcm: .*no pixels"):
         read_volume(path)
 
 
@@ -622,7 +622,7 @@ def test_contour_set_without_contours_is_named(series, grid, tmp_path, caplog):
     series()
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid)
     assert not read_masks(tmp_path, "rt.dcm")[0].any()
-    assert "1 contour set with the name of a label has no contour" in caplog.text
+    assert "nothing is drawn for 1 contour set" in caplog.text
 
 
 def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):

@@ -14,14 +14,14 @@ from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.input_images import find_scans
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import select_shard
-from lesionseg.pipeline.predict_tables import TABLE, PredictionTable
+from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex
 from tests.commands import predict
 from tests.inference.networks import make_bright
 from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 from tests.pipeline.cases import boxes, write_array
 
 SHAPE = (12, 18, 20)
-TABLES = (".csv", ".log")  # files that contain times
+TIMES = (".csv", ".log", "_failed.json")  # files that contain times
 GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
 
 
@@ -74,7 +74,7 @@ def read_mask(output, case, suffix=".nii.gz"):
 
 
 def contents(folder):
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix not in TABLES}
+    return {f.name: f.read_bytes() for f in folder.iterdir() if not f.name.endswith(TIMES)}
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_series_that_grows_during_the_run_fails_and_is_predicted_on_the_next_nig
     (row,) = first.rows
     assert (row.status, first.exit_status) == ("failed", 3)
     assert "The scan changed while it was read" in row.message
-    assert not list(out.glob("*P1_*"))
+    assert [file.name for file in out.glob("*P1_*")] == ["P1_failed.json"]
     assert statuses(run(bundle, inbox, out)) == {"P1": "done"}
     assert len(read_mask(out, "P1")) == 12
 
@@ -270,7 +270,7 @@ def test_files_of_other_settings_than_those_of_their_row_are_not_kept(bundle, pl
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(PredictionTable, "put", be_killed)
+        patch.setattr(PredictionIndex, "put", be_killed)
         with pytest.raises(KeyboardInterrupt):
             run(bundle, inbox, out, operating_point="score:0.99999")
     assert contents(out) != before

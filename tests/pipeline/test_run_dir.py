@@ -477,6 +477,25 @@ def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monk
     assert run("train", [*command, "loss.alpha=[0.2]", "trainer.accelerator=cpu"]) == 0
 
 
+@pytest.mark.parametrize("wrong", ["wandb", "wandbb", "[csv,wandbb]"])
+def test_logger_without_a_package_or_class_is_refused_before_the_run(
+    wrong, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "lesionseg.config.find_spec", lambda package: None if package == "wandb" else 1
+    )
+    command = small_training(tmp_path)
+    assert run("train", [*command, f"logger={wrong}"]) == 2
+    assert "logger" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("named", ["csv", ["csv"]])
+def test_logger_is_found_by_its_name(named):
+    (spec,) = TrainConfig.of(logger=named).logger
+    assert spec == {"_target_": "pytorch_lightning.loggers.CSVLogger"}
+
+
 def test_unfinished_training_needs_its_gpu_on_another_machine(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)

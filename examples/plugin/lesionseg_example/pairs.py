@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Labels
-from lesionseg.io import Convention
+from lesionseg.core import CaseFiles, Labels
+from lesionseg.io import Convention, Row, Table
 
 
 def recognises(root: Path) -> bool:
@@ -11,18 +11,14 @@ def recognises(root: Path) -> bool:
     return any(root.glob("*/scan.nii.gz"))
 
 
-def read(root: Path) -> Dataset:
-    """Return one case per folder; a case without `lesions.nii.gz` has no reference."""
-    cases = [
-        CaseFiles(
-            case=scan.parent.name,
-            images=(scan,),
-            reference=mask if (mask := scan.with_name("lesions.nii.gz")).exists() else None,
-        )
-        for scan in sorted(root.glob("*/scan.nii.gz"))
-    ]
-    labels = Labels.of({1: "lesion"})
-    return Dataset(root.name, root, "pairs", 3, ("scan",), labels, tuple(cases))
+def read(root: Path) -> Table:
+    """Return one row per folder; a case without `lesions.nii.gz` has no reference."""
+    rows = []
+    for scan in sorted(root.glob("*/scan.nii.gz")):
+        mask = scan.with_name("lesions.nii.gz")
+        files = CaseFiles(scan.parent.name, (scan,), reference=mask if mask.exists() else None)
+        rows.append(Row(files))
+    return Table(root, rows, Labels.of({1: "lesion"}), channel_names=("scan",))
 
 
 PAIRS = Convention("pairs", "CASE/scan.nii.gz and CASE/lesions.nii.gz", recognises, read)

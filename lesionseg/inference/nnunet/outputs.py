@@ -24,12 +24,13 @@ from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadEr
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
-from lesionseg.io.cases import check_grid, read_mask
+from lesionseg.io.cases import read_mask
 from lesionseg.io.files import read_json
+from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
-from lesionseg.io.volumes import is_raster, read_geometry
+from lesionseg.io.volumes import read_geometry
 from lesionseg.io.warn_once import warn_once
 from lesionseg.plan.plan import CandidateRule
 
@@ -192,9 +193,7 @@ def _read_mask_on_grid(
     grid = mask.geometry
     if geometry is None:
         return labels, grid
-    is_picture_of_scan = is_raster(path) and grid.shape == geometry.shape
-    if not is_picture_of_scan:  # a picture states no position, so its shape is enough
-        check_grid(path, grid, Path("the scan"), geometry, by_image=by_image)
+    GridPair(path, grid, "the scan", geometry).check(by_image=by_image)
     return labels, geometry
 
 

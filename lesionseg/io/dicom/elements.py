@@ -2,7 +2,6 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,30 +17,21 @@ logger = logging.getLogger(__name__)
 Header: TypeAlias = "Dataset"
 
 
-@dataclass
 class Remarks:
-    """A list of the elements that a reader ignored in one image, for one warning of each kind.
+    """What a reader ignored or replaced in one image, for one warning of each kind."""
 
-    Attributes:
-        path: The image: a file or a folder.
-        files: The names of the files that each remark is about, by its text. "" names no file.
-    """
-
-    path: Path
-    files: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._files: dict[str, list[str]] = {}  # by the text of the remark
 
     def add(self, text: str, file: Path | None = None) -> None:
         """Add a remark, about one of the image's files or about the whole image."""
-        self.files.setdefault(text, []).append("" if file is None else file.name)
+        self._files.setdefault(text, []).extend([file.name] if file else [])
 
-    def log(self) -> None:
+    def log(self, image: Path) -> None:
         """Log one warning per text, with the number of files and the name of the first one."""
-        for text, files in self.files.items():
-            place = ""
-            if files[0]:
-                place = f" in {count(len(files), 'file')}, the first is {files[0]}"
-            logger.warning("%s: %s%s.", self.path, text, place)
-        self.files.clear()
+        for text, files in self._files.items():
+            place = f" in {count(len(files), 'file')}, the first is {files[0]}" if files else ""
+            logger.warning("%s: %s%s.", image, text, place)
 
 
 def value_of(header: "Header", name: str) -> Any:
@@ -71,22 +61,7 @@ def number(header: "Header", name: str, default: float | None = None) -> float |
     return next(iter(numbers(header, name)), default)
 
 
-def whole_number(header: "Header", name: str, default: int) -> int:
-    """Return an element's first value as an integer, or `default`."""
-    value = number(header, name)
-    return default if value is None else int(value)
-
-
 def text(header: "Header", name: str) -> str:
     """Return an element's value as text without surrounding spaces, or "" if it has no value."""
     value = value_of(header, name)
     return "" if value is None else str(value).strip()
-
-
-def texts(header: "Header", name: str) -> list[str]:
-    """Return an element's values in capitals. A single value gives a list with one entry."""
-    value = value_of(header, name)
-    if value is None:
-        return []
-    values = [value] if isinstance(value, str) else value
-    return [str(v).strip().upper() for v in np.ravel(values)]

@@ -3,20 +3,19 @@
 import logging
 import os
 import re
-import struct
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from io import BytesIO
+from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zlib import MAX_WBITS, decompressobj
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, ResourceError, pip_install
-from lesionseg.io.dicom.elements import Header, text, texts, value_of, whole_number
+from lesionseg.io.dicom.elements import Header, number, text, value_of
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
 
@@ -31,20 +30,17 @@ _XRAY_MODALITIES = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no pixels
 _NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
-_LOCALISERS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
+_LOCALISER = re.compile(r"\b(LOCALI[SZ]ER|SCOUT|TOPOGRAM)\b", re.I)  # among the image types
 _PREAMBLE = 132
-# a file begins with a low element of its group, such as (0002,0000) or (0008,0005)
-_MAX_FIRST_ELEMENT = 0x20
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED_BYTES = 2**28
+# a low tag of group 2 or 8, with which a file without preamble begins: (0002,0000) or (0008,0005).
+# In explicit files, of both byte orders, two letters follow, which are the type of the value.
+_LOW_TAG = re.compile(rb"[\x02\x08]\0[\0-\x20]\0")
+_EXPLICIT_ELEMENT = re.compile(rb"([\x02\x08]\0[\0-\x20]\0|\0[\x02\x08]\0[\0-\x20])[A-Z]{2}")
 _START_BYTES = 2**10
+_MAX_INFLATED_BYTES = 2**28
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 # the only codec whose compression ratio has a known bound
 _RLE = "1.2.840.10008.1.2.5"
-_VALUE_TYPES = {
-    "AE", "AS", "AT", "CS", "DA", "DS", "DT", "FL", "FD", "IS", "LO", "LT", "OB", "OW", "PN",
-    "SH", "SL", "SQ", "SS", "ST", "TM", "UI", "UL", "UN", "US", "UT",
-}  # fmt: skip
-_LONG_TYPES = {"OB", "OW", "SQ", "UN", "UT"}  # types whose length field has four bytes
 
 
 def is_dicom(path: Path) -> bool:
@@ -60,64 +56,32 @@ def is_dicom(path: Path) -> bool:
         return True
     if not os.access(path, os.R_OK):  # or the link is broken; reading a slice reports the error
         return not path.suffix
-    with path.open("rb") as stream:
-        start = stream.read(_START_BYTES)
-    if start[128:_PREAMBLE] == b"DICM" or _is_dicom_without_preamble(start, path.stat().st_size):
+    start = _read_start(path)
+    if _is_dicom_start(start):
         return True
     has_no_format = not path.suffix.strip(".").isalpha()  # no suffix, or a number such as ".17"
-    return has_no_format and _is_part_of_preamble(start)
+    is_part_of_preamble = len(start) < _PREAMBLE and b"DICM".startswith(start.strip(b"\0"))
+    return has_no_format and is_part_of_preamble
 
 
-def _is_part_of_preamble(content: bytes) -> bool:
-    """Return True if a file ends within the 128 zeros and the letters DICM that begin a file."""
-    return len(content) < _PREAMBLE and b"DICM".startswith(content.strip(b"\0"))
+def _read_start(path: Path) -> bytes:
+    """Return the first bytes of a file."""
+    with path.open("rb") as stream:
+        return stream.read(_START_BYTES)
 
 
-def _is_dicom_without_preamble(start: bytes, n_bytes: int) -> bool:
-    """Return True if a file without a preamble begins with two DICOM elements.
+def _is_dicom_start(start: bytes) -> bool:
+    """Return True if a file begins with a preamble and the letters DICM, or with an element.
 
-    Args:
-        start: The first bytes of the file.
-        n_bytes: The size of the file.
+    The first element has a low tag of group 2 or 8. In explicit files, the two letters of its type
+    follow. In implicit files, the length of its value follows. Because this could be a coincidence
+    in a file of another format, the tag after the value must be of the same group.
     """
-    return any(_has_two_elements(start, n_bytes, byte_order) for byte_order in "<>")
-
-
-def _has_two_elements(start: bytes, n_bytes: int, byte_order: str) -> bool:
-    """Return True if the file begins with two elements of group 2 or 8 whose tags ascend.
-
-    One element could be a coincidence in a file of another format. An element consists of its tag
-    (4 bytes), its type (2 bytes, absent in implicit files), the length of its value and the value.
-    `byte_order` is "<" for little endian or ">" for big endian, as in `struct`.
-    """
-    at = 0
-    last_tag = (0, 0)
-    for _ in range(2):
-        if len(start) < at + 12:
-            return False
-        group, element = struct.unpack_from(f"{byte_order}HH", start, at)
-        tag = (group, element)
-        if group not in (2, 8) or tag <= last_tag:
-            return False
-        is_first = at == 0
-        if is_first and element > _MAX_FIRST_ELEMENT:
-            return False
-        kind = start[at + 4 : at + 6].decode("latin-1")
-        if kind not in _VALUE_TYPES:  # implicit: the length follows the tag
-            (length,) = struct.unpack_from(f"{byte_order}I", start, at + 4)
-            begin = at + 8
-        elif kind in _LONG_TYPES:
-            (length,) = struct.unpack_from(f"{byte_order}I", start, at + 8)
-            begin = at + 12
-        else:
-            (length,) = struct.unpack_from(f"{byte_order}H", start, at + 6)
-            begin = at + 8
-        at = begin + length
-        last_tag = tag
-        is_odd = length % 2 == 1  # DICOM pads every value to an even length
-        if at > n_bytes or is_odd:
-            return False
-    return True
+    if start[128:_PREAMBLE] == b"DICM" or _EXPLICIT_ELEMENT.match(start):
+        return True
+    end = 8 + int.from_bytes(start[4:8], "little")
+    group, element = start[end : end + 2], start[end + 2 : end + 4]
+    return bool(_LOW_TAG.match(start)) and group == start[:2] and element > start[2:4]
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
@@ -139,10 +103,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings may quote patient data
     with convert_read_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # users cannot change how vendors deviate from the standard
-        with path.open("rb") as stream:
-            start = stream.read(_START_BYTES)
-        has_preamble = start[128:_PREAMBLE] == b"DICM"
-        if not has_preamble and not _is_dicom_without_preamble(start, path.stat().st_size):
+        if not _is_dicom_start(_read_start(path)):
             raise ReadError(
                 f"{path}: this is not a DICOM file, or it is cut short: it has neither the letters "
                 "DICM at byte 128 nor a DICOM element at its start. Copy it again from its source, "
@@ -161,8 +122,27 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         return header
 
 
+class _LimitedFile(BufferedReader):
+    """A DICOM file whose deflated elements may not grow beyond a limit.
+
+    pydicom inflates them without a limit, after it has read all of them at once. It reads other
+    elements one by one.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read `size` bytes. Raise `ReadError` if all bytes are read and would grow too large."""
+        content = super().read(size)
+        if size == -1:
+            inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
+            if len(inflater.decompress(content, _MAX_INFLATED_BYTES + 1)) > _MAX_INFLATED_BYTES:
+                raise ReadError(
+                    f"{self.name}: the file inflates to more than 256 MiB. Export it uncompressed."
+                )
+        return content
+
+
 def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "Header":
-    """Read a file with pydicom, which has no limit when it decompresses a deflated file.
+    """Read a file with pydicom.
 
     Args:
         path: The file.
@@ -172,68 +152,12 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
     Raises:
         ReadError: The file is deflated and grows beyond the limit.
     """
-    from pydicom import dcmread, uid
+    from pydicom import dcmread
 
-    with path.open("rb") as stream:
-        is_deflated = _is_deflated(stream)
-        source = _inflate(path, stream) if is_deflated else path
-    header = dcmread(
-        source, stop_before_pixels=not pixels, force=True, specific_tags=list(names) or None
-    )
-    if is_deflated:
-        header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    return header
-
-
-def _is_deflated(stream: BinaryIO) -> bool:
-    """Return True if group 2 states that the elements after it are deflated.
-
-    The stream is then at the first byte after group 2. Group 2 is read in the same way as in
-    `dcmread`, which tries implicit elements if the type of the first one is unknown.
-    """
-    from pydicom.filereader import read_dataset, read_preamble
-
-    read_preamble(stream, force=True)
-    start = stream.tell()
-    for is_implicit in (False, True):
-        stream.seek(start)
-        group_2 = read_dataset(stream, is_implicit, True, stop_when=_is_after_group_2)
-        first = next(group_2.elements(), None)
-        if first is None:
-            return False
-        with suppress(NotImplementedError):
-            group_2[first.tag]  # pydicom parses an element only when it is accessed
-            break
-    return bool(group_2.get("TransferSyntaxUID") == _DEFLATED.decode())
-
-
-def _is_after_group_2(tag: int, kind: str | None, length: int) -> bool:
-    """Return True for the first element after group 2, at which pydicom stops."""
-    return tag >> 16 != 2
-
-
-def _inflate(path: Path, stream: BinaryIO) -> BytesIO:
-    """Decompress a deflated file, up to a limit that pydicom does not have.
-
-    Preamble and group 2, which end at the position of the stream, are not compressed. The result
-    states the syntax without compression, so that pydicom does not decompress it a second time.
-    """
-    n_plain_bytes = stream.tell()
-    stream.seek(0)
-    head = stream.read(n_plain_bytes)
-    inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
-    content = inflater.decompress(stream.read(), _MAX_INFLATED_BYTES + 1)
-    if len(content) > _MAX_INFLATED_BYTES:
-        raise ReadError(f"{path}: the file inflates to more than 256 MiB. Export it uncompressed.")
-    if not inflater.eof:
-        raise ReadError(f"{path}: the compressed elements have no end. Copy it from its source.")
-    # the UID of the uncompressed syntax is the same without its last three characters, ".99"
-    uncompressed = _DEFLATED[:-3] + b"\0\0\0"  # of equal length, so that no length changes
-    inflated = BytesIO(head.replace(_DEFLATED, uncompressed) + content)
-    if _is_deflated(inflated):  # the content begins with another group 2
-        raise ReadError(f"{path}: the file is deflated twice. Export it uncompressed.")
-    inflated.seek(0)
-    return inflated
+    with _LimitedFile(FileIO(path)) as stream:
+        return dcmread(
+            stream, stop_before_pixels=not pixels, force=True, specific_tags=list(names) or None
+        )
 
 
 def image_header(file: Path) -> "Header | None":
@@ -283,7 +207,7 @@ def is_radiograph(header: "Header") -> bool:
     kind = text(header, "SOPClassUID")
     if _XRAY.fullmatch(kind):
         return True
-    is_plane = n_frames(header) == 1 and whole_number(header, "SamplesPerPixel", 1) == 1
+    is_plane = n_frames(header) == 1 and number(header, "SamplesPerPixel", 1) == 1
     if _FLUOROSCOPY.fullmatch(kind):
         return is_plane
     is_xray = text(header, "Modality") in _XRAY_MODALITIES
@@ -298,7 +222,7 @@ def is_secondary_capture(header: "Header") -> bool:
 
 def n_frames(header: "Header") -> int:
     """Return the number of frames, or 1 if the file does not state it."""
-    return max(whole_number(header, "NumberOfFrames", 1), 1)
+    return max(int(number(header, "NumberOfFrames") or 1), 1)
 
 
 def explain_unfit(header: "Header") -> str:
@@ -309,9 +233,9 @@ def explain_unfit(header: "Header") -> str:
     frames = n_frames(header)
     if is_secondary_capture(header) and not is_radiograph(header):
         return "a secondary capture (a screenshot), not a scan. Leave it out."
-    if _LOCALISERS & set(texts(header, "ImageType")):
+    if _LOCALISER.search(text(header, "ImageType")):
         return "a localiser. Leave it out of the series' folder."
-    if whole_number(header, "SamplesPerPixel", 1) != 1:
+    if number(header, "SamplesPerPixel", 1) != 1:
         return "in colour, but a scan has one value per voxel. Leave it out."
     if text(header, "PhotometricInterpretation") == "PALETTE COLOR":
         return (
@@ -340,8 +264,8 @@ def check_scan(path: Path, header: "Header") -> None:
     frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
     n_planes = max(n_frames(header), len(frames))
     n_pixels = int(header.Rows) * int(header.Columns) * n_planes
-    n_bits = n_pixels * whole_number(header, "BitsAllocated", 8)
-    is_packed = syntax in (_RLE, _DEFLATED.decode())
+    n_bits = n_pixels * int(number(header, "BitsAllocated") or 8)
+    is_packed = syntax in (_RLE, _DEFLATED)
     check_size(path, n_bits // 8, compressed=is_packed)
 
 
@@ -360,7 +284,7 @@ def _is_compressed(header: "Header") -> bool:
 def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
     """Decode a file's pixels `[frame, y, x]`. The header is read first if it is not given."""
     header = header or read_header(path, pixels=True)
-    _set_decoder_defaults(header)
+    set_decoder_defaults(header)
     with convert_read_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file may contain more frames than its header states
         _check_decoder(path, header)
@@ -379,10 +303,9 @@ def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
     return np.asarray((pixels << n_unused) >> n_unused)
 
 
-def _set_decoder_defaults(header: "Header") -> None:
+def set_decoder_defaults(header: "Header") -> None:
     """Set the elements that a decoder needs to their usual values if they are absent or empty."""
-    allocated = whole_number(header, "BitsAllocated", 16)
-    stored = whole_number(header, "BitsStored", allocated)
+    stored = int(number(header, "BitsStored") or number(header, "BitsAllocated") or 16)
     usual: dict[str, int | str] = {
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",

@@ -5,9 +5,7 @@ values of interest (VOI), then the presentation. Each step is applied once. Opti
 are empty or contain impossible values are ignored with a warning.
 """
 
-import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,12 @@ from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, 
 from lesionseg.io.dicom.headers import (
     check_scan,
     image_header,
-    is_dicom,
     is_radiograph,
     read_header,
+    set_decoder_defaults,
     stored_pixels,
 )
 from lesionseg.io.limits import check_grid, convert_read_errors
-
-logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"  # the file states no pixel size
 DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
@@ -43,29 +39,22 @@ _USUAL_RATIO = (0.25, 2.0)
 def radiograph_file(path: Path) -> Path | None:
     """Return the file if `path` is a radiograph or a folder with only one. Otherwise return None.
 
+    The remaining files of a series are not opened.
+
     Raises:
         ReadError: The folder contains further images, or a file is damaged.
     """
-    images = _iter_images(path)
-    first = next(images, None)
-    if first is None:
-        return None
-    file, header = first
-    if not is_radiograph(header):  # without opening the remaining files of a series
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    headers = ((file, image_header(file)) for file in files)
+    images = ((file, header) for file, header in headers if header is not None)
+    file, header = next(images, (path, None))
+    if header is None or not is_radiograph(header):
         return None
     if next(images, None) is not None:
         raise ReadError(
             f"{path}: the folder contains several images, including radiographs. Name one file."
         )
     return file
-
-
-def _iter_images(path: Path) -> Iterator[tuple[Path, "Header"]]:
-    """Yield the DICOM images of a folder, or the file itself, each with its header."""
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        header = image_header(file) if is_dicom(file) else None
-        if header is not None:
-            yield file, header
 
 
 def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
@@ -78,20 +67,22 @@ def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
         ReadError: The file is damaged or cannot be decoded.
     """
     header = read_header(path)
-    remarks = Remarks(path)
+    remarks = Remarks()
     geometry = radiograph_geometry(path, header, remarks, raster_mm=raster_mm)
     stored = stored_pixels(path)[0]
     with convert_read_errors(path):
-        grey = rescale(stored, header, remarks)
-        grey = _apply_values_of_interest(grey, header, remarks)
         # DX files state the inversion in two elements, but it must be applied only once
         is_inverse = text(header, "PhotometricInterpretation") == "MONOCHROME1"
-        if is_inverse or text(header, "PresentationLUTShape") == "INVERSE":
+        is_inverse = is_inverse or text(header, "PresentationLUTShape") == "INVERSE"
+        set_decoder_defaults(header)
+        grey = rescale(stored, header, remarks)
+        grey = _apply_values_of_interest(grey, header, remarks)
+        if is_inverse:
             grey = grey.max() + grey.min() - grey
         valid = _find_valid_pixels(stored, header, remarks)
         if valid is not None:
             grey[~valid] = grey[valid].min()
-    remarks.log()
+    remarks.log(path)
     return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
 
 
@@ -100,7 +91,8 @@ def rescale(
 ) -> NDArray[Any]:
     """Apply a file's modality table, or its slope and intercept, to stored pixels.
 
-    An empty or impossible slope is replaced by 1, such an intercept by 0.
+    Elements that pydicom cannot use are replaced in the header: an empty or impossible slope by 1,
+    such an intercept by 0. A table that cannot be used is removed.
 
     Args:
         stored: Pixels as `stored_pixels` returns them.
@@ -110,21 +102,21 @@ def rescale(
     """
     from pydicom.pixels.processing import apply_modality_lut
 
-    if value_of(header, "ModalityLUTSequence") is not None:
-        try:
-            return np.asarray(apply_modality_lut(stored, header))
-        except Exception:  # a damaged table can cause any error in the library
-            remarks.add("the modality table cannot be used and is ignored", file)
-    if "RescaleSlope" not in header and "RescaleIntercept" not in header:
-        return stored
-    slope = number(header, "RescaleSlope")
-    intercept = number(header, "RescaleIntercept")
-    if not slope:
-        stated = "missing" if slope is None else "0"
-        remarks.add(f"RescaleSlope is {stated}; 1 is used", file)
-    if intercept is None:
-        remarks.add("RescaleIntercept is missing; 0 is used", file)
-    return np.asarray(stored.astype(np.float64) * (slope or 1.0) + (intercept or 0.0))
+    if "RescaleSlope" in header or "RescaleIntercept" in header:
+        slope = number(header, "RescaleSlope")
+        if not slope:
+            stated = "missing" if slope is None else "0"
+            remarks.add(f"RescaleSlope is {stated}; 1 is used", file)
+            header.RescaleSlope = 1
+        if number(header, "RescaleIntercept") is None:
+            remarks.add("RescaleIntercept is missing; 0 is used", file)
+            header.RescaleIntercept = 0
+    try:
+        return np.asarray(apply_modality_lut(stored, header))
+    except Exception:  # a damaged table can cause any error in the library
+        remarks.add("the modality table cannot be used and is ignored", file)
+        del header.ModalityLUTSequence
+        return np.asarray(apply_modality_lut(stored, header))
 
 
 def _apply_values_of_interest(
@@ -134,7 +126,7 @@ def _apply_values_of_interest(
 
     The values stay unchanged if there is none.
     """
-    from pydicom.pixels.processing import apply_voi, apply_windowing
+    from pydicom.pixels.processing import apply_voi
 
     if value_of(header, "VOILUTSequence") is not None:
         # a table needs integers as indices
@@ -147,62 +139,42 @@ def _apply_values_of_interest(
     if function not in _MIN_WIDTHS:
         remarks.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
+    header.VOILUTFunction = function
     values = np.asarray(grey, dtype=np.float64)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
-    if not centres or not widths:
-        states_centre = value_of(header, "WindowCenter") is not None
-        states_width = value_of(header, "WindowWidth") is not None
-        if states_centre or states_width:
-            remarks.add("the window does not consist of a centre and a width and is ignored")
-        return values
+    stated = (value_of(header, "WindowCenter"), value_of(header, "WindowWidth"))
+    if stated != (None, None) and not (centres and widths):
+        remarks.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
         if width <= 0 or width < _MIN_WIDTHS[function]:
             remarks.add(f"the window of width {width:g} is ignored")
             continue
-        window = _make_window(header, function, centre, width)
-        shown = np.asarray(apply_windowing(values, window), dtype=np.float64)
-        has_lost_greys = _count_levels(values) > 2 and _count_levels(shown) <= 2
-        if has_lost_greys:
-            remarks.add(
-                f"the window of centre {centre:g} and width {width:g} shows no grey values "
-                "and is ignored"
-            )
-            continue
-        return shown
+        shown = _apply_window(values, header, centre, width)
+        if _has_greys(shown) or not _has_greys(values):
+            return shown
+        remarks.add(
+            f"the window of centre {centre:g} and width {width:g} shows no grey values and is "
+            "ignored"
+        )
     return values
 
 
-def _count_levels(values: NDArray[np.float64]) -> int:
-    """Count the distinct values of an image, but stop at 3. This is faster than `np.unique`."""
-    first = values.flat[0]
-    others = values[values != first]
-    if not others.size:
-        return 1
-    return 2 if (others == others.flat[0]).all() else 3
+def _apply_window(
+    values: NDArray[np.float64], header: "Header", centre: float, width: float
+) -> NDArray[np.float64]:
+    """Apply one window. pydicom takes it from the header, which also determines the range."""
+    from pydicom.pixels.processing import apply_windowing
+
+    header.PhotometricInterpretation = "MONOCHROME2"
+    header.WindowCenter = centre
+    header.WindowWidth = width
+    return np.asarray(apply_windowing(values, header), dtype=np.float64)
 
 
-def _make_window(header: "Header", function: str, centre: float, width: float) -> "Header":
-    """Make a header with one window and the elements that determine its range of values.
-
-    pydicom takes a window only from a header, and it would choose from all windows of the file.
-    """
-    from pydicom.dataset import Dataset
-
-    window = Dataset()
-    window.PhotometricInterpretation = "MONOCHROME2"
-    window.BitsStored = int(number(header, "BitsStored") or number(header, "BitsAllocated") or 16)
-    window.PixelRepresentation = int(number(header, "PixelRepresentation") or 0)
-    window.WindowCenter = centre
-    window.WindowWidth = width
-    window.VOILUTFunction = function
-    if "RescaleSlope" in header or "RescaleIntercept" in header:
-        window.RescaleSlope = number(header, "RescaleSlope") or 1.0
-        window.RescaleIntercept = number(header, "RescaleIntercept") or 0.0
-    table = value_of(header, "ModalityLUTSequence")
-    if table is not None and len(numbers(table[0], "LUTDescriptor")) == 3:
-        window.ModalityLUTSequence = table
-    return window
+def _has_greys(values: NDArray[np.float64]) -> bool:
+    """Return True if some pixels are neither as dark nor as bright as possible."""
+    return bool(((values > values.min()) & (values < values.max())).any())
 
 
 def _find_valid_pixels(
@@ -231,7 +203,7 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     detector is used, divided by the magnification if it is known. Without any spacing, pixels have
     1 mm and the source is `unknown`.
     """
-    remarks = remarks or Remarks(Path())
+    remarks = remarks or Remarks()
     stated = _read_pair(header, "PixelSpacing", remarks)
     detector_mm = _read_pair(header, "ImagerPixelSpacing", remarks)
     device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", remarks)
@@ -250,26 +222,23 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     if mm is None:
         return (1.0, 1.0), UNKNOWN
     magnification = _read_magnification(header)
-    if detector_mm is not None and magnification is not None:
-        in_patient = (mm[0] / magnification, mm[1] / magnification)
-        return in_patient, f"{DETECTOR}, divided by the magnification"
-    return mm, DETECTOR
+    if detector_mm is None or magnification < 1:  # a smaller factor is impossible
+        return mm, DETECTOR
+    return (
+        mm[0] / magnification,
+        mm[1] / magnification,
+    ), f"{DETECTOR}, divided by the magnification"
 
 
-def _read_magnification(header: "Header") -> float | None:
-    """Return how much larger the detector shows the patient, or None if it is unknown.
+def _read_magnification(header: "Header") -> float:
+    """Return how much larger the detector shows the patient, or 0 if it is unknown.
 
-    The factor is stated, or follows from the distances of the X-ray source. A factor below 1 is
-    impossible and counts as unknown.
+    The factor is stated, or follows from the distances of the X-ray source.
     """
-    magnification = number(header, "EstimatedRadiographicMagnificationFactor")
-    if not magnification:
-        to_detector = number(header, "DistanceSourceToDetector")
-        to_patient = number(header, "DistanceSourceToPatient")
-        if not to_detector or not to_patient:
-            return None
-        magnification = to_detector / to_patient
-    return magnification if magnification >= 1 else None
+    to_detector = number(header, "DistanceSourceToDetector")
+    to_patient = number(header, "DistanceSourceToPatient")
+    of_distances = to_detector / to_patient if to_detector and to_patient else 0.0
+    return number(header, "EstimatedRadiographicMagnificationFactor") or of_distances
 
 
 def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, float] | None:
@@ -304,7 +273,7 @@ def radiograph_geometry(
 
     `raster_mm` is the pixel size of a file that states none. None means 1 mm.
     """
-    remarks = remarks or Remarks(path)
+    remarks = remarks or Remarks()
     with convert_read_errors(path):
         check_scan(path, header)
         if text(header, "PresentationIntentType") == "FOR PROCESSING":

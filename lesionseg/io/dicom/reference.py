@@ -2,9 +2,9 @@
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from lesionseg.ops.components import fill_polygons
 logger = logging.getLogger(__name__)
 
 Masks = dict[int, NDArray[np.bool_]]  # by the number of a segment or contour set
+_MAX_SHOWN = 10  # names in a message
 _OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel centres or slices
 
 
@@ -56,11 +57,8 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
             "the mask of a radiograph as PNG, or give boxes."
         )
     with convert_read_errors(path):
-        label_of_segment = _match_labels(path, _segment_names(header, modality), labels)
-        masks: Masks = {}
-        for number, label in label_of_segment.items():
-            if label != 0:  # 0 marks a segment that is left out
-                masks[number] = np.zeros(geometry.shape, dtype=bool)
+        label_of_segment = _match_labels(path, _segment_names(header), labels)
+        masks = {number: np.zeros(geometry.shape, dtype=bool) for number in label_of_segment}
         if modality == "SEG":
             _draw_segments(path, header, geometry, masks)
         else:
@@ -71,39 +69,39 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
     return Reference(geometry, labels=values)
 
 
-def _segment_names(header: "Header", modality: str) -> dict[int, Any]:
+def _segment_names(header: "Header") -> dict[int, str]:
     """Return the names of the segments or contour sets by their numbers."""
-    if modality == "SEG":
-        names = {int(s.SegmentNumber): s.get("SegmentLabel") for s in header.SegmentSequence}
-        names.pop(0, None)  # the background of a LABELMAP
-        return names
-    return {int(r.ROINumber): r.get("ROIName") for r in header.StructureSetROISequence}
+    names: dict[int, str] = {}
+    for segment in header.get("SegmentSequence", ()):
+        names[int(segment.SegmentNumber)] = str(segment.get("SegmentLabel"))
+    names.pop(0, None)  # the background of a LABELMAP
+    for roi in header.get("StructureSetROISequence", ()):
+        names[int(roi.ROINumber)] = str(roi.get("ROIName"))
+    return names
 
 
 def _match_labels(
-    path: Path, names: Mapping[int, Any], labels: Mapping[int, str]
+    path: Path, names: Mapping[int, str], labels: Mapping[int, str]
 ) -> dict[int, int]:
-    """Return the label value of each segment, 0 for one that is left out."""
-    values = {number: _label_of(str(name), labels) for number, name in names.items()}
-    has_match = any(value != 0 for value in values.values())
-    if has_match or not names:
-        left_out = [str(names[number]) for number, value in values.items() if value == 0]
-        if left_out:
-            # the text is the same for all files with these names, so that it is shown once
-            warn_once(
-                logger,
-                "Segments and contour sets with names of no label are left out: %s. Add their "
-                "names to labels.json if they are lesions.",
-                join_names(sorted(left_out)),
-            )
-        return values
-    if len(names) == len(labels) == 1:  # the only segment gets the only label
+    """Return the label value of each segment that has the name of a label."""
+    values = {number: _label_of(name, labels) for number, name in names.items()}
+    left_out = sorted(names[number] for number, value in values.items() if value == 0)
+    if len(names) == len(left_out) == len(labels) == 1:  # the only segment gets the only label
         return dict(zip(names, labels, strict=True))
-    present = sorted(str(name) for name in names.values())
-    raise ContentError(
-        f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
-        f"{', '.join(present[:10])}. Add its name to labels.json."
-    )
+    if left_out and len(left_out) == len(names):
+        raise ContentError(
+            f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
+            f"{join_names(left_out, _MAX_SHOWN)}. Add its name to labels.json."
+        )
+    if left_out:
+        # the text is the same for all files with these names, so that it is shown once
+        warn_once(
+            logger,
+            "Segments and contour sets with names of no label are left out: %s. Add their names to "
+            "labels.json if they are lesions.",
+            join_names(left_out),
+        )
+    return {number: value for number, value in values.items() if value != 0}
 
 
 def _label_of(name: str, labels: Mapping[int, str]) -> int:
@@ -137,10 +135,8 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
             numbers &= {int(frame.elements.ReferencedSegmentNumber)}
         for number in numbers:
             inside = pixels == number if kind == "LABELMAP" else pixels >= threshold
-            pixel_indices = np.argwhere(inside)  # [n, 2]: row and column
-            points_lps = pixel_indices @ frame.axes_mm + frame.position
-            points_ras = points_lps @ LPS_TO_RAS[:3, :3]
-            index = _round_to_grid(path, geometry.to_index(points_ras), geometry)
+            points_lps = np.argwhere(inside) @ frame.axes_mm + frame.position
+            index = _round_to_grid(path, points_lps, geometry, n_axes=3).astype(np.int64)
             masks[number][tuple(index.T)] = True
 
 
@@ -149,11 +145,10 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
     empty = set(masks)
     for roi in header.get("ROIContourSequence", None) or ():
         number = int(roi.ReferencedROINumber)
-        inside = masks.get(number)
-        if inside is None:
+        if number not in masks:
             continue
-        polygons: dict[int, list[NDArray[np.float64]]] = {}  # by slice
-        seen: set[tuple[int, bytes]] = set()  # contours that the file repeats would cancel out
+        # polygons by slice and content: a contour that the file repeats would cancel out
+        polygons: dict[int, dict[bytes, NDArray[np.float64]]] = defaultdict(dict)
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
@@ -161,45 +156,41 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                     f"{path}: a contour is not closed ({kind or 'type not stated'}). Export closed "
                     "contours (CLOSED_PLANAR), or a mask as NIfTI."
                 )
-            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
-            index = geometry.to_index(points @ LPS_TO_RAS[:3, :3])
-            slices = _round_to_grid(path, index[:, :1], geometry)[:, 0]
-            if np.ptp(slices):
+            points_lps = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            index = _round_to_grid(path, points_lps, geometry, n_axes=1)
+            if np.ptp(index[:, 0]):
                 raise GeometryError(
                     f"{path}: a contour is not within one slice of the image. Export the "
                     "contours of this series, or a mask as NIfTI."
                 )
-            empty.discard(number)
-            key = (int(slices[0]), index.round(3).tobytes())
-            if key in seen:
-                continue
-            seen.add(key)
-            polygons.setdefault(int(slices[0]), []).append(index[:, 1:])
+            polygons[int(index[0, 0])][index.round(3).tobytes()] = index[:, 1:]
         for z, of_slice in polygons.items():
-            inside[z] ^= fill_polygons(of_slice, geometry.shape[1:])
-
+            masks[number][z] ^= fill_polygons(list(of_slice.values()), geometry.shape[1:])
+            empty.discard(number)
     if empty:
         logger.warning(
-            "%s: %s with the name of a label %s no contour, so nothing is drawn for %s.",
+            "%s: nothing is drawn for %s without contours and with the name of a label.",
             path,
             count(len(empty), "contour set"),
-            "has" if len(empty) == 1 else "have",
-            "it" if len(empty) == 1 else "them",
         )
 
 
-def _round_to_grid(path: Path, index: NDArray[np.float64], geometry: Geometry) -> NDArray[np.int64]:
-    """Round voxel indices `[n, axes]`. Raise `GeometryError` if they are off the grid.
+def _round_to_grid(
+    path: Path, points_lps: NDArray[np.float64], geometry: Geometry, *, n_axes: int
+) -> NDArray[np.float64]:
+    """Return the voxel indices `[n, 3]` of points, of which the first `n_axes` are rounded.
 
-    `index` may have the first axes of `geometry` only: points of a contour must be on a slice, but
-    between pixels.
+    Points of a contour are on a slice, but between its pixels. Raise `GeometryError` if rounded
+    indices are off the grid.
     """
-    whole = np.rint(index).astype(np.int64)
-    off = float(np.abs(index - whole).max(initial=0))
-    if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[: index.shape[1]]).any():
+    index = geometry.to_index(points_lps @ LPS_TO_RAS[:3, :3])
+    whole = np.rint(index[:, :n_axes])
+    off = float(np.abs(index[:, :n_axes] - whole).max(initial=0))
+    if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[:n_axes]).any():
         difference = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
         raise GeometryError(
             f"{path}: the reference was not drawn on the image's grid ({difference}). Name the "
             "series that it was drawn on, or resample it onto the image and save it as NIfTI."
         )
-    return whole
+    index[:, :n_axes] = whole
+    return index

@@ -5,13 +5,13 @@ Such a path does not exist on disk. Manifests and predictions on a whole study u
 one series of a folder.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,21 +37,13 @@ from lesionseg.io.dicom.radiograph import (
 )
 from lesionseg.io.limits import check_grid, convert_read_errors
 
-logger = logging.getLogger(__name__)
-
 _PREFIX = "series="
-_ECHO_OF_FRAME = "EffectiveEchoTime"
-_ECHO_OF_FILE = "EchoTime"
 _MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _SEPARATE = (
     "Sort them into separate folders. Convert a file of several frames with dcm2niix, which writes "
     "one NIfTI file per stack of frames."
-)
-_NO_POSITION_ADVICE = (
-    "The file does not state where its slice is located in the patient. Export the series again "
-    "as CT or MR images, or leave the file out."
 )
 # suffixes of files next to slices that cannot be slices themselves
 _NOTES = {
@@ -101,30 +93,32 @@ class DicomSlice:
     @cached_property
     def directions(self) -> NDArray[np.float64]:
         """LPS unit vectors along a row and along a column `[2, 3]`."""
-        rows = self._numbers("ImageOrientationPatient", 6).reshape(2, 3)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        name = "ImageOrientationPatient"
+        vectors = self._numbers(name, 6).reshape(2, 3)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if lengths.min() < _MIN_LENGTH:
-            raise ReadError(f"{self.path}: ImageOrientationPatient is 0. {_NO_POSITION_ADVICE}")
-        return np.asarray(rows / lengths)
+            self._refuse(name)
+        return np.asarray(vectors / lengths)
 
     @cached_property
     def pixel_mm(self) -> NDArray[np.float64]:
         """Distance of the rows and of the columns `[2]`."""
         values = self._numbers("PixelSpacing", 2)
-        if values.min() <= 0:
-            raise ReadError(
-                f"{self.path}: PixelSpacing is {values.tolist()}. {_NO_POSITION_ADVICE}"
-            )
-        return values
+        return values if values.min() > 0 else self._refuse("PixelSpacing")
 
     def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
-        """Return the `n` numbers of an element. Raise `ReadError` if it does not have them."""
+        """Return the `n` numbers of an element."""
         values = numbers(self.elements, name)
-        if len(values) != n:
-            stated = value_of(self.elements, name)
-            content = "missing" if stated is None else f"{stated!s:.60}, expected {n} numbers"
-            raise ReadError(f"{self.path}: {name} is {content}. {_NO_POSITION_ADVICE}")
-        return np.asarray(values)
+        return np.array(values) if len(values) == n else self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        """Raise `ReadError` for an element that does not state where the slice is located."""
+        stated = value_of(self.elements, name)
+        raise ReadError(
+            f"{self.path}: {name} is {'missing' if stated is None else f'{stated!s:.60}'}. The "
+            "file does not state where its slice is located in the patient. Export the series "
+            "again as CT or MR images, or leave the file out."
+        )
 
     @property
     def axes_mm(self) -> NDArray[np.float64]:
@@ -146,7 +140,7 @@ def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph(radiograph, raster_mm)
-    remarks = Remarks(path)
+    remarks = Remarks()
     slices, geometry = read_stack(path, remarks)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
     file = Path()
@@ -158,7 +152,7 @@ def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
         with convert_read_errors(file):
             frame = pixels[piece.frame or 0]
             values[0, z] = rescale(frame, piece.elements, remarks, file)
-    remarks.log()
+    remarks.log(path)
     return Volume(values, geometry)
 
 
@@ -185,9 +179,11 @@ def folder_name(folder: Path) -> str:
 def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
     """Read the headers of the images in a file, a folder or one series of a folder.
 
+    Files that are equal to another file of the series, byte by byte, are left out.
+
     Args:
         path: The file, the folder or `folder/series=…`.
-        remarks: Receives a remark for each file that might be a slice but is not a DICOM image.
+        remarks: Receives a remark for each file that is left out and might be a slice.
 
     Returns:
         The headers by file.
@@ -196,6 +192,7 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         ReadError: No image is found, or a file is damaged. A damaged file is ignored if it states
             another series than the wanted one.
     """
+    remarks = remarks or Remarks()
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
     damaged: dict[Path, ReadError] = {}
@@ -207,14 +204,11 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             continue
         if header is not None:
             headers[file] = header
-        elif remarks is not None and _might_be_a_slice(file):
+        elif _might_be_a_slice(file):
             remarks.add(f"{file.name} is not a DICOM image and is left out")
-        else:
-            logger.debug("%s is left out: it is not a DICOM image.", file)
     wanted: dict[Path, Header] = {}
     for file, header in headers.items():
-        is_wanted = name is None or name in (_number(header), series_key(header))
-        if is_wanted:
+        if name in (None, text(header, "SeriesNumber"), series_key(header)):
             wanted[file] = header
     _leave_out_copies(wanted, remarks)
     uids = {series_key(header) for header in wanted.values()}
@@ -224,27 +218,33 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         if is_only_series or read_series_uid(file) in ("", *uids):
             raise fault
     if not wanted:
-        known = ", ".join(sorted({_PREFIX + _number(header) for header in headers.values()}))
-        content = f" The folder contains {known}." if known else ""
+        known = sorted({_PREFIX + text(header, "SeriesNumber") for header in headers.values()})
+        content = f" The folder contains {', '.join(known)}." if known else ""
         raise ReadError(
             f"{path}: no DICOM image was found.{content} Name another series or folder."
         )
     return wanted
 
 
-def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks | None) -> None:
+def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
     """Remove files that are equal to another file of the series, byte by byte."""
-    first_file: dict[str, Path] = {}
+    first_file: dict[str, Path] = {}  # by UID
     copies: list[str] = []
     for file, header in [*headers.items()]:
-        uid = text(header, "SOPInstanceUID")
-        first = first_file.setdefault(uid, file)
-        if uid and file != first and cmp(file, first, shallow=False):
+        first = first_file.setdefault(text(header, "SOPInstanceUID"), file)
+        if file != first and cmp(file, first, shallow=False):
             del headers[file]
             copies.append(f"{file.name} is a copy of {first.name}")
-    if copies and remarks is not None:
-        files = count(len(copies), "file")
-        remarks.add(f"{files} of the series left out: {join_names(copies, _MAX_SHOWN)}")
+    _add_left_out(remarks, copies, "file")
+
+
+def _add_left_out(remarks: Remarks, names: Sequence[str], noun: str) -> str:
+    """Add and return the remark that names the files or images that are left out, if any."""
+    if not names:
+        return ""
+    remark = f"{count(len(names), noun)} of the series left out: {join_names(names, _MAX_SHOWN)}"
+    remarks.add(remark)
+    return f"{remark}."
 
 
 def _might_be_a_slice(file: Path) -> bool:
@@ -271,37 +271,27 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         ReadError: A file is damaged.
         GeometryError: The slices do not form an even stack.
     """
+    remarks = remarks or Remarks()
     headers = series_headers(path, remarks)
-    _check_same_series(path, headers)
+    _refuse_differences(path, {file.name: _identity(header) for file, header in headers.items()})
     slices, left_out = _select_slices(headers)
+    _refuse_differences(path, {s.name: {**_plane(s), **_contrast(s)} for s in slices})
+    note = _add_left_out(remarks, left_out, "image")
     first = slices[0]
-    for piece in slices:
-        if different := _find_differences(piece, first):
-            raise GeometryError(
-                f"{path}: {piece.name} and {first.name} differ in their {', '.join(different)}. "
-                f"{_SEPARATE}"
-            )
-    note = ""
-    if left_out:
-        named = [f"{name} ({reason})" for name, reason in left_out.items()]
-        images = count(len(left_out), "image")
-        note = f"{images} of the series left out: {join_names(named, _MAX_SHOWN)}"
-    if note and remarks is not None:
-        remarks.add(note)
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
-    along_row, along_column = first.directions
-    normal = np.cross(along_row, along_column)
+    normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
     if len(slices) == 1:
-        step = normal * _thickness(first, remarks)
+        thickness = number(first.elements, "SliceThickness") or 0.0
+        stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
+        remarks.add(f"the scan is a single slice; {stated} is used as spacing")
+        step = normal * (thickness if thickness > 0 else 1.0)
     else:
         try:
             step = _even_step(path, slices, normal)
         except GeometryError as error:
-            # one of these images may be the missing slice
-            if not note:
-                raise
-            raise GeometryError(f"{error} {note}.") from error
+            # one of the images that are left out may be the missing slice
+            raise GeometryError(f"{error} {note}".strip()) from error
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
@@ -323,24 +313,58 @@ def series_key(header: "Header") -> str:
     return f"without-uid-{sha256(identity.encode()).hexdigest()[:_UID_DIGITS]}"
 
 
-def _check_same_series(path: Path, headers: Mapping[Path, "Header"]) -> None:
-    """Raise `GeometryError` if the files belong to several series, studies or patients."""
-    first_file, first = next(iter(headers.items()))
-    for file, header in headers.items():
-        is_same = {
-            "series": series_key(header) == series_key(first),
-            "study": text(header, "StudyInstanceUID") == text(first, "StudyInstanceUID"),
-            "patient": text(header, "PatientID") == text(first, "PatientID"),
-        }
-        different = [name for name, same in is_same.items() if not same]
-        if different:
+def _identity(header: "Header") -> dict[str, str]:
+    """Return the properties that are the same in all files of one series, by name."""
+    return {
+        "series": series_key(header),
+        "study": text(header, "StudyInstanceUID"),
+        "patient": text(header, "PatientID"),
+    }
+
+
+def _plane(piece: DicomSlice) -> dict[str, Any]:
+    """Return the properties of a slice's plane that are the same in the whole stack, by name."""
+    return {
+        "direction": piece.directions,
+        "pixel size": np.log(piece.pixel_mm),
+        "number of pixels": piece.shape,
+    }
+
+
+def _contrast(piece: DicomSlice) -> dict[str, Any]:
+    """Return the properties by which several images of one place differ, by name."""
+    echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
+    return {
+        "echo time": tuple(numbers(piece.elements, echo)),
+        "b-value": tuple(numbers(piece.elements, "DiffusionBValue")),
+    }
+
+
+def _find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names of the properties that differ. Arrays differ by more than rounding."""
+    different = []
+    for name, value in one.items():
+        if isinstance(value, np.ndarray):
+            is_same = np.allclose(value, other[name], rtol=0, atol=1e-4)
+        else:
+            is_same = value == other[name]
+        if not is_same:
+            different.append(name)
+    return different
+
+
+def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `GeometryError` if images that are given by name are not of one series or stack."""
+    first_name, first = next(iter(properties.items()))
+    for name, own in properties.items():
+        if different := _find_differences(own, first):
             raise GeometryError(
-                f"{path}: {file.name} and {first_file.name} differ in their "
-                f"{', '.join(different)}. Sort them into separate folders."
+                f"{path}: {name} and {first_name} differ in their {', '.join(different)}. "
+                f"{_SEPARATE}"
             )
 
 
-def _select_slices(headers: Mapping[Path, "Header"]) -> tuple[list[DicomSlice], dict[str, str]]:
+def _select_slices(headers: Mapping[Path, "Header"]) -> tuple[list[DicomSlice], list[str]]:
     """Select the slices that form the stack of a series.
 
     An image is left out if it is not a slice, such as a localiser, or if its direction, pixel size
@@ -348,75 +372,35 @@ def _select_slices(headers: Mapping[Path, "Header"]) -> tuple[list[DicomSlice], 
     majority, nothing is left out, and the caller reports the difference.
 
     Returns:
-        The slices, and the reasons for the images that are left out by name.
+        The slices, and the names of the images that are left out with the reasons.
     """
-    reason_of: dict[Path, str] = {}
-    for file, header in headers.items():
-        with convert_read_errors(file):
-            reason_of[file] = explain_unfit(header)
-    n_unfit = sum(reason != "" for reason in reason_of.values())
-    are_few = 2 * n_unfit < len(headers)
-    left_out: dict[str, str] = {}
+    unfit = {file: reason for file, header in headers.items() if (reason := explain_unfit(header))}
+    if 2 * len(unfit) >= len(headers):
+        unfit = {}  # the check below refuses the first of them
+    # without the advice
+    left_out = [f"{file.name} ({reason.partition('. ')[0]})" for file, reason in unfit.items()]
     slices: list[DicomSlice] = []
     for file, header in headers.items():
-        if reason_of[file] and are_few:
-            left_out[file.name] = reason_of[file].partition(". ")[0]  # without the advice
-            continue
-        with convert_read_errors(file):
-            check_scan(file, header)
-            slices += read_slices(file, header)
-    stacks = _group_stacks(slices)
-    largest = max(stacks, key=len)
-    if 2 * len(largest) <= len(slices):
-        return slices, left_out
-    for stack in stacks:
-        if stack is not largest:
-            different = " and ".join(_find_geometry_differences(stack[0], largest[0]))
-            left_out |= {piece.name: f"another {different}" for piece in stack}
-    return largest, left_out
-
-
-def _group_stacks(slices: Sequence[DicomSlice]) -> list[list[DicomSlice]]:
-    """Group slices of the same direction, pixel size and number of pixels."""
-    stacks: list[list[DicomSlice]] = []
+        if file not in unfit:
+            with convert_read_errors(file):
+                check_scan(file, header)
+                slices += read_slices(file, header)
+    stacks: list[list[DicomSlice]] = []  # by plane
     for piece in slices:
         for stack in stacks:
-            if not _find_geometry_differences(piece, stack[0]):
+            if not _find_differences(_plane(piece), _plane(stack[0])):
                 stack.append(piece)
                 break
         else:
             stacks.append([piece])
-    return stacks
-
-
-def _find_geometry_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
-    """Name the properties of a slice's plane that differ from those of another slice."""
-    is_same = {
-        "direction": np.allclose(piece.directions, first.directions, atol=1e-4),
-        "pixel size": np.allclose(piece.pixel_mm, first.pixel_mm, rtol=1e-4),
-        "number of pixels": piece.shape == first.shape,
-    }
-    return [name for name, same in is_same.items() if not same]
-
-
-def _find_differences(piece: DicomSlice, first: DicomSlice) -> list[str]:
-    """Name the properties because of which two slices cannot belong to the same stack."""
-    echo = _ECHO_OF_FILE if piece.frame is None else _ECHO_OF_FRAME
-    different = _find_geometry_differences(piece, first)
-    if not _have_same_number(piece, first, echo):
-        different.append("echo time")
-    if not _have_same_number(piece, first, "DiffusionBValue"):
-        different.append("b-value")
-    return different
-
-
-def _thickness(piece: DicomSlice, remarks: Remarks | None) -> float:
-    """Return the thickness of a scan's only slice in millimetres, or 1 if it is not stated."""
-    thickness = number(piece.elements, "SliceThickness") or 0.0
-    stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
-    if remarks is not None:
-        remarks.add(f"the scan is a single slice; {stated} is used as spacing")
-    return thickness if thickness > 0 else 1.0
+    largest = max(stacks, key=len)
+    if 2 * len(largest) <= len(slices):
+        return slices, left_out
+    for stack in stacks:
+        different = " and ".join(_find_differences(_plane(stack[0]), _plane(largest[0])))
+        if different:
+            left_out += [f"{piece.name} (another {different})" for piece in stack]
+    return largest, left_out
 
 
 def _even_step(
@@ -427,12 +411,10 @@ def _even_step(
     Raise `GeometryError` if two slices are at the same place, if the distances differ, or if the
     gantry was tilted.
     """
-    first = slices[0]
     places = np.stack([piece.position for piece in slices])
     steps = np.diff(places, axis=0)
-    repeated = np.flatnonzero(steps @ normal <= _SAME_PLACE_MM)
-    if repeated.size:
-        n = int(repeated[0])
+    n = int((steps @ normal).argmin())
+    if steps[n] @ normal <= _SAME_PLACE_MM:
         raise GeometryError(
             f"{path}: {slices[n].name} and {slices[n + 1].name} are at the same place. They may be "
             f"duplicates, or belong to two times or acquisitions. {_SEPARATE}"
@@ -440,19 +422,19 @@ def _even_step(
     lengths = np.linalg.norm(steps, axis=1)
     # the lower median occurs in the stack, even if half of the distances are doubled
     usual = steps[np.argsort(lengths)[(len(steps) - 1) // 2]]
-    distance = float(np.linalg.norm(usual))
+    distance = np.linalg.norm(usual)
     deviation = np.linalg.norm(steps - usual, axis=1)
-    if deviation.max() > _MAX_UNEVEN * distance:
-        n = int(deviation.argmax())
+    n = int(deviation.argmax())
+    if deviation[n] > _MAX_UNEVEN * distance:
         raise GeometryError(
-            f"{path}: the slices are not evenly spaced: {np.linalg.norm(steps[n]):.4g} mm "
-            f"between {slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
+            f"{path}: the slices are not evenly spaced: {lengths[n]:.4g} mm between "
+            f"{slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
             "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
         )
     whole = places[-1] - places[0]
     # the part of the way that is parallel to the slices, in pixels along columns and rows
-    drift = np.abs(first.directions[::-1] @ whole / first.pixel_mm)
-    if drift.max() > _MAX_DRIFT_PIXELS:
+    drift = slices[0].directions[::-1] @ whole / slices[0].pixel_mm
+    if np.abs(drift).max() > _MAX_DRIFT_PIXELS:
         raise GeometryError(
             f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
             "straightens it, and use its NIfTI file."
@@ -482,11 +464,3 @@ def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
                 if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                     elements.update(sequence.value[0])
         yield DicomSlice(path, n, elements)
-
-
-def _have_same_number(one: DicomSlice, other: DicomSlice, name: str) -> bool:
-    return numbers(one.elements, name) == numbers(other.elements, name)
-
-
-def _number(header: "Header") -> str:
-    return text(header, "SeriesNumber")

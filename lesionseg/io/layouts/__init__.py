@@ -8,39 +8,27 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups, compile_pattern
-from lesionseg.core.finding import NO_CASE, Finding, collect_errors, require_no_errors
+from lesionseg.core.dataset import EACH_IS_A_PATIENT, compile_pattern
+from lesionseg.core.finding import NO_CASE, Finding, require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
-from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
-from lesionseg.io.layouts.box_table import MAX_LABELS
 from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
-from lesionseg.io.layouts.checks import (
-    find_missing_files,
-    find_wrong_ids,
-    fold_findings,
-    group_findings,
-    shared_masks,
-    with_missing_channels,
-)
-from lesionseg.io.layouts.coco import find_annotations, lesions_are_boxes, read_coco
+from lesionseg.io.layouts.checks import find_missing_files, shared_masks
+from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
-from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
-from lesionseg.io.layouts.readers import merge_readers
+from lesionseg.io.layouts.table import ReadingRules, Table, read_table
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
-from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +46,14 @@ class Convention:
         looks_for: The files by which it is recognised, for messages.
         recognises: A function that takes a folder and returns something true if the folder has this
             layout.
-        read: A function that returns the cases of a folder, with wrong entries in
-            `Dataset.findings`. `list_dataset` determines the number of axes and checks files and
-            channels for all layouts, so that this function need not do so.
+        read: A function that returns the rows of a folder, with wrong entries in `Table.findings`.
+            `read_table` joins and checks the rows of all layouts.
     """
 
     name: str
     looks_for: str
     recognises: Callable[[Path], object]
-    read: Callable[[Path], Dataset]
+    read: Callable[[Path], Table]
 
 
 def _has_manifest(root: Path) -> bool:
@@ -93,13 +80,6 @@ CONVENTIONS = (
         read_coco,
     ),
     Convention("yolo", "data.yaml with names, images/, labels/", find_yolo, read_yolo),
-    Convention(
-        "vindr",
-        "VinDr-CXR's train.csv or annotations/annotations_train.csv, and images",
-        find_vindr,
-        read_vindr,
-    ),
-    Convention("rsna", "RSNA's stage_2_train_labels.csv, and images", find_rsna, read_rsna),
     Convention("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
 )
 
@@ -124,27 +104,6 @@ def find_convention(root: Path) -> str | None:
     if not root.is_dir():
         return None
     return next((c.name for c in conventions() if c.recognises(root)), None)
-
-
-class ReadingRules(TypedDict, total=False):
-    """The rules by which a data folder is read.
-
-    Attributes:
-        group: A regular expression that finds the patient in a case id (see `assign_groups`).
-        merge_labels: True merges all labels into one, `{1: "lesion"}`.
-        may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
-        nan_background: True treats NaN voxels of images and masks as background.
-        grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
-        min_readers: If several readers drew boxes, the number of readers who must have marked a
-            lesion. None: two if three or more readers read the case, otherwise one.
-    """
-
-    group: str | None
-    merge_labels: bool
-    may_lack: bool
-    nan_background: bool
-    grid_of_image: bool
-    min_readers: int | None
 
 
 def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
@@ -184,41 +143,14 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
     layout = _layout_of(root)
-    dataset = replace(
-        layout.read(root),
-        may_lack=rules.get("may_lack", False),
-        nan_background=rules.get("nan_background", False),
-        grid_of_image=rules.get("grid_of_image", False),
-    )
-    has_boxes = any(map(lesions_are_boxes, dataset.cases))
-    dataset = replace(dataset, lesions_are_boxes=has_boxes)
-    for case in dataset.cases:
-        with suppress(LesionsegError, OSError):  # reading the cases reports the error
-            dataset = replace(dataset, dims=read_geometry(case.images[0]).dims)
-            break
-    dataset = with_missing_channels(dataset)
-    findings = [*dataset.findings, *find_wrong_ids(dataset.cases), *fold_findings(dataset)]
-    group = rules.get("group")
-    if group is None:
-        findings += group_findings(dataset.cases)
+    dataset = read_table(layout.read(root), root, layout.name, rules)
     if not dataset.cases:
         text = (
             f"{root}: the folder has no labelled case. The layout {layout.name} consists of "
             f"{layout.looks_for}."
         )
-        findings.append(Finding(NO_CASE, text, severity="error"))
-    first_of_id: dict[str, CaseFiles] = {}  # a repeated id is one of the findings already
-    for case in dataset.cases:
-        first_of_id.setdefault(case.case, case)
-    grouped = list(first_of_id.values())
-    with collect_errors(findings, "", root):
-        grouped = [*assign_groups(grouped, group)]
-    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, grouped)))
-    with collect_errors(findings, "", root):
-        if rules.get("merge_labels"):
-            dataset = _merge_labels(dataset)
-        _check_label_values(dataset)
-    dataset = merge_readers(replace(dataset, findings=tuple(findings)), rules.get("min_readers"))
+        empty = Finding(NO_CASE, text, severity="error")
+        dataset = replace(dataset, findings=(*dataset.findings, empty))
     _log_summary(dataset)
     return dataset
 
@@ -237,17 +169,6 @@ def require_usable(dataset: Dataset) -> None:
     # the reason why there is no case is among the other errors
     reasons = [finding for finding in errors if finding.kind != NO_CASE]
     require_no_errors(reasons or errors, dataset.root)
-
-
-def _check_label_values(dataset: Dataset) -> None:
-    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes."""
-    too_high = [value for value in dataset.labels.mask_values if value > MAX_LABELS]
-    if too_high:
-        raise DatasetError(
-            f"{dataset.root}: the label {too_high[0]} ({dataset.labels.mask_names[too_high[0]]}) "
-            f"is above {MAX_LABELS}. Give the labels values from 1 to {MAX_LABELS}, or set "
-            "data.merge_labels=true (evaluate merge_labels=true) if all of them are lesions."
-        )
 
 
 def _layout_of(root: Path) -> Convention:
@@ -275,27 +196,6 @@ def _layout_of(root: Path) -> Convention:
         except ReadError as error:
             advice += f" Or correct a file: {error}"
     raise DatasetError(f"{root} has no known dataset layout. {advice}")
-
-
-def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """Add the columns of a DICOM radiograph to its case."""
-    with suppress(LesionsegError, OSError):  # reading the case reports the error
-        file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
-        if file is not None:
-            return replace(case, columns={**radiograph_columns(file), **case.columns})
-    return case
-
-
-def _merge_labels(dataset: Dataset) -> Dataset:
-    """Merge all labels into one. Raise `DatasetError` if a case does not annotate all of them."""
-    for case in dataset.cases:
-        if case.annotated:
-            raise DatasetError(
-                f"{dataset.root}: merge_labels=true needs all labels annotated in every case, "
-                f"but {case.case!r} has only {';'.join(case.annotated)}. Remove the case or the "
-                "setting."
-            )
-    return replace(dataset, labels=dataset.labels.merge())
 
 
 def _log_summary(dataset: Dataset) -> None:

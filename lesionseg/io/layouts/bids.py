@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core import CaseFiles, Labels
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, join_names
 from lesionseg.io.layouts.checks import find_left_out
+from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
 _MASK = re.compile(
@@ -31,7 +32,7 @@ def is_bids(root: Path) -> bool:
     return False
 
 
-def read_bids(root: Path) -> Dataset:
+def read_bids(root: Path) -> Table:
     """Read a BIDS folder. Label 1 is the lesion.
 
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
@@ -60,23 +61,13 @@ def read_bids(root: Path) -> Dataset:
     if images:
         with collect_errors(findings, "", root):
             channels = _find_channels(root, images, masks, findings)
-    cases: list[CaseFiles] = []
+    rows: list[Row] = []
     if channels:  # there are no cases if no image is on the grid of its mask
         for case, files in images.items():
             case_images = tuple(files[channel] for channel in channels)
-            subject = case.partition("_")[0]
-            cases.append(CaseFiles(case, case_images, masks[case], subject))
+            rows.append(Row(CaseFiles(case, case_images, masks[case], case.partition("_")[0])))
     findings += _find_without_mask(root, masks)
-    return Dataset(
-        name=root.name,
-        root=root,
-        convention="bids",
-        dims=3,  # `read_dataset` replaces it by the axes of the first image
-        channel_names=tuple(channels),
-        labels=Labels.of({1: "lesion"}),
-        cases=tuple(cases),
-        findings=tuple(findings),
-    )
+    return Table(root, rows, Labels.of({1: "lesion"}), tuple(channels), findings)
 
 
 def _find_masks(root: Path) -> list[Path]:

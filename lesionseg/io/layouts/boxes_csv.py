@@ -1,50 +1,31 @@
 """Datasets of images and one table of boxes, `boxes.csv`."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core import CaseFiles, Labels, numbers_first
 from lesionseg.core.finding import collect_errors
-from lesionseg.errors import DatasetError, suggest
-from lesionseg.io.files import is_file_or_broken_link, read_csv_columns
-from lesionseg.io.layouts.box_table import (
-    TABLE,
-    CaseBoxCollector,
-    CaseBoxes,
-    find_absent,
-    make_box,
-    make_labels,
-    number_labels,
-    parse_corners,
-    read_box_table,
-)
-from lesionseg.io.layouts.checks import CHANNEL, path_id, remark_unread_files, validate
+from lesionseg.errors import DatasetError
+from lesionseg.io.files import is_file_or_broken_link, read_csv_columns, read_csv_lines
+from lesionseg.io.layouts.checks import CHANNEL, list_images, path_id, remark_unread_files
 from lesionseg.io.layouts.manifest import (
     LABELS,
     MANIFEST,
-    RoleAndFold,
-    column_findings,
+    parse_role_and_fold,
     read_labels,
     read_manifest,
 )
-from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
+from lesionseg.io.layouts.stated_lesions import StatedLesion, parse_number
+from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.volumes import is_raster, strip_suffix
 
 BOXES = "boxes.csv"
+_AXES = (("z0", "z1"), ("y0", "y1"), ("x0", "x1"))  # in the order of the array
 _CORNERS = ("x0", "y0", "x1", "y1")
-_DEPTHS = ("z0", "z1")
 _COLUMNS = ("case", "label", *_CORNERS)
-_CASE_COLUMNS = ("group", "role", "fold")  # facts of the case, the same in all of its rows
-_KNOWN_COLUMNS = (*_COLUMNS, *_DEPTHS, "reader", *_CASE_COLUMNS)
-_MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
-_NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
-
-# files in the folders of runs, predictions and scores
-_OWN_RESULTS = {"config.yaml", "predictions.csv", "scores.json"}
+_KNOWN_COLUMNS = (*_COLUMNS, "z0", "z1", "reader", "group", "role", "fold")
 
 
 def find_boxes(root: Path) -> bool:
@@ -52,7 +33,7 @@ def find_boxes(root: Path) -> bool:
     return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(root / BOXES))
 
 
-def read_boxes_csv(root: Path) -> Dataset:
+def read_boxes_csv(root: Path) -> Table:
     """Read the table `boxes.csv` of a folder and the images next to it.
 
     The columns are `case`, `label`, `x0`, `y0`, `x1`, `y1`, and optionally `z0`, `z1`, `reader`,
@@ -74,199 +55,106 @@ def read_boxes_csv(root: Path) -> Dataset:
         ReadError: A table cannot be read.
     """
     path = root / BOXES
-    rows = read_box_table(path, _COLUMNS)
-    has_manifest = (root / MANIFEST).is_file()
-    dataset = read_manifest(root) if has_manifest else _read_images(root)
-    findings = list(dataset.findings)
-    labels = _labels(root, [row["label"] for _, row in rows])
-    value_of = {name: value for value, name in labels.value_names.items()}
-    case_of = _case_names(root, dataset.cases)
-    collector = CaseBoxCollector()
-    facts = _CaseFacts()
-    for where, row in rows:
-        name = row["case"]
-        case = case_of.get(name)
-        with collect_errors(findings, case or name, where):
-            if case is None:
-                # a table of another folder has many such rows, and the search takes time
-                near = suggest(name, case_of) if len(findings) < _MAX_SUGGESTED else ""
-                raise DatasetError(
-                    f"the case {name[:200]!r} has no image.{near} Correct its name, or add the "
-                    "image."
-                )
-            facts.add(case, row, where)
-            _add_row(collector, case, row, where, value_of)
-    tables = collector.collect(findings)
-    cases: list[CaseFiles] = []
-    for files in dataset.cases:
-        with collect_errors(findings, files.case, path):
-            boxed = _add_boxes(files, tables.get(files.case), value_of)
-            cases.append(facts.add_to(boxed))
-    listed = [files.case for files in cases if TABLE in files.annotations]
-    # a case whose rows were all rejected has rows, and its faults are named
-    with_row = {case_of.get(row["case"]) for _, row in rows}
-    absent = [case for case in listed if case not in with_row]
-    findings += [*collector.findings(), *find_absent(path, absent, len(listed))]
-    if rows:
-        findings += column_findings(path, rows[0][1], _KNOWN_COLUMNS, "has no effect")
-    return replace(
-        dataset,
-        convention="boxes",
-        labels=labels,
-        cases=tuple(cases),
-        findings=tuple(findings),
+    lines = read_csv_lines(path)
+    columns = lines[0][1] if lines else read_csv_columns(path)
+    _require_columns(path, columns)
+    images = read_manifest(root) if (root / MANIFEST).is_file() else _list_images(root)
+    labels = _labels(root, [cells["label"] for _, cells in lines])
+    case_of = _case_names(root, [row.files for row in images.rows])
+    rows = list(images.rows)
+    findings = [*images.findings, *column_findings(path, columns, _KNOWN_COLUMNS, "has no effect")]
+    for line, cells in lines:
+        where = f"{path}: line {line}"
+        case = case_of.get(cells["case"], cells["case"])
+        row = Row(CaseFiles(case, ()), where)
+        with collect_errors(findings, case, where):
+            row = _read_row(row, cells, labels)
+        rows.append(row)
+    return replace(images, path=path, rows=rows, labels=labels, findings=findings, is_complete=True)
+
+
+def _require_columns(path: Path, present: Iterable[str]) -> None:
+    """Raise `DatasetError` if a column is missing, with advice for tables of other programs."""
+    names = list(present)
+    missing = [name for name in _COLUMNS if name not in names]
+    if not missing:
+        return
+    advice = "Rename or add them."
+    has_other_corners = not {"x1", "xmax", "x_max"}.isdisjoint(map(str.lower, names))
+    if {"x1", "y1"} <= {*missing} and not has_other_corners:
+        advice = "Write x1 = x0 + width and y1 = y0 + height if your table contains lengths."
+    raise DatasetError(
+        f"{path}: the columns {', '.join(map(repr, missing))} are missing. The table has "
+        f"{', '.join(names)[:300]}. {advice}"
     )
-
-
-class _CaseFacts:
-    """The patient, role and fold of each case, as the rows of a table state them."""
-
-    def __init__(self) -> None:
-        # the value and the first line, by case and column
-        self._stated: dict[str, dict[str, tuple[Any, str]]] = {}
-
-    def add(self, case: str, row: Mapping[str, str], where: str) -> None:
-        """Add the facts of a row. Raise `DatasetError` if one is wrong or differs in other rows."""
-        stated = self._stated.setdefault(case, {})
-        parsed = validate(
-            RoleAndFold, {name: row[name] for name in ("role", "fold") if row.get(name)}
-        )
-        values = {"group": row.get("group") or None, "role": parsed.role, "fold": parsed.fold}
-        for name, value in values.items():
-            if value is None:
-                continue
-            first, first_line = stated.setdefault(name, (value, where))
-            if value != first:
-                raise DatasetError(
-                    f"{name} of the case {case!r} is {str(value)[:100]!r} here, but "
-                    f"{str(first)[:100]!r} in {first_line}. Write the same {name} in all rows of a "
-                    "case."
-                )
-
-    def add_to(self, files: CaseFiles) -> CaseFiles:
-        """Return the case with its facts. Raise `DatasetError` if the manifest states others."""
-        stated = self._stated.get(files.case, {})
-        for name, (value, where) in stated.items():
-            in_manifest = getattr(files, name)
-            if in_manifest not in ("", None, value):
-                raise DatasetError(
-                    f"{where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
-                    f"{in_manifest!r} in {MANIFEST}. Correct one of them."
-                )
-        return replace(files, **{name: value for name, (value, _) in stated.items()})
 
 
 def _labels(root: Path, names: Iterable[str]) -> Labels:
     """Return the labels of `labels.json`, or number the names in the table."""
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
-    numbered = number_labels({name for name in names if name} or {"lesion"})
-    return make_labels(root / BOXES, {value: name for name, value in numbered.items()})
+    ordered = sorted({name for name in names if name} or {"lesion"}, key=numbers_first)
+    return Labels.of(dict(enumerate(ordered, start=1)))
 
 
-def _add_row(
-    collector: CaseBoxCollector,
-    case: str,
-    row: Mapping[str, str],
-    where: str,
-    value_of: Mapping[str, int],
-) -> None:
-    """Add a row of the table to the case. Raise `DatasetError` if it cannot be used."""
-    reader = row.get("reader", "")
-    depths = _DEPTHS if any(row.get(name) for name in _DEPTHS) else ()
-    corners = parse_corners(row, (*_CORNERS, *depths))
-    if corners is None:
-        collector.add_negative(case, reader, where)
-        return
-    name = row["label"]
+def _read_row(row: Row, cells: Mapping[str, str], labels: Labels) -> Row:
+    """Return a row with the facts and the lesion in its cells. Raise `DatasetError` if wrong."""
+    stated = parse_role_and_fold(cells)
+    files = replace(row.files, group=cells.get("group", ""), role=stated.role, fold=stated.fold)
+    lesion = _parse_lesion(cells, labels, str(row.where))
+    lesions = () if lesion is None else (lesion,)
+    return replace(row, files=files, lesions=lesions, reader=cells.get("reader", ""))
+
+
+def _parse_lesion(cells: Mapping[str, str], labels: Labels, where: str) -> StatedLesion | None:
+    """Return the lesion in a row, or None if its coordinates are empty."""
+    axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
+    names = [name for axis in axes for name in axis]
+    if not any(map(cells.get, names)):
+        return None
+    corners: dict[str, float] = {}
+    for name in names:
+        if not cells.get(name):
+            raise DatasetError(
+                f"{name} is empty, but another coordinate is not. Fill it in, or empty all "
+                "coordinates if there is no lesion."
+            )
+        corners[name] = parse_number(name, cells[name])
+    for low, high in axes:
+        if not corners[low] < corners[high]:
+            raise DatasetError(
+                f"{high} is {corners[high]:g}, but must be greater than {low}, {corners[low]:g}. "
+                f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
+                "smaller coordinates first."
+            )
+    start = tuple(corners[low] for low, _ in axes)
+    stop = tuple(corners[high] for _, high in axes)
+    return StatedLesion(_parse_label(cells["label"], labels), start, stop, where=where)
+
+
+def _parse_label(name: str, labels: Labels) -> int:
+    """Return the value of a label. A row may also state the value instead of the name."""
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
-    label = value_of.get(name)
-    if label is None and name.isdecimal():  # the row states the value instead of the name
-        label = int(name)
-    if label is None or label not in value_of.values():
-        raise DatasetError(
-            f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, "
-            "or correct the row."
-        )
-    names = (*_CORNERS, *depths)
-    collector.add_box(case, make_box(label, corners, names, reader=reader, where=where))
-
-
-def _add_boxes(files: CaseFiles, table: CaseBoxes | None, value_of: Mapping[str, int]) -> CaseFiles:
-    """Add the boxes to a case. A case that has a mask keeps it and must not have rows."""
-    if files.is_labelled:
-        if table is not None:
-            raise DatasetError(
-                f"the case {files.case!r} has boxes here and a mask in {MANIFEST}. Remove one of "
-                "them."
-            )
-        return files
-    if table is None:
-        return replace(files, annotations={TABLE: CaseBoxes()})
-    allowed = [value_of[name] for name in files.annotated]  # empty: all labels are annotated
-    for box in table.boxes:
-        if allowed and box.label not in allowed:
-            raise DatasetError(
-                f"the case {files.case!r} has a box of a label that its column annotated does not "
-                f"name ({box.where}). Add it there."
-            )
-    return replace(files, annotations={TABLE: table})
-
-
-def _read_images(root: Path) -> Dataset:
-    """Make a case of each image file in `images/`, or of each one next to the table."""
-    folder = root / "images" if (root / "images").is_dir() else root
-    files = list_images(folder)
-    _refuse_channels(files)
-    return Dataset(
-        name=root.name,
-        root=root,
-        convention="boxes",
-        dims=2,
-        channel_names=("image",),
-        labels=Labels.of({1: "lesion"}),
-        cases=tuple(CaseFiles(path_id(file.relative_to(folder)), (file,)) for file in files),
-        findings=tuple(remark_unread_files(folder, folders=False)),
+    for value, known in labels.value_names.items():
+        if name == known:
+            return value
+    if name.isdecimal() and int(name) in labels.value_names:
+        return int(name)
+    raise DatasetError(
+        f"the label {name[:100]!r} is not in {LABELS} ({', '.join(labels.names)}). Add it there, "
+        "or correct the row."
     )
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List the image files of a folder and its subfolders, in the order of their paths.
-
-    Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
-    followed, but each folder is searched only once, because links may form a circle. An image has
-    the path without a link, if there is one. The ids of cases therefore do not depend on the order
-    in which the disk lists the folders.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    links = _list_images_below([folder], found, seen)
-    while links:  # after all folders without a link
-        links = _list_images_below(links, found, seen)
-    return sorted(found)
-
-
-def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
-    """Append the images of some folders to `found`, without those in links to other folders.
-
-    Folders whose real path is in `seen` are left out, and the path of each searched folder is
-    added. Return the sorted links.
-    """
-    links: list[Path] = []
-    for top, folders, names in chain.from_iterable(os.walk(start) for start in starts):
-        place = os.path.realpath(top)
-        has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
-        if place in seen or has_results:
-            folders.clear()  # `os.walk` enters the folders that remain in this list
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
-        paths = [Path(top) / name for name in names]
-        found += [path for path in paths if is_image_file(path) and is_file_or_broken_link(path)]
-        subfolders = [Path(top) / name for name in folders]
-        links += [path for path in subfolders if path.is_symlink()]
-    return sorted(links)
+def _list_images(root: Path) -> Table:
+    """Make a row of each image file in `images/`, or of each one next to the table."""
+    folder = root / "images" if (root / "images").is_dir() else root
+    files = list_images(folder)
+    _refuse_channels(files)
+    rows = [Row(CaseFiles(path_id(file.relative_to(folder)), (file,))) for file in files]
+    unread = remark_unread_files(folder, folders=False)
+    return Table(folder, rows, Labels.of({1: "lesion"}), findings=unread)
 
 
 def _refuse_channels(files: Iterable[Path]) -> None:
@@ -290,17 +178,14 @@ def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
     The image `images/p1/a.png` has the id `p1_a`. A row may also call it `images/p1/a.png`,
     `images/p1/a`, `p1/a.png` or `p1/a`.
     """
-    ids_of_name = {files.case: {files.case} for files in cases}
-    ids = {*ids_of_name}
+    ids_of_name: dict[str, set[str]] = {}
     for files in cases:
         image = files.images[0]
         if not image.is_relative_to(root):
             continue
-        path = image.relative_to(root)
-        path_in_images = Path(re.sub(r"^images/", "", path.as_posix()))
-        for named in (path, path_in_images):
-            without_suffix = named.with_name(strip_suffix(named))
-            for name in (named.as_posix(), without_suffix.as_posix()):
-                if name not in ids:
-                    ids_of_name.setdefault(name, set()).add(files.case)
-    return {name: next(iter(found)) for name, found in ids_of_name.items() if len(found) == 1}
+        path = image.relative_to(root).as_posix()
+        for name in (path, re.sub(r"^images/", "", path)):
+            for alias in (name, name.removesuffix(image.name) + strip_suffix(image)):
+                ids_of_name.setdefault(alias, set()).add(files.case)
+    unique = {name: next(iter(ids)) for name, ids in ids_of_name.items() if len(ids) == 1}
+    return unique | {files.case: files.case for files in cases}

@@ -1,10 +1,11 @@
 """Helpers and checks that the readers of all dataset layouts share."""
 
+import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from unicodedata import normalize
@@ -15,9 +16,9 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.core.finding import LISTED, Finding, Severity, collect_errors
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
 from lesionseg.io.dicom.series import split_series
-from lesionseg.io.files import case_id_fault
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.raster import SUFFIXES as RASTERS
-from lesionseg.io.volumes import SUFFIXES, is_raster, strip_suffix
+from lesionseg.io.volumes import SUFFIXES, is_image_file, is_raster, strip_suffix
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of a case
 FIRST_CHANNEL = "_0000"
@@ -33,6 +34,9 @@ _TEXT_SUFFIXES = (
     ".json", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".pdf", ".log",
     ".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".xlsx", ".docx",
 )  # fmt: skip
+_NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
+# files in the folders of runs, predictions and scores
+_OWN_RESULTS = {"config.yaml", "predictions.csv", "scores.json"}
 # suffixes of files with the voxels of a header
 _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 
@@ -209,6 +213,44 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
         )
 
 
+def list_images(folder: Path) -> list[Path]:
+    """List the image files of a folder and its subfolders, in the order of their paths.
+
+    Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
+    followed, but each folder is searched only once, because links may form a circle. An image has
+    the path without a link, if there is one. The ids of cases therefore do not depend on the order
+    in which the disk lists the folders.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    links = _list_images_below([folder], found, seen)
+    while links:  # after all folders without a link
+        links = _list_images_below(links, found, seen)
+    return sorted(found)
+
+
+def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
+    """Append the images of some folders to `found`, without those in links to other folders.
+
+    Folders whose real path is in `seen` are left out, and the path of each searched folder is
+    added. Return the sorted links.
+    """
+    links: list[Path] = []
+    for top, folders, names in chain.from_iterable(os.walk(start) for start in starts):
+        place = os.path.realpath(top)
+        has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
+        if place in seen or has_results:
+            folders.clear()  # `os.walk` enters the folders that remain in this list
+            continue
+        seen.add(place)
+        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
+        paths = [Path(top) / name for name in names]
+        found += [path for path in paths if is_image_file(path) and is_file_or_broken_link(path)]
+        subfolders = [Path(top) / name for name in folders]
+        links += [path for path in subfolders if path.is_symlink()]
+    return sorted(links)
+
+
 def remark_unread_files(
     folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
 ) -> list[Finding]:
@@ -287,27 +329,6 @@ def fold_findings(dataset: Dataset) -> list[Finding]:
         return []
     words = "without a fold, used for training in every fold"
     return find_left_out(dataset.root, names, "case", words, kind="folds", severity="warning")
-
-
-def find_wrong_ids(cases: Sequence[CaseFiles]) -> list[Finding]:
-    """Find case ids that are repeated or cannot be file names."""
-    findings = list[Finding]()
-    seen = set[str]()
-    for files in cases:
-        case = files.case
-        with collect_errors(findings, case, files.images[0]):
-            key = comparison_key(case) if sys.platform in ("win32", "darwin") else case
-            if key in seen:
-                raise DatasetError(
-                    f"{case!r} is listed more than once. Suffixes do not count, and folders are "
-                    "joined by _. Rename one file."
-                )
-            seen.add(key)
-            if fault := case_id_fault(case):
-                raise DatasetError(
-                    f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
-                )
-    return findings
 
 
 def find_missing_files(dataset: Dataset) -> list[Finding]:

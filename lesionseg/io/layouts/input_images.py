@@ -28,7 +28,7 @@ from lesionseg.io.dicom.series import folder_name, split_series
 from lesionseg.io.files import MAX_ID_BYTES, is_file_or_broken_link, printable_text
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
-from lesionseg.io.tiff_stack import is_stack
+from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (
     SUFFIXES,
     is_dicom_image,

@@ -1,37 +1,24 @@
 """Datasets described by a table, `manifest.csv`, with one row per case."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import BaseModel, PositiveInt, RootModel
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Role, numbers_first
+from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import is_file_or_broken_link, read_csv_lines, read_json
 from lesionseg.io.layouts.checks import Count, listed_file, validate
+from lesionseg.io.layouts.table import Row, Table, column_findings
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"
 IGNORE = "ignore"  # the name of the label to ignore
 _OWN_COLUMNS = {"case", "reference", "instances", "group", "role", "fold"}
 _KNOWN_COLUMNS = (*sorted(_OWN_COLUMNS), "image", "annotated", "pixel_mm")
-# names that other tables use for our columns, in lower case without spaces, dashes and underscores
-_OTHER_NAMES = {
-    "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
-    "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
-    "label": "mask masks labels seg segmentation annotation groundtruth gt truth",
-    "group": "patient patientid subject subjectid participant participantid pid",
-    "patient": "patientid subject subjectid participant participantid pid",
-    "role": "split set subset partition",
-    "fold": "folds cvfold kfold",
-    "pixel_mm": "pixelspacing pixelsize spacing spacingmm",
-    "reader": "readerid radid radiologist annotator annotatorid rater observer",
-}
 
 
 class RoleAndFold(BaseModel):
@@ -44,7 +31,12 @@ class RoleAndFold(BaseModel):
 _LabelsFile = RootModel[dict[PositiveInt, str]]
 
 
-def read_manifest(root: Path) -> Dataset:
+def parse_role_and_fold(cells: Mapping[str, str]) -> RoleAndFold:
+    """Return role and fold of a row. Raise `DatasetError` if one is wrong."""
+    return validate(RoleAndFold, {key: cells[key] for key in ("role", "fold") if cells.get(key)})
+
+
+def read_manifest(root: Path) -> Table:
     """Read the table `manifest.csv` of a folder.
 
     The columns are `case`, `image`, further channels `image_0001` and so on, `reference`, `group`,
@@ -64,50 +56,34 @@ def read_manifest(root: Path) -> Dataset:
         ReadError: A table cannot be read.
     """
     path = root / MANIFEST
-    rows, images = _read_table(path)
+    lines, images = _read_lines(path)
     labels = read_labels(root)
-    cases = list[CaseFiles]()
-    findings = list[Finding]()
-    line_of: dict[str, int] = {}
-    for line, row in rows:
-        with collect_errors(findings, row["case"], f"{path}: line {line}"):
-            first = line_of.setdefault(row["case"], line)
-            if row["case"] and first != line:
-                raise DatasetError(
-                    f"{row['case']!r} is listed more than once, first in line {first}. Remove one "
-                    "of the rows, or give each case its own id."
-                )
-            without_reference = _make_case(root, row, images)
+    rows: list[Row] = []
+    findings: list[Finding] = []
+    for line, cells in lines:
+        where = f"{path}: line {line}"
+        with collect_errors(findings, cells["case"], where):
+            without_reference = Row(_make_case(root, cells, images), where)
             # if a further column is wrong, the case stays listed, so that its files are checked
-            cases.append(without_reference)
-            cases[-1] = _add_reference(without_reference, root, row, labels.names)
-    return Dataset(
-        name=root.name,
-        root=root,
-        convention="manifest",
-        dims=3,
-        channel_names=images,
-        labels=labels,
-        cases=tuple(cases),
-        findings=(
-            *findings,
-            *column_findings(path, rows[0][1], _KNOWN_COLUMNS, "is used for subgroups only"),
-        ),
-    )
+            rows.append(without_reference)
+            files = _add_reference(without_reference.files, root, cells, labels.names)
+            rows[-1] = Row(files, where)
+    findings += column_findings(path, lines[0][1], _KNOWN_COLUMNS, "is used for subgroups only")
+    return Table(path, rows, labels, images, findings)
 
 
 def _add_reference(
-    files: CaseFiles, root: Path, row: Mapping[str, str], names: Sequence[str]
+    files: CaseFiles, root: Path, cells: Mapping[str, str], names: Sequence[str]
 ) -> CaseFiles:
     """Add reference, role, fold and annotated labels of a row.
 
     `names` are the names of all labels of the dataset. The key `instances` of the annotations marks
     a reference whose values are lesion ids instead of labels.
     """
-    mask = row.get("reference", "")
-    instances = row.get("instances", "")
-    given = {name.strip() for name in row.get("annotated", "").split(";") if name.strip()}
-    stated = validate(RoleAndFold, {key: row[key] for key in ("role", "fold") if row.get(key)})
+    mask = cells.get("reference", "")
+    instances = cells.get("instances", "")
+    given = {name.strip() for name in cells.get("annotated", "").split(";") if name.strip()}
+    stated = parse_role_and_fold(cells)
     for name in sorted(given):
         require_one_of("annotated", name, names)
     if mask and instances:
@@ -129,35 +105,6 @@ def _add_reference(
         annotations={"instances": None} if instances else {},
         annotated=annotated,
     )
-
-
-def column_findings(
-    path: Path, columns: Iterable[str], known: Sequence[str], effect: str
-) -> list[Finding]:
-    """Return a finding for each unknown column whose name resembles that of a known column.
-
-    Args:
-        path: The table.
-        columns: Its columns.
-        known: The columns that have a meaning.
-        effect: What happens to an unknown column, for the message.
-    """
-    present = {*columns}
-    findings: list[Finding] = []
-    for column in sorted(present - {*known, ""}):
-        plain = re.sub(r"[\s_-]", "", column).lower()
-        meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
-        meant += get_close_matches(column.lower(), known, n=1, cutoff=0.8)
-        if not meant or meant[0] in present:
-            continue
-        if meant[0] == "reference" and "instances" in present:  # it replaces `reference`
-            continue
-        text = (
-            f"{path}: the column {column!r} is unknown and {effect}. Did you mean {meant[0]!r}? "
-            "Then rename it."
-        )
-        findings.append(Finding("columns", text))
-    return findings
 
 
 def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
@@ -192,7 +139,7 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], l
         The cases in the order of the rows, including those with a repeated case id, and a finding
         for each row that cannot be used.
     """
-    rows, images = _read_table(path)
+    rows, images = _read_lines(path)
     cases = list[CaseFiles]()
     findings = list[Finding]()
     for line, row in rows:
@@ -204,7 +151,7 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], l
     return cases, findings
 
 
-def _read_table(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
+def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
     """Read the rows of a table with their line numbers, and the names of its image columns.
 
     The columns of further images are in the order of their numbers.

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, Field
 
-from lesionseg.core import CaseFiles, Dataset, Labels, Role
+from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError
 from lesionseg.io.files import read_json
@@ -26,6 +26,7 @@ from lesionseg.io.layouts.checks import (
     validate,
 )
 from lesionseg.io.layouts.manifest import IGNORE
+from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
@@ -88,7 +89,7 @@ def nnunet_labels(content: object, path: Path) -> Labels:
     return _parse_labels(validate(_DatasetJson, content, path), path)
 
 
-def read_nnunet(root: Path) -> Dataset:
+def read_nnunet(root: Path) -> Table:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
     A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
@@ -115,18 +116,16 @@ def read_nnunet(root: Path) -> Dataset:
         cases += _match_cases(root, part, images, masks, len(names), findings)
         if part == "Tr":
             findings += _count_findings(path, facts, [case.case for case in cases])
-    has_channel_numbers = naming.images or facts.dataset is not None
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
-    return Dataset(
-        name=str(content.get("name") or root.name),
-        root=root,
-        convention="nnunet" if has_channel_numbers else "msd",
-        dims=3,  # `read_dataset` replaces it by the axes of the first image
-        channel_names=names,
-        labels=labels,
-        cases=tuple(cases),
-        findings=tuple(findings),
+    return Table(
+        path,
+        [Row(files) for files in cases],
+        labels,
+        names,
+        findings,
+        name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
+        convention="nnunet" if naming.images or facts.dataset is not None else "msd",
     )
 
 

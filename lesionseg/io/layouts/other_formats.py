@@ -11,6 +11,18 @@ _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1,
 # name, suffix of the files, pattern of their text, advice; the first one that fits is named
 _FORMATS = (
     (
+        "VinDr-CXR",
+        ".csv",
+        r"\Aimage_id[,;\t]([^\n]*[,;\t])?class_name[,;\t]",
+        "Run python examples/vindr_to_boxes.py with this folder, which writes boxes.csv",
+    ),
+    (
+        "the RSNA pneumonia challenge",
+        ".csv",
+        r"\ApatientId[,;\t]x[,;\t]y[,;\t]width[,;\t]height",
+        "Run python examples/rsna_to_boxes.py with this folder, which writes boxes.csv",
+    ),
+    (
         "the annotations of CVAT",
         ".xml",
         r"<annotations>",

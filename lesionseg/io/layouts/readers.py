@@ -7,10 +7,10 @@ doi.org/10.1016/j.imavis.2021.104117, section 3).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lesionseg.core import Dataset, ReaderAgreement
+from lesionseg.core import CaseFiles, Dataset, ReaderAgreement
 from lesionseg.core.finding import Finding
 from lesionseg.errors import count, join_names
-from lesionseg.io.layouts.box_table import TABLE, CaseBoxes, LesionBox
+from lesionseg.io.layouts.stated_lesions import LESIONS, CaseLesions, StatedLesion
 
 IGNORED_BOXES = "ignored_boxes"  # kind of the note on boxes that too few readers marked
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
@@ -24,7 +24,7 @@ class _Cluster:
     """The boxes of one lesion: the sums of their corners, the first box, and their readers."""
 
     sums: list[float]
-    first: LesionBox
+    first: StatedLesion
     readers: set[str]
     n_boxes: int = 1
 
@@ -33,7 +33,7 @@ class _Cluster:
         """The mean box."""
         return tuple(value / self.n_boxes for value in self.sums)
 
-    def add(self, box: LesionBox) -> None:
+    def add(self, box: StatedLesion) -> None:
         """Add a box of the same lesion."""
         self.sums = [a + b for a, b in zip(self.sums, _corners(box), strict=True)]
         self.readers.add(box.reader)
@@ -54,27 +54,25 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
         The dataset with merged boxes and its `reader_agreement`. A note counts the boxes that are
         ignored.
     """
-    tables = {}
-    for files in dataset.cases:
-        table = files.annotations.get(TABLE)
-        if table is not None and len(table.readers) > 1:
-            if dataset.labels.merged:
-                boxes = tuple(replace(box, label=1) for box in table.boxes)
-                table = replace(table, boxes=boxes)
-            tables[files.case] = table
-    if not tables:
-        return dataset
-    cases = []
+    several: list[CaseLesions] = []
+    cases: list[CaseFiles] = []
     n_ignored: dict[str, int] = {}
     for files in dataset.cases:
-        if files.case in tables:
-            merged = merge_case(tables[files.case], min_readers)
-            files = replace(files, annotations={**files.annotations, TABLE: merged})
-            if merged.ignored:
-                n_ignored[files.case] = len(merged.ignored)
+        stated = files.annotations.get(LESIONS, CaseLesions())
+        if len(stated.readers) > 1:
+            if dataset.labels.merged:
+                boxes = tuple(replace(box, label=1) for box in stated.lesions)
+                stated = replace(stated, lesions=boxes)
+            several.append(stated)
+            merged = merge_case(stated, min_readers)
+            files = replace(files, annotations={LESIONS: merged})
+            n_boxes = sum(box.is_ignored for box in merged.lesions)
+            if n_boxes:
+                n_ignored[files.case] = n_boxes
         cases.append(files)
-    names = dataset.labels.value_names
-    agreement = measure_agreement(list(tables.values()), names, min_readers)
+    if not several:
+        return dataset
+    agreement = measure_agreement(several, dataset.labels.value_names, min_readers)
     findings = (*dataset.findings, *_find_ignored(n_ignored))
     return replace(dataset, cases=tuple(cases), reader_agreement=agreement, findings=findings)
 
@@ -103,7 +101,7 @@ def required_readers(n_readers: int, min_readers: int | None = None) -> int:
     return min(min_readers, n_readers)
 
 
-def merge_case(table: CaseBoxes, min_readers: int | None = None) -> CaseBoxes:
+def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesions:
     """Merge the boxes of several readers of one case.
 
     A box joins the lesion of its label whose mean box has the highest IoU with it, if this is at
@@ -111,31 +109,30 @@ def merge_case(table: CaseBoxes, min_readers: int | None = None) -> CaseBoxes:
     order of the boxes.
 
     Args:
-        table: The boxes and readers of the case.
+        stated: The boxes and readers of the case.
         min_readers: See `required_readers`.
 
     Returns:
-        The mean box of each lesion that enough readers marked. The mean boxes of the remaining
-        lesions are `ignored`, because it is uncertain if they are lesions. No box has an outline or
-        a reader.
+        The mean box of each lesion. A lesion that too few readers marked is ignored, because it is
+        uncertain if it is one. No box has a reader.
     """
-    required = required_readers(len(table.readers), min_readers)
-    boxes: list[LesionBox] = []
-    ignored: list[LesionBox] = []
-    for label in sorted({box.label for box in table.boxes}):
-        for cluster in _cluster([box for box in table.boxes if box.label == label]):
-            mean = cluster.mean
-            dims = len(mean) // 2
-            merged = LesionBox(label, mean[:dims], mean[dims:], where=cluster.first.where)
-            has_enough_readers = len(cluster.readers) >= required
-            if has_enough_readers:
-                boxes.append(merged)
-            else:
-                ignored.append(merged)
-    return replace(table, boxes=tuple(boxes), ignored=tuple(ignored), readers=())
+    required = required_readers(len(stated.readers), min_readers)
+    boxes: list[StatedLesion] = []
+    for label in sorted({box.label for box in stated.lesions}):
+        for cluster in _cluster([box for box in stated.lesions if box.label == label]):
+            dims = len(cluster.mean) // 2
+            merged = replace(
+                cluster.first,
+                start=cluster.mean[:dims],
+                stop=cluster.mean[dims:],
+                reader="",
+                is_ignored=len(cluster.readers) < required,
+            )
+            boxes.append(merged)
+    return replace(stated, lesions=tuple(boxes), readers=())
 
 
-def _cluster(boxes: Sequence[LesionBox]) -> list[_Cluster]:
+def _cluster(boxes: Sequence[StatedLesion]) -> list[_Cluster]:
     """Divide the boxes of one label into lesions."""
     clusters: list[_Cluster] = []
     means: list[Corners] = []
@@ -153,7 +150,7 @@ def _cluster(boxes: Sequence[LesionBox]) -> list[_Cluster]:
     return clusters
 
 
-def _corners(box: LesionBox) -> Corners:
+def _corners(box: StatedLesion) -> Corners:
     """Return the starts and stops of a box."""
     return (*box.start, *box.stop)
 
@@ -180,7 +177,7 @@ def _iou(one: Corners, other: Corners) -> float:
 
 
 def measure_agreement(
-    tables: Sequence[CaseBoxes], names: Mapping[int, str], min_readers: int | None = None
+    several: Sequence[CaseLesions], names: Mapping[int, str], min_readers: int | None = None
 ) -> tuple[ReaderAgreement, ...]:
     """Compare each reader with the merged boxes of the other readers of the same cases.
 
@@ -189,7 +186,7 @@ def measure_agreement(
     false positives.
 
     Args:
-        tables: The boxes of the cases that at least two readers read.
+        several: The boxes of the cases that at least two readers read.
         names: The name of each label value.
         min_readers: The rule by which the boxes of the other readers are merged.
 
@@ -198,16 +195,17 @@ def measure_agreement(
     """
     found: dict[tuple[int, str], list[int]] = {}  # lesions, found lesions and false positives
     n_cases: dict[str, int] = {}
-    for table in tables:
-        for reader in table.readers:
+    for case in several:
+        for reader in case.readers:
             n_cases[reader] = n_cases.get(reader, 0) + 1
-            others = replace(
-                table,
-                boxes=tuple(box for box in table.boxes if box.reader != reader),
-                readers=tuple(other for other in table.readers if other != reader),
+            others = CaseLesions(
+                tuple(box for box in case.lesions if box.reader != reader),
+                tuple(other for other in case.readers if other != reader),
             )
-            reference = merge_case(others, min_readers).boxes
-            own = [box for box in table.boxes if box.reader == reader]
+            reference = [
+                box for box in merge_case(others, min_readers).lesions if not box.is_ignored
+            ]
+            own = [box for box in case.lesions if box.reader == reader]
             for label in {box.label for box in (*own, *reference)}:
                 lesions = [box for box in reference if box.label == label]
                 marks = [box for box in own if box.label == label]
@@ -226,7 +224,7 @@ def measure_agreement(
     return tuple(rows)
 
 
-def _count_pairs(lesions: Sequence[LesionBox], marks: Sequence[LesionBox]) -> int:
+def _count_pairs(lesions: Sequence[StatedLesion], marks: Sequence[StatedLesion]) -> int:
     """Count the pairs of lesion and box, the highest IoU first, each of them in one pair."""
     corners = [_corners(mark) for mark in marks]
     pairs: list[tuple[float, int, int]] = []

@@ -119,7 +119,8 @@ def test_boxes_of_a_picture_are_pixels(tmp_path):
         ({"label": [-1]}, DatasetError),
         ({"label": [10**9]}, DatasetError),
         ({"box": [[1, 2, 3]]}, DatasetError),
-        ({"box": [[1, 2, 3, 4, 5]]}, ContentError),
+        ({"box": [[1, 2, 3, 4, 5]]}, DatasetError),
+        ({"box": [[1, 2, 3, 4]]}, ContentError),
         ({"box": [[900, 0, 0, 5, 5, 5]]}, ContentError),
     ],
 )

@@ -123,7 +123,7 @@ def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels)
         ("case,image,image_0001\nA,a.nii,\n", "one file per channel"),
         ("case,image,role\nA,a.nii,training\n", "line 2: role"),
         ("case,image,fold\nA,a.nii,x\n", "line 2: fold"),
-        ("case,image\nB,a.nii\nA,a.nii\nA,b.nii\n", "line 4: 'A' is .* once, first in line 3"),
+        ("case,image\nB,a.nii\nA,a.nii\nA,b.nii\n", "line 4: 'A' is .* once, first in .*line 3"),
         ("case,image,reference\nA,m.nii,m.nii\n", "image as well as the mask of case 'A'"),
         ("case,image\n../A,a.nii\n", "cannot be a file name"),
         ("case,image\na\u202eb,a.nii\n", r"'a\\u202eb' cannot be a file name"),

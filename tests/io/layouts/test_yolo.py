@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import LesionsegError
-from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts import list_dataset, read_dataset
 from tests.io.layouts.box_folders import (
     HEIGHT,
     WIDTH,
@@ -172,7 +172,7 @@ DATA_WRONG = [
     ("names: [a]\ntrain: ../..\n", r"train is '\.\./\.\.', which is not a folder below"),
     ("names: [a]\ntrain: /etc\n", "train is '/etc', which is not a folder below"),
     ("names: [a]\ntrain: 7\n", "train"),
-    ("names: [a]\ntrain: train.txt\n", "Text files that list images are not read"),
+    ("names: [a]\ntrain: train.txt\n", "train is 'train.txt'.*text file that lists images"),
     ("names: [a]\nkpt_shape: 4\ntrain: images/train\n", "kpt_shape"),
     ("names: []\ntrain: images/train\n", "names"),
     ("names: 7\ntrain: images/train\n", "names"),
@@ -203,7 +203,7 @@ def test_absolute_path_in_data_yaml_is_read_from_a_relative_folder(
     write_folder({"train/a": f"0 {BRIGHT}"}, f"path: {tmp_path}\n{FOLDERS}{NAMES}")
     monkeypatch.chdir(tmp_path)
     dataset = read_dataset(Path(root.replace("here", tmp_path.name)))
-    n_boxes = {c.case: len(c.annotations["table"].boxes) for c in dataset.cases}
+    n_boxes = {c.case: len(c.annotations["lesions"].lesions) for c in dataset.cases}
     assert n_boxes == {"a": 1, "b": 0, "c": 0}
 
 
@@ -274,6 +274,46 @@ def test_key_points_after_a_box_are_left_out(write_folder, shape, points):
     data = f"{FOLDERS}{NAMES}kpt_shape: {shape}\n"
     _, cases = read_all(write_folder({"train/a": f"0 {BRIGHT}{points}\n"}, data))
     assert_rectangle(cases["a"])
+
+
+LISTS = [
+    ("train.txt", "./images/train/a.png\n\n./images/train/b.png\n", "./images/val/c.png"),
+    ("train.txt", "images/train/a.png\r\nimages/train/b.png\r\n", "images/val/c.png\n"),
+    ("train.txt", "images\\train\\a.png\nimages\\train\\b.png\n", "images\\val\\c.png"),
+    ("lists/train.txt", "../images/train/a.png\nimages/train/b.png", "images/val/c.png"),
+]
+
+
+@pytest.mark.parametrize(("name", "train", "val"), LISTS)
+def test_parts_may_be_text_files_that_list_images(write_folder, name, train, val):
+    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"train: {name}\nval: val.txt\n{NAMES}")
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_text(train)
+    (root / "val.txt").write_text(val)
+    dataset, cases = read_all(root)
+    roles = {c.case: c.role for c in dataset.cases}
+    assert roles == {"train_a": "train", "train_b": "train", "val_c": "validation"}
+    assert_rectangle(cases["train_a"])
+    assert_negative(cases["val_c"])
+
+
+def test_wrong_line_of_a_list_of_images_is_an_error(write_folder):
+    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"train: train.txt\n{NAMES}")
+    lines = ["images/train/a.png", "images/gone.png", "/etc/passwd"]
+    (root / "train.txt").write_text("\n".join(lines))
+    findings = list_dataset(root).errors
+    assert [f"line {number}" in findings[number - 2].message for number in (2, 3)] == [True, True]
+    (root / "train.txt").write_text("images/train/a.png\n" * 2)
+    with pytest.raises(LesionsegError, match="'images_train_a' is listed more than once"):
+        read_dataset(root)
+
+
+def test_image_in_two_lists_is_an_error(write_folder):
+    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"train: t.txt\nval: v.txt\n{NAMES}")
+    for name in ("t.txt", "v.txt"):
+        (root / name).write_text("images/train/a.png\n")
+    with pytest.raises(LesionsegError, match="'images_train_a' is listed more than once"):
+        read_dataset(root)
 
 
 def test_line_with_another_number_of_key_points_is_an_error(write_folder):

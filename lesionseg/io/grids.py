@@ -1,0 +1,157 @@
+"""Comparing the grids of two files that belong together, such as a mask and its scan."""
+
+import logging
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from lesionseg.core import Geometry
+from lesionseg.errors import GeometryError
+from lesionseg.io.volumes import is_raster
+from lesionseg.io.warn_once import warn_once
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCE_MM = 1e-3
+# if two grids differ by less than this, equal indices mean the same place in both
+_NEAR_VOXELS = 0.5
+_SAME_SPACING = 1e-3  # relative difference
+_SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
+_MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
+_BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
+
+
+@dataclass(frozen=True)
+class GridPair:
+    """The grids of two files.
+
+    Attributes:
+        path: The file, or words that describe it.
+        seen: Its grid.
+        other: The file that it is compared with, or words that describe it.
+        expected: The grid of the other file.
+    """
+
+    path: Path | str
+    seen: Geometry
+    other: Path | str
+    expected: Geometry
+
+    def is_same(self, *, by_image: bool = False) -> bool:
+        """Return True if voxels with equal indices have the same place in the patient.
+
+        The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape
+        and spacing are sufficient, or equal shape if the header of `seen` was lost.
+        """
+        if self.seen.shape != self.expected.shape:
+            return False
+        tolerance = max(_TOLERANCE_MM, _NEAR_VOXELS * min(self.expected.spacing_mm))
+        is_near = self.seen.matches(self.expected, tolerance)
+        return is_near or (by_image and (self._has_same_spacing() or self.has_lost_header()))
+
+    def overlaps_by_half(self) -> bool:
+        """Return True if at least half of the smaller grid is inside the other one."""
+        return self.seen.overlap(self.expected) >= _MIN_OVERLAP
+
+    def has_lost_header(self) -> bool:
+        """Return True if the file was probably saved without the header of its scan.
+
+        It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a
+        first voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an
+        affine. If only the origin differs, the grids overlap by less than half.
+        """
+        seen = self.seen
+        expected = self.expected
+        if seen.dims != 3 or seen.shape != expected.shape or self.is_same():
+            return False
+        axes = seen.affine[:3, :3]
+        first = seen.affine[:3, 3]
+        centre = seen.to_mm([np.subtract(seen.shape, 1) / 2])[0]
+        distances = np.abs([first, centre, first - expected.affine[:3, 3]]).max(axis=1)
+        is_default = distances.min() <= _TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
+        if not is_default or self._is_turned():
+            return False
+        has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
+        return not has_similar_axes or not self.overlaps_by_half()
+
+    def check_header(self, *, index_is_remedy: bool = False) -> None:
+        """Raise `GeometryError` if the file has lost the header of its scan.
+
+        Positions cannot be compared then. `index_is_remedy`: the command can ignore the headers.
+        """
+        if self.has_lost_header():
+            remedy = f", or use {_BY_INDEX}" if index_is_remedy else ""
+            raise GeometryError(
+                f"{self.path}: the header of the scan was lost. The shape is that of "
+                f"{self._name_of_other()}, but the header states voxels of 1 mm; "
+                f"{self.seen.describe_difference(self.expected)}. Write it again with the position "
+                f"of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
+            )
+
+    def check_headers(self, *, index_is_remedy: bool = False) -> None:
+        """Raise `GeometryError` if one of the files has lost the header of its scan."""
+        self.check_header(index_is_remedy=index_is_remedy)
+        GridPair(self.other, self.expected, self.path, self.seen).check_header()
+
+    def check(self, *, by_image: bool = False) -> None:
+        """Raise `GeometryError` if the grids are not the same, see `is_same`.
+
+        A picture states no position, so an equal shape is sufficient. Log a warning if the corners
+        differ by more than 0.001 mm.
+        """
+        seen = self.seen
+        expected = self.expected
+        is_picture = is_raster(Path(self.path)) and seen.shape == expected.shape
+        if is_picture or seen.matches(expected, _TOLERANCE_MM):
+            return
+        other = self._name_of_other()
+        difference = seen.describe_difference(expected)
+        if self.is_same(by_image=by_image):
+            text = "%s: the header states another position than %s (%s). The grid of %s is used."
+            if self._is_turned():
+                text += (
+                    " Both headers describe the same region, with axes in other directions. Check "
+                    "that lesions do not appear mirrored."
+                )
+            warn_once(logger, text, self.path, other, difference, other)
+            return
+        self.check_header(index_is_remedy=True)
+        advice = "Resample one onto the other."
+        if self._is_turned():
+            advice = (
+                "Both headers describe the same region, with axes in other directions. Resample "
+                "one onto the other."
+            )
+        elif seen.shape == expected.shape and self._has_same_spacing():
+            advice = (
+                "Resample one onto the other or, if they show the same voxels and only the headers "
+                f"differ, use {_BY_INDEX}, as nnU-Net does."
+            )
+        raise GeometryError(
+            f"{self.path} and {other} are not on one grid (shapes {seen.shape} and "
+            f"{expected.shape}): {difference}. {advice}"
+        )
+
+    def _name_of_other(self) -> str:
+        return Path(self.other).name
+
+    def _has_same_spacing(self) -> bool:
+        spacing_mm = self.expected.spacing_mm
+        return bool(np.allclose(self.seen.spacing_mm, spacing_mm, rtol=_SAME_SPACING))
+
+    def _is_turned(self) -> bool:
+        """Return True if two grids of equal shape have the same corners in another order.
+
+        The headers are then probably right, and one file stores the same region mirrored or turned.
+        """
+        if self.seen.shape != self.expected.shape or self.is_same():
+            return False
+        last = np.array(self.seen.shape) - 1
+        corners = np.array(list(product((0, 1), repeat=self.seen.dims))) * last
+        index = self.expected.to_index(self.seen.to_mm(corners))
+        distance = np.minimum(
+            np.abs(index), np.abs(index - last)
+        )  # from the nearest end of the axis
+        return bool((distance < _NEAR_VOXELS).all())

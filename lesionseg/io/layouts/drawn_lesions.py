@@ -1,0 +1,365 @@
+"""The reference of a case whose lesions are stated by annotations: boxes, drawings, mask values."""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import CaseFiles, Geometry, Reference, StatedBoxes
+from lesionseg.core.lesions import box_slices, clip_boxes
+from lesionseg.errors import ContentError, GeometryError, count
+from lesionseg.io.layouts.stated_lesions import (
+    LESIONS,
+    CaseLesions,
+    RunLengths,
+    StatedLesion,
+    lesions_are_boxes,
+)
+from lesionseg.io.limits import run_in_worker
+from lesionseg.io.volumes import read_volume
+
+logger = logging.getLogger(__name__)
+
+Mask = NDArray[np.bool_]
+_FARTHEST = 10  # a polygon may be this many sides of the image away
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnPart:
+    """The drawing of one lesion, cropped to its box. An image may have hundreds of lesions.
+
+    Attributes:
+        top: The first row of the box.
+        left: The first column of the box.
+        mask: The drawn pixels `[y, x]` of the box. Empty if the drawing contains no pixel centre.
+    """
+
+    top: int
+    left: int
+    mask: Mask
+
+    def paint(self, image: NDArray[Any], value: int) -> None:
+        """Set the drawn pixels of the whole image `[y, x]` to a value."""
+        height, width = self.mask.shape
+        window = image[self.top : self.top + height, self.left : self.left + width]
+        window[self.mask] = value
+
+
+def read_stated_reference(
+    files: CaseFiles, geometry: Geometry, merged: Collection[int]
+) -> Reference:
+    """Read the reference of a case whose lesions are stated by annotations.
+
+    The pixels of the lesions come from the mask of the case if it has one, otherwise from outlines.
+    If lesions overlap, the smaller one keeps the pixel. If a lesion has only a box, the reference
+    consists of boxes. Ignored regions become `ignore`, except for lesions in them.
+
+    Args:
+        files: The files of the case.
+        geometry: The grid of the image.
+        merged: The label values that become 1.
+
+    Returns:
+        The reference, with zeros for a lesion-free case.
+
+    Raises:
+        GeometryError: The image or the mask has another size than stated.
+        ContentError: A box has another number of axes than the image or is outside it, or an
+            outline cannot be drawn or does not fit its box.
+    """
+    stated: CaseLesions = files.annotations[LESIONS]
+    shape = geometry.shape
+    _require_stated_size(files.images[0], stated.size, geometry)
+    everything = [_to_pixels(one, files.images[0], geometry) for one in stated.lesions]
+    lesions = [one for one in everything if not one.is_ignored]
+    ignored = [one for one in everything if one.is_ignored]
+    ignore = _draw_ignored(ignored, shape) if ignored else None
+    labels = np.array([1 if one.label in merged else one.label for one in lesions], np.int64)
+    boxes = _clip(lesions, shape)
+    if files.reference is not None:
+        numbers = _read_instances(files.reference, lesions, shape)
+    elif lesions and not lesions_are_boxes(files):
+        numbers = _draw_instances(lesions, shape)
+    else:
+        return _reference_of_boxes(geometry, lesions, boxes, labels, ignore)
+    # the number of pixels of each lesion; the first count is that of the background
+    n_pixels = np.bincount(numbers.ravel(), minlength=len(lesions) + 1)[1:]
+    _check_boxes(lesions, numbers, boxes, n_pixels)
+    is_visible = n_pixels > 0
+    if not is_visible.all():
+        logger.warning(
+            "%s: %s left out, because smaller lesions cover every pixel or because another "
+            "annotation has the same pixels.",
+            files.case,
+            count(int((~is_visible).sum()), "lesion"),
+        )
+    visible_labels = tuple(labels[is_visible].tolist())
+    label_type = np.min_scalar_type(int(labels.max(initial=0)))
+    label_of_number = np.array([0, *labels]).astype(label_type)
+    # consecutive numbers: if the second of three lesions is covered, the third gets the number 2
+    new_number = np.array([0, *np.cumsum(is_visible)], dtype=np.int32)
+    return Reference(
+        geometry,
+        labels=label_of_number[numbers],
+        instances=new_number[numbers],
+        instance_labels=visible_labels,
+        boxes=boxes[is_visible],
+        box_labels=visible_labels,
+        ignore=None if ignore is None else ignore & (numbers == 0),
+        stated=_stated_boxes(lesions, labels),
+    )
+
+
+def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: Geometry) -> None:
+    """Raise `GeometryError` if the annotations of an image state another size than its own.
+
+    `stated` is height and width, or None if the annotations state no size.
+    """
+    if stated not in (None, geometry.shape):
+        advice = "Correct height and width, or the image."
+        if stated == geometry.shape[::-1]:
+            advice = (
+                "Annotations refer to the upright picture. If they were drawn on the stored one, "
+                "remove the picture's orientation tag (EXIF); otherwise exchange height and width."
+            )
+        raise GeometryError(
+            f"{image} has {geometry.shape} pixels, but its annotations state {stated}. {advice}"
+        )
+
+
+def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
+    """Return a lesion with box and polygons in pixels. Raise `ContentError` if it does not fit."""
+    if isinstance(lesion.outline, RunLengths):
+        if lesion.outline.size != geometry.shape:
+            raise ContentError(
+                f"{lesion.where}: the run lengths of a segmentation have the size "
+                f"{lesion.outline.size}, but the image has {geometry.shape}. Correct the size."
+            )
+        if not lesion.start:
+            return _add_box_of_pixels(lesion, geometry.shape)
+    if len(lesion.start) != geometry.dims:
+        advice = "Fill in z0 and z1." if geometry.dims == 3 else "Empty z0 and z1."
+        raise ContentError(
+            f"{lesion.where}: the box has {len(lesion.start)} axes, but {image} has "
+            f"{geometry.dims}. {advice}"
+        )
+    if lesion.unit == "mm":
+        return _to_voxels(lesion, geometry)
+    if lesion.unit == "share":
+        polygons = []
+        for polygon in lesion.outline if isinstance(lesion.outline, tuple) else ():
+            points = np.reshape(polygon, (-1, 2)) * geometry.shape[::-1]
+            polygons.append(tuple(points.ravel().tolist()))
+        return replace(
+            lesion,
+            start=tuple(np.multiply(lesion.start, geometry.shape).tolist()),
+            stop=tuple(np.multiply(lesion.stop, geometry.shape).tolist()),
+            outline=tuple(polygons),
+        )
+    return lesion
+
+
+def _to_voxels(lesion: StatedLesion, geometry: Geometry) -> StatedLesion:
+    """Return a lesion whose box in LPS millimetres became a box in voxels.
+
+    In a rotated image, it is the smallest box along the array axes that contains the given one.
+    """
+    start = np.array(lesion.start)
+    stop = np.array(lesion.stop)
+    centre_ras = (start + stop) / 2 * (-1, -1, 1)
+    # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
+    centre = geometry.to_index(centre_ras[np.newaxis])[0] + 0.5
+    # half sides along the array axes: each axis gets a part of every side in millimetres
+    half = np.abs(np.linalg.inv(geometry.affine)[:3, :3]) @ ((stop - start) / 2)
+    return replace(
+        lesion, start=tuple((centre - half).tolist()), stop=tuple((centre + half).tolist())
+    )
+
+
+def _add_box_of_pixels(lesion: StatedLesion, shape: tuple[int, ...]) -> StatedLesion:
+    """Add the box of its pixels to a lesion in run lengths. Raise `ContentError` if it is empty."""
+    (part,) = _draw_parts([lesion], shape)
+    rows = np.flatnonzero(part.mask.any(axis=1))
+    columns = np.flatnonzero(part.mask.any(axis=0))
+    if not len(rows):
+        raise ContentError(
+            f"{lesion.where}: a segmentation in run lengths is empty. Remove the annotation."
+        )
+    start = (part.top + float(rows[0]), part.left + float(columns[0]))
+    stop = (part.top + float(rows[-1]) + 1, part.left + float(columns[-1]) + 1)
+    return replace(lesion, start=start, stop=stop)
+
+
+def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the boxes of lesions `[n, 2·dims]`, clipped to the image.
+
+    Raise `ContentError` that names the first annotation outside the image.
+    """
+    boxes = [clip_boxes((*one.start, *one.stop), shape, one.where) for one in lesions]
+    return np.concatenate([np.zeros((0, 2 * len(shape)), dtype=np.float32), *boxes])
+
+
+def _stated_boxes(lesions: Sequence[StatedLesion], labels: NDArray[np.int64]) -> StatedBoxes:
+    """Return the boxes of lesions before they are clipped."""
+    boxes = [(*one.start, *one.stop) for one in lesions]
+    return StatedBoxes(np.array(boxes, dtype=np.float64), tuple(labels.tolist()))
+
+
+def _reference_of_boxes(
+    geometry: Geometry,
+    lesions: Sequence[StatedLesion],
+    boxes: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    ignore: Mask | None,
+) -> Reference:
+    """Return a reference of boxes, or a mask of zeros if there is no lesion."""
+    if not lesions:
+        empty = np.zeros(geometry.shape, dtype=np.uint8)
+        return Reference(geometry, labels=empty, ignore=ignore)
+    if ignore is not None:
+        for box in boxes:
+            ignore[box_slices(box, geometry.dims)] = False
+    return Reference(
+        geometry,
+        boxes=boxes,
+        box_labels=tuple(labels.tolist()),
+        ignore=ignore,
+        stated=_stated_boxes(lesions, labels),
+    )
+
+
+def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the number of each pixel's lesion, 0 for none. Smaller lesions are drawn last.
+
+    A lesion that contains no pixel centre gets the pixel nearest to the centre of its box.
+    """
+    parts = _draw_parts(lesions, shape)
+    for index, lesion in enumerate(lesions):
+        if not parts[index].mask.any():
+            centre = np.mean([lesion.start, lesion.stop], axis=0).astype(int)
+            y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
+            parts[index] = DrawnPart(y, x, np.ones((1, 1), dtype=bool))
+    instances = np.zeros(shape, dtype=np.int32)
+    from_largest = np.argsort([-int(part.mask.sum()) for part in parts], kind="stable")
+    for index in from_largest:
+        parts[index].paint(instances, index + 1)
+    return instances
+
+
+def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Mask:
+    """Return the pixels of ignored regions: of the outline or, if there is none, of the box."""
+    inside = np.zeros(shape, dtype=bool)
+    for region, box in zip(regions, _clip(regions, shape), strict=True):
+        if region.outline:
+            _draw_parts([region], shape)[0].paint(inside, 1)
+        else:
+            inside[box_slices(box, len(shape))] = True
+    return inside
+
+
+def _check_boxes(
+    lesions: Sequence[StatedLesion],
+    instances: NDArray[np.int32],
+    boxes: NDArray[np.float32],
+    sizes: NDArray[np.int64],
+) -> None:
+    """Raise `ContentError` if most pixels of a lesion are outside its box.
+
+    The reverse is allowed, because smaller lesions may cover the pixels in a box.
+    """
+    pairs = zip(lesions, boxes, sizes, strict=True)
+    for number, (lesion, box, n_pixels) in enumerate(pairs, start=1):
+        wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # one pixel more because of rounding
+        n_inside = int((instances[box_slices(wide, 2)] == number).sum())
+        if 2 * n_inside < n_pixels:
+            raise ContentError(
+                f"{lesion.where}: the mask of lesion {number} and its box {box.tolist()} disagree: "
+                f"{n_inside} of {n_pixels} pixels are inside. Correct one of them."
+            )
+
+
+def _read_instances(
+    path: Path, lesions: Sequence[StatedLesion], shape: tuple[int, ...]
+) -> NDArray[np.int32]:
+    """Read a mask of lesions and return the number of each pixel's lesion, 0 for none.
+
+    The values of the mask are the `mask_value` of the lesions. The numbers are 1 to n in the order
+    of the lesions.
+    """
+    mask = read_volume(path, as_labels=True).array[0]
+    if mask.dtype.kind == "f":
+        whole = np.nan_to_num(mask, nan=0.5, posinf=0.5, neginf=0.5)
+        if (whole != np.rint(whole)).any():
+            raise ContentError(f"{path}: the mask has values that are not whole numbers.")
+        mask = whole.astype(np.int64)
+    if mask.shape != shape:
+        raise GeometryError(
+            f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "
+            "the image."
+        )
+    number_of = {int(one.mask_value or 0): n for n, one in enumerate(lesions, start=1)}
+    unknown = sorted({int(value) for value in np.unique(mask)} - {0, *number_of})
+    if unknown or len(number_of) < len(lesions) or 0 in number_of:
+        raise ContentError(
+            f"{path} and the annotations' mask_label {sorted(number_of)} do not fit together "
+            f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
+            "from 1."
+        )
+    number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, dtype=np.int32)
+    number_of_value[list(number_of)] = list(number_of.values())
+    return np.asarray(number_of_value[mask])
+
+
+def _draw_parts(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
+    """Draw the outlines of some lesions in the worker."""
+    return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
+
+
+def draw_outlines(
+    _: str, lesions: Sequence[StatedLesion], shape: tuple[int, ...]
+) -> list[DrawnPart]:
+    """Draw polygons and run lengths. Only one mask of the whole image exists at a time.
+
+    Raise `ContentError` naming the first lesion whose outline the library rejects. The first
+    argument is the name of the job.
+    """
+    from pycocotools import mask as coco_mask
+
+    parts: list[DrawnPart] = []
+    for lesion in lesions:
+        try:
+            drawing = _encode(lesion.outline, shape)
+            left, top, width, height = (int(value) for value in coco_mask.toBbox(drawing).ravel())
+            whole = coco_mask.decode(drawing).reshape(shape)
+        except Exception as error:  # the library raises bare Exceptions for malformed input
+            raise ContentError(
+                f"{lesion.where}: a segmentation cannot be drawn: {error}. Correct it."
+            ) from error
+        part = whole[top : top + height, left : left + width].astype(bool)
+        parts.append(DrawnPart(top, left, part))
+    return parts
+
+
+def _encode(outline: Any, shape: tuple[int, ...]) -> Any:
+    """Return polygons or run lengths in the form of pycocotools.
+
+    Raise `ValueError` for polygons far from the image, which would crash the library.
+    """
+    from pycocotools import mask as coco_mask
+
+    height, width = shape
+    if not isinstance(outline, RunLengths):
+        limit = _FARTHEST * max(shape)
+        if max(abs(value) for polygon in outline for value in polygon) > limit:
+            raise ValueError(f"a point is more than {limit} pixels from the image")
+        polygons = [list(polygon) for polygon in outline]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    encoded = {"size": list(outline.size), "counts": outline.counts}
+    if isinstance(outline.counts, str):
+        return encoded
+    encoded["counts"] = list(outline.counts)
+    return coco_mask.frPyObjects(encoded, height, width)

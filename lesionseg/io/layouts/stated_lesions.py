@@ -1,0 +1,132 @@
+"""Lesions as the annotations of a dataset state them: boxes, polygons or run lengths.
+
+Every layout with such annotations gives the same types, and `drawn_lesions` makes the reference of
+a case from them.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lesionseg.core import CaseFiles
+from lesionseg.core.finding import Finding
+from lesionseg.core.labels import free_name
+from lesionseg.errors import DatasetError, join_names
+
+LESIONS = "lesions"  # the key of `CaseFiles.annotations` for a `CaseLesions`
+MAX_LABELS = 255  # the values of an 8-bit mask
+_LARGEST = 1e9  # largest coordinate
+
+Unit = Literal["pixel", "share", "mm"]
+Polygons = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RunLengths:
+    """The pixels of a lesion in COCO's run lengths. `size` is height and width of the image."""
+
+    size: tuple[int, int]
+    counts: str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StatedLesion:
+    """A lesion as an annotation states it.
+
+    Attributes:
+        label: The label value.
+        start: The lower corner in array order, (y, x) or (z, y, x). Empty if only run lengths state
+            the lesion.
+        stop: The upper corner. Boxes are half-open: the last pixel of a box is `stop - 1`.
+        reader: The person who marked the lesion. Empty if the annotation does not state it.
+        outline: Polygons x, y, x, y, …, or run lengths. Empty if the annotation states only a box.
+        unit: The unit of box and polygons: pixels, shares of the sides of the image, or millimetres
+            in LPS. With millimetres, the corners are (x, y, z).
+        mask_value: The value of the lesion in the mask of its case, if the case has one.
+        is_ignored: True for a region that is neither lesion nor background.
+        where: File and line, for messages.
+    """
+
+    label: int
+    start: tuple[float, ...] = ()
+    stop: tuple[float, ...] = ()
+    reader: str = ""
+    outline: Polygons | RunLengths = ()
+    unit: Unit = "pixel"
+    mask_value: int | None = None
+    is_ignored: bool = False
+    # not part of the representation, on which the keys of cached cases depend
+    where: str = field(default="", repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CaseLesions:
+    """The lesions of one case. Without any, the case has no lesion.
+
+    Attributes:
+        lesions: The lesions and ignored regions in the order of the annotations.
+        readers: Everyone who read the case, including readers who found no lesion.
+        size: Height and width of the image as the annotations state them, or None.
+    """
+
+    lesions: tuple[StatedLesion, ...] = ()
+    readers: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+
+
+def lesions_are_boxes(files: CaseFiles) -> bool:
+    """Return True if a lesion of the case is stated as a box, without an outline or a mask."""
+    stated = files.annotations.get(LESIONS, CaseLesions())
+    has_box_only = any(not one.outline for one in stated.lesions if not one.is_ignored)
+    return files.reference is None and has_box_only
+
+
+def parse_number(name: str, cell: str) -> float:
+    """Return the number in a cell of the column `name`. Raise `DatasetError` if it is not one."""
+    value = np.nan
+    with suppress(ValueError):
+        value = float(cell.replace("_", "?"))  # float() would skip an underscore
+    if not abs(value) < _LARGEST:  # also False for NaN
+        hint = " with a decimal point" if "," in cell else ""
+        raise DatasetError(f"{name} is {cell[:40]!r}. Write a number{hint}.")
+    return value
+
+
+def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the corners (y, x) of the smallest box that contains some polygons."""
+    points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
+    low = points.min(axis=0)
+    high = points.max(axis=0)
+    return tuple(low[::-1].tolist()), tuple(high[::-1].tolist())
+
+
+def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Finding]]:
+    """Give labels of the same name different names, because scores and tables are kept by name.
+
+    Args:
+        path: The file with the names, for the finding.
+        name_of: The name of each label value. The first one of equal names is kept.
+
+    Returns:
+        The new names, and a finding if a name has changed.
+
+    >>> distinct_names(Path("data.yaml"), {1: "mass", 2: "nodule", 3: "nodule"})[0]
+    {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}
+    """
+    names: dict[int, str] = {}
+    changed: list[str] = []
+    for value, name in name_of.items():
+        names[value] = free_name(name, names.values(), "{name} ({number})")
+        if names[value] != name:
+            changed.append(f"label {value} is now called {names[value]!r}")
+    if not changed:
+        return names, []
+    text = (
+        f"{path}: several labels have the same name, so {join_names(changed)}. Give each label its "
+        "own name, or merge them with data.merge_labels=true (evaluate merge_labels=true)."
+    )
+    return names, [Finding("label_names", text)]

@@ -1,0 +1,411 @@
+"""The table of a dataset, which every layout gives, and the one reader that checks it.
+
+A layout turns file names and labels into rows. `read_table` joins the rows of each case and checks
+ids, lesions, readers, patients, folds, labels and channels for all layouts. `manifest.csv` and
+`boxes.csv` are such a table on disk.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core.dataset import assign_groups
+from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.errors import DatasetError, LesionsegError, suggest
+from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
+from lesionseg.io.files import case_id_fault
+from lesionseg.io.layouts.checks import (
+    comparison_key,
+    find_left_out,
+    fold_findings,
+    group_findings,
+    with_missing_channels,
+)
+from lesionseg.io.layouts.readers import merge_readers
+from lesionseg.io.layouts.stated_lesions import (
+    LESIONS,
+    MAX_LABELS,
+    CaseLesions,
+    StatedLesion,
+    lesions_are_boxes,
+)
+from lesionseg.io.volumes import is_dicom_image, read_geometry
+
+MAX_LESIONS = 10_000  # per case
+_MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
+# names that other tables use for our columns, in lower case without spaces, dashes and underscores
+_OTHER_NAMES = {
+    "reference": "mask masks label labels seg segmentation annotation groundtruth gt truth target "
+    "lesionmask maskpath labelpath maskfile labelfile roi lesion lesions",
+    "label": "mask masks labels seg segmentation annotation groundtruth gt truth",
+    "group": "patient patientid subject subjectid participant participantid pid",
+    "patient": "patientid subject subjectid participant participantid pid",
+    "role": "split set subset partition",
+    "fold": "folds cvfold kfold",
+    "pixel_mm": "pixelspacing pixelsize spacing spacingmm",
+    "reader": "readerid radid radiologist annotator annotatorid rater observer",
+}
+
+
+class ReadingRules(TypedDict, total=False):
+    """The rules by which a data folder is read.
+
+    Attributes:
+        group: A regular expression that finds the patient in a case id (see `assign_groups`).
+        merge_labels: True merges all labels into one, `{1: "lesion"}`.
+        may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
+        nan_background: True treats NaN voxels of images and masks as background.
+        grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
+        min_readers: If several readers drew boxes, the number of readers who must have marked a
+            lesion. None: two if three or more readers read the case, otherwise one.
+    """
+
+    group: str | None
+    merge_labels: bool
+    may_lack: bool
+    nan_background: bool
+    grid_of_image: bool
+    min_readers: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a layout states about a case. The rows of a case together describe it.
+
+    Attributes:
+        files: The id of the case and, as far as the row states them, its files, group, role, fold
+            and columns. Exactly one row of a case has its images.
+        where: File and line, for messages.
+        lesions: The lesions that the row states. An empty tuple states that there is none, None
+            makes no statement.
+        reader: The person who marked the lesions, or found none.
+        size: Height and width of the image, if they are stated.
+    """
+
+    files: CaseFiles
+    where: object = ""
+    lesions: tuple[StatedLesion, ...] | None = None
+    reader: str = ""
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a dataset, and what applies to all of its cases.
+
+    Attributes:
+        path: The file or folder with the rows, for messages.
+        rows: The rows.
+        labels: The labels.
+        channel_names: The names of the channels, in order.
+        findings: Errors and oddities of files and entries.
+        is_complete: True if a case about whose lesions no row makes a statement has none.
+            Otherwise it is unlabelled.
+        name: The name of the dataset, by default that of its folder.
+        split_file: A file in the folder with the training and validation cases.
+        convention: The name of the layout, if it has several.
+    """
+
+    path: Path
+    rows: Sequence[Row]
+    labels: Labels
+    channel_names: tuple[str, ...] = ("image",)
+    findings: Sequence[Finding] = ()
+    is_complete: bool = False
+    name: str = ""
+    split_file: Path | None = None
+    convention: str = ""
+
+
+def read_table(table: Table, root: Path, convention: str, rules: ReadingRules) -> Dataset:
+    """Make the dataset of a table. Everything that does not fit becomes a finding.
+
+    Args:
+        table: The table that a layout gives.
+        root: The folder of the dataset.
+        convention: The name of the layout.
+        rules: See `ReadingRules`.
+    """
+    findings = list(table.findings)
+    cases = _join_rows(table, findings)
+    dataset = Dataset(
+        name=table.name or root.name,
+        root=root,
+        convention=table.convention or convention,
+        dims=_count_axes(cases),
+        channel_names=table.channel_names,
+        labels=table.labels,
+        cases=tuple(cases),
+        may_lack=rules.get("may_lack", False),
+        split_file=table.split_file,
+        nan_background=rules.get("nan_background", False),
+        grid_of_image=rules.get("grid_of_image", False),
+        lesions_are_boxes=any(map(lesions_are_boxes, cases)),
+    )
+    dataset = with_missing_channels(dataset)
+    findings += fold_findings(dataset)
+    group = rules.get("group")
+    if group is None:
+        findings += group_findings(dataset.cases)
+    cases = [*dataset.cases]
+    with collect_errors(findings, "", root):
+        cases = [*assign_groups(cases, group)]
+    dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, cases)))
+    with collect_errors(findings, "", root):
+        if rules.get("merge_labels"):
+            dataset = _merge_labels(dataset)
+        _check_label_values(dataset)
+    return merge_readers(replace(dataset, findings=tuple(findings)), rules.get("min_readers"))
+
+
+def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
+    """Return the cases of a table. Contradictory rows become findings."""
+    cases: list[CaseFiles] = []
+    repeated: list[object] = []
+    absent: list[str] = []
+    by_case = _group_rows(table.rows, findings)
+    for rows in by_case.values():
+        files = _add_facts(rows, findings)
+        is_absent = len(rows) == 1 and rows[0].lesions is None and files.reference is None
+        if table.is_complete and is_absent:
+            absent.append(files.case)
+        if any(row.lesions is not None for row in rows) or (table.is_complete and is_absent):
+            files = _add_lesions(files, rows, table, repeated, findings)
+        cases.append(files)
+    if repeated:
+        text = f"{repeated[0]}: the row repeats an earlier one"
+        if len(repeated) > 1:
+            text += f", and so {'does' if len(repeated) == 2 else 'do'} {len(repeated) - 1} more"
+        findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
+    words = f"of {len(cases)} without a row, counted as lesion-free"
+    findings += find_left_out(table.path, absent, "image", words, most=5, kind="not_in_table")
+    return cases
+
+
+def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[Row]]:
+    """Return the rows of each case, first the row with its images.
+
+    Repeated ids, ids that cannot be file names and rows without an image become findings.
+    """
+    # file systems of Windows and macOS do not distinguish some ids
+    key_of: Callable[[str], str] = comparison_key if sys.platform in ("win32", "darwin") else str
+    by_case: dict[str, list[Row]] = {}
+    further: list[Row] = []
+    for row in rows:
+        if not row.files.images:
+            further.append(row)
+            continue
+        case = row.files.case
+        with collect_errors(findings, case, row.where or row.files.images[0]):
+            first = by_case.setdefault(key_of(case), [row])[0]
+            if first is not row:
+                raise DatasetError(
+                    f"{case!r} is listed more than once, first in {_place(first)}. Suffixes do not "
+                    "count, and folders are joined by _. Remove or rename one."
+                )
+            if fault := case_id_fault(case):
+                raise DatasetError(
+                    f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
+                )
+    for row in further:
+        case = row.files.case
+        with collect_errors(findings, case, row.where):
+            if key_of(case) not in by_case:
+                # a table of another folder has many such rows, and the search takes time
+                near = suggest(case, by_case) if len(findings) < _MAX_SUGGESTED else ""
+                raise DatasetError(
+                    f"the case {case[:200]!r} has no image.{near} Correct its name, or add the "
+                    "image."
+                )
+            by_case[key_of(case)].append(row)
+    return by_case
+
+
+def _place(row: Row) -> object:
+    """Return file and line of a row, or its image."""
+    return row.where or row.files.images[0].name
+
+
+def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
+    """Return a case with group, role and fold. Rows that state different ones become findings."""
+    files = rows[0].files
+    stated: dict[str, tuple[Any, object]] = {}  # value and place
+    for row in rows:
+        with collect_errors(findings, files.case, row.where):
+            for name in ("group", "role", "fold"):
+                value = getattr(row.files, name)
+                if value in ("", None):
+                    continue
+                first, place = stated.setdefault(name, (value, _place(row)))
+                if value != first:
+                    raise DatasetError(
+                        f"{name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
+                        f"{str(first)[:100]!r} in {place}. Write the same {name} in all rows of a "
+                        "case."
+                    )
+    return replace(files, **{name: value for name, (value, _) in stated.items()})
+
+
+def _add_lesions(
+    files: CaseFiles,
+    rows: Sequence[Row],
+    table: Table,
+    repeated: list[object],
+    findings: list[Finding],
+) -> CaseFiles:
+    """Return a case with the lesions of its rows. Rows that repeat others are left out.
+
+    If several readers marked them, the lesions are boxes without mask and outlines, because these
+    cannot be merged.
+    """
+    lesions: list[StatedLesion] = []
+    seen: set[tuple[str, tuple[StatedLesion, ...]]] = set()
+    marking = {row.reader for row in rows if row.lesions}
+    readers = {row.reader for row in rows if row.lesions is not None}
+    for row in rows:
+        with collect_errors(findings, files.case, row.where):
+            if row.lesions is None:
+                continue
+            _check_reader(row, readers, marking)
+            key = (row.reader, row.lesions)
+            if row.lesions and key in seen:
+                repeated.append(row.where)
+                continue
+            seen.add(key)
+            if len(lesions) + len(row.lesions) > MAX_LESIONS:
+                raise DatasetError(
+                    f"the case {files.case!r} has more than {MAX_LESIONS} boxes. Remove the boxes "
+                    "that are not lesions."
+                )
+            for lesion in row.lesions:
+                if len(readers) > 1:
+                    lesion = replace(lesion, outline=(), mask_value=None)
+                _check_lesion(lesion, files, table.labels, len(readers) > 1)
+                lesions.append(replace(lesion, reader=row.reader))
+    named = tuple(sorted(readers - {""}))
+    return replace(
+        files,
+        reference=None if len(readers) > 1 else files.reference,
+        annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
+    )
+
+
+def _check_reader(row: Row, readers: set[str], marking: set[str]) -> None:
+    """Raise `DatasetError` if a row names no reader, or states no lesion against another row.
+
+    Args:
+        row: The row.
+        readers: The readers of all rows of the case.
+        marking: The readers of the rows with a lesion.
+    """
+    if len(readers) > 1 and not row.reader:
+        raise DatasetError(
+            f"the row of {row.files.case!r} names no reader, but another row of this case does. "
+            "Name the reader."
+        )
+    if not row.lesions and row.reader in marking:
+        whose = f" of the reader {row.reader!r}" if row.reader else ""
+        raise DatasetError(
+            f"the row states that {row.files.case!r} has no lesion, but another row{whose} has a "
+            "box. Remove one of them."
+        )
+
+
+def _check_lesion(
+    lesion: StatedLesion, files: CaseFiles, labels: Labels, has_several_readers: bool
+) -> None:
+    """Raise `DatasetError` if a lesion does not fit to its case."""
+    where = f"{lesion.where}: " if lesion.where else ""
+    if has_several_readers and (lesion.is_ignored or not lesion.start):
+        raise DatasetError(
+            f"{where}the case {files.case!r} has several readers, so each annotation must have a "
+            "box and no iscrowd. Correct it."
+        )
+    has_value = has_several_readers or lesion.is_ignored or lesion.mask_value is not None
+    if files.reference is not None and not has_value:
+        raise DatasetError(
+            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the row or "
+            "annotation states no mask_label, its value in the mask. Add it (COCO), or remove the "
+            "mask or the row."
+        )
+    name = labels.value_names.get(lesion.label)
+    if files.annotated and name not in files.annotated:
+        raise DatasetError(
+            f"{where}the case {files.case!r} has a lesion of the label {name}, which its column "
+            "annotated does not name. Add it there."
+        )
+
+
+def _count_axes(cases: Iterable[CaseFiles]) -> int:
+    """Return the number of axes of the first image that can be read, or 2 if there is none."""
+    for case in cases:
+        with suppress(LesionsegError, OSError):  # reading the cases reports the error
+            return read_geometry(case.images[0]).dims
+    return 2
+
+
+def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
+    """Add the columns of a DICOM radiograph to its case."""
+    with suppress(LesionsegError, OSError):  # reading the case reports the error
+        file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
+        if file is not None:
+            return replace(case, columns={**radiograph_columns(file), **case.columns})
+    return case
+
+
+def _merge_labels(dataset: Dataset) -> Dataset:
+    """Merge all labels into one. Raise `DatasetError` if a case does not annotate all of them."""
+    for case in dataset.cases:
+        if case.annotated:
+            raise DatasetError(
+                f"{dataset.root}: merge_labels=true needs all labels annotated in every case, "
+                f"but {case.case!r} has only {';'.join(case.annotated)}. Remove the case or the "
+                "setting."
+            )
+    return replace(dataset, labels=dataset.labels.merge())
+
+
+def _check_label_values(dataset: Dataset) -> None:
+    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes."""
+    too_high = [value for value in dataset.labels.mask_values if value > MAX_LABELS]
+    if too_high:
+        raise DatasetError(
+            f"{dataset.root}: the label {too_high[0]} ({dataset.labels.mask_names[too_high[0]]}) "
+            f"is above {MAX_LABELS}. Give the labels values from 1 to {MAX_LABELS}, or set "
+            "data.merge_labels=true (evaluate merge_labels=true) if all of them are lesions."
+        )
+
+
+def column_findings(
+    path: Path, columns: Iterable[str], known: Sequence[str], effect: str
+) -> list[Finding]:
+    """Return a finding for each unknown column whose name resembles that of a known column.
+
+    Args:
+        path: The table.
+        columns: Its columns.
+        known: The columns that have a meaning.
+        effect: What happens to an unknown column, for the message.
+    """
+    present = {*columns}
+    findings: list[Finding] = []
+    for column in sorted(present - {*known, ""}):
+        plain = re.sub(r"[\s_-]", "", column).lower()
+        meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
+        meant += get_close_matches(column.lower(), known, n=1, cutoff=0.8)
+        if not meant or meant[0] in present:
+            continue
+        if meant[0] == "reference" and "instances" in present:  # it replaces `reference`
+            continue
+        text = (
+            f"{path}: the column {column!r} is unknown and {effect}. Did you mean {meant[0]!r}? "
+            "Then rename it."
+        )
+        findings.append(Finding("columns", text))
+    return findings

@@ -1,0 +1,302 @@
+"""TIFF files: one page is a picture, several grey pages are a volume, as in nnU-Net's `Tiff3DIO`.
+
+A JSON file in the same folder states the spacing of a volume in millimetres,
+`{"spacing": [z, y, x]}`. For the image `case_0000.tif` and the mask `case.tif` this file is
+`case.json`.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging.handlers import BufferingHandler
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Geometry, Volume
+from lesionseg.errors import ReadError
+from lesionseg.io.files import is_file_or_broken_link
+from lesionseg.io.limits import check_grid
+from lesionseg.io.picture import Picture, picture_grid
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".tif", ".tiff")
+_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+_CHANNEL = re.compile(r"_\d{4}$")
+_ORIENTATION = 274
+_EXTRA_SAMPLES = 338
+_ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or not
+# bits of NewSubfileType: the page is a thumbnail, or a mask of opacity
+_REDUCED = 1
+_TRANSPARENCY_MASK = 4
+_MAX_JSON_BYTES = 2**16
+# parts of tifffile's warnings about values that it replaces or cannot read
+_VALUES = re.compile(r"(?:TiffTag|read_tags|read_bytes|could not read|read_segments)(?!.*ASCII)")
+_JPEG = (6, 7, 33007, 34892)  # compressions that lose exact values
+_GREY = ("MINISBLACK", "MINISWHITE")
+_NEEDED_TAGS = ("Compression", "PhotometricInterpretation")
+
+
+def is_tiff(path: Path) -> bool:
+    """Return True if the content of a file is a TIFF."""
+    with path.open("rb") as stream:
+        return stream.read(4) in _STARTS
+
+
+def read_tiff(path: Path, raster_mm: float | None, *, as_labels: bool) -> Volume:
+    """Read a picture `[1 or 3, y, x]` or, of several grey pages, a volume `[1, z, y, x]`.
+
+    Sizes are checked before decoding. Without a JSON file the spacing of a volume is 1 mm, with a
+    warning. Other files that OME-TIFF names are not read.
+
+    Raises:
+        ReadError: The pages differ in size or are in colour, a page is missing, the kind of samples
+            is not supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
+            changed the values.
+    """
+    import tifffile
+
+    with _raise_if_damaged(path), tifffile.TiffFile(path, _multifile=False) as tiff:
+        pages = _list_full_pages(path, tiff) or [*tiff.pages]
+        n_planes = _count_planes(tiff, pages)
+        if n_planes > 1 and len(tiff.series) > 1:
+            raise ReadError(
+                f"{path}: the file has {n_planes} pages, expected 1. Convert a stack to NIfTI or "
+                "NRRD."
+            )
+        if n_planes > 1:
+            return _read_stack(path, tiff.series[0], as_labels=as_labels)
+        page = pages[0]
+        picture_grid(path, (page.imagelength, page.imagewidth), raster_mm)
+        _check_pages(path, [page], as_labels=as_labels)
+        picture = _read_picture(path, page, as_labels=as_labels)
+    return picture.to_volume(path, raster_mm, as_labels=as_labels)
+
+
+def is_stack(path: Path) -> bool:
+    """Return True for a TIFF file of several pages that form a volume."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
+            n_planes = _count_planes(tiff, _list_full_pages(path, tiff) or [*tiff.pages])
+            return n_planes > 1 and len(tiff.series) == 1
+    except (OSError, ReadError, tifffile.TiffFileError):
+        return False
+
+
+def find_spacing_file(path: Path) -> Path | None:
+    """Return the JSON file that states the spacing of a TIFF file. Return None if there is none."""
+    if path.suffix.lower() not in SUFFIXES:
+        return None
+    return next((file for file in _spacing_names(path) if is_file_or_broken_link(file)), None)
+
+
+@contextmanager
+def _raise_if_damaged(path: Path) -> Iterator[None]:
+    """Raise `ReadError` at the end if tifffile has logged an error, or a warning about values.
+
+    tifffile then continues with the pages before the damage, or with default values of tags.
+    """
+    collector = BufferingHandler(10**6)
+    theirs = logging.getLogger("tifffile")
+    theirs.addHandler(collector)
+    try:
+        yield
+    finally:
+        theirs.removeHandler(collector)
+    for record in collector.buffer:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR or _VALUES.search(text):
+            raise ReadError(
+                f"{path}: the file is damaged or cut short ({text[:200]}). Copy it again from its "
+                "source."
+            )
+
+
+def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
+    """Return the pages of a TIFF file without thumbnails and masks of opacity.
+
+    Raise `ReadError` if the chain of pages is a loop, which tifffile would follow without end.
+    """
+    pages: list[Any] = []
+    offsets: set[int] = set()
+    for page in tiff.pages:
+        if page.offset and page.offset in offsets:
+            raise ReadError(f"{path}: the pages form a loop. Copy the file from its source.")
+        offsets.add(page.offset)
+        if not int(page.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK):
+            pages.append(page)
+    return pages
+
+
+def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
+    """Count the planes of a file.
+
+    ImageJ and tifffile write a large stack as one page and state the number of slices in metadata.
+    """
+    if len(pages) > 1:
+        return len(pages)
+    stated = int((tiff.imagej_metadata or {}).get("images", 1))
+    in_series = [series.size // max(math.prod(pages[0].shape), 1) for series in tiff.series[:1]]
+    return int(max(1, stated, *in_series))
+
+
+def _check_pages(path: Path, pages: Sequence[Any], *, as_labels: bool) -> None:
+    """Raise `ReadError` if tifffile would return other samples than those of the file.
+
+    tifffile returns zeros for a strip or tile without a place or without bytes. The default of a
+    missing tag, 1 bit per sample or no compression, is legal for an uncompressed page only.
+    """
+    first = pages[0]
+    is_damaged = any(name not in first.tags for name in _NEEDED_TAGS)
+    is_damaged |= "BitsPerSample" not in first.tags and first.compression != 1
+    for page in pages:
+        is_damaged |= min((*page.dataoffsets, *page.databytecounts), default=0) <= 0
+        is_damaged |= len(page.dataoffsets) < math.prod(page.chunked)
+    if is_damaged:
+        raise ReadError(
+            f"{path}: the file is damaged: a tag or a part of the pixels is missing. Copy it again "
+            "from its source."
+        )
+    if first.dtype is None or first.dtype.kind not in "biuf":
+        raise ReadError(
+            f"{path}: the pixels are not plain numbers ({first.dtype}). Save them as integers or "
+            "floating-point numbers."
+        )
+    if as_labels and first.compression in _JPEG:
+        raise ReadError(
+            f"{path}: a mask in JPEG has lost its exact values. Save it without JPEG, from the "
+            "program that drew it."
+        )
+
+
+def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
+    """Read the samples of a page. Raise `ReadError` if it is of a kind that is not supported."""
+    samples = np.asarray(page.asarray())
+    if page.axes == "SYX":  # each sample as a separate plane
+        samples = np.moveaxis(samples, 0, -1)
+    if samples.ndim not in (2, 3) or page.imagedepth > 1:
+        raise ReadError(
+            f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
+        )
+    samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
+    n_colours = _count_colours(path, page)
+    meanings = np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ())).tolist()
+    has_alpha = bool(meanings) and meanings[-1] in _ALPHA
+    n_further = samples.shape[-1] - n_colours
+    # a single further value may be a second grey channel or, in a mask, further labels
+    if n_further > 1 or (n_further == 1 and not has_alpha and (n_colours == 1 or as_labels)):
+        raise ReadError(
+            f"{path}: {samples.shape[-1]} values per pixel, expected 1 (grey) or 3 (colour). "
+            "Save each channel as a separate file (<case>_0000, …), and a mask with one "
+            "value per pixel."
+        )
+    palette = None
+    if _kind(page) == "PALETTE":
+        colours = np.asarray(page.colormap).T
+        # some programs write 8 bits instead of 16
+        palette = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
+    return Picture(
+        _normalise_grey(path, page, samples[..., :n_colours], as_labels=as_labels),
+        palette,
+        samples[..., -1] if has_alpha else None,
+        int(page.tags.valueof(_ORIENTATION, 1)),
+    )
+
+
+def _kind(page: Any) -> str:
+    """Return the name of a page's photometric interpretation, such as MINISBLACK."""
+    import tifffile
+
+    return str(tifffile.PHOTOMETRIC(page.photometric).name)
+
+
+def _count_colours(path: Path, page: Any) -> int:
+    """Return the number of samples per pixel that are grey values, indices or colours."""
+    kind = _kind(page)
+    if kind == "MINISBLACK":  # microscopes write three grey channels in one page
+        return 3 if page.samplesperpixel == 3 else 1
+    if kind in ("MINISWHITE", "PALETTE"):
+        return 1
+    if kind == "RGB" or (kind == "YCBCR" and page.compression in _JPEG):
+        return 3  # the JPEG decoder converts YCBCR to RGB
+    raise ReadError(f"{path}: pixels of the kind {kind} are not read. Save the picture as PNG.")
+
+
+def _normalise_grey(
+    path: Path, page: Any, samples: NDArray[Any], *, as_labels: bool
+) -> NDArray[Any]:
+    """Return grey values with 0 as black, from 0 to 255 if an image has less than 8 bits."""
+    kind = _kind(page)
+    bits = int(page.bitspersample)
+    samples = samples.astype(np.uint8) if samples.dtype.kind == "b" else samples
+    if kind == "MINISWHITE":
+        if samples.dtype.kind != "u":
+            raise ReadError(f"{path}: white is stored as 0. Save the picture as PNG.")
+        samples = ((2**bits - 1) - samples).astype(samples.dtype)
+    if bits < 8 and not as_labels and kind in _GREY:
+        samples = np.rint(samples * (255 / (2**bits - 1))).astype(np.uint8)
+    return samples
+
+
+def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
+    """Read the pages of a file as a volume `[1, z, y, x]`."""
+    if any(page is None for page in series.pages):
+        raise ReadError(
+            f"{path}: the header states pages that the file does not have. Copy it again from "
+            "its source, or save all pages in one file."
+        )
+    _check_pages(path, series.pages, as_labels=as_labels)
+    kind = _kind(series.pages[0])
+    if kind not in _GREY or len(series.shape) != 3:
+        raise ReadError(
+            f"{path}: the pages have the shape {series.shape} ({series.axes}), expected grey "
+            "slices of one size. Save one volume per file, and each channel as a separate file."
+        )
+    if kind == "MINISWHITE":
+        raise ReadError(f"{path}: white is stored as 0. Save the slices with black as 0.")
+    shape = tuple(int(n) for n in series.shape)
+    geometry = check_grid(path, Geometry.from_spacing(shape, _read_spacing(path)))
+    array = np.asarray(series.asarray())
+    kept = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
+    return Volume(array.astype(kept, copy=False)[np.newaxis], geometry)
+
+
+def _spacing_names(path: Path) -> list[Path]:
+    """Return the paths that the JSON file of a TIFF file may have, first the usual one."""
+    stem = path.name[: -len(path.suffix)]
+    return [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
+
+
+def _read_spacing(path: Path) -> tuple[float, ...]:
+    """Read the spacing in millimetres from the JSON file that belongs to a TIFF file.
+
+    Return 1 mm along every axis, with a warning, if that file does not exist.
+    """
+    file = find_spacing_file(path)
+    if file is None:
+        text = "%s: no file %s states the spacing, so it is 1 mm along every axis."
+        logger.warning(text, path, _spacing_names(path)[0].name)
+        return (1.0, 1.0, 1.0)
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError("it is too long")
+        spacing = json.loads(file.read_text(encoding="utf-8-sig"))["spacing"]
+        numbers = tuple(float(mm) for mm in spacing)
+        if len(numbers) != 3 or not all(np.isfinite(numbers)) or min(numbers) <= 0:
+            raise ValueError(f"spacing is {spacing}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ReadError(
+            f"{file}: the file does not state a valid spacing ({error}). Write "
+            '{"spacing": [z, y, x]} in mm.'
+        ) from error
+    return numbers

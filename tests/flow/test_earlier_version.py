@@ -1,0 +1,115 @@
+"""Files of version 1.1 open, continue, or are refused with the command that writes them again.
+
+`earlier/version_1_1.zip` has four folders, which commit 3cf5bbb6 wrote for the dataset of
+`write_dataset`: `run` (a complete run with its bundle), `half` (a run that was killed after step 80
+of 150), `found` (predictions) and `scores` (the evaluation of these).
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.core import Geometry, Volume
+from lesionseg.io.files import read_csv, write_json
+from lesionseg.io.volumes import read_volume, write_volume
+from tests.flow.cases import predict, scores_of, train
+
+ARCHIVE = Path(__file__).parent / "earlier" / "version_1_1.zip"
+SHAPE = (16, 20, 20)
+SETTINGS = ["model.base_features=1", "model.tile_shape=[16,16,16]"]
+
+
+@pytest.fixture
+def earlier(tmp_path, monkeypatch):
+    """Return a working directory with the files of the earlier version and their dataset `raw`."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    write_dataset(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)  # the runs state their dataset relative to it
+    return tmp_path
+
+
+def write_dataset(root):
+    """Write eight scans, six of them for training, with one or two bright lesions each."""
+    geometry = Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0))
+    for number in range(8):
+        rng = np.random.default_rng(number)
+        mask = np.zeros(SHAPE, dtype=np.uint8)
+        for _ in range(1 + number % 2):
+            z, y, x = rng.integers(2, 11, size=3)
+            mask[z : z + 3, y : y + 4, x : x + 4] = 1
+        image = (rng.normal(100, 10, SHAPE) + 60 * mask).astype(np.int16)
+        part = "Tr" if number < 6 else "Ts"
+        write_array(root / f"images{part}" / f"P{number}_0000.nii", image, geometry)
+        write_array(root / f"labels{part}" / f"P{number}.nii", mask, geometry)
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": 6,
+        "file_ending": ".nii",
+    }
+    write_json(root / "dataset.json", description)
+
+
+def write_array(path, array, geometry):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(path, Volume(array[np.newaxis], geometry))
+
+
+def test_bundle_predicts_the_same_masks(earlier):
+    rows = predict("run/bundle", "raw/imagesTs", earlier / "again")
+    assert [row["status"] for row in rows.values()] == ["done", "done"]
+    for case in rows:
+        mask = read_volume(earlier / "again" / f"{case}_mask.nii")
+        np.testing.assert_array_equal(
+            mask.array, read_volume(earlier / "found" / f"{case}_mask.nii").array
+        )
+
+
+def test_predictions_are_predicted_again_into_the_same_folder(earlier):
+    before = {row["case"]: row["n_accepted"] for row in read_csv(Path("found/predictions.csv"))}
+    rows = predict("run/bundle", "raw/imagesTs", earlier / "found")
+    assert {case: row["status"] for case, row in rows.items()} == {"P6": "done", "P7": "done"}
+    assert {case: row["n_accepted"] for case, row in rows.items()} == before
+
+
+def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, capsys):
+    report = ["scores=scores", "output=page", "images=raw/imagesTs", "reference=raw/labelsTs"]
+    assert run("report", [*report, "prediction=found"]) == 1
+    assert "evaluate reference=" in capsys.readouterr().err
+    earlier_recall = json.loads(Path("scores/scores.json").read_text())["lesion_recall"]["value"]
+    evaluate = ["reference=raw/labelsTs", "prediction=found", "output=scores", "replicates=20"]
+    capsys.readouterr()
+    assert run("evaluate", [*evaluate, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["scores"], record["failed"]) == ("scores/scores.json", [])
+    (row,) = [
+        row
+        for row in scores_of(Path("scores"))["scores"]
+        if row["name"] == "lesion_recall" and not row["label"] and not row["subset"]
+    ]
+    assert row["value"] == earlier_recall
+    assert run("report", [*report, "prediction=found"]) == 0
+
+
+def test_complete_run_is_scored_again_with_the_same_weights(earlier):
+    weights = Path("run/bundle/weights.safetensors")
+    before = weights.read_bytes()
+    assert json.loads(Path("run/scores.json").read_text())["schema_version"] == 3
+    train("raw", Path("run"), *SETTINGS, "trainer.max_steps=120")
+    assert scores_of(Path("run"))["schema_version"] == 4
+    assert weights.read_bytes() == before
+
+
+def test_interrupted_run_continues_at_its_checkpoint(earlier):
+    before = read_csv(Path("half/metrics.csv"))
+    train("raw", Path("half"), *SETTINGS, "trainer.max_steps=150")
+    after = read_csv(Path("half/metrics.csv"))
+    assert [row["loss"] for row in after[: len(before)]] == [row["loss"] for row in before]
+    assert 80 < int(after[len(before)]["step"]) < 90  # the step after the checkpoint
+    assert int(after[-1]["step"]) == 149
+    assert predict("half", "raw/imagesTs", earlier / "again")["P6"]["status"] == "done"
