@@ -472,7 +472,7 @@ class PredictConfig(OutputCommand):
     output: Annotated[Text, PathKind.OUTPUT_OR_URL]
     inference: InferenceConfig
     operating_point: str | None
-    raster_mm: PositiveFloat | None
+    pixel_mm: PositiveFloat | None
     save_probabilities: bool
     names: Literal["lesionseg", "nnunet"]
     overwrite: bool
@@ -505,7 +505,7 @@ class EvaluateConfig(OutputCommand):
     rate_confidence: Confidence | None
     chosen_on: FolderPath
     chosen_on_reference: FolderPath
-    groups: str | None
+    group: str | None
     compare: FolderPath
     margin: Confidence | None
     adjudication: FilePath
@@ -585,7 +585,7 @@ class ExportConfig(Settings):
     reference: FolderPath
     operating_point: str
     rate_confidence: Confidence | None
-    groups: str | None
+    group: str | None
     trust: bool
     private: bool
 
@@ -594,10 +594,10 @@ class ExportConfig(Settings):
         """Accept the settings of a choice on predictions only if these predictions are given."""
         if self.reference is not None and self.format != "bundle":
             raise ValueError("reference= needs format=bundle")
-        others = (self.rate_confidence, self.groups)
+        others = (self.rate_confidence, self.group)
         if self.reference is None and (self.operating_point != "auto" or others != (None, None)):
             raise ValueError(
-                "operating_point=, rate_confidence= and groups= need format=bundle reference=, "
+                "operating_point=, rate_confidence= and group= need format=bundle reference=, "
                 "the masks of the model's validation cases"
             )
         return self
@@ -629,8 +629,14 @@ COMMANDS: Mapping[str, type[Settings]] = {
     "serve": ServeConfig,
 }
 S = TypeVar("S", bound=Settings)
-# settings of one meaning: the folder of the results, and that of the scans
-_SAME_MEANING = (("output", "run_dir"), ("input", "data.root"))
+# settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
+# and the pixel size of images that state none; also by their earlier names
+_SAME_MEANING = (
+    ("output", "run_dir"),
+    ("input", "data.root"),
+    ("groups", "group", "data.group"),
+    ("raster_mm", "pixel_mm"),
+)
 
 
 def suggest_key(key: str, known: Collection[str]) -> str:
@@ -641,6 +647,8 @@ def suggest_key(key: str, known: Collection[str]) -> str:
 
     >>> suggest_key("output", ["optim", "run_dir"]), suggest_key("max_steps", ["trainer.max_steps"])
     (" Did you mean 'run_dir'?", " Did you mean 'trainer.max_steps'?")
+    >>> suggest_key("groups", ["group", "subgroups"]), suggest_key("groups", ["data.group"])
+    (" Did you mean 'group'?", " Did you mean 'data.group'?")
     """
     same = [other for names in _SAME_MEANING if key in names for other in names if other in known]
     same = same or [name for name in known if name.rpartition(".")[2] == key]

@@ -48,7 +48,7 @@ def test_paths_and_patterns_are_passed_unchanged(text: str) -> None:
         "train", f"data.root={text}", f"run_dir={text}", f"report.study={text}"
     )
     assert (cfg.data.root, cfg.run_dir, cfg.report.study) == (text, text, text)
-    assert compose_with_required("evaluate", f"groups={text}").groups == text
+    assert compose_with_required("evaluate", f"group={text}").group == text
     assert compose_with_required("prepare", f"data.group={text}").data.group == text
 
 

@@ -111,7 +111,7 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         predictions,
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
-        groups=cfg.groups,
+        group=cfg.group,
         rules=ReferenceRules(by_image=True),  # nnU-Net only warns of other headers
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))

@@ -364,8 +364,8 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         chosen = []
     elif not chosen:
         _warn_of_absent_role(cfg.evaluated_on, labelled)
-    cases = assign_groups(chosen, cfg.groups, setting="groups")
-    if cfg.groups is None:
+    cases = assign_groups(chosen, cfg.group, setting="group")
+    if cfg.group is None:
         _warn_of_likely_visits(cases)
     _check_names(cases, labelled, predictions, folder)
     _warn_of_same_files(cases, predictions)
@@ -405,7 +405,7 @@ def _warn_of_likely_visits(cases: Sequence[CaseFiles]) -> None:
     if names is not None:
         _log.warning(
             "Case names such as %s and %s look like scans of one patient, but each case counts as "
-            "a patient. If they are, set groups='%s'. Otherwise the intervals are too narrow.",
+            "a patient. If they are, set group='%s'. Otherwise the intervals are too narrow.",
             *names,
             VISIT_PATTERN,
         )

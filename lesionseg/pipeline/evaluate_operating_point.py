@@ -103,7 +103,7 @@ def decide_on_development(
         predictions,
         Path(cfg.chosen_on_reference or cfg.reference),
         preset,
-        groups=cfg.groups,
+        group=cfg.group,
         resample=cfg.resample,
         rules=ReferenceRules.of(cfg),
     )
@@ -198,7 +198,7 @@ def development_tables(
     reference: Path,
     preset: Preset,
     *,
-    groups: str | None,
+    group: str | None,
     resample: bool = False,
     rules: ReferenceRules = DEFAULT_RULES,
 ) -> Tables:
@@ -231,7 +231,7 @@ def development_tables(
         resample=resample,
         by_image=rules.by_image,
     )
-    grouped = assign_groups(cases, groups, setting="groups")
+    grouped = assign_groups(cases, group, setting="group")
     matches = match_cases(grouped, predictions.files, options, faults=faults)
     tables = Tables.of(match.rows(surface=False) for match in matches)
     if not len(tables.cases):

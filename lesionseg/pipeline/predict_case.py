@@ -68,7 +68,7 @@ def make_predictor(
         settings=cfg.inference,
         device=cfg.device,
         operating_point=cfg.operating_point,
-        raster_mm=cfg.raster_mm if isinstance(cfg, PredictConfig) else None,
+        raster_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
         architectures=architectures,
         trust=cfg.trust,
     )
@@ -408,7 +408,7 @@ class CaseWork:
             if files.case in self.zones.masks:
                 zone_mask = file_digest(self.zones.masks[files.case])
         inference = cfg.inference.model_copy(update={"max_memory_gb": None})
-        model = (self.bundle, inference, self.predictor.operating_point(), cfg.raster_mm)
+        model = (self.bundle, inference, self.predictor.operating_point(), cfg.pixel_mm)
         output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
         return blake2b(text.encode(), digest_size=8).hexdigest()

@@ -125,7 +125,7 @@ def test_names_that_look_like_scans_of_one_patient_are_named(tmp_path, caplog):
     caplog.clear()
     groups = r"(.+)[_-]\d{1,2}"  # as the warning advises
     assert (
-        scores_of(reference, reference, tmp_path / "patients", groups=groups).count("n_groups") == 2
+        scores_of(reference, reference, tmp_path / "patients", group=groups).count("n_groups") == 2
     )
     assert "one patient" not in caplog.text
 
@@ -234,8 +234,8 @@ def test_candidate_files_supply_scores_and_operating_point(tmp_path):
         ("operating_point", "fp_per_case:1", ConfigError, "score"),
         ("operating_point", "score:1.5", ConfigError, "score"),
         ("preset", "luna", ConfigError, "preset"),
-        ("groups", "(two", ConfigError, "groups"),
-        ("groups", "two", DatasetError, "groups"),  # in no case's name
+        ("group", "(two", ConfigError, "group"),
+        ("group", "two", DatasetError, "group"),  # in no case's name
         ("subgroups", ["site"], ConfigError, "site"),
     ],
 )

@@ -194,11 +194,11 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
     assert "chosen on out-of-fold scans" in page
 
 
-@pytest.mark.parametrize(("groups", "is_shared"), [(None, False), ("(P[78])", True)])
+@pytest.mark.parametrize(("group", "is_shared"), [(None, False), ("(P[78])", True)])
 def test_threshold_of_another_visit_of_a_patient_is_optimistic(
     dataset: Path,
     tmp_path: Path,
-    groups: str | None,
+    group: str | None,
     is_shared: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -214,7 +214,7 @@ def test_threshold_of_another_visit_of_a_patient_is_optimistic(
         chosen_on=run,
         chosen_on_reference=tmp_path / "masks",
         operating_point="fp_per_case:1",
-        groups=groups,
+        group=group,
     )
     assert scores.is_point_chosen_here == is_shared
     assert ("on patients who are evaluated (P7, P8)" in caplog.text) == is_shared

@@ -162,7 +162,7 @@ def test_export_without_validation_or_of_another_format_is_refused(tmp_path: Pat
         export(model, tmp_path / "out", format="monai")
     for file in (model / "fold_0" / "validation").glob("*.npz"):
         file.unlink()
-    for setting in ({"operating_point": "best_f1"}, {"groups": "(.)"}):
+    for setting in ({"operating_point": "best_f1"}, {"group": "(.)"}):
         with pytest.raises(ConfigError, match="need format=bundle reference="):
             export(model, tmp_path / "out", format="bundle", **setting)
     with pytest.raises(ConfigError, match="reference= needs format=bundle"):
