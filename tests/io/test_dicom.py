@@ -583,30 +583,23 @@ def test_seg_on_another_grid_is_an_error(series, grid, tmp_path):
         read_masks(tmp_path, "seg.dcm")
 
 
-def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path):
+OUTER = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+INNER = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
+SMALL = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "hole"),
+    [((OUTER, INNER), slice(1, 3)), ((SMALL, OUTER), slice(0)), ((OUTER, OUTER), slice(0))],
+    ids=["inner contour is a hole", "hole without a pixel", "repeated contour"],
+)
+def test_contours_are_filled_except_for_holes(series, grid, tmp_path, drawn, hole):
     series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, inner)
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, *drawn)
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
-    expected[2, 1:3, 1:3] = 0
+    expected[2, hole, hole] = 0
     np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
-
-
-def test_hole_smaller_than_a_pixel_removes_no_voxel(series, grid, tmp_path):
-    series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    hole = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, hole, outer)
-    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
-
-
-def test_repeated_contour_counts_once(series, grid, tmp_path):
-    series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, outer)
-    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
 
 
 def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):

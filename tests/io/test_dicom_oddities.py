@@ -387,34 +387,27 @@ def test_blank_image_passes_the_size_check(tmp_path, bits, name, syntax, encode)
     assert not read_volume(path).array.any()
 
 
-def test_error_for_a_missing_decoder_names_the_install_command(tmp_path, monkeypatch):
-    pixels = PIXELS.astype(np.uint16)
-    path = write_compressed(
-        tmp_path / "a.dcm", pixels, encode_jpeg_lossless(pixels, 12), uid.JPEGLosslessSV1, 12
-    )
+@pytest.mark.parametrize(
+    ("syntax", "advice"),
+    [
+        (uid.JPEGLosslessSV1, "JPEG Lossless.*pip install .*python-gdcm"),
+        (uid.HTJ2KLossless, "pylibjpeg-openjpeg>=2"),
+    ],
+)
+def test_error_for_a_missing_decoder_names_it(tmp_path, monkeypatch, syntax, advice):
+    path = write_compressed(tmp_path / "a.dcm", PIXELS, b"\0" * 40, syntax, 12)
     monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
     monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
-    with pytest.raises(ReadError, match=r"a\.dcm: .*JPEG Lossless.*pip install .*python-gdcm"):
+    with pytest.raises(ReadError, match=rf"a\.dcm: .*{advice}"):
         read_volume(path)
 
 
-def test_error_for_htj2k_lists_the_decoder_that_is_missing(tmp_path, monkeypatch):
-    pixels = PIXELS.astype(np.uint16)
-    path = write_compressed(tmp_path / "a.dcm", pixels, b"\0" * 40, uid.HTJ2KLossless, 12)
-    monkeypatch.setattr(headers, "run_in_worker", lambda read, *args: read(*args))
-    monkeypatch.setattr("pydicom.pixels.decoders.base.Decoder.is_available", False)
-    with pytest.raises(ReadError, match=r"a\.dcm: .*pylibjpeg-openjpeg>=2"):
-        read_volume(path)
-
-
-def test_error_for_an_unknown_compression_gives_advice(tmp_path):
-    path = write_compressed(
-        tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID("1.2.840.10008.1.2.4.100"), 12
-    )
-    with pytest.raises(ReadError, match=r"a\.dcm: .*MPEG2.*Export the file uncompressed"):
-        read_volume(path)
-    write_compressed(path, PIXELS, b"\0" * 40, uid.UID("1.2.840.113619.5.2"), 12)
-    with pytest.raises(ReadError, match=r"a\.dcm: .*Export the file uncompressed"):
+@pytest.mark.parametrize(
+    ("syntax", "name"), [("1.2.840.10008.1.2.4.100", "MPEG2"), ("1.2.840.113619.5.2", "")]
+)
+def test_error_for_an_unknown_compression_gives_advice(tmp_path, syntax, name):
+    path = write_compressed(tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID(syntax), 12)
+    with pytest.raises(ReadError, match=rf"a\.dcm: .*{name}.*Export the file uncompressed"):
         read_volume(path)
 
 

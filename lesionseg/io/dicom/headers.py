@@ -111,14 +111,12 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             )
         header = _read_elements(path, pixels=pixels)
         if "TransferSyntaxUID" not in header.file_meta:
-            is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
-            if is_implicit:
-                syntax = uid.ImplicitVRLittleEndian
-            elif is_little_endian:
-                syntax = uid.ExplicitVRLittleEndian
-            else:
-                syntax = uid.ExplicitVRBigEndian
-            header.file_meta.TransferSyntaxUID = syntax
+            # (implicit, little endian), as pydicom detected it
+            header.file_meta.TransferSyntaxUID = {
+                (True, True): uid.ImplicitVRLittleEndian,
+                (False, True): uid.ExplicitVRLittleEndian,
+                (False, False): uid.ExplicitVRBigEndian,
+            }[header.original_encoding]
         return header
 
 
