@@ -211,7 +211,7 @@ def test_series_with_impossible_rescale_elements_warns_once(
     np.testing.assert_array_equal(read_volume(folder).array[0], expected)
     warnings = warnings_of(caplog)
     assert bool(warnings) == bool(words)
-    assert all("in 5 files, the first is d.dcm" in message for message in warnings)
+    assert all("d.dcm, a.dcm, c.dcm and 2 more: " in message for message in warnings)
     assert words in " ".join(warnings)
 
 
@@ -293,7 +293,7 @@ def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, nam
     (folder / "notes.txt").write_text("A slice would not have this name.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
     warnings = warnings_of(caplog)
-    assert warnings == [f"{folder}: {name} is not a DICOM image and is left out."]
+    assert warnings == [f"{folder}: {name}: not a DICOM image, left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
     _, findings = inspect_case(CaseFiles("scan", (folder,)), dataset)
     assert any(name in finding.message for finding in findings)
@@ -359,6 +359,17 @@ def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax
     pixels[0, 1] = 2**bits - 1
     path = write_compressed(tmp_path / "a.dcm", pixels, encode(pixels, bits), syntax, bits)
     np.testing.assert_array_equal(read_volume(path).array[0], pixels)
+
+
+def test_baseline_jpeg_is_decoded(tmp_path):
+    y, x = np.mgrid[:16, :24]
+    smooth = (5 * y + 4 * x).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(smooth).save(stream, "jpeg", quality=95)
+    path = write_compressed(
+        tmp_path / "a.dcm", smooth, stream.getvalue(), uid.JPEGBaseline8Bit, bits=8
+    )
+    assert np.abs(read_volume(path).array[0] - smooth).max() <= 6
 
 
 @pytest.mark.parametrize("is_signed", [False, True])

@@ -111,12 +111,11 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             )
         header = _read_elements(path, pixels=pixels)
         if "TransferSyntaxUID" not in header.file_meta:
-            # (implicit, little endian), as pydicom detected it
-            header.file_meta.TransferSyntaxUID = {
-                (True, True): uid.ImplicitVRLittleEndian,
-                (False, True): uid.ExplicitVRLittleEndian,
-                (False, False): uid.ExplicitVRBigEndian,
-            }[header.original_encoding]
+            is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
+            syntax = uid.ImplicitVRLittleEndian if is_implicit else uid.ExplicitVRLittleEndian
+            header.file_meta.TransferSyntaxUID = (
+                syntax if is_little_endian else uid.ExplicitVRBigEndian
+            )
         return header
 
 
