@@ -112,13 +112,10 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         header = _read_elements(path, pixels=pixels)
         if "TransferSyntaxUID" not in header.file_meta:
             is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
-            if is_implicit:
-                syntax = uid.ImplicitVRLittleEndian
-            elif is_little_endian:
-                syntax = uid.ExplicitVRLittleEndian
-            else:
-                syntax = uid.ExplicitVRBigEndian
-            header.file_meta.TransferSyntaxUID = syntax
+            syntax = uid.ImplicitVRLittleEndian if is_implicit else uid.ExplicitVRLittleEndian
+            header.file_meta.TransferSyntaxUID = (
+                syntax if is_little_endian else uid.ExplicitVRBigEndian
+            )
         return header
 
 
