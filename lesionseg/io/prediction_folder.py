@@ -31,7 +31,7 @@ from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
-from lesionseg.io.remote import upload
+from lesionseg.io.remote import stored_names, upload
 from lesionseg.io.scan_identity import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
@@ -56,7 +56,9 @@ class PredictionFolder:
         self.path = path
         self.names: MaskNames = names
         self._url = url
-        self._present = {file.name for file in path.iterdir()} if path.is_dir() else set[str]()
+        self._present = stored_names(path, url)  # masks at a URL are not downloaded
+        if path.is_dir():
+            self._present |= {file.name for file in path.iterdir()}
         self._spellings: dict[str, set[str]] = defaultdict(set)
         for name in self._present:
             if name.endswith(CANDIDATES):
@@ -233,7 +235,7 @@ class PredictionFolder:
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
             return False
-        return not masks or (self.path / f"{case}{MASK_ENDINGS[self.names]}{suffix}").is_file()
+        return not masks or f"{case}{MASK_ENDINGS[self.names]}{suffix}" in self._present
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -305,7 +307,8 @@ class PredictionFolder:
         part = self._part_folder(case)
         old = self.files(case)
         for file in part.iterdir():
-            if file.name not in old and (self.path / file.name).exists():
+            is_present = file.name in self._present or (self.path / file.name).exists()
+            if file.name not in old and is_present:
                 self._remove(part)
                 raise ConflictError(
                     f"{self.path}: another program has written {file.name} in the meantime. Run "
