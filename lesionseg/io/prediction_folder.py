@@ -41,6 +41,7 @@ _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _MAX_SHOWN = 3  # file names in a message
+_ALL_FAILED = f"[!.]*{FAILED}"  # without the temporary files of a killed program
 
 
 class PredictionFolder:
@@ -65,13 +66,6 @@ class PredictionFolder:
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
         self._rows: dict[str, CaseRow | None] = {}
-        # failures by their file, and the files by their name on Windows and macOS
-        self._failures: dict[Path, list[CaseRow]] = {}
-        self._failed_files: dict[str, Path] = {}
-        for name in sorted(self._present):
-            if name.endswith(FAILED) and not name.startswith("."):
-                self._failed_files[comparison_key(name)] = path / name
-                self._failures[path / name] = read_failures(path / name)
 
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
@@ -159,11 +153,11 @@ class PredictionFolder:
 
     def failures(self, case: str) -> list[CaseRow]:
         """Return the rows of the scans that failed under a case id and were not predicted later."""
-        return self._failures.get(self._failed_file(case), [])
+        return read_failures(failed_file(self.path, case))
 
     def all_failures(self) -> list[CaseRow]:
         """Return the rows of `failures` for all case ids."""
-        return [row for rows in self._failures.values() for row in rows]
+        return [row for file in self.path.glob(_ALL_FAILED) for row in read_failures(file)]
 
     def record(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
@@ -171,27 +165,25 @@ class PredictionFolder:
         Raises:
             OutputError: The file of failures cannot be written.
         """
-        failed = row.status == "failed"
-        if failed and row.is_unchanged:
+        is_failed = row.status == "failed"
+        if is_failed and row.is_unchanged:
             return
-        rows = [failure for failure in self.failures(row.case) if not row.replaces(failure)]
-        self._replace_failures(self._failed_file(row.case), [*rows, row] if failed else rows)
-
-    def _failed_file(self, case: str) -> Path:
-        """Return the file of a case's failures."""
-        file = failed_file(self.path, case)
-        return self._failed_files.setdefault(comparison_key(file.name), file)
+        before = self.failures(row.case)
+        after = [failure for failure in before if not row.replaces(failure)]
+        if is_failed:
+            after.append(row)
+        if after != before:
+            self._write_failures(failed_file(self.path, row.case), after)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
         """Forget the failures for which `is_obsolete` returns True."""
-        for file, rows in [*self._failures.items()]:
-            self._replace_failures(file, [row for row in rows if not is_obsolete(row)])
+        for file in self.path.glob(_ALL_FAILED):
+            before = read_failures(file)
+            after = [row for row in before if not is_obsolete(row)]
+            if after != before:
+                self._write_failures(file, after)
 
-    def _replace_failures(self, file: Path, rows: list[CaseRow]) -> None:
-        """Write the failures of a file again if they have changed."""
-        if rows == self._failures.get(file, []):
-            return
-        self._failures[file] = rows
+    def _write_failures(self, file: Path, rows: Sequence[CaseRow]) -> None:
         write_failures(file, rows)
         upload([file], self.path, self._url)
 
