@@ -213,21 +213,19 @@ class PredictionFolder:
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
         return [name for name in names if name in self._present]
 
-    def has_results(self, case: str, key: str, suffix: str, *, masks: bool) -> bool:
-        """Return True if the case has a candidate file with this key.
-
-        With `masks`, it must also have a mask with the given suffix.
+    def finished_row(self, case: str, key: str, suffix: str | None) -> CaseRow | None:
+        """Return the row of a case whose results have this key, or None if there are none.
 
         Args:
             case: The case id.
             key: The hash of scan, bundle and settings.
-            suffix: The suffix of the mask.
-            masks: True if the model writes masks.
+            suffix: The suffix of the mask, which must exist. None for a model without masks.
         """
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
-            return False
-        return not masks or f"{case}{MASK_ENDINGS[self.names]}{suffix}" in self._present
+            return None
+        has_mask = f"{case}{MASK_ENDINGS[self.names]}{suffix}" in self._present
+        return row if has_mask or suffix is None else None
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:

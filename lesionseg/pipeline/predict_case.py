@@ -240,16 +240,16 @@ class CaseWork:
         self._state_content(item)
         item.state(key=self._key(scan.files, item.row.digest))
         self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
-        earlier = self._earlier_result(scan, item.row.key) or self._earlier_failure(item.row)
+        plan = self.predictor.plan
+        has_masks = plan.candidate_rule.source != "detection"
+        suffix = result_suffix(scan.files.images[0], plan.dims) if has_masks else None
+        earlier = self.results.finished_row(scan.case, item.row.key, suffix)
+        earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
             return None
-        reason = explain_too_few_slices(
-            scan,
-            self.cfg.series,
-            self.predictor.plan,
-            archive=is_archive(Path(self.cfg.input)),
-        )
+        is_in_archive = is_archive(Path(self.cfg.input))
+        reason = explain_too_few_slices(scan, self.cfg.series, plan, archive=is_in_archive)
         if reason:
             _skip(item, reason)
             return None
@@ -267,15 +267,6 @@ class CaseWork:
         state = _state_of_files(scan.contents)
         digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
         item.state(**dicom_uids(scan.facts), digest=digest, state=state)
-
-    def _earlier_result(self, scan: FoundScan, key: str) -> CaseRow | None:
-        """Return the row of existing results of the same content, bundle and settings, or None."""
-        plan = self.predictor.plan
-        suffix = result_suffix(scan.files.images[0], plan.dims)
-        masks = plan.candidate_rule.source != "detection"
-        if self.results.has_results(scan.case, key, suffix, masks=masks):
-            return self.results.row(scan.case)
-        return None
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
