@@ -115,10 +115,6 @@ class CaseRow:
         """UID of the series, or of the image if the scan is a single DICOM file."""
         return self.instance_uid or self.series_uid
 
-    def with_source(self, source: ScanSource, state: str) -> "CaseRow":
-        """Return the row with digest, UIDs and state of its scan."""
-        return replace(self, **asdict(source), state=state)
-
     def as_kept(self) -> "CaseRow":
         """Return the row in a later run: `done` means that the scan was predicted in this run."""
         return replace(self, status="kept") if self.status in ("done", "") else self

@@ -26,6 +26,7 @@ _KEYS = (
     "Last-Modified", "modificationTime", "modify", "mtime", "updated", "created",
 )  # fmt: skip
 _LOCK = ".lock"
+_STATES = "states.json"  # next to a local copy: the files of the store and their states
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
 _OF_EXTRA = (*_WEB, "s3://", "s3a://")  # stores whose packages the extra `remote` installs
@@ -45,16 +46,23 @@ class _StoredFile:
     state: str
 
 
-def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
+def download(
+    place: str,
+    folder: str | None = None,
+    *,
+    new: bool = False,
+    endings: str | tuple[str, ...] = "",
+) -> Path:
     """Download a folder at a URL into a local copy and return its path.
 
     Files that have not changed in the store are not downloaded again. Local files that the store no
-    longer contains are removed.
+    longer contains are removed. `stored_names` returns the names of all files of the store.
 
     Args:
         place: A URL, or a path, which is returned as it is.
         folder: The folder of the copies. None means `lesionseg` in the user's cache folder.
         new: True if the folder may have no files yet.
+        endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
         ReadError: The store cannot be read, or the URL has no files although `new` is False.
@@ -65,7 +73,7 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
     cache = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg"))
     base = cache.expanduser().absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
     copy = base / (PurePosixPath(place).name or "data")
-    states = base / "states.json"
+    states = base / _STATES
     uploads = base / _UPLOADS
     base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
     copy.mkdir(exist_ok=True)
@@ -84,22 +92,35 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
                 is_unchanged = before.get(name) == stored.state and (copy / name).is_file()
                 if is_unchanged and stored.state:
                     kept[name] = stored.state
-            wanted = [name for name in listed if name not in kept]
+            wanted = {
+                name: stored
+                for name, stored in listed.items()
+                if name not in kept and name.endswith(endings)
+            }
             if wanted:
                 write_json(states, kept)  # so that an interrupted download is repeated
-                _fetch(system, {name: listed[name] for name in wanted}, copy)
-            for name in wanted:
-                _set_time(copy / name, listed[name].state or _digest(copy / name))
+                _fetch(system, wanted, copy)
+            for name, stored in wanted.items():
+                _set_time(copy / name, stored.state or _digest(copy / name))
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(
                 f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
                 "connection and the settings of the store."
             ) from error
-        write_json(states, {name: stored.state for name, stored in listed.items()})
+        for name in listed:  # the local copy of another file may be older
+            is_current = name in kept or name in wanted
+            kept[name] = listed[name].state if is_current else ""
+        write_json(states, kept)
         uploads.unlink(missing_ok=True)
     if not listed and not new:
         raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")
     return copy
+
+
+def stored_names(copy: Path, place: str) -> set[str]:
+    """Return the names of the files at a URL when `copy` was downloaded. A path has none."""
+    states = copy.parent / _STATES
+    return set(read_json(states)) if is_url(place) and states.is_file() else set()
 
 
 def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _StoredFile]:
@@ -218,7 +239,7 @@ def _note_upload(path: Path, copy: Path) -> None:
 def _note_removal(path: Path, copy: Path) -> None:
     """Record that a file is not in the store, so that `download` keeps a new local file."""
     name = path.relative_to(copy).as_posix()
-    states = copy.parent / "states.json"
+    states = copy.parent / _STATES
     uploads = copy.parent / _UPLOADS
     with FileLock(copy.parent / _LOCK):
         if states.is_file():

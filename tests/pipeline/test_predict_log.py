@@ -188,10 +188,10 @@ def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, m
         write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
     infer = CaseWork.infer
 
-    def stop_at_second(work, scan, content):
-        if scan.case == "b":
+    def stop_at_second(work, item, content):
+        if item.case == "b":
             raise KeyboardInterrupt
-        return infer(work, scan, content)
+        return infer(work, item, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(CaseWork, "infer", stop_at_second)
