@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
-from lesionseg.reporting.rendering import rate
-from lesionseg.reporting.words import FEW, per_scan, size_class_words
+from lesionseg.reporting.rendering import per_scan, rate, say
+from lesionseg.reporting.words import FEW, size_class_words
 
 # colours of Okabe and Ito 2008, which colour-blind readers can distinguish, also in grey
 FOUND = "#0072b2"
@@ -127,15 +127,16 @@ def size_chart(tables: Evaluation) -> Chart | None:
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    caption = "Blue: found. Grey: missed."
-    if unit != "mm":
-        caption += f" Sizes: diameter in {unit}."
-    if has_rings:
-        caption += f" Rings: one per {who}."
-    if min(numbers_of_patients) < RELIABLE:
-        caption += f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
-    if is_too_narrow:
-        caption += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
+    caption = say(
+        "size_caption",
+        unit=unit,
+        who=who,
+        has_rings=has_rings,
+        n_reliable=RELIABLE,
+        n_few=FEW,
+        is_uncertain=min(numbers_of_patients) < RELIABLE,
+        is_too_narrow=is_too_narrow,
+    )
     title = "Lesions found, by size"
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
@@ -220,28 +221,19 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         )
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    caption = _froc_caption(first, lower is not None, has_band, has_dots)
-    for name, tables in models[1:]:
-        if len(tables.cases) != len(first.cases):
-            caption += f" The {name} was scored on {count(len(tables.cases), 'scan')}."
+    n_cases_of = [(name, len(tables.cases)) for name, tables in models[1:]]
+    caption = say(
+        "froc_caption",
+        chosen_on=first.scores.operating_point.chosen_on,
+        has_lower=lower is not None,
+        has_band=has_band,
+        has_dots=has_dots,
+        others=[(name, n) for name, n in n_cases_of if n != len(first.cases)],
+    )
     title = "A lower limit finds more, with more false positives"
     if lower is None:
         title = "Lesions found against false positives per scan"
     return Chart(title, caption, figure)
-
-
-def _froc_caption(tables: Evaluation, has_lower: bool, has_band: bool, has_dots: bool) -> str:
-    """Explain each mark that the chart of sensitivity against false positives has."""
-    chosen_on = tables.scores.operating_point.chosen_on
-    caption = "Orange: the limit in use"
-    caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
-    if has_lower:
-        caption += " White: a lower limit."
-    if has_band:
-        caption += " Band: 95 % interval."
-    if has_dots:
-        caption += " Dotted: no limit has so many false positives."
-    return caption
 
 
 def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, right: float) -> bool:

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lesionseg.errors import count, format_score
+from lesionseg.errors import format_score
 from lesionseg.reporting.evaluation_tables import Evaluation
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import display_levels
+from lesionseg.reporting.rendering import say
 from lesionseg.reporting.words import size_words, why_missed
 
 MOST_FILMS = 16
@@ -315,22 +316,19 @@ def _caption(
 ) -> str:
     """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn."""
     missed = lesions[~lesions["detected"].astype(bool)]
-    n_false = int((markings["outcome"] == "false_positive").sum())
-    parts = ["no lesion"]
-    if len(lesions):
-        n_found = len(lesions) - len(missed)
-        noun = "lesion" if len(lesions) == 1 else "lesions"
-        parts = [f"{n_found} of {len(lesions)} {noun} found"]
-    parts.append(count(n_false, "false positive") if n_false else "no false positive")
-    words = ", ".join(parts) + "."
+    words = ""
     if len(missed):
         row = missed.sort_values(tables.size_column, ascending=False).iloc[0]
-        which = "Missed" if len(missed) == 1 else "Largest missed"
         name = f"{row['label']} of " if several_labels else ""
-        words += f" {which}: {name}{size_words(row, tables)}, {why_missed(row, tables)}."
-    if n_left_out:
-        words += f" {count(n_left_out, 'box', 'boxes')} not drawn."
-    return words
+        words = f"{name}{size_words(row, tables)}, {why_missed(row, tables)}"
+    return say(
+        "film_caption",
+        n_found=len(lesions) - len(missed),
+        n_lesions=len(lesions),
+        n_false=int((markings["outcome"] == "false_positive").sum()),
+        missed=words,
+        n_left_out=n_left_out,
+    )
 
 
 def draw_picture(scene: Scene) -> str:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesionseg.core.dataset import EACH_IS_A_PATIENT
-from lesionseg.errors import LesionsegError, count
+from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
 from lesionseg.io.files import read_json
+from lesionseg.reporting.rendering import say
 
 UNKNOWN = "unknown"
 
@@ -40,17 +40,7 @@ class Identity:
     def training(self) -> str:
         """Return the numbers of training patients and scans in words."""
         n_patients = self.training_patients
-        n_scans = self.training_scans
-        if n_patients is None and n_scans is None:
-            return f"number of training patients {UNKNOWN}"
-        if n_patients is None:
-            return f"trained on {count(n_scans or 0, 'scan')}, number of patients {UNKNOWN}"
-        patients = count(n_patients, "patient")
-        if n_scans is None:
-            return f"trained on {patients}"
-        if n_scans == n_patients > 1:
-            return f"trained on {n_scans} scans, {EACH_IS_A_PATIENT}"
-        return f"trained on {patients} ({count(n_scans, 'scan')})"
+        return say("training", n_patients=n_patients, n_scans=self.training_scans)
 
     def line(self) -> str:
         """Return the identity in one line, for the top of the page."""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset, Prediction
-from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
+from lesionseg.errors import ContentError, LesionsegError, format_score, require_one_of
 from lesionseg.evaluation.scores import SECOND_MODEL
 from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
@@ -24,21 +24,19 @@ from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
-from lesionseg.reporting.rendering import render
+from lesionseg.reporting.rendering import render, say, say_lines
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
-    QUESTIONS,
     basis,
-    false_positive_rule,
     false_positive_words,
     headline,
     limit_words,
     limitations,
     measures,
-    role_words,
-    rule_words,
+    read_questions,
     size_class_words,
     size_words,
+    split_lines,
     study_lines,
     tags,
     tiles,
@@ -195,7 +193,7 @@ def _collect_content(
         title=page_title(tables, study, identity),
         identity=identity,
         tags=tags(tables),
-        role=f"{role_words(scores.evaluated_on)} · " if is_unseen else "",
+        role=f"{say('role_words', role=scores.evaluated_on)} · " if is_unseen else "",
         headline=headline(tables),
         tiles=tiles(tables),
         basis=basis(tables),
@@ -204,7 +202,7 @@ def _collect_content(
         n_found=int(tables.lesions["detected"].sum()),
         n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
         n_false_positive=scores.count("n_false_positive"),
-        false_positive_rule=false_positive_rule(tables),
+        false_positive_rule=say("false_positive_rule", scores=scores),
         limitations=limitations(tables, study),
         more_charts=more_charts,
         slider=slider_data(tables),
@@ -257,7 +255,7 @@ def read_study(path: Path | None) -> dict[str, str]:
     """
     answers = {} if path is None else read_yaml(path)
     for key in answers:
-        require_one_of(f"{path}: the key", key, QUESTIONS)
+        require_one_of(f"{path}: the key", key, read_questions())
     texts: dict[str, str] = {}
     for key, answer in answers.items():
         if answer in (None, ""):
@@ -282,19 +280,10 @@ def about_lines(
     tables: Evaluation, study: Mapping[str, str], identity: Identity
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
-    lesions = "as marked in the reference, which may be incomplete"
-    if tables.scores.provenance.simulated:
-        lesions = "drawn by the program that made the scans"
-    n_missing = len(tables.scores.missing_predictions)
-    scans = f"{count(len(tables.cases), 'scan')} ({role_words(tables.scores.evaluated_on)}), "
-    scans += f"{n_missing or 'none'} of them without a result"
-    if tables.n_failed:
-        scans += f"; {count(tables.n_failed, 'further scan')} could not be scored"
     lines = [
         *identity.rows(),
-        ("Scans", scans),
-        ("Lesions", lesions),
-        ("Counts as found", rule_words(tables)),
+        *split_lines(say_lines("about_scans", tables=tables)),
+        ("Counts as found", say("rule_words", scores=tables.scores)),
     ]
     if limit := limit_words(tables):
         lines.append(("Limit", limit))
