@@ -71,8 +71,8 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Limit:
-    """A threshold, the number of lesions that it finds, and that of its false positives."""
+class CurvePoint:
+    """A point of an FROC curve: a score threshold, the lesions found and the false positives."""
 
     threshold: float
     n_found: int
@@ -192,8 +192,8 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     figure, axes = new_figure()
     scans = first.n_scanned
     n_found, n_false = first.count_at(first.threshold)
-    in_use = Limit(first.threshold, n_found, n_false)
-    lower = find_lower_limit(first)
+    in_use = CurvePoint(first.threshold, n_found, n_false)
+    lower = find_lower_threshold(first)
     most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = most_false / scans
     right = LAST_RATE
@@ -205,9 +205,9 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     for (name, tables), colour in zip(models, colours, strict=False):
         has_dots |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
-    _draw_limit_in_use(axes, first, in_use)
+    _draw_threshold_in_use(axes, first, in_use)
     if lower is not None:
-        _draw_lower_limit(axes, first, lower)
+        _draw_lower_threshold(axes, first, lower)
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
@@ -294,14 +294,14 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
+def _draw_threshold_in_use(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
     """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
-    x = limit.n_false / tables.n_scanned
-    y = limit.n_found / len(tables.lesions)
+    x = point.n_false / tables.n_scanned
+    y = point.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
     axes.annotate(
-        f"in use: {limit.n_found} of {len(tables.lesions)} found,\n"
-        f"{_rate_words(limit.n_false, tables.n_scanned)}",
+        f"in use: {point.n_found} of {len(tables.lesions)} found,\n"
+        f"{_rate_words(point.n_false, tables.n_scanned)}",
         (x, y),
         (0.98, 0.97 if y < 0.4 else 0.3),
         textcoords="axes fraction",
@@ -315,16 +315,16 @@ def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     )
 
 
-def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
-    """Draw a dot and a label at a lower limit. The axes must have their final limits."""
-    x = limit.n_false / tables.n_scanned
-    y = limit.n_found / len(tables.lesions)
+def _draw_lower_threshold(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
+    """Draw a dot and a label at a lower threshold. The axes must have their final limits."""
+    x = point.n_false / tables.n_scanned
+    y = point.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
     place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
     # to the right of a dot in the right half, the label would leave the chart
     is_left = float(place[0]) < 0.45
     axes.annotate(
-        f"lower limit: {limit.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
+        f"lower limit: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
         (x, y),
         (9 if is_left else -9, 8),
         textcoords="offset points",
@@ -333,10 +333,10 @@ def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     )
 
 
-def find_lower_limit(tables: Evaluation) -> Limit | None:
-    """Find a lower limit that finds more lesions.
+def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
+    """Find a lower score threshold that finds more lesions.
 
-    It may have twice the false positives of the limit in use, or one per scan if that is more.
+    It may have twice the false positives of the threshold in use, or one per scan if that is more.
     Return the one that finds most lesions, or None if none finds more.
     """
     if tables.threshold is None:
@@ -346,9 +346,9 @@ def find_lower_limit(tables: Evaluation) -> Limit | None:
     better = []
     for score in np.unique(tables.lesions["detected_at"].dropna()):
         if score < tables.threshold:
-            limit = Limit(float(score), *tables.count_at(score))
-            if n_false < limit.n_false <= most_false and limit.n_found > n_found:
-                better.append(limit)
+            point = CurvePoint(float(score), *tables.count_at(score))
+            if n_false < point.n_false <= most_false and point.n_found > n_found:
+                better.append(point)
     return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
 
 

@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -176,17 +177,11 @@ def choose_films(tables: Evaluation) -> list[str]:
     """
     if tables.scores.image_axes != (2,):
         return []
-    is_found = tables.lesions["detected"].astype(bool)
-    missed = tables.lesions[~is_found].sort_values(tables.size_column, ascending=False)
-    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
-    false = false.sort_values("score", ascending=False)
-    by_miss = list(dict.fromkeys(missed["case"]))
-    by_false = list(dict.fromkeys(false["case"]))
-    found = list(dict.fromkeys(tables.lesions[is_found]["case"]))
-    turns: list[str] = []
-    for k in range(max(len(by_miss), len(by_false))):
-        turns += [*by_miss[k : k + 1], *by_false[k : k + 1]]
-    return list(dict.fromkeys([*turns, *found]))[:MOST_FILMS]
+    false = tables.false_positives.sort_values("score", ascending=False)
+    by_miss = tables.missed["case"].unique().tolist()
+    by_false = false["case"].unique().tolist()
+    turns = [case for pair in zip_longest(by_miss, by_false) for case in pair if case]
+    return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MOST_FILMS]
 
 
 def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
@@ -270,8 +265,6 @@ def _nearest_boxes(
     lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
 ) -> Iterator[FilmBox]:
     """Yield the boxes of markings below the limit that explain why a lesion was missed."""
-    if "nearest_candidate" not in lesions:
-        return
     missed = lesions[~lesions["detected"].astype(bool)]
     names = set(missed["nearest_candidate"].dropna().astype(int))
     for _, row in markings.iterrows():

@@ -121,21 +121,23 @@ def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange)
 
 
 def _read_on_grid(
-    path: Path, source: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
+    path: Path, mask_grid: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
 ) -> NDArray[np.float32]:
-    """Read the first channel of a scan, and resample it from its grid to another.
+    """Read the first channel of a scan, and resample it onto the grid `target`.
 
-    A volume has its own grid, which may differ from that of its mask, moved by `matrix`. A picture
-    has the grid `source` of its mask.
+    A picture has the grid of its mask, `mask_grid`. A volume has its own grid, which may differ
+    from that of its mask. `matrix` is the affine from the RAS mm of the volume to those of
+    `target`, or None if both have the same coordinates.
     """
     volume = read_volume(path)
     array = volume.array[:1]
+    grid = mask_grid
     if volume.geometry.dims == 3:
         affine = volume.geometry.affine
-        source = Geometry(volume.geometry.shape, affine if matrix is None else matrix @ affine)
-    if source.matches(target):
+        grid = Geometry(volume.geometry.shape, affine if matrix is None else matrix @ affine)
+    if grid.matches(target):
         return np.asarray(array[0], dtype=np.float32)
-    return resample_to(array, source, target, "linear")[0].numpy()
+    return resample_to(array, grid, target, "linear")[0].numpy()
 
 
 def lowest_score(point: OperatingPoint | None) -> float:

@@ -176,7 +176,7 @@ def _first_page(content: ReportContent) -> Figure:
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
     if pictures.films:
-        page.text(EDGE, y, content.films_title, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         step = (WIDTH - 2 * EDGE + GAP) / content.n_films_on_top
         for k, film in enumerate(pictures.films[: content.n_films_on_top]):
             x = EDGE + k * step
@@ -186,15 +186,11 @@ def _first_page(content: ReportContent) -> Figure:
             page.text(x, y + 0.39, film.words, 7.5, 30)
         _draw_film_key(page, pictures, y + 0.27 + TOP_FILM_SIDE, in_one_row=True)
     elif pictures.top:
-        words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
-        page.text(EDGE, y, words, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_missed(page, pictures, y + 0.22)
     elif pictures.false_positives:
-        words = "The false positive"
-        if content.n_false_positive > 1:
-            words = "The false positives with the highest rating"
-        page.text(EDGE, y, words, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)

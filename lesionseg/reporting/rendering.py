@@ -1,7 +1,7 @@
 """Fill templates. The templates contain the words, and the filters of this file format numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -181,6 +181,12 @@ def say_lines(sentence: str, **values: object) -> list[str]:
 def say(sentence: str, **values: object) -> str:
     """Fill a macro of sentences.txt.j2. Return its lines as one."""
     return " ".join(line.strip() for line in say_lines(sentence, **values))
+
+
+def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Split each line into a name and the words after the colon."""
+    parts = [line.partition(": ") for line in lines]
+    return [(name, words) for name, _, words in parts]
 
 
 @cache

@@ -12,7 +12,7 @@ from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
-from lesionseg.reporting.rendering import Tile, per_scan, percent, rate, say, say_lines
+from lesionseg.reporting.rendering import Tile, per_scan, percent, rate, say, say_lines, split_lines
 
 FEW = 5  # fewer patients give no reliable interval
 FEW_STEPS = 1000  # fewer training steps are stated in the warning colour
@@ -78,12 +78,6 @@ def tags(tables: Evaluation) -> list[tuple[str, str]]:
         return []
     scores = tables.scores
     return split_lines(say_lines("tags", scores=scores, excess=explain_excess(scores)))
-
-
-def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
-    """Split each line into a name and the words after the colon."""
-    parts = [line.partition(": ") for line in lines]
-    return [(name, words) for name, _, words in parts]
 
 
 def explain_excess(scores: Scores, noun: str = "limit") -> str:

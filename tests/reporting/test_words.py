@@ -383,8 +383,8 @@ def test_identity_names_unknown_parts():
         "dataset MS · evaluated 2026-01-31 · model unet 0123 · trained on 12 patients (20 scans)"
     )
     assert ("Made with", "lesionseg 1.0.0, commit abc") in known.rows()
-    assert Identity(training_patients=1).training() == "trained on 1 patient"
-    assert Identity(training_scans=3).training() == (
+    assert say("training", identity=Identity(training_patients=1)) == "trained on 1 patient"
+    assert say("training", identity=Identity(training_scans=3)) == (
         "trained on 3 scans, number of patients unknown"
     )
 
