@@ -33,13 +33,13 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
         """Return the recall `[replicates, rates]`."""
         false = _accumulate(weights, false_group)[:, 1:]
         found = _accumulate(weights, lesion_group)
-        # 1e-9: rounding must not exclude a false positive that a limit just allows
-        limits = np.outer(weights @ cases, fp_per_case) + 1e-9
-        # number of false positives that each limit allows. Candidates are accepted down to the next
+        # 1e-9: rounding must not exclude a false positive that a rate just allows
+        most = np.outer(weights @ cases, fp_per_case) + 1e-9
+        # number of false positives that each rate allows. Candidates are accepted down to the next
         # one, which is excluded
-        n_allowed = np.empty(limits.shape, np.intp)
-        for i, (row, limit) in enumerate(zip(false, limits, strict=True)):
-            n_allowed[i] = np.searchsorted(row, limit, side="right")
+        n_allowed = np.empty(most.shape, np.intp)
+        for i, (row, most_of_row) in enumerate(zip(false, most, strict=True)):
+            n_allowed[i] = np.searchsorted(row, most_of_row, side="right")
         n_found = np.take_along_axis(found, n_found_above[n_allowed], 1)
         return divide(n_found, found[:, -1:])
 
