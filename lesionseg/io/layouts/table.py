@@ -64,6 +64,8 @@ class ReadingRules(TypedDict, total=False):
         grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
         min_readers: If several readers drew boxes, the number of readers who must have marked a
             lesion. None: two if three or more readers read the case, otherwise one.
+        annotations: A COCO file of any name and place, relative to the folder. None searches for
+            a known layout.
     """
 
     group: str | None
@@ -72,6 +74,7 @@ class ReadingRules(TypedDict, total=False):
     nan_background: bool
     grid_of_image: bool
     min_readers: int | None
+    annotations: str | None
 
 
 @dataclass(frozen=True)

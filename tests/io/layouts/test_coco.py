@@ -470,6 +470,28 @@ def test_box_is_the_bright_rectangle_in_every_place(tmp_path, table, name, lesio
     assert_negative(cases["p2_view1"])
 
 
+FRACATLAS = "Annotations/COCO JSON/COCO_fracture_masks.json"
+
+
+def test_file_of_any_name_and_place_is_read_if_it_is_named(tmp_path):
+    """FracAtlas publishes its annotations so, with images in two folders."""
+    root = tmp_path
+    write_coco(root / FRACATLAS, ("a.png",), folder=root / "images" / "Fractured")
+    write_picture(root / "images" / "Non_fractured" / "b.png")
+    with pytest.raises(DatasetError, match=r"COCO_fracture_masks\.json .*data\.annotations"):
+        read_dataset(root)
+    dataset = read_dataset(root, annotations=FRACATLAS)
+    (case,) = dataset.cases
+    assert (case.case, case.images) == ("a", (root / "images" / "Fractured" / "a.png",))
+    assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
+    assert "1 image next to the listed images, left out: b.png" in dataset.findings[0].message
+    write_picture(root / "images" / "Non_fractured" / "a.png")
+    with pytest.raises(DatasetError, match=r"are both called a\.png"):
+        read_dataset(root, annotations=FRACATLAS)
+    with pytest.raises(ReadError, match=r"gone\.json"):
+        read_dataset(root, annotations="gone.json")
+
+
 def test_drawings_are_cropped_because_an_image_may_have_hundreds_of_lesions():
     square = ((300.0, 200.0, 310.0, 200.0, 310.0, 204.0, 300.0, 204.0),)
     (part,) = run_in_worker(draw_outlines, "a", [StatedLesion(1, outline=square)], (3000, 4000))
