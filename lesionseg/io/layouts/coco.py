@@ -58,17 +58,17 @@ def _to_slashes(path: object) -> object:
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
-def _is_even(polygon: list[float]) -> list[float]:
+def _require_pairs(polygon: tuple[float, ...]) -> tuple[float, ...]:
     """Return a polygon x, y, x, y, …. Raise `ValueError` if a coordinate is missing."""
     if len(polygon) % 2:
-        raise ValueError("x, y of each point are needed, so the number of values must be even")
+        raise ValueError("a point lacks its y")
     return polygon
 
 
 IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
 FilePath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
-Polygon = Annotated[list[Number], Field(min_length=6), AfterValidator(_is_even)]
+Polygon = Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)]
 Reader = Annotated[str, BeforeValidator(str)]
 
 
@@ -107,11 +107,6 @@ class AnnotationFile:
         return found[0] if found else paths[0]
 
 
-class _RunLengths(BaseModel):
-    size: tuple[int, int]
-    counts: str | tuple[int, ...]
-
-
 def _none_if_empty(value: object) -> object:
     """Return None for an empty list or text, with which some programs state nothing."""
     return value or None
@@ -123,8 +118,8 @@ class _Annotation(BaseModel):
     bbox: Annotated[tuple[Number, Number, Side, Side] | None, BeforeValidator(_none_if_empty)] = (
         None  # x, y, width, height
     )
-    segmentation: Annotated[list[Polygon] | None, BeforeValidator(_none_if_empty)] = None
-    run_lengths: _RunLengths | None = None
+    segmentation: Annotated[tuple[Polygon, ...] | None, BeforeValidator(_none_if_empty)] = None
+    run_lengths: RunLengths | None = None
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore
     reader: Reader = ""
@@ -146,24 +141,17 @@ class _Annotation(BaseModel):
 
     def lesion(self, label: int, where: str) -> StatedLesion:
         """Return the lesion of the annotation. Without a bbox, polygons give its box."""
-        start: tuple[float, ...] = ()
-        stop: tuple[float, ...] = ()
-        outline: Any = ()
-        if self.segmentation is not None:
-            start, stop = outline_box(self.segmentation)
-            outline = tuple(map(tuple, self.segmentation))
-        elif self.run_lengths is not None:
-            outline = RunLengths(self.run_lengths.size, self.run_lengths.counts)
+        box: tuple[float, ...] = ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            start = (y, x)
-            stop = (y + height, x + width)
+            box = (y, x, y + height, x + width)
+        elif self.segmentation is not None:
+            box = outline_box(self.segmentation)
         return StatedLesion(
             label,
-            start,
-            stop,
+            box,
             reader=self.reader,
-            outline=outline,
+            outline=self.segmentation or self.run_lengths or (),
             mask_value=self.mask_label,
             is_ignored=self.iscrowd,
             where=where,
@@ -226,13 +214,12 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
             role = None if of_known_part is None else PART_ROLES.get(of_known_part[2].lower())
             found.append(AnnotationFile(path, folders, role))
     if not found:
-        order = list(PART_ROLES)
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
-        of_parts = [path.parent for path in root.glob(f"*/{_ROBOFLOW}")]
-        known = [folder for folder in of_parts if folder.name.lower() in PART_ROLES]
-        for folder in sorted(known, key=lambda path: order.index(path.name.lower())):
-            role = PART_ROLES[folder.name.lower()]
-            found.append(AnnotationFile(folder / _ROBOFLOW, (folder,), role))
+        for path in root.glob(f"*/{_ROBOFLOW}"):
+            if path.parent.name.lower() in PART_ROLES:
+                role = PART_ROLES[path.parent.name.lower()]
+                found.append(AnnotationFile(path, (path.parent,), role))
+        found.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
     are_roles = any(file.role in ("validation", "test") for file in found)
     return found if are_roles else [replace(file, role=None) for file in found]
 

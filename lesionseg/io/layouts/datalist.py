@@ -204,13 +204,12 @@ def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
     """Return the lesion of a box. Raise `DatasetError` if it is of no known form."""
     if len(box) == 4:
         x0, y0, x1, y1 = box
-        return StatedLesion(label, (y0, x0), (y1, x1), where=where)
+        return StatedLesion(label, (y0, x0, y1, x1), where=where)
     if len(box) != 6:
         raise DatasetError(
             f"the box {box} needs 6 numbers (centre and size), on pictures 4 (x0, y0, x1, y1)."
         )
     centre = np.array(box[:3])
     half = np.array(box[3:]) / 2
-    start = tuple((centre - half).tolist())
-    stop = tuple((centre + half).tolist())
-    return StatedLesion(label, start, stop, unit="mm", where=where)
+    ends = np.concatenate([centre - half, centre + half])
+    return StatedLesion(label, tuple(ends.tolist()), unit="mm", where=where)

@@ -325,7 +325,7 @@ def _check_lesion(
 ) -> None:
     """Raise `DatasetError` if a lesion does not fit to its case."""
     where = f"{lesion.where}: " if lesion.where else ""
-    if has_several_readers and (lesion.is_ignored or not lesion.start):
+    if has_several_readers and (lesion.is_ignored or not lesion.box):
         raise DatasetError(
             f"{where}the case {files.case!r} has several readers, so each annotation must have a "
             "box and no iscrowd. Correct it."
