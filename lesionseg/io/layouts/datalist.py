@@ -3,7 +3,6 @@
 Format: `monai.data.load_decathlon_datalist`, with boxes as in MONAI's detection tutorial.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, listed_file, path_id, validate
+from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
@@ -92,7 +91,11 @@ def read_datalist(root: Path) -> Table:
                 "LPS mm, or as xyxy on pictures."
             )
     findings: list[Finding] = []
-    rows = _make_unique(root, _read_rows(root, path, content, findings))
+    rows = _read_rows(root, path, content, findings)
+    cases = [row.files.case for row in rows]
+    ids = distinct_ids(cases, [row.files.images[0] for row in rows], root)
+    pairs = zip(rows, ids, strict=True)
+    rows = [replace(row, files=replace(row.files, case=case)) for row, case in pairs]
     n_channels = len(rows[0].files.images) if rows else 1
     names = content.get("modality")
     if not isinstance(names, dict) or len(names) != n_channels:
@@ -152,22 +155,6 @@ def _labels(root: Path, rows: list[Row]) -> Labels:
     if max(values, default=1) == 1 or (root / LABELS).is_file():
         return labels
     return Labels.of({k: f"class {k}" for k in range(1, max(values) + 1)}, labels.ignore)
-
-
-def _make_unique(root: Path, rows: list[Row]) -> list[Row]:
-    """Add the names of the folders to the ids of files with equal names.
-
-    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`.
-    """
-    n_cases = Counter(row.files.case for row in rows)
-    unique: list[Row] = []
-    for row in rows:
-        if n_cases[row.files.case] > 1:
-            file = row.files.images[0]
-            inner = file.relative_to(root) if file.is_relative_to(root) else file
-            row = replace(row, files=replace(row.files, case=path_id(inner)))
-        unique.append(row)
-    return unique
 
 
 def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:

@@ -82,8 +82,8 @@ class Row:
     """What a layout states about a case. The rows of a case together describe it.
 
     Attributes:
-        files: The id of the case and, as far as the row states them, its files, group, role, fold
-            and columns. Exactly one row of a case has its images.
+        files: The id of the case and, as far as the row states them, its images, mask, group, role
+            and fold. Exactly one row of a case has its images, and the columns.
         where: File and line, for messages.
         lesions: The lesions that the row states. An empty tuple states that there is none, None
             makes no statement.
@@ -236,12 +236,12 @@ def _place(row: Row) -> object:
 
 
 def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
-    """Return a case with group, role and fold. Rows that state different ones become findings."""
+    """Return a case with mask, group, role and fold. Contradictory rows become findings."""
     files = rows[0].files
     stated: dict[str, tuple[Any, object]] = {}  # value and place
     for row in rows:
         with collect_errors(findings, files.case, row.where):
-            for name in ("group", "role", "fold"):
+            for name in ("reference", "group", "role", "fold"):
                 value = getattr(row.files, name)
                 if value in ("", None):
                     continue

@@ -8,7 +8,6 @@ files with key points (`kpt_shape` in `data.yaml`), the points follow the box.
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +20,14 @@ from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, count
 from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
-from lesionseg.io.layouts.checks import Count, find_left_out, list_images, path_id, validate
+from lesionseg.io.layouts.checks import (
+    Count,
+    distinct_ids,
+    find_left_out,
+    list_images,
+    path_id,
+    validate,
+)
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     distinct_names,
@@ -115,14 +121,13 @@ def read_yolo(root: Path) -> Table:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
         findings.append(Finding("left_out", text, severity="note"))
     images = _find_images(root, path, content, findings)
-    n_images = Counter(path_id(image.inner) for image in images)
+    short_ids = [path_id(image.inner) for image in images]
+    # such as train/images/a.png and val/images/a.png
+    ids = distinct_ids(short_ids, [image.file for image in images], root)
     has_roles = len({image.role for image in images}) > 1
     rows: list[Row] = []
     tables: set[Path] = set()
-    for image in images:
-        case = path_id(image.inner)
-        if n_images[case] > 1:  # such as train/images/a.png and val/images/a.png
-            case = path_id(image.file.relative_to(root))
+    for case, image in zip(ids, images, strict=True):
         role = image.role if has_roles else None
         rows.append(Row(CaseFiles(case, (image.file,), role=role)))
         table = _label_file(root, image.file)

@@ -255,7 +255,8 @@ def test_unknown_label_is_an_error(tmp_path, layout):
 def test_box_outside_its_image_is_an_error_of_its_case(tmp_path, layout):
     layout.write(tmp_path, box=OUTSIDE)
     dataset = read_dataset(tmp_path)
-    with pytest.raises(LesionsegError, match=rf"{layout.table}: .*outside its image"):
+    match = rf"{layout.table}: .*outside its image.*x 69 to 73 of 0 to 64, y 2 to 6 of 0 to 40"
+    with pytest.raises(LesionsegError, match=match):
         read_case(dataset.cases[0], dataset)
 
 
