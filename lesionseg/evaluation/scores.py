@@ -202,6 +202,11 @@ class Provenance:
         return self._count("min_readers")
 
     @property
+    def annotations(self) -> str | None:
+        """The COCO file of the references if it has another name or place, relative to them."""
+        return self._text("annotations") or None
+
+    @property
     def merges_labels(self) -> bool:
         """True if all labels of the references were merged into one."""
         return bool(self.stated.get("merge_labels"))

@@ -531,6 +531,8 @@ def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         known["min_readers"] = cfg.min_readers
     if cfg.merge_labels:
         known["merge_labels"] = True
+    if cfg.annotations is not None:
+        known["annotations"] = cfg.annotations
     if inputs.dataset is None:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {

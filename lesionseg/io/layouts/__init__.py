@@ -142,8 +142,14 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
-    layout = _layout_of(root)
-    dataset = read_table(layout.read(root), root, layout.name, rules)
+    annotations = rules.get("annotations")
+    if annotations is None:
+        layout = _layout_of(root)
+        table = layout.read(root)
+    else:
+        layout = next(known for known in CONVENTIONS if known.name == "coco")
+        table = read_coco(root, root / annotations)
+    dataset = read_table(table, root, layout.name, rules)
     if not dataset.cases:
         text = (
             f"{root}: the folder has no labelled case. The layout {layout.name} consists of "

@@ -127,9 +127,8 @@ def _parse_lesion(cells: Mapping[str, str], labels: Labels, where: str) -> State
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
-    start = tuple(corners[low] for low, _ in axes)
-    stop = tuple(corners[high] for _, high in axes)
-    return StatedLesion(_parse_label(cells["label"], labels), start, stop, where=where)
+    box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
+    return StatedLesion(_parse_label(cells["label"], labels), box, where=where)
 
 
 def _parse_label(name: str, labels: Labels) -> int:
