@@ -5,8 +5,8 @@
 Patients have at least 1 lesion, on average 5 and sometimes 40, like in multiple sclerosis. Lesions
 of one patient are similar, and a few patients have many false positives (negative binomials with k
 = 0.7). For the AUROC, half of the patients have no lesion. The truth of a curve is computed from 40
-000 patients. The script prints the table of notes/reliability.md: the percentage of studies whose interval
-contains the truth. If not all studies have an interval, their percentage is in brackets.
+000 patients. The script prints the table of notes/reliability.md: the percentage of studies whose
+interval contains the truth. If not all studies have an interval, their percentage is in brackets.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Print the widths of 95 % intervals by number of test patients: the tables of docs/patients.md.
+"""Print the widths of 95 % intervals by number of patients: the tables of notes/reliability.md.
 
     python benchmarks/robustness/interval_widths.py
 

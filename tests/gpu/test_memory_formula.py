@@ -46,8 +46,8 @@ def test_formula_is_near_the_count_for_several_labels_and_channels(loss: str) ->
 
 
 def read_table() -> dict[tuple[str, int], list[str]]:
-    """Return the rows of the table in docs/planning.md, by model and memory."""
-    page = Path(__file__).resolve().parents[2] / "docs" / "planning.md"
+    """Return the rows of the table in benchmarks/notes/reliability.md, by model and memory."""
+    page = Path(__file__).resolve().parents[2] / "benchmarks" / "notes" / "reliability.md"
     cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
     rows = [c for c in cells if len(c) == 6 and c[0].strip("`") in ARCHITECTURES]
     return {(name.strip("`"), int(memory)): rest for name, memory, *rest in rows}
