@@ -125,6 +125,7 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique)
     path = tmp_path / "scan.nii.gz"
     write_volume(path, make_ramp(oblique))
     scan = nibabel.load(path)
+    assert (int(scan.header["sform_code"]), int(scan.header["qform_code"])) == (1, 1)
     scan.set_sform(scan.affine, code=4)
     scan.set_qform(None, code=0)
     nibabel.save(scan, path)
@@ -188,7 +189,12 @@ UNKNOWN_SIZE = {"pixdim": [1, 1.5, 2, 0, 0, 0, 0, 0]}
 )
 def test_header_with_one_valid_form_is_read_without_a_remark(tmp_path, caplog, codes, fields):
     path = write_header(tmp_path / "a.nii", *codes, **fields)
-    assert read_geometry(path).spacing_mm == pytest.approx((3, 2, 1.5))
+    geometry = read_geometry(path)
+    assert geometry.spacing_mm == pytest.approx((3, 2, 1.5))
+    mask = tmp_path / "mask.nii.gz"
+    write_volume(mask, make_ramp(geometry), like=path)
+    assert read_geometry(mask).matches(geometry, 1e-4)
+    assert nibabel.load(mask).header.get_zooms() == pytest.approx((1.5, 2, 3))
     assert not caplog.text
 
 
