@@ -202,7 +202,7 @@ def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
     try:
         if path.stat().st_size > most_bytes:
             raise ReadError(
-                f"{path}: the text has more than {most_bytes >> 20} MiB. Check whether it is the "
+                f"{path}: the text has more than {most_bytes >> 10} KiB. Check whether it is the "
                 "right file."
             )
         content = path.read_bytes()
@@ -227,10 +227,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping of plain values. Raise `ReadError` if it is missing or not a mapping."""
     import yaml
 
+    text = read_text(path, _MAX_YAML_BYTES)
     try:
-        if path.stat().st_size > _MAX_YAML_BYTES:
-            raise ValueError(f"longer than {_MAX_YAML_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
         if text.count("[") + text.count("{") > _MAX_YAML_BRACKETS:
             raise ValueError(f"more than {_MAX_YAML_BRACKETS} brackets")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
@@ -238,7 +236,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__}, expected lines key: value")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(f"{path}: cannot be read as YAML: {reason}.") from error
     return content

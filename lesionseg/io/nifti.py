@@ -35,6 +35,8 @@ _SAME_SIZE = 0.01  # relative difference of two voxel sizes, which changes volum
 # largest excess of a quaternion's squared length over 1 that counts as rounding
 _QUATERNION_THRESHOLD = 1e-4
 _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
+# fields of a header that state where its voxels are, except for the quaternion
+_POSITION = ("xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z", "qform_code")
 # columns of an affine for indices (x, y, z) in the order (z, y, x) or the reverse; the last column
 # is the position; the second list is the same for planes
 _REVERSED = [2, 1, 0, 3]
@@ -99,8 +101,9 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         path: The file.
         array: `[*spatial]`.
         geometry: The grid.
-        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied.
-            All viewers then overlay the two files exactly, even viewers that ignore the unit.
+        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied,
+            so that every viewer overlays the two files exactly. A file without a form code, whose
+            position follows from its voxel sizes, gives both forms.
     """
     import nibabel
 
@@ -111,38 +114,26 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.header["sform_code"] = 0  # nibabel writes 2
+    source = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with convert_read_errors(like), _open(like) as stream:
             source = _parse(like, stream)
-            is_same = _read_grid(like, source).matches(geometry)
-        if is_same:
-            _copy_position(image, source, affine)
+            if not _read_grid(like, source).matches(geometry):
+                source = None
+    if source is not None:
+        affine = source.affine
+        image = nibabel.Nifti1Image(array.T, affine)
+        for name in _POSITION:
+            image.header[name] = source.header[name]
+        # with a qform, the header has the voxel sizes of the qform
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0)[: array.ndim])
+        if source.header["qform_code"]:
+            image.set_qform(_qform(source), code=int(source.header["qform_code"]))
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
     nibabel.save(image, path)
-
-
-def _copy_position(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
-    """Copy matrices, form codes and unit of `source` to an image.
-
-    If the source has no form code, its position follows from the voxel sizes only. It is then
-    written as `affine`, which is in millimetres, converted to the unit of the source.
-    """
-    unit = _unit(source)
-    if unit in _MM_PER_UNIT:
-        image.header.set_xyzt_units(unit)
-    q_code = int(source.header["qform_code"])
-    s_code = int(source.header["sform_code"])
-    if q_code or s_code:
-        image.set_qform(_qform(source) if q_code else None, code=q_code)
-        image.set_sform(source.get_sform() if s_code else None, code=s_code)
-        if not q_code:  # with a qform the header has the voxel sizes of the qform
-            sizes = np.linalg.norm(source.get_sform()[:3, :3], axis=0)
-            image.header.set_zooms(sizes[: len(image.shape)])
-    else:
-        in_unit = np.linalg.inv(_mm_scale(source)) @ affine
-        image.set_sform(in_unit, code=1)
-        image.set_qform(in_unit, code=1)
 
 
 def _open(path: Path) -> Any:
