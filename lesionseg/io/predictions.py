@@ -41,20 +41,15 @@ from lesionseg.errors import (
     ReadError,
     describe_misfits,
 )
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.files import (
-    check_case_id,
-    explain_missing,
-    is_broken_link,
-    is_file_or_broken_link,
-    read_json,
-    write_json,
-)
+from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from lesionseg.core import Role
 from lesionseg.errors import DatasetError, count, join_names, suggest
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 
 SPLITS_FINAL = "splits_final.json"  # nnU-Net's name
 PICKLED = "splits_final.pkl"  # version 1 of nnU-Net

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import LesionsegError, OutputError, count
-from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
+from lesionseg.io.text import printable_text
 from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
 from lesionseg.pipeline.predict_tables import CaseRow, PredictOutcome
 from lesionseg.version import __version__

@@ -15,19 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.core import Finding, InputCheckResult
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
-from lesionseg.io.files import (
-    TEMPORARY_NAMES,
-    printable_id,
-    printable_text,
-    read_csv,
-    read_json,
-    write_csv,
-)
+from lesionseg.io.case_ids import printable_id
+from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
 from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.text import printable_text, read_csv, read_json, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 

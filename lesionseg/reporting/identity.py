@@ -6,7 +6,7 @@ from pathlib import Path
 from lesionseg.core.dataset import EACH_IS_A_PATIENT
 from lesionseg.errors import LesionsegError, count
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 
 UNKNOWN = "unknown"
 

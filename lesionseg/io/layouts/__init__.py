@@ -20,7 +20,6 @@ from lesionseg.core.dataset import EACH_IS_A_PATIENT, assign_groups, compile_pat
 from lesionseg.core.finding import NO_CASE, Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.box_table import MAX_LABELS
 from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
@@ -40,6 +39,7 @@ from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.radiograph_tables import find_rsna, find_vindr, read_rsna, read_vindr
 from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 logger = logging.getLogger(__name__)

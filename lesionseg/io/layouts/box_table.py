@@ -24,8 +24,8 @@ from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.core.labels import free_name
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count, join_names
-from lesionseg.io.files import read_csv_columns, read_csv_lines
 from lesionseg.io.layouts.checks import find_left_out
+from lesionseg.io.text import read_csv_columns, read_csv_lines
 
 TABLE = "table"  # the key of `CaseFiles.annotations` for a `CaseBoxes`
 MAX_BOXES = 10_000  # per case

@@ -11,7 +11,7 @@ from typing import Any
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError, suggest
-from lesionseg.io.files import is_file_or_broken_link, read_csv_columns
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -32,6 +32,7 @@ from lesionseg.io.layouts.manifest import (
     read_labels,
     read_manifest,
 )
+from lesionseg.io.text import read_csv_columns
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
 BOXES = "boxes.csv"

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.core.finding import LISTED, Finding, Severity, collect_errors
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
+from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.dicom.series import split_series
-from lesionseg.io.files import case_id_fault
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import SUFFIXES, is_raster, strip_suffix
 

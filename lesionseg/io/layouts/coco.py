@@ -29,7 +29,6 @@ from lesionseg.core import (
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, DatasetError, GeometryError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxes,
@@ -48,8 +47,9 @@ from lesionseg.io.layouts.checks import (
     validate,
 )
 from lesionseg.io.layouts.manifest import column_findings
-from lesionseg.io.limits import run_in_worker
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file, read_volume
+from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,10 @@ from lesionseg.core import (
 )
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import ContentError, DatasetError, ReadError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.box_table import make_box_reference
 from lesionseg.io.layouts.checks import Count, Number, listed_file, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, column_findings, read_labels
+from lesionseg.io.text import read_json
 
 # the lists of a datalist, and the role of the cases in each
 _LISTS: Mapping[str, Role | None] = {

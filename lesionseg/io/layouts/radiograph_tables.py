@@ -12,7 +12,6 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset, Labels, Role
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import read_csv_columns
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -25,6 +24,7 @@ from lesionseg.io.layouts.box_table import (
 )
 from lesionseg.io.layouts.boxes_csv import list_images
 from lesionseg.io.layouts.checks import find_left_out
+from lesionseg.io.text import read_csv_columns
 from lesionseg.io.volumes import strip_suffix
 
 _VINDR_TABLES: Mapping[str, Role | None] = {

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, count
-from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.box_table import (
     TABLE,
     CaseBoxCollector,
@@ -33,6 +33,7 @@ from lesionseg.io.layouts.box_table import (
 )
 from lesionseg.io.layouts.boxes_csv import list_images
 from lesionseg.io.layouts.checks import Count, find_left_out, path_id, validate
+from lesionseg.io.text import read_text, read_yaml
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

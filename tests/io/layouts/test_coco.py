@@ -12,7 +12,7 @@ from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadErro
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.coco import draw
-from lesionseg.io.limits import run_in_worker
+from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import lesion_mask
 from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
 
