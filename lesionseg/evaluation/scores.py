@@ -20,7 +20,7 @@ from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misf
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.intervals import CI, Estimate
 from lesionseg.evaluation.tables import COLUMNS, Tables, write_tables
-from lesionseg.io.files import read_json, write_csv, write_json
+from lesionseg.io.text import read_json, write_csv, write_json
 
 SCHEMA_VERSION = 4
 SCORES_FILE = "scores.json"

@@ -25,7 +25,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from lesionseg.core import Finding
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
-from lesionseg.io.files import plain_text, write_csv
+from lesionseg.io.text import plain_text, write_csv
 
 NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
 POOLED = "pooled"

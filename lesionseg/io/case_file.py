@@ -27,8 +27,9 @@ from pydantic import (
 from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction
 from lesionseg.core.labels import LabelValue
 from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
-from lesionseg.io.files import case_id_fault, read_json, read_text, write_json
+from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.text import read_json, read_text, write_json
 
 CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"

@@ -26,8 +26,8 @@ from lesionseg.io.case_file import (
     read_row,
     write_failures,
 )
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS

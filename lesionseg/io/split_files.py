@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, V
 
 from lesionseg.core import Role
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 
 SPLITS_FINAL = "splits_final.json"  # nnU-Net's name
 PICKLED = "splits_final.pkl"  # version 1 of nnU-Net

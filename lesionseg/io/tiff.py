@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.files import is_file_or_broken_link, read_json
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_grid
 from lesionseg.io.picture import Picture, picture_grid
+from lesionseg.io.text import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import atomic_path, explain_missing
 from lesionseg.io.formats import DICOM, FORMATS, RASTER, Format
-from lesionseg.io.limits import convert_read_errors, run_in_worker
+from lesionseg.io.limits import convert_read_errors
+from lesionseg.io.worker import run_in_worker
 
 T = TypeVar("T")
 SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)

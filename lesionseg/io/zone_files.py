@@ -18,8 +18,8 @@ import numpy as np
 from lesionseg.core import Zones
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_mask
-from lesionseg.io.files import read_json
 from lesionseg.io.predictions import find_masks
+from lesionseg.io.text import read_json
 
 _log = logging.getLogger(__name__)
 

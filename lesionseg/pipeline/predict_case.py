@@ -38,12 +38,13 @@ from lesionseg.io.dicom.results import (
     SEGMENTATION,
     write_dicom_results,
 )
-from lesionseg.io.files import explain_missing, printable_text
+from lesionseg.io.files import explain_missing
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scan_identity import content_digest, file_digest, file_state
+from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory

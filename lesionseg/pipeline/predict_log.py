@@ -10,8 +10,8 @@ from typing import Any
 
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.case_file import CaseRow
-from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
+from lesionseg.io.text import printable_text
 from lesionseg.pipeline.log import LateLog, RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_tables import PredictOutcome
 from lesionseg.version import __version__

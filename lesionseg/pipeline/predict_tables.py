@@ -12,11 +12,13 @@ from typing import Any
 from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
 from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
+from lesionseg.io.case_ids import printable_id
 from lesionseg.io.dicom.scans import DicomScan
-from lesionseg.io.files import TEMPORARY_NAMES, printable_id, printable_text, read_csv, write_csv
+from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
+from lesionseg.io.text import printable_text, read_csv, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 

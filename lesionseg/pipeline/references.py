@@ -8,11 +8,11 @@ from pathlib import Path
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import CaseFiles, Dataset, Finding
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.predictions import PredictionFiles, list_masks
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
 log = logging.getLogger(__name__)

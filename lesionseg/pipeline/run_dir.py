@@ -22,9 +22,9 @@ from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.files import read_json, read_yaml, write_json, write_text
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
+from lesionseg.io.text import read_json, read_yaml, write_json, write_text
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
 from lesionseg.pipeline.survey import Survey

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_readers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
-from lesionseg.io.files import write_text
 from lesionseg.io.layouts.checks import is_colour
+from lesionseg.io.text import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.charts import FOUND, Chart, new_figure

@@ -17,7 +17,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure

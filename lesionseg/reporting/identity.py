@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 from lesionseg.reporting.rendering import say, say_lines, split_lines
 
 

@@ -15,7 +15,7 @@ from lesionseg.core import Dataset, Prediction
 from lesionseg.errors import ContentError, LesionsegError, format_score, require_one_of
 from lesionseg.evaluation.adjudication import Key, candidate_key
 from lesionseg.evaluation.scores import SECOND_MODEL
-from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
+from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent

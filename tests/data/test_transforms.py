@@ -263,7 +263,7 @@ def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
         "monai.transforms.Resized",
         "monai.transforms.apply_transform",
         "monai.utils.optional_import",
-        "lesionseg.io.files.write_text",
+        "lesionseg.io.text.write_text",
         "$import os",
     ],
 )

@@ -16,9 +16,11 @@ from PIL import Image
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
+from lesionseg.io import worker as io_worker
 from lesionseg.io.cases import read_image
-from lesionseg.io.limits import FileLimits, limits, run_in_worker, set_limits
+from lesionseg.io.limits import FileLimits, limits, set_limits
 from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.io.worker import run_in_worker
 from tests.commands import python
 from tests.io.dicom_files import CT, write_dicom_file
 
@@ -220,7 +222,7 @@ def test_crash_of_the_worker_fails_only_its_file(
     good = tmp_path / "a.png"
     Image.new("L", (2, 2), 1).save(good)
     monkeypatch.setattr(io_limits, "_limits", allowed)
-    monkeypatch.setattr(io_limits, "_WALL_PER_PROCESSOR", wall_per_processor)
+    monkeypatch.setattr(io_worker, "_WALL_PER_PROCESSOR", wall_per_processor)
     with pytest.raises(error, match=words):
         run_in_worker(misbehave, tmp_path / "bad.png")
     monkeypatch.undo()
@@ -230,9 +232,9 @@ def test_crash_of_the_worker_fails_only_its_file(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of the worker")
 def test_memory_of_the_worker_is_limited_by_that_of_the_container():
     program = """
-from lesionseg.io import limits
-limits.physical_bytes = lambda: 2**28
-limits._limit_this_process(limits.FileLimits(), 60)
+from lesionseg.io import limits, worker
+worker.physical_bytes = lambda: 2**28
+worker._limit_this_process(limits.FileLimits(), 60)
 bytearray(2**29)
 """
     assert "MemoryError" in python("-c", program).stderr

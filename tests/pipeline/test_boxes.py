@@ -6,8 +6,8 @@ from lesionseg.config import DataConfig
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.text import read_csv, write_json
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey

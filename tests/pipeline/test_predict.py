@@ -20,8 +20,9 @@ from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import locked_folder, read_csv
+from lesionseg.io.files import locked_folder
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths

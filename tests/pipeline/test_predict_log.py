@@ -12,7 +12,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.models import build_network
 from lesionseg.pipeline.log import LOG_FORMAT, added_handlers, open_log
 from lesionseg.pipeline.predict_case import CaseWork

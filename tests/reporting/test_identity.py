@@ -11,9 +11,9 @@ from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.io.files import write_json
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import write_json
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.rendering import say

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, number, text, value_of
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
+from lesionseg.io.limits import check_size, convert_read_errors
+from lesionseg.io.worker import run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

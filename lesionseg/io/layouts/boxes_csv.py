@@ -8,7 +8,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Labels, numbers_first
 from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import is_file_or_broken_link, read_csv_columns, read_csv_lines
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, list_images, path_id, remark_unread_files
 from lesionseg.io.layouts.manifest import (
     LABELS,
@@ -19,6 +19,7 @@ from lesionseg.io.layouts.manifest import (
 )
 from lesionseg.io.layouts.stated_lesions import StatedLesion, parse_number
 from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.text import read_csv_columns, read_csv_lines
 from lesionseg.io.volumes import is_raster, strip_suffix
 
 BOXES = "boxes.csv"

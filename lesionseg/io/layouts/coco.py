@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
@@ -35,6 +34,7 @@ from lesionseg.io.layouts.stated_lesions import (
 )
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.layouts.yolo import PART_ROLES
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file
 
 ANNOTATIONS = "annotations.json"

@@ -15,11 +15,11 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, ReadError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.text import read_json
 
 # the lists of a datalist, and the role of the cases in each
 _LISTS: Mapping[str, Role | None] = {

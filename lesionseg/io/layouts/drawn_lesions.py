@@ -19,8 +19,8 @@ from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     lesions_are_boxes,
 )
-from lesionseg.io.limits import run_in_worker
 from lesionseg.io.volumes import read_volume
+from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pydantic import AliasChoices, BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     CHANNEL,
     Count,
@@ -30,6 +29,7 @@ from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
 FilesByCase = dict[str, dict[int, Path]]

@@ -18,8 +18,8 @@ from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, suggest
+from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
-from lesionseg.io.files import case_id_fault
 from lesionseg.io.layouts.checks import (
     comparison_key,
     find_left_out,

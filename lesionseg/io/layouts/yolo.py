@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, count
-from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import (
     Count,
     distinct_ids,
@@ -35,6 +35,7 @@ from lesionseg.io.layouts.stated_lesions import (
     parse_number,
 )
 from lesionseg.io.layouts.table import Row, Table
+from lesionseg.io.text import read_text, read_yaml
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")

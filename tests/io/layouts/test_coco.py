@@ -13,7 +13,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.drawn_lesions import draw_outlines
 from lesionseg.io.layouts.stated_lesions import StatedLesion
-from lesionseg.io.limits import run_in_worker
+from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import lesion_mask
 from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
 
