@@ -10,15 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import OutputError
 
-P = ParamSpec("P")
-C = TypeVar("C")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
@@ -144,22 +142,20 @@ def _remove_temporary_files(folder: Path) -> None:
                     temporary.unlink()
 
 
-def hold_lock(
-    key: str,
-) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+def hold_lock(key: str) -> Callable[[F], F]:
     """Decorate a command so that it holds the lock of a folder while it runs.
 
     Args:
         key: The setting that names the folder. If it is None, nothing is locked.
     """
 
-    def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+    def decorate(command: F) -> F:
         @wraps(command)
-        def run_locked(cfg: C, *args: P.args, **options: P.kwargs) -> T:
+        def run_locked(cfg: Any, *args: Any, **options: Any) -> Any:
             folder = getattr(cfg, key)
             with nullcontext() if folder is None else locked_folder(Path(folder)):
                 return command(cfg, *args, **options)
 
-        return run_locked  # type: ignore[return-value]
+        return cast(F, run_locked)
 
     return decorate

@@ -219,33 +219,6 @@ def _allow_long_quaternions(kind: Any) -> Any:
     )
 
 
-def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
-    """Return the axis to drop if the volume is a picture, otherwise None.
-
-    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
-    which is more than that of any scan.
-    """
-    if len(shape) != 3:
-        return None
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    most_mm = limits().spacing_mm[1]
-    flat_axes = [axis for axis in range(3) if shape[axis] == 1 and spacing[axis] > most_mm]
-    if len(flat_axes) != 1 or max(shape) == 1:
-        return None
-    return flat_axes[0]
-
-
-def _picture_geometry(
-    path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], flat: int
-) -> Geometry:
-    """Return the grid of a picture's two axes. `flat` is the axis to drop."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    text = "%s: one slice of %.4g mm is read as a picture with two axes."
-    warn_once(logger, text, path, spacing[flat])
-    kept = [axis for axis in (2, 1, 0) if axis != flat]
-    return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
-
-
 def _read_grid(path: Path, image: Any) -> Geometry:
     """Return the grid in RAS millimetres, and warn if parts of the header contradict each other."""
     shape = tuple(int(n) for n in image.shape)
@@ -255,22 +228,35 @@ def _read_grid(path: Path, image: Any) -> Geometry:
         raise ReadError(f"{path}: the shape is {shape}, expected two or three axes. {ONE_VALUE}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     _check_affine(path, image, affine, len(shape))
-    unit = _UNITS.get(_unit(image), "")
-    flat = _picture_axis(shape, affine)
-    if flat is not None:
-        return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
-    if len(shape) == 3:
-        geometry = check_grid(path, Geometry(shape[::-1], affine[:, _REVERSED]), unit)
-        if image.header["sform_code"]:
-            _warn_of_contradictions(path, image, geometry)
-        return geometry
-    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    geometry = _make_geometry(path, shape, affine)
+    check_grid(path, geometry, _UNITS.get(_unit(image), ""))
+    if geometry.dims == 3 and image.header["sform_code"]:
+        _warn_of_contradictions(path, image, geometry)
+    return geometry
+
+
+def _make_geometry(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Geometry:
+    """Return the grid of a file with the axes (x, y) or (x, y, z).
+
+    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
+    which is more than that of any scan. Such a file gets two axes, with a warning.
+    """
+    dims = len(shape)
+    spacing = np.linalg.norm(affine[:3, :dims], axis=0)
+    most_mm = limits().spacing_mm[1]
+    flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > most_mm]
+    if dims == 3 and len(flat) == 1 and max(shape) > 1:
+        text = "%s: one slice of %.4g mm is read as a picture with two axes."
+        warn_once(logger, text, path, spacing[flat[0]])
+        kept = [axis for axis in (2, 1, 0) if axis not in flat]
+        return Geometry.from_spacing([shape[axis] for axis in kept], spacing[kept].tolist())
+    if dims == 3:
+        return Geometry(shape[::-1], affine[:, _REVERSED])
     is_in_xy_plane = np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min())
     if is_in_xy_plane:
-        plane_affine = affine[np.ix_(_PLANE, _REVERSED_PLANE)]
-        return check_grid(path, Geometry(shape[::-1], plane_affine), unit)
+        return Geometry(shape[::-1], affine[np.ix_(_PLANE, _REVERSED_PLANE)])
     # an oblique plane cannot be located with two coordinates, so only its spacing is kept
-    return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
+    return Geometry.from_spacing(shape[::-1], spacing[::-1].tolist())
 
 
 def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int) -> None:

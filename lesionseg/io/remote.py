@@ -27,7 +27,8 @@ _KEYS = (
 )  # fmt: skip
 _LOCK = ".lock"
 _STATES = "states.json"  # next to a local copy: the files of the store and their states
-_UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
+_UPLOADS = "uploads.txt"  # next to a local copy: a line for each file changed since its download
+_REMOVED = "\t"  # the line of a file that was removed from the store begins with it
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
 _OF_EXTRA = (*_WEB, "s3://", "s3a://")  # stores whose packages the extra `remote` installs
 
@@ -80,17 +81,18 @@ def download(
     with FileLock(base / _LOCK):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
-        uploaded = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
+        changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         try:
             listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
             # other local files may be those of a process that has not uploaded them yet
-            removed = {*before, *uploaded} - listed.keys()
+            known = _list_known(before, changes)
+            removed = known - listed.keys()
             for name in removed:
                 (copy / name).unlink(missing_ok=True)
             kept: dict[str, str] = {}
             for name, stored in listed.items():
-                is_unchanged = before.get(name) == stored.state and (copy / name).is_file()
-                if is_unchanged and stored.state:
+                is_unchanged = name in known and before.get(name) == stored.state
+                if is_unchanged and stored.state and (copy / name).is_file():
                     kept[name] = stored.state
             wanted = {
                 name: stored
@@ -215,11 +217,11 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             if path.is_file():
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
-                _note_upload(path, copy)
+                _note_change(path, copy, "")
             else:
                 if system.exists(target):
                     system.rm_file(target)
-                _note_removal(path, copy)
+                _note_change(path, copy, _REMOVED)
         except Exception as error:
             raise OutputError(
                 f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
@@ -227,28 +229,29 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             ) from error
 
 
-def _note_upload(path: Path, copy: Path) -> None:
-    """Record that a file is in the store, so that `download` removes it if the store loses it."""
+def _note_change(path: Path, copy: Path, mark: str) -> None:
+    """Record that a file was uploaded or, with the mark `_REMOVED`, removed from the store.
+
+    `download` then removes the local copy of an uploaded file if the store loses it, but keeps a
+    new local file of a removed one.
+    """
     with (
         FileLock(copy.parent / _LOCK),
         (copy.parent / _UPLOADS).open("a", encoding="utf-8") as file,
     ):
-        file.write(f"{path.relative_to(copy).as_posix()}\n")
+        file.write(f"{mark}{path.relative_to(copy).as_posix()}\n")
 
 
-def _note_removal(path: Path, copy: Path) -> None:
-    """Record that a file is not in the store, so that `download` keeps a new local file."""
-    name = path.relative_to(copy).as_posix()
-    states = copy.parent / _STATES
-    uploads = copy.parent / _UPLOADS
-    with FileLock(copy.parent / _LOCK):
-        if states.is_file():
-            before = read_json(states)
-            before.pop(name, None)
-            write_json(states, before)
-        if uploads.is_file():
-            uploaded = uploads.read_text("utf-8").splitlines()
-            uploads.write_text("".join(f"{line}\n" for line in uploaded if line != name), "utf-8")
+def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
+    """Return the files that were in the store, from those of the last download and the changes."""
+    known = set(before)
+    for change in changes:
+        name = change.removeprefix(_REMOVED)
+        if name == change:
+            known.add(name)
+        else:
+            known.discard(name)
+    return known
 
 
 def _open(place: str) -> tuple[Any, str]:

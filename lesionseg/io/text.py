@@ -111,8 +111,8 @@ def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
     try:
         if path.stat().st_size > most_bytes:
             raise ReadError(
-                f"{path}: the text has more than {most_bytes >> 10} KiB. Check whether it is the "
-                "right file."
+                f"{path}: the text has more than {most_bytes / 2**20:g} MiB. Check whether it is "
+                "the right file."
             )
         content = path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import re
 
 import nibabel
 import numpy as np
@@ -133,6 +134,14 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
+
+
+def test_header_without_the_length_of_its_compressed_voxels_is_an_error(tmp_path, oblique):
+    path = tmp_path / "a.mha"
+    write_volume(path, make_ramp(oblique))
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", b"", path.read_bytes()))
+    with pytest.raises(ReadError, match=r"a\.mha: the header has no CompressedDataSize"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)])
