@@ -418,14 +418,12 @@ class ResultObjects:
             change: See `Comparison.since`. The state is "" without an earlier visit.
         """
         group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-        reference: Any = sr.ReferencedSegment
         if self.source.is_radiograph:
             group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
-            reference = sr.ReferencedSegmentationFrame
         segment = None
         regions: Any = None
         if segmentation is not None and number is not None:
-            segment = reference.from_segmentation(segmentation, segment_number=number)
+            segment = self._refer_to_segment(segmentation, number)
         else:
             regions = self._outline_box(candidate)
         state, volume_before = change
@@ -444,6 +442,19 @@ class ResultObjects:
             measurements=self._make_measurements(candidate, volume_before),
             qualitative_evaluations=evaluations,
         )
+
+    def _refer_to_segment(self, segmentation: seg.Segmentation, number: int) -> Any:
+        """Return a reference to a segment, or to its frame if the scan is a radiograph.
+
+        The functions `from_segmentation` of highdicom 0.28 fail if there is only one segment.
+        """
+        uids = (segmentation.SOPClassUID, segmentation.SOPInstanceUID)
+        if self.source.is_radiograph:
+            # the frames of a radiograph's segmentation are its segments in their order
+            image = sr.SourceImageForSegmentation.from_source_image(self.source.first)
+            return sr.ReferencedSegmentationFrame(*uids, number, number, source_image=image)
+        series = sr.SourceSeriesForSegmentation(self.source.first.SeriesInstanceUID)
+        return sr.ReferencedSegment(*uids, number, source_series=series)
 
     def _make_empty_group(self) -> sr.MeasurementsAndQualitativeEvaluations:
         """Make a group that states 0 accepted candidates. A report must have at least one group."""
