@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
+from lesionseg.evaluation.curves import accumulate
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
 from lesionseg.evaluation.tables import Tables
 from lesionseg.ops.boxes import box_iou
@@ -227,12 +228,12 @@ def _precision_of_label(
         lesions: Number of lesions of each group `[groups]`.
     """
     n_lesions = weights @ lesions
-    n_seen = np.cumsum(np.take(weights, group, axis=1), axis=1, dtype=np.float64)
+    n_seen = accumulate(weights, group)[:, 1:]
     found = np.full((len(weights), len(IOUS)), np.nan)
     for k, hits in enumerate(hit):
         # recall rises only at true positives, and precision has its peaks there
         at = np.flatnonzero(hits)
-        n_true = np.cumsum(np.take(weights, group[at], axis=1), axis=1, dtype=np.float64)
+        n_true = accumulate(weights, group[at])[:, 1:]
         precision = n_true / (n_seen[:, at] + _TINY)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall
