@@ -20,7 +20,7 @@ from monai.data.box_utils import non_max_suppression
 from torch import Tensor
 
 from benchmarks.common import table
-from lesionseg.ops import nms
+from lesionseg.ops.suppression import nms
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".peers" / "bin" / "python"

@@ -48,7 +48,7 @@ from lesionseg.losses import sigmoid_focal_loss
 from lesionseg.models.blocks import GroupNorm, InstanceNorm
 from lesionseg.models.build import autocast_dtype, build_network, set_memory_format
 from lesionseg.models.memory_formula import CONTEXT_GB, WORKSPACE_GB, tensors_gb
-from lesionseg.ops import nms
+from lesionseg.ops.suppression import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of

@@ -209,6 +209,7 @@ class Settings(BaseModel):
 
 class DataConfig(Settings):
     root: Annotated[Text, PathKind.DATASET]
+    annotations: Text | None
     group: str | None
     merge_labels: bool
     validation_fraction: FractionBelow1
@@ -515,6 +516,7 @@ class EvaluateConfig(OutputCommand):
     resample: bool
     geometry: Literal["header", "image"]
     min_readers: PositiveInt | None
+    annotations: Text | None
     merge_labels: bool
     replicates: NonNegativeInt
     seed: NonNegativeInt

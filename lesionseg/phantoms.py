@@ -34,7 +34,7 @@ from scipy import ndimage
 from lesionseg.config import Probability
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError, OutputError, suggest
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.child_process import ChildEnded, ChildProcess
-from lesionseg.io.limits import run_in_worker
+from lesionseg.io.worker import run_in_worker
 
 PATIENCE = 60  # seconds, for a busy machine
 

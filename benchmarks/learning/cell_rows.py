@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.learning.vs_nnunet_table import Cell, limit_at, outlined, recall_at
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 
 SIZES = (5.0, 10.0)  # lesions below these diameters are counted
 RATE = 1.0  # false positives per case at which they are counted

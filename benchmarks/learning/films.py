@@ -40,7 +40,7 @@ from lesionseg.evaluation.criteria import find_preset
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases

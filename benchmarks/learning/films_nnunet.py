@@ -22,7 +22,7 @@ from benchmarks.learning import films, vs_nnunet
 from lesionseg.core import CaseFiles
 from lesionseg.evaluation import MatchedCase
 from lesionseg.io.cases import read_case
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.text import read_json, write_json
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import DataConfig
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.text import read_csv
 from lesionseg.pipeline.survey import Survey
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.learning.cell_rows import row_of
-from lesionseg.io.files import read_json
+from lesionseg.io.text import read_json
 
 
 def main() -> None:

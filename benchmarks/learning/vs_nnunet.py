@@ -50,8 +50,8 @@ from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
 from lesionseg.evaluation import Scores
 from lesionseg.inference.decision import find_by_plan
 from lesionseg.io.cases import read_case, read_image
-from lesionseg.io.files import read_json, write_json, write_text
 from lesionseg.io.predictions import find_predictions, write_prediction
+from lesionseg.io.text import read_json, write_json, write_text
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_roles import score_predicted

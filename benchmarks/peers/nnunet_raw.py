@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import write_json
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 

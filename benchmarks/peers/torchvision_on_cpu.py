@@ -9,7 +9,7 @@ faster on a CPU, so the comparison does not favour us. Import this before torchv
 import torch
 from torch import Tensor
 
-from lesionseg.ops import nms
+from lesionseg.ops.suppression import nms
 
 
 def supply_nms() -> None:

@@ -22,6 +22,8 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
     An empty path is an error. No file is read, and files at a URL are not checked. The command
     still checks the files that it reads.
     """
+    # the folder is simulated if it is missing, or read without a known layout
+    needs_no_layout = isinstance(cfg, DataConfig) and bool(cfg.phantoms or cfg.annotations)
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
         key = f"{prefix}{field.alias or name}"
@@ -30,8 +32,8 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
         for kind in field.metadata:
             if not isinstance(kind, PathKind):
                 continue
-            if kind is PathKind.DATASET and isinstance(cfg, DataConfig) and cfg.phantoms:
-                continue  # the scans are simulated if the folder is missing
+            if kind is PathKind.DATASET and needs_no_layout:
+                continue
             for path in _list_paths(value):
                 if not path:  # it would otherwise mean the current folder
                     raise ConfigError(

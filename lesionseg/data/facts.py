@@ -19,7 +19,7 @@ from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
 from lesionseg.plan.plausibility import ReferenceFacts
 

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, Estimate, proportion, rate
@@ -17,18 +16,33 @@ ADJUDICATED = "adjudicated"  # the subset of the rows
 WORDS = (LESION, NO_LESION_HERE, UNSURE)
 
 
-@dataclass(frozen=True)
-class Answer:
+Key = tuple[str, int, tuple[float, ...]]  # case, candidate and box
+
+
+class Answer(NamedTuple):
     """The answer of a reader to one false positive.
 
-    `box_vox` is the box of the candidate when the reader answered. If the candidate now has another
-    box, the answer is stale.
+    `key` contains the box of the candidate when the reader answered. If the candidate now has
+    another box, the answer is stale.
     """
 
-    case: str
-    candidate: int
-    box_vox: tuple[float, ...]
+    key: Key
     word: str
+
+
+def candidate_key(row: Mapping[Any, Any]) -> Key:
+    """Return the case, candidate and box of a row, independent of the format of numbers.
+
+    A spreadsheet may write 3 as 3.0, so numbers are parsed and rounded. In 2-D, and in a table
+    from which columns were removed, the key has fewer numbers of the box.
+    """
+    box: list[float] = []
+    for end in ("start", "stop"):
+        for axis in "zyx":
+            cell = row.get(f"{end}_{axis}_vox")
+            if cell not in (None, "") and cell == cell:
+                box.append(round(float(cell), 2))
+    return str(row["case"]), int(float(row["candidate"])), tuple(box)
 
 
 def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
@@ -48,9 +62,7 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
                 f"{NO_LESION_HERE}, {UNSURE} or nothing."
             )
         try:
-            ends = (row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx")
-            box = tuple(float(cell) for cell in ends if cell)
-            found.append(Answer(row["case"], int(float(row["candidate"])), box, word))
+            found.append(Answer(candidate_key(row), word))
         except (KeyError, ValueError) as error:
             raise ContentError(
                 f"{where}, line {line}: the case, the candidate or its box is missing or is not a "
@@ -71,38 +83,28 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
     Raises:
         ContentError: if two answers to the same candidate differ.
     """
-    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
-    corners = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"]
-    boxes = {}
-    for case, number, *box in false[["case", "candidate", *corners]].itertuples(index=False):
-        boxes[case, number] = tuple(value for value in box if not np.isnan(value))
-    valid = [a for a in answers if _is_same_box(boxes.get((a.case, a.candidate), ()), a.box_vox)]
-    word_of: dict[tuple[str, int], str] = {}
-    for answer in valid:
-        first = word_of.setdefault((answer.case, answer.candidate), answer.word)
-        if first != answer.word:
+    keys = {candidate_key(row) for row in tables.false_positives.to_dict("records")}
+    valid = [answer for answer in answers if answer.key in keys]
+    word_of: dict[Key, str] = {}
+    for key, word in valid:
+        first = word_of.setdefault(key, word)
+        if first != word:
+            case, candidate, _ = key
             raise ContentError(
-                f"adjudication: candidate {answer.candidate} of {answer.case} has two answers, "
-                f"{first} and {answer.word}. Keep one of them."
+                f"adjudication: candidate {candidate} of {case} has two answers, "
+                f"{first} and {word}. Keep one of them."
             )
-    confirmed = Counter(case for (case, _), word in word_of.items() if word == LESION)
+    confirmed = Counter(case for (case, *_), word in word_of.items() if word == LESION)
     words = Counter(word_of.values())
     numbers = {
         "n_answer_lesion": words[LESION],
         "n_answer_no_lesion": words[NO_LESION_HERE],
         "n_answer_unsure": words[UNSURE],
-        "n_open": len(boxes) - len(word_of),
+        "n_open": len(keys) - len(word_of),
         "n_stale": len(answers) - len(valid),
     }
     counts = [Estimate(number, name=name) for name, number in numbers.items()]
     return [replace(row, subset=ADJUDICATED) for row in (*counts, *_count(tables, confirmed))]
-
-
-def _is_same_box(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    """Return True if two boxes are equal, except for rounding. An empty box equals no box."""
-    if not box or len(box) != len(other):
-        return False
-    return all(abs(a - b) < 1e-3 for a, b in zip(box, other, strict=True))
 
 
 def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
+from lesionseg.evaluation.curves import accumulate
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
 from lesionseg.evaluation.tables import Tables
 from lesionseg.ops.boxes import box_iou
@@ -193,17 +194,16 @@ class BoxHits:
         candidates. It is NaN for a case without a lesion and without an accepted candidate.
         """
         low, high = RANGES[RSNA]
-        names = pd.Index(tables.cases["case"].to_numpy(object))
-        accepted = self.rows["accepted"].to_numpy(np.bool_)
-        case = names.get_indexer(self.rows["case"][accepted].to_numpy(object))
-        hits = self.hit[_within(low, high)][:, accepted].T
-        n_true = np.zeros((len(names), hits.shape[1]))
-        np.add.at(n_true, case, hits)
-        case_of_lesion = names.get_indexer(tables.lesions["case"].to_numpy(object))
-        n_all = np.bincount(case, minlength=len(names)).astype(np.float64)
-        n_all += np.bincount(case_of_lesion, minlength=len(names))
+        names = tables.cases["case"]
+        is_accepted = self.rows["accepted"].to_numpy(np.bool_)
+        case = self.rows["case"][is_accepted]
+        hits = pd.DataFrame(self.hit[_within(low, high)][:, is_accepted].T, index=case.index)
+        n_true = hits.astype(np.int64).groupby(case).sum().reindex(names, fill_value=0)
+        both = pd.concat([case, tables.lesions["case"]])
+        n_all = both.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN), at each IoU
-        scores = divide(n_true, n_all[:, None] - n_true)
+        true = n_true.to_numpy(np.float64)
+        scores = divide(true, n_all.to_numpy(np.float64)[:, np.newaxis] - true)
         return np.asarray(scores.mean(axis=1))
 
 
@@ -228,12 +228,12 @@ def _precision_of_label(
         lesions: Number of lesions of each group `[groups]`.
     """
     n_lesions = weights @ lesions
-    n_seen = np.cumsum(np.take(weights, group, axis=1), axis=1, dtype=np.float64)
+    n_seen = accumulate(weights, group)[:, 1:]
     found = np.full((len(weights), len(IOUS)), np.nan)
     for k, hits in enumerate(hit):
         # recall rises only at true positives, and precision has its peaks there
         at = np.flatnonzero(hits)
-        n_true = np.cumsum(np.take(weights, group[at], axis=1), axis=1, dtype=np.float64)
+        n_true = accumulate(weights, group[at])[:, 1:]
         precision = n_true / (n_seen[:, at] + _TINY)
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall

@@ -91,14 +91,12 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
     y = true.astype(np.float64)
     # the ridge keeps the slope finite if a probability separates the outcomes perfectly
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
-    brier = float(((p - y) ** 2).mean())
-    found = [
-        Estimate(brier, n=len(true), name="calibration_brier", subset=of),
-        Estimate(float(slope), n=len(true), name="calibration_slope", subset=of),
-    ]
+    numbers = {"calibration_brier": ((p - y) ** 2).mean(), "calibration_slope": slope}
     if p.any():
-        ratio = float(y.sum() / p.sum())
-        found.append(Estimate(ratio, n=len(true), name="observed_expected", subset=of))
+        numbers["observed_expected"] = y.sum() / p.sum()
+    found = []
+    for name, number in numbers.items():
+        found.append(Estimate(float(number), n=len(true), name=name, subset=of))
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
     for i in np.unique(bins).tolist():
         inside = bins == i

@@ -19,7 +19,7 @@ from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.matching import Rows, connected_parts, overlap_table
 from lesionseg.evaluation.regrid import resample_prediction
-from lesionseg.io.files import write_csv
+from lesionseg.io.text import write_csv
 from lesionseg.ops.components import candidates_of
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]

@@ -213,9 +213,10 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
     ) -> NDArray[np.float64]:
         """Return the difference after some groups have swapped their results.
 
-        `first` has, along `axis`, the index of the results that count for the first model: g for a
-        group g that keeps its results, and g + n_groups for a group that swaps them. `second` has
-        the other index and is not needed.
+        scipy permutes what it is given, which are indices of results instead of results. `first`
+        has, along `axis`, the index of the results that count for the first model: g for a group g
+        that keeps its results, and g + n_groups for a group that swaps them. `second` has the other
+        index and is not needed.
         """
         first = np.moveaxis(first, axis, -1)
         is_taken = np.zeros((*first.shape[:-1], 2 * n_groups))

@@ -31,15 +31,15 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return the recall `[replicates, rates]`."""
-        false = _accumulate(weights, false_group)[:, 1:]
-        found = _accumulate(weights, lesion_group)
-        # 1e-9: rounding must not exclude a false positive that a limit just allows
-        limits = np.outer(weights @ cases, fp_per_case) + 1e-9
-        # number of false positives that each limit allows. Candidates are accepted down to the next
+        false = accumulate(weights, false_group)[:, 1:]
+        found = accumulate(weights, lesion_group)
+        # 1e-9: rounding must not exclude a false positive that a rate just allows
+        most = np.outer(weights @ cases, fp_per_case) + 1e-9
+        # number of false positives that each rate allows. Candidates are accepted down to the next
         # one, which is excluded
-        n_allowed = np.empty(limits.shape, np.intp)
-        for i, (row, limit) in enumerate(zip(false, limits, strict=True)):
-            n_allowed[i] = np.searchsorted(row, limit, side="right")
+        n_allowed = np.empty(most.shape, np.intp)
+        for i, (row, most_of_row) in enumerate(zip(false, most, strict=True)):
+            n_allowed[i] = np.searchsorted(row, most_of_row, side="right")
         n_found = np.take_along_axis(found, n_found_above[n_allowed], 1)
         return divide(n_found, found[:, -1:])
 
@@ -78,8 +78,8 @@ def average_precision(tables: Tables) -> Statistic:
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return the average precision `[replicates, 1]`."""
-        hits = _accumulate(weights, found_group)[:, n_true]
-        accepted = _accumulate(weights, group)[:, n_accepted]
+        hits = accumulate(weights, found_group)[:, n_true]
+        accepted = accumulate(weights, group)[:, n_accepted]
         precision = np.nan_to_num(divide(hits, accepted))
         steps = np.diff(hits, axis=1, prepend=0)
         return divide((steps * precision).sum(1), weights @ lesions)[:, None]
@@ -108,7 +108,7 @@ def case_auroc(tables: Tables) -> Statistic:
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         """Return the AUROC `[replicates, 1]`."""
-        negative = _accumulate(weights, group[~positive])  # sums of weights, lowest score first
+        negative = accumulate(weights, group[~positive])  # sums of weights, lowest score first
         # ties count half
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
         of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)
@@ -119,7 +119,7 @@ def case_auroc(tables: Tables) -> Statistic:
     return statistic
 
 
-def _accumulate(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+def accumulate(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the cumulative sums of the weights of items, `[replicates, items + 1]`, from 0.
 
     `groups` `[items]` contains the group of each item. An item has the weight of its group.

@@ -346,9 +346,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
     module's docstring explains.
     """
     found_at = np.full(links.n_lesions, NEVER)
-    is_exclusive = _find_exclusive(links)  # these need no matching
-    found_at[links.lesion[is_exclusive]] = scores[links.candidate[is_exclusive]]
-    for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
+    for candidates, lesions, weight in _split_parts(links):
         part_scores = scores[candidates]
         for score in np.unique(part_scores)[::-1]:
             is_found = found_at[lesions] > NEVER
@@ -386,9 +384,7 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
     rule = links.criterion
     if rule.assignment == "every_threshold":
-        is_exclusive = _find_exclusive(links)
-        candidate_of[links.lesion[is_exclusive]] = links.candidate[is_exclusive]
-        for candidates, lesions, weight in _split_parts(links.where(~is_exclusive)):
+        for candidates, lesions, weight in _split_parts(links):
             rows, columns = _pair_best(weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
@@ -413,16 +409,6 @@ def _pair_best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     # scipy assigns as many rows as possible, also where nothing may match
     may_match = weight[rows, columns] > 0
     return rows[may_match], columns[may_match]
-
-
-def _find_exclusive(links: Links) -> Flags:
-    """Flag the links `[links]` whose candidate and lesion have no other link.
-
-    Such a pair needs no assignment problem.
-    """
-    of_candidate = np.bincount(links.candidate)
-    of_lesion = np.bincount(links.lesion)
-    return np.asarray((of_candidate[links.candidate] == 1) & (of_lesion[links.lesion] == 1))
 
 
 def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:

@@ -181,7 +181,7 @@ def default_rate(n_lesions: int, n_cases: float) -> float:
     """Return the default rate of false positives per case.
 
     It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more. With 60 lesions per
-    case, a limit of one false positive per case would leave most lesions undetected.
+    case, at most one false positive per case would leave most lesions undetected.
 
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)

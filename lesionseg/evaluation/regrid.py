@@ -36,43 +36,54 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             f"its reference has {geometry.dims}. Give files of the same case."
         )
     own = prediction.geometry
-    removed = _inside_grid([_move_box(c, own, geometry) for c in prediction.removed], geometry)
-    if prediction.instances is None:
-        boxes = [_move_box(c, own, geometry) for c in prediction.candidates]
-        moved = _inside_grid(boxes, geometry)
-        _warn_of_outside(prediction.case, len(boxes) - len(moved))
-        return replace(prediction, geometry=geometry, candidates=moved, removed=removed)
-    instances = _resample_nearest(prediction.instances, own, geometry)
-    lost = set(present_values(prediction.instances)) - set(present_values(instances))
-    if lost:  # these are located between the new voxels
-        # measured here, because stored centres do not follow if the caller has replaced the grid
-        centres_mm = candidates_of(prediction).centres_mm
-        for candidate, centre_mm in zip(prediction.candidates, centres_mm, strict=True):
-            nearest = np.rint(geometry.to_index(centre_mm[np.newaxis])[0]).astype(np.int64)
-            is_inside = bool(((nearest >= 0) & (nearest < geometry.shape)).all())
-            if candidate.id in lost and is_inside and instances[tuple(nearest)] == 0:
-                instances[tuple(nearest)] = candidate.id
-    lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
+    instances = None
+    has_voxels = np.zeros(len(prediction.candidates), dtype=np.bool_)
+    if prediction.instances is not None:
+        instances = _resample_instances(prediction, prediction.instances, geometry)
+        lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
+        has_voxels = lesions.has_voxels
     candidates = []
     for row, c in enumerate(prediction.candidates):
-        if lesions.has_voxels[row]:
-            measured = Candidate.from_voxels(
-                c.id, c.label, c.score, lesions.voxels_of(row), geometry
-            )
+        if has_voxels[row]:
+            voxels = lesions.voxels_of(row)
+            measured = Candidate.from_voxels(c.id, c.label, c.score, voxels, geometry)
             candidates.append(replace(measured, accepted=c.accepted, probability=c.probability))
         else:
             candidates.append(_move_box(c, own, geometry))
     kept = _inside_grid(candidates, geometry)
-    _warn_of_outside(prediction.case, len(candidates) - len(kept))
+    if len(kept) < len(candidates):
+        logger.warning(
+            "Case %s: %s outside the grid of its reference are left out.",
+            prediction.case,
+            count(len(candidates) - len(kept), "candidate"),
+        )
     values = prediction.values
     return replace(
         prediction,
         geometry=geometry,
         candidates=kept,
         instances=instances,
-        removed=removed,
+        removed=_inside_grid([_move_box(c, own, geometry) for c in prediction.removed], geometry),
         values=None if values is None else _resample_nearest(values, own, geometry),
     )
+
+
+def _resample_instances(
+    prediction: Prediction, instances: NDArray[np.int32], geometry: Geometry
+) -> NDArray[Any]:
+    """Resample the instances, and draw the candidates that are located between the new voxels."""
+    moved = _resample_nearest(instances, prediction.geometry, geometry)
+    lost = set(present_values(instances)) - set(present_values(moved))
+    if not lost:
+        return moved
+    # measured here, because stored centres do not follow if the caller has replaced the grid
+    centres_mm = candidates_of(prediction).centres_mm
+    for candidate, centre_mm in zip(prediction.candidates, centres_mm, strict=True):
+        nearest = np.rint(geometry.to_index(centre_mm[np.newaxis])[0]).astype(np.int64)
+        is_inside = bool(((nearest >= 0) & (nearest < geometry.shape)).all())
+        if candidate.id in lost and is_inside and moved[tuple(nearest)] == 0:
+            moved[tuple(nearest)] = candidate.id
+    return moved
 
 
 def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
@@ -90,13 +101,6 @@ def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[C
         if begins and np.greater(candidate.stop_vox, 0).all():
             inside.append(candidate)
     return tuple(inside)
-
-
-def _warn_of_outside(case: str, n_outside: int) -> None:
-    """Warn of candidates outside the grid of the reference."""
-    if n_outside:
-        text = "Case %s: %s outside the grid of its reference are left out."
-        logger.warning(text, case, count(n_outside, "candidate"))
 
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:

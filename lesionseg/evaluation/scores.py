@@ -20,7 +20,7 @@ from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misf
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.intervals import CI, Estimate
 from lesionseg.evaluation.tables import COLUMNS, Tables, write_tables
-from lesionseg.io.files import read_json, write_csv, write_json
+from lesionseg.io.text import read_json, write_csv, write_json
 
 SCHEMA_VERSION = 4
 SCORES_FILE = "scores.json"
@@ -200,6 +200,11 @@ class Provenance:
     def min_readers(self) -> int | None:
         """The number of readers who must have marked a reference lesion, None for the default."""
         return self._count("min_readers")
+
+    @property
+    def annotations(self) -> str | None:
+        """The COCO file of the references if it has another name or place, relative to them."""
+        return self._text("annotations") or None
 
     @property
     def merges_labels(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from lesionseg.core import CaseFiles, numbers_first
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.evaluation.tables import Tables
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 
 N_QUANTILES = 4
 MAX_VALUES = 20

@@ -234,14 +234,11 @@ class Summary:
         support: Numbers,
         undefined: str,
         *,
-        items: int | None = None,
         bounds: Sequence[CI | None] = (),
     ) -> list[Estimate]:
-        """Compute numbers with percentile intervals, as `intervals.bootstrap` describes.
-
-        `items` is the number of cases by default.
-        """
-        items = self.n_cases if items is None else items
+        """Compute numbers with percentile intervals, as `intervals.bootstrap` describes."""
+        # more than the number of cases, lesions or candidates that any statistic uses
+        items = sum(map(len, self.tables.frames)) + 1
         return bootstrap(
             statistic, self.draws, support, undefined, items, bounds=bounds, names=names
         )
@@ -298,10 +295,7 @@ class Summary:
         """Compute a statistic of the pooled scores. It is undefined without scores."""
         if not self.has_scores:
             return _undefined(names, UNSCORED)
-        # the curves accumulate lesions and false positives, from 0
-        items = len(self.tables.detected_at) + len(self.tables.false_score) + 1
-        support = self.tables.lesions_by_group
-        return self.resample(names, statistic, support, NO_LESION, items=items)
+        return self.resample(names, statistic, self.tables.lesions_by_group, NO_LESION)
 
     def cpm(self) -> Estimate:
         """Compute the mean recall of the FROC. It is undefined for fewer than 8 cases."""
@@ -345,8 +339,7 @@ class Summary:
         names = [*["box_average_precision"] * len(IOUS), *RANGES]
         if self.has_scores and support.any():
             statistic = hits.average_precision(tables)
-            items = len(hits.rows) + 1
-            estimates = self.resample(names, statistic, support, NO_LESION, items=items)
+            estimates = self.resample(names, statistic, support, NO_LESION)
             by_case = hits.rsna_by_case(tables)
             counted = tables.add_up("cases", ~np.isnan(by_case))
             total = tables.add_up("cases", np.nan_to_num(by_case))
@@ -413,8 +406,7 @@ class Summary:
             return np.where(n[:, None] > 1, found, np.nan)
 
         names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
-        # the statistic holds about six numbers per replicate at once
-        found = self.resample(names, statistic, counts, undefined, items=6, bounds=[None] * 3)
+        found = self.resample(names, statistic, counts, undefined, bounds=[None] * 3)
         return [replace(one, n=int(counts.sum())) for one in found]
 
     def calibration(self) -> list[Estimate]:

@@ -25,7 +25,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from lesionseg.core import Finding
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
-from lesionseg.io.files import plain_text, write_csv
+from lesionseg.io.text import plain_text, write_csv
 
 NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
 POOLED = "pooled"
@@ -363,11 +363,15 @@ class Tables:
         """True for each predicted case `[cases]` whose reader looked for all labels in vain."""
         return np.asarray(~self.has_lesion & (self.case_share == 1))
 
+    @property
+    def false_positives(self) -> pd.DataFrame:
+        """The candidates that are false positives at the operating point."""
+        return self.candidates[self.candidates["outcome"] == "false_positive"]
+
     @cached_property
     def false_by_case(self) -> Numbers:
         """Number of false positives of each case `[cases]` at the operating point."""
-        is_false = self.candidates["outcome"] == "false_positive"
-        counts = self.candidates.loc[is_false, "case"].value_counts()
+        counts = self.false_positives["case"].value_counts()
         return np.asarray(self.cases["case"].map(counts).fillna(0), np.float64)
 
     @property

@@ -8,9 +8,6 @@ first (`remote`). The library of a format is imported only if such a file is rea
 from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
 from lesionseg.io.cases import read_mask as read_mask
-from lesionseg.io.files import read_csv as read_csv
-from lesionseg.io.files import write_csv as write_csv
-from lesionseg.io.files import write_json as write_json
 from lesionseg.io.layouts import Convention as Convention
 from lesionseg.io.layouts import read_dataset as read_dataset
 from lesionseg.io.layouts.table import Row as Row
@@ -18,6 +15,9 @@ from lesionseg.io.layouts.table import Table as Table
 from lesionseg.io.predictions import find_predictions as find_predictions
 from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction
+from lesionseg.io.text import read_csv as read_csv
+from lesionseg.io.text import write_csv as write_csv
+from lesionseg.io.text import write_json as write_json
 from lesionseg.io.volumes import read_geometry as read_geometry
 from lesionseg.io.volumes import read_volume as read_volume
 from lesionseg.io.volumes import strip_suffix as strip_suffix

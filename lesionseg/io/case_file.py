@@ -27,8 +27,9 @@ from pydantic import (
 from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction
 from lesionseg.core.labels import LabelValue
 from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
-from lesionseg.io.files import case_id_fault, read_json, read_text, write_json
+from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.text import read_json, read_text, write_json
 
 CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"
@@ -114,10 +115,6 @@ class CaseRow:
     def scan_uid(self) -> str:
         """UID of the series, or of the image if the scan is a single DICOM file."""
         return self.instance_uid or self.series_uid
-
-    def with_source(self, source: ScanSource, state: str) -> "CaseRow":
-        """Return the row with digest, UIDs and state of its scan."""
-        return replace(self, **asdict(source), state=state)
 
     def as_kept(self) -> "CaseRow":
         """Return the row in a later run: `done` means that the scan was predicted in this run."""

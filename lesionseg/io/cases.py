@@ -20,11 +20,11 @@ from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.stated_lesions import LESIONS
-from lesionseg.io.limits import run_in_worker
 from lesionseg.io.raster import states_turn
 from lesionseg.io.tiff import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
+from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import fill_boxes, lesion_instances, present_values
 
 logger = logging.getLogger(__name__)

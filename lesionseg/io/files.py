@@ -1,51 +1,27 @@
-"""Atomic files, tables, JSON and YAML, file names made of case ids, and locks of folders.
+"""Atomic files, missing files, and locks of folders.
 
 A file is written under a temporary name in the same folder and then renamed. If the program is
 killed, the old file remains.
 """
 
-import csv
-import io
-import json
-import logging
 import os
-import re
-import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from unicodedata import category
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
-from lesionseg.errors import DatasetError, LesionsegError, OutputError, ReadError
+from lesionseg.errors import OutputError
 
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-C = TypeVar("C")
-T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
 TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
-# file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
-MAX_ID_BYTES = 200
-# Unicode categories: control, format (including bidirectional), line and paragraph ends
-_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_SURROGATE = "Cs"  # category of the characters that stand for bytes of a file name without a letter
-_MAX_TEXT_BYTES = 2**30
-_HEADER_BYTES = 2**14  # of a table, from which its columns are read
-_MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
-_MAX_YAML_BRACKETS = 200  # the time of the parser is quadratic in their depth
-
-# The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
-# so that text which begins with one in the data survives writing and reading.
-_FORMULA = re.compile(r"'*[=+\-@]")
 
 
 @contextmanager
@@ -116,351 +92,6 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, with the same bytes on every system.
-
-    Bytes of a file name that are not UTF-8 are written as `\\udc…`.
-    """
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
-def write_json(path: Path, obj: object) -> None:
-    """Write JSON atomically.
-
-    Args:
-        path: The file.
-        obj: The content. NumPy numbers and arrays and paths are converted.
-
-    Raises:
-        OutputError: The content has no JSON form. This includes NaN and infinity: undefined values
-            are written as null.
-    """
-
-    def convert(value: Any) -> object:
-        return str(value) if isinstance(value, Path) else value.tolist()
-
-    try:
-        text = json.dumps(obj, indent=1, allow_nan=False, ensure_ascii=False, default=convert)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise OutputError(f"{path}: the content has no JSON form: {error}.") from error
-    write_text(path, text + "\n")
-
-
-def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False) -> Any:
-    """Read JSON.
-
-    Args:
-        path: The file.
-        allow_nan: True reads NaN and Infinity as floats. They are not JSON, but other programs
-            write them. A caller that needs finite numbers must check for them.
-        unique_keys: True raises an error if an object has a key twice. By default, the last value
-            is used.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-    """
-
-    def read_constant(name: str) -> float:
-        if allow_nan:
-            return float(name)
-        raise ReadError(f"{path}: {name} is not JSON. Write null for an undefined value.")
-
-    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if unique_keys and len(content) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated = next(key for key in keys if keys.count(key) > 1)
-            raise ReadError(f"{path}: the key {repeated!r} occurs twice. Keep one.")
-        return content
-
-    text = read_text(path)
-    try:
-        return json.loads(text, parse_constant=read_constant, object_pairs_hook=build_object)
-    except json.JSONDecodeError as error:
-        hint = " Write double quotes around names." if "'" in text else ""
-        raise ReadError(
-            f"{path}: the JSON has an error in line {error.lineno}, column {error.colno}. Correct "
-            f"that place.{hint}"
-        ) from error
-    except RecursionError as error:
-        raise ReadError(
-            f"{path}: the JSON is nested too deeply. Check if a bracket is missing."
-        ) from error
-    except ValueError as error:  # Python limits the number of digits that it converts
-        raise ReadError(
-            f"{path}: the JSON contains a number with too many digits. Shorten it."
-        ) from error
-
-
-def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
-    """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
-
-    Raise `ReadError` if the file is missing, longer than `most_bytes`, or in another encoding,
-    which cannot be guessed safely.
-    """
-    try:
-        if path.stat().st_size > most_bytes:
-            raise ReadError(
-                f"{path}: the text has more than {most_bytes >> 20} MiB. Check whether it is the "
-                "right file."
-            )
-        content = path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or "unknown reason").lower()
-        raise ReadError(f"{path}: cannot be read: {reason}.") from error
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ReadError(
-            f"{path}: the text is not UTF-8 (line {line}). Save it as UTF-8, in a spreadsheet as "
-            '"CSV UTF-8".'
-        ) from error
-    if "\0" in text:
-        raise ReadError(f"{path}: this is not text, or it is UTF-16. Save it as UTF-8.")
-    return text
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain values. Raise `ReadError` if it is missing or not a mapping."""
-    import yaml
-
-    try:
-        if path.stat().st_size > _MAX_YAML_BYTES:
-            raise ValueError(f"longer than {_MAX_YAML_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-        if text.count("[") + text.count("{") > _MAX_YAML_BRACKETS:
-            raise ValueError(f"more than {_MAX_YAML_BRACKETS} brackets")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("aliases are not supported, as nine lines can expand to 10⁹ values")
-        content = yaml.safe_load(text)
-        if not isinstance(content, dict):
-            raise ValueError(f"{type(content).__name__}, expected lines key: value")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ReadError(f"{path}: cannot be read as YAML: {reason}.") from error
-    return content
-
-
-def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table atomically, as UTF-8 text like that of `write_text`.
-
-    A spreadsheet would run text that begins with `=`, `+`, `-` or `@` as a formula. Such text gets
-    a leading apostrophe, which spreadsheets understand as a mark of text. Numbers do not get one.
-    `read_csv` removes it again.
-
-    Args:
-        path: The file.
-        rows: One mapping per row. A missing value and None become an empty cell.
-        columns: The names of the columns in their order.
-
-    Raises:
-        ValueError: A row has a key that is not a column.
-        OutputError: The file cannot be written.
-    """
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:  # one at a time, because a table may have a million rows
-            writer.writerow({name: escape_formula(cell) for name, cell in row.items()})
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table with columns separated by commas, semicolons or tabs.
-
-    Spaces around names and values are removed. Rows without any value and empty cells after the
-    last column are ignored, because spreadsheets write both.
-
-    Returns:
-        One dictionary per row, by column name.
-
-    Raises:
-        ReadError: The file is missing, is not text in UTF-8 or UTF-16, has no header, has two
-            columns of the same name, or has a row that is longer than the header.
-    """
-    return [row for _, row in read_csv_lines(path)]
-
-
-def read_csv_columns(path: Path) -> tuple[str, ...]:
-    """Return the column names of a table, or nothing if the file cannot be read as a table.
-
-    Only the beginning of the file is read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_HEADER_BYTES)
-    except OSError:
-        return ()
-    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    first_lines = text.splitlines()[:2]
-    names: list[str] = []
-    with suppress(csv.Error):
-        reader = csv.reader(first_lines, delimiter=_find_separator(text), skipinitialspace=True)
-        names = _read_names(reader)
-    return tuple(names)
-
-
-def _read_names(rows: Iterator[list[str]]) -> list[str]:
-    """Return the column names of a table, without the line `sep=;` that Excel reads before them."""
-    names = [name.strip() for name in next(rows, [])]
-    if names[:1] == ["sep="]:
-        names = [name.strip() for name in next(rows, [])]
-    return names
-
-
-def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read a table like `read_csv`, with the number of the line at which each row ends."""
-    text = read_text(path)
-    lines = io.StringIO(text, newline="")
-    separator = _find_separator(text)
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    rows: list[tuple[int, dict[str, str]]] = []
-    cells: list[str] = []
-    has_ditto_marks = False
-    try:
-        names = _read_names(reader)
-        if not any(names):
-            raise ReadError(
-                f"{path}: the table has no column names. Write them into the first line."
-            )
-        for name in filter(None, names):
-            if names.count(name) > 1:
-                raise ReadError(f"{path}: two columns are called {name!r}. Rename or remove one.")
-        for cells in reader:
-            values = [plain_text(cell.strip()) for cell in cells]
-            if any(values[len(names) :]):
-                raise ReadError(
-                    f"{path}: line {reader.line_num} has more values than there are columns. Put "
-                    "values with commas in double quotes."
-                )
-            # two ditto marks enclose the row between them
-            has_ditto_marks |= any(c[:1] in ("\n", "\r") and separator in c for c in cells)
-            if any(values):
-                values += [""] * (len(names) - len(values))
-                rows.append((reader.line_num, dict(zip(names, values, strict=False))))
-    except csv.Error as error:
-        raise ReadError(
-            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check if a "
-            "closing double quote is missing."
-        ) from error
-    if cells and "\n" in cells[-1] and not text.rstrip().endswith('"'):
-        raise ReadError(
-            f"{path}: a closing double quote is missing, so the last value begins with "
-            f"{cells[-1][:40]!r}. Add it, or remove the opening one."
-        )
-    if has_ditto_marks:
-        log.warning(
-            "%s: a value in double quotes begins with a line break and contains a row. If the "
-            "quotes are ditto marks, write the value instead.",
-            path,
-        )
-    return rows
-
-
-def _find_separator(text: str) -> str:
-    """Find the separator that divides header and first rows into equally many columns.
-
-    If several separators do, or none, the one that gives the most columns is used. A column name
-    may contain another separator: `case;image;age, years`.
-    """
-    lines = [line for line in text.splitlines()[:20] if line.strip()]
-    best = ","
-    best_score = (False, 1)  # equal widths and number of columns
-    for separator in ",;\t":
-        widths: list[int] = []
-        with suppress(csv.Error):  # reading the whole table reports the error
-            widths += map(len, csv.reader(lines, delimiter=separator, skipinitialspace=True))
-        if not widths or widths[0] < 2:
-            continue
-        has_equal_widths = len(set(widths)) == 1
-        score = (has_equal_widths, widths[0])
-        if score > best_score:
-            best = separator
-            best_score = score
-    return best
-
-
-def escape_formula(cell: Any) -> Any:
-    """Return a cell that spreadsheets do not run as a formula. Line ends become `\\n`.
-
-    >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
-    ["'=1+1", '-0.5', -0.5, 'case']
-    """
-    if not isinstance(cell, str):
-        return cell
-    text = cell.replace("\r\n", "\n").replace("\r", "\n").strip()  # csv does not quote a lone \r
-    if not _FORMULA.match(text):
-        return text
-    with suppress(ValueError):
-        float(text)
-        return text
-    return f"'{text}"
-
-
-def plain_text(cell: str) -> str:
-    """Remove the apostrophe that `escape_formula` adds."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:
-    """Raise an error if a case id cannot be part of a file name.
-
-    Args:
-        case: The case id.
-        where: The file or folder that it comes from, for the message.
-        error: The type of the error.
-    """
-    if fault := case_id_fault(case):
-        raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
-
-
-def case_id_fault(case: str) -> str:
-    """Explain why an id cannot be part of a file name, or return "" if it can.
-
-    Letters of all scripts are allowed.
-    """
-    n_bytes = len(case.encode(errors="replace"))
-    is_windows = sys.platform == "win32"
-    faults = {
-        "is empty": not case,
-        "begins with a dot": case.startswith("."),
-        "begins or ends with a space": case != case.strip(),
-        "contains a path separator": "/" in case or "\\" in case,
-        "contains bytes that are not UTF-8": any(category(c) == _SURROGATE for c in case),
-        "contains an invisible character": any(category(c) in _INVISIBLE for c in case),
-        "contains a character that Windows forbids": is_windows
-        and bool(set(case) & set('<>:"|?*')),
-        f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
-    }
-    return next((fault for fault, applies in faults.items() if applies), "")
-
-
-def printable_text(text: str) -> str:
-    r"""Return a text of which file names are part, in a form that can be written as UTF-8.
-
-    Bytes of a name that are not UTF-8 become `\udc…`.
-
-    >>> print(printable_text(os.fsdecode(b"M\xfcller")), printable_text("Müller"))
-    M\udcfcller Müller
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def printable_id(case: str) -> str:
-    r"""Return an id for tables and the log. It is quoted if it cannot be a file name.
-
-    >>> print(printable_id("a"), printable_id("a\nb"))
-    a 'a\nb'
-    """
-    return repr(case) if case_id_fault(case) else case
-
-
 @contextmanager
 def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
@@ -511,22 +142,20 @@ def _remove_temporary_files(folder: Path) -> None:
                     temporary.unlink()
 
 
-def hold_lock(
-    key: str,
-) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+def hold_lock(key: str) -> Callable[[F], F]:
     """Decorate a command so that it holds the lock of a folder while it runs.
 
     Args:
         key: The setting that names the folder. If it is None, nothing is locked.
     """
 
-    def decorate(command: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+    def decorate(command: F) -> F:
         @wraps(command)
-        def run_locked(cfg: C, *args: P.args, **options: P.kwargs) -> T:
+        def run_locked(cfg: Any, *args: Any, **options: Any) -> Any:
             folder = getattr(cfg, key)
             with nullcontext() if folder is None else locked_folder(Path(folder)):
                 return command(cfg, *args, **options)
 
-        return run_locked  # type: ignore[return-value]
+        return cast(F, run_locked)
 
     return decorate

@@ -1,32 +1,16 @@
-"""Limits for reading a file: sizes are checked before allocation, native decoders run in a worker.
+"""Limits of the size of an image, checked before allocation, and errors that name the file."""
 
-A damaged file may crash a native library (ITK, Pillow, TIFF, JPEG in DICOM, run lengths of COCO),
-fill the memory or never end. The worker process reads it within limits of memory and processor
-time. If the worker dies, only this file fails. The worker is not a sandbox.
-"""
-
-import atexit
 import errno
 import math
-import os
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from threading import Lock, Timer
-from time import monotonic, process_time
-from typing import ParamSpec, TypeVar
 
-from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
-from lesionseg.host_memory import physical_bytes
 from lesionseg.io.files import explain_missing
 
-P = ParamSpec("P")
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
 MAY_PASS = frozenset(
     {
@@ -35,8 +19,6 @@ MAY_PASS = frozenset(
         *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EROFS),
     }
 )
-
-T = TypeVar("T")
 
 ONE_VALUE = (
     "A file has one value per voxel: split an image into one file per channel (<case>_0000, "
@@ -48,11 +30,6 @@ ONE_VALUE = (
 _MAX_COMPRESSION = 1100
 _ALWAYS_ALLOWED_BYTES = 2**20
 _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
-_BYTES_PER_SECOND = 2e6  # rate of a slow processor or a slow network disk
-_WALL_PER_PROCESSOR = 20  # wall time per processor time before a decoder counts as blocked
-_EXIT_SECONDS = 30  # time that a worker may take to exit after it has closed its pipe
-_LIBRARIES_BYTES = 2**30  # memory of the decoders in addition to the voxels
-_BYTES_PER_VOXEL = 16  # two copies of 64-bit numbers: as decoded, and in the order of the array
 
 
 @dataclass(frozen=True)
@@ -79,8 +56,6 @@ class FileLimits:
 
 
 _limits = FileLimits()
-_worker: ChildProcess | None = None
-_lock = Lock()  # one thread at a time uses the worker
 
 
 def limits() -> FileLimits:
@@ -185,132 +160,3 @@ def _unreadable(path: Path, error: Exception) -> ReadError:
         f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
         "otherwise copy it again from its source."
     )
-
-
-def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-    """Run `read(*args, **settings)` in the worker of this process and return its result.
-
-    Errors and log messages of `read` appear in this process. A decoder that is blocked without
-    using the processor is stopped after 20 times the limit of its processor time.
-
-    Args:
-        read: A function that can be pickled.
-        args: Its arguments. The first one is the file, or a name for it.
-        settings: Its keyword arguments.
-
-    Raises:
-        ResourceError: `read` crashes, or needs more processor time or memory than `limits()` allow.
-    """
-    where = args[0]
-    seconds = _allowed_seconds(Path(str(where)))
-    with _lock:
-        return _run_in_time(where, seconds, partial(read, *args, **settings))
-
-
-def _allowed_seconds(path: Path) -> float:
-    """Return the processor time for a file. A large file gets more. A name of no file does not."""
-    seconds = _limits.read_seconds
-    with suppress(OSError):
-        seconds += path.stat().st_size / _BYTES_PER_SECOND
-    return seconds
-
-
-def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
-    """Run `read` in the worker, which is started if it does not run. Return its result.
-
-    Raises `ResourceError` naming `where` if the worker gives no reply. It is stopped then, so that
-    the next job gets a new one.
-    """
-    worker = _running_worker()
-    wall_seconds = seconds * _WALL_PER_PROCESSOR
-    timer = Timer(wall_seconds, worker.process.kill)
-    begin = monotonic()
-    timer.start()
-    try:
-        return worker.run(  # type: ignore[no-any-return]  # it is what `read` returns
-            _read_within_limits, _limits, seconds, read
-        )
-    except ChildEnded as error:
-        failure = "crashed on it"  # the last cause that applies is stated
-        if _has_exceeded_time(worker.process):
-            failure = f"took longer than {seconds:.0f} s of processor time"
-        if monotonic() - begin >= wall_seconds:
-            failure = f"did not answer for {wall_seconds:.0f} s"
-        stop_worker()
-        raise ResourceError(
-            f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
-        ) from error
-    finally:
-        timer.cancel()
-
-
-def _running_worker() -> ChildProcess:
-    """Return the worker of this process. Start it if it does not run yet, or no longer."""
-    global _worker
-    if _worker is None or _worker.has_ended:
-        stop_worker()
-        _worker = ChildProcess(
-            stderr=subprocess.DEVNULL, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
-        )
-    return _worker
-
-
-def _has_exceeded_time(process: subprocess.Popen[bytes]) -> bool:
-    """Return True if the system has ended the worker because of its processor time.
-
-    The worker has closed its pipe before, but its exit may take a while on a busy machine.
-    """
-    with suppress(subprocess.TimeoutExpired):
-        return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
-    return False
-
-
-@atexit.register
-def stop_worker() -> None:
-    """End the worker. The next file starts a new one."""
-    global _worker
-    worker = _worker
-    _worker = None
-    if worker is not None:
-        worker.close()
-
-
-def _disown_worker() -> None:
-    """Leave the worker to the parent after a fork, without touching its pipes."""
-    global _worker, _lock
-    if _worker is not None:
-        _worker.process.returncode = 0
-    _worker = None
-    _lock = Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_worker)
-
-
-def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[[], T]) -> T:
-    """Call `read` in the worker, within limits."""
-    set_limits(file_limits)  # for the checks of the readers
-    _limit_this_process(file_limits, seconds)
-    return read()
-
-
-def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
-    """Limit memory (Linux) and processor time (Linux and macOS) for the next job."""
-    with suppress(ImportError):  # Windows
-        import resource
-
-        with suppress(OSError, ValueError):  # a core dump would contain patient data
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with suppress(OSError, ValueError):
-            soft = math.ceil(process_time() + seconds)  # earlier jobs count as well
-            hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-            resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
-        with suppress(OSError, ValueError):
-            page = resource.getpagesize()
-            n_mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
-            allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
-            # RLIMIT_AS counts all mapped addresses, also those of libraries loaded before this job
-            soft = n_mapped_pages * page + min(allowed, physical_bytes())
-            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -35,6 +35,8 @@ _SAME_SIZE = 0.01  # relative difference of two voxel sizes, which changes volum
 # largest excess of a quaternion's squared length over 1 that counts as rounding
 _QUATERNION_THRESHOLD = 1e-4
 _KINDS = {348: "Nifti1Image", 540: "Nifti2Image"}  # by the size of the header
+# fields of a header that state where its voxels are, except for the quaternion
+_POSITION = ("xyzt_units", "sform_code", "srow_x", "srow_y", "srow_z", "qform_code")
 # columns of an affine for indices (x, y, z) in the order (z, y, x) or the reverse; the last column
 # is the position; the second list is the same for planes
 _REVERSED = [2, 1, 0, 3]
@@ -99,8 +101,9 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         path: The file.
         array: `[*spatial]`.
         geometry: The grid.
-        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied.
-            All viewers then overlay the two files exactly, even viewers that ignore the unit.
+        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied,
+            so that every viewer overlays the two files exactly. A file without a form code, whose
+            position follows from its voxel sizes, gives both forms.
     """
     import nibabel
 
@@ -111,38 +114,26 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    image.header["sform_code"] = 0  # nibabel writes 2
+    source = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with convert_read_errors(like), _open(like) as stream:
             source = _parse(like, stream)
-            is_same = _read_grid(like, source).matches(geometry)
-        if is_same:
-            _copy_position(image, source, affine)
+            if not _read_grid(like, source).matches(geometry):
+                source = None
+    if source is not None:
+        affine = source.affine
+        image = nibabel.Nifti1Image(array.T, affine)
+        for name in _POSITION:
+            image.header[name] = source.header[name]
+        # with a qform, the header has the voxel sizes of the qform
+        image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0)[: array.ndim])
+        if source.header["qform_code"]:
+            image.set_qform(_qform(source), code=int(source.header["qform_code"]))
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
     nibabel.save(image, path)
-
-
-def _copy_position(image: Any, source: Any, affine: NDArray[np.float64]) -> None:
-    """Copy matrices, form codes and unit of `source` to an image.
-
-    If the source has no form code, its position follows from the voxel sizes only. It is then
-    written as `affine`, which is in millimetres, converted to the unit of the source.
-    """
-    unit = _unit(source)
-    if unit in _MM_PER_UNIT:
-        image.header.set_xyzt_units(unit)
-    q_code = int(source.header["qform_code"])
-    s_code = int(source.header["sform_code"])
-    if q_code or s_code:
-        image.set_qform(_qform(source) if q_code else None, code=q_code)
-        image.set_sform(source.get_sform() if s_code else None, code=s_code)
-        if not q_code:  # with a qform the header has the voxel sizes of the qform
-            sizes = np.linalg.norm(source.get_sform()[:3, :3], axis=0)
-            image.header.set_zooms(sizes[: len(image.shape)])
-    else:
-        in_unit = np.linalg.inv(_mm_scale(source)) @ affine
-        image.set_sform(in_unit, code=1)
-        image.set_qform(in_unit, code=1)
 
 
 def _open(path: Path) -> Any:
@@ -228,33 +219,6 @@ def _allow_long_quaternions(kind: Any) -> Any:
     )
 
 
-def _picture_axis(shape: tuple[int, ...], affine: NDArray[np.float64]) -> int | None:
-    """Return the axis to drop if the volume is a picture, otherwise None.
-
-    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
-    which is more than that of any scan.
-    """
-    if len(shape) != 3:
-        return None
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    most_mm = limits().spacing_mm[1]
-    flat_axes = [axis for axis in range(3) if shape[axis] == 1 and spacing[axis] > most_mm]
-    if len(flat_axes) != 1 or max(shape) == 1:
-        return None
-    return flat_axes[0]
-
-
-def _picture_geometry(
-    path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], flat: int
-) -> Geometry:
-    """Return the grid of a picture's two axes. `flat` is the axis to drop."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    text = "%s: one slice of %.4g mm is read as a picture with two axes."
-    warn_once(logger, text, path, spacing[flat])
-    kept = [axis for axis in (2, 1, 0) if axis != flat]
-    return Geometry.from_spacing([shape[a] for a in kept], [float(spacing[a]) for a in kept])
-
-
 def _read_grid(path: Path, image: Any) -> Geometry:
     """Return the grid in RAS millimetres, and warn if parts of the header contradict each other."""
     shape = tuple(int(n) for n in image.shape)
@@ -264,22 +228,35 @@ def _read_grid(path: Path, image: Any) -> Geometry:
         raise ReadError(f"{path}: the shape is {shape}, expected two or three axes. {ONE_VALUE}")
     affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
     _check_affine(path, image, affine, len(shape))
-    unit = _UNITS.get(_unit(image), "")
-    flat = _picture_axis(shape, affine)
-    if flat is not None:
-        return check_grid(path, _picture_geometry(path, shape, affine, flat), unit)
-    if len(shape) == 3:
-        geometry = check_grid(path, Geometry(shape[::-1], affine[:, _REVERSED]), unit)
-        if image.header["sform_code"]:
-            _warn_of_contradictions(path, image, geometry)
-        return geometry
-    spacing = np.linalg.norm(affine[:3, :2], axis=0)
+    geometry = _make_geometry(path, shape, affine)
+    check_grid(path, geometry, _UNITS.get(_unit(image), ""))
+    if geometry.dims == 3 and image.header["sform_code"]:
+        _warn_of_contradictions(path, image, geometry)
+    return geometry
+
+
+def _make_geometry(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Geometry:
+    """Return the grid of a file with the axes (x, y) or (x, y, z).
+
+    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
+    which is more than that of any scan. Such a file gets two axes, with a warning.
+    """
+    dims = len(shape)
+    spacing = np.linalg.norm(affine[:3, :dims], axis=0)
+    most_mm = limits().spacing_mm[1]
+    flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > most_mm]
+    if dims == 3 and len(flat) == 1 and max(shape) > 1:
+        text = "%s: one slice of %.4g mm is read as a picture with two axes."
+        warn_once(logger, text, path, spacing[flat[0]])
+        kept = [axis for axis in (2, 1, 0) if axis not in flat]
+        return Geometry.from_spacing([shape[axis] for axis in kept], spacing[kept].tolist())
+    if dims == 3:
+        return Geometry(shape[::-1], affine[:, _REVERSED])
     is_in_xy_plane = np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min())
     if is_in_xy_plane:
-        plane_affine = affine[np.ix_(_PLANE, _REVERSED_PLANE)]
-        return check_grid(path, Geometry(shape[::-1], plane_affine), unit)
+        return Geometry(shape[::-1], affine[np.ix_(_PLANE, _REVERSED_PLANE)])
     # an oblique plane cannot be located with two coordinates, so only its spacing is kept
-    return check_grid(path, Geometry.from_spacing(shape[::-1], spacing[::-1].tolist()), unit)
+    return Geometry.from_spacing(shape[::-1], spacing[::-1].tolist())
 
 
 def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
-from lesionseg.io.files import write_json
+from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}

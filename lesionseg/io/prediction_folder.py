@@ -26,12 +26,12 @@ from lesionseg.io.case_file import (
     read_row,
     write_failures,
 )
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import check_case_id
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
-from lesionseg.io.remote import upload
+from lesionseg.io.remote import stored_names, upload
 from lesionseg.io.scan_identity import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
@@ -41,6 +41,7 @@ _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _MAX_SHOWN = 3  # file names in a message
+_ALL_FAILED = f"[!.]*{FAILED}"  # without the temporary files of a killed program
 
 
 class PredictionFolder:
@@ -56,20 +57,15 @@ class PredictionFolder:
         self.path = path
         self.names: MaskNames = names
         self._url = url
-        self._present = {file.name for file in path.iterdir()} if path.is_dir() else set[str]()
+        self._present = stored_names(path, url)  # masks at a URL are not downloaded
+        if path.is_dir():
+            self._present |= {file.name for file in path.iterdir()}
         self._spellings: dict[str, set[str]] = defaultdict(set)
         for name in self._present:
             if name.endswith(CANDIDATES):
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
         self._rows: dict[str, CaseRow | None] = {}
-        # failures by their file, and the files by their name on Windows and macOS
-        self._failures: dict[Path, list[CaseRow]] = {}
-        self._failed_files: dict[str, Path] = {}
-        for name in sorted(self._present):
-            if name.endswith(FAILED) and not name.startswith("."):
-                self._failed_files[comparison_key(name)] = path / name
-                self._failures[path / name] = read_failures(path / name)
 
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
@@ -157,11 +153,11 @@ class PredictionFolder:
 
     def failures(self, case: str) -> list[CaseRow]:
         """Return the rows of the scans that failed under a case id and were not predicted later."""
-        return self._failures.get(self._failed_file(case), [])
+        return read_failures(failed_file(self.path, case))
 
     def all_failures(self) -> list[CaseRow]:
         """Return the rows of `failures` for all case ids."""
-        return [row for rows in self._failures.values() for row in rows]
+        return [row for file in self.path.glob(_ALL_FAILED) for row in read_failures(file)]
 
     def record(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
@@ -169,27 +165,25 @@ class PredictionFolder:
         Raises:
             OutputError: The file of failures cannot be written.
         """
-        failed = row.status == "failed"
-        if failed and row.is_unchanged:
+        is_failed = row.status == "failed"
+        if is_failed and row.is_unchanged:
             return
-        rows = [failure for failure in self.failures(row.case) if not row.replaces(failure)]
-        self._replace_failures(self._failed_file(row.case), [*rows, row] if failed else rows)
-
-    def _failed_file(self, case: str) -> Path:
-        """Return the file of a case's failures."""
-        file = failed_file(self.path, case)
-        return self._failed_files.setdefault(comparison_key(file.name), file)
+        before = self.failures(row.case)
+        after = [failure for failure in before if not row.replaces(failure)]
+        if is_failed:
+            after.append(row)
+        if after != before:
+            self._write_failures(failed_file(self.path, row.case), after)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
         """Forget the failures for which `is_obsolete` returns True."""
-        for file, rows in [*self._failures.items()]:
-            self._replace_failures(file, [row for row in rows if not is_obsolete(row)])
+        for file in self.path.glob(_ALL_FAILED):
+            before = read_failures(file)
+            after = [row for row in before if not is_obsolete(row)]
+            if after != before:
+                self._write_failures(file, after)
 
-    def _replace_failures(self, file: Path, rows: list[CaseRow]) -> None:
-        """Write the failures of a file again if they have changed."""
-        if rows == self._failures.get(file, []):
-            return
-        self._failures[file] = rows
+    def _write_failures(self, file: Path, rows: Sequence[CaseRow]) -> None:
         write_failures(file, rows)
         upload([file], self.path, self._url)
 
@@ -219,21 +213,19 @@ class PredictionFolder:
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
         return [name for name in names if name in self._present]
 
-    def has_results(self, case: str, key: str, suffix: str, *, masks: bool) -> bool:
-        """Return True if the case has a candidate file with this key.
-
-        With `masks`, it must also have a mask with the given suffix.
+    def finished_row(self, case: str, key: str, suffix: str | None) -> CaseRow | None:
+        """Return the row of a case whose results have this key, or None if there are none.
 
         Args:
             case: The case id.
             key: The hash of scan, bundle and settings.
-            suffix: The suffix of the mask.
-            masks: True if the model writes masks.
+            suffix: The suffix of the mask, which must exist. None for a model without masks.
         """
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
-            return False
-        return not masks or (self.path / f"{case}{MASK_ENDINGS[self.names]}{suffix}").is_file()
+            return None
+        has_mask = f"{case}{MASK_ENDINGS[self.names]}{suffix}" in self._present
+        return row if has_mask or suffix is None else None
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -305,7 +297,8 @@ class PredictionFolder:
         part = self._part_folder(case)
         old = self.files(case)
         for file in part.iterdir():
-            if file.name not in old and (self.path / file.name).exists():
+            is_present = file.name in self._present or (self.path / file.name).exists()
+            if file.name not in old and is_present:
                 self._remove(part)
                 raise ConflictError(
                     f"{self.path}: another program has written {file.name} in the meantime. Run "

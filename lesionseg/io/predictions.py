@@ -22,15 +22,11 @@ from lesionseg.errors import (
     ReadError,
 )
 from lesionseg.io.case_file import CANDIDATES, CaseRow, MaskNames, read_candidates, write_candidates
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.files import (
-    check_case_id,
-    explain_missing,
-    is_broken_link,
-    is_file_or_broken_link,
-)
+from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.text import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
 _KEYS = (
@@ -26,7 +26,9 @@ _KEYS = (
     "Last-Modified", "modificationTime", "modify", "mtime", "updated", "created",
 )  # fmt: skip
 _LOCK = ".lock"
-_UPLOADS = "uploads.txt"  # next to a local copy: a line for each file uploaded since its download
+_STATES = "states.json"  # next to a local copy: the files of the store and their states
+_UPLOADS = "uploads.txt"  # next to a local copy: a line for each file changed since its download
+_REMOVED = "\t"  # the line of a file that was removed from the store begins with it
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
 _OF_EXTRA = (*_WEB, "s3://", "s3a://")  # stores whose packages the extra `remote` installs
 
@@ -45,16 +47,23 @@ class _StoredFile:
     state: str
 
 
-def download(place: str, folder: str | None = None, *, new: bool = False) -> Path:
+def download(
+    place: str,
+    folder: str | None = None,
+    *,
+    new: bool = False,
+    endings: str | tuple[str, ...] = "",
+) -> Path:
     """Download a folder at a URL into a local copy and return its path.
 
     Files that have not changed in the store are not downloaded again. Local files that the store no
-    longer contains are removed.
+    longer contains are removed. `stored_names` returns the names of all files of the store.
 
     Args:
         place: A URL, or a path, which is returned as it is.
         folder: The folder of the copies. None means `lesionseg` in the user's cache folder.
         new: True if the folder may have no files yet.
+        endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
         ReadError: The store cannot be read, or the URL has no files although `new` is False.
@@ -65,41 +74,55 @@ def download(place: str, folder: str | None = None, *, new: bool = False) -> Pat
     cache = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg"))
     base = cache.expanduser().absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
     copy = base / (PurePosixPath(place).name or "data")
-    states = base / "states.json"
+    states = base / _STATES
     uploads = base / _UPLOADS
     base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
     copy.mkdir(exist_ok=True)
     with FileLock(base / _LOCK):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
-        uploaded = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
+        changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         try:
             listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
             # other local files may be those of a process that has not uploaded them yet
-            removed = {*before, *uploaded} - listed.keys()
+            known = _list_known(before, changes)
+            removed = known - listed.keys()
             for name in removed:
                 (copy / name).unlink(missing_ok=True)
             kept: dict[str, str] = {}
             for name, stored in listed.items():
-                is_unchanged = before.get(name) == stored.state and (copy / name).is_file()
-                if is_unchanged and stored.state:
+                is_unchanged = name in known and before.get(name) == stored.state
+                if is_unchanged and stored.state and (copy / name).is_file():
                     kept[name] = stored.state
-            wanted = [name for name in listed if name not in kept]
+            wanted = {
+                name: stored
+                for name, stored in listed.items()
+                if name not in kept and name.endswith(endings)
+            }
             if wanted:
                 write_json(states, kept)  # so that an interrupted download is repeated
-                _fetch(system, {name: listed[name] for name in wanted}, copy)
-            for name in wanted:
-                _set_time(copy / name, listed[name].state or _digest(copy / name))
+                _fetch(system, wanted, copy)
+            for name, stored in wanted.items():
+                _set_time(copy / name, stored.state or _digest(copy / name))
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(
                 f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
                 "connection and the settings of the store."
             ) from error
-        write_json(states, {name: stored.state for name, stored in listed.items()})
+        for name in listed:  # the local copy of another file may be older
+            is_current = name in kept or name in wanted
+            kept[name] = listed[name].state if is_current else ""
+        write_json(states, kept)
         uploads.unlink(missing_ok=True)
     if not listed and not new:
         raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")
     return copy
+
+
+def stored_names(copy: Path, place: str) -> set[str]:
+    """Return the names of the files at a URL when `copy` was downloaded. A path has none."""
+    states = copy.parent / _STATES
+    return set(read_json(states)) if is_url(place) and states.is_file() else set()
 
 
 def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _StoredFile]:
@@ -194,11 +217,11 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             if path.is_file():
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
-                _note_upload(path, copy)
+                _note_change(path, copy, "")
             else:
                 if system.exists(target):
                     system.rm_file(target)
-                _note_removal(path, copy)
+                _note_change(path, copy, _REMOVED)
         except Exception as error:
             raise OutputError(
                 f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
@@ -206,28 +229,29 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             ) from error
 
 
-def _note_upload(path: Path, copy: Path) -> None:
-    """Record that a file is in the store, so that `download` removes it if the store loses it."""
+def _note_change(path: Path, copy: Path, mark: str) -> None:
+    """Record that a file was uploaded or, with the mark `_REMOVED`, removed from the store.
+
+    `download` then removes the local copy of an uploaded file if the store loses it, but keeps a
+    new local file of a removed one.
+    """
     with (
         FileLock(copy.parent / _LOCK),
         (copy.parent / _UPLOADS).open("a", encoding="utf-8") as file,
     ):
-        file.write(f"{path.relative_to(copy).as_posix()}\n")
+        file.write(f"{mark}{path.relative_to(copy).as_posix()}\n")
 
 
-def _note_removal(path: Path, copy: Path) -> None:
-    """Record that a file is not in the store, so that `download` keeps a new local file."""
-    name = path.relative_to(copy).as_posix()
-    states = copy.parent / "states.json"
-    uploads = copy.parent / _UPLOADS
-    with FileLock(copy.parent / _LOCK):
-        if states.is_file():
-            before = read_json(states)
-            before.pop(name, None)
-            write_json(states, before)
-        if uploads.is_file():
-            uploaded = uploads.read_text("utf-8").splitlines()
-            uploads.write_text("".join(f"{line}\n" for line in uploaded if line != name), "utf-8")
+def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
+    """Return the files that were in the store, from those of the last download and the changes."""
+    known = set(before)
+    for change in changes:
+        name = change.removeprefix(_REMOVED)
+        if name == change:
+            known.add(name)
+        else:
+            known.discard(name)
+    return known
 
 
 def _open(place: str) -> tuple[Any, str]:

@@ -8,21 +8,63 @@ Three forms are accepted: a list of folds (nnU-Net's `splits_final.json`), a sin
     {"roles": {"P01": "train", "P03": "validation", "P04": "test"}}
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel, ValidationError
 
 from lesionseg.core import Role
-from lesionseg.errors import DatasetError, count, join_names, suggest
-from lesionseg.io.files import read_json
+from lesionseg.errors import DatasetError, count, describe_misfits, join_names
+from lesionseg.io.text import read_json
 
 SPLITS_FINAL = "splits_final.json"  # nnU-Net's name
 PICKLED = "splits_final.pkl"  # version 1 of nnU-Net
 _EXAMPLE = 'Write [{"train": ["P01", "P02"], "val": ["P03"]}] with the ids of your cases.'
 _EXAMPLE_ROLES = 'Write {"roles": {"P01": "train", "P02": "validation"}} with your cases.'
-_ROLE_OF: Mapping[str, Role] = {"train": "train", "val": "validation", "test": "test"}
+
+
+def _to_text(case: object) -> object:
+    """Return a number that is the id of a case as text."""
+    return str(case) if isinstance(case, int) else case
+
+
+Cases = list[Annotated[str, BeforeValidator(_to_text)]]
+
+
+class _Fold(BaseModel):
+    """The lists of a fold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: Cases
+    val: Cases
+    test: Cases = []
+
+    def roles(self, where: str) -> dict[str, Role]:
+        """Return the role of each case. Raise `DatasetError` naming `where` if one is repeated."""
+        roles: dict[str, Role] = {}
+        lists: dict[Role, Cases] = {"train": self.train, "validation": self.val, "test": self.test}
+        for role, cases in lists.items():
+            for case in cases:
+                if case in roles:
+                    raise DatasetError(
+                        f"{where} has the case {case!r} twice: as {roles[case]} and as {role}. "
+                        "Keep one."
+                    )
+                roles[case] = role
+        return roles
+
+
+class _Roles(BaseModel):
+    """Our own file."""
+
+    roles: dict[str, Role] = Field(min_length=1)
+    group_safe: bool = True
+
+
+_Folds = RootModel[Annotated[list[_Fold], Field(min_length=1)]]
 
 
 @dataclass(frozen=True)
@@ -74,65 +116,20 @@ def read_split_file(path: Path) -> SplitFile:
             "and set data.splits=FILE."
         )
     content = read_json(path, unique_keys=True)
-    if isinstance(content, dict) and "roles" in content:
-        return SplitFile(
-            path=path,
-            folds=(_check_roles(path, content["roles"]),),
-            is_list=False,
-            divides_patients=content.get("group_safe") is False,
-        )
-    if isinstance(content, dict) and {"train", "val"} & content.keys():
-        return SplitFile(path, (_parse_fold(path, "the split", content),), is_list=False)
-    if not isinstance(content, list):
-        raise DatasetError(f"{path}: this is not a split file. {_EXAMPLE}")
-    if not content:
-        raise DatasetError(f"{path}: the list of folds is empty. {_EXAMPLE}")
-    folds = tuple(_parse_fold(path, f"fold {k}", fold) for k, fold in enumerate(content))
+    has_roles = isinstance(content, dict) and "roles" in content
+    is_list = isinstance(content, list)
+    try:
+        if has_roles:
+            own = _Roles.model_validate(content)
+            return SplitFile(path, (own.roles,), is_list=False, divides_patients=not own.group_safe)
+        stated = _Folds.model_validate(content if is_list else [content]).root
+    except ValidationError as error:
+        example = _EXAMPLE_ROLES if has_roles else _EXAMPLE
+        misfits = describe_misfits(error, content)[:300]
+        raise DatasetError(f"{path}: this is not a split file: {misfits}. {example}") from error
+    folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(stated))
     _check_validation(path, folds)
-    return SplitFile(path, folds, is_list=True)
-
-
-def _check_roles(path: Path, roles: Any) -> dict[str, Role]:
-    """Check the object `roles` of our own file and return it."""
-    if not isinstance(roles, dict) or not roles:
-        raise DatasetError(f'{path}: "roles" is not an object of cases and roles. {_EXAMPLE_ROLES}')
-    known: dict[str, Role] = {role: role for role in get_args(Role)}
-    for case, role in roles.items():
-        if not isinstance(role, str) or role not in known:
-            near = "validation" if role == "val" else str(role)
-            raise DatasetError(
-                f"{path}: the role of {case!r} is {json.dumps(role)[:40]}. A role is one of "
-                f"{', '.join(known)}.{suggest(near, known)}"
-            )
-    return {case: known[role] for case, role in roles.items()}
-
-
-def _parse_fold(path: Path, where: str, fold: Any) -> dict[str, Role]:
-    """Return the role of each case in an object with the lists `train`, `val` and perhaps `test`.
-
-    `where` names the object in messages, such as "fold 0".
-    """
-    if not isinstance(fold, dict):
-        raise DatasetError(f"{path}: {where} is not an object with two lists of cases. {_EXAMPLE}")
-    for key in ("train", "val"):
-        if key not in fold:
-            raise DatasetError(f'{path}: {where} has no list "{key}". {_EXAMPLE}')
-    if unknown := sorted(set(fold) - set(_ROLE_OF)):
-        raise DatasetError(
-            f'{path}: {where} has the unknown key "{unknown[0]}". Known keys are '
-            f"{', '.join(_ROLE_OF)}."
-        )
-    roles: dict[str, Role] = {}
-    for key, cases in fold.items():
-        if not isinstance(cases, list) or not all(isinstance(c, str | int) for c in cases):
-            raise DatasetError(f'{path}: "{key}" of {where} is not a list of case ids. {_EXAMPLE}')
-        for case in map(str, cases):
-            if case in roles:
-                before = next(k for k, role in _ROLE_OF.items() if role == roles[case])
-                both = f'twice in "{key}"' if before == key else f'in "{before}" and in "{key}"'
-                raise DatasetError(f"{path}: {where} has the case {case!r} {both}. Keep one.")
-            roles[case] = _ROLE_OF[key]
-    return roles
+    return SplitFile(path, folds, is_list)
 
 
 def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:

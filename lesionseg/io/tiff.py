@@ -5,12 +5,11 @@ A JSON file in the same folder states the spacing of a volume in millimetres,
 `case.json`.
 """
 
-import json
 import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lesionseg.errors import ReadError
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_grid
 from lesionseg.io.picture import Picture, picture_grid
+from lesionseg.io.text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or
 # bits of NewSubfileType: the page is a thumbnail, or a mask of opacity
 _REDUCED = 1
 _TRANSPARENCY_MASK = 4
-_MAX_JSON_BYTES = 2**16
 # parts of tifffile's warnings about values that it replaces or cannot read
 _VALUES = re.compile(r"(?:TiffTag|read_tags|read_bytes|could not read|read_segments)(?!.*ASCII)")
 _JPEG = (6, 7, 33007, 34892)  # compressions that lose exact values
@@ -287,16 +286,13 @@ def _read_spacing(path: Path) -> tuple[float, ...]:
         text = "%s: no file %s states the spacing, so it is 1 mm along every axis."
         logger.warning(text, path, _spacing_names(path)[0].name)
         return (1.0, 1.0, 1.0)
-    try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError("it is too long")
-        spacing = json.loads(file.read_text(encoding="utf-8-sig"))["spacing"]
-        numbers = tuple(float(mm) for mm in spacing)
-        if len(numbers) != 3 or not all(np.isfinite(numbers)) or min(numbers) <= 0:
-            raise ValueError(f"spacing is {spacing}")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ReadError(
-            f"{file}: the file does not state a valid spacing ({error}). Write "
-            '{"spacing": [z, y, x]} in mm.'
-        ) from error
-    return numbers
+    content = read_json(file)
+    spacing = content.get("spacing") if isinstance(content, dict) else None
+    with suppress(ValueError, TypeError):
+        numbers = np.array(spacing, dtype=np.float64)
+        if numbers.shape == (3,) and np.isfinite(numbers).all() and numbers.min() > 0:
+            return tuple(numbers.tolist())
+    raise ReadError(
+        f"{file}: the file does not state a valid spacing ({spacing}). Write "
+        '{"spacing": [z, y, x]} in mm.'
+    )

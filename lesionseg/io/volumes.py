@@ -4,18 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import atomic_path, explain_missing
 from lesionseg.io.formats import DICOM, FORMATS, RASTER, Format
-from lesionseg.io.limits import convert_read_errors, run_in_worker
+from lesionseg.io.limits import convert_read_errors
+from lesionseg.io.worker import run_in_worker
 
 T = TypeVar("T")
 SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
+# types that some format cannot store, and their replacement
+_STORED = {"bool": "uint8", "int64": "int32", "uint64": "int32", "float16": "float32"}
 _WRITTEN = tuple(suffix for form in FORMATS for suffix in form.written)
 
 
@@ -127,17 +128,12 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
     if len(volume.array) != 1:
         raise OutputError(f"{path}: a file contains one channel, not {len(volume.array)}.")
     array = volume.array[0]
-    if array.dtype in (np.int64, np.uint64):
-        # the initial values make an empty array fit
-        largest = max(abs(int(array.min(initial=0))), int(array.max(initial=0)))
-        if largest > np.iinfo(np.int32).max:
-            raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
-    smaller = {"b": np.uint8, "i": np.int32, "u": np.int32, "f": np.float32}
-    if array.dtype in (np.bool_, np.int64, np.uint64, np.float16):
-        array = array.astype(smaller[array.dtype.kind])
+    stored = array.astype(_STORED.get(array.dtype.name, array.dtype), copy=False)
+    if stored.dtype != array.dtype and array.dtype.kind in "iu" and (stored != array).any():
+        raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
     with atomic_path(path) as temporary:
         try:
-            write(temporary, array, volume.geometry, like)
+            write(temporary, stored, volume.geometry, like)
         except OSError:
             raise
         except Exception as error:  # the library of the format rejects the numbers

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import numpy as np
 from lesionseg.core import Zones
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_mask
-from lesionseg.io.files import read_json
 from lesionseg.io.predictions import find_masks
+from lesionseg.io.text import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +27,10 @@ _SEPARATORS = "\t;,"
 # columns of tables with a header, the first that exists is taken
 _VALUE_COLUMNS = ("id", "value", "segid", "label_id", "labelid", "index", "label")
 _NAME_COLUMNS = ("name", "structname", "label_name", "labelname", "zone", "label")
-_WORDS = re.compile(r"\"[^\"]*\"|\S+")  # cells of a line without separators, possibly in quotes
-_QUOTED = re.compile(r"\"[^\"]*\"")
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_WHOLE_NUMBER = rf"{_NUMBER.pattern}(?!\S)"
+# a cell in quotes, a number, or words up to the next of these
+_CELLS = re.compile(rf'"[^"]*"|{_WHOLE_NUMBER}|[^\s"](?:(?!\s{_WHOLE_NUMBER})[^"])*')
 # a line of words begins with the value, whether its name contains a comma or not
 _VALUE_AND_WORD = re.compile(r"\s*\d+ +[^\s,;]")
 
@@ -156,45 +156,28 @@ def _text_pairs(text: str) -> list[tuple[str, str]]:
     Colour tables have further numbers in other columns, such as red, green and blue. If the first
     line names a column of the values, this one is taken instead of the first.
     """
-    named = _named_pairs(text)
-    if named:
-        return named
-    pairs = list[tuple[str, str]]()
-    for line in text.splitlines():
-        pair = None if line.startswith("#") else _pair_of_line(line)
-        if pair is not None:
-            pairs.append(pair)
-    return pairs
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return _named_pairs(text) or [pair for line in lines for pair in _pair_of_line(line)]
 
 
-def _pair_of_line(line: str) -> tuple[str, str] | None:
-    """Return the first integer and the name from a line. Return None if one of them is missing."""
-    if _VALUE_AND_WORD.match(line):
-        return _pair_of_words(line)
-    for separator in _SEPARATORS:
-        if separator in line:
-            (row,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
-            cells = [cell.strip(" \"'") for cell in row]
-            value = next((cell for cell in cells if cell.isdecimal()), None)
-            name = next((cell for cell in cells if _is_text(cell)), None)
-            if value is not None and name is not None:
-                return value, name
-    return _pair_of_words(line)
+def _pair_of_line(line: str) -> list[tuple[str, str]]:
+    """Return the first integer and the name from a line, or nothing if one of them is missing.
 
-
-def _pair_of_words(line: str) -> tuple[str, str] | None:
-    """Return value and name from a line whose cells are separated by blanks.
-
-    The name is the cell in double quotes or, without quotes, all words up to the next number.
+    Cells are separated by a character or, if these give no pair, by numbers and double quotes. A
+    name in quotes may be a number.
     """
-    words = _WORDS.findall(line)
-    value = next((word for word in words if word.isdecimal()), None)
-    name = next((word.strip('" ') for word in words if _QUOTED.fullmatch(word)), "")
-    if not name:
-        words_from_name = dropwhile(lambda word: not _is_text(word), words)
-        words_of_name = takewhile(lambda word: not _NUMBER.fullmatch(word), words_from_name)
-        name = " ".join(word.strip("\"'") for word in words_of_name)
-    return (value, name) if value is not None and name else None
+    rows: list[list[str]] = []
+    if not _VALUE_AND_WORD.match(line):
+        separators = [mark for mark in _SEPARATORS if mark in line]
+        rows = [next(csv.reader([line], delimiter=s, skipinitialspace=True)) for s in separators]
+    rows.append(_CELLS.findall(line))
+    for row in rows:
+        cells = [cell.strip() for cell in row]
+        values = [cell for cell in cells if cell.isdecimal()]
+        names = [cell for cell in cells if cell.startswith('"')] or list(filter(_is_text, cells))
+        if values and names:
+            return [(values[0], " ".join(names[0].strip("\"'").split()))]
+    return []
 
 
 def _is_text(cell: str) -> bool:

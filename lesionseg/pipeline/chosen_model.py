@@ -5,8 +5,8 @@ from typing import Any, Literal, TypeVar
 
 from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
 from lesionseg.inference.bundle import bundle_plan
-from lesionseg.io.files import read_yaml
 from lesionseg.io.run_folder import CONFIG, has_config
+from lesionseg.io.text import read_yaml
 from lesionseg.models.weights import RESIDUAL_STEM, is_checkpoint, read_checkpoint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import SOURCES

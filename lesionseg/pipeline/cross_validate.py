@@ -22,9 +22,10 @@ from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
 from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.files import locked_folder, write_json
+from lesionseg.io.files import locked_folder
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.run_folder import has_config
+from lesionseg.io.text import write_json
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.run_dir import (

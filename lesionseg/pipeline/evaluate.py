@@ -47,10 +47,11 @@ from lesionseg.evaluation.scores import (
 )
 from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
-from lesionseg.io.files import hold_lock, read_csv, read_json
+from lesionseg.io.files import hold_lock
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.run_folder import require_no_run
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.evaluate_operating_point import (
     apply_selection,
@@ -531,6 +532,8 @@ def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         known["min_readers"] = cfg.min_readers
     if cfg.merge_labels:
         known["merge_labels"] = True
+    if cfg.annotations is not None:
+        known["annotations"] = cfg.annotations
     if inputs.dataset is None:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {

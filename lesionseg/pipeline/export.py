@@ -26,7 +26,8 @@ from lesionseg.inference.export_formats import (
     write_program,
 )
 from lesionseg.io.bundle_folder import CARD, resolve_bundle
-from lesionseg.io.files import atomic_path, hold_lock, write_json, write_text
+from lesionseg.io.files import atomic_path, hold_lock
+from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line

@@ -59,7 +59,7 @@ from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
 from lesionseg.io.dicom.scans import describe_dicom
-from lesionseg.io.files import atomic_path, hold_lock, write_csv
+from lesionseg.io.files import atomic_path, hold_lock
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
@@ -71,6 +71,7 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.scan_identity import file_state
+from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome

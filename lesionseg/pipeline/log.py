@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from io import TextIOWrapper
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -214,26 +215,46 @@ class RepeatFilter(logging.Filter):
         return is_new
 
 
-class RunLog(MemoryHandler):
-    """A handler that appends records to the log of a run.
+class LateLog(MemoryHandler):
+    """A handler that appends records to a file as soon as its folder is in use.
 
-    Records stay in memory until the run directory has a configuration, so that a wrong setting
-    leaves no file behind.
+    Records stay in memory until then, so that a wrong setting leaves no file behind.
+
+    Args:
+        file: the file.
+        formatter: the formatter of its lines.
+        is_in_use: returns True if the folder is in use, such as that of a run with a configuration.
+        private: only the owner can read the file.
     """
 
-    def __init__(self, run: Path, *, private: bool = False) -> None:
+    def __init__(
+        self,
+        file: Path,
+        formatter: logging.Formatter,
+        is_in_use: Callable[[], bool],
+        *,
+        private: bool,
+    ) -> None:
         super().__init__(capacity=0)
-        self.run = run
-        self.private = private
+        self.file = file
+        self.is_in_use = is_in_use
+        self.open = partial(open_log, file, formatter, private=private)
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Open the log as soon as the run has a configuration. Return True if it is open.
+        """Open the file if its folder is in use. Return True if the file is open.
 
         `MemoryHandler` keeps the records in memory as long as this returns False.
         """
-        if self.target is None and has_config(self.run):
-            self.setTarget(open_log(self.run / LOG, LOG_FORMAT, private=self.private))
+        if self.target is None and self.is_in_use():
+            self.setTarget(self.open())
         return self.target is not None
+
+    def close(self) -> None:
+        """Close the file."""
+        target = self.target
+        super().close()
+        if target is not None:
+            target.close()
 
 
 class LogFile(logging.FileHandler):
@@ -326,7 +347,7 @@ def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], Non
     With `private`, only its owner can read the log. The output on the terminal does not change. An
     error that ends the run is the last line.
     """
-    handler = RunLog(run, private=private)
+    handler = LateLog(run / LOG, LOG_FORMAT, partial(has_config, run), private=private)
 
     def note(text: str) -> None:
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
@@ -341,6 +362,4 @@ def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], Non
             note(f"{type(error).__name__}: {error}" if known else traceback.format_exc())
         raise
     finally:
-        if handler.target is not None:
-            handler.target.close()
         handler.close()

@@ -16,8 +16,8 @@ from lesionseg.data.transforms import as_meta_tensor, check_transforms, try_on_t
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
-from lesionseg.io.files import write_text
 from lesionseg.io.run_folder import has_config
+from lesionseg.io.text import write_text
 from lesionseg.losses import make_loss
 from lesionseg.models.build import fast_dtype
 from lesionseg.models.custom_network import backbone_pyramid, n_logits, probe_network

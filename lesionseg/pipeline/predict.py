@@ -39,6 +39,8 @@ from lesionseg.plan.plan import Plan
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+# files of an output at a URL that a run reads: case files, tables and logs, but no masks
+_DOWNLOADED = (".json", ".csv", ".log", ".jsonl")
 
 
 def predict(
@@ -66,7 +68,7 @@ def predict(
         DatasetError: if no scan is found.
         OutputError: if another process writes to the output folder.
     """
-    folder = download(cfg.output, new=True)
+    folder = download(cfg.output, new=True, endings=_DOWNLOADED)
     _check_places(cfg.input, folder)  # before the log is written into the folder
     is_whole = cfg.num_shards == 1
     # each shard writes its own table, so two processes never write the same file

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
@@ -38,18 +38,19 @@ from lesionseg.io.dicom.results import (
     SEGMENTATION,
     write_dicom_results,
 )
-from lesionseg.io.files import explain_missing, printable_text
+from lesionseg.io.files import explain_missing
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.scan_identity import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.scan_identity import content_digest, file_digest, file_state
+from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_tables import Digests, begun_row, dicom_uids
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,52 @@ def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[Cas
     The row of a scan that fails states the reason, and its earlier results stay. Close the
     generator to stop; the results written so far stay.
     """
+    started = [StartedScan(scan, begun_row(scan, work.bundle)) for scan in scans]
     read = partial(work.attempt, work.read)
     infer = partial(work.attempt, work.infer)
     write = partial(work.attempt, work.write)
-    yield from read_ahead(scans, read, infer, write, fits=work.fits)
+    for item in read_ahead(started, read, infer, write, fits=work.fits):
+        yield item.row
+
+
+@dataclass
+class StartedScan:
+    """A scan that is predicted, and its row, which the steps complete.
+
+    Attributes:
+        scan: the scan.
+        row: its row. A row with a status is final: done, failed or skipped.
+        n_bytes: the memory that it needs; None if this is not yet computed.
+    """
+
+    scan: FoundScan
+    row: CaseRow
+    n_bytes: int | None = None
+
+    @property
+    def case(self) -> str:
+        """The case id."""
+        return self.scan.case
+
+    def state(self, **values: Any) -> None:
+        """Change attributes of the row."""
+        self.row = replace(self.row, **values)
+
+    def finish(self, status: str, message: str, **values: Any) -> None:
+        """State that the scan failed or is skipped."""
+        self.state(status=status, message=message, finished=_now(), **values)
+
+    def repeat(self, earlier: CaseRow) -> None:
+        """Take the row of an earlier run, with what this run knows of the input."""
+        row = self.row
+        self.row = replace(
+            earlier.as_kept(),
+            group=row.group,
+            visit=row.visit,
+            path=row.path,
+            state=row.state,
+            is_unchanged=True,
+        )
 
 
 class CaseWork:
@@ -112,37 +155,28 @@ class CaseWork:
         self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
         self.bundle = bundle
         self.budget = memory_budget(cfg.inference)
-        # rows of finished scans and of those in progress; a row with a status is final
-        self.rows: dict[tuple[str, str], CaseRow] = {}
-        self.sizes: dict[tuple[str, str], int] = {}
 
-    def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
-        """Run one step for the scan. `made` is the result of the previous step; `read` has none.
+    def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
+        """Run one step, unless the row of the scan is final. Return its result.
 
-        Return its result, or the row of the scan if it is final: complete, failed or skipped.
+        `made` is the result of the previous step; `read` has none. An error makes the row final.
+        The result of the last step is the item itself.
         """
-        row = self.rows.setdefault(scan.key, begun_row(scan, self.bundle))
-        if row.status:
-            return row
+        result: Any = item
+        if item.row.status:
+            return result
         begin = perf_counter()
         try:
-            result = step(scan) if made is None else step(scan, made)
+            result = step(item, *made)
         except Exception as error:  # a damaged file may make any library raise anything
-            result = self._record_failure(scan, error)
-        row = self.rows[scan.key]
-        if not row.is_unchanged:
-            seconds = round((row.seconds or 0) + perf_counter() - begin, 3)
-            row = self._set(scan, seconds=seconds, peak_memory_mb=peak_memory_mb())
-        return row if isinstance(result, CaseRow) else result
+            self._fail(item, error)
+        if not item.row.is_unchanged:
+            seconds = round((item.row.seconds or 0) + perf_counter() - begin, 3)
+            item.state(seconds=seconds, peak_memory_mb=peak_memory_mb())
+        return result
 
-    def _set(self, scan: FoundScan, **values: Any) -> CaseRow:
-        """Set attributes of the scan's row. Return the row."""
-        row = replace(self.rows[scan.key], **values)
-        self.rows[scan.key] = row
-        return row
-
-    def _record_failure(self, scan: FoundScan, error: Exception) -> CaseRow:
-        """Set and return the row of a failed scan.
+    def _fail(self, item: StartedScan, error: Exception) -> None:
+        """Make the row that of a failed scan.
 
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
@@ -151,16 +185,15 @@ class CaseWork:
             text = explain_missing(Path(error.filename))
         elif isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
-        text = printable_text(_shorten_paths(text, scan))
-        key = self.rows[scan.key].key if _is_final(error) else ""
+        key = item.row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
             key = CONFLICT
-        row = self._set(scan, status="failed", message=text, key=key, finished=_now())
-        earlier = self._earlier_failure(row)
-        if earlier is not None and earlier.message == text:
-            return self._repeat(scan, earlier)
-        logger.debug("%s failed.", row.case, exc_info=error)
-        return row
+        item.finish("failed", printable_text(_shorten_paths(text, item.scan)), key=key)
+        earlier = self._earlier_failure(item.row)
+        if earlier is not None and earlier.message == item.row.message:
+            item.repeat(earlier)
+        else:
+            logger.debug("%s failed.", item.row.case, exc_info=error)
 
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
         """Return the row of an earlier run in which the same scan failed for the same reason."""
@@ -170,27 +203,20 @@ class CaseWork:
                 return earlier
         return None
 
-    def _repeat(self, scan: FoundScan, earlier: CaseRow) -> CaseRow:
-        """Set and return the row of an earlier run, with what this run knows of the input."""
-        row = self.rows[scan.key]
-        facts = {name: getattr(row, name) for name in ("group", "visit", "path", "state")}
-        self.rows[scan.key] = replace(earlier.as_kept(), **facts, is_unchanged=True)
-        return self.rows[scan.key]
-
-    def fits(self, scans: Sequence[FoundScan]) -> bool:
+    def fits(self, items: Sequence[StartedScan]) -> bool:
         """Return True if these scans fit into memory together."""
-        for scan in scans:
-            if scan.key not in self.sizes:
-                self.sizes[scan.key] = 0
-                if scan.fault or scan.left_out:
+        for item in items:
+            if item.n_bytes is None:
+                item.n_bytes = 0
+                if item.row.status or item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
-                    geometry = read_geometry(scan.files.images[0], raster_mm=1.0)
-                    self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
-        return sum(self.sizes[scan.key] for scan in scans) <= self.budget
+                    geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
+                    item.n_bytes = needed_bytes(geometry, self.predictor.plan)
+        return sum(item.n_bytes or 0 for item in items) <= self.budget
 
-    def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
-        """Return the scan on the plan's grid, or its row if there is nothing to do.
+    def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
+        """Return the scan on the plan's grid, or None if there is nothing to do.
 
         A scan has nothing to do if it is left out, if its result or failure is already recorded for
         the same files, or if it has too few slices.
@@ -201,69 +227,49 @@ class CaseWork:
             ResourceError: if its files change while they are read.
             LesionsegError: if a file is wrong.
         """
+        scan = item.scan
         if scan.left_out:
-            return self._skip(scan, scan.left_out)
+            _skip(item, scan.left_out)
+            return None
         if scan.fault:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
-                self.rows[scan.key] = self._describe_faulty_scan(scan)
+                item.state(key=_FAULT)
+                # with its content, the scan is recognised after it was renamed
+                with suppress(LesionsegError, OSError, IndexError):  # the fault is reported instead
+                    self._state_content(item)
             raise DatasetError(scan.fault)
-        state = _state_of_files(scan.contents)
-        self.rows[scan.key] = self.rows[scan.key].with_source(self._source(scan, state), state)
-        row = self._set(scan, key=self._key(scan.files, self.rows[scan.key].digest))
-        self.results.claim(scan.case, row.source, overwrite=self.cfg.overwrite)
-        earlier = self._earlier_result(scan, row.key) or self._earlier_failure(row)
+        self._state_content(item)
+        item.state(key=self._key(scan.files, item.row.digest))
+        self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
+        plan = self.predictor.plan
+        has_masks = plan.candidate_rule.source != "detection"
+        suffix = result_suffix(scan.files.images[0], plan.dims) if has_masks else None
+        earlier = self.results.finished_row(scan.case, item.row.key, suffix)
+        earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
-            return self._repeat(scan, earlier)
-        reason = explain_too_few_slices(
-            scan,
-            self.cfg.series,
-            self.predictor.plan,
-            archive=is_archive(Path(self.cfg.input)),
-        )
+            item.repeat(earlier)
+            return None
+        is_in_archive = is_archive(Path(self.cfg.input))
+        reason = explain_too_few_slices(scan, self.cfg.series, plan, archive=is_in_archive)
         if reason:
-            return self._skip(scan, reason)
+            _skip(item, reason)
+            return None
         prepared = self.predictor.prepare(scan.files)
-        _check_unchanged(scan, state)
+        _check_unchanged(item)
         trim_memory()
         return prepared
 
-    def _describe_faulty_scan(self, scan: FoundScan) -> CaseRow:
-        """Return the row of a scan with a fault.
+    def _state_content(self, item: StartedScan) -> None:
+        """State UIDs, digest and state of the scan's files in its row.
 
-        It states the content, so that the scan is recognised after it was renamed.
+        If an earlier run has read the files in this state, they are not read again.
         """
-        row = replace(self.rows[scan.key], key=_FAULT)
-        with suppress(LesionsegError, OSError):  # the fault is reported instead
-            if scan.files.images:
-                state = _state_of_files(scan.contents)
-                row = row.with_source(self._source(scan, state), state)
-        return row
+        scan = item.scan
+        state = _state_of_files(scan.contents)
+        digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
+        item.state(**dicom_uids(scan.facts), digest=digest, state=state)
 
-    def _skip(self, scan: FoundScan, reason: str) -> CaseRow:
-        """Set and return the row of a scan that is not predicted."""
-        message = f"{reason[:1].upper()}{reason[1:]}."
-        return self._set(scan, status="skipped", message=message, finished=_now())
-
-    def _source(self, scan: FoundScan, state: str) -> ScanSource:
-        """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
-        facts = scan.facts
-        return ScanSource(
-            digest=self.digests.get((scan.path, state)) or content_digest(scan.contents),
-            study_uid=facts.study_uid if facts else "",
-            series_uid=facts.series_uid if facts else "",
-            instance_uid=facts.instance_uid if facts else "",
-        )
-
-    def _earlier_result(self, scan: FoundScan, key: str) -> CaseRow | None:
-        """Return the row of existing results of the same content, bundle and settings, or None."""
-        plan = self.predictor.plan
-        suffix = result_suffix(scan.files.images[0], plan.dims)
-        masks = plan.candidate_rule.source != "detection"
-        if self.results.has_results(scan.case, key, suffix, masks=masks):
-            return self.results.row(scan.case)
-        return None
-
-    def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
+    def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
@@ -271,7 +277,7 @@ class CaseWork:
         trim_memory()  # otherwise glibc would keep the memory of the tiles
         return inferred
 
-    def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
+    def write(self, item: StartedScan, inferred: Inferred) -> StartedScan:
         """Restore the file's grid, find the candidates and write the case's files.
 
         Raises:
@@ -279,13 +285,12 @@ class CaseWork:
                 results and the header of the masks refer to them.
             LesionsegError: if a file cannot be written.
         """
-        row = self.rows[scan.key]
-        with self.results.write_case(scan.case) as new_files:
-            prediction = self._decide(scan, inferred, new_files)
-            zone_names, prediction = self._assign_zones(scan, inferred, prediction)
-            message = self._write_dicom(scan, row, prediction, new_files)
-            image = scan.files.images[0]
-            row = replace(row, message=message, **self._describe(prediction, zone_names))
+        with self.results.write_case(item.case) as new_files:
+            prediction = self._decide(item.case, inferred, new_files)
+            zone_names, prediction = self._assign_zones(item.case, inferred, prediction)
+            message = self._write_dicom(item, prediction, new_files)
+            image = item.scan.files.images[0]
+            row = replace(item.row, message=message, **self._describe(prediction, zone_names))
             write_prediction(
                 new_files,
                 prediction,
@@ -294,9 +299,9 @@ class CaseWork:
                 names=self.cfg.names,
                 row=row,
             )
-            _check_unchanged(scan, row.state)
-        self.rows[scan.key] = replace(row, finished=self.results.finished(scan.case))
-        return self.rows[scan.key]
+            _check_unchanged(item)
+        item.row = replace(row, finished=self.results.finished(item.case))
+        return item
 
     def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:
         """Return the attributes of a row that describe a prediction."""
@@ -315,35 +320,35 @@ class CaseWork:
             "amounts": amounts,
         }
 
-    def _decide(self, scan: FoundScan, inferred: Inferred, new_files: Path) -> Prediction:
+    def _decide(self, case: str, inferred: Inferred, new_files: Path) -> Prediction:
         """Return the prediction. Write its probabilities if the settings say so.
 
         `new_files` is the folder of the case's files until they are complete.
         """
         if not self.cfg.save_probabilities:
-            return self.predictor.decide(inferred, scan.case)
+            return self.predictor.decide(inferred, case)
         shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
         probabilities = np.zeros(shape, dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab
 
-        prediction = self.predictor.decide(inferred, scan.case, keep)
+        prediction = self.predictor.decide(inferred, case, keep)
         if self.cfg.names == "nnunet":
             write_probabilities(
                 new_files,
-                scan.case,
+                case,
                 probabilities,
                 inferred.file_geometry,
                 are_regions=bool(self.predictor.plan.labels.regions),
             )
         else:
-            path = new_files / f"{scan.case}{PROBABILITIES}"
+            path = new_files / f"{case}{PROBABILITIES}"
             np.savez_compressed(path, probabilities=probabilities)
         return prediction
 
     def _assign_zones(
-        self, scan: FoundScan, inferred: Inferred, prediction: Prediction
+        self, case: str, inferred: Inferred, prediction: Prediction
     ) -> tuple[list[str], Prediction]:
         """Return the names of the scan's zones, and the prediction with a zone per candidate.
 
@@ -353,7 +358,7 @@ class CaseWork:
             return [], prediction
         # a mask that is a picture states no pixel size and has that of the scan
         pixel_mm = inferred.file_geometry.spacing_mm[0]
-        zones = self.zones.read(scan.case, pixel_mm)
+        zones = self.zones.read(case, pixel_mm)
         if zones is None:
             return [], prediction
         zone_of = zones.of(candidates_of(prediction))  # one name per candidate
@@ -361,10 +366,9 @@ class CaseWork:
         names = [zones.names.get(value, str(value)) for value in values]
         return names, prediction.with_zones(zone_of)
 
-    def _write_dicom(
-        self, scan: FoundScan, row: CaseRow, prediction: Prediction, new_files: Path
-    ) -> str:
+    def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
+        scan = item.scan
         if not self.cfg.dicom_output or not is_dicom(scan):
             return ""
         status = _status(prediction.input)
@@ -377,7 +381,7 @@ class CaseWork:
             is_segmented = write_dicom_results(
                 scan.files.images[0],
                 prediction,
-                ResultOrigin(__version__, self.bundle, row.key),
+                ResultOrigin(__version__, self.bundle, item.row.key),
                 plan.labels.lesion_names,
                 report=new_files / f"{scan.case}{REPORT}",
                 segmentation=new_files / f"{scan.case}{SEGMENTATION}",
@@ -388,7 +392,7 @@ class CaseWork:
             logger.warning("%s: %s", scan.case, message)
             return message
         except (ReadError, GeometryError):
-            _check_unchanged(scan, row.state)
+            _check_unchanged(item)
             raise
         if is_segmented or prediction.instances is None:
             return ""
@@ -426,13 +430,18 @@ def _state_of_files(contents: Sequence[Sequence[Path]]) -> str:
     return file_state(file for image in contents for file in sorted(image))
 
 
-def _check_unchanged(scan: FoundScan, state: str) -> None:
-    """Raise `ResourceError` if a scan no longer has the files from which `state` was computed."""
+def _check_unchanged(item: StartedScan) -> None:
+    """Raise `ResourceError` if a scan no longer has the files that its row describes."""
     is_unchanged = False
     with suppress(ReadError, OSError):  # a file is missing, or is being copied
-        is_unchanged = _state_of_files(scan.list_contents_again()) == state
+        is_unchanged = _state_of_files(item.scan.list_contents_again()) == item.row.state
     if not is_unchanged:
         raise ResourceError("The scan changed while it was read. Run the command again.")
+
+
+def _skip(item: StartedScan, reason: str) -> None:
+    """Make the row that of a scan that is not predicted."""
+    item.finish("skipped", f"{reason[:1].upper()}{reason[1:]}.")
 
 
 def _now() -> str:

@@ -5,15 +5,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.case_file import CaseRow
-from lesionseg.io.files import printable_text
 from lesionseg.io.remote import upload
-from lesionseg.pipeline.log import RepeatFilter, added_handlers, open_log
+from lesionseg.io.text import printable_text
+from lesionseg.pipeline.log import LateLog, RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_tables import PredictOutcome
 from lesionseg.version import __version__
 
@@ -24,7 +23,7 @@ _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": loggin
 class PredictLog:
     """The log files of an output folder. Each line begins with the time of its event.
 
-    Lines stay in memory until the folder exists.
+    Lines stay in memory until the folder exists. A warning of a reader is written once.
 
     Args:
         folder: the output folder.
@@ -37,10 +36,16 @@ class PredictLog:
 
     def __init__(self, folder: Path, stem: str, *, json_lines: bool, private: bool) -> None:
         text = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt=_STAMP)
-        self.handlers = [_FileLog(folder / f"{stem}.log", text, private=private)]
-        if json_lines:
-            lines = _FileLog(folder / f"{stem}.jsonl", _JsonLines(), private=private)
-            self.handlers.append(lines)
+        formatters = {"log": text, "jsonl": _JsonLines()} if json_lines else {"log": text}
+        self.handlers: list[LateLog] = []
+        for ending, formatter in formatters.items():
+            handler = LateLog(
+                folder / f"{stem}.{ending}", formatter, folder.is_dir, private=private
+            )
+            handler.setLevel(logging.INFO)
+            handler.addFilter(RepeatFilter())
+            handler.addFilter(_is_for_file)
+            self.handlers.append(handler)
 
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
@@ -109,38 +114,6 @@ def _is_for_file(record: logging.LogRecord) -> bool:
     remaining times of progress bars.
     """
     return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
-
-
-class _FileLog(MemoryHandler):
-    """A handler that appends to a file when its folder exists. A wrong setting leaves no file.
-
-    A warning of a reader is written once. Lines of scans come from `PredictLog.note_case`.
-    """
-
-    def __init__(self, file: Path, formatter: logging.Formatter, *, private: bool) -> None:
-        super().__init__(capacity=0)
-        self.file = file
-        self.private = private
-        self.line_format = formatter
-        self.setLevel(logging.INFO)
-        self.addFilter(RepeatFilter())
-        self.addFilter(_is_for_file)
-
-    def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Open the file as soon as its folder exists. Return True if it is open.
-
-        `MemoryHandler` keeps the records in memory as long as this returns False.
-        """
-        if self.target is None and self.file.parent.is_dir():
-            self.setTarget(open_log(self.file, self.line_format, private=self.private))
-        return self.target is not None
-
-    def close(self) -> None:
-        """Close the file."""
-        target = self.target
-        super().close()
-        if target is not None:
-            target.close()
 
 
 class _JsonLines(logging.Formatter):

@@ -1,7 +1,6 @@
 """`predictions.csv`: an index of the case files, one row per scan, and the outcome of a run."""
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,17 +12,19 @@ from typing import Any
 from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
 from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
-from lesionseg.io.files import TEMPORARY_NAMES, printable_id, printable_text, read_csv, write_csv
+from lesionseg.io.case_ids import printable_id
+from lesionseg.io.dicom.scans import DicomScan
+from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
+from lesionseg.io.text import printable_text, read_csv, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
 logger = logging.getLogger(__name__)
 
 TABLE = "predictions.csv"
-_ANY_TABLE = re.compile(r"predictions(_\d+_of_\d+)?\.csv")
 _WRITE_SHARE = 0.05  # largest share of the time that is spent on writing the table
 # digests of files that an earlier run has read, by path and state of the scan
 Digests = Mapping[tuple[str, str], str]
@@ -114,17 +115,21 @@ class PredictOutcome(Outcome):
 
 def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
     """Make the first row of a scan, with only the facts that the input states."""
-    dicom = scan.dicom
     return CaseRow(
         case=printable_id(scan.case),
         group=printable_text(scan.files.group),
         visit=scan.files.columns.get("visit", ""),
         bundle=bundle,
         path=scan.path,
-        study_uid=dicom.study_uid if dicom else "",
-        series_uid=dicom.series_uid if dicom else "",
-        instance_uid=dicom.instance_uid if dicom else "",
+        **dicom_uids(scan.dicom),
     )
+
+
+def dicom_uids(dicom: DicomScan | None) -> dict[str, Any]:
+    """Return the UIDs of a DICOM scan by column. Scans of other formats have none."""
+    if dicom is None:
+        return {}
+    return {name: getattr(dicom, name) for name in ("study_uid", "series_uid", "instance_uid")}
 
 
 def left_out_row(note: Finding) -> CaseRow:
@@ -154,8 +159,8 @@ class PredictionIndex:
         temporary_names = TEMPORARY_NAMES.removesuffix("*") + path.name
         for incomplete in path.parent.glob(temporary_names):
             incomplete.unlink(missing_ok=True)
-        tables = [file for file in path.parent.iterdir() if _ANY_TABLE.fullmatch(file.name)]
         self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
+        tables = path.parent.glob("predictions*.csv")
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
             with suppress(ReadError):  # a damaged table is written again
                 self._earlier |= {_result_of(cells): cells for cells in read_csv(table)}
@@ -181,12 +186,15 @@ class PredictionIndex:
 
     def rows(self) -> list[CaseRow]:
         """Return the rows of the table, sorted by case."""
-        rows = self._new
+        rows = [*self._new]
         if self._is_whole:
             done = {row.case for row in rows if row.is_done}
-            rows = [row for row in rows if row.status != "failed"]
+            of_place = {(row.case, row.path): row for row in rows}
             rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
-            rows += self.results.all_failures()
+            for failure in self.results.all_failures():
+                newer = of_place.get((failure.case, failure.path))
+                if newer is None or not newer.replaces(failure):
+                    rows.append(failure)
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _cells(self, row: CaseRow) -> dict[str, Any]:

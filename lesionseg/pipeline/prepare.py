@@ -11,7 +11,8 @@ from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
 from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.files import hold_lock, write_text
+from lesionseg.io.files import hold_lock
+from lesionseg.io.text import write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment

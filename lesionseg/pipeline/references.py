@@ -8,11 +8,11 @@ from pathlib import Path
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import CaseFiles, Dataset, Finding
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.predictions import PredictionFiles, list_masks
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import is_image_file, strip_suffix
 
 log = logging.getLogger(__name__)
@@ -26,16 +26,18 @@ class ReferenceRules:
         by_image: see `Dataset.grid_of_image`.
         min_readers: see `read_dataset`.
         merge_labels: see `read_dataset`. Without a dataset, see `with_labels_of_outputs`.
+        annotations: see `read_dataset`.
     """
 
     by_image: bool = False
     min_readers: int | None = None
     merge_labels: bool = False
+    annotations: str | None = None
 
     @classmethod
     def of(cls, cfg: EvaluateConfig) -> "ReferenceRules":
         """Return the rules that the settings of `evaluate` state."""
-        return cls(cfg.geometry == "image", cfg.min_readers, cfg.merge_labels)
+        return cls(cfg.geometry == "image", cfg.min_readers, cfg.merge_labels, cfg.annotations)
 
 
 DEFAULT_RULES = ReferenceRules()
@@ -60,7 +62,7 @@ def open_references(
     name = find_convention(folder)
     # a BIDS dataset has its files in subfolders
     are_masks_of_bids = name == "bids" and any(is_image_file(f) for f in folder.iterdir())
-    if name is None or are_masks_of_bids:
+    if rules.annotations is None and (name is None or are_masks_of_bids):
         masks, findings = list_masks(folder)
         faults += findings
         dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
@@ -92,6 +94,7 @@ def _list_labelled(
         may_lack=True,
         grid_of_image=rules.by_image,
         min_readers=rules.min_readers,
+        annotations=rules.annotations,
     )
     wrong = [finding for finding in dataset.errors if finding.case not in known]
     faults += [finding for finding in wrong if finding.case]

@@ -22,9 +22,9 @@ from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir
 from lesionseg.core import CaseFiles
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.files import read_json, read_yaml, write_json, write_text
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
+from lesionseg.io.text import read_json, read_yaml, write_json, write_text
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
 from lesionseg.pipeline.survey import Survey
@@ -344,7 +344,7 @@ def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
 def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
     """Return versions, git commit, device, seed, date, dataset and the hash of its files.
 
-    `min_readers` and `merge_labels` are stated only if they are not the default.
+    `min_readers`, `merge_labels` and `annotations` are stated only if they are not the default.
     `git_commit` ends in `+` if files were changed. `simulated` is True if lesionseg simulated the
     dataset's folder, or the dataset's name says so. An experiment with `data.phantoms` may also
     train on a folder of the user.
@@ -363,7 +363,8 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     data = config.get("data", {})
     has_phantoms = (dataset.root / SETTINGS).is_file()
     # the report reads the references again, by the same rules
-    rules = {key: data[key] for key in ("min_readers", "merge_labels") if data.get(key)}
+    keys = ("min_readers", "merge_labels", "annotations")
+    rules = {key: data[key] for key in keys if data.get(key)}
     return {
         "lesionseg": __version__,
         "git_commit": _git_commit(),

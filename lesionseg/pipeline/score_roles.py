@@ -285,12 +285,13 @@ def match_volumes(
 
 
 def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
-    """Return the scores of validation cases by name, or an empty dictionary without cases.
+    """Return numbers of validation cases by name, or an empty dictionary without cases.
 
     `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
-    over the cases with a lesion. It accepts candidates from the score at which one false positive
-    per case is expected on new cases. It is left out without masks. `score` is the sum of both, by
-    which the weights are chosen. `score_error` is its standard error, see `_score_error`.
+    Dice over the cases with a lesion. For the Dice, candidates are accepted by the threshold at
+    which one false positive per case is expected on new cases. Without masks, `dice` is left out.
+    `score` is the sum of `recall_1fp` and `dice`, by which the weights are chosen. `score_error` is
+    the standard error of `score`, see `_score_error`.
     """
     if not matches:
         return {}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import NamedTuple
 
 from lesionseg.core import Aim, Calibration, OperatingPoint, Selection
 from lesionseg.core.selection import CALIBRATION, OPERATING_POINT
@@ -51,31 +52,46 @@ def select(
         for each case, fitted on the other folds, with which the final calibration can be tested.
         This is None for a case if the other folds have too few candidates.
     """
-    points, first, remark = _choose_points(tables, aim, rate_confidence, chosen_on)
+    chosen = _choose_points(tables, aim, rate_confidence, chosen_on)
     if fold_of is None:
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
-    final, fits, why = _fit_calibrations(tables, fold_of, chosen_on)
-    best_f1 = next(point for point in points if point.name == "best_f1")
-    doubt = _explain_doubt(first, len(tables.groups), rate_confidence)
-    reason = f"{remark}{_describe_point(first, best_f1)} {doubt}".strip()
+    fitted = _fit_calibrations(tables, fold_of, chosen_on)
+    best_f1 = next(point for point in chosen.points if point.name == "best_f1")
+    doubt = _explain_doubt(chosen.first, len(tables.groups), rate_confidence)
+    reason = f"{chosen.remark}{_describe_point(chosen.first, best_f1)} {doubt}".strip()
     complete = replace(
         selection,
-        operating_points=points,
-        calibration=final,
-        reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: why},
+        operating_points=chosen.points,
+        calibration=fitted.final,
+        reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: fitted.reason},
     )
-    return complete, {case: fits.get(fold) for case, fold in fold_of.items()}
+    return complete, {case: fitted.of_folds.get(fold) for case, fold in fold_of.items()}
+
+
+class _ChosenPoints(NamedTuple):
+    """All operating points, the first one, which was asked for, and a remark if it was replaced."""
+
+    points: tuple[OperatingPoint, ...]
+    first: OperatingPoint
+    remark: str
+
+
+class _FittedCalibrations(NamedTuple):
+    """The calibration of all cases, that of each fold, fitted on the other folds, and the reason.
+
+    A fold is missing if the other folds have too few candidates.
+    """
+
+    final: Calibration | None
+    of_folds: Mapping[int, Calibration]
+    reason: str
 
 
 def _choose_points(
     tables: Tables, aim: Aim, rate_confidence: float | None, chosen_on: str
-) -> tuple[tuple[OperatingPoint, ...], OperatingPoint, str]:
-    """Choose a point for `aim` and for each of `AIMS` that the cases can reach.
-
-    Return all points, the one for `aim`, which comes first, and a remark if the default replaces
-    it.
-    """
+) -> _ChosenPoints:
+    """Choose a point for `aim`, and for each of `AIMS` that the cases can reach."""
     remark = ""
     try:
         first = choose(tables, aim, confidence=rate_confidence)
@@ -93,22 +109,18 @@ def _choose_points(
     for name, point in points.items():
         # a point whose score does not depend on the cases states no role
         points[name] = replace(point, chosen_on=chosen_on if point.chosen_on else None)
-    return tuple(points.values()), points[first.name], remark
+    return _ChosenPoints(tuple(points.values()), points[first.name], remark)
 
 
 def _fit_calibrations(
     tables: Tables, fold_of: Mapping[str, int], chosen_on: str
-) -> tuple[Calibration | None, dict[int, Calibration], str]:
-    """Fit a calibration on all cases, and one for each fold on the cases of the other folds.
-
-    Return the final one, those of the folds, and the reason. A fold is missing if the other folds
-    have too few candidates.
-    """
+) -> _FittedCalibrations:
+    """Fit a calibration on all cases, and one for each fold on the cases of the other folds."""
     fits: dict[int, Calibration] = {}
     try:
         final = fit_calibration(tables, fitted_on=chosen_on)
     except ContentError as error:
-        return None, fits, f"skipped. {error}"
+        return _FittedCalibrations(None, fits, f"skipped. {error}")
     for number in sorted(set(fold_of.values())):
         with suppress(ContentError):
             others = {case for case, fold in fold_of.items() if fold != number}
@@ -118,7 +130,7 @@ def _fit_calibrations(
         f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
         f"0.9 with {p_high:.2f} ({final.n_true} true and {final.n_false} false candidates)."
     )
-    return final, fits, why
+    return _FittedCalibrations(final, fits, why)
 
 
 def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: float | None) -> str:

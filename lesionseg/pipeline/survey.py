@@ -326,6 +326,7 @@ def open_dataset(data: DataConfig) -> Dataset:
         nan_background=data.nan == "background",
         grid_of_image=data.geometry == "image",
         min_readers=data.min_readers,
+        annotations=data.annotations,
     )
     if not data.colour or not dataset.cases:
         return dataset

@@ -19,7 +19,7 @@ from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.bundle_folder import SELECTION
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, LOG_FORMAT, are_bars_shown, bar, open_log

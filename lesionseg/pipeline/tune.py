@@ -22,7 +22,8 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingErr
 from lesionseg.evaluation import Tables, find_preset
 from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import locked_folder, write_json
+from lesionseg.io.files import locked_folder
+from lesionseg.io.text import write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import align_columns, command_line

@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
-from lesionseg.reporting.rendering import rate
-from lesionseg.reporting.words import FEW, per_scan, size_class_words
+from lesionseg.reporting.rendering import per_scan, rate, say
+from lesionseg.reporting.words import FEW, size_class_words
 
 # colours of Okabe and Ito 2008, which colour-blind readers can distinguish, also in grey
 FOUND = "#0072b2"
@@ -71,8 +71,8 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Limit:
-    """A threshold, the number of lesions that it finds, and that of its false positives."""
+class CurvePoint:
+    """A point of an FROC curve: a score threshold, the lesions found and the false positives."""
 
     threshold: float
     n_found: int
@@ -127,15 +127,16 @@ def size_chart(tables: Evaluation) -> Chart | None:
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
-    caption = "Blue: found. Grey: missed."
-    if unit != "mm":
-        caption += f" Sizes: diameter in {unit}."
-    if has_rings:
-        caption += f" Rings: one per {who}."
-    if min(numbers_of_patients) < RELIABLE:
-        caption += f" Dashed: an uncertain 95 % interval, of fewer than {RELIABLE} {who}s."
-    if is_too_narrow:
-        caption += f" With fewer than {FEW}, it takes lesions as independent and is too narrow."
+    caption = say(
+        "size_caption",
+        unit=unit,
+        who=who,
+        has_rings=has_rings,
+        n_reliable=RELIABLE,
+        n_few=FEW,
+        is_uncertain=min(numbers_of_patients) < RELIABLE,
+        is_too_narrow=is_too_narrow,
+    )
     title = "Lesions found, by size"
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
@@ -191,8 +192,8 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     figure, axes = new_figure()
     scans = first.n_scanned
     n_found, n_false = first.count_at(first.threshold)
-    in_use = Limit(first.threshold, n_found, n_false)
-    lower = find_lower_limit(first)
+    in_use = CurvePoint(first.threshold, n_found, n_false)
+    lower = find_lower_threshold(first)
     most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = most_false / scans
     right = LAST_RATE
@@ -204,9 +205,9 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     for (name, tables), colour in zip(models, colours, strict=False):
         has_dots |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
-    _draw_limit_in_use(axes, first, in_use)
+    _draw_threshold_in_use(axes, first, in_use)
     if lower is not None:
-        _draw_lower_limit(axes, first, lower)
+        _draw_lower_threshold(axes, first, lower)
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
@@ -220,28 +221,19 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         )
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    caption = _froc_caption(first, lower is not None, has_band, has_dots)
-    for name, tables in models[1:]:
-        if len(tables.cases) != len(first.cases):
-            caption += f" The {name} was scored on {count(len(tables.cases), 'scan')}."
+    n_cases_of = [(name, len(tables.cases)) for name, tables in models[1:]]
+    caption = say(
+        "froc_caption",
+        chosen_on=first.scores.operating_point.chosen_on,
+        has_lower=lower is not None,
+        has_band=has_band,
+        has_dots=has_dots,
+        others=[(name, n) for name, n in n_cases_of if n != len(first.cases)],
+    )
     title = "A lower limit finds more, with more false positives"
     if lower is None:
         title = "Lesions found against false positives per scan"
     return Chart(title, caption, figure)
-
-
-def _froc_caption(tables: Evaluation, has_lower: bool, has_band: bool, has_dots: bool) -> str:
-    """Explain each mark that the chart of sensitivity against false positives has."""
-    chosen_on = tables.scores.operating_point.chosen_on
-    caption = "Orange: the limit in use"
-    caption += f", chosen on {chosen_on.replace('+', ' and ')} scans." if chosen_on else "."
-    if has_lower:
-        caption += " White: a lower limit."
-    if has_band:
-        caption += " Band: 95 % interval."
-    if has_dots:
-        caption += " Dotted: no limit has so many false positives."
-    return caption
 
 
 def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, right: float) -> bool:
@@ -302,14 +294,14 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
+def _draw_threshold_in_use(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
     """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
-    x = limit.n_false / tables.n_scanned
-    y = limit.n_found / len(tables.lesions)
+    x = point.n_false / tables.n_scanned
+    y = point.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
     axes.annotate(
-        f"in use: {limit.n_found} of {len(tables.lesions)} found,\n"
-        f"{_rate_words(limit.n_false, tables.n_scanned)}",
+        f"in use: {point.n_found} of {len(tables.lesions)} found,\n"
+        f"{_rate_words(point.n_false, tables.n_scanned)}",
         (x, y),
         (0.98, 0.97 if y < 0.4 else 0.3),
         textcoords="axes fraction",
@@ -323,16 +315,16 @@ def _draw_limit_in_use(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     )
 
 
-def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
-    """Draw a dot and a label at a lower limit. The axes must have their final limits."""
-    x = limit.n_false / tables.n_scanned
-    y = limit.n_found / len(tables.lesions)
+def _draw_lower_threshold(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
+    """Draw a dot and a label at a lower threshold. The axes must have their final limits."""
+    x = point.n_false / tables.n_scanned
+    y = point.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
     place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
     # to the right of a dot in the right half, the label would leave the chart
     is_left = float(place[0]) < 0.45
     axes.annotate(
-        f"lower limit: {limit.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
+        f"lower limit: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
         (x, y),
         (9 if is_left else -9, 8),
         textcoords="offset points",
@@ -341,10 +333,10 @@ def _draw_lower_limit(axes: Axes, tables: Evaluation, limit: Limit) -> None:
     )
 
 
-def find_lower_limit(tables: Evaluation) -> Limit | None:
-    """Find a lower limit that finds more lesions.
+def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
+    """Find a lower score threshold that finds more lesions.
 
-    It may have twice the false positives of the limit in use, or one per scan if that is more.
+    It may have twice the false positives of the threshold in use, or one per scan if that is more.
     Return the one that finds most lesions, or None if none finds more.
     """
     if tables.threshold is None:
@@ -354,9 +346,9 @@ def find_lower_limit(tables: Evaluation) -> Limit | None:
     better = []
     for score in np.unique(tables.lesions["detected_at"].dropna()):
         if score < tables.threshold:
-            limit = Limit(float(score), *tables.count_at(score))
-            if n_false < limit.n_false <= most_false and limit.n_found > n_found:
-                better.append(limit)
+            point = CurvePoint(float(score), *tables.count_at(score))
+            if n_false < point.n_false <= most_false and point.n_found > n_found:
+                better.append(point)
     return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
 
 

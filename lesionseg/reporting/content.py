@@ -9,7 +9,7 @@ from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import Card
-from lesionseg.reporting.rendering import Tile
+from lesionseg.reporting.rendering import Tile, say
 from lesionseg.reporting.words import Basis, Measure
 
 FILMS_ON_TOP = 3  # whole images on the first screen
@@ -100,12 +100,6 @@ class ReportContent:
         return FILMS_ON_TOP
 
     @property
-    def films_title(self) -> str:
-        """The title above the whole images of the first screen."""
-        if self.n_missed and self.n_false_positive:
-            return "Images with the largest missed lesions and the most confident false positives"
-        if self.n_missed:
-            return "Images with the largest missed lesions"
-        if self.n_false_positive:
-            return "Images with the most confident false positives"
-        return "Images with the lesions that were found"
+    def top_title(self) -> str:
+        """The title above the pictures of the first screen."""
+        return say("top_title", report=self)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_readers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
-from lesionseg.io.files import write_text
 from lesionseg.io.layouts.checks import is_colour
+from lesionseg.io.text import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.charts import FOUND, Chart, new_figure
 from lesionseg.reporting.pictures import draw_overview
-from lesionseg.reporting.rendering import Tile, render
+from lesionseg.reporting.rendering import render
 
 # each kind of finding, and its explanation on the page
 MEANING: Mapping[str, str] = {
@@ -230,87 +230,35 @@ def write_dataset_report(
     Raises:
         OutputError: if the file cannot be written.
     """
-    n_unlisted = sum(_is_unlisted(finding) for finding in findings)
     named: list[dict[str, str]] = []  # findings with names, which a page to share must not have
     if identifiers:
         for finding in findings:
             if finding.severity != "note":
                 case = finding.case or "the list of cases"
                 named.append({"case": case, "finding": finding.message})
+    shown = [*looks.values()]
+    diameters = [d for look in shown for d in look.diameters]
     html = render(
         "dataset.html.j2",
-        summary=_summarise(name, looks, findings, n_unlisted),
-        headline=_headline(findings, n_total=len(looks) + n_unlisted),
-        tiles=_tiles(looks, findings, unit),
+        name=name,
+        n_lesion_free=sum(f.kind in ("lesion_free", "only_ignored") for f in findings),
+        n_unlisted=sum(_is_unlisted(finding) for finding in findings),
+        n_unusable=_count_cases(findings, "error"),
+        n_warned=_count_cases(findings, "warning"),
+        n_lesions=len(diameters),
+        sizes=np.percentile(diameters, (0, 50, 100)) if diameters else None,
+        models=[finding.message for finding in findings if finding.kind == "model"],
         findings=_findings_table(looks, findings),
         named=named,
         identifiers=identifiers,
         readers=_agreement_table(agreement),
         by_reader=_reader_table(agreement, identifiers=identifiers),
-        looks=[*looks.values()],
+        looks=shown,
         unit=unit,
-        flat=any(len(look.shape) == 2 for look in looks.values()),
-        charts=_draw_charts([*looks.values()], channels, unit),
+        flat=any(len(look.shape) == 2 for look in shown),
+        charts=_draw_charts(shown, channels, unit),
     )
     write_text(path, html)
-
-
-def _count_lesion_free(findings: Sequence[Finding]) -> int:
-    """Count the cases without a lesion."""
-    return sum(finding.kind in ("lesion_free", "only_ignored") for finding in findings)
-
-
-def _summarise(
-    name: str, looks: Mapping[str, CaseLook], findings: Sequence[Finding], n_unlisted: int
-) -> str:
-    """Return the numbers of cases and lesions, and the model that `train` chooses, in one line.
-
-    `n_unlisted` is the number of entries of the dataset's list that are not cases.
-    """
-    n_lesions = sum(len(look.diameters) for look in looks.values())
-    n_free = _count_lesion_free(findings)
-    summary = f"{name}: " if name else ""
-    summary += f"{count(len(looks), 'case')}, {count(n_lesions, 'lesion')}"
-    summary += f"; {count(n_free, 'case')} without any." if n_free else "."
-    if n_unlisted:
-        entries = count(n_unlisted, "entry", "entries")
-        summary += f" {entries} of the list could not be taken as a case."
-    for finding in findings:
-        if finding.kind == "model":
-            summary += f" {finding.message}"
-    return summary
-
-
-def _headline(findings: Sequence[Finding], n_total: int) -> str:
-    """Return one sentence about the cases with errors and warnings."""
-    n_unusable = _count_cases(findings, "error")
-    n_warned = _count_cases(findings, "warning")
-    headline = "Every case can be used"
-    if n_unusable:
-        headline = f"{n_unusable} of {n_total} cases cannot be used"
-    if n_warned:
-        headline += f", {n_warned} {'needs' if n_warned == 1 else 'need'} a look"
-    return f"{headline}."
-
-
-def _tiles(looks: Mapping[str, CaseLook], findings: Sequence[Finding], unit: str) -> list[Tile]:
-    """Return the numbers of cases, lesions, errors and warnings."""
-    diameters = [d for look in looks.values() for d in look.diameters]
-    n_free = _count_lesion_free(findings)
-    n_unusable = _count_cases(findings, "error")
-    n_warned = _count_cases(findings, "warning")
-    cases = "case" if len(looks) == 1 else "cases"
-    lesions = "no lesion is marked"
-    if diameters:
-        noun = "lesion" if len(diameters) == 1 else "lesions"
-        low, middle, high = np.percentile(diameters, (0, 50, 100))
-        lesions = f"{noun} of {low:.3g} to {high:.3g} {unit}, median {middle:.3g} {unit}"
-    return [
-        Tile(str(len(looks)), f"{cases}, {n_free or 'none'} of them without a lesion"),
-        Tile(str(len(diameters)), lesions, weak=not diameters),
-        Tile(str(n_unusable), "cannot be used", weak=n_unusable > 0),
-        Tile(str(n_warned), "needs a look" if n_warned == 1 else "need a look", weak=n_warned > 0),
-    ]
 
 
 def _findings_table(

@@ -67,6 +67,18 @@ class Evaluation(Tables):
         return bool((~self.has_lesion & (self.case_share < 1)).any())
 
     @property
+    def found(self) -> pd.DataFrame:
+        """The lesions that are found at the operating point."""
+        return self.lesions[self.lesions["detected"].astype(bool)]
+
+    @property
+    def missed(self) -> pd.DataFrame:
+        """The missed lesions, largest first."""
+        missed = self.lesions[~self.lesions["detected"].astype(bool)]
+        order = [self.size_column, "case", "lesion"]
+        return missed.sort_values(order, ascending=[False, True, True])
+
+    @property
     def real_names(self) -> list[str]:
         """The real names of the cases, in order."""
         return [self.names.get(case, case) for case in self.cases["case"]]

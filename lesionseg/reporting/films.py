@@ -8,16 +8,18 @@ import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lesionseg.errors import count, format_score
+from lesionseg.errors import format_score
 from lesionseg.reporting.evaluation_tables import Evaluation
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import display_levels
+from lesionseg.reporting.rendering import say
 from lesionseg.reporting.words import size_words, why_missed
 
 MOST_FILMS = 16
@@ -175,17 +177,11 @@ def choose_films(tables: Evaluation) -> list[str]:
     """
     if tables.scores.image_axes != (2,):
         return []
-    is_found = tables.lesions["detected"].astype(bool)
-    missed = tables.lesions[~is_found].sort_values(tables.size_column, ascending=False)
-    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
-    false = false.sort_values("score", ascending=False)
-    by_miss = list(dict.fromkeys(missed["case"]))
-    by_false = list(dict.fromkeys(false["case"]))
-    found = list(dict.fromkeys(tables.lesions[is_found]["case"]))
-    turns: list[str] = []
-    for k in range(max(len(by_miss), len(by_false))):
-        turns += [*by_miss[k : k + 1], *by_false[k : k + 1]]
-    return list(dict.fromkeys([*turns, *found]))[:MOST_FILMS]
+    false = tables.false_positives.sort_values("score", ascending=False)
+    by_miss = tables.missed["case"].unique().tolist()
+    by_false = false["case"].unique().tolist()
+    turns = [case for pair in zip_longest(by_miss, by_false) for case in pair if case]
+    return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MOST_FILMS]
 
 
 def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
@@ -269,8 +265,6 @@ def _nearest_boxes(
     lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
 ) -> Iterator[FilmBox]:
     """Yield the boxes of markings below the limit that explain why a lesion was missed."""
-    if "nearest_candidate" not in lesions:
-        return
     missed = lesions[~lesions["detected"].astype(bool)]
     names = set(missed["nearest_candidate"].dropna().astype(int))
     for _, row in markings.iterrows():
@@ -315,22 +309,19 @@ def _caption(
 ) -> str:
     """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn."""
     missed = lesions[~lesions["detected"].astype(bool)]
-    n_false = int((markings["outcome"] == "false_positive").sum())
-    parts = ["no lesion"]
-    if len(lesions):
-        n_found = len(lesions) - len(missed)
-        noun = "lesion" if len(lesions) == 1 else "lesions"
-        parts = [f"{n_found} of {len(lesions)} {noun} found"]
-    parts.append(count(n_false, "false positive") if n_false else "no false positive")
-    words = ", ".join(parts) + "."
+    words = ""
     if len(missed):
         row = missed.sort_values(tables.size_column, ascending=False).iloc[0]
-        which = "Missed" if len(missed) == 1 else "Largest missed"
         name = f"{row['label']} of " if several_labels else ""
-        words += f" {which}: {name}{size_words(row, tables)}, {why_missed(row, tables)}."
-    if n_left_out:
-        words += f" {count(n_left_out, 'box', 'boxes')} not drawn."
-    return words
+        words = f"{name}{size_words(row, tables)}, {why_missed(row, tables)}"
+    return say(
+        "film_caption",
+        n_found=len(lesions) - len(missed),
+        n_lesions=len(lesions),
+        n_false=int((markings["outcome"] == "false_positive").sum()),
+        missed=words,
+        n_left_out=n_left_out,
+    )
 
 
 def draw_picture(scene: Scene) -> str:

@@ -14,37 +14,23 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
-from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
-from lesionseg.reporting.rendering import Tile, render
-from lesionseg.reporting.words import per_scan
+from lesionseg.reporting.rendering import per_scan, render
 from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # colour of a lesion without a sure change
 MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
-SENTENCES: Mapping[str, str] = {
-    "new": "Nothing was marked there at the earlier visit.",
-    "enlarged": "Larger by more than the smallest detectable change.",
-    "shrunk": "Smaller by more than the smallest detectable change.",
-    "gone": "Nothing is marked there at the later visit.",
-    "merged": "Several lesions that became one.",
-    "split": "One lesion that became several.",
-}
-# how the two visits of a pair were aligned
-ALIGNED: Mapping[str, str] = {
-    "headers": "the positions that the files state are used; scans that are not registered to each "
-    "other need register=rigid",
-    "rigid": "the earlier scan was registered to the later one, moved and turned as a whole",
-}
+# the changes that the page shows with pictures, in this order
+WITH_PICTURES = ("new", "enlarged", "shrunk", "gone", "merged", "split")
 
 
 def draw_changes(
@@ -136,21 +122,23 @@ def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange)
 
 
 def _read_on_grid(
-    path: Path, source: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
+    path: Path, mask_grid: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
 ) -> NDArray[np.float32]:
-    """Read the first channel of a scan, and resample it from its grid to another.
+    """Read the first channel of a scan, and resample it onto the grid `target`.
 
-    A volume has its own grid, which may differ from that of its mask, moved by `matrix`. A picture
-    has the grid `source` of its mask.
+    A picture has the grid of its mask, `mask_grid`. A volume has its own grid, which may differ
+    from that of its mask. `matrix` is the affine from the RAS mm of the volume to those of
+    `target`, or None if both have the same coordinates.
     """
     volume = read_volume(path)
     array = volume.array[:1]
+    grid = mask_grid
     if volume.geometry.dims == 3:
         affine = volume.geometry.affine
-        source = Geometry(volume.geometry.shape, affine if matrix is None else matrix @ affine)
-    if source.matches(target):
+        grid = Geometry(volume.geometry.shape, affine if matrix is None else matrix @ affine)
+    if grid.matches(target):
         return np.asarray(array[0], dtype=np.float32)
-    return resample_to(array, source, target, "linear")[0].numpy()
+    return resample_to(array, grid, target, "linear")[0].numpy()
 
 
 def lowest_score(point: OperatingPoint | None) -> float:
@@ -231,7 +219,7 @@ def write_follow_page(
         rule: The rule by which the changes were found.
         point: The operating point that accepts new lesions. None accepts all of them.
         unit: The unit of diameters.
-        alignments: How the visits of each compared pair were aligned, a key of `ALIGNED`, in the
+        alignments: How the visits of each compared pair were aligned, `headers` or `rigid`, in the
             order of the page.
 
     Returns:
@@ -256,14 +244,19 @@ def write_follow_page(
         expected = per_scan(point.expected_false_positives_per_case, "false new lesion", "pair")
     html = render(
         "follow.html.j2",
-        headline=_headline(changes, point),
-        tiles=_tiles(accepted, unit),
+        states=STATES,
+        sizes={
+            state: [_max_diameter_mm(c) for c in accepted if c.state == state] for state in STATES
+        },
+        n_thin=_count_thin(changes, lowest_score(point)),
+        n_stable=sum(change.state == "stable" for change in changes),
+        unit=unit,
         charts=[_draw_chart(changes, unit)] if changes else [],
         rule=rule,
         point=point,
         expected=expected,
         sections=_group_cards(cards),
-        aligned=[(kind, ALIGNED[kind]) for kind in kinds_of_alignment],
+        aligned=kinds_of_alignment,
         pairs=pairs,
         not_compared=[name for case, name in names.items() if case not in alignments],
         changes=change_rows,
@@ -272,44 +265,19 @@ def write_follow_page(
     return path
 
 
-def _headline(changes: Sequence[LesionChange], point: OperatingPoint | None) -> str:
-    """Return the numbers of lesions by change, such as "2 new, 1 gone; 8 lesions stable."."""
-    counts = Counter(change.state for change in changes if change.accepted)
-    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    n_thin = _count_thin(changes, lowest_score(point))
-    if n_thin:
-        parts.append(f"{n_thin} new or gone but too thin to be sure")
-    summary = ", ".join(parts).capitalize() or "No sure change"
-    n_stable = sum(change.state == "stable" for change in changes)
-    return f"{summary}; {count(n_stable, 'lesion')} stable."
-
-
-def _tiles(accepted: Sequence[LesionChange], unit: str) -> list[Tile]:
-    """Return the numbers of the first screen. New and enlarged lesions are marked as weak."""
-    tiles = []
-    for state in ("new", "enlarged", "shrunk", "gone"):
-        sizes = [_max_diameter_mm(change) for change in accepted if change.state == state]
-        words = f"{state}, up to {max(sizes):.1f} {unit}" if sizes else state
-        is_worse = bool(sizes) and state in ("new", "enlarged")
-        tiles.append(Tile(str(len(sizes)), words, is_worse))
-    return tiles
-
-
 def _group_cards(
     cards: Iterable[tuple[LesionChange, Card]],
-) -> list[tuple[str, str, list[Card]]]:
-    """Return a title, a sentence and the pictures of each kind of change, the largest first.
+) -> dict[str, list[Card]]:
+    """Return the pictures of each kind of change, the largest first.
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
     largest = sorted(cards, key=lambda drawn: _max_diameter_mm(drawn[0]), reverse=True)
-    largest = largest[:MAX_PICTURES]
-    sections = []
-    for state, sentence in SENTENCES.items():
-        own = [card for change, card in largest if change.state == state]
-        if own:
-            sections.append((state.capitalize(), sentence, own))
-    return sections
+    sections: dict[str, list[Card]] = {state: [] for state in WITH_PICTURES}
+    for change, card in largest[:MAX_PICTURES]:
+        if change.state in sections:
+            sections[change.state].append(card)
+    return {state: own for state, own in sections.items() if own}
 
 
 def _count_thin(changes: Sequence[LesionChange], threshold: float) -> int:

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lesionseg.core.dataset import EACH_IS_A_PATIENT
-from lesionseg.errors import LesionsegError, count
+from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
-from lesionseg.io.files import read_json
-
-UNKNOWN = "unknown"
+from lesionseg.io.text import read_json
+from lesionseg.reporting.rendering import say, say_lines, split_lines
 
 
 @dataclass(frozen=True)
@@ -37,49 +35,13 @@ class Identity:
     commit: str = ""
     why_model: str = ""
 
-    def training(self) -> str:
-        """Return the numbers of training patients and scans in words."""
-        n_patients = self.training_patients
-        n_scans = self.training_scans
-        if n_patients is None and n_scans is None:
-            return f"number of training patients {UNKNOWN}"
-        if n_patients is None:
-            return f"trained on {count(n_scans or 0, 'scan')}, number of patients {UNKNOWN}"
-        patients = count(n_patients, "patient")
-        if n_scans is None:
-            return f"trained on {patients}"
-        if n_scans == n_patients > 1:
-            return f"trained on {n_scans} scans, {EACH_IS_A_PATIENT}"
-        return f"trained on {patients} ({count(n_scans, 'scan')})"
-
     def line(self) -> str:
         """Return the identity in one line, for the top of the page."""
-        parts = [
-            f"dataset {self.dataset or UNKNOWN}",
-            f"evaluated {self.evaluated or UNKNOWN}",
-            f"model {self._model_words()}",
-            self.training(),
-        ]
-        return " · ".join(parts)
-
-    def _model_words(self) -> str:
-        """Return the architecture and the digest, as far as they are known."""
-        return f"{self.model} {self.digest}".strip() or UNKNOWN
+        return say("identity_line", identity=self)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the names and values for the table about the test."""
-        made = f"lesionseg {self.version or UNKNOWN}"
-        if self.commit:
-            made += f", commit {self.commit}"
-        choice = [("Choice of the model", self.why_model)] if self.why_model else []
-        return [
-            ("Dataset", self.dataset or UNKNOWN),
-            ("Evaluated", self.evaluated or UNKNOWN),
-            ("Model", self._model_words()),
-            *choice,
-            ("Training", self.training()),
-            ("Made with", made),
-        ]
+        return split_lines(say_lines("identity_rows", identity=self))
 
 
 def read_identity(scores_dir: Path, made: Provenance) -> Identity:

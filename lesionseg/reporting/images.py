@@ -234,6 +234,7 @@ def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
             nan_background=True,
             grid_of_image=True,
             min_readers=made.min_readers,
+            annotations=made.annotations,
         )
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)

@@ -3,9 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -25,7 +23,6 @@ from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.films import Film, FilmBox, FilmTag
 from lesionseg.reporting.pictures import ACCEPTED, BELOW, REFERENCE, Card
 from lesionseg.reporting.rendering import Tile, cell
-from lesionseg.reporting.words import Measure
 from lesionseg.version import __version__
 
 # lengths are in inches
@@ -51,11 +48,10 @@ COLUMNS = 3  # of pictures
 PER_PAGE = 12  # pictures
 CAPTION = 96  # letters per line of the caption of a chart
 KEY = 4.6  # distance of the key of outlines from the left edge of page 1
-CASES_PER_PAGE = 40  # lines of the table of scans
-MOST_CASES = 200  # in this table
-MOST_LETTERS = 60  # of a cell of this table
+MOST_CASES = 200  # in the table of scans
+MOST_LETTERS = 60  # of a line of a cell
 LINE = 0.14  # distance between two lines of a table
-NAME = 31  # letters per line of a name in a table
+LEAST_ROOM = 1.2  # with less room below it, a row of a table is drawn on the next page
 # colour and style of an outline by its class in style.css
 LINE_STYLES = {
     "reference": (REFERENCE, "-"),
@@ -180,7 +176,7 @@ def _first_page(content: ReportContent) -> Figure:
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
     if pictures.films:
-        page.text(EDGE, y, content.films_title, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         step = (WIDTH - 2 * EDGE + GAP) / content.n_films_on_top
         for k, film in enumerate(pictures.films[: content.n_films_on_top]):
             x = EDGE + k * step
@@ -190,15 +186,11 @@ def _first_page(content: ReportContent) -> Figure:
             page.text(x, y + 0.39, film.words, 7.5, 30)
         _draw_film_key(page, pictures, y + 0.27 + TOP_FILM_SIDE, in_one_row=True)
     elif pictures.top:
-        words = "Largest lesions it missed" if content.n_missed > 1 else "The lesion it missed"
-        page.text(EDGE, y, words, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_missed(page, pictures, y + 0.22)
     elif pictures.false_positives:
-        words = "The false positive"
-        if content.n_false_positive > 1:
-            words = "The false positives with the highest rating"
-        page.text(EDGE, y, words, 11, weight="bold")
+        page.text(EDGE, y, content.top_title, 11, weight="bold")
         _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
@@ -402,19 +394,13 @@ def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: boo
     x = _draw_outline_key(page, pictures.film_outlines, EDGE, y)
     errors = "thick: missed lesion or false positive"
     page.text(x, y, errors, 8)
-    if not pictures.labels:
-        return y + 0.2
     widths = [0.44 + LETTER * len(label.name) for label in pictures.labels]
     x += 0.24 + LETTER * len(errors)
-    fits = x + sum(widths) <= WIDTH - EDGE
-    if in_one_row and not fits:
+    if in_one_row and x + sum(widths) > WIDTH - EDGE:
         page.text(x, y, "letters: labels, see the next page", 8)
         return y + 0.2
-    if not fits:
-        x = EDGE
-        y += 0.2
     for label, width in zip(pictures.labels, widths, strict=True):
-        if x + width > WIDTH - EDGE + 0.1:
+        if x + width > WIDTH - EDGE:
             x = EDGE
             y += 0.2
         page.box(x - 0.01, y - 0.02, 0.22, 0.18, SOFT)  # a border, as one of the colours is white
@@ -425,104 +411,65 @@ def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: boo
     return y + 0.22
 
 
-def _case_pages(rows: Sequence[Mapping[str, Any]]) -> Iterator[_Page]:
-    """Yield pages with the table of the first `MOST_CASES` scans. Long texts are cut."""
-    for at in range(0, min(len(rows), MOST_CASES), CASES_PER_PAGE):
-        page = _Page()
-        title = "Patient by patient" if "patient" in rows[0] else "Scan by scan"
-        if len(rows) > MOST_CASES:
-            title += f" (the first {MOST_CASES} of {len(rows)})"
-        page.text(EDGE, 0.4, title, 13, weight="bold")
-        axes = page.figure.add_axes((EDGE / WIDTH, 0, 1, 1 - 0.7 / HEIGHT))
-        axes.set_axis_off()
-        table = axes.table(
-            [[cell(v)[:MOST_LETTERS] for v in row.values()] for row in rows[at:][:CASES_PER_PAGE]],
-            colLabels=list(rows[0]),
-            colLoc="right",
-            loc="upper left",
-            edges="horizontal",
-        )
-        table.auto_set_font_size(False)
-        table.set_fontsize(7.5)
-        table.auto_set_column_width(range(len(rows[0])))
-        yield page
+def _case_pages(rows: Sequence[Mapping[str, Any]]) -> list[_Page]:
+    """Draw the table of the first `MOST_CASES` scans."""
+    if not rows:
+        return []
+    title = "Patient by patient" if "patient" in rows[0] else "Scan by scan"
+    if len(rows) > MOST_CASES:
+        title += f" (the first {MOST_CASES} of {len(rows)})"
+    cells = [[cell(value) for value in row.values()] for row in rows[:MOST_CASES]]
+    return _table_pages(title, list(rows[0]), cells)
 
 
 def _number_pages(content: ReportContent) -> list[_Page]:
-    """Draw two tables on as many pages as needed: the test on the left, all measures right."""
-    about = [(name, "", words) for name, words in content.about]
-    measures = [(one.name, one.value, _measure_text(one)) for one in content.measures]
+    """Draw the tables of the test and of all measures."""
+    measures = [(one.name, one.value, one.interval, one.meaning) for one in content.measures]
     if content.measures_note:
-        # the PDF leaves the place of a missing interval empty, instead of a dash
-        note = content.measures_note.replace("– instead of", "Without")
-        measures.append(("", "", note))
-    left = _place_rows("About this test", about, indent=2.2, letters=46)
-    right = _place_rows("All measures", measures, indent=2.65, letters=48)
-    pages = []
-    for left_rows, right_rows in zip_longest(left, right, fillvalue=()):
-        page = _Page()
-        for row in left_rows:
-            row.draw(page, EDGE)
-        for row in right_rows:
-            row.draw(page, WIDTH / 2)
-        pages.append(page)
+        measures.append(("", "", content.measures_note, ""))
+    header = ("measure", "value", "95 % interval, or why there is none", "meaning")
+    return [
+        *_table_pages("About this test", ("", ""), content.about, widest=120),
+        *_table_pages("All measures", header, measures),
+    ]
+
+
+def _table_pages(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    widest: int = MOST_LETTERS,
+) -> list[_Page]:
+    """Draw a table on as many pages as needed. Cells are wrapped after `widest` letters."""
+    letters = [min(max(map(len, column)), widest) for column in zip(header, *rows, strict=True)]
+    pages: list[_Page] = []
+    y = HEIGHT
+    for row in rows:
+        if y > HEIGHT - LEAST_ROOM:
+            page = _Page()
+            page.text(EDGE, 0.4, title, 13, weight="bold")
+            y = 0.72 + _draw_row(page, header, letters, 0.72, weight="bold")
+            pages.append(page)
+        y += _draw_row(pages[-1], row, letters, y)
     return pages
 
 
-def _measure_text(one: Measure) -> str:
-    """Return the meaning of a measure and its interval, or the reason why it has no interval."""
-    if one.interval in ("", "–"):
-        return one.meaning
-    is_number = one.interval[0] in "-0123456789"  # otherwise it is the reason
-    if one.value == "–":
-        kind = "no value"
-    elif is_number:
-        kind = "95 % interval"
-    else:
-        kind = "no interval"
-    meaning = one.meaning.rstrip(".")
-    words = f"{kind}: {one.interval}"
-    return f"{meaning}. {words}" if meaning else words
+def _draw_row(
+    page: _Page, cells: Sequence[str], letters: Sequence[int], y: float, weight: str = "normal"
+) -> float:
+    """Draw the cells of a row next to each other. Return the height of the row.
 
-
-@dataclass(frozen=True)
-class _Row:
-    """A row of a table in the PDF: a name, a number to the right of it, and lines of text."""
-
-    y: float
-    name: str
-    value: str
-    lines: Sequence[str]
-    indent: float
-    is_title: bool = False
-
-    def draw(self, page: _Page, x: float) -> None:
-        """Draw the row at a distance of x inches from the left edge."""
-        if self.is_title:
-            page.text(x, self.y, self.name, 13, weight="bold")
-            return
-        for k, line in enumerate(_wrap_lines(self.name, NAME)):
-            page.text(x, self.y + k * LINE, line, 7.5, weight="bold")
-        page.text(x + self.indent - 0.15, self.y, self.value, 7.5, ha="right")
-        for k, line in enumerate(self.lines):
-            page.text(x + self.indent, self.y + k * LINE, line, 7.5, color=SOFT)
-
-
-def _place_rows(
-    title: str, rows: Sequence[tuple[str, str, str]], indent: float, letters: int
-) -> list[list[_Row]]:
-    """Place the rows of a table one below the other. Return one list of rows per page."""
-    pages = [[_Row(0.5, title, "", (), indent, is_title=True)]]
-    y = 0.85
-    for name, value, text in rows:
-        lines = _wrap_lines(text, letters) if text else []
-        height = LINE * max(1, len(lines), len(_wrap_lines(name, NAME))) + 0.04
-        if y + height > HEIGHT - 0.5:
-            pages.append([_Row(0.5, f"{title} (continued)", "", (), indent, is_title=True)])
-            y = 0.85
-        pages[-1].append(_Row(y, name, value, lines, indent))
-        y += height
-    return pages
+    `letters` is the width of each column.
+    """
+    x = EDGE
+    n_lines = 1
+    for text, width in zip(cells, letters, strict=True):
+        lines = _wrap_lines(text, max(width, 1)) or [""]
+        for k, line in enumerate(lines):
+            page.text(x, y + k * LINE, line, 7.5, weight=weight)
+        n_lines = max(n_lines, len(lines))
+        x += LETTER * (width + 2)
+    return LINE * n_lines + 0.04
 
 
 def _decode_picture(uri: str) -> Any:

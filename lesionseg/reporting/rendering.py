@@ -1,19 +1,22 @@
 """Fill templates. The templates contain the words, and the filters of this file format numbers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg.errors import count, format_score
+from lesionseg.core.dataset import EACH_IS_A_PATIENT
+from lesionseg.errors import count, duration, format_score
 from lesionseg.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,74 @@ def rate(value: float | None) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
+def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
+    """Return a rate in words, such as "2 false positives per scan".
+
+    >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
+    ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
+    """
+    shown = rate(value)
+    return f"{shown} {noun}{'' if shown == '1' else 's'} per {per}"
+
+
+def share_words(hits: int, n: int) -> str:
+    """Return a share in words: as counts for up to 50, otherwise as a simple fraction.
+
+    >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
+    ('9 in 10', '1 in 4', 'all 5', 'none of 8')
+    >>> share_words(1, 8), share_words(4, 8), share_words(199, 200), share_words(1, 300)
+    ('1 of 8', '4 of 8', 'nearly all', 'almost none')
+    >>> share_words(1, 1), share_words(0, 1)
+    ('the only', '0 of 1')
+    """
+    if n and hits == n:
+        return "the only" if n == 1 else f"all {n}"
+    if n == 1:
+        return "0 of 1"
+    if hits == 0:
+        return f"none of {n}"
+    if n <= MOST_COUNTED:
+        return f"{hits} of {n}"
+    share = hits / n
+    if share > 0.95:
+        return "nearly all"
+    if share < 0.05:
+        return "almost none"
+    options = [Fraction(k, 10) for k in range(1, 10)]
+    options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
+
+    def distance(option: Fraction) -> tuple[float, int]:
+        """Return the distance to the share. Of equally near fractions, the simpler one is first."""
+        return round(abs(float(option) - share), 3), option.denominator
+
+    nearest = min(options, key=distance)
+    return f"{nearest.numerator} in {nearest.denominator}"
+
+
+def percent_near(share: float, limit: float) -> str:
+    """Return a share in per cent, with enough decimals to show on which side of a limit it is.
+
+    >>> percent_near(0.043, 0.1), percent_near(0.0996, 0.1), percent_near(0.25, 0.1)
+    ('4 %', '9.96 %', '25 %')
+    """
+    if round(100 * share) == 0 or round(100 * share) == 100:
+        return percent(share)
+    return f"{format_decimals(100 * share, 100 * limit)} %"
+
+
+def format_decimals(value: float, limit: float, least: int = 0) -> str:
+    """Return a number with enough decimals to show on which side of a limit it is.
+
+    It has at least `least` decimals.
+    """
+    shown = f"{value:.{least}f}"
+    for decimals in range(least, 7):
+        shown = f"{value:.{decimals}f}"
+        if (float(shown) >= limit) == (value >= limit):
+            break
+    return shown
+
+
 def cell(value: Any) -> str:
     """Return the text of a table cell.
 
@@ -101,14 +172,31 @@ def render(template: str, **values: object) -> str:
     return _templates().get_template(template).render(**values)
 
 
+def say_lines(sentence: str, **values: object) -> list[str]:
+    """Fill a macro of sentences.txt.j2. Return its lines that are not empty."""
+    text = str(getattr(_templates().get_template("sentences.txt.j2").module, sentence)(**values))
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def say(sentence: str, **values: object) -> str:
+    """Fill a macro of sentences.txt.j2. Return its lines as one."""
+    return " ".join(line.strip() for line in say_lines(sentence, **values))
+
+
+def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Split each line into a name and the words after the colon."""
+    parts = [line.partition(": ") for line in lines]
+    return [(name, words) for name, _, words in parts]
+
+
 @cache
 def _templates() -> "Environment":
     """Return the templates of this package. Each one is compiled once in a process."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=select_autoescape(disabled_extensions=("txt.j2",), default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -117,7 +205,16 @@ def _templates() -> "Environment":
     environment.filters["pixels"] = pixels
     environment.globals |= {
         "count": count,
+        "duration": duration,
+        "each_is_a_patient": EACH_IS_A_PATIENT,
+        "format_decimals": format_decimals,
+        "format_score": format_score,
         "number_columns": number_columns,
+        "per_scan": per_scan,
+        "percent": percent,
+        "percent_near": percent_near,
+        "rate": rate,
+        "share_words": share_words,
         "version": __version__,
     }
     return environment

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
 from lesionseg.reporting.rendering import render
 

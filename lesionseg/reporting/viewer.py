@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
-from lesionseg.io.files import write_text
+from lesionseg.io.text import write_text
 from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.images import Scene, candidate_ids
 from lesionseg.reporting.pictures import draw_overview

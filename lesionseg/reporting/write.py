@@ -12,9 +12,10 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset, Prediction
-from lesionseg.errors import ContentError, LesionsegError, count, format_score, require_one_of
+from lesionseg.errors import ContentError, LesionsegError, format_score, require_one_of
+from lesionseg.evaluation.adjudication import Key, candidate_key
 from lesionseg.evaluation.scores import SECOND_MODEL
-from lesionseg.io.files import read_csv, read_yaml, write_csv, write_text
+from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
@@ -24,19 +25,16 @@ from lesionseg.reporting.identity import Identity, read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
-from lesionseg.reporting.rendering import render
+from lesionseg.reporting.rendering import render, say, say_lines, split_lines
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
-    QUESTIONS,
     basis,
-    false_positive_rule,
     false_positive_words,
     headline,
     limit_words,
     limitations,
     measures,
-    role_words,
-    rule_words,
+    read_questions,
     size_class_words,
     size_words,
     study_lines,
@@ -195,16 +193,16 @@ def _collect_content(
         title=page_title(tables, study, identity),
         identity=identity,
         tags=tags(tables),
-        role=f"{role_words(scores.evaluated_on)} · " if is_unseen else "",
+        role=f"{say('role_words', role=scores.evaluated_on)} · " if is_unseen else "",
         headline=headline(tables),
         tiles=tiles(tables),
         basis=basis(tables),
         charts=charts,
         pictures=pictures,
-        n_found=int(tables.lesions["detected"].sum()),
-        n_missed=int((~tables.lesions["detected"].astype(bool)).sum()),
+        n_found=len(tables.found),
+        n_missed=len(tables.missed),
         n_false_positive=scores.count("n_false_positive"),
-        false_positive_rule=false_positive_rule(tables),
+        false_positive_rule=say("false_positive_rule", scores=scores),
         limitations=limitations(tables, study),
         more_charts=more_charts,
         slider=slider_data(tables),
@@ -257,7 +255,7 @@ def read_study(path: Path | None) -> dict[str, str]:
     """
     answers = {} if path is None else read_yaml(path)
     for key in answers:
-        require_one_of(f"{path}: the key", key, QUESTIONS)
+        require_one_of(f"{path}: the key", key, read_questions())
     texts: dict[str, str] = {}
     for key, answer in answers.items():
         if answer in (None, ""):
@@ -271,30 +269,17 @@ def page_title(tables: Evaluation, study: Mapping[str, str], identity: Identity)
     """Return the title that the user gave, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
-    role = tables.scores.evaluated_on
-    scans = f"{role} scans" if role in ("train", "validation", "test", "external") else "scans"
-    data = identity.dataset or "unnamed dataset"
-    day = f", {identity.evaluated}" if identity.evaluated else ""
-    return f"{data}: lesions found and missed in {scans}{day}"
+    return say("page_title", role=tables.scores.evaluated_on, identity=identity)
 
 
 def about_lines(
     tables: Evaluation, study: Mapping[str, str], identity: Identity
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
-    lesions = "as marked in the reference, which may be incomplete"
-    if tables.scores.provenance.simulated:
-        lesions = "drawn by the program that made the scans"
-    n_missing = len(tables.scores.missing_predictions)
-    scans = f"{count(len(tables.cases), 'scan')} ({role_words(tables.scores.evaluated_on)}), "
-    scans += f"{n_missing or 'none'} of them without a result"
-    if tables.n_failed:
-        scans += f"; {count(tables.n_failed, 'further scan')} could not be scored"
     lines = [
         *identity.rows(),
-        ("Scans", scans),
-        ("Lesions", lesions),
-        ("Counts as found", rule_words(tables)),
+        *split_lines(say_lines("about_scans", tables=tables)),
+        ("Counts as found", say("rule_words", scores=tables.scores)),
     ]
     if limit := limit_words(tables):
         lines.append(("Limit", limit))
@@ -387,8 +372,7 @@ def write_adjudication(path: Path, tables: Evaluation) -> int:
     Raises:
         ContentError: if the existing file is not such a table.
     """
-    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
-    false = false.sort_values("score", ascending=False, na_position="last").copy()
+    false = tables.false_positives.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
     places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
     columns = ["case", "candidate", "label", "score", "diameter_mm", *places, "touches_lesion"]
@@ -397,7 +381,7 @@ def write_adjudication(path: Path, tables: Evaluation) -> int:
     rows: list[dict[Any, Any]] = table.to_dict("records")
     for row in rows:
         row.update(dict.fromkeys(ANSWERS, ""))
-        same_candidate = answered.get(_candidate_key(row))
+        same_candidate = answered.get(candidate_key(row))
         if same_candidate:
             old = same_candidate.pop(0)
             row.update({name: old[name] for name in ANSWERS})
@@ -412,42 +396,27 @@ def write_adjudication(path: Path, tables: Evaluation) -> int:
     return len(false)
 
 
-def _read_answered(path: Path) -> dict[tuple[Any, ...], list[dict[Any, Any]]]:
-    """Read the rows of `adjudicate.csv` that a reader has filled in, by `_candidate_key`.
+def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
+    """Read the rows of `adjudicate.csv` that a reader has filled in, by `candidate_key`.
 
     The columns `reader` and `comment` may be missing.
 
     Raises:
         ContentError: if a column is missing or a number cannot be read.
     """
-    answered: dict[tuple[Any, ...], list[dict[Any, Any]]] = defaultdict(list)
+    answered: dict[Key, list[dict[Any, Any]]] = defaultdict(list)
     try:
         for row in read_csv(path):
             answers = {"answer": row["answer"]}
             answers |= {name: row.get(name, "") for name in ANSWERS[1:]}
             if any(answers.values()):
-                answered[_candidate_key(row)].append({**row, **answers})
+                answered[candidate_key(row)].append({**row, **answers})
     except (KeyError, ValueError) as error:
         raise ContentError(
             f"{path}: a column or number that the report writes is missing ({error}). Correct the "
             "table, or move it away."
         ) from error
     return answered
-
-
-def _candidate_key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
-    """Return the case, candidate and box of a row, independent of the format of numbers.
-
-    A spreadsheet may write 3 as 3.0, so numbers are parsed and rounded. In 2-D, and in a table
-    from which columns were removed, the key has fewer numbers of the box.
-    """
-    box: list[float] = []
-    for end in ("start", "stop"):
-        for axis in "zyx":
-            value = row.get(f"{end}_{axis}_vox")
-            if value not in (None, ""):
-                box.append(round(float(value), 2))
-    return str(row["case"]), int(float(row["candidate"])), *box
 
 
 @dataclass(frozen=True, eq=False)
@@ -525,19 +494,16 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
 
     `with_top`: False leaves out those of the first screen, where whole images take their place.
     """
-    is_found = tables.lesions["detected"].astype(bool)
-    missed = tables.lesions[~is_found]
-    missed = missed.sort_values(
-        [tables.size_column, "case", "lesion"], ascending=[False, True, True]
-    )
+    missed = tables.missed
     for _, row in missed.head(N_ON_TOP if with_top else 0).iterrows():
         yield _Wanted("top", row, why_missed(row, tables))
     for _, row in missed.head(MOST_MISSED).iterrows():
         yield _Wanted("missed", row, why_missed(row, tables))
-    false = tables.candidates[tables.candidates["outcome"] == "false_positive"]
-    for _, row in false.sort_values("score", ascending=False).head(MOST_FALSE).iterrows():
+    for _, row in (
+        tables.false_positives.sort_values("score", ascending=False).head(MOST_FALSE).iterrows()
+    ):
         yield _Wanted("false_positive", row, false_positive_words(row))
-    found = tables.lesions[is_found].sort_values(tables.size_column)
+    found = tables.found.sort_values(tables.size_column)
     step = max(1, len(found) // MOST_FOUND)
     for _, row in found.iloc[::step].head(MOST_FOUND).iterrows():
         score = row["detected_at"]

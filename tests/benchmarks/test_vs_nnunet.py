@@ -10,7 +10,7 @@ from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
 from benchmarks.learning.cell_rows import found_at
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.text import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
 
 

@@ -13,11 +13,12 @@ from scipy.ndimage import binary_erosion
 from lesionseg.cli import compose
 from lesionseg.config import AugmentConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
-from lesionseg.data import TileDataset, open_dataset
+from lesionseg.data import open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.low_resolution import RandLowResolutiond
 from lesionseg.data.preprocess import PreparedCase
 from lesionseg.data.preprocess_image import prepare_image
+from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import (
     MASKS,
     add_mask_keys,
@@ -262,7 +263,7 @@ def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
         "monai.transforms.Resized",
         "monai.transforms.apply_transform",
         "monai.utils.optional_import",
-        "lesionseg.io.files.write_text",
+        "lesionseg.io.text.write_text",
         "$import os",
     ],
 )

@@ -117,8 +117,8 @@ def test_row_without_a_valid_answer_is_an_error_with_its_line(row):
 def test_equal_answers_count_once_and_different_ones_are_an_error():
     cases = [result("c0", (), [0.8])]
     (wrong,) = cases[0].candidates
-    place = "c0", wrong.candidate, box_of(wrong)
-    answers = [Answer(*place, word) for word in ("lesion", "lesion", "unsure")]
+    key = "c0", wrong.candidate, box_of(wrong)
+    answers = [Answer(key, word) for word in ("lesion", "lesion", "unsure")]
     numbers = {row.name: row.value for row in adjudicate(tables_of(cases), answers[:2])}
     assert numbers["n_false_positive"] == 0
     with pytest.raises(ContentError, match="has two answers"):

@@ -84,7 +84,7 @@ def test_round_trip_keeps_the_scores(scored, tmp_path):
     results = make_results(has_scores=scored)
     tables = tables_of(results)
     false = results[3].candidates[-1]
-    answer = Answer("case3", false.candidate, box_of(false), "lesion")
+    answer = Answer(("case3", false.candidate, box_of(false)), "lesion")
     scores = summarise(results, 50, columns=TABLE, provenance={"dataset": "MS", "sizes": [1, 2.5]})
     scores = replace(
         scores,

@@ -7,7 +7,7 @@ import numpy as np
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import write_volume
 
 TILE = "model.tile_shape=[16,16,16]"

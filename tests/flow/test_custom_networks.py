@@ -10,7 +10,7 @@ from monai.transforms import MapTransform
 
 from lesionseg.cli import run
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.models import build_network
 from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.cases import TILE, plan_of, predict, train

@@ -14,7 +14,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import read_csv, write_json
+from lesionseg.io.text import read_csv, write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from tests.flow.cases import predict, scores_of, train
 

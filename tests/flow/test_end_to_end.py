@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.io.files import read_csv, read_json
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from tests.flow.cases import TILE, evaluate, predict, scores_of, train

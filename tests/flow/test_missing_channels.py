@@ -10,7 +10,7 @@ import lesionseg
 from lesionseg.core import Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_selection
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan

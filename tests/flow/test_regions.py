@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from tests.flow.cases import TILE, evaluate, plan_of, predict, scores_of, train, write_raw
 

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.cases import SMALL, TILE
 

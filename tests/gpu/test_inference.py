@@ -17,7 +17,7 @@ from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.build import build_network
-from lesionseg.ops import nms
+from lesionseg.ops.suppression import nms
 from tests.gpu.plans import card_plan
 from tests.gpu.pretend_cuda import Cards, Wait, pretend_cards
 from tests.inference.nnunet.small_models import SmallModel

@@ -13,12 +13,14 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
+from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits as io_limits
+from lesionseg.io import worker as io_worker
 from lesionseg.io.cases import read_image
-from lesionseg.io.limits import FileLimits, limits, run_in_worker, set_limits
-from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.limits import FileLimits, limits, set_limits
+from lesionseg.io.volumes import read_geometry, read_volume
+from lesionseg.io.worker import run_in_worker
 from tests.commands import python
 from tests.io.dicom_files import CT, write_dicom_file
 
@@ -166,13 +168,6 @@ def test_file_of_kilobytes_that_asks_for_gigabytes_is_an_error(tmp_path, name):
     check_error(tmp_path / name)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
-@pytest.mark.parametrize("name", ["a.mha", "a.png", "a.nii.gz", "a.dcm", "a"])
-def test_pipe_is_refused(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    check_error(tmp_path / name, "no such file")
-
-
 def crash(path):
     """Crash like a native library with some damaged files."""
     os.abort()
@@ -227,7 +222,7 @@ def test_crash_of_the_worker_fails_only_its_file(
     good = tmp_path / "a.png"
     Image.new("L", (2, 2), 1).save(good)
     monkeypatch.setattr(io_limits, "_limits", allowed)
-    monkeypatch.setattr(io_limits, "_WALL_PER_PROCESSOR", wall_per_processor)
+    monkeypatch.setattr(io_worker, "_WALL_PER_PROCESSOR", wall_per_processor)
     with pytest.raises(error, match=words):
         run_in_worker(misbehave, tmp_path / "bad.png")
     monkeypatch.undo()
@@ -237,9 +232,9 @@ def test_crash_of_the_worker_fails_only_its_file(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of the worker")
 def test_memory_of_the_worker_is_limited_by_that_of_the_container():
     program = """
-from lesionseg.io import limits
-limits.physical_bytes = lambda: 2**28
-limits._limit_this_process(limits.FileLimits(), 60)
+from lesionseg.io import limits, worker
+worker.physical_bytes = lambda: 2**28
+worker._limit_this_process(limits.FileLimits(), 60)
 bytearray(2**29)
 """
     assert "MemoryError" in python("-c", program).stderr
@@ -252,21 +247,6 @@ def test_time_of_waiting_for_a_processor_does_not_count(tmp_path, change_limits)
     assert run_in_worker(nap, tmp_path / "slow.png") == 7
     for _ in range(3):
         assert run_in_worker(work, tmp_path / "a.png", 0.8) > 0
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".png", ".tif"])
-def test_too_many_voxels_and_impossible_spacings_are_errors(tmp_path, suffix, change_limits):
-    path = tmp_path / f"a{suffix}"
-    shape = (5, 5)
-    mm = 300.0 if suffix in (".nrrd", ".mha", ".nii.gz") else 1.0
-    plane = Geometry.from_spacing(shape, (1, mm))
-    write_volume(path, Volume(np.zeros((1, *shape), np.uint8), plane))
-    if mm > 1:
-        check_error(path, "impossible voxel size")
-    change_limits(max_voxels=24, spacing_mm=(1e-3, 1000))
-    check_error(path, "too many voxels: 25", "Crop it")
-    change_limits(max_voxels=25, spacing_mm=(1e-3, 1000))
-    assert read_volume(path).geometry.shape == shape
 
 
 def test_gif_named_png_is_an_error(tmp_path):

@@ -12,14 +12,8 @@ from safetensors.torch import save_file
 
 from lesionseg.core import OperatingPoint, Selection
 from lesionseg.errors import BundleError, ConfigError, OutputError
-from lesionseg.inference.bundle import (
-    Bundle,
-    bundle_digest,
-    ensemble,
-    read_bundle,
-    resolve_bundle,
-    write_bundle,
-)
+from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble, read_bundle, write_bundle
+from lesionseg.io.bundle_folder import resolve_bundle
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.inference.networks import Bright

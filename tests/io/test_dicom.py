@@ -1,16 +1,13 @@
 """DICOM: sorting and rescaling of series, radiographs, references and damaged files."""
 
-import io
 import re
 import zlib
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from PIL import Image
 from pydicom import Dataset as Elements
 from pydicom import dcmread, uid
-from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 
 from lesionseg.core import Geometry, Volume
@@ -81,7 +78,10 @@ def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error,
     ("elements", "reason"),
     [
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser"),
-        ({"SOPClassUID": dicom.SECONDARY_CAPTURE, "ImagePositionPatient": None}, "screenshot"),
+        (
+            {"SOPClassUID": dicom.SECONDARY_CAPTURE, "ImagePositionPatient": None},
+            "a secondary capture (a screenshot)",
+        ),
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "another direction"),
         ({"PixelSpacing": [1.5, 1.5]}, "another pixel size"),
     ],
@@ -101,9 +101,7 @@ def test_images_of_a_series_outside_its_stack_are_left_out_and_named(
     np.testing.assert_array_equal(volume.array, expected.array)
     assert volume.geometry.distance_mm(expected.geometry) < 1e-9
     assert read_geometry(folder).distance_mm(expected.geometry) < 1e-9
-    assert "2 images of the series left out: scout1.dcm (" in caplog.text
-    assert "scout2.dcm (" in caplog.text
-    assert reason in caplog.text
+    assert f"scout1.dcm, scout2.dcm: {reason}" in caplog.text
 
 
 def test_smaller_image_of_a_series_is_left_out(series, grid, caplog):
@@ -113,7 +111,7 @@ def test_smaller_image_of_a_series_is_left_out(series, grid, caplog):
         folder / "f.dcm", VOXELS[0, :3], dicom.CT, **{**slice_elements(grid, 4), **place}
     )
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    assert "1 image of the series left out: f.dcm (another number of pixels)" in caplog.text
+    assert "f.dcm: another number of pixels" in caplog.text
 
 
 def test_series_without_a_main_stack_is_an_error(series, grid):
@@ -137,7 +135,7 @@ def test_copy_of_a_slice_is_left_out_with_a_warning(series, grid, caplog):
     expected = read_volume(folder)
     (folder / "c (1).dcm").write_bytes((folder / "c.dcm").read_bytes())
     np.testing.assert_array_equal(read_volume(folder).array, expected.array)
-    assert "c.dcm is a copy of c (1).dcm" in caplog.text
+    assert ": c.dcm: a copy" in caplog.text
 
 
 def test_copies_of_several_slices_give_one_warning(series, caplog):
@@ -293,35 +291,6 @@ def test_rle_and_deflated_series_give_the_same_scan(series):
         compressed = read_volume(folder)
         np.testing.assert_array_equal(compressed.array, plain.array)
         assert compressed.geometry.matches(plain.geometry)
-
-
-@pytest.mark.parametrize(
-    ("syntax", "kind", "tolerance"),
-    [(uid.JPEGBaseline8Bit, "jpeg", 6), (uid.JPEG2000Lossless, "jpeg2000", 0)],
-)
-def test_pixels_compressed_by_pillow_are_restored(tmp_path, syntax, kind, tolerance):
-    y, x = np.mgrid[:16, :24]
-    smooth = (5 * y + 4 * x).astype(np.uint8)
-    stream = io.BytesIO()
-    if kind == "jpeg":
-        Image.fromarray(smooth).save(stream, kind, quality=95)
-    else:
-        Image.fromarray(smooth).save(stream, kind, irreversible=False, no_jp2=True)
-    path = write_dicom_file(
-        tmp_path / "a.dcm",
-        smooth.astype(np.uint16),
-        dicom.DX,
-        Modality="DX",
-        BitsAllocated=8,
-        BitsStored=8,
-        HighBit=7,
-    )
-    header = dcmread(path)
-    header.PixelData = encapsulate([stream.getvalue()])
-    header["PixelData"].VR = "OB"
-    header.file_meta.TransferSyntaxUID = syntax
-    header.save_as(path)
-    assert np.abs(read_volume(path).array[0] - smooth).max() <= tolerance
 
 
 def write_deflated(path):
@@ -583,30 +552,23 @@ def test_seg_on_another_grid_is_an_error(series, grid, tmp_path):
         read_masks(tmp_path, "seg.dcm")
 
 
-def test_contours_are_filled_and_inner_contours_are_holes(series, grid, tmp_path):
+OUTER = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
+INNER = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
+SMALL = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "hole"),
+    [((OUTER, INNER), slice(1, 3)), ((SMALL, OUTER), slice(0)), ((OUTER, OUTER), slice(0))],
+    ids=["inner contour is a hole", "hole without a pixel", "repeated contour"],
+)
+def test_contours_are_filled_except_for_holes(series, grid, tmp_path, drawn, hole):
     series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    inner = (2.0, ((0.5, 0.5), (0.5, 2.5), (2.5, 2.5), (2.5, 0.5)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, inner)
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, *drawn)
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
-    expected[2, 1:3, 1:3] = 0
+    expected[2, hole, hole] = 0
     np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
-
-
-def test_hole_smaller_than_a_pixel_removes_no_voxel(series, grid, tmp_path):
-    series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    hole = (2.0, ((1.7, 2.1), (1.7, 2.3), (1.9, 2.2)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, hole, outer)
-    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
-
-
-def test_repeated_contour_counts_once(series, grid, tmp_path):
-    series()
-    outer = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
-    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, outer, outer)
-    assert read_masks(tmp_path, "rt.dcm")[0][2, :, :5].all()
 
 
 def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):

@@ -203,6 +203,24 @@ def test_report_has_a_group_per_candidate_that_names_its_segment(tmp_path):
     assert "2 of 3 candidates" in read_comments(sr)
 
 
+@pytest.mark.parametrize("kind", ["series", "enhanced", "radiograph"])
+def test_report_of_a_single_candidate_names_its_segment(kind, tmp_path):
+    if kind == "series":
+        scan = write_patient_series(tmp_path, GRIDS["axial"])
+    elif kind == "enhanced":
+        scan = write_enhanced(tmp_path / "scan.dcm", GRIDS["axial"])
+    else:
+        scan = write_dicom_file(tmp_path / "x.dcm", VOXELS[0], DX, **{**PATIENT, "Modality": "DX"})
+    prediction = make_prediction(scan)
+    candidates = tuple(replace(c, accepted=c.id == 1) for c in prediction.candidates)
+    _, sr = write_results(tmp_path, replace(prediction, candidates=candidates), scan)
+    content = hd.sr.srread(sr).content
+    groups = content.get_volumetric_roi_measurement_groups()
+    groups += content.get_planar_roi_measurement_groups()
+    (item,) = find_items(groups[0], "121214" if kind == "radiograph" else "121191")
+    assert item.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
+
+
 def test_segment_name_of_a_long_label_keeps_its_number(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
     names = {1: "l" * 64, 2: "cyst"}

@@ -12,21 +12,9 @@ import pytest
 
 from lesionseg import config
 from lesionseg.errors import DatasetError, OutputError, ReadError
-from lesionseg.io.files import (
-    LOCK,
-    MAX_ID_BYTES,
-    atomic_path,
-    check_case_id,
-    locked_folder,
-    printable_id,
-    private_files,
-    read_csv,
-    read_json,
-    read_yaml,
-    write_csv,
-    write_json,
-    write_text,
-)
+from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
+from lesionseg.io.files import LOCK, atomic_path, locked_folder, private_files
+from lesionseg.io.text import read_csv, read_json, read_yaml, write_csv, write_json, write_text
 
 
 def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):

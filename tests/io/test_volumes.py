@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
-from lesionseg.errors import LesionsegError, OutputError, ReadError
+from lesionseg.errors import LesionsegError, ReadError
 from lesionseg.io.cases import content_files, read_image
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
@@ -71,37 +71,6 @@ def test_header_is_read_with_the_file_of_its_voxels(tmp_path, suffix):
     assert len(content_files(path)) == 2
 
 
-@pytest.mark.parametrize("suffix", VOLUMES)
-def test_number_types_are_kept_or_widened(tmp_path, oblique, suffix):
-    path = tmp_path / f"a{suffix}"
-    for dtype in ("uint8", "int16", "uint16", "int32", "float32", "float64"):
-        assert check_round_trip(path, make_ramp(oblique, dtype)).array.dtype == dtype
-    for dtype, wider in (("bool", "uint8"), ("float16", "float32"), ("int64", "int32")):
-        assert check_round_trip(path, make_ramp(oblique, dtype)).array.dtype == wider
-
-
-FLOATS = np.zeros((1, 3, 4), np.float32)
-TWO_CHANNELS = np.zeros((2, 3, 4), np.uint8)
-LARGE_INTEGERS = np.full((1, 3, 4), 2**40)
-
-
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("a.mhd", FLOATS),
-        ("a.jpg", FLOATS),
-        ("a.xyz", FLOATS),
-        ("a.png", FLOATS),
-        ("two.nii.gz", TWO_CHANNELS),
-        ("long.nii.gz", LARGE_INTEGERS),
-    ],
-)
-def test_values_that_a_format_cannot_store_are_an_error(tmp_path, name, array):
-    with pytest.raises(OutputError, match=name):
-        write_volume(tmp_path / name, Volume(array, PLANE))
-    assert not list(tmp_path.iterdir())
-
-
 def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):
     path = tmp_path / "a.nii"
     array = np.arange(24).reshape(2, 3, 4)
@@ -157,6 +126,7 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique)
     path = tmp_path / "scan.nii.gz"
     write_volume(path, make_ramp(oblique))
     scan = nibabel.load(path)
+    assert (int(scan.header["sform_code"]), int(scan.header["qform_code"])) == (1, 1)
     scan.set_sform(scan.affine, code=4)
     scan.set_qform(None, code=0)
     nibabel.save(scan, path)
@@ -164,6 +134,14 @@ def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
+
+
+def test_header_without_the_length_of_its_compressed_voxels_is_an_error(tmp_path, oblique):
+    path = tmp_path / "a.mha"
+    write_volume(path, make_ramp(oblique))
+    path.write_bytes(re.sub(rb"CompressedDataSize = \d+\n", b"", path.read_bytes()))
+    with pytest.raises(ReadError, match=r"a\.mha: the header has no CompressedDataSize"):
+        read_volume(path)
 
 
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)])
@@ -220,7 +198,12 @@ UNKNOWN_SIZE = {"pixdim": [1, 1.5, 2, 0, 0, 0, 0, 0]}
 )
 def test_header_with_one_valid_form_is_read_without_a_remark(tmp_path, caplog, codes, fields):
     path = write_header(tmp_path / "a.nii", *codes, **fields)
-    assert read_geometry(path).spacing_mm == pytest.approx((3, 2, 1.5))
+    geometry = read_geometry(path)
+    assert geometry.spacing_mm == pytest.approx((3, 2, 1.5))
+    mask = tmp_path / "mask.nii.gz"
+    write_volume(mask, make_ramp(geometry), like=path)
+    assert read_geometry(mask).matches(geometry, 1e-4)
+    assert nibabel.load(mask).header.get_zooms() == pytest.approx((1.5, 2, 3))
     assert not caplog.text
 
 
@@ -290,19 +273,12 @@ COLOUR = np.stack([GREY, GREY.T.reshape(3, 4), 255 - GREY], axis=-1)
 PLANES = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "planes.tif", "wide.tif", "rgba.png"])
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
 def test_colour_picture_has_three_channels(tmp_path, name):
     path = tmp_path / name
-    expected = PLANES
-    if name == "planes.tif":
-        tifffile.imwrite(path, PLANES, photometric="rgb", planarconfig="separate")
-    elif name == "wide.tif":
-        expected = PLANES.astype(np.uint16) * 256
-        tifffile.imwrite(path, np.moveaxis(expected, 0, -1), photometric="rgb")
-    else:
-        Image.fromarray(COLOUR).convert("RGBA" if name == "rgba.png" else "RGB").save(path)
+    Image.fromarray(COLOUR).save(path)
     volume = read_volume(path)
-    np.testing.assert_array_equal(volume.array, expected)
+    np.testing.assert_array_equal(volume.array, PLANES)
     assert volume.geometry.shape == read_geometry(path).shape == (3, 4)
     with pytest.raises(ReadError, match="mask is in colour"):
         read_volume(path, as_labels=True)
@@ -340,23 +316,8 @@ def test_palette_gives_greys_in_images_and_indices_in_masks(tmp_path):
     assert read_volume(tmp_path / "a.tif").array[0].tolist() == [[0, 128], [255, 255]]
 
 
-def test_mask_of_one_bit_has_the_values_0_and_1(tmp_path):
-    Image.fromarray(np.array([[True, False]])).save(tmp_path / "a.png")
-    assert read_volume(tmp_path / "a.png", as_labels=True).array.tolist() == [[[1, 0]]]
-
-
-def test_white_is_zero_and_lzw_tiff_are_read(tmp_path):
+def test_colour_pages_of_a_tiff_are_an_error(tmp_path):
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, GREY, photometric="miniswhite")
-    np.testing.assert_array_equal(read_volume(path).array[0], 255 - GREY)
-    Image.fromarray(GREY).save(path, compression="tiff_lzw")
-    np.testing.assert_array_equal(read_volume(path).array[0], GREY)
-
-
-def test_grey_pages_of_a_tiff_are_slices_but_colour_pages_are_an_error(tmp_path):
-    path = tmp_path / "a.tif"
-    tifffile.imwrite(path, np.zeros((2, 8, 9), np.uint8), photometric="minisblack")
-    assert read_volume(path).array.shape == (1, 2, 8, 9)
     tifffile.imwrite(path, np.zeros((2, 8, 9, 3), np.uint8), photometric="rgb")
     with pytest.raises(ReadError, match=r"a\.tif: the pages"):
         read_volume(path)
@@ -381,32 +342,6 @@ def test_stated_orientation_is_applied(tmp_path, suffix, turn):
     volume = read_volume(path)
     assert np.abs(volume.array[0].astype(int) - picture).max() < 8
     assert read_geometry(path).matches(volume.geometry)
-
-
-@pytest.mark.parametrize("suffix", [*VOLUMES, ".mhd", ".png", ".jpg", ".bmp", ".tif", ".xyz"])
-def test_error_names_a_file_that_is_not_an_image(tmp_path, suffix):
-    path = tmp_path / f"bad{suffix}"
-    for content in (None, b"", b"no image at all, but some text " * 40):
-        if content is not None:
-            path.write_bytes(content)
-        for read in (read_volume, read_geometry):
-            with pytest.raises(ReadError, match=re.escape(path.name)):
-                read(path)
-
-
-@pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".tif"])
-def test_truncated_or_damaged_voxels_are_an_error(tmp_path, suffix, rng):
-    path = tmp_path / f"cut{suffix}"
-    noise = rng.integers(0, 255, (1, 30, 31)).astype(np.uint8)
-    write_volume(path, Volume(noise, Geometry.from_spacing((30, 31), (1, 1))))
-    whole = path.read_bytes()
-    damaged = [whole[: len(whole) // 2], whole[: int(0.98 * len(whole))]]
-    if suffix in (".nii.gz", ".png", ".nrrd"):  # with a checksum
-        damaged.append(whole[:-60] + bytes([whole[-60] ^ 0xFF]) + whole[-59:])
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(ReadError, match="cut"):
-            read_volume(path)
 
 
 @pytest.mark.parametrize("kind", ["one member", "two members", "bytes after the voxels", "scaled"])

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.ops import box_iou
-from lesionseg.ops.boxes import decode_boxes, encode_boxes, is_degenerate, paired_giou, tile_boxes
+from lesionseg.ops.boxes import (
+    box_iou,
+    decode_boxes,
+    encode_boxes,
+    is_degenerate,
+    paired_giou,
+    tile_boxes,
+)
 
 
 def draw_boxes(rng, n, dims, least=0):

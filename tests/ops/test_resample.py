@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
-from lesionseg.ops import resample_slabs, resample_to
-from lesionseg.ops.resample import Interpolation
+from lesionseg.ops.resample import Interpolation, resample_slabs, resample_to
 
 SHAPE = (5, 6, 7)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lesionseg.errors import ContentError
-from lesionseg.ops import batched_nms, box_iou, cluster_boxes, nms
+from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.suppression import batched_nms, cluster_boxes, nms
 
 
 def suppress_by_naive_loop(boxes, scores, threshold):

@@ -6,8 +6,8 @@ from lesionseg.config import DataConfig
 from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.io.files import read_csv, write_json
 from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.text import read_csv, write_json
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
@@ -64,9 +64,9 @@ def test_prepare_states_the_agreement_and_counts_merged_lesions(films, caplog):
 def test_scores_of_a_training_state_the_rule_for_several_readers(films):
     survey = take_survey(DataConfig.of(root=films), seed=0)
     assert "min_readers" not in provenance(survey, {"data": {"min_readers": None}}, 0, "cpu")
-    made = provenance(survey, {"data": {"min_readers": 1, "merge_labels": True}}, 0, "cpu")
-    stated = Provenance(made)
-    assert (stated.min_readers, stated.merges_labels) == (1, True)
+    data = {"min_readers": 1, "merge_labels": True, "annotations": "a.json"}
+    stated = Provenance(provenance(survey, {"data": data}, 0, "cpu"))
+    assert (stated.min_readers, stated.merges_labels, stated.annotations) == (1, True, "a.json")
 
 
 def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):
@@ -99,6 +99,29 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
         scores.count("n_true_positive"),
         scores.count("n_false_positive"),
     ) == (6, 5, 0)
+
+
+def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
+    root = tmp_path / "films"
+    images = []
+    for number in range(6):
+        write_picture(root / "images" / f"part{number % 2}" / f"f{number}.png")
+        images.append({"id": number, "file_name": f"f{number}.png"})
+    lesion = {"category_id": 1, "bbox": [16, 4, 16, 10]}
+    write_json(
+        root / "notes" / "export 2.json",
+        {
+            "images": images,
+            "annotations": [{"image_id": number, **lesion} for number in range(5)],
+            "categories": [{"id": 1, "name": "nodule"}],
+        },
+    )
+    stated = {"annotations": "notes/export 2.json"}
+    survey = take_survey(DataConfig.of(root=root, **stated), seed=0)
+    assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
+    found = write_candidates(tmp_path / "found", {"1": "nodule"}, 1)
+    run = evaluate(root, found, tmp_path / "scores", replicates=5, **stated)
+    assert (run.scores.count("n_lesions"), run.scores.count("n_true_positive")) == (5, 5)
 
 
 def write_candidates(folder, labels, label):

@@ -15,8 +15,8 @@ from lesionseg.cli import run
 from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.text import read_csv
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.survey import take_survey
 from lesionseg.plan.plausibility import DOUBTS

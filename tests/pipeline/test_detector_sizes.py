@@ -5,9 +5,9 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.evaluation import read_scores
-from lesionseg.io.files import read_csv, read_json
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_geometry
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.reporting.write import write_report

@@ -8,8 +8,8 @@ import pytest
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, OutputError
-from lesionseg.io.files import read_csv, write_csv, write_json
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import read_csv, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report

@@ -10,9 +10,9 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module

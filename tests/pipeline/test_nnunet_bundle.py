@@ -15,10 +15,10 @@ from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundl
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
-from lesionseg.io.files import read_csv
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_output import check_nnunet_labels
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from tests.commands import evaluate, export, predict

@@ -11,7 +11,7 @@ from lesionseg.config import ModelConfig, ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline.planning import checkpoint_architecture, plan_to_start_from
 from tests.commands import predict

@@ -20,8 +20,9 @@ from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import locked_folder, read_csv
+from lesionseg.io.files import locked_folder
 from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
@@ -270,6 +271,32 @@ def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_pat
     assert list(lesionseg.predict(bundle, scans, tmp_path / "out", **shards).case) == ["more_b"]
     none = lesionseg.predict(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert list(none.status) == []
+
+
+def test_results_at_a_url_are_kept_by_a_machine_that_downloads_no_mask(
+    bundle, scans, tmp_path, monkeypatch
+):
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    url = f"memory://{tmp_path.name}"
+    (scans / "cut.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes()[:200])
+
+    def run_on(machine):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        rows = run(bundle, scans, url).rows
+        return {row.case: row.status for row in rows}
+
+    expected = {"cut": "failed"} | dict.fromkeys(CASES, "done")
+    assert run_on("first") == expected
+    stored = {name: store.cat(name) for name in store.find(f"/{tmp_path.name}")}
+    assert run_on("second") == expected | dict.fromkeys(CASES, "kept")
+    assert not list((tmp_path / "second").rglob("*_mask*"))
+    for name, content in stored.items():
+        if not name.endswith((".csv", ".log")):
+            assert store.cat(name) == content
+    store.rm(f"/{tmp_path.name}/a_mask.nii.gz")
+    assert run_on("second") == expected | {"a": "done", "more_b": "kept", "more_c": "kept"}
+    assert store.exists(f"/{tmp_path.name}/a_mask.nii.gz")
 
 
 def test_little_memory_changes_no_result(bundle, scans, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.models import build_network
 from lesionseg.pipeline.log import LOG_FORMAT, added_handlers, open_log
 from lesionseg.pipeline.predict_case import CaseWork
@@ -188,10 +188,10 @@ def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, m
         write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
     infer = CaseWork.infer
 
-    def stop_at_second(work, scan, content):
-        if scan.case == "b":
+    def stop_at_second(work, item, content):
+        if item.case == "b":
             raise KeyboardInterrupt
-        return infer(work, scan, content)
+        return infer(work, item, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(CaseWork, "infer", stop_at_second)

@@ -11,11 +11,12 @@ from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.io.files import write_json
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import write_json
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.reporting.identity import Identity, read_identity
+from lesionseg.reporting.rendering import say
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
 from tests.pipeline.cases import write_array
 
@@ -54,7 +55,7 @@ def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
     write_json(trained_run / "scores.json", {"provenance": provenance})
     found = read_identity(trained_run / "test", Provenance(provenance))
     assert (found.dataset, found.evaluated, found.model) == ("", "", "unet")
-    assert found.training() == "trained on 2 scans, number of patients unknown"
+    assert say("training", identity=found) == "trained on 2 scans, number of patients unknown"
 
 
 def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
@@ -150,7 +151,7 @@ def test_train_and_the_report_state_the_same_number_of_patients(
     identity = Identity(
         training_patients=counts["training_patients"], training_scans=counts["training_scans"]
     )
-    assert identity.training() == f"trained on {scans_in_report}"
+    assert say("training", identity=identity) == f"trained on {scans_in_report}"
 
 
 def test_page_states_why_a_model_was_chosen():

@@ -11,7 +11,7 @@ from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.io.files import read_csv
+from lesionseg.io.text import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
 from lesionseg.training.batch_targets import BatchTargets, renumber

@@ -25,11 +25,11 @@ from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.cases import read_mask
-from lesionseg.io.files import read_json
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.warn_once import warn_once
 from lesionseg.plan.plan import CandidateRule

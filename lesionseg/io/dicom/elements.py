@@ -1,37 +1,45 @@
 """Access to optional DICOM elements, which may be empty or contain impossible values."""
 
 import logging
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from lesionseg.errors import count
+from lesionseg.errors import join_names
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
+_MAX_SHOWN = 3  # names in a line
+
 Header: TypeAlias = "Dataset"
 
 
 class Remarks:
-    """What a reader ignored or replaced in one image, for one warning of each kind."""
+    """What a reader ignored, replaced or left out in one image."""
 
     def __init__(self) -> None:
-        self._files: dict[str, list[str]] = {}  # by the text of the remark
+        self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the remark
 
-    def add(self, text: str, file: Path | None = None) -> None:
-        """Add a remark, about one of the image's files or about the whole image."""
-        self._files.setdefault(text, []).extend([file.name] if file else [])
+    def add(self, text: str, name: str = "") -> None:
+        """Add a remark about the file or frame of that name, or about the whole image."""
+        self._names.setdefault(text, []).extend([name] if name else [])
+
+    @property
+    def lines(self) -> list[str]:
+        """One line per text, which begins with the names."""
+        return [
+            f"{join_names(names, _MAX_SHOWN)}: {text}." if names else f"{text}."
+            for text, names in self._names.items()
+        ]
 
     def log(self, image: Path) -> None:
-        """Log one warning per text, with the number of files and the name of the first one."""
-        for text, files in self._files.items():
-            place = f" in {count(len(files), 'file')}, the first is {files[0]}" if files else ""
-            logger.warning("%s: %s%s.", image, text, place)
+        """Log one warning per text."""
+        for line in self.lines:
+            logger.warning("%s: %s", image, line)
 
 
 def value_of(header: "Header", name: str) -> Any:
@@ -46,14 +54,11 @@ def value_of(header: "Header", name: str) -> Any:
 
 def numbers(header: "Header", name: str) -> list[float]:
     """Return an element's values as numbers, or an empty list if any is not a finite number."""
-    value = value_of(header, name)
-    if value is None:
-        return []
     try:
-        values = [float(v) for v in np.ravel(value)]
+        values = np.ravel(value_of(header, name)).astype(float)  # None becomes NaN
     except (TypeError, ValueError):
         return []
-    return values if all(map(math.isfinite, values)) else []
+    return values.tolist() if np.isfinite(values).all() else []
 
 
 def number(header: "Header", name: str, default: float | None = None) -> float | None:

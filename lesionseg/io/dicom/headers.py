@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, number, text, value_of
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.limits import check_size, convert_read_errors, run_in_worker
+from lesionseg.io.limits import check_size, convert_read_errors
+from lesionseg.io.worker import run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -112,13 +113,10 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         header = _read_elements(path, pixels=pixels)
         if "TransferSyntaxUID" not in header.file_meta:
             is_implicit, is_little_endian = header.original_encoding  # as pydicom detected it
-            if is_implicit:
-                syntax = uid.ImplicitVRLittleEndian
-            elif is_little_endian:
-                syntax = uid.ExplicitVRLittleEndian
-            else:
-                syntax = uid.ExplicitVRBigEndian
-            header.file_meta.TransferSyntaxUID = syntax
+            syntax = uid.ImplicitVRLittleEndian if is_implicit else uid.ExplicitVRLittleEndian
+            header.file_meta.TransferSyntaxUID = (
+                syntax if is_little_endian else uid.ExplicitVRBigEndian
+            )
         return header
 
 

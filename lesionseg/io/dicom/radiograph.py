@@ -87,7 +87,7 @@ def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
 
 
 def rescale(
-    stored: NDArray[Any], header: "Header", remarks: Remarks, file: Path | None = None
+    stored: NDArray[Any], header: "Header", remarks: Remarks, name: str = ""
 ) -> NDArray[Any]:
     """Apply a file's modality table, or its slope and intercept, to stored pixels.
 
@@ -98,7 +98,7 @@ def rescale(
         stored: Pixels as `stored_pixels` returns them.
         header: The elements of the file or frame.
         remarks: Receives a remark for each value that is replaced or ignored.
-        file: The file that a remark names, if the image has several.
+        name: The name of the file for remarks, if the image has several.
     """
     from pydicom.pixels.processing import apply_modality_lut
 
@@ -106,15 +106,15 @@ def rescale(
         slope = number(header, "RescaleSlope")
         if not slope:
             stated = "missing" if slope is None else "0"
-            remarks.add(f"RescaleSlope is {stated}; 1 is used", file)
+            remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
             header.RescaleSlope = 1
         if number(header, "RescaleIntercept") is None:
-            remarks.add("RescaleIntercept is missing; 0 is used", file)
+            remarks.add("RescaleIntercept is missing; 0 is used", name)
             header.RescaleIntercept = 0
     try:
         return np.asarray(apply_modality_lut(stored, header))
     except Exception:  # a damaged table can cause any error in the library
-        remarks.add("the modality table cannot be used and is ignored", file)
+        remarks.add("the modality table cannot be used and is ignored", name)
         del header.ModalityLUTSequence
         return np.asarray(apply_modality_lut(stored, header))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from math import ceil, floor
 from pathlib import Path
 from typing import Any
@@ -349,10 +349,9 @@ class ResultObjects:
         """
         groups = []
         for candidate in self.accepted:
-            state, volume_before = comparison.since.get(candidate.id, ("", None))
+            change = comparison.since.get(candidate.id, ("", None))
             number = segments.get(candidate.id)
-            place = self._place_of(candidate, segmentation, number)
-            groups.append(self._make_group(candidate, place, state, volume_before))
+            groups.append(self._make_group(candidate, segmentation, number, change))
         device = sr.DeviceObserverIdentifyingAttributes(
             uid=_derive_uid("device", self.origin.bundle),
             name="lesionseg",
@@ -403,57 +402,59 @@ class ResultObjects:
     def _make_tracking_identifier(self, name: str) -> sr.TrackingIdentifier:
         return sr.TrackingIdentifier(uid=self.uid("tracking", name), identifier=name)
 
-    def _place_of(
-        self, candidate: Candidate, segmentation: seg.Segmentation | None, number: int | None
-    ) -> "partial[Any]":
-        """Return the constructor of a candidate's group, with the place of the candidate.
-
-        The place is the candidate's segment, or its box on each slice if `number` is None. A
-        radiograph has groups of another type, which refer to a frame.
-        """
-        planar = sr.PlanarROIMeasurementsAndQualitativeEvaluations
-        volumetric = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
-        if segmentation is None or number is None:
-            regions = self._outline_box(candidate)
-            if self.source.is_radiograph:
-                return partial(planar, referenced_region=regions[0])
-            return partial(volumetric, referenced_regions=regions)
-        if self.source.is_radiograph:
-            frame = sr.ReferencedSegmentationFrame.from_segmentation(
-                segmentation, segment_number=number
-            )
-            return partial(planar, referenced_segment=frame)
-        segment = sr.ReferencedSegment.from_segmentation(segmentation, number)
-        return partial(volumetric, referenced_segment=segment)
-
     def _make_group(
         self,
         candidate: Candidate,
-        place: "partial[Any]",
-        state: str,
-        volume_before: float | None,
+        segmentation: seg.Segmentation | None,
+        number: int | None,
+        change: tuple[str, float | None],
     ) -> Any:
         """Make the group of an accepted candidate.
 
         Args:
             candidate: The candidate.
-            place: See `_place_of`.
-            state: The change since an earlier visit, or "".
-            volume_before: The volume at that visit in ml, or None.
+            segmentation: The segmentation, or None.
+            number: The candidate's segment, or None if it gets boxes.
+            change: See `Comparison.since`. The state is "" without an earlier visit.
         """
+        group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+        if self.source.is_radiograph:
+            group = sr.PlanarROIMeasurementsAndQualitativeEvaluations
+        segment = None
+        regions: Any = None
+        if segmentation is not None and number is not None:
+            segment = self._refer_to_segment(segmentation, number)
+        else:
+            regions = self._outline_box(candidate)
+        state, volume_before = change
         evaluations = None
         if state:
             question = _own_code("change", "Change since the earlier visit")
             finding = _own_code(f"state-{state}", state.capitalize())
             evaluations = [sr.QualitativeEvaluation(question, finding)]
-        return place(
-            tracking_identifier=self._make_tracking_identifier(self.tracking_name(candidate)),
+        return group(
+            self._make_tracking_identifier(self.tracking_name(candidate)),
+            regions[0] if regions and self.source.is_radiograph else regions,
+            referenced_segment=segment,
             finding_type=_LESION,
             finding_category=_LESION_CATEGORY,
             algorithm_id=self._make_algorithm(),
             measurements=self._make_measurements(candidate, volume_before),
             qualitative_evaluations=evaluations,
         )
+
+    def _refer_to_segment(self, segmentation: seg.Segmentation, number: int) -> Any:
+        """Return a reference to a segment, or to its frame if the scan is a radiograph.
+
+        The functions `from_segmentation` of highdicom 0.28 fail if there is only one segment.
+        """
+        uids = (segmentation.SOPClassUID, segmentation.SOPInstanceUID)
+        if self.source.is_radiograph:
+            # the frames of a radiograph's segmentation are its segments in their order
+            image = sr.SourceImageForSegmentation.from_source_image(self.source.first)
+            return sr.ReferencedSegmentationFrame(*uids, number, number, source_image=image)
+        series = sr.SourceSeriesForSegmentation(self.source.first.SeriesInstanceUID)
+        return sr.ReferencedSegment(*uids, number, source_series=series)
 
     def _make_empty_group(self) -> sr.MeasurementsAndQualitativeEvaluations:
         """Make a group that states 0 accepted candidates. A report must have at least one group."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import GeometryError, ReadError, count, join_names
+from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
@@ -40,6 +40,8 @@ from lesionseg.io.limits import check_grid, convert_read_errors
 _PREFIX = "series="
 _MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
+_SAME_PLANE = 1e-4  # largest difference of directions, and relative difference of pixel sizes
+_PLANE = {"direction": slice(6), "pixel size": slice(6, 8), "number of pixels": slice(8, 10)}
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _SEPARATE = (
     "Sort them into separate folders. Convert a file of several frames with dcm2niix, which writes "
@@ -58,7 +60,6 @@ _INSTEAD_OF_UID = (
     "SeriesDescription",
 )  # fmt: skip
 _UID_DIGITS = 8  # digits of the digest of these elements
-_MAX_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +121,11 @@ class DicomSlice:
             "again as CT or MR images, or leave the file out."
         )
 
+    @cached_property
+    def plane(self) -> NDArray[np.float64]:
+        """The numbers `[10]` that are the same in a whole stack, see `_PLANE`."""
+        return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
+
     @property
     def axes_mm(self) -> NDArray[np.float64]:
         """LPS vectors from one row and from one column to the next, in millimetres `[2, 3]`."""
@@ -151,7 +157,7 @@ def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
             pixels = stored_pixels(file)
         with convert_read_errors(file):
             frame = pixels[piece.frame or 0]
-            values[0, z] = rescale(frame, piece.elements, remarks, file)
+            values[0, z] = rescale(frame, piece.elements, remarks, file.name)
     remarks.log(path)
     return Volume(values, geometry)
 
@@ -205,7 +211,7 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         if header is not None:
             headers[file] = header
         elif _might_be_a_slice(file):
-            remarks.add(f"{file.name} is not a DICOM image and is left out")
+            remarks.add("not a DICOM image, left out", file.name)
     wanted: dict[Path, Header] = {}
     for file, header in headers.items():
         if name in (None, text(header, "SeriesNumber"), series_key(header)):
@@ -229,22 +235,11 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
 def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
     """Remove files that are equal to another file of the series, byte by byte."""
     first_file: dict[str, Path] = {}  # by UID
-    copies: list[str] = []
     for file, header in [*headers.items()]:
         first = first_file.setdefault(text(header, "SOPInstanceUID"), file)
         if file != first and cmp(file, first, shallow=False):
             del headers[file]
-            copies.append(f"{file.name} is a copy of {first.name}")
-    _add_left_out(remarks, copies, "file")
-
-
-def _add_left_out(remarks: Remarks, names: Sequence[str], noun: str) -> str:
-    """Add and return the remark that names the files or images that are left out, if any."""
-    if not names:
-        return ""
-    remark = f"{count(len(names), noun)} of the series left out: {join_names(names, _MAX_SHOWN)}"
-    remarks.add(remark)
-    return f"{remark}."
+            remarks.add("a copy of another slice, left out", file.name)
 
 
 def _might_be_a_slice(file: Path) -> bool:
@@ -274,9 +269,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)
     _refuse_differences(path, {file.name: _identity(header) for file, header in headers.items()})
-    slices, left_out = _select_slices(headers)
-    _refuse_differences(path, {s.name: {**_plane(s), **_contrast(s)} for s in slices})
-    note = _add_left_out(remarks, left_out, "image")
+    slices = _select_main_stack(path, _read_fit_slices(headers, remarks), remarks)
+    _refuse_differences(path, {piece.name: _contrast(piece) for piece in slices})
     first = slices[0]
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     normal = np.cross(*first.directions)
@@ -290,8 +284,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         try:
             step = _even_step(path, slices, normal)
         except GeometryError as error:
-            # one of the images that are left out may be the missing slice
-            raise GeometryError(f"{error} {note}".strip()) from error
+            # one of the files that are left out may be the missing slice
+            raise GeometryError(" ".join([str(error), *remarks.lines])) from error
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
@@ -322,15 +316,6 @@ def _identity(header: "Header") -> dict[str, str]:
     }
 
 
-def _plane(piece: DicomSlice) -> dict[str, Any]:
-    """Return the properties of a slice's plane that are the same in the whole stack, by name."""
-    return {
-        "direction": piece.directions,
-        "pixel size": np.log(piece.pixel_mm),
-        "number of pixels": piece.shape,
-    }
-
-
 def _contrast(piece: DicomSlice) -> dict[str, Any]:
     """Return the properties by which several images of one place differ, by name."""
     echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
@@ -340,67 +325,63 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
     }
 
 
-def _find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the names of the properties that differ. Arrays differ by more than rounding."""
-    different = []
-    for name, value in one.items():
-        if isinstance(value, np.ndarray):
-            is_same = np.allclose(value, other[name], rtol=0, atol=1e-4)
-        else:
-            is_same = value == other[name]
-        if not is_same:
-            different.append(name)
-    return different
-
-
 def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise `GeometryError` if images that are given by name are not of one series or stack."""
     first_name, first = next(iter(properties.items()))
     for name, own in properties.items():
-        if different := _find_differences(own, first):
-            raise GeometryError(
-                f"{path}: {name} and {first_name} differ in their {', '.join(different)}. "
-                f"{_SEPARATE}"
-            )
+        different = [key for key, value in own.items() if value != first[key]]
+        if different:
+            raise _mixture(path, name, first_name, different)
 
 
-def _select_slices(headers: Mapping[Path, "Header"]) -> tuple[list[DicomSlice], list[str]]:
-    """Select the slices that form the stack of a series.
+def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> GeometryError:
+    """Return the error for two images that cannot belong to one scan."""
+    return GeometryError(
+        f"{path}: {name} and {other} differ in their {', '.join(different)}. {_SEPARATE}"
+    )
 
-    An image is left out if it is not a slice, such as a localiser, or if its direction, pixel size
-    or number of pixels differs from that of more than half of the slices. If there is no such
-    majority, nothing is left out, and the caller reports the difference.
 
-    Returns:
-        The slices, and the names of the images that are left out with the reasons.
-    """
+def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list[DicomSlice]:
+    """Read the slices of a series. A few images that are not slices are left out: localisers."""
     unfit = {file: reason for file, header in headers.items() if (reason := explain_unfit(header))}
     if 2 * len(unfit) >= len(headers):
         unfit = {}  # the check below refuses the first of them
-    # without the advice
-    left_out = [f"{file.name} ({reason.partition('. ')[0]})" for file, reason in unfit.items()]
     slices: list[DicomSlice] = []
     for file, header in headers.items():
-        if file not in unfit:
-            with convert_read_errors(file):
-                check_scan(file, header)
-                slices += read_slices(file, header)
-    stacks: list[list[DicomSlice]] = []  # by plane
-    for piece in slices:
-        for stack in stacks:
-            if not _find_differences(_plane(piece), _plane(stack[0])):
-                stack.append(piece)
-                break
+        if file in unfit:
+            reason, _, _advice = unfit[file].partition(". ")
+            remarks.add(f"{reason}, left out", file.name)
+            continue
+        with convert_read_errors(file):
+            check_scan(file, header)
+            slices += read_slices(file, header)
+    return slices
+
+
+def _select_main_stack(
+    path: Path, slices: Sequence[DicomSlice], remarks: Remarks
+) -> list[DicomSlice]:
+    """Return the slices of the plane that more than half of the slices have.
+
+    Slices with another direction, pixel size or number of pixels are left out. If no plane has more
+    than half of the slices, raise `GeometryError`.
+    """
+    planes = np.stack([piece.plane for piece in slices])
+    # if more than half of the numbers are equal, the median is one of them
+    is_same = np.abs(planes - np.median(planes, axis=0)) <= _SAME_PLANE
+    has_main = 2 * is_same.all(axis=1).sum() > len(slices)
+    if not has_main:
+        is_same = np.abs(planes - planes[0]) <= _SAME_PLANE
+    stack = []
+    for piece, same in zip(slices, is_same, strict=True):
+        different = [name for name, part in _PLANE.items() if not same[part].all()]
+        if not different:
+            stack.append(piece)
+        elif has_main:
+            remarks.add(f"another {' and '.join(different)}, left out", piece.name)
         else:
-            stacks.append([piece])
-    largest = max(stacks, key=len)
-    if 2 * len(largest) <= len(slices):
-        return slices, left_out
-    for stack in stacks:
-        different = " and ".join(_find_differences(_plane(stack[0]), _plane(largest[0])))
-        if different:
-            left_out += [f"{piece.name} (another {different})" for piece in stack]
-    return largest, left_out
+            raise _mixture(path, piece.name, slices[0].name, different)
+    return stack
 
 
 def _even_step(

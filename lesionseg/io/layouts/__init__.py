@@ -18,7 +18,6 @@ from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.dataset import EACH_IS_A_PATIENT, compile_pattern
 from lesionseg.core.finding import NO_CASE, Finding, require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
 from lesionseg.io.layouts.checks import find_missing_files, shared_masks
@@ -29,6 +28,7 @@ from lesionseg.io.layouts.nnunet import read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.table import ReadingRules, Table, read_table
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
+from lesionseg.io.text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +142,14 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
-    layout = _layout_of(root)
-    dataset = read_table(layout.read(root), root, layout.name, rules)
+    annotations = rules.get("annotations")
+    if annotations is None:
+        layout = _layout_of(root)
+        table = layout.read(root)
+    else:
+        layout = next(known for known in CONVENTIONS if known.name == "coco")
+        table = read_coco(root, root / annotations)
+    dataset = read_table(table, root, layout.name, rules)
     if not dataset.cases:
         text = (
             f"{root}: the folder has no labelled case. The layout {layout.name} consists of "

@@ -8,7 +8,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Labels, numbers_first
 from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import is_file_or_broken_link, read_csv_columns, read_csv_lines
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, list_images, path_id, remark_unread_files
 from lesionseg.io.layouts.manifest import (
     LABELS,
@@ -19,6 +19,7 @@ from lesionseg.io.layouts.manifest import (
 )
 from lesionseg.io.layouts.stated_lesions import StatedLesion, parse_number
 from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.text import read_csv_columns, read_csv_lines
 from lesionseg.io.volumes import is_raster, strip_suffix
 
 BOXES = "boxes.csv"
@@ -127,9 +128,8 @@ def _parse_lesion(cells: Mapping[str, str], labels: Labels, where: str) -> State
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
-    start = tuple(corners[low] for low, _ in axes)
-    stop = tuple(corners[high] for _, high in axes)
-    return StatedLesion(_parse_label(cells["label"], labels), start, stop, where=where)
+    box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
+    return StatedLesion(_parse_label(cells["label"], labels), box, where=where)
 
 
 def _parse_label(name: str, labels: Labels) -> int:

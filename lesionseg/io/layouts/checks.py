@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -90,6 +91,19 @@ def path_id(path: Path) -> str:
     """
     folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
     return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
+
+
+def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:
+    """Return the ids of cases. An id that several have becomes the path of the image below `root`.
+
+    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`.
+    """
+    n_cases = Counter(cases)
+    ids: list[str] = []
+    for case, image in zip(cases, images, strict=True):
+        inner = image.relative_to(root) if image.is_relative_to(root) else image
+        ids.append(path_id(inner) if n_cases[case] > 1 else case)
+    return ids
 
 
 def listed_file(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ Format: cocodataset.org, "Data format". In addition an image may have `patient`,
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, count
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
     find_left_out,
+    list_images,
     path_id,
     remark_unread_files,
     validate,
@@ -34,6 +34,7 @@ from lesionseg.io.layouts.stated_lesions import (
 )
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.layouts.yolo import PART_ROLES
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file
 
 ANNOTATIONS = "annotations.json"
@@ -57,17 +58,17 @@ def _to_slashes(path: object) -> object:
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
-def _is_even(polygon: list[float]) -> list[float]:
+def _require_pairs(polygon: tuple[float, ...]) -> tuple[float, ...]:
     """Return a polygon x, y, x, y, …. Raise `ValueError` if a coordinate is missing."""
     if len(polygon) % 2:
-        raise ValueError("x, y of each point are needed, so the number of values must be even")
+        raise ValueError("a point lacks its y")
     return polygon
 
 
 IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
 FilePath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
-Polygon = Annotated[list[Number], Field(min_length=6), AfterValidator(_is_even)]
+Polygon = Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)]
 Reader = Annotated[str, BeforeValidator(str)]
 
 
@@ -79,16 +80,31 @@ class AnnotationFile:
         path: The file.
         folders: The folders in which its images may be located.
         role: The role of its images.
+        images: The images that may have another place, by name.
     """
 
     path: Path
     folders: tuple[Path, ...]
     role: Role | None = None
+    images: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
+    def find_image(self, file_name: str) -> Path:
+        """Find an image. If none exists, return a path for the message that it is missing.
 
-class _RunLengths(BaseModel):
-    size: tuple[int, int]
-    counts: str | tuple[int, ...]
+        Raise `DatasetError` if several images may be meant.
+        """
+        paths = [folder / file_name for folder in self.folders]
+        for path in paths:
+            if path.is_file():
+                return path
+        possible = self.images.get(Path(file_name).name, ())
+        found = [path for path in possible if path.as_posix().endswith(f"/{file_name}")]
+        if len(found) > 1:
+            raise DatasetError(
+                f"{found[0]} and {found[1]} are both called {file_name}. Write the path of the "
+                "image as file_name, relative to the folder of the dataset."
+            )
+        return found[0] if found else paths[0]
 
 
 def _none_if_empty(value: object) -> object:
@@ -102,8 +118,8 @@ class _Annotation(BaseModel):
     bbox: Annotated[tuple[Number, Number, Side, Side] | None, BeforeValidator(_none_if_empty)] = (
         None  # x, y, width, height
     )
-    segmentation: Annotated[list[Polygon] | None, BeforeValidator(_none_if_empty)] = None
-    run_lengths: _RunLengths | None = None
+    segmentation: Annotated[tuple[Polygon, ...] | None, BeforeValidator(_none_if_empty)] = None
+    run_lengths: RunLengths | None = None
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore
     reader: Reader = ""
@@ -125,24 +141,17 @@ class _Annotation(BaseModel):
 
     def lesion(self, label: int, where: str) -> StatedLesion:
         """Return the lesion of the annotation. Without a bbox, polygons give its box."""
-        start: tuple[float, ...] = ()
-        stop: tuple[float, ...] = ()
-        outline: Any = ()
-        if self.segmentation is not None:
-            start, stop = outline_box(self.segmentation)
-            outline = tuple(map(tuple, self.segmentation))
-        elif self.run_lengths is not None:
-            outline = RunLengths(self.run_lengths.size, self.run_lengths.counts)
+        box: tuple[float, ...] = ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            start = (y, x)
-            stop = (y + height, x + width)
+            box = (y, x, y + height, x + width)
+        elif self.segmentation is not None:
+            box = outline_box(self.segmentation)
         return StatedLesion(
             label,
-            start,
-            stop,
+            box,
             reader=self.reader,
-            outline=outline,
+            outline=self.segmentation or self.run_lengths or (),
             mask_value=self.mask_label,
             is_ignored=self.iscrowd,
             where=where,
@@ -205,28 +214,33 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
             role = None if of_known_part is None else PART_ROLES.get(of_known_part[2].lower())
             found.append(AnnotationFile(path, folders, role))
     if not found:
-        order = list(PART_ROLES)
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
-        of_parts = [path.parent for path in root.glob(f"*/{_ROBOFLOW}")]
-        known = [folder for folder in of_parts if folder.name.lower() in PART_ROLES]
-        for folder in sorted(known, key=lambda path: order.index(path.name.lower())):
-            role = PART_ROLES[folder.name.lower()]
-            found.append(AnnotationFile(folder / _ROBOFLOW, (folder,), role))
+        for path in root.glob(f"*/{_ROBOFLOW}"):
+            if path.parent.name.lower() in PART_ROLES:
+                role = PART_ROLES[path.parent.name.lower()]
+                found.append(AnnotationFile(path, (path.parent,), role))
+        found.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
     are_roles = any(file.role in ("validation", "test") for file in found)
     return found if are_roles else [replace(file, role=None) for file in found]
 
 
-def read_coco(root: Path) -> Table:
+def read_coco(root: Path, annotations: Path | None = None) -> Table:
     """Read a COCO folder. Labels are 1 to K in the order of the category ids.
 
     A case id is the path of the image, with folders joined by `_`. `columns` contain `pixel_mm` (""
     if unknown) and every further field with a text or number.
+
+    Args:
+        root: The folder.
+        annotations: A COCO file of any name and place, whose images are located anywhere below the
+            folder. None searches for files, see `find_annotations`.
     """
-    return read_coco_files(root, find_annotations(root))
-
-
-def read_coco_files(root: Path, files: Sequence[AnnotationFile]) -> Table:
-    """Read COCO files of a folder, see `read_coco`."""
+    files = find_annotations(root)
+    if annotations is not None:
+        images: dict[str, list[Path]] = {}
+        for image in list_images(root):
+            images.setdefault(image.name, []).append(image)
+        files = [AnnotationFile(annotations, (root / "images", root), images=images)]
     contents: list[tuple[AnnotationFile, _Content]] = []
     for file in files:
         content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
@@ -238,8 +252,8 @@ def read_coco_files(root: Path, files: Sequence[AnnotationFile]) -> Table:
         keys = {str(key) for image in content.images for key in image}
         known = tuple(_Image.model_fields)
         findings += column_findings(file.path, keys, known, "is used for subgroups only")
-    images = [row.files.images[0] for row in rows if row.files.images]
-    findings += _find_unlisted(root, images)
+    listed = [row.files.images[0] for row in rows if row.files.images]
+    findings += _find_unlisted(root, listed, files)
     findings += _find_crowds(root, rows)
     return Table(root, rows, Labels.of(names), findings=findings)
 
@@ -321,12 +335,9 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image) -> Row:
     for name, value in (image.model_extra or {}).items():
         if isinstance(value, str | int | float):
             columns[name] = str(value)
-    paths = [folder / image.file_name for folder in file.folders]
-    # if none exists, the first one is stated in the message that it is missing
-    image_file = next((path for path in paths if path.is_file()), paths[0])
     files = CaseFiles(
         _case_id(image.file_name),
-        (image_file,),
+        (file.find_image(image.file_name),),
         reference=root / "masks" / image.mask_file if image.mask_file else None,
         group=image.patient,
         role=image.role or file.role,
@@ -347,10 +358,16 @@ def _case_id(file_name: str) -> str:
     return path_id(path)
 
 
-def _find_unlisted(root: Path, listed: Collection[Path]) -> list[Finding]:
-    """Return findings on files in the folders of the images that are no listed images."""
+def _find_unlisted(
+    root: Path, listed: Collection[Path], files: Iterable[AnnotationFile]
+) -> list[Finding]:
+    """Return findings on files next to the listed images, or below the folder, that are not listed.
+
+    `files` are the COCO files.
+    """
     findings: list[Finding] = []
-    unlisted: set[Path] = set()
+    unlisted = {image for file in files for images in file.images.values() for image in images}
+    unlisted -= set(listed)
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
         findings += remark_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir())) - set(listed)

@@ -3,7 +3,6 @@
 Format: `monai.data.load_decathlon_datalist`, with boxes as in MONAI's detection tutorial.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -16,11 +15,11 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, ReadError, count
-from lesionseg.io.files import read_json
-from lesionseg.io.layouts.checks import Count, Number, listed_file, path_id, validate
+from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, path_id, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.text import read_json
 
 # the lists of a datalist, and the role of the cases in each
 _LISTS: Mapping[str, Role | None] = {
@@ -92,7 +91,11 @@ def read_datalist(root: Path) -> Table:
                 "LPS mm, or as xyxy on pictures."
             )
     findings: list[Finding] = []
-    rows = _make_unique(root, _read_rows(root, path, content, findings))
+    rows = _read_rows(root, path, content, findings)
+    cases = [row.files.case for row in rows]
+    ids = distinct_ids(cases, [row.files.images[0] for row in rows], root)
+    pairs = zip(rows, ids, strict=True)
+    rows = [replace(row, files=replace(row.files, case=case)) for row, case in pairs]
     n_channels = len(rows[0].files.images) if rows else 1
     names = content.get("modality")
     if not isinstance(names, dict) or len(names) != n_channels:
@@ -154,22 +157,6 @@ def _labels(root: Path, rows: list[Row]) -> Labels:
     return Labels.of({k: f"class {k}" for k in range(1, max(values) + 1)}, labels.ignore)
 
 
-def _make_unique(root: Path, rows: list[Row]) -> list[Row]:
-    """Add the names of the folders to the ids of files with equal names.
-
-    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`.
-    """
-    n_cases = Counter(row.files.case for row in rows)
-    unique: list[Row] = []
-    for row in rows:
-        if n_cases[row.files.case] > 1:
-            file = row.files.images[0]
-            inner = file.relative_to(root) if file.is_relative_to(root) else file
-            row = replace(row, files=replace(row.files, case=path_id(inner)))
-        unique.append(row)
-    return unique
-
-
 def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:
     """Return the row of an entry. The case id is `case`, or the name of the first image.
 
@@ -204,13 +191,12 @@ def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
     """Return the lesion of a box. Raise `DatasetError` if it is of no known form."""
     if len(box) == 4:
         x0, y0, x1, y1 = box
-        return StatedLesion(label, (y0, x0), (y1, x1), where=where)
+        return StatedLesion(label, (y0, x0, y1, x1), where=where)
     if len(box) != 6:
         raise DatasetError(
             f"the box {box} needs 6 numbers (centre and size), on pictures 4 (x0, y0, x1, y1)."
         )
     centre = np.array(box[:3])
     half = np.array(box[3:]) / 2
-    start = tuple((centre - half).tolist())
-    stop = tuple((centre + half).tolist())
-    return StatedLesion(label, start, stop, unit="mm", where=where)
+    ends = np.concatenate([centre - half, centre + half])
+    return StatedLesion(label, tuple(ends.tolist()), unit="mm", where=where)

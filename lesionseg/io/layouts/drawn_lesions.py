@@ -19,8 +19,8 @@ from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     lesions_are_boxes,
 )
-from lesionseg.io.limits import run_in_worker
 from lesionseg.io.volumes import read_volume
+from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 
@@ -134,32 +134,22 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
 def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
     """Return a lesion with box and polygons in pixels. Raise `ContentError` if it does not fit."""
     if isinstance(lesion.outline, RunLengths):
-        if lesion.outline.size != geometry.shape:
-            raise ContentError(
-                f"{lesion.where}: the run lengths of a segmentation have the size "
-                f"{lesion.outline.size}, but the image has {geometry.shape}. Correct the size."
-            )
-        if not lesion.start:
-            return _add_box_of_pixels(lesion, geometry.shape)
-    if len(lesion.start) != geometry.dims:
+        lesion = _check_run_lengths(lesion, lesion.outline, geometry.shape)
+    if len(lesion.box) != 2 * geometry.dims:
         advice = "Fill in z0 and z1." if geometry.dims == 3 else "Empty z0 and z1."
         raise ContentError(
-            f"{lesion.where}: the box has {len(lesion.start)} axes, but {image} has "
+            f"{lesion.where}: the box has {len(lesion.box) // 2} axes, but {image} has "
             f"{geometry.dims}. {advice}"
         )
     if lesion.unit == "mm":
         return _to_voxels(lesion, geometry)
     if lesion.unit == "share":
         polygons = []
-        for polygon in lesion.outline if isinstance(lesion.outline, tuple) else ():
+        for polygon in lesion.outline:
             points = np.reshape(polygon, (-1, 2)) * geometry.shape[::-1]
             polygons.append(tuple(points.ravel().tolist()))
-        return replace(
-            lesion,
-            start=tuple(np.multiply(lesion.start, geometry.shape).tolist()),
-            stop=tuple(np.multiply(lesion.stop, geometry.shape).tolist()),
-            outline=tuple(polygons),
-        )
+        box = np.multiply(lesion.box, 2 * geometry.shape)
+        return replace(lesion, box=tuple(box.tolist()), outline=tuple(polygons))
     return lesion
 
 
@@ -168,30 +158,37 @@ def _to_voxels(lesion: StatedLesion, geometry: Geometry) -> StatedLesion:
 
     In a rotated image, it is the smallest box along the array axes that contains the given one.
     """
-    start = np.array(lesion.start)
-    stop = np.array(lesion.stop)
+    start, stop = np.reshape(lesion.box, (2, 3))
     centre_ras = (start + stop) / 2 * (-1, -1, 1)
     # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
     centre = geometry.to_index(centre_ras[np.newaxis])[0] + 0.5
     # half sides along the array axes: each axis gets a part of every side in millimetres
     half = np.abs(np.linalg.inv(geometry.affine)[:3, :3]) @ ((stop - start) / 2)
-    return replace(
-        lesion, start=tuple((centre - half).tolist()), stop=tuple((centre + half).tolist())
-    )
+    return replace(lesion, box=tuple(np.concatenate([centre - half, centre + half]).tolist()))
 
 
-def _add_box_of_pixels(lesion: StatedLesion, shape: tuple[int, ...]) -> StatedLesion:
-    """Add the box of its pixels to a lesion in run lengths. Raise `ContentError` if it is empty."""
+def _check_run_lengths(
+    lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]
+) -> StatedLesion:
+    """Return a lesion in run lengths, with the box of its pixels if none is stated.
+
+    Raise `ContentError` if the run lengths have another size than the image, or no pixel.
+    """
+    if outline.size != shape:
+        raise ContentError(
+            f"{lesion.where}: the run lengths of a segmentation have the size {outline.size}, but "
+            f"the image has {shape}. Correct the size."
+        )
+    if lesion.box:
+        return lesion
     (part,) = _draw_parts([lesion], shape)
-    rows = np.flatnonzero(part.mask.any(axis=1))
-    columns = np.flatnonzero(part.mask.any(axis=0))
-    if not len(rows):
+    pixels = np.argwhere(part.mask) + np.array([part.top, part.left])
+    if not len(pixels):
         raise ContentError(
             f"{lesion.where}: a segmentation in run lengths is empty. Remove the annotation."
         )
-    start = (part.top + float(rows[0]), part.left + float(columns[0]))
-    stop = (part.top + float(rows[-1]) + 1, part.left + float(columns[-1]) + 1)
-    return replace(lesion, start=start, stop=stop)
+    box = np.concatenate([pixels.min(axis=0), pixels.max(axis=0) + 1])
+    return replace(lesion, box=tuple(box.astype(float).tolist()))
 
 
 def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -199,14 +196,14 @@ def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np
 
     Raise `ContentError` that names the first annotation outside the image.
     """
-    boxes = [clip_boxes((*one.start, *one.stop), shape, one.where) for one in lesions]
+    boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
     return np.concatenate([np.zeros((0, 2 * len(shape)), dtype=np.float32), *boxes])
 
 
 def _stated_boxes(lesions: Sequence[StatedLesion], labels: NDArray[np.int64]) -> StatedBoxes:
     """Return the boxes of lesions before they are clipped."""
-    boxes = [(*one.start, *one.stop) for one in lesions]
-    return StatedBoxes(np.array(boxes, dtype=np.float64), tuple(labels.tolist()))
+    boxes = np.array([one.box for one in lesions], dtype=np.float64)
+    return StatedBoxes(boxes, tuple(labels.tolist()))
 
 
 def _reference_of_boxes(
@@ -240,7 +237,7 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
     parts = _draw_parts(lesions, shape)
     for index, lesion in enumerate(lesions):
         if not parts[index].mask.any():
-            centre = np.mean([lesion.start, lesion.stop], axis=0).astype(int)
+            centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
             y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
             parts[index] = DrawnPart(y, x, np.ones((1, 1), dtype=bool))
     instances = np.zeros(shape, dtype=np.int32)
@@ -292,10 +289,9 @@ def _read_instances(
     """
     mask = read_volume(path, as_labels=True).array[0]
     if mask.dtype.kind == "f":
-        whole = np.nan_to_num(mask, nan=0.5, posinf=0.5, neginf=0.5)
-        if (whole != np.rint(whole)).any():
+        if not (np.isfinite(mask) & (mask == np.rint(mask))).all():
             raise ContentError(f"{path}: the mask has values that are not whole numbers.")
-        mask = whole.astype(np.int64)
+        mask = mask.astype(np.int64)
     if mask.shape != shape:
         raise GeometryError(
             f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "

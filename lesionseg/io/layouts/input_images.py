@@ -20,14 +20,16 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Finding
 from lesionseg.errors import DatasetError, LesionsegError, join_names
 from lesionseg.io import itk
+from lesionseg.io.case_ids import MAX_ID_BYTES
 from lesionseg.io.cases import content_files
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.scans import DicomScan, describe_dicom, find_dicom_scans
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import MAX_ID_BYTES, is_file_or_broken_link, printable_text
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (
     SUFFIXES,

@@ -10,9 +10,10 @@ from pydantic import BaseModel, PositiveInt, RootModel
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, require_one_of
-from lesionseg.io.files import is_file_or_broken_link, read_csv_lines, read_json
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import Count, listed_file, validate
 from lesionseg.io.layouts.table import Row, Table, column_findings
+from lesionseg.io.text import read_csv_lines, read_json
 
 MANIFEST = "manifest.csv"
 LABELS = "labels.json"

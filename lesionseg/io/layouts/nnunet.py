@@ -16,7 +16,6 @@ from pydantic import AliasChoices, BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import read_json
 from lesionseg.io.layouts.checks import (
     CHANNEL,
     Count,
@@ -30,6 +29,7 @@ from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
 FilesByCase = dict[str, dict[int, Path]]
@@ -106,20 +106,20 @@ def read_nnunet(root: Path) -> Table:
         found[folder] = _find_images(root / folder, facts.file_ending, findings)
     # the test cases are named in the same way as the training cases
     naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
-    cases: list[CaseFiles] = []
+    rows: list[Row] = []
     for part in ("Tr", "Ts"):
         if part == "Tr" and facts.dataset is not None:
-            cases += _listed_cases(root, facts.dataset, len(names))
+            rows += _listed_rows(root, facts.dataset, len(names))
             continue
         images = _group_by_case(found[f"images{part}"], naming.images, findings)
         masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
-        cases += _match_cases(root, part, images, masks, len(names), findings)
+        rows += _match_rows(part, images, masks, len(names), findings)
         if part == "Tr":
-            findings += _count_findings(path, facts, [case.case for case in cases])
+            findings += _count_findings(path, facts, sorted(images.keys() & masks.keys()))
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Table(
         path,
-        [Row(files) for files in cases],
+        rows,
         labels,
         names,
         findings,
@@ -140,88 +140,54 @@ def _channel_names(facts: _DatasetJson, path: Path) -> tuple[str, ...]:
     return tuple(facts.channel_names[number] for number in numbers)
 
 
-def _match_cases(
-    root: Path,
+def _match_rows(
     part: str,
     images: FilesByCase,
     masks: FilesByCase,
     n_channels: int,
     findings: list[Finding],
-) -> list[CaseFiles]:
-    """Return the cases of a part, `Tr` or `Ts`, that have both image and mask.
+) -> list[Row]:
+    """Return the rows of the images and of the masks of a part, `Tr` or `Ts`.
 
-    Remaining files are errors, except for images in `Ts`, which need no mask to be predicted.
+    Images in `Ts` need no mask to be predicted. Without one, they are no cases.
     """
-    misnamed = _find_misnamed(images, masks)
-    errors: dict[str, str] = {}
-    for case, file in misnamed.items():
-        number = case[-4:]
-        suffix = file.name.removeprefix(case)
-        errors[case] = (
-            f"{file}: the last four digits, {number}, were read as a channel number, because "
-            f"other images end in one. If {case!r} is the case, rename the image to "
-            f"{case}_0000{suffix}."
-        )
-    for case in sorted(set(masks) - set(images) - set(misnamed)):
-        errors[case] = (
-            f"the mask of {case!r} in {root / f'labels{part}'} has no image. Add the image, or "
-            "remove the mask."
-        )
-    if part == "Tr":
-        explained = {case[:-5] for case in misnamed}  # the id without _1234
-        for case in sorted(set(images) - set(masks) - explained):
-            text = "has no mask in labelsTr. A lesion-free image needs a mask of zeros."
-            errors[case] = f"{root}: the training image {case!r} {text}"
-    findings += [Finding(LISTED, text, case, "error") for case, text in errors.items()]
-    role: Role | None = "test" if part == "Ts" else None
-    cases: list[CaseFiles] = []
-    for case in sorted(set(images) & set(masks)):
-        first_number = min(masks[case])  # a mask has one file, usually without a number
-        cases.append(
-            CaseFiles(
-                case,
-                tuple(file for _, file in sorted(images[case].items())),
-                reference=masks[case][first_number],
-                role=role,
-                missing=missing_channels(images[case], n_channels),
+    rows: list[Row] = []
+    for case, files in sorted(images.items()):
+        first = files[min(files)]
+        misnamed = [file for file in files.values() if strip_suffix(file) in masks.keys() - {case}]
+        if misnamed and case not in masks:
+            whole_name = strip_suffix(misnamed[0])
+            text = (
+                f"{misnamed[0]}: the last four digits, {whole_name[-4:]}, were read as a channel "
+                f"number, because other images end in one. If {whole_name!r} is the case, rename "
+                f"the image to {whole_name}_0000{misnamed[0].name.removeprefix(whole_name)}."
             )
-        )
-    return cases
+            findings.append(Finding(LISTED, text, case, "error"))
+            masks = {name: files for name, files in masks.items() if name != whole_name}
+        elif case in masks:
+            channels = tuple(file for _, file in sorted(files.items()))
+            missing = missing_channels(files, n_channels)
+            role: Role | None = "test" if part == "Ts" else None
+            rows.append(Row(CaseFiles(case, channels, role=role, missing=missing), first))
+        elif part == "Tr":
+            text = f"{first}: the training image {case!r} has no mask in labelsTr."
+            text += " A lesion-free image needs a mask of zeros."
+            findings.append(Finding(LISTED, text, case, "error"))
+    for case, files in sorted(masks.items()):
+        mask = files[min(files)]  # a mask has one file, usually without a number
+        rows.append(Row(CaseFiles(case, (), reference=mask), mask))
+    return rows
 
 
-def _find_misnamed(images: FilesByCase, masks: FilesByCase) -> dict[str, Path]:
-    """Find images without a channel number whose case id ends in four digits.
-
-    The image and its mask have the same name. The digits were taken for a channel number.
-
-    Returns:
-        The images by case id.
-    """
-    misnamed: dict[str, Path] = {}
-    for case, files in images.items():
-        for file in files.values():
-            stem = strip_suffix(file)
-            if case not in masks and stem in masks and stem != case:
-                misnamed[stem] = file
-    return misnamed
-
-
-def _listed_cases(
-    root: Path, entries: Mapping[str, _ListedCase], n_channels: int
-) -> list[CaseFiles]:
+def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int) -> list[Row]:
     """Return the training cases of the list `dataset`. Paths are relative to the folder."""
-    cases: list[CaseFiles] = []
+    rows: list[Row] = []
     for case, entry in sorted(entries.items()):
         images = [root / os.path.expandvars(name) for name in entry.images]
-        cases.append(
-            CaseFiles(
-                case,
-                tuple(images),
-                reference=root / os.path.expandvars(entry.label),
-                missing=missing_channels(dict(enumerate(images)), n_channels),
-            )
-        )
-    return cases
+        mask = root / os.path.expandvars(entry.label)
+        missing = missing_channels(dict(enumerate(images)), n_channels)
+        rows.append(Row(CaseFiles(case, tuple(images), mask, missing=missing)))
+    return rows
 
 
 def _is_nifti(file: Path) -> bool:

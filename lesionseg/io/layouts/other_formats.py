@@ -23,6 +23,12 @@ _FORMATS = (
         "Run python examples/rsna_to_boxes.py with this folder, which writes boxes.csv",
     ),
     (
+        "COCO",
+        ".json",
+        r'\A\s*\{.*"(images|annotations|categories)"\s*:\s*\[\s*\{',
+        "Name it, relative to the folder, as data.annotations (evaluate annotations=)",
+    ),
+    (
         "the annotations of CVAT",
         ".xml",
         r"<annotations>",
@@ -44,17 +50,10 @@ _FORMATS = (
         "annotations.json",
     ),
     (
-        "COCO",
-        ".json",
-        r'\A\s*\{.*"(images|annotations|categories)"\s*:\s*\[\s*\{',
-        "Rename it to annotations.json, next to a folder images",
-    ),
-    (
         "Label Studio",
         ".json",
         r'\A\s*\[\s*\{.*"(annotations|completions|data)"\s*:\s*[\[{]',
-        "Export the project from Label Studio again as COCO, and rename result.json to "
-        "annotations.json",
+        "Export the project from Label Studio again as COCO, and set data.annotations=result.json",
     ),
     (
         "the box list of NIH ChestX-ray14",
@@ -88,7 +87,7 @@ def describe_other_format(root: Path) -> str:
     for name, suffix, pattern, advice in _FORMATS:
         for path, text in texts[suffix].items():
             if re.search(pattern, text, re.DOTALL | re.MULTILINE):
-                return f"{path} has the format of {name}, which is not read. {advice}."
+                return f"{path} has the format of {name}, which is not read here. {advice}."
     return ""
 
 

@@ -4,8 +4,9 @@ The merged box is that of weighted boxes fusion with equal weights (Solovyev et 
 doi.org/10.1016/j.imavis.2021.104117, section 3).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from lesionseg.core import CaseFiles, Dataset, ReaderAgreement
 from lesionseg.core.finding import Finding
@@ -17,27 +18,6 @@ SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much ar
 
 
 Corners = tuple[float, ...]  # of a box: all starts, then all stops
-
-
-@dataclass
-class _Cluster:
-    """The boxes of one lesion: the sums of their corners, the first box, and their readers."""
-
-    sums: list[float]
-    first: StatedLesion
-    readers: set[str]
-    n_boxes: int = 1
-
-    @property
-    def mean(self) -> Corners:
-        """The mean box."""
-        return tuple(value / self.n_boxes for value in self.sums)
-
-    def add(self, box: StatedLesion) -> None:
-        """Add a box of the same lesion."""
-        self.sums = [a + b for a, b in zip(self.sums, _corners(box), strict=True)]
-        self.readers.add(box.reader)
-        self.n_boxes += 1
 
 
 def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
@@ -73,18 +53,17 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
     if not several:
         return dataset
     agreement = measure_agreement(several, dataset.labels.value_names, min_readers)
-    findings = (*dataset.findings, *_find_ignored(n_ignored))
-    return replace(dataset, cases=tuple(cases), reader_agreement=agreement, findings=findings)
-
-
-def _find_ignored(n_ignored: Mapping[str, int]) -> list[Finding]:
-    """Return a note on the boxes that too few readers marked, from their number in each case."""
-    if not n_ignored:
-        return []
-    boxes = count(sum(n_ignored.values()), "box", "boxes")
-    text = f"{boxes} in {count(len(n_ignored), 'case')} that too few readers marked (min_readers): "
-    text += f"neither learned nor scored, in {join_names(n_ignored, 5)}."
-    return [Finding(IGNORED_BOXES, text, severity="note")]
+    findings = list(dataset.findings)
+    if n_ignored:
+        ignored = count(sum(n_ignored.values()), "box", "boxes")
+        text = (
+            f"{ignored} in {count(len(n_ignored), 'case')} that too few readers marked "
+            f"(min_readers): neither learned nor scored, in {join_names(n_ignored, 5)}."
+        )
+        findings.append(Finding(IGNORED_BOXES, text, severity="note"))
+    return replace(
+        dataset, cases=tuple(cases), reader_agreement=agreement, findings=tuple(findings)
+    )
 
 
 def required_readers(n_readers: int, min_readers: int | None = None) -> int:
@@ -117,42 +96,31 @@ def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesio
         uncertain if it is one. No box has a reader.
     """
     required = required_readers(len(stated.readers), min_readers)
-    boxes: list[StatedLesion] = []
+    merged: list[StatedLesion] = []
     for label in sorted({box.label for box in stated.lesions}):
-        for cluster in _cluster([box for box in stated.lesions if box.label == label]):
-            dims = len(cluster.mean) // 2
-            merged = replace(
-                cluster.first,
-                start=cluster.mean[:dims],
-                stop=cluster.mean[dims:],
-                reader="",
-                is_ignored=len(cluster.readers) < required,
-            )
-            boxes.append(merged)
-    return replace(stated, lesions=tuple(boxes), readers=())
+        for boxes in _divide([box for box in stated.lesions if box.label == label]):
+            is_ignored = len({box.reader for box in boxes}) < required
+            merged.append(replace(boxes[0], box=_mean(boxes), reader="", is_ignored=is_ignored))
+    return replace(stated, lesions=tuple(merged), readers=())
 
 
-def _cluster(boxes: Sequence[StatedLesion]) -> list[_Cluster]:
+def _divide(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
     """Divide the boxes of one label into lesions."""
-    clusters: list[_Cluster] = []
-    means: list[Corners] = []
-    for box in sorted(boxes, key=lambda box: (box.start, box.stop, box.reader)):
-        corners = _corners(box)
-        overlaps = [_iou(corners, mean) for mean in means]
+    lesions: list[list[StatedLesion]] = []
+    for box in sorted(boxes, key=lambda lesion: (lesion.box, lesion.reader)):
+        overlaps = [_iou(box.box, _mean(lesion)) for lesion in lesions]
         highest = max(overlaps, default=0.0)
         if highest >= SAME_LESION_IOU:
-            nearest = overlaps.index(highest)
-            clusters[nearest].add(box)
-            means[nearest] = clusters[nearest].mean
+            lesions[overlaps.index(highest)].append(box)
         else:
-            clusters.append(_Cluster(list(corners), box, {box.reader}))
-            means.append(corners)
-    return clusters
+            lesions.append([box])
+    return lesions
 
 
-def _corners(box: StatedLesion) -> Corners:
-    """Return the starts and stops of a box."""
-    return (*box.start, *box.stop)
+def _mean(boxes: Sequence[StatedLesion]) -> Corners:
+    """Return the mean of some boxes."""
+    values_of_corner = zip(*(box.box for box in boxes), strict=True)
+    return tuple(sum(values) / len(boxes) for values in values_of_corner)
 
 
 def _iou(one: Corners, other: Corners) -> float:
@@ -161,16 +129,10 @@ def _iou(one: Corners, other: Corners) -> float:
     Shares of the image and pixels give the same IoU, because a scaled axis cancels.
     """
     dims = len(one) // 2
+    ends = zip(one[:dims], one[dims:], other[:dims], other[dims:], strict=True)
     shared = volume = other_volume = 1.0
-    for axis in range(dims):
-        start = one[axis]
-        stop = one[dims + axis]
-        other_start = other[axis]
-        other_stop = other[dims + axis]
-        side = min(stop, other_stop) - max(start, other_start)
-        if side <= 0:
-            return 0.0
-        shared *= side
+    for start, stop, other_start, other_stop in ends:
+        shared *= max(min(stop, other_stop) - max(start, other_start), 0.0)
         volume *= stop - start
         other_volume *= other_stop - other_start
     return shared / (volume + other_volume - shared)
@@ -193,51 +155,52 @@ def measure_agreement(
     Returns:
         One row per label and reader, in the order of labels, then of readers.
     """
-    found: dict[tuple[int, str], list[int]] = {}  # lesions, found lesions and false positives
-    n_cases: dict[str, int] = {}
+    n_cases = Counter(reader for case in several for reader in case.readers)
+    n_lesions: Counter[tuple[int, str]] = Counter()
+    n_marks: Counter[tuple[int, str]] = Counter()
+    n_found: Counter[tuple[int, str]] = Counter()
     for case in several:
         for reader in case.readers:
-            n_cases[reader] = n_cases.get(reader, 0) + 1
             others = CaseLesions(
                 tuple(box for box in case.lesions if box.reader != reader),
                 tuple(other for other in case.readers if other != reader),
             )
-            reference = [
-                box for box in merge_case(others, min_readers).lesions if not box.is_ignored
-            ]
             own = [box for box in case.lesions if box.reader == reader]
-            for label in {box.label for box in (*own, *reference)}:
-                lesions = [box for box in reference if box.label == label]
-                marks = [box for box in own if box.label == label]
-                n_found = _count_pairs(lesions, marks)
-                counts = found.setdefault((label, reader), [0, 0, 0])
-                counts[0] += len(lesions)
-                counts[1] += n_found
-                counts[2] += len(marks) - n_found
-    labels = sorted({label for label, _ in found})
+            merged = merge_case(others, min_readers).lesions
+            reference = [box for box in merged if not box.is_ignored]
+            n_marks.update((box.label, reader) for box in own)
+            n_lesions.update((box.label, reader) for box in reference)
+            n_found.update((label, reader) for label in _found_labels(reference, own))
     rows: list[ReaderAgreement] = []
-    for label in labels:
+    for label in sorted({label for label, _ in (*n_lesions, *n_marks)}):
         for reader in sorted(n_cases):
-            n_lesions, n_found, n_false = found.get((label, reader), (0, 0, 0))
-            name = names.get(label, str(label))
-            rows.append(ReaderAgreement(name, reader, n_cases[reader], n_lesions, n_found, n_false))
+            key = (label, reader)
+            rows.append(
+                ReaderAgreement(
+                    label=names.get(label, str(label)),
+                    reader=reader,
+                    n_cases=n_cases[reader],
+                    n_lesions=n_lesions[key],
+                    n_found=n_found[key],
+                    n_false=n_marks[key] - n_found[key],
+                )
+            )
     return tuple(rows)
 
 
-def _count_pairs(lesions: Sequence[StatedLesion], marks: Sequence[StatedLesion]) -> int:
-    """Count the pairs of lesion and box, the highest IoU first, each of them in one pair."""
-    corners = [_corners(mark) for mark in marks]
+def _found_labels(lesions: Sequence[StatedLesion], marks: Sequence[StatedLesion]) -> list[int]:
+    """Return the label of each lesion that a mark finds, the highest IoU first.
+
+    Each lesion and mark is in one pair at most.
+    """
     pairs: list[tuple[float, int, int]] = []
-    for row, lesion in enumerate(map(_corners, lesions)):
-        for column, mark in enumerate(corners):
-            overlap = _iou(lesion, mark)
+    for row, lesion in enumerate(lesions):
+        for column, mark in enumerate(marks):
+            overlap = _iou(lesion.box, mark.box) if lesion.label == mark.label else 0.0
             if overlap >= SAME_LESION_IOU:
                 pairs.append((-overlap, row, column))
-    paired_lesions: set[int] = set()
-    paired_marks: set[int] = set()
-    from_highest = sorted(pairs)  # because overlaps are negative
-    for _, row, column in from_highest:
-        if row not in paired_lesions and column not in paired_marks:
-            paired_lesions.add(row)
-            paired_marks.add(column)
-    return len(paired_lesions)
+    mark_of: dict[int, int] = {}
+    for _, row, column in sorted(pairs):
+        if row not in mark_of and column not in mark_of.values():
+            mark_of[row] = column
+    return [lesions[row].label for row in mark_of]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 from lesionseg.core import CaseFiles
 from lesionseg.core.finding import Finding
@@ -22,11 +23,10 @@ MAX_LABELS = 255  # the values of an 8-bit mask
 _LARGEST = 1e9  # largest coordinate
 
 Unit = Literal["pixel", "share", "mm"]
-Polygons = tuple[tuple[float, ...], ...]
+Polygons = tuple[tuple[float, ...], ...]  # x, y, x, y, … of each
 
 
-@dataclass(frozen=True)
-class RunLengths:
+class RunLengths(BaseModel, frozen=True):
     """The pixels of a lesion in COCO's run lengths. `size` is height and width of the image."""
 
     size: tuple[int, int]
@@ -39,21 +39,19 @@ class StatedLesion:
 
     Attributes:
         label: The label value.
-        start: The lower corner in array order, (y, x) or (z, y, x). Empty if only run lengths state
-            the lesion.
-        stop: The upper corner. Boxes are half-open: the last pixel of a box is `stop - 1`.
+        box: Start and stop in array order, (y, x, y, x) or (z, y, x, z, y, x), half-open. Empty if
+            only run lengths state the lesion.
         reader: The person who marked the lesion. Empty if the annotation does not state it.
         outline: Polygons x, y, x, y, …, or run lengths. Empty if the annotation states only a box.
         unit: The unit of box and polygons: pixels, shares of the sides of the image, or millimetres
-            in LPS. With millimetres, the corners are (x, y, z).
+            in LPS. With millimetres, the axes are (x, y, z).
         mask_value: The value of the lesion in the mask of its case, if the case has one.
         is_ignored: True for a region that is neither lesion nor background.
         where: File and line, for messages.
     """
 
     label: int
-    start: tuple[float, ...] = ()
-    stop: tuple[float, ...] = ()
+    box: tuple[float, ...] = ()
     reader: str = ""
     outline: Polygons | RunLengths = ()
     unit: Unit = "pixel"
@@ -96,12 +94,11 @@ def parse_number(name: str, cell: str) -> float:
     return value
 
 
-def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the corners (y, x) of the smallest box that contains some polygons."""
+def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return the smallest box (y, x, y, x) that contains some polygons."""
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    low = points.min(axis=0)
-    high = points.max(axis=0)
-    return tuple(low[::-1].tolist()), tuple(high[::-1].tolist())
+    ends = [points.min(axis=0)[::-1], points.max(axis=0)[::-1]]
+    return tuple(np.concatenate(ends).tolist())
 
 
 def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Finding]]:

@@ -18,8 +18,8 @@ from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, suggest
+from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
-from lesionseg.io.files import case_id_fault
 from lesionseg.io.layouts.checks import (
     comparison_key,
     find_left_out,
@@ -64,6 +64,8 @@ class ReadingRules(TypedDict, total=False):
         grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
         min_readers: If several readers drew boxes, the number of readers who must have marked a
             lesion. None: two if three or more readers read the case, otherwise one.
+        annotations: A COCO file of any name and place, relative to the folder. None searches for
+            a known layout.
     """
 
     group: str | None
@@ -72,6 +74,7 @@ class ReadingRules(TypedDict, total=False):
     nan_background: bool
     grid_of_image: bool
     min_readers: int | None
+    annotations: str | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Row:
     """What a layout states about a case. The rows of a case together describe it.
 
     Attributes:
-        files: The id of the case and, as far as the row states them, its files, group, role, fold
-            and columns. Exactly one row of a case has its images.
+        files: The id of the case and, as far as the row states them, its images, mask, group, role
+            and fold. Exactly one row of a case has its images, and the columns.
         where: File and line, for messages.
         lesions: The lesions that the row states. An empty tuple states that there is none, None
             makes no statement.
@@ -233,12 +236,12 @@ def _place(row: Row) -> object:
 
 
 def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
-    """Return a case with group, role and fold. Rows that state different ones become findings."""
+    """Return a case with mask, group, role and fold. Contradictory rows become findings."""
     files = rows[0].files
     stated: dict[str, tuple[Any, object]] = {}  # value and place
     for row in rows:
         with collect_errors(findings, files.case, row.where):
-            for name in ("group", "role", "fold"):
+            for name in ("reference", "group", "role", "fold"):
                 value = getattr(row.files, name)
                 if value in ("", None):
                     continue
@@ -322,7 +325,7 @@ def _check_lesion(
 ) -> None:
     """Raise `DatasetError` if a lesion does not fit to its case."""
     where = f"{lesion.where}: " if lesion.where else ""
-    if has_several_readers and (lesion.is_ignored or not lesion.start):
+    if has_several_readers and (lesion.is_ignored or not lesion.box):
         raise DatasetError(
             f"{where}the case {files.case!r} has several readers, so each annotation must have a "
             "box and no iscrowd. Correct it."

@@ -8,7 +8,6 @@ files with key points (`kpt_shape` in `data.yaml`), the points follow the box.
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,8 +19,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, count
-from lesionseg.io.files import is_file_or_broken_link, read_text, read_yaml
-from lesionseg.io.layouts.checks import Count, find_left_out, list_images, path_id, validate
+from lesionseg.io.files import is_file_or_broken_link
+from lesionseg.io.layouts.checks import (
+    Count,
+    distinct_ids,
+    find_left_out,
+    list_images,
+    path_id,
+    validate,
+)
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     distinct_names,
@@ -29,6 +35,7 @@ from lesionseg.io.layouts.stated_lesions import (
     parse_number,
 )
 from lesionseg.io.layouts.table import Row, Table
+from lesionseg.io.text import read_text, read_yaml
 from lesionseg.io.volumes import strip_suffix
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -40,7 +47,6 @@ PART_ROLES: Mapping[str, Role] = {
     "validation": "validation",
     "test": "test",
 }
-_SIDES = ("x", "y", "width", "height")
 _MAX_LABEL_BYTES = 2**24  # of the text file of one image
 _ROUNDING = 1e-4  # coordinates may exceed 0 and 1 by this share of the image
 _NO_LABELS = {"classes.txt", "notes.txt", "README.txt"}  # text files that label tools add
@@ -111,25 +117,24 @@ def read_yolo(root: Path) -> Table:
     if content.nc not in (None, len(names)):
         text = f"{path}: nc is {content.nc}, but names has {len(names)} classes. Correct one."
         findings.append(Finding(LISTED, text, severity="error"))
-    n_point_values = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
-    if n_point_values:
+    n_points = 0 if content.kpt_shape is None else math.prod(content.kpt_shape)
+    if n_points:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
         findings.append(Finding("left_out", text, severity="note"))
     images = _find_images(root, path, content, findings)
-    n_images = Counter(path_id(image.inner) for image in images)
+    short_ids = [path_id(image.inner) for image in images]
+    # such as train/images/a.png and val/images/a.png
+    ids = distinct_ids(short_ids, [image.file for image in images], root)
     has_roles = len({image.role for image in images}) > 1
     rows: list[Row] = []
     tables: set[Path] = set()
-    for image in images:
-        case = path_id(image.inner)
-        if n_images[case] > 1:  # such as train/images/a.png and val/images/a.png
-            case = path_id(image.file.relative_to(root))
+    for case, image in zip(ids, images, strict=True):
         role = image.role if has_roles else None
         rows.append(Row(CaseFiles(case, (image.file,), role=role)))
         table = _label_file(root, image.file)
         if table is not None:
             tables.add(table)
-            rows += _read_lines(case, table, value_of, n_point_values, findings)
+            rows += _read_lines(case, table, value_of, n_points, findings)
     if not tables:
         raise DatasetError(
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
@@ -242,74 +247,61 @@ def _label_file(root: Path, image: Path) -> Path | None:
 
 
 def _read_lines(
-    case: str,
-    table: Path,
-    value_of: Mapping[int, int],
-    n_point_values: int,
-    findings: list[Finding],
+    case: str, table: Path, value_of: Mapping[int, int], n_points: int, findings: list[Finding]
 ) -> list[Row]:
-    """Return a row for each line of the text file of an image. Wrong lines become findings."""
+    """Return a row for each line of the text file of an image. Wrong lines become findings.
+
+    `n_points` is the number of values of key points that may follow a box.
+    """
     files = CaseFiles(case, ())
+    rows: list[Row] = []
+    is_empty = False
     with collect_errors(findings, case, table):
         lines = read_text(table, _MAX_LABEL_BYTES).splitlines()
-        rows = [] if any(map(str.strip, lines)) else [Row(files, table, ())]
+        is_empty = not any(map(str.strip, lines))
         for number, line in enumerate(lines, start=1):
             where = f"{table}: line {number}"
-            words = line.split()
             with collect_errors(findings, case, where):
-                if n_point_values and words:
-                    words = _remove_points(words, n_point_values)
-                if words:
-                    rows.append(Row(files, where, (_parse_line(words, value_of, where),)))
-        return rows or [Row(files, table)]
-    return [Row(files, table)]
+                if line.strip():
+                    lesion = _parse_line(line.split(), value_of, n_points, where)
+                    rows.append(Row(files, where, (lesion,)))
+    return rows or [Row(files, table, () if is_empty else None)]
 
 
-def _remove_points(words: list[str], n_point_values: int) -> list[str]:
-    """Return class and box of a line. Raise `DatasetError` if it has another number of values."""
-    if len(words) not in (5, 5 + n_point_values):
-        raise DatasetError(
-            f"the line has {count(len(words), 'value')}, but by kpt_shape in data.yaml it needs "
-            f"{5 + n_point_values}. Correct one of them."
-        )
-    return words[:5]
-
-
-def _parse_line(words: list[str], value_of: Mapping[int, int], where: str) -> StatedLesion:
+def _parse_line(
+    words: list[str], value_of: Mapping[int, int], n_points: int, where: str
+) -> StatedLesion:
     """Return the lesion in a line, in shares of the image."""
-    is_polygon = len(words) >= 7 and len(words) % 2 == 1  # the class and at least three points
-    if len(words) != 5 and not is_polygon:
-        hint = " Six values are a prediction with its score." if len(words) == 6 else ""
+    has_points = n_points > 0 and len(words) == 5 + n_points
+    is_box = len(words) == 5 or has_points
+    is_polygon = n_points == 0 and len(words) >= 7 and len(words) % 2 == 1  # three points or more
+    if not is_box and not is_polygon:
+        hint = f" With the key points of data.yaml, it has {5 + n_points}." if n_points else ""
         raise DatasetError(
             f"the line has {count(len(words), 'value')}, but a box is class, x, y, width and "
-            f"height.{hint} Correct it."
+            f"height.{hint} Correct it. Six values are a prediction with its score."
         )
     number = parse_number("the class", words[0])
     label = value_of.get(int(number)) if number == int(number) else None
     if label is None:
         raise DatasetError(
-            f"the class {words[0][:40]} is not in names of data.yaml, which has "
-            f"{min(value_of)} to {max(value_of)}. Add it there, or correct the line."
+            f"the class {words[0][:40]} is not in names of data.yaml, which has {min(value_of)} to "
+            f"{max(value_of)}. Add it there, or correct the line."
         )
     shares: list[float] = []
-    for place, word in enumerate(words[1:]):
-        name = f"value {place + 2}" if is_polygon else _SIDES[place]
-        shares.append(parse_number(name, word))
+    for place, word in enumerate(words[1:5] if is_box else words[1:], start=2):
+        shares.append(parse_number(f"value {place}", word))
         if not -_ROUNDING <= shares[-1] <= 1 + _ROUNDING:
             raise DatasetError(
-                f"{name} is {shares[-1]:g}, but coordinates are shares of the image, from 0 to 1. "
-                "Divide pixels by the width or height of the image."
+                f"value {place} is {shares[-1]:g}, but coordinates are shares of the image, from 0 "
+                "to 1. Divide pixels by the width or height of the image."
             )
     if is_polygon:
-        start, stop = outline_box([shares])
-        outline = (tuple(shares),)
-        return StatedLesion(label, start, stop, outline=outline, unit="share", where=where)
+        box = outline_box([shares])
+        return StatedLesion(label, box, outline=(tuple(shares),), unit="share", where=where)
     x, y, width, height = shares
-    if width <= 0 or height <= 0:
-        raise DatasetError(f"the box is {width:g} wide and {height:g} high. Correct it.")
-    start = (y - height / 2, x - width / 2)
-    stop = (y + height / 2, x + width / 2)
-    return StatedLesion(label, start, stop, unit="share", where=where)
+    box = (y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+    return StatedLesion(label, box, unit="share", where=where)
 
 
 def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.files import write_json
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 
 Array = NDArray[Any]

@@ -16,8 +16,8 @@ from lesionseg.inference.nnunet.outputs import (
     rank_sure,
     read_probabilities,
 )
-from lesionseg.io.files import write_json
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.text import write_json
 from tests.inference.nnunet.probability_files import (
     Array,
     blobs,

@@ -378,10 +378,3 @@ def test_too_many_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
     monkeypatch.setattr("lesionseg.io.layouts.table.MAX_LESIONS", 3)
     with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
         read_dataset(write_folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
-
-
-def test_box_outside_the_image_is_an_error_that_names_file_and_line(write_folder):
-    root = write_folder(["b,,,,,", "a,nodule,70,2,80,4"])
-    match = r"boxes\.csv: line 3: the box is .*outside its image \(x 70 to 80 of 0 to 64"
-    with pytest.raises(ContentError, match=match):
-        read_all(root)

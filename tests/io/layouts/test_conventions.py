@@ -31,7 +31,7 @@ OTHER_FORMATS = [
     ("a.xml", '<?xml version="1.0"?>\n<annotations>\n<version>1.1', "CVAT", "as COCO"),
     ("images/a.json", SHAPES, "LabelMe", "labelme2coco"),
     ("tasks.json", TASKS, "Label Studio", "as COCO"),
-    ("result.json", COCO, "COCO", r"annotations\.json"),
+    ("result.json", COCO, "COCO", r"data\.annotations"),
     ("BBox_List_2017.csv", "Image Index,Finding Label,Bbox [x,y,w,h],,,\n", "NIH", "x0 = x"),
     ("train.csv", "img/a.png,1,2,30,40,mass\nimg/b.png,,,,,\n", "keras-retinanet", "x0, y0"),
     ("labels/train/a.txt", "0 0.5 0.5 0.1 0.1\n", "YOLO", r"data\.yaml"),

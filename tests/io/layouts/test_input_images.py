@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from lesionseg.errors import DatasetError
-from lesionseg.io.files import MAX_ID_BYTES
+from lesionseg.io.case_ids import MAX_ID_BYTES
 from lesionseg.io.layouts.input_images import find_images, find_scans, mark_clashes
 from tests.io.dicom_files import DX, write_dicom_file
 

@@ -114,7 +114,7 @@ def test_4_d_file_of_a_decathlon_folder_is_an_error_with_advice(decathlon_folder
     image = decathlon_folder / "imagesTr" / "A.nii.gz"
     write_nifti(image, np.zeros((5, 4, 3, 2), np.int16))
     dataset = read_dataset(decathlon_folder)
-    with pytest.raises(ReadError, match="Split it into one file per channel"):
+    with pytest.raises(ReadError, match="one file per channel"):
         read_case(dataset.cases[0], dataset)
 
 
@@ -188,7 +188,7 @@ def test_unknown_channel_is_an_error_even_if_channels_may_be_missing(nnunet_fold
         ),
         ("imagesTr/B_0000.nii.gz", "imagesTr/B_0002.nii.gz", "'B' does not have one file"),
         ("labelsTr/B.nii.gz", "B.nii.gz", "'B' has no mask.*mask of zeros"),
-        ("labelsTr/B.nii.gz", "labelsTr/C.nii.gz", "'C' in .*labelsTr has no image"),
+        ("labelsTr/B.nii.gz", "labelsTr/C.nii.gz", "'C' has no image"),
         ("labelsTr/B.nii.gz", "labelsTr/A.nrrd", r"A\.nii\.gz is the same channel"),
         ("imagesTr/B_0000.nii.gz", "imagesTr/A_0000.nrrd", "is the same channel"),
     ],
@@ -283,7 +283,12 @@ def test_check_lists_every_fault_of_a_dataset_without_usable_cases(nnunet_folder
     rename(root, "labels", {"A": "other1", "B": "other2"})
     dataset = list_dataset(root)
     messages = [problem.message for problem in dataset.errors]
-    for words in ("'other1' in", "'other2' in", "image 'A' has no mask", "no labelled case"):
+    for words in (
+        "'other1' has no image",
+        "'other2' has no image",
+        "image 'A' has no mask",
+        "no labelled case",
+    ):
         assert any(words in message for message in messages)
     assert dataset.cases == ()
 

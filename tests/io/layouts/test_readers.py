@@ -22,16 +22,16 @@ from tests.io.layouts.box_folders import (
     write_picture,
 )
 
-FIRST = StatedLesion(1, (0.0, 0.0), (10.0, 10.0), "A")
-SHIFTED = StatedLesion(1, (0.0, 2.0), (10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
-FAR = StatedLesion(1, (0.0, 50.0), (10.0, 60.0), "C")
-OTHER_LABEL = StatedLesion(2, (0.0, 0.0), (10.0, 10.0), "C")
+FIRST = StatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
+SHIFTED = StatedLesion(1, (0.0, 2.0, 10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
+FAR = StatedLesion(1, (0.0, 50.0, 10.0, 60.0), "C")
+OTHER_LABEL = StatedLesion(2, (0.0, 0.0, 10.0, 10.0), "C")
 
 
 def rows_of(stated, *, ignored=False):
     """Return label, start and stop of each box that is kept, or ignored."""
     boxes = [box for box in stated.lesions if box.is_ignored == ignored]
-    return [(box.label, *box.start, *box.stop) for box in boxes]
+    return [(box.label, *box.box) for box in boxes]
 
 
 def test_merged_box_is_the_mean_of_boxes_of_one_label():
@@ -66,32 +66,32 @@ def test_reader_without_lesions_counts_as_a_reader():
 
 
 def test_two_boxes_of_one_reader_count_as_one_reader():
-    twice = StatedLesion(1, (0.0, 2.0), (10.0, 12.0), "A")
+    twice = StatedLesion(1, (0.0, 2.0, 10.0, 12.0), "A")
     assert rows_of(merge_case(CaseLesions((FIRST, twice), ("A", "B", "C")))) == []
 
 
 def test_boxes_below_half_overlap_are_different_lesions():
-    half = StatedLesion(1, (0.0, 0.0), (10.0, 5.0), "B")  # IoU of exactly 0.5
-    less = StatedLesion(1, (0.0, 0.0), (10.0, 4.9), "B")
+    half = StatedLesion(1, (0.0, 0.0, 10.0, 5.0), "B")  # IoU of exactly 0.5
+    less = StatedLesion(1, (0.0, 0.0, 10.0, 4.9), "B")
     assert len(rows_of(merge_case(CaseLesions((FIRST, half), ("A", "B"))))) == 1
     assert len(rows_of(merge_case(CaseLesions((FIRST, less), ("A", "B"))))) == 2
 
 
 def test_third_box_is_compared_with_the_mean_of_two_boxes():
-    first = StatedLesion(1, (0.0, 0.0), (10.0, 10.0), "A")
-    second = StatedLesion(1, (0.0, 3.0), (10.0, 13.0), "B")
+    first = StatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
+    second = StatedLesion(1, (0.0, 3.0, 10.0, 13.0), "B")
     # IoU with the first is 1/3, with the mean of both 65/135
-    third = StatedLesion(1, (0.0, 5.0), (10.0, 15.0), "C")
+    third = StatedLesion(1, (0.0, 5.0, 10.0, 15.0), "C")
     table = CaseLesions((first, second, third), ("A", "B", "C"))
     assert len(rows_of(merge_case(table, min_readers=1))) == 2
     # IoU with the mean of both is 70/130
-    nearer = StatedLesion(1, (0.0, 4.5), (10.0, 14.5), "C")
+    nearer = StatedLesion(1, (0.0, 4.5, 10.0, 14.5), "C")
     table = CaseLesions((first, second, nearer), ("A", "B", "C"))
     assert rows_of(merge_case(table)) == [(1, 0, 2.5, 10, 12.5)]
 
 
 def test_order_of_rows_does_not_matter():
-    boxes = [FIRST, SHIFTED, StatedLesion(1, (1.0, 4.0), (11.0, 14.0), "C"), FAR]
+    boxes = [FIRST, SHIFTED, StatedLesion(1, (1.0, 4.0, 11.0, 14.0), "C"), FAR]
     found = set()
     for order in itertools.permutations(boxes):
         table = CaseLesions(order, ("A", "B", "C"))
@@ -131,7 +131,7 @@ def test_counts_of_readers_are_added_up_by_label():
 
 
 def test_second_box_on_a_found_lesion_is_a_false_positive():
-    twice = StatedLesion(1, (0.0, 1.0), (10.0, 11.0), "A")
+    twice = StatedLesion(1, (0.0, 1.0, 10.0, 11.0), "A")
     rows = measure_agreement([CaseLesions((FIRST, twice, SHIFTED), ("A", "B"))], {1: "nodule"})
     assert (rows[0].n_lesions, rows[0].n_found, rows[0].n_false) == (1, 1, 1)
 

@@ -142,15 +142,19 @@ def test_repeated_lines_count_once_and_files_without_image_are_named(write_folde
     assert "1 text file without an image, left out: z.txt." in caplog.text
 
 
+def test_box_without_width_is_an_error_of_its_case(write_folder):
+    with pytest.raises(LesionsegError, match=r"a\.txt: line 1: the box is empty"):
+        read_all(write_folder({"train/a": "0 0.5 0.5 0 0.1"}))
+
+
 WRONG = [
     ("0 0.5 0.5 0.1", "the line has 4 values, but a box is class, x, y, width and height"),
     ("0 0.5 0.5 0.1 0.1 0.9", "6 values.*Six values are a prediction with its score"),
-    ("0 24 9 16 10", "x is 24, but coordinates are shares of the image, from 0 to 1"),
-    ("0 0.5 0.5 1.2 0.1", "width is 1.2, but coordinates are shares"),
-    ("0 -0.5 0.5 0.1 0.1", "x is -0.5, but coordinates are shares"),
-    ("0 0.5 nan 0.1 0.1", "y is 'nan'"),
-    ("0 0.5 0.5 0 0.1", "the box is 0 wide and 0.1 high"),
-    ("0 0,5 0.5 0.1 0.1", "x is '0,5'. Write a number with a decimal point"),
+    ("0 24 9 16 10", "value 2 is 24, but coordinates are shares of the image, from 0 to 1"),
+    ("0 0.5 0.5 1.2 0.1", "value 4 is 1.2, but coordinates are shares"),
+    ("0 -0.5 0.5 0.1 0.1", "value 2 is -0.5, but coordinates are shares"),
+    ("0 0.5 nan 0.1 0.1", "value 3 is 'nan'"),
+    ("0 0,5 0.5 0.1 0.1", "value 2 is '0,5'. Write a number with a decimal point"),
     ("2 0.5 0.5 0.1 0.1", "the class 2 is not in names of data.yaml, which has 0 to 1"),
     ("-1 0.5 0.5 0.1 0.1", "the class -1 is not in names"),
     ("0.5 0.5 0.5 0.1 0.1", "the class 0.5 is not in names"),
@@ -179,7 +183,6 @@ DATA_WRONG = [
     ("names: {x: a}\ntrain: images/train\n", "names"),
     ("names: [a]\nnc: 2\ntrain: images/train\n", "nc is 2, but names has 1 classes"),
     ("names: [a]\n", "contain no image"),
-    ("names: [a\n", "cannot be read as YAML"),
     ("names: [&a x, *a]\n", "aliases are not supported"),
 ]
 

@@ -1,0 +1,55 @@
+"""Case ids as parts of file names, tables and messages."""
+
+import sys
+from pathlib import Path
+from unicodedata import category
+
+from lesionseg.errors import DatasetError, LesionsegError
+
+# file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
+MAX_ID_BYTES = 200
+# Unicode categories: control, format (including bidirectional), line and paragraph ends
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_SURROGATE = "Cs"  # category of the characters that stand for bytes of a file name without a letter
+
+
+def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:
+    """Raise an error if a case id cannot be part of a file name.
+
+    Args:
+        case: The case id.
+        where: The file or folder that it comes from, for the message.
+        error: The type of the error.
+    """
+    if fault := case_id_fault(case):
+        raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
+
+
+def case_id_fault(case: str) -> str:
+    """Explain why an id cannot be part of a file name, or return "" if it can.
+
+    Letters of all scripts are allowed.
+    """
+    n_bytes = len(case.encode(errors="replace"))
+    is_windows = sys.platform == "win32"
+    faults = {
+        "is empty": not case,
+        "begins with a dot": case.startswith("."),
+        "begins or ends with a space": case != case.strip(),
+        "contains a path separator": "/" in case or "\\" in case,
+        "contains bytes that are not UTF-8": any(category(c) == _SURROGATE for c in case),
+        "contains an invisible character": any(category(c) in _INVISIBLE for c in case),
+        "contains a character that Windows forbids": is_windows
+        and bool(set(case) & set('<>:"|?*')),
+        f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
+    }
+    return next((fault for fault, applies in faults.items() if applies), "")
+
+
+def printable_id(case: str) -> str:
+    r"""Return an id for tables and the log. It is quoted if it cannot be a file name.
+
+    >>> print(printable_id("a"), printable_id("a\nb"))
+    a 'a\nb'
+    """
+    return repr(case) if case_id_fault(case) else case

@@ -1,0 +1,98 @@
+"""Case files: what they state of a scan, with any number of candidates, and failures."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.errors import ContentError
+from lesionseg.io import case_file
+from lesionseg.io.case_file import (
+    CONFLICT,
+    CaseRow,
+    failed_file,
+    read_failures,
+    read_row,
+    write_candidates,
+    write_failures,
+)
+from lesionseg.io.prediction_folder import PredictionFolder
+
+GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
+ROW = CaseRow(
+    "a",
+    status="warned",
+    n_candidates=2,
+    n_accepted=0,
+    volume_ml=0.0,
+    key="k",
+    warning='Unlike: "candidates": [',
+    path="p/a.nii",
+    series_uid="1.2",
+    digest="d",
+    amounts={"count_lesion": 0},
+)
+
+
+def make_prediction(n):
+    one = Candidate.from_voxels(1, 1, 0.5, np.zeros((1, 3), np.int64), GRID)
+    candidates = tuple(replace(one, id=number) for number in range(1, n + 1))
+    return Prediction("a", GRID, candidates, None)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
+    of_run = {"seconds": 2.5, "peak_memory_mb": 7, "state": "s", "finished": "now"}
+    file = tmp_path / "a_candidates.json"
+    write_candidates(file, make_prediction(n), row=replace(ROW, **of_run))
+    content = json.loads(file.read_text())
+    assert content["source"] == {"digest": "d", "series_uid": "1.2"}
+    assert not {*of_run, "digest", "key"} & content["row"].keys()
+    monkeypatch.setattr(case_file, "read_json", lambda _: pytest.fail("the candidates are read"))
+    assert read_row(file) == ROW
+
+
+def test_row_of_a_file_with_another_order_of_keys_is_the_same(tmp_path):
+    file = tmp_path / "a_candidates.json"
+    write_candidates(file, make_prediction(3), names="nnunet", row=ROW)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(content.items())), indent=1))
+    assert read_row(file) == replace(ROW, names="nnunet")
+
+
+def test_file_of_another_program_states_no_scan(tmp_path):
+    file = tmp_path / "a_candidates.json"
+    file.write_text('{"candidates": []}')
+    assert read_row(file) == CaseRow("a")
+    file.write_text('{"candidates": [], "row": {"n_candidates": "many"}}')
+    with pytest.raises(ContentError, match="a_candidates"):
+        read_row(file)
+
+
+def test_failures_of_one_id_survive_a_round_trip_and_end_one_by_one(tmp_path):
+    results = PredictionFolder(tmp_path)
+    first = CaseRow("a", status="failed", message="cut", path="a.nii", digest="1", finished="t")
+    clash = replace(first, path="a.mha", digest="2")
+    other = replace(first, key=CONFLICT, digest="3")  # another file at the path of the first one
+    for row in (first, clash, other):
+        results.record(row)
+    assert PredictionFolder(tmp_path).failures("a") == [clash, other]
+    results.record(replace(first, status="done"))
+    assert results.failures("a") == [clash, other]
+    results.record(replace(other, status="done", key="k"))
+    assert results.failures("a") == [clash]
+    results.forget_failures(lambda row: row.digest == "2")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", ["../a", "a\nb", "x" * 300])
+def test_failures_of_an_id_that_cannot_be_a_file_name_are_recorded(tmp_path, case):
+    file = failed_file(tmp_path, case)
+    row = CaseRow(case, status="failed", message="no id")
+    write_failures(file, [row])
+    assert file.parent == tmp_path
+    assert read_failures(file) == [row]
+    file.write_text("{")  # damaged
+    assert read_failures(file) == []
