@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import OutputError, ReadError
 from lesionseg.io.dicom.headers import is_dicom
