@@ -14,6 +14,7 @@ from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
     ONE_VALUE,
     check_grid,
+    check_size,
     convert_read_errors,
 )
 
@@ -223,7 +224,7 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
     """Return SimpleITK's reader of the file and the grid that its header states."""
     import SimpleITK as sitk
 
-    voxel_file(path)  # raises an error if the header names a file elsewhere
+    voxels = voxel_file(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.SetImageIO("NrrdImageIO" if path.suffix.lower() in _NRRD else "MetaImageIO")
@@ -236,6 +237,7 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
             f"axes and one value. {ONE_VALUE}"
         )
+    check_size(voxels, _count_bytes(reader))  # ITK would state another reason
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
