@@ -122,6 +122,7 @@ IGNORED = [
     ({"RescaleSlope": 1, "RescaleIntercept": ""}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 1}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
+    ({"RescaleSlope": [1, 2], "RescaleIntercept": [0, 3]}, ""),
     ({"ModalityLUTSequence": Sequence()}, ""),
     ({"ModalityLUTSequence": make_sequence(LUTDescriptor=[4, 0, 16])}, "modality table"),
     ({"PixelPaddingValue": ""}, ""),

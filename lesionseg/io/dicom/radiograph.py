@@ -104,13 +104,14 @@ def rescale(
 
     if "RescaleSlope" in header or "RescaleIntercept" in header:
         slope = number(header, "RescaleSlope")
+        intercept = number(header, "RescaleIntercept")
         if not slope:
             stated = "missing" if slope is None else "0"
             remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
-            header.RescaleSlope = 1
-        if number(header, "RescaleIntercept") is None:
+        if intercept is None:
             remarks.add("RescaleIntercept is missing; 0 is used", name)
-            header.RescaleIntercept = 0
+        header.RescaleSlope = slope or 1.0
+        header.RescaleIntercept = intercept or 0.0
     try:
         return np.asarray(apply_modality_lut(stored, header))
     except Exception:  # a damaged table can cause any error in the library
