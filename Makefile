@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release brats
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -71,6 +71,13 @@ peers: .peers/.installed  ## the packages that benchmarks and tests compare with
 .peers/.installed: benchmarks/peers/peers.txt
 	$(PYTHON) -m venv .peers
 	.peers/bin/python -m pip install --quiet -r benchmarks/peers/peers.txt
+	touch $@
+
+brats: .brats/.installed  ## the official evaluation of BraTS, with which a slow test compares (AGPL: never part of lesionseg)
+
+.brats/.installed:
+	$(PYTHON) -m venv .brats
+	.brats/bin/python -m pip install --quiet BraTS-evaluation==0.0.10
 	touch $@
 
 lock:  ## write both locks anew, for every platform; versions in them stay unless pyproject.toml forbids

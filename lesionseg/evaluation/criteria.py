@@ -26,15 +26,23 @@ class Criterion:
       of it. Scores of all labels together ignore the labels.
     - `every_threshold`: pairs are one to one. At every score there are as many pairs as possible,
       with the largest sum of IoU.
+    - `largest_sum`: pairs are one to one, with the largest sum of Dice, even if there could be more
+      pairs.
     - `all`: each candidate finds every lesion that it may find.
 
-    A candidate that may find a lesion but finds none is ignored.
+    A candidate that may find a lesion but finds none is ignored, except with `largest_sum`, where
+    it is a false positive.
     """
 
     name: str
     measure: Literal["coverage", "iou", "overlap", "centre"]
     threshold: float = 0.0
-    assignment: Literal["jointly", "every_threshold", "all"] = "every_threshold"
+    assignment: Literal["jointly", "every_threshold", "largest_sum", "all"] = "every_threshold"
+
+    @property
+    def is_one_to_one(self) -> bool:
+        """True if a candidate finds at most one lesion."""
+        return self.assignment in ("every_threshold", "largest_sum")
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,8 @@ INSTANCES = Criterion("iou10", "iou", 0.1)
 ANY_OVERLAP = Criterion("any_overlap", "overlap", assignment="all")
 IOU50 = Criterion("iou50", "iou", 0.5)
 CENTRE_DISTANCE = Criterion("centre_distance", "centre", 1.0, assignment="all")
+# the rule of the package BraTS-evaluation 0.0.10 for all segmentation tasks of BraTS 2026
+BRATS = Criterion("brats", "overlap", assignment="largest_sum")
 
 # always reported next to the preset's own criterion, because no criterion suits lesions of any size
 SECONDARY_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
@@ -64,6 +74,7 @@ PRESETS: Mapping[str, Preset] = {
     "picai": Preset("picai", INSTANCES),
     "iou50": Preset("iou50", IOU50),
     "luna16": Preset("luna16", CENTRE_DISTANCE),
+    "brats": Preset("brats", BRATS),
 }
 
 

@@ -323,7 +323,7 @@ class _Accepted:
         one.
         """
         found_by = self.found_by
-        if self.case.preset.criterion.assignment != "every_threshold":
+        if not self.case.preset.criterion.is_one_to_one:
             found_by, _ = self.secondary[INSTANCES.name]
         lesion = np.flatnonzero(found_by >= 0)
         candidate = found_by[lesion]

@@ -165,7 +165,9 @@ class Match:
         linked[links.candidate] = True
         if links.criterion.assignment == "jointly":
             matched = linked  # all supported candidates, even if they cover too little of a lesion
-        is_ignored = linked | self.ignored  # not a false positive, even without a lesion
+        is_ignored = self.ignored  # not a false positive, even without a lesion
+        if links.criterion.assignment != "largest_sum":
+            is_ignored = is_ignored | linked
         # the first condition that is true decides
         outcomes = np.select(
             [~accepted, matched, is_ignored],
@@ -260,7 +262,8 @@ def find_links(
     Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
     pairs in `overlaps`, from which the caller may have removed pairs of different labels.
     Candidates that are `lost` `[n]` have no links. The weight of a link is the covered share of the
-    lesion, the IoU, or a number that decreases with the distance of the centres.
+    lesion, the IoU (for the assignment `largest_sum` the Dice), or a number that decreases with the
+    distance of the centres.
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion
@@ -271,6 +274,8 @@ def find_links(
         in_lesions = sum_shares(candidate, len(candidates), overlaps.of_candidate, common)
         is_linked = (in_lesions >= rule.threshold - ROUNDING)[candidate]
     else:
+        if rule.assignment == "largest_sum":
+            weight = 2 * weight / (1 + weight)
         if rule.measure == "centre":  # a candidate may find a lesion without an overlap
             shape = (len(candidates), len(lesions))
             candidate, lesion = np.nonzero(np.broadcast_to(~lost[:, np.newaxis], shape))
@@ -321,7 +326,7 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
     point can then be evaluated without another match.
     """
     rule = links.criterion
-    if rule.assignment == "every_threshold":
+    if rule.is_one_to_one:
         return _find_scores_one_to_one(links, scores)
     found_at = np.full(links.n_lesions, NEVER)
     if rule.assignment == "all":  # one link is enough, so the one with the highest score decides
@@ -353,7 +358,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
             if is_found.all():
                 break
             is_added = part_scores >= score
-            _, columns = _pair_best(weight[is_added], is_found)
+            _, columns = _pair_best(links.criterion, weight[is_added], is_found)
             matched = lesions[columns]
             # the maximum keeps the higher score of a lesion that was found before
             found_at[matched] = np.maximum(found_at[matched], score)
@@ -368,6 +373,7 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     - `every_threshold`: pairs are one to one, and their number is as large as possible. If several
       solutions have that number, the one with the largest sum of weights is used. If sums are
       equal, the one that finds more lesions of `prefer` is used.
+    - `largest_sum`: the same, but the number of pairs does not count.
     - `all`: a lesion gets its candidate with the largest weight.
     - `jointly`: the same, if its candidates together cover enough of the lesion.
 
@@ -383,9 +389,9 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
         links = links.where(present[links.candidate])
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
     rule = links.criterion
-    if rule.assignment == "every_threshold":
+    if rule.is_one_to_one:
         for candidates, lesions, weight in _split_parts(links):
-            rows, columns = _pair_best(weight, prefer[lesions])
+            rows, columns = _pair_best(rule, weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
     # numpy keeps the last of several values for a lesion, so the largest weight must come last
@@ -397,13 +403,15 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
     return candidate_of
 
 
-def _pair_best(weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
+def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
     """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`.
 
     A weight of 0 means that the two may not match. `prefer` `[lesions]` is that of `assign`.
     """
-    # one more pair outweighs the largest possible sum of weights
-    value_of_pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
+    value_of_pair = 0.0
+    if rule.assignment == "every_threshold":
+        # one more pair outweighs the largest possible sum of weights
+        value_of_pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
     value = np.where(weight > 0, value_of_pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
     # scipy assigns as many rows as possible, also where nothing may match

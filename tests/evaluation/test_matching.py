@@ -8,7 +8,7 @@ import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
-from lesionseg.evaluation.criteria import INSTANCES
+from lesionseg.evaluation.criteria import BRATS, INSTANCES, Criterion
 from lesionseg.evaluation.matching import Links, assign, detection_scores, match
 from lesionseg.evaluation.tables import NEVER
 from tests.evaluation.hand_cases import (
@@ -20,6 +20,7 @@ from tests.evaluation.hand_cases import (
 )
 
 PRESET = PRESETS["lesionseg"]
+ANY_PAIR = Criterion("any_pair", "overlap")
 
 
 def match_naively(lesions, candidates, scores):
@@ -145,32 +146,37 @@ def test_split_and_merged_lesions_are_marked():
 # --- one to one ---
 
 
-def best_assignment(weight):
-    """Return the largest number of pairs and their largest sum over all one-to-one assignments."""
+def best_assignment(weight, *, most_pairs):
+    """Return number and sum of the pairs of the best one-to-one assignment.
+
+    The number of pairs counts first with `most_pairs`, and their sum otherwise.
+    """
     n_candidates, n_lesions = weight.shape
     best = (0, 0.0)
     for size in range(1, min(weight.shape) + 1):
         for rows in combinations(range(n_candidates), size):
             for columns in permutations(range(n_lesions), size):
                 chosen = weight[list(rows), list(columns)]
+                found = (size, round(float(chosen.sum()), 6))
                 if (chosen > 0).all():
-                    best = max(best, (size, round(float(chosen.sum()), 6)))
+                    best = max(best, found, key=lambda it: it if most_pairs else it[::-1])
     return best
 
 
+@pytest.mark.parametrize("rule", [INSTANCES, BRATS])
 @pytest.mark.parametrize("seed", range(25))
-def test_assignment_is_maximal_at_every_threshold(seed):
+def test_assignment_is_maximal_at_every_threshold(seed, rule):
     rng = np.random.default_rng(seed)
     weight = rng.integers(10, 100, (5, 4)) / 100
     weight[rng.random(weight.shape) > 0.4] = 0
     candidate, lesion = np.nonzero(weight)
     boxes = np.zeros((len(candidate), 6))
-    links = Links(INSTANCES, 4, candidate, lesion, weight[candidate, lesion], boxes)
+    links = Links(rule, 4, candidate, lesion, weight[candidate, lesion], boxes)
     scores = rng.integers(1, 5, 5) / 5  # with ties
     found_at = detection_scores(links, scores)
     for threshold in np.unique(scores):
         present = scores >= threshold
-        n_best, sum_best = best_assignment(weight[present])
+        n_best, sum_best = best_assignment(weight[present], most_pairs=rule == INSTANCES)
         found = found_at >= threshold
         assert found.sum() == n_best
         candidate_of = assign(links, found, present=present)
@@ -179,6 +185,23 @@ def test_assignment_is_maximal_at_every_threshold(seed):
         assert len(set(candidate_of[matched])) == matched.sum()
         # the match of largest IoU finds the same lesions as the curve
         np.testing.assert_array_equal(matched, found)
+
+
+def test_brats_pairs_the_largest_sum_of_dice_and_counts_the_rest_as_false():
+    """Candidate 1 covers lesion 1 and touches lesion 2; candidate 2 touches lesion 1 only."""
+    reference = np.zeros((1, 1, 30), np.int32)
+    reference[..., 2:12], reference[..., 12:22] = 1, 2
+    drawn = np.zeros_like(reference)
+    drawn[..., 0:3], drawn[..., 3:13] = 2, 1
+    truth = Reference(grid(reference), instances=reference, instance_labels=(1, 1))
+    given = prediction_of(drawn, (0.9, 0.8), grid(drawn), (1, 1))
+    accepted = np.array([True, True])
+    for rule, pairs, outcomes in (
+        (ANY_PAIR, [1, 0], ["true_positive", "true_positive"]),
+        (BRATS, [0, -1], ["true_positive", "false_positive"]),
+    ):
+        by, decided = match(truth, given, rule).decide_outcomes(accepted)
+        assert (by.tolist(), decided.tolist()) == (pairs, outcomes)
 
 
 # --- scores.json is compared with an independent scorer of masks and plain loops ---
