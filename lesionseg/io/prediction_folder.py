@@ -28,6 +28,7 @@ from lesionseg.io.case_file import (
 )
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
+from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
@@ -269,7 +270,12 @@ class PredictionFolder:
         return False
 
     def recover_all(self) -> list[str]:
-        """Call `recover` for every case that a killed program left. Return the complete cases."""
+        """Call `recover` for every case that a killed program left. Return the complete cases.
+
+        No other process may be writing into the folder.
+        """
+        for incomplete in self.path.glob(f"{TEMPORARY_NAMES}{FAILED}"):
+            incomplete.unlink(missing_ok=True)
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return [case for case in cases if self.recover(case)]

@@ -288,6 +288,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
 def test_incomplete_files_are_removed(tmp_path):
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / "a_mask.nii").write_text("half")
+    (tmp_path / ".0a1b2c3d-a_failed.json").write_text("[")
     assert PredictionFolder(tmp_path).recover_all() == []
     assert list(tmp_path.iterdir()) == []
 
