@@ -61,6 +61,7 @@ def read_boxes_csv(root: Path) -> Table:
     _require_columns(path, columns)
     images = read_manifest(root) if (root / MANIFEST).is_file() else _list_images(root)
     labels = _labels(root, [cells["label"] for _, cells in lines])
+    value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, [row.files for row in images.rows])
     rows = list(images.rows)
     findings = [*images.findings, *column_findings(path, columns, _KNOWN_COLUMNS, "has no effect")]
@@ -69,7 +70,7 @@ def read_boxes_csv(root: Path) -> Table:
         case = case_of.get(cells["case"], cells["case"])
         row = Row(CaseFiles(case, ()), where)
         with collect_errors(findings, case, where):
-            row = _read_row(row, cells, labels)
+            row = _read_row(case, cells, value_of, where)
         rows.append(row)
     return replace(images, path=path, rows=rows, labels=labels, findings=findings, is_complete=True)
 
@@ -98,16 +99,17 @@ def _labels(root: Path, names: Iterable[str]) -> Labels:
     return Labels.of(dict(enumerate(ordered, start=1)))
 
 
-def _read_row(row: Row, cells: Mapping[str, str], labels: Labels) -> Row:
-    """Return a row with the facts and the lesion in its cells. Raise `DatasetError` if wrong."""
+def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], where: str) -> Row:
+    """Return the facts and the lesion in the cells of a row. Raise `DatasetError` if wrong."""
     stated = parse_role_and_fold(cells)
-    files = replace(row.files, group=cells.get("group", ""), role=stated.role, fold=stated.fold)
-    lesion = _parse_lesion(cells, labels, str(row.where))
-    lesions = () if lesion is None else (lesion,)
-    return replace(row, files=files, lesions=lesions, reader=cells.get("reader", ""))
+    files = CaseFiles(case, (), group=cells.get("group", ""), role=stated.role, fold=stated.fold)
+    lesion = _parse_lesion(cells, value_of, where)
+    return Row(files, where, () if lesion is None else (lesion,), cells.get("reader", ""))
 
 
-def _parse_lesion(cells: Mapping[str, str], labels: Labels, where: str) -> StatedLesion | None:
+def _parse_lesion(
+    cells: Mapping[str, str], value_of: Mapping[str, int], where: str
+) -> StatedLesion | None:
     """Return the lesion in a row, or None if its coordinates are empty."""
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
@@ -129,21 +131,20 @@ def _parse_lesion(cells: Mapping[str, str], labels: Labels, where: str) -> State
                 "smaller coordinates first."
             )
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
-    return StatedLesion(_parse_label(cells["label"], labels), box, where=where)
+    return StatedLesion(_parse_label(cells["label"], value_of), box, where=where)
 
 
-def _parse_label(name: str, labels: Labels) -> int:
+def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
     """Return the value of a label. A row may also state the value instead of the name."""
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
-    for value, known in labels.value_names.items():
-        if name == known:
-            return value
-    if name.isdecimal() and int(name) in labels.value_names:
+    if name in value_of:
+        return value_of[name]
+    if name.isdecimal() and int(name) in value_of.values():
         return int(name)
     raise DatasetError(
-        f"the label {name[:100]!r} is not in {LABELS} ({', '.join(labels.names)}). Add it there, "
-        "or correct the row."
+        f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, or "
+        "correct the row."
     )
 
 

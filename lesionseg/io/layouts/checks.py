@@ -101,8 +101,9 @@ def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> li
     n_cases = Counter(cases)
     ids: list[str] = []
     for case, image in zip(cases, images, strict=True):
-        inner = image.relative_to(root) if image.is_relative_to(root) else image
-        ids.append(path_id(inner) if n_cases[case] > 1 else case)
+        if n_cases[case] > 1:
+            case = path_id(image.relative_to(root) if image.is_relative_to(root) else image)
+        ids.append(case)
     return ids
 
 

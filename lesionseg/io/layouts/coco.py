@@ -46,11 +46,11 @@ _PART_FILE = re.compile(
 _ANY_INSTANCES = re.compile(r"instances_(.+)\.json", re.IGNORECASE)
 
 
-def _id_text(number: object) -> str:
+def _id_text(number: object) -> object:
     """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1."""
     if isinstance(number, float) and number.is_integer():
         number = int(number)
-    return str(number)
+    return str(number) if isinstance(number, int) else number
 
 
 def _to_slashes(path: object) -> object:
@@ -268,7 +268,7 @@ def _find_labels(
     names: dict[int, str] = {}
     used: set[str] = set()
     for file, content in contents:
-        used |= {_id_text(annotation.get("category_id")) for annotation in content.annotations}
+        used |= {str(_id_text(annotation.get("category_id"))) for annotation in content.annotations}
         for category in content.categories:
             known = names.setdefault(category.id, category.name)
             if known != category.name:
@@ -292,51 +292,54 @@ def _read_rows(
     findings: list[Finding],
 ) -> list[Row]:
     """Return the rows of one COCO file. Entries that do not fit become findings."""
-    n_images = Counter(_id_text(record.get("id")) for record in content.images)
-    images: dict[str, _Image] = {}
+    n_images = Counter(str(_id_text(record.get("id"))) for record in content.images)
+    case_of: dict[str, str] = {}
+    readers_of: dict[str, set[str]] = {}
     rows: list[Row] = []
     for record in content.images:
+        number = str(_id_text(record.get("id")))
         name = str(_to_slashes(record.get("file_name")))
-        with collect_errors(findings, _case_id(name), file.path):
+        case = case_of.setdefault(number, _case_id(name))
+        with collect_errors(findings, case, file.path):
             image = validate(_Image, record)
-            if n_images[image.id] > 1:
+            if n_images[number] > 1:
                 raise DatasetError(
-                    f"{name} has the id {image.id} of another image, so its annotations are not "
+                    f"{name} has the id {number} of another image, so its annotations are not "
                     "known. Give each image its own id."
                 )
-            images[image.id] = image
-            rows.append(_image_row(root, file, image))
-    lesions: dict[str, list[StatedLesion]] = {number: [] for number in images}
+            rows.append(_image_row(root, file, image, case))
+            readers_of[number] = {*image.readers}
+    lesions: dict[tuple[str, str], list[StatedLesion]] = {}
     for annotation in content.annotations:
-        number = _id_text(annotation.get("image_id"))
-        category = _id_text(annotation.get("category_id"))
+        number = str(_id_text(annotation.get("image_id")))
+        category = str(_id_text(annotation.get("category_id")))
         where = f"{file.path}: annotation {str(annotation.get('id'))[:40]}"
-        case = _case_id(images[number].file_name) if number in images else ""
-        with collect_errors(findings, case, where):
-            if number not in n_images or category not in label_of:
+        with collect_errors(findings, case_of.get(number, ""), where):
+            if number not in case_of or category not in label_of:
                 raise DatasetError(
                     f"image {number[:40]} or category {category[:40]} is not listed. Add it to the "
                     "images or categories."
                 )
             lesion = validate(_Annotation, annotation).lesion(label_of[category], where)
-            lesions.setdefault(number, []).append(lesion)
-    for number, image in images.items():
-        files = CaseFiles(_case_id(image.file_name), ())
-        readers = {*image.readers, *(lesion.reader for lesion in lesions[number])}
+            lesions.setdefault((number, lesion.reader), []).append(lesion)
+            if number in readers_of:  # otherwise the entry of the image is wrong
+                readers_of[number].add(lesion.reader)
+    for number, readers in readers_of.items():
         for reader in sorted(readers) or [""]:
-            own = tuple(lesion for lesion in lesions[number] if lesion.reader == reader)
-            rows.append(Row(files, own[0].where if own else file.path, own, reader))
+            own = tuple(lesions.get((number, reader), ()))
+            where = own[0].where if own else str(file.path)
+            rows.append(Row(CaseFiles(case_of[number], ()), where, own, reader))
     return rows
 
 
-def _image_row(root: Path, file: AnnotationFile, image: _Image) -> Row:
+def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Row:
     """Return the row with the image and the mask of a case, without its lesions."""
     columns = {"pixel_mm": ""}
     for name, value in (image.model_extra or {}).items():
         if isinstance(value, str | int | float):
             columns[name] = str(value)
     files = CaseFiles(
-        _case_id(image.file_name),
+        case,
         (file.find_image(image.file_name),),
         reference=root / "masks" / image.mask_file if image.mask_file else None,
         group=image.patient,

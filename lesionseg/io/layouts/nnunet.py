@@ -154,13 +154,12 @@ def _match_rows(
     rows: list[Row] = []
     for case, files in sorted(images.items()):
         first = files[min(files)]
-        misnamed = [file for file in files.values() if strip_suffix(file) in masks.keys() - {case}]
-        if misnamed and case not in masks:
-            whole_name = strip_suffix(misnamed[0])
+        whole_name = strip_suffix(first)
+        if case not in masks and whole_name in masks:
             text = (
-                f"{misnamed[0]}: the last four digits, {whole_name[-4:]}, were read as a channel "
+                f"{first}: the last four digits, {whole_name[-4:]}, were read as a channel "
                 f"number, because other images end in one. If {whole_name!r} is the case, rename "
-                f"the image to {whole_name}_0000{misnamed[0].name.removeprefix(whole_name)}."
+                f"the image to {whole_name}_0000{first.name.removeprefix(whole_name)}."
             )
             findings.append(Finding(LISTED, text, case, "error"))
             masks = {name: files for name, files in masks.items() if name != whole_name}

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups
-from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, suggest
 from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
@@ -38,6 +38,7 @@ from lesionseg.io.layouts.stated_lesions import (
 from lesionseg.io.volumes import is_dicom_image, read_geometry
 
 MAX_LESIONS = 10_000  # per case
+_FACTS = ("reference", "group", "role", "fold")  # any row of a case may state them
 _MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
 # names that other tables use for our columns, in lower case without spaces, dashes and underscores
 _OTHER_NAMES = {
@@ -238,21 +239,23 @@ def _place(row: Row) -> object:
 def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
     """Return a case with mask, group, role and fold. Contradictory rows become findings."""
     files = rows[0].files
-    stated: dict[str, tuple[Any, object]] = {}  # value and place
-    for row in rows:
-        with collect_errors(findings, files.case, row.where):
-            for name in ("reference", "group", "role", "fold"):
-                value = getattr(row.files, name)
-                if value in ("", None):
-                    continue
-                first, place = stated.setdefault(name, (value, _place(row)))
-                if value != first:
-                    raise DatasetError(
-                        f"{name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
-                        f"{str(first)[:100]!r} in {place}. Write the same {name} in all rows of a "
-                        "case."
-                    )
-    return replace(files, **{name: value for name, (value, _) in stated.items()})
+    for row in rows[1:]:
+        for name in _FACTS:
+            value = getattr(row.files, name)
+            known = getattr(files, name)
+            if value in ("", None, known):
+                continue
+            if known in ("", None):
+                files = replace(files, **{name: value})
+                continue
+            first = next(other for other in rows if getattr(other.files, name) == known)
+            text = (
+                f"{row.where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
+                f"{str(known)[:100]!r} in {_place(first)}. Write the same {name} in all rows of a "
+                "case."
+            )
+            findings.append(Finding(LISTED, text, files.case, "error"))
+    return files
 
 
 def _add_lesions(
@@ -290,7 +293,9 @@ def _add_lesions(
                 if len(readers) > 1:
                     lesion = replace(lesion, outline=(), mask_value=None)
                 _check_lesion(lesion, files, table.labels, len(readers) > 1)
-                lesions.append(replace(lesion, reader=row.reader))
+                if lesion.reader != row.reader:
+                    lesion = replace(lesion, reader=row.reader)
+                lesions.append(lesion)
     named = tuple(sorted(readers - {""}))
     return replace(
         files,
@@ -337,7 +342,7 @@ def _check_lesion(
             "annotation states no mask_label, its value in the mask. Add it (COCO), or remove the "
             "mask or the row."
         )
-    name = labels.value_names.get(lesion.label)
+    name = labels.value_names.get(lesion.label) if files.annotated else None
     if files.annotated and name not in files.annotated:
         raise DatasetError(
             f"{where}the case {files.case!r} has a lesion of the label {name}, which its column "
