@@ -168,7 +168,7 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
 def lowest_score(pool: Tables, per_case: float) -> float:
     """Return the lowest score with at most so many false positives per scan."""
     false = np.sort(pool.false_score)[::-1]
-    most = int(per_case * pool.n_cases)
+    most = int(per_case * pool.exposure)
     if len(false) <= most:
         return float(min(pool.detected_at.min(), false.min(initial=np.inf)))
     seen = np.concatenate([pool.detected_at, false])

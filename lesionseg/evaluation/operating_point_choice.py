@@ -100,14 +100,14 @@ def choose(
             "An operating point can only be chosen on cases whose candidates have scores. "
             "Give candidate files with scores."
         )
-    if tables.n_cases == 0:
+    if tables.exposure == 0:
         raise ContentError(
             "No case has a prediction, so no operating point can be chosen. Give predictions of "
             "these cases, or a score."
         )
     is_default = aim.kind == "auto"
     if is_default:
-        aim = Aim("fp_per_case", default_rate(len(tables.detected_at), tables.n_cases))
+        aim = Aim("fp_per_case", default_rate(len(tables.detected_at), tables.exposure))
     if not len(tables.observed) and aim.kind != "score" and not quiet:
         _log.warning(
             "The model detected nothing on these cases, so the threshold of %g is used. "
@@ -174,7 +174,7 @@ def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
     added = 0.5 if accepts_all else chosen.design_effect
     if n_false == 0:
         added = max(added, 0.5)
-    return (n_false + added) / tables.n_cases
+    return (n_false + added) / tables.exposure
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
@@ -248,11 +248,12 @@ def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -
 
     If this score finds no lesion, the score with this rate on these cases is used instead.
     """
-    score_here = _find_score_allowing(tables, int(np.floor(rate * tables.n_cases + _ROUNDING)))
+    score_here = _find_score_allowing(tables, int(np.floor(rate * tables.exposure + _ROUNDING)))
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
     design_effect = count_design_effect(false, tables.sums["cases"])
-    most = most_false_positives(rate, tables.n_cases, design_effect, confidence, len(tables.groups))
+    n_groups = len(tables.groups)
+    most = most_false_positives(rate, tables.exposure, design_effect, confidence, n_groups)
     score = _find_score_allowing(tables, max(most, 0))
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         return _ChosenScore(score_here, design_effect, keeps_confidence=False)

@@ -198,7 +198,6 @@ class Summary:
         self.replicates = replicates
         self.seed = seed
         self.has_scores = tables.has_scores
-        self.n_cases = len(tables.cases)
 
     @cached_property
     def draws(self) -> Draws:
@@ -216,7 +215,7 @@ class Summary:
         n_lesions = len(tables.lesions)
         n_found = int(tables.lesions["detected"].sum())
         numbers = {
-            "n_cases": self.n_cases,
+            "n_cases": len(tables.cases),
             "n_groups": len(tables.groups),
             "n_lesion_free_cases": int(tables.is_lesion_free.sum()),
             "n_lesions": n_lesions,
@@ -300,7 +299,7 @@ class Summary:
     def cpm(self) -> Estimate:
         """Compute the mean recall of the FROC. It is undefined for fewer than 8 cases."""
         (found,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
-        if found.value is not None and self.n_cases < MIN_CASES_FOR_CPM:
+        if found.value is not None and len(self.tables.cases) < MIN_CASES_FOR_CPM:
             return Estimate(None, reason=TOO_FEW_CASES_FOR_CPM, name="cpm")
         return found
 

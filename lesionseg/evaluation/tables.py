@@ -344,8 +344,8 @@ class Tables:
         return np.asarray(self.cases["annotated_share"], np.float64)
 
     @property
-    def n_cases(self) -> float:
-        """Number of cases. Each counts by its annotated share."""
+    def exposure(self) -> float:
+        """The divisor of rates: the number of cases, each counted by its annotated share."""
         return float(self.case_share.sum())
 
     @cached_property

@@ -125,8 +125,7 @@ def size_chart(tables: Evaluation) -> Chart | None:
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
     axes.set_xticks(range(len(bins)), names)
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    _label_share_axis(axes)
     caption = say(
         "size_caption",
         unit=unit,
@@ -141,6 +140,12 @@ def size_chart(tables: Evaluation) -> Chart | None:
     if has_size_trend(bins):
         title = "The smaller the lesion, the more are missed"
     return Chart(title, caption, figure)
+
+
+def _label_share_axis(axes: Axes) -> None:
+    """Label the y axis of a share in per cent."""
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
 def _shares_of_patients(tables: Evaluation, part: SizeClass) -> pd.Series:
@@ -289,8 +294,7 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     names = {0.125: "⅛", 0.25: "¼", 0.5: "½"}
     axes.set_xticks(ticks, [names.get(tick, f"{tick:g}") for tick in ticks])
     axes.minorticks_off()
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+    _label_share_axis(axes)
     axes.set_xlabel("false positives per scan")
 
 
@@ -299,9 +303,9 @@ def _draw_threshold_in_use(axes: Axes, tables: Evaluation, point: CurvePoint) ->
     x = point.n_false / tables.n_scanned
     y = point.n_found / len(tables.lesions)
     axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
+    false_words = per_scan(x) if point.n_false else "no false positive"
     axes.annotate(
-        f"in use: {point.n_found} of {len(tables.lesions)} found,\n"
-        f"{_rate_words(point.n_false, tables.n_scanned)}",
+        f"in use: {point.n_found} of {len(tables.lesions)} found,\n{false_words}",
         (x, y),
         (0.98, 0.97 if y < 0.4 else 0.3),
         textcoords="axes fraction",
@@ -350,11 +354,6 @@ def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
             if n_false < point.n_false <= most_false and point.n_found > n_found:
                 better.append(point)
     return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
-
-
-def _rate_words(false: int, cases: float) -> str:
-    """Return the rate of false positives in words."""
-    return per_scan(false / cases) if false else "no false positive"
 
 
 def dice_chart(tables: Evaluation) -> Chart | None:

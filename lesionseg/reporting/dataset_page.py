@@ -344,10 +344,9 @@ def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) 
         axes.set(xlabel=f"diameter, {unit}", ylabel="lesions")
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
     for index, channel in enumerate(channels):
-        ranges: dict[int, tuple[float, float, float]] = {}  # by the number of the case
-        for number, look in enumerate(looks, start=1):
-            if len(look.ranges) > index:  # a case may lack the last channels
-                ranges[number] = look.ranges[index]
+        # by the number of the case; a case may lack the last channels
+        with_channel = [n for n, look in enumerate(looks) if len(look.ranges) > index]
+        ranges = {n + 1: looks[n].ranges[index] for n in with_channel}
         if ranges:
             charts.append(_draw_intensities(channel, [*ranges], np.array([*ranges.values()])))
     if readable and unit != PIXELS:

@@ -59,7 +59,7 @@ class Evaluation(Tables):
 
         If a reader looked for some labels only, the scan counts by the share of these labels.
         """
-        return max(self.n_cases, 1e-9)
+        return max(self.exposure, 1e-9)
 
     @property
     def is_partly_annotated(self) -> bool:

@@ -239,13 +239,6 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
     )
 
 
-def _place(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Return x, y, width and height of the box of a row of lesions.csv or candidates.csv."""
-    x = float(row["start_x_vox"])
-    y = float(row["start_y_vox"])
-    return x, y, float(row["stop_x_vox"]) - x, float(row["stop_y_vox"]) - y
-
-
 def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of lesions, the largest first."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
@@ -285,14 +278,15 @@ def _box(
     *,
     is_error: bool,
 ) -> FilmBox:
-    """Return the box of a row of a table."""
-    x, y, width, height = _place(row)
+    """Return the box of a row of lesions.csv or candidates.csv."""
+    x = float(row["start_x_vox"])
+    y = float(row["start_y_vox"])
     return FilmBox(
         kind=kind,
         x=x,
         y=y,
-        width=width,
-        height=height,
+        width=float(row["stop_x_vox"]) - x,
+        height=float(row["stop_y_vox"]) - y,
         words=words,
         label=keys.get(str(row["label"])),
         is_error=is_error,

@@ -23,7 +23,7 @@ from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
-from lesionseg.reporting.rendering import per_scan, render
+from lesionseg.reporting.rendering import per_scan, render, say
 from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
@@ -60,11 +60,7 @@ def draw_changes(
         figure = _draw_visits(scenes, pair, change)
         diameters = (change.diameter_before_mm, change.diameter_after_mm)
         sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
-        words: str = change.state
-        if change.change_percent is not None:
-            detectable = change.smallest_change_percent
-            words += f", {change.change_percent:+.0f} % (detectable from {detectable:.0f} %)"
-        words += _explain_candidates(pair, change)
+        words = say("change", change=change, visit=_find_visit_of_candidates(pair, change))
         cards.append((change, Card(data_uri(figure), name, " → ".join(sizes), words)))
     return cards
 
@@ -83,14 +79,14 @@ def _lesions_to_outline(
     return np.isin(visit.instances, sorted(ids))
 
 
-def _explain_candidates(pair: VisitPair, change: LesionChange) -> str:
-    """Return a remark if the lesion is only a candidate at one of the visits, otherwise ""."""
+def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
+    """Return the visit at which the lesion is only a candidate below the threshold, or ""."""
     visits = (pair.before, pair.after)
     of_visits = (change.lesion_before, change.lesion_after)
     for name, visit, ids in zip(VISITS, visits, of_visits, strict=True):
         own = [candidate for candidate in visit.candidates if candidate.id in ids]
         if own and not any(candidate.accepted for candidate in own):
-            return f"; below the limit at the {name} visit"
+            return name
     return ""
 
 
@@ -175,9 +171,7 @@ def write_change_report(
         for lesion in change.lesion_after:
             since[lesion] = (change.state, change.volume_before_ml)
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
-    remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
-    if thin:
-        remark += f" New but too thin to be sure: candidate {', '.join(thin)}."
+    remark = say("change_report", gone=gone, thin=thin)
     # other changes give other UIDs, so that an archive keeps both reports
     digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
     write_dicom_results(

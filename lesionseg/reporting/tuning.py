@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 
 from lesionseg.io.text import write_text
 from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
-from lesionseg.reporting.rendering import render
+from lesionseg.reporting.rendering import render, say
 
 State = Literal["complete", "pruned", "unfinished", "failed"]
 BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
@@ -106,26 +106,27 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     figure, axes = new_figure(6, 4.4)
     dots = _draw_finished(axes, search)
     figure.colorbar(dots, label=search.objective)
-    caption = f"Each dot is a completed training, coloured by its {search.objective}."
     stopped = [trial for trial in search.trials if trial.state == "pruned"]
     alphas = [trial.alpha for trial in stopped]
     gammas = [trial.gamma for trial in stopped]
     axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
-    if stopped:
-        caption += " Crosses: trainings that were stopped early."
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    headline = "No trial has found a lesion yet."
     steadiest = find_steadiest(search)
-    if steadiest is not None and steadiest.value:
-        _draw_ring(axes, steadiest)
-        caption += " Ring: the recommended α and γ."
-        headline = f"Use α = {steadiest.alpha:.3f} and γ = {steadiest.gamma:.2f}: "
-        headline += f"{_recall(steadiest):.2f} {search.objective}."
+    recommended = steadiest if steadiest is not None and steadiest.value else None
+    if recommended is not None:
+        _draw_ring(axes, recommended)
+    caption = say(
+        "tuning_caption",
+        objective=search.objective,
+        has_stopped=bool(stopped),
+        has_ring=recommended is not None,
+    )
     header, *rows = trial_table(search)
     html = render(
         "tuning.html.j2",
         search=search,
-        headline=headline,
+        recommended=recommended,
+        recall=None if recommended is None else _recall(recommended),
         chart_of_pairs=Chart("Trained pairs of α and γ", caption, figure),
         rows=[dict(zip(header, row, strict=True)) for row in rows],
     )

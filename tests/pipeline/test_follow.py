@@ -18,7 +18,7 @@ from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from lesionseg.reporting.follow_page import (
-    _explain_candidates,
+    _find_visit_of_candidates,
     _lesions_to_outline,
     write_change_report,
 )
@@ -685,4 +685,4 @@ def test_candidate_below_the_limit_at_one_visit_is_outlined_and_named():
     outlined = _lesions_to_outline(pair.before, [change.lesion_before])
     assert outlined.sum() == 27
     assert not _lesions_to_outline(pair.before, []).any()
-    assert _explain_candidates(pair, change) == "; below the limit at the earlier visit"
+    assert _find_visit_of_candidates(pair, change) == "earlier"
