@@ -223,7 +223,13 @@ def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys
     (root / "imagesTr" / "C.rar").write_text("x")
     assert run("prepare", [f"data.root={root}", "check=true", f"run_dir={tmp_path / 'out'}"]) == 1
     printed = capsys.readouterr().out
-    for words in ("'A-0' in", "'B-0' in", "'A' has no mask", "'B' has no mask", "no labelled case"):
+    for words in (
+        "'A-0' has no image",
+        "'B-0' has no",
+        "'A' has no mask",
+        "'B' has no mask",
+        "no labelled case",
+    ):
         assert words in printed
     assert "warning, the list of cases" in printed
     assert "C.rar" in printed

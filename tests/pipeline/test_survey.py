@@ -97,8 +97,8 @@ def test_only_development_cases_with_boxes_stop_the_training_of_a_segmenter(tmp_
 WRONG = [
     ([HELD_OUT[0], {"train": ["P00"], "val": ["P04"]}], "share 1 case: P04"),
     ([{"train": ["P00", "P09"], "val": ["P04"]}, HELD_OUT[1]], "does not have: P09"),
-    ([{"train": ["P00", "P04"], "val": ["P04"]}], '\'P04\' in "train" and in "val"'),
-    ([{"val": ["P04"]}], 'no list "train"'),
+    ([{"train": ["P00", "P04"], "val": ["P04"]}], "'P04' twice"),
+    ([{"val": ["P04"]}], "train: the key is missing"),
     ("nothing", "not a split file"),
 ]
 

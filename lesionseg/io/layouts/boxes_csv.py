@@ -123,7 +123,7 @@ def _parse_lesion(
                 "coordinates if there is no lesion."
             )
         corners[name] = parse_number(name, cells[name])
-    for low, high in axes:
+    for low, high in reversed(axes):  # x first, as in the table
         if not corners[low] < corners[high]:
             raise DatasetError(
                 f"{high} is {corners[high]:g}, but must be greater than {low}, {corners[low]:g}. "
