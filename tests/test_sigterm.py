@@ -35,7 +35,7 @@ DECODING = """
 import sys, threading, time
 from pathlib import Path
 import lesionseg.cli.command as c
-from lesionseg.io.limits import run_in_worker
+from lesionseg.io.worker import run_in_worker
 
 def decode(*_):
     thread = threading.Thread(target=run_in_worker, args=(time.sleep, 3))

@@ -320,6 +320,7 @@ def printable_text(text: str) -> str:
 
     Bytes of a name that are not UTF-8 become `\udc…`.
 
+    >>> import os
     >>> print(printable_text(os.fsdecode(b"M\xfcller")), printable_text("Müller"))
     M\udcfcller Müller
     """
