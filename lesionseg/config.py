@@ -204,7 +204,6 @@ class ModelConfig(Settings):
     spacing_mm: tuple[Annotated[float, Field(ge=1e-3, le=100)], ...] | None
     tile_shape: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] | None
     batch_size: Annotated[int, Field(ge=1, le=2**16)] | None
-    growing_tiles: bool
     base_features: Annotated[int, Field(ge=1, le=2**12)] | None
     init_from: Annotated[Text | None, PathKind.EXISTING]
     layout: Literal["lesionseg", "nnunet"] | None = None

@@ -1,7 +1,6 @@
 """Training tiles: a MONAI dataset over cached cases, without an end."""
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -115,14 +114,6 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
                 "data.channel_dropout: the plan requires all channels. Set data.channel_dropout=0, "
                 "or plan with channels that may be missing."
             )
-
-    def with_tiles_of(self, plan: Plan) -> "TileDataset":
-        """Return the dataset with another tile shape, and as many steps in an epoch."""
-        other = copy(self)  # without the sampler, see `__getstate__`
-        other.plan = plan
-        other.n_tiles = self.n_tiles * plan.batch_size // self.plan.batch_size
-        other.data = range(other.n_tiles)
-        return other
 
     @cached_property
     def sampler(self) -> TileSampler:

@@ -111,7 +111,7 @@ def make_plan(
     sizes = _sizes_on_grid(fingerprint, draft)
     allowed = _adapt_budget(budget.value, chosen, device)
     # only if the rules decide both, because a smaller tile is compensated by a larger batch
-    if chosen.tile_shape is None and chosen.batch_size is None and not chosen.growing_tiles:
+    if chosen.tile_shape is None and chosen.batch_size is None:
         allowed = _limit_to_small_tiles(allowed, sizes, draft)
     elif before is not None and asked.tile_shape is None and asked.batch_size is None:
         allowed = _allow_small_tiles_of(before, allowed)

@@ -37,7 +37,6 @@ from lesionseg.models.build import (
     training_memory_format,
 )
 from lesionseg.ops.device_memory import first_line, is_out_of_memory, says_out_of_memory
-from lesionseg.plan.growing_tiles import growing_stages
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
 from lesionseg.training.callbacks import (
@@ -358,8 +357,7 @@ def lesion_module(
     layout = training_memory_format(plan, torch.device(device))
     set_memory_format(network, layout)
     settings = resolve_budget(cfg.trainer, plan, device)
-    stages = growing_stages(plan) if cfg.model.growing_tiles else ()
-    return LesionModule(network, objective, plan, settings, cfg.optim, stages)
+    return LesionModule(network, objective, plan, settings, cfg.optim)
 
 
 def make_trainer(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import cos, inf, pi, prod, sqrt
 from typing import Any
 
@@ -41,14 +41,12 @@ POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 class LesionModule(pl.LightningModule):
     """The training of `network` with `objective` until the budget of `settings` is spent.
 
-    A batch contains `plan.batch_size` tiles. With `stages`, each stage has an equal share of the
-    budget, and its batches contain its tiles (`growing_stages`).
-
-    Sums over positives are divided by a normaliser, the moving average of the number of positives
-    in a step, over all its batches and processes. Processes average their gradients, so each one
-    divides by the normaliser over the number of processes. Dice and the means over lesions are
-    computed from the sums of all processes. A step whose gradient is not finite does not change the
-    weights. It is counted in the next step, because reading the flag at once would make a GPU wait.
+    A batch contains `plan.batch_size` tiles. Sums over positives are divided by a normaliser, the
+    moving average of the number of positives in a step, over all its batches and processes.
+    Processes average their gradients, so each one divides by the normaliser over the number of
+    processes. Dice and the means over lesions are computed from the sums of all processes. A step
+    whose gradient is not finite does not change the weights. It is counted in the next step,
+    because reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -58,7 +56,6 @@ class LesionModule(pl.LightningModule):
         plan: Plan,
         settings: TrainerConfig,
         optim: OptimConfig,
-        stages: Sequence[Plan] = (),
     ) -> None:
         super().__init__()
         self.network = network
@@ -66,7 +63,6 @@ class LesionModule(pl.LightningModule):
         self.plan = plan
         self.settings = settings
         self.optim = optim
-        self.stages = tuple(stages) or (plan,)
         self.loss = objective.loss  # registered, so that its buffers move to the device
         self.normalisers = PositiveAverage(objective.expected_positives(plan.batch_size))
         self.minutes = 0.0  # of training until the last step, the same in all processes
@@ -83,23 +79,11 @@ class LesionModule(pl.LightningModule):
     @property
     def progress(self) -> float:
         """The spent share of the budget: the larger one of the shares of steps and of minutes."""
-        return self._progress_at(self.global_step)
-
-    def _progress_at(self, step: int) -> float:
-        """Return the spent share of the budget before `step`, at the present minutes."""
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes
-        by_steps = step / max_steps if max_steps else 0.0
+        by_steps = self.global_step / max_steps if max_steps else 0.0
         by_minutes = self.minutes / max_minutes if max_minutes else 0.0
         return max(by_steps, by_minutes)
-
-    def stage_at(self, step: int) -> Plan:
-        """Return the stage of `step`, the present one or one that a loader reads ahead.
-
-        With a budget of minutes, it may be a later stage when that step is taken.
-        """
-        number = int(self._progress_at(step) * len(self.stages))
-        return self.stages[min(number, len(self.stages) - 1)]
 
     @property
     def is_logged(self) -> bool:
@@ -283,13 +267,9 @@ class LesionModule(pl.LightningModule):
         highest = highest_rate(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
         optimiser = make_optimiser(self.network, self.optim, highest, fused=self._fused)
-
-        def share(_: int) -> float:
-            times = self.stage_at(self.global_step).batch_size / self.plan.batch_size
-            highest_of_stage = highest_rate(self.optim, self.plan, n_tiles * times)
-            return highest_of_stage / highest * share_of_rate(self.progress, self.optim)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda _: share_of_rate(self.progress, self.optim)
+        )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -400,7 +380,7 @@ def budget_text(settings: TrainerConfig) -> str:
     return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
 
-def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: float) -> float:
+def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
     """Return the highest learning rate of a training whose steps have `n_tiles` tiles.
 
     The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),

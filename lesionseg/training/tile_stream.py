@@ -22,9 +22,8 @@ from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
 from lesionseg.data.transforms import TileItem
-from lesionseg.errors import ConfigError
 from lesionseg.host_memory import default_budget
-from lesionseg.plan.plan import Plan, describe_sides
+from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch, BatchTargets
 from lesionseg.training.module import LesionModule
 from lesionseg.training.processes import TASKS
@@ -139,7 +138,7 @@ class LesionData(pl.LightningDataModule):
     """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
 
     It starts at the trainer's current step. A training that is resumed with `ckpt_path` uses the
-    same tiles as an uninterrupted one. The module decides the stage, and so the tiles, of a step.
+    same tiles as an uninterrupted one.
 
     Args:
         tiles: see `read_batches`.
@@ -154,56 +153,27 @@ class LesionData(pl.LightningDataModule):
         self.settings = settings
 
     def train_dataloader(self) -> Iterator[Batch]:
-        """Yield the endless batches of this process, stage after stage."""
+        """Return the endless batches of this process."""
         trainer = cast(pl.Trainer, self.trainer)
-        module = cast(LesionModule, trainer.lightning_module)
         device = trainer.strategy.root_device.type
-        targets = module.objective.batch_targets
         # each accumulated batch takes its tiles from the stream like a step of its own
-        n_batches = trainer.global_step * trainer.accumulate_grad_batches
-        while True:
-            stage = module.stage_at(n_batches // trainer.accumulate_grad_batches)
-            workers = loader_workers(
-                self.settings.workers,
-                stage,
-                device,
-                n_processes=trainer.num_devices,
-                targets=targets,
-            )
-            for batch in read_batches(
-                self._tiles_of(stage),
-                self._numbers(stage, n_batches),
-                workers,
-                pin=device == "cuda",
-                add_targets=targets,
-            ):
-                yield batch
-                n_batches += 1
-
-    def _tiles_of(self, stage: Plan) -> Dataset[Batch]:
-        """Return the tiles of a stage."""
-        if stage.tile_shape == self.plan.tile_shape:
-            return self.tiles
-        if not isinstance(self.tiles, TileDataset):
-            raise ConfigError("model.growing_tiles: only a `TileDataset` has tiles of all sizes.")
-        sides = describe_sides(stage.tile_shape)
-        log.info("Growing tiles: now %d of %s per step.", stage.batch_size, sides)
-        return self.tiles.with_tiles_of(stage)
-
-    def _numbers(self, stage: Plan, first_batch: int) -> Iterator[list[int]]:
-        """Yield the numbers of the tiles of each batch from `first_batch`, until the stage ends."""
-        trainer = cast(pl.Trainer, self.trainer)
-        module = cast(LesionModule, trainer.lightning_module)
-        batches = step_tiles(
-            tiles_per_step=stage.batch_size,
-            first_step=first_batch,
+        n_batches_before = trainer.global_step * trainer.accumulate_grad_batches
+        numbers = step_tiles(
+            tiles_per_step=self.plan.batch_size,
+            first_step=n_batches_before,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        for batch, numbers in enumerate(batches, first_batch):
-            if module.stage_at(batch // trainer.accumulate_grad_batches) is not stage:
-                return
-            yield numbers
+        targets = cast(LesionModule, trainer.lightning_module).objective.batch_targets
+        workers = loader_workers(
+            self.settings.workers,
+            self.plan,
+            device,
+            n_processes=trainer.num_devices,
+            targets=targets,
+        )
+        pin = device == "cuda"
+        return read_batches(self.tiles, numbers, workers, pin=pin, add_targets=targets)
 
 
 def _count_own_cores(n_processes: int) -> int:

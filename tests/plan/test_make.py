@@ -221,19 +221,6 @@ def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make: Make, til
     assert make(before=before).batch_size == batch
 
 
-@pytest.mark.parametrize(("growing", "tile"), [(False, (32, 32, 32)), (True, (64, 64, 64))])
-def test_growing_tiles_end_with_a_large_tile_despite_many_lesions(
-    dataset: Dataset, cases: list[Case], growing: bool, tile
-):
-    found = take_fingerprint(dataset, cases)
-    shapes = ((160, 160, 160),) * 3
-    crowded = replace(found, shapes=shapes, spacings_mm=((1.0,) * 3,) * 3, diameters_mm=(4.0,) * 99)
-    model = ModelConfig.of(growing_tiles=growing)
-    plan = make_plan(crowded, dataset, memory_gb=16, device="cpu", overrides=model)
-    assert plan.tile_shape == tile
-    assert plan.batch_size * prod(tile) == 16 * 32**3
-
-
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from lesionseg.config import AugmentConfig, ModelConfig, SamplingConfig
+from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
@@ -19,7 +18,7 @@ from lesionseg.training.batch_targets import BatchTargets, renumber
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.objective import make_objective
 from lesionseg.training.tile_stream import to_batch
-from tests.training.conftest import make_config, weights
+from tests.training.conftest import make_config
 
 
 @pytest.fixture
@@ -94,53 +93,6 @@ def test_each_step_of_two_or_more_tiles_has_a_lesion_tile(cases, plan, batches, 
     counts = {step.count("lesion") for step in steps}
     assert min(counts) == number
     assert max(counts) <= number + 1
-
-
-class Shapes(pl.Callback):
-    """A callback that keeps number and side of the tiles, and stops the training before a step."""
-
-    def __init__(self, stop_at=None):
-        self.stop_at = stop_at
-        self.seen = []
-
-    def on_train_batch_start(self, trainer, pl_module, batch, *_):
-        if trainer.global_step == self.stop_at:
-            raise RuntimeError("pulled the plug")
-        self.seen.append((len(batch["image"]), batch["image"].shape[-1]))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_growing_tiles_end_with_the_planned_ones_also_if_interrupted(
-    cases, plan, tmp_path, checkpoint_every_step, workers
-):
-    def train(name, stop_at=None):
-        shapes = Shapes(stop_at)
-        network = build_network(plan)
-        tiles = tiles_of(cases, plan, cfg)
-        run = tmp_path / name
-        fit(network, plan, tiles, cfg, run, loss=LesionBalancedLoss(), callbacks=[shapes])
-        return shapes.seen, weights(network)
-
-    cfg = make_config(max_steps=6, workers=workers)
-    cfg = cfg.model_copy(update={"model": ModelConfig.of(growing_tiles=True)})
-    calm, expected = train("calm")
-    assert calm == [(16, 8)] * 2 + [(5, 12)] * 2 + [(2, 16)] * 2
-    with pytest.raises(RuntimeError, match="pulled the plug"):
-        train("killed", stop_at=4)  # the last checkpoint is that of step 3
-    resumed, found = train("killed")
-    assert resumed == calm[3:]
-    assert torch.equal(found, expected)
-
-
-def test_tiles_of_a_stage_depend_only_on_their_number(cases, plan):
-    tiles = tiles_of(cases, plan, make_config())
-    small = tiles.with_tiles_of(plan.with_(tile_shape=(8, 8, 8), batch_size=16))
-    assert (len(tiles), len(small)) == (100, 800)
-    first = to_batch([small[3], small[900]])
-    again = to_batch([small[3], small[900]])
-    assert first["image"].shape == (2, 1, 8, 8, 8)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert tiles[0]["image"].shape == (1, 16, 16, 16)
 
 
 def test_valid_lesions_of_each_tile_are_numbered_from_one():

@@ -47,29 +47,9 @@ def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
     cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
     module = lesion_module(plan, cfg, torch.nn.PReLU())
     module.trainer = SimpleNamespace(
-        world_size=world, accumulate_grad_batches=1, precision="32-true", global_step=0
+        world_size=world, accumulate_grad_batches=1, precision="32-true"
     )
     assert module.configure_optimizers()["optimizer"].param_groups[0]["initial_lr"] == factor
-
-
-@pytest.mark.parametrize(
-    ("name", "factors"), [("adamw", (8**0.5, 2.5**0.5, 1)), ("sgd", (8, 2.5, 1))]
-)
-def test_learning_rate_follows_the_tiles_of_each_stage(plan, name, factors):
-    """The stages have 16, 5 and 2 tiles per step, and the plan 2."""
-    cfg = TrainConfig.of(
-        optim={"name": name}, model={"growing_tiles": True}, trainer={"max_steps": 6}
-    )
-    module = lesion_module(plan.with_(tile_shape=(8,) * 3), cfg, torch.nn.PReLU())
-    trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, precision="32-true")
-    module.trainer = trainer
-    for step, factor in ((0, factors[0]), (1, factors[0]), (3, factors[1]), (4, factors[2])):
-        trainer.global_step = step
-        made = module.configure_optimizers()
-        share = share_of_rate(step / 6, cfg.optim)
-        (rate,) = made["lr_scheduler"]["scheduler"].get_last_lr()
-        base = made["optimizer"].param_groups[0]["initial_lr"]
-        assert rate == pytest.approx(base * factor * share)
 
 
 @pytest.mark.parametrize(
