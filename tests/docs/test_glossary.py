@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 REPORTING = ROOT / "lesionseg" / "reporting"
 MODULES = ("words.py", "charts.py", "content.py", "pdf.py")
 TEMPLATES = ("report.html.j2", "macros.html.j2", "sentences.txt.j2")
-OTHER_MEANINGS = re.compile(r"scores\.json|RSNA score")  # names
+# names, and the comment of a DICOM report, which numbers candidates as the rest of that report
+OTHER_MEANINGS = re.compile(r"scores\.json|RSNA score|too thin to be sure: candidate")
 
 
 def read_glossary() -> list[tuple[str, str]]:
