@@ -10,7 +10,6 @@ folder/<key of plan and dataset>/<2 characters>/<case>/
 The two characters distribute the cases over 256 folders, because a folder with 10⁵ entries is slow.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -36,11 +35,11 @@ from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import content_files, read_case
 from lesionseg.io.dicom.series import split_series
+from lesionseg.io.digests import digest_of, stat_values
 from lesionseg.io.itk import SUFFIXES as ITK
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.limits import convert_read_errors
-from lesionseg.io.scan_identity import stat_values
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -465,7 +464,7 @@ def _find_or_make(
     # The name depends on the content. A changed case gets a new entry, and a training that reads
     # the old one can continue.
     wanted = source(files)
-    name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
+    name = digest_of(f"{files.case} {wanted}")
     folder = place / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
     if (cached := _find(entry, wanted)) is not None:
@@ -516,7 +515,7 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "extra": plan.prepare_extra,
     }
     text = json.dumps(decisions, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(text)[:16]
 
 
 def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...] | None:
@@ -546,14 +545,13 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], 
 
 def source_hash(files: CaseFiles) -> str:
     """Return the SHA-256 of the content of a case's files, and of its annotations in tables."""
-    digest = hashlib.sha256()
     images = list(files.images)
     if files.reference:
         images.append(files.reference)
+    digests: list[bytes] = []
     for image in images:
         for path in content_files(image):
-            with convert_read_errors(path), path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            with convert_read_errors(path):
+                digests.append(bytes.fromhex(digest_of(path)))
     facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return digest_of(*digests, json.dumps(facts, sort_keys=True, default=str))

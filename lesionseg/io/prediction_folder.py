@@ -25,7 +25,7 @@ from lesionseg.io.predictions import (
     read_source,
 )
 from lesionseg.io.remote import upload
-from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.scans import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
 _MASKS = ("_mask", "_instances", "_regions")

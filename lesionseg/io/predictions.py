@@ -53,7 +53,7 @@ from lesionseg.io.files import (
     write_json,
 )
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
-from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.scans import ScanSource
 from lesionseg.io.volumes import is_image_file, is_raster, read_geometry, strip_suffix, write_volume
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction

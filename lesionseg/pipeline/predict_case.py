@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -37,12 +36,12 @@ from lesionseg.io.dicom.results import (
     ResultOrigin,
     write_dicom_results,
 )
+from lesionseg.io.digests import digest_of
 from lesionseg.io.files import explain_missing, printable_text
-from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.scan_identity import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.scans import Scan, ScanSource
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
@@ -78,7 +77,7 @@ def make_predictor(
     )
 
 
-def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[CaseRow]:
+def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
     """Predict scans. Yield the row of each, in order, after its results are written.
 
     The row of a scan that fails states the reason, and its earlier results stay. Close the
@@ -120,7 +119,7 @@ class CaseWork:
         self.rows: dict[tuple[str, str], CaseRow] = {}
         self.sizes: dict[tuple[str, str], int] = {}
 
-    def attempt(self, step: Callable[..., Any], scan: FoundScan, made: Any = None) -> Any:
+    def attempt(self, step: Callable[..., Any], scan: Scan, made: Any = None) -> Any:
         """Run one step for the scan. `made` is the result of the previous step; `read` has none.
 
         Return its result, or the row of the scan if it is final: complete, failed or skipped.
@@ -143,7 +142,7 @@ class CaseWork:
             self.rows[scan.key] = row
         return row if isinstance(result, CaseRow) else result
 
-    def _record_failure(self, scan: FoundScan, error: Exception) -> CaseRow:
+    def _record_failure(self, scan: Scan, error: Exception) -> CaseRow:
         """Set and return the row of a failed scan.
 
         If the scan failed for the same reason in an earlier run, this is the row of that run.
@@ -175,7 +174,7 @@ class CaseWork:
                 return earlier
         return None
 
-    def fits(self, scans: Sequence[FoundScan]) -> bool:
+    def fits(self, scans: Sequence[Scan]) -> bool:
         """Return True if these scans fit into memory together."""
         for scan in scans:
             if scan.key not in self.sizes:
@@ -187,7 +186,7 @@ class CaseWork:
                     self.sizes[scan.key] = needed_bytes(geometry, self.predictor.plan)
         return sum(self.sizes[scan.key] for scan in scans) <= self.budget
 
-    def read(self, scan: FoundScan) -> PreparedScan | NnunetScan | CaseRow:
+    def read(self, scan: Scan) -> PreparedScan | NnunetScan | CaseRow:
         """Return the scan on the plan's grid, or its row if there is nothing to do.
 
         A scan has nothing to do if it is left out, if its result or failure is already recorded for
@@ -205,7 +204,7 @@ class CaseWork:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
                 self.rows[scan.key] = self._describe_faulty_scan(scan)
             raise DatasetError(scan.fault)
-        state = _state_of_files(scan.contents)
+        state = scan.state()
         source = self._source(scan, state)
         row = self.rows[scan.key].with_source(source, state)
         row = replace(row, key=self._key(scan.files, source.digest))
@@ -225,11 +224,11 @@ class CaseWork:
         if reason:
             return self._skip(scan, reason)
         prepared = self.predictor.prepare(scan.files)
-        _check_unchanged(scan, state)
+        scan.require_unchanged(state)
         trim_memory()
         return prepared
 
-    def _describe_faulty_scan(self, scan: FoundScan) -> CaseRow:
+    def _describe_faulty_scan(self, scan: Scan) -> CaseRow:
         """Return the row of a scan with a fault.
 
         It states the content, so that the scan is recognised after it was renamed.
@@ -237,11 +236,11 @@ class CaseWork:
         row = replace(self.rows[scan.key], key=_FAULT)
         with suppress(LesionsegError, OSError):  # the fault is reported instead
             if scan.files.images:
-                state = _state_of_files(scan.contents)
+                state = scan.state()
                 row = row.with_source(self._source(scan, state), state)
         return row
 
-    def _skip(self, scan: FoundScan, reason: str) -> CaseRow:
+    def _skip(self, scan: Scan, reason: str) -> CaseRow:
         """Set and return the row of a scan that is not predicted."""
         message = f"{reason[:1].upper()}{reason[1:]}."
         row = replace(self.rows[scan.key], status="skipped", message=message)
@@ -252,22 +251,16 @@ class CaseWork:
         self.rows[scan.key] = row
         return row
 
-    def _source(self, scan: FoundScan, state: str) -> ScanSource:
+    def _source(self, scan: Scan, state: str) -> ScanSource:
         """Return digest and UIDs of the scan. Reuse the digest if its files are unchanged."""
         digest = ""
         for row in self.known.get(self.rows[scan.key].case, ()):
             if row.digest and (row.path, row.state) == (scan.path, state):
                 digest = row.digest
                 break
-        facts = scan.facts
-        return ScanSource(
-            digest=digest or content_digest(scan.contents),
-            study_uid=facts.study_uid if facts else "",
-            series_uid=facts.series_uid if facts else "",
-            instance_uid=facts.instance_uid if facts else "",
-        )
+        return scan.identify(digest)
 
-    def _earlier_result(self, scan: FoundScan, row: CaseRow, source: ScanSource) -> CaseRow | None:
+    def _earlier_result(self, scan: Scan, row: CaseRow, source: ScanSource) -> CaseRow | None:
         """Return the row of existing results of the same content, bundle and settings, or None."""
         plan = self.predictor.plan
         suffix = result_suffix(scan.files.images[0], plan.dims)
@@ -277,7 +270,7 @@ class CaseWork:
             return rows[0]
         return None
 
-    def infer(self, scan: FoundScan, prepared: PreparedScan | NnunetScan) -> Inferred:
+    def infer(self, scan: Scan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
@@ -285,7 +278,7 @@ class CaseWork:
         trim_memory()  # otherwise glibc would keep the memory of the tiles
         return inferred
 
-    def write(self, scan: FoundScan, inferred: Inferred) -> CaseRow:
+    def write(self, scan: Scan, inferred: Inferred) -> CaseRow:
         """Restore the file's grid, find the candidates and write the case's files.
 
         Raises:
@@ -308,7 +301,7 @@ class CaseWork:
                 source=row.source,
                 key=row.key,
             )
-            _check_unchanged(scan, row.state)
+            scan.require_unchanged(row.state)
         amounts = dict(
             counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
         )
@@ -330,7 +323,7 @@ class CaseWork:
         self.rows[scan.key] = row
         return row
 
-    def _decide(self, scan: FoundScan, inferred: Inferred, new_files: Path) -> Prediction:
+    def _decide(self, scan: Scan, inferred: Inferred, new_files: Path) -> Prediction:
         """Return the prediction. Write its probabilities if the settings say so.
 
         `new_files` is the folder of the case's files until they are complete.
@@ -358,7 +351,7 @@ class CaseWork:
         return prediction
 
     def _assign_zones(
-        self, scan: FoundScan, inferred: Inferred, prediction: Prediction
+        self, scan: Scan, inferred: Inferred, prediction: Prediction
     ) -> tuple[list[str], Prediction]:
         """Return the names of the scan's zones, and the prediction with a zone per candidate.
 
@@ -377,7 +370,7 @@ class CaseWork:
         return names, prediction.with_zones(zone_of)
 
     def _write_dicom(
-        self, scan: FoundScan, row: CaseRow, prediction: Prediction, new_files: Path
+        self, scan: Scan, row: CaseRow, prediction: Prediction, new_files: Path
     ) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         if not self.cfg.dicom_output or not is_dicom(scan):
@@ -403,7 +396,7 @@ class CaseWork:
             logger.warning("%s: %s", scan.case, message)
             return message
         except (ReadError, GeometryError):
-            _check_unchanged(scan, row.state)
+            scan.require_unchanged(row.state)
             raise
         if is_segmented or prediction.instances is None:
             return ""
@@ -421,33 +414,19 @@ class CaseWork:
         if self.zones is not None:
             zones = dict(self.zones.names)
             if files.case in self.zones.masks:
-                zone_mask = file_digest(self.zones.masks[files.case])
+                zone_mask = digest_of(self.zones.masks[files.case])
         inference = cfg.inference.model_copy(update={"max_memory_gb": None})
         model = (self.bundle, inference, self.predictor.operating_point(), cfg.raster_mm)
         output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
-        return blake2b(text.encode(), digest_size=8).hexdigest()
+        return digest_of(text)[:16]
 
 
-def _shorten_paths(text: str, scan: FoundScan) -> str:
+def _shorten_paths(text: str, scan: Scan) -> str:
     """Return a message in which the paths of the scan begin with its own folder."""
     for image in scan.files.images:
         text = text.replace(f"{image.parent}/", "")
     return text
-
-
-def _state_of_files(contents: Sequence[Sequence[Path]]) -> str:
-    """Return a text that changes if one of a scan's files changes. See `FoundScan.contents`."""
-    return file_state(file for image in contents for file in sorted(image))
-
-
-def _check_unchanged(scan: FoundScan, state: str) -> None:
-    """Raise `ResourceError` if a scan no longer has the files from which `state` was computed."""
-    is_unchanged = False
-    with suppress(ReadError, OSError):  # a file is missing, or is being copied
-        is_unchanged = _state_of_files(scan.list_contents_again()) == state
-    if not is_unchanged:
-        raise ResourceError("The scan changed while it was read. Run the command again.")
 
 
 def _renew(earlier: CaseRow, row: CaseRow) -> CaseRow:
@@ -482,7 +461,7 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
 
 
-def is_dicom(scan: FoundScan) -> bool:
+def is_dicom(scan: Scan) -> bool:
     """Return True if the scan's files are DICOM images."""
     with suppress(OSError):  # a file that cannot be opened fails when it is read
         return bool(scan.files.images) and is_dicom_image(scan.files.images[0])

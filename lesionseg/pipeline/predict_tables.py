@@ -23,11 +23,10 @@ from lesionseg.io.files import (
     read_json,
     write_csv,
 )
-from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import CANDIDATES
 from lesionseg.io.remote import upload
-from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.scans import Scan, ScanSource
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
@@ -255,7 +254,7 @@ class PredictOutcome(Outcome):
         )
 
 
-def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
+def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
     """Make the first row of a scan, with only the facts that the input states."""
     dicom = scan.dicom
     return CaseRow(

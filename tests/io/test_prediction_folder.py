@@ -9,9 +9,10 @@ import pytest
 
 from lesionseg.errors import ConflictError, DatasetError, OutputError
 from lesionseg.io import prediction_folder
+from lesionseg.io.digests import digest_of, file_state
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.scan_identity import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.scans import ScanSource, content_digest
 
 ONE = ScanSource("aa")
 TWO = ScanSource("bb")
@@ -297,8 +298,8 @@ def test_digest_depends_on_content_and_order_of_channels(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / name for name in "abcd")
     # sha256sum of a file that contains "1"
-    assert content_digest([[a]]) == file_digest(c)
-    assert file_digest(a)[:8] == "6b86b273"
+    assert content_digest([[a]]) == digest_of(c)
+    assert digest_of(a)[:8] == "6b86b273"
     assert content_digest([[a, b]]) == content_digest([[d, c]]) != content_digest([[a]])
     assert content_digest([[a], [b]]) != content_digest([[b], [a]])
 
