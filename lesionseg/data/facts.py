@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Volume
-from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
+from lesionseg.data.cache import MAX_WORKERS, cores
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import write_text
+from lesionseg.io.contents import file_states, source_hash
+from lesionseg.io.files import digest_of, write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
 from lesionseg.plan.plausibility import ReferenceFacts
 

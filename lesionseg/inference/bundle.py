@@ -29,7 +29,7 @@ from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
-from lesionseg.io.digests import digest_of
+from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights
 from lesionseg.plan.plan import Plan

@@ -14,13 +14,13 @@ from lesionseg.io.cases import (
     check_dims,
     check_finite,
     check_grid,
-    content_files,
     nan_to_background,
     read_case,
     read_reference,
 )
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
-from lesionseg.io.digests import digest_of
+from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +49,6 @@ class ReferenceRules:
         )
 
 
-DEFAULT_RULES = ReferenceRules()
-
-
 @dataclass(frozen=True)
 class References:
     """The references of a folder.
@@ -61,19 +58,16 @@ class References:
             masks belong to none.
         cases: The cases with a reference.
         findings: The errors of cases that cannot be used.
-        are_masks: True for a folder of masks.
+        are_masks: True for a folder of masks, False for that of a dataset.
     """
 
-    dataset: Dataset | None
-    cases: list[CaseFiles]
-    findings: list[Finding]
-    are_masks: bool
+    dataset: Dataset | None = None
+    cases: list[CaseFiles] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    are_masks: bool = True
 
 
-NO_REFERENCES = References(None, [], [], are_masks=True)
-
-
-def find_references(folder: Path, rules: ReferenceRules = DEFAULT_RULES) -> References:
+def find_references(folder: Path, rules: ReferenceRules) -> References:
     """Find the references in a dataset or in a folder of masks.
 
     A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
@@ -96,7 +90,7 @@ def find_references(folder: Path, rules: ReferenceRules = DEFAULT_RULES) -> Refe
     return references
 
 
-def find_all_references(folder: Path, rules: ReferenceRules = DEFAULT_RULES) -> References:
+def find_all_references(folder: Path, rules: ReferenceRules) -> References:
     """Find the references of a folder, and those of the whole dataset to which it belongs.
 
     For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
@@ -123,7 +117,7 @@ def _find_masks(folder: Path, rules: ReferenceRules) -> References:
             dataset, grid_of_image=rules.by_image, nan_background=rules.nan_background
         )
         cases = [*dataset.cases]
-    return References(dataset, cases, findings, are_masks=True)
+    return References(dataset, cases, findings)
 
 
 def _list_labelled(root: Path, rules: ReferenceRules) -> References:

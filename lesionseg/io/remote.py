@@ -17,8 +17,7 @@ from filelock import FileLock
 
 from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import read_json, write_json
+from lesionseg.io.files import digest_of, read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
 _KEYS = (

@@ -20,13 +20,12 @@ from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io import itk
-from lesionseg.io.cases import content_files
+from lesionseg.io.contents import content_digest, content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.digests import digest_of, file_state
-from lesionseg.io.files import MAX_ID_BYTES, is_file_or_broken_link, printable_text
+from lesionseg.io.files import MAX_ID_BYTES, digest_of, is_file_or_broken_link, printable_text
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.tiff_stack import is_stack
@@ -107,25 +106,6 @@ class ScanSource:
         return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
 
-def content_digest(images: Sequence[Sequence[Path]]) -> str:
-    """Compute the SHA-256 of a scan's files as hexadecimal digits.
-
-    For a single file the result equals the output of `sha256sum`. For several files it is the
-    digest of a text with the files' digests, one per line. Channels keep their order. The files of
-    one image (the slices of a series, or a header and its voxels) are sorted by digest, so that
-    file names do not matter.
-
-    Args:
-        images: The files of each channel's image.
-    """
-    digests: list[str] = []
-    for files in images:
-        digests += sorted(map(digest_of, files))
-    if len(digests) == 1:
-        return digests[0]
-    return digest_of(*(f"{digest}\n" for digest in digests))
-
-
 @dataclass(frozen=True)
 class Scan:
     """Files that are read together, with a case id.
@@ -156,6 +136,14 @@ class Scan:
     def key(self) -> tuple[str, str]:
         """Case id and path. No two scans share both."""
         return self.case, self.path
+
+    @property
+    def stable_id(self) -> str:
+        """A text that stays the same if another series is added to the folder of a series.
+
+        It is equal for ids whose files some file system cannot distinguish.
+        """
+        return comparison_key(max(self.case, self.other_case))
 
     @property
     def fault(self) -> str:

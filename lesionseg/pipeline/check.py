@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.config import AUTO_MODEL, TrainConfig
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import write_csv
+from lesionseg.io.files import digest_of, write_csv
 from lesionseg.io.inspection import inspect_case, read_dicom_facts
 from lesionseg.io.layouts.checks import file_key
 from lesionseg.io.nifti import axis_codes

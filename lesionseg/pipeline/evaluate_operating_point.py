@@ -22,7 +22,7 @@ from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.predictions import PredictionFiles, find_predictions
-from lesionseg.io.references import DEFAULT_RULES, ReferenceRules, find_all_references
+from lesionseg.io.references import ReferenceRules, find_all_references
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
@@ -205,7 +205,7 @@ def development_tables(
     *,
     groups: str | None,
     resample: bool = False,
-    rules: ReferenceRules = DEFAULT_RULES,
+    rules: ReferenceRules,
 ) -> Tables:
     """Match and score development cases. Distances between surfaces are not computed.
 

@@ -10,8 +10,7 @@ from lesionseg.config import ReportSection
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import read_json, read_text, write_json
+from lesionseg.io.files import digest_of, read_json, read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run

@@ -11,19 +11,13 @@ from pathlib import Path
 from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
+from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.scans import (
-    FoundScans,
-    Scan,
-    ScanSource,
-    content_digest,
-    find_scans,
-    folder_before_wildcards,
-)
+from lesionseg.io.scans import FoundScans, Scan, ScanSource, find_scans, folder_before_wildcards
 from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory

@@ -36,8 +36,7 @@ from lesionseg.io.dicom.results import (
     ResultOrigin,
     write_dicom_results,
 )
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import explain_missing, printable_text
+from lesionseg.io.files import digest_of, explain_missing, printable_text
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction

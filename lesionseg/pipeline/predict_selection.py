@@ -7,8 +7,7 @@ from pathlib import Path
 
 from lesionseg.config import SeriesConfig
 from lesionseg.errors import LesionsegError
-from lesionseg.io.digests import digest_of
-from lesionseg.io.layouts.checks import comparison_key
+from lesionseg.io.files import digest_of
 from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
@@ -27,22 +26,11 @@ def is_archive(source: Path) -> bool:
 def select_shard(scans: Sequence[Scan], index: int, n_shards: int) -> list[Scan]:
     """Return the scans that one job of a job array predicts.
 
-    The shard of a scan depends only on its case id. Each job lists the input itself, and scans may
-    be added or removed between two listings. A division by position in the list would then give a
-    scan to two jobs, or to none.
+    The shard of a scan depends only on its id. Each job lists the input itself, and scans may be
+    added or removed between two listings. A division by position in the list would then give a scan
+    to two jobs, or to none.
     """
-    return [scan for scan in scans if _shard_of(scan, n_shards) == index]
-
-
-def _shard_of(scan: Scan, n_shards: int) -> int:
-    """Return the number of the shard to which a scan belongs.
-
-    A DICOM series changes between its two ids if another series joins or leaves its folder, so the
-    number is computed from both. Ids whose files some file system cannot distinguish have the same
-    number.
-    """
-    stable_id = max(scan.case, scan.other_case)
-    return int(digest_of(comparison_key(stable_id)), base=16) % n_shards
+    return [scan for scan in scans if int(digest_of(scan.stable_id), 16) % n_shards == index]
 
 
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:

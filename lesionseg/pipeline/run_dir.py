@@ -19,10 +19,9 @@ import yaml
 
 from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir, defaults
 from lesionseg.core import CaseFiles
-from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import read_json, read_yaml, write_json, write_text
+from lesionseg.io.contents import source_hash
+from lesionseg.io.files import digest_of, read_json, read_yaml, write_json, write_text
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import SETTINGS

@@ -16,8 +16,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import count
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.results import Comparison, ResultOrigin, write_dicom_results
-from lesionseg.io.digests import digest_of
-from lesionseg.io.files import write_text
+from lesionseg.io.files import digest_of, write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure

@@ -27,8 +27,8 @@ from lesionseg.io.cases import LUMA, is_same_grid, read_case
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import (
-    NO_REFERENCES,
     ReferenceRules,
+    References,
     find_references,
     open_reference,
 )
@@ -119,7 +119,7 @@ class Sources:
         self._predictions: dict[str, PredictionFiles] = {}
         if prediction is not None:
             self._predictions, _ = list_predictions(prediction)
-        self._references = NO_REFERENCES
+        self._references = References()
         if reference is not None:
             self._references = find_references(reference, rules)
         self._reference = with_labels_of_outputs(

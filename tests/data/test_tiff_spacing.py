@@ -7,8 +7,7 @@ import pytest
 import tifffile
 
 from lesionseg.core import CaseFiles
-from lesionseg.data.cache import file_states, source_hash
-from lesionseg.io.cases import content_files
+from lesionseg.io.contents import content_files, file_states, source_hash
 
 OLD = 1_600_000_000
 

@@ -20,8 +20,8 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.io.contents import content_digest
 from lesionseg.io.files import read_csv
-from lesionseg.io.scans import content_digest
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict

@@ -15,7 +15,8 @@ from pydicom.sequence import Sequence
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
-from lesionseg.io.cases import content_files, read_case, read_reference
+from lesionseg.io.cases import read_case, read_reference
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import read_header, read_series_uid
 from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns

@@ -15,7 +15,7 @@ from pydicom.sequence import Sequence
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, LesionsegError, ReadError
-from lesionseg.io.cases import content_files
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.inspection import inspect_case

@@ -24,7 +24,7 @@ from torch import nn
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
-from lesionseg.io.digests import digest_of
+from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles

@@ -17,7 +17,7 @@ from lesionseg.io.dicom.headers import (
     read_series_uid,
 )
 from lesionseg.io.dicom.series import series_headers, series_key
-from lesionseg.io.digests import digest_of
+from lesionseg.io.files import digest_of
 
 _UID_DIGITS = 8  # digits of the digest that distinguishes the series of a folder
 # names of localisers (images on which a scan is planned) that ImageType does not state

@@ -34,7 +34,7 @@ from lesionseg.io.dicom.radiograph import (
     read_radiograph,
     rescale,
 )
-from lesionseg.io.digests import digest_of
+from lesionseg.io.files import digest_of
 from lesionseg.io.limits import check_grid, convert_read_errors
 
 logger = logging.getLogger(__name__)
