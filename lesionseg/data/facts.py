@@ -18,7 +18,7 @@ from lesionseg.data.cache import MAX_WORKERS, cores
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
-from lesionseg.io.contents import file_states, source_hash
+from lesionseg.io.contents import image_state, source_hash
 from lesionseg.io.files import digest_of, write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
 from lesionseg.plan.plausibility import ReferenceFacts
@@ -116,7 +116,7 @@ class _RecordReader:
         Return None if the state of a file is unknown.
         """
         reference = (files.reference,) if files.reference else ()
-        states = file_states((*files.images, *reference))
+        states = image_state((*files.images, *reference))
         if states is None:
             return None
         content = _VERSION, vars(files), states, self.settings, self.n_voxels

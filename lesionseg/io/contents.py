@@ -74,41 +74,35 @@ def source_hash(files: CaseFiles) -> str:
 def file_state(paths: Iterable[Path]) -> str:
     """Return a text that changes if one of the files is replaced or written, without reading them.
 
-    The text is a digest of name, size, times of change and inode of each file, see `stat_values`.
+    The text is a digest of name, size, times of change and inode of each file. The change time of
+    an inode cannot be set back. Therefore a different file of the same name, size and date changes
+    the text.
     """
-    return digest_of(*(repr((path.name, *stat_values(path))) for path in paths))[:16]
-
-
-def stat_values(path: Path) -> tuple[int, int, int, int]:
-    """Return size in bytes, time of change (ns), change time of the inode (ns) and inode of a file.
-
-    The change time of an inode cannot be set back. Therefore a different file of the same name,
-    size and date has other values.
-    """
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...] | None:
-    """Return the path and the `stat_values` of all files of these images.
-
-    For a DICOM series these are the files of its folder. Return None if they are not known for
-    certain: if the voxels may be in another file than the header, or if a file is missing or has
-    just changed.
-    """
-    states: list[tuple[str, int, int, int, int]] = []
+    states = []
     for path in paths:
-        series = split_series(path)  # the folder of a DICOM series and the series in it
-        place = path if series is None else series[0]
-        if place.suffix.lower() in itk.SUFFIXES:  # the header may name another file with the voxels
+        stat = path.stat()
+        values = (path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        states.append(repr(values))
+    return digest_of(*states)[:16]
+
+
+def image_state(images: Iterable[Path]) -> str | None:
+    """Return the `file_state` of all files of images, or None if it is not known for certain.
+
+    For a DICOM series these are the files of its folder. The state is unknown if the voxels may be
+    in another file than the header, or if a file is missing or has just changed.
+    """
+    files: list[Path] = []
+    try:
+        for image in images:
+            series = split_series(image)  # the folder of a DICOM series and the series in it
+            place = image if series is None else series[0]
+            if place.suffix.lower() in itk.SUFFIXES:  # the header may name another file
+                return None
+            files += sorted(place.iterdir()) if place.is_dir() else content_files(place)
+        recent = time_ns() - _RECENT_NS
+        if any(file.stat().st_mtime_ns > recent for file in files):
             return None
-        try:
-            files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
-            for file in files:
-                states.append((str(file), *stat_values(file)))
-        except OSError:
-            return None
-    recent = time_ns() - _RECENT_NS
-    if any(changed > recent for _, _, changed, _, _ in states):
+        return file_state(dict.fromkeys(files))
+    except OSError:
         return None
-    return tuple(dict.fromkeys(states))

@@ -176,18 +176,14 @@ def with_ids_of_references(
     is a reference `film`, or the table of `predict` states that the prediction is of another file.
     """
     known = {files.case for files in cases}
-    path_of: dict[str, str] = {}  # the predicted file, by case
-    for table in folder.glob("predictions*.csv"):
-        for row in read_csv(table):
-            path_of[row.get("case", "")] = row.get("path", "")
+    rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
+    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
     renamed: dict[str, PredictionFiles] = {}
     for case, files in predictions.items():
         numbered = f"{case}{FIRST_CHANNEL}"
         is_only_numbered_known = numbered in known and case not in known
         is_free = numbered not in predictions
-        is_same_file = True
-        if case in path_of:
-            is_same_file = strip_suffix(Path(path_of[case])).endswith(FIRST_CHANNEL)
+        is_same_file = stems.get(case, numbered).endswith(FIRST_CHANNEL)
         is_renamed = is_only_numbered_known and is_free and is_same_file
         renamed[numbered if is_renamed else case] = files
     return renamed

@@ -22,7 +22,6 @@ from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceEr
 from lesionseg.io import itk
 from lesionseg.io.contents import content_digest, content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
-from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
 from lesionseg.io.files import MAX_ID_BYTES, digest_of, is_file_or_broken_link, printable_text
@@ -198,7 +197,7 @@ class Scan:
                 known = self.dicom.neighbours
                 entries = self.dicom.files[0].parent.iterdir()
                 if not known or any(map(is_dicom, {*entries} - known)):
-                    now = replace(self, dicom=describe_dicom(self.files.images[0]))
+                    now = describe_scan(self.files)
             is_unchanged = now.state() == state
         if not is_unchanged:
             raise ResourceError("The scan changed while it was read. Run the command again.")
@@ -228,21 +227,16 @@ class FoundScans:
 
     Attributes:
         source: The input.
+        root: The folder below which the paths and ids of the scans begin.
         scans: The scans.
         left_out: A note on each kind of files that are no scans. `file` of a note is the kind, such
             as `*.bvec`.
     """
 
     source: Path
+    root: Path
     scans: tuple[Scan, ...]
     left_out: tuple[Finding, ...] = ()
-
-    @property
-    def root(self) -> Path:
-        """The folder below which the paths and ids of the scans begin."""
-        if self.source.is_file() or split_series(self.source) is not None:
-            return self.source.parent
-        return folder_before_wildcards(self.source)
 
     def cases(self) -> list[CaseFiles]:
         """Return the cases that can be read. Log a warning for each other scan.
@@ -305,21 +299,25 @@ def find_scans(
             used.
     """
     notes: list[Finding] = []
+    root = source.parent
     if source.suffix.lower() == ".csv" and source.is_file():
         scans = _read_table(source, channels)
     elif split_series(source) is not None:
-        scans = [_dicom_scan(describe_dicom(source), source.parent)]
+        scans = [_dicom_scan(describe_dicom(source), root)]
+    elif source.is_file() and is_dicom_image(source):
+        scans, _ = _dicom_scans([source], root, {source})
     elif source.is_file():
-        scans = _scans_of_file(source, channels)
+        scans = [*_file_scans([source], root, channels)]
     else:
-        scans, notes = _search(source, channels, dims, results)
+        root = folder_before_wildcards(source)
+        scans, notes = _search(source, root, channels, dims, results)
     if unwanted is not None:
         for place, scan in enumerate(scans):
             reason = "" if scan.findings else unwanted(scan)
             if reason:
                 scans[place] = scan.add_finding(LEFT_OUT, reason)
     ordered = sorted(scans, key=lambda scan: scan.key)
-    return FoundScans(source, tuple(_mark_clashes(ordered)), tuple(notes))
+    return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
 
 
 def describe_scan(files: CaseFiles) -> Scan:
@@ -401,10 +399,9 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 
 
 def _search(
-    source: Path, channels: int, dims: int | None, results: Path | None
+    source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
     """Return the scans in a folder or those of a glob, and notes on the files that are no scans."""
-    root = folder_before_wildcards(source)  # ids are made of the path below this folder
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
@@ -418,7 +415,7 @@ def _search(
     dicom: dict[Path, list[Path]] = defaultdict(list)
     no_scans = walk.mask_folders
     for file in walk.files:
-        if _is_dicom_file(file):
+        if is_dicom_image(file):
             dicom[file.parent].append(file)
         elif kind := _explain_no_scan(file, dims):
             no_scans[file] = kind
@@ -553,12 +550,6 @@ def _left_out_notes(
         yield Finding(LEFT_OUT, text, severity="note", file=what)
 
 
-def _is_dicom_file(file: Path) -> bool:
-    """Return True for a DICOM file, unless its suffix is that of another image format."""
-    has_other_suffix = is_image_file(file) and not file.name.lower().endswith(DICOM)
-    return is_dicom(file) and not has_other_suffix
-
-
 # --- files that form a case ----------------------------------------------------------------------
 
 
@@ -659,13 +650,6 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
     shown = _relative_path(path, root)
     message = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
     return Scan(CaseFiles(case, (), group=case), shown).add_finding(UNREADABLE, message)
-
-
-def _scans_of_file(file: Path, channels: int) -> list[Scan]:
-    """Return the scan of an input that is a file."""
-    if _is_dicom_file(file):
-        return _dicom_scans([file], file.parent, {file})[0]
-    return [*_file_scans([file], file.parent, channels)]
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from lesionseg.config import SeriesConfig
 from lesionseg.errors import LesionsegError
-from lesionseg.io.files import digest_of
 from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
@@ -30,7 +30,13 @@ def select_shard(scans: Sequence[Scan], index: int, n_shards: int) -> list[Scan]
     added or removed between two listings. A division by position in the list would then give a scan
     to two jobs, or to none.
     """
-    return [scan for scan in scans if int(digest_of(scan.stable_id), 16) % n_shards == index]
+    return [scan for scan in scans if _shard_of(scan, n_shards) == index]
+
+
+def _shard_of(scan: Scan, n_shards: int) -> int:
+    """Return the number of the shard to which a scan belongs."""
+    encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
+    return int.from_bytes(blake2b(encoded, digest_size=8).digest()) % n_shards
 
 
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:

@@ -17,6 +17,7 @@ from lesionseg.io.files import (
     MAX_ID_BYTES,
     atomic_path,
     check_case_id,
+    digest_of,
     locked_folder,
     printable_id,
     private_files,
@@ -39,6 +40,15 @@ def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch
         temporary.write_text("whole")
         assert not target.exists()
     assert synced == [False]
+
+
+def test_digest_of_a_file_a_text_and_bytes_is_the_same(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("ab")
+    # sha256sum of a file that contains "ab"
+    assert digest_of(file) == digest_of("ab") == digest_of(b"a", "b") == digest_of("a", b"b")
+    assert digest_of(file).startswith("fb8e20fc2e4c3f248c60c39bd652f3c1")
+    assert digest_of("M\udcfc") == digest_of("M?")  # the name of a file that is not UTF-8
 
 
 def test_error_while_writing_keeps_the_old_file(tmp_path):
