@@ -39,7 +39,7 @@ from lesionseg.inference.input_check import (
 )
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io import read_case, read_dataset
-from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.scans import find_scans
 from lesionseg.plan.fingerprint import facts_of, fingerprint_of
 from lesionseg.plan.make import make_plan
 from lesionseg.plan.plan import Plan
@@ -236,7 +236,7 @@ def main() -> None:
         parser.error("name RUN and DIR, or --data DATASET")
     bundle = read_bundle(options.run)
     predictor = Predictor(bundle)
-    cases = find_images(options.scans, 1)[: options.most]
+    cases = find_scans(options.scans, 1).cases()[: options.most]
     volumes = [predictor.read(case) for case in cases]
     warned = {}
     for name, damage in DAMAGES.items():

@@ -100,9 +100,11 @@ def _check_file(setting: str, path: Path) -> None:
 def _check_scans(setting: str, path: Path) -> None:
     """Check that a path exists or that a pattern matches a file.
 
-    An empty folder passes, because `predict` reports it.
+    An empty folder passes, because `predict` reports it. `folder/series=3` is a series in a folder.
     """
-    if not path.exists():
+    from lesionseg.io.dicom.series import split_series
+
+    if not path.exists() and split_series(path) is None:
         is_pattern = bool(_PATTERN & set(str(path)))
         if not is_pattern:
             raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")

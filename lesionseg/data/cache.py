@@ -10,7 +10,6 @@ folder/<key of plan and dataset>/<2 characters>/<case>/
 The two characters distribute the cases over 256 folders, because a folder with 10⁵ entries is slow.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -18,13 +17,12 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
-from time import time_ns
 from typing import Any
 
 import numpy as np
@@ -34,13 +32,11 @@ from numpy.typing import NDArray
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
 from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
-from lesionseg.io.cases import content_files, read_case
-from lesionseg.io.dicom.series import split_series
-from lesionseg.io.itk import SUFFIXES as ITK
+from lesionseg.io.cases import read_case
+from lesionseg.io.contents import source_hash
+from lesionseg.io.files import digest_of
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
-from lesionseg.io.limits import convert_read_errors
-from lesionseg.io.scan_identity import stat_values
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -49,9 +45,6 @@ CACHE_VERSION = 9
 MAX_WORKERS = 8  # each keeps a case in memory, and a disk is not faster with more
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
-# File systems round times. A file that changed less than this ago may change again and keep its
-# time of change.
-_RECENT_NS = 2_000_000_000
 _HALF_MAX = float(np.finfo(np.float16).max)
 # The header that `_save` writes: version 1.0 of the .npy format, C order, numbers only.
 _HEADER = re.compile(
@@ -465,7 +458,7 @@ def _find_or_make(
     # The name depends on the content. A changed case gets a new entry, and a training that reads
     # the old one can continue.
     wanted = source(files)
-    name = hashlib.sha256(f"{files.case} {wanted}".encode()).hexdigest()
+    name = digest_of(f"{files.case} {wanted}")
     folder = place / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
     if (cached := _find(entry, wanted)) is not None:
@@ -516,44 +509,4 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "extra": plan.prepare_extra,
     }
     text = json.dumps(decisions, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...] | None:
-    """Return the path and the `stat_values` of all files of these images.
-
-    For a DICOM series these are the files of its folder. Return None if they are not known for
-    certain: if the voxels may be in another file than the header, or if a file is missing or has
-    just changed.
-    """
-    states: list[tuple[str, int, int, int, int]] = []
-    for path in paths:
-        series = split_series(path)  # the folder of a DICOM series and the series in it
-        place = path if series is None else series[0]
-        if place.suffix.lower() in ITK:  # the header may name another file with the voxels
-            return None
-        try:
-            files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
-            for file in files:
-                states.append((str(file), *stat_values(file)))
-        except OSError:
-            return None
-    recent = time_ns() - _RECENT_NS
-    if any(changed > recent for _, _, changed, _, _ in states):
-        return None
-    return tuple(dict.fromkeys(states))
-
-
-def source_hash(files: CaseFiles) -> str:
-    """Return the SHA-256 of the content of a case's files, and of its annotations in tables."""
-    digest = hashlib.sha256()
-    images = list(files.images)
-    if files.reference:
-        images.append(files.reference)
-    for image in images:
-        for path in content_files(image):
-            with convert_read_errors(path), path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return digest_of(text)[:16]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from threading import Condition
@@ -15,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Volume
-from lesionseg.data.cache import MAX_WORKERS, cores, file_states, source_hash
+from lesionseg.data.cache import MAX_WORKERS, cores
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
+from lesionseg.io.contents import image_state, source_hash
+from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
 from lesionseg.plan.plausibility import ReferenceFacts
@@ -116,11 +117,11 @@ class _RecordReader:
         Return None if the state of a file is unknown.
         """
         reference = (files.reference,) if files.reference else ()
-        states = file_states((*files.images, *reference))
+        states = image_state((*files.images, *reference))
         if states is None:
             return None
         content = _VERSION, vars(files), states, self.settings, self.n_voxels
-        return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+        return digest_of(json.dumps(content, sort_keys=True, default=str))
 
 
 def _needed_bytes(image: Volume) -> int:

@@ -13,7 +13,6 @@ Bundles of version 1.0 have no selection.json; their plan.json contains its keys
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
+from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights
 from lesionseg.plan.plan import Plan
@@ -231,13 +231,10 @@ def bundle_digest(folder: Path) -> str:
     if model is not None:
         return nnunet_digest(model)
     folder = resolve_bundle(folder)
-    digest = blake2b(digest_size=8)
     paths = [folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))]
     if (folder / SELECTION).is_file():
         paths.append(folder / SELECTION)
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest_of(*paths)[:16]
 
 
 def _weight_files(selection: Selection) -> list[str]:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,8 @@ from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint
 from lesionseg.core.labels import LabelValue
 from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
 from lesionseg.io.case_ids import case_id_fault
-from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.files import digest_of
+from lesionseg.io.scans import ScanSource
 from lesionseg.io.text import read_json, read_text, write_json
 
 CANDIDATES = "_candidates.json"
@@ -187,8 +187,8 @@ def _read_head(path: Path) -> dict[str, Any]:
 
 def failed_file(folder: Path, case: str) -> Path:
     """Return the file of a case's failures. An id that cannot be a file name becomes a digest."""
-    digest = blake2b(case.encode(), digest_size=8).hexdigest()
-    return folder / f"{digest if case_id_fault(case) else case}{FAILED}"
+    name = digest_of(case)[:16] if case_id_fault(case) else case
+    return folder / f"{name}{FAILED}"
 
 
 def read_failures(path: Path) -> list[CaseRow]:

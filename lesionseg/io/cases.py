@@ -9,11 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.errors import ContentError, GeometryError, ReadError
-from lesionseg.io import itk
+from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
-from lesionseg.io.dicom.series import series_headers, split_series
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import check_channels, is_colour
@@ -21,7 +19,6 @@ from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.stated_lesions import LESIONS
 from lesionseg.io.raster import states_turn
-from lesionseg.io.tiff import find_spacing_file
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.io.worker import run_in_worker
@@ -386,22 +383,3 @@ def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating
         return channel
     background = min(0.0, float(channel[~is_nan].min()))
     return np.where(is_nan, channel.dtype.type(background), channel)
-
-
-def content_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that store an image.
-
-    These are the slices of a series, a header and its voxels, a TIFF file and the file of its
-    spacing, or the file itself. A damaged header counts without its voxels.
-    """
-    if split_series(path) is not None:
-        return tuple(series_headers(path))
-    if path.is_dir():
-        return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
-    if path.suffix.lower() in itk.SUFFIXES and path.is_file():
-        try:
-            return tuple(dict.fromkeys((path, itk.voxel_file(path))))
-        except ReadError:  # reading the image reports the damage
-            return (path,)
-    spacing = find_spacing_file(path)
-    return (path,) if spacing is None else (path, spacing)

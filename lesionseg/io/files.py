@@ -4,6 +4,7 @@ A file is written under a temporary name in the same folder and then renamed. If
 killed, the old file remains.
 """
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -57,6 +58,22 @@ def _output_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot be written: {error.strerror or error}. Free space, change the "
             "permissions, or name another output."
         ) from error
+
+
+def digest_of(*parts: str | bytes | memoryview | Path) -> str:
+    """Compute the SHA-256 of the parts, one after the other, as 64 hexadecimal digits.
+
+    A text counts as UTF-8, and a path as the content of its file. The digest of one file equals
+    the output of `sha256sum`.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        else:
+            digest.update(part.encode(errors="replace") if isinstance(part, str) else part)
+    return digest.hexdigest()
 
 
 def is_broken_link(path: Path) -> bool:

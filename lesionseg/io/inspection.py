@@ -1,6 +1,5 @@
 """Finding all errors of a case. Reading a case, by contrast, stops at the first error."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,12 +10,13 @@ from lesionseg.core.finding import finding_of
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
     check_dims,
-    content_files,
     finite_values,
     read_case,
     read_reference,
 )
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
+from lesionseg.io.files import digest_of
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import convert_read_errors
@@ -116,5 +116,5 @@ def read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
                     has_text = is_secondary_capture(header)
                 burned_in = burned_in or has_text
             if patient_id and not patient:
-                patient = hashlib.sha256(patient_id.encode()).hexdigest()
+                patient = digest_of(patient_id)
     return patient, burned_in

@@ -33,7 +33,7 @@ from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
 from lesionseg.io.remote import stored_names, upload
-from lesionseg.io.scan_identity import ScanSource
+from lesionseg.io.scans import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
 _MASKS = ("_mask", "_instances", "_regions")

@@ -5,7 +5,6 @@ Endpoint, key and region come from the settings of the store: `~/.config/fsspec/
 such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from filelock import FileLock
 
 from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
+from lesionseg.io.files import digest_of
 from lesionseg.io.text import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
@@ -72,7 +72,7 @@ def download(
     if not is_url(place):
         return Path(place)
     cache = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg"))
-    base = cache.expanduser().absolute() / hashlib.sha256(place.encode()).hexdigest()[:16]
+    base = cache.expanduser().absolute() / digest_of(place)[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
     uploads = base / _UPLOADS
@@ -103,7 +103,7 @@ def download(
                 write_json(states, kept)  # so that an interrupted download is repeated
                 _fetch(system, wanted, copy)
             for name, stored in wanted.items():
-                _set_time(copy / name, stored.state or _digest(copy / name))
+                _set_time(copy / name, stored.state or digest_of(copy / name))
         except Exception as error:  # stores raise errors of their own packages
             raise ReadError(
                 f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
@@ -171,12 +171,6 @@ def _state(info: Mapping[str, Any]) -> str:
     return " ".join(map(str, [info.get("size"), *values])) if values else ""
 
 
-def _digest(path: Path) -> str:
-    """Return a digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _fetch(system: Any, files: Mapping[str, _StoredFile], copy: Path) -> None:
     """Download several files at once. The keys are the paths in the local copy."""
     for name in files:
@@ -191,7 +185,7 @@ def _set_time(path: Path, state: str) -> None:
     Copies of the same content then have the same time on every machine. Caches that compare times
     therefore stay valid.
     """
-    digits = hashlib.sha256(state.encode()).hexdigest()
+    digits = digest_of(state)
     nanoseconds = int(digits[:15], 16)  # 60 bits, because a time is a signed number of 64 bits
     os.utime(path, ns=(nanoseconds, nanoseconds))
 

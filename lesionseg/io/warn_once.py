@@ -3,13 +3,11 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging.handlers import BufferingHandler
 from threading import Lock, get_ident
 
 _logged: set[str] = set()
 _lock = Lock()
 _READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_warnings`
-_MAX_WARNINGS = 10**6
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
@@ -30,16 +28,22 @@ def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
 
 @contextmanager
 def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
-    """Yield a list that contains the warnings of the readers in this thread after the context.
+    """Yield a list to which the warnings of the readers in this thread are appended.
 
     Each text occurs once. Warnings contain the names of files. `silent` keeps them out of the log,
     for all threads.
     """
     texts: list[str] = []
     thread = get_ident()
-    collector = BufferingHandler(_MAX_WARNINGS)
-    collector.setLevel(logging.WARNING)
-    collector.addFilter(lambda _: get_ident() == thread)
+
+    def collect(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if get_ident() == thread and text not in texts:
+            texts.append(text)
+        return False  # the handler does nothing else
+
+    collector = logging.Handler(logging.WARNING)
+    collector.addFilter(collect)
     readers = logging.getLogger(_READERS)
     readers.addHandler(collector)
     propagated = readers.propagate
@@ -50,4 +54,3 @@ def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
     finally:
         readers.propagate = propagated
         readers.removeHandler(collector)
-        texts += dict.fromkeys(record.getMessage() for record in collector.buffer)

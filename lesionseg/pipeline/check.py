@@ -1,6 +1,5 @@
 """`prepare check=true`: find every problem of every case, and write a page that shows them."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from lesionseg.config import AUTO_MODEL, TrainConfig
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
+from lesionseg.io.files import digest_of
 from lesionseg.io.inspection import inspect_case, read_dicom_facts
 from lesionseg.io.layouts.checks import file_key
 from lesionseg.io.nifti import axis_codes
@@ -426,6 +426,4 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
 
 def _digest(array: NDArray[np.generic]) -> str:
     """Return a hash of shape, type and values. It does not depend on the file format."""
-    digest = hashlib.sha256(repr((array.shape, str(array.dtype))).encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    return digest_of(repr((array.shape, str(array.dtype))), np.ascontiguousarray(array).data)

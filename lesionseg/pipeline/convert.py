@@ -12,9 +12,9 @@ from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import PLAN
+from lesionseg.io.references import ReferenceRules
 from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.evaluate_operating_point import development_predictions, development_tables
-from lesionseg.pipeline.references import ReferenceRules
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.version import __version__
 

@@ -50,6 +50,7 @@ from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, list_predictions
+from lesionseg.io.references import find_references, with_ids_of_references
 from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import find_zones
@@ -57,17 +58,13 @@ from lesionseg.pipeline.evaluate_operating_point import (
     apply_selection,
     choose_point,
     decide_on_development,
+    reference_rules,
     stated_aim,
 )
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.references import (
-    ReferenceRules,
-    open_references,
-    with_ids_of_references,
-)
 from lesionseg.reporting.identity import read_run
 from lesionseg.version import __version__
 
@@ -336,19 +333,19 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     Raises:
         DatasetError: if no case can be scored.
     """
-    of_references: list[Finding] = []
     folder = Path(cfg.prediction)
-    dataset, labelled = open_references(Path(cfg.reference), of_references, ReferenceRules.of(cfg))
+    references = find_references(Path(cfg.reference), reference_rules(cfg))
+    labelled = references.cases
     found, of_predictions = list_predictions(folder)
     found = with_ids_of_references(found, labelled, folder)
     for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
         _log.warning(remark.message)
-    dataset = with_labels_of_outputs(dataset, labelled, found, merge_labels=cfg.merge_labels)
+    dataset = with_labels_of_outputs(references, found, merge_labels=cfg.merge_labels)
     of_role = cases_of_role(labelled, found, cfg.evaluated_on)
     # cases whose files could not be listed are left out of both sides
     concerned = {*(files.case for files in of_role), *found}
-    with_reference = concerned | _cases_to_score(dataset, of_role, of_references)
-    faults = _faults_of_cases(of_references, with_reference)
+    with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
+    faults = _faults_of_cases(references.findings, with_reference)
     unusable = frozenset(problem.case for problem in faults)
     faults += _faults_of_cases(of_predictions, concerned - unusable)
     unusable = frozenset(problem.case for problem in faults)

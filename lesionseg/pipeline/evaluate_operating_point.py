@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
+from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
 from lesionseg.evaluation import MatchedCase, Preset, Tables, choose
@@ -22,8 +22,8 @@ from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.predictions import PredictionFiles, find_predictions
+from lesionseg.io.references import ReferenceRules, find_all_references
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
-from lesionseg.pipeline.references import DEFAULT_RULES, ReferenceRules, all_references
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def decide_on_development(
         preset,
         group=cfg.group,
         resample=cfg.resample,
-        rules=ReferenceRules.of(cfg),
+        rules=reference_rules(cfg),
     )
     chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
     cases = set(tables.cases["case"])
@@ -193,6 +193,16 @@ def _validated_folds(folder: Path) -> dict[int, Path]:
     return folds
 
 
+def reference_rules(cfg: EvaluateConfig) -> ReferenceRules:
+    """Return the rules by which `evaluate` reads references."""
+    return ReferenceRules(
+        by_image=cfg.geometry == "image",
+        min_readers=cfg.min_readers,
+        merge_labels=cfg.merge_labels,
+        annotations=cfg.annotations,
+    )
+
+
 def development_tables(
     predictions: DevelopmentPredictions,
     reference: Path,
@@ -200,7 +210,7 @@ def development_tables(
     *,
     group: str | None,
     resample: bool = False,
-    rules: ReferenceRules = DEFAULT_RULES,
+    rules: ReferenceRules,
 ) -> Tables:
     """Match and score development cases. Distances between surfaces are not computed.
 
@@ -209,15 +219,12 @@ def development_tables(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    faults: list[Finding] = []
-    dataset, labelled = all_references(reference, faults, rules)
-    dataset = with_labels_of_outputs(
-        dataset, labelled, predictions.files, merge_labels=rules.merge_labels
-    )
+    references = find_all_references(reference, rules)
+    dataset = with_labels_of_outputs(references, predictions.files, merge_labels=rules.merge_labels)
     # faults of cases that are not predicted do not matter
-    faults = [fault for fault in faults if fault.case in predictions.files]
+    faults = [fault for fault in references.findings if fault.case in predictions.files]
     # without the roles of the dataset, all cases get the role in `options`
-    cases = [replace(c, role=None) for c in labelled if c.case in predictions.files]
+    cases = [replace(c, role=None) for c in references.cases if c.case in predictions.files]
     if not cases and not faults:
         raise DatasetError(
             f"{reference}: no mask has the name of a development prediction, such as "

@@ -1,6 +1,5 @@
 """The record of a finished training, so that the same command does not repeat it."""
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from lesionseg.config import ReportSection
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
+from lesionseg.io.files import digest_of
 from lesionseg.io.text import read_json, read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import command_line
@@ -124,4 +124,4 @@ def _report_digest(report: ReportSection) -> str:
 def _digest(content: Any) -> str:
     """Return a short hash of plain data."""
     text = json.dumps(content, sort_keys=True, default=dict)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest_of(text)[:16]

@@ -30,7 +30,6 @@ from lesionseg.errors import (
     GeometryError,
     LesionsegError,
     ReadError,
-    ResourceError,
     count,
     join_names,
 )
@@ -58,10 +57,8 @@ from lesionseg.io.cases import read_mask
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.results import REPORT, require_highdicom
-from lesionseg.io.dicom.scans import describe_dicom
 from lesionseg.io.files import atomic_path, hold_lock
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
     PredictionFiles,
@@ -70,7 +67,7 @@ from lesionseg.io.predictions import (
     read_prediction,
 )
 from lesionseg.io.run_folder import require_no_run
-from lesionseg.io.scan_identity import file_state
+from lesionseg.io.scans import Scan, describe_scan, find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
@@ -478,12 +475,12 @@ class _Report:
 
     Attributes:
         path: the file of the report.
-        image: the scan of the later visit, to whose patient the report belongs.
+        scan: the scan of the later visit, to whose patient the report belongs.
         state: the state of the scan's files when the report was planned.
     """
 
     path: Path
-    image: Path
+    scan: Scan
     state: str
 
 
@@ -495,9 +492,12 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
         ConflictError: if `folder` has predictions of the case, or a report of another study.
     """
     image = later.image
-    if image is None or not is_dicom_image(image):
+    if image is None:
         return None
-    facts = describe_dicom(image)
+    scan = describe_scan(CaseFiles(later.case, (image,)))
+    facts = scan.dicom
+    if facts is None:
+        return None
     candidates = later.prediction.candidates
     predicted_uid = "" if candidates is None else read_row(candidates).series_uid
     if predicted_uid not in ("", facts.series_uid):
@@ -518,10 +518,10 @@ def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
         )
     path.unlink(missing_ok=True)  # of an earlier run; the pair may fail now
     try:
-        state = file_state(facts.files)
+        state = scan.state()
     except OSError as error:
         raise ReadError(f"{image}: {error.strerror or error}. Run the command again.") from error
-    return _Report(path, image, state)
+    return _Report(path, scan, state)
 
 
 def _write_report(
@@ -538,26 +538,15 @@ def _write_report(
         ResourceError: if the scan has got, lost or changed a file since the report was planned.
         LesionsegError: if the report cannot be written.
     """
-    image = report.image
+    image = report.scan.files.images[0]
     try:
         with atomic_path(report.path) as temporary:
             write_change_report(temporary, image, visits.after, changes, point)
-            if _has_changed(report):
-                raise ResourceError(
-                    f"{image}: the scan changed while it was read. Run the command again."
-                )
+            report.scan.require_unchanged(report.state)
     except (ContentError, GeometryError) as error:
         _log.warning("%s has no DICOM report: %s", visits.after.case, error)
         return f"No DICOM report: {error}"
     return ""
-
-
-def _has_changed(report: _Report) -> bool:
-    """Return True if the scan of a report has got, lost or changed a file since it was planned."""
-    try:
-        return file_state(describe_dicom(report.image).files) != report.state
-    except (ReadError, OSError):
-        return True
 
 
 def _stable_cases(cfg: FollowConfig) -> set[str]:
@@ -658,7 +647,7 @@ def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]
     """
     if folder is None:
         return {}
-    scans = {files.case: files.images[0] for files in find_images(Path(folder), 1)}
+    scans = {files.case: files.images[0] for files in find_scans(Path(folder), 1).cases()}
     without = [case for case in cases if case not in scans]
     if without:
         _log.warning(

@@ -13,7 +13,6 @@ from lesionseg.core import (
     Finding,
     Geometry,
     Prediction,
-    Reference,
 )
 from lesionseg.core.finding import finding_of
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
@@ -26,13 +25,9 @@ from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.case_file import read_shape
-from lesionseg.io.cases import (
-    read_mask,
-    read_reference,
-)
-from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
 from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.references import open_reference
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.log import Advance, bar
@@ -130,26 +125,6 @@ def _match_one(
         labels=labels,
         zones=zones,
     )
-
-
-def open_reference(files: CaseFiles, dataset: Dataset | None) -> Reference:
-    """Read the reference of a case on the grid of its image. Only the header of the image is read.
-
-    If the case has no image, the reference keeps the grid of its mask.
-    """
-    if dataset is not None:
-        grid = None
-        if not files.images and files.reference is not None:
-            grid = read_geometry(files.reference, raster_mm=files.pixel_mm)
-        reference = read_reference(files, dataset, grid)
-    else:
-        reference = None
-        if files.reference is not None:
-            reference = read_mask(files.reference, raster_mm=files.pixel_mm)
-            require_exact_values(files.reference, np.asarray(reference.labels))
-    if reference is None:
-        raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")
-    return reference
 
 
 def read_on_grid(

@@ -5,34 +5,33 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.case_file import CaseRow
+from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
-from lesionseg.io.layouts.input_images import (
-    FoundScan,
-    FoundScans,
-    explain_nothing_found,
-    find_root,
-    find_scans,
-    folder_before_wildcards,
-    mark_clashes,
-)
 from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.scan_identity import ScanSource, content_digest
+from lesionseg.io.scans import (
+    FoundScans,
+    Scan,
+    ScanSource,
+    find_scans,
+    folder_before_wildcards,
+)
 from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import CaseWork, is_dicom, make_predictor, predict_cases
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
-from lesionseg.pipeline.predict_selection import is_archive, mark_unwanted_scans, select_shard
+from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
@@ -95,6 +94,8 @@ def _predict(
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
     source = download(cfg.input)
+    if cfg.engine == "ray":  # its processes run in another folder
+        source = source.absolute()
     found = find_cases(source, folder, predictor.plan, cfg.series)
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(map(is_dicom, scans)):
@@ -125,7 +126,7 @@ def _predict(
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
             if cfg.num_shards == 1:
-                _forget_remedied(results, found.scans, rows, find_root(source))
+                _forget_remedied(results, found.scans, rows, found.root)
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
 
@@ -184,7 +185,7 @@ def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
 
 
 def _describe_for_nnunet(
-    cfg: PredictConfig, folder: Path, scans: Sequence[FoundScan], plan: Plan
+    cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan
 ) -> None:
     """Write the two files that nnU-Net expects next to its probabilities, if these are saved."""
     first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
@@ -196,7 +197,7 @@ def _describe_for_nnunet(
 
 def _run_engine(
     work: CaseWork,
-    scans: Sequence[FoundScan],
+    scans: Sequence[Scan],
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
     """Predict the scans in this process or on a Ray cluster, as the settings state."""
@@ -227,7 +228,7 @@ def _record(
 
 
 def _forget_remedied(
-    results: PredictionFolder, scans: Sequence[FoundScan], rows: Sequence[CaseRow], root: Path
+    results: PredictionFolder, scans: Sequence[Scan], rows: Sequence[CaseRow], root: Path
 ) -> None:
     """Forget earlier failures of scans that have been remedied.
 
@@ -258,7 +259,7 @@ def _forget_remedied(
     results.forget_failures(is_remedied)
 
 
-def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
+def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
     """Return the scan with the case id under which the folder has results of its DICOM series.
 
     The id of a series depends on its folder: it is the folder's name if the folder contains one
@@ -275,7 +276,7 @@ def _keep_earlier_id(scan: FoundScan, results: PredictionFolder) -> FoundScan:
     return scan
 
 
-def _is_of_series(source: ScanSource, scan: FoundScan, series_uid: str) -> bool:
+def _is_of_series(source: ScanSource, scan: Scan, series_uid: str) -> bool:
     """Return True if a result was computed from this DICOM series."""
     if series_uid:
         return source.series_uid == series_uid
@@ -293,12 +294,17 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
     Raises:
         DatasetError: if no scan is found.
     """
-    results = output.resolve()
-    found = find_scans(source, len(plan.channel_names), dims=plan.dims, results=results)
+    archive = is_archive(source)
+    found = find_scans(
+        source,
+        len(plan.channel_names),
+        dims=plan.dims,
+        results=output.resolve(),
+        unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=archive),
+    )
     if not found.scans:
-        raise DatasetError(explain_nothing_found(source, found))
-    found = mark_unwanted_scans(found, series, plan, archive=is_archive(source))
-    return replace(found, scans=tuple(mark_clashes(found.scans)))
+        raise DatasetError(found.explain_nothing_found())
+    return found
 
 
 def _check_places(place: str, output: Path) -> None:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,18 +31,14 @@ from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
 from lesionseg.io.case_file import CONFLICT, CaseRow
+from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.result_origin import ResultOrigin
-from lesionseg.io.dicom.results import (
-    REPORT,
-    SEGMENTATION,
-    write_dicom_results,
-)
-from lesionseg.io.files import explain_missing
-from lesionseg.io.layouts.input_images import FoundScan
+from lesionseg.io.dicom.results import REPORT, SEGMENTATION, write_dicom_results
+from lesionseg.io.files import digest_of, explain_missing
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.scan_identity import content_digest, file_digest, file_state
+from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
@@ -75,7 +70,7 @@ def make_predictor(
     )
 
 
-def predict_cases(work: "CaseWork", scans: Sequence[FoundScan]) -> Generator[CaseRow]:
+def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
     """Predict scans. Yield the row of each, in order, after its results are written.
 
     The row of a scan that fails states the reason, and its earlier results stay. Close the
@@ -99,7 +94,7 @@ class StartedScan:
         n_bytes: the memory that it needs; None if this is not yet computed.
     """
 
-    scan: FoundScan
+    scan: Scan
     row: CaseRow
     n_bytes: int | None = None
 
@@ -235,8 +230,9 @@ class CaseWork:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
                 item.state(key=_FAULT)
                 # with its content, the scan is recognised after it was renamed
-                with suppress(LesionsegError, OSError, IndexError):  # the fault is reported instead
-                    self._state_content(item)
+                with suppress(LesionsegError, OSError):  # the fault is reported instead
+                    if scan.files.images:
+                        self._state_content(item)
             raise DatasetError(scan.fault)
         self._state_content(item)
         item.state(key=self._key(scan.files, item.row.digest))
@@ -255,7 +251,7 @@ class CaseWork:
             _skip(item, reason)
             return None
         prepared = self.predictor.prepare(scan.files)
-        _check_unchanged(item)
+        item.scan.require_unchanged(item.row.state)
         trim_memory()
         return prepared
 
@@ -265,9 +261,9 @@ class CaseWork:
         If an earlier run has read the files in this state, they are not read again.
         """
         scan = item.scan
-        state = _state_of_files(scan.contents)
+        state = scan.state()
         digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
-        item.state(**dicom_uids(scan.facts), digest=digest, state=state)
+        item.state(**dicom_uids(scan.dicom), digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
@@ -299,7 +295,7 @@ class CaseWork:
                 names=self.cfg.names,
                 row=row,
             )
-            _check_unchanged(item)
+            item.scan.require_unchanged(item.row.state)
         item.row = replace(row, finished=self.results.finished(item.case))
         return item
 
@@ -392,7 +388,7 @@ class CaseWork:
             logger.warning("%s: %s", scan.case, message)
             return message
         except (ReadError, GeometryError):
-            _check_unchanged(item)
+            item.scan.require_unchanged(item.row.state)
             raise
         if is_segmented or prediction.instances is None:
             return ""
@@ -410,33 +406,19 @@ class CaseWork:
         if self.zones is not None:
             zones = dict(self.zones.names)
             if files.case in self.zones.masks:
-                zone_mask = file_digest(self.zones.masks[files.case])
+                zone_mask = digest_of(self.zones.masks[files.case])
         inference = cfg.inference.model_copy(update={"max_memory_gb": None})
         model = (self.bundle, inference, self.predictor.operating_point(), cfg.pixel_mm)
         output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
-        return blake2b(text.encode(), digest_size=8).hexdigest()
+        return digest_of(text)[:16]
 
 
-def _shorten_paths(text: str, scan: FoundScan) -> str:
+def _shorten_paths(text: str, scan: Scan) -> str:
     """Return a message in which the paths of the scan begin with its own folder."""
     for image in scan.files.images:
         text = text.replace(f"{image.parent}/", "")
     return text
-
-
-def _state_of_files(contents: Sequence[Sequence[Path]]) -> str:
-    """Return a text that changes if one of a scan's files changes. See `FoundScan.contents`."""
-    return file_state(file for image in contents for file in sorted(image))
-
-
-def _check_unchanged(item: StartedScan) -> None:
-    """Raise `ResourceError` if a scan no longer has the files that its row describes."""
-    is_unchanged = False
-    with suppress(ReadError, OSError):  # a file is missing, or is being copied
-        is_unchanged = _state_of_files(item.scan.list_contents_again()) == item.row.state
-    if not is_unchanged:
-        raise ResourceError("The scan changed while it was read. Run the command again.")
 
 
 def _skip(item: StartedScan, reason: str) -> None:
@@ -470,7 +452,7 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
 
 
-def is_dicom(scan: FoundScan) -> bool:
+def is_dicom(scan: Scan) -> bool:
     """Return True if the scan's files are DICOM images."""
     with suppress(OSError):  # a file that cannot be opened fails when it is read
         return bool(scan.files.images) and is_dicom_image(scan.files.images[0])

@@ -17,8 +17,8 @@ from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.case_file import CaseRow
-from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.pipeline.predict_tables import Digests, begun_row
@@ -31,7 +31,7 @@ _CASES_PER_CALL = 4  # at most
 def predict_on_ray(
     cfg: PredictConfig,
     output: Path,
-    scans: Sequence[FoundScan],
+    scans: Sequence[Scan],
     digests: Digests,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Generator[CaseRow]:
@@ -62,7 +62,7 @@ def predict_on_ray(
         digests_ref = ray.put(digests)
         architectures_ref = ray.put(architectures)
         actors = _start_actors(cfg, output, len(scans), digests_ref, architectures_ref)
-        yield from _distribute(actors, [scan.to_absolute() for scan in scans])
+        yield from _distribute(actors, scans)
     finally:
         if is_own_cluster:
             ray.shutdown()
@@ -121,7 +121,7 @@ def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
     return cfg.model_copy(update=changes)
 
 
-def _distribute(actors: Sequence[Any], scans: Sequence[FoundScan]) -> Iterator[CaseRow]:
+def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
     """Send the scans in groups to idle actors. Yield rows as soon as they are finished.
 
     If a group kills its actor, each of its scans is sent again on its own.
@@ -131,7 +131,7 @@ def _distribute(actors: Sequence[Any], scans: Sequence[FoundScan]) -> Iterator[C
     group_size = max(1, min(_CASES_PER_CALL, len(scans) // max(len(actors), 1)))
     waiting = [scans[i : i + group_size] for i in range(0, len(scans), group_size)]
     idle = list(actors)
-    running: dict[Any, tuple[Any, Sequence[FoundScan]]] = {}
+    running: dict[Any, tuple[Any, Sequence[Scan]]] = {}
     while waiting or running:
         while idle and waiting:
             actor = idle.pop()
@@ -170,7 +170,7 @@ class _Actor:
         self._results = PredictionFolder(output, cfg.output, cfg.names)
         self._digests = digests
 
-    def predict(self, scans: Sequence[FoundScan]) -> list[CaseRow]:
+    def predict(self, scans: Sequence[Scan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
         work = CaseWork(self._cfg, self._predictor, self._results, self._digests, self._bundle)
         return list(predict_cases(work, scans))

@@ -13,11 +13,11 @@ from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
 from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
 from lesionseg.io.case_ids import printable_id
-from lesionseg.io.dicom.scans import DicomScan
+from lesionseg.io.dicom.grouping import DicomScan
 from lesionseg.io.files import TEMPORARY_NAMES
-from lesionseg.io.layouts.input_images import FoundScan
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
+from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text, read_csv, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -113,7 +113,7 @@ class PredictOutcome(Outcome):
         )
 
 
-def begun_row(scan: FoundScan, bundle: str = "") -> CaseRow:
+def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
     """Make the first row of a scan, with only the facts that the input states."""
     return CaseRow(
         case=printable_id(scan.case),

@@ -7,10 +7,11 @@ from typing import Any
 
 from lesionseg.config import PrepareConfig
 from lesionseg.core import Geometry
-from lesionseg.data.cache import CachedCase, cores, fill_cache, source_hash
+from lesionseg.data.cache import CachedCase, cores, fill_cache
 from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.io.contents import source_hash
 from lesionseg.io.files import hold_lock
 from lesionseg.io.text import write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset

@@ -4,7 +4,6 @@ A run directory belongs to one configuration and its cases, and only these resum
 contains no path and no name of a case.
 """
 
-import hashlib
 import logging
 import platform
 import re
@@ -20,8 +19,9 @@ import yaml
 
 from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir, defaults
 from lesionseg.core import CaseFiles
-from lesionseg.data.cache import source_hash
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
+from lesionseg.io.contents import source_hash
+from lesionseg.io.files import digest_of
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
 from lesionseg.io.text import read_json, read_yaml, write_json, write_text
@@ -375,7 +375,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
         "date": time.strftime("%Y-%m-%d"),
         "dataset": dataset.name,
         "convention": dataset.convention,
-        "data_sha256": hashlib.sha256(sources.encode()).hexdigest(),
+        "data_sha256": digest_of(sources),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
         **rules,
     }

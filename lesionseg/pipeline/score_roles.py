@@ -42,12 +42,12 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import PredictionFiles, find_predictions, write_prediction
+from lesionseg.io.references import open_reference
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar
 from lesionseg.pipeline.match_files import (
     MatchOptions,
     match_cases,
-    open_reference,
     read_on_grid,
 )
 from lesionseg.pipeline.select import OUT_OF_FOLD, select

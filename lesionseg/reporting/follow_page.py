@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
+from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
@@ -173,7 +173,7 @@ def write_change_report(
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     remark = say("change_report", gone=gone, thin=thin)
     # other changes give other UIDs, so that an archive keeps both reports
-    digest = blake2b(repr(changes).encode(), digest_size=8).hexdigest()
+    digest = digest_of(repr(changes))[:16]
     write_dicom_results(
         image,
         replace(prediction, candidates=candidates, operating_point=None),

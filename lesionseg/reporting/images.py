@@ -23,12 +23,17 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
-from lesionseg.io.cases import LUMA, read_case, read_mask, read_reference
+from lesionseg.io.cases import LUMA, read_case
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts import list_dataset, read_dataset_of
 from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
-from lesionseg.io.layouts.input_images import find_images
-from lesionseg.io.predictions import PredictionFiles, list_masks, list_predictions
+from lesionseg.io.predictions import PredictionFiles, list_predictions
+from lesionseg.io.references import (
+    ReferenceRules,
+    References,
+    find_references,
+    open_reference,
+)
+from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import is_raster, read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
@@ -97,33 +102,34 @@ class Sources:
                 raise ReadError(
                     f"{folder}: this folder does not exist. The pictures of the report need it."
                 )
-        self._images = images if isinstance(images, Dataset) else _find_dataset(images, made)
+        rules = ReferenceRules(
+            by_image=True,
+            min_readers=made.min_readers,
+            merge_labels=made.merges_labels,
+            nan_background=True,
+            annotations=made.annotations,
+        )
+        self._merges_labels = made.merges_labels
+        self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
         if self._images is not None:
             cases = self._images.cases
         elif isinstance(images, Path):
-            cases = find_images(images, channels=1)
+            cases = find_scans(images, channels=1).cases()
         self._files = _by_case(cases)
-        self._reference = None if reference is None else _find_dataset(reference, made)
         # `evaluate` has listed the files that cannot be used; the report omits them
-        self._masks: dict[str, Path] = {}
-        if reference is not None and self._reference is None:  # a folder of masks
-            self._masks, _ = list_masks(reference)
         self._predictions: dict[str, PredictionFiles] = {}
         if prediction is not None:
             self._predictions, _ = list_predictions(prediction)
-        self._merges_labels = made.merges_labels
-        if self._reference is None:
-            of_masks = read_dataset_of(self._masks, merge_labels=made.merges_labels)
-            of_masks = with_labels_of_outputs(
-                of_masks,
-                [CaseFiles(case, (), reference=mask) for case, mask in self._masks.items()],
-                self._predictions,
-                merge_labels=made.merges_labels,
-            )
-            if of_masks is not None:
-                of_masks = replace(of_masks, nan_background=True, grid_of_image=True)
-                self._reference = _in_colour(of_masks)
+        self._references = References()
+        if reference is not None:
+            self._references = find_references(reference, rules)
+        self._reference = with_labels_of_outputs(
+            self._references, self._predictions, merge_labels=made.merges_labels
+        )
+        if self._reference is not None:
+            self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
+        self._reference_files = _by_case(self._references.cases)
 
     def load(
         self, case: str, accepted: frozenset[int] = frozenset(), below: frozenset[int] = frozenset()
@@ -154,15 +160,15 @@ class Sources:
             image = np.tensordot(LUMA, channels, axes=1)
         mask = _reference_mask(reference, geometry)
         scene = Scene(image, geometry, mask, colours=colours)
-        predicted = self._find_prediction(case)
-        if predicted is None:
+        names = [name for name in self._names_of(case) if name in self._predictions]
+        if not names:
             return scene
         datasets = (self._images, self._reference)
         has_regions = any(data is not None and data.labels.regions for data in datasets)
         is_binary = has_regions or self._merges_labels
         try:
             prediction = open_prediction(
-                predicted, geometry=geometry, binary=is_binary, by_image=True
+                self._predictions[names[0]], geometry=geometry, binary=is_binary, by_image=True
             )
         except GeometryError as error:  # happens after `evaluate resample=true`
             _log.warning("The report shows %s without its prediction: %s", case, error)
@@ -176,16 +182,14 @@ class Sources:
 
     def _find_files(self, case: str) -> CaseFiles:
         """Return the files of a case. Raise `ReadError` if there are none."""
-        files = self._files.get(case)
-        if files is None and self._images is None:  # a numbered film in a folder of films
-            files = self._files.get(case.removesuffix(FIRST_CHANNEL))
-        if files is None:
+        names = [name for name in self._names_of(case) if name in self._files]
+        if not names:
             raise ReadError(
                 f"The image of the case {case!r} is missing. The images have the ids "
                 f"{join_names(sorted(self._files), 3)}. Give the folder that was predicted: the id "
                 "of an image is its path below this folder, such as p1_scan for p1/scan.nii.gz."
             )
-        return files
+        return self._files[names[0]]
 
     def _read_reference(self, found: Case) -> Reference | None:
         """Read the reference of a case from the folder `reference`, or return that of the images.
@@ -193,30 +197,20 @@ class Sources:
         A dataset in the folder replaces the references of all cases, a folder of masks only those
         of the cases that have a mask in it.
         """
-        if self._reference is not None:
-            files = _by_case(self._reference.cases).get(found.case)
-            if files is None:
-                return found.reference if self._masks else None
-            if not files.images:  # a folder of masks may contain masks without an image
-                return read_reference(files, self._reference, found.image.geometry)
-            return read_case(files, self._reference).reference
-        if found.case in self._masks:
-            spacing_mm = found.image.geometry.spacing_mm[0]
-            return read_mask(self._masks[found.case], raster_mm=spacing_mm)
-        return found.reference
+        files = self._reference_files.get(found.case)
+        if files is None:
+            return found.reference if self._references.are_masks else None
+        return open_reference(files, self._reference, found.image.geometry)
 
-    def _find_prediction(self, case: str) -> PredictionFiles | None:
-        """Return the prediction of a case, or None.
+    def _names_of(self, case: str) -> list[str]:
+        """Return the names that the image and the prediction of a case may have.
 
-        The prediction of the film `p1_0000` may also be named `p1`, unless the dataset has another
-        case of this name.
+        Those of the film `p1_0000` may also be named `p1`, unless the dataset has another case of
+        this name.
         """
-        predicted = self._predictions.get(case)
-        if predicted is not None:
-            return predicted
         short_name = case.removesuffix(FIRST_CHANNEL)
         is_other_case = self._images is not None and short_name in self._files
-        return None if is_other_case else self._predictions.get(short_name)
+        return [case] if is_other_case else [case, short_name]
 
 
 def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
@@ -224,22 +218,13 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
     return {files.case: files for files in cases}
 
 
-def _find_dataset(folder: Path, made: Provenance) -> Dataset | None:
+def _find_dataset(folder: Path, rules: ReferenceRules) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
-        dataset = list_dataset(
-            folder,
-            merge_labels=made.merges_labels,
-            may_lack=True,
-            nan_background=True,
-            grid_of_image=True,
-            min_readers=made.min_readers,
-            annotations=made.annotations,
-        )
+        return _in_colour(rules.list_dataset(folder))
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
-    return _in_colour(dataset)
 
 
 def _in_colour(dataset: Dataset) -> Dataset:

@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.data.cache import (
-    LesionIndex,
-    cache_key,
-    fill_cache,
-    read_cached_case,
-    source_hash,
-)
+from lesionseg.data.cache import LesionIndex, cache_key, fill_cache, read_cached_case
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.cases import read_case
+from lesionseg.io.contents import source_hash
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.plan.plan import Normalisation
 

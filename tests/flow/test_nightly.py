@@ -20,7 +20,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.scan_identity import content_digest
+from lesionseg.io.contents import content_digest
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE

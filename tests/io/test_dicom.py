@@ -12,12 +12,13 @@ from pydicom.sequence import Sequence
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
-from lesionseg.io.cases import content_files, read_case, read_reference
+from lesionseg.io.cases import read_case, read_reference
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import read_header, read_series_uid
 from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from tests.io import dicom_files as dicom
 from tests.io.dicom_files import LPS, VOXELS, make_mask, slice_elements, to_lps, write_dicom_file
@@ -195,7 +196,7 @@ def test_error_names_a_truncated_last_slice(series, suffix):
         file.write_bytes(whole[:n])
         with pytest.raises(LesionsegError, match=r"\bb(\.dcm)?\b"):
             read_volume(folder)
-        assert [c.images for c in find_images(folder, 1)] == [
+        assert [c.images for c in find_scans(folder, 1).cases()] == [
             (folder,)
         ]  # the error follows when it is read
 
@@ -233,11 +234,11 @@ def test_localisers_are_left_out(series, tmp_path):
             ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
             SeriesInstanceUID="1.2.3.77",
         )
-    (found,) = find_images(folder, 1)
+    (found,) = find_scans(folder, 1).cases()
     assert found.case == "scan"
     assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
     with pytest.raises(DatasetError):
-        find_images(other, 1)
+        find_scans(other, 1).cases()
 
 
 def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
@@ -246,7 +247,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
         file.rename(file.with_name(f"first_{file.name}"))
     other = {"SeriesInstanceUID": "1.2.3.5", "SeriesNumber": 7, "RescaleSlope": 1}
     series(dict.fromkeys(range(5), other))
-    found = {c.case: c.images[0] for c in find_images(folder, 1)}
+    found = {c.case: c.images[0] for c in find_scans(folder, 1).cases()}
     first, second = sorted(found)
     assert re.fullmatch("scan_4_[0-9a-f]{8}", first)
     assert re.fullmatch("scan_7_[0-9a-f]{8}", second)
@@ -262,13 +263,13 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
 def test_series_without_uid_are_separated_by_patient_and_number(series):
     unknown = {"SeriesInstanceUID": None, "PatientID": "A", "SeriesNumber": 4}
     folder = series(dict.fromkeys(range(5), unknown))
-    (single,) = find_images(folder, 1)
+    (single,) = find_scans(folder, 1).cases()
     assert (single.case, single.images[0]) == ("scan", folder)
     for n, change in enumerate(({"SeriesNumber": 5}, {"PatientID": "B"})):
         for file in list(folder.glob("?.dcm")):
             file.rename(file.with_name(f"{n}_{file.name}"))
         series({z: {**unknown, **change, "RescaleSlope": 1} for z in range(5)})
-    found = {c.case: c.images[0] for c in find_images(folder, 1)}
+    found = {c.case: c.images[0] for c in find_scans(folder, 1).cases()}
     assert len(found) == 3
     assert [case[:7] for case in sorted(found)] == ["scan_4_", "scan_4_", "scan_5_"]
     for image in found.values():
@@ -488,7 +489,7 @@ def test_folder_of_several_radiographs_is_an_error(tmp_path):
     write_xray(tmp_path / "a.dcm")
     assert read_volume(tmp_path).geometry.dims == 2
     write_xray(tmp_path / "b.dcm")
-    assert {c.case for c in find_images(tmp_path, 1)} == {"a", "b"}
+    assert {c.case for c in find_scans(tmp_path, 1).cases()} == {"a", "b"}
     with pytest.raises(ReadError, match="several images"):
         read_volume(tmp_path)
 

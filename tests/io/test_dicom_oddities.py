@@ -15,11 +15,11 @@ from pydicom.sequence import Sequence
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import DatasetError, LesionsegError, ReadError
-from lesionseg.io.cases import content_files
+from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.inspection import inspect_case
-from lesionseg.io.layouts.input_images import find_images, find_scans
+from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from tests.io import dicom_files as dicom
 from tests.io.dicom_files import VOXELS, make_item, make_sequence, write_dicom_file
@@ -55,7 +55,7 @@ def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, mod
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], PIXELS)
     assert volume.geometry.spacing_mm == pytest.approx((0.143, 0.143))
-    assert [c.images for c in find_images(tmp_path / "in", 1)] == [(path,)]
+    assert [c.images for c in find_scans(tmp_path / "in", 1).cases()] == [(path,)]
 
 
 COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -80,7 +80,7 @@ def test_screenshots_colour_images_and_films_are_not_radiographs(
     with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}"):
         read_volume(path)
     with pytest.raises(DatasetError):
-        find_images(tmp_path / "in", 1)
+        find_scans(tmp_path / "in", 1).cases()
 
 
 def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
@@ -268,7 +268,7 @@ def test_file_without_preamble_is_read_under_any_name(tmp_path, syntax, name):
     path = remove_preamble(write_xray(tmp_path / "in" / name), syntax)
     assert is_dicom_image(path)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
-    assert [c.images for c in find_images(tmp_path / "in", 1)] == [(path,)]
+    assert [c.images for c in find_scans(tmp_path / "in", 1).cases()] == [(path,)]
     if syntax == uid.ExplicitVRLittleEndian:
         path = remove_preamble(write_xray(path), syntax, keep_file_meta=True)
         np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
@@ -284,7 +284,7 @@ def test_slice_without_preamble_stays_in_its_series(series):
         file = file.rename(folder / name)
         assert file in content_files(folder)
         np.testing.assert_array_equal(read_volume(folder).array, whole.array)
-        assert [c.images for c in find_images(folder, 1)] == [(folder,)]
+        assert [c.images for c in find_scans(folder, 1).cases()] == [(folder,)]
 
 
 @pytest.mark.parametrize("name", ["IM0099", "0006.bak", "README", "1.2.3.99"])

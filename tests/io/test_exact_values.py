@@ -16,8 +16,8 @@ from lesionseg.io.cases import read_case, read_instances
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.references import open_reference
 from lesionseg.io.volumes import write_volume
-from lesionseg.pipeline.match_files import open_reference
 
 Y, X = np.mgrid[:64, :64]
 

@@ -13,7 +13,7 @@ import pytest
 from lesionseg import config
 from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
-from lesionseg.io.files import LOCK, atomic_path, locked_folder, private_files
+from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder, private_files
 from lesionseg.io.text import read_csv, read_json, read_yaml, write_csv, write_json, write_text
 
 
@@ -27,6 +27,15 @@ def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch
         temporary.write_text("whole")
         assert not target.exists()
     assert synced == [False]
+
+
+def test_digest_of_a_file_a_text_and_bytes_is_the_same(tmp_path):
+    file = tmp_path / "a"
+    file.write_text("ab")
+    # sha256sum of a file that contains "ab"
+    assert digest_of(file) == digest_of("ab") == digest_of(b"a", "b") == digest_of("a", b"b")
+    assert digest_of(file).startswith("fb8e20fc2e4c3f248c60c39bd652f3c1")
+    assert digest_of("M\udcfc") == digest_of("M?")  # the name of a file that is not UTF-8
 
 
 def test_error_while_writing_keeps_the_old_file(tmp_path):

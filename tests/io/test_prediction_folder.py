@@ -4,14 +4,17 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 
 from lesionseg.errors import ConflictError, DatasetError, OutputError
 from lesionseg.io import prediction_folder
+from lesionseg.io.contents import content_digest, file_state
+from lesionseg.io.files import digest_of
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.scan_identity import ScanSource, content_digest, file_digest, file_state
+from lesionseg.io.scans import ScanSource
 
 ONE = ScanSource("aa")
 TWO = ScanSource("bb")
@@ -23,7 +26,7 @@ def write_results(folder, case, source, content="1"):
         (folder / f"{case}_{kind}.nii").write_text(content)
     candidates = {"candidates": []}
     if source is not None:
-        candidates["source"] = source.to_json()
+        candidates["source"] = asdict(source)
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
@@ -101,7 +104,7 @@ def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
 def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
     """Write the files of a case with the names that `names=nnunet` uses."""
     (folder / mask).write_text(content)
-    candidates = {"candidates": [], "source": source.to_json(), "names": "nnunet"}
+    candidates = {"candidates": [], "source": asdict(source), "names": "nnunet"}
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
@@ -298,8 +301,8 @@ def test_digest_depends_on_content_and_order_of_channels(tmp_path):
         (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / name for name in "abcd")
     # sha256sum of a file that contains "1"
-    assert content_digest([[a]]) == file_digest(c)
-    assert file_digest(a)[:8] == "6b86b273"
+    assert content_digest([[a]]) == digest_of(c)
+    assert digest_of(a)[:8] == "6b86b273"
     assert content_digest([[a, b]]) == content_digest([[d, c]]) != content_digest([[a]])
     assert content_digest([[a], [b]]) != content_digest([[b], [a]])
 

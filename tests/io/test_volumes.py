@@ -13,7 +13,8 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
 from lesionseg.errors import LesionsegError, ReadError
-from lesionseg.io.cases import content_files, read_image
+from lesionseg.io.cases import read_image
+from lesionseg.io.contents import content_files
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 

@@ -3,9 +3,9 @@
 import pytest
 
 from lesionseg.config import DataConfig
-from lesionseg.data.cache import source_hash
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
+from lesionseg.io.contents import source_hash
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.text import read_csv, write_json
 from lesionseg.pipeline.check import check_dataset

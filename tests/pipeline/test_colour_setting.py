@@ -16,8 +16,8 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset, require_usable
-from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.scans import find_scans
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import check_config, save_config
 from lesionseg.pipeline.survey import open_dataset, take_survey
@@ -256,7 +256,7 @@ def test_model_in_colour_predicts_grey_and_colour_pictures(tmp_path, caplog):
     names = write_pictures(tmp_path / "images")
     plan = replace(plan_of(n_channels=3, channel_names=("red", "green", "blue")), modality="colour")
     predictor = Predictor.from_network(Bright(), plan)
-    cases = find_images(tmp_path / "images", 3)
+    cases = find_scans(tmp_path / "images", 3).cases()
     assert sorted(files.images[0].name for files in cases) == sorted(names)
     for files in cases:
         assert len(predictor.read(files).array) == 3

@@ -8,9 +8,9 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import PredictionFiles
-from lesionseg.pipeline.references import with_ids_of_references
+from lesionseg.io.references import with_ids_of_references
+from lesionseg.io.scans import find_scans
 from tests.pipeline.test_chosen_model import write_films
 
 
@@ -27,7 +27,7 @@ def match_to_references(
 def test_eight_numbered_films_are_eight_cases(tmp_path):
     raw = write_films(tmp_path / "raw", masks=None, n=8)
     names = [f"film_{i:04d}" for i in range(8)]
-    for cases in (read_dataset(raw).cases, find_images(raw / "images", channels=1)):
+    for cases in (read_dataset(raw).cases, find_scans(raw / "images", channels=1).cases()):
         assert [case.case for case in cases] == ["film", *names[1:]]
         assert [case.images[0].stem for case in cases] == names
 

@@ -80,7 +80,7 @@ def test_localisers_single_slices_and_films_of_an_archive_are_skipped(bundle, ar
     words = {
         "P1_loc": "3-plane loc",
         "P1_scout": "A localiser.",
-        "P1_lone_000": "A single slice",
+        "P1_lone_000": "1 of at least 2 slices",
         "P1_film": "A radiograph",
         "P1_slice": "1 of at least 2 slices",
     }

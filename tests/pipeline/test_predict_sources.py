@@ -10,7 +10,7 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.layouts.input_images import find_scans
+from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import select_shard

@@ -6,7 +6,6 @@ supported networks, but never imported. Checkpoints are read as tensors and numb
 
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -25,6 +24,7 @@ from torch import nn
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
+from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
@@ -160,10 +160,8 @@ def nnunet_plan(files: NnunetModelFiles) -> Plan:
 
 def nnunet_digest(files: NnunetModelFiles) -> str:
     """Return 16 hexadecimal digits that change if plans, labels or weights change."""
-    digest = blake2b(digest_size=8)
-    for name in (PLANS, LABELS, *map(files.checkpoint, files.folds)):
-        digest.update(files.read_bytes(name))
-    return digest.hexdigest()
+    names = (PLANS, LABELS, *map(files.checkpoint, files.folds))
+    return digest_of(*(digest_of(files.read_bytes(name)) for name in names))[:16]
 
 
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:

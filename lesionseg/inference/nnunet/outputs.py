@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Prediction
+from lesionseg.core import Dataset, Geometry, Labels, Prediction
 from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
@@ -29,6 +29,7 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
 from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.references import References
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.warn_once import warn_once
@@ -198,17 +199,15 @@ def _read_mask_on_grid(
 
 
 def with_labels_of_outputs(
-    dataset: Dataset | None,
-    cases: Sequence[CaseFiles],
+    references: References,
     predictions: Mapping[str, PredictionFiles],
     *,
     merge_labels: bool = False,
 ) -> Dataset | None:
-    """Return the dataset or, for a folder of masks without one, make it from nnU-Net's outputs.
+    """Return the dataset of references. For masks without one, make it from nnU-Net's outputs.
 
     Args:
-        dataset: the dataset of the references; None if they are only masks.
-        cases: the references.
+        references: the references.
         predictions: the predictions. The labels, regions and the value to ignore come from the
             `dataset.json` that nnU-Net writes next to its masks and probabilities.
         merge_labels: all values of the masks are one label, also without a `dataset.json`.
@@ -216,8 +215,9 @@ def with_labels_of_outputs(
     Returns:
         The dataset, or None if no labels are known.
     """
-    if dataset is not None or not cases:
-        return dataset
+    cases = references.cases
+    if references.dataset is not None or not cases:
+        return references.dataset
     labels = _find_labels_of_outputs(predictions.values())
     if merge_labels:
         labels = (labels or _ANY_VALUE).merge()

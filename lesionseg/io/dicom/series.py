@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +34,7 @@ from lesionseg.io.dicom.radiograph import (
     read_radiograph,
     rescale,
 )
+from lesionseg.io.files import digest_of
 from lesionseg.io.limits import check_grid, convert_read_errors
 
 _PREFIX = "series="
@@ -304,7 +304,7 @@ def series_key(header: "Header") -> str:
     if uid:
         return uid
     identity = repr([text(header, name) for name in _INSTEAD_OF_UID])
-    return f"without-uid-{sha256(identity.encode()).hexdigest()[:_UID_DIGITS]}"
+    return f"without-uid-{digest_of(identity)[:_UID_DIGITS]}"
 
 
 def _identity(header: "Header") -> dict[str, str]:

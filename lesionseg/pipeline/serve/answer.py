@@ -15,8 +15,8 @@ from lesionseg.host_memory import trim_memory
 from lesionseg.inference.input_check import check_extent
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_geometry, result_suffix
 from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
@@ -138,7 +138,7 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
     """Return the only scan in `folder`. Raise `DatasetError` if there are several."""
-    cases = find_images(folder, n_channels)
+    cases = find_scans(folder, n_channels).cases()
     if len(cases) != 1:
         raise DatasetError(f"Send one scan at a time, not {len(cases)}.")
     # The files are numbered in the order in which they were sent. If one is left out, the numbers

@@ -31,8 +31,8 @@ from lesionseg.child_process import ChildEnded
 from lesionseg.errors import ContentError, OutputError, ReadError, ResourceError
 from lesionseg.io.dicom.headers import SUFFIXES as DICOM
 from lesionseg.io.layouts.checks import CHANNEL
-from lesionseg.io.layouts.input_images import SKIPPED_NAMES, TEXT_SUFFIXES
 from lesionseg.io.limits import MAY_PASS
+from lesionseg.io.scans import may_be_image
 from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
 from lesionseg.pipeline.serve.answer import CASE
 from lesionseg.pipeline.serve.model_process import ModelProcess
@@ -143,7 +143,7 @@ def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
 
     Files of unknown suffix may be DICOM slices, but not next to an image of another format.
     """
-    images = [(name, open_file) for name, open_file in sent if _may_be_image(name)]
+    images = [(name, open_file) for name, open_file in sent if may_be_image(name)]
     in_known_format = [file for file in images if _is_volume_or_picture(file[0])]
     if in_known_format:
         images = [file for file in images if is_image_file(file[0])]
@@ -252,13 +252,6 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     if {m.compress_type for m in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise ReadError("The compression of the zip is not supported. Use deflate.")
     return [(Path(member.filename), partial(archive.open, member)) for member in members]
-
-
-def _may_be_image(name: Path) -> bool:
-    """Return False for a text, a file of a file manager, and the index of a DICOM CD."""
-    is_text = name.suffix.lower() in TEXT_SUFFIXES
-    is_skipped = name.name.startswith(".") or name.name.lower() in SKIPPED_NAMES
-    return not is_text and not is_skipped
 
 
 def _is_volume_or_picture(name: Path) -> bool:

@@ -23,9 +23,9 @@ from lesionseg.core import CaseFiles, Volume
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_mask
-from lesionseg.io.layouts.input_images import find_images
 from lesionseg.io.nnunet_probabilities import open_probabilities
 from lesionseg.io.predictions import find_predictions
+from lesionseg.io.scans import find_scans
 from tests.commands import evaluate, predict
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
     predictor = Predictor(trained.place("model"), settings=settings, device="cpu")
     plan = predictor.plan
     assert plan.nnunet is not None
-    cases = find_images(trained.place("images"), len(plan.channel_names))
+    cases = find_scans(trained.place("images"), len(plan.channel_names)).cases()
     assert len(cases) == 2
     for files in cases:
         volume = predictor.read(CaseFiles(files.case, files.images))

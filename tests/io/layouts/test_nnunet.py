@@ -11,7 +11,7 @@ from lesionseg.core import Labels
 from lesionseg.errors import ConfigError, DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
-from lesionseg.io.layouts.input_images import find_images
+from lesionseg.io.scans import find_scans
 
 
 def test_folder_of_version_2_is_read(nnunet_folder):
@@ -225,7 +225,7 @@ def test_colour_picture_is_a_case_of_three_channels(nnunet_folder, name):
     colours = np.random.default_rng(0).integers(0, 255, (6, 7, 3)).astype(np.uint8)
     Image.fromarray(colours).save(root / "imagesTr" / name)
     Image.fromarray(np.zeros((6, 7), np.uint8)).save(root / "labelsTr" / "a.png")
-    for cases in (read_dataset(root).cases, find_images(root / "imagesTr", 3)):
+    for cases in (read_dataset(root).cases, find_scans(root / "imagesTr", 3).cases()):
         assert [(c.case, len(c.images), c.missing) for c in cases] == [("a", 1, ())]
 
 

@@ -1,6 +1,7 @@
 """Scans to predict on: folders, patterns and tables, ids, channels, and files left out."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lesionseg.errors import DatasetError
 from lesionseg.io.case_ids import MAX_ID_BYTES
-from lesionseg.io.layouts.input_images import find_images, find_scans, mark_clashes
+from lesionseg.io.scans import find_scans
 from tests.io.dicom_files import DX, write_dicom_file
 
 
@@ -23,7 +24,7 @@ def _touch(root, *names):
 
 def _find_names(source, channels=1):
     """Find the scans. Return the names of their files by case id."""
-    return {c.case: [f.name for f in c.images] for c in find_images(source, channels)}
+    return {c.case: [f.name for f in c.images] for c in find_scans(source, channels).cases()}
 
 
 @pytest.mark.parametrize(
@@ -113,15 +114,26 @@ def test_pattern_that_matches_folders_in_each_other_finds_each_file_once(tmp_pat
     _touch(tmp_path, "day/P1/d.nii", "day/P1/deep/e.img", "day/labelsTr/d.nii")
     found = find_scans(tmp_path / pattern, 1)
     names = ["day_P1_a", "day_P1_d", "day_P1_deep_b", "day_P2_c"]
-    scans = mark_clashes(found.scans)
-    if pattern == "**/*":  # the pattern lists the files itself
-        scans = [scan for scan in scans if "labelsTr" not in scan.path]
-    assert [scan.case for scan in scans] == names
-    assert not any(scan.fault for scan in scans)
+    assert [scan.case for scan in found.scans] == names
+    assert not any(scan.findings for scan in found.scans)
     notes = [note.message for note in found.left_out if note.file == "*.img"]
     assert [note.partition(" (")[0] for note in notes] == [
         "Left out: 1 × *.img, of an unknown format"
     ]
+
+
+def test_pattern_searches_the_folders_that_it_matches_next_to_files(tmp_path):
+    _touch(tmp_path, "a.nii", "P1/b.nii", "P1/deep/c.nii", "labelsTr/a.nii")
+    assert list(_find_names(tmp_path / "*")) == ["P1_b", "P1_deep_c", "a"]
+    assert list(_find_names(tmp_path / "P?" / "deep" / "*")) == ["P1_deep_c"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("source", [".", "*"])
+def test_linked_folder_contributes_only_its_own_files(tmp_path, source):
+    _touch(tmp_path, "other/a.nii", "other/deep/b.nii", "in/c.nii")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    assert list(_find_names(tmp_path / "in" / source)) == ["c", "link_a"]
 
 
 @pytest.mark.parametrize("source", [".", "*", "*/*", "*/*/*.nii"])
@@ -130,7 +142,7 @@ def test_folder_that_cannot_be_opened_is_a_fault(tmp_path, monkeypatch, source):
     # not `chmod`, because the superuser may open every folder
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "P2")
     scans = find_scans(tmp_path / source, 1).scans
-    faults = {scan.case: scan.fault for scan in mark_clashes(scans) if scan.is_unreadable}
+    faults = {scan.case: scan.fault for scan in scans if scan.is_unreadable}
     assert list(faults) == ["day_P2"]
     assert "day/P2: cannot be opened: permission denied" in faults["day_P2"]
     assert "day_P1_a" in [scan.case for scan in scans if not scan.fault]
@@ -160,10 +172,10 @@ def test_input_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
 def test_error_for_a_folder_without_scans_names_its_files(tmp_path):
     for source in (tmp_path, tmp_path / "gone", tmp_path / "*.nii"):
         with pytest.raises(DatasetError):
-            find_images(source, 1)
+            find_scans(source, 1).cases()
     _touch(tmp_path, "old/a.img", "old/a.hdr")
     with pytest.raises(DatasetError, match=r"old/a\.img"):
-        find_images(tmp_path, 1)
+        find_scans(tmp_path, 1).cases()
 
 
 @pytest.mark.parametrize(
@@ -180,13 +192,13 @@ def test_error_for_a_folder_without_scans_names_its_files(tmp_path):
 )
 def test_only_scans_with_the_same_id_are_faults(tmp_path, names, clashing, others):
     _touch(tmp_path, *names.split())
-    scans = mark_clashes(find_scans(tmp_path, 1).scans)
+    scans = find_scans(tmp_path, 1).scans
     assert {scan.path for scan in scans if scan.fault} == clashing
     assert {scan.path for scan in scans if not scan.fault} == others
     for scan in scans:
         if scan.fault:
             assert all(path in scan.fault for path in clashing)
-    assert len(find_images(tmp_path, 1)) == len(others)
+    assert len(find_scans(tmp_path, 1).cases()) == len(others)
 
 
 def test_repeated_channel_is_a_fault(tmp_path):
@@ -231,7 +243,7 @@ def test_table_names_cases_channels_and_pixel_sizes(tmp_path):
     table.write_text(
         "case,image,image_0001,pixel_mm,group\nb,more/b.nii,c.nii,,P1\na,a.png,,0.2,\n"
     )
-    first, second = find_images(table, 2)
+    first, second = find_scans(table, 2).cases()
     assert (first.case, first.images, first.group) == ("a", (tmp_path / "a.png",), "a")
     assert first.columns["pixel_mm"] == "0.2"
     assert (second.case, second.group) == ("b", "P1")
@@ -243,23 +255,23 @@ def test_wrong_row_of_a_table_is_an_error_only_if_no_row_is_valid(tmp_path, rows
     table = tmp_path / "manifest.csv"
     table.write_text(f"case,image\n{rows}")
     with pytest.raises(DatasetError, match=r"manifest\.csv"):
-        find_images(table, 1)
+        find_scans(table, 1).cases()
     table.write_text(f"case,image\n{rows}\nfine,c.nii\n")
     assert list(_find_names(table)) == ["fine"]
 
 
 def test_channels_without_a_file_in_a_folder_are_missing(tmp_path):
     names = ("a_0000.nii", "a_0002.nii", "b_0001.nii", "c.nii", "d_0000.nii", "d_0001.nii")
-    found = {c.case: c.missing for c in find_images(_touch(tmp_path, *names), 3)}
+    found = {c.case: c.missing for c in find_scans(_touch(tmp_path, *names), 3).cases()}
     assert found == {"a": (1,), "b": (0, 2), "c": (), "d": (2,)}
 
 
 def test_channels_without_a_file_in_a_table_are_missing(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("case,image,image_0001\na,a.nii,\nb,,b.nii\n")
-    assert [c.missing for c in find_images(table, 2)] == [(1,), (0,)]
+    assert [c.missing for c in find_scans(table, 2).cases()] == [(1,), (0,)]
     # the second column is a channel too many, which is an error when the case is read
-    assert [c.missing for c in find_images(table, 1)] == [(), (0,)]
+    assert [c.missing for c in find_scans(table, 1).cases()] == [(), (0,)]
 
 
 def test_model_of_volumes_finds_stacks_but_no_pictures(tmp_path):

@@ -1,0 +1,182 @@
+"""Grouping the DICOM files of a folder into scans: series, enhanced files, slices, radiographs."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lesionseg.errors import ReadError
+from lesionseg.io.dicom.elements import Header, text
+from lesionseg.io.dicom.headers import (
+    SUFFIXES,
+    explain_unfit,
+    image_header,
+    is_radiograph,
+    n_frames,
+    read_series_uid,
+)
+from lesionseg.io.dicom.series import series_headers, series_key
+from lesionseg.io.files import digest_of
+
+_UID_DIGITS = 8  # digits of the digest that distinguishes the series of a folder
+# names of localisers (images on which a scan is planned) that ImageType does not state
+_LOCALISER = re.compile(
+    r"(?<![a-z])(locali[sz]ers?|scouts?|surveys?|topograms?|3[- ]?pl(ane)?|loc)(?![a-z])", re.I
+)
+
+
+@dataclass(frozen=True)
+class DicomScan:
+    """A scan in a folder: a series of several files, or a single file.
+
+    Attributes:
+        place: The path that readers take: the folder, `folder/series=…` or the file.
+        files: The files with its slices.
+        name: The name of the scan within its folder: "" for the only series, `<number>_<digest of
+            its UID>` for one of several, the stem of a single file.
+        other_name: The name that a series gets instead if another series is added to the folder or
+            removed from it: `<number>_<digest>` for the only series, "" for one of several.
+        number: The number of the series, "" if unknown. The same applies to the other texts.
+        study_uid: The UID of the study.
+        series_uid: The UID of the series.
+        instance_uid: The UID of a single file. "" for a series.
+        modality: The modality, such as CT.
+        description: The description of the series.
+        n_slices: The number of slices, including the frames of a file.
+        is_radiograph: True for a projection X-ray image.
+        is_localiser: True if the description names a localiser, on which other scans were planned.
+        unfit: The reason why it cannot be read, "" if it can be read.
+        neighbours: The DICOM files of a series' folder when it was listed. Empty for a single file.
+    """
+
+    place: Path
+    files: tuple[Path, ...]
+    name: str = ""
+    other_name: str = ""
+    number: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    instance_uid: str = ""
+    modality: str = ""
+    description: str = ""
+    n_slices: int = 1
+    is_radiograph: bool = False
+    is_localiser: bool = False
+    unfit: str = ""
+    neighbours: frozenset[Path] = frozenset()
+
+    @property
+    def is_series(self) -> bool:
+        """True for a series of several files."""
+        return len(self.files) > 1
+
+
+@dataclass(frozen=True)
+class DicomFolder:
+    """The DICOM files of a folder.
+
+    Attributes:
+        scans: The scans.
+        damaged: The files whose header cannot be read and that belong to no scan.
+        others: The files that are not images, such as reports and segmentations.
+    """
+
+    scans: list[DicomScan]
+    damaged: list[Path]
+    others: list[Path]
+
+
+def group_dicom(files: Sequence[Path]) -> DicomFolder:
+    """Sort the DICOM files of one folder into scans.
+
+    A series of several files is one scan. A series of one file and each radiograph are scans of a
+    single file. A file whose header cannot be read belongs to the files of a series if it states
+    its UID or no UID, because it may be a slice. The reader of the series reports it.
+    """
+    damaged: dict[Path, str] = {}  # the UID of the series that each file states
+    others: list[Path] = []
+    headers_of_scans: dict[str, dict[Path, Header]] = defaultdict(dict)
+    for file in files:
+        try:
+            header = image_header(file)
+        except ReadError:
+            damaged[file] = read_series_uid(file)
+            continue
+        if header is None:
+            others.append(file)
+        else:
+            key = str(file) if is_radiograph(header) else series_key(header)
+            headers_of_scans[key][file] = header
+    described = {key: _describe(headers) for key, headers in headers_of_scans.items()}
+    series = {key: scan for key, scan in described.items() if scan.is_series}
+    # a series without a usable image does not count, so the other one keeps its short name
+    n_readable = sum(not scan.unfit for scan in series.values())
+    slice_uids: dict[Path, str] = {}
+    if n_readable:
+        slice_uids = {file: uid for file, uid in damaged.items() if uid in ("", *series)}
+    alone = [file for file in damaged if file not in slice_uids]
+    is_only_scan = len(described) + len(alone) == 1
+    # a path names a series by its number only if no other scan of the folder has this number
+    n_of_number = Counter(scan.number for scan in described.values())
+    for key, scan in series.items():
+        folder = scan.files[0].parent
+        is_unique = scan.number != "" and n_of_number[scan.number] == 1
+        named = folder / f"series={scan.number if is_unique else key}"
+        slices = [file for file, uid in slice_uids.items() if uid in ("", key)]
+        described[key] = replace(
+            scan,
+            place=folder if is_only_scan else named,
+            name="" if n_readable <= 1 else scan.name,
+            other_name=scan.name if n_readable <= 1 else "",
+            files=(*scan.files, *slices),
+            neighbours=frozenset(files),
+        )
+    return DicomFolder([*described.values()], alone, others)
+
+
+def describe_dicom(place: Path) -> DicomScan:
+    """Describe the scan at a path: a folder, a file or `folder/series=…`.
+
+    The other series of a folder are not read, so a series may not be the only one, and its name
+    contains its UID.
+
+    Raises:
+        ReadError: A header is damaged, or there is no such image.
+    """
+    return replace(_describe(series_headers(place)), place=place)
+
+
+def _describe(headers: Mapping[Path, Header]) -> DicomScan:
+    """Describe the scan that consists of these files."""
+    file, header = next(iter(headers.items()))
+    is_series = len(headers) > 1
+    number = text(header, "SeriesNumber")
+    digits = digest_of(series_key(header))[:_UID_DIGITS]
+    name = f"{number}_{digits}" if number.isdecimal() else digits
+    are_all_unfit = all(map(explain_unfit, headers.values()))
+    return DicomScan(
+        place=file,
+        files=tuple(headers),
+        name=name if is_series else dicom_stem(file),
+        number=number,
+        study_uid=text(header, "StudyInstanceUID"),
+        series_uid=text(header, "SeriesInstanceUID"),
+        instance_uid="" if is_series else text(header, "SOPInstanceUID"),
+        modality=text(header, "Modality"),
+        description=text(header, "SeriesDescription"),
+        n_slices=sum(map(n_frames, headers.values())),
+        is_radiograph=is_radiograph(header),
+        is_localiser=all(map(_is_localiser, headers.values())),
+        unfit=explain_unfit(header) if are_all_unfit else "",
+    )
+
+
+def _is_localiser(header: Header) -> bool:
+    """Return True if the description of the series names a localiser."""
+    return _LOCALISER.search(text(header, "SeriesDescription")) is not None
+
+
+def dicom_stem(file: Path) -> str:
+    """Return the name of a file without a DICOM suffix. Other dots belong to the name."""
+    return file.stem if file.suffix.lower() in SUFFIXES else file.name

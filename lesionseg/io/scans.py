@@ -1,0 +1,673 @@
+"""The scans of an input: which files belong together, their case ids, and what they contain.
+
+A case id consists of the scan's path below the input. If a folder contains several DICOM series,
+number and UID of the series are added. An id never depends on another case.
+"""
+
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from errno import EACCES
+from fnmatch import fnmatch
+from itertools import takewhile
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Finding
+from lesionseg.core.finding import Severity
+from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
+from lesionseg.io import itk
+from lesionseg.io.case_ids import MAX_ID_BYTES
+from lesionseg.io.contents import content_files, file_state
+from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
+from lesionseg.io.dicom.headers import is_dicom
+from lesionseg.io.dicom.series import folder_name, split_series
+from lesionseg.io.files import digest_of, is_file_or_broken_link
+from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
+from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.text import printable_text
+from lesionseg.io.tiff import is_stack
+from lesionseg.io.volumes import (
+    SUFFIXES,
+    is_dicom_image,
+    is_image_file,
+    is_raster,
+    read_volume,
+    strip_suffix,
+)
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "unreadable"  # kind of the error that a file or folder cannot be opened
+LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant to be predicted
+_UNKNOWN = "of an unknown format"
+_CLASH = "clash"  # kind of the error that another scan or channel has the same name
+_OWN_OUTPUT = ("_mask", "_instances", "_regions")
+_CANDIDATES = "_candidates.json"
+_PROBABILITIES = "_probabilities.npz"
+_WILDCARDS = set("*?[")
+_LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
+# suffixes of text and tables, which are skipped without a message
+_TEXT_SUFFIXES = {
+    ".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf",
+    ".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock",
+}  # fmt: skip
+# names in lower case: files of file managers, the index of a DICOM CD, and folders of file systems
+_SKIPPED_NAMES = {
+    "thumbs.db", "desktop.ini", "dicomdir", "lost+found", "system volume information",
+    "$recycle.bin",
+}  # fmt: skip
+_SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
+_MAX_SHOWN = 3  # names in a message
+_DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
+_SHOWN_DIGITS = 12  # digits of a digest in a message
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """The scan that a result was computed from. It contains no name and no PatientID.
+
+    Attributes:
+        digest: The SHA-256 of the files, see `content_digest`.
+        study_uid: The UID of a DICOM study, otherwise "".
+        series_uid: The UID of a DICOM series, otherwise "".
+        instance_uid: The UID of the instance if the scan is a single DICOM file, otherwise "".
+    """
+
+    digest: str
+    study_uid: str = ""
+    series_uid: str = ""
+    instance_uid: str = ""
+
+    def is_of_same_scan(self, other: "ScanSource") -> bool:
+        """Return True if both are known to be the same scan, possibly with changed content.
+
+        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
+        compared by instance UID instead of series UID, because a series may contain several single
+        images, such as two views of a chest.
+        """
+        if self.digest == other.digest:
+            return True
+        if self.instance_uid or other.instance_uid:
+            return self.instance_uid == other.instance_uid
+        return bool(self.series_uid) and self.series_uid == other.series_uid
+
+    def __str__(self) -> str:
+        if self.instance_uid:  # two images of one series are different scans
+            return f"instance {self.instance_uid}"
+        if self.series_uid:
+            return f"series {self.series_uid}"
+        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Files that are read together, with a case id.
+
+    Attributes:
+        files: The case.
+        path: The path of the scan or its first channel, below the input or as the table states it.
+        dicom: The description of a DICOM scan.
+        other_case: The id that a series gets if another series is added to its folder or removed
+            from it (see `DicomScan.other_name`). Earlier results may have this id. "" for a scan
+            that is not a series.
+        findings: An error if the scan cannot be read, known without reading its files. A note if it
+            is not meant to be predicted, such as a localiser.
+    """
+
+    files: CaseFiles
+    path: str
+    dicom: DicomScan | None = None
+    other_case: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def case(self) -> str:
+        """The case id."""
+        return self.files.case
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Case id and path. No two scans share both."""
+        return self.case, self.path
+
+    @property
+    def stable_id(self) -> str:
+        """A text that stays the same if another series is added to the folder of a series.
+
+        It is equal for ids whose files some file system cannot distinguish.
+        """
+        return comparison_key(max(self.case, self.other_case))
+
+    @property
+    def fault(self) -> str:
+        """The error because of which the scan cannot be read, or ""."""
+        return next((f.message for f in self.findings if f.severity == "error"), "")
+
+    @property
+    def left_out(self) -> str:
+        """The reason why the scan is not meant to be predicted, or ""."""
+        return next((f.message for f in self.findings if f.severity == "note"), "")
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True if a file or folder cannot be opened. The same files may be readable later."""
+        return any(finding.kind == UNREADABLE for finding in self.findings)
+
+    def add_finding(self, kind: str, message: str) -> "Scan":
+        """Return the scan with a note of the kind `LEFT_OUT`, or an error of another kind."""
+        severity: Severity = "note" if kind == LEFT_OUT else "error"
+        finding = Finding(kind, message, self.case, severity)
+        return replace(self, findings=(*self.findings, finding))
+
+    @property
+    def contents(self) -> list[tuple[Path, ...]]:
+        """The files of each channel's image. Raises `ReadError` if a header is damaged."""
+        if self.dicom is not None and len(self.files.images) == 1:
+            return [self.dicom.files]
+        return [content_files(image) for image in self.files.images]
+
+    def state(self) -> str:
+        """Return a text that changes if one of the files changes, see `file_state`.
+
+        Raises:
+            ReadError: A header is damaged.
+            OSError: A file is missing.
+        """
+        return file_state(file for image in self.contents for file in sorted(image))
+
+    def require_unchanged(self, state: str) -> None:
+        """Check that the scan still has the files from which `state` was computed.
+
+        A series may have got or lost slices since it was described. The headers of its folder are
+        read again only if the folder has a new DICOM file.
+
+        Raises:
+            ResourceError: A file was added, removed or changed.
+        """
+        is_unchanged = False
+        with suppress(ReadError, OSError):  # a file is missing, or is being copied
+            now = self
+            if self.dicom is not None and len(self.files.images) == 1:
+                known = self.dicom.neighbours
+                entries = self.dicom.files[0].parent.iterdir()
+                if not known or any(map(is_dicom, {*entries} - known)):
+                    now = describe_scan(self.files)
+            is_unchanged = now.state() == state
+        if not is_unchanged:
+            raise ResourceError("The scan changed while it was read. Run the command again.")
+
+
+@dataclass(frozen=True)
+class FoundScans:
+    """The scans of an input, sorted by case id.
+
+    Attributes:
+        source: The input.
+        root: The folder below which the paths and ids of the scans begin.
+        scans: The scans.
+        left_out: A note on each kind of files that are no scans. `file` of a note is the kind, such
+            as `*.bvec`.
+    """
+
+    source: Path
+    root: Path
+    scans: tuple[Scan, ...]
+    left_out: tuple[Finding, ...] = ()
+
+    def cases(self) -> list[CaseFiles]:
+        """Return the cases that can be read. Log a warning for each other scan.
+
+        Raises:
+            DatasetError: No case remains.
+        """
+        for scan in self.scans:
+            if scan.findings:
+                logger.warning("%s is left out: %s", scan.path, scan.findings[0].message)
+        cases = [scan.files for scan in self.scans if not scan.findings]
+        if not cases:
+            faults = [f"{self.source}: {scan.fault}" for scan in self.scans if scan.fault]
+            raise DatasetError(faults[0] if faults else self.explain_nothing_found())
+        return cases
+
+    def explain_nothing_found(self) -> str:
+        """Return a message that no scan was found. It lists the files that the input contains."""
+        text = f"{self.source}: no image found, no file ending in {', '.join(SUFFIXES)}."
+        left_out = [scan for scan in self.scans if scan.left_out]
+        scans = [f"{scan.path} is left out: {scan.left_out}" for scan in left_out]
+        files = [f"{note.message}." for note in self.left_out]
+        return " ".join([text, *scans[:_MAX_SHOWN], *files])
+
+
+def find_scans(
+    source: Path,
+    channels: int,
+    *,
+    dims: int | None = None,
+    results: Path | None = None,
+    unwanted: Callable[[Scan], str] | None = None,
+) -> FoundScans:
+    """Find the scans of an input.
+
+    - Folders are searched recursively. Hidden files and folders are skipped.
+    - Masks written by `predict`, folders such as a dataset's `labelsTr`, and files of unknown
+      formats are left out and listed.
+    - Files named `<case>_0000.<suffix>`, `<case>_0001…` are the channels of one case. Numbers below
+      `channels` without a file are missing channels, except for a single picture, which may be in
+      colour. For a model with one channel, every file is a case, whose id does not contain `_0000`.
+    - DICOM files are grouped by `group_dicom`.
+    - A folder or file that cannot be opened is a scan with an error, and so are scans that would
+      get the same id.
+
+    The case id is the path of the scan without the suffix, with folders joined by `_`. The path
+    begins below `source`, or below the folder before the first wildcard of a glob. The id of a
+    series in `source` itself is the name of the folder.
+
+    Args:
+        source: A folder, glob, file or `.csv` table (see `read_scan_list`).
+        channels: The number of channels of the model.
+        dims: The number of axes of the model. With 3, pictures in a folder are left out, but not
+            TIFF files of several pages.
+        results: The resolved path of a folder whose files are results and not scans.
+        unwanted: Returns the reason why a scan is not meant to be predicted, or "".
+
+    Raises:
+        DatasetError: `source` does not exist or cannot be opened, or is a table that cannot be
+            used.
+    """
+    notes: list[Finding] = []
+    root = source.parent
+    if source.suffix.lower() == ".csv" and source.is_file():
+        scans = _read_table(source, channels)
+    elif split_series(source) is not None:
+        scans = [_dicom_scan(describe_dicom(source), root)]
+    elif source.is_file() and is_dicom_image(source):
+        scans, _ = _dicom_scans([source], root, {source})
+    elif source.is_file():
+        scans = [*_file_scans([source], root, channels)]
+    else:
+        root = folder_before_wildcards(source)
+        scans, notes = _search(source, root, channels, dims, results)
+    if unwanted is not None:
+        for place, scan in enumerate(scans):
+            reason = "" if scan.findings else unwanted(scan)
+            if reason:
+                scans[place] = scan.add_finding(LEFT_OUT, reason)
+    ordered = sorted(scans, key=lambda scan: scan.key)
+    return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
+
+
+def describe_scan(files: CaseFiles) -> Scan:
+    """Return the scan of a case whose files are known. DICOM headers are read.
+
+    Raises:
+        ReadError: A header is damaged, or there is no such image.
+    """
+    image = files.images[0]
+    dicom = describe_dicom(image) if is_dicom_image(image) else None
+    return Scan(files, image.name, dicom=dicom)
+
+
+def may_be_image(file: Path) -> bool:
+    """Return False for a file that is skipped without a message, such as a text."""
+    is_probabilities = file.name.lower().endswith(_PROBABILITIES)
+    is_text = file.suffix.lower() in _TEXT_SUFFIXES
+    return not (is_text or is_probabilities or _is_skipped(file.name))
+
+
+def _is_skipped(name: str) -> bool:
+    """Return True for the name of a hidden file or folder, or of one that a system made."""
+    return name.startswith(".") or name.lower() in _SKIPPED_NAMES
+
+
+def folder_before_wildcards(source: Path) -> Path:
+    """Return the part of a glob before its first wildcard, or the path itself if it exists."""
+    if source.exists():
+        return source
+    fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
+    return Path(*fixed)
+
+
+def case_id(parts: Iterable[str]) -> str:
+    """Join the parts of a path to an id that can be part of file names.
+
+    If the id is too long, its middle is replaced by a digest of the whole id.
+
+    >>> case_id(["2026-01-07", "P017", "FLAIR"])
+    '2026-01-07_P017_FLAIR'
+    """
+    parts = [*parts]
+    case = "_".join(parts)
+    encoded = case.encode(errors="replace")
+    if len(encoded) <= MAX_ID_BYTES:
+        return case
+    digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
+    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
+    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
+    end = encoded[-n_kept:].decode(errors="ignore")
+    return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
+
+
+def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
+    """Yield the scans, with an error for those that would get the same id and files.
+
+    On Windows and macOS `P1` and `p1` are the same file name, and so are two encodings of an
+    accented letter. Scans that are left out or cannot be opened do not clash, because they get no
+    files.
+    """
+    paths_of: dict[str, list[str]] = defaultdict(list)
+    for scan in scans:
+        if not scan.left_out and not scan.is_unreadable:
+            paths_of[comparison_key(scan.case)].append(scan.path)
+    for scan in scans:
+        same = paths_of[comparison_key(scan.case)]
+        if scan.findings or len(same) == 1:
+            yield scan
+            continue
+        shown = ", ".join([path for path in same if path != scan.path][:_MAX_SHOWN])
+        message = (
+            f"{scan.path} and {shown} would get the same case id, {scan.case}. "
+            "Rename a file or a folder."
+        )
+        yield scan.add_finding(_CLASH, message)
+
+
+# --- the walk over folders -----------------------------------------------------------------------
+
+
+def _search(
+    source: Path, root: Path, channels: int, dims: int | None, results: Path | None
+) -> tuple[list[Scan], list[Finding]]:
+    """Return the scans in a folder or those of a glob, and notes on the files that are no scans."""
+    if not source.is_dir() and not _WILDCARDS & set(str(source)):
+        raise DatasetError(f"{source}: the input does not exist. Check its name.")
+    walk = _Walk(results)
+    if source.is_dir():
+        walk.enter(source)
+    else:
+        walk.match(root, source.relative_to(root).parts)
+    if root in walk.unreadable:
+        raise DatasetError(f"{root}: the folder cannot be opened: {walk.unreadable[root]}.")
+    images: list[Path] = []
+    dicom: dict[Path, list[Path]] = defaultdict(list)
+    no_scans = walk.mask_folders
+    for file in walk.files:
+        if is_dicom_image(file):
+            dicom[file.parent].append(file)
+        elif kind := _explain_no_scan(file, dims):
+            no_scans[file] = kind
+        else:
+            images.append(file)
+    scans = [*_file_scans(images, root, channels)]
+    scans += [_unreadable_scan(path, reason, root) for path, reason in walk.unreadable.items()]
+    for folder, files in dicom.items():
+        matched = set(files)
+        if not source.is_dir():  # a series has all of its slices, also those that do not match
+            files = sorted(matched.union(filter(is_dicom, folder.iterdir())))
+        found, objects = _dicom_scans(files, root, matched)
+        scans += found
+        no_scans |= dict.fromkeys(objects, ("DICOM", "objects that are not images"))
+    return scans, [*_left_out_notes(no_scans, images, root)]
+
+
+class _Walk:
+    """The files in a folder, or those that a glob matches.
+
+    Attributes:
+        files: The files that may be scans, in the order in which they were found.
+        unreadable: The reasons why folders and files cannot be opened.
+        mask_folders: The folders of masks, such as `labelsTr`, with their kind and the reason why
+            they are left out.
+    """
+
+    def __init__(self, results: Path | None) -> None:
+        self.files: dict[Path, None] = {}
+        self.unreadable: dict[Path, str] = {}
+        self.mask_folders: dict[Path, tuple[str, str]] = {}
+        self._results = results
+
+    def enter(self, folder: Path, *, deep: bool = True) -> None:
+        """Add the files in a folder and, if `deep`, those of the folders in it."""
+        for entry in self._list_entries(folder):
+            self._add(entry, deep=deep)
+
+    def match(self, folder: Path, parts: Sequence[str]) -> None:
+        """Add the files below a folder that a glob matches, and those in the folders it matches.
+
+        `parts` are the parts of the glob below the folder.
+        """
+        if not parts:
+            self._add(folder)
+            return
+        part, *rest = parts
+        if not _WILDCARDS & set(part):
+            path = folder / part
+            with self._record_unreadable(path):
+                if path.exists() or path.is_symlink():
+                    self.match(path, rest)
+            return
+        if part == "**":
+            self.match(folder, rest)
+        for entry in self._list_entries(folder):
+            with self._record_unreadable(entry):
+                if part != "**" and fnmatch(entry.name, part):
+                    self.match(entry, rest)
+                elif part == "**" and entry.is_dir() and not entry.is_symlink():
+                    self.match(entry, parts)
+
+    def _add(self, path: Path, *, deep: bool = True) -> None:
+        """Add a file or, if `deep`, the files in a folder.
+
+        A linked folder is entered, but not the folders in it, because they may form a circle.
+        Pipes and devices are skipped without a message. A link to nothing is sorted by its name,
+        and reading it reports the error.
+        """
+        with self._record_unreadable(path):
+            if path.is_dir():
+                if deep:
+                    self.enter(path, deep=not path.is_symlink())
+            elif may_be_image(path) and is_file_or_broken_link(path):
+                self.files[path] = None
+
+    def _list_entries(self, folder: Path) -> list[Path]:
+        """Return the files and folders in a folder, without hidden ones, results and masks."""
+        with self._record_unreadable(folder):
+            if not folder.is_dir() or folder.resolve() == self._results:
+                return []
+            if not os.access(folder, os.R_OK | os.X_OK):
+                raise PermissionError(EACCES, os.strerror(EACCES))
+            entries = []
+            for entry in sorted(folder.iterdir()):
+                if entry.name in _LABELS:
+                    self.mask_folders[entry] = (entry.name, "a dataset's masks")
+                elif not _is_skipped(entry.name):
+                    entries.append(entry)
+            return entries
+        return []
+
+    @contextmanager
+    def _record_unreadable(self, path: Path) -> Iterator[None]:
+        """Record the path if an error of the system occurs within the context."""
+        try:
+            yield
+        except OSError as error:
+            self.unreadable[path] = (error.strerror or str(error)).lower()
+
+
+def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
+    """Return the kind of a file that is no scan of the model, and the reason. None for a scan."""
+    stem = strip_suffix(file)
+    suffix = file.suffix.lower()
+    if not is_image_file(file):
+        return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
+    if stem.endswith(_OWN_OUTPUT):
+        return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
+    if file.with_name(f"{stem}{_CANDIDATES}").is_file():
+        return f"*{suffix}", "results of predict"
+    if dims == 3 and is_raster(file) and not is_stack(file):
+        return f"*{suffix}", "pictures, while this model reads volumes"
+    return None
+
+
+def _left_out_notes(
+    no_scans: Mapping[Path, tuple[str, str]], images: Iterable[Path], root: Path
+) -> Iterator[Finding]:
+    """Yield a note on the files of each kind and reason. Voxels of a header are not noted."""
+    voxels = set[Path]()
+    if any(reason == _UNKNOWN for _, reason in no_scans.values()):
+        for image in images:
+            if image.suffix.lower() in itk.SUFFIXES:
+                voxels.update(content_files(image))
+    paths_of: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, kind in no_scans.items():
+        if path not in voxels:
+            paths_of[kind].append(_relative_path(path, root))
+    for (what, reason), paths in sorted(paths_of.items()):
+        text = f"Left out: {len(paths)} × {what}, {reason} ({join_names(paths, _MAX_SHOWN)})"
+        yield Finding(LEFT_OUT, text, severity="note", file=what)
+
+
+# --- files that form a case ----------------------------------------------------------------------
+
+
+def _file_scans(files: Iterable[Path], root: Path, channels: int) -> Iterator[Scan]:
+    """Yield the scans of files other than DICOM, with all channels of a case in one scan."""
+    numbered: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
+    for file in files:
+        match = CHANNEL.fullmatch(strip_suffix(file))
+        if match is None:
+            yield _single_file_scan(file, strip_suffix(file), root)
+        else:
+            numbered[file.parent, match[1]].append((int(match[2]), file))
+    for (_, name), members in numbered.items():
+        yield from _numbered_scans(name, members, root, channels)
+
+
+def _numbered_scans(
+    name: str, members: Sequence[tuple[int, Path]], root: Path, channels: int
+) -> Iterator[Scan]:
+    """Yield the scans of files `<name>_<number>` of one folder: channels of a case, or cases.
+
+    A model with one channel takes each file as a case. Otherwise a number below `channels` is a
+    channel number. A higher number may be a year or the number of a film. It is a channel number,
+    of a case with too many files, if all smaller numbers exist. If one of the pictures is in
+    colour, each of them is a case. The id of the case with the number 0 does not contain it.
+    """
+    numbers = {number for number, _ in members}
+    are_colours = channels == 3 and any(_is_in_colour(file) for _, file in members)
+    channel_files: dict[int, list[Path]] = defaultdict(list)
+    for number, file in members:
+        is_channel = number < channels or numbers.issuperset(range(number))
+        if channels > 1 and is_channel and not (are_colours and is_raster(file)):
+            channel_files[number].append(file)
+        else:
+            yield _single_file_scan(file, strip_suffix(file) if number else name, root)
+    if not channel_files:
+        return
+    by_number = {number: channel_files[number][0] for number in sorted(channel_files)}
+    images = tuple(by_number.values())
+    case = case_id([*_folders_between(root, images[0].parent), name])
+    missing = missing_channels(by_number, channels)
+    files = CaseFiles(case, images, group=case, missing=missing)
+    scan = Scan(files, _relative_path(images[0], root))
+    repeated = [same for same in channel_files.values() if len(same) > 1]
+    if repeated:
+        names = " and ".join(file.name for file in repeated[0])
+        scan = scan.add_finding(_CLASH, f"{names} are the same channel of {case}. Keep one.")
+    yield scan
+
+
+def _is_in_colour(file: Path) -> bool:
+    """Return True for a picture in colour."""
+    with suppress(LesionsegError):  # reading the scan reports the error
+        return is_raster(file) and len(read_volume(file).array) == 3
+    return False
+
+
+def _single_file_scan(file: Path, name: str, root: Path) -> Scan:
+    """Return the scan of a single file other than DICOM. `name` is the end of its id."""
+    case = case_id([*_folders_between(root, file.parent), name])
+    return Scan(CaseFiles(case, (file,), group=case), _relative_path(file, root))
+
+
+def _dicom_scans(
+    files: Sequence[Path], root: Path, matched: Collection[Path]
+) -> tuple[list[Scan], list[Path]]:
+    """Return the scans of a folder's DICOM files, and the files that are not images.
+
+    Only scans and files of which a file is `matched` are returned.
+    """
+    found = group_dicom(files)
+    scans = [
+        _dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
+    ]
+    for file in found.damaged:  # reading the scan reports the error
+        if file in matched:
+            scans.append(_single_file_scan(file, dicom_stem(file), root))
+    return scans, [file for file in found.others if file in matched]
+
+
+def _dicom_scan(dicom: DicomScan, root: Path) -> Scan:
+    """Return the scan of DICOM files with its case id."""
+    folder = dicom.files[0].parent
+    parts = _folders_between(root, folder)
+    if dicom.is_series and not parts:
+        parts = [folder_name(folder)]
+    case = case_id(filter(None, [*parts, dicom.name]))
+    other_case = case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else ""
+    files = CaseFiles(case, (dicom.place,), group=case)
+    scan = Scan(files, _relative_path(dicom.place, root), dicom=dicom, other_case=other_case)
+    reason, _, _ = dicom.unfit.partition(". ")  # without the advice that follows
+    return scan.add_finding(LEFT_OUT, reason.rstrip(".")) if reason else scan
+
+
+def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
+    """Return the scan with the case id of a folder or file that cannot be opened."""
+    case = case_id([*_folders_between(root, path.parent), strip_suffix(path)])
+    shown = _relative_path(path, root)
+    message = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
+    return Scan(CaseFiles(case, (), group=case), shown).add_finding(UNREADABLE, message)
+
+
+def _read_table(table: Path, channels: int) -> list[Scan]:
+    """Return the scans that a table names, and one with an error for each unusable row."""
+    cases, findings = read_scan_rows(table, channels)
+    n_rows = Counter(files.case for files in cases)
+    scans = []
+    for files in cases:
+        scan = Scan(files, _relative_path(files.images[0], table.parent))
+        with suppress(LesionsegError, OSError):  # reading the scan reports the error
+            scan = replace(scan, dicom=describe_scan(files).dicom)
+        if n_rows[files.case] > 1:
+            message = (
+                f"{table.name}: the case {files.case!r} is listed {n_rows[files.case]} times. Keep "
+                "one row."
+            )
+            scan = scan.add_finding(_CLASH, message)
+        scans.append(scan)
+    for finding in findings:
+        unusable = CaseFiles(finding.case, (), group=finding.case)
+        scans.append(Scan(unusable, finding.case, findings=(finding,)))
+    return scans
+
+
+def _relative_path(path: Path, root: Path) -> str:
+    """Return the path below `root` with slashes, for tables.
+
+    A path outside `root`, and `root` itself, are given by their name.
+    """
+    if path == root:
+        return printable_text(folder_name(path))
+    with suppress(ValueError):
+        return printable_text(path.relative_to(root).as_posix())
+    return printable_text(path.name)
+
+
+def _folders_between(root: Path, folder: Path) -> list[str]:
+    """Return the names of the folders from `root` down to `folder`."""
+    with suppress(ValueError):
+        return [part for part in folder.relative_to(root).parts if part != ".."]
+    return []
