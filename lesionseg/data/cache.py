@@ -25,7 +25,7 @@ from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
 from time import time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -41,6 +41,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.scan_identity import stat_values
+from lesionseg.ops.components import group_voxels
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,16 @@ _HEADER = re.compile(
     re.DOTALL,
 )
 _LONGEST_HEADER = 1024
+
+
+class FileState(NamedTuple):
+    """The path and the `stat_values` of a file."""
+
+    path: str
+    size: int
+    changed_ns: int
+    inode_changed_ns: int
+    inode: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,17 +101,11 @@ class LesionIndex:
             instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
             labels: the label of each id, from 1 on.
         """
-        # sort the flat indices of all lesion voxels by lesion, then cut them where a lesion begins
-        flat = np.flatnonzero(instances)
-        id_of_voxel = instances.reshape(-1)[flat]
-        order = np.argsort(id_of_voxel, kind="stable")
-        ids, first = np.unique(id_of_voxel[order], return_index=True)
-        flat_of_lesions = np.split(flat[order], first[1:]) if len(ids) else []
+        ids, all_voxels, first = group_voxels(instances)
         n_voxels = []
         boxes = []
         seeds = []
-        for flat_of_lesion in flat_of_lesions:
-            voxels = np.stack(np.unravel_index(flat_of_lesion, instances.shape), axis=1)
+        for voxels in np.split(all_voxels, first[1:]) if len(ids) else ():
             n_voxels.append(len(voxels))
             boxes.append(np.concatenate([voxels.min(axis=0), voxels.max(axis=0) + 1]))
             seeds.append(voxels[_space_evenly(len(voxels), MAX_SEEDS)])
@@ -230,16 +235,22 @@ def _map_array(path: Path) -> NDArray[Any]:
     """Map the array of a .npy file. Raise `ValueError` if the file is truncated."""
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
-        shape, dtype, offset = _read_layout(path, status.st_mtime_ns, status.st_size)
+        layout = _read_layout(path, status.st_mtime_ns, status.st_size)
         pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.ndarray(shape, dtype, pages, offset)
+    return np.ndarray(layout.shape, layout.dtype, pages, layout.offset)
+
+
+class _ArrayLayout(NamedTuple):
+    """The header of a .npy file. The values begin at byte `offset`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
 
 
 @lru_cache(maxsize=1 << 16)
-def _read_layout(
-    path: Path, modified_ns: int, size: int
-) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return shape, dtype and offset from the header of a .npy file.
+def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
+    """Read the header of a .npy file.
 
     The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
     the key. NumPy parses headers with `ast`, which sometimes fails in threads on Python 3.11.7
@@ -253,7 +264,7 @@ def _read_layout(
     dtype = np.dtype(header["dtype"].decode())
     if size != header.end() + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{size} bytes do not fit the shape {shape}")
-    return shape, dtype, header.end()
+    return _ArrayLayout(shape, dtype, offset=header.end())
 
 
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
@@ -374,7 +385,7 @@ def open_dataset(
 
     Args:
         root: the folder.
-        group: see `lesionseg.io.layouts.read_dataset`.
+        group: regular expression that finds the patient in a case id. None: the ids are not used.
         colour: True makes the three colours of each picture the channels (`data.colour`).
 
     Returns:
@@ -519,14 +530,14 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], ...] | None:
-    """Return the path and the `stat_values` of all files of these images.
+def file_states(paths: Iterable[Path]) -> tuple[FileState, ...] | None:
+    """Return the states of all files of these images.
 
     For a DICOM series these are the files of its folder. Return None if they are not known for
     certain: if the voxels may be in another file than the header, or if a file is missing or has
     just changed.
     """
-    states: list[tuple[str, int, int, int, int]] = []
+    states: list[FileState] = []
     for path in paths:
         series = split_series(path)  # the folder of a DICOM series and the series in it
         place = path if series is None else series[0]
@@ -535,11 +546,11 @@ def file_states(paths: Iterable[Path]) -> tuple[tuple[str, int, int, int, int], 
         try:
             files = sorted(place.iterdir()) if place.is_dir() else content_files(place)
             for file in files:
-                states.append((str(file), *stat_values(file)))
+                states.append(FileState(str(file), *stat_values(file)))
         except OSError:
             return None
     recent = time_ns() - _RECENT_NS
-    if any(changed > recent for _, _, changed, _, _ in states):
+    if any(state.changed_ns > recent for state in states):
         return None
     return tuple(dict.fromkeys(states))
 
