@@ -41,24 +41,18 @@ from lesionseg.ops.components import label_components
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "VisitSettings",
     "simulate_once",
-    "simulate_visits",
     "write_ct_phantoms",
     "write_mri_phantoms",
-    "write_visit_phantoms",
     "write_xray_phantoms",
 ]
 
 Field = NDArray[np.floating[Any]]
-Outline = Callable[[Generator, Field], Field]
 Shape = Sequence[int]
 Spacing = Sequence[float]
 Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
 Range = tuple[int, int]  # least and most, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
-SimulatedCase = tuple[str, Field, NDArray[Any], Geometry]
-Images = Mapping[str, NDArray[Any]]
 Progress = Callable[[str, int, int], None]
 SUBSAMPLES = 3  # points along each axis of a voxel, to count the share that a lesion covers
 SETTINGS = "simulation.json"
@@ -89,6 +83,15 @@ Shape3 = Annotated[tuple[PositiveInt, ...], AfterValidator(_check_three_axes)]
 Spacing3 = Annotated[tuple[PositiveFloat, ...], AfterValidator(_check_three_axes)]
 Shape2 = tuple[PositiveInt, PositiveInt]
 NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_check_order)]
+
+
+class SimulatedCase(NamedTuple):
+    """A simulated case: the image and the lesions `[*shape]` on one grid."""
+
+    case: str
+    image: Field
+    lesions: NDArray[Any]
+    geometry: Geometry
 
 
 class Grid(NamedTuple):
@@ -192,13 +195,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
 
 
-def lesion_share(
-    rng: Generator,
-    diameter: float,
-    spacing_mm: Spacing,
-    jitter: Field,
-    outline: Outline = rippled_radius,
-) -> Field:
+def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
     """Draw an irregular lesion and return the share 0..1 of each voxel that it covers.
 
     Args:
@@ -206,7 +203,6 @@ def lesion_share(
         diameter: the lesion has the volume of a ball of this diameter in mm.
         spacing_mm: size of a voxel along each axis.
         jitter: offset `[d]` of the lesion from the centre of the middle voxel, in voxels.
-        outline: a function that returns a radial coordinate, such as `rippled_radius`.
 
     Returns:
         A box around the lesion, with an odd number of voxels along each axis.
@@ -222,7 +218,7 @@ def lesion_share(
         coordinates_mm.append(in_voxels * mm)
         split_shape += [n_voxels, SUBSAMPLES]
     points = np.stack([g.ravel() for g in np.meshgrid(*coordinates_mm, indexing="ij")], axis=1)
-    radius = outline(rng, points / (diameter / 2))
+    radius = rippled_radius(rng, points / (diameter / 2))
     ball = np.pi / (2 * dims) * diameter**dims
     subsample = spacing.prod() / SUBSAMPLES**dims
     n_inside = min(round(ball / subsample), radius.size - 1)
@@ -312,7 +308,7 @@ def _place_lesions(
     return lesions, instances
 
 
-def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
+def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the FLAIR signal of a head, relative to white matter, and the share of white matter.
 
     The head fills the grid. It has skin, dark bone, folded cortex, white matter and dark
@@ -350,7 +346,7 @@ def _head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     return np.asarray(signal, dtype=np.float32), white
 
 
-def _acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
+def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
     """Add coil shading, Rician noise and a random intensity scale to an MRI signal.
 
     Rician noise: Gudbjartsson & Patz, Magn Reson Med 1995;34:910.
@@ -395,10 +391,17 @@ def write_mri_phantoms(
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        signal, white = _head(rng, grid)
-        lesions, instances = _place_lesions(rng, white, spacing_mm, n, (2.0, 7.0, 15.0), gap=1)
+        signal, white = draw_head(rng, grid)
+        lesions, instances = _place_lesions(
+            rng,
+            tissue=white,
+            spacing_mm=spacing_mm,
+            n_lesions=n,
+            diameter_mm=(2.0, 7.0, 15.0),  # least, median, most
+            gap=1,
+        )
         _brighten_lesions(rng, signal, lesions, contrast)
-        return _acquire_mri(rng, signal, spacing_mm), instances
+        return acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid = Grid(shape, spacing_mm)
@@ -581,7 +584,14 @@ def write_ct_phantoms(
 
     def simulate(rng: Generator, n: Range) -> Simulated:
         hounsfield, lung = _chest(rng, grid)
-        lesions, instances = _place_lesions(rng, lung, spacing_mm, n, (3.0, 6.0, 15.0), gap=2)
+        lesions, instances = _place_lesions(
+            rng,
+            tissue=lung,
+            spacing_mm=spacing_mm,
+            n_lesions=n,
+            diameter_mm=(3.0, 6.0, 15.0),  # least, median, most
+            gap=2,
+        )
         _add_nodules(rng, hounsfield, lesions, contrast)
         return _acquire_ct(rng, hounsfield, spacing_mm), instances
 
@@ -614,7 +624,7 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
 
 
 def _radiograph(rng: Generator, attenuation: Field) -> Field:
-    """Return the pixel values 0..4095 of a radiograph: scatter, Poisson noise, film density.
+    """Return the pixel values 0..4095 of a radiograph: scatter, Poisson noise, optical density.
 
     Bright pixels are those where the chest absorbs most of the radiation.
     """
@@ -727,8 +737,8 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
     annotations: list[dict[str, Any]] = []
     for number, (case, levels, instances, geometry) in enumerate(cases, start=1):
         png = f"{case}.png"
-        _write(folder / "images" / png, levels.astype(np.uint16), geometry)
-        _write(folder / "masks" / png, instances.astype(np.uint8), geometry)
+        write_array(folder / "images" / png, levels.astype(np.uint16), geometry)
+        write_array(folder / "masks" / png, instances.astype(np.uint8), geometry)
         height, width = geometry.shape
         image = {
             "id": number,
@@ -778,124 +788,6 @@ def _annotate(
     }
 
 
-@dataclass(frozen=True)
-class VisitSettings:
-    """Settings of simulated pairs of visits.
-
-    Attributes:
-        shape: voxels along z, y and x.
-        spacing_mm: size of a voxel along z, y and x.
-        n_lesions: number of new, gone, enlarged, shrunk and stable lesions.
-        diameter_mm: least and most; diameters are log-uniform between them.
-        growth: factor for the diameter of an enlarged lesion, divisor for that of a shrunk one.
-    """
-
-    shape: tuple[int, ...] = (48, 96, 96)
-    spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)
-    n_lesions: tuple[int, ...] = (2, 1, 1, 1, 8)
-    diameter_mm: tuple[float, float] = (3.0, 12.0)
-    growth: float = 1.5
-
-
-def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Images]:
-    """Draw a head with lesions at two visits. Each visit has its own noise and shading.
-
-    Args:
-        rng: draws everything.
-        settings: grid, number, size and growth of lesions.
-
-    Returns:
-        Two dictionaries of arrays `[Z, Y, X]`: the scans (`before`, `after`) and the masks
-        (`before`, `after`, `new`). The mask `new` has the lesions that only the later visit has.
-    """
-    shape = settings.shape
-    spacing_mm = settings.spacing_mm
-    growth = settings.growth
-    # lesions are centred in this ellipsoid, which approximates the brain of `_head`
-    radii = 0.375 * np.asarray(shape) * np.asarray(spacing_mm)
-    within = ellipsoid_depth(millimetre_axes(shape, spacing_mm), (0, 0, 0), radii) > 0
-    brain = np.asarray(within, dtype=np.float32)
-    places = np.argwhere(within)
-    shares = {name: np.zeros(shape, dtype=np.float32) for name in ("before", "after", "new")}
-    # factors of the diameter in the masks before, after and new; a mask with 0 has no such lesion
-    factors_of_change = [
-        (0, 1, 1),  # new
-        (1, 0, 0),  # gone
-        (1, growth, 0),  # enlarged
-        (1, 1 / growth, 0),  # shrunk
-        (1, 1, 0),  # stable
-    ]
-    log_least, log_most = np.log(settings.diameter_mm)
-    for factors, n in zip(factors_of_change, settings.n_lesions, strict=True):
-        for diameter in np.exp(rng.uniform(log_least, log_most, size=n)).tolist():
-            outline_seed = int(rng.integers(2**31))  # the same outline in all sizes
-            jitter = rng.uniform(-0.5, 0.5, size=3)
-            drawn: dict[str, Field] = {}
-            for name, factor in zip(shares, factors, strict=True):
-                if factor:
-                    outline_rng = default_rng(outline_seed)
-                    drawn[name] = lesion_share(outline_rng, diameter * factor, spacing_mm, jitter)
-            centres = rng.permutation(places)[:TRIES]
-            _add_to_masks(shares, drawn, centres, brain)
-    tissue, _ = _head(rng, Grid(shape, spacing_mm))
-    signals = {visit: tissue + np.float32(0.6) * shares[visit] for visit in ("before", "after")}
-    scans = {visit: _acquire_mri(rng, signal, spacing_mm) for visit, signal in signals.items()}
-    return scans, {name: (share >= 0.5).astype(np.uint8) for name, share in shares.items()}
-
-
-def _add_to_masks(
-    shares: Mapping[str, Field],
-    drawn: Mapping[str, Field],
-    centres: NDArray[np.int64],
-    brain: Field,
-) -> None:
-    """Add a lesion to the masks at the first centre at which it fits in all of them.
-
-    Args:
-        shares: share 0..1 of lesion in each voxel, by the name of the mask. They are changed.
-        drawn: the lesion as it is in each mask that has it, as `lesion_share` returns it.
-        centres: the voxels to try, `[n, 3]`.
-        brain: share 0..1 of brain in each voxel.
-    """
-    is_taken = np.maximum(shares["before"], shares["after"]) >= 0.5
-    for centre in centres:
-        placed: dict[str, Placed] = {}
-        for name, share in drawn.items():
-            place = place_at(centre, share, brain, is_taken, gap=3)
-            if place is not None:
-                placed[name] = place
-        if len(placed) == len(drawn):
-            for name, (box, share) in placed.items():
-                shares[name][box] = np.maximum(shares[name][box], share)
-            return
-
-
-def write_visit_phantoms(
-    folder: Path, n: int, settings: VisitSettings | None = None, seed: int = 0
-) -> Path:
-    """Write `n` pairs of visits, and return `folder`.
-
-    The masks are in its folders `before`, `after` and `new`, the scans in `before_images` and
-    `after_images`.
-
-    Args:
-        folder: the folder to write.
-        n: number of pairs.
-        settings: by default `VisitSettings()`.
-        seed: pair i depends only on the seed and on i.
-    """
-    settings = settings or VisitSettings()
-    geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)
-    for number in range(n):
-        scans, masks = simulate_visits(default_rng((seed, number)), settings)
-        name = f"simulated_{number:03d}.nii.gz"
-        for kind, mask in masks.items():
-            _write(folder / kind / name, mask, geometry)
-        for visit, scan in scans.items():
-            _write(folder / f"{visit}_images" / name, scan, geometry)
-    return folder
-
-
 def draw_cases(
     simulate: Callable[[Generator, Range], Simulated],
     prefix: str,
@@ -941,7 +833,7 @@ def draw_cases(
         case = f"{prefix}_{index:03d}"
         rng = default_rng([seed, index])
         image, lesions = simulate(rng, (0, 0) if is_lesion_free else n_lesions)
-        yield case, image, lesions, geometry
+        yield SimulatedCase(case, image, lesions, geometry)
         if progress:
             progress(case, index + 1, n_cases)
 
@@ -979,9 +871,9 @@ def write_nnunet_raw(
     for index, (case, image, lesions, geometry) in enumerate(cases):
         part = "Tr" if index < n_cases - n_test else "Ts"
         stored = np.clip(np.rint(image), -32768, 32767).astype(np.int16)
-        _write(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
+        write_array(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
         mask = (lesions > 0).astype(np.uint8)
-        _write(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
+        write_array(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
     content = {
         "name": name,
         "description": about,
@@ -995,7 +887,8 @@ def write_nnunet_raw(
     write_json(folder / "dataset.json", content)
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write an array `[*shape]` as an image, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, Volume(array[None], geometry))
 
@@ -1011,7 +904,7 @@ def _choose_writer(kind: object) -> Callable[..., None]:
     raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
 
 
-def _check_settings(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
+def _parse_settings(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
     """Return the settings in the types of the arguments of a function that writes a dataset.
 
     Args:
@@ -1080,7 +973,7 @@ def simulate_once(
     known = dict(signature(write).parameters)
     del known["folder"], known["progress"]  # these are not settings
     given = {key: value for key, value in phantoms.items() if key != "kind"}
-    settings = _check_settings(given, known)
+    settings = _parse_settings(given, known)
     stored = json.loads(json.dumps({"kind": kind, **settings}))  # tuples become lists
     if root.exists():
         path = root / SETTINGS

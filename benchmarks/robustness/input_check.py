@@ -31,7 +31,7 @@ from lesionseg.inference.input_check import (
     N_SCANS,
     InputCheck,
     PolarityFeatures,
-    check_scan,
+    compare_scan,
     grid_statistics,
     image_statistics,
     make_input_check,
@@ -244,7 +244,7 @@ def main() -> None:
         warned[name] = 0
         for scan in scans:
             array = scan.image.array
-            found = check_scan(bundle.check, array, scan.file_geometry, bundle.plan, ())
+            found = compare_scan(bundle.check, array, scan.file_geometry, bundle.plan, ())
             warned[name] += bool(found.warning)
         print(f"| {name} | {warned[name]} of {len(volumes)} |")
     looked_for = [n for name, n in warned.items() if name != "none" and "not looked" not in name]

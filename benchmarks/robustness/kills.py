@@ -27,9 +27,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
 from lesionseg.io import files
-from lesionseg.phantoms import VisitSettings, write_mri_phantoms, write_visit_phantoms
+from lesionseg.phantoms import write_mri_phantoms
 
 SMALL = (
     "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 "

@@ -349,7 +349,7 @@ def compile_pattern(pattern: str, setting: str = "data.group") -> re.Pattern[str
 
 
 def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
-    """Return the part of each case id that a pattern matches, as described in `assign_groups`.
+    """Return the part of each case id that a pattern matches: its capture group, or the match.
 
     Raises:
         ConfigError: if the pattern is not a regular expression.

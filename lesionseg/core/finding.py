@@ -60,7 +60,7 @@ def finding_of(error: LesionsegError, case: str, where: object = "", kind: str =
 def collect_errors(
     findings: list[Finding], case: str, where: object = "", kind: str = LISTED
 ) -> Iterator[None]:
-    """Append the finding of an error that is raised within the context. See `finding_of`."""
+    """Turn an error that is raised within the context into a finding, and append it."""
     try:
         yield
     except LesionsegError as error:

@@ -196,13 +196,13 @@ class Draw:
         return float(torch.rand((), generator=self.generator)) < probability
 
     def numbers(
-        self, probability: float, limits: Sequence[float], n: int
+        self, probability: float, bounds: Sequence[float], n: int
     ) -> tuple[float, ...] | None:
-        """Draw `n` numbers within `limits` with this probability, otherwise return None."""
+        """Draw `n` numbers within `bounds` with this probability, otherwise return None."""
         # The numbers are always drawn, so that later draws do not depend on the probability.
         happens = self.happens(probability)
         drawn = (self.uniform(n) + 1) / 2
-        low, high = limits
+        low, high = bounds
         return tuple(float(v) for v in low + (high - low) * drawn) if happens else None
 
     def seed(self) -> int:
@@ -295,9 +295,9 @@ class Augmentation:
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 
-        def draw_one(limits: Sequence[float], unchanged: float) -> float:
+        def draw_one(bounds: Sequence[float], unchanged: float) -> float:
             """Draw one number with probability `p`, otherwise return `unchanged`."""
-            numbers = draw.numbers(p, limits, 1)
+            numbers = draw.numbers(p, bounds, 1)
             return unchanged if numbers is None else numbers[0]
 
         return Intensity(

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -37,6 +37,7 @@ from lesionseg.io.contents import source_hash
 from lesionseg.io.files import digest_of
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.checks import with_colours
+from lesionseg.ops.components import group_voxels
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -83,17 +84,11 @@ class LesionIndex:
             instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
             labels: the label of each id, from 1 on.
         """
-        # sort the flat indices of all lesion voxels by lesion, then cut them where a lesion begins
-        flat = np.flatnonzero(instances)
-        id_of_voxel = instances.reshape(-1)[flat]
-        order = np.argsort(id_of_voxel, kind="stable")
-        ids, first = np.unique(id_of_voxel[order], return_index=True)
-        flat_of_lesions = np.split(flat[order], first[1:]) if len(ids) else []
+        ids, all_voxels, first = group_voxels(instances)
         n_voxels = []
         boxes = []
         seeds = []
-        for flat_of_lesion in flat_of_lesions:
-            voxels = np.stack(np.unravel_index(flat_of_lesion, instances.shape), axis=1)
+        for voxels in np.split(all_voxels, first[1:]) if len(ids) else ():
             n_voxels.append(len(voxels))
             boxes.append(np.concatenate([voxels.min(axis=0), voxels.max(axis=0) + 1]))
             seeds.append(voxels[_space_evenly(len(voxels), MAX_SEEDS)])
@@ -223,16 +218,22 @@ def _map_array(path: Path) -> NDArray[Any]:
     """Map the array of a .npy file. Raise `ValueError` if the file is truncated."""
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
-        shape, dtype, offset = _read_layout(path, status.st_mtime_ns, status.st_size)
+        layout = _read_layout(path, status.st_mtime_ns, status.st_size)
         pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.ndarray(shape, dtype, pages, offset)
+    return np.ndarray(layout.shape, layout.dtype, pages, layout.offset)
+
+
+class _ArrayLayout(NamedTuple):
+    """The header of a .npy file. The values begin at byte `offset`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
 
 
 @lru_cache(maxsize=1 << 16)
-def _read_layout(
-    path: Path, modified_ns: int, size: int
-) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return shape, dtype and offset from the header of a .npy file.
+def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
+    """Read the header of a .npy file.
 
     The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
     the key. NumPy parses headers with `ast`, which sometimes fails in threads on Python 3.11.7
@@ -246,7 +247,7 @@ def _read_layout(
     dtype = np.dtype(header["dtype"].decode())
     if size != header.end() + math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{size} bytes do not fit the shape {shape}")
-    return shape, dtype, header.end()
+    return _ArrayLayout(shape, dtype, offset=header.end())
 
 
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
@@ -367,7 +368,7 @@ def open_dataset(
 
     Args:
         root: the folder.
-        group: see `lesionseg.io.layouts.read_dataset`.
+        group: regular expression that finds the patient in a case id. None: the ids are not used.
         colour: True makes the three colours of each picture the channels (`data.colour`).
 
     Returns:

@@ -66,7 +66,7 @@ def prepare_reference(
     if values_of_voxels is not None:
         label_of_id[1:] = 1
         labels = _resample_labels(
-            values_of_voxels, instances, moved, (reference.geometry, geometry), mask_values
+            values_of_voxels, instances, reference.geometry, moved, geometry, mask_values
         )
     else:
         channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
@@ -136,8 +136,9 @@ def _find_ignored(
 def _resample_labels(
     values: NDArray[np.integer[Any]],
     instances: NDArray[np.int32],
+    source: Geometry,
     moved: NDArray[np.int32],
-    geometry: tuple[Geometry, Geometry],
+    geometry: Geometry,
     mask_values: Sequence[int],
 ) -> NDArray[np.uint8]:
     """Return the prepared labels of lesions whose voxels may have several labels.
@@ -145,16 +146,16 @@ def _resample_labels(
     Args:
         values: mask value of each voxel of `instances`, in C order.
         instances: lesion ids on the file's grid.
+        source: the file's grid.
         moved: lesion ids on the plan's grid.
-        geometry: the file's grid and the plan's grid.
+        geometry: the plan's grid.
         mask_values: the values that become the labels 1, 2, …
     """
-    source, target = geometry
     label_of_value = np.zeros(max(mask_values) + 1, dtype=np.uint8)
     label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
     before = np.zeros(instances.shape, dtype=np.uint8)
     before[instances > 0] = label_of_value[values]
-    labels = np.where(moved > 0, _read_nearest(before, source, target), np.uint8(0))
+    labels = np.where(moved > 0, _read_nearest(before, source, geometry), np.uint8(0))
     # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
     for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
         most_frequent = np.bincount(before[instances == lesion]).argmax()
@@ -207,9 +208,9 @@ def _share_of_voxels(
     """
     corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
     reached = geometry.to_index(source.to_mm(list(corners)))
-    limit = np.array(geometry.shape) - 1
-    first = np.floor(reached.min(axis=0) + 0.5).clip(0, limit).astype(int)
-    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, limit).astype(int)
+    last_index = np.array(geometry.shape) - 1
+    first = np.floor(reached.min(axis=0) + 0.5).clip(0, last_index).astype(int)
+    last = np.ceil(reached.max(axis=0) - 0.5).clip(first, last_index).astype(int)
     there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
     share = resample_to(mask[np.newaxis], source, geometry.crop(there), "share")
     return there, share[0].numpy()
@@ -275,8 +276,8 @@ def _places_of_boxes(
     lesions: Lesions, rows: NDArray[np.int64], geometry: Geometry
 ) -> list[tuple[slice, ...]]:
     """Return the slices of the plan's grid whose voxel centres the boxes of `rows` contain."""
-    limit = [*geometry.shape, *geometry.shape]
-    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, limit)
+    highest = [*geometry.shape, *geometry.shape]
+    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
     return [centre_slices(box, geometry.dims) for box in boxes]
 
 
@@ -343,10 +344,10 @@ def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> t
 
     If none is free, return the nearest voxel of a lesion that has further voxels.
     """
-    limit = np.array(moved.shape) - 1
-    middle = np.rint(centre).astype(int).clip(0, limit)
+    last_index = np.array(moved.shape) - 1
+    middle = np.rint(centre).astype(int).clip(0, last_index)
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
-    around = (middle + steps).clip(0, limit)
+    around = (middle + steps).clip(0, last_index)
     distance = np.square(around - centre).sum(axis=1)
     by_distance = around[np.argsort(distance, kind="stable")].tolist()
     nearest = [tuple(voxel) for voxel in by_distance]

@@ -6,6 +6,7 @@ They are the candidates of a case, or are fused with the candidates from voxels.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +67,15 @@ def no_boxes(dims: int) -> Boxes:
     return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), labels)
 
 
+class _View(NamedTuple):
+    """The boxes `[n, 2·dims]` of a finished view, with the score, label and reading of each."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    readings: Tensor
+
+
 class BoxCollector:
     """A collector of the boxes of all tiles, mirrored views and ensemble members.
 
@@ -89,10 +99,10 @@ class BoxCollector:
         levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
         self._anchors = grid_anchors(levels)
         self._weight = gaussian_weight(plan.tile_shape)
-        # Boxes, scores, labels and readings of each finished view. The first entry is empty, so
-        # that `finish` can concatenate them if there is no view.
+        # The first view is empty, so that `finish` can concatenate the views if there are none.
         none = torch.zeros(0)
-        self._views = [(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())]
+        no_view = _View(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())
+        self._views = [no_view]
         # Tile, mirrored axes, reading and packed boxes of views that are still on their way from
         # the GPU.
         self._waiting: list[tuple[int, Sequence[int], int, Tensor]] = []
@@ -151,14 +161,11 @@ class BoxCollector:
             return
         tables = torch.stack([rows for *_, rows in self._waiting]).cpu()
         for (tile, flipped, reading, _), rows in zip(self._waiting, tables, strict=True):
-            boxes, scores, labels = self._view(rows, tile, flipped)
-            self._views.append((boxes, scores, labels, torch.full_like(labels, reading)))
+            self._views.append(self._view(rows, tile, flipped, reading))
         self._waiting = []
 
-    def _view(
-        self, rows: Tensor, tile: int, flipped: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes of a view in voxels of the padded volume, their scores and labels.
+    def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> "_View":
+        """Return the boxes of a view in voxels of the padded volume.
 
         `rows` is `[k, 2·dims + 4]`: boxes in the tile, scores, flat indices of anchor and label.
         The last two columns are equal in all rows: the number of anchors above the floor, and 1 if
@@ -185,7 +192,12 @@ class BoxCollector:
         boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
         scores = scores[best] * self._edge_weights(boxes, tile)
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
-        return boxes + start.repeat(2), scores, labels[best]
+        return _View(
+            boxes=boxes + start.repeat(2),
+            scores=scores,
+            labels=labels[best],
+            readings=torch.full_like(labels[best], reading),
+        )
 
     def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
         """Return the factors `[n]` of the scores of boxes `[n, 2·dims]` in a tile.
@@ -208,21 +220,17 @@ class BoxCollector:
     def finish(self) -> Boxes:
         """Merge the boxes of all views, and clip them to the volume without its padding."""
         self.gather()
-        boxes, scores, labels, readings = (
-            torch.cat(parts) for parts in zip(*self._views, strict=True)
-        )
-        best, merged_scores = self._merge(boxes, scores, labels, readings)
+        found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
+        best, merged_scores = self._merge(found)
         padding = torch.tensor([before for before, _ in self.grid.pad], dtype=torch.float32)
-        limit = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
-        inside = (boxes[best] - padding.repeat(2)).clamp(min=0).minimum(limit)
+        highest = torch.tensor(self.grid.shape, dtype=torch.float32).repeat(2)
+        inside = (found.boxes[best] - padding.repeat(2)).clamp(min=0).minimum(highest)
         # a box within the padding is empty now, and edge weights and means have lowered some scores
         is_kept = ~is_degenerate(inside) & (merged_scores >= self.plan.box_floor)
         kept = torch.nonzero(is_kept)[:, 0]
-        return Boxes(inside[kept], merged_scores[kept], labels[best][kept], self.n_left_out)
+        return Boxes(inside[kept], merged_scores[kept], found.labels[best][kept], self.n_left_out)
 
-    def _merge(
-        self, boxes: Tensor, scores: Tensor, labels: Tensor, readings: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _merge(self, found: _View) -> tuple[Tensor, Tensor]:
         """Return the indices of the merged boxes and their scores, by descending score.
 
         A box cannot be dropped because of one with a lower score. So the merged boxes of the
@@ -230,6 +238,7 @@ class BoxCollector:
         are not needed.
         """
         merge_iou = planned_anchors(self.plan).merge_iou
+        boxes, scores, labels, readings = found
         order = scores.argsort(descending=True, stable=True)
         limit = self.plan.candidate_rule.candidate_limit
         n = MERGED_AT_FIRST
@@ -285,8 +294,8 @@ def restore_boxes(
 ) -> NDArray[np.float32]:
     """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
     moved = move_boxes(boxes, plan_geometry, file_geometry)
-    limit = np.array(2 * file_geometry.shape, dtype=np.float64)
-    return moved.clip(0, limit).astype(np.float32)
+    highest = np.array(2 * file_geometry.shape, dtype=np.float64)
+    return moved.clip(0, highest).astype(np.float32)
 
 
 def box_candidates(

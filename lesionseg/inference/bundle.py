@@ -31,7 +31,7 @@ from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nn
 from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
 from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_model import find_nnunet_model
-from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights
+from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
 
 _CHECK = "input_check"
@@ -250,14 +250,9 @@ def _temporary_path(folder: Path) -> Path:
 def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
-    """Read one network. For errors, see `read_bundle`."""
+    """Read one network. Raise `BundleError` if its weights are damaged or do not fit."""
     tensors = _read_tensors(path)
-    not_finite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if not_finite:
-        raise BundleError(
-            f"{path}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
-            "checkpoint."
-        )
+    require_finite(tensors, path)
     try:
         return build_with_weights(plan, tensors, architectures=architectures)
     except RuntimeError as error:

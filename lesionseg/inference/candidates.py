@@ -116,13 +116,13 @@ def collect_sparse(
     index_type = np.int32 if prod(shape) < 2**31 else np.int64
     # the lowest peak, at the floor, grows down to this; rounding must not exclude a voxel of it
     lowest = min(rule.floor / max(rule.ratio, 1.0), rule.extent)
-    limit = np.float32(lowest * (1 - 1e-6))
+    threshold = np.float32(lowest * (1 - 1e-6))
     indices = []
     values = []
     n_before = 0  # voxels in the slabs before this one
     for slab in slabs:
         flat = np.ascontiguousarray(slab).reshape(-1)
-        index = np.flatnonzero(~(flat < limit))  # includes NaN
+        index = np.flatnonzero(~(flat < threshold))  # includes NaN
         values.append(flat[index].astype(np.float32))
         indices.append((index + n_before).astype(index_type))
         n_before += flat.size
@@ -152,8 +152,8 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     state = np.zeros(len(p), dtype=np.int32)
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
-    limits = (rule.ratio, np.float32(rule.extent), PROMINENCE)
-    taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, limits)
+    thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
+    taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, thresholds)
     if len(ends) == 0:
         return []
     regions = []
@@ -246,14 +246,16 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 
 @compile_loops
-def _grow(p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, limits: Any) -> Any:
+def _grow(
+    p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, thresholds: Any
+) -> Any:
     """Return the positions of all voxels, one kept region after the other, and their ends.
 
     `peaks` are in descending order of height. `state` contains the number of the region of each
     voxel, or `_FREE`. The voxels of a region that is left out keep its number, so that later peaks
-    do not get them. `limits` are the rule's ratio and extent, and `PROMINENCE`.
+    do not get them. `thresholds` are the rule's ratio and extent, and `PROMINENCE`.
     """
-    ratio, extent, prominence = limits
+    ratio, extent, prominence = thresholds
     taken = np.empty(1024, dtype=np.int64)  # doubled when it is full
     ends = np.empty(len(peaks), dtype=np.int64)
     places = np.empty(27, dtype=np.int64)

@@ -179,7 +179,8 @@ def find_by_plan(
 ) -> Prediction:
     """Find the candidates in probabilities `[K, *spatial]` of the plan's channels.
 
-    For `keep_from` and errors, see `find_candidates`.
+    A region beyond the highest number of candidates is kept if its score reaches `keep_from`.
+    Raises `ContentError` if a probability is NaN.
 
     If the labels are regions, candidates are found in the highest probability over the regions, and
     all have the label of the union. `Prediction.values` contains the mask values

@@ -6,17 +6,17 @@ difference shows interpolated thick slices, blur and noise. The bundle contains 
 statistic over the training scans (for grids, over validation scans, too) and the largest accepted
 distance from it: 5 scaled MADs, or 1.2 times the distance of the farthest training scan.
 
-A photographic negative can have all of these statistics in range, because films differ in
+A photographic negative can have all of these statistics in range, because radiographs differ in
 brightness and contrast. It is found by three features of a channel that are multiplied by -1 in a
 negative: the skew of its intensities, the brightness of its border, and the correlation of its
 coarse picture with the mean picture of the training scans. Their sum is weighted by mean / variance
 over the training scans.
 
-A scan beyond a limit is still predicted, with a sentence that describes the difference. Only a scan
-with a channel without contrast is not predicted: its result has no lesions. Without training scans
-to compare with, as for nnU-Net models, all channels must be without contrast, because one of them
-may be empty in most scans, such as a mask of earlier lesions. Mirrored scans, and swapped channels
-of similar contrast, are not detected.
+A scan beyond an accepted distance is still predicted, with a sentence that describes the
+difference. Only a scan with a channel without contrast is not predicted: its result has no lesions.
+Without training scans to compare with, as for nnU-Net models, all channels must be without
+contrast, because one of them may be empty in most scans, such as a mask of earlier lesions.
+Mirrored scans, and swapped channels of similar contrast, are not detected.
 """
 
 import math
@@ -50,9 +50,9 @@ MOST_RATIO = 100.0  # largest accepted ratio of the file's spacing and the plan'
 MOST_EXTENT_MM = 5000.0  # largest accepted extent of a volume
 MOST_PLACES = 48  # number of places along each axis that are sampled
 COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
-N_STD = 4.0  # the limit of the agreement is this many standard deviations below its mean
+N_STD = 4.0  # the lowest accepted similarity is this many standard deviations below its mean
 FEATURE_VARIANCE = 0.01  # added to the variance of a feature, which is unreliable for few scans
-_NO_LIMIT = -1e6  # any scan agrees better than this
+_ACCEPTS_ALL = -1e6  # lower than the similarity of any scan
 _LEAST_SCALE = 1e-6  # weights are undefined if the features are smaller
 BORDER = 12  # the border is 1/12 of each axis at both ends
 UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
@@ -84,10 +84,10 @@ class PolarityFeatures:
 class Polarity(BaseModel, frozen=True):
     """The distribution of dark and bright in one channel of the training scans.
 
-    `picture` is their mean coarse picture. The agreement of a scan is the sum of its three
+    `picture` is their mean coarse picture. The similarity of a scan is the sum of its three
     features, weighted by `weights`. Its mean is 1 over the training scans, and -1 over their
-    negatives. `lowest` is the lowest agreement of a training scan with the remaining ones. A scan
-    with an agreement below `limit` is unlike the training scans.
+    negatives. `lowest` is the lowest similarity of a training scan with the remaining ones. A scan
+    with a similarity below `limit` is unlike the training scans.
     """
 
     picture: tuple[FiniteFloat, ...]
@@ -95,8 +95,8 @@ class Polarity(BaseModel, frozen=True):
     lowest: FiniteFloat
     limit: Annotated[FiniteFloat, Field(le=0)]
 
-    def agreement(self, features: PolarityFeatures) -> float:
-        """Return how well a scan's features agree with those of the training scans."""
+    def similarity(self, features: PolarityFeatures) -> float:
+        """Return the similarity of a scan's features to those of the training scans."""
         return float(features.values(np.asarray(self.picture)) @ np.asarray(self.weights))
 
 
@@ -130,14 +130,14 @@ class InputCheck(BaseModel, frozen=True):
         for name, value in numbers.items():
             if name in self.medians and name in self.tolerances:
                 distances[name] = abs(value - self.medians[name]) / self.tolerances[name]
-        agreements: dict[str, float] = {}
+        similarities: dict[str, float] = {}
         distances_of_polarity: dict[str, float] = {}
         for channel, own in (features or {}).items():
             if channel in self.polarities:
                 polarity = self.polarities[channel]
-                agreements[channel] = polarity.agreement(own)
-                # 0 at the mean agreement of the training scans, which is 1, and 1 at the limit
-                distances_of_polarity[channel] = (1 - agreements[channel]) / (1 - polarity.limit)
+                similarities[channel] = polarity.similarity(own)
+                # 0 at the mea similarity of the training scans, which is 1, and 1 at the limit
+                distances_of_polarity[channel] = (1 - similarities[channel]) / (1 - polarity.limit)
         score = max([*distances.values(), *distances_of_polarity.values()], default=None)
         worst_channel = max(
             distances_of_polarity, key=distances_of_polarity.__getitem__, default=""
@@ -145,7 +145,7 @@ class InputCheck(BaseModel, frozen=True):
         if distances_of_polarity.get(worst_channel, 0) > 1:
             return score, (
                 f"{UNLIKE}: {worst_channel} looks like a photographic negative, or is upside "
-                f"down (agreement of dark and bright {agreements[worst_channel]:.2f}, training: "
+                f"down (similarity of dark and bright {similarities[worst_channel]:.2f}, training: "
                 f"from {self.polarities[worst_channel].lowest:.2f}, on average 1)."
             )
         worst_name = max(distances, key=distances.__getitem__, default="")
@@ -245,42 +245,42 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     weights = _feature_weights(features)
     if weights is None:
         return None
-    agreements = _agreements_with_others(features)
+    similarities = _similarities_to_others(features)
     return Polarity(
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
-        lowest=min(agreements, default=0.0),
-        limit=_agreement_limit(agreements),
+        lowest=min(similarities, default=0.0),
+        limit=_lowest_accepted(similarities),
     )
 
 
-def _agreements_with_others(features: NDArray[np.float64]) -> list[float]:
-    """Return the agreement of each scan, by the weights of the remaining scans.
+def _similarities_to_others(features: NDArray[np.float64]) -> list[float]:
+    """Return the similarity of each scan, by the weights of the remaining scans.
 
     `features` is `[n, 3]`, one row per scan. Scans for which the weights are undefined are omitted.
     """
-    agreements = []
+    similarities = []
     for i, own in enumerate(features):
         weights = _feature_weights(np.delete(features, i, axis=0))
         if weights is not None:
-            agreements.append(float(own @ weights))
-    return agreements
+            similarities.append(float(own @ weights))
+    return similarities
 
 
-def _agreement_limit(agreements: Sequence[float]) -> float:
-    """Return the lowest agreement that is accepted: the mean minus `N_STD` standard deviations.
+def _lowest_accepted(similarities: Sequence[float]) -> float:
+    """Return the lowest similarity that is accepted: the mean minus `N_STD` standard deviations.
 
-    The limit is at most 0, because negatives have an agreement below 0. Fewer than two
-    agreements give no limit.
+    It is at most 0, because negatives have a similarity below 0. With fewer than two similarities,
+    every scan is accepted.
     """
-    if len(agreements) < 2:
-        return _NO_LIMIT
-    limit = float(np.mean(agreements)) - N_STD * float(np.std(agreements, ddof=1))
-    return max(min(limit, 0.0), _NO_LIMIT)
+    if len(similarities) < 2:
+        return _ACCEPTS_ALL
+    lowest = float(np.mean(similarities)) - N_STD * float(np.std(similarities, ddof=1))
+    return max(min(lowest, 0.0), _ACCEPTS_ALL)
 
 
 def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the weights of features `[n, 3]` for which the mean agreement is 1.
+    """Return the weights of features `[n, 3]` for which the mea similarity is 1.
 
     A feature with a large mean and a small variance separates scans from negatives best, so it has
     a large weight. Return None if the mean features vanish.
@@ -418,7 +418,7 @@ def check_missing(plan: Plan, missing: Sequence[int]) -> None:
         raise DatasetError(f"The scan has no {names}. {advice}")
 
 
-def check_scan(
+def compare_scan(
     check: InputCheck | None,
     image: NDArray[Any],
     file: Geometry,

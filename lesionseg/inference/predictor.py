@@ -38,7 +38,7 @@ from lesionseg.inference.input_check import (
     channels_without_contrast,
     check_extent,
     check_missing,
-    check_scan,
+    compare_scan,
 )
 from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.nnunet.restore import restore_probabilities
@@ -419,8 +419,8 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on a prepared scan.
 
-        If a channel has no contrast, all probabilities are 0 and nothing is detected. `check_scan`
-        describes the exceptions.
+        If a channel has no contrast, all probabilities are 0 and nothing is detected, unless the
+        channel is also empty in half of the training scans (`compare_scan`).
 
         Args:
             scan: the prepared scan.
@@ -430,7 +430,7 @@ class Predictor:
             return self._infer_nnunet(scan, folder)
         image = scan.image
         plan = self.plan
-        checked = check_scan(
+        checked = compare_scan(
             self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
         ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
@@ -455,7 +455,7 @@ class Predictor:
             )
         plan = self.plan
         image = scan.image.numpy()
-        checked = check_scan(
+        checked = compare_scan(
             self._check, image, scan.file_geometry, plan, (), scan.blank
         ).with_remarks(scan.remarks)
         if checked.blank:
@@ -472,7 +472,7 @@ class Predictor:
         )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
-        """Return the prediction of a case on its file's grid. See `decision.decide`."""
+        """Return the prediction of a case on its file's grid, from the outputs of `infer`."""
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
 
 

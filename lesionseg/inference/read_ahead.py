@@ -131,7 +131,10 @@ def predict_volumes(
 
 
 def memory_budget(settings: InferenceConfig) -> int:
-    """Return the bytes that all cases in progress may use, see `inference.max_memory_gb`."""
+    """Return the bytes that all cases in progress may use.
+
+    They are `inference.max_memory_gb`, or by default 60 % of the free memory.
+    """
     gigabytes = settings.max_memory_gb
     return default_budget() if gigabytes is None else int(gigabytes * 2**30)
 

@@ -154,7 +154,16 @@ class Store:
         p = torch.where(
             probabilities > 0.5, (probabilities - 1).clamp_max(-_SMALLEST), probabilities
         )
-        numbers = p.to(torch.float16).cpu()
+        self._store(where, p, inside)
+
+    def _store(
+        self,
+        where: Sequence[slice],
+        values: Float[Tensor, "k *where"],
+        inside: Bool[Tensor, "*where"] | None,
+    ) -> None:
+        """Store the values of a part of the volume as float16, with 0 outside of `inside`."""
+        numbers = values.to(torch.float16).cpu()
         if inside is not None:  # on the CPU, because the mask would have to be copied to the GPU
             numbers.masked_fill_(~inside, 0)
         self.values[(slice(None), *where)] = numbers

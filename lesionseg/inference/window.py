@@ -126,7 +126,7 @@ class SlidingWindow:
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
-        settings: overlap of tiles, mirrored views (`flip_axes`) and precision. None uses the
+        settings: overlap of tiles, mirrored views and precision. None uses the
             defaults in `conf/`.
         batch_size: number of tiles at a time. None is the plan's batch size on a GPU and 1 on a
             CPU.
@@ -163,7 +163,8 @@ class SlidingWindow:
                 set_memory_format(network, memory_format)
         # one tile occupies all cores of a CPU, so a batch would only take more memory there
         self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
-        self.flips = flip_axes(plan) if settings.flips else ((),)
+        # axes along which tiles were flipped in training
+        self.flips = mirrored_views(plan.allowed_flips if settings.flips else ())
         self.tile_shape = plan.tile_shape
 
     @property
@@ -312,11 +313,15 @@ class SlidingWindow:
                     f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
                 )
             else:
-                p = label_probabilities(output[0][:n_tiles], self.plan)
+                p = self.convert_logits(output[0][:n_tiles])
             p = p.flip(mirrored) if axes else p
             total = p if total is None else total + p
         mean = torch.as_tensor(total)
         return mean if len(readings) == 1 else mean / len(readings)
+
+    def convert_logits(self, logits: Float[Tensor, "b n *tile"]) -> Float[Tensor, "b k *tile"]:
+        """Convert the logits of one view to the values that are averaged over views."""
+        return label_probabilities(logits, self.plan)
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
         """Repeat the last tile on a GPU until their number is a power of two or fills the batch.
@@ -339,14 +344,15 @@ class SlidingWindow:
             return network(tiles)
 
 
-def flip_axes(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Return all sets of spatial axes to mirror, the empty one first.
+def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return all subsets of the axes, the empty one first.
 
-    An axis is mirrored only if tiles were flipped along it in training.
+    >>> mirrored_views((0, 2))
+    ((), (0,), (2,), (0, 2))
     """
     views: list[tuple[int, ...]] = []
-    for n_axes in range(len(plan.allowed_flips) + 1):
-        views += combinations(plan.allowed_flips, n_axes)
+    for n_axes in range(len(axes) + 1):
+        views += combinations(axes, n_axes)
     return tuple(views)
 
 

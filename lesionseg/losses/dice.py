@@ -166,7 +166,7 @@ class FocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """Compute the term of a batch, see `VoxelLoss.forward`."""
+        """Compute the term of a batch, with the arguments of `VoxelLoss.forward`."""
         loss = FOCAL[self.activation](
             logits,
             labels,
@@ -268,7 +268,7 @@ class DiceFocalLoss(VoxelLoss):
     def forward(
         self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
     ) -> LossTerms:
-        """Compute both terms of a batch, see `VoxelLoss.forward`."""
+        """Compute both terms of a batch, with the arguments of `VoxelLoss.forward`."""
         dice = dice_loss(
             logits,
             labels,

@@ -27,6 +27,7 @@ from lesionseg.losses.focal import (
     reduce_losses,
     to_signed,
 )
+from lesionseg.ops.components import group_voxels
 
 _LESION_WEIGHT = 0.5  # of the terms per lesion
 CELL_REACH = 10.0  # distance at which a cell ends, in voxels of the finest axis
@@ -268,13 +269,9 @@ def nearest_lesions(
 def _write_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
     """Write the id of the nearest lesion within reach of each voxel. `out` is 0 before."""
     closest = np.zeros(ids.shape, np.float32)  # see `_closeness`
-    inside = np.flatnonzero(ids != 0)
-    numbers = ids.reshape(-1)[inside]
-    order = np.argsort(numbers, kind="stable")
-    present, first = np.unique(numbers[order], return_index=True)
+    present, voxels, first = group_voxels(ids)
     if not len(present):
         return
-    voxels = np.stack(np.unravel_index(inside[order], ids.shape), axis=1)
     low = np.minimum.reduceat(voxels, first)
     high = np.maximum.reduceat(voxels, first) + 1
     margin = [math.ceil(n) - 1 for n in reach]  # voxels at the distance itself are outside

@@ -81,6 +81,16 @@ def build_network(
         return table[name](plan)
 
 
+def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """Raise `BundleError` if a weight of the file `where` is NaN or infinite."""
+    not_finite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if not_finite:
+        raise BundleError(
+            f"{where}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
+            "checkpoint."
+        )
+
+
 def build_with_weights(
     plan: Plan,
     weights: Mapping[str, Tensor],
@@ -95,8 +105,8 @@ def build_with_weights(
 
     Raises:
         RuntimeError: if names or shapes of the weights are not those of the network.
-        ConfigError: see `build_network`.
-        BundleError: see `build_network`.
+        ConfigError: if the plan's architecture is unknown.
+        BundleError: if the plan names a class outside of lesionseg without trust.
     """
     name = plan.architecture.name
     own_factory = (architectures or {}).get(name)

@@ -27,7 +27,7 @@ _TILE = ("img_size", "image_size", "input_size", "tile_shape")
 _BACKBONE_SIDE = 64  # voxels along each axis of the tile that shows the strides of a backbone
 
 
-class ForeignNetwork(nn.Module):
+class CustomNetwork(nn.Module):
     """A network whose outputs are converted to a list of maps, finest first.
 
     The network may return one tensor `[B, K, *tile]`, several with any resolutions, or one
@@ -85,7 +85,7 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool = False) -> list[Tens
     return sorted(levels, key=lambda x: -x.shape[-1]) if len(levels) > 1 else levels
 
 
-def custom_network(plan: Plan) -> ForeignNetwork:
+def custom_network(plan: Plan) -> CustomNetwork:
     """Build the network that the plan names by `_target_`.
 
     Raises `ConfigError` if it cannot be imported or constructed.
@@ -98,10 +98,10 @@ def custom_network(plan: Plan) -> ForeignNetwork:
         tile=plan.tile_shape,
     )
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
-    return ForeignNetwork(network, bias)
+    return CustomNetwork(network, bias)
 
 
-def foreign_backbone(plan: Plan) -> ForeignNetwork:
+def custom_backbone(plan: Plan) -> CustomNetwork:
     """Build the backbone that the plan of a detector names."""
     network = _construct(
         "model.backbone",
@@ -110,7 +110,7 @@ def foreign_backbone(plan: Plan) -> ForeignNetwork:
         n_outputs=None,
         tile=plan.tile_shape,
     )
-    return ForeignNetwork(network)
+    return CustomNetwork(network)
 
 
 def _construct(
@@ -280,8 +280,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
 
-    def make() -> ForeignNetwork:
-        return ForeignNetwork(_construct("model.backbone", spec, n_channels, None, tile))
+    def make() -> CustomNetwork:
+        return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
 
     try:
         maps = _run(make, n_channels, tile)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.errors import ConfigError
-from lesionseg.models.custom_network import foreign_backbone
+from lesionseg.models.custom_network import custom_backbone
 from lesionseg.models.heads import DetectionHead, DetectorOutput, SegmentationHead, prior_bias
 from lesionseg.models.unet import Decoder, Encoder
 from lesionseg.plan.plan import AnchorPlan, Architecture, Plan
@@ -72,7 +72,7 @@ def detector(plan: Plan) -> RetinaNet:
         architecture=plan.architecture,
         n_labels=len(plan.labels.lesion_names),
         anchors=planned_anchors(plan),
-        encoder=foreign_backbone(plan) if plan.architecture.network else None,
+        encoder=custom_backbone(plan) if plan.architecture.network else None,
         bias=bias,
     )
 

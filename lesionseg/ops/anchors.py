@@ -104,6 +104,18 @@ BACKGROUND = -1
 IGNORED = -2
 
 
+def _nearest_anchors(levels: Sequence[AnchorLevel], centres: Tensor) -> Tensor:
+    """Return the rows `[m, k]` of all anchors at the `N_NEAREST` cells of each level."""
+    first = 0  # the row of the level's first anchor
+    numbers = []
+    for level in levels:
+        cells = nearest_cells(level, centres, N_NEAREST)
+        shapes = torch.arange(len(level.sizes), device=centres.device)
+        numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
+        first += level.n_anchors
+    return torch.cat(numbers, dim=1)
+
+
 def assign_atss(
     levels: Sequence[AnchorLevel],
     anchors: Float[Tensor, "n two_d"],
@@ -133,14 +145,7 @@ def assign_atss(
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     centres = split_box(boxes.float())[0]
-    first = 0
-    numbers = []
-    for level in levels:
-        cells = nearest_cells(level, centres, N_NEAREST)
-        shapes = torch.arange(len(level.sizes), device=boxes.device)
-        numbers.append((cells[..., None] * len(shapes) + shapes).flatten(1) + first)
-        first += level.n_anchors
-    candidates = torch.cat(numbers, dim=1)
+    candidates = _nearest_anchors(levels, centres)
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)

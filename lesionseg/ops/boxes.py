@@ -14,7 +14,7 @@ from lesionseg.core import Geometry
 MAX_LOG_RATIO = log(1000 / 16)  # limits the logarithm of a side ratio, as in Fast R-CNN
 
 
-def box_volume(boxes: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
+def box_volume(boxes: Float[Tensor, "*n two_d"]) -> Float[Tensor, "*n"]:
     """Compute the volume (2-D: area) of each box.
 
     Args:
@@ -75,23 +75,16 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
     >>> box_iou(a, torch.tensor([[0.0, 1.0, 2.0, 3.0], [5.0, 5.0, 6.0, 6.0]])).tolist()
     [[0.3333333432674408, 0.0]]
     """
-    a = _at_least_float32(a)
-    b = _at_least_float32(b)
-    start_a, stop_a = a.chunk(2, dim=-1)
-    start_b, stop_b = b.chunk(2, dim=-1)
-    start = torch.maximum(start_a[:, None], start_b[None])  # [n, m, d]
-    stop = torch.minimum(stop_a[:, None], stop_b[None])
-    shared = _product((stop - start).clamp(min=0))
-    union = box_volume(a)[:, None] + box_volume(b)[None] - shared
-    return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
+    return paired_iou(a[:, None], b[None])
 
 
-def paired_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Compute the IoU of each box in `a` with the box in the same row of `b`, like `box_iou`."""
-    a = _at_least_float32(a)
-    b = _at_least_float32(b)
-    shared = _shared_volume(a, b)
-    union = box_volume(a) + box_volume(b) - shared
+def paired_iou(a: Float[Tensor, "*n two_d"], b: Float[Tensor, "*m two_d"]) -> Float[Tensor, "..."]:
+    """Compute the IoU of each box in `a` with the box in the same row of `b`.
+
+    Half precision is converted to float32. Boxes without volume have an IoU of 0. Leading axes are
+    broadcast against each other.
+    """
+    shared, union = _overlap(_at_least_float32(a), _at_least_float32(b))
     return torch.where(shared > 0, shared / union, torch.zeros_like(shared))
 
 
@@ -108,8 +101,7 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
     """
     a = _at_least_float32(a)
     b = _at_least_float32(b)
-    shared = _shared_volume(a, b)
-    union = box_volume(a) + box_volume(b) - shared
+    shared, union = _overlap(a, b)
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     sides = torch.maximum(stop_a, stop_b) - torch.minimum(start_a, start_b)
@@ -120,13 +112,14 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
 _TINY = 1e-9  # smaller than any voxel; keeps quotients and their gradients finite
 
 
-def _shared_volume(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Float[Tensor, " n"]:
-    """Compute the volume of the intersection of boxes, row by row."""
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the volumes `[*n]` of intersection and union of boxes `[*n, 2·dims]`."""
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start = torch.maximum(start_a, start_b)
     stop = torch.minimum(stop_a, stop_b)
-    return _product((stop - start).clamp(min=0))
+    shared = _product((stop - start).clamp(min=0))
+    return shared, box_volume(a) + box_volume(b) - shared
 
 
 def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -69,6 +69,35 @@ def lesion_instances(
     _, first = np.unique(found.reshape(-1)[index], return_index=True)
     values = tuple(array.reshape(-1)[index[first]].tolist())
     return found.astype(np.int32, copy=False), values
+
+
+class GroupedVoxels(NamedTuple):
+    """The voxels of a mask of ids, one id after the other.
+
+    Attributes:
+        ids: the ids that are present `[n]`, ascending, without 0.
+        voxels: array indices `[v, dims]`, in C order within an id.
+        first: the row in `voxels` at which each id begins `[n]`.
+    """
+
+    ids: NDArray[Any]
+    voxels: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
+    """List the voxels of each id in a mask `[*spatial]`, 0 for background.
+
+    >>> grouped = group_voxels(np.array([[0, 5], [2, 5]]))
+    >>> grouped.ids.tolist(), grouped.voxels.tolist(), grouped.first.tolist()
+    ([2, 5], [[1, 0], [0, 1], [1, 1]], [0, 1])
+    """
+    index = np.flatnonzero(instances)
+    id_of_voxel = instances.reshape(-1)[index]
+    order = np.argsort(id_of_voxel, kind="stable")
+    ids, first = np.unique(id_of_voxel[order], return_index=True)
+    voxels = np.stack(np.unravel_index(index[order], instances.shape), axis=1)
+    return GroupedVoxels(ids, voxels, first)
 
 
 def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
@@ -242,9 +271,7 @@ def _measure_components(
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)
     ids = np.arange(1, len(of_instance) + 1)
-    index = nonzero_voxels(instances)
-    order, first = _group_by_owner(instances.reshape(-1)[index] - 1, len(ids))
-    return Lesions.measure(geometry, ids, of_instance, None, index[order], first)
+    return measure_instances(geometry, ids, of_instance, None, instances)
 
 
 def _drop_ignored(

@@ -101,11 +101,11 @@ def resample_slabs(
     memory with `array`.
 
     Args:
-        array: see `resample_to`.
+        array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
         source: grid of `array`.
         target: grid of the result.
-        how: see `resample_to`.
-        edge: see `resample_to`.
+        how: `linear`, `mean`, `share` or `nearest`, as `resample_to` describes them.
+        edge: values outside of the array: `zero`, `near` or `extend` (`resample_to`).
         decode: converts stored numbers to values. It is called with the input of each slab.
         n_rows: the number of rows of a slab.
 
@@ -190,8 +190,8 @@ def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
 def as_torch(array: NDArray[Any]) -> Tensor:
     """Return the array as a tensor, which shares memory unless torch needs a copy.
 
-    Arrays with foreign byte order, negative strides or read-only memory are copied. Unsigned
-    integers of 16 bits and more are converted to int32 or int64.
+    Arrays with the byte order of another processor, negative strides or read-only memory are
+    copied. Unsigned integers of 16 bits and more are converted to int32 or int64.
     """
     wider = _WIDER.get(array.dtype.name)
     if wider is not None or not array.dtype.isnative:
@@ -277,14 +277,23 @@ class _Resampling:
 
     def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
         """Return the sample of each output voxel, or the mean of several samples."""
-        sample = _sample_nearest if how in ("nearest", "share") else _sample_linear
+
+        def sample(offset: Sequence[float]) -> Tensor:
+            """Sample at one position within each output voxel."""
+            coordinates = self._coordinates(offset)
+            sizes = piece.shape[1:]
+            pairs = zip(coordinates, sizes, strict=True)
+            inside = np.logical_and.reduce([_is_inside(x, n, self.reach) for x, n in pairs])
+            take = _sample_nearest if how in ("nearest", "share") else _sample_linear
+            return take(piece, coordinates).masked_fill(~_as_tensor(inside, piece.device), 0)
+
         offsets = self._sample_offsets(how)
-        first = sample(piece, self._coordinates(offsets[0]), self.reach)
+        first = sample(offsets[0])
         if len(offsets) == 1:
             return first.float() if how == "share" else first
         total = first.float()
         for offset in offsets[1:]:
-            total += sample(piece, self._coordinates(offset), self.reach)
+            total += sample(offset)
         return total / len(offsets)
 
     def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
@@ -398,29 +407,25 @@ def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int, reac
     return piece.masked_fill(_broadcast_along(piece, axis, ~inside), 0)
 
 
-def _sample_linear(array: Tensor, coordinates: list[NDArray[np.float64]], reach: float) -> Tensor:
+def _sample_linear(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) -> Tensor:
     """Interpolate linearly at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_is_inside(x, n, reach) for x, n in pairs])
     # grid_sample expects coordinates from −1 to 1, last axis first
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
     grid = _as_tensor(np.stack(scaled, axis=-1).astype(np.float32), array.device)
     sampled = functional.grid_sample(
         array[None].float(), grid[None], mode="bilinear", padding_mode="border", align_corners=True
     )
-    return sampled[0].masked_fill(~_as_tensor(inside, array.device), 0)
+    return sampled[0]
 
 
-def _sample_nearest(array: Tensor, coordinates: list[NDArray[np.float64]], reach: float) -> Tensor:
+def _sample_nearest(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) -> Tensor:
     """Return the nearest values at scattered coordinates."""
-    pairs = list(zip(coordinates, array.shape[1:], strict=True))
-    inside = np.logical_and.reduce([_is_inside(x, n, reach) for x, n in pairs])
     index = []
-    for x, n in pairs:
+    for x, n in zip(coordinates, array.shape[1:], strict=True):
         nearest = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
         index.append(_as_tensor(nearest, array.device))
-    sampled = torch.stack([channel[tuple(index)] for channel in array])
-    return sampled.masked_fill(~_as_tensor(inside, array.device), 0)
+    return torch.stack([channel[tuple(index)] for channel in array])
 
 
 def _is_inside(x: NDArray[np.float64], n: int, reach: float) -> NDArray[np.bool_]:

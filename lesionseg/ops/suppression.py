@@ -108,10 +108,10 @@ def cluster_boxes(
     """Find for each box the box that `batched_nms` keeps in its place.
 
     Args:
-        boxes: As in `batched_nms`.
-        scores: As in `batched_nms`.
-        groups: As in `batched_nms`.
-        iou_threshold: As in `batched_nms`.
+        boxes: `[n, 2·dims]` starts then stops, in any order.
+        scores: `[n]`.
+        groups: `[n]`, such as the label of each box. Only boxes of one group suppress each other.
+        iou_threshold: a box is dropped if its IoU with a kept box is above this.
 
     Returns:
         `[n]` indices: that of a kept box is its own, that of a dropped box is the kept box of the

@@ -18,7 +18,8 @@ SMALL_PERCENT = 10  # the smallest 10 % of lesions decide the finest level
 GOOD_IOU = 0.5  # an anchor with this IoU or more covers a lesion well
 _CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the finest level
 # Lowest score of a box. Scores are probabilities. After a short training, or if lesions are faint,
-# the best box of a film has a score of 0.02 to 0.1. The floor of voxels, 0.05, would leave no box.
+# the best box of a radiograph has a score of 0.02 to 0.1. The floor of voxels, 0.05, would leave no
+# box.
 BOX_FLOOR = 0.01
 _MOST_LESIONS = 1000  # used for the fit; more do not change the result
 # factors by which `_cluster` stretches and shrinks a side, one pass each

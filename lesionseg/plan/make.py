@@ -319,8 +319,8 @@ def _round_to_multiple(
 ) -> tuple[int, ...]:
     """Round each side of a tile to a multiple of the stride, so that the backbone accepts it.
 
-    A tile of the stride itself grows along the axis of the fewest millimetres (see
-    `_require_multiples`).
+    A tile of the stride itself grows along the axis of the fewest millimetres, because instance
+    norm cannot normalise the single voxel that its coarsest stage would have.
     """
     rounded = [max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True)]
     if rounded == list(stride):
@@ -376,34 +376,39 @@ def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
 
 
 def _draft(
-    facts: Fingerprint, dataset: Dataset, device: str, chosen: ModelConfig, before: Plan | None
+    fingerprint: Fingerprint,
+    dataset: Dataset,
+    device: str,
+    chosen: ModelConfig,
+    before: Plan | None,
 ) -> Plan:
     """Return the plan with all decisions except tile, architecture and batch, with reasons.
 
     `before` is the plan of the bundle that training starts from, or None.
     """
-    _require_values_per_axis(chosen, facts.dims)
+    _require_values_per_axis(chosen, fingerprint.dims)
     if dataset.labels.regions and chosen.activation == "softmax":
         raise ConfigError(
             "model.activation=softmax does not fit labels that are regions, because regions "
             "overlap. Set model.activation=sigmoid or data.merge_labels=true."
         )
     spacing: Decision[tuple[float, ...]] = _pick(
-        chosen.spacing_mm, lambda: rules.spacing(facts.spacings_mm, facts.diameters_mm, device)
+        chosen.spacing_mm,
+        lambda: rules.spacing(fingerprint.spacings_mm, fingerprint.diameters_mm, device),
     )
-    scales = _choose_scales(facts, spacing.value, dataset, before)
+    scales = _choose_scales(fingerprint, spacing.value, dataset, before)
     if before is None:  # otherwise the bundle decides
-        _warn_of_masks(facts, [scale.value for scale in scales])
-    prior = rules.prior(facts.lesion_fraction, facts.dims)
-    candidates = rules.candidate_rule(facts.lesion_voxels, prior.value, facts.dims)
+        _warn_of_masks(fingerprint, [scale.value for scale in scales])
+    prior = rules.prior(fingerprint.lesion_fraction, fingerprint.dims)
+    candidates = rules.candidate_rule(fingerprint.lesion_voxels, prior.value, fingerprint.dims)
     raster_mm = None
-    if facts.dims == 2:
+    if fingerprint.dims == 2:
         # a radiograph that states no pixel size is assumed to have the median of the training set
-        raster_mm = _median_pixel(facts)
-        _warn_of_mixed_pixel_sizes(facts)
+        raster_mm = _median_pixel(fingerprint)
+        _warn_of_mixed_pixel_sizes(fingerprint)
     return Plan(
-        dims=facts.dims,
-        modality=facts.modality,
+        dims=fingerprint.dims,
+        modality=fingerprint.modality,
         channel_names=dataset.channel_names,
         labels=dataset.labels.predicted(),
         spacing_mm=spacing.value,
@@ -425,26 +430,26 @@ def _draft(
     )
 
 
-def _median_pixel(facts: Fingerprint) -> float:
+def _median_pixel(fingerprint: Fingerprint) -> float:
     """Return the median height of a pixel in mm. Readers give unknown pixels a size of 1 mm."""
-    return float(np.median([spacing_mm[0] for spacing_mm in facts.spacings_mm]))
+    return float(np.median([spacing_mm[0] for spacing_mm in fingerprint.spacings_mm]))
 
 
-def _warn_of_mixed_pixel_sizes(facts: Fingerprint) -> None:
+def _warn_of_mixed_pixel_sizes(fingerprint: Fingerprint) -> None:
     """Warn if some of the images state the size of a pixel and others do not."""
-    n_unknown = sum(set(spacing) == {1.0} for spacing in facts.spacings_mm)
-    if 0 < n_unknown < len(facts.spacings_mm):
+    n_unknown = sum(set(spacing) == {1.0} for spacing in fingerprint.spacings_mm)
+    if 0 < n_unknown < len(fingerprint.spacings_mm):
         logger.warning(
             "%d of %d images state no size of a pixel and are trained with pixels of 1 mm. State "
             "it as pixel_mm in manifest.csv.",
             n_unknown,
-            len(facts.spacings_mm),
+            len(fingerprint.spacings_mm),
         )
 
 
-def _warn_of_masks(facts: Fingerprint, scales: Sequence[Normalisation]) -> None:
+def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) -> None:
     """Warn of channels that are masks of 0 and a number other than 1, which a z-score leaves so."""
-    for channel, scale in zip(facts.channels, scales, strict=True):
+    for channel, scale in zip(fingerprint.channels, scales, strict=True):
         value = channel.body.mean
         is_constant = channel.body.std <= 1e-6 * abs(value)
         has_zeros = channel.nonzero_share < 1
@@ -475,7 +480,7 @@ def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
 
 
 def _choose_scales(
-    facts: Fingerprint, spacing_mm: Sequence[float], dataset: Dataset, before: Plan | None
+    fingerprint: Fingerprint, spacing_mm: Sequence[float], dataset: Dataset, before: Plan | None
 ) -> list[Decision[Normalisation]]:
     """Choose the normalisation of each channel.
 
@@ -483,18 +488,18 @@ def _choose_scales(
     weights were trained with it.
     """
     radiograph_side = None
-    if facts.modality == "xray" and len(facts.channels) == 1:
-        sides_mm = np.max(np.multiply(facts.shapes, facts.spacings_mm), axis=1)
+    if fingerprint.modality == "xray" and len(fingerprint.channels) == 1:
+        sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
         radiograph_side = float(np.median(sides_mm)) / max(spacing_mm)
 
     def decide(channel: ChannelStatistics) -> Decision[Normalisation]:
-        return rules.normalisation(channel, facts.dims, radiograph_side)
+        return rules.normalisation(channel, fingerprint.dims, radiograph_side)
 
     if before is None:
-        return [decide(channel) for channel in facts.channels]
+        return [decide(channel) for channel in fingerprint.channels]
     scales = []
     sources = channel_sources(dataset.channel_names, before.channel_names)
-    for channel, source in zip(facts.channels, sources, strict=True):
+    for channel, source in zip(fingerprint.channels, sources, strict=True):
         if source is None:  # a channel that the bundle does not have
             scales.append(decide(channel))
         else:

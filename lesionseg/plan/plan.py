@@ -389,7 +389,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
 
 
 def _with_labels(text: str) -> str:
-    """Move the keys of `plan.json` that describe labels to one key, `labels`, as in `Plan`."""
+    """Move the keys of `plan.json` that describe labels to one key, `labels`."""
     try:
         content = from_json(text)
     except ValueError:

@@ -5,12 +5,15 @@ prepared the data.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from lesionseg.core import Dataset, Finding, Lesions, Reference, StatedBoxes
 from lesionseg.errors import count, join_names
+from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 from lesionseg.plan.box_outlines import count_box_outlines
 
@@ -90,46 +93,31 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         labels = {value for value in present_values(reference.labels) if value}
     else:
         labels = set(reference.box_labels)
-    boxes = _count_boxes(reference)
     outlines = count_box_outlines(reference, lesions)
-    return ReferenceFacts(
+    facts = ReferenceFacts(
         share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
         is_wide=bool(spans[:, longest].any()),
-        n_boxes=boxes.n_boxes,
-        n_outside=boxes.n_outside,
-        n_as_corners=boxes.n_as_corners,
-        n_equal=boxes.n_equal,
-        n_overlapping=boxes.n_overlapping,
         labels=tuple(sorted(int(value) for value in labels)),
         n_outlines=outlines.n_tested,
         n_box_outlines=outlines.n_boxes,
     )
+    if reference.stated is None or not len(reference.stated.boxes):
+        return facts
+    return _count_boxes(facts, reference.stated, shape)
 
 
-@dataclass(frozen=True)
-class _BoxCounts:
-    """The numbers of boxes in a table, with the meanings in `ReferenceFacts`."""
-
-    n_boxes: int = 0
-    n_outside: int = 0
-    n_as_corners: int = 0
-    n_equal: int = 0
-    n_overlapping: int = 0
-
-
-def _count_boxes(reference: Reference) -> _BoxCounts:
-    """Count the boxes that raise doubts."""
-    stated = reference.stated
-    if stated is None or not len(stated.boxes):
-        return _BoxCounts()
-    shape = np.array(reference.geometry.shape)
+def _count_boxes(
+    facts: ReferenceFacts, stated: StatedBoxes, shape: NDArray[np.int64]
+) -> ReferenceFacts:
+    """Add the numbers of boxes of a table that raise doubts. `shape` is that of the image."""
     start, stop = np.split(stated.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
     corner = stop - start  # the second corner, if the table has x, y, x, y
     fits_as_corner = ((corner > start) & (corner <= shape + _ROUNDING_VOX)).all(axis=1)
     n_equal, n_overlapping = _count_repeated(stated)
-    return _BoxCounts(
+    return replace(
+        facts,
         n_boxes=len(stated.boxes),
         n_outside=int(is_outside.sum()),
         n_as_corners=int(fits_as_corner.sum()) if len(shape) == 2 else 0,
@@ -145,24 +133,16 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
     """
     boxes = stated.boxes
     label = np.array(stated.labels)
-    dims = boxes.shape[1] // 2
-    start = boxes[:, :dims]
-    stop = boxes[:, dims:]
-    volumes = np.prod(np.maximum(stop - start, 0), axis=1)
+    tensor = torch.from_numpy(np.asarray(boxes, dtype=np.float64))
     n_equal = 0
     n_overlapping = 0
     for first in range(0, len(boxes), _BLOCK):
         rows = slice(first, first + _BLOCK)
-        # sides of the intersections `[rows, n, dims]`; negative if two boxes are separate
-        lower = np.maximum(start[rows, None], start[None])
-        upper = np.minimum(stop[rows, None], stop[None])
-        sides = upper - lower
-        shared = np.prod(np.maximum(sides, 0), axis=2)
-        union = volumes[rows, None] + volumes[None] - shared
+        iou = box_iou(tensor[rows], tensor).numpy()
         places = np.arange(len(boxes))
         earlier = (places[None] < places[rows, None]) & (label[None] == label[rows, None])
         same = (np.abs(boxes[rows, None] - boxes[None]) <= _EQUAL_VOX).all(axis=2) & earlier
-        near = (shared > SAME_LESION_IOU * union) & earlier
+        near = (iou > SAME_LESION_IOU) & earlier
         n_equal += int(same.any(axis=1).sum())
         n_overlapping += int((near.any(axis=1) & ~same.any(axis=1)).sum())
     return n_equal, n_overlapping

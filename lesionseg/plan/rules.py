@@ -89,7 +89,7 @@ def spacing(
 
     On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. In 2-D, it
     is enough if 90 % of the lesions are that large and the smallest 5 % keep 3 pixels. Otherwise,
-    one small mark would decide that a tile shows only a tenth of a film. Axes that are at least
+    one small mark would decide that a tile shows only a tenth of an image. Axes that are at least
     twice as coarse as the finest one keep their spacing.
     """
     table = np.asarray(spacings_mm, dtype=float)
@@ -124,9 +124,10 @@ def spacing(
 
 
 def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_flat: bool) -> bool:
-    """Return True if the lesions are large enough for half the resolution (see `spacing`).
+    """Return True if the lesions are large enough for half the resolution.
 
-    `spacing_mm` is the coarsest spacing before it is doubled. `is_flat` is True for 2-D images.
+    In 3-D, each lesion must be more than 20 voxels across. In 2-D, 90 % of the lesions must be, and
+    the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it is doubled.
     """
     large_mm = LARGE_VOXELS * spacing_mm
     if not is_flat:
@@ -180,7 +181,11 @@ def normalisation(
 
 
 def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
-    """Decide the normalisation of a channel in Hounsfield units (see `normalisation`)."""
+    """Decide the normalisation of a channel in Hounsfield units: clip, mean and deviation.
+
+    Values are clipped to the percentiles of lesions and body. Mean and standard deviation weight
+    lesions and body equally.
+    """
     body = channel.body
     lesion = channel.lesion or channel.body
     # mean and variance of a mixture in which body and lesions have half the weight each

@@ -245,7 +245,7 @@ def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> _Assignment:
     """Assign roles by a split file."""
-    roles = _check_roles(read_split_file(file), dataset, stated, fold)
+    roles = _resolve_roles(read_split_file(file), dataset, stated, fold)
     note = f"roles of {file.name}"
     if fold is not None:
         note += f", fold {fold}"
@@ -433,7 +433,7 @@ def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
         )
 
 
-def _check_roles(
+def _resolve_roles(
     file: SplitFile, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> dict[str, Role]:
     """Return the roles of one fold of a split file, after checks.

@@ -123,7 +123,7 @@ class AnchorGrid:
         return cls(levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
-        """Return the anchors of all levels (see `grid_anchors`), computed once per device."""
+        """Return the anchors of all levels `[n, 2·dims]`, computed once per device."""
         return _grid(self.levels, device)
 
     def targets(

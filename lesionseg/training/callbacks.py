@@ -37,8 +37,8 @@ STRETCH = 20  # steps to average over: a single batch has few lesions or none
 HARD_SHARE = 0.01  # share of the background voxels with the highest lesion probability
 # Warn if this hard background has a larger share of the gradient. If lesions and background are
 # balanced, the whole background has half of it. A much larger share comes from outliers.
-HARD_LIMIT = 0.65
-LESION_LIMIT = 0.01  # warn if lesions have a smaller share of the gradient
+MOST_HARD_GRADIENT = 0.65
+LEAST_LESION_GRADIENT = 0.01  # warn if lesions have a smaller share of the gradient
 # Warn if the mean probability in lesions is below FOUND_FROM after this share of the budget.
 FOUND_FROM = 0.02
 FOUND_AFTER = 0.25
@@ -288,6 +288,7 @@ class FocalStatistics(pl.Callback):
         self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
         def compute_shares(gradient: Tensor) -> None:
+            """Compute two shares of the gradient's L1 norm: of lesions, and of hard background."""
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)
             total = total.where(total.isfinite(), math.nan)  # 0 gives 0 / 0, which is NaN, too
@@ -352,14 +353,14 @@ def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
     lesion = means.get(LESION_NAME, np.nan)
     p = means.get(P_NAME, np.nan)
     warnings: dict[str, str] = {}
-    if hard > HARD_LIMIT:
+    if hard > MOST_HARD_GRADIENT:
         warnings["hard"] = (
             f"The hardest 1 % of background has {hard:.0%} of the gradient. The reference may "
             "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
             "(detection.gamma for anchors)."
         )
     has_seen_lesions = p >= 0  # False for NaN: without lesions, their share of 0 is no fault
-    if lesion < LESION_LIMIT and has_seen_lesions:
+    if lesion < LEAST_LESION_GRADIENT and has_seen_lesions:
         warnings["few"] = (
             f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
             "(detection.alpha for anchors), or use more tiles with lesions "

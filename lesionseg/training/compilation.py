@@ -81,9 +81,9 @@ def keep_compiled_if_possible(
     """Try a compiled step. If it fails, log the reason, and undo `compile_step`.
 
     Args:
-        network: see `compile_step`. Its weights and buffers do not change.
-        objective: see `compile_step`.
-        plan: see `compile_step`.
+        network: the network to train. Its weights and buffers do not change.
+        objective: the loss of the training, which is compiled with the network.
+        plan: the plan of the network. It states the size of a batch.
         autocast: returns the context in which a training step runs.
     """
     state = deepcopy(network.state_dict())

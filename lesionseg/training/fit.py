@@ -106,7 +106,7 @@ def fit(
 ) -> FitResult:
     """Train `network` in place on numbered `tiles`, and return it with the chosen weights.
 
-    The last weights are kept, unless a validation chooses earlier ones (see `VolumeValidation`). An
+    The last weights are kept, unless a validation chooses earlier ones, those of the best score. An
     interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is not
     continued, even if a callback such as `EarlyStopping` ended it before its budget was spent.
     Errors of reading tiles and of `validate` are passed on, except a lack of memory.

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from benchmarks.phantoms.visits import VisitSettings, simulate_visits
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.registration import register_rigid
 from lesionseg.errors import GeometryError
-from lesionseg.phantoms import VisitSettings, simulate_visits
 
 
 def make_movement(degrees: float, shift_mm: tuple[float, float, float]) -> np.ndarray:

@@ -13,8 +13,8 @@ from lesionseg.inference.input_check import (
     channels_without_contrast,
     check_extent,
     check_missing,
-    check_scan,
     coarse_picture,
+    compare_scan,
     grid_statistics,
     image_statistics,
     make_input_check,
@@ -53,7 +53,7 @@ def check():
     ],
 )
 def test_warning_names_the_difference_from_the_training_scans(check, plan, image, spacing_mm, name):
-    result = check_scan(check, image, Geometry.from_spacing(SHAPE, spacing_mm), plan, ())
+    result = compare_scan(check, image, Geometry.from_spacing(SHAPE, spacing_mm), plan, ())
     assert (result.score > 1) == bool(name) == bool(result.warning)
     assert name in result.warning
 
@@ -63,9 +63,9 @@ def test_few_training_scans_give_no_check():
 
 
 def test_empty_and_missing_channels_are_named_without_a_check(plan):
-    assert "T1 is empty" in check_scan(None, np.zeros((1, *SHAPE)), GRID, plan, ()).warning
+    assert "T1 is empty" in compare_scan(None, np.zeros((1, *SHAPE)), GRID, plan, ()).warning
     two = plan.with_(channel_names=("T1", "T2"), normalisation=plan.normalisation * 2)
-    result = check_scan(None, np.concatenate([make_scan(0), 0 * make_scan(0)]), GRID, two, (1,))
+    result = compare_scan(None, np.concatenate([make_scan(0), 0 * make_scan(0)]), GRID, two, (1,))
     assert result.missing == ("T2",)
     assert "T2" in result.warning
     assert "empty" not in result.warning
@@ -79,23 +79,23 @@ def test_channel_that_is_empty_in_training_scans_may_be_empty(plan):
     found = SimpleNamespace(shapes=[SHAPE] * 6, spacings_mm=[(1.0, 1.0, 1.0)] * 6)
     check = training_ranges(cases, two, found)
     assert check.sparse_channels == ("earlier",)
-    result = check_scan(check, images[0], GRID, two, (), blank=("earlier",))
+    result = compare_scan(check, images[0], GRID, two, (), blank=("earlier",))
     assert (result.blank, result.warning) == ((), "")
-    assert check_scan(check, images[0], GRID, two, (), blank=("T1",)).blank == ("T1",)
+    assert compare_scan(check, images[0], GRID, two, (), blank=("T1",)).blank == ("T1",)
 
 
 def test_one_of_several_channels_may_be_empty_without_a_check_but_not_all(plan):
     """The training scans are unknown, and a mask of earlier lesions is empty for most patients."""
     two = plan.with_(channel_names=("T1", "earlier"), normalisation=plan.normalisation * 2)
     image = np.concatenate([make_scan(0), 0 * make_scan(0)])
-    result = check_scan(None, image, GRID, two, (), blank=("earlier",))
+    result = compare_scan(None, image, GRID, two, (), blank=("earlier",))
     assert (result.blank, result.empty, result.is_warned) == ((), ("earlier",), True)
     assert "earlier is empty" in result.warning
     assert "Nothing was detected" not in result.warning
-    both = check_scan(None, 0 * image, GRID, two, ())
+    both = compare_scan(None, 0 * image, GRID, two, ())
     assert (both.blank, both.empty) == (("T1", "earlier"), ())
     assert "Nothing was detected" in both.warning
-    (only,) = check_scan(None, 0 * image, GRID, two, (1,)).blank  # the second channel is missing
+    (only,) = compare_scan(None, 0 * image, GRID, two, (1,)).blank  # the second channel is missing
     assert only == "T1"
 
 
@@ -169,11 +169,11 @@ def test_check_of_an_earlier_bundle_has_no_polarity(check):
 def test_features_of_training_scans_agree_with_1_and_of_their_negatives_with_minus_1():
     features = [polarity_features(make_film(seed), ("film",))["film"] for seed in range(20)]
     polarity = make_check_of_films(20).polarities["film"]
-    agreements = [polarity.agreement(own) for own in features]
-    assert np.mean(agreements) == pytest.approx(1, abs=0.05)
-    for own, agreement in zip(features, agreements, strict=True):
+    similarities = [polarity.similarity(own) for own in features]
+    assert np.mean(similarities) == pytest.approx(1, abs=0.05)
+    for own, similarity in zip(features, similarities, strict=True):
         negative = PolarityFeatures(-own.skew, -own.border, -own.picture)
-        assert polarity.agreement(negative) == pytest.approx(-agreement)
+        assert polarity.similarity(negative) == pytest.approx(-similarity)
     assert polarity.lowest > 0 >= polarity.limit
 
 

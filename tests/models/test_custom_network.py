@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, allowed_architectures, build_network
-from lesionseg.models.custom_network import backbone_pyramid, foreign_backbone, probe_network
+from lesionseg.models.custom_network import backbone_pyramid, custom_backbone, probe_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import supervised_strides
 from tests.models.plans import plan_of
@@ -196,7 +196,7 @@ def test_wrong_channels_are_refused_and_our_own_plans_unchanged() -> None:
 def test_backbone_keeps_its_own_number_of_output_channels(chosen: Any, width: int) -> None:
     target = make_target("Pyramid", **chosen)
     assert backbone_pyramid("retinanet", target, 3, 2).features == (width, width)
-    maps = foreign_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
+    maps = custom_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
     assert [tuple(x.shape[1:3]) for x in maps] == [(width, 16), (width, 8)]
 
 

@@ -7,17 +7,15 @@ from functools import partial
 import numpy as np
 import pytest
 
+from benchmarks.phantoms.visits import VisitSettings, simulate_visits, write_visit_phantoms
 from lesionseg.errors import ConfigError
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms import (
-    VisitSettings,
     lesion_share,
     simulate_once,
-    simulate_visits,
     write_ct_phantoms,
     write_mri_phantoms,
-    write_visit_phantoms,
     write_xray_phantoms,
 )
 

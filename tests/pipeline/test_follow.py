@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
@@ -14,7 +15,6 @@ from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.phantoms import VisitSettings, write_visit_phantoms
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from lesionseg.reporting.follow_page import (

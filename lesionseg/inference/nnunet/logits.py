@@ -6,7 +6,6 @@ averaged tile by tile, which gives the same mean as averaging whole volumes.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,11 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from lesionseg.config import InferenceConfig
-from lesionseg.errors import BundleError, GeometryError
+from lesionseg.errors import BundleError
 from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.stitch import Store
-from lesionseg.inference.window import SlidingWindow
+from lesionseg.inference.window import SlidingWindow, mirrored_views
 from lesionseg.models.custom_network import n_logits
 from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
@@ -44,11 +43,7 @@ class LogitStore(Store):
         Voxels that are not `inside` get 0.
         """
         most = torch.finfo(torch.float16).max
-        numbers = logits.clamp(-most, most).to(torch.float16).cpu()
-        if inside is not None:
-            numbers.masked_fill_(~inside, 0)
-        self.values[(slice(None), *where)] = numbers
-        self.release()
+        self._store(where, logits.clamp(-most, most), inside)
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers to logits float32."""
@@ -88,7 +83,7 @@ class NnunetWindow(SlidingWindow):
             self.dtype = torch.float16
         if self.device.type == "cpu" and recipe.network_dims == 2 and batch_size is None:
             self.batch_size = _SLICES_AT_ONCE
-        self.flips = mirrored_views(recipe) if settings.flips else ((),)
+        self.flips = mirrored_views(recipe.mirror_axes if settings.flips else ())
         # a prepared scan always has three axes, that of a picture with one slice
         tile = plan.tile_shape
         self.tile_shape = tile if len(tile) == 3 else (1, *tile)
@@ -108,6 +103,10 @@ class NnunetWindow(SlidingWindow):
         self(scan.image, store=store)
         return store
 
+    def convert_logits(self, logits: Float[Tensor, "b k *tile"]) -> Float[Tensor, "b k *tile"]:
+        """Return the logits in float32, because nnU-Net averages logits, not probabilities."""
+        return logits.float()
+
     @torch.inference_mode()
     def predict(
         self,
@@ -121,27 +120,10 @@ class NnunetWindow(SlidingWindow):
 
         Raises `GeometryError` if an output of the network does not fit the plan.
         """
-        n_tiles = len(tiles)
-        tiles = self._fill_batch(tiles.to(self.device))
-        is_flat = self.recipe.network_dims == 2
-        if is_flat:
-            tiles = tiles[:, :, 0]  # tiles of a 2-D network have one slice
-        total = None
-        for network in self.networks:
-            for axes in self.flips:
-                mirrored = [axis + 2 for axis in axes]
-                levels = self._run(network, tiles.flip(mirrored) if axes else tiles)
-                output = levels[0].float()
-                if output.shape != (len(tiles), self.n_outputs, *tiles.shape[2:]):
-                    raise GeometryError(
-                        f"The network returned the shape {tuple(output.shape)} for tiles "
-                        f"{tuple(tiles.shape)}, but the plan has {self.n_outputs} channels of "
-                        "logits."
-                    )
-                output = output.flip(mirrored) if axes else output
-                total = output if total is None else total.add_(output)
-        mean = torch.as_tensor(total)[:n_tiles] / (len(self.networks) * len(self.flips))
-        return mean[:, :, None] if is_flat else mean
+        if self.recipe.network_dims == 3:
+            return super().predict(tiles)
+        # tiles of a 2-D network have one slice
+        return super().predict(tiles[:, :, 0])[:, :, None]
 
 
 def recipe_of(plan: Plan) -> NnunetRecipe:
@@ -151,14 +133,6 @@ def recipe_of(plan: Plan) -> NnunetRecipe:
             "plan.json: nnunet is missing, so this is not an nnU-Net model. Use SlidingWindow."
         )
     return plan.nnunet
-
-
-def mirrored_views(recipe: NnunetRecipe) -> tuple[tuple[int, ...], ...]:
-    """Return all sets of axes to mirror, the empty one first."""
-    views: list[tuple[int, ...]] = []
-    for n_axes in range(len(recipe.mirror_axes) + 1):
-        views += combinations(recipe.mirror_axes, n_axes)
-    return tuple(views)
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from pydantic import (
@@ -28,7 +28,7 @@ from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
-from lesionseg.models.build import build_network, build_with_weights
+from lesionseg.models.build import build_network, build_with_weights, require_finite
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
 from lesionseg.plan.nnunet_preprocessing import (
@@ -39,7 +39,7 @@ from lesionseg.plan.nnunet_preprocessing import (
 )
 from lesionseg.plan.plan import Architecture, Modality, Normalisation, Plan
 
-M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 _NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_unet"}
 _PREPROCESSOR = "DefaultPreprocessor"
@@ -62,22 +62,27 @@ class _Intensities(BaseModel):
     percentile_99_5: FiniteFloat = 0.0
 
 
-class _SplineOptions(BaseModel):
+class _ThickSlices(BaseModel):
+    """The arguments that decide if thick slices are resized on their own."""
+
+    force_separate_z: bool | None = None
+    separate_z_anisotropy_threshold: float = 3.0
+
+
+class _SplineOptions(_ThickSlices):
     """The arguments of nnU-Net's resampling by splines."""
 
     order: int = 3
     order_z: int = 0
-    force_separate_z: bool | None = None
-    separate_z_anisotropy_threshold: float = 3.0
 
 
-class _TorchOptions(BaseModel):
-    """The arguments of nnU-Net's resampling by torch."""
+class _TorchOptions(_ThickSlices):
+    """The arguments of nnU-Net's resampling by torch: linear, and nearest across thick slices."""
 
     mode: Literal["linear"] = "linear"
     aniso_axis_mode: Literal["nearest-exact"] = "nearest-exact"
-    force_separate_z: bool | None = None
-    separate_z_anisotropy_threshold: float = 3.0
+    order: ClassVar[int] = 1
+    order_z: ClassVar[int] = 0
 
 
 class _Architecture(BaseModel):
@@ -122,7 +127,7 @@ class _Plans(BaseModel):
     original_median_spacing_after_transp: list[float] = []
 
 
-class _Facts(BaseModel):
+class _DatasetJson(BaseModel):
     """The keys of `dataset.json` that are used, besides the labels."""
 
     channel_names: dict[int, str] = Field(
@@ -137,11 +142,7 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
     not supported, if a checkpoint contains anything besides tensors and numbers, or if the weights
     do not fit the plans.
     """
-    checkpoints = []
-    for fold in files.folds:
-        name = files.checkpoint(fold)
-        content = BytesIO(files.read_bytes(name))
-        checkpoints.append(read_nnunet_checkpoint(content, files.where(name)))
+    checkpoints = [_read_fold(files, fold) for fold in files.folds]
     plan = _plan_of(files, checkpoints[0])
     networks = []
     for fold, checkpoint in zip(files.folds, checkpoints, strict=True):
@@ -151,11 +152,14 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
 
 
 def nnunet_plan(files: NnunetModelFiles) -> Plan:
-    """Read only the plan of a model. For errors, see `read_nnunet_model`."""
-    name = files.checkpoint(files.folds[0])
-    content = BytesIO(files.read_bytes(name))
-    checkpoint = read_nnunet_checkpoint(content, files.where(name))
-    return _plan_of(files, checkpoint)
+    """Read only the plan of a model. Raise `BundleError` if it is not supported."""
+    return _plan_of(files, _read_fold(files, files.folds[0]))
+
+
+def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
+    """Read the checkpoint of a fold."""
+    name = files.checkpoint(fold)
+    return read_nnunet_checkpoint(BytesIO(files.read_bytes(name)), files.where(name))
 
 
 def nnunet_digest(files: NnunetModelFiles) -> str:
@@ -175,8 +179,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     labels_path = files.where(LABELS)
     plans = _validate(_Plans, files.read_json(PLANS), plans_path)
     described = files.read_json(LABELS)
-    facts = _validate(_Facts, described, labels_path)
-    channels = tuple(facts.channel_names[i] for i in sorted(facts.channel_names))
+    dataset_json = _validate(_DatasetJson, described, labels_path)
+    channels = tuple(dataset_json.channel_names[i] for i in sorted(dataset_json.channel_names))
     name = checkpoint.configuration or files.configuration
     where = f"{plans_path}: configurations.{name}"
     config = _validate(_Configuration, _inherit(plans, name, plans_path), where)
@@ -423,15 +427,12 @@ def _recipe(
         "reorients": plans.image_reader_writer.endswith(_REORIENTING),
         "mirror_axes": checkpoint.mirror_axes,
     }
-    return _check_recipe(content, where)
+    return _build_recipe(content, where)
 
 
-def _check_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
+def _build_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
     """Build the recipe from its fields. Raise `BundleError` if a value is out of range."""
-    try:
-        recipe = TypeAdapter(NnunetRecipe).validate_python(dict(content))
-    except ValidationError as error:
-        raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error
+    recipe = _validate(NnunetRecipe, content, where)
     if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
         raise BundleError(
             f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch. Use plans and "
@@ -462,25 +463,21 @@ def _normalisation(
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     """Return the resampling of a function. Raise `BundleError` if it is unknown."""
-    if function == _SPLINES:
-        splines = _validate(_SplineOptions, options, where)
-        return NnunetResampling(
-            order=splines.order,
-            order_z=splines.order_z,
-            separate_z=splines.force_separate_z,
-            threshold=splines.separate_z_anisotropy_threshold,
+    kinds: Mapping[str, type[_SplineOptions | _TorchOptions]] = {
+        _SPLINES: _SplineOptions,
+        _TORCH: _TorchOptions,
+    }
+    if function not in kinds:
+        raise BundleError(
+            f"{where}: the resampling {function} is none of {', '.join(kinds)}. Predict with "
+            "nnU-Net and give its probabilities to evaluate."
         )
-    if function == _TORCH:
-        linear = _validate(_TorchOptions, options, where)
-        return NnunetResampling(
-            order=1,
-            order_z=0,
-            separate_z=linear.force_separate_z,
-            threshold=linear.separate_z_anisotropy_threshold,
-        )
-    raise BundleError(
-        f"{where}: the resampling {function} is none of {_SPLINES}, {_TORCH}. Predict with nnU-Net "
-        "and give its probabilities to evaluate."
+    stated = _validate(kinds[function], options, where)
+    return NnunetResampling(
+        order=stated.order,
+        order_z=stated.order_z,
+        separate_z=stated.force_separate_z,
+        threshold=stated.separate_z_anisotropy_threshold,
     )
 
 
@@ -514,12 +511,7 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     with torch.device("meta"):  # only the names are needed
         needed = set(build_network(plan).state_dict())
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name in needed}
-    not_finite = [n for n, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if not_finite:
-        raise BundleError(
-            f"{where}: some weights are not finite: {', '.join(not_finite[:5])}. Use another "
-            "checkpoint."
-        )
+    require_finite(weights, where)
     try:
         return build_with_weights(plan, weights)
     except RuntimeError as error:
@@ -528,9 +520,9 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
         ) from error
 
 
-def _validate(kind: type[M], content: Mapping[str, Any], where: str) -> M:
+def _validate(kind: type[T], content: Mapping[str, Any], where: str) -> T:
     """Check a part of the plans. Raise `BundleError` naming `where` if it does not fit."""
     try:
-        return kind.model_validate(dict(content))
+        return TypeAdapter(kind).validate_python(dict(content))
     except ValidationError as error:
         raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error

@@ -108,8 +108,13 @@ def open_prediction(
 ) -> Prediction:
     """Read a predicted case, from candidate files, nnU-Net's probabilities or masks.
 
-    Candidate files have priority, because they contain the candidates already. For arguments and
-    errors, see `io.predictions.read_prediction`.
+    Candidate files have priority, because they contain the candidates already.
+
+    Args:
+        files: the files of the case.
+        geometry: grid of the scan. None is the grid of the prediction.
+        binary: True if all values of a mask are one label.
+        by_image: True if grids of equal shape and spacing are the same.
     """
     if files.probabilities is None or files.candidates is not None:
         found = read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)

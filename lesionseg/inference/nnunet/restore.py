@@ -46,7 +46,11 @@ def restore_probabilities(
 def _resize_slabs(
     logits: LogitStore, scan: NnunetScan, plan: Plan
 ) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
-    """Yield rows of the logits on the cropped volume's grid, with the first row's number."""
+    """Yield rows of the logits on the cropped volume's grid, with the first row's number.
+
+    A row is a plane along the first axis. Only the input rows between which the yielded rows are
+    interpolated are read, unless the splines need the whole volume.
+    """
     recipe = recipe_of(plan)
     before = network_spacing(recipe, scan.spacing)
     orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)

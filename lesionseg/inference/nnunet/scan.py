@@ -126,15 +126,8 @@ def spline_orders(
     """Return the spline order of each axis, and the axis of thick slices, or None without one.
 
     The axis of thick slices is resized with its own order, `resampling.order_z`, because splines
-    across thick slices mix distant tissue. The model's setting `separate_z` decides if there is
-    such an axis:
-
-    - False: there is none.
-    - True: the axis with the coarsest spacing before resizing.
-    - None: the same axis if the spacing before resizing is anisotropic. Otherwise the axis with the
-      coarsest spacing after resizing, if that is anisotropic.
-
-    If two axes are equally coarse, there is none in all cases.
+    across thick slices mix distant tissue. `before` and `after` are the spacings before and after
+    resizing.
     """
     axis = _find_thick_axis(resampling, before, after)
     orders = [resampling.order] * len(before)
@@ -146,7 +139,17 @@ def spline_orders(
 def _find_thick_axis(
     resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
 ) -> int | None:
-    """Return the axis of thick slices as `spline_orders` describes, or None without one."""
+    """Return the axis of thick slices, or None without one.
+
+    The model's setting `separate_z` decides if there is such an axis:
+
+    - False: there is none.
+    - True: the axis with the coarsest spacing `before` resizing.
+    - None: the same axis if the spacing `before` is anisotropic. Otherwise the axis with the
+      coarsest spacing `after` resizing, if that is anisotropic.
+
+    If two axes are equally coarse, there is none in all cases.
+    """
     if resampling.separate_z is False:
         return None
     if resampling.separate_z is True or _is_thick(resampling, before):
