@@ -38,7 +38,8 @@ import lesionseg.cli.command as c
 from lesionseg.io.worker import run_in_worker
 
 def decode(*_):
-    thread = threading.Thread(target=run_in_worker, args=(time.sleep, 3))
+    run_in_worker(abs, -1)  # the worker has started
+    thread = threading.Thread(target=run_in_worker, args=(time.sleep, 1))
     thread.start()
     Path(sys.argv[1], "checkpoints").mkdir(parents=True)
     Path(sys.argv[1], "checkpoints", "last.ckpt").touch()
@@ -61,7 +62,7 @@ def start(repository, program, run_dir):
     while not (run_dir / "checkpoints" / "last.ckpt").is_file():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    time.sleep(1)
+    time.sleep(0.2)
     return process
 
 

@@ -24,7 +24,13 @@ def test_report_ends_with_one_line_of_json(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")  # the program itself is not this strict
-def test_rehearsal_without_gpu_measures_every_group(capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "architectures",
+    [("unet", "retina_unet"), pytest.param(gpu.ARCHITECTURES, marks=pytest.mark.slow)],
+    ids=["some networks", "all networks"],
+)
+def test_rehearsal_without_gpu_measures_every_group(capsys, monkeypatch, architectures):
+    monkeypatch.setattr(gpu, "ARCHITECTURES", architectures)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--rehearse"])
     gpu.main()
     printed = capsys.readouterr().out.splitlines()

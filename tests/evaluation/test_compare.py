@@ -108,10 +108,17 @@ def test_p_value_needs_five_patients_and_the_same_cases():
         compare(one, other[:-1])
 
 
-@pytest.mark.parametrize("row", [{"answer": "maybe"}, {"answer": "lesion"}])
-def test_row_without_a_valid_answer_is_an_error_with_its_line(row):
-    with pytest.raises(ContentError, match="line 2"):
-        read_answers([row], "adjudicate.csv")
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"case": "c0", "candidate": "1", "answer": "maybe"}, "'maybe' is not known"),
+        ({"answer": "lesion"}, "the case, the candidate or its box is missing"),
+    ],
+    ids=["unknown answer", "no candidate"],
+)
+def test_unusable_row_is_an_error_with_its_line_and_reason(row, reason):
+    with pytest.raises(ContentError, match=f"line 3: .*{reason}"):
+        read_answers([{"answer": ""}, row], "adjudicate.csv")
 
 
 def test_equal_answers_count_once_and_different_ones_are_an_error():

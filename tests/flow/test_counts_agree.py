@@ -32,8 +32,10 @@ def copy_bare_masks(predictions, folder):
     return folder
 
 
-def assert_counts_agree(references, predictions, folder):
-    ours = counts(evaluate(references, predictions, folder / "ours"))
+def assert_counts_agree(references, predictions, folder, threshold):
+    scores = evaluate(references, predictions, folder / "ours")
+    assert scores["operating_point"]["name"] == threshold
+    ours = counts(scores)
     bare = counts(
         evaluate(references, copy_bare_masks(predictions, folder / "bare"), folder / "theirs")
     )
@@ -56,7 +58,7 @@ def test_counts_agree_for_an_undertrained_network_on_volumes(tmp_path, once, thr
     scans = folder / "raw" / "imagesTs"
     labels = folder / "raw" / "labelsTs"
     predict(folder / "run", scans, tmp_path / "out", f"operating_point={threshold}")
-    found = assert_counts_agree(labels, tmp_path / "out", tmp_path)
+    found = assert_counts_agree(labels, tmp_path / "out", tmp_path, threshold)
     if threshold == "score:0.1":
         assert found["n_false_positive"] > 0
 
@@ -68,7 +70,7 @@ def test_counts_agree_for_an_undertrained_network_on_radiographs(tmp_path):
         tmp_path / "raw", tmp_path / "run", tile, "trainer.max_steps=40", "optim.lr=0.02"
     )
     predict(run_dir, tmp_path / "raw" / "images", tmp_path / "out", "operating_point=score:0.05")
-    found = assert_counts_agree(tmp_path / "raw", tmp_path / "out", tmp_path)
+    found = assert_counts_agree(tmp_path / "raw", tmp_path / "out", tmp_path, "score:0.05")
     assert found["n_true_positive"] + found["n_false_positive"] > 0
 
 
@@ -90,7 +92,7 @@ def test_counts_agree_for_a_thousand_small_lesions(tmp_path):
     write_prediction(tmp_path / "out", accept(found, OperatingPoint("score:0.4", 0.4)))
     (tmp_path / "labels").mkdir()
     write_volume(tmp_path / "labels" / "A.nii.gz", Volume(lesions[None], geometry))
-    scores = assert_counts_agree(tmp_path / "labels", tmp_path / "out", tmp_path)
+    scores = assert_counts_agree(tmp_path / "labels", tmp_path / "out", tmp_path, "score:0.4")
     assert scores["n_lesions"] == 1000
     assert scores["n_true_positive"] == 900
     assert scores["n_false_positive"] == 200

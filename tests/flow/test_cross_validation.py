@@ -125,6 +125,7 @@ def test_folds_of_submitted_jobs_are_combined(folder, tmp_path, monkeypatch):
     jobs = ["data.fold=0,1", "run_dir=submitted/fold_${data.fold}", *SMALL, *SETTINGS]
     submitted = ["-m", "hydra/launcher=submitit_local", f"data.root={folder / 'raw'}"]
     assert run("train", [*submitted, *jobs]) == 0
+    assert len(list(tmp_path.rglob("*_log.out"))) == 2  # submitit's log of each job
     assert not Path("submitted/oof").exists()
     train(folder / "raw", Path("submitted"), *ALL)
     for k in (0, 1):

@@ -21,8 +21,7 @@ def test_radiographs_with_only_boxes_are_detected_and_scored(tmp_path):
         for drawing in ("segmentation", "mask_label", "area", "mask_file"):
             entry.pop(drawing, None)
     (raw / "annotations.json").write_text(json.dumps(content))
-    settings = [*SETTINGS, "model=retinanet", "model.tile_shape=[64,64]"]
-    scores = scores_of(train(raw, tmp_path / "run", *settings))
+    scores = scores_of(train(raw, tmp_path / "run", *SETTINGS, "model.tile_shape=[64,64]"))
     assert scores["n_lesions"] > 0
     assert scores["dice"]["mean"] is None
     assert scores["dice"]["reason"] in (tmp_path / "run" / "report.html").read_text()
@@ -62,7 +61,7 @@ def test_detector_of_a_datalist_of_boxes_refuses_to_save_probabilities(volumes, 
         write(root / f"{name}.nii.gz", image.astype(np.float32))
         entries.append({"image": f"{name}.nii.gz", "box": boxes, "label": [0, 1]})
     (root / "datalist.json").write_text(json.dumps({"training": entries}))
-    run_dir = train(root, tmp_path / "run", *SETTINGS, "model=retinanet", TILE)
+    run_dir = train(root, tmp_path / "run", *SETTINGS, TILE)
     scores = scores_of(run_dir)
     assert scores["n_lesions"] > 0
     assert scores["dice"]["mean"] is None

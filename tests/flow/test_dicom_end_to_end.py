@@ -113,7 +113,7 @@ def test_model_trained_on_dicom_predicts_only_the_valid_series_of_a_study(tmp_pa
     write_series(study, 8)
     write_series(study / "tilted", 9, rows_per_slice=0.2)
     write_localiser(study / "scout.dcm")
-    rows = predict(run_dir, study, tmp_path / "out", "inference=fast", status=3)
+    rows = predict(run_dir, study, tmp_path / "out", status=3)
     by_series = {row["series_uid"]: row for row in rows.values()}
     assert {uid: row["status"] for uid, row in by_series.items()} == {
         "1.2.3.7": "done",

@@ -101,7 +101,7 @@ def test_scores_of_an_earlier_format_are_written_again(folder, tmp_path):
     assert (copy / "bundle" / "weights.safetensors").read_bytes() == weights
 
 
-def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys):
+def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     train(folder / "raw", copy, TILE, "trainer.max_steps=40", status=2)
     printed = capsys.readouterr().err
@@ -113,6 +113,7 @@ def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys):
     assert f"model.init_from={copy} run_dir=NEW (" in printed
     advised = [TILE, "trainer.max_steps=2", f"model.init_from={copy}"]
     train(folder / "raw", tmp_path / "new", *advised)
+    assert "tensors taken" in caplog.text
 
 
 def test_prediction_and_evaluation_of_a_bundle_equal_those_of_the_run(folder, tmp_path):

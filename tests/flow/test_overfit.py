@@ -3,7 +3,7 @@
 import pytest
 
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from tests.flow.cases import evaluate, predict, train
+from tests.flow.cases import evaluate, plan_of, predict, train
 
 SETTINGS = ["data.validation_fraction=0", "augment=none", "model.base_features=8"]
 SETTINGS += ["trainer.max_steps=300"]
@@ -34,6 +34,7 @@ def test_four_cases_are_overfitted(dims, model, tmp_path):
         )
     settings = [f"model={model}", f"model.tile_shape={tile}", *SETTINGS]
     run_dir = train(raw, tmp_path / "run", *settings)
+    assert plan_of(run_dir)["architecture"]["name"] == model
     predict(run_dir, raw / ("imagesTr" if dims == 3 else "images"), tmp_path / "found")
     scores = evaluate(raw, tmp_path / "found", tmp_path / "s")
     assert scores["n_lesions"] > 5

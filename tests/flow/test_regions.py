@@ -1,5 +1,7 @@
 """A dataset whose labels are regions, with ignored voxels: train, predict, evaluate."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,7 @@ def folder(once):
     def make(folder):
         write_regions(folder / "raw")
         train(folder / "raw", folder / "run", *SETTINGS)
+        predict(folder / "run", folder / "raw" / "imagesTs", folder / "predicted")
 
     return once("regions", make)
 
@@ -53,27 +56,27 @@ def test_regions_are_planned_and_scored_by_name(folder):
         assert found["per_label"]["whole tumor"]["dice"]["mean"] == found["dice"]["mean"]
         # the ignored ball is brighter than any lesion, but no false positive
         assert found["n_false_positive"] == 0
+        assert found["operating_point"]["score"] == 0.3
     (row,) = read_csv(folder / "run" / "cases.csv")
     assert float(row["dice_core"]) >= 0
     assert row["n_lesions_whole_tumor"] == "1"
 
 
-def test_mask_has_the_values_of_the_dataset(folder, tmp_path):
-    raw = folder / "raw"
-    output = tmp_path / "predicted"
-    predict(folder / "run", raw / "imagesTs", output)
-    mask = read_volume(output / "case4_mask.nii.gz").array[0]
-    truth = read_volume(raw / "labelsTs" / "case4.nii.gz").array[0]
+def test_mask_has_the_values_of_the_dataset(folder):
+    mask = read_volume(folder / "predicted" / "case4_mask.nii.gz").array[0]
+    truth = read_volume(folder / "raw" / "labelsTs" / "case4.nii.gz").array[0]
     assert set(np.unique(mask)) <= {0, 1, 2}
     assert (mask == 1).any()
     core = (mask == 2) & (truth != 3)
     dice = 2 * (core & (truth == 2)).sum() / (core.sum() + (truth == 2).sum())
-    # score the same files again, and then only the bare mask
     ours = scores_of(folder / "run" / "test")
     assert ours["per_label"]["core"]["dice"]["mean"] == pytest.approx(dice)
-    for name in ("all", "bare"):
-        scores = evaluate(raw, output, tmp_path / name)
-        assert scores["per_label"]["core"]["n_cases"] == scores["n_cases"] == scores["n_lesions"]
-        for file in output.glob("*_*"):
-            if not file.name.endswith("_mask.nii.gz"):
-                file.unlink()
+
+
+@pytest.mark.parametrize("pattern", ["*", "*_mask.nii.gz"], ids=["all files", "bare mask"])
+def test_regions_of_a_prediction_and_of_its_bare_mask_are_scored_by_name(folder, tmp_path, pattern):
+    (tmp_path / "found").mkdir()
+    for file in (folder / "predicted").glob(pattern):
+        shutil.copy(file, tmp_path / "found")
+    scores = evaluate(folder / "raw", tmp_path / "found", tmp_path / "scores")
+    assert scores["per_label"]["core"]["n_cases"] == scores["n_cases"] == scores["n_lesions"]

@@ -12,12 +12,15 @@ from lesionseg.cli import run
 from lesionseg.cli.compose import compose
 from lesionseg.config import ModelConfig, TrainConfig
 from lesionseg.errors import ConfigError
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.models import build_network
 from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_rate
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import tuned_groups
 from lesionseg.plan.model_choice import ReferenceKinds
-from tests.pipeline.cases import small_training
+from lesionseg.plan.plan import AnchorPlan
+from tests.models.plans import plan_of
 
 SIDE = 64
 
@@ -127,8 +130,9 @@ def test_every_process_keeps_the_learning_rate_of_the_run(tmp_path):
 
 
 def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):
-    settings = small_training(tmp_path, "model=retina_unet")
-    assert run("train", settings) == 0
+    anchors = AnchorPlan((1,), sizes=(((4.0, 4.0), (6.0, 6.0)),), width=8, depth=1)
+    plan = plan_of("retina_unet", anchors=anchors)
+    write_bundle(tmp_path / "run" / "bundle", build_network(plan), plan, "")
     model = ModelConfig.of(init_from=str(tmp_path / "run"))
     masks = ReferenceKinds(dims=2, n_with_lesions=4)
     assert model_for(model, masks).value == "retina_unet"

@@ -18,6 +18,10 @@ from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.export_formats import (
+    CONFIG,
+    METADATA,
+    PROGRAM,
+    README,
     inference_config,
     largest_difference,
     trace,
@@ -377,18 +381,25 @@ def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
             largest_difference(read_bundle(bundle), lambda _: [wrong])  # noqa: B023
 
 
-@pytest.mark.parametrize("format", ["onnx", "monai"])
-def test_deviating_program_does_not_replace_an_earlier_one(bundle, tmp_path, monkeypatch, format):
+@pytest.mark.parametrize(
+    ("format", "names"),
+    [
+        ("onnx", ("model.onnx", "model.json")),
+        ("monai", (PROGRAM, CONFIG, METADATA, README)),
+    ],
+)
+def test_deviating_program_does_not_replace_an_earlier_one(
+    bundle, tmp_path, monkeypatch, format, names
+):
     def fail(*_):
         raise OutputError("The exported network differs.")
 
-    def contents():
-        files = (tmp_path / "out").rglob("*")
-        return {file.name: file.read_bytes() for file in files if file.is_file()}
-
-    export(bundle, tmp_path / "out", format=format)
-    earlier = contents()
+    earlier = [tmp_path / "out" / name for name in names]
+    for file in earlier:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("earlier")
     monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="differs"):
         export(bundle, tmp_path / "out", format=format)
-    assert contents() == earlier
+    assert [file.read_text() for file in earlier] == ["earlier"] * len(names)
+    assert {file for file in (tmp_path / "out").rglob("*") if file.is_file()} == {*earlier}

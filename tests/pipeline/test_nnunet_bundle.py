@@ -1,9 +1,11 @@
 """Commands on an nnU-Net model folder: predict, export, and operating points."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from pickletools import genops
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
 from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
@@ -42,23 +45,32 @@ def test_predict_takes_a_model_folder_and_keeps_finished_cases(tmp_path: Path) -
     model = SmallModel(n_folds=2).write(tmp_path / "results")
     write_scans(tmp_path / "scans", 2)
     paths = model, tmp_path / "scans", tmp_path / "found"
-    outcome = predict(*paths, save_probabilities=True, device="cpu")
+    predict(*paths, device="cpu")
     rows = read_csv(tmp_path / "found" / "predictions.csv")
     assert [row["status"] for row in rows] == ["done", "done"]
-    assert outcome is not None
     found = find_predictions(tmp_path / "found")
     assert sorted(found) == ["P0", "P1"]
     prediction = read_prediction(found["P0"])
     assert prediction.candidates
     assert prediction.geometry.shape == SHAPE
-    predict(*paths, save_probabilities=True, device="cpu")
+    predict(*paths, device="cpu")
     rows = read_csv(tmp_path / "found" / "predictions.csv")
     assert [row["status"] for row in rows] == ["kept", "kept"]
 
 
-def test_little_memory_gives_the_same_instances(tmp_path: Path) -> None:
+def test_little_memory_gives_the_same_instances_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = SmallModel().write(tmp_path / "results")
     write_scans(tmp_path / "scans", 1)
+    folders = []
+    infer = Predictor.infer
+
+    def record_folder(*given: Any, folder: Path | None) -> Any:
+        folders.append(folder)
+        return infer(*given, folder=folder)
+
+    monkeypatch.setattr(Predictor, "infer", record_folder)
     masks = []
     for limit in (None, 1e-6):
         output = tmp_path / f"found_{limit}"
@@ -70,6 +82,7 @@ def test_little_memory_gives_the_same_instances(tmp_path: Path) -> None:
             inference={"max_memory_gb": limit},
         )
         masks.append(read_mask(output / "P0_instances.nii.gz").labels)
+    assert folders == [None, tmp_path / "found_1e-06"]
     np.testing.assert_array_equal(*masks)
 
 
@@ -249,13 +262,21 @@ def test_labels_with_gaps_are_refused_for_nnunet(tmp_path: Path) -> None:
 def test_scores_of_predictions_agree_with_those_of_their_masks(tmp_path: Path) -> None:
     model = SmallModel().write(tmp_path / "results")
     write_scans(tmp_path / "scans", 2)
-    predict(model, tmp_path / "scans", tmp_path / "found", device="cpu", names="nnunet")
+    found = tmp_path / "found"
+    predict(model, tmp_path / "scans", found, device="cpu", names="nnunet")
     for i in range(2):
         write_array(
             tmp_path / "labels" / f"P{i}.nii.gz",
             boxes(SHAPE, (3, 3, 3, 4)),
             Geometry.from_spacing(SHAPE, (2.4, 1.0, 1.0)),
         )
-    scores = evaluate(tmp_path / "labels", tmp_path / "found", tmp_path / "s", replicates=5).scores
-    assert scores.count("n_cases") == 2
-    assert scores.has_froc
+    ours = evaluate(tmp_path / "labels", found, tmp_path / "ours", replicates=5).scores
+    (tmp_path / "bare").mkdir()
+    for i in range(2):
+        shutil.copy(found / f"P{i}.nii.gz", tmp_path / "bare")
+    bare = evaluate(tmp_path / "labels", tmp_path / "bare", tmp_path / "b", replicates=5).scores
+    assert ours.count("n_cases") == bare.count("n_cases") == 2
+    for name in ("n_true_positive", "n_false_positive", "dice"):
+        assert ours[name].value == pytest.approx(bare[name].value)
+    assert ours.has_froc
+    assert not bare.has_froc

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import highdicom as hd
 import numpy as np
@@ -13,6 +14,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
+from lesionseg.pipeline import predict_ray
 from lesionseg.pipeline.planning import checkpoint_architecture, plan_to_start_from
 from tests.commands import predict
 from tests.inference.nnunet.small_models import SmallModel
@@ -48,13 +50,18 @@ def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_files_as_one_machine(cluster: None, tmp_path: Path) -> None:
+def test_ray_writes_the_same_files_as_one_machine(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_ray = Mock(wraps=predict_ray.predict_on_ray)
+    monkeypatch.setattr(predict_ray, "predict_on_ray", on_ray)
     model = SmallModel(n_folds=2).write(tmp_path / "results")
     volume = Volume(VOXELS[None].astype(np.float32), Geometry.from_spacing(SHAPE, (2.0, 1.0, 1.0)))
     for name in ("one", "two"):
         write_volume(tmp_path / "scans" / f"{name}.nii.gz", volume)
     predict(model, tmp_path / "scans", tmp_path / "here", device="cpu")
     predict(model, tmp_path / "scans", tmp_path / "there", device="cpu", engine="ray")
+    assert on_ray.call_count == 1
     masks = sorted(path.name for path in (tmp_path / "here").glob("*.nii.gz"))
     assert len(masks) == 4  # of two cases, masks and instances
     for name in masks:

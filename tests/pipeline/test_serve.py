@@ -470,7 +470,7 @@ def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tm
 
 
 def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
-    client: TestClient, scan: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, scan: bytes, tmp_path: Path
 ) -> None:
     assert client.get("/info/").json()["models"]["lesionseg"]["labels"] == {"lesion": 1}
     sent = [client.put("/session/", files={"files": (NAME, scan)}).json() for _ in range(2)]
@@ -484,8 +484,16 @@ def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
     (tmp_path / str(mask.get_filename())).write_bytes(content)
     assert read_volume(tmp_path / "scan_mask.nii.gz").array.shape == (1, *SHAPE)
     assert client.get(f"/session/{keys[0]}").status_code == 200
+
+
+def test_guessed_key_and_other_model_of_slicer_are_refused(client: TestClient) -> None:
     assert client.post("/infer/lesionseg?session_id=guess").status_code == 404
     assert client.post("/infer/other").status_code == 404
+
+
+def test_key_of_slicer_expires(
+    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slicer, "SCAN_SECONDS", 0.01)
     key = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
     time.sleep(0.1)
