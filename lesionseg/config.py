@@ -475,7 +475,7 @@ class PredictConfig(OutputCommand):
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
-    names: Literal["lesionseg", "nnunet"]
+    names: Literal["lesionseg", "nnunet", "bids"]
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]

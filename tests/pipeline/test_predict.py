@@ -21,13 +21,14 @@ from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
 from lesionseg.pipeline.predict_tables import TABLE
-from tests.commands import predict
+from tests.commands import evaluate, predict
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
 
@@ -307,6 +308,60 @@ def test_little_memory_changes_no_result(bundle, scans, tmp_path):
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
 
 
+@pytest.fixture
+def bids(tmp_path, scans):
+    """Write a BIDS folder of two sessions, the second of which has two runs."""
+    image = read_volume(scans / "a.nii.gz")
+    root = tmp_path / "bids"
+    for name in ("ses-a_FLAIR", "ses-a_T1w", "ses-b_run-1_FLAIR", "ses-b_run-2_FLAIR"):
+        folder = root / "sub-1" / name[:5] / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_volume(folder / f"sub-1_{name}.nii.gz", image)
+    return root
+
+
+def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tmp_path):
+    out = bids / "derivatives" / "lesionseg"
+    first = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
+    runs = ("sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
+    assert statuses(first) == dict.fromkeys(("sub-1_ses-a", *runs), "done")
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
+    assert description["GeneratedBy"] == [made_by]
+    mask = out / "sub-1_ses-a_label-lesion_mask.nii.gz"
+    prediction = read_prediction(find_predictions(out)["sub-1_ses-a"])
+    np.testing.assert_array_equal(read_volume(mask).array[0], prediction.mask())
+
+    shutil.copytree(out, tmp_path / "reference", ignore=shutil.ignore_patterns("*[!k].nii.gz"))
+    for other in (tmp_path / "reference").glob("*_candidates.json"):
+        other.unlink()
+    scored = evaluate(tmp_path / "reference", out, tmp_path / "scores", replicates=0)
+    assert scored.scores["lesion_recall"].value == 1
+    assert scored.scores["n_cases"].value == 3
+
+    again = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
+    assert set(statuses(again).values()) == {"kept"}
+    for file in out.glob("*_run-*"):  # the reader takes one mask of a session
+        file.unlink()
+    (case,) = read_dataset(bids).cases
+    assert (case.case, case.reference) == ("sub-1_ses-a", mask)
+    assert [image.name for image in case.images] == [
+        "sub-1_ses-a_FLAIR.nii.gz",
+        "sub-1_ses-a_T1w.nii.gz",
+    ]
+
+
+def test_bids_names_need_a_subject_and_one_scan_per_name(bundle, bids, scans, tmp_path):
+    outcome = run(bundle, scans, tmp_path / "out", names="bids")
+    assert statuses(outcome) == dict.fromkeys(CASES, "failed")
+    assert all("sub-<label>" in row.message for row in outcome.rows)
+    session = bids / "sub-1" / "ses-a"  # FLAIR and T1w
+    two = run(bundle, session, tmp_path / "two", names="bids")
+    assert statuses(two) == {"sub-1_ses-a": "failed"}
+    assert all("glob" in row.message for row in two.rows)
+
+
 def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
     mine = plan.with_(architecture=replace(plan.architecture, name="mine"), labels=labels)
@@ -335,7 +390,7 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
 
 KILLED = """
 import sys, time
-from tests.commands import predict
+from tests.commands import evaluate, predict
 from tests.inference.networks import Bright
 class Slow(Bright):
     def forward(self, image):
