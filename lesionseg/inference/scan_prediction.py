@@ -7,7 +7,7 @@ from pathlib import Path
 from lesionseg.core import Prediction
 from lesionseg.errors import OutputError
 from lesionseg.io.case_file import MaskNames
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.predictions import MASK_ENDINGS, write_prediction
 from lesionseg.io.volumes import case_suffix, is_image_file, result_suffix, strip_suffix
 
 
@@ -45,7 +45,7 @@ class ScanPrediction(Prediction):
             if self.geometry.dims == 2 and suffix != ".png":
                 raise OutputError(f"{path}: the mask of a picture is PNG. Name a file in .png.")
             stem = strip_suffix(folder)
-            prediction = replace(self, case=stem.removesuffix("_mask"))
-            names = "lesionseg" if stem.endswith("_mask") else "nnunet"
+            names = next(key for key, ending in MASK_ENDINGS.items() if stem.endswith(ending))
+            prediction = replace(self, case=stem.removesuffix(MASK_ENDINGS[names]))
             folder = folder.parent
         write_prediction(folder, prediction, suffix=suffix, like=self.image, names=names)

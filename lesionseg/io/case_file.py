@@ -35,7 +35,7 @@ CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"
 DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
 CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
-MaskNames = Literal["lesionseg", "nnunet"]
+MaskNames = Literal["lesionseg", "nnunet", "bids"]
 _LIST = '\n "candidates": ['  # the beginning of the candidates, as `write_json` writes it
 
 
@@ -158,14 +158,13 @@ def read_row(path: Path) -> CaseRow:
     """
     content = _read_head(path)
     case = path.name.removesuffix(CANDIDATES)
-    names = "nnunet" if content.get("names") == "nnunet" else "lesionseg"
-    stated = {"key": content.get("key", ""), "names": names}
+    stated = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
     try:
         row = {**content.get("row", {}), **content.get("source", {}), **stated, "case": case}
         return _ROWS.validate_python(row)
     except (ValidationError, TypeError) as error:
         raise ContentError(
-            f"{path}: row, source or key are not those that predict writes. Remove the file."
+            f"{path}: row, source, key or names are not those that predict writes. Remove the file."
         ) from error
 
 
@@ -270,6 +269,7 @@ class CaseContent(BaseModel):
     scored: bool = True
     input_check: InputCheckResult | None = None
     n_left_out: NonNegativeInt = 0
+    n_outside: NonNegativeInt = 0
 
 
 def write_candidates(
@@ -298,6 +298,7 @@ def write_candidates(
         "input_check": None if prediction.input is None else asdict(prediction.input),
         "removed": list(map(_entry_json, prediction.removed)),
         "n_left_out": prediction.n_left_out or None,
+        "n_outside": prediction.n_outside or None,
         # False if the predicting program states no scores, so all of them are 1
         "scored": None if prediction.has_scores else False,
     }

@@ -6,7 +6,7 @@ from unicodedata import category
 
 from lesionseg.errors import DatasetError, LesionsegError
 
-# file systems allow 255 bytes; the longest name made of an id is ".xxxxxxxx-<id>_instances.nii.gz"
+# file systems allow 255 bytes; the longest name is ".xxxxxxxx-<id>_label-lesion_mask.nii.gz"
 MAX_ID_BYTES = 200
 # Unicode categories: control, format (including bidirectional), line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})

@@ -36,7 +36,7 @@ from lesionseg.io.remote import stored_names, upload
 from lesionseg.io.scans import ScanSource
 
 PROBABILITIES = "_probabilities.npz"
-_MASKS = ("_mask", "_instances", "_regions")
+_MASKS = (MASK_ENDINGS["lesionseg"], MASK_ENDINGS["bids"], "_instances", "_regions")
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
 _PART = ".part"  # folder of a case whose files are being written

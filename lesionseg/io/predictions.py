@@ -39,7 +39,12 @@ _KINDS = ("mask", "instances", "regions", "candidates")
 PROBABILITIES = "probabilities"
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
-MASK_ENDINGS: dict[MaskNames, str] = {"lesionseg": "_mask", "nnunet": ""}
+# the longest ending first
+MASK_ENDINGS: dict[MaskNames, str] = {
+    "bids": "_label-lesion_mask",
+    "lesionseg": "_mask",
+    "nnunet": "",
+}
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,9 @@ def write_prediction(
         prediction: The prediction.
         suffix: The suffix of the masks. Cases with two axes get `.png` instead.
         like: The file of the scan, see `write_volume`.
-        names: The names of the masks: `lesionseg` for `<case>_mask`, `nnunet` for `<case>`. With
-            `nnunet`, instances and regions get another suffix, because nnU-Net's commands treat
-            every file with the suffix of the masks as a mask.
+        names: The names of the masks, see `MASK_ENDINGS`. With `nnunet`, instances and regions get
+            another suffix, because nnU-Net's commands treat every file with the suffix of the masks
+            as a mask.
         row: What the candidate file states about the scan and the run.
 
     Raises:
@@ -133,8 +138,9 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
 def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Finding]]:
     """Find the predicted cases of a folder.
 
-    This includes the files of `write_prediction`, masks `<case>_mask.*` or `<case>.*` of other
-    programs, nnU-Net's probabilities `<case>.npz`, and candidate files without masks.
+    This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
+    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, and candidate
+    files without masks.
 
     Args:
         folder: The folder.
@@ -151,7 +157,7 @@ def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Fin
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find reference masks `<case>.*` or `<case>_mask.*`, all of which must be usable."""
+    """Find reference masks, named as in `list_predictions`, all of which must be usable."""
     masks, findings = list_masks(folder)
     require_no_errors(findings, folder)
     return masks
@@ -210,6 +216,8 @@ def _case_and_kind(file: Path) -> tuple[str, str]:
         return case, "candidates"
     if not is_image_file(file) or kind == "candidates":
         return stem, ""
+    if stem.endswith(MASK_ENDINGS["bids"]):
+        return stem.removesuffix(MASK_ENDINGS["bids"]), "mask"
     return (case, kind) if kind in _KINDS else (stem, "mask")
 
 
@@ -276,6 +284,7 @@ def read_prediction(
         removed=tuple(removed),
         input=stated.input_check,
         n_left_out=stated.n_left_out,
+        n_outside=stated.n_outside,
         labels=stated.labels,
     )
     if all("accepted" in entry.model_fields_set for entry in stated.candidates):

@@ -249,6 +249,7 @@ def find_scans(
     dims: int | None = None,
     results: Path | None = None,
     unwanted: Callable[[Scan], str] | None = None,
+    rename: Callable[[str], str] | None = None,
 ) -> FoundScans:
     """Find the scans of an input.
 
@@ -273,6 +274,8 @@ def find_scans(
             TIFF files of several pages.
         results: The resolved path of a folder whose files are results and not scans.
         unwanted: Returns the reason why a scan is not meant to be predicted, or "".
+        rename: Returns another id for a case id, or raises `DatasetError`, which becomes an error
+            of the scan.
 
     Raises:
         DatasetError: `source` does not exist or cannot be opened, or is a table that cannot be
@@ -296,8 +299,22 @@ def find_scans(
             reason = "" if scan.findings else unwanted(scan)
             if reason:
                 scans[place] = scan.add_finding(LEFT_OUT, reason)
+    if rename is not None:
+        scans = [_renamed(scan, rename) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
+
+
+def _renamed(scan: Scan, rename: Callable[[str], str]) -> Scan:
+    """Return a scan without findings under its new id, or with the error of `rename`."""
+    if scan.findings:
+        return scan
+    try:
+        case = rename(scan.case)
+    except DatasetError as error:
+        return scan.add_finding("name", str(error))
+    group = case if scan.files.group == scan.case else scan.files.group
+    return replace(scan, files=replace(scan.files, case=case, group=group), other_case="")
 
 
 def describe_scan(files: CaseFiles) -> Scan:
@@ -370,7 +387,7 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
         shown = ", ".join([path for path in same if path != scan.path][:_MAX_SHOWN])
         message = (
             f"{scan.path} and {shown} would get the same case id, {scan.case}. "
-            "Rename a file or a folder."
+            "Rename a file or a folder, or select one of the scans with a glob."
         )
         yield scan.add_finding(_CLASH, message)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.case_file import CaseRow
+from lesionseg.io.bids_output import DESCRIPTION, bids_case_id, write_bids_description
+from lesionseg.io.case_file import CaseRow, MaskNames
 from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
@@ -96,14 +97,16 @@ def _predict(
     source = download(cfg.input)
     if cfg.engine == "ray":  # its processes run in another folder
         source = source.absolute()
-    found = find_cases(source, folder, predictor.plan, cfg.series)
+    found = find_cases(source, folder, predictor.plan, cfg.series, names=cfg.names)
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(map(is_dicom, scans)):
         require_highdicom()
     if cfg.zones is not None:
-        find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
+        zones = find_zones(Path(cfg.zones))
+        zones.check([scan.case for scan in found.scans])
+        zones.check_names(cfg.inference.keep_zones or ())
     log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
-    _describe_for_nnunet(cfg, folder, scans, predictor.plan)
+    _describe_output(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []
     with (
         locked_folder(folder, _lock_of(table_path.name)),
@@ -184,10 +187,11 @@ def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
         check_nnunet_labels(plan.labels)
 
 
-def _describe_for_nnunet(
-    cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan
-) -> None:
-    """Write the two files that nnU-Net expects next to its probabilities, if these are saved."""
+def _describe_output(cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan) -> None:
+    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
+    if cfg.names == "bids":
+        write_bids_description(folder)
+        upload([folder / DESCRIPTION], folder, cfg.output)
     first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
     if not cfg.save_probabilities or cfg.names != "nnunet" or first is None:
         return
@@ -285,11 +289,19 @@ def _is_of_series(source: ScanSource, scan: Scan, series_uid: str) -> bool:
     return False
 
 
-def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> FoundScans:
+def find_cases(
+    source: Path,
+    output: Path,
+    plan: Plan,
+    series: SeriesConfig,
+    *,
+    names: MaskNames = "lesionseg",
+) -> FoundScans:
     """Find the scans of `source`, except results of an earlier run in `output`.
 
     Scans that are not predicted, because of `series` or because they are localisers or single
-    slices of an archive, are included with the reason.
+    slices of an archive, are included with the reason. With names of BIDS, case ids are those of
+    `bids_case_id`.
 
     Raises:
         DatasetError: if no scan is found.
@@ -301,6 +313,7 @@ def find_cases(source: Path, output: Path, plan: Plan, series: SeriesConfig) -> 
         dims=plan.dims,
         results=output.resolve(),
         unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=archive),
+        rename=bids_case_id if names == "bids" else None,
     )
     if not found.scans:
         raise DatasetError(found.explain_nothing_found())

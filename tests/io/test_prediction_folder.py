@@ -101,6 +101,20 @@ def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
         PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
 
 
+def test_names_of_bids_replace_own_masks_only(tmp_path):
+    write_results(tmp_path, "sub-1", ONE)
+    (tmp_path / "sub-2_label-lesion_mask.nii.gz").write_text("someone's mask")
+    results = PredictionFolder(tmp_path, names="bids")
+    with pytest.raises(ConflictError, match="sub-2_label-lesion_mask"):
+        results.claim("sub-2", TWO)
+    results.claim("sub-1", ONE)
+    with results.write_case("sub-1") as part:
+        (part / "sub-1_label-lesion_mask.nii").write_text("new")
+        (part / "sub-1_candidates.json").write_text("{}")
+    names = {"sub-1_label-lesion_mask.nii", "sub-2_label-lesion_mask.nii.gz"}
+    assert {file.name for file in tmp_path.glob("*.nii*")} == names
+
+
 def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
     """Write the files of a case with the names that `names=nnunet` uses."""
     (folder / mask).write_text(content)

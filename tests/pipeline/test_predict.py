@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 
 import lesionseg
-from lesionseg.config import PredictConfig
+from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
 from lesionseg.pipeline.predict_tables import TABLE
-from tests.commands import predict
+from tests.commands import evaluate, predict
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
 
@@ -307,6 +308,60 @@ def test_little_memory_changes_no_result(bundle, scans, tmp_path):
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
 
 
+@pytest.fixture
+def bids(tmp_path, scans):
+    """Write a BIDS folder of two sessions, the second of which has two runs."""
+    image = read_volume(scans / "a.nii.gz")
+    root = tmp_path / "bids"
+    for name in ("ses-a_FLAIR", "ses-a_T1w", "ses-b_run-1_FLAIR", "ses-b_run-2_FLAIR"):
+        folder = root / "sub-1" / name[:5] / "anat"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_volume(folder / f"sub-1_{name}.nii.gz", image)
+    return root
+
+
+def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tmp_path):
+    out = bids / "derivatives" / "lesionseg"
+    first = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
+    runs = ("sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
+    assert statuses(first) == dict.fromkeys(("sub-1_ses-a", *runs), "done")
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
+    assert description["GeneratedBy"] == [made_by]
+    mask = out / "sub-1_ses-a_label-lesion_mask.nii.gz"
+    prediction = read_prediction(find_predictions(out)["sub-1_ses-a"])
+    np.testing.assert_array_equal(read_volume(mask).array[0], prediction.mask())
+
+    shutil.copytree(out, tmp_path / "reference", ignore=shutil.ignore_patterns("*[!k].nii.gz"))
+    for other in (tmp_path / "reference").glob("*_candidates.json"):
+        other.unlink()
+    scored = evaluate(tmp_path / "reference", out, tmp_path / "scores", replicates=0)
+    assert scored.scores["lesion_recall"].value == 1
+    assert scored.scores["n_cases"].value == 3
+
+    again = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
+    assert set(statuses(again).values()) == {"kept"}
+    for file in out.glob("*_run-*"):  # the reader takes one mask of a session
+        file.unlink()
+    (case,) = read_dataset(bids).cases
+    assert (case.case, case.reference) == ("sub-1_ses-a", mask)
+    assert [image.name for image in case.images] == [
+        "sub-1_ses-a_FLAIR.nii.gz",
+        "sub-1_ses-a_T1w.nii.gz",
+    ]
+
+
+def test_bids_names_need_a_subject_and_one_scan_per_name(bundle, bids, scans, tmp_path):
+    outcome = run(bundle, scans, tmp_path / "out", names="bids")
+    assert statuses(outcome) == dict.fromkeys(CASES, "failed")
+    assert all("sub-<label>" in row.message for row in outcome.rows)
+    session = bids / "sub-1" / "ses-a"  # FLAIR and T1w
+    two = run(bundle, session, tmp_path / "two", names="bids")
+    assert statuses(two) == {"sub-1_ses-a": "failed"}
+    assert all("glob" in row.message for row in two.rows)
+
+
 def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
     mine = plan.with_(architecture=replace(plan.architecture, name="mine"), labels=labels)
@@ -333,9 +388,67 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     assert predict_with_zones().rows[0].amounts["zone_count_rear"] == 1
 
 
+@pytest.fixture
+def zones(tmp_path, scans):
+    """Write zones of the scan `a`: its first lesion is in front, its second in the back."""
+    values = np.ones(SHAPE, np.uint8)
+    values[:, 9:] = 2
+    folder = tmp_path / "zones"
+    write_array(folder / "a.nii.gz", values, read_volume(scans / "a.nii.gz").geometry)
+    (folder / "names.csv").write_text("1,front\n2,back\n")
+    return folder
+
+
+def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones, tmp_path):
+    scan, out = scans / "a.nii.gz", tmp_path / "out"
+    whole = run(bundle, scan, out, zones=zones).rows[0]
+    assert (whole.n_candidates, whole.n_accepted, whole.warning) == (2, 2, "")
+    assert "n_outside" not in (out / "a_candidates.json").read_text()
+
+    (row,) = run(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]}).rows
+    assert (row.status, row.n_candidates, row.n_accepted) == ("done", 2, 1)
+    assert row.warning == "1 candidate outside the kept zones was not accepted."
+    assert (row.amounts["zone_count_front"], row.amounts["zone_count_back"]) == (0, 1)
+    content = json.loads((out / "a_candidates.json").read_text())
+    assert content["n_outside"] == 1
+    assert content["row"]["warning"] == row.warning
+    assert {c["zone"]: c["accepted"] for c in content["candidates"]} == {
+        "front": False,
+        "back": True,
+    }
+    prediction = read_prediction(find_predictions(out)["a"])  # compares the mask, too
+    mask = read_volume(out / "a_mask.nii.gz").array[0]
+    accepted = next(c for c in prediction.candidates if c.accepted)
+    np.testing.assert_array_equal(mask > 0, prediction.instances == accepted.id)
+    assert prediction.n_outside == 1
+    assert row.volume_ml == pytest.approx(accepted.volume_ml)
+    assert row.warning in (out / "predictions.log").read_text()
+    table = read_csv(out / "predictions.csv")[0]
+    assert (table["n_accepted"], table["warning"]) == ("1", row.warning)
+
+
+def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):
+    out = tmp_path / "out"
+    back = {"keep_zones": ["back"]}
+    plain = PredictConfig.of(bundle="b", input="in", output=out, inference=InferenceConfig.of())
+    assert plain.inference.keep_zones is None
+    with pytest.raises(ConfigError, match="zones=FOLDER"):
+        run(bundle, scans, out, inference=back)
+    with pytest.raises(ConfigError, match=r"rear.*front, back"):
+        run(bundle, scans, out, zones=zones, inference={"keep_zones": ["back", "rear"]})
+    outcome = run(bundle, scans, out, zones=zones, inference=back)
+    assert statuses(outcome) == {"a": "done", "more_b": "failed", "more_c": "failed"}
+    assert "keep_zones" in outcome.rows[1].message
+    (zones / "names.csv").unlink()
+    with pytest.raises(ConfigError, match="values of the masks"):
+        run(bundle, scans, out, zones=zones, inference=back)
+    first = run(bundle, scans / "a.nii.gz", out, zones=zones, inference={"keep_zones": [1]})
+    assert first.rows[0].amounts["zone_count_1"] == first.rows[0].n_accepted == 1
+
+
 KILLED = """
 import sys, time
-from tests.commands import predict
+from tests.commands import evaluate, predict
 from tests.inference.networks import Bright
 class Slow(Bright):
     def forward(self, image):

@@ -21,7 +21,7 @@ _MASK = re.compile(
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
 _ENTITY = re.compile(r"_([a-z]+)-([A-Za-z0-9]+)")
 _NOT_OF_THE_SCAN = ("label", "desc")  # entities that describe a derivative, not its scan
-_NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events")
+_NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events", "instances", "regions")
 
 
 def is_bids(root: Path) -> bool:
