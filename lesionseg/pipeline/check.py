@@ -174,7 +174,7 @@ def check_dataset(
     )
     shown = {case: look.name for case, look in looks.items()}
     page.with_name(PSEUDONYMS).unlink(missing_ok=True)  # of an earlier page
-    if not identifiers:
+    if shown and not identifiers:
         rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
         write_csv(page.with_name(PSEUDONYMS), rows, ("pseudonym", "name"))
     settings = settings_of_training(cfg)

@@ -312,12 +312,13 @@ def _follow_pair(
     _, later = files
     report = _plan_report(later, Path(cfg.output)) if cfg.dicom_output else None
     visits, alignment = open_pair(files, rule, cfg.register_)
-    changes: list[LesionChange] = []
-    for change in visits.changes:
-        if change.score is not None:
-            accepted = change.accepted and change.score >= lowest_score(point)
-            change = replace(change, accepted=accepted)
-        changes.append(change)
+    lowest = lowest_score(point)
+    changes = [
+        change
+        if change.score is None or change.score >= lowest
+        else replace(change, accepted=False)
+        for change in visits.changes
+    ]
     scans = [visit.image for visit in files if visit.image is not None]
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
@@ -594,12 +595,13 @@ def visits_of_folders(
         _log.warning("These cases have one visit only: %s", ", ".join(in_one))
     first_scans = _scans_of_cases(before_images, in_both)
     second_scans = _scans_of_cases(after_images, in_both)
-    timelines: list[list[VisitFiles]] = []
-    for case in in_both:
-        earlier = VisitFiles(case, first[case], first_scans.get(case))
-        later = VisitFiles(case, second[case], second_scans.get(case))
-        timelines.append([earlier, later])
-    return timelines
+    return [
+        [
+            VisitFiles(case, first[case], first_scans.get(case)),
+            VisitFiles(case, second[case], second_scans.get(case)),
+        ]
+        for case in in_both
+    ]
 
 
 def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]:

@@ -287,10 +287,8 @@ class _Trials:
     def run(self, trial: Any) -> float:
         """Train with the pair that Optuna proposes. Return the score of the trial."""
         tune = self.cfg.tune
-        low_alpha, high_alpha = tune.alpha
-        low_gamma, high_gamma = tune.gamma
-        alpha = trial.suggest_float("alpha", low_alpha, high_alpha)
-        gamma = trial.suggest_float("gamma", low_gamma, high_gamma)
+        alpha = trial.suggest_float("alpha", *tune.alpha)
+        gamma = trial.suggest_float("gamma", *tune.gamma)
         pair = {"alpha": alpha, "gamma": gamma}
         changed: dict[str, Any] = {
             group: getattr(self.cfg, group).model_copy(update=pair) for group in self.groups
