@@ -7,7 +7,7 @@ file), and `reason` states why. docs/evaluation.md describes the numbers.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
-from lesionseg.core import Aim, Finding
+from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.intervals import CI, Estimate
@@ -459,7 +459,6 @@ def write_scores(
     tables: Tables,
     scores: Scores,
     labels: Mapping[int, str] | None = None,
-    failed: Sequence[Finding] = (),
 ) -> None:
     """Write the three tables and labels.csv, then scores.json, each atomically.
 
@@ -468,13 +467,11 @@ def write_scores(
     Args:
         folder: The folder to write to.
         tables: The tables of the scored cases.
-        scores: The content of scores.json.
+        scores: The content of scores.json. Each of its failed cases has a row in cases.csv.
         labels: The names of label values.
-        failed: Cases that could not be scored. Each has a row with the reason in cases.csv, and is
-            not counted in any score.
     """
     (folder / SCORES_FILE).unlink(missing_ok=True)
-    write_tables(folder, tables, labels or {}, failed)
+    write_tables(folder, tables, labels or {}, scores.failed_cases)
     ious = {f"box_ap_{100 * iou:.0f}": iou for iou in IOUS}
     *numbers, low, high = LABEL_COLUMNS
     rows = []

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,7 +23,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from lesionseg.core import Finding
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
 from lesionseg.io.text import plain_text, write_csv
@@ -450,7 +450,7 @@ def write_tables(
     folder: Path,
     tables: Tables,
     labels: Mapping[int, str],
-    failed: Sequence[Finding] = (),
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write cases.csv, lesions.csv and candidates.csv, each atomically.
 
@@ -458,7 +458,7 @@ def write_tables(
         folder: The folder to write to.
         tables: The tables of the scored cases.
         labels: The names of label values.
-        failed: Cases that could not be scored. Each has a row with the reason in cases.csv.
+        failed: The reason of each case that could not be scored.
     """
     rows = list(_cells(tables.cases, CASES))
     by_case = {row["case"]: row for row in rows}
@@ -468,8 +468,8 @@ def write_tables(
         for case, dice, n in zip(part["case"], part["dice"], part["n_lesions"], strict=True):
             by_case[case] |= {f"dice_{column}": _cell(dice), f"n_lesions_{column}": n}
         columns += [f"dice_{column}", f"n_lesions_{column}"]
-    for problem in failed:
-        rows.append({"case": problem.case, "status": FAILED, "message": problem.message})
+    for case, message in failed.items():
+        rows.append({"case": case, "status": FAILED, "message": message})
     write_csv(folder / "cases.csv", rows, columns)
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
         named = [labels.get(label, str(label)) for label in table["label"]]

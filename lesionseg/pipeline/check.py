@@ -173,21 +173,16 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
-    _write_pseudonyms(page.with_name(PSEUDONYMS), {} if identifiers else shown)
+    page.with_name(PSEUDONYMS).unlink(missing_ok=True)  # of an earlier page
+    if shown and not identifiers:
+        rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
+        write_csv(page.with_name(PSEUDONYMS), rows, ("pseudonym", "name"))
     settings = settings_of_training(cfg)
     if cfg.run_dir is not None:
         settings["run_dir"] = cfg.run_dir
     if needs_detector:
         settings["model"] = "retinanet"
     return CheckOutcome(tuple(findings), shown, page, settings)
-
-
-def _write_pseudonyms(path: Path, shown: Mapping[str, str]) -> None:
-    """Write the name on the page of each case. Delete the file of an earlier page without one."""
-    path.unlink(missing_ok=True)
-    if shown:
-        rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
-        write_csv(path, rows, ("pseudonym", "name"))
 
 
 def _find_all(
@@ -204,10 +199,9 @@ def _find_all(
             if finding.kind != "lesion_free" or finding.case not in faulty:
                 yield finding
     yield from _compare(inspected)
-    references: dict[str, ReferenceFacts] = {}
-    for case in inspected:
-        if case.reference_facts is not None:
-            references[case.files.case] = case.reference_facts
+    references = {
+        case.files.case: case.reference_facts for case in inspected if case.reference_facts
+    }
     for doubt in find_doubts(dataset, references):
         if doubt.kind != "empty_label" or not dataset.errors:
             yield doubt
@@ -249,15 +243,13 @@ def _training_faults(
     A labelled case that cannot be read is assumed to have one lesion, so that the split can be
     checked.
     """
-    counts: dict[str, int] = {}
-    sizes: dict[str, float] = {}
-    for case in inspected:
-        diameters = case.look.diameters
-        sizes[case.files.case] = float(np.median(diameters or (0.0,)))
-        if case.reference_facts is not None:
-            counts[case.files.case] = len(diameters)
-        elif case.files.is_labelled:
-            counts[case.files.case] = 1
+    diameters = {case.files.case: case.look.diameters for case in inspected}
+    sizes = {case: float(np.median(found or (0.0,))) for case, found in diameters.items()}
+    counts = {
+        case.files.case: len(case.look.diameters) if case.files.case in references else 1
+        for case in inspected
+        if case.files.case in references or case.files.is_labelled
+    }
     labels = {case: facts.labels for case, facts in references.items()}
     findings: list[Finding] = []
     with collect_errors(findings, "", kind="no_training"):
@@ -319,21 +311,6 @@ def _has_ignored_regions(case: Case) -> bool:
 
 def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes."""
-    yield from _find_duplicates(inspected)
-    same_patient = list(_groups_sharing(inspected, lambda case: (case.patient,)))
-    same_image = list(_groups_sharing(inspected, lambda case: case.images))
-    related = [*same_patient, *same_image]
-    for group in _groups_sharing(inspected, lambda case: (case.reference,)):
-        yield from _findings_of_group("same_reference", group)
-    yield from _find_split_patients(related)
-    same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
-    yield from _find_leaks([*related, *same_group])
-    yield from _find_spacing_outliers([case for case in inspected if case.look.spacing_mm])
-    yield from _find_unusual_axes([case for case in inspected if case.axes])
-
-
-def _find_duplicates(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield cases with two equal channels, and cases that have an equal image."""
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
         if has_files and len(set(case.images)) < len(case.images):
@@ -341,16 +318,21 @@ def _find_duplicates(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
             yield _finding("duplicate", case.files.case, detail)
     for group in _groups_sharing(inspected, lambda case: case.images):
         yield from _findings_of_group("duplicate", group)
-
-
-def _find_split_patients(related: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
-    """Yield cases that seem to be of one patient, but belong to different groups."""
-    reported: set[tuple[str, ...]] = set()
+    for group in _groups_sharing(inspected, lambda case: (case.reference,)):
+        yield from _findings_of_group("same_reference", group)
+    related = list(_groups_sharing(inspected, lambda case: (case.patient, *case.images)))
     for group in related:
-        cases = tuple(case.files.case for case in group)
-        if len({case.files.group for case in group}) > 1 and cases not in reported:
-            reported.add(cases)
+        if len({case.files.group for case in group}) > 1:
             yield from _findings_of_group("same_patient", group)
+    same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
+    yield from _find_leaks([*related, *same_group])
+    yield from _find_spacing_outliers([case for case in inspected if case.look.spacing_mm])
+    counts = Counter(case.axes for case in inspected if case.axes)
+    usual = max(counts, key=counts.__getitem__, default="")
+    for case in inspected:
+        if case.axes not in ("", usual):
+            detail = f" Axes {case.axes}; most cases {usual}."
+            yield _finding("orientation", case.files.case, detail, "note")
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
@@ -367,18 +349,6 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
             leaked |= {case.files.case for case in group}
     for name in sorted(leaked):
         yield _finding("leak", name)
-
-
-def _find_unusual_axes(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield cases whose array axes have other directions than those of most cases."""
-    if not inspected:
-        return
-    counts = Counter(case.axes for case in inspected)
-    [(usual, _)] = counts.most_common(1)
-    for case in inspected:
-        if case.axes != usual:
-            detail = f" Axes {case.axes}; most cases {usual}."
-            yield _finding("orientation", case.files.case, detail, "note")
 
 
 def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:

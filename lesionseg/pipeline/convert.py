@@ -1,7 +1,7 @@
 """Convert an nnU-Net model to our bundle, with operating points from its cross-validation."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.config import ExportConfig
@@ -24,23 +24,10 @@ BUNDLE = "bundle"  # as in a run's folder
 _MIRRORED = "nnU-Net validates with mirrored views, so these points need inference.flips=true."
 
 
-@dataclass(frozen=True)
-class OwnBundle:
-    """A bundle that was written.
-
-    Attributes:
-        path: its folder.
-        selection: its selection.
-        needs_flips: True if its operating points are those of mirrored views.
-    """
-
-    path: Path
-    selection: Selection
-    needs_flips: bool
-
-
-def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> OwnBundle:
+def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> Selection:
     """Write weights as safetensors, plan, selection and a model card to `output/bundle`.
+
+    Return the selection. It states whether its operating points are those of mirrored views.
 
     With `cfg.reference`, operating points and calibration are chosen on the predictions in
     `fold_*/validation` of the model folder.
@@ -54,17 +41,16 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
         raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
     _require_no_training(output)
     selection = bundle.selection
-    needs_flips = cfg.reference is not None and bool(plan.nnunet.mirror_axes)
     if cfg.reference is not None:
         selection = select_on_validation(cfg, selection)
-    if needs_flips:
+    if cfg.reference is not None and plan.nnunet.mirror_axes:
         why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
         reasons = {**selection.reasons, OPERATING_POINT: why}
         selection = replace(selection, is_mirrored=True, reasons=reasons)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
     card = model_card(plan, selection, provenance=provenance)
     write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)
-    return OwnBundle(output / BUNDLE, selection, needs_flips)
+    return selection
 
 
 def _require_no_training(output: Path) -> None:

@@ -6,7 +6,7 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from lesionseg.core import (
     Dataset,
     Finding,
     OperatingPoint,
+    Prediction,
     Selection,
 )
 from lesionseg.core.dataset import assign_groups
@@ -45,7 +46,7 @@ from lesionseg.evaluation.scores import (
     scores_table,
     write_scores,
 )
-from lesionseg.evaluation.subgroups import Columns, read_columns
+from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock
 from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
@@ -109,13 +110,13 @@ class EvaluateOutcome(Outcome):
             *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
             f"Wrote:   {self.output / 'scores.json'}",
         ]
-        if self.failed:
-            names = join_names(dict.fromkeys(problem.case for problem in self.failed))
-            lines.append(f"Failed:  {names}; not in the scores, see {self.output / 'cases.csv'}")
-        if self.not_compared:
-            names = join_names(dict.fromkeys(problem.case for problem in self.not_compared))
-            table = self.output / SECOND_MODEL / "cases.csv"
-            lines.append(f"Failed:  {names} of the second model; not compared, see {table}")
+        for faults, words, folder in (
+            (self.failed, "; not in the scores", self.output),
+            (self.not_compared, " of the second model; not compared", self.output / SECOND_MODEL),
+        ):
+            if faults:
+                names = join_names(dict.fromkeys(fault.case for fault in faults))
+                lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
         if self.scores.is_point_chosen_here:
@@ -158,7 +159,11 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     """
     require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
-    _require_second_model(cfg)
+    if cfg.margin is not None and cfg.compare is None:
+        raise ConfigError(
+            "margin= is the margin between two models. Add the second one as compare=, or leave "
+            "margin= out."
+        )
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
@@ -171,7 +176,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     selection = _stated_selection(cfg, aim, preset, inputs)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
-        matches = _match_all(inputs, options, kept, progress)
+        matches = _match_all(inputs, options, progress, kept.keep)
         if matches and aim is not None and selection.point is None:
             # the point is chosen on the evaluated cases themselves
             seen = Tables.of(match.rows(surface=False) for match in matches)
@@ -179,27 +184,36 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         selected = apply_selection(matches, selection)
         tables = Tables.of(match.rows(selection.point) for match in selected)
         unread = kept.keep_unlabelled(
-            inputs.unlabelled(kept.cases),
+            {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
             merge_labels=cfg.merge_labels,
         )
         failed = [*inputs.faults, *unread]
         kept.check_replaceable()  # before anything is written
         names = add_predicted_names(inputs.lesion_names, matches)
-        settings = _summary_settings(cfg, inputs, selection.point, columns, names)
+        settings = SummarySettings(
+            evaluated_on=inputs.role,
+            operating_point=selection.point,
+            labels=names,
+            replicates=cfg.replicates,
+            seed=cfg.seed,
+            provenance=_provenance(cfg, inputs) | model_of(Path(cfg.prediction)),
+            columns=columns,
+            subgroups=cfg.subgroups,
+        )
         scores = summarise(tables, preset, settings)
-        scores = replace(scores, failed_cases=_failed_cases(failed))
+        scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
         if second is not None and inputs.cases:
-            comparison = _compare(cfg, inputs, second, tables, settings, options)
+            comparison = _compare(cfg, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        write_scores(output, tables, scores, names, failed)
+        write_scores(output, tables, scores, names)
         written = kept.finish(selection)
     not_compared = () if second is None else tuple(second.faults)
-    replaces_all_given = written is not None and kept.has_all(inputs.predictions)
+    replaces_all_given = written is not None and kept.has_all
     given = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
@@ -208,68 +222,26 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     return EvaluateOutcome(scores, output, given, written, tuple(failed), not_compared)
 
 
-def _require_second_model(cfg: EvaluateConfig) -> None:
-    """Raise `ConfigError` if there is a margin between two models, but no second model."""
-    if cfg.margin is not None and cfg.compare is None:
-        raise ConfigError(
-            "margin= is the margin between two models. Add the second one as compare=, or leave "
-            "margin= out."
-        )
-
-
-def _summary_settings(
-    cfg: EvaluateConfig,
-    inputs: "Inputs",
-    point: OperatingPoint | None,
-    columns: Columns,
-    labels: Mapping[int, str],
-) -> SummarySettings:
-    """Return the facts about the cases, and the settings of the bootstrap.
-
-    `columns` are the cells of the dataset and of the user's table, by which subgroups are divided.
-    `labels` are the names of label values.
-    """
-    return SummarySettings(
-        evaluated_on=inputs.role,
-        operating_point=point,
-        labels=labels,
-        replicates=cfg.replicates,
-        seed=cfg.seed,
-        provenance=_version_and_date()
-        | model_of(Path(cfg.prediction))
-        | _dataset_and_rules(cfg, inputs),
-        columns=columns,
-        subgroups=cfg.subgroups,
-    )
-
-
 def _match_all(
-    inputs: "Inputs", options: MatchOptions, kept: KeptPredictions, progress: Advance | None
+    found: "Inputs",
+    options: MatchOptions,
+    progress: Advance | None = None,
+    keep: Callable[[Prediction], None] | None = None,
 ) -> list[MatchedCase]:
-    """Match all cases. Keep the predictions that nnU-Net's probabilities contain.
+    """Match all cases of a model. Warn of the cases that cannot be scored.
 
     Raises:
         DatasetError: if there are cases, but none can be scored.
     """
     matches = match_cases(
-        inputs.cases,
-        inputs.predictions,
-        options,
-        progress=progress,
-        keep=kept.keep,
-        faults=inputs.faults,
+        found.cases, found.predictions, options, progress=progress, keep=keep, faults=found.faults
     )
     matched = list(matches)
-    if inputs.cases and not matched:
-        raise DatasetError(_explain_nothing_scored(inputs.faults))
-    _warn_of_faults(inputs.faults)
+    if found.cases and not matched:
+        raise DatasetError(_explain_nothing_scored(found.faults))
+    for fault in found.faults:
+        _log.warning("Not scored, %s: %s", fault.case, fault.message)
     return matched
-
-
-def _warn_of_faults(faults: Iterable[Finding]) -> None:
-    """Warn of the cases that cannot be scored. If there is no other case, an error says so."""
-    for problem in faults:
-        _log.warning("Not scored, %s: %s", problem.case, problem.message)
 
 
 def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
@@ -305,7 +277,6 @@ class Inputs:
         predictions: the prediction files by case.
         role: the role of the cases to evaluate.
         faults: the cases that cannot be scored, and why. Matching adds to the list.
-        unusable: the cases whose files could not be listed. They are the first ones in `faults`.
     """
 
     dataset: Dataset | None
@@ -314,17 +285,11 @@ class Inputs:
     predictions: Mapping[str, PredictionFiles]
     role: str
     faults: list[Finding]
-    unusable: frozenset[str]
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
         """Names of label values; empty for masks without a dataset."""
         return self.dataset.labels.lesion_names if self.dataset else {}
-
-    def unlabelled(self, cases: Iterable[str]) -> list[str]:
-        """Return the cases that have no reference."""
-        known = {files.case for files in self.labelled} | self.unusable
-        return [case for case in cases if case not in known]
 
 
 def _find_inputs(cfg: EvaluateConfig) -> Inputs:
@@ -346,9 +311,9 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     concerned = {*(files.case for files in of_role), *found}
     with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
     faults = _faults_of_cases(references.findings, with_reference)
-    unusable = frozenset(problem.case for problem in faults)
+    unusable = {fault.case for fault in faults}
     faults += _faults_of_cases(of_predictions, concerned - unusable)
-    unusable = frozenset(problem.case for problem in faults)
+    unusable = {fault.case for fault in faults}
     chosen = [files for files in of_role if files.case not in unusable]
     predictions = {case: files for case, files in found.items() if case not in unusable}
     if faults and not chosen:
@@ -361,10 +326,20 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         )
         chosen = []
     elif not chosen:
-        _warn_of_absent_role(cfg.evaluated_on, labelled)
+        _log.warning(
+            "No case of the reference has the role %s (it has %s). The scores are empty.",
+            cfg.evaluated_on,
+            " and ".join(sorted({files.role or UNSTATED[0] for files in labelled})),
+        )
     cases = assign_groups(chosen, cfg.group, setting="group")
-    if cfg.group is None:
-        _warn_of_likely_visits(cases)
+    names = None if cfg.group is not None else find_likely_visits(cases)
+    if names is not None:
+        _log.warning(
+            "Case names such as %s and %s look like scans of one patient, but each case counts as "
+            "a patient. If they are, set group='%s'. Otherwise the intervals are too narrow.",
+            *names,
+            VISIT_PATTERN,
+        )
     _check_names(cases, labelled, predictions, folder)
     _warn_of_same_files(cases, predictions)
     return Inputs(
@@ -374,7 +349,6 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         predictions=predictions,
         role=cfg.evaluated_on or _shared_role(chosen),
         faults=faults,
-        unusable=unusable,
     )
 
 
@@ -385,10 +359,9 @@ def _warn_of_same_files(
     same: list[str] = []
     for files in cases:
         found = predictions.get(files.case)
-        if found is not None and files.reference is not None:
-            paths = [path.resolve() for path in (found.mask, found.instances) if path is not None]
-            if files.reference.resolve() in paths:
-                same.append(files.case)
+        paths = [] if found is None else [found.mask, found.instances]
+        if files.reference and files.reference.resolve() in [p.resolve() for p in paths if p]:
+            same.append(files.case)
     if same:
         _log.warning(
             "The prediction of these cases is the file of their reference, so it is compared with "
@@ -397,60 +370,21 @@ def _warn_of_same_files(
         )
 
 
-def _warn_of_likely_visits(cases: Sequence[CaseFiles]) -> None:
-    """Warn if the names of cases look like several scans of one patient, but count as patients."""
-    names = find_likely_visits(cases)
-    if names is not None:
-        _log.warning(
-            "Case names such as %s and %s look like scans of one patient, but each case counts as "
-            "a patient. If they are, set group='%s'. Otherwise the intervals are too narrow.",
-            *names,
-            VISIT_PATTERN,
-        )
-
-
-def _warn_of_absent_role(role: str | None, labelled: Sequence[CaseFiles]) -> None:
-    """Warn that no case has the role to evaluate, and name the roles that the cases have."""
-    present = {files.role or UNSTATED[0] for files in labelled}
-    _log.warning(
-        "No case of the reference has the role %s (it has %s). The scores are empty.",
-        role,
-        " and ".join(sorted(present)),
-    )
-
-
-def _shared_role(cases: Sequence[CaseFiles]) -> str:
+def _shared_role(cases: Iterable[CaseFiles]) -> str:
     """Return the role that all cases state, or `unknown` if their roles differ."""
-    stated = {files.role for files in cases}
-    if len(stated) != 1:
-        return UNKNOWN_ROLE
-    return stated.pop() or UNKNOWN_ROLE
+    stated = {files.role or UNKNOWN_ROLE for files in cases}
+    return stated.pop() if len(stated) == 1 else UNKNOWN_ROLE
 
 
-@dataclass(frozen=True, eq=False)
-class SecondModel:
-    """The predictions of a second model.
-
-    Attributes:
-        predictions: the prediction files by case.
-        cases: the evaluated cases, without those that cannot be scored.
-        faults: the cases that cannot be scored, and why.
-    """
-
-    predictions: Mapping[str, PredictionFiles]
-    cases: Sequence[CaseFiles]
-    faults: list[Finding]
-
-
-def _find_second_model(folder: Path, inputs: Inputs) -> SecondModel:
+def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     """Find the predictions of a second model for the cases to evaluate."""
     found, problems = list_predictions(folder)
     predictions = with_ids_of_references(found, inputs.labelled, folder)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
-    unusable = {problem.case for problem in faults}
+    unusable = {fault.case for fault in faults}
     cases = [c for c in inputs.cases if c.case not in unusable]
     _check_names(cases, inputs.labelled, predictions, folder)
-    return SecondModel(predictions, cases, faults)
+    return replace(inputs, predictions=predictions, cases=cases, faults=faults)
 
 
 def _stated_selection(
@@ -466,8 +400,7 @@ def _stated_selection(
 
 def _compare(
     cfg: EvaluateConfig,
-    inputs: Inputs,
-    second: SecondModel,
+    second: Inputs,
     tables: Tables,
     settings: SummarySettings,
     options: MatchOptions,
@@ -478,17 +411,11 @@ def _compare(
     """
     preset = options.preset
     scored = set(tables.cases["case"])
-    matches = match_cases(
-        [c for c in second.cases if c.case in scored],
-        second.predictions,
-        replace(options, zones=None),
-        faults=second.faults,
-    )
-    second_matches = list(matches)
-    second_tables = Tables.of(match.rows() for match in second_matches)
-    if not second_matches:
-        raise DatasetError(f"{cfg.compare}: {second.faults[0].message}")
-    _warn_of_faults(second.faults)
+    second = replace(second, cases=[c for c in second.cases if c.case in scored])
+    if not second.cases:
+        raise DatasetError(_explain_nothing_scored(second.faults))
+    matches = _match_all(second, replace(options, zones=None))
+    second_tables = Tables.of(match.rows() for match in matches)
     comparison = compare_models(
         tables.of_cases(second_tables.cases["case"]),
         second_tables,
@@ -498,39 +425,31 @@ def _compare(
         seed=cfg.seed,
     )
     # the first model's point does not apply to the second, and subgroups are not compared
-    names = add_predicted_names(inputs.lesion_names, second_matches)
+    names = add_predicted_names(second.lesion_names, matches)
     second_settings = replace(
         settings,
         operating_point=None,
         labels=names,
-        provenance=_version_and_date() | _dataset_and_rules(cfg, inputs),
+        provenance=_provenance(cfg, second),
         columns={},
         subgroups=None,
     )
     scores = summarise(second_tables, preset, second_settings)
-    scores = replace(scores, failed_cases=_failed_cases(second.faults))
-    folder = Path(cfg.output) / SECOND_MODEL
-    write_scores(folder, second_tables, scores, names, second.faults)
+    failed_cases = {fault.case: fault.message for fault in second.faults}
+    scores = replace(scores, failed_cases=failed_cases)
+    write_scores(Path(cfg.output) / SECOND_MODEL, second_tables, scores, names)
     return comparison
 
 
-def _version_and_date() -> dict[str, Any]:
-    """Return the version and the day, for the provenance."""
-    return {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
-
-
-def _dataset_and_rules(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return the dataset and the rules by which its references are read, for the provenance.
+def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
+    """Return version, day, dataset, and the rules by which its references are read.
 
     The report reads the references again, by the same rules.
     """
-    known: dict[str, Any] = {}
-    if cfg.min_readers is not None:
-        known["min_readers"] = cfg.min_readers
-    if cfg.merge_labels:
-        known["merge_labels"] = True
-    if cfg.annotations is not None:
-        known["annotations"] = cfg.annotations
+    known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
+    for rule in ("min_readers", "merge_labels", "annotations"):
+        if getattr(cfg, rule):
+            known[rule] = getattr(cfg, rule)
     if inputs.dataset is None:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {
@@ -552,11 +471,6 @@ def _cases_to_score(
     if roles == {None}:
         cases |= {fault.case for fault in faults}
     return cases
-
-
-def _failed_cases(faults: Iterable[Finding]) -> dict[str, str]:
-    """Return the reason of each case that could not be scored."""
-    return {fault.case: fault.message for fault in faults}
 
 
 def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[Finding]:

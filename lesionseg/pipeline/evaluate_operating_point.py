@@ -44,7 +44,8 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
     given = cfg.operating_point
     aim = None
     if given is not None:
-        aim = Aim.parse(f"score:{given}" if _is_number(given) else given)
+        is_number = str(given).replace(".", "", 1).isdigit()
+        aim = Aim.parse(f"score:{given}" if is_number else given)
     elif cfg.chosen_on is not None:
         aim = DEFAULT_AIM
     is_chosen = aim is not None and aim.kind != "score"
@@ -65,11 +66,6 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
             "rate, or leave rate_confidence= out."
         )
     return aim
-
-
-def _is_number(value: object) -> bool:
-    """Return True for digits with at most one point, such as "0.35", False for "fp_per_case:1"."""
-    return str(value).replace(".", "", 1).isdigit()
 
 
 def choose_point(tables: Tables, aim: Aim, confidence: float | None) -> OperatingPoint:
@@ -157,7 +153,11 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     Raises:
         DatasetError: if there is only the fold `all`, or two folds validated the same case.
     """
-    folds = _validated_folds(folder)
+    folds: dict[int, Path] = {}
+    for fold in [folder, *sorted(folder.glob("fold_*"))]:  # or the folder of a single fold
+        numbered = _FOLD.fullmatch(fold.name)  # not a copy such as fold_0_old
+        if numbered is not None and (fold / _VALIDATION).is_dir():
+            folds[int(numbered[1])] = fold / _VALIDATION
     if not folds:
         if folder.name == "fold_all" or (folder / "fold_all").is_dir():
             raise DatasetError(
@@ -178,19 +178,6 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
             found[case] = files
             fold_of[case] = number
     return DevelopmentPredictions(found, fold_of)
-
-
-def _validated_folds(folder: Path) -> dict[int, Path]:
-    """Return the folders `validation` of the numbered folds in a folder, by their number.
-
-    The folder can also be that of a fold, such as `fold_0`.
-    """
-    folds: dict[int, Path] = {}
-    for fold in [folder, *sorted(folder.glob("fold_*"))]:
-        numbered = _FOLD.fullmatch(fold.name)  # not a copy such as fold_0_old
-        if numbered is not None and (fold / _VALIDATION).is_dir():
-            folds[int(numbered[1])] = fold / _VALIDATION
-    return folds
 
 
 def reference_rules(cfg: EvaluateConfig) -> ReferenceRules:

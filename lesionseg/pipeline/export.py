@@ -29,7 +29,7 @@ from lesionseg.io.bundle_folder import CARD, resolve_bundle
 from lesionseg.io.files import atomic_path, hold_lock
 from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
-from lesionseg.pipeline.convert import describe_points, write_own_bundle
+from lesionseg.pipeline.convert import BUNDLE, describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
@@ -90,12 +90,12 @@ def export(
     if cfg.format == "monai":
         return _export_monai(cfg, bundle, digest)
     folder = Path(cfg.output)
-    own = write_own_bundle(cfg, bundle, folder, digest)
+    selection = write_own_bundle(cfg, bundle, folder, digest)
     settings: dict[str, object] = {"bundle": folder, "input": "SCANS", "output": "FOUND"}
-    if own.needs_flips:
+    if selection.is_mirrored:
         settings["inference.flips"] = True
     command = command_line("predict", settings)
-    return ExportOutcome(own.path, 0.0, tuple(describe_points(own.selection)), command)
+    return ExportOutcome(folder / BUNDLE, 0.0, tuple(describe_points(selection)), command)
 
 
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:

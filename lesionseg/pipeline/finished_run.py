@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import ReportSection
+from lesionseg.core.records import read_record
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import PLAN, WEIGHTS
 from lesionseg.io.files import digest_of
-from lesionseg.io.text import read_json, read_text, write_json
+from lesionseg.io.text import read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
@@ -79,23 +80,15 @@ def read_finished(experiment: Experiment) -> FinishedRun | None:
     run = experiment.run
     report = experiment.cfg.report
     try:
-        content = read_json(run / FINISHED)
-        record = FinishedRun(
-            at=content["at"],
-            minutes=content["minutes"],
-            files=tuple(content["files"]),
-            page=content["page"],
-            data=content["data"],
-            report=content["report"],
-        )
-    except (ReadError, KeyError, TypeError):
+        text = read_text(run / FINISHED)
+        record = read_record(FinishedRun, text, FINISHED, ReadError)
+    except ReadError:
         return None
     if record.data != _data_digest(experiment):
         return None
     files = [run / name for name in record.files]
-    if not all(path.is_file() for path in files):
-        return None
-    if not all(has_current_format(path) for path in files if path.name == SCORES_FILE):
+    scores = [path for path in files if path.name == SCORES_FILE]
+    if not all(map(Path.is_file, files)) or not all(map(has_current_format, scores)):
         return None
     is_drawn = record.page is None or (run / record.page).is_file()
     if is_drawn and record.report == _report_digest(report):

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -202,7 +203,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             "or leave operating_point= out."
         )
     timelines, unpredicted = _timelines(cfg, progress)
-    pairs = _pair_visits(timelines)
+    # each visit with the one before, by the id of the later one
+    pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
         require_highdicom()  # a missing package is reported before a file is read
@@ -212,15 +214,29 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         if unpredicted:  # a visit may have lost the visit that it would be compared with
             left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
         point = stable_point(cfg, pairs, rule, left_out)
-    names = _names_on_page(cfg, [*pairs, *unpredicted])
-    followed, faults = _follow_all(cfg, pairs, names, point, masks, progress)
-    changes = tuple(change for pair in followed.values() for change in pair.changes)
+    numbers = enumerate([*pairs, *unpredicted], start=1)
+    names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
+    followed: dict[str, FollowedPair] = {}
+    faults: dict[str, LesionsegError] = {}
+    with bar("Following", progress) as advance:
+        for done, (case, files) in enumerate(pairs.items(), start=1):
+            with _collect_fault(faults, case):
+                followed[case] = _follow_pair(cfg, files, rule, point, names[case], masks.get(case))
+            advance(case, done, len(pairs))
+    if not followed:
+        raise _nothing_followed(faults)
+    for case, fault in faults.items():
+        _log.warning("Not followed, %s: %s", case, fault)
     _write_change_scores(cfg, pairs, followed, point)
     messages = {case: str(error) for case, error in faults.items()}
     for case, why in unpredicted.items():
         messages[case] = f"The visit could not be predicted: {why}"
     folder = Path(cfg.output)
-    _write_tables(folder, followed, messages)
+    changes = tuple(change for pair in followed.values() for change in pair.changes)
+    write_changes(folder / "changes.csv", changes)
+    rows = [pair.row for pair in followed.values()]
+    failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
     write_follow_page(
         folder / "follow.html",
         changes,
@@ -240,39 +256,6 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     )
 
 
-def _pair_visits(timelines: Iterable[Sequence[VisitFiles]]) -> dict[str, FilePair]:
-    """Return each visit with the one before, by the id of the later one."""
-    pairs: dict[str, FilePair] = {}
-    for visits in timelines:
-        for earlier, later in pairwise(visits):
-            pairs[later.case] = (earlier, later)
-    return pairs
-
-
-def _write_tables(
-    folder: Path, followed: Mapping[str, "FollowedPair"], failed: Mapping[str, str]
-) -> None:
-    """Write changes.csv and pairs.csv.
-
-    Args:
-        folder: the output folder.
-        followed: the pairs that were compared, at least one, by case.
-        failed: the reason of each visit or pair that failed, by case.
-    """
-    changes = [change for pair in followed.values() for change in pair.changes]
-    write_changes(folder / "changes.csv", changes)
-    rows = [pair.row for pair in followed.values()]
-    failed_rows = [{"case": case, "message": message} for case, message in failed.items()]
-    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
-
-
-def _names_on_page(cfg: FollowConfig, pairs: Iterable[str]) -> dict[str, str]:
-    """Return the name of each pair on the page: its case id if `cfg.identifiers`, or a number."""
-    if cfg.identifiers:
-        return {case: case for case in pairs}
-    return {case: f"case {number}" for number, case in enumerate(pairs, start=1)}
-
-
 @dataclass(frozen=True, eq=False)
 class FollowedPair:
     """The comparison of two visits: its changes, row of pairs.csv, pictures and score.
@@ -288,47 +271,30 @@ class FollowedPair:
     score: CaseRows | None
 
 
-def _follow_all(
-    cfg: FollowConfig,
-    pairs: Mapping[str, FilePair],
-    names: Mapping[str, str],
-    point: OperatingPoint | None,
-    masks: Mapping[str, Path],
-    progress: Advance | None,
-) -> tuple[dict[str, FollowedPair], dict[str, LesionsegError]]:
-    """Compare the visits of all pairs. Write the DICOM reports that the settings ask for.
+@contextmanager
+def _collect_fault(faults: dict[str, LesionsegError], case: str) -> Iterator[None]:
+    """Keep the error of a pair that cannot be compared.
 
-    Return the comparisons and the errors of pairs that cannot be compared, by case. `names` are the
-    names of the pairs on the page. For `point` and `masks`, see `_follow_pair`.
-
-    Raises:
-        DatasetError: if no pair can be compared. A single pair raises its own error.
+    Errors of settings, packages and the output concern all pairs and are raised.
     """
-    followed: dict[str, FollowedPair] = {}
-    faults: dict[str, LesionsegError] = {}
-    with bar("Following", progress) as advance:
-        for done, (case, files) in enumerate(pairs.items(), start=1):
-            try:
-                pair = _follow_pair(cfg, files, point, names[case], masks.get(case))
-            # errors of settings, packages and the output concern all pairs and are not caught
-            except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
-                faults[case] = error
-            else:
-                followed[case] = pair
-            advance(case, done, len(pairs))
-    if not followed:
-        if len(faults) == 1:
-            raise next(iter(faults.values()))
-        messages = "\n  ".join(str(error) for error in faults.values())
-        raise DatasetError(f"No pair can be followed:\n  {messages}")
-    for case, fault in faults.items():
-        _log.warning("Not followed, %s: %s", case, fault)
-    return followed, faults
+    try:
+        yield
+    except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
+        faults[case] = error
+
+
+def _nothing_followed(faults: Mapping[str, LesionsegError]) -> LesionsegError:
+    """Return the error if no pair can be compared, which is that of the pair if there is one."""
+    if len(faults) == 1:
+        return next(iter(faults.values()))
+    messages = "\n  ".join(str(error) for error in faults.values())
+    return DatasetError(f"No pair can be followed:\n  {messages}")
 
 
 def _follow_pair(
     cfg: FollowConfig,
     files: FilePair,
+    rule: ChangeRule,
     point: OperatingPoint | None,
     name: str,
     mask: Path | None,
@@ -338,20 +304,21 @@ def _follow_pair(
     Args:
         cfg: the settings.
         files: the earlier and the later visit.
+        rule: the rule by which lesions are compared.
         point: the operating point of changes; None accepts all.
         name: the name of the pair on the page.
         mask: a mask of its new lesions, to score against; None for no score.
     """
     _, later = files
     report = _plan_report(later, Path(cfg.output)) if cfg.dicom_output else None
-    rule = ChangeRule(cfg.overlap, cfg.confidence)
     visits, alignment = open_pair(files, rule, cfg.register_)
-    changes: list[LesionChange] = []
-    for change in visits.changes:
-        if change.score is not None:
-            accepted = change.accepted and change.score >= lowest_score(point)
-            change = replace(change, accepted=accepted)
-        changes.append(change)
+    lowest = lowest_score(point)
+    changes = [
+        change
+        if change.score is None or change.score >= lowest
+        else replace(change, accepted=False)
+        for change in visits.changes
+    ]
     scans = [visit.image for visit in files if visit.image is not None]
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
@@ -406,8 +373,7 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
             continue
         why = row.message
         if row.key == CONFLICT:  # the message of `predict` names a setting that `follow` lacks
-            why = f"{folder} contains other results under the name of this visit. Name another "
-            why += "output."
+            why = f"{folder} contains other results of this name. Name another output."
         unpredicted[row.case] = why
         _log.warning("Visit %s could not be predicted: %s", row.case, why)
     return unpredicted
@@ -582,15 +548,12 @@ def stable_point(
             f"stable=: these are not pairs: {wrong}. Name the later visits of stable pairs."
         )
     results = []
-    faults = dict.fromkeys(stable - pairs.keys(), "it or its earlier visit has no prediction")
+    missing = DatasetError("it or its earlier visit has no prediction")
+    faults: dict[str, LesionsegError] = dict.fromkeys(stable - pairs.keys(), missing)
     for case in sorted(stable & pairs.keys()):
-        try:
+        with _collect_fault(faults, case):
             visits, _ = open_pair(pairs[case], rule, cfg.register_)
-        except (ReadError, GeometryError, ContentError, DatasetError) as error:
-            faults[case] = str(error)
-        else:
-            _, later = pairs[case]
-            results.append(_score(visits, None, None, later.patient))
+            results.append(_score(visits, None, None, pairs[case][1].patient))
     lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
     if not results:
         raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
@@ -632,12 +595,13 @@ def visits_of_folders(
         _log.warning("These cases have one visit only: %s", ", ".join(in_one))
     first_scans = _scans_of_cases(before_images, in_both)
     second_scans = _scans_of_cases(after_images, in_both)
-    timelines: list[list[VisitFiles]] = []
-    for case in in_both:
-        earlier = VisitFiles(case, first[case], first_scans.get(case))
-        later = VisitFiles(case, second[case], second_scans.get(case))
-        timelines.append([earlier, later])
-    return timelines
+    return [
+        [
+            VisitFiles(case, first[case], first_scans.get(case)),
+            VisitFiles(case, second[case], second_scans.get(case)),
+        ]
+        for case in in_both
+    ]
 
 
 def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]:
@@ -670,47 +634,34 @@ def visits_of_table(
     Raises:
         DatasetError: if no patient has two such visits.
     """
-    if unpredicted and not _has_pair(patients, unpredicted):
-        reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
-        raise DatasetError(
-            f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
-        )
-    found = find_predictions(folder)
-    found = {case: files for case, files in found.items() if case not in unpredicted}
+    found = find_predictions(folder) if len(unpredicted) < sum(map(len, patients)) else {}
     timelines: list[list[VisitFiles]] = []
-    followed: set[str] = set()
+    missing: list[str] = []
     for visits in patients:
-        timeline: list[VisitFiles] = []
-        for files in visits:
-            if files.case in found:
-                prediction = found[files.case]
-                timeline.append(VisitFiles(files.case, prediction, files.images[0], files.group))
+        timeline = [
+            VisitFiles(files.case, found[files.case], files.images[0], files.group)
+            for files in visits
+            if files.case in found and files.case not in unpredicted
+        ]
         timelines.append(timeline)
-        if len(timeline) > 1:
-            followed.update(visit.case for visit in timeline)
-    if not followed:
+        followed = {visit.case for visit in timeline} if len(timeline) > 1 else set()
+        missing += [files.case for files in visits if files.case not in followed]
+    if all(len(timeline) < 2 for timeline in timelines):
+        if unpredicted:
+            reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
+            raise DatasetError(
+                f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
+            )
         raise DatasetError(
             f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
             "add bundle= to predict all of them."
         )
-    missing: list[str] = []
-    for visits in patients:
-        missing += [files.case for files in visits if files.case not in followed]
     if missing:
         _log.warning(
             "These visits have no prediction, or their patient has no other visit: %s",
             ", ".join(missing),
         )
     return timelines
-
-
-def _has_pair(patients: Sequence[Sequence[CaseFiles]], unpredicted: Collection[str]) -> bool:
-    """Return True if a patient has two visits that could be predicted."""
-    for visits in patients:
-        predicted = [files for files in visits if files.case not in unpredicted]
-        if len(predicted) > 1:
-            return True
-    return False
 
 
 # --- both visits on one grid ---------------------------------------------------------------------
@@ -840,18 +791,15 @@ def _row(
     """Return the row of a pair in pairs.csv."""
     earlier, later = files
     states = Counter(c.state for c in changes)
-    volume_before = sum(c.volume_before_ml or 0.0 for c in changes)
-    volume_after = sum(c.volume_after_ml or 0.0 for c in changes)
-    # lesions of 2-D images have no volumes
-    has_volumes = not changes or any(
-        c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
-    )
+    before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
+    after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]
+    has_volumes = bool(before or after or not changes)  # lesions of 2-D images have none
     return {
         "case": later.case,
         **{state: states[state] for state in STATES},
         "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
-        "volume_before_ml": volume_before if has_volumes else None,
-        "volume_after_ml": volume_after if has_volumes else None,
+        "volume_before_ml": sum(before, 0.0) if has_volumes else None,
+        "volume_after_ml": sum(after, 0.0) if has_volumes else None,
         "registered": "rigid" if alignment else "headers",
         "mutual_information": None if alignment is None else alignment.mutual_information,
         "foreground_dice": None if alignment is None else alignment.foreground_dice,

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +45,13 @@ class KeptPredictions:
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
         self.folder = output / FOLDER
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
-        self._files = {case: files for case, files in predictions.items() if has_outputs(files)}
         candidates = [files.candidates for files in predictions.values()]
+        self._files = {
+            case: files
+            for case, files in predictions.items()
+            if files.probabilities is not None and files.candidates is None
+        }
+        self.has_all = len(self._files) == len(predictions)  # all come from probabilities
         # the evaluated files, which may be in `folder`
         self._given = {file.resolve() for file in candidates if file is not None}
         self._geometry: dict[str, Geometry] = {}
@@ -56,15 +61,6 @@ class KeptPredictions:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
-
-    @property
-    def cases(self) -> tuple[str, ...]:
-        """The cases that have probabilities."""
-        return tuple(self._files)
-
-    def has_all(self, predictions: Mapping[str, PredictionFiles]) -> bool:
-        """Return True if all these predictions come from probabilities."""
-        return set(self._files) == set(predictions)
 
     def keep(self, prediction: Prediction) -> None:
         """Write a case's candidates to the temporary folder, if they come from probabilities."""
@@ -81,18 +77,17 @@ class KeptPredictions:
         )
 
     def keep_unlabelled(
-        self, cases: Sequence[str], numbers: LabelNumbers, *, merge_labels: bool
+        self, labelled: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
     ) -> list[Finding]:
-        """Find the candidates of cases without a reference, and keep them as well.
+        """Find the candidates of the cases that are not `labelled`, and keep them as well.
 
         As in cases with a reference, their labels have the values of `numbers`, or are merged with
         `merge_labels`. Return the errors of cases that cannot be used.
         """
         faults: list[Finding] = []
-        for case in cases:
+        for case in sorted(self._files.keys() - labelled):
             try:
-                prediction = open_prediction(self._files[case])
-                prediction = numbers.apply(prediction)
+                prediction = numbers.apply(open_prediction(self._files[case]))
                 if merge_labels:
                     prediction = prediction.merge_labels()
             except (ReadError, GeometryError, ContentError, DatasetError) as error:
@@ -114,11 +109,7 @@ class KeptPredictions:
             if selection.point is not None:
                 geometry = self._geometry[case]
                 prediction = replace(read_prediction(files, geometry=geometry), case=case)
-                accepted = accept(prediction, selection.point, selection.calibration)
-                like = self._files[case].mask
-                suffix = ".nii.gz" if like is None else result_suffix(like, geometry.dims)
-                row = CaseRow(case, key=_KEY)
-                write_prediction(self._temporary, accepted, suffix=suffix, like=like, row=row)
+                self.keep(accept(prediction, selection.point, selection.calibration))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()
         for file in sorted(self._temporary.iterdir()):
@@ -151,8 +142,3 @@ class KeptPredictions:
                     f"{self.folder} contains results that predict wrote, such as {earlier.name}. "
                     "Name another output."
                 )
-
-
-def has_outputs(files: PredictionFiles) -> bool:
-    """Return True if a case's candidates come from nnU-Net's probabilities."""
-    return files.probabilities is not None and files.candidates is None

@@ -8,16 +8,16 @@ class Outcome(Protocol):
 
     def summary(self) -> list[str]:
         """Return lines with the results and their files, for a reader."""
-        ...
+        return []
 
     @property
     def next(self) -> str | None:
         """The command to run next, as text; None if there is none."""
-        ...
+        return None
 
     def record(self) -> dict[str, Any]:
         """Return the results and the paths of their files as plain data, for `--json`."""
-        ...
+        return {}
 
     @property
     def exit_status(self) -> int:

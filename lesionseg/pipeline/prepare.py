@@ -118,9 +118,8 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
     """
     survey = experiment.survey
     found = survey.fingerprint
-    largest = 0
-    for shape, spacing_mm in set(zip(found.shapes, found.spacings_mm, strict=True)):
-        largest = max(largest, needed_bytes(Geometry.from_spacing(shape, spacing_mm), plan))
+    grids = set(zip(found.shapes, found.spacings_mm, strict=True))
+    largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
     n_fitting = max(1, default_budget() // largest)  # cases that fit into memory together
     n_together = min(cores(), n_fitting)
     log.debug(

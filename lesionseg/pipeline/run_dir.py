@@ -90,7 +90,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
             "parent folder it finds the cases that are already prepared."
         )
-    changed = dict(sorted(_differences(before, dict(config))))
+    changed = dict(_differences(before, config))
     if config.get("command") == "tune":  # processes of one search use different devices
         changed.pop("trainer.devices", None)
     model = before.get("model", {}).get("architecture", "")
@@ -218,20 +218,16 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     write_text(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterable[tuple[str, str]]:
-    """Yield the key and `old → new` of every leaf that differs, except for free settings."""
-    is_section = isinstance(before, dict) or isinstance(now, dict)
-    if is_section:  # a missing section is compared like an empty one
-        before = before or {}
-        now = now or {}
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in {**before, **now}:
-            inner = f"{key}.{name}" if key else name
-            if inner not in FREE:
-                default = ADDED.get(inner)
-                yield from _differences(before.get(name, default), now.get(name, default), inner)
-    elif before != now:
-        yield key, f"{before} → {now}"
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield the key and `old → new` of every setting that differs, except for free settings."""
+    old = {key: value for key, value in _dotted_leaves(before) if value != {}}
+    new = {key: value for key, value in _dotted_leaves(now) if value != {}}
+    for key in sorted(old.keys() | new.keys()):
+        is_free = any(f"{key}.".startswith(f"{free}.") for free in FREE)
+        value_before = old.get(key, ADDED.get(key))
+        value_now = new.get(key, ADDED.get(key))
+        if value_before != value_now and not is_free:
+            yield key, f"{value_before} → {value_now}"
 
 
 def save_sources(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
@@ -243,8 +239,8 @@ def save_sources(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
 
 def _sources_of_development(splits: Splits, sources: Mapping[str, str]) -> dict[str, str]:
     """Return the SHA-256 of the files of each case that trains or validates."""
-    is_for_development = {case: role in _DEVELOPMENT for case, role in splits.roles.items()}
-    return {case: source for case, source in sources.items() if is_for_development.get(case)}
+    roles = splits.roles
+    return {case: text for case, text in sources.items() if roles.get(case) in _DEVELOPMENT}
 
 
 def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
@@ -255,18 +251,25 @@ def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
     cross-validation, `splits` are those of the first fold. `sources` has the SHA-256 of the files
     of each case.
     """
-    _check_contents(run, _sources_of_development(splits, sources))
-    path = run / SPLITS
-    if not (has_config(run) and path.is_file()):
+    if not has_config(run):
         return
-    before = read_split_file(path).roles()
-    now = splits.roles
+    path = run / SOURCES_OF_CASES
+    now = _sources_of_development(splits, sources)
+    before = read_json(path) if path.is_file() else now  # version 1.0 has no record of its files
+    changed = [case for case in now if before.get(case, now[case]) != now[case]]
+    if changed:
+        raise DatasetError(
+            f"{run}: files or table entries of these cases have changed since this run began: "
+            f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
+            "are now, or restore the files to resume."
+        )
+    path = run / SPLITS
+    roles = read_split_file(path).roles() if path.is_file() else splits.roles
     changes: list[str] = []
-    for case in sorted({*before, *now}):
-        old = before.get(case)
-        new = now.get(case)
-        is_for_development = old in _DEVELOPMENT or new in _DEVELOPMENT
-        if old != new and is_for_development:
+    for case in sorted({*roles, *splits.roles}):
+        old = roles.get(case)
+        new = splits.roles.get(case)
+        if old != new and {old, new} & _DEVELOPMENT:
             changes.append(f"{case} ({old or 'new'} → {new or 'gone'})")
     if changes:
         rest = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
@@ -274,24 +277,6 @@ def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
             f"{path}: this run began with other cases: {', '.join(changes[:_SHOWN])}{rest}. Name "
             "another run_dir= to train on the data as they are now, or restore the "
             "cases to resume."
-        )
-
-
-def _check_contents(run: Path, now: Mapping[str, str]) -> None:
-    """Raise `DatasetError` if files of development cases have changed since the run began.
-
-    Runs of version 1.0 have no record of their files.
-    """
-    path = run / SOURCES_OF_CASES
-    if not (has_config(run) and path.is_file()):
-        return
-    before = read_json(path)
-    changed = [case for case in now if before.get(case, now[case]) != now[case]]
-    if changed:
-        raise DatasetError(
-            f"{run}: files or table entries of these cases have changed since this run began: "
-            f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
-            "are now, or restore the files to resume."
         )
 
 

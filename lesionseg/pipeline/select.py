@@ -56,17 +56,23 @@ def select(
     if fold_of is None:
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
-    fitted = _fit_calibrations(tables, fold_of, chosen_on)
+    calibration, why = _fit_calibration(tables, chosen_on)
+    of_folds: dict[int, Calibration] = {}
+    numbers = set() if calibration is None else set(fold_of.values())
+    for number in sorted(numbers):
+        with suppress(ContentError):  # the other folds have too few candidates
+            others = {case for case, fold in fold_of.items() if fold != number}
+            of_folds[number] = fit_calibration(tables.of_cases(others))
     best_f1 = next(point for point in chosen.points if point.name == "best_f1")
     doubt = _explain_doubt(chosen.first, len(tables.groups), rate_confidence)
     reason = f"{chosen.remark}{_describe_point(chosen.first, best_f1)} {doubt}".strip()
     complete = replace(
         selection,
         operating_points=chosen.points,
-        calibration=fitted.final,
-        reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: fitted.reason},
+        calibration=calibration,
+        reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: why},
     )
-    return complete, {case: fitted.of_folds.get(fold) for case, fold in fold_of.items()}
+    return complete, {case: of_folds.get(fold) for case, fold in fold_of.items()}
 
 
 class _ChosenPoints(NamedTuple):
@@ -75,17 +81,6 @@ class _ChosenPoints(NamedTuple):
     points: tuple[OperatingPoint, ...]
     first: OperatingPoint
     remark: str
-
-
-class _FittedCalibrations(NamedTuple):
-    """The calibration of all cases, that of each fold, fitted on the other folds, and the reason.
-
-    A fold is missing if the other folds have too few candidates.
-    """
-
-    final: Calibration | None
-    of_folds: Mapping[int, Calibration]
-    reason: str
 
 
 def _choose_points(
@@ -112,25 +107,17 @@ def _choose_points(
     return _ChosenPoints(tuple(points.values()), points[first.name], remark)
 
 
-def _fit_calibrations(
-    tables: Tables, fold_of: Mapping[str, int], chosen_on: str
-) -> _FittedCalibrations:
-    """Fit a calibration on all cases, and one for each fold on the cases of the other folds."""
-    fits: dict[int, Calibration] = {}
+def _fit_calibration(tables: Tables, chosen_on: str) -> tuple[Calibration | None, str]:
+    """Fit a calibration on all cases, and describe it or the reason why there is none."""
     try:
         final = fit_calibration(tables, fitted_on=chosen_on)
     except ContentError as error:
-        return _FittedCalibrations(None, fits, f"skipped. {error}")
-    for number in sorted(set(fold_of.values())):
-        with suppress(ContentError):
-            others = {case for case, fold in fold_of.items() if fold != number}
-            fits[number] = fit_calibration(tables.of_cases(others))
+        return None, f"skipped. {error}"
     p_half, p_high = final.probability([0.5, 0.9])
-    why = (
+    return final, (
         f"a candidate with score 0.5 is a lesion with probability {p_half:.2f}, one with score "
         f"0.9 with {p_high:.2f} ({final.n_true} true and {final.n_false} false candidates)."
     )
-    return _FittedCalibrations(final, fits, why)
 
 
 def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: float | None) -> str:

@@ -123,13 +123,12 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
     require_lesions(dataset, counts, references, len(records))
-    sizes: dict[str, float] = {}
-    for case, found in known.items():
-        sizes[case] = median(found.diameters_mm) if found.diameters_mm else 0.0
+    sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
     labels = {case: found.reference.labels for case, found in known.items()}
     splits = first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
     development = _development_cases(dataset, splits, data)
-    used = development | _test_cases(dataset, splits)
+    held_out = {c.case for c in dataset.cases if c.role in ("test", "external")}
+    used = development | held_out | splits.roles.keys()
     left_out = [case for case in known if case not in used]
     if left_out:
         file = data.splits or dataset.split_file
@@ -217,15 +216,32 @@ def first_splits(
     if fold == ALL_FOLDS:
         fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
     number = None if fold is None else int(fold)
-    splits = _splits(dataset, counts, lesions, data, seed, number)
-    _require_cases(splits, counts, data, number)
-    return splits
+    return _divide(dataset, counts, lesions, data, seed, number)
 
 
-def _require_cases(
-    splits: Splits, counts: Mapping[str, int], data: DataConfig, fold: int | None
-) -> None:
-    """Raise `DatasetError` if no case is left for validation, or no lesion for training."""
+def _divide(
+    dataset: Dataset,
+    counts: Mapping[str, int],
+    lesions: LesionFacts,
+    data: DataConfig,
+    seed: int,
+    fold: int | None,
+) -> Splits:
+    """Return the roles of one fold, or of the split file in the settings.
+
+    Raises:
+        DatasetError: if no case is left for validation, or no lesion for training.
+    """
+    splits = make_splits(
+        dataset,
+        counts,
+        validation_fraction=data.validation_fraction,
+        seed=seed,
+        given=_given(data),
+        fold=fold,
+        n_folds=data.n_folds,
+        lesions=lesions,
+    )
     trained = [case for case, role in splits.roles.items() if role == "train"]
     if not any(counts.get(case) for case in trained):
         raise DatasetError(
@@ -233,7 +249,7 @@ def _require_cases(
             "learned. Move cases with lesions into training."
         )
     if "validation" in splits.roles.values() or data.validation_fraction <= 0:
-        return
+        return splits
     if fold is not None:  # only a split file has folds without cases
         raise DatasetError(
             f"{data.root}: no case is left to validate on ({splits.note}). List cases in "
@@ -257,13 +273,6 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
     return cases
 
 
-def _test_cases(dataset: Dataset, splits: Splits) -> set[str]:
-    """Return the test cases, which the dataset or a split file states."""
-    of_dataset = {c.case for c in dataset.cases if c.role in ("test", "external")}
-    of_splits = {c for c, role in splits.roles.items() if role in ("test", "external")}
-    return of_dataset | of_splits
-
-
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
     """Return the survey with the roles of one fold, or of the split file in the settings.
 
@@ -271,34 +280,13 @@ def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> 
         DatasetError: if the fold has no case for validation, or no lesion for training.
     """
     lesions = LesionFacts(survey.sizes, survey.labels)
-    splits = _splits(survey.dataset, survey.counts, lesions, data, seed, fold)
-    _require_cases(splits, survey.counts, data, fold)
+    splits = _divide(survey.dataset, survey.counts, lesions, data, seed, fold)
     return replace(survey, splits=splits)
 
 
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
     """Return the numbers of the folds that cross-validation trains."""
     return fold_numbers(survey.dataset, survey.counts, given=_given(data), n_folds=data.n_folds)
-
-
-def _splits(
-    dataset: Dataset,
-    counts: Mapping[str, int],
-    lesions: LesionFacts,
-    data: DataConfig,
-    seed: int,
-    fold: int | None,
-) -> Splits:
-    return make_splits(
-        dataset,
-        counts,
-        validation_fraction=data.validation_fraction,
-        seed=seed,
-        given=_given(data),
-        fold=fold,
-        n_folds=data.n_folds,
-        lesions=lesions,
-    )
 
 
 def _given(data: DataConfig) -> Path | None:

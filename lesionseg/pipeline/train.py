@@ -52,19 +52,17 @@ class TrainOutcome(Outcome):
 
     Attributes:
         run: the run directory.
+        cfg: the settings; None for the processes that report nothing.
         lines: the scores, the selection, and the duration.
         page: the report; None without a validation case.
         is_first: False for all processes of a training on several devices except the first.
-        needs_trust: True if the bundle names classes that `predict` imports only with `trust=true`.
-        needs_flips: True if the operating points were chosen on means over mirrored views.
     """
 
     run: Path
+    cfg: TrainConfig | None = None
     lines: tuple[str, ...] = ()
     page: Path | None = None
     is_first: bool = True
-    needs_trust: bool = False
-    needs_flips: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the bundle and the page."""
@@ -85,9 +83,9 @@ class TrainOutcome(Outcome):
         if not self.is_first:
             return None
         settings = {"bundle": self.run, "input": "SCANS", "output": "FOUND"}
-        if self.needs_flips:
-            settings["inference.flips"] = True
-        if self.needs_trust:
+        if self.cfg is not None and self.cfg.inference.flips:
+            settings["inference.flips"] = True  # the points were chosen on these means
+        if self.cfg is not None and needs_trust(self.cfg):
             settings["trust"] = True
         return command_line("predict", settings)
 
@@ -120,14 +118,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         finished = broadcast_from_rank_zero(partial(read_finished, experiment))
         if finished is not None:
             page = None if finished.page is None else run / finished.page
-            return TrainOutcome(
-                run=run,
-                lines=finished.lines(experiment),
-                page=page,
-                is_first=is_rank_zero(),
-                needs_trust=needs_trust(cfg),
-                needs_flips=cfg.inference.flips,
-            )
+            return TrainOutcome(run, cfg, finished.lines(experiment), page, is_rank_zero())
 
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.convention == "nnunet":
@@ -155,13 +146,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         lines = [*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes."]
         write_finished(experiment, page, minutes)
         note("\n".join(lines))
-    return TrainOutcome(
-        run=run,
-        lines=(*align_columns(scores_table(scores)), "", *lines),
-        page=page,
-        needs_trust=needs_trust(cfg),
-        needs_flips=cfg.inference.flips,
-    )
+    return TrainOutcome(run, cfg, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
 def needs_trust(cfg: TrainConfig) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.config import TrainConfig
 from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
 from lesionseg.data.cache import CachedCase
 from lesionseg.evaluation.scores import Scores
@@ -103,12 +102,14 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     predictor = Predictor.from_network(
         fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
     )
-    selection = Selection((_point_without_cases(cfg),))
+    aim = Aim.parse(cfg.operating_point)
+    point = OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
+    selection = Selection((point,))
     scores = {}
     validation = score_validation(predictor, experiment)
     if validation is not None:
         selection, scores["validation"] = validation
-    elif _has_point_to_choose(cfg):
+    elif aim.kind not in ("auto", "score") or cfg.rate_confidence is not None:
         log.warning(
             "operating_point=%s has no effect, because no validation case has a reference. "
             "Candidates from score %g up are accepted.",
@@ -118,18 +119,6 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     bundle = Bundle((fitted.network,), plan, check, selection)
     keep_bundle(experiment, bundle, scores.get("validation"))
     return TrainedModel(experiment, predictor.with_selection(selection), scores)
-
-
-def _has_point_to_choose(cfg: TrainConfig) -> bool:
-    """Return True if the settings ask for an operating point that depends on validation cases."""
-    kind = Aim.parse(cfg.operating_point).kind
-    return kind not in ("auto", "score") or cfg.rate_confidence is not None
-
-
-def _point_without_cases(cfg: TrainConfig) -> OperatingPoint:
-    """Return the operating point of a training without validation cases."""
-    aim = Aim.parse(cfg.operating_point)
-    return OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
 
 
 def train_network(
@@ -197,8 +186,7 @@ def choose_validated(
     n_with_lesions = min(max(share, n // 2), len(with_lesions))
     chosen = _choose_evenly(with_lesions, n_with_lesions)
     chosen += _choose_evenly(lesion_free, n - n_with_lesions)
-    names = {files.case for files in chosen}
-    return [files for files in cases if files.case in names]
+    return [files for files in cases if files in chosen]
 
 
 def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:

@@ -69,16 +69,12 @@ class TuneOutcome(Outcome):
     Attributes:
         search: the trials and the conclusions.
         run: the run directory.
-        root: the dataset's folder.
-        groups: the settings with an α and a γ; see `tuned_groups`.
-        options: the model and the loss of the trials; see `options_of_trials`.
+        cfg: the settings of the trials.
     """
 
     search: TuningSearch
     run: Path
-    root: str
-    groups: tuple[str, ...]
-    options: Mapping[str, str]
+    cfg: TuneConfig
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the page, and the best pair of α and γ, or None."""
@@ -100,9 +96,10 @@ class TuneOutcome(Outcome):
         best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
-        settings = {"data.root": self.root, **self.options}
-        settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in self.groups}
-        settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in self.groups}
+        groups = tuned_groups(self.cfg)
+        settings = {"data.root": self.cfg.data.root, **options_of_trials(self.cfg, groups)}
+        settings |= {f"{group}.alpha": f"{best.alpha:.3f}" for group in groups}
+        settings |= {f"{group}.gamma": f"{best.gamma:.2f}" for group in groups}
         return f"{command_line('train', settings)}  # with your other settings"
 
 
@@ -137,14 +134,14 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         experiment = Experiment.open(cfg, run)
         kept = experiment.cfg  # with the model and the learning rate of the run
         cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
-        groups = tuned_groups(cfg)
-        search = _search(experiment, cfg, groups)
-    return TuneOutcome(search, run, cfg.data.root, groups, options_of_trials(cfg, groups))
+        search = _search(experiment, cfg)
+    return TuneOutcome(search, run, cfg)
 
 
-def _search(experiment: Experiment, cfg: TuneConfig, groups: Sequence[str]) -> TuningSearch:
+def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
     """Run the trials that are missing, and write the results after each."""
     run = experiment.run
+    groups = tuned_groups(cfg)
     cases = experiment.cases("validation")
     n_lesions = sum(experiment.survey.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
@@ -290,10 +287,8 @@ class _Trials:
     def run(self, trial: Any) -> float:
         """Train with the pair that Optuna proposes. Return the score of the trial."""
         tune = self.cfg.tune
-        low_alpha, high_alpha = tune.alpha
-        low_gamma, high_gamma = tune.gamma
-        alpha = trial.suggest_float("alpha", low_alpha, high_alpha)
-        gamma = trial.suggest_float("gamma", low_gamma, high_gamma)
+        alpha = trial.suggest_float("alpha", *tune.alpha)
+        gamma = trial.suggest_float("gamma", *tune.gamma)
         pair = {"alpha": alpha, "gamma": gamma}
         changed: dict[str, Any] = {
             group: getattr(self.cfg, group).model_copy(update=pair) for group in self.groups

@@ -9,7 +9,6 @@ log of requests. Use a proxy for encryption and passwords.
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
@@ -22,20 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServeOutcome(Outcome):
-    """A server that has ended. It leaves no files."""
-
-    def record(self) -> dict[str, Any]:
-        """Return nothing, because a server leaves no files."""
-        return {}
-
-    def summary(self) -> list[str]:
-        """Return no lines, because the requests are in the log."""
-        return []
-
-    @property
-    def next(self) -> None:
-        """None, because no command follows."""
-        return
+    """A server that has ended. It leaves no files, and the requests are in the log."""
 
 
 def serve(cfg: ServeConfig) -> ServeOutcome:

@@ -30,8 +30,10 @@ def server_folder() -> Iterator[Path]:
     Raises:
         OutputError: if the folder of all servers belongs to another user, or cannot be made.
     """
-    shared = _shared_folder()
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder per user
+    shared = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
     try:
+        _make_own(shared)
         with FileLock(shared / LOCK, timeout=_WAIT_SECONDS):
             # otherwise, another server could remove the new folder before it is locked
             _remove_leftovers(shared)
@@ -50,21 +52,13 @@ def server_folder() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _shared_folder() -> Path:
-    """Make and return the folder of this user's servers in the folder for temporary files.
+def _make_own(folder: Path) -> None:
+    """Make the folder of this user's servers in the folder for temporary files.
 
     Other users can write into that folder, so the path may be a link or a folder of theirs.
     """
-    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder per user
-    folder = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made: {error.strerror}. Name another folder by the environment "
-            "variable TMPDIR."
-        ) from error
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
     is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if not stat.S_ISDIR(found.st_mode) or not is_own:
         raise OutputError(
@@ -72,7 +66,6 @@ def _shared_folder() -> Path:
             "environment variable TMPDIR."
         )
     folder.chmod(0o700)
-    return folder
 
 
 def _remove_leftovers(shared: Path) -> None:

@@ -188,13 +188,13 @@ def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] 
     >>> _match_channels(["P1_flair", "P1_t1-gd", "P1_t1"], ["T1", "T1 Gd", "FLAIR"])
     [2, 1, 0]
     """
-    words_of = [_words(channel) for channel in channels]
+    words_of = [_spaced_words(channel) for channel in channels]
     files: dict[int, int] = {}  # by channel
     for number, name in enumerate(names):
-        words = _words(name)
-        found = [c for c, wanted in enumerate(words_of) if _contains(words, wanted)]
-        most = max((len(words_of[c]) for c in found), default=0)
-        best = [c for c in found if len(words_of[c]) == most]
+        words = _spaced_words(name)
+        found = [c for c, wanted in enumerate(words_of) if wanted in words]
+        most = max((words_of[c].count(" ") for c in found), default=0)
+        best = [c for c in found if words_of[c].count(" ") == most]
         if len(best) != 1 or best[0] in files:
             return None
         files[best[0]] = number
@@ -203,15 +203,14 @@ def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] 
     return [files[channel] for channel in range(len(channels))]
 
 
-def _words(name: str) -> list[str]:
-    """Return the runs of letters and digits of a name in lower case."""
-    return re.findall(r"[^\W_]+", name.casefold())
+def _spaced_words(name: str) -> str:
+    """Return the runs of letters and digits of a name in lower case, with spaces around each.
 
-
-def _contains(words: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Return True if `wanted` is not empty and occurs in `words` without gaps."""
-    n = len(wanted)
-    return n > 0 and any(words[i : i + n] == wanted for i in range(len(words) - n + 1))
+    >>> _spaced_words("P1_T1-Gd")
+    ' p1 t1 gd '
+    """
+    words = re.findall(r"[^\W_]+", name.casefold())
+    return f" {' '.join(words)} "
 
 
 def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
@@ -321,21 +320,17 @@ class InferenceQueue:
             try:
                 async with self._turn:
                     scope.deadline = math.inf
-                    await self._wait_for_model()
+                    try:
+                        await to_thread.run_sync(self._model.wait)
+                    except Exception as error:  # such as a bundle that was removed
+                        logger.error("The model cannot be loaded again: %s", error)
+                        raise _busy("The model cannot be loaded.", seconds=60) from error
                     scope.deadline = current_time() + self._seconds
                     await checkpoint()  # the client may have left meanwhile
                     return await self._run_or_restart(work)
             finally:
                 watching.cancel()
         raise _busy("This took too long, or the server stops.", seconds=60)
-
-    async def _wait_for_model(self) -> None:
-        """Wait until the model is loaded. Raise `HTTPException` 503 if it cannot be loaded."""
-        try:
-            await to_thread.run_sync(self._model.wait)
-        except Exception as error:  # such as a bundle that was removed, or too little memory
-            logger.error("The model cannot be loaded again: %s", error)
-            raise _busy("The model cannot be loaded.", seconds=60) from error
 
     async def _run_or_restart(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread. Start the process of the model again if it must be ended.
