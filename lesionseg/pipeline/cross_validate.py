@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Selection
@@ -131,21 +130,20 @@ def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
     groups = {files.case: files.patient for files in dataset.cases}
     if len(set(groups.values())) == 1:
         groups = {case: case for case in groups}
-    tested: dict[int, dict[str, str]] = {}  # a test case of each fold and group
-    used: dict[int, dict[str, str]] = {}  # a case for training or validation
+    tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold
+    used: dict[str, dict[int, str]] = {}  # a case for training or validation
     for number, survey in folds.items():
-        tested[number] = {}
-        used[number] = {}
         for case, role in survey.splits.roles.items():
             cases_of = tested if role in ("test", "external") else used
-            cases_of[number].setdefault(groups[case], case)
-    for fold, other in permutations(folds, 2):
-        for group in sorted(tested[fold].keys() & used[other].keys() - tested[other].keys()):
-            test_case = tested[fold][group]
-            case = used[other][group]
+            cases_of.setdefault(groups[case], {}).setdefault(number, case)
+    for group, test_cases in tested.items():
+        fold, test_case = next(iter(test_cases.items()))
+        for number, case in used.get(group, {}).items():
+            if number in test_cases:
+                continue
             same = "it" if case == test_case else f"{case!r} of the same patient"
             raise DatasetError(
-                f"{test_case!r} is a test case of fold {fold}, but fold {other} trains or "
+                f"{test_case!r} is a test case of fold {fold}, but fold {number} trains or "
                 f"validates on {same}. Give all folds the same test cases, or train one fold: "
                 f"data.fold={fold}."
             )

@@ -250,14 +250,17 @@ def narrow_if_short(
     Processors that multiply bf16 faster than fp32 make two to five times as many steps in these
     minutes. They keep the width.
     """
+    unchanged = Decision(model, "")
+    if model.base_features is not None:
+        return unchanged
     is_slow_cpu = device == "cpu" and fast_dtype(torch.device("cpu")) == torch.float32
-    minutes = np.inf if trainer.max_minutes is None else trainer.max_minutes
-    is_short = minutes * torch.get_num_threads() <= SHORT_CORE_MINUTES
-    if model.base_features is not None or not is_slow_cpu or not is_short:
-        return Decision(model, "")
+    if not is_slow_cpu or trainer.max_minutes is None:
+        return unchanged
+    if trainer.max_minutes * torch.get_num_threads() > SHORT_CORE_MINUTES:
+        return unchanged
     narrow = model.model_copy(update={"base_features": NARROW_FEATURES})
     reason = (
-        f"{NARROW_FEATURES} in the first stage, because in {minutes:g} minutes on a "
+        f"{NARROW_FEATURES} in the first stage, because in {trainer.max_minutes:g} minutes on a "
         "CPU more steps are worth more than a wider network"
     )
     return Decision(narrow, reason)

@@ -82,6 +82,7 @@ def score_validation(
         counts.append(levels)
         return levels.counter(open_reference(files, experiment.dataset), plan)
 
+    log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder, count_levels)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     selection = Selection(
@@ -173,6 +174,7 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     folder = output / "predictions"
     if not cases:
         return None
+    log.info("Predicting %s.", _count_cases(cases))
     _predict(predictor, experiment, cases, folder)
     matches = _match_own(experiment, cases, find_predictions(folder))
     return _score(matches, experiment, output, predictor.operating_point())
@@ -186,6 +188,11 @@ def _match_own(
     options = MatchOptions(experiment.preset, experiment.dataset)
     yield from match_cases(cases, predictions, options, faults=faults)
     require_no_errors(faults, experiment.run)
+
+
+def _count_cases(cases: Sequence[CaseFiles]) -> str:
+    """Return the number of cases of one role in words."""
+    return count(len(cases), f"{cases[0].role} case")
 
 
 def _predict(
@@ -207,7 +214,6 @@ def _predict(
         write_prediction(folder, prediction)
         return files.case
 
-    log.info("Predicting %s.", count(len(cases), f"{cases[0].role} case"))
     predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
     with bar("Predicting") as advance, closing(predicted) as written:
         for done, case in enumerate(written, start=1):
