@@ -62,6 +62,21 @@ def expand_home(path: str | PathLike[str]) -> str:
         return text
 
 
+def _to_texts(value: Any) -> Any:
+    """Return one or several texts or numbers as a tuple of texts, and any other value as it is."""
+    if isinstance(value, str | int):
+        return (str(value),)
+    if isinstance(value, list | tuple):
+        return tuple(map(str, value))
+    return value
+
+
+def _to_capitals(value: Any) -> Any:
+    """Return one or several texts as a tuple in capitals, and any other value as it is."""
+    texts = _to_texts(value)
+    return tuple(text.upper() for text in texts) if isinstance(texts, tuple) else texts
+
+
 def _path_to_text(value: Any) -> Any:
     """Return a path as text without `~`, and any other value as it is."""
     return expand_home(value) if isinstance(value, str | PathLike) else value
@@ -382,6 +397,19 @@ class InferenceConfig(Settings):
     max_memory_gb: PositiveFloat | None
 
 
+class PredictInferenceConfig(InferenceConfig):
+    """The settings of `predict`, which alone reads zones.
+
+    `keep_zones`: the names of the zones in which candidates are accepted; None for everywhere.
+    """
+
+    model_config = ConfigDict(from_attributes=True)  # accepts an `InferenceConfig`
+
+    keep_zones: (
+        Annotated[tuple[str, ...], BeforeValidator(_to_texts), Field(min_length=1)] | None
+    ) = None
+
+
 class ReportSection(Settings):
     study: FilePath
     identifiers: bool
@@ -446,15 +474,6 @@ def _check_pattern(text: str) -> str:
     return text
 
 
-def _to_capitals(value: Any) -> Any:
-    """Return one or several texts as a tuple in capitals, and any other value as it is."""
-    if isinstance(value, str):
-        return (value.upper(),)
-    if isinstance(value, list | tuple):
-        return tuple(str(text).upper() for text in value)
-    return value
-
-
 class SeriesConfig(Settings):
     """Conditions that a DICOM series must meet to be predicted. None sets no condition.
 
@@ -471,7 +490,7 @@ class PredictConfig(OutputCommand):
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     input: Annotated[Text, PathKind.SCANS]
     output: Annotated[Text, PathKind.OUTPUT_OR_URL]
-    inference: InferenceConfig
+    inference: PredictInferenceConfig
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
@@ -486,6 +505,12 @@ class PredictConfig(OutputCommand):
     engine: Literal["local", "ray"]
     num_shards: PositiveInt
     shard_index: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _check_zones(self) -> Self:
+        if self.inference.keep_zones is not None and self.zones is None:
+            raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
+        return self
 
     @model_validator(mode="after")
     def _check_shard(self) -> Self:

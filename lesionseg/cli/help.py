@@ -47,11 +47,12 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
     own = dict(_entries([line for file in files_of(command) for line in setting_lines(file)]))
     known = groups(command)
     sections = {key.partition(".")[0] for key in own if "." in key}
-    if topic in known:
-        return "\n".join(_group_lines(topic, known[topic]))
-    if topic in sections:
+    lines = _group_lines(topic, known[topic]) if topic in known else []
+    if topic in sections:  # a command may add settings to a group
         of_section = [line for key, line in own.items() if key.startswith(f"{topic}.")]
-        return "\n".join([f"{topic}.key=value:", *_fitted(of_section)])
+        lines += [f"{topic}.key=value:", *_fitted(of_section)]
+    if lines:
+        return "\n".join(lines)
     if topic == _EVERYTHING:
         lines = ["key=value, or section.key=value:", *_fitted(own.values())]
         for group, options in known.items():
@@ -72,7 +73,8 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
     for key in most_used_settings(command):
         comment = own.get(key, "").partition(" # ")[2]
         lines += _aligned(key, comment or f"{', '.join(known[key])} (--help={key})")
-    lines += ["", f"More: {', '.join(f'--help={name}' for name in (*known, *sorted(sections)))}"]
+    topics = dict.fromkeys((*known, *sorted(sections)))
+    lines += ["", f"More: {', '.join(f'--help={name}' for name in topics)}"]
     lines[-1:] = wrap(lines[-1], _WIDTH, break_on_hyphens=False)
     lines += [f"--help={_EVERYTHING} lists every setting.", ""]
     lines += ["The error for a mistyped key suggests the nearest key."]

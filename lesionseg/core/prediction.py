@@ -1,6 +1,6 @@
 """A prediction: the candidates of one case, their masks and the calibration of their scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -12,6 +12,7 @@ from lesionseg.core.geometry import Geometry
 from lesionseg.core.labels import UNION
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
 from lesionseg.core.operating_point import OperatingPoint
+from lesionseg.errors import count
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Candidate:
         diameter_mm: equivalent diameter.
         volume_ml: volume. None in 2-D and for a box without a mask.
         has_mask: False for a box without a mask.
-        accepted: True if its score reaches the operating point.
+        accepted: True if its score reaches the operating point and its zone is kept.
         probability: calibrated probability of being a lesion. None before calibration.
         zone: anatomical zone. Empty if no zones were requested.
     """
@@ -170,6 +171,8 @@ class Prediction:
             have the lowest scores.
         labels: the names of the model's labels by their values. Empty if the predicting
             program states none.
+        n_outside: number of candidates that reach the operating point, but are not accepted because
+            they are located outside the zones to keep.
     """
 
     case: str
@@ -183,15 +186,17 @@ class Prediction:
     input: InputCheckResult | None = None
     n_left_out: int = 0
     labels: Mapping[int, str] = field(default_factory=dict)
+    n_outside: int = 0
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about the scan, from its reader and the input check, and about left candidates.
+        """Sentences about the scan, from its reader and the input check, and about its candidates.
 
+        The latter are about candidates that were left out or are located outside the zones to keep.
         Empty if there is nothing to say.
         """
         checked = "" if self.input is None else self.input.warning
-        return tuple(filter(None, (checked, self.left_out_note)))
+        return tuple(filter(None, (checked, self.left_out_note, self.outside_note)))
 
     @property
     def left_out_note(self) -> str:
@@ -202,6 +207,15 @@ class Prediction:
             f"The limit on candidates was reached, so the {self.n_left_out} with the lowest scores "
             "were left out."
         )
+
+    @property
+    def outside_note(self) -> str:
+        """A sentence about the candidates outside the zones to keep; "" if there are none."""
+        if not self.n_outside:
+            return ""
+        place = "outside the kept zones"
+        rejected = count(self.n_outside, f"candidate {place} was", f"candidates {place} were")
+        return f"{rejected} not accepted."
 
     def keep(self, candidates: Sequence[Candidate]) -> "Prediction":
         """Return the prediction with only these candidates and their voxels.
@@ -246,6 +260,14 @@ class Prediction:
         """Return the prediction with the name of an anatomical zone for each candidate."""
         pairs = zip(self.candidates, zones, strict=True)
         return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
+
+    def accept_in_zones(self, kept: Collection[str]) -> "Prediction":
+        """Return the prediction without acceptance of the candidates in all zones except these."""
+        candidates = tuple(
+            replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates
+        )
+        n_outside = sum(c.accepted and c.zone not in kept for c in self.candidates)
+        return replace(self, candidates=candidates, n_outside=n_outside)
 
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.

@@ -299,7 +299,7 @@ def accept(
     """Accept the candidates with at least the score of an operating point.
 
     With a calibration, candidates also get their `probability`, unless their scores are
-    placeholders (`has_scores` is False). Their order does not change.
+    placeholders (`has_scores` is False). Their order does not change. Zones do not matter.
 
     Args:
         prediction: the candidates of a case.
@@ -311,4 +311,4 @@ def accept(
         chances = calibration.probability([c.score for c in candidates]).tolist()
         pairs = zip(candidates, chances, strict=True)
         candidates = tuple(replace(c, probability=p) for c, p in pairs)
-    return replace(prediction, candidates=candidates, operating_point=point)
+    return replace(prediction, candidates=candidates, operating_point=point, n_outside=0)

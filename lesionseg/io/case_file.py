@@ -269,6 +269,7 @@ class CaseContent(BaseModel):
     scored: bool = True
     input_check: InputCheckResult | None = None
     n_left_out: NonNegativeInt = 0
+    n_outside: NonNegativeInt = 0
 
 
 def write_candidates(
@@ -297,6 +298,7 @@ def write_candidates(
         "input_check": None if prediction.input is None else asdict(prediction.input),
         "removed": list(map(_entry_json, prediction.removed)),
         "n_left_out": prediction.n_left_out or None,
+        "n_outside": prediction.n_outside or None,
         # False if the predicting program states no scores, so all of them are 1
         "scored": None if prediction.has_scores else False,
     }

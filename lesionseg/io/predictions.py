@@ -284,6 +284,7 @@ def read_prediction(
         removed=tuple(removed),
         input=stated.input_check,
         n_left_out=stated.n_left_out,
+        n_outside=stated.n_outside,
         labels=stated.labels,
     )
     if all("accepted" in entry.model_fields_set for entry in stated.candidates):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lesionseg.core import Zones
-from lesionseg.errors import ContentError, DatasetError
+from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
 from lesionseg.io.cases import read_mask
 from lesionseg.io.predictions import find_masks
 from lesionseg.io.text import read_json
@@ -69,6 +69,18 @@ class ZoneFolder:
         if missing:
             text = "These cases have no zone mask, so their lesions have no zone: %s"
             _log.warning(text, ", ".join(missing))
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise `ConfigError` if a name is not in the table or, without a table, is not a value."""
+        unknown = [name for name in names if name not in self.names.values()]
+        if not self.names:
+            unknown = [name for name in names if not name.isdecimal()]
+        if unknown:
+            found = ", ".join(self.names.values()) or "none, so give values of the masks"
+            raise ConfigError(
+                f"inference.keep_zones: there is no zone {join_names(unknown)}. Names in the table "
+                f"of zones: {found}."
+            )
 
 
 def find_zones(folder: Path) -> ZoneFolder:

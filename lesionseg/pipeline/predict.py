@@ -102,7 +102,9 @@ def _predict(
     if cfg.dicom_output and any(map(is_dicom, scans)):
         require_highdicom()
     if cfg.zones is not None:
-        find_zones(Path(cfg.zones)).check([scan.case for scan in found.scans])
+        zones = find_zones(Path(cfg.zones))
+        zones.check([scan.case for scan in found.scans])
+        zones.check_names(cfg.inference.keep_zones or ())
     log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
     _describe_output(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []

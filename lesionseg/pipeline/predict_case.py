@@ -218,7 +218,8 @@ class CaseWork:
 
         Raises:
             ConflictError: if the output has results of another scan under the same case id.
-            DatasetError: if the scan has a fault that was found when the folder was listed.
+            DatasetError: if the scan has a fault that was found when the folder was listed, or no
+                zones although they are needed.
             ResourceError: if its files change while they are read.
             LesionsegError: if a file is wrong.
         """
@@ -236,6 +237,7 @@ class CaseWork:
             raise DatasetError(scan.fault)
         self._state_content(item)
         item.state(key=self._key(scan.files, item.row.digest))
+        self._require_zones(scan.case)
         self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
@@ -254,6 +256,16 @@ class CaseWork:
         item.scan.require_unchanged(item.row.state)
         trim_memory()
         return prepared
+
+    def _require_zones(self, case: str) -> None:
+        """Raise `DatasetError` if the settings keep zones, but the case has no mask of zones."""
+        if self.cfg.inference.keep_zones is None or self.zones is None:
+            return
+        if case not in self.zones.masks:
+            raise DatasetError(
+                f"{self.cfg.zones} has no mask of {case}, which inference.keep_zones needs. Add "
+                "it, or leave the setting out."
+            )
 
     def _state_content(self, item: StartedScan) -> None:
         """State UIDs, digest and state of the scan's files in its row.
@@ -348,6 +360,8 @@ class CaseWork:
     ) -> tuple[list[str], Prediction]:
         """Return the names of the scan's zones, and the prediction with a zone per candidate.
 
+        Candidates outside the zones to keep are not accepted.
+
         Without a mask of zones (`zones=`), return no names and the same prediction.
         """
         if self.zones is None:
@@ -360,7 +374,11 @@ class CaseWork:
         zone_of = zones.of(candidates_of(prediction))  # one name per candidate
         values = [value for value in present_values(zones.values) if value > 0]
         names = [zones.names.get(value, str(value)) for value in values]
-        return names, prediction.with_zones(zone_of)
+        prediction = prediction.with_zones(zone_of)
+        kept = self.cfg.inference.keep_zones
+        if kept is not None:
+            prediction = prediction.accept_in_zones(kept)
+        return names, prediction
 
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""

@@ -250,13 +250,13 @@ def test_same_run_gives_the_same_bytes(tmp_path):
 
 def test_without_accepted_candidates_only_a_report_is_written(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
-    none = tuple(replace(c, accepted=False) for c in make_prediction(scan).candidates)
-    seg, sr = write_results(tmp_path, make_prediction(scan, candidates=none), scan)
+    seg, sr = write_results(tmp_path, make_prediction(scan).accept_in_zones([]), scan)
     assert not seg.exists()
     assert not read_groups(sr)
     (group,) = hd.sr.srread(sr).content.get_image_measurement_groups()
     assert measurements_of(group) == {"Number of accepted candidates": 0}
     assert "0 of 3 candidates" in read_comments(sr)
+    assert "2 candidates outside the kept zones were not accepted." in read_comments(sr)
 
 
 def test_boxes_are_drawn_on_the_slices_that_they_cover(tmp_path):

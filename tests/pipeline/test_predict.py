@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lesionseg
-from lesionseg.config import PredictConfig
+from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
@@ -386,6 +386,64 @@ def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
     (tmp_path / "zones" / "names.csv").write_text("1,front\n2,rear\n")
     assert predict_with_zones().rows[0].amounts["zone_count_rear"] == 1
+
+
+@pytest.fixture
+def zones(tmp_path, scans):
+    """Write zones of the scan `a`: its first lesion is in front, its second in the back."""
+    values = np.ones(SHAPE, np.uint8)
+    values[:, 9:] = 2
+    folder = tmp_path / "zones"
+    write_array(folder / "a.nii.gz", values, read_volume(scans / "a.nii.gz").geometry)
+    (folder / "names.csv").write_text("1,front\n2,back\n")
+    return folder
+
+
+def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones, tmp_path):
+    scan, out = scans / "a.nii.gz", tmp_path / "out"
+    whole = run(bundle, scan, out, zones=zones).rows[0]
+    assert (whole.n_candidates, whole.n_accepted, whole.warning) == (2, 2, "")
+    assert "n_outside" not in (out / "a_candidates.json").read_text()
+
+    (row,) = run(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]}).rows
+    assert (row.status, row.n_candidates, row.n_accepted) == ("done", 2, 1)
+    assert row.warning == "1 candidate outside the kept zones was not accepted."
+    assert (row.amounts["zone_count_front"], row.amounts["zone_count_back"]) == (0, 1)
+    content = json.loads((out / "a_candidates.json").read_text())
+    assert content["n_outside"] == 1
+    assert content["row"]["warning"] == row.warning
+    assert {c["zone"]: c["accepted"] for c in content["candidates"]} == {
+        "front": False,
+        "back": True,
+    }
+    prediction = read_prediction(find_predictions(out)["a"])  # compares the mask, too
+    mask = read_volume(out / "a_mask.nii.gz").array[0]
+    accepted = next(c for c in prediction.candidates if c.accepted)
+    np.testing.assert_array_equal(mask > 0, prediction.instances == accepted.id)
+    assert prediction.n_outside == 1
+    assert row.volume_ml == pytest.approx(accepted.volume_ml)
+    assert row.warning in (out / "predictions.log").read_text()
+    table = read_csv(out / "predictions.csv")[0]
+    assert (table["n_accepted"], table["warning"]) == ("1", row.warning)
+
+
+def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):
+    out = tmp_path / "out"
+    back = {"keep_zones": ["back"]}
+    plain = PredictConfig.of(bundle="b", input="in", output=out, inference=InferenceConfig.of())
+    assert plain.inference.keep_zones is None
+    with pytest.raises(ConfigError, match="zones=FOLDER"):
+        run(bundle, scans, out, inference=back)
+    with pytest.raises(ConfigError, match=r"rear.*front, back"):
+        run(bundle, scans, out, zones=zones, inference={"keep_zones": ["back", "rear"]})
+    outcome = run(bundle, scans, out, zones=zones, inference=back)
+    assert statuses(outcome) == {"a": "done", "more_b": "failed", "more_c": "failed"}
+    assert "keep_zones" in outcome.rows[1].message
+    (zones / "names.csv").unlink()
+    with pytest.raises(ConfigError, match="values of the masks"):
+        run(bundle, scans, out, zones=zones, inference=back)
+    first = run(bundle, scans / "a.nii.gz", out, zones=zones, inference={"keep_zones": [1]})
+    assert first.rows[0].amounts["zone_count_1"] == first.rows[0].n_accepted == 1
 
 
 KILLED = """

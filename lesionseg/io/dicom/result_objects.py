@@ -385,15 +385,16 @@ class ResultObjects:
         )
 
     def _write_comment(self, remark: str) -> str:
-        """Return the comment of the report: counts, operating point and warning."""
+        """Return the comment of the report: counts, operating point, kept zones and warning."""
         n_candidates = len(self.prediction.candidates)
         summary = f"{len(self.accepted)} of {n_candidates} candidates were accepted"
         point = self.prediction.operating_point
         if point is not None:
             summary += f" at the operating point {point.name} ({point.score:g})"
         check = self.prediction.input
-        warning = f" Warning: {check.warning}" if check and check.warning else ""
-        return f"{RESEARCH_ONLY} {summary}.{warning} {remark}".strip()
+        warning = f"Warning: {check.warning}" if check and check.warning else ""
+        sentences = (RESEARCH_ONLY, f"{summary}.", self.prediction.outside_note, warning, remark)
+        return " ".join(filter(None, sentences))
 
     def _make_algorithm(self) -> sr.AlgorithmIdentification:
         parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
