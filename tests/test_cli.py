@@ -423,6 +423,12 @@ def test_several_folders_of_options_with_any_names_are_searched(
     assert run("train", ["hydra.searchpath=[file://a", "data.root=x"]) == 2
 
 
+@pytest.mark.parametrize("given", ["[liver,5]", "[5, liver]", "liver"])
+def test_kept_zones_are_one_name_or_a_list_of_names_and_values(given: str) -> None:
+    cfg = compose_with_required("predict", "zones=.", f"inference.keep_zones={given}")
+    assert set(cfg.inference.keep_zones) == set(given.strip("[]").replace(" ", "").split(","))
+
+
 def test_items_of_a_list_may_contain_commas_in_quotes() -> None:
     found = compose_with_required("predict", "bundle=['a,b', \"c, d\", it's]")
     assert found.bundle == ("a,b", "c, d", "it's")

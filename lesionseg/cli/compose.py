@@ -38,7 +38,7 @@ FLAGS = {
 # keys of the flags with a value: such a flag and the word after it become an override
 KEYS = {"--config-dir": SEARCHPATH, "--input": "input", "--output": "output"}
 # keys whose value may be a list of texts
-LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality")
+LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality", "inference.keep_zones")
 
 
 @cache

@@ -11,11 +11,11 @@ from lesionseg.lazy import lazy_names
 if TYPE_CHECKING:
     from lesionseg.data.cache import CachedCase as CachedCase
     from lesionseg.data.cache import fill_cache as fill_cache
+    from lesionseg.data.cache import open_dataset as open_dataset
     from lesionseg.data.preprocess import prepare_case as prepare_case
     from lesionseg.data.preprocess_image import prepare_image as prepare_image
     from lesionseg.data.tiles import TileDataset as TileDataset
     from lesionseg.data.tiling import TileGrid as TileGrid
-    from lesionseg.pipeline.survey import open_dataset as open_dataset
 
 _HOMES = {
     "CachedCase": "cache",
