@@ -13,6 +13,7 @@ from scipy.ndimage import binary_erosion
 from lesionseg.cli import compose
 from lesionseg.config import AugmentConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
+from lesionseg.data import open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.low_resolution import RandLowResolutiond
 from lesionseg.data.preprocess import PreparedCase
@@ -30,7 +31,6 @@ from lesionseg.data.transforms import (
 )
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.pipeline.survey import open_dataset
 from tests.io.dicom_files import grid_of
 
 SHAPE = (30, 36, 33)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lesionseg.config import AugmentConfig, SamplingConfig
+from lesionseg.data import open_dataset
 from lesionseg.data.cache import fill_cache
 from lesionseg.data.tiles import TileDataset
-from lesionseg.pipeline.survey import open_dataset
 from tests.golden.common import check, gist
 from tests.golden.small_network import make_phantom, make_plan_and_network, write_nifti
 
