@@ -31,6 +31,7 @@ from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.inference.bundle import Bundle, joint_digest, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import find_cases
@@ -218,7 +219,8 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         _add_time_of(network, spent)
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
-    work = CaseWork(cfg, predictor, output, {}, joint_digest(cfg.bundle))
+    results = PredictionFolder(output)
+    work = CaseWork(cfg, predictor, results, {}, joint_digest(cfg.bundle))
     rows = list(predict_cases(work, scans))
     seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:
