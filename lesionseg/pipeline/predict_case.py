@@ -199,16 +199,19 @@ class CaseWork:
         return None
 
     def fits(self, items: Sequence[StartedScan]) -> bool:
-        """Return True if these scans fit into memory together."""
-        for item in items:
+        """Return True if these scans fit into memory together, or at most one is unfinished."""
+        unfinished = [item for item in items if not item.row.status]
+        if len(unfinished) < 2:  # the headers of an archive of finished scans are not read
+            return True
+        for item in unfinished:
             if item.n_bytes is None:
                 item.n_bytes = 0
-                if item.row.status or item.scan.fault or item.scan.left_out:
+                if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
                     geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
-        return sum(item.n_bytes or 0 for item in items) <= self.budget
+        return sum(item.n_bytes or 0 for item in unfinished) <= self.budget
 
     def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
         """Return the scan on the plan's grid, or None if there is nothing to do.
