@@ -93,14 +93,26 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
         )
     if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
         plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
-    write_text(run / "plan.json", plan.to_json())
-    # saved last, so that a rejected configuration does not claim the run directory
-    save_config(run, config_of(cfg))
-    save_sources(run, survey.splits, survey.sources)
+    save_run(experiment, plan)
     # the folds of a cross-validation have the same plan, which is logged once
     is_one_of_several_folds = given is not None and cfg.data.fold != ALL_FOLDS
     _log_plan(plan, experiment, logging.DEBUG if is_one_of_several_folds else logging.INFO)
     return plan
+
+
+def save_run(experiment: Experiment, plan: Plan) -> None:
+    """Write fingerprint, splits, plan and configuration into the run directory.
+
+    It is called after all checks, so that a rejected configuration leaves no file. The
+    configuration is saved last, because the directory belongs to it from then on.
+    """
+    run = experiment.run
+    survey = experiment.survey
+    write_text(run / "fingerprint.json", survey.fingerprint.to_json())
+    write_text(run / SPLITS, survey.splits.to_json())
+    write_text(run / "plan.json", plan.to_json())
+    save_config(run, config_of(experiment.cfg))
+    save_sources(run, survey.splits, survey.sources)
 
 
 def _warn_of_unused_losses(cfg: TrainConfig) -> None:
@@ -155,7 +167,7 @@ def describe_tile(plan: Plan) -> str:
 
 
 def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: bool = True) -> Plan:
-    """Make the plan, unless it is `given` or the run has one. Write fingerprint, plan and splits.
+    """Make the plan, unless it is `given` or the run has one. No file is written.
 
     A resumed run keeps its plan, because the memory of another machine could change it. Without
     `keeps_plan`, it is made again.
@@ -177,13 +189,9 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
         nan_background=survey.dataset.nan_background,
         grid_of_image=survey.dataset.grid_of_image,
     )
-    # wrong flip axes and transforms are errors before a file is written
-    build_augmentation(cfg.augment, plan)
+    build_augmentation(cfg.augment, plan)  # raises an error for wrong flip axes and transforms
     if not has_config(run):
         try_augmentation(plan, cfg)
-    write_text(run / "fingerprint.json", survey.fingerprint.to_json())
-    write_text(run / SPLITS, survey.splits.to_json())
-    write_text(path, plan.to_json())
     return plan
 
 
@@ -218,9 +226,6 @@ def _make_plan(experiment: Experiment) -> Plan:
     ).with_(prepare_extra=tuple(extra))
     if width.reason:
         plan = plan.with_(reasons={**plan.reasons, "features": width.reason})
-    if experiment.why_model:
-        why = f"{plan.architecture.name}, because {experiment.why_model}"
-        plan = plan.with_(reasons={"model": why, **plan.reasons})
     plan = probe_network(
         plan,
         by_hand=bool(model.tile_shape or before),
@@ -228,6 +233,9 @@ def _make_plan(experiment: Experiment) -> Plan:
     )
     for decision, reason in plan.reasons.items():
         log.debug("%s: %s.", decision.replace("_", " ").capitalize(), reason)
+    if experiment.why_model:  # `_log_plan` logs it, also for a plan that is read
+        why = f"{plan.architecture.name}, because {experiment.why_model}"
+        plan = plan.with_(reasons={"model": why, **plan.reasons})
     return plan
 
 

@@ -13,27 +13,21 @@ from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.contents import source_hash
 from lesionseg.io.files import hold_lock
-from lesionseg.io.text import write_text
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.planning import plan_run
+from lesionseg.pipeline.planning import plan_run, save_run
 from lesionseg.pipeline.run_dir import (
     SOURCES_OF_CASES,
     check_cases,
     check_config,
     config_of,
     default_run_dir,
-    save_config,
-    save_sources,
     settings_of_training,
 )
-from lesionseg.pipeline.survey import (
-    CACHE,
-    open_dataset,
-)
+from lesionseg.pipeline.survey import CACHE, open_dataset
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -102,9 +96,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         (run / SOURCES_OF_CASES).unlink(missing_ok=True)
     plan = plan_run(experiment, keeps_plan=is_same_data)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
-    write_text(run / "plan.json", plan.to_json())
-    save_config(run, config_of(experiment.cfg))
-    save_sources(run, survey.splits, survey.sources)
+    save_run(experiment, plan)
     if cfg.run_dir is None:  # its name contains the time, so the same command makes another
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(experiment, plan)

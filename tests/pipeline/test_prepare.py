@@ -22,7 +22,7 @@ from lesionseg.phantoms import (
     write_xray_phantoms,
 )
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, plan_run
+from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, plan_run, save_run
 from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
@@ -328,7 +328,9 @@ def test_plan_stores_that_nan_is_background(tmp_path):
     survey = take_survey(DataConfig.of(root=str(root), nan="background"), seed=0)
     assert survey.fingerprint.channels[0].nonzero_share == 0.75
     cfg = TrainConfig.of(data={"root": str(root), "nan": "background"})
-    plan = plan_run(Experiment(cfg, survey, tmp_path / "run"))
+    experiment = Experiment(cfg, survey, tmp_path / "run")
+    plan = plan_run(experiment)
+    save_run(experiment, plan)
     assert plan.nan_background
     assert Plan.from_json((tmp_path / "run" / "plan.json").read_text()) == plan
 

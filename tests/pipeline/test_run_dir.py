@@ -20,7 +20,6 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingErr
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import PointInUse, Provenance, Scores
 from lesionseg.io.files import locked_folder
-from lesionseg.io.run_folder import has_config
 from lesionseg.phantoms import simulate_once, write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
 from lesionseg.pipeline.experiment import Experiment
@@ -450,7 +449,7 @@ def test_alpha_has_one_value_per_voxel_class_or_anchor_label(plan):
     assert [fits_alpha(boxed, detection={"alpha": [0.2] * n}) for n in (2, 3)] == [True, False]
 
 
-def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monkeypatch):
+def test_refused_setting_leaves_no_run_directory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
     for key, wrong in (
@@ -476,7 +475,7 @@ def test_refused_setting_does_not_claim_the_run_directory(tmp_path, capsys, monk
         assert run("train", [*command, f"{key}={wrong}"]) == 2
         assert key.rpartition(".")[2] in capsys.readouterr().err
         assert not [p for p in (tmp_path / "cache").glob("*") if p.name != "facts"]
-        assert not has_config(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("wrong", ["wandb", "wandbb", "[csv,wandbb]"])
