@@ -24,14 +24,15 @@ class Criterion:
 
     - `jointly`: a lesion is found if its candidates together cover at least the share `threshold`
       of it. Scores of all labels together ignore the labels.
-    - `every_threshold`: pairs are one to one. At every score there are as many pairs as possible,
-      with the largest sum of IoU.
-    - `largest_sum`: pairs are one to one, with the largest sum of Dice, even if there could be more
-      pairs.
+    - `every_threshold`: pairs are one to one, and at every threshold of the score there are as many
+      as possible. If several choices have this number, the largest sum of IoU decides.
+    - `largest_sum`: pairs are one to one, and only the largest sum of Dice decides, even if another
+      choice has more pairs.
     - `all`: each candidate finds every lesion that it may find.
 
     A candidate that may find a lesion but finds none is ignored, except with `largest_sum`, where
-    it is a false positive.
+    it is a false positive. Curves such as the FROC count it at each threshold that accepts it, if
+    it has no pair when all candidates are accepted.
     """
 
     name: str

@@ -22,7 +22,7 @@ from lesionseg.core import (
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
-from lesionseg.evaluation.matching import Match, Rows, match, sum_shares
+from lesionseg.evaluation.matching import Match, Outcomes, Rows, match, sum_shares
 from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
 from lesionseg.evaluation.missed import Miss, Misses, WhyMissed, find_fitting
 from lesionseg.evaluation.tables import (
@@ -122,20 +122,26 @@ class MatchedCase:
         # a score is never invented
         point = operating_point if self.prediction.has_scores else None
         by_label = self.match.within_labels
-        whole = _Accepted(self, self.match, point)
+        accepted = _flag_accepted(self.prediction.candidates, point)
+        # these criteria compare equal labels, so pooled and separate labels have the same result
+        secondary = {
+            rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
+        }
+        whole = _Accepted(self, self.match, point, accepted, secondary)
         own: Row = {"case": self.case, "group": self.group or self.case, "part": ""}
         case = own | whole.describe_case() | whole.measure_overlap(surface=surface)
         case["operating_point"] = point or self.prediction.operating_point
         found = CaseRows([case])
         for label, dice in whole.measure_dice_by_label().items():
             found.cases.append({**own, "part": BY_LABEL, "label": label, "dice": dice})
-        parts = (
-            {POOLED: whole, BY_LABEL: _Accepted(self, by_label, point)} if by_label else {"": whole}
-        )
-        for part, accepted in parts.items():
+        parts = {"": whole}
+        if by_label is not None:
+            within = _Accepted(self, by_label, point, accepted, secondary)
+            parts = {POOLED: whole, BY_LABEL: within}
+        for part, decided in parts.items():
             own = own | {"part": part}
-            found.lesions.extend(own | row for row in accepted.describe_lesions())
-            found.candidates.extend(own | row for row in accepted.describe_candidates())
+            found.lesions.extend(own | row for row in decided.describe_lesions())
+            found.candidates.extend(own | row for row in decided.describe_candidates())
         for name, region in self.regions.items():
             found.add(region.rows(operating_point, surface=surface), part=region_part(name))
         case["seconds"] = round(self.seconds + perf_counter() - begin, 4)
@@ -164,16 +170,21 @@ class _Accepted:
         secondary: `found_by` and `outcomes` under each of `SECONDARY_CRITERIA`, by its name.
     """
 
-    def __init__(self, case: MatchedCase, match: Match, point: OperatingPoint | None) -> None:
-        """Accept candidates by the score of a point or, for None, as the prediction marks them."""
+    def __init__(
+        self,
+        case: MatchedCase,
+        match: Match,
+        point: OperatingPoint | None,
+        accepted: Flags,
+        secondary: Mapping[str, tuple[Rows, Outcomes]],
+    ) -> None:
+        """Decide which lesions the accepted candidates find."""
         self.case = case
         self.match = match
         self.point = point
-        self.accepted = _flag_accepted(case.prediction.candidates, point)
-        self.found_by, self.outcomes = match.decide_outcomes(self.accepted)
-        self.secondary = {
-            rule.name: match.decide_outcomes(self.accepted, rule) for rule in SECONDARY_CRITERIA
-        }
+        self.accepted = accepted
+        self.found_by, self.outcomes = match.decide_outcomes(accepted)
+        self.secondary = secondary
         pairs = match.overlaps
         rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
         self._iou_of = dict(zip(rows, pairs.iou.tolist(), strict=True))

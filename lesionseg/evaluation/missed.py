@@ -235,7 +235,7 @@ class Misses:
         if rule.measure == "coverage":
             if self._sum_shares(pairs) < rule.threshold - ROUNDING:
                 return pairs[:0]
-            # the rule links only candidates of which enough is located in lesions
+            # the rule links a candidate only if enough of it is located in lesions
             return pairs[~np.isin(candidate, links.candidate)]
         if rule.measure == "centre":
             return pairs[covers_much]

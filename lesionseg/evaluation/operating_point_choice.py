@@ -165,9 +165,9 @@ def _count_false(tables: Tables, threshold: float) -> NDArray[np.float64]:
 def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
     """Return the expected rate of false positives per new case, for `n_false` on these cases.
 
-    The module's docstring explains why the design effect is added: it stands for the next false
-    positive. If the score accepts all false positives, there is no next one. Then ½ is added, as in
-    Jeffreys' prior. It is also added if the score accepts none and the aim is not a rate, because a
+    The design effect is added to `n_false`, because it stands for the next false positive (see the
+    module's docstring). If the score accepts all false positives, there is no next one, and ½ is
+    added instead, as in Jeffreys' prior. If the score accepts none, at least ½ is added, because a
     rate of 0 on a few cases does not show that new cases have none.
     """
     accepts_all = n_false == len(tables.false_score)

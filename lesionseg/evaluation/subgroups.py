@@ -27,8 +27,8 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     """Read the columns of each case from the dataset and from a CSV file with a column `case`.
 
     Raises:
-        DatasetError: if the table lacks that column or contains none of the cases, unless there
-            are no cases.
+        DatasetError: if the table lacks that column, or contains none of the cases. Without cases
+            it is not checked.
     """
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:

@@ -534,7 +534,7 @@ def stable_point(
         cfg: the settings.
         pairs: the files of each pair.
         rule: the rule by which lesions are compared.
-        left_out: visits that are no pairs because a prediction failed.
+        left_out: visits that are not compared, because a prediction failed.
 
     Raises:
         ConfigError: if `cfg.stable` names a case that is not a pair.

@@ -100,7 +100,8 @@ class Sources:
         for folder in (images, reference, prediction):
             if isinstance(folder, Path) and not folder.exists():
                 raise ReadError(
-                    f"{folder}: this folder does not exist. The pictures of the report need it."
+                    f"{folder}: this folder does not exist. The pictures of the report need the "
+                    "folder that was evaluated."
                 )
         rules = ReferenceRules(
             by_image=True,

@@ -111,7 +111,7 @@ def share_words(hits: int, n: int) -> str:
     options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
 
     def distance(option: Fraction) -> tuple[float, int]:
-        """Return the distance to the share. Of equally near fractions, the simpler one is first."""
+        """Return the distance to the share, then the denominator, so that 1/2 precedes 5/10."""
         return round(abs(float(option) - share), 3), option.denominator
 
     nearest = min(options, key=distance)
@@ -126,18 +126,18 @@ def percent_near(share: float, limit: float) -> str:
     """
     if round(100 * share) == 0 or round(100 * share) == 100:
         return percent(share)
-    return f"{format_decimals(100 * share, 100 * limit)} %"
+    return f"{format_decimals(100 * share, [100 * limit])} %"
 
 
-def format_decimals(value: float, limit: float, least: int = 0) -> str:
-    """Return a number with enough decimals to show on which side of a limit it is.
+def format_decimals(value: float, limits: Sequence[float], least: int = 0) -> str:
+    """Return a number with enough decimals to show on which side of each limit it is.
 
     It has at least `least` decimals.
     """
     shown = f"{value:.{least}f}"
     for decimals in range(least, 7):
         shown = f"{value:.{decimals}f}"
-        if (float(shown) >= limit) == (value >= limit):
+        if all((float(shown) >= limit) == (value >= limit) for limit in limits):
             break
     return shown
 

@@ -1,7 +1,7 @@
 """The sentences of the report, for page and PDF. `templates/sentences.txt.j2` has the words."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,32 +12,33 @@ from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
-from lesionseg.reporting.rendering import Tile, per_scan, percent, rate, say, say_lines, split_lines
+from lesionseg.reporting.rendering import (
+    Tile,
+    format_decimals,
+    per_scan,
+    percent,
+    rate,
+    say,
+    say_lines,
+    split_lines,
+)
 
 FEW = 5  # fewer patients give no reliable interval
 FEW_STEPS = 1000  # fewer training steps are stated in the warning colour
 NOT_STATED = "not stated"
-
-
 OPTIONAL = ("title", "contact", "remarks")  # questions that are shown only if they are answered
 
 
 # --- numbers in words ----------------------------------------------------------------------------
 
 
-def size_text(diameter: float, bounds: Iterable[float] = (SMALL_MM,)) -> str:
+def size_text(diameter: float, bounds: Sequence[float] = (SMALL_MM,)) -> str:
     """Return a diameter with one decimal, or with more if it is close to a bound of a size class.
 
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
     """
-    shown = f"{diameter:.1f}"
-    bounds = tuple(bounds)
-    for decimals in range(1, 7):
-        shown = f"{diameter:.{decimals}f}"
-        if all((float(shown) >= bound) == (diameter >= bound) for bound in bounds):
-            break
-    return shown
+    return format_decimals(diameter, bounds, least=1)
 
 
 def short_unit(unit: str) -> str:

@@ -52,6 +52,8 @@ BELOW = draw_case(".11. .11.", ".11. .11.", 0.3)
         ("instances", "two_of_three", 2, WhyMissed.NO_RESPONSE),
         ("instances", "wrong_label", 0, WhyMissed.WRONG_LABEL),
         ("luna16", "wrong_label", 0, WhyMissed.WRONG_LABEL),
+        ("brats", "merge", 1, WhyMissed.MERGED),  # its only candidate is paired with lesion 0
+        ("brats", "wrong_label", 0, WhyMissed.WRONG_LABEL),
     ],
 )
 def test_each_way_to_miss_has_its_own_reason(preset, hand, row, why):

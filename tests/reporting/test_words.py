@@ -104,7 +104,11 @@ def test_limit_that_was_chosen_on_these_scans_has_a_tag(tmp_path):
 
 
 def test_sentences_on_markings_follow_the_match_rule(tmp_path):
-    for preset, words in (("lesionseg", "several markings may"), ("iou50", "at most one lesion")):
+    for preset, words in (
+        ("lesionseg", "several markings may"),
+        ("iou50", "at most one lesion"),
+        ("brats", "at most one lesion"),
+    ):
         tables = tables_of_hand_case("perfect", tmp_path / preset, preset)
         precision = next(one for one in measures(tables)[0] if one.name == "precision")
         assert words in precision.meaning
