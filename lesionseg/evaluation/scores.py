@@ -218,7 +218,7 @@ class Provenance:
 
     @property
     def n_networks(self) -> int:
-        """Number of networks, of which a cross-validation trains one per fold."""
+        """Number of networks. A cross-validation trains one per fold."""
         return self._count("folds") or 1
 
     @property
