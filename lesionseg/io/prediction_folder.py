@@ -19,8 +19,10 @@ from lesionseg.errors import ConflictError, DatasetError, LesionsegError
 from lesionseg.io.case_file import (
     CANDIDATES,
     FAILED,
+    PROBABILITIES,
     CaseRow,
     MaskNames,
+    ScanSource,
     failed_file,
     read_failures,
     read_row,
@@ -33,9 +35,7 @@ from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
 from lesionseg.io.remote import stored_names, upload
-from lesionseg.io.scans import ScanSource
 
-PROBABILITIES = "_probabilities.npz"
 _MASKS = (MASK_ENDINGS["lesionseg"], MASK_ENDINGS["bids"], "_instances", "_regions")
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)

@@ -20,12 +20,13 @@ from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io import itk
-from lesionseg.io.case_ids import MAX_ID_BYTES
+from lesionseg.io.case_file import CANDIDATES, PROBABILITIES
+from lesionseg.io.case_ids import case_id
 from lesionseg.io.contents import content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import digest_of, is_file_or_broken_link
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.text import printable_text
@@ -46,8 +47,6 @@ LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant
 _UNKNOWN = "of an unknown format"
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
 _OWN_OUTPUT = ("_mask", "_instances", "_regions")
-_CANDIDATES = "_candidates.json"
-_PROBABILITIES = "_probabilities.npz"
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
@@ -62,45 +61,6 @@ _SKIPPED_NAMES = {
 }  # fmt: skip
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _MAX_SHOWN = 3  # names in a message
-_DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
-_SHOWN_DIGITS = 12  # digits of a digest in a message
-
-
-@dataclass(frozen=True)
-class ScanSource:
-    """The scan that a result was computed from. It contains no name and no PatientID.
-
-    Attributes:
-        digest: The SHA-256 of the files, see `content_digest`.
-        study_uid: The UID of a DICOM study, otherwise "".
-        series_uid: The UID of a DICOM series, otherwise "".
-        instance_uid: The UID of the instance if the scan is a single DICOM file, otherwise "".
-    """
-
-    digest: str
-    study_uid: str = ""
-    series_uid: str = ""
-    instance_uid: str = ""
-
-    def is_of_same_scan(self, other: "ScanSource") -> bool:
-        """Return True if both are known to be the same scan, possibly with changed content.
-
-        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
-        compared by instance UID instead of series UID, because a series may contain several single
-        images, such as two views of a chest.
-        """
-        if self.digest == other.digest:
-            return True
-        if self.instance_uid or other.instance_uid:
-            return self.instance_uid == other.instance_uid
-        return bool(self.series_uid) and self.series_uid == other.series_uid
-
-    def __str__(self) -> str:
-        if self.instance_uid:  # two images of one series are different scans
-            return f"instance {self.instance_uid}"
-        if self.series_uid:
-            return f"series {self.series_uid}"
-        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
 
 @dataclass(frozen=True)
@@ -330,7 +290,7 @@ def describe_scan(files: CaseFiles) -> Scan:
 
 def may_be_image(file: Path) -> bool:
     """Return False for a file that is skipped without a message, such as a text."""
-    is_probabilities = file.name.lower().endswith(_PROBABILITIES)
+    is_probabilities = file.name.lower().endswith(PROBABILITIES)
     is_text = file.suffix.lower() in _TEXT_SUFFIXES
     return not (is_text or is_probabilities or _is_skipped(file.name))
 
@@ -346,26 +306,6 @@ def folder_before_wildcards(source: Path) -> Path:
         return source
     fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
     return Path(*fixed)
-
-
-def case_id(parts: Iterable[str]) -> str:
-    """Join the parts of a path to an id that can be part of file names.
-
-    If the id is too long, its middle is replaced by a digest of the whole id.
-
-    >>> case_id(["2026-01-07", "P017", "FLAIR"])
-    '2026-01-07_P017_FLAIR'
-    """
-    parts = [*parts]
-    case = "_".join(parts)
-    encoded = case.encode(errors="replace")
-    if len(encoded) <= MAX_ID_BYTES:
-        return case
-    digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
-    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
-    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
-    end = encoded[-n_kept:].decode(errors="ignore")
-    return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 
 def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
@@ -522,7 +462,7 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
     if stem.endswith(_OWN_OUTPUT):
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
-    if file.with_name(f"{stem}{_CANDIDATES}").is_file():
+    if file.with_name(f"{stem}{CANDIDATES}").is_file():
         return f"*{suffix}", "results of predict"
     if dims == 3 and is_raster(file) and not is_stack(file):
         return f"*{suffix}", "pictures, while this model reads volumes"

@@ -12,7 +12,7 @@ from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.bids_output import DESCRIPTION, bids_case_id, write_bids_description
-from lesionseg.io.case_file import CaseRow, MaskNames
+from lesionseg.io.case_file import CaseRow, MaskNames, ScanSource
 from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
@@ -22,7 +22,6 @@ from lesionseg.io.remote import download, upload
 from lesionseg.io.scans import (
     FoundScans,
     Scan,
-    ScanSource,
     find_scans,
     folder_before_wildcards,
 )
