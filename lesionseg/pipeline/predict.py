@@ -29,7 +29,7 @@ from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.predict_case import CaseWork, is_dicom, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
@@ -98,7 +98,7 @@ def _predict(
         source = source.absolute()
     found = find_cases(source, folder, predictor.plan, cfg.series, names=cfg.names)
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
-    if cfg.dicom_output and any(map(is_dicom, scans)):
+    if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
     if cfg.zones is not None:
         zones = find_zones(Path(cfg.zones))

@@ -40,12 +40,12 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
-from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
+from lesionseg.io.volumes import read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests, begun_row, dicom_uids
+from lesionseg.pipeline.predict_tables import Digests, begun_row
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -271,14 +271,14 @@ class CaseWork:
             )
 
     def _state_content(self, item: StartedScan) -> None:
-        """State UIDs, digest and state of the scan's files in its row.
+        """State digest and state of the scan's files in its row.
 
         If an earlier run has read the files in this state, they are not read again.
         """
         scan = item.scan
         state = scan.state()
         digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
-        item.state(**dicom_uids(scan.dicom), digest=digest, state=state)
+        item.state(digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
@@ -386,7 +386,7 @@ class CaseWork:
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         scan = item.scan
-        if not self.cfg.dicom_output or not is_dicom(scan):
+        if not self.cfg.dicom_output or scan.dicom is None:
             return ""
         status = _status(prediction.input)
         if status == "blank":
@@ -471,10 +471,3 @@ def _is_final(error: Exception) -> bool:
             return False  # a disk, a network or a permission
         cause = cause.__cause__
     return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
-
-
-def is_dicom(scan: Scan) -> bool:
-    """Return True if the scan's files are DICOM images."""
-    with suppress(OSError):  # a file that cannot be opened fails when it is read
-        return bool(scan.files.images) and is_dicom_image(scan.files.images[0])
-    return False

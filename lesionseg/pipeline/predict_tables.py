@@ -13,7 +13,6 @@ from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
 from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
 from lesionseg.io.case_ids import printable_id
-from lesionseg.io.dicom.grouping import DicomScan
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
@@ -115,21 +114,17 @@ class PredictOutcome(Outcome):
 
 def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
     """Make the first row of a scan, with only the facts that the input states."""
+    dicom = scan.dicom
     return CaseRow(
         case=printable_id(scan.case),
         group=printable_text(scan.files.group),
         visit=scan.files.columns.get("visit", ""),
         bundle=bundle,
         path=scan.path,
-        **dicom_uids(scan.dicom),
+        study_uid=dicom.study_uid if dicom else "",
+        series_uid=dicom.series_uid if dicom else "",
+        instance_uid=dicom.instance_uid if dicom else "",
     )
-
-
-def dicom_uids(dicom: DicomScan | None) -> dict[str, Any]:
-    """Return the UIDs of a DICOM scan by column. Scans of other formats have none."""
-    if dicom is None:
-        return {}
-    return {name: getattr(dicom, name) for name in ("study_uid", "series_uid", "instance_uid")}
 
 
 def left_out_row(note: Finding) -> CaseRow:
