@@ -186,7 +186,7 @@ _FAILURES = TypeAdapter(list[CaseRow])
 
 
 def read_row(path: Path) -> CaseRow:
-    """Read what a candidate file states about its scan, without its candidates.
+    """Read the row of a candidate file, without its candidates.
 
     A file of another program states neither digest nor key nor status.
 
@@ -323,7 +323,7 @@ def write_candidates(
         path: The file.
         prediction: The prediction.
         names: The names of the masks next to it.
-        row: What the file states about the scan and the run.
+        row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
     """
     point = prediction.operating_point
     stated = {} if row is None else _stated(row)

@@ -13,7 +13,7 @@ MAX_ID_BYTES = 200
 _DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
 # Unicode categories: control, format (including bidirectional), line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_SURROGATE = "Cs"  # category of the characters that stand for bytes of a file name without a letter
+_SURROGATE = "Cs"  # category of characters that Python reads from bytes that are not UTF-8
 
 
 def case_id(parts: Iterable[str]) -> str:
@@ -41,7 +41,7 @@ def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetE
 
     Args:
         case: The case id.
-        where: The file or folder that it comes from, for the message.
+        where: The file or folder that the id comes from, for the message.
         error: The type of the error.
     """
     if fault := case_id_fault(case):

@@ -129,7 +129,7 @@ class PredictionFolder:
         )
 
     def row(self, case: str) -> CaseRow | None:
-        """Return what the candidate file of a case states, or None if there is no such file.
+        """Return the row that the candidate file of a case states, or None without such a file.
 
         `finished` is empty if the results are at a URL, because a download sets another time.
         """
@@ -160,7 +160,7 @@ class PredictionFolder:
         """Return the rows of `failures` for all case ids."""
         return [row for file in self.path.glob(_ALL_FAILED) for row in read_failures(file)]
 
-    def record(self, row: CaseRow) -> None:
+    def update_failures(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
 
         Raises:
@@ -209,7 +209,7 @@ class PredictionFolder:
         return own + self._files_named_by_nnunet(case) if is_nnunet else own
 
     def _files_named_by_nnunet(self, case: str) -> list[str]:
-        """Return the names of the files that are named in nnU-Net's way, whoever wrote them."""
+        """Return the names of the files in nnU-Net's way, also those of other programs."""
         stem = f"{case}{MASK_ENDINGS['nnunet']}"
         names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]

@@ -1,4 +1,4 @@
-"""The scans of an input: which files belong together, their case ids, and what they contain.
+"""Find the scans of an input: the files that belong together, their case ids and their content.
 
 A case id consists of the scan's path below the input. If a folder contains several DICOM series,
 number and UID of the series are added. An id never depends on another case.
@@ -169,8 +169,8 @@ class FoundScans:
         source: The input.
         root: The folder below which the paths and ids of the scans begin.
         scans: The scans.
-        left_out: A note on each kind of files that are no scans. `file` of a note is the kind, such
-            as `*.bvec`.
+        left_out: A note on each kind of files that are not scans. `file` of a note is the kind,
+            such as `*.bvec`.
     """
 
     source: Path
@@ -218,7 +218,7 @@ def find_scans(
       formats are left out and listed.
     - Files named `<case>_0000.<suffix>`, `<case>_0001…` are the channels of one case. Numbers below
       `channels` without a file are missing channels, except for a single picture, which may be in
-      colour. For a model with one channel, every file is a case, whose id does not contain `_0000`.
+      colour. For a model with one channel, every file is a case, and `_0000` is not part of its id.
     - DICOM files are grouped by `group_dicom`.
     - A folder or file that cannot be opened is a scan with an error, and so are scans that would
       get the same id.
@@ -278,7 +278,7 @@ def _renamed(scan: Scan, rename: Callable[[str], str]) -> Scan:
 
 
 def describe_scan(files: CaseFiles) -> Scan:
-    """Return the scan of a case whose files are known. DICOM headers are read.
+    """Return the scan of a case from its files. DICOM headers are read.
 
     Raises:
         ReadError: A header is damaged, or there is no such image.
@@ -338,7 +338,7 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a folder or those of a glob, and notes on the files that are no scans."""
+    """Return the scans in a folder or of a glob, and notes on the remaining files."""
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
@@ -455,7 +455,7 @@ class _Walk:
 
 
 def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
-    """Return the kind of a file that is no scan of the model, and the reason. None for a scan."""
+    """Return kind and reason of a file that the model cannot read as a scan. None for a scan."""
     stem = strip_suffix(file)
     suffix = file.suffix.lower()
     if not is_image_file(file):
@@ -555,7 +555,7 @@ def _dicom_scans(
 ) -> tuple[list[Scan], list[Path]]:
     """Return the scans of a folder's DICOM files, and the files that are not images.
 
-    Only scans and files of which a file is `matched` are returned.
+    Only files that are `matched`, and scans with such a file, are returned.
     """
     found = group_dicom(files)
     scans = [
@@ -590,7 +590,7 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:
-    """Return the scans that a table names, and one with an error for each unusable row."""
+    """Return the scans that a table lists, and one with an error for each unusable row."""
     cases, findings = read_scan_rows(table, channels)
     n_rows = Counter(files.case for files in cases)
     scans = []

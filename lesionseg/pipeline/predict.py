@@ -219,7 +219,7 @@ def _record(
     Warn of a scan that failed just now.
     """
     try:
-        results.record(row)
+        results.update_failures(row)
     except OutputError as error:  # the table has the row nevertheless
         logger.warning("%s", error)
     index.put(row)

@@ -40,7 +40,7 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
-from lesionseg.io.volumes import read_geometry, result_suffix
+from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
@@ -112,7 +112,7 @@ class StartedScan:
         self.state(status=status, message=message, finished=_now(), **values)
 
     def repeat(self, earlier: CaseRow) -> None:
-        """Take the row of an earlier run, with what this run knows of the input."""
+        """Take the row of an earlier run, with patient, visit, path and state from this run."""
         row = self.row
         self.row = replace(
             earlier.as_kept(),
@@ -386,7 +386,9 @@ class CaseWork:
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         scan = item.scan
-        if not self.cfg.dicom_output or scan.dicom is None:
+        image = scan.files.images[0]
+        # a file that was being copied when the folder was listed has no `scan.dicom`
+        if not self.cfg.dicom_output or not is_dicom_image(image):
             return ""
         status = _status(prediction.input)
         if status == "blank":
@@ -396,7 +398,7 @@ class CaseWork:
         plan = self.predictor.plan
         try:
             is_segmented = write_dicom_results(
-                scan.files.images[0],
+                image,
                 prediction,
                 ResultOrigin(__version__, self.bundle, item.row.key),
                 plan.labels.lesion_names,

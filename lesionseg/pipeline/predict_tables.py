@@ -135,8 +135,8 @@ def left_out_row(note: Finding) -> CaseRow:
 class PredictionIndex:
     """`predictions.csv` in an output folder: the rows of its case files and of this run.
 
-    The table of a shard has only the rows of its run. Earlier tables are read for what no case file
-    states: the digests of files that have not changed (`digests`), and durations. Without them,
+    The table of a shard has only the rows of its run. Earlier tables are read because no case file
+    states durations, or the digests of files that have not changed (`digests`). Without digests,
     the files are read again.
 
     The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
@@ -170,7 +170,7 @@ class PredictionIndex:
         if perf_counter() < self._next_write:
             return
         try:
-            self.close()
+            self.write()
         except Exception as error:
             logger.warning("The table is written later: %s", error)
 
@@ -193,7 +193,7 @@ class PredictionIndex:
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _cells(self, row: CaseRow) -> dict[str, Any]:
-        """Return a row's cells, with what only an earlier table states of an unchanged result."""
+        """Return a row's cells. Facts of an earlier run come from its table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
         for name in OF_RUN:
@@ -201,7 +201,11 @@ class PredictionIndex:
         return cells
 
     def close(self) -> None:
-        """Write the table.
+        """Write the table with all rows."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the table with the rows so far.
 
         Raises:
             OutputError: if it cannot be written.
