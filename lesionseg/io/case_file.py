@@ -28,15 +28,53 @@ from lesionseg.core.labels import LabelValue
 from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
 from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.files import digest_of
-from lesionseg.io.scans import ScanSource
 from lesionseg.io.text import read_json, read_text, write_json
 
 CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"
+PROBABILITIES = "_probabilities.npz"
 DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
 CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
 MaskNames = Literal["lesionseg", "nnunet", "bids"]
 _LIST = '\n "candidates": ['  # the beginning of the candidates, as `write_json` writes it
+_SHOWN_DIGITS = 12  # digits of a digest in a message
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """The scan that a result was computed from. It contains no name and no PatientID.
+
+    Attributes:
+        digest: The SHA-256 of the files, see `content_digest`.
+        study_uid: The UID of a DICOM study, otherwise "".
+        series_uid: The UID of a DICOM series, otherwise "".
+        instance_uid: The UID of the instance if the scan is a single DICOM file, otherwise "".
+    """
+
+    digest: str
+    study_uid: str = ""
+    series_uid: str = ""
+    instance_uid: str = ""
+
+    def is_of_same_scan(self, other: "ScanSource") -> bool:
+        """Return True if both are known to be the same scan, possibly with changed content.
+
+        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
+        compared by instance UID instead of series UID, because a series may contain several single
+        images, such as two views of a chest.
+        """
+        if self.digest == other.digest:
+            return True
+        if self.instance_uid or other.instance_uid:
+            return self.instance_uid == other.instance_uid
+        return bool(self.series_uid) and self.series_uid == other.series_uid
+
+    def __str__(self) -> str:
+        if self.instance_uid:  # two images of one series are different scans
+            return f"instance {self.instance_uid}"
+        if self.series_uid:
+            return f"series {self.series_uid}"
+        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
 
 @dataclass(frozen=True)
@@ -148,7 +186,7 @@ _FAILURES = TypeAdapter(list[CaseRow])
 
 
 def read_row(path: Path) -> CaseRow:
-    """Read what a candidate file states about its scan, without its candidates.
+    """Read the row of a candidate file, without its candidates.
 
     A file of another program states neither digest nor key nor status.
 
@@ -285,7 +323,7 @@ def write_candidates(
         path: The file.
         prediction: The prediction.
         names: The names of the masks next to it.
-        row: What the file states about the scan and the run.
+        row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
     """
     point = prediction.operating_point
     stated = {} if row is None else _stated(row)

@@ -1,16 +1,39 @@
 """Case ids as parts of file names, tables and messages."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from unicodedata import category
 
 from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.io.files import digest_of
 
 # file systems allow 255 bytes; the longest name is ".xxxxxxxx-<id>_label-lesion_mask.nii.gz"
 MAX_ID_BYTES = 200
+_DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
 # Unicode categories: control, format (including bidirectional), line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
-_SURROGATE = "Cs"  # category of the characters that stand for bytes of a file name without a letter
+_SURROGATE = "Cs"  # category of characters that Python reads from bytes that are not UTF-8
+
+
+def case_id(parts: Iterable[str]) -> str:
+    """Join the parts of a path to an id that can be part of file names.
+
+    If the id is too long, its middle is replaced by a digest of the whole id.
+
+    >>> case_id(["2026-01-07", "P017", "FLAIR"])
+    '2026-01-07_P017_FLAIR'
+    """
+    parts = [*parts]
+    case = "_".join(parts)
+    encoded = case.encode(errors="replace")
+    if len(encoded) <= MAX_ID_BYTES:
+        return case
+    digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
+    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
+    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
+    end = encoded[-n_kept:].decode(errors="ignore")
+    return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 
 def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:
@@ -18,7 +41,7 @@ def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetE
 
     Args:
         case: The case id.
-        where: The file or folder that it comes from, for the message.
+        where: The file or folder that the id comes from, for the message.
         error: The type of the error.
     """
     if fault := case_id_fault(case):

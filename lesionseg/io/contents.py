@@ -1,4 +1,4 @@
-"""What an image or a case consists of on the disk: its files, their digest and their state."""
+"""The files that store an image or a case, their digest and their state."""
 
 import json
 from collections.abc import Iterable, Sequence

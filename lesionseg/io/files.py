@@ -37,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        with _output_errors(path):
+        with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("r+b") as file:  # Windows flushes only files open for writing
@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """Convert an `OSError` into an `OutputError` that names the path."""
     try:
         yield
@@ -126,7 +126,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """
     lock = FileLock(folder / name)
     is_new = not folder.exists()
-    with _output_errors(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)

@@ -15,12 +15,14 @@ from datetime import datetime
 from pathlib import Path
 
 from lesionseg.config import is_url
-from lesionseg.errors import ConflictError, DatasetError, LesionsegError, OutputError
+from lesionseg.errors import ConflictError, DatasetError, LesionsegError
 from lesionseg.io.case_file import (
     CANDIDATES,
     FAILED,
+    PROBABILITIES,
     CaseRow,
     MaskNames,
+    ScanSource,
     failed_file,
     read_failures,
     read_row,
@@ -28,14 +30,12 @@ from lesionseg.io.case_file import (
 )
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION
-from lesionseg.io.files import TEMPORARY_NAMES
+from lesionseg.io.files import TEMPORARY_NAMES, output_errors
 from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.predictions import MASK_ENDINGS
 from lesionseg.io.remote import stored_names, upload
-from lesionseg.io.scans import ScanSource
 
-PROBABILITIES = "_probabilities.npz"
 _MASKS = (MASK_ENDINGS["lesionseg"], MASK_ENDINGS["bids"], "_instances", "_regions")
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
@@ -129,7 +129,7 @@ class PredictionFolder:
         )
 
     def row(self, case: str) -> CaseRow | None:
-        """Return what the candidate file of a case states, or None if there is no such file.
+        """Return the row that the candidate file of a case states, or None without such a file.
 
         `finished` is empty if the results are at a URL, because a download sets another time.
         """
@@ -160,7 +160,7 @@ class PredictionFolder:
         """Return the rows of `failures` for all case ids."""
         return [row for file in self.path.glob(_ALL_FAILED) for row in read_failures(file)]
 
-    def record(self, row: CaseRow) -> None:
+    def update_failures(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
 
         Raises:
@@ -185,7 +185,8 @@ class PredictionFolder:
                 self._write_failures(file, after)
 
     def _write_failures(self, file: Path, rows: Sequence[CaseRow]) -> None:
-        write_failures(file, rows)
+        with output_errors(file):
+            write_failures(file, rows)
         upload([file], self.path, self._url)
 
     def cases(self) -> list[str]:
@@ -208,7 +209,7 @@ class PredictionFolder:
         return own + self._files_named_by_nnunet(case) if is_nnunet else own
 
     def _files_named_by_nnunet(self, case: str) -> list[str]:
-        """Return the names of the files that are named in nnU-Net's way, whoever wrote them."""
+        """Return the names of the files in nnU-Net's way, also those of other programs."""
         stem = f"{case}{MASK_ENDINGS['nnunet']}"
         names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
@@ -241,7 +242,7 @@ class PredictionFolder:
         part = self._part_folder(case)
         self._remove(part)
         try:
-            with _output_errors(self.path, case):
+            with output_errors(self.path / case):
                 part.mkdir(parents=True)
                 yield part
         except BaseException:
@@ -257,7 +258,7 @@ class PredictionFolder:
         """
         for folder in (self._moving_folder(case), self._part_folder(case)):
             if folder.is_symlink():
-                with _output_errors(self.path, case):
+                with output_errors(self.path / case):
                     folder.unlink()
         if self._moving_folder(case).is_dir():  # killed while moving or uploading
             self._move(case, [f"{case}{CANDIDATES}"])
@@ -310,7 +311,7 @@ class PredictionFolder:
                     f"{self.path}: another program has written {file.name} in the meantime. Run "
                     "the command again."
                 )
-        with _output_errors(self.path, case):
+        with output_errors(self.path / case):
             for name in old:
                 (self.path / name).unlink(missing_ok=True)
             part.rename(self._moving_folder(case))
@@ -332,10 +333,10 @@ class PredictionFolder:
         names = sorted(file.name for file in moving.iterdir())
         names.sort(key=lambda name: name == last)
         if last in old and last in names:
-            with _output_errors(self.path, case):
+            with output_errors(self.path / case):
                 (self.path / last).unlink(missing_ok=True)  # a download may have restored it
             upload([self.path / last], self.path, self._url)
-        with _output_errors(self.path, case):
+        with output_errors(self.path / case):
             for name in names:
                 (moving / name).replace(self.path / name)
         self._present |= {*names}
@@ -344,15 +345,5 @@ class PredictionFolder:
         new = sorted(self.files(case), key=lambda name: name == last)
         removed = [name for name in old if name not in new]
         upload([self.path / name for name in (*removed, *new)], self.path, self._url)
-        with _output_errors(self.path, case):
+        with output_errors(self.path / case):
             moving.rmdir()
-
-
-@contextmanager
-def _output_errors(folder: Path, case: str) -> Iterator[None]:
-    """Convert an error of the disk into an `OutputError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{folder}: {case} cannot be written: {reason}.") from error

@@ -90,7 +90,7 @@ def write_prediction(
         names: The names of the masks, see `MASK_ENDINGS`. With `nnunet`, instances and regions get
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
             as a mask.
-        row: What the candidate file states about the scan and the run.
+        row: The facts of the scan and the run that the candidate file states.
 
     Raises:
         OutputError: The case id cannot be a file name, or a file cannot be written.
@@ -129,7 +129,7 @@ def remove_predictions(folder: Path, cases: Collection[str]) -> None:
 
 
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
-    """Find the predicted cases of a folder, all of which must be usable. See `list_predictions`."""
+    """Find the predicted cases of a folder. Each must be usable, see `list_predictions`."""
     found, findings = list_predictions(folder)
     require_no_errors(findings, folder)
     return found
@@ -157,7 +157,7 @@ def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Fin
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find reference masks, named as in `list_predictions`, all of which must be usable."""
+    """Find reference masks, named as in `list_predictions`. Each must be usable."""
     masks, findings = list_masks(folder)
     require_no_errors(findings, folder)
     return masks

@@ -1,4 +1,4 @@
-"""The scans of an input: which files belong together, their case ids, and what they contain.
+"""Find the scans of an input: the files that belong together, their case ids and their content.
 
 A case id consists of the scan's path below the input. If a folder contains several DICOM series,
 number and UID of the series are added. An id never depends on another case.
@@ -20,12 +20,13 @@ from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io import itk
-from lesionseg.io.case_ids import MAX_ID_BYTES
+from lesionseg.io.case_file import CANDIDATES, PROBABILITIES
+from lesionseg.io.case_ids import case_id
 from lesionseg.io.contents import content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import digest_of, is_file_or_broken_link
+from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.text import printable_text
@@ -46,8 +47,6 @@ LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant
 _UNKNOWN = "of an unknown format"
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
 _OWN_OUTPUT = ("_mask", "_instances", "_regions")
-_CANDIDATES = "_candidates.json"
-_PROBABILITIES = "_probabilities.npz"
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
@@ -62,45 +61,6 @@ _SKIPPED_NAMES = {
 }  # fmt: skip
 _SUFFIX = re.compile(r"\.[a-z][a-z0-9]{0,7}")
 _MAX_SHOWN = 3  # names in a message
-_DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
-_SHOWN_DIGITS = 12  # digits of a digest in a message
-
-
-@dataclass(frozen=True)
-class ScanSource:
-    """The scan that a result was computed from. It contains no name and no PatientID.
-
-    Attributes:
-        digest: The SHA-256 of the files, see `content_digest`.
-        study_uid: The UID of a DICOM study, otherwise "".
-        series_uid: The UID of a DICOM series, otherwise "".
-        instance_uid: The UID of the instance if the scan is a single DICOM file, otherwise "".
-    """
-
-    digest: str
-    study_uid: str = ""
-    series_uid: str = ""
-    instance_uid: str = ""
-
-    def is_of_same_scan(self, other: "ScanSource") -> bool:
-        """Return True if both are known to be the same scan, possibly with changed content.
-
-        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
-        compared by instance UID instead of series UID, because a series may contain several single
-        images, such as two views of a chest.
-        """
-        if self.digest == other.digest:
-            return True
-        if self.instance_uid or other.instance_uid:
-            return self.instance_uid == other.instance_uid
-        return bool(self.series_uid) and self.series_uid == other.series_uid
-
-    def __str__(self) -> str:
-        if self.instance_uid:  # two images of one series are different scans
-            return f"instance {self.instance_uid}"
-        if self.series_uid:
-            return f"series {self.series_uid}"
-        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
 
 @dataclass(frozen=True)
@@ -209,8 +169,8 @@ class FoundScans:
         source: The input.
         root: The folder below which the paths and ids of the scans begin.
         scans: The scans.
-        left_out: A note on each kind of files that are no scans. `file` of a note is the kind, such
-            as `*.bvec`.
+        left_out: A note on each kind of files that are not scans. `file` of a note is the kind,
+            such as `*.bvec`.
     """
 
     source: Path
@@ -258,7 +218,7 @@ def find_scans(
       formats are left out and listed.
     - Files named `<case>_0000.<suffix>`, `<case>_0001…` are the channels of one case. Numbers below
       `channels` without a file are missing channels, except for a single picture, which may be in
-      colour. For a model with one channel, every file is a case, whose id does not contain `_0000`.
+      colour. For a model with one channel, every file is a case, and `_0000` is not part of its id.
     - DICOM files are grouped by `group_dicom`.
     - A folder or file that cannot be opened is a scan with an error, and so are scans that would
       get the same id.
@@ -318,7 +278,7 @@ def _renamed(scan: Scan, rename: Callable[[str], str]) -> Scan:
 
 
 def describe_scan(files: CaseFiles) -> Scan:
-    """Return the scan of a case whose files are known. DICOM headers are read.
+    """Return the scan of a case from its files. DICOM headers are read.
 
     Raises:
         ReadError: A header is damaged, or there is no such image.
@@ -330,7 +290,7 @@ def describe_scan(files: CaseFiles) -> Scan:
 
 def may_be_image(file: Path) -> bool:
     """Return False for a file that is skipped without a message, such as a text."""
-    is_probabilities = file.name.lower().endswith(_PROBABILITIES)
+    is_probabilities = file.name.lower().endswith(PROBABILITIES)
     is_text = file.suffix.lower() in _TEXT_SUFFIXES
     return not (is_text or is_probabilities or _is_skipped(file.name))
 
@@ -346,26 +306,6 @@ def folder_before_wildcards(source: Path) -> Path:
         return source
     fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
     return Path(*fixed)
-
-
-def case_id(parts: Iterable[str]) -> str:
-    """Join the parts of a path to an id that can be part of file names.
-
-    If the id is too long, its middle is replaced by a digest of the whole id.
-
-    >>> case_id(["2026-01-07", "P017", "FLAIR"])
-    '2026-01-07_P017_FLAIR'
-    """
-    parts = [*parts]
-    case = "_".join(parts)
-    encoded = case.encode(errors="replace")
-    if len(encoded) <= MAX_ID_BYTES:
-        return case
-    digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
-    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
-    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
-    end = encoded[-n_kept:].decode(errors="ignore")
-    return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 
 def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
@@ -398,7 +338,7 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a folder or those of a glob, and notes on the files that are no scans."""
+    """Return the scans in a folder or of a glob, and notes on the remaining files."""
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
@@ -515,14 +455,14 @@ class _Walk:
 
 
 def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
-    """Return the kind of a file that is no scan of the model, and the reason. None for a scan."""
+    """Return kind and reason of a file that the model cannot read as a scan. None for a scan."""
     stem = strip_suffix(file)
     suffix = file.suffix.lower()
     if not is_image_file(file):
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
     if stem.endswith(_OWN_OUTPUT):
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
-    if file.with_name(f"{stem}{_CANDIDATES}").is_file():
+    if file.with_name(f"{stem}{CANDIDATES}").is_file():
         return f"*{suffix}", "results of predict"
     if dims == 3 and is_raster(file) and not is_stack(file):
         return f"*{suffix}", "pictures, while this model reads volumes"
@@ -615,7 +555,7 @@ def _dicom_scans(
 ) -> tuple[list[Scan], list[Path]]:
     """Return the scans of a folder's DICOM files, and the files that are not images.
 
-    Only scans and files of which a file is `matched` are returned.
+    Only files that are `matched`, and scans with such a file, are returned.
     """
     found = group_dicom(files)
     scans = [
@@ -650,7 +590,7 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:
-    """Return the scans that a table names, and one with an error for each unusable row."""
+    """Return the scans that a table lists, and one with an error for each unusable row."""
     cases, findings = read_scan_rows(table, channels)
     n_rows = Counter(files.case for files in cases)
     scans = []

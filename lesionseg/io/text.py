@@ -316,7 +316,7 @@ def plain_text(cell: str) -> str:
 
 
 def printable_text(text: str) -> str:
-    r"""Return a text of which file names are part, in a form that can be written as UTF-8.
+    r"""Return a text that contains file names in a form that can be written as UTF-8.
 
     Bytes of a name that are not UTF-8 become `\udc…`.
 

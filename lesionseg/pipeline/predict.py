@@ -12,7 +12,7 @@ from lesionseg.config import PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.bids_output import DESCRIPTION, bids_case_id, write_bids_description
-from lesionseg.io.case_file import CaseRow, MaskNames
+from lesionseg.io.case_file import CaseRow, MaskNames, ScanSource
 from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
@@ -22,7 +22,6 @@ from lesionseg.io.remote import download, upload
 from lesionseg.io.scans import (
     FoundScans,
     Scan,
-    ScanSource,
     find_scans,
     folder_before_wildcards,
 )
@@ -30,7 +29,7 @@ from lesionseg.io.volumes import result_suffix
 from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.predict_case import CaseWork, is_dicom, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
@@ -99,7 +98,7 @@ def _predict(
         source = source.absolute()
     found = find_cases(source, folder, predictor.plan, cfg.series, names=cfg.names)
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
-    if cfg.dicom_output and any(map(is_dicom, scans)):
+    if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
     if cfg.zones is not None:
         zones = find_zones(Path(cfg.zones))
@@ -220,7 +219,7 @@ def _record(
     Warn of a scan that failed just now.
     """
     try:
-        results.record(row)
+        results.update_failures(row)
     except OutputError as error:  # the table has the row nevertheless
         logger.warning("%s", error)
     index.put(row)

@@ -30,13 +30,13 @@ from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CONFLICT, CaseRow
+from lesionseg.io.case_file import CONFLICT, PROBABILITIES, CaseRow
 from lesionseg.io.contents import content_digest
 from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import REPORT, SEGMENTATION, write_dicom_results
 from lesionseg.io.files import digest_of, explain_missing
 from lesionseg.io.nnunet_output import write_probabilities
-from lesionseg.io.prediction_folder import PROBABILITIES, PredictionFolder
+from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
@@ -45,7 +45,7 @@ from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests, begun_row, dicom_uids
+from lesionseg.pipeline.predict_tables import Digests, begun_row
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class StartedScan:
         self.state(status=status, message=message, finished=_now(), **values)
 
     def repeat(self, earlier: CaseRow) -> None:
-        """Take the row of an earlier run, with what this run knows of the input."""
+        """Take the row of an earlier run, with patient, visit, path and state from this run."""
         row = self.row
         self.row = replace(
             earlier.as_kept(),
@@ -271,14 +271,14 @@ class CaseWork:
             )
 
     def _state_content(self, item: StartedScan) -> None:
-        """State UIDs, digest and state of the scan's files in its row.
+        """State digest and state of the scan's files in its row.
 
         If an earlier run has read the files in this state, they are not read again.
         """
         scan = item.scan
         state = scan.state()
         digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
-        item.state(**dicom_uids(scan.dicom), digest=digest, state=state)
+        item.state(digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
@@ -386,7 +386,9 @@ class CaseWork:
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
         scan = item.scan
-        if not self.cfg.dicom_output or not is_dicom(scan):
+        image = scan.files.images[0]
+        # a file that was being copied when the folder was listed has no `scan.dicom`
+        if not self.cfg.dicom_output or not is_dicom_image(image):
             return ""
         status = _status(prediction.input)
         if status == "blank":
@@ -396,7 +398,7 @@ class CaseWork:
         plan = self.predictor.plan
         try:
             is_segmented = write_dicom_results(
-                scan.files.images[0],
+                image,
                 prediction,
                 ResultOrigin(__version__, self.bundle, item.row.key),
                 plan.labels.lesion_names,
@@ -471,10 +473,3 @@ def _is_final(error: Exception) -> bool:
             return False  # a disk, a network or a permission
         cause = cause.__cause__
     return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
-
-
-def is_dicom(scan: Scan) -> bool:
-    """Return True if the scan's files are DICOM images."""
-    with suppress(OSError):  # a file that cannot be opened fails when it is read
-        return bool(scan.files.images) and is_dicom_image(scan.files.images[0])
-    return False

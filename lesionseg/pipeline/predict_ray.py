@@ -167,10 +167,12 @@ class _Actor:
         self._cfg = cfg
         self._bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
         self._predictor = make_predictor(cfg, architectures)
-        self._results = PredictionFolder(output, cfg.output, cfg.names)
+        self._output = output
         self._digests = digests
 
     def predict(self, scans: Sequence[Scan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
-        work = CaseWork(self._cfg, self._predictor, self._results, self._digests, self._bundle)
+        # listed again in each call, because an actor that died may have written some of the cases
+        results = PredictionFolder(self._output, self._cfg.output, self._cfg.names)
+        work = CaseWork(self._cfg, self._predictor, results, self._digests, self._bundle)
         return list(predict_cases(work, scans))

@@ -40,7 +40,7 @@ def _shard_of(scan: Scan, n_shards: int) -> int:
 
 
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain why a DICOM scan must not be predicted; "" if it must, or if it is no DICOM scan.
+    """Explain why a scan must not be predicted; "" if it must. Only DICOM scans are left out.
 
     The conditions of `cfg` apply to each DICOM scan. In an `archive`, localisers, single slices and
     images with another number of axes than the model's are left out as well. Otherwise the user

@@ -13,7 +13,6 @@ from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
 from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
 from lesionseg.io.case_ids import printable_id
-from lesionseg.io.dicom.grouping import DicomScan
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
@@ -115,21 +114,17 @@ class PredictOutcome(Outcome):
 
 def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
     """Make the first row of a scan, with only the facts that the input states."""
+    dicom = scan.dicom
     return CaseRow(
         case=printable_id(scan.case),
         group=printable_text(scan.files.group),
         visit=scan.files.columns.get("visit", ""),
         bundle=bundle,
         path=scan.path,
-        **dicom_uids(scan.dicom),
+        study_uid=dicom.study_uid if dicom else "",
+        series_uid=dicom.series_uid if dicom else "",
+        instance_uid=dicom.instance_uid if dicom else "",
     )
-
-
-def dicom_uids(dicom: DicomScan | None) -> dict[str, Any]:
-    """Return the UIDs of a DICOM scan by column. Scans of other formats have none."""
-    if dicom is None:
-        return {}
-    return {name: getattr(dicom, name) for name in ("study_uid", "series_uid", "instance_uid")}
 
 
 def left_out_row(note: Finding) -> CaseRow:
@@ -140,8 +135,8 @@ def left_out_row(note: Finding) -> CaseRow:
 class PredictionIndex:
     """`predictions.csv` in an output folder: the rows of its case files and of this run.
 
-    The table of a shard has only the rows of its run. Earlier tables are read for what no case file
-    states: the digests of files that have not changed (`digests`), and durations. Without them,
+    The table of a shard has only the rows of its run. Earlier tables are read because no case file
+    states durations, or the digests of files that have not changed (`digests`). Without digests,
     the files are read again.
 
     The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
@@ -175,7 +170,7 @@ class PredictionIndex:
         if perf_counter() < self._next_write:
             return
         try:
-            self.close()
+            self.write()
         except Exception as error:
             logger.warning("The table is written later: %s", error)
 
@@ -198,7 +193,7 @@ class PredictionIndex:
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _cells(self, row: CaseRow) -> dict[str, Any]:
-        """Return a row's cells, with what only an earlier table states of an unchanged result."""
+        """Return a row's cells. Facts of an earlier run come from its table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
         for name in OF_RUN:
@@ -206,7 +201,11 @@ class PredictionIndex:
         return cells
 
     def close(self) -> None:
-        """Write the table.
+        """Write the table with all rows."""
+        self.write()
+
+    def write(self) -> None:
+        """Write the table with the rows so far.
 
         Raises:
             OutputError: if it cannot be written.

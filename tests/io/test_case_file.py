@@ -77,11 +77,11 @@ def test_failures_of_one_id_survive_a_round_trip_and_end_one_by_one(tmp_path):
     clash = replace(first, path="a.mha", digest="2")
     other = replace(first, key=CONFLICT, digest="3")  # another file at the path of the first one
     for row in (first, clash, other):
-        results.record(row)
+        results.update_failures(row)
     assert PredictionFolder(tmp_path).failures("a") == [clash, other]
-    results.record(replace(first, status="done"))
+    results.update_failures(replace(first, status="done"))
     assert results.failures("a") == [clash, other]
-    results.record(replace(other, status="done", key="k"))
+    results.update_failures(replace(other, status="done", key="k"))
     assert results.failures("a") == [clash]
     results.forget_failures(lambda row: row.digest == "2")
     assert not list(tmp_path.iterdir())

@@ -10,11 +10,11 @@ import pytest
 
 from lesionseg.errors import ConflictError, DatasetError, OutputError
 from lesionseg.io import prediction_folder
+from lesionseg.io.case_file import ScanSource
 from lesionseg.io.contents import content_digest, file_state
 from lesionseg.io.files import digest_of
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
-from lesionseg.io.scans import ScanSource
 
 ONE = ScanSource("aa")
 TWO = ScanSource("bb")

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.core.finding import LISTED, Finding, Severity, collect_errors
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
+from lesionseg.io.case_ids import case_id
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.raster import SUFFIXES as RASTERS
@@ -90,7 +91,7 @@ def path_id(path: Path) -> str:
     ('p1_view.1', 'p2_t1')
     """
     folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
-    return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
+    return case_id([*folders, strip_suffix(path).removesuffix(FIRST_CHANNEL)])
 
 
 def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:
