@@ -398,9 +398,10 @@ class InferenceConfig(Settings):
 
 
 class PredictInferenceConfig(InferenceConfig):
-    """The settings of `predict`, which alone reads zones.
+    """Settings for the prediction of whole volumes by `predict`, which can also read zones.
 
-    `keep_zones`: the names of the zones in which candidates are accepted; None for everywhere.
+    `keep_zones`: the names of the zones in which candidates are accepted. None accepts them
+    everywhere.
     """
 
     model_config = ConfigDict(from_attributes=True)  # accepts an `InferenceConfig`

@@ -211,10 +211,12 @@ def describe_misfits(error: Any, raw: object) -> str:
                 key = f"{key}.{part}".lstrip(".")
         value_of.setdefault(key, value)
         misfits_of.setdefault(key, []).append(misfit)
-    sentences = [
-        f"{key or 'the content'}: {_describe_faults(value_of[key], misfits)}"
-        for key, misfits in misfits_of.items()
-    ]
+    sentences = []
+    for key, misfits in misfits_of.items():
+        faults = _describe_faults(value_of[key], misfits)
+        # a check of several keys names them itself
+        names_keys = not key and all(misfit["type"] == "value_error" for misfit in misfits)
+        sentences.append(faults if names_keys else f"{key or 'the content'}: {faults}")
     return "; ".join(sentences)
 
 

@@ -170,7 +170,7 @@ class ReaderAgreement:
         n_cases: number of cases that this reader and at least one other read.
         n_lesions: number of lesions of the other readers.
         n_found: number of these that the reader marked.
-        n_false: number of boxes of the reader that are no lesion of the other readers.
+        n_false: number of boxes of the reader that match no lesion of the other readers.
     """
 
     label: str

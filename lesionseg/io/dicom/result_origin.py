@@ -1,4 +1,4 @@
-"""What a DICOM result states in addition to its prediction: the origin, and an earlier visit."""
+"""Facts that DICOM results state in addition to the prediction: its origin, an earlier visit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
