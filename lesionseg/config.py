@@ -90,9 +90,7 @@ def _path_to_tuple(value: Any) -> Any:
 def _check_host(name: str) -> str:
     """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
     if "*" in name.removeprefix("*.") and name != "*":
-        raise ValueError(
-            f"{name!r} is not a host: a * may stand for the first part only: *.example.org"
-        )
+        raise ValueError("not a host: a * may stand for the first part only: *.example.org")
     return name
 
 
@@ -471,7 +469,7 @@ def _check_pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression ({error})") from error
+        raise ValueError(f"not a regular expression ({error})") from error
     return text
 
 

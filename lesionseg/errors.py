@@ -214,9 +214,8 @@ def describe_misfits(error: Any, raw: object) -> str:
     sentences = []
     for key, misfits in misfits_of.items():
         faults = _describe_faults(value_of[key], misfits)
-        # a check of several keys names them itself
-        names_keys = not key and all(misfit["type"] == "value_error" for misfit in misfits)
-        sentences.append(faults if names_keys else f"{key or 'the content'}: {faults}")
+        # the message of a check of several keys names them
+        sentences.append(f"{key}: {faults}" if key else faults)
     return "; ".join(sentences)
 
 

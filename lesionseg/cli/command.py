@@ -169,8 +169,10 @@ def _report_error(status: int, text: str, *, as_json: bool) -> int:
 def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
     """Print the outcome of a command, as text or as one line of JSON. Return its exit status."""
     if as_json:
-        status = {"exit_status": outcome.exit_status, "next": outcome.next}
-        say(json.dumps({**status, **outcome.record()}, default=str))
+        record = outcome.record()
+        if record:  # further processes of a training have none
+            status = {"exit_status": outcome.exit_status, "next": outcome.next}
+            say(json.dumps({**status, **record}, default=str))
         return outcome.exit_status
     lines = outcome.summary()
     if outcome.next is not None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Role = Literal["train", "validation", "test", "external"]
 # The role in scores if the role of the cases was not stated. A dataset cannot state it.
 UNKNOWN_ROLE = "unknown"
-# in place of a number of patients if it equals the number of cases, because the dataset may then
+# instead of a number of patients if it equals the number of cases, because the dataset may then
 # state no patients
 EACH_IS_A_PATIENT = "each counted as one patient"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")

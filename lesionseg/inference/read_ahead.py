@@ -98,7 +98,7 @@ def predict_volumes(
 
     Args:
         predictor: the predictor. Its setting `max_memory_gb` limits the memory of the cases that
-            are processed at the same time. A case that needs more is processed alone.
+            are processed at the same time. A case that needs more is processed on its own.
         cases: the cases.
         read: returns the volume of a case. It runs in its own thread, and the memory of the volume
             is overwritten.

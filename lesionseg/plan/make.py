@@ -597,12 +597,10 @@ def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
     is_known_before = before.raster_mm != 1.0
     is_known = _median_pixel(fingerprint) != 1.0
     if is_known != is_known_before:
-        of_bundle = "state" if is_known_before else "do not state"
-        of_dataset = "state" if is_known else "do not state"
+        images = "these images" if is_known else "the images of the bundle"
         raise ConfigError(
-            f"model.init_from: the images of the bundle {of_bundle} the size of a pixel, and these "
-            f"images {of_dataset} it, so their grids do not fit. Give it as pixel_mm in "
-            "manifest.csv, or leave out model.init_from."
+            f"model.init_from: only {images} state the size of a pixel, so the grids do not fit. "
+            "Give it as pixel_mm in manifest.csv, or leave out model.init_from."
         )
 
 
