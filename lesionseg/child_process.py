@@ -112,9 +112,11 @@ def run_jobs() -> None:
         job = jobs.get()
         try:
             function, args = pickle.loads(job)
-            failed, value = False, function(*args)
+            value = function(*args)
+            failed = False
         except Exception as error:  # the parent raises it again
-            failed, value = True, error
+            value = error
+            failed = True
         logged = [messages.get() for _ in range(messages.qsize())]
         pickle.dump((failed, value, logged), replies, protocol=5)
         replies.flush()

@@ -90,9 +90,7 @@ def _path_to_tuple(value: Any) -> Any:
 def _check_host(name: str) -> str:
     """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
     if "*" in name.removeprefix("*.") and name != "*":
-        raise ValueError(
-            f"{name!r} is not a host: a * may stand for the first part only: *.example.org"
-        )
+        raise ValueError("not a host: a * may stand for the first part only: *.example.org")
     return name
 
 
@@ -398,9 +396,10 @@ class InferenceConfig(Settings):
 
 
 class PredictInferenceConfig(InferenceConfig):
-    """The settings of `predict`, which alone reads zones.
+    """Settings for the prediction of whole volumes by `predict`, which can also read zones.
 
-    `keep_zones`: the names of the zones in which candidates are accepted; None for everywhere.
+    `keep_zones`: the names of the zones in which candidates are accepted. None accepts them
+    everywhere.
     """
 
     model_config = ConfigDict(from_attributes=True)  # accepts an `InferenceConfig`
@@ -470,7 +469,7 @@ def _check_pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"{text!r} is not a regular expression ({error})") from error
+        raise ValueError(f"not a regular expression ({error})") from error
     return text
 
 

@@ -211,10 +211,11 @@ def describe_misfits(error: Any, raw: object) -> str:
                 key = f"{key}.{part}".lstrip(".")
         value_of.setdefault(key, value)
         misfits_of.setdefault(key, []).append(misfit)
-    sentences = [
-        f"{key or 'the content'}: {_describe_faults(value_of[key], misfits)}"
-        for key, misfits in misfits_of.items()
-    ]
+    sentences = []
+    for key, misfits in misfits_of.items():
+        faults = _describe_faults(value_of[key], misfits)
+        # the message of a check of several keys names them
+        sentences.append(f"{key}: {faults}" if key else faults)
     return "; ".join(sentences)
 
 

@@ -238,6 +238,17 @@ def test_json_states_the_error_and_the_exit_status(tmp_path: Path, capsys: Captu
     assert "nowhere" in printed.err
 
 
+def test_json_states_that_a_command_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", interrupt)
+    assert run("report", ["scores=s", "output=o", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out)["exit_status"] == 130
+
+
 @pytest.mark.parametrize("other", ["--cfg", "--multirun"])
 def test_json_prints_the_result_of_one_command(other: str, capsys: Capture) -> None:
     assert run("report", ["scores=s", "output=o", "--json", other]) == 2

@@ -151,6 +151,11 @@ def test_empty_path_is_not_the_current_folder(command, key, place, capsys):
     assert f"{key}= is empty" in capsys.readouterr().err
 
 
+def test_empty_root_of_annotated_images_is_not_the_current_folder(place, capsys):
+    assert run("train", ["data.root=", "data.annotations=boxes.csv", "run_dir=r"]) == 2
+    assert "data.root= is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "key"), [("train", "data.root"), ("predict", "bundle"), ("evaluate", "output")]
 )

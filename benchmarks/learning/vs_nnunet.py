@@ -49,6 +49,7 @@ from lesionseg.config import TrainConfig
 from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
 from lesionseg.evaluation import Scores
 from lesionseg.inference.decision import find_by_plan
+from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import find_predictions, write_prediction
 from lesionseg.io.text import read_json, write_json, write_text
@@ -323,7 +324,7 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
-def score_kept(kept: Kept, found: Survey, run: Path) -> Scores:
+def score_kept(kept: Kept | Predictor, found: Survey, run: Path) -> Scores:
     """Write the candidates of a tool into `run/validation` and score the validation cases."""
     experiment = Experiment(SCORED_BY, found, run)
     cases = experiment.cases("validation")

@@ -98,7 +98,7 @@ def plan_of(job: Job) -> Plan:
         return Plan.from_json(path.read_text()).with_(architecture=shape)
     return Plan(
         dims=size.dims,
-        modality="mri" if size.dims == 3 else "other",
+        modality="mri" if size.dims == 3 else "colour",
         channel_names=size.channels,
         labels=Labels((1,), ("lesion",)),
         spacing_mm=(1.0,) * size.dims,

@@ -29,7 +29,8 @@ import torch
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
-from lesionseg.io import files
+from lesionseg.io.files import TEMPORARY_NAMES
+from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
 
 SMALL = (
@@ -174,7 +175,7 @@ def list_differences(folder: Path) -> list[str]:
     after = contents(folder / "killed")
     if folder.name == "tune":
         missing = [name for name in calm if name not in after and "/trials/" not in name]
-        half = [name for name in after if any(map(Path(name).match, files.TEMPORARY_NAMES))]
+        half = [name for name in after if any(map(Path(name).match, TEMPORARY_NAMES))]
         return [f"missing: {name}" for name in missing] + [f"half: {name}" for name in half]
     names = sorted(calm.keys() ^ after.keys())
     differ = (n for n in sorted(calm.keys() & after.keys()) if calm[n] != after[n])
@@ -202,7 +203,7 @@ def remove_times(path: Path) -> bytes:
         lines = data.split(b"\n")
         return b"\n".join(line for line in lines if not any(word in line for word in OF_THE_DAY))
     if path.suffix == ".csv":
-        rows = [[row[k] for k in row if k not in TIMES] for row in files.read_csv(path)]
+        rows = [[row[k] for k in row if k not in TIMES] for row in read_csv(path)]
         return json.dumps(rows).replace('"kept"', '"done"').encode()
     if path.suffix == ".html":  # the cell next to the name contains the minutes
         return re.sub(rb"(training_minutes</td>\s*<td>)[^<]*", rb"\1", data)

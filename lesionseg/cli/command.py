@@ -109,8 +109,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         text = f"The memory ran out: {first_line(str(error))}. {remedy}"
         return report_error(NOTHING_RAN, text)
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped. The same command continues.\n" if can_continue else "Stopped.\n")
-        return INTERRUPTED
+        text = "Stopped. The same command continues." if can_continue else "Stopped."
+        return report_error(INTERRUPTED, text)
 
 
 def _help_topic(argv: Sequence[str]) -> str | None:
@@ -152,15 +152,15 @@ def say(text: str) -> None:
 
 
 def _explain_os_error(error: OSError) -> str:
-    """Return the place and the reason of the error of a file, and what to do."""
+    """Describe an error of the operating system: its path, its reason and the remedy."""
     reason = error.strerror or str(error) or type(error).__name__
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{reason}. Check the permissions and the free space, or name another path."
 
 
 def _report_error(status: int, text: str, *, as_json: bool) -> int:
-    """Print the error of a command. Return the exit status."""
-    sys.stderr.write(f"Error: {text}\n")
+    """Print why a command ended early, also as JSON if requested. Return the exit status."""
+    sys.stderr.write(f"{text}\n" if status == INTERRUPTED else f"Error: {text}\n")
     if as_json:
         say(json.dumps({"exit_status": status, "error": text}))
     return status
@@ -169,8 +169,10 @@ def _report_error(status: int, text: str, *, as_json: bool) -> int:
 def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
     """Print the outcome of a command, as text or as one line of JSON. Return its exit status."""
     if as_json:
-        status = {"exit_status": outcome.exit_status, "next": outcome.next}
-        say(json.dumps({**status, **outcome.record()}, default=str))
+        record = outcome.record()
+        if record:  # further processes of a training have none
+            status = {"exit_status": outcome.exit_status, "next": outcome.next}
+            say(json.dumps({**status, **record}, default=str))
         return outcome.exit_status
     lines = outcome.summary()
     if outcome.next is not None:

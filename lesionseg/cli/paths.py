@@ -22,8 +22,8 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
     An empty path is an error. No file is read, and files at a URL are not checked. The command
     still checks the files that it reads.
     """
-    # the folder is simulated if it is missing, or read without a known layout
-    needs_no_layout = isinstance(cfg, DataConfig) and bool(cfg.phantoms or cfg.annotations)
+    # otherwise the folder is simulated if it is missing, or read without a known layout
+    has_layout = not (isinstance(cfg, DataConfig) and (cfg.phantoms or cfg.annotations))
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
         key = f"{prefix}{field.alias or name}"
@@ -32,19 +32,18 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
         for kind in field.metadata:
             if not isinstance(kind, PathKind):
                 continue
-            if kind is PathKind.DATASET and needs_no_layout:
-                continue
             for path in _list_paths(value):
                 if not path:  # it would otherwise mean the current folder
                     raise ConfigError(
                         f"{key}= is empty. Give a path. A shell variable that is not set is empty, "
                         "too."
                     )
-                if not is_url(path):
+                if is_url(path):
+                    if kind not in _WITH_URL:
+                        # it would otherwise be a path, and the files go into a local folder `s3:`
+                        raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
+                elif kind is not PathKind.DATASET or has_layout:
                     _check(kind, f"{key}={path}", Path(path))
-                elif kind not in _WITH_URL:
-                    # it would otherwise be a path, and the files go into a local folder `s3:`
-                    raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
 
 
 def _check(kind: PathKind, setting: str, path: Path) -> None:

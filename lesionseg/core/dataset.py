@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Role = Literal["train", "validation", "test", "external"]
 # The role in scores if the role of the cases was not stated. A dataset cannot state it.
 UNKNOWN_ROLE = "unknown"
-# in place of a number of patients if it equals the number of cases, because the dataset may then
+# instead of a number of patients if it equals the number of cases, because the dataset may then
 # state no patients
 EACH_IS_A_PATIENT = "each counted as one patient"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
@@ -170,7 +170,7 @@ class ReaderAgreement:
         n_cases: number of cases that this reader and at least one other read.
         n_lesions: number of lesions of the other readers.
         n_found: number of these that the reader marked.
-        n_false: number of boxes of the reader that are no lesion of the other readers.
+        n_false: number of boxes of the reader that match no lesion of the other readers.
     """
 
     label: str

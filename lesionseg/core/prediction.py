@@ -262,7 +262,7 @@ class Prediction:
         return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
 
     def accept_in_zones(self, kept: Collection[str]) -> "Prediction":
-        """Return the prediction without acceptance of the candidates in all zones except these."""
+        """Return the prediction in which only candidates in these zones are still accepted."""
         candidates = tuple(
             replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates
         )

@@ -134,10 +134,11 @@ def _needed_bytes(image: Volume) -> int:
 
 
 class _SharedMemory:
-    """Memory for cases that are read at the same time. Each is assumed as large as the largest yet.
+    """Memory for cases that are read at the same time.
 
-    The first case is read alone, because no size is known. A single case is always read, however
-    large it is.
+    Each case is assumed to need as much memory as the largest case so far. The first case is read
+    before all others, because no size is known yet. A case that needs more than `n_bytes` is read
+    while no other case is read.
 
     Args:
         n_bytes: the memory for all cases.

@@ -79,12 +79,13 @@ class _View(NamedTuple):
 class BoxCollector:
     """A collector of the boxes of all tiles, mirrored views and ensemble members.
 
-    A reading is the output of one network for the whole volume, mirrored or not; a view is that for
-    one tile. Within a view, NMS keeps one box per lesion, and boxes that are empty or not finite
-    are dropped. If an edge of the tile inside the volume cuts a box, its score is multiplied by the
-    tile weight at its centre, because a neighbouring tile contains the whole lesion. `finish`
-    merges the boxes of all views by NMS. A merged box has the mean over all readings of the
-    reading's highest score in its place, where a reading without such a box counts as 0.
+    A reading is the output of one network for the whole volume or its mirror image. A view is the
+    output for one tile. Within a view, NMS keeps one box per lesion, and boxes that are empty or
+    not finite are dropped. If an edge of the tile inside the volume cuts a box, its score is
+    multiplied by the tile weight at its centre, because a neighbouring tile contains the whole
+    lesion. `finish` merges the boxes of all views by NMS. The score of a merged box is a mean over
+    all readings: each reading counts with its highest score in this place, or with 0 if it has no
+    box there.
 
     Args:
         grid: the tiles of the volume.
@@ -164,7 +165,7 @@ class BoxCollector:
             self._views.append(self._view(rows, tile, flipped, reading))
         self._waiting = []
 
-    def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> "_View":
+    def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
         """Return the boxes of a view in voxels of the padded volume.
 
         `rows` is `[k, 2·dims + 4]`: boxes in the tile, scores, flat indices of anchor and label.

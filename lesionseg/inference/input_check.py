@@ -136,7 +136,7 @@ class InputCheck(BaseModel, frozen=True):
             if channel in self.polarities:
                 polarity = self.polarities[channel]
                 similarities[channel] = polarity.similarity(own)
-                # 0 at the mea similarity of the training scans, which is 1, and 1 at the limit
+                # 0 at the mean similarity of the training scans, which is 1, and 1 at the limit
                 distances_of_polarity[channel] = (1 - similarities[channel]) / (1 - polarity.limit)
         score = max([*distances.values(), *distances_of_polarity.values()], default=None)
         worst_channel = max(
@@ -280,7 +280,7 @@ def _lowest_accepted(similarities: Sequence[float]) -> float:
 
 
 def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Return the weights of features `[n, 3]` for which the mea similarity is 1.
+    """Return the weights of features `[n, 3]` for which the mean similarity is 1.
 
     A feature with a large mean and a small variance separates scans from negatives best, so it has
     a large weight. Return None if the mean features vanish.

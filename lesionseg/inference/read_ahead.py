@@ -94,11 +94,11 @@ def predict_volumes(
 ) -> Generator[R]:
     """Apply `use` to each prediction and yield the results in the order of `cases`.
 
-    Errors of a case are raised here.
+    If a step fails for a case, its error is raised after the results of the cases before it.
 
     Args:
         predictor: the predictor. Its setting `max_memory_gb` limits the memory of the cases that
-            are processed at the same time. A case that needs more is processed alone.
+            are processed at the same time. A case that needs more is processed on its own.
         cases: the cases.
         read: returns the volume of a case. It runs in its own thread, and the memory of the volume
             is overwritten.

@@ -126,8 +126,7 @@ class SlidingWindow:
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
-        settings: overlap of tiles, mirrored views and precision. None uses the
-            defaults in `conf/`.
+        settings: overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
         batch_size: number of tiles at a time. None is the plan's batch size on a GPU and 1 on a
             CPU.
         device: device of the computation. None is the device of the first network.

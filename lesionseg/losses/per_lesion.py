@@ -313,12 +313,12 @@ def _closeness(
     """
     values = np.where(is_lesion, np.float32(1), np.float32(-np.inf))
     for axis in reversed(range(is_lesion.ndim)):  # the first axis last: the result is in C order
-        before, n, parabola = offset[axis], shape[axis], lost[axis]
+        n = shape[axis]
         rows = values.swapaxes(0, axis)
         wide = np.full((n, *rows.shape[1:]), -np.inf, np.float32)
-        margin = len(parabola) // 2
-        parabola = parabola.reshape(-1, *(1,) * (rows.ndim - 1))
-        for place, row in enumerate(rows, start=before):
+        margin = len(lost[axis]) // 2
+        parabola = lost[axis].reshape(-1, *(1,) * (rows.ndim - 1))
+        for place, row in enumerate(rows, start=offset[axis]):
             start = max(place - margin, 0)
             stop = min(place + margin + 1, n)
             within = parabola[start - place + margin : stop - place + margin]

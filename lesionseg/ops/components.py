@@ -92,7 +92,7 @@ def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
     >>> grouped.ids.tolist(), grouped.voxels.tolist(), grouped.first.tolist()
     ([2, 5], [[1, 0], [0, 1], [1, 1]], [0, 1])
     """
-    index = np.flatnonzero(instances)
+    index = nonzero_voxels(instances)
     id_of_voxel = instances.reshape(-1)[index]
     order = np.argsort(id_of_voxel, kind="stable")
     ids, first = np.unique(id_of_voxel[order], return_index=True)

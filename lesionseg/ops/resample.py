@@ -126,7 +126,7 @@ def resample_slabs(
         shape = (rows.stop - start, *target.shape[1:])
         slab_matrix = matrix.copy()  # from indices of the slab to indices of the array
         slab_matrix[:-1, -1] += start * matrix[:-1, 0]
-        # the slab needs the indices from `lowest` to `highest`, of which the array may have a part
+        # the slab needs the indices from `lowest` to `highest`; the array may lack some of them
         lowest, highest = _find_input_range(slab_matrix, shape)
         last_index = np.array(source.shape) - 1
         first = lowest.clip(0, last_index)

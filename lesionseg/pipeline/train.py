@@ -66,6 +66,8 @@ class TrainOutcome(Outcome):
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the bundle and the page."""
+        if not self.is_first:
+            return {}
         return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:

@@ -41,7 +41,7 @@ def fit_anchors(
     Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has the same weight as
     all lesions together. The centres of the clusters are the sizes. They are distributed from the
     finest level, which has the smallest ones, to the coarsest. Each level also has one size of its
-    neighbour, so that no lesion is between two levels. See `_make_anchors`.
+    neighbour, so that no lesion is between two levels.
 
     Without lesions, the sizes are cubes of twice the stride, times 1, 2^⅓ and 2^⅔ (Lin et al.
     2017, arXiv 1708.02002).
@@ -122,9 +122,10 @@ def _make_anchors(
 ) -> AnchorPlan:
     """Distribute anchor sizes, in ascending order, over the levels.
 
-    Neighbouring levels share one size. Of the sizes 0 to 5, for example, the first of two levels
-    gets 0 to 3 and the second gets 2 to 5. The heads have as many channels as the backbone at the
-    finest level, rounded up to a multiple of 8, at least 16 and at most 128.
+    Each level has three sizes of its own and the next larger one. The last level has the next
+    smaller one instead. For example, two levels get the sizes 0 to 3 and 2 to 5. The heads have as
+    many channels as the backbone at the finest level, rounded up to a multiple of 8, at least 16
+    and at most 128.
     """
     n_each = min(N_SHAPES + 1, len(shapes))
     sizes = []

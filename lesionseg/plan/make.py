@@ -597,12 +597,10 @@ def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
     is_known_before = before.raster_mm != 1.0
     is_known = _median_pixel(fingerprint) != 1.0
     if is_known != is_known_before:
-        known, unknown = "these images", "those of the bundle"
-        if is_known_before:
-            known, unknown = "the images of the bundle", "these"
+        images = "these images" if is_known else "the images of the bundle"
         raise ConfigError(
-            f"model.init_from: {known} state the size of a pixel, and {unknown} do not, so their "
-            "grids do not fit. State it as pixel_mm in manifest.csv, or leave out model.init_from."
+            f"model.init_from: only {images} state the size of a pixel, so the grids do not fit. "
+            "Give it as pixel_mm in manifest.csv, or leave out model.init_from."
         )
 
 

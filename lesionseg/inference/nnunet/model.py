@@ -484,8 +484,8 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
 def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
     """Return the spacing of the network's grid in mm, for tables and memory estimates.
 
-    A 2-D network of volumes states no distance of slices, so that of the training scans is used.
-    The spacing is limited to what a plan accepts.
+    The model of a 2-D network states no slice distance for volumes, so the median slice distance of
+    the training scans is used. Each number is clipped to the range that a plan accepts.
     """
     spacing = recipe.spacing
     if len(spacing) < dims:

@@ -19,7 +19,7 @@ Header: TypeAlias = "Dataset"
 
 
 class Remarks:
-    """What a reader ignored, replaced or left out in one image."""
+    """Notes on the values and files that a reader ignored, replaced or left out in one image."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the remark

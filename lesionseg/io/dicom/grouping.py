@@ -115,8 +115,8 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
     slice_uids: dict[Path, str] = {}
     if n_readable:
         slice_uids = {file: uid for file, uid in damaged.items() if uid in ("", *series)}
-    alone = [file for file in damaged if file not in slice_uids]
-    is_only_scan = len(described) + len(alone) == 1
+    unreadable = [file for file in damaged if file not in slice_uids]
+    is_only_scan = len(described) + len(unreadable) == 1
     # a path names a series by its number only if no other scan of the folder has this number
     n_of_number = Counter(scan.number for scan in described.values())
     for key, scan in series.items():
@@ -132,7 +132,7 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
             files=(*scan.files, *slices),
             neighbours=frozenset(files),
         )
-    return DicomFolder([*described.values()], alone, others)
+    return DicomFolder([*described.values()], unreadable, others)
 
 
 def describe_dicom(place: Path) -> DicomScan:

@@ -81,7 +81,8 @@ def _is_dicom_start(start: bytes) -> bool:
     if start[128:_PREAMBLE] == b"DICM" or _EXPLICIT_ELEMENT.match(start):
         return True
     end = 8 + int.from_bytes(start[4:8], "little")
-    group, element = start[end : end + 2], start[end + 2 : end + 4]
+    group = start[end : end + 2]
+    element = start[end + 2 : end + 4]
     return bool(_LOW_TAG.match(start)) and group == start[:2] and element > start[2:4]
 
 

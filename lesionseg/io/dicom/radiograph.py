@@ -60,8 +60,8 @@ def radiograph_file(path: Path) -> Path | None:
 def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
     """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
 
-    Padding pixels get the darkest value of the remaining image and are not `valid`. `raster_mm`:
-    see `radiograph_geometry`.
+    Padding pixels get the darkest value of the remaining image and are not `valid`. `raster_mm` is
+    the pixel size of a file that states none.
 
     Raises:
         ReadError: The file is damaged or cannot be decoded.
@@ -225,10 +225,8 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     magnification = _read_magnification(header)
     if detector_mm is None or magnification < 1:  # a smaller factor is impossible
         return mm, DETECTOR
-    return (
-        mm[0] / magnification,
-        mm[1] / magnification,
-    ), f"{DETECTOR}, divided by the magnification"
+    in_patient = (mm[0] / magnification, mm[1] / magnification)
+    return in_patient, f"{DETECTOR}, divided by the magnification"
 
 
 def _read_magnification(header: "Header") -> float:

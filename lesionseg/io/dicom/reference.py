@@ -178,10 +178,11 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 def _round_to_grid(
     path: Path, points_lps: NDArray[np.float64], geometry: Geometry, *, n_axes: int
 ) -> NDArray[np.float64]:
-    """Return the voxel indices `[n, 3]` of points, of which the first `n_axes` are rounded.
+    """Return the voxel indices `[n, 3]` of points, rounded along the first `n_axes` axes.
 
-    Points of a contour are on a slice, but between its pixels. Raise `GeometryError` if rounded
-    indices are off the grid.
+    The points of a contour are on a slice, but between its pixels, so only the number of the slice
+    is rounded. Raise `GeometryError` if rounding moves a point by more than 0.1 voxels, or if the
+    point is outside the grid.
     """
     index = geometry.to_index(points_lps @ LPS_TO_RAS[:3, :3])
     whole = np.rint(index[:, :n_axes])

@@ -35,7 +35,7 @@ from lesionseg.io.dicom.radiograph import (
     radiograph_file,
     radiograph_geometry,
 )
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
+from lesionseg.io.dicom.results import Comparison, ResultOrigin
 from lesionseg.io.dicom.series import DicomSlice, read_stack
 from lesionseg.ops.components import present_values
 
@@ -416,7 +416,8 @@ class ResultObjects:
             candidate: The candidate.
             segmentation: The segmentation, or None.
             number: The candidate's segment, or None if it gets boxes.
-            change: See `Comparison.since`. The state is "" without an earlier visit.
+            change: The state of its lesion since the earlier visit and the volume in ml at that
+                visit. The state is "" without an earlier visit.
         """
         group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
         if self.source.is_radiograph:

@@ -123,7 +123,7 @@ class DicomSlice:
 
     @cached_property
     def plane(self) -> NDArray[np.float64]:
-        """The numbers `[10]` that are the same in a whole stack, see `_PLANE`."""
+        """Directions, logarithms of the pixel size, and shape `[10]`: equal in a whole stack."""
         return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
 
     @property
