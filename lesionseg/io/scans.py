@@ -421,13 +421,22 @@ class _Walk:
         A linked folder is entered, but not the folders in it, because they may form a circle.
         Pipes and devices are skipped without a message. A link to nothing is sorted by its name,
         and reading it reports the error.
+        A link to a result is not a scan.
         """
         with self._record_unreadable(path):
+            if path.is_symlink() and self._leads_to_results(path):
+                return
             if path.is_dir():
                 if deep:
                     self.enter(path, deep=not path.is_symlink())
             elif may_be_image(path) and is_file_or_broken_link(path):
                 self.files[path] = None
+
+    def _leads_to_results(self, link: Path) -> bool:
+        """Return True if the target of a link is located in the folder of results."""
+        with suppress(OSError, RuntimeError):  # a circle of links: reading it reports the error
+            return self._results is not None and link.resolve().is_relative_to(self._results)
+        return False
 
     def _list_entries(self, folder: Path) -> list[Path]:
         """Return the files and folders in a folder, without hidden ones, results and masks."""

@@ -136,6 +136,16 @@ def test_linked_folder_contributes_only_its_own_files(tmp_path, source):
     assert list(_find_names(tmp_path / "in" / source)) == ["c", "link_a"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+@pytest.mark.parametrize("source", [".", "*"])
+@pytest.mark.parametrize("target", ["out", "out/deep", "out/deep/b.nii"])
+def test_link_to_a_result_is_no_scan(tmp_path, source, target):
+    _touch(tmp_path, "out/deep/b.nii", "in/c.nii")
+    (tmp_path / "in" / "link.nii").symlink_to(tmp_path / target)
+    found = find_scans(tmp_path / "in" / source, 1, results=(tmp_path / "out").resolve())
+    assert [scan.case for scan in found.scans] == ["c"]
+
+
 @pytest.mark.parametrize("source", [".", "*", "*/*", "*/*/*.nii"])
 def test_folder_that_cannot_be_opened_is_a_fault(tmp_path, monkeypatch, source):
     _touch(tmp_path, "day/P1/a.nii", "day/P2/a.nii")
