@@ -106,7 +106,7 @@ def link_to_pages(text: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by mkdocs: add the generated pages."""
+    """Add the generated pages. This is a hook of mkdocs."""
     from mkdocs.structure.files import File
 
     for path, text in generated_pages().items():
@@ -115,5 +115,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for each page."""
+    """Replace the links of a page. This is a hook of mkdocs."""
     return link_to_pages(markdown)

@@ -36,7 +36,7 @@ def as_ipynb(text: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Called by mkdocs: put the notebooks beside their pages."""
+    """Put the notebooks next to their pages. This is a hook of mkdocs."""
     from mkdocs.structure.files import File
 
     for page in sorted(HERE.glob("*.md")):
