@@ -212,15 +212,19 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
     stems = {strip_suffix(file) for file in own}
+    kept: list[Path] = []
     left_out: list[Path] = []
     for file in files:
+        is_own = file.name.lower().endswith(ending.lower())
         is_other_kind = is_raster(file) != is_raster(own[0])
-        is_copy = file not in own and _is_nifti(file) and strip_suffix(file) in stems
-        if is_other_kind or is_copy:
+        is_copy = _is_nifti(file) and strip_suffix(file) in stems
+        if is_own or not (is_other_kind or is_copy):
+            kept.append(file)
+        else:
             left_out.append(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
     findings += find_left_out(folder, [file.name for file in left_out], "file", words)
-    return [file for file in files if file not in left_out]
+    return kept
 
 
 def _find_naming(
@@ -381,8 +385,8 @@ def _mask_values_of_regions(
     has_one_per_region = len(mask_values) == len(lesions)
     are_different = len(set(mask_values)) == len(mask_values)
     pairs = zip(lesions.values(), mask_values, strict=False)
-    is_foreign = any(value not in region for region, value in pairs)
-    if is_foreign or not has_one_per_region or not are_different:
+    has_other_value = any(value not in region for region, value in pairs)
+    if has_other_value or not has_one_per_region or not are_different:
         raise DatasetError(
             f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
             "values: for each region, in the order of the labels, one of its values."
