@@ -53,7 +53,7 @@ def find_left_out(
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
-    """Return a finding that counts and lists entries of a folder or table, if there are any.
+    """Return one finding that counts and lists `names`, or no finding if there are none.
 
     Args:
         where: The folder or table.
@@ -90,7 +90,7 @@ def path_id(path: Path) -> str:
     ('p1_view.1', 'p2_t1')
     """
     folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
-    return "_".join([*folders, strip_suffix(path).removesuffix("_0000")])
+    return "_".join([*folders, strip_suffix(path).removesuffix(FIRST_CHANNEL)])
 
 
 def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:

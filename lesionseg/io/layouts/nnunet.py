@@ -147,9 +147,10 @@ def _match_rows(
     n_channels: int,
     findings: list[Finding],
 ) -> list[Row]:
-    """Return the rows of the images and of the masks of a part, `Tr` or `Ts`.
+    """Return a row for each image and each mask of a part, `Tr` or `Ts`.
 
-    Images in `Ts` need no mask to be predicted. Without one, they are no cases.
+    An image without a mask gets no row. This is an error in `Tr`. In `Ts`, such an image is only
+    predicted.
     """
     rows: list[Row] = []
     for case, files in sorted(images.items()):

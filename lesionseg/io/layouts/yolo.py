@@ -149,8 +149,8 @@ def _find_images(
 ) -> list[_Image]:
     """Find the images of each part. A folder or list that an earlier part has is left out.
 
-    A finding is about each unknown key that names a folder with further images. A folder that
-    contains a part is none.
+    Each unknown key that names a folder with further images becomes a finding, unless the folder
+    contains a part.
     """
     images: list[_Image] = []
     seen: set[Path] = set()
