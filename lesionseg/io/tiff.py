@@ -264,7 +264,8 @@ def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
     if kind == "MINISWHITE":
         raise ReadError(f"{path}: white is stored as 0. Save the slices with black as 0.")
     shape = tuple(int(n) for n in series.shape)
-    geometry = check_grid(path, Geometry.from_spacing(shape, _read_spacing(path)))
+    geometry = Geometry.from_spacing(shape, _read_spacing(path))
+    check_grid(path, geometry)
     array = np.asarray(series.asarray())
     kept = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
     return Volume(array.astype(kept, copy=False)[np.newaxis], geometry)

@@ -300,7 +300,7 @@ def _add_lesions(
     named = tuple(sorted(readers - {""}))
     return replace(
         files,
-        reference=None if len(readers) > 1 else files.reference,
+        reference=None if len(readers) > 1 and lesions else files.reference,
         annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
     )
 
@@ -339,9 +339,8 @@ def _check_lesion(
     has_value = has_several_readers or lesion.is_ignored or lesion.mask_value is not None
     if files.reference is not None and not has_value:
         raise DatasetError(
-            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the row or "
-            "annotation states no mask_label, its value in the mask. Add it (COCO), or remove the "
-            "mask or the row."
+            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the "
+            "annotation states no mask_label, its value in the mask. Add it, or remove the mask."
         )
     name = labels.value_names.get(lesion.label) if files.annotated else None
     if files.annotated and name not in files.annotated:
