@@ -188,8 +188,7 @@ def _layout_of(root: Path) -> Convention:
     layout = _recognise(root)
     if layout is not None:
         return layout
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    inner = [folder.name for folder in folders if find_convention(folder)]
+    inner = [folder.name for folder in sorted(root.iterdir()) if find_convention(folder)]
     if inner:
         raise DatasetError(
             f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
@@ -212,9 +211,9 @@ def _layout_of(root: Path) -> Convention:
 def _log_summary(dataset: Dataset) -> None:
     """Log layout and size. Warn if a patient belongs to both training and test."""
     cases = dataset.cases
-    patients = {case.group for case in cases}
     tested_on = {case.group for case in cases if case.role in ("test", "external")}
     trained_on = {case.group for case in cases if case.role not in ("test", "external")}
+    patients = tested_on | trained_on
     shared = tested_on & trained_on
     if shared:
         text = "Training and test cases share %s, so the test scores will be too good."

@@ -213,19 +213,15 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
     stems = {strip_suffix(file) for file in own}
-    kept: list[Path] = []
-    left_out: list[Path] = []
-    for file in files:
-        is_own = file.name.lower().endswith(ending.lower())
+    left_out: set[Path] = set()
+    for file in {*files} - {*own}:
         is_other_kind = is_raster(file) != is_raster(own[0])
         is_copy = _is_nifti(file) and strip_suffix(file) in stems
-        if is_own or not (is_other_kind or is_copy):
-            kept.append(file)
-        else:
-            left_out.append(file)
+        if is_other_kind or is_copy:
+            left_out.add(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += find_left_out(folder, [file.name for file in left_out], "file", words)
-    return kept
+    findings += find_left_out(folder, [file.name for file in sorted(left_out)], "file", words)
+    return [file for file in files if file not in left_out]
 
 
 def _find_naming(

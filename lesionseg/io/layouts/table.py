@@ -275,6 +275,7 @@ def _add_lesions(
     seen: set[tuple[str, tuple[StatedLesion, ...]]] = set()
     with_lesions = {row.reader for row in rows if row.lesions}
     readers = {row.reader for row in rows if row.lesions is not None}
+    has_several_readers = len(readers) > 1
     for row in rows:
         with collect_errors(findings, files.case, row.where):
             if row.lesions is None:
@@ -291,16 +292,16 @@ def _add_lesions(
                     "that are not lesions."
                 )
             for lesion in row.lesions:
-                if len(readers) > 1:
+                if has_several_readers:
                     lesion = replace(lesion, outline=(), mask_value=None)
-                _check_lesion(lesion, files, table.labels, len(readers) > 1)
+                _check_lesion(lesion, files, table.labels, has_several_readers)
                 if lesion.reader != row.reader:
                     lesion = replace(lesion, reader=row.reader)
                 lesions.append(lesion)
     named = tuple(sorted(readers - {""}))
     return replace(
         files,
-        reference=None if len(readers) > 1 and lesions else files.reference,
+        reference=None if has_several_readers and lesions else files.reference,
         annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
     )
 
