@@ -25,7 +25,10 @@ def convert(root: Path) -> None:
     for file in sorted(filter(is_image_file, root.rglob("*"))):
         if image_of.setdefault(strip_suffix(file), file) != file:
             raise SystemExit(f"{image_of[strip_suffix(file)]} and {file} have one name. Keep one.")
-    table = sorted(root.glob("stage_[12]_train_labels.csv"))[-1]
+    tables = sorted(root.glob("stage_[12]_train_labels.csv"))
+    if not tables:
+        raise SystemExit(f"{root}: the table stage_2_train_labels.csv does not exist.")
+    table = tables[-1]
     boxes = []
     for row in read_csv(table):
         case = row["patientId"]

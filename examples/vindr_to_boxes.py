@@ -18,14 +18,22 @@ TABLES = {"annotations_train.csv": "train", "annotations_test.csv": "test", "tra
 CORNERS = {"x0": "x_min", "y0": "y_min", "x1": "x_max", "y1": "y_max"}
 
 
+def find_tables(root: Path) -> list[Path]:
+    """Return the tables of a VinDr-CXR folder."""
+    places = [root / place / name for place in (".", "annotations") for name in TABLES]
+    tables = [path for path in places if path.is_file()]
+    if not tables:
+        raise SystemExit(f"{root}: none of the tables {', '.join(TABLES)} exists.")
+    return tables
+
+
 def convert(root: Path) -> None:
     """Write `boxes.csv`, `labels.json` and `manifest.csv` into a VinDr-CXR folder."""
     image_of: dict[str, Path] = {}
     for file in sorted(filter(is_image_file, root.rglob("*"))):
         if image_of.setdefault(strip_suffix(file), file) != file:
             raise SystemExit(f"{image_of[strip_suffix(file)]} and {file} have one name. Keep one.")
-    found = [root / place / name for place in (".", "annotations") for name in TABLES]
-    tables = [path for path in found if path.is_file()]
+    tables = find_tables(root)
     boxes, id_of = [], {}
     role_of: dict[str, str] = {}
     for path in tables:

@@ -337,8 +337,10 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
-def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[np.float32]:
-    """Convert the channels of a file to float32. Raise `ContentError` unless all are finite.
+def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:
+    """Return the channels of a file, floating-point ones as float32.
+
+    Raise `ContentError` if a voxel is NaN or infinite.
 
     Args:
         path: The file.

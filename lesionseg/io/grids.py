@@ -151,7 +151,6 @@ class GridPair:
         last = np.array(self.seen.shape) - 1
         corners = np.array(list(product((0, 1), repeat=self.seen.dims))) * last
         index = self.expected.to_index(self.seen.to_mm(corners))
-        distance = np.minimum(
-            np.abs(index), np.abs(index - last)
-        )  # from the nearest end of the axis
+        # from the nearest end of each axis
+        distance = np.minimum(np.abs(index), np.abs(index - last))
         return bool((distance < _NEAR_VOXELS).all())

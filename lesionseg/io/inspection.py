@@ -62,11 +62,11 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
         """Add the finding of an error. `kind` is used if the error's type does not imply a kind."""
         try:
             yield
-        except GeometryError as error:
-            findings.append(finding_of(error, files.case, kind="geometry"))
-        except ReadError as error:
-            findings.append(finding_of(error, files.case, kind="unreadable"))
         except LesionsegError as error:
+            if isinstance(error, GeometryError):
+                kind = "geometry"
+            elif isinstance(error, ReadError):
+                kind = "unreadable"
             findings.append(finding_of(error, files.case, kind=kind))
 
     with collect("channels"):

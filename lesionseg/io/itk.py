@@ -242,7 +242,9 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
-    return reader, check_grid(path, Geometry(size[::-1], itk_affine(affine)))
+    geometry = Geometry(size[::-1], itk_affine(affine))
+    check_grid(path, geometry)
+    return reader, geometry
 
 
 def _count_bytes(reader: Any) -> int:

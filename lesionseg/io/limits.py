@@ -90,8 +90,8 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
         )
 
 
-def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
-    """Check that the size of a grid is possible for a scan, and return the grid.
+def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
+    """Check that the size of a grid is possible for a scan.
 
     The extent is not checked for pictures without a pixel size.
 
@@ -128,7 +128,6 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> Geometry:
             f"{path}: impossible extent: the longest side is {extent:.3g} mm with the spacing "
             f"{spacing} mm, expected {least:g}–{largest:g} mm.{advice}"
         )
-    return geometry
 
 
 @contextmanager

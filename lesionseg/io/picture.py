@@ -105,7 +105,9 @@ def picture_grid(path: Path, shape: tuple[int, ...], raster_mm: float | None) ->
             f"{path}: the pixel size {mm:g} mm is outside {low:g}–{high:g} mm. Correct pixel_mm in "
             "the table of the dataset."
         )
-    return check_grid(path, Geometry.from_spacing(shape, (mm, mm)))
+    geometry = Geometry.from_spacing(shape, (mm, mm))
+    check_grid(path, geometry)
+    return geometry
 
 
 def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:

@@ -62,7 +62,7 @@ def read_tiff(path: Path, raster_mm: float | None, *, as_labels: bool) -> Volume
     import tifffile
 
     with _raise_if_damaged(path), tifffile.TiffFile(path, _multifile=False) as tiff:
-        pages = _list_full_pages(path, tiff) or [*tiff.pages]
+        pages = _list_full_pages(path, tiff)
         n_planes = _count_planes(tiff, pages)
         if n_planes > 1 and len(tiff.series) > 1:
             raise ReadError(
@@ -86,7 +86,7 @@ def is_stack(path: Path) -> bool:
 
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
-            n_planes = _count_planes(tiff, _list_full_pages(path, tiff) or [*tiff.pages])
+            n_planes = _count_planes(tiff, _list_full_pages(path, tiff))
             return n_planes > 1 and len(tiff.series) == 1
     except (OSError, ReadError, tifffile.TiffFileError):
         return False
@@ -122,7 +122,7 @@ def _raise_if_damaged(path: Path) -> Iterator[None]:
 
 
 def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
-    """Return the pages of a TIFF file without thumbnails and masks of opacity.
+    """Return the pages of a TIFF file without thumbnails and masks of opacity, if others exist.
 
     Raise `ReadError` if the chain of pages is a loop, which tifffile would follow without end.
     """
@@ -134,7 +134,7 @@ def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
         offsets.add(page.offset)
         if not int(page.subfiletype) & (_REDUCED | _TRANSPARENCY_MASK):
             pages.append(page)
-    return pages
+    return pages or [*tiff.pages]
 
 
 def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
@@ -264,7 +264,8 @@ def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
     if kind == "MINISWHITE":
         raise ReadError(f"{path}: white is stored as 0. Save the slices with black as 0.")
     shape = tuple(int(n) for n in series.shape)
-    geometry = check_grid(path, Geometry.from_spacing(shape, _read_spacing(path)))
+    geometry = Geometry.from_spacing(shape, _read_spacing(path))
+    check_grid(path, geometry)
     array = np.asarray(series.asarray())
     kept = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
     return Volume(array.astype(kept, copy=False)[np.newaxis], geometry)

@@ -32,7 +32,8 @@ from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
 from lesionseg.io.case_file import CONFLICT, PROBABILITIES, CaseRow
 from lesionseg.io.contents import content_digest
-from lesionseg.io.dicom.results import REPORT, SEGMENTATION, ResultOrigin, write_dicom_results
+from lesionseg.io.dicom.result_origin import ResultOrigin
+from lesionseg.io.dicom.results import REPORT, SEGMENTATION, write_dicom_results
 from lesionseg.io.files import digest_of, explain_missing
 from lesionseg.io.nnunet_output import write_probabilities
 from lesionseg.io.prediction_folder import PredictionFolder

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
-from lesionseg.io.dicom.results import Comparison, ResultOrigin, write_dicom_results
+from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
+from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume

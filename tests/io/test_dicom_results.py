@@ -10,7 +10,8 @@ from lesionseg.core import Candidate, OperatingPoint, Prediction
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
-from lesionseg.io.dicom.results import ResultOrigin, write_dicom_results
+from lesionseg.io.dicom.result_origin import ResultOrigin
+from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.volumes import read_geometry
 from tests.io.dicom_files import (
     DX,

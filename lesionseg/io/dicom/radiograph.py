@@ -283,4 +283,6 @@ def radiograph_geometry(
             mm = (raster_mm, raster_mm)
         # lengths measured at the detector are larger than in the patient
         unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
-        return check_grid(path, Geometry.from_spacing(shape, mm, unit))
+        geometry = Geometry.from_spacing(shape, mm, unit)
+        check_grid(path, geometry)
+        return geometry

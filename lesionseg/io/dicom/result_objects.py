@@ -35,7 +35,7 @@ from lesionseg.io.dicom.radiograph import (
     radiograph_file,
     radiograph_geometry,
 )
-from lesionseg.io.dicom.results import Comparison, ResultOrigin
+from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom.series import DicomSlice, read_stack
 from lesionseg.ops.components import present_values
 

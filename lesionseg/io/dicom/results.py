@@ -3,12 +3,12 @@
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lesionseg.core import Prediction
 from lesionseg.errors import ConfigError, ContentError, LesionsegError, pip_install
+from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.files import atomic_path
 
 if TYPE_CHECKING:
@@ -17,35 +17,6 @@ if TYPE_CHECKING:
 # endings of the file names
 SEGMENTATION = "_seg.dcm"
 REPORT = "_sr.dcm"
-
-
-@dataclass(frozen=True)
-class ResultOrigin:
-    """The origin of a prediction.
-
-    Attributes:
-        version: The version of lesionseg.
-        bundle: The digest of the model.
-        key: A text that changes with the scan and the settings.
-    """
-
-    version: str
-    bundle: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A comparison with an earlier visit, for the report.
-
-    Attributes:
-        since: The state of each candidate's lesion since the earlier visit, such as "new", and its
-            volume in ml at that visit, by the candidate's id.
-        remark: A sentence that is appended to the comment of the report.
-    """
-
-    since: Mapping[int, tuple[str, float | None]] = field(default_factory=dict)
-    remark: str = ""
 
 
 def require_highdicom() -> None:

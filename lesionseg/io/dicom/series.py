@@ -291,7 +291,9 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     affine[:3, 1:3] = first.axes_mm.T
     affine[:3, 3] = slices[0].position
     shape = (len(slices), *first.shape)
-    return slices, check_grid(path, Geometry(shape, LPS_TO_RAS @ affine))
+    geometry = Geometry(shape, LPS_TO_RAS @ affine)
+    check_grid(path, geometry)
+    return slices, geometry
 
 
 def series_key(header: "Header") -> str:

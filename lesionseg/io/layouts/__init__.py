@@ -103,7 +103,13 @@ def find_convention(root: Path) -> str | None:
     """Return the name of the layout that a folder has, or None if it is not a known dataset."""
     if not root.is_dir():
         return None
-    return next((c.name for c in conventions() if c.recognises(root)), None)
+    layout = _recognise(root)
+    return None if layout is None else layout.name
+
+
+def _recognise(root: Path) -> Convention | None:
+    """Return the first layout that recognises a folder, or None."""
+    return next((layout for layout in conventions() if layout.recognises(root)), None)
 
 
 def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
@@ -179,12 +185,10 @@ def require_usable(dataset: Dataset) -> None:
 
 def _layout_of(root: Path) -> Convention:
     """Return the layout of a folder. Raise `DatasetError` if it is not known."""
-    known = {layout.name: layout for layout in conventions()}
-    name = find_convention(root)
-    if name is not None:
-        return known[name]
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    inner = [folder.name for folder in folders if find_convention(folder)]
+    layout = _recognise(root)
+    if layout is not None:
+        return layout
+    inner = [folder.name for folder in sorted(root.iterdir()) if find_convention(folder)]
     if inner:
         raise DatasetError(
             f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
@@ -207,9 +211,9 @@ def _layout_of(root: Path) -> Convention:
 def _log_summary(dataset: Dataset) -> None:
     """Log layout and size. Warn if a patient belongs to both training and test."""
     cases = dataset.cases
-    patients = {case.group for case in cases}
     tested_on = {case.group for case in cases if case.role in ("test", "external")}
     trained_on = {case.group for case in cases if case.role not in ("test", "external")}
+    patients = tested_on | trained_on
     shared = tested_on & trained_on
     if shared:
         text = "Training and test cases share %s, so the test scores will be too good."

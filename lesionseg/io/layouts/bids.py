@@ -37,8 +37,8 @@ def read_bids(root: Path) -> Table:
 
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
     a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
-    the first session. If a session has several images of a suffix, the name of the mask decides. A
-    finding is about the sessions without a mask.
+    the first session. If a session has several images of a suffix, the name of the mask decides.
+    Sessions without a mask become a finding.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}

@@ -63,6 +63,7 @@ def read_boxes_csv(root: Path) -> Table:
     labels = _labels(root, [cells["label"] for _, cells in lines])
     value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, [row.files for row in images.rows])
+    has_mask = {row.files.case for row in images.rows if row.files.reference is not None}
     rows = list(images.rows)
     findings = [*images.findings, *column_findings(path, columns, _KNOWN_COLUMNS, "has no effect")]
     for line, cells in lines:
@@ -70,6 +71,10 @@ def read_boxes_csv(root: Path) -> Table:
         case = case_of.get(cells["case"], cells["case"])
         row = Row(CaseFiles(case, ()), where)
         with collect_errors(findings, case, where):
+            if case in has_mask:
+                raise DatasetError(
+                    f"the case {case!r} has a mask in {MANIFEST}. Remove the mask or the row."
+                )
             row = _read_row(case, cells, value_of, where)
         rows.append(row)
     return replace(images, path=path, rows=rows, labels=labels, findings=findings, is_complete=True)

@@ -54,7 +54,7 @@ def find_left_out(
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
-    """Return a finding that counts and lists entries of a folder or table, if there are any.
+    """Return one finding that counts and lists `names`, or no finding if there are none.
 
     Args:
         where: The folder or table.

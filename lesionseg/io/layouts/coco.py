@@ -215,7 +215,7 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
             found.append(AnnotationFile(path, folders, role))
     if not found:
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
-        for path in root.glob(f"*/{_ROBOFLOW}"):
+        for path in sorted(root.glob(f"*/{_ROBOFLOW}")):
             if path.parent.name.lower() in PART_ROLES:
                 role = PART_ROLES[path.parent.name.lower()]
                 found.append(AnnotationFile(path, (path.parent,), role))

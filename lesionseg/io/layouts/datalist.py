@@ -127,11 +127,10 @@ def _read_rows(
             where = f"{path}: {key}[{place}]"
             with collect_errors(findings, str(stated.get("image", "")), where):
                 rows.append(_read_row(root, validate(_Entry, entry), _LISTS[key], where))
-    unknown: dict[Finding, None] = {}
+    known = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
-        known = tuple(_Entry.model_fields)
-        unknown |= dict.fromkeys(column_findings(path, keys, known, "is not used"))
-    findings += unknown
+        found = column_findings(path, keys, known, "is not used")
+        findings += [finding for finding in found if finding not in findings]
     return rows
 
 

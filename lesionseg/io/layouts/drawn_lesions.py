@@ -136,7 +136,9 @@ def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedL
     if isinstance(lesion.outline, RunLengths):
         lesion = _check_run_lengths(lesion, lesion.outline, geometry.shape)
     if len(lesion.box) != 2 * geometry.dims:
-        advice = "Fill in z0 and z1." if geometry.dims == 3 else "Empty z0 and z1."
+        advice = "Empty z0 and z1 (boxes.csv), or write 4 numbers (datalist)."
+        if geometry.dims == 3:
+            advice = "Fill in z0 and z1 (boxes.csv), or write 6 numbers (datalist)."
         raise ContentError(
             f"{lesion.where}: the box has {len(lesion.box) // 2} axes, but {image} has "
             f"{geometry.dims}. {advice}"

@@ -147,9 +147,10 @@ def _match_rows(
     n_channels: int,
     findings: list[Finding],
 ) -> list[Row]:
-    """Return the rows of the images and of the masks of a part, `Tr` or `Ts`.
+    """Return a row for each image and each mask of a part, `Tr` or `Ts`.
 
-    Images in `Ts` need no mask to be predicted. Without one, they are no cases.
+    An image without a mask gets no row. This is an error in `Tr`. In `Ts`, such an image is only
+    predicted.
     """
     rows: list[Row] = []
     for case, files in sorted(images.items()):
@@ -212,14 +213,14 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
     stems = {strip_suffix(file) for file in own}
-    left_out: list[Path] = []
-    for file in files:
+    left_out: set[Path] = set()
+    for file in {*files} - {*own}:
         is_other_kind = is_raster(file) != is_raster(own[0])
-        is_copy = file not in own and _is_nifti(file) and strip_suffix(file) in stems
+        is_copy = _is_nifti(file) and strip_suffix(file) in stems
         if is_other_kind or is_copy:
-            left_out.append(file)
+            left_out.add(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += find_left_out(folder, [file.name for file in left_out], "file", words)
+    findings += find_left_out(folder, [file.name for file in sorted(left_out)], "file", words)
     return [file for file in files if file not in left_out]
 
 
@@ -381,8 +382,8 @@ def _mask_values_of_regions(
     has_one_per_region = len(mask_values) == len(lesions)
     are_different = len(set(mask_values)) == len(mask_values)
     pairs = zip(lesions.values(), mask_values, strict=False)
-    is_foreign = any(value not in region for region, value in pairs)
-    if is_foreign or not has_one_per_region or not are_different:
+    has_other_value = any(value not in region for region, value in pairs)
+    if has_other_value or not has_one_per_region or not are_different:
         raise DatasetError(
             f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
             "values: for each region, in the order of the labels, one of its values."

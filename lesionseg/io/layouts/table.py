@@ -176,10 +176,11 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     by_case = _group_rows(table.rows, findings)
     for rows in by_case.values():
         files = _add_facts(rows, findings)
-        is_absent = len(rows) == 1 and rows[0].lesions is None and files.reference is None
-        if table.is_complete and is_absent:
+        has_image_only = len(rows) == 1 and rows[0].lesions is None and files.reference is None
+        is_absent = table.is_complete and has_image_only
+        if is_absent:
             absent.append(files.case)
-        if any(row.lesions is not None for row in rows) or (table.is_complete and is_absent):
+        if is_absent or any(row.lesions is not None for row in rows):
             files = _add_lesions(files, rows, table, repeated, findings)
         cases.append(files)
     if repeated:
@@ -272,13 +273,14 @@ def _add_lesions(
     """
     lesions: list[StatedLesion] = []
     seen: set[tuple[str, tuple[StatedLesion, ...]]] = set()
-    marking = {row.reader for row in rows if row.lesions}
+    with_lesions = {row.reader for row in rows if row.lesions}
     readers = {row.reader for row in rows if row.lesions is not None}
+    has_several_readers = len(readers) > 1
     for row in rows:
         with collect_errors(findings, files.case, row.where):
             if row.lesions is None:
                 continue
-            _check_reader(row, readers, marking)
+            _check_reader(row, readers, with_lesions)
             key = (row.reader, row.lesions)
             if row.lesions and key in seen:
                 repeated.append(row.where)
@@ -290,34 +292,34 @@ def _add_lesions(
                     "that are not lesions."
                 )
             for lesion in row.lesions:
-                if len(readers) > 1:
+                if has_several_readers:
                     lesion = replace(lesion, outline=(), mask_value=None)
-                _check_lesion(lesion, files, table.labels, len(readers) > 1)
+                _check_lesion(lesion, files, table.labels, has_several_readers)
                 if lesion.reader != row.reader:
                     lesion = replace(lesion, reader=row.reader)
                 lesions.append(lesion)
     named = tuple(sorted(readers - {""}))
     return replace(
         files,
-        reference=None if len(readers) > 1 else files.reference,
+        reference=None if has_several_readers and lesions else files.reference,
         annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
     )
 
 
-def _check_reader(row: Row, readers: set[str], marking: set[str]) -> None:
+def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
     """Raise `DatasetError` if a row names no reader, or states no lesion against another row.
 
     Args:
         row: The row.
         readers: The readers of all rows of the case.
-        marking: The readers of the rows with a lesion.
+        with_lesions: The readers of the rows with a lesion.
     """
     if len(readers) > 1 and not row.reader:
         raise DatasetError(
             f"the row of {row.files.case!r} names no reader, but another row of this case does. "
             "Name the reader."
         )
-    if not row.lesions and row.reader in marking:
+    if not row.lesions and row.reader in with_lesions:
         whose = f" of the reader {row.reader!r}" if row.reader else ""
         raise DatasetError(
             f"the row states that {row.files.case!r} has no lesion, but another row{whose} has a "
@@ -338,9 +340,8 @@ def _check_lesion(
     has_value = has_several_readers or lesion.is_ignored or lesion.mask_value is not None
     if files.reference is not None and not has_value:
         raise DatasetError(
-            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the row or "
-            "annotation states no mask_label, its value in the mask. Add it (COCO), or remove the "
-            "mask or the row."
+            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the "
+            "annotation states no mask_label, its value in the mask. Add it, or remove the mask."
         )
     name = labels.value_names.get(lesion.label) if files.annotated else None
     if files.annotated and name not in files.annotated:

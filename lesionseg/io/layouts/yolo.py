@@ -149,12 +149,11 @@ def _find_images(
 ) -> list[_Image]:
     """Find the images of each part. A folder or list that an earlier part has is left out.
 
-    A finding is about each unknown key that names a folder with further images. A folder that
-    contains a part is none.
+    Each unknown key that names a folder with further images becomes a finding, unless the folder
+    contains a part.
     """
     images: list[_Image] = []
     seen: set[Path] = set()
-    further: list[tuple[str, str, Path]] = []
     for key, entry in _entries(content):
         role = PART_ROLES.get(key.lower())
         place = _find_place((root / content.path, root), root, entry)
@@ -166,18 +165,17 @@ def _find_images(
         if place is None and role is not None:
             text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
             findings.append(Finding("left_out", text, severity="note"))
-        elif role is None and place is not None and place.is_dir():
-            further.append((key, entry, place))
         elif role is not None and place is not None and place not in seen:
             seen.add(place)
             images += _images_of(place, root, content, role, findings)
-    for key, entry, place in further:
-        if not any(part.is_relative_to(place) for part in seen) and list_images(place):
-            text = (
-                f"{path}: the key {key} is unknown, so the images in its folder {entry[:200]} are "
-                "left out. Call it train, val or test to use them."
-            )
-            findings.append(Finding("left_out", text))
+        elif role is None and place is not None and place.is_dir():
+            has_part = any(part.is_relative_to(place) for part in seen)
+            if not has_part and list_images(place):
+                text = (
+                    f"{path}: the key {key} is unknown, so the images in its folder {entry[:200]} "
+                    "are left out. Call it train, val or test to use them."
+                )
+                findings.append(Finding("left_out", text))
     if not images:
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
@@ -186,8 +184,14 @@ def _find_images(
 
 
 def _entries(content: _DataFile) -> Iterator[tuple[str, str]]:
-    """Yield the keys of data.yaml that may name a folder, with each entry of a list."""
-    for key, value in (content.model_extra or {}).items():
+    """Yield the keys of data.yaml that may name a folder, with each entry of a list.
+
+    The parts come first, in the order of `PART_ROLES`, because files of some tools are sorted by
+    key.
+    """
+    stated = content.model_extra or {}
+    for key in sorted(stated, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
+        value = stated[key]
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 yield key, str(entry)

@@ -228,8 +228,13 @@ def test_case_with_a_mask_in_the_manifest_keeps_it(write_folder):
     assert (cases["b"].reference.labels > 0).sum() == 160
 
 
-def test_case_with_boxes_and_a_mask_is_an_error(write_folder):
-    root = write_folder([f"a,lesion,{BRIGHT}"])
+@pytest.mark.parametrize(
+    "rows",
+    [[f"a,lesion,{BRIGHT},"], ["a,,,,,,"], [f"a,lesion,{BRIGHT},R1", f"a,lesion,{BRIGHT},R2"]],
+    ids=["one box", "no lesion", "two readers"],
+)
+def test_case_with_rows_and_a_mask_is_an_error(write_folder, rows):
+    root = write_folder(rows, header="case,label,x0,y0,x1,y1,reader\n")
     write_picture(root / "mask.png")
     (root / "manifest.csv").write_text(
         "case,image,reference\na,images/a.png,mask.png\nb,images/b.png,mask.png\n"

@@ -4,6 +4,7 @@ Every layout writes the same two films: `a` shows the bright rectangle, `b` has 
 """
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ BOX = (X0, Y0, X1, Y1)
 OUTSIDE = (WIDTH + 5, 2, WIDTH + 9, 6)
 
 
-class Layout:
+class Layout(ABC):
     """A layout that writes its folder from the cases, the box of `a` and its label value."""
 
     images = "images"
@@ -40,8 +41,9 @@ class Layout:
         """Return each case with its box, None without a lesion."""
         return [(case, box if case == "a" else None) for case in cases]
 
+    @abstractmethod
     def write_labels(self, root, cases, box, label):
-        raise NotImplementedError
+        """Write the annotations of the cases."""
 
 
 class MaskLayout(Layout):
@@ -64,7 +66,8 @@ class MaskLayout(Layout):
             (root / self.table).write_text(self.text(cases))
 
     def text(self, cases):
-        raise NotImplementedError
+        """Return the content of `table`. Layouts without a table do not call it."""
+        return ""
 
 
 class Manifest(MaskLayout):

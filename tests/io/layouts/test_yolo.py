@@ -229,6 +229,12 @@ def test_unknown_key_with_a_folder_of_images_is_named(write_folder, entry):
     assert "the key minival is unknown, so the images in its folder images/val are left" in left_out
 
 
+def test_folder_of_two_parts_belongs_to_validation_whatever_the_order_of_keys(write_folder):
+    root = write_folder({"train/a": f"0 {BRIGHT}\n"}, f"{NAMES}test: images/val\n{FOLDERS}")
+    roles = {case.case: case.role for case in read_dataset(root).cases}
+    assert roles == {"a": "train", "b": "train", "c": "validation"}
+
+
 def test_folders_of_images_and_labels_may_be_capitalised(tmp_path):
     write_picture(tmp_path / "Train" / "Images" / "a.png")
     (tmp_path / "Train" / "Labels").mkdir()

@@ -1,0 +1,33 @@
+"""What a DICOM result states in addition to its prediction: the origin, and an earlier visit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ResultOrigin:
+    """The origin of a prediction.
+
+    Attributes:
+        version: The version of lesionseg.
+        bundle: The digest of the model.
+        key: A text that changes with the scan and the settings.
+    """
+
+    version: str
+    bundle: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison with an earlier visit, for the report.
+
+    Attributes:
+        since: The state of each candidate's lesion since the earlier visit, such as "new", and its
+            volume in ml at that visit, by the candidate's id.
+        remark: A sentence that is appended to the comment of the report.
+    """
+
+    since: Mapping[int, tuple[str, float | None]] = field(default_factory=dict)
+    remark: str = ""
