@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Calibration, Reference
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.prediction import logit
 from lesionseg.evaluation.calibration import fit_logistic
 from lesionseg.plan.plan import Plan
@@ -28,8 +29,8 @@ class LevelCounts:
     """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`)."""
 
     group: str
-    voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
-    lesion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
+    voxels: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
+    lesion: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
     def counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
         """Return a function that counts the voxels of one slab of probabilities.
@@ -51,7 +52,7 @@ class LevelCounts:
 
         return count
 
-    def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
+    def add(self, p: NDArray[np.float32], lesion: Flags) -> None:
         """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
         level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         level = level.clip(0, len(_LEVELS) - 1).ravel()

@@ -26,6 +26,7 @@ from lesionseg.core import (
     Selection,
     Volume,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
@@ -69,7 +70,7 @@ class PreparedScan:
     image: Volume
     file_geometry: Geometry
     body: Body | None = None
-    valid: NDArray[np.bool_] | None = None
+    valid: Flags | None = None
     blank: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
