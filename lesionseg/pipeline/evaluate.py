@@ -206,7 +206,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
         if second is not None and inputs.cases:
-            comparison = _compare(cfg, second, tables, settings, options)
+            comparison = _score_second_model(cfg, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
@@ -398,16 +398,16 @@ def _stated_selection(
     return NO_SELECTION
 
 
-def _compare(
+def _score_second_model(
     cfg: EvaluateConfig,
     second: Inputs,
     tables: Tables,
     settings: SummarySettings,
     options: MatchOptions,
 ) -> Mapping[str, Difference]:
-    """Write the second model's scores to `output/compare`. Compare both on the cases they share.
+    """Write the scores of the second model. Return the differences on the cases that both share.
 
-    `tables`, `settings` and `options` are those of the first model.
+    The folder is `output/compare`. `tables`, `settings` and `options` are those of the first model.
     """
     preset = options.preset
     scored = set(tables.cases["case"])

@@ -15,7 +15,7 @@ from lesionseg.core import (
     Prediction,
 )
 from lesionseg.core.finding import finding_of
-from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.errors import CASE_ERRORS, GeometryError
 from lesionseg.evaluation import (
     MatchedCase,
     Preset,
@@ -80,7 +80,7 @@ def match_cases(
         for done, files in enumerate(cases, start=1):
             try:
                 matched = _match_one(files, predictions.get(files.case), options, numbers, keep)
-            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+            except CASE_ERRORS as error:
                 faults.append(finding_of(error, files.case))
             else:
                 yield matched
