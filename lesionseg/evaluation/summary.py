@@ -1,9 +1,8 @@
 """Summarise the tables of all cases as scores."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -154,11 +153,8 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
     columns = _with_slice_spacing(tables, settings.columns)
     for name, part in find_subgroups(tables, columns, settings.subgroups):
         rows += whole.subgroup(name, part)
-    made = {
-        **settings.provenance,
-        "preset": json.loads(json.dumps(asdict(preset))),  # turns tuples into lists, as in a file
-        "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
-    }
+    bootstrap_settings = {"replicates": settings.replicates, "seed": settings.seed}
+    made = {**settings.provenance, "preset": preset, "bootstrap": bootstrap_settings}
     cases = tables.cases
     return Scores(
         rows=tuple(rows),
@@ -171,7 +167,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         ),
         split_is_group_safe=settings.split_is_group_safe,
         missing_predictions=tuple(cases["case"][~tables.is_predicted]),
-        provenance=Provenance(made),
+        provenance=Provenance(**made),
     )
 
 

@@ -40,7 +40,7 @@ from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
-NOT_STATED = Provenance({})
+NOT_STATED = Provenance()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +106,11 @@ class Sources:
         rules = ReferenceRules(
             by_image=True,
             min_readers=made.min_readers,
-            merge_labels=made.merges_labels,
+            merge_labels=made.merge_labels,
             nan_background=True,
             annotations=made.annotations,
         )
-        self._merges_labels = made.merges_labels
+        self._merges_labels = made.merge_labels
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
         if self._images is not None:
@@ -126,7 +126,7 @@ class Sources:
         if reference is not None:
             self._references = find_references(reference, rules)
         self._reference = with_labels_of_outputs(
-            self._references, self._predictions, merge_labels=made.merges_labels
+            self._references, self._predictions, merge_labels=made.merge_labels
         )
         if self._reference is not None:
             self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
