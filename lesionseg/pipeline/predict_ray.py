@@ -21,7 +21,7 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_tables import Digests
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
@@ -149,7 +149,7 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
                 waiting += [[scan] for scan in group]
                 continue
             message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
-            yield replace(begun_row(group[0]), status="failed", message=message)
+            yield replace(group[0].row(), status="failed", message=message)
 
 
 class _Actor:
