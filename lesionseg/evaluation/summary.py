@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lesionseg.core import OperatingPoint
+from lesionseg.core.arrays import Numbers
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.box_precision import IOUS, RANGES, BoxHits
 from lesionseg.evaluation.calibration import describe_calibration
@@ -38,7 +39,7 @@ from lesionseg.evaluation.scores import (
     Scores,
 )
 from lesionseg.evaluation.subgroups import ZONE, Columns, find_subgroups
-from lesionseg.evaluation.tables import Numbers, Tables
+from lesionseg.evaluation.tables import Tables
 from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.core.arrays import Flags, Integers
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.compiled import compile_loops, root_of
 from lesionseg.ops.components import label_components
@@ -163,7 +164,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     return regions
 
 
-def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
+def row_starts(index: Ints, shape: tuple[int, ...]) -> Integers:
     """Return the position in `index` at which each row of a 3-D volume begins.
 
     The last entry is the length of `index`.
@@ -476,7 +477,7 @@ def _make_candidate(number: int, found: _LabelledRegion, geometry: Geometry) -> 
 
 
 def _divide_shared_voxels(
-    found: Sequence[_LabelledRegion], is_large: NDArray[np.bool_], shape: tuple[int, ...]
+    found: Sequence[_LabelledRegion], is_large: Flags, shape: tuple[int, ...]
 ) -> list[_LabelledRegion]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 

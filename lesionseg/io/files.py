@@ -125,26 +125,41 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         OutputError: Another process holds the lock, or the folder cannot be created.
     """
     lock = FileLock(folder / name)
-    is_new = not folder.exists()
+    with made_folder(folder):
+        with output_errors(folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise OutputError(
+                    f"{folder}: another process is writing into this folder. Wait until it has "
+                    "finished, or name another folder."
+                ) from error
+        try:
+            if name == LOCK:
+                _remove_temporary_files(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / name).unlink()  # before the release: no other process holds this file
+            lock.release()
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder. At the end, remove it and its new parents as far as they are empty.
+
+    Raises:
+        OutputError: The folder cannot be created.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OutputError(
-                f"{folder}: another process is writing into this folder. Wait until it has "
-                "finished, or name another folder."
-            ) from error
     try:
-        if name == LOCK:
-            _remove_temporary_files(folder)
         yield
     finally:
-        with suppress(OSError):
-            (folder / name).unlink()  # before the release, so that no other process holds this file
-            if is_new:
-                folder.rmdir()  # fails if the folder is not empty
-        lock.release()
+        with suppress(OSError):  # the first one that is not empty
+            for place in new:
+                place.rmdir()
 
 
 def _remove_temporary_files(folder: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from lesionseg.core import (
     UNKNOWN_ROLE,
     Aim,
     CaseFiles,
+    Finding,
     OperatingPoint,
     Prediction,
     Reference,
     joint_unit,
 )
+from lesionseg.core.finding import LISTED, finding_of
 from lesionseg.data.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.errors import (
     SOME_FAILED,
@@ -110,20 +112,20 @@ class FollowOutcome(Outcome):
         changes: one change per lesion.
         n_pairs: number of compared pairs of visits.
         output: the output folder.
-        n_failed: number of visits that could not be predicted and pairs that could not be compared.
+        failed: the visits that could not be predicted and the pairs that could not be compared.
         has_images: scans of both visits were given for every pair.
     """
 
     changes: tuple[LesionChange, ...]
     n_pairs: int
     output: Path
-    n_failed: int = 0
+    failed: tuple[Finding, ...] = ()
     has_images: bool = False
 
     @property
     def exit_status(self) -> int:
         """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
-        return SOME_FAILED if self.n_failed else 0
+        return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
         """Return the folder, the page and the number of lesions in each state."""
@@ -132,7 +134,7 @@ class FollowOutcome(Outcome):
             "output": self.output,
             "page": self.output / "follow.html",
             "n_pairs": self.n_pairs,
-            "n_failed": self.n_failed,
+            "failed": [asdict(finding) for finding in self.failed],
             "states": {state: states[state] for state in STATES},
         }
 
@@ -151,8 +153,8 @@ class FollowOutcome(Outcome):
         lines = align_columns([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
-        if self.n_failed:
-            lines.append(f"Failed:  {self.n_failed}; pairs.csv has the reasons.")
+        if self.failed:
+            lines.append(f"Failed:  {len(self.failed)}; pairs.csv has the reasons.")
         if not self.has_scores:
             if not self.has_images:
                 lines.append("To add pictures, give before_images= and after_images=.")
@@ -227,14 +229,15 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     for case, fault in faults.items():
         _log.warning("Not followed, %s: %s", case, fault)
     _write_change_scores(cfg, pairs, followed, point)
-    messages = {case: str(error) for case, error in faults.items()}
+    failed = [finding_of(error, case) for case, error in faults.items()]
     for case, why in unpredicted.items():
-        messages[case] = f"The visit could not be predicted: {why}"
+        message = f"The visit could not be predicted: {why}"
+        failed.append(Finding(LISTED, message, case, "error"))
     folder = Path(cfg.output)
     changes = tuple(change for pair in followed.values() for change in pair.changes)
     write_changes(folder / "changes.csv", changes)
     rows = [pair.row for pair in followed.values()]
-    failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
+    failed_rows = [{"case": one.case, "message": one.message} for one in failed]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
     write_follow_page(
         folder / "follow.html",
@@ -250,7 +253,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         changes=changes,
         n_pairs=len(followed),
         output=folder,
-        n_failed=len(messages),
+        failed=tuple(failed),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
 

@@ -22,10 +22,14 @@ from lesionseg.io.scans import (
     find_scans,
     folder_before_wildcards,
 )
-from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import (
+    CaseWork,
+    make_predictor,
+    open_zones,
+    predict_cases,
+)
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
@@ -96,10 +100,9 @@ def _predict(
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
-    if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
+    zones = open_zones(cfg)
+    if zones is not None:
         zones.check([scan.case for scan in found.scans])
-        zones.check_names(cfg.inference.keep_zones or ())
     log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
     rows: list[CaseRow] = []
     with (
@@ -114,7 +117,7 @@ def _predict(
                 logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         with closing(PredictionIndex(table_path, results, cfg.output)) as index:
-            work = CaseWork(cfg, predictor, results, index.digests, digest)
+            work = CaseWork(cfg, predictor, results, index.digests, digest, zones)
             if cfg.shard_index == 0:
                 for kind in found.left_out:
                     index.put(left_out_row(kind))

@@ -39,7 +39,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry
-from lesionseg.io.zone_files import find_zones
+from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
@@ -62,10 +62,19 @@ def make_predictor(
         settings=cfg.inference,
         device=cfg.device,
         operating_point=cfg.operating_point,
-        raster_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
+        pixel_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
         architectures=architectures,
         trust=cfg.trust,
     )
+
+
+def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
+    """Find the masks of zones that the settings name, and check the names of `keep_zones`."""
+    if cfg.zones is None:
+        return None
+    zones = find_zones(Path(cfg.zones))
+    zones.check_names(cfg.inference.keep_zones or ())
+    return zones
 
 
 def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
@@ -131,6 +140,7 @@ class CaseWork:
         results: the folder of the results, in which unchanged results are kept.
         digests: the digests of files that earlier runs have read.
         bundle: the digest of the model's bundles, see `joint_digest`.
+        zones: the masks of zones; None without the setting.
     """
 
     def __init__(
@@ -140,12 +150,13 @@ class CaseWork:
         results: PredictionFolder,
         digests: Digests,
         bundle: str,
+        zones: ZoneFolder | None,
     ) -> None:
         self.cfg = cfg
         self.predictor = predictor
         self.results = results
         self.digests = digests
-        self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
+        self.zones = zones
         self.bundle = bundle
         self.budget = memory_budget(cfg.inference)
 

@@ -13,6 +13,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.result_origin import Comparison
@@ -63,9 +64,7 @@ def draw_changes(
     return cards
 
 
-def _lesions_to_outline(
-    visit: Prediction, of_changes: Iterable[Sequence[int]]
-) -> NDArray[np.bool_]:
+def _lesions_to_outline(visit: Prediction, of_changes: Iterable[Sequence[int]]) -> Flags:
     """Return the voxels of a visit's accepted candidates and of the candidates of changes.
 
     A lesion of a change need not be accepted at both visits. Boxes have no voxels.
@@ -116,7 +115,7 @@ def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange)
 
 
 def _read_on_grid(
-    path: Path, mask_grid: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
+    path: Path, mask_grid: Geometry, matrix: Numbers | None, target: Geometry
 ) -> NDArray[np.float32]:
     """Read the first channel of a scan, and resample it onto the grid `target`.
 

@@ -19,6 +19,7 @@ from lesionseg.core import (
     Prediction,
     Reference,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
@@ -39,7 +40,6 @@ from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
-Mask = NDArray[np.bool_]
 NOT_STATED = Provenance({})
 
 
@@ -60,13 +60,13 @@ class Scene:
 
     image: NDArray[Any]
     geometry: Geometry
-    reference: Mask | None = None
-    accepted: Mask | None = None
+    reference: Flags | None = None
+    accepted: Flags | None = None
     below: NDArray[np.integer[Any]] | None = None
     prediction: Prediction | None = None
     colours: NDArray[Any] | None = None
 
-    def mask_of(self, candidate: int) -> Mask | None:
+    def mask_of(self, candidate: int) -> Flags | None:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
         if self.prediction is None:
             return None
@@ -250,7 +250,7 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
     return array if len(array) == 3 else None
 
 
-def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:
+def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:
     """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
     if reference is None:
         return None
@@ -263,7 +263,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
     return lesion_mask(reference)
 
 
-def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Mask:
+def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Flags:
     """Return a mask of the candidates with these ids. Those without a mask fill their box."""
     without_mask = [c for c in _without_mask(prediction) if c.id in ids]
     boxes = [(*c.start_vox, *c.stop_vox) for c in without_mask]

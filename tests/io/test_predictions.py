@@ -1,8 +1,8 @@
 """Prediction files: round trips, files of other programs, and invalid files."""
 
 import json
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np

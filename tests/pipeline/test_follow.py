@@ -211,7 +211,7 @@ def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     pairs = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert pairs["a"]["new"] == "1"
     assert "c.nii.gz" in pairs["c"]["message"]
@@ -224,7 +224,7 @@ def test_pair_whose_labels_have_other_names_is_not_compared(visits):
         prediction = prediction_of(boxes(SHAPE, OLD).astype(np.int32), [0.9], GRID, case="c")
         write_prediction(visits / visit, replace(prediction, labels=labels))
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed) == (2, 1)
+    assert (outcome.n_pairs, len(outcome.failed)) == (2, 1)
     rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
@@ -233,7 +233,7 @@ def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD, value=255)
     write_cubes(visits / "after", "c", OLD)
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert rows["a"]["new"] == "1"
     assert "different labels: before [255], after [1]" in rows["c"]["message"]
@@ -268,7 +268,7 @@ def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
     paths = visits / "before", visits / "after", visits / "out"
     outcome = follow(*paths, stable=["b", "c"])
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     assert "do not choose the operating point" in caplog.text
     with pytest.raises(DatasetError, match=r"(?s)no stable pair can be compared.*c: "):
         follow(*paths, stable="c")
@@ -592,7 +592,7 @@ def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
     image = read_volume(tmp_path / "m6.nii.gz").array[0]
     write_array(tmp_path / "m6.nii.gz", image + 1, GRID)  # `predict` replaces no other result
     outcome = follow_visits()
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (1, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (1, 1, 3)
     pairs = {row["case"]: row for row in read_csv(tmp_path / "out" / "pairs.csv")}
     assert pairs["m12"]["earlier"] == "base"
     assert "could not be predicted" in pairs["m6"]["message"]
