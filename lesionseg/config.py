@@ -221,10 +221,16 @@ class Settings(BaseModel):
             ) from error
 
 
-class DataConfig(Settings):
-    root: Annotated[Text, PathKind.DATASET]
+class DataFolder(Settings):
+    """A data folder and the settings with which its cases are listed."""
+
+    root: Annotated[Text | None, PathKind.DATASET]
     annotations: Text | None
     group: str | None
+
+
+class DataConfig(DataFolder):
+    root: Annotated[Text, PathKind.DATASET]
     merge_labels: bool
     validation_fraction: FractionBelow1
     fold: NonNegativeInt | Literal["all"] | None
@@ -644,6 +650,17 @@ class ServeConfig(Settings):
     trust: bool
 
 
+class InfoConfig(Settings):
+    bundle: Annotated[Text | None, PathKind.BUNDLE]
+    data: DataFolder
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if self.bundle is None and self.data.root is None:
+            raise ValueError("give bundle= for a model, data.root= for a dataset, or both")
+        return self
+
+
 COMMANDS: Mapping[str, type[Settings]] = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
@@ -654,6 +671,7 @@ COMMANDS: Mapping[str, type[Settings]] = {
     "report": ReportConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
+    "info": InfoConfig,
 }
 S = TypeVar("S", bound=Settings)
 # settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
