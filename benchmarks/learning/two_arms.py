@@ -1,15 +1,15 @@
-"""Train two versions or settings of lesionseg at the same time, one thread each, as CSV rows.
+"""Train two or more versions or settings at the same time, one thread each, as CSV rows.
 
     python benchmarks/learning/two_arms.py --data DIR --seed 0 --minutes 12 --csv rows.csv \
         --arm present FOLDER --arm batch_only FOLDER loss.lesion_weight=0
 
-Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`. An
-arm is a cell of `vs_nnunet.py` in a process of its own. Its row is appended to the CSV when both
-arms are complete. Arms that have a row are not trained again, so the same command continues an
-interrupted comparison.
+Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`, or
+`tool=nnunet_cut` for another tool of `vs_nnunet.py`. An arm is a cell of `vs_nnunet.py` in a
+process of its own. Its row is appended to the CSV when all arms are complete. Arms that have a row
+are not trained again, so the same command continues an interrupted comparison.
 
 `commit` is that of the arm's checkout. `cpu_minutes` is the processor time of the training process
-without its loader. `--priority -5` raises the priority of both arms (Linux, root).
+without its loader. `--priority -5` raises the priority of all arms (Linux, root).
 """
 
 import argparse
@@ -24,6 +24,8 @@ import pandas as pd
 from benchmarks.learning.cell_rows import row_of
 from lesionseg.io.text import read_json
 
+TOOL = "tool="
+
 
 def main() -> None:
     """Train the arms without a row, and append their rows."""
@@ -34,7 +36,7 @@ def main() -> None:
         if not has_row(done, options, name):
             process = start(options, name, Path(folder), overrides)
             missing.append((name, Path(folder), process))
-    codes = [process.wait() for _, _, process in missing]  # both, before the first error
+    codes = [process.wait() for _, _, process in missing]  # all, before the first error
     if any(codes):
         sys.exit(f"An arm failed; see {options.output}/ARM/runs/*/log.txt")
     rows = [row(options, name, folder) for name, folder, _ in missing]
@@ -75,7 +77,10 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start the training of an arm."""
     folder = folder.resolve()
-    command = [sys.executable, "benchmarks/learning/vs_nnunet.py", "--tools", "lesionseg"]
+    tools = [text.removeprefix(TOOL) for text in overrides if text.startswith(TOOL)]
+    overrides = [text for text in overrides if not text.startswith(TOOL)]
+    command = [sys.executable, "benchmarks/learning/vs_nnunet.py"]
+    command += ["--tools", *(tools or ["lesionseg"])]
     command += ["--data", str(options.data.absolute()), "--seeds", str(options.seed)]
     command += ["--minutes", f"{options.minutes:g}", "--threads", "1"]
     command += ["--output", str((options.output / name).absolute())]

@@ -6,8 +6,9 @@ It needs the environment of the peers and nnU-Net's three folders as environment
 Fingerprint, plan and preprocessing count. Step, loss, augmentation and sampler are nnU-Net's own.
 Its polynomial schedule covers the remaining minutes. Validation epochs are left out in its favour.
 The plan is nnU-Net's own, or ("cut") that plan with the tile and features that the device can
-afford. Prediction does not count. It is nnU-Net's own, without mirroring. An interrupted training
-continues from its last checkpoint, for the minutes or steps that remain.
+afford, or ("tiles") with a given tile and number of tiles per step. Prediction does not count. It
+is nnU-Net's own, without mirroring. An interrupted training continues from its last checkpoint, for
+the minutes or steps that remain.
 """
 
 import json
@@ -50,11 +51,13 @@ class Trained:
     Attributes:
         minutes_before: Minutes from the raw files to the first step.
         minutes: Minutes of training.
+        cpu_minutes: Processor minutes of the training process, without its loader.
         losses: Loss of each step.
     """
 
     minutes_before: float
     minutes: float = 0.0
+    cpu_minutes: float = 0.0
     losses: list[float] = field(default_factory=list)
 
 
@@ -75,6 +78,7 @@ def main() -> None:
         "steps": len(losses),
         "minutes": trained.minutes_before + trained.minutes,
         "minutes_before_training": trained.minutes_before,
+        "training_cpu_minutes": trained.cpu_minutes,
         "tile": [int(n) for n in config.patch_size],
         "batch": int(config.batch_size),
         "features": list(config.network_arch_init_kwargs["features_per_stage"]),
@@ -91,7 +95,7 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
     plan_experiments([1])
     folder = Path(str(nnUNet_preprocessed)) / job["dataset"]
     plans = json.loads((folder / f"{PLANS}.json").read_text())
-    if job["plan"] == "cut":
+    if job["plan"] != "own":
         cut(plans["configurations"][configuration], job)
         (folder / f"{PLANS}.json").write_text(json.dumps(plans))
     preprocess([1], configurations=[configuration], num_processes=[job["threads"]])
@@ -105,12 +109,21 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
 
 
 def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
-    """Change the plan: a tile of at most `tile_voxels`, `batch` tiles and narrower stages."""
-    strides, kernels, tile = tile_within(config["patch_size"], config["spacing"], job)
+    """Change the plan: narrower stages, and other tiles.
+
+    With the plan "cut", a step has at most `batch` tiles of at most `tile_voxels`, with the
+    proportions of nnU-Net's tile. With "tiles", it has exactly `batch` tiles of the shape `tile`.
+    """
+    spacing = config["spacing"]
+    if job["plan"] == "tiles":
+        strides, kernels, tile = topology(spacing, job["tile"])
+        config["batch_size"] = job["batch"]
+    else:
+        strides, kernels, tile = tile_within(config["patch_size"], spacing, job)
+        config["batch_size"] = min(config["batch_size"], job["batch"])
     n = len(strides)
     first, most = job["features"]
     config["patch_size"] = [int(size) for size in tile]
-    config["batch_size"] = min(config["batch_size"], job["batch"])
     config["architecture"]["arch_kwargs"] |= {
         "n_stages": n,
         "features_per_stage": [min(first * 2**i, most) for i in range(n)],
@@ -126,12 +139,16 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
     shrink = min(1.0, (job["tile_voxels"] / prod(own)) ** (1 / len(own)))
     while True:
         wanted = [max(2 * SMALLEST_MAP, round(n * shrink)) for n in own]
-        _, strides, kernels, tile, _ = get_pool_and_conv_props(
-            spacing, wanted, SMALLEST_MAP, 999999
-        )
+        strides, kernels, tile = topology(spacing, wanted)
         if prod(tile) <= job["tile_voxels"]:
             return strides, kernels, tile
         shrink *= 0.95
+
+
+def topology(spacing: list[float], tile: list[int]) -> tuple[Any, Any, Any]:
+    """Return strides and kernels of nnU-Net's rules for a tile, and the tile that they allow."""
+    _, strides, kernels, tile, _ = get_pool_and_conv_props(spacing, tile, SMALLEST_MAP, 999999)
+    return strides, kernels, tile
 
 
 def train(
@@ -163,11 +180,14 @@ def train(
         print(f"continues after step {len(trained.losses)}", flush=True)
     losses = trained.losses
     left = minutes - trained.minutes_before
-    before = trained.minutes  # of the processes that were interrupted
+    # of the processes that were interrupted
+    before = trained.minutes
+    cpu_before = trained.cpu_minutes - time.process_time() / 60
     began = time.time()
     trainer.network.train()
     while True:
         trained.minutes = before + (time.time() - began) / 60
+        trained.cpu_minutes = cpu_before + time.process_time() / 60
         by_minutes = trained.minutes / left if left > 0 else 1.0
         progress = len(losses) / steps if steps else by_minutes
         if progress >= 1:

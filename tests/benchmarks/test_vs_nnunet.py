@@ -56,6 +56,12 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
 
 
+def test_nnunet_gets_our_own_tiles(setting, tmp_path):
+    plan = replace(setting.own_plan, tile_shape=(16, 16, 16), batch_size=7)
+    job = versus.nnunet_job(replace(setting, own_plan=plan), "nnunet_tiles", tmp_path / "nnunet")
+    assert (job["plan"], job["tile"], job["batch"]) == ("tiles", [16, 16, 16], 7)
+
+
 @pytest.mark.parametrize(
     ("other_part", "message"),
     [
