@@ -8,6 +8,8 @@ Each arm is a name, a checkout of the repository whose code is used, and setting
 process of its own. Its row is appended to the CSV when all arms are complete. Arms that have a row
 are not trained again, so the same command continues an interrupted comparison.
 
+With `--clock processor`, the minutes are those of the processor (`vs_nnunet.py`).
+
 `commit` is that of the arm's checkout. `cpu_minutes` is the processor time of the training process
 without its loader. `--priority -5` raises the priority of all arms (Linux, root).
 """
@@ -22,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.learning.cell_rows import row_of
+from benchmarks.learning.vs_nnunet import minutes_text
 from lesionseg.io.text import read_json
 
 TOOL = "tool="
@@ -52,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--arm", nargs="+", action="append", required=True, metavar="NAME FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--group", help="data.group")
     parser.add_argument("--priority", type=int, help="of an arm; below 0 is higher")
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
@@ -82,7 +86,7 @@ def start(
     command = [sys.executable, "benchmarks/learning/vs_nnunet.py"]
     command += ["--tools", *(tools or ["lesionseg"])]
     command += ["--data", str(options.data.absolute()), "--seeds", str(options.seed)]
-    command += ["--minutes", f"{options.minutes:g}", "--threads", "1"]
+    command += ["--minutes", f"{options.minutes:g}", "--clock", options.clock, "--threads", "1"]
     command += ["--output", str((options.output / name).absolute())]
     if options.group:
         command += ["--group", options.group]
@@ -98,7 +102,8 @@ def start(
 def row(options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     """Return the row of a complete arm."""
     cells = options.output / name / "cells"
-    (path,) = cells.glob(f"{options.data.name}__*__{options.minutes:g}min__*__s{options.seed}.json")
+    limit = minutes_text(options)
+    (path,) = cells.glob(f"{options.data.name}__*__{limit}__*__s{options.seed}.json")
     cell = read_json(path)
     head = subprocess.run(
         ["git", "rev-parse", "--short=8", "HEAD"],

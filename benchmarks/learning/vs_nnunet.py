@@ -18,7 +18,10 @@ has the tile, the tiles per step and the features of lesionseg's own plan instea
 learning-rate schedule of all tools covers the minutes. nnU-Net runs in the environment of the
 peers (`make peers`).
 
-With `--steps`, both tools train for this number of steps instead, regardless of the time.
+With `--clock processor`, the minutes are those of the processor in the training process, without
+its loader. Plans and preprocessing do not count. On a machine with other work, each training then
+gets an equal share. With `--steps`, all tools train for this number of steps instead, regardless of
+the time.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
 again. An interrupted cell continues from its last checkpoint, for the minutes or steps that remain.
@@ -165,6 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock minutes per cell")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--steps", type=int, help="training steps of each tool, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each tool")
@@ -216,7 +220,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     overrides = options.overrides if tool == "lesionseg" else sizes(options)
     differing = [options.variant] if options.variant and tool == "lesionseg" else overrides
     variant = "_".join([tool, *differing])
-    limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    limit = f"{options.steps}steps" if options.steps else minutes_text(options)
     name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
     path = options.output / "cells" / f"{name}.json"
     folder = options.output / "runs" / name
@@ -246,6 +250,12 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     return cell
 
 
+def minutes_text(options: argparse.Namespace) -> str:
+    """Return the limit of time in the name of a cell."""
+    kind = "cpu" if options.clock == "processor" else ""
+    return f"{options.minutes:g}{kind}min"
+
+
 def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
     """Let one tool train and predict in its own process. Its start counts.
 
@@ -261,6 +271,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "output": str(folder),
         "minutes": options.minutes,
         "steps": options.steps,
+        "clock": options.clock,
         "seed": seed,
         "threads": options.threads,
         "group": options.group,

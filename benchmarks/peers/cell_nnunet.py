@@ -69,8 +69,8 @@ def main() -> None:
     np.random.seed(job["seed"])  # noqa: NPY002 - what nnU-Net draws from
     trainer = prepare(job)
     output = Path(job["output"])
-    spent = (time.time() - job["began"]) / 60
-    trained = train(trainer, job["steps"], job["minutes"], Trained(spent), output / "nnunet.pth")
+    spent = 0.0 if job["clock"] == "processor" else (time.time() - job["began"]) / 60
+    trained = train(trainer, job, Trained(spent), output / "nnunet.pth")
     predict(trainer, job["scans"], output)
     config = trainer.configuration_manager
     losses = trained.losses
@@ -152,11 +152,7 @@ def topology(spacing: list[float], tile: list[int]) -> tuple[Any, Any, Any]:
 
 
 def train(
-    trainer: nnUNetTrainer,
-    steps: int | None,
-    minutes: float,
-    trained: Trained,
-    checkpoint: Path,
+    trainer: nnUNetTrainer, job: dict[str, Any], trained: Trained, checkpoint: Path
 ) -> Trained:
     """Train for a number of steps, or for the minutes that the preparation has left.
 
@@ -165,28 +161,29 @@ def train(
 
     Args:
         trainer: nnU-Net's initialised trainer.
-        steps: number of steps, or None.
-        minutes: limit without `steps`, from the raw files.
+        job: number of `steps`, or None, and `minutes` of the `clock`, the limit without `steps`.
         trained: the minutes before training.
         checkpoint: file of the checkpoint. Its facts are in a JSON file next to it.
 
     Returns:
         Losses and minutes. There is no loss if the preparation took all minutes.
     """
+    steps = job["steps"]
+    now = time.process_time if job["clock"] == "processor" else time.time
     facts = checkpoint.with_suffix(".json")
     if checkpoint.is_file() and facts.is_file():
         trainer.load_checkpoint(str(checkpoint))
         trained = Trained(**json.loads(facts.read_text()))
         print(f"continues after step {len(trained.losses)}", flush=True)
     losses = trained.losses
-    left = minutes - trained.minutes_before
+    left = job["minutes"] - trained.minutes_before
     # of the processes that were interrupted
     before = trained.minutes
     cpu_before = trained.cpu_minutes - time.process_time() / 60
-    began = time.time()
+    began = now()
     trainer.network.train()
     while True:
-        trained.minutes = before + (time.time() - began) / 60
+        trained.minutes = before + (now() - began) / 60
         trained.cpu_minutes = cpu_before + time.process_time() / 60
         by_minutes = trained.minutes / left if left > 0 else 1.0
         progress = len(losses) / steps if steps else by_minutes
@@ -198,13 +195,13 @@ def train(
         if len(losses) % 50 == 0:
             print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
         if len(losses) % CHECKPOINT_STEPS == 0:
-            trained.minutes = before + (time.time() - began) / 60
-            began_writing = time.time()
+            trained.minutes = before + (now() - began) / 60
+            began_writing = now()
             unfinished = checkpoint.with_name("unfinished.pth")
             trainer.save_checkpoint(str(unfinished))
             facts.write_text(json.dumps(asdict(trained)))
             unfinished.replace(checkpoint)
-            began += time.time() - began_writing
+            began += now() - began_writing
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
     return trained

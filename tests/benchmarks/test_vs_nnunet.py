@@ -21,7 +21,7 @@ def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     write_mri_phantoms(folder / "raw", 4, seed=1, n_test=1, **grid)
     options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
-    options |= {"minutes": 20.0, "steps": None}
+    options |= {"minutes": 20.0, "steps": None, "clock": "wall"}
     return versus.prepare(folder / "raw", argparse.Namespace(**options))
 
 
