@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.finding import Finding, errors_among
 from lesionseg.core.geometry import Geometry, Volume
 from lesionseg.core.labels import Labels
@@ -95,7 +96,7 @@ class StatedBoxes:
     `labels` has one label per box.
     """
 
-    boxes: NDArray[np.float64]
+    boxes: Numbers
     labels: tuple[int, ...]
 
 
@@ -126,7 +127,7 @@ class Reference:
     instance_labels: tuple[int, ...] = ()
     boxes: NDArray[np.float32] | None = None
     box_labels: tuple[int, ...] = ()
-    ignore: NDArray[np.bool_] | None = None
+    ignore: Flags | None = None
     annotated: Mapping[int, bool] = field(default_factory=dict)
     stated: StatedBoxes | None = None
 
@@ -137,7 +138,7 @@ class Reference:
                 shapes = f"{array.shape}, not {self.geometry.shape}"
                 raise GeometryError(f"The reference's {name} do not fit its grid: {shapes}.")
 
-    def mask(self) -> NDArray[np.bool_] | None:
+    def mask(self) -> Flags | None:
         """Return a boolean mask `[*spatial]` of all lesions; None if there are only boxes."""
         marked = self.labels if self.instances is None else self.instances
         return None if marked is None else np.asarray(marked > 0)

@@ -30,6 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.core.arrays import Flags, Integers
 from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import read_case
@@ -69,12 +70,12 @@ class LesionIndex:
         first_seed: row of the first seed of each lesion `[n]`.
     """
 
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    ids: Integers
+    labels: Integers
+    voxels: Integers
+    boxes: Integers
     seeds: NDArray[Any]
-    first_seed: NDArray[np.int64]
+    first_seed: Integers
 
     @classmethod
     def of(cls, instances: NDArray[np.int32], labels: Sequence[int]) -> "LesionIndex":
@@ -199,7 +200,7 @@ class CachedCase:
         return self._map("instances")
 
     @property
-    def valid(self) -> NDArray[np.bool_] | None:
+    def valid(self) -> Flags | None:
         """True for voxels `[*spatial]` that count in training; None if all of them do."""
         return self._map("valid") if self.has_valid else None
 
@@ -298,12 +299,12 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _space_evenly(n: int, most: int) -> NDArray[np.int64]:
+def _space_evenly(n: int, most: int) -> Integers:
     """Return at most `most` evenly spaced indices below `n`."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
-def _draw_seeds(is_background: NDArray[np.bool_]) -> list[list[int]]:
+def _draw_seeds(is_background: Flags) -> list[list[int]]:
     """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
 
     They are random, because voxels at equal steps would be located on diagonals. The fixed seed

@@ -6,10 +6,11 @@ from math import log
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, Integer
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lesionseg.core import Geometry
+from lesionseg.core.arrays import Numbers
 
 MAX_LOG_RATIO = log(1000 / 16)  # limits the logarithm of a side ratio, as in Fast R-CNN
 
@@ -38,7 +39,7 @@ def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
     return (start + stop) / 2, stop - start
 
 
-def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> NDArray[np.float64]:
+def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> Numbers:
     """Convert boxes `[n, 2·dims]` from the grid `source` to the grid `target`.
 
     The result is the smallest box around the moved corners. It is exact if the grids differ by
