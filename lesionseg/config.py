@@ -43,6 +43,7 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 HIGHEST_GAMMA = 100  # of our focal losses
 Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
+MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
 # beginnings of the addresses of DICOMweb servers, and the protocol of each
 DICOMWEB_SCHEMES: Mapping[str, str] = {
@@ -226,10 +227,16 @@ class Settings(BaseModel):
             ) from error
 
 
-class DataConfig(Settings):
-    root: Annotated[Text, PathKind.DATASET]
+class DataFolder(Settings):
+    """A data folder and the settings with which its cases are listed."""
+
+    root: Annotated[Text | None, PathKind.DATASET]
     annotations: Text | None
     group: str | None
+
+
+class DataConfig(DataFolder):
+    root: Annotated[Text, PathKind.DATASET]
     merge_labels: bool
     validation_fraction: FractionBelow1
     fold: NonNegativeInt | Literal["all"] | None
@@ -499,7 +506,7 @@ class PredictConfig(OutputCommand):
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
-    names: Literal["lesionseg", "nnunet", "bids"]
+    names: MaskNames
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]
@@ -662,6 +669,17 @@ class ServeConfig(Settings):
     trust: bool
 
 
+class InfoConfig(Settings):
+    bundle: Annotated[Text | None, PathKind.BUNDLE]
+    data: DataFolder
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if self.bundle is None and self.data.root is None:
+            raise ValueError("give bundle= for a model, data.root= for a dataset, or both")
+        return self
+
+
 COMMANDS: Mapping[str, type[Settings]] = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
@@ -672,6 +690,7 @@ COMMANDS: Mapping[str, type[Settings]] = {
     "report": ReportConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
+    "info": InfoConfig,
 }
 S = TypeVar("S", bound=Settings)
 # settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
