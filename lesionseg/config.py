@@ -45,6 +45,12 @@ Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
 MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
+# beginnings of the addresses of DICOMweb servers, and the protocol of each
+DICOMWEB_SCHEMES: Mapping[str, str] = {
+    "dicomweb": "https",
+    "dicomweb+https": "https",
+    "dicomweb+http": "http",
+}
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
@@ -497,6 +503,7 @@ class PredictConfig(OutputCommand):
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]
+    send: Text | None
     zones: FolderPath
     json_lines: bool
     device: str
@@ -509,6 +516,18 @@ class PredictConfig(OutputCommand):
     def _check_zones(self) -> Self:
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dicomweb(self) -> Self:
+        if is_dicomweb(self.output):
+            raise ValueError("output must be a folder; send=dicomweb://… stores DICOM results")
+        if self.send is not None and not is_dicomweb(self.send):
+            raise ValueError("send must be the address of a DICOMweb server, dicomweb://…")
+        if self.send is not None and (is_url(self.output) or not self.dicom_output):
+            raise ValueError("send needs dicom_output, and an output that is a local folder")
+        if is_dicomweb(self.input) and (self.engine == "ray" or self.names == "bids"):
+            raise ValueError("input=dicomweb://… needs engine=local, and names other than bids")
         return self
 
     @model_validator(mode="after")
@@ -719,6 +738,15 @@ def is_url(place: str) -> bool:
     (True, False, False)
     """
     return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
+
+
+def is_dicomweb(place: str) -> bool:
+    """Return True for the address of a DICOMweb server.
+
+    >>> is_dicomweb("dicomweb://pacs/dicom-web"), is_dicomweb("https://host/scans")
+    (True, False)
+    """
+    return place.partition("://")[0] in DICOMWEB_SCHEMES
 
 
 def conf_dir() -> Path:

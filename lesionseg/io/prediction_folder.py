@@ -27,6 +27,7 @@ from lesionseg.io.case_file import (
     failed_file,
     read_failures,
     read_row,
+    read_sent,
     write_failures,
 )
 from lesionseg.io.case_ids import check_case_id
@@ -43,12 +44,14 @@ from lesionseg.io.result_names import (
     PROBABILITIES,
     REPORT,
     SEGMENTATION,
+    SENT,
 )
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import result_suffix
 
 _MASKS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
-_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
+_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _MAX_SHOWN = 3  # file names in a message
@@ -237,6 +240,26 @@ class PredictionFolder:
         with output_errors(file):
             write_failures(file, rows)
         upload([file], self.path, self._url)
+
+    def unsent_files(self, case: str, address: str) -> list[Path]:
+        """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
+        if address in read_sent(self.path / f"{case}{SENT}"):
+            return []
+        names = [f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
+        return [self.path / name for name in names if name in self._present]
+
+    def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
+        """Record that the DICOM results of a case, with these UIDs, are stored at an address.
+
+        New results of the case replace the record.
+
+        Raises:
+            OutputError: The record cannot be written.
+        """
+        name = f"{case}{SENT}"
+        with output_errors(self.path / name):
+            write_json(self.path / name, {**read_sent(self.path / name), address: [*uids]})
+        self._present.add(name)
 
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""

@@ -157,6 +157,17 @@ class Scan:
         """
         return file_state(file for image in self.contents for file in sorted(image))
 
+    @property
+    def is_present(self) -> bool:
+        """True if the files can be read now. A subclass may have to fetch them first."""
+        return True
+
+    def fetch(self) -> None:
+        """Make the files present. A subclass fetches them."""
+
+    def release(self) -> None:
+        """Remove files that `fetch` fetched. Files of a local scan stay."""
+
     def require_unchanged(self, state: str) -> None:
         """Check that the scan still has the files from which `state` was computed.
 
@@ -264,7 +275,7 @@ def find_scans(
     if source.suffix.lower() == ".csv" and source.is_file():
         scans = _read_table(source, channels)
     elif split_series(source) is not None:
-        scans = [_dicom_scan(describe_dicom(source), root)]
+        scans = [dicom_scan(describe_dicom(source), root)]
     elif source.is_file() and is_dicom_image(source):
         scans, _ = _dicom_scans([source], root, {source})
     elif source.is_file():
@@ -586,7 +597,7 @@ def _dicom_scans(
     """
     found = group_dicom(files)
     scans = [
-        _dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
+        dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
     ]
     for file in found.damaged:  # reading the scan reports the error
         if file in matched:
@@ -594,7 +605,7 @@ def _dicom_scans(
     return scans, [file for file in found.others if file in matched]
 
 
-def _dicom_scan(dicom: DicomScan, root: Path) -> Scan:
+def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     """Return the scan of DICOM files with its case id."""
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
