@@ -41,7 +41,7 @@ class Inferred:
 
     `store` contains probabilities, `boxes` those of a detector. `valid` is that of `core.Volume` on
     the file's grid; invalid voxels do not belong to candidates. `input` is the comparison with the
-    training scans.
+    training scans, `disagreement` that of the networks (`Agreement.disagreement`).
     """
 
     store: Store
@@ -50,6 +50,7 @@ class Inferred:
     input: InputCheckResult
     boxes: Boxes | None = None
     valid: NDArray[np.bool_] | None = None
+    disagreement: float | None = None
 
     def slabs(
         self, label: int, calibration: Calibration | None, on_slab: OnSlab | None = None
@@ -140,6 +141,7 @@ def decide(
     prediction = replace(
         accept(prediction, point, selection.calibration),
         input=inferred.input,
+        disagreement=inferred.disagreement,
         n_left_out=prediction.n_left_out + n_left_out,
         labels=plan.labels.lesion_names,
     )
