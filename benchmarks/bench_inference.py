@@ -220,7 +220,7 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
     results = PredictionFolder(output)
-    work = CaseWork(cfg, predictor, results, {}, joint_digest(cfg.bundle))
+    work = CaseWork(cfg, predictor, results, {}, joint_digest(cfg.bundle), zones=None)
     rows = list(predict_cases(work, scans))
     seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:

@@ -43,6 +43,7 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 HIGHEST_GAMMA = 100  # of our focal losses
 Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
+MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
@@ -499,7 +500,7 @@ class PredictConfig(OutputCommand):
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
-    names: Literal["lesionseg", "nnunet", "bids"]
+    names: MaskNames
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]

@@ -5,7 +5,6 @@ blur of a scanner. Case i of a set depends only on the seed and on i. The files 
 it is simulated. Numbers measured on simulated scans are not claims about patients.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,26 +13,25 @@ from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import Len
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
-    ValidationError,
+    create_model,
 )
 from scipy import ndimage
 
-from lesionseg.config import Probability
+from lesionseg.config import Probability, Settings, read
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ConfigError, OutputError, suggest
+from lesionseg.errors import ConfigError, OutputError, require_one_of
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -59,16 +57,6 @@ SETTINGS = "simulation.json"
 SPREAD_OF_DIAMETERS = 0.45  # standard deviation of their logarithm
 SHARE_IN_TISSUE = 0.6  # of a lesion; a place with less is rejected
 TRIES = 60  # places tried for a lesion before it is left out
-# values for messages; for other arguments, the default is the example
-_EXAMPLES = {"n_cases": 24, "seed": 1, "lesion_free_share": 0.25}
-T = TypeVar("T")
-
-
-def _check_three_axes(values: tuple[T, ...]) -> tuple[T, ...]:
-    """Return the values. Raise `ValueError` if there is not one for each of z, y and x."""
-    if len(values) != 3:
-        raise ValueError("not one number for each of z, y and x")
-    return values
 
 
 def _check_order(values: Range) -> Range:
@@ -79,8 +67,8 @@ def _check_order(values: Range) -> Range:
 
 
 # the types of the settings `data.phantoms.*`; `simulate_once` checks that the values have them
-Shape3 = Annotated[tuple[PositiveInt, ...], AfterValidator(_check_three_axes)]
-Spacing3 = Annotated[tuple[PositiveFloat, ...], AfterValidator(_check_three_axes)]
+Shape3 = Annotated[tuple[PositiveInt, ...], Len(3, 3)]
+Spacing3 = Annotated[tuple[PositiveFloat, ...], Len(3, 3)]
 Shape2 = tuple[PositiveInt, PositiveInt]
 NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_check_order)]
 
@@ -893,60 +881,14 @@ def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     write_volume(path, Volume(array[None], geometry))
 
 
-def _choose_writer(kind: object) -> Callable[..., None]:
-    """Return the function that writes datasets of a kind. Raise `ConfigError` if it is unknown."""
-    if kind == "mri":
-        return write_mri_phantoms
-    if kind == "ct":
-        return write_ct_phantoms
-    if kind == "xray":
-        return write_xray_phantoms
-    raise ConfigError(f"data.phantoms.kind={kind}: choose mri, ct or xray.")
-
-
-def _parse_settings(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Return the settings in the types of the arguments of a function that writes a dataset.
-
-    Args:
-        settings: the values of arguments by name.
-        known: the parameters of the function that are settings.
-
-    Raises:
-        ConfigError: if the function does not have an argument, or a value is wrong.
-    """
-    checked: dict[str, Any] = {}
-    for name, value in settings.items():
-        if name not in known:
-            raise ConfigError(f"data.phantoms has no setting {name!r}.{suggest(name, known)}")
-        # the types are stated once, in the signature
-        annotation = known[name].annotation
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
-        try:
-            checked[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            faults = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
-            example = _EXAMPLES.get(name, known[name].default)
-            shown = list(example) if isinstance(example, tuple) else example
-            raise ConfigError(
-                f"data.phantoms.{name}={value}: {'; '.join(dict.fromkeys(faults))}. "
-                f"Give a value such as {shown}."
-            ) from None
-    return checked
-
-
-def _require_all(settings: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
-    """Raise `ConfigError` if an argument without a default is missing.
-
-    Args:
-        settings: the values of arguments by name.
-        known: the parameters of the function that are settings.
-    """
-    for name, parameter in known.items():
-        if parameter.default is Parameter.empty and name not in settings:
-            raise ConfigError(
-                f"data.phantoms has no {name}. Set data.phantoms.{name}, or use data=phantoms, "
-                "which has defaults."
-            )
+def _settings_of(write: Callable[..., None]) -> type[Settings]:
+    """Return the settings of a function that writes a dataset: its arguments with their types."""
+    fields: dict[str, Any] = {}
+    for name, parameter in signature(write).parameters.items():
+        if name not in ("folder", "progress"):  # these are not settings
+            is_required = parameter.default is Parameter.empty
+            fields[name] = (parameter.annotation, ... if is_required else parameter.default)
+    return create_model(write.__name__, __base__=Settings, **fields)
 
 
 def simulate_once(
@@ -968,13 +910,20 @@ def simulate_once(
             another kind or other arguments.
         OutputError: if the folder cannot be written.
     """
-    kind = phantoms.get("kind")
-    write = _choose_writer(kind)
-    known = dict(signature(write).parameters)
-    del known["folder"], known["progress"]  # these are not settings
-    given = {key: value for key, value in phantoms.items() if key != "kind"}
-    settings = _parse_settings(given, known)
-    stored = json.loads(json.dumps({"kind": kind, **settings}))  # tuples become lists
+    writers: Mapping[str, Callable[..., None]] = {
+        "mri": write_mri_phantoms,
+        "ct": write_ct_phantoms,
+        "xray": write_xray_phantoms,
+    }
+    given = dict(phantoms)
+    kind = str(given.pop("kind", None))
+    require_one_of("data.phantoms.kind: the kind", kind, writers)
+    write = writers[kind]
+    try:
+        settings = read(_settings_of(write), given)
+    except ConfigError as error:
+        raise ConfigError(f"data.phantoms: {error}") from None
+    stored = {"kind": kind, **settings.to_plain()}
     if root.exists():
         path = root / SETTINGS
         # a folder without the file is data of the user, which is taken as it is
@@ -987,14 +936,13 @@ def simulate_once(
                 "data.root to another folder, or remove this one."
             )
         return
-    _require_all(settings, known)
     log.info("Simulated scans are written to %s.", root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
             made = Path(folder) / root.name
             with bar() as progress:
-                write(made, **settings, progress=progress)
+                write(made, **dict(settings), progress=progress)
             write_json(made / SETTINGS, stored)
             if not root.exists():  # another process may have been faster
                 made.replace(root)

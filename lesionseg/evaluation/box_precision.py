@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from lesionseg.core import Lesions
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.evaluation.curves import accumulate
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
 from lesionseg.evaluation.tables import Tables
@@ -50,11 +50,11 @@ class BoxPairs:
     pairs are sorted by candidate, then lesion.
     """
 
-    candidate: NDArray[np.int64]
-    lesion: NDArray[np.int64]
-    iou: NDArray[np.float64]
+    candidate: Integers
+    lesion: Integers
+    iou: Numbers
 
-    def best_of_lesions(self, accepted: NDArray[np.bool_], n_lesions: int) -> NDArray[np.float64]:
+    def best_of_lesions(self, accepted: Flags, n_lesions: int) -> Numbers:
         """Return the largest IoU `[n_lesions]` of each lesion and an accepted candidate, or 0."""
         best = np.zeros(n_lesions)
         counted = accepted[self.candidate]
@@ -79,8 +79,8 @@ def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
 def encode_hits(
     candidates: Lesions,
     pairs: BoxPairs,
-    scores: NDArray[np.float64],
-    ignored: NDArray[np.bool_],
+    scores: Numbers,
+    ignored: Flags,
 ) -> list[int | None]:
     """Decide at each of `IOUS` which candidates of a case are true positives.
 
@@ -110,7 +110,7 @@ def encode_hits(
     return cells
 
 
-def _take_lesions(row: NDArray[np.int64], pairs: BoxPairs) -> NDArray[np.bool_]:
+def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
     """Let the candidates in `row` take lesions in turn. Return who takes one, `[ious, row]`.
 
     The matching is repeated for each of `IOUS`, so `taken` has one row per IoU.
@@ -146,9 +146,9 @@ class BoxHits:
         n_left_out: Number of candidates beyond `MAX_PER_CASE` of a case and label.
     """
 
-    is_counted: NDArray[np.bool_]
+    is_counted: Flags
     rows: pd.DataFrame
-    hit: NDArray[np.bool_]
+    hit: Flags
     n_left_out: int
 
     @classmethod
@@ -175,7 +175,7 @@ class BoxHits:
             lesions = tables.add_up("lesions", tables.lesions["label"] == label)
             parts.append((group[ranked], self.hit[:, ranked], lesions))
 
-        def statistic(weights: Weights) -> NDArray[np.float64]:
+        def statistic(weights: Weights) -> Numbers:
             """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
             by_label = [_precision_of_label(weights, *part) for part in parts]
             if not by_label:
@@ -187,7 +187,7 @@ class BoxHits:
 
         return statistic
 
-    def rsna_by_case(self, tables: Tables) -> NDArray[np.float64]:
+    def rsna_by_case(self, tables: Tables) -> Numbers:
         """Compute the score `[cases]` by the rule of the RSNA Pneumonia Detection Challenge.
 
         It is the mean over the IoUs 0.4 to 0.75 of TP / (TP + FP + FN), for the accepted
@@ -207,7 +207,7 @@ class BoxHits:
         return np.asarray(scores.mean(axis=1))
 
 
-def _within(low: float, high: float) -> NDArray[np.bool_]:
+def _within(low: float, high: float) -> Flags:
     """Flag the `IOUS` from `low` to `high`, both included."""
     ious = np.array(IOUS)
     return (ious > low - _ROUNDING) & (ious < high + _ROUNDING)
@@ -215,10 +215,10 @@ def _within(low: float, high: float) -> NDArray[np.bool_]:
 
 def _precision_of_label(
     weights: Weights,
-    group: NDArray[np.int64],
-    hit: NDArray[np.bool_],
-    lesions: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    group: Integers,
+    hit: Flags,
+    lesions: Numbers,
+) -> Numbers:
     """Return the average precision of a label `[replicates, ious]`; NaN without a lesion.
 
     Args:

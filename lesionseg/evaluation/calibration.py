@@ -5,10 +5,10 @@ Probabilities are never used for ranking.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from lesionseg.core import Calibration
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.prediction import logit
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import Estimate
@@ -24,9 +24,7 @@ _CONVERGED = 1e-10  # a shorter step ends the iteration
 _LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
 
 
-def scores_and_outcomes(
-    tables: Tables, column: str = "score"
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def scores_and_outcomes(tables: Tables, column: str = "score") -> tuple[Numbers, Flags]:
     """Return the scores of all candidates that are not ignored, and their outcomes.
 
     Args:
@@ -113,13 +111,13 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
 
 
 def fit_logistic(
-    x: NDArray[np.float64],
-    true: NDArray[np.float64],
-    totals: NDArray[np.float64],
-    weights: NDArray[np.float64] | None = None,
+    x: Numbers,
+    true: Numbers,
+    totals: Numbers,
+    weights: Numbers | None = None,
     *,
     ridge: float = 1e-9,
-) -> NDArray[np.float64]:
+) -> Numbers:
     """Fit logistic regressions by Newton's method.
 
     Args:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.matching import Rows, connected_parts, overlap_table
@@ -62,8 +62,8 @@ class Visit:
 
     lesions: Lesions
     placed: Lesions
-    accepted: NDArray[np.bool_]
-    comparable: NDArray[np.bool_]
+    accepted: Flags
+    comparable: Flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
     write_csv(path, rows, columns)
 
 
-def size_errors(lesions: Lesions) -> NDArray[np.float64]:
+def size_errors(lesions: Lesions) -> Numbers:
     """Compute the standard error of each lesion's size that the voxel grid causes.
 
     The model assumes that the true position of each of the 2·dims sides of a lesion is uniformly
@@ -195,7 +195,7 @@ class VisitPair:
     after: Prediction
     placed: Geometry
     changes: list[LesionChange]
-    matrix: NDArray[np.float64] | None = None
+    matrix: Numbers | None = None
 
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
@@ -219,7 +219,7 @@ def compare_visits(
     before: Prediction,
     after: Prediction,
     rule: ChangeRule,
-    matrix: NDArray[np.float64] | None = None,
+    matrix: Numbers | None = None,
 ) -> VisitPair:
     """Compare two visits.
 
@@ -273,7 +273,7 @@ def compare_visits(
     return VisitPair(moved, after, placed, changes, matrix)
 
 
-def _flag_accepted(visit: Prediction) -> NDArray[np.bool_]:
+def _flag_accepted(visit: Prediction) -> Flags:
     """Flag the accepted candidates `[n]` of a visit."""
     return np.array([candidate.accepted for candidate in visit.candidates], dtype=np.bool_)
 
@@ -335,7 +335,7 @@ def _share_space(one: Geometry, other: Geometry) -> bool:
     return False
 
 
-def _is_inside(points_mm: NDArray[np.float64], geometry: Geometry) -> NDArray[np.bool_]:
+def _is_inside(points_mm: Numbers, geometry: Geometry) -> Flags:
     """Return True `[n]` for the points that are inside a voxel of the grid."""
     index = geometry.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
     last = np.array(geometry.shape) - 0.5
@@ -347,14 +347,14 @@ class _Side:
     """The lesions of a group at one visit. Sizes and errors `[n]` are in mm³, in 2-D in mm²."""
 
     ids: tuple[int, ...]
-    sizes: NDArray[np.float64]
-    errors: NDArray[np.float64]
+    sizes: Numbers
+    errors: Numbers
     accepted: bool
     label: int
     dims: int
 
     @classmethod
-    def of(cls, visit: Visit, rows: Rows, errors: NDArray[np.float64]) -> "_Side":
+    def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_Side":
         """Select the accepted lesions of some rows, or all of them if none is accepted."""
         accepted = bool(visit.accepted[rows].any())
         if accepted:
@@ -482,8 +482,8 @@ def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, 
 def _find_neighbours(
     lesions: Lesions,
     others: Lesions,
-    is_free: NDArray[np.bool_],
-    is_other_free: NDArray[np.bool_],
+    is_free: Flags,
+    is_other_free: Flags,
     overlap: float,
 ) -> tuple[Rows, Rows]:
     """Find pairs of free rows that overlap if `lesions` are grown by one voxel.

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.intervals import (
@@ -102,13 +103,13 @@ def compare(
 
 def _find_statistics(
     one: Tables, other: Tables, fp_per_case: Sequence[float]
-) -> dict[str, tuple[Statistic, NDArray[np.float64]]]:
+) -> dict[str, tuple[Statistic, Numbers]]:
     """Return each statistic and the number of items per group that it rests on, by name.
 
     The weights of a statistic are `[n, 2·groups]`: the groups of the first model, then those of the
     second.
     """
-    numbers: dict[str, tuple[Statistic, NDArray[np.float64]]] = {}
+    numbers: dict[str, tuple[Statistic, Numbers]] = {}
     if one.has_scores and other.has_scores:
         both = _concatenate(one, other)
         support = one.lesions_by_group  # both models have the same lesions
@@ -156,7 +157,7 @@ def _as_primary(found: Difference, margin: float | None) -> Difference:
 
 def _compare_number(
     statistic: Statistic,
-    support: NDArray[np.float64],
+    support: Numbers,
     draws: Draws,
     items: int,
     seed: int,
@@ -166,7 +167,7 @@ def _compare_number(
     """Compute a number of both models, their difference, its interval and its p-value."""
     n_groups = draws.shape[1]
 
-    def compute_columns(weights: NDArray[Any]) -> NDArray[np.float64]:
+    def compute_columns(weights: NDArray[Any]) -> Numbers:
         """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
         none = np.zeros_like(weights)
         a, b = _compute_both(statistic, first=weights, second=none)
@@ -189,7 +190,7 @@ def _compare_number(
 
 def _compute_both(
     statistic: Statistic, first: NDArray[Any], second: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Numbers, Numbers]:
     """Compute a number of two sets of results `[replicates]`, each with one result per group.
 
     One set takes the first model's results with the weights `first`, and the second model's with
@@ -208,9 +209,7 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
     for which model.
     """
 
-    def compute_difference(
-        first: NDArray[Any], second: NDArray[Any], axis: int
-    ) -> NDArray[np.float64]:
+    def compute_difference(first: NDArray[Any], second: NDArray[Any], axis: int) -> Numbers:
         """Return the difference after some groups have swapped their results.
 
         scipy permutes what it is given, which are indices of results instead of results. `first`

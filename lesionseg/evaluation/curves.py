@@ -8,8 +8,8 @@ lesions and the scores of the false positives. Ignored candidates belong to neit
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
 from lesionseg.evaluation.tables import NEVER, Tables
 
@@ -29,7 +29,7 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     # number of lesions that are found at a higher score than each false positive
     n_found_above = np.searchsorted(-tables.detected_at[by_detection], -scores, side="left")
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return the recall `[replicates, rates]`."""
         false = accumulate(weights, false_group)[:, 1:]
         found = accumulate(weights, lesion_group)
@@ -50,9 +50,9 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     """Return a statistic: the mean recall of the FROC at these rates (van Ginneken et al. 2010)."""
     curve = froc(tables, fp_per_case)
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return the mean recall `[replicates, 1]`."""
-        mean: NDArray[np.float64] = curve(weights).mean(axis=1, keepdims=True)
+        mean: Numbers = curve(weights).mean(axis=1, keepdims=True)
         return mean
 
     return statistic
@@ -76,7 +76,7 @@ def average_precision(tables: Tables) -> Statistic:
     group = group[order]
     found_group = group[is_true]
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return the average precision `[replicates, 1]`."""
         hits = accumulate(weights, found_group)[:, n_true]
         accepted = accumulate(weights, group)[:, n_accepted]
@@ -106,7 +106,7 @@ def case_auroc(tables: Tables) -> Statistic:
     end_of_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
     end_of_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return the AUROC `[replicates, 1]`."""
         negative = accumulate(weights, group[~positive])  # sums of weights, lowest score first
         # ties count half
@@ -119,7 +119,7 @@ def case_auroc(tables: Tables) -> Statistic:
     return statistic
 
 
-def accumulate(weights: Weights, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+def accumulate(weights: Weights, groups: Integers) -> Numbers:
     """Return the cumulative sums of the weights of items, `[replicates, items + 1]`, from 0.
 
     `groups` `[items]` contains the group of each item. An item has the weight of its group.

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, stdtrit
 
+from lesionseg.core.arrays import Numbers
+
 MIN_GROUPS = 5  # fewer give no interval
 # share of the replicates; more would bias the interval, since they are not undefined at random
 MAX_UNDEFINED = 0.05
@@ -32,8 +34,8 @@ _NO_VARIANCE = 1e-9  # a smaller design effect of a mean is rounding
 _MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
 
 Draws = NDArray[np.uint8]
-Weights = NDArray[np.float64] | Draws
-Statistic = Callable[[Weights], NDArray[np.float64]]
+Weights = Numbers | Draws
+Statistic = Callable[[Weights], Numbers]
 CI = tuple[float, float]
 # the least and the largest value that a number can have
 SHARE: CI = (0.0, 1.0)
@@ -93,7 +95,7 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
 def bootstrap(
     statistic: Statistic,
     draws: Draws,
-    support: NDArray[np.float64],
+    support: Numbers,
     undefined: str,
     items: int,
     *,
@@ -135,9 +137,7 @@ def bootstrap(
     return estimates
 
 
-def percentiles(
-    values: NDArray[np.float64], groups: float, bounds: CI | None
-) -> tuple[CI | None, str | None]:
+def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI | None, str | None]:
     """Compute the percentile interval of the replicates `[n]` of a number.
 
     Return None and the reason if more than 5 % of the replicates are undefined, or if all are
@@ -166,8 +166,8 @@ def percentiles(
 
 
 def proportion(
-    hits: NDArray[np.float64],
-    totals: NDArray[np.float64],
+    hits: Numbers,
+    totals: Numbers,
     undefined: str,
     *,
     name: str = "",
@@ -203,9 +203,7 @@ def proportion(
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff), name=name)
 
 
-def rate(
-    counts: NDArray[np.float64], exposure: NDArray[np.float64], undefined: str, *, name: str = ""
-) -> Estimate:
+def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") -> Estimate:
     """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
     The count is divided by its design effect, and the bounds of its interval are multiplied by it.
@@ -267,7 +265,7 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
     return float(max(0.0, min(p, centre - half))), float(min(1.0, max(p, centre + half)))
 
 
-def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> float:
+def design_effect(hits: Numbers, totals: Numbers) -> float:
     """Return the variance of a proportion of grouped lesions, relative to independent lesions.
 
     The variance of the ratio Σhits/Σtotals is estimated by leaving out one group at a time. This
@@ -302,7 +300,7 @@ def design_effect(hits: NDArray[np.float64], totals: NDArray[np.float64]) -> flo
     return float(n * (groups - 1) / groups * squares / (p * (1 - p)))
 
 
-def effective_groups(sizes: NDArray[np.float64]) -> float:
+def effective_groups(sizes: Numbers) -> float:
     """Return the number of equal groups that carry the same information: (Σm)²/Σm² (Kish 1965).
 
     >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
@@ -323,7 +321,7 @@ def few_groups_factor(groups: float) -> float:
     return float((stdtrit(max(groups - 1, 1), 0.975) / Z95) ** 2)
 
 
-def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float64]) -> float:
+def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
     """Return the variance of counts by group, relative to a Poisson distribution; at least 1.
 
     Args:
@@ -343,17 +341,17 @@ def count_design_effect(counts: NDArray[np.float64], exposure: NDArray[np.float6
     return max(1.0, float(groups / (groups - 1) * squares / events))
 
 
-def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> Statistic:
+def ratio(above: Numbers, below: Numbers) -> Statistic:
     """Return the statistic Σabove/Σbelow of sums by group `[groups]`. It is undefined for 0/0."""
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""
         return divide(weights @ above, weights @ below)[:, None]
 
     return statistic
 
 
-def divide(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+def divide(above: Numbers, below: Numbers) -> Numbers:
     """Divide two arrays. The quotient is NaN if the denominator is 0."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)

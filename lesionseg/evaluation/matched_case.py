@@ -19,6 +19,7 @@ from lesionseg.core import (
     Reference,
     Zones,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
@@ -31,7 +32,6 @@ from lesionseg.evaluation.tables import (
     NEVER,
     POOLED,
     CaseRows,
-    Flags,
     Row,
     region_part,
 )
@@ -623,7 +623,7 @@ def _measure_size(lesions: Lesions, row: int) -> Row:
     return {"near_resolution": float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS}
 
 
-def _sum_ml(instances: Lesions, rows: NDArray[np.bool_]) -> float | None:
+def _sum_ml(instances: Lesions, rows: Flags) -> float | None:
     """Sum the volumes of some rows; None in 2-D, or if one of them has no voxels."""
     if instances.geometry.dims == 2 or not instances.has_voxels[rows].all():
         return None

@@ -27,9 +27,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lesionseg.core import Lesions, Prediction, Reference
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
-from lesionseg.evaluation.tables import NEVER, Flags, Numbers
+from lesionseg.evaluation.tables import NEVER
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import candidates_of, lesions_of
 
@@ -38,7 +39,7 @@ MAX_IGNORED_SHARE = 0.5
 ROUNDING = 1e-9  # tolerance, because shares are sums of fractions
 # bonus of a found lesion: larger than rounding errors, smaller than relevant differences of IoU
 _KEEP_FOUND = 1e-9
-Rows = NDArray[np.int64]
+Rows = Integers
 Outcomes = NDArray[np.str_]
 
 

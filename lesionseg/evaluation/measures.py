@@ -17,6 +17,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist, squareform
 
 from lesionseg.core import Candidate
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.core.labels import free_name
 
 NEAR_RESOLUTION_VOXELS = 8
@@ -52,7 +53,7 @@ def through_plane_axis(spacing_mm: Sequence[float]) -> int:
     return int(np.argmax(spacing >= 0.99 * spacing.max()))
 
 
-def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Extent:
+def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     """Measure the extent of a lesion.
 
     Args:
@@ -80,9 +81,7 @@ def measure_extent(voxels: NDArray[np.int64], spacing_mm: Sequence[float]) -> Ex
     return Extent(n_slices, long_mm, short_mm, has_few_voxels or has_one_slice)
 
 
-def _measure_axes(
-    points: NDArray[np.float64], pixel_mm: NDArray[np.float64]
-) -> tuple[float, float]:
+def _measure_axes(points: Numbers, pixel_mm: Numbers) -> tuple[float, float]:
     """Return the largest distance and the width perpendicular to it, both plus one pixel.
 
     `points` `[n, 2]` are the centres of pixels in mm. A lesion extends by half a pixel beyond its
@@ -101,8 +100,8 @@ def _measure_axes(
 
 
 def surface_scores(
-    reference: NDArray[np.int64],
-    prediction: NDArray[np.int64],
+    reference: Integers,
+    prediction: Integers,
     spacing_mm: Sequence[float],
     tolerance_mm: float,
 ) -> tuple[float, float] | None:
@@ -138,9 +137,7 @@ def surface_scores(
     return float(area_within / (areas_a.sum() + areas_b.sum())), hd95_mm
 
 
-def _find_surface(
-    voxels: NDArray[np.int64], spacing: tuple[float, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _find_surface(voxels: Integers, spacing: tuple[float, ...]) -> tuple[Numbers, Numbers]:
     """Return the positions in mm `[n, dims]` and areas `[n]` of a mask's surface elements.
 
     A surface element is a corner of the voxel grid with voxels of the mask and of the background
@@ -163,7 +160,7 @@ def _find_surface(
 
 
 @lru_cache(maxsize=64)
-def _area_table(spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+def _area_table(spacing: tuple[float, ...]) -> tuple[Numbers, NDArray[np.uint8]]:
     """Return the area of each neighbourhood code, and the number that each voxel adds to it."""
     from monai.metrics.utils import get_code_to_measure_table
 

@@ -7,11 +7,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Candidate
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.evaluation.matching import ROUNDING, Match, Overlaps, Rows, find_hits, sum_shares
-from lesionseg.evaluation.tables import NEVER, Flags
+from lesionseg.evaluation.tables import NEVER
 
 # a candidate that covers this share of a lesion marks it, even if the rule rejects the pair
 MARKED = 0.5
@@ -95,7 +95,7 @@ class Misses:
         return self.match.overlaps
 
     @cached_property
-    def covered_by_accepted(self) -> NDArray[np.float64]:
+    def covered_by_accepted(self) -> Numbers:
         """The share of each lesion `[lesions]` that accepted candidates cover together."""
         pairs = self._pairs.where(self.accepted[self._pairs.candidate])
         return sum_shares(pairs.lesion, len(self.match.lesions), pairs.of_lesion, pairs.common)

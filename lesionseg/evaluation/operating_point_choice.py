@@ -15,10 +15,10 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainc
 
 from lesionseg.core import Aim, OperatingPoint
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import (
     NO_CASE,
@@ -156,7 +156,7 @@ def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenSc
     return _find_score_of_rate(tables, aim.value, confidence)
 
 
-def _count_false(tables: Tables, threshold: float) -> NDArray[np.float64]:
+def _count_false(tables: Tables, threshold: float) -> Numbers:
     """Count the false positives of each group `[groups]` with at least this score."""
     accepted = tables.false_group[tables.false_score >= threshold]
     return np.bincount(accepted, minlength=len(tables.groups)).astype(np.float64)

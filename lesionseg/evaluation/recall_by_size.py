@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
 from lesionseg.core import joint_unit
+from lesionseg.core.arrays import Numbers
 from lesionseg.evaluation.calibration import MIN_FOR_CURVE, TOO_FEW, fit_logistic
 from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.intervals import (
@@ -50,7 +50,7 @@ class SizeScale:
             return cls(PERCENT_OF_WIDTH, preset.size_edges_percent)
         return cls(joint_unit(units), preset.size_edges_mm)
 
-    def sizes_of(self, lesions: pd.DataFrame) -> NDArray[np.float64]:
+    def sizes_of(self, lesions: pd.DataFrame) -> Numbers:
         """Return the equivalent diameter of each lesion in the unit."""
         sizes = lesions["diameter_mm"]
         if self.unit == PERCENT_OF_WIDTH:
@@ -102,7 +102,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     high = float(diameters[-1])
     points = np.geomspace(low, high, N_CURVE_POINTS)
 
-    def statistic(weights: Weights) -> NDArray[np.float64]:
+    def statistic(weights: Weights) -> Numbers:
         """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
         found = weights @ n_found
         total = weights @ n_all
@@ -132,9 +132,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     ]
 
 
-def _find_crossings(
-    intercept: NDArray[np.float64], slope: NDArray[np.float64], low: float, high: float
-) -> NDArray[np.float64]:
+def _find_crossings(intercept: Numbers, slope: Numbers, low: float, high: float) -> Numbers:
     """Return the diameters at which curves cross 50 and 90 % `[curves, 2]`.
 
     A diameter outside the observed ones, from `low` to `high`, is replaced by the nearest of them.

@@ -6,18 +6,19 @@ recall by size, share of true positives by probability. An undefined number is N
 file), and `reason` states why. docs/evaluation.md describes the numbers.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lesionseg.core import Aim
 from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits, format_score
 from lesionseg.evaluation.box_precision import IOUS
+from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.intervals import CI, Estimate
 from lesionseg.evaluation.tables import COLUMNS, Tables, write_tables
 from lesionseg.io.text import read_json, write_csv, write_json
@@ -118,137 +119,63 @@ class Difference:
     not_inferior: bool | None = None
 
 
-@dataclass(frozen=True)
-class Provenance:
+class Provenance(BaseModel):
     """The origin of scores: versions, hashes, data and model.
 
-    `stated` is the content of the file. The properties give access to the keys that the library
-    uses.
+    The fields are the keys that the library uses; files contain more. An empty text is unknown.
+
+    Attributes:
+        dataset: The name of the dataset.
+        date: The day of the evaluation, such as 2026-01-31.
+        model: The architecture.
+        why_model: The reason why `model=auto` chose it. Only a run directory states it.
+        bundle: The digest of the bundle that made the predictions.
+        lesionseg: The version of lesionseg.
+        git_commit: The commit of lesionseg.
+        scored: The part of the lesions that was scored, empty if all were.
+        simulated: True if the scans are simulated.
+        training_patients: Number of patients in the training cases.
+        training_scans: Number of training cases.
+        training_steps: Number of training steps, of all networks together.
+        training_minutes: Duration of the training, 0 if it is not stated.
+        folds: Number of networks. A cross-validation trains one per fold.
+        min_readers: The number of readers who must have marked a reference lesion, None for the
+            default.
+        annotations: The COCO file of the references if it has another name or place, relative to
+            them.
+        merge_labels: True if all labels of the references were merged into one.
+        preset: The match rule.
     """
 
-    stated: Mapping[str, Any]
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    dataset: str = ""
+    date: str = ""
+    model: str = ""
+    why_model: str = ""
+    bundle: str = ""
+    lesionseg: str = ""
+    git_commit: str | None = None
+    scored: str = ""
+    simulated: bool = False
+    training_patients: int | None = None
+    training_scans: int | None = None
+    training_steps: int | None = None
+    training_minutes: float = 0.0
+    folds: int = 1
+    min_readers: int | None = None
+    annotations: str | None = None
+    merge_labels: bool = False
+    preset: Preset | None = None
 
     def states(self, key: str) -> bool:
         """Return True if the file has the key, even if its value is null."""
-        return key in self.stated
-
-    def _text(self, key: str) -> str:
-        """Return a text of the file, empty if it is not stated."""
-        return str(self.stated.get(key) or "")
-
-    def _count(self, key: str) -> int | None:
-        """Return a number of the file, None if it is not stated."""
-        value = self.stated.get(key)
-        return value if isinstance(value, int) else None
-
-    @property
-    def dataset(self) -> str:
-        """The name of the dataset, empty if it is not stated."""
-        return self._text("dataset")
-
-    @property
-    def date(self) -> str:
-        """The day of the evaluation, such as 2026-01-31."""
-        return self._text("date")
-
-    @property
-    def model(self) -> str:
-        """The architecture."""
-        return self._text("model")
-
-    @property
-    def bundle(self) -> str:
-        """The digest of the bundle that made the predictions."""
-        return self._text("bundle")
-
-    @property
-    def version(self) -> str:
-        """The version of lesionseg."""
-        return self._text("lesionseg")
-
-    @property
-    def commit(self) -> str:
-        """The commit of lesionseg."""
-        return self._text("git_commit")
-
-    @property
-    def scored_part(self) -> str:
-        """The part of the lesions that was scored, empty if all were."""
-        return self._text("scored")
-
-    @property
-    def simulated(self) -> bool:
-        """True if the scans are simulated."""
-        return bool(self.stated.get("simulated"))
+        return key in self.model_fields_set
 
     @property
     def of_training(self) -> bool:
         """True if `train` wrote the scores."""
         return self.states("training_steps") or self.states("folds")
-
-    @property
-    def training_patients(self) -> int | None:
-        """Number of patients in the training cases."""
-        return self._count("training_patients")
-
-    @property
-    def training_scans(self) -> int | None:
-        """Number of training cases."""
-        return self._count("training_scans")
-
-    @property
-    def min_readers(self) -> int | None:
-        """The number of readers who must have marked a reference lesion, None for the default."""
-        return self._count("min_readers")
-
-    @property
-    def annotations(self) -> str | None:
-        """The COCO file of the references if it has another name or place, relative to them."""
-        return self._text("annotations") or None
-
-    @property
-    def merges_labels(self) -> bool:
-        """True if all labels of the references were merged into one."""
-        return bool(self.stated.get("merge_labels"))
-
-    @property
-    def training_steps(self) -> int | None:
-        """Number of training steps, of all networks together."""
-        return self._count("training_steps")
-
-    @property
-    def n_networks(self) -> int:
-        """Number of networks. A cross-validation trains one per fold."""
-        return self._count("folds") or 1
-
-    @property
-    def training_minutes(self) -> float:
-        """Duration of the training in minutes, 0 if it is not stated."""
-        return float(self.stated.get("training_minutes") or 0.0)
-
-    @property
-    def surface_tolerance_mm(self) -> float:
-        """The distance in mm up to which two surfaces agree."""
-        preset = self.stated.get("preset") or {}
-        return float(preset.get("surface_tolerance_mm", 1.0))
-
-    @property
-    def rule_threshold(self) -> float | None:
-        """The threshold of the match criterion."""
-        preset = self.stated.get("preset") or {}
-        value = (preset.get("criterion") or {}).get("threshold")
-        return None if value is None else float(value)
-
-    @property
-    def rule_assignment(self) -> str:
-        """The way in which the match criterion assigns candidates to lesions; "" if unknown."""
-        preset = self.stated.get("preset") or {}
-        return str((preset.get("criterion") or {}).get("assignment", ""))
-
-
-def _as_provenance(content: object) -> object:
-    """Wrap the content of the key `provenance` in the form of `Provenance`."""
-    return {"stated": content} if isinstance(content, Mapping) else content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +209,7 @@ class Scores:
     split_is_group_safe: bool | None = None
     missing_predictions: tuple[str, ...] = ()
     failed_cases: Mapping[str, str] = field(default_factory=dict)
-    provenance: Annotated[Provenance, BeforeValidator(_as_provenance)] = Provenance({})
+    provenance: Provenance = field(default_factory=Provenance)
     comparison: Mapping[str, Difference] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -347,11 +274,10 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Return the content of scores.json."""
         rows = [_row_to_json(row) for row in self.rows]
-        facts = asdict(replace(self, rows=(), provenance=Provenance({})))
-        del facts["rows"]
+        kind = TypeAdapter(type(self))
         return {
-            **json.loads(json.dumps(facts)),  # turns tuples into lists, as in a file
-            "provenance": dict(self.provenance.stated),
+            **kind.dump_python(self, mode="json", exclude={"rows"}),
+            "provenance": self.provenance.model_dump(mode="json", exclude_unset=True),
             "scores": [row for row in rows if row["at"] is None],
             "curves": [row for row in rows if row["at"] is not None],
         }
@@ -444,14 +370,15 @@ def has_current_format(path: Path) -> bool:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Read the provenance of a scores.json. It is empty if the file does not exist.
+    """Read the provenance of a scores.json. It is empty if the file does not state it.
 
     Raises:
         ReadError: if the file is not JSON.
     """
-    content = read_json(path) if path.is_file() else None
-    stated = content.get("provenance") if isinstance(content, Mapping) else None
-    return Provenance(stated if isinstance(stated, Mapping) else {})
+    content: Any = read_json(path) if path.is_file() else {}
+    with suppress(ValidationError, TypeError, KeyError):  # it has another form
+        return Provenance.model_validate(content["provenance"])
+    return Provenance()
 
 
 def write_scores(

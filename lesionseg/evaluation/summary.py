@@ -1,9 +1,8 @@
 """Summarise the tables of all cases as scores."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lesionseg.core import OperatingPoint
+from lesionseg.core.arrays import Numbers
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.box_precision import IOUS, RANGES, BoxHits
 from lesionseg.evaluation.calibration import describe_calibration
@@ -38,7 +38,7 @@ from lesionseg.evaluation.scores import (
     Scores,
 )
 from lesionseg.evaluation.subgroups import ZONE, Columns, find_subgroups
-from lesionseg.evaluation.tables import Numbers, Tables
+from lesionseg.evaluation.tables import Tables
 from lesionseg.host_memory import pause_collection
 
 _log = logging.getLogger(__name__)
@@ -153,11 +153,8 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
     columns = _with_slice_spacing(tables, settings.columns)
     for name, part in find_subgroups(tables, columns, settings.subgroups):
         rows += whole.subgroup(name, part)
-    made = {
-        **settings.provenance,
-        "preset": json.loads(json.dumps(asdict(preset))),  # turns tuples into lists, as in a file
-        "bootstrap": {"replicates": settings.replicates, "seed": settings.seed},
-    }
+    bootstrap_settings = {"replicates": settings.replicates, "seed": settings.seed}
+    made = {**settings.provenance, "preset": preset, "bootstrap": bootstrap_settings}
     cases = tables.cases
     return Scores(
         rows=tuple(rows),
@@ -170,7 +167,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         ),
         split_is_group_safe=settings.split_is_group_safe,
         missing_predictions=tuple(cases["case"][~tables.is_predicted]),
-        provenance=Provenance(made),
+        provenance=Provenance(**made),
     )
 
 

@@ -23,6 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
 from lesionseg.io.text import plain_text, write_csv
@@ -33,8 +34,6 @@ BY_LABEL = "by label"
 MISSING = "missing"  # the status of a case without a prediction
 FAILED = "failed"  # the status of a case that could not be scored
 Row = dict[str, Any]
-Numbers = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 
 class Column(NamedTuple):
@@ -302,7 +301,7 @@ class Tables:
         return tuple(sorted(set(self.cases["group"])))
 
     @cached_property
-    def group_of(self) -> Mapping[str, NDArray[np.int64]]:
+    def group_of(self) -> Mapping[str, Integers]:
         """The group of each row, as a position in `groups`, by the name of the table."""
         index = pd.Index(self.groups, dtype=object)
         pairs = zip(COLUMNS, self.frames, strict=True)
@@ -404,7 +403,7 @@ class Tables:
         return np.asarray(self.candidates["score"].fillna(0.0), np.float64)[self._is_false]
 
     @cached_property
-    def false_group(self) -> NDArray[np.int64]:
+    def false_group(self) -> Integers:
         """The group of each of them, as a position in `groups`."""
         return self.group_of["candidates"][self._is_false]
 

@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Calibration, Reference
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.prediction import logit
+from lesionseg.errors import count
 from lesionseg.evaluation.calibration import fit_logistic
+from lesionseg.evaluation.intervals import MIN_GROUPS
 from lesionseg.plan.plan import Plan
 
 MIN_GAIN = 0.02  # of mean Dice
@@ -28,8 +31,8 @@ class LevelCounts:
     """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`)."""
 
     group: str
-    voxels: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
-    lesion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(_LEVELS)))
+    voxels: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
+    lesion: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
     def counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
         """Return a function that counts the voxels of one slab of probabilities.
@@ -51,7 +54,7 @@ class LevelCounts:
 
         return count
 
-    def add(self, p: NDArray[np.float32], lesion: NDArray[np.bool_]) -> None:
+    def add(self, p: NDArray[np.float32], lesion: Flags) -> None:
         """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
         level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         level = level.clip(0, len(_LEVELS) - 1).ravel()
@@ -73,7 +76,8 @@ def select_voxel_calibration(
 
     The gain is the change of the mean Dice, in which voxels count as lesion if their probability is
     at least `extent`. Each fold of whole groups is measured with the fit of the remaining folds. A
-    single group is measured with its own fit. The gain must be at least `MIN_GAIN`.
+    single group is measured with its own fit. The gain must be at least `MIN_GAIN`. With fewer
+    groups than an interval needs (`MIN_GROUPS`), the reason states their number.
 
     Args:
         counts: The voxels of each case.
@@ -98,7 +102,9 @@ def select_voxel_calibration(
         return None, f"not used: it changes Dice by {gain:+.3f}, less than {MIN_GAIN:+g}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
     effect = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
-    return fit, f"{effect}, which changes Dice by {gain:+.3f}."
+    patients = count(len(groups), "patient")
+    doubt = f" This rests on only {patients}." if len(groups) < MIN_GROUPS else ""
+    return fit, f"{effect}, which changes Dice by {gain:+.3f}.{doubt}"
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Volume
+from lesionseg.core.arrays import Flags
 from lesionseg.ops.blocks import block_maxima
 from lesionseg.ops.components import foreground_slices, label_components
 from lesionseg.plan.plan import Modality
@@ -52,7 +53,7 @@ class Body:
     axis. Voxels outside `bounds` are not body.
     """
 
-    blocks: NDArray[np.bool_]
+    blocks: Flags
     block: tuple[int, ...]
     bounds: tuple[slice, ...]
 
@@ -78,7 +79,7 @@ class Body:
             blocks.append(slice(start // width, ceil(stop / width)))
         return bool(self.blocks[tuple(blocks)].any())
 
-    def mask(self, slices: tuple[slice, ...]) -> NDArray[np.bool_]:
+    def mask(self, slices: tuple[slice, ...]) -> Flags:
         """Return a boolean mask of the body's voxels in a box."""
         mask = self.blocks
         for axis, span in enumerate(slices):
@@ -116,9 +117,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     return body if least <= share <= most else None
 
 
-def _find_tissue(
-    array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]) -> Flags:
     """Return True for the blocks `[*coarse]` of tissue in any channel, without components of noise.
 
     These are steps 1 and 2 of the module's docstring.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.core.arrays import Flags, Integers
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.compiled import compile_loops, root_of
 from lesionseg.ops.components import label_components
@@ -44,10 +45,14 @@ class SparseProbabilities:
 
 @dataclass(frozen=True, eq=False)
 class PeakRegion:
-    """The voxels around a peak: flat indices `[n]` in ascending order, and probabilities `[n]`."""
+    """The voxels around a peak: flat indices `[n]` in ascending order, and probabilities `[n]`.
+
+    `label` is the mask value of its label.
+    """
 
     voxels: Ints
     probabilities: NDArray[np.float32]
+    label: int = 1
 
     @property
     def height(self) -> float:
@@ -69,19 +74,6 @@ class PeakRegion:
 
 
 @dataclass(frozen=True, eq=False)
-class _LabelledRegion:
-    """A region around a peak, and the mask value of the label that it was found in."""
-
-    region: PeakRegion
-    label: int
-
-    @property
-    def n_voxels(self) -> int:
-        """The number of voxels of the region."""
-        return len(self.region.voxels)
-
-
-@dataclass(frozen=True, eq=False)
 class _Choice:
     """The regions that become candidates.
 
@@ -91,8 +83,8 @@ class _Choice:
         n_left_out: number of large regions beyond the limit of candidates.
     """
 
-    kept: Sequence[_LabelledRegion]
-    removed: Sequence[_LabelledRegion]
+    kept: Sequence[PeakRegion]
+    removed: Sequence[PeakRegion]
     n_left_out: int
 
 
@@ -163,7 +155,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     return regions
 
 
-def row_starts(index: Ints, shape: tuple[int, ...]) -> NDArray[np.int64]:
+def row_starts(index: Ints, shape: tuple[int, ...]) -> Integers:
     """Return the position in `index` at which each row of a 3-D volume begins.
 
     The last entry is the length of `index`.
@@ -391,16 +383,15 @@ def find_candidates(
     >>> found.instances.tolist(), [c.label for c in found.candidates]
     ([[1, 1, 0, 2, 0]], [7, 7])
     """
-    found: list[_LabelledRegion] = []
+    found: list[PeakRegion] = []
     for label, channel in zip(label_values, probabilities, strict=True):
-        for region in _find_regions(channel, geometry, rule):
-            found.append(_LabelledRegion(region, label))
+        found += [replace(one, label=label) for one in _find_regions(channel, geometry, rule)]
     choice = _choose_regions(_separate_labels(found, rule, geometry.shape), rule, keep_from)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
     candidates = []
     for number, kept in enumerate(choice.kept, start=1):
-        flat_instances[kept.region.voxels] = number
+        flat_instances[kept.voxels] = number
         candidates.append(_make_candidate(number, kept, geometry))
     removed = []  # they are numbered from 1 again, because they are not in `instances`
     for number, small in enumerate(choice.removed, start=1):
@@ -428,35 +419,33 @@ def _find_regions(
 
 
 def _separate_labels(
-    found: Sequence[_LabelledRegion], rule: CandidateRule, shape: tuple[int, ...]
-) -> Sequence[_LabelledRegion]:
+    found: Sequence[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
+) -> Sequence[PeakRegion]:
     """Divide the voxels that large regions of several labels share.
 
     Regions of one label do not share voxels, so there is nothing to do for a single label.
     """
-    is_large = np.array([one.n_voxels >= rule.min_voxels for one in found], dtype=np.bool_)
+    is_large = np.array([len(one.voxels) >= rule.min_voxels for one in found], dtype=np.bool_)
     labels_of_large = {found[row].label for row in np.flatnonzero(is_large).tolist()}
     if len(labels_of_large) < 2:
         return found
     return _divide_shared_voxels(found, is_large, shape)
 
 
-def _choose_regions(
-    found: Sequence[_LabelledRegion], rule: CandidateRule, keep_from: float
-) -> _Choice:
+def _choose_regions(found: Sequence[PeakRegion], rule: CandidateRule, keep_from: float) -> _Choice:
     """Choose the regions that become candidates, by size, height and score.
 
     The limit of candidates is applied to the highest peaks. A region beyond it is kept only if its
     score is at least `keep_from`.
     """
     # a part of a divided region may not reach the floor
-    by_height = [one for one in found if one.region.height >= rule.floor]
-    by_height.sort(key=lambda one: (-one.region.height, one.region.peak))
-    large = [one for one in by_height if one.n_voxels >= rule.min_voxels]
-    small = [one for one in by_height if one.n_voxels < rule.min_voxels]
+    by_height = [one for one in found if one.height >= rule.floor]
+    by_height.sort(key=lambda one: (-one.height, one.peak))
+    large = [one for one in by_height if len(one.voxels) >= rule.min_voxels]
+    small = [one for one in by_height if len(one.voxels) < rule.min_voxels]
     limit = rule.candidate_limit
     kept = large[:limit]
-    kept += [one for one in large[limit:] if one.region.score >= keep_from]
+    kept += [one for one in large[limit:] if one.score >= keep_from]
     return _Choice(
         kept=_sort_by_score(kept),
         removed=_sort_by_score(small[:limit]),
@@ -464,42 +453,42 @@ def _choose_regions(
     )
 
 
-def _sort_by_score(regions: Sequence[_LabelledRegion]) -> list[_LabelledRegion]:
+def _sort_by_score(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
     """Return the regions by descending score. Equal scores keep their order."""
-    return sorted(regions, key=lambda one: -one.region.score)
+    return sorted(regions, key=lambda one: -one.score)
 
 
-def _make_candidate(number: int, found: _LabelledRegion, geometry: Geometry) -> Candidate:
+def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candidate:
     """Return a region as the candidate with this id."""
-    voxels = np.stack(np.unravel_index(found.region.voxels, geometry.shape), axis=-1)
-    return Candidate.from_voxels(number, found.label, found.region.score, voxels, geometry)
+    voxels = np.stack(np.unravel_index(found.voxels, geometry.shape), axis=-1)
+    return Candidate.from_voxels(number, found.label, found.score, voxels, geometry)
 
 
 def _divide_shared_voxels(
-    found: Sequence[_LabelledRegion], is_large: NDArray[np.bool_], shape: tuple[int, ...]
-) -> list[_LabelledRegion]:
+    found: Sequence[PeakRegion], is_large: Flags, shape: tuple[int, ...]
+) -> list[PeakRegion]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 
     Ties go to the first region. If this divides a region, each of its connected parts becomes a
     region, so that a candidate is one object.
     """
     large_rows = np.flatnonzero(is_large).tolist()
-    voxels = np.concatenate([found[row].region.voxels for row in large_rows])
-    probabilities = np.concatenate([found[row].region.probabilities for row in large_rows])
-    row_of_voxel = np.repeat(large_rows, [found[row].n_voxels for row in large_rows])
+    voxels = np.concatenate([found[row].voxels for row in large_rows])
+    probabilities = np.concatenate([found[row].probabilities for row in large_rows])
+    row_of_voxel = np.repeat(large_rows, [len(found[row].voxels) for row in large_rows])
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
     owner = np.full(prod(shape), -1, dtype=np.int32)
     owner[voxels[order]] = row_of_voxel[order]
-    divided: list[_LabelledRegion] = []
+    divided: list[PeakRegion] = []
     for row, one in enumerate(found):
-        is_own = owner[one.region.voxels] == row
+        is_own = owner[one.voxels] == row
         if not is_large[row] or is_own.all():
             divided.append(one)
             continue
-        rest = PeakRegion(one.region.voxels[is_own], one.region.probabilities[is_own])
-        divided += [_LabelledRegion(part, one.label) for part in _connected_parts(rest, shape)]
+        rest = PeakRegion(one.voxels[is_own], one.probabilities[is_own], one.label)
+        divided += _connected_parts(rest, shape)
     return divided
 
 
@@ -516,5 +505,8 @@ def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakReg
     parts = []
     for number in range(1, part_of_voxel.max() + 1):
         inside = part_of_voxel == number
-        parts.append(PeakRegion(region.voxels[inside], region.probabilities[inside]))
+        own = replace(
+            region, voxels=region.voxels[inside], probabilities=region.probabilities[inside]
+        )
+        parts.append(own)
     return parts

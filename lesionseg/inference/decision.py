@@ -19,6 +19,7 @@ from lesionseg.core import (
     Prediction,
     Selection,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
@@ -49,7 +50,7 @@ class Inferred:
     file_geometry: Geometry
     input: InputCheckResult
     boxes: Boxes | None = None
-    valid: NDArray[np.bool_] | None = None
+    valid: Flags | None = None
     disagreement: float | None = None
 
     def slabs(
@@ -150,7 +151,7 @@ def decide(
     return prediction
 
 
-def _is_centre_valid(candidate: Candidate, valid: NDArray[np.bool_]) -> bool:
+def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
     """Return True if the centre of a candidate's box is a valid voxel."""
     centre = np.add(candidate.start_vox, candidate.stop_vox) / 2
     place = np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1)

@@ -34,6 +34,7 @@ from torch.export import ExportedProgram
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration
+from lesionseg.core.arrays import Numbers
 from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
@@ -309,7 +310,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     return difference
 
 
-def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+def _log_odds(probabilities: NDArray[np.float32]) -> Numbers:
     """Return log-odds, limited to where float32 has enough digits for them."""
     limited = probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)
     return np.asarray(logit(limited))

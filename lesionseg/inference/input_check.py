@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat
 
 from lesionseg.core import Geometry, InputCheckResult, Volume
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.plan.fingerprint import Fingerprint
@@ -72,9 +73,9 @@ class PolarityFeatures:
 
     skew: float
     border: float
-    picture: NDArray[np.float64]
+    picture: Numbers
 
-    def values(self, mean_picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    def values(self, mean_picture: Numbers) -> Numbers:
         """Return skew, border and the correlation with a mean picture, `[3]`."""
         is_like = mean_picture.shape == self.picture.shape
         correlation = float(mean_picture @ self.picture) if is_like else 0.0
@@ -254,7 +255,7 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     )
 
 
-def _similarities_to_others(features: NDArray[np.float64]) -> list[float]:
+def _similarities_to_others(features: Numbers) -> list[float]:
     """Return the similarity of each scan, by the weights of the remaining scans.
 
     `features` is `[n, 3]`, one row per scan. Scans for which the weights are undefined are omitted.
@@ -279,7 +280,7 @@ def _lowest_accepted(similarities: Sequence[float]) -> float:
     return max(min(lowest, 0.0), _ACCEPTS_ALL)
 
 
-def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
+def _feature_weights(rows: Numbers) -> Numbers | None:
     """Return the weights of features `[n, 3]` for which the mean similarity is 1.
 
     A feature with a large mean and a small variance separates scans from negatives best, so it has
@@ -291,7 +292,7 @@ def _feature_weights(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
     return np.asarray(weights / scale) if scale > _LEAST_SCALE else None
 
 
-def _unit_length(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit_length(vectors: Numbers) -> Numbers:
     """Scale vectors `[..., n]` to length 1. Vectors of zeros are unchanged."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
@@ -358,7 +359,7 @@ def polarity_features(
     return features
 
 
-def _border(sample: NDArray[np.float64]) -> float:
+def _border(sample: Numbers) -> float:
     """Compute the mean of the border, in standard deviations from the mean of all voxels."""
     inside_border = []
     for n in sample.shape:
@@ -373,7 +374,7 @@ def _border(sample: NDArray[np.float64]) -> float:
     return float((border_mean - sample.mean()) / max(sample.std(), _LEAST_SCALE))
 
 
-def coarse_picture(channel: NDArray[Any]) -> NDArray[np.float64]:
+def coarse_picture(channel: NDArray[Any]) -> Numbers:
     """Compute the means of 6 × 6 blocks (3-D: 4 × 4 × 4) as a vector of mean 0 and length 1.
 
     The scalar product of two such vectors is their correlation. Exchanging dark and bright
@@ -486,7 +487,7 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
     return tuple(found)
 
 
-def _is_blank(channel: NDArray[Any], valid: NDArray[np.bool_] | None) -> bool:
+def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
     """Return True if at least 99.9 % of the valid voxels are equal."""
     values = channel
     if valid is not None and valid.any():

@@ -26,6 +26,7 @@ from lesionseg.core import (
     Selection,
     Volume,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
@@ -70,7 +71,7 @@ class PreparedScan:
     image: Volume
     file_geometry: Geometry
     body: Body | None = None
-    valid: NDArray[np.bool_] | None = None
+    valid: Flags | None = None
     blank: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -95,7 +96,7 @@ class Predictor:
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
             `choose_operating_point`.
-        raster_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
+        pixel_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
             the median of the training images.
         architectures: the caller's own factories by their names in the plan.
         trust: import any networks and transforms that the bundle names. Otherwise only our own
@@ -113,7 +114,7 @@ class Predictor:
         settings: InferenceConfig | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
-        raster_mm: float | None = None,
+        pixel_mm: float | None = None,
         architectures: Mapping[str, NetworkFactory] | None = None,
         trust: bool = False,
     ) -> None:
@@ -124,7 +125,7 @@ class Predictor:
         self.plan = joint.plan
         self.selection = joint.selection
         self.settings = settings or InferenceConfig.of()
-        self.raster_mm = raster_mm
+        self.pixel_mm = pixel_mm
         self._check = joint.check
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
@@ -177,7 +178,7 @@ class Predictor:
         settings: InferenceConfig | None = None,
         device: str | torch.device | None = None,
         operating_point: str | None = None,
-        raster_mm: float | None = None,
+        pixel_mm: float | None = None,
     ) -> "Predictor":
         """Return a predictor for a network in memory, by default on the network's device.
 
@@ -189,14 +190,14 @@ class Predictor:
             settings: see `Predictor`.
             device: see `Predictor`.
             operating_point: see `Predictor`.
-            raster_mm: see `Predictor`.
+            pixel_mm: see `Predictor`.
         """
         return cls(
             Bundle((network,), plan, check, selection),
             settings=settings,
             device=device,
             operating_point=operating_point,
-            raster_mm=raster_mm,
+            pixel_mm=pixel_mm,
             trust=True,
         )
 
@@ -222,7 +223,7 @@ class Predictor:
 
         It is the user's, otherwise that assumed in training, otherwise that of the training images.
         """
-        return self.raster_mm or self.plan.raster_mm or self.plan.spacing_mm[0]
+        return self.pixel_mm or self.plan.raster_mm or self.plan.spacing_mm[0]
 
     def __call__(
         self,

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
-TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # begin of the temporary names of `atomic_path`
 
 
 @contextmanager
@@ -125,32 +125,47 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
         OutputError: Another process holds the lock, or the folder cannot be created.
     """
     lock = FileLock(folder / name)
-    is_new = not folder.exists()
+    with made_folder(folder):
+        with output_errors(folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise OutputError(
+                    f"{folder}: another process is writing into this folder. Wait until it has "
+                    "finished, or name another folder."
+                ) from error
+        try:
+            if name == LOCK:
+                _remove_temporary_files(folder)
+            yield
+        finally:
+            with suppress(OSError):
+                (folder / name).unlink()  # before the release: no other process holds this file
+            lock.release()
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder. At the end, remove it and its new parents as far as they are empty.
+
+    Raises:
+        OutputError: The folder cannot be created.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise OutputError(
-                f"{folder}: another process is writing into this folder. Wait until it has "
-                "finished, or name another folder."
-            ) from error
     try:
-        if name == LOCK:
-            _remove_temporary_files(folder)
         yield
     finally:
-        with suppress(OSError):
-            (folder / name).unlink()  # before the release, so that no other process holds this file
-            if is_new:
-                folder.rmdir()  # fails if the folder is not empty
-        lock.release()
+        with suppress(OSError):  # the first one that is not empty
+            for place in new:
+                place.rmdir()
 
 
 def _remove_temporary_files(folder: Path) -> None:
     """Remove the files that killed processes left, except in folders that have another lock."""
     for depth in range(_MAX_DEPTH):
-        pattern = "*/" * depth + TEMPORARY_NAMES
+        pattern = f"{'*/' * depth}{TEMPORARY_NAMES}*"
         for temporary in folder.glob(pattern):
             folders = temporary.parents[: depth + 1]  # from that of the file up to `folder`
             locks = {lock for inner in folders for lock in inner.glob(_LOCKS)}

@@ -501,13 +501,9 @@ def model_of(predictions: Path) -> dict[str, Any]:
     if predictions.name not in ("validation", "predictions"):
         return {}
     run = read_run(predictions)
-    known = {
-        "model": run.model,
-        "bundle": run.digest,
-        "training_patients": run.training_patients,
-        "training_scans": run.training_scans,
-    }
-    return {key: value for key, value in known.items() if value not in ("", None)}
+    keys = {"model", "bundle", "training_patients", "training_scans"}
+    known = run.model_dump(include=keys, exclude_unset=True)
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _read_nnunet_model(folder: Path) -> dict[str, Any]:

@@ -42,24 +42,24 @@ class ExportOutcome(Outcome):
     """A network that another program can run.
 
     Attributes:
-        path: the file or folder to give to that program.
+        output: the file or folder to give to that program.
         difference: the largest difference from the bundle's own probabilities.
         lines: further facts about the export.
         command: the command that uses the network; None if there is none.
     """
 
-    path: Path
+    output: Path
     difference: float
     lines: tuple[str, ...]
     command: str | None
 
     def record(self) -> dict[str, Any]:
         """Return the file or folder, and the largest difference of its probabilities."""
-        return {"path": self.path, "difference": self.difference}
+        return {"output": self.output, "difference": self.difference}
 
     def summary(self) -> list[str]:
         """Return the file that was written, and the difference of its results from the bundle's."""
-        return [f"Wrote:   {self.path}", *self.lines]
+        return [f"Wrote:   {self.output}", *self.lines]
 
     @property
     def next(self) -> str | None:

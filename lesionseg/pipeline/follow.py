@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from lesionseg.core import (
     UNKNOWN_ROLE,
     Aim,
     CaseFiles,
+    Finding,
     OperatingPoint,
     Prediction,
     Reference,
     joint_unit,
 )
+from lesionseg.core.finding import LISTED, finding_of
 from lesionseg.data.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.errors import (
     SOME_FAILED,
@@ -53,12 +55,11 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.io.case_file import CANDIDATES, CONFLICT, read_row
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.cases import read_mask
-from lesionseg.io.dicom.elements import text
-from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.dicom.results import REPORT, require_highdicom
-from lesionseg.io.files import atomic_path, hold_lock
+from lesionseg.io.change_report import ChangeReport
+from lesionseg.io.dicom.results import require_highdicom
+from lesionseg.io.files import hold_lock
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -68,7 +69,7 @@ from lesionseg.io.predictions import (
     read_prediction,
 )
 from lesionseg.io.run_folder import require_no_run
-from lesionseg.io.scans import Scan, describe_scan, find_scans
+from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
@@ -111,20 +112,20 @@ class FollowOutcome(Outcome):
         changes: one change per lesion.
         n_pairs: number of compared pairs of visits.
         output: the output folder.
-        n_failed: number of visits that could not be predicted and pairs that could not be compared.
+        failed: the visits that could not be predicted and the pairs that could not be compared.
         has_images: scans of both visits were given for every pair.
     """
 
     changes: tuple[LesionChange, ...]
     n_pairs: int
     output: Path
-    n_failed: int = 0
+    failed: tuple[Finding, ...] = ()
     has_images: bool = False
 
     @property
     def exit_status(self) -> int:
         """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
-        return SOME_FAILED if self.n_failed else 0
+        return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
         """Return the folder, the page and the number of lesions in each state."""
@@ -133,7 +134,7 @@ class FollowOutcome(Outcome):
             "output": self.output,
             "page": self.output / "follow.html",
             "n_pairs": self.n_pairs,
-            "n_failed": self.n_failed,
+            "failed": [asdict(finding) for finding in self.failed],
             "states": {state: states[state] for state in STATES},
         }
 
@@ -152,8 +153,8 @@ class FollowOutcome(Outcome):
         lines = align_columns([("", "lesions", "sure changes", "per pair"), *rows])
         table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
         lines += [table, f"Open:    {self.output / 'follow.html'}"]
-        if self.n_failed:
-            lines.append(f"Failed:  {self.n_failed}; pairs.csv has the reasons.")
+        if self.failed:
+            lines.append(f"Failed:  {len(self.failed)}; pairs.csv has the reasons.")
         if not self.has_scores:
             if not self.has_images:
                 lines.append("To add pictures, give before_images= and after_images=.")
@@ -228,14 +229,15 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     for case, fault in faults.items():
         _log.warning("Not followed, %s: %s", case, fault)
     _write_change_scores(cfg, pairs, followed, point)
-    messages = {case: str(error) for case, error in faults.items()}
+    failed = [finding_of(error, case) for case, error in faults.items()]
     for case, why in unpredicted.items():
-        messages[case] = f"The visit could not be predicted: {why}"
+        message = f"The visit could not be predicted: {why}"
+        failed.append(Finding(LISTED, message, case, "error"))
     folder = Path(cfg.output)
     changes = tuple(change for pair in followed.values() for change in pair.changes)
     write_changes(folder / "changes.csv", changes)
     rows = [pair.row for pair in followed.values()]
-    failed_rows = [{"case": case, "message": message} for case, message in messages.items()]
+    failed_rows = [{"case": one.case, "message": one.message} for one in failed]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
     write_follow_page(
         folder / "follow.html",
@@ -251,7 +253,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         changes=changes,
         n_pairs=len(followed),
         output=folder,
-        n_failed=len(messages),
+        failed=tuple(failed),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
 
@@ -310,7 +312,9 @@ def _follow_pair(
         mask: a mask of its new lesions, to score against; None for no score.
     """
     _, later = files
-    report = _plan_report(later, Path(cfg.output)) if cfg.dicom_output else None
+    report = None
+    if cfg.dicom_output and later.image is not None:
+        report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
     visits, alignment = open_pair(files, rule, cfg.register_)
     lowest = lowest_score(point)
     changes = [
@@ -372,7 +376,7 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         if row.is_done:
             continue
         why = row.message
-        if row.key == CONFLICT:  # the message of `predict` names a setting that `follow` lacks
+        if row.key == CaseRow.CONFLICT:  # its message names a setting that `follow` lacks
             why = f"{folder} contains other results of this name. Name another output."
         unpredicted[row.case] = why
         _log.warning("Visit %s could not be predicted: %s", row.case, why)
@@ -435,63 +439,8 @@ def _write_change_scores(
     write_scores(folder, tables, summarise(tables, find_preset("lesionseg"), settings))
 
 
-@dataclass(frozen=True)
-class _Report:
-    """A DICOM report to write.
-
-    Attributes:
-        path: the file of the report.
-        scan: the scan of the later visit, to whose patient the report belongs.
-        state: the state of the scan's files when the report was planned.
-    """
-
-    path: Path
-    scan: Scan
-    state: str
-
-
-def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
-    """Return the report of a visit, or None if its scan is not a DICOM image.
-
-    Raises:
-        DatasetError: if the prediction belongs to another DICOM series than the scan.
-        ConflictError: if `folder` has predictions of the case, or a report of another study.
-    """
-    image = later.image
-    if image is None:
-        return None
-    scan = describe_scan(CaseFiles(later.case, (image,)))
-    facts = scan.dicom
-    if facts is None:
-        return None
-    candidates = later.prediction.candidates
-    predicted_uid = "" if candidates is None else read_row(candidates).series_uid
-    if predicted_uid not in ("", facts.series_uid):
-        raise DatasetError(
-            f"the prediction belongs to series {predicted_uid}, but the scan {image.name} is "
-            f"series {facts.series_uid}. Name the images that were predicted."
-        )
-    if (folder / f"{later.case}{CANDIDATES}").is_file():
-        raise ConflictError(
-            f"output={folder} contains predictions of {later.case}, whose report would be "
-            "replaced. Name another output, or give dicom_output=false."
-        )
-    path = folder / f"{later.case}{REPORT}"
-    if path.is_file() and text(read_header(path), "StudyInstanceUID") != facts.study_uid:
-        raise ConflictError(
-            f"output={folder} contains a report of another study under this name, {path.name}. "
-            "Name another output."
-        )
-    path.unlink(missing_ok=True)  # of an earlier run; the pair may fail now
-    try:
-        state = scan.state()
-    except OSError as error:
-        raise ReadError(f"{image}: {error.strerror or error}. Run the command again.") from error
-    return _Report(path, scan, state)
-
-
 def _write_report(
-    report: _Report,
+    report: ChangeReport,
     visits: VisitPair,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
@@ -504,11 +453,8 @@ def _write_report(
         ResourceError: if the scan has got, lost or changed a file since the report was planned.
         LesionsegError: if the report cannot be written.
     """
-    image = report.scan.files.images[0]
     try:
-        with atomic_path(report.path) as temporary:
-            write_change_report(temporary, image, visits.after, changes, point)
-            report.scan.require_unchanged(report.state)
+        write_change_report(report, visits.after, changes, point)
     except (ContentError, GeometryError) as error:
         _log.warning("%s has no DICOM report: %s", visits.after.case, error)
         return f"No DICOM report: {error}"

@@ -8,28 +8,28 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lesionseg.config import PredictConfig, SeriesConfig, is_url
+from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.bids_output import DESCRIPTION, bids_case_id, write_bids_description
-from lesionseg.io.case_file import CaseRow, MaskNames, ScanSource
-from lesionseg.io.contents import content_digest
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import locked_folder
-from lesionseg.io.nnunet_output import check_nnunet_labels, write_description
 from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.remote import download, upload
+from lesionseg.io.remote import download
 from lesionseg.io.scans import (
     FoundScans,
     Scan,
     find_scans,
     folder_before_wildcards,
 )
-from lesionseg.io.volumes import result_suffix
-from lesionseg.io.zone_files import find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
-from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import (
+    CaseWork,
+    make_predictor,
+    open_zones,
+    predict_cases,
+)
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
@@ -100,12 +100,10 @@ def _predict(
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
-    if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
+    zones = open_zones(cfg)
+    if zones is not None:
         zones.check([scan.case for scan in found.scans])
-        zones.check_names(cfg.inference.keep_zones or ())
     log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
-    _describe_output(cfg, folder, scans, predictor.plan)
     rows: list[CaseRow] = []
     with (
         locked_folder(folder, _lock_of(table_path.name)),
@@ -113,12 +111,13 @@ def _predict(
     ):
         _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
+        _describe_output(cfg, results, scans, predictor.plan)
         if cfg.num_shards == 1:  # another shard may be writing its cases now
             for case in results.recover_all():
                 logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         with closing(PredictionIndex(table_path, results, cfg.output)) as index:
-            work = CaseWork(cfg, predictor, results, index.digests, digest)
+            work = CaseWork(cfg, predictor, results, index.digests, digest, zones)
             if cfg.shard_index == 0:
                 for kind in found.left_out:
                     index.put(left_out_row(kind))
@@ -170,32 +169,22 @@ def _require_no_other_division(folder: Path, cfg: PredictConfig) -> None:
 
 
 def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
-    """Check that the model has the probabilities that the settings ask for.
-
-    Raises:
-        ConfigError: if it predicts boxes only, or nnU-Net's files cannot store its labels.
-    """
-    if not cfg.save_probabilities:
-        return
-    if not plan.has_voxels:
+    """Raise `ConfigError` if the settings ask for probabilities, but the model predicts boxes."""
+    if cfg.save_probabilities and not plan.has_voxels:
         raise ConfigError(
             "save_probabilities=true: this model predicts boxes, so there are no probabilities. "
             "Leave the setting out."
         )
-    if cfg.names == "nnunet":
-        check_nnunet_labels(plan.labels)
 
 
-def _describe_output(cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan) -> None:
+def _describe_output(
+    cfg: PredictConfig, results: PredictionFolder, scans: Sequence[Scan], plan: Plan
+) -> None:
     """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
-    if cfg.names == "bids":
-        write_bids_description(folder)
-        upload([folder / DESCRIPTION], folder, cfg.output)
+    results.describe()
     first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-    if not cfg.save_probabilities or cfg.names != "nnunet" or first is None:
-        return
-    write_description(folder, plan.channel_names, plan.labels, result_suffix(first, plan.dims))
-    upload([folder / "dataset.json", folder / "plans.json"], folder, cfg.output)
+    if cfg.save_probabilities and first is not None:
+        results.describe_probabilities(plan.channel_names, plan.labels, first, plan.dims)
 
 
 def _run_engine(
@@ -274,17 +263,17 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
         return scan
     for case in (scan.case, scan.other_case):
         row = results.row(case)
-        if row is not None and _is_of_series(row.source, scan, scan.dicom.series_uid):
+        if row is not None and _is_of_series(row, scan, scan.dicom.series_uid):
             return replace(scan, files=replace(scan.files, case=case, group=case))
     return scan
 
 
-def _is_of_series(source: ScanSource, scan: Scan, series_uid: str) -> bool:
+def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
     """Return True if a result was computed from this DICOM series."""
     if series_uid:
-        return source.series_uid == series_uid
-    with suppress(LesionsegError, OSError):  # reading the scan reports the error
-        return source.digest == content_digest(scan.contents)
+        return row.series_uid == series_uid
+    with suppress(LesionsegError):  # reading the scan reports the error
+        return row.digest == scan.digest()
     return False
 
 
@@ -299,8 +288,7 @@ def find_cases(
     """Find the scans of `source`, except results of an earlier run in `output`.
 
     Scans that are not predicted, because of `series` or because they are localisers or single
-    slices of an archive, are included with the reason. With names of BIDS, case ids are those of
-    `bids_case_id`.
+    slices of an archive, are included with the reason.
 
     Raises:
         DatasetError: if no scan is found.
@@ -312,7 +300,7 @@ def find_cases(
         dims=plan.dims,
         results=output.resolve(),
         unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=archive),
-        rename=bids_case_id if names == "bids" else None,
+        names=names,
     )
     if not found.scans:
         raise DatasetError(found.explain_nothing_found())

@@ -30,22 +30,20 @@ from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CONFLICT, PROBABILITIES, CaseRow
-from lesionseg.io.contents import content_digest
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.result_origin import ResultOrigin
-from lesionseg.io.dicom.results import REPORT, SEGMENTATION, write_dicom_results
-from lesionseg.io.files import digest_of, explain_missing
-from lesionseg.io.nnunet_output import write_probabilities
+from lesionseg.io.dicom.results import write_dicom_results
+from lesionseg.io.files import digest_of
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
-from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
-from lesionseg.io.zone_files import find_zones
+from lesionseg.io.volumes import is_dicom_image, read_geometry
+from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_tables import Digests
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -64,10 +62,19 @@ def make_predictor(
         settings=cfg.inference,
         device=cfg.device,
         operating_point=cfg.operating_point,
-        raster_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
+        pixel_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
         architectures=architectures,
         trust=cfg.trust,
     )
+
+
+def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
+    """Find the masks of zones that the settings name, and check the names of `keep_zones`."""
+    if cfg.zones is None:
+        return None
+    zones = find_zones(Path(cfg.zones))
+    zones.check_names(cfg.inference.keep_zones or ())
+    return zones
 
 
 def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
@@ -76,7 +83,7 @@ def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]
     The row of a scan that fails states the reason, and its earlier results stay. Close the
     generator to stop; the results written so far stay.
     """
-    started = [StartedScan(scan, begun_row(scan, work.bundle)) for scan in scans]
+    started = [StartedScan(scan, scan.row(work.bundle)) for scan in scans]
     read = partial(work.attempt, work.read)
     infer = partial(work.attempt, work.infer)
     write = partial(work.attempt, work.write)
@@ -133,6 +140,7 @@ class CaseWork:
         results: the folder of the results, in which unchanged results are kept.
         digests: the digests of files that earlier runs have read.
         bundle: the digest of the model's bundles, see `joint_digest`.
+        zones: the masks of zones; None without the setting.
     """
 
     def __init__(
@@ -142,12 +150,13 @@ class CaseWork:
         results: PredictionFolder,
         digests: Digests,
         bundle: str,
+        zones: ZoneFolder | None,
     ) -> None:
         self.cfg = cfg
         self.predictor = predictor
         self.results = results
         self.digests = digests
-        self.zones = None if cfg.zones is None else find_zones(Path(cfg.zones))
+        self.zones = zones
         self.bundle = bundle
         self.budget = memory_budget(cfg.inference)
 
@@ -176,13 +185,9 @@ class CaseWork:
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
-        if isinstance(error, FileNotFoundError) and error.filename:
-            text = explain_missing(Path(error.filename))
-        elif isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         key = item.row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
-            key = CONFLICT
+            key = CaseRow.CONFLICT
         item.finish("failed", printable_text(_shorten_paths(text, item.scan)), key=key)
         earlier = self._earlier_failure(item.row)
         if earlier is not None and earlier.message == item.row.message:
@@ -244,8 +249,7 @@ class CaseWork:
         self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        suffix = result_suffix(scan.files.images[0], plan.dims) if has_masks else None
-        earlier = self.results.finished_row(scan.case, item.row.key, suffix)
+        earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -277,7 +281,7 @@ class CaseWork:
         """
         scan = item.scan
         state = scan.state()
-        digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
+        digest = self.digests.get((scan.path, state)) or scan.digest()
         item.state(digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
@@ -305,7 +309,6 @@ class CaseWork:
             write_prediction(
                 new_files,
                 prediction,
-                suffix=result_suffix(image, self.predictor.plan.dims),
                 like=image,
                 names=self.cfg.names,
                 row=row,
@@ -339,24 +342,16 @@ class CaseWork:
         """
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, case)
-        shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
+        labels = self.predictor.plan.labels
+        shape = (len(labels), *inferred.file_geometry.shape)
         probabilities = np.zeros(shape, dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
-        if self.cfg.names == "nnunet":
-            write_probabilities(
-                new_files,
-                case,
-                probabilities,
-                inferred.file_geometry,
-                are_regions=bool(self.predictor.plan.labels.regions),
-            )
-        else:
-            path = new_files / f"{case}{PROBABILITIES}"
-            np.savez_compressed(path, probabilities=probabilities)
+        grid = inferred.file_geometry
+        self.results.write_probabilities(new_files, case, probabilities, grid, labels)
         return prediction
 
     def _assign_zones(
@@ -401,10 +396,9 @@ class CaseWork:
             is_segmented = write_dicom_results(
                 image,
                 prediction,
-                ResultOrigin(__version__, self.bundle, item.row.key),
+                ResultOrigin(self.bundle, item.row.key),
                 plan.labels.lesion_names,
-                report=new_files / f"{scan.case}{REPORT}",
-                segmentation=new_files / f"{scan.case}{SEGMENTATION}",
+                folder=new_files,
                 mask_labels=plan.labels.value_names,
             )
         except ContentError as error:  # the mask and the candidates are written nevertheless

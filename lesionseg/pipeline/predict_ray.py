@@ -20,8 +20,13 @@ from lesionseg.io.case_file import CaseRow
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
-from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_case import (
+    CaseWork,
+    make_predictor,
+    open_zones,
+    predict_cases,
+)
+from lesionseg.pipeline.predict_tables import Digests
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
@@ -149,7 +154,7 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
                 waiting += [[scan] for scan in group]
                 continue
             message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
-            yield replace(begun_row(group[0]), status="failed", message=message)
+            yield replace(group[0].row(), status="failed", message=message)
 
 
 class _Actor:
@@ -167,6 +172,7 @@ class _Actor:
         self._cfg = cfg
         self._bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
         self._predictor = make_predictor(cfg, architectures)
+        self._zones = open_zones(cfg)
         self._output = output
         self._digests = digests
 
@@ -174,5 +180,7 @@ class _Actor:
         """Predict scans and return their rows."""
         # listed again in each call, because an actor that died may have written some of the cases
         results = PredictionFolder(self._output, self._cfg.output, self._cfg.names)
-        work = CaseWork(self._cfg, self._predictor, results, self._digests, self._bundle)
+        work = CaseWork(
+            self._cfg, self._predictor, results, self._digests, self._bundle, self._zones
+        )
         return list(predict_cases(work, scans))

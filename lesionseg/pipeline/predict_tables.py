@@ -11,13 +11,10 @@ from typing import Any
 
 from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
-from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
-from lesionseg.io.case_ids import printable_id
-from lesionseg.io.files import TEMPORARY_NAMES
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
-from lesionseg.io.scans import Scan
-from lesionseg.io.text import printable_text, read_csv, write_csv
+from lesionseg.io.text import read_csv, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
@@ -112,21 +109,6 @@ class PredictOutcome(Outcome):
         )
 
 
-def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
-    """Make the first row of a scan, with only the facts that the input states."""
-    dicom = scan.dicom
-    return CaseRow(
-        case=printable_id(scan.case),
-        group=printable_text(scan.files.group),
-        visit=scan.files.columns.get("visit", ""),
-        bundle=bundle,
-        path=scan.path,
-        study_uid=dicom.study_uid if dicom else "",
-        series_uid=dicom.series_uid if dicom else "",
-        instance_uid=dicom.instance_uid if dicom else "",
-    )
-
-
 def left_out_row(note: Finding) -> CaseRow:
     """Make the row of files of one kind that the model cannot read as scans."""
     return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
@@ -151,9 +133,7 @@ class PredictionIndex:
         self._new: list[CaseRow] = []  # the rows of this run
         self._next_write = 0.0
         # a run that was killed may have left an incomplete table under a temporary name
-        temporary_names = TEMPORARY_NAMES.removesuffix("*") + path.name
-        for incomplete in path.parent.glob(temporary_names):
-            incomplete.unlink(missing_ok=True)
+        results.remove_incomplete(path.name)
         self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
         tables = path.parent.glob("predictions*.csv")
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
@@ -196,7 +176,7 @@ class PredictionIndex:
         """Return a row's cells. Facts of an earlier run come from its table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
-        for name in OF_RUN:
+        for name in CaseRow.OF_RUN:
             cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
         return cells
 
@@ -214,8 +194,9 @@ class PredictionIndex:
         rows = [self._cells(row) for row in self.rows()]
         if not rows:  # a shard without scans
             return
-        further = sorted({name for cells in rows for name in cells if name not in COLUMNS})
-        write_csv(self.path, rows, [*COLUMNS, *further])
+        columns = CaseRow.columns()
+        further = sorted({name for cells in rows for name in cells} - {*columns})
+        write_csv(self.path, rows, [*columns, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE

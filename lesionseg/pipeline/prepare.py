@@ -18,7 +18,12 @@ from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.planning import plan_run, save_run
+from lesionseg.pipeline.planning import (
+    check_losses,
+    plan_run,
+    save_run,
+    with_focal_correction,
+)
 from lesionseg.pipeline.run_dir import (
     SOURCES_OF_CASES,
     check_cases,
@@ -95,6 +100,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         log.info("The data have changed, so the plan is made again.")
         (run / SOURCES_OF_CASES).unlink(missing_ok=True)
     plan = plan_run(experiment, keeps_plan=is_same_data)
+    check_losses(with_focal_correction(plan, experiment.cfg), experiment.cfg)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     save_run(experiment, plan)
     if cfg.run_dir is None:  # its name contains the time, so the same command makes another

@@ -18,11 +18,19 @@ from torch import nn
 
 from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target, parameters_of
 from lesionseg.data.cache import CachedCase
-from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError, pip_install
+from lesionseg.errors import (
+    ConfigError,
+    DatasetError,
+    LesionsegError,
+    OutputError,
+    TrainingError,
+    pip_install,
+)
 from lesionseg.evaluation import Tables, find_preset
 from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import locked_folder
+from lesionseg.io.files import locked_folder, made_folder
+from lesionseg.io.run_folder import has_config
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
@@ -58,6 +66,7 @@ N_STARTUP = 8  # random pairs before the sampler uses the scores of earlier pair
 # many lesions. Its weight is too small to outweigh one lesion out of a hundred.
 TIE_WEIGHT = 0.01
 FIRST_PAIR = "pair of the settings"  # marks the trial in Optuna's storage
+BEGIN_LOCK = "tune.begin"  # in the run directory, held by a process that begins search or trial
 TRIAL_LOCK = ".trial.lock"  # in the folder of a trial, held by the process that trains it
 STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
@@ -130,7 +139,6 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         )
     require_device(cfg.trainer.accelerator)
     with join_processes(cfg.trainer):  # all steps use the device of trainer.devices
-        run.mkdir(parents=True, exist_ok=True)
         experiment = Experiment.open(cfg, run)
         kept = experiment.cfg  # with the model and the learning rate of the run
         cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
@@ -149,9 +157,7 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
             "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
-    lock = FileLock(run / "tune.begin")  # several processes may begin the search together
-    with lock:
-        plan = begin(experiment)
+    plan = _begin_search(experiment)
     facts = {
         "preset": cfg.preset,
         "n_cases": len(cases),
@@ -161,6 +167,7 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
         "provenance": experiment.origin,
     }
     trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
+    lock = FileLock(run / BEGIN_LOCK)
     with lock:
         study = open_study(cfg, run)
     shared = SharedStudy(
@@ -173,6 +180,22 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
     while shared.run_next(trials.run):
         write_results(cfg, study, facts, run)
     return write_results(cfg, study, facts, run)
+
+
+def _begin_search(experiment: Experiment) -> Plan:
+    """Check the settings and make the plan. A rejected configuration leaves no new folder.
+
+    Several processes may begin a search together, so each holds a lock meanwhile.
+    """
+    run = experiment.run
+    with made_folder(run):
+        try:
+            with FileLock(run / BEGIN_LOCK):
+                return begin(experiment)
+        except LesionsegError:
+            if not has_config(run):
+                (run / BEGIN_LOCK).unlink(missing_ok=True)
+            raise
 
 
 @dataclass(frozen=True)

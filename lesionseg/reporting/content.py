@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.evaluation.scores import Difference
+from lesionseg.evaluation.scores import Difference, Provenance
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.films import Film, LabelKey
-from lesionseg.reporting.identity import Identity
 from lesionseg.reporting.pictures import Card
 from lesionseg.reporting.rendering import Tile, say
 from lesionseg.reporting.words import Basis, Measure
@@ -71,7 +70,7 @@ class ReportContent:
     """
 
     title: str
-    identity: Identity
+    identity: Provenance
     tags: Sequence[tuple[str, str]]
     role: str
     headline: str
@@ -93,6 +92,11 @@ class ReportContent:
     about: Sequence[tuple[str, str]]
     comparison: Mapping[str, Difference]
     n_compared: int
+
+    @property
+    def identity_line(self) -> str:
+        """The tested program, its dataset and the date in one line."""
+        return say("identity_line", identity=self.identity)
 
     @property
     def n_films_on_top(self) -> int:

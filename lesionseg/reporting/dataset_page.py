@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_readers
+from lesionseg.core.arrays import Numbers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
 from lesionseg.io.layouts.checks import is_colour
@@ -354,7 +355,7 @@ def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) 
     return charts
 
 
-def _draw_intensities(channel: str, numbers: Sequence[int], ranges: NDArray[np.float64]) -> Chart:
+def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> Chart:
     """Draw the percentiles `[n, 3]` of one channel, as in `CaseLook.ranges`, above case numbers."""
     figure, axes = new_figure()
     axes.vlines(numbers, ranges[:, 0], ranges[:, 2], color=FOUND)
@@ -365,7 +366,7 @@ def _draw_intensities(channel: str, numbers: Sequence[int], ranges: NDArray[np.f
     return Chart(f"Intensities: {channel}", caption, figure)
 
 
-def _draw_spacings(spacings: NDArray[np.float64], unit: str) -> Chart:
+def _draw_spacings(spacings: Numbers, unit: str) -> Chart:
     """Draw the spacings `[n, dims]` along each axis. Points of an axis are spread sideways."""
     figure, axes = new_figure()
     n_cases, dims = spacings.shape

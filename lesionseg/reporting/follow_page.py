@@ -13,10 +13,10 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
-from lesionseg.io.files import digest_of
+from lesionseg.io.change_report import ChangeReport
+from lesionseg.io.dicom.result_origin import Comparison
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
@@ -24,7 +24,6 @@ from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import per_scan, render, say
-from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # colour of a lesion without a sure change
@@ -65,9 +64,7 @@ def draw_changes(
     return cards
 
 
-def _lesions_to_outline(
-    visit: Prediction, of_changes: Iterable[Sequence[int]]
-) -> NDArray[np.bool_]:
+def _lesions_to_outline(visit: Prediction, of_changes: Iterable[Sequence[int]]) -> Flags:
     """Return the voxels of a visit's accepted candidates and of the candidates of changes.
 
     A lesion of a change need not be accepted at both visits. Boxes have no voxels.
@@ -118,7 +115,7 @@ def _draw_visits(scenes: Sequence[Scene], pair: VisitPair, change: LesionChange)
 
 
 def _read_on_grid(
-    path: Path, mask_grid: Geometry, matrix: NDArray[np.float64] | None, target: Geometry
+    path: Path, mask_grid: Geometry, matrix: Numbers | None, target: Geometry
 ) -> NDArray[np.float32]:
     """Read the first channel of a scan, and resample it onto the grid `target`.
 
@@ -143,8 +140,7 @@ def lowest_score(point: OperatingPoint | None) -> float:
 
 
 def write_change_report(
-    path: Path,
-    image: Path,
+    report: ChangeReport,
     prediction: Prediction,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
@@ -156,6 +152,7 @@ def write_change_report(
 
     Raises:
         OutputError: if the file cannot be written.
+        ResourceError: if the scan has changed since the report was planned.
     """
     # by id of a lesion at the later visit: its change and its earlier volume
     since: dict[int, tuple[str, float | None]] = {}
@@ -172,15 +169,10 @@ def write_change_report(
             since[lesion] = (change.state, change.volume_before_ml)
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     remark = say("change_report", gone=gone, thin=thin)
-    # other changes give other UIDs, so that an archive keeps both reports
-    digest = digest_of(repr(changes))[:16]
-    write_dicom_results(
-        image,
+    report.write(
         replace(prediction, candidates=candidates, operating_point=None),
-        ResultOrigin(__version__, "follow-up", digest),
         {c.label: f"lesion of label {c.label}" for c in candidates},
-        report=path,
-        comparison=Comparison(since, remark),
+        Comparison(since, remark),
     )
 
 

@@ -19,6 +19,7 @@ from lesionseg.core import (
     Prediction,
     Reference,
 )
+from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
@@ -39,8 +40,7 @@ from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
 
-Mask = NDArray[np.bool_]
-NOT_STATED = Provenance({})
+NOT_STATED = Provenance()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +60,13 @@ class Scene:
 
     image: NDArray[Any]
     geometry: Geometry
-    reference: Mask | None = None
-    accepted: Mask | None = None
+    reference: Flags | None = None
+    accepted: Flags | None = None
     below: NDArray[np.integer[Any]] | None = None
     prediction: Prediction | None = None
     colours: NDArray[Any] | None = None
 
-    def mask_of(self, candidate: int) -> Mask | None:
+    def mask_of(self, candidate: int) -> Flags | None:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
         if self.prediction is None:
             return None
@@ -106,11 +106,11 @@ class Sources:
         rules = ReferenceRules(
             by_image=True,
             min_readers=made.min_readers,
-            merge_labels=made.merges_labels,
+            merge_labels=made.merge_labels,
             nan_background=True,
             annotations=made.annotations,
         )
-        self._merges_labels = made.merges_labels
+        self._merges_labels = made.merge_labels
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
         if self._images is not None:
@@ -126,7 +126,7 @@ class Sources:
         if reference is not None:
             self._references = find_references(reference, rules)
         self._reference = with_labels_of_outputs(
-            self._references, self._predictions, merge_labels=made.merges_labels
+            self._references, self._predictions, merge_labels=made.merge_labels
         )
         if self._reference is not None:
             self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
@@ -250,7 +250,7 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
     return array if len(array) == 3 else None
 
 
-def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | None:
+def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:
     """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
     if reference is None:
         return None
@@ -263,7 +263,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Mask | N
     return lesion_mask(reference)
 
 
-def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Mask:
+def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Flags:
     """Return a mask of the candidates with these ids. Those without a mask fill their box."""
     without_mask = [c for c in _without_mask(prediction) if c.id in ids]
     boxes = [(*c.start_vox, *c.stop_vox) for c in without_mask]

@@ -81,11 +81,11 @@ def write_pdf(path: Path, content: ReportContent) -> None:
     """
     made = {
         "Title": content.title,
-        "Subject": content.identity.line(),
+        "Subject": content.identity_line,
         "Keywords": "research use only: not a medical device",
         "Creator": f"lesionseg {__version__}",
         # not the time of writing, so that equal runs give equal files
-        "CreationDate": _parse_day(content.identity.evaluated),
+        "CreationDate": _parse_day(content.identity.date),
     }
     with (
         rc_context({**RC, "pdf.fonttype": 42}),
@@ -202,7 +202,7 @@ def _draw_header(page: _Page, content: ReportContent) -> float:
     """Draw identity, tags and headline. Return the position of the tiles below them."""
     y = 0.2
     page.text(WIDTH - EDGE, y, f"{content.role}research use only", 8, ha="right", color=SOFT)
-    page.text(EDGE, y, content.identity.line(), 8, color=SOFT)
+    page.text(EDGE, y, content.identity_line, 8, color=SOFT)
     y += 0.24
     for name, words in content.tags:
         page.text(EDGE, y, f"{name.upper()}: {words}", 7, weight="bold", backgroundcolor="#ffdf6b")

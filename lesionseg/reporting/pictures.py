@@ -15,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.reporting.images import Scene
 
 SMALL_EXTENT_MM = 8.0  # lesions under this are small
@@ -76,7 +77,7 @@ def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class _Outline:
     """A mask `[*axes]` and the style of its outline."""
 
-    mask: NDArray[np.bool_] | None
+    mask: Flags | None
     colour: str
     style: str
     width: float = OUTLINE
@@ -93,7 +94,7 @@ def draw_cutout(
     stop: Sequence[float],
     *,
     planes: int = 3,
-    focus: NDArray[np.bool_] | None = None,
+    focus: Flags | None = None,
 ) -> Figure:
     """Draw slices through the middle of a box.
 
@@ -154,10 +155,10 @@ def draw_cutout(
 
 
 def _style_outlines(
-    reference: NDArray[np.bool_] | None,
-    accepted: NDArray[np.bool_] | None,
+    reference: Flags | None,
+    accepted: Flags | None,
     below: NDArray[Any] | None,
-    chosen: NDArray[np.bool_] | None,
+    chosen: Flags | None,
 ) -> tuple[_Outline, ...]:
     """Return the outlines of the masks of a scene. With `chosen`, other candidates are faded."""
     fade = 1.0
@@ -174,7 +175,7 @@ def _style_outlines(
     )
 
 
-def _choose_side(image_mm: NDArray[np.float64], box_mm: NDArray[np.float64]) -> float:
+def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
     """Return the side of a cut-out in mm, for an image and a lesion box of these sides.
 
     The cut-out shows the surroundings of the lesion. It is larger than the image only if the lesion
@@ -198,7 +199,7 @@ def _reorient(
     return None if array is None else np.flip(array.transpose(order), flips)
 
 
-def draw_overview(image: NDArray[Any], geometry: Geometry, mask: NDArray[np.bool_] | None) -> str:
+def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -> str:
     """Draw a small picture of a case as a data URI.
 
     It shows the axial slice with the most mask voxels, or the middle slice without a mask.
@@ -361,7 +362,7 @@ def _show(
 
 
 def _find_middle(
-    shape: Sequence[int], box: NDArray[Any], masks: Sequence[NDArray[np.bool_] | None]
+    shape: Sequence[int], box: NDArray[Any], masks: Sequence[Flags | None]
 ) -> tuple[int, ...]:
     """Return the mask voxel in the box that is nearest to the centre of the box.
 

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from lesionseg.core.arrays import Flags
 from lesionseg.io.files import atomic_path
 
 # image [C, *tile], reference and predicted masks [*tile], predicted boxes [n, 2·d]
-Preview = tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], Sequence[NDArray[Any]]]
+Preview = tuple[NDArray[Any], Flags, Flags, Sequence[NDArray[Any]]]
 
 
 def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:

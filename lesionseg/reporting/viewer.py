@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import write_volume
@@ -142,7 +143,7 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     return scaled.round().clip(0, 255).astype(np.uint8)
 
 
-def _affine(geometry: Geometry) -> NDArray[np.float64]:
+def _affine(geometry: Geometry) -> Numbers:
     """Return the affine of (z, y, x) on the page. A 2-D image is placed upright at the origin."""
     if geometry.dims == 3:
         return geometry.affine

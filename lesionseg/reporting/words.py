@@ -237,7 +237,7 @@ def basis(tables: Evaluation) -> Basis | None:
     point = tables.scores.operating_point
     is_chosen = point.n_cases is not None and tables.threshold is not None
     words = say("basis", made=made, point=point if is_chosen else None)
-    has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.n_networks
+    has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.folds
     has_few_patients = is_chosen and (point.n_patients or 0) < FEW_PATIENTS
     if not words:
         return None
@@ -256,7 +256,8 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
     scores = None  # the score of the nearest candidate and the threshold, if it is below
     if threshold is not None and score is not None and score < threshold:
         scores = _format_distinct(score, threshold)
-    least = tables.scores.provenance.rule_threshold
+    preset = tables.scores.provenance.preset
+    least = None if preset is None else preset.criterion.threshold
     candidate = _read_number(row.get("nearest_candidate"))
     return say(
         "why_missed",

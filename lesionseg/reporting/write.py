@@ -14,14 +14,14 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Dataset, Prediction
 from lesionseg.errors import ContentError, LesionsegError, format_score, require_one_of
 from lesionseg.evaluation.adjudication import Key, candidate_key
-from lesionseg.evaluation.scores import SECOND_MODEL
+from lesionseg.evaluation.scores import SECOND_MODEL, Provenance
 from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.evaluation_tables import Evaluation, read_evaluation
 from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
-from lesionseg.reporting.identity import Identity, read_identity
+from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
@@ -265,7 +265,7 @@ def read_study(path: Path | None) -> dict[str, str]:
     return texts
 
 
-def page_title(tables: Evaluation, study: Mapping[str, str], identity: Identity) -> str:
+def page_title(tables: Evaluation, study: Mapping[str, str], identity: Provenance) -> str:
     """Return the title that the user gave, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
@@ -273,11 +273,11 @@ def page_title(tables: Evaluation, study: Mapping[str, str], identity: Identity)
 
 
 def about_lines(
-    tables: Evaluation, study: Mapping[str, str], identity: Identity
+    tables: Evaluation, study: Mapping[str, str], identity: Provenance
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
     lines = [
-        *identity.rows(),
+        *split_lines(say_lines("identity_rows", identity=identity)),
         *split_lines(say_lines("about_scans", tables=tables)),
         ("Counts as found", say("rule_words", scores=tables.scores)),
     ]

@@ -223,6 +223,11 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
         if is_before_first_step and "state_dict" in str(error):
             raise unusable_checkpoint(last, str(error)) from error
         raise
+    except ImportError as error:  # a callback or logger looks for its package when it starts
+        raise ConfigError(
+            f"callbacks, logger: {first_line(str(error))} Install the package that is missing, or "
+            "leave the class out."
+        ) from error
     except KeyboardInterrupt:
         advice = "No checkpoint was written yet."
         if last.is_file():

@@ -101,6 +101,7 @@ def test_underconfident_network_gets_a_calibration():
     assert (fit.intercept, fit.slope) == (pytest.approx(3, abs=0.1), pytest.approx(0.8, abs=0.05))
     assert (fit.fitted_on, fit.n_true + fit.n_false) == ("validation", 120_000)
     assert "+0." in why
+    assert "only 3 patients" in why  # fewer than an interval needs
     assert select_voxel_calibration([draw_voxels(0, 3.0, 0.8)], 0.4, "validation")[0] is not None
 
 

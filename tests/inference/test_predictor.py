@@ -170,7 +170,7 @@ def test_radiograph_without_a_pixel_size_gets_that_of_the_training(plan, tmp_pat
     pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
     scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, Modality="DX")
     for given, taken in ((None, 0.1), (0.3, 0.3)):
-        predictor = predictor_of(Bright(), replace(flat, raster_mm=0.1), raster_mm=given)
+        predictor = predictor_of(Bright(), replace(flat, raster_mm=0.1), pixel_mm=given)
         found = predictor.read(CaseFiles("x", (scan,)))
         assert found.geometry.spacing_mm == pytest.approx((taken, taken))
 

@@ -236,7 +236,9 @@ def test_locked_folder_cannot_be_locked_again_until_it_is_released(tmp_path):
             locked_folder(folder).__enter__()
         with locked_folder(folder, ".other"):
             pass
-    assert list(tmp_path.iterdir()) == []  # the lock removes the empty folder that it made
+    with locked_folder(tmp_path / "new" / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []  # the lock removes the empty folders that it made
     with locked_folder(folder):
         (folder / "a").touch()
     assert [p.name for p in folder.iterdir()] == ["a"]

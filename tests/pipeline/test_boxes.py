@@ -65,8 +65,8 @@ def test_scores_of_a_training_state_the_rule_for_several_readers(films):
     survey = take_survey(DataConfig.of(root=films), seed=0)
     assert "min_readers" not in provenance(survey, {"data": {"min_readers": None}}, 0, "cpu")
     data = {"min_readers": 1, "merge_labels": True, "annotations": "a.json"}
-    stated = Provenance(provenance(survey, {"data": data}, 0, "cpu"))
-    assert (stated.min_readers, stated.merges_labels, stated.annotations) == (1, True, "a.json")
+    stated = Provenance(**provenance(survey, {"data": data}, 0, "cpu"))
+    assert (stated.min_readers, stated.merge_labels, stated.annotations) == (1, True, "a.json")
 
 
 def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):

@@ -206,7 +206,7 @@ def test_labels_of_references_and_predictions_are_merged(tmp_path, named):
         scores.count("n_missed"),
         scores.count("n_false_positive"),
     ) == (2, 0, 0)
-    assert scores.provenance.merges_labels
+    assert scores.provenance.merge_labels
     assert columns(tmp_path / "out", "candidates", "label") == ["lesion", "lesion"]
 
 

@@ -11,8 +11,9 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
+from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.predictions import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module
@@ -210,7 +211,7 @@ def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     pairs = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert pairs["a"]["new"] == "1"
     assert "c.nii.gz" in pairs["c"]["message"]
@@ -223,7 +224,7 @@ def test_pair_whose_labels_have_other_names_is_not_compared(visits):
         prediction = prediction_of(boxes(SHAPE, OLD).astype(np.int32), [0.9], GRID, case="c")
         write_prediction(visits / visit, replace(prediction, labels=labels))
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed) == (2, 1)
+    assert (outcome.n_pairs, len(outcome.failed)) == (2, 1)
     rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
@@ -232,7 +233,7 @@ def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD, value=255)
     write_cubes(visits / "after", "c", OLD)
     outcome = follow(visits / "before", visits / "after", visits / "out")
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
     assert rows["a"]["new"] == "1"
     assert "different labels: before [255], after [1]" in rows["c"]["message"]
@@ -267,7 +268,7 @@ def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
     paths = visits / "before", visits / "after", visits / "out"
     outcome = follow(*paths, stable=["b", "c"])
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (2, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     assert "do not choose the operating point" in caplog.text
     with pytest.raises(DatasetError, match=r"(?s)no stable pair can be compared.*c: "):
         follow(*paths, stable="c")
@@ -350,9 +351,9 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    path = tmp_path / "high.dcm"
-    write_change_report(path, scan, visits.after, visits.changes, OperatingPoint("high", 0.9))
-    n_groups, comment = read_report(path)
+    planned = ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
+    write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
+    n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
     assert "New" not in comment
 
@@ -591,7 +592,7 @@ def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
     image = read_volume(tmp_path / "m6.nii.gz").array[0]
     write_array(tmp_path / "m6.nii.gz", image + 1, GRID)  # `predict` replaces no other result
     outcome = follow_visits()
-    assert (outcome.n_pairs, outcome.n_failed, outcome.exit_status) == (1, 1, 3)
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (1, 1, 3)
     pairs = {row["case"]: row for row in read_csv(tmp_path / "out" / "pairs.csv")}
     assert pairs["m12"]["earlier"] == "base"
     assert "could not be predicted" in pairs["m6"]["message"]

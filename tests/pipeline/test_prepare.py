@@ -255,7 +255,7 @@ def test_simulated_dataset_is_taken_again_only_with_its_kind_and_arguments(tmp_p
     root = tmp_path / "set"
     simulate_once(root, own)
     simulate_once(root, own)  # tuples equal the lists of the stored file
-    with pytest.raises(ConfigError, match=r"no seed\. Set data\.phantoms\.seed"):
+    with pytest.raises(ConfigError, match=r"data\.phantoms: seed"):
         simulate_once(tmp_path / "other", {"kind": "xray", "n_cases": 1})
     mri = {"kind": "mri", "n_cases": 1, "seed": 0}
     head = tmp_path / "head"

@@ -374,7 +374,7 @@ def test_progress_lines_do_not_repeat_the_remaining_time(monkeypatch, caplog, ca
 def make_scores(n_lesions, n_found, minutes=3.0):
     numbers = {"n_lesions": n_lesions, "n_true_positive": n_found}
     rows = tuple(Estimate(number, name=name) for name, number in numbers.items())
-    return Scores(rows=rows, provenance=Provenance({"training_minutes": minutes}))
+    return Scores(rows=rows, provenance=Provenance(training_minutes=minutes))
 
 
 def test_training_that_finds_nothing_is_explained_with_advice():

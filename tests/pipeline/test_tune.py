@@ -61,6 +61,16 @@ def test_search_writes_table_page_and_journal_and_resumes(root, tmp_path, capsys
         search(root, folder, "tune.n_trials=3", "seed=1")
 
 
+@pytest.mark.parametrize("command", ["prepare", "tune"])
+def test_rejected_settings_leave_no_folder(root, tmp_path, command, capsys):
+    losses = ["loss=lesion_balanced", "loss.gamma=2", "+loss.typo=1"]
+    small = [s for s in SMALL if not s.startswith("loss")]
+    place = [f"run_dir={tmp_path / 'new' / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    assert run(command, [f"data.root={root}", *place, *small, *losses]) == 2
+    assert "typo" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
 def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_path, monkeypatch):
     def diverges(*_, **__):
         raise TrainingError("The loss is no number.")

@@ -15,8 +15,8 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.run_dir import training_counts
-from lesionseg.reporting.identity import Identity, read_identity
-from lesionseg.reporting.rendering import say
+from lesionseg.reporting.identity import read_identity
+from lesionseg.reporting.rendering import say, say_lines
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
 from tests.pipeline.cases import write_array
 
@@ -45,28 +45,28 @@ def trained_run(tmp_path):
 
 def test_scores_of_a_training_have_the_digest_of_its_bundle(trained_run):
     digest = bundle_digest(trained_run / "bundle")
-    known = Identity("MS", "2026-01-31", "unet", digest, 12, 20, "1.2.3", "abc")
-    assert read_identity(trained_run, Provenance(TRAINED)) == known
-    assert read_identity(trained_run / "test", Provenance(TRAINED)) == known
+    known = Provenance(**TRAINED, bundle=digest)
+    assert read_identity(trained_run, Provenance(**TRAINED)) == known
+    assert read_identity(trained_run / "test", Provenance(**TRAINED)) == known
 
 
 def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
     provenance = {"lesionseg": "1.0.0", "training_steps": 60}
     write_json(trained_run / "scores.json", {"provenance": provenance})
-    found = read_identity(trained_run / "test", Provenance(provenance))
-    assert (found.dataset, found.evaluated, found.model) == ("", "", "unet")
+    found = read_identity(trained_run / "test", Provenance(**provenance))
+    assert (found.dataset, found.date, found.model) == ("", "", "unet")
     assert say("training", identity=found) == "trained on 2 scans, number of patients unknown"
 
 
 def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
-    found = read_identity(trained_run / "another_model", Provenance({"date": "2026-02-01"}))
-    assert (found.digest, found.training_patients) == ("", None)
-    assert "model unknown" in found.line()
+    found = read_identity(trained_run / "another_model", Provenance(date="2026-02-01"))
+    assert (found.bundle, found.training_patients) == ("", None)
+    assert "model unknown" in say("identity_line", identity=found)
 
 
 def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
     (trained_run / "bundle" / "plan.json").write_text("{}")
-    assert read_identity(trained_run, Provenance({"training_steps": 1})).digest == ""
+    assert read_identity(trained_run, Provenance(training_steps=1)).bundle == ""
 
 
 def evaluate(root, prediction):
@@ -148,13 +148,12 @@ def test_train_and_the_report_state_the_same_number_of_patients(
         dataset = read_dataset(tmp_path, group=group_of or None)
     assert scans_in_log in caplog.text
     counts = training_counts(dataset.cases)
-    identity = Identity(
-        training_patients=counts["training_patients"], training_scans=counts["training_scans"]
-    )
-    assert say("training", identity=identity) == f"trained on {scans_in_report}"
+    assert say("training", identity=Provenance(**counts)) == f"trained on {scans_in_report}"
 
 
 def test_page_states_why_a_model_was_chosen():
     reason = "retinanet, because 9 of 9 cases with lesions have boxes and no mask"
-    assert ("Choice of the model", reason) in Identity(model="retinanet", why_model=reason).rows()
-    assert "Choice of the model" not in dict(Identity(model="retinanet").rows())
+    chosen = Provenance(model="retinanet", why_model=reason)
+    assert f"Choice of the model: {reason}" in say_lines("identity_rows", identity=chosen)
+    named = Provenance(model="retinanet")
+    assert "Choice of the model" not in say("identity_rows", identity=named)

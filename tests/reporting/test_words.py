@@ -11,8 +11,7 @@ from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
 from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_chart
 from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass, read_evaluation
-from lesionseg.reporting.identity import Identity
-from lesionseg.reporting.rendering import per_scan, say, share_words
+from lesionseg.reporting.rendering import per_scan, say, say_lines, share_words
 from lesionseg.reporting.words import (
     Basis,
     basis,
@@ -212,7 +211,7 @@ def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words
 def test_page_states_training_and_choice_of_the_limit(made, n_cases, words, is_weak, tmp_path):
     point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=0)
     tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
-    tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(made)))
+    tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(**made)))
     assert basis(tables) == Basis(words, is_weak)
 
 
@@ -381,21 +380,30 @@ def test_one_missing_prediction_is_stated_in_the_singular(tmp_path):
 
 def test_identity_names_unknown_parts():
     line = "dataset unknown · evaluated unknown · model unknown · number of training patients "
-    assert Identity().line() == f"{line}unknown"
-    known = Identity("MS", "2026-01-31", "unet", "0123", 12, 20, "1.0.0", "abc")
-    assert known.line() == (
+    assert say("identity_line", identity=Provenance()) == f"{line}unknown"
+    known = Provenance(
+        dataset="MS",
+        date="2026-01-31",
+        model="unet",
+        bundle="0123",
+        training_patients=12,
+        training_scans=20,
+        lesionseg="1.0.0",
+        git_commit="abc",
+    )
+    assert say("identity_line", identity=known) == (
         "dataset MS · evaluated 2026-01-31 · model unet 0123 · trained on 12 patients (20 scans)"
     )
-    assert ("Made with", "lesionseg 1.0.0, commit abc") in known.rows()
-    assert say("training", identity=Identity(training_patients=1)) == "trained on 1 patient"
-    assert say("training", identity=Identity(training_scans=3)) == (
+    assert "Made with: lesionseg 1.0.0, commit abc" in say_lines("identity_rows", identity=known)
+    assert say("training", identity=Provenance(training_patients=1)) == "trained on 1 patient"
+    assert say("training", identity=Provenance(training_scans=3)) == (
         "trained on 3 scans, number of patients unknown"
     )
 
 
 def test_title_names_dataset_role_and_day(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
-    identity = Identity("MS", "2026-01-31")
+    identity = Provenance(dataset="MS", date="2026-01-31")
     title = "MS: lesions found and missed in test scans, 2026-01-31"
     assert page_title(tables, {}, identity) == title
     assert page_title(tables, {"title": "Ours"}, identity) == "Ours"
@@ -409,7 +417,7 @@ def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
     assert lines["Remarks"] == "pilot"
     assert "Contact" not in lines
     assert len(lines) == len(read_questions()) - 2  # without title and contact
-    rows = dict(about_lines(tables, {}, Identity("MS")))
+    rows = dict(about_lines(tables, {}, Provenance(dataset="MS")))
     assert rows["Dataset"] == "MS"
     assert rows["Scans"] == (
         "1 scan (test scans, not used in training), none of them without a result"

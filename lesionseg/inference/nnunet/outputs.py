@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from lesionseg.core import Dataset, Geometry, Labels, Prediction
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
@@ -77,9 +78,7 @@ class AxisOrder:
         """Return the shape of the array in the mask's axis order."""
         return tuple(array_shape[axis] for axis in self.axes)
 
-    def flat_index(
-        self, index: NDArray[np.int64], array_shape: tuple[int, ...]
-    ) -> NDArray[np.int64]:
+    def flat_index(self, index: Integers, array_shape: tuple[int, ...]) -> Integers:
         """Convert flat indices `[n]` of the array to flat indices of the mask."""
         if self == AxisOrder.same(len(array_shape)):
             return index
@@ -95,7 +94,7 @@ class AxisOrder:
 class _Voxels:
     """The voxels that may belong to a candidate: flat indices `[n]`, values `[K, n]` float32."""
 
-    index: NDArray[np.int64]
+    index: Integers
     values: NDArray[np.float32]
 
 
@@ -333,7 +332,7 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     return _Voxels(index, values)
 
 
-def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int64]:
+def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
     """Return the flat indices of the voxels that can belong to a candidate, ascending.
 
     The first channel is the background, which is 1 minus the sum of all labels. It is enough to
@@ -341,7 +340,7 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int6
     """
     limit = np.float32(_LOWEST)
     n_row = prod(file.shape[2:])
-    found: list[NDArray[np.int64]] = []
+    found: list[Integers] = []
     for slab in file.slabs():
         if slab.channel > 0 and not are_regions:
             break
@@ -353,9 +352,7 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> NDArray[np.int6
     return np.unique(np.concatenate(found))
 
 
-def _label_voxels(
-    voxels: _Voxels, values: Sequence[int], *, are_regions: bool
-) -> NDArray[np.int64]:
+def _label_voxels(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> Integers:
     """Return the mask value `[n]` of each voxel in nnU-Net's mask.
 
     It is that of the most probable label. Regions are painted if their probability is above 0.5,
@@ -396,8 +393,8 @@ class _LabelMaps:
     """
 
     shape: tuple[int, ...]
-    index: NDArray[np.int64]
-    label_of_voxel: NDArray[np.int64]
+    index: Integers
+    label_of_voxel: Integers
     mask: NDArray[np.integer[Any]]
 
     @cached_property
@@ -526,7 +523,7 @@ def _move_to_mask_grid(
     return channels
 
 
-def rank_sure(p: NDArray[np.float64], rest: NDArray[np.float64]) -> NDArray[np.float32]:
+def rank_sure(p: Numbers, rest: Numbers) -> NDArray[np.float32]:
     """Compress probabilities `[n]` above 0.99966 so that float32 keeps their rank.
 
     float32 has no number between 1 − 6e-8 and 1, but many near 0. The probability of all other

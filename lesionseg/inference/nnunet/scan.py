@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.errors import GeometryError
 from lesionseg.io.limits import limits
@@ -44,7 +45,7 @@ class NnunetScan:
     file_geometry: Geometry
     crop: tuple[slice, ...]
     spacing: tuple[float, ...]
-    valid: NDArray[np.bool_] | None = None
+    valid: Flags | None = None
     blank: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
 
@@ -171,7 +172,7 @@ def _thickest(spacing: Sequence[float]) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def fill_holes(mask: Flags) -> Flags:
     """Fill the holes of a mask `[z, y, x]`: background without a path of faces to the border.
 
     >>> fill_holes(np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]] * 3, bool)).sum()
@@ -189,9 +190,7 @@ def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(component[without_border] != outside)
 
 
-def normalise(
-    channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: NDArray[np.bool_]
-) -> None:
+def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags) -> None:
     """Normalise a cropped channel `[z, y, x]` in place.
 
     A scheme with a mask only uses and changes the voxels in `inside`.

@@ -1,0 +1,8 @@
+"""Types of arrays. Docstrings state the shape, such as `[n, dims]`."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+Integers = NDArray[np.int64]
