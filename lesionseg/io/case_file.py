@@ -96,6 +96,8 @@ class CaseRow:
         key: hash of bundle, settings and content; "" if the scan failed for an external reason.
         warning: differences from the training scans, and candidates that are missing.
         input_score: size of these differences; 1 is the limit.
+        disagreement: 1 − the share of the voxels marked by any network of an ensemble that all its
+            networks mark; None for a single network.
         missing: channels that the scan lacks.
         operating_point: the name of the operating point.
         path: path of the scan below the input.
@@ -125,6 +127,7 @@ class CaseRow:
     key: str = ""
     warning: str = ""
     input_score: float | None = None
+    disagreement: float | None = None
     missing: str = ""
     operating_point: str = ""
     path: str = ""

@@ -338,6 +338,7 @@ class CaseWork:
             "operating_point": self.predictor.operating_point().name,
             "warning": " ".join(prediction.warnings),
             "input_score": checked.score if checked else None,
+            "disagreement": prediction.disagreement,
             "amounts": amounts,
         }
 
