@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release brats
+.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release container brats
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -88,6 +88,9 @@ wheelhouse: $(VENV)/.runtime  ## wheelhouse/: every wheel a machine without an i
 
 release:  ## dist/: wheel, source archive, hashes and notes, tried on Python 3.11 to 3.13; publishes nothing
 	.ci/release $(ADDRESS)
+
+container:  ## the image by buildah, and in it a short training and a prediction without network
+	.ci/container
 
 check-lock:  ## resolve requirements.lock as a new user would, on Linux, macOS and Windows
 	.ci/check-lock $(PYTHON)

@@ -218,9 +218,9 @@ def predict(
     if not outcome.rows and not table.is_file():  # a shard without scans
         from pandas import DataFrame
 
-        from lesionseg.io.case_file import COLUMNS
+        from lesionseg.io.case_file import CaseRow
 
-        return DataFrame(columns=list(COLUMNS))
+        return DataFrame(columns=CaseRow.columns())
     return read_table(table)
 
 

@@ -43,7 +43,14 @@ Confidence = Annotated[float, Field(gt=0, lt=1)]
 HIGHEST_GAMMA = 100  # of our focal losses
 Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
+MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
+# beginnings of the addresses of DICOMweb servers, and the protocol of each
+DICOMWEB_SCHEMES: Mapping[str, str] = {
+    "dicomweb": "https",
+    "dicomweb+https": "https",
+    "dicomweb+http": "http",
+}
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
@@ -220,10 +227,16 @@ class Settings(BaseModel):
             ) from error
 
 
-class DataConfig(Settings):
-    root: Annotated[Text, PathKind.DATASET]
+class DataFolder(Settings):
+    """A data folder and the settings with which its cases are listed."""
+
+    root: Annotated[Text | None, PathKind.DATASET]
     annotations: Text | None
     group: str | None
+
+
+class DataConfig(DataFolder):
+    root: Annotated[Text, PathKind.DATASET]
     merge_labels: bool
     validation_fraction: FractionBelow1
     fold: NonNegativeInt | Literal["all"] | None
@@ -486,10 +499,11 @@ class PredictConfig(OutputCommand):
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
-    names: Literal["lesionseg", "nnunet", "bids"]
+    names: MaskNames
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]
+    send: Text | None
     zones: FolderPath
     json_lines: bool
     device: str
@@ -502,6 +516,18 @@ class PredictConfig(OutputCommand):
     def _check_zones(self) -> Self:
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dicomweb(self) -> Self:
+        if is_dicomweb(self.output):
+            raise ValueError("output must be a folder; send=dicomweb://… stores DICOM results")
+        if self.send is not None and not is_dicomweb(self.send):
+            raise ValueError("send must be the address of a DICOMweb server, dicomweb://…")
+        if self.send is not None and (is_url(self.output) or not self.dicom_output):
+            raise ValueError("send needs dicom_output, and an output that is a local folder")
+        if is_dicomweb(self.input) and (self.engine == "ray" or self.names == "bids"):
+            raise ValueError("input=dicomweb://… needs engine=local, and names other than bids")
         return self
 
     @model_validator(mode="after")
@@ -636,6 +662,17 @@ class ServeConfig(Settings):
     trust: bool
 
 
+class InfoConfig(Settings):
+    bundle: Annotated[Text | None, PathKind.BUNDLE]
+    data: DataFolder
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if self.bundle is None and self.data.root is None:
+            raise ValueError("give bundle= for a model, data.root= for a dataset, or both")
+        return self
+
+
 COMMANDS: Mapping[str, type[Settings]] = {
     "train": TrainConfig,
     "prepare": PrepareConfig,
@@ -646,6 +683,7 @@ COMMANDS: Mapping[str, type[Settings]] = {
     "report": ReportConfig,
     "export": ExportConfig,
     "serve": ServeConfig,
+    "info": InfoConfig,
 }
 S = TypeVar("S", bound=Settings)
 # settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
@@ -700,6 +738,15 @@ def is_url(place: str) -> bool:
     (True, False, False)
     """
     return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
+
+
+def is_dicomweb(place: str) -> bool:
+    """Return True for the address of a DICOMweb server.
+
+    >>> is_dicomweb("dicomweb://pacs/dicom-web"), is_dicomweb("https://host/scans")
+    (True, False)
+    """
+    return place.partition("://")[0] in DICOMWEB_SCHEMES
 
 
 def conf_dir() -> Path:

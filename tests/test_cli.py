@@ -32,6 +32,7 @@ REQUIRED = {
     "report": ["scores=s", "output=o"],
     "export": ["bundle=b", "output=o"],
     "serve": ["bundle=b"],
+    "info": ["bundle=b"],
 }
 
 

@@ -23,6 +23,7 @@ GIVEN = {
     "report": {"scores": "scores", "output": "out"},
     "export": {"bundle": "model", "output": "out"},
     "serve": {"bundle": "model"},
+    "info": {"bundle": "model"},
 }
 
 

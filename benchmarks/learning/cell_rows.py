@@ -61,6 +61,12 @@ def row_of(cell: Cell) -> dict[str, Any]:
         row[f"lesions_under_{size:g}"] = len(small)
         row[f"found_under_{size:g}"] = sum(lesion["found"] for lesion in small)
         row[f"found_under_{size:g}_at_1_FP"] = found_at(cell, RATE, size)
+    if "by_extent" in cell:  # older cells lack it
+        best = max(cell["by_extent"], key=lambda scores: scores["dice_accepted"] or 0.0)
+        row["found_iou10"] = sum(lesion["iou10"] for lesion in cell["lesions"])
+        row["best_extent"] = best["extent"]
+        row["accepted_dice_at_best_extent"] = _rounded(best["dice_accepted"])
+        row["AP_at_best_extent"] = _rounded(best["average_precision"])
     return row
 
 

@@ -73,7 +73,8 @@ def lesions_found(folder: Path) -> list[dict[str, Any]]:
     """Read each lesion of `folder/lesions.csv`: its case, number, group, size and detection.
 
     `detected_at` is the score of the candidate that finds the lesion, or None. `iou50` is True if
-    the mask of that candidate has an IoU of at least ½.
+    the mask of that candidate has an IoU of at least ½. `iou10` is True if the lesion has an
+    accepted candidate of its own with an IoU of at least .1.
     """
     return [
         {
@@ -84,6 +85,7 @@ def lesions_found(folder: Path) -> list[dict[str, Any]]:
             "found": row["detected"].lower() in ("true", "1"),
             "detected_at": float(row["detected_at"]) if row["detected_at"] else None,
             "iou50": row["iou50"].lower() in ("true", "1"),
+            "iou10": row["iou10"].lower() in ("true", "1"),
         }
         for row in read_csv(folder / "lesions.csv")
     ]

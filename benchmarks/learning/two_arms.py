@@ -1,15 +1,17 @@
-"""Train two versions or settings of lesionseg at the same time, one thread each, as CSV rows.
+"""Train two or more versions or settings at the same time, one thread each, as CSV rows.
 
     python benchmarks/learning/two_arms.py --data DIR --seed 0 --minutes 12 --csv rows.csv \
         --arm present FOLDER --arm batch_only FOLDER loss.lesion_weight=0
 
-Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`. An
-arm is a cell of `vs_nnunet.py` in a process of its own. Its row is appended to the CSV when both
-arms are complete. Arms that have a row are not trained again, so the same command continues an
-interrupted comparison.
+Each arm is a name, a checkout of the repository whose code is used, and settings of `train.py`, or
+`tool=nnunet_cut` for another tool of `vs_nnunet.py`. An arm is a cell of `vs_nnunet.py` in a
+process of its own. Its row is appended to the CSV when all arms are complete. Arms that have a row
+are not trained again, so the same command continues an interrupted comparison.
+
+With `--clock processor`, the minutes are those of the processor (`vs_nnunet.py`).
 
 `commit` is that of the arm's checkout. `cpu_minutes` is the processor time of the training process
-without its loader. `--priority -5` raises the priority of both arms (Linux, root).
+without its loader. `--priority -5` raises the priority of all arms (Linux, root).
 """
 
 import argparse
@@ -22,7 +24,10 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.learning.cell_rows import row_of
+from benchmarks.learning.vs_nnunet import minutes_text
 from lesionseg.io.text import read_json
+
+TOOL = "tool="
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
         if not has_row(done, options, name):
             process = start(options, name, Path(folder), overrides)
             missing.append((name, Path(folder), process))
-    codes = [process.wait() for _, _, process in missing]  # both, before the first error
+    codes = [process.wait() for _, _, process in missing]  # all, before the first error
     if any(codes):
         sys.exit(f"An arm failed; see {options.output}/ARM/runs/*/log.txt")
     rows = [row(options, name, folder) for name, folder, _ in missing]
@@ -50,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--arm", nargs="+", action="append", required=True, metavar="NAME FOLDER")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--group", help="data.group")
     parser.add_argument("--priority", type=int, help="of an arm; below 0 is higher")
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
@@ -75,9 +81,12 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start the training of an arm."""
     folder = folder.resolve()
-    command = [sys.executable, "benchmarks/learning/vs_nnunet.py", "--tools", "lesionseg"]
+    tools = [text.removeprefix(TOOL) for text in overrides if text.startswith(TOOL)]
+    overrides = [text for text in overrides if not text.startswith(TOOL)]
+    command = [sys.executable, "benchmarks/learning/vs_nnunet.py"]
+    command += ["--tools", *(tools or ["lesionseg"])]
     command += ["--data", str(options.data.absolute()), "--seeds", str(options.seed)]
-    command += ["--minutes", f"{options.minutes:g}", "--threads", "1"]
+    command += ["--minutes", f"{options.minutes:g}", "--clock", options.clock, "--threads", "1"]
     command += ["--output", str((options.output / name).absolute())]
     if options.group:
         command += ["--group", options.group]
@@ -93,7 +102,8 @@ def start(
 def row(options: argparse.Namespace, name: str, folder: Path) -> dict[str, Any]:
     """Return the row of a complete arm."""
     cells = options.output / name / "cells"
-    (path,) = cells.glob(f"{options.data.name}__*__{options.minutes:g}min__*__s{options.seed}.json")
+    limit = minutes_text(options)
+    (path,) = cells.glob(f"{options.data.name}__*__{limit}__*__s{options.seed}.json")
     cell = read_json(path)
     head = subprocess.run(
         ["git", "rev-parse", "--short=8", "HEAD"],

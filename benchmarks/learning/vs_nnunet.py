@@ -13,11 +13,15 @@ on the scored cases: 1 false positive per case, or 1 per 10 lesions if that is m
 
 `nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with at most two tiles per step in 3-D
 and four in 2-D, of at most the size that lesionseg has at two tiles per step, and with the features
-of lesionseg (`cell_nnunet.py`). It
-also follows `--overrides` of tile and features. The learning-rate schedule of both tools covers the
-minutes. nnU-Net runs in the environment of the peers (`make peers`).
+of lesionseg (`cell_nnunet.py`). It also follows `--overrides` of tile and features. `nnunet_tiles`
+has the tile, the tiles per step and the features of lesionseg's own plan instead. The
+learning-rate schedule of all tools covers the minutes. nnU-Net runs in the environment of the
+peers (`make peers`).
 
-With `--steps`, both tools train for this number of steps instead, regardless of the time.
+With `--clock processor`, the minutes are those of the processor in the training process, without
+its loader. Plans and preprocessing do not count. On a machine with other work, each training then
+gets an equal share. With `--steps`, all tools train for this number of steps instead, regardless of
+the time.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
 again. An interrupted cell continues from its last checkpoint, for the minutes or steps that remain.
@@ -62,13 +66,15 @@ from lesionseg.plan.plan import Plan
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
 SCORED_BY = TrainConfig.of(data={"root": "."})  # scoring settings of all tools
-TOOLS = ("lesionseg", "nnunet_cut", "nnunet")
+TOOLS = ("lesionseg", "nnunet_cut", "nnunet_tiles", "nnunet")
+PLANS = {"nnunet_cut": "cut", "nnunet_tiles": "tiles", "nnunet": "own"}  # of cell_nnunet.py
 DATASET = "Dataset001_compared"
 LARGEST_TILES = "model.batch_size=2"  # with a given batch, a plan has the largest tiles
 SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # dimensions: tiles per step of nnU-Net's cut plan
 HIGHEST = 8  # number of voxels whose mean ranks a candidate
 SPREAD = 10.0  # log-odds with a score of 3/4
+EXTENTS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # thresholds of outlines of which a tool has its best
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class Setting:
         name: name of the set's folder.
         root: folder of the set.
         found: survey with the scored cases as validation cases.
-        plan: plan whose candidate rule is used for all tools.
+        plan: plan with the largest tiles. Its candidate rule is used for all tools.
+        own_plan: plan of lesionseg without overrides.
         options: command line.
     """
 
@@ -87,6 +94,7 @@ class Setting:
     root: Path
     found: Survey
     plan: Plan
+    own_plan: Plan
     options: argparse.Namespace
 
     @property
@@ -160,6 +168,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock minutes per cell")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--steps", type=int, help="training steps of each tool, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each tool")
@@ -181,18 +190,23 @@ def arguments() -> argparse.Namespace:
 
 
 def prepare(root: Path, options: argparse.Namespace) -> Setting:
-    """Divide the set for all tools, and make the plan that nnU-Net's cut plan follows."""
+    """Divide the set for all tools, and make the plans that nnU-Net's changed plans follow."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
     found = held.as_development(take_survey(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
-    typed = [f"data.root={root}", "data.merge_labels=true", LARGEST_TILES, *sizes(options)]
+    typed = [f"data.root={root}", "data.merge_labels=true"]
     if not options.steps:  # a plan for a CPU depends on the minutes
         typed.append(f"trainer.max_minutes={options.minutes}")
-    cfg: Any = compose("train", [*typed, f"trainer.accelerator={options.accelerator}"])
-    plan = plan_run(Experiment.on(cfg, found, folder))
-    return Setting(name, root, found, plan, options)
+    typed.append(f"trainer.accelerator={options.accelerator}")
+
+    def plan_with(*overrides: str) -> Plan:
+        cfg: Any = compose("train", [*typed, *overrides])
+        return plan_run(Experiment.on(cfg, found, folder))
+
+    own_plan = plan_with()
+    return Setting(name, root, found, plan_with(LARGEST_TILES, *sizes(options)), own_plan, options)
 
 
 def sizes(options: argparse.Namespace) -> list[str]:
@@ -206,7 +220,7 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     overrides = options.overrides if tool == "lesionseg" else sizes(options)
     differing = [options.variant] if options.variant and tool == "lesionseg" else overrides
     variant = "_".join([tool, *differing])
-    limit = f"{options.steps}steps" if options.steps else f"{options.minutes:g}min"
+    limit = f"{options.steps}steps" if options.steps else minutes_text(options)
     name = f"{setting.name}__{variant}__{limit}__{options.threads}t__s{seed}"
     path = options.output / "cells" / f"{name}.json"
     folder = options.output / "runs" / name
@@ -236,6 +250,12 @@ def make_cell(setting: Setting, tool: str, seed: int) -> Mapping[str, Any]:
     return cell
 
 
+def minutes_text(options: argparse.Namespace) -> str:
+    """Return the limit of time in the name of a cell."""
+    kind = "cpu" if options.clock == "processor" else ""
+    return f"{options.minutes:g}{kind}min"
+
+
 def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, Any]:
     """Let one tool train and predict in its own process. Its start counts.
 
@@ -251,6 +271,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "output": str(folder),
         "minutes": options.minutes,
         "steps": options.steps,
+        "clock": options.clock,
         "seed": seed,
         "threads": options.threads,
         "group": options.group,
@@ -282,7 +303,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
 
 def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
     """Write the cases in nnU-Net's layout (this time does not count), and return its job."""
-    plan = setting.plan
+    plan = setting.own_plan if tool == "nnunet_tiles" else setting.plan
     dims = plan.dims
     raw = folder / "raw" / DATASET
     for part in ("imagesTr", "labelsTr", "imagesTs"):
@@ -302,10 +323,11 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
     write_json(raw / "dataset.json", described)
     return {
         "dataset": DATASET,
-        "plan": "cut" if tool == "nnunet_cut" else "own",
+        "plan": PLANS[tool],
         "configuration": "2d" if dims == 2 else "3d_fullres",
+        "tile": list(plan.tile_shape),
         "tile_voxels": int(np.prod(plan.tile_shape)),
-        "batch": BATCH[dims],
+        "batch": plan.batch_size if tool == "nnunet_tiles" else BATCH[dims],
         "features": [plan.architecture.features[0], max(plan.architecture.features)],
         "scans": {case: [str(path) for path in paths] for case, paths in scans.items()},
     }
@@ -373,10 +395,24 @@ def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
             "fp_per_case": [point.at for point in scores.curve("froc")],
             "recall": [point.value for point in scores.curve("froc")],
         },
+        "by_extent": [score_extent(setting, folder, extent) for extent in EXTENTS],
         "n_cases": scores.count("n_cases"),
         "lesions": lesions_found(folder),
         "cases": cases_scored(folder),
         "false_positives": false_positives(folder),
+    }
+
+
+def score_extent(setting: Setting, folder: Path, extent: float) -> dict[str, float | None]:
+    """Score a tool's probabilities with another threshold for the outlines of candidates."""
+    rule = replace(setting.plan.candidate_rule, extent=extent)
+    plan = replace(setting.plan, candidate_rule=rule)
+    scores = score_kept(Kept(folder, plan), setting.found, folder / "by_extent")
+    return {
+        "extent": extent,
+        "dice_accepted": scores["dice"].value,
+        "average_precision": scores["average_precision"].value,
+        "recall": scores["lesion_recall"].value,
     }
 
 

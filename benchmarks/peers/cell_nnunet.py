@@ -6,8 +6,9 @@ It needs the environment of the peers and nnU-Net's three folders as environment
 Fingerprint, plan and preprocessing count. Step, loss, augmentation and sampler are nnU-Net's own.
 Its polynomial schedule covers the remaining minutes. Validation epochs are left out in its favour.
 The plan is nnU-Net's own, or ("cut") that plan with the tile and features that the device can
-afford. Prediction does not count. It is nnU-Net's own, without mirroring. An interrupted training
-continues from its last checkpoint, for the minutes or steps that remain.
+afford, or ("tiles") with a given tile and number of tiles per step. Prediction does not count. It
+is nnU-Net's own, without mirroring. An interrupted training continues from its last checkpoint, for
+the minutes or steps that remain.
 """
 
 import json
@@ -50,11 +51,13 @@ class Trained:
     Attributes:
         minutes_before: Minutes from the raw files to the first step.
         minutes: Minutes of training.
+        cpu_minutes: Processor minutes of the training process, without its loader.
         losses: Loss of each step.
     """
 
     minutes_before: float
     minutes: float = 0.0
+    cpu_minutes: float = 0.0
     losses: list[float] = field(default_factory=list)
 
 
@@ -66,8 +69,8 @@ def main() -> None:
     np.random.seed(job["seed"])  # noqa: NPY002 - what nnU-Net draws from
     trainer = prepare(job)
     output = Path(job["output"])
-    spent = (time.time() - job["began"]) / 60
-    trained = train(trainer, job["steps"], job["minutes"], Trained(spent), output / "nnunet.pth")
+    spent = 0.0 if job["clock"] == "processor" else (time.time() - job["began"]) / 60
+    trained = train(trainer, job, Trained(spent), output / "nnunet.pth")
     predict(trainer, job["scans"], output)
     config = trainer.configuration_manager
     losses = trained.losses
@@ -75,6 +78,7 @@ def main() -> None:
         "steps": len(losses),
         "minutes": trained.minutes_before + trained.minutes,
         "minutes_before_training": trained.minutes_before,
+        "training_cpu_minutes": trained.cpu_minutes,
         "tile": [int(n) for n in config.patch_size],
         "batch": int(config.batch_size),
         "features": list(config.network_arch_init_kwargs["features_per_stage"]),
@@ -91,7 +95,7 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
     plan_experiments([1])
     folder = Path(str(nnUNet_preprocessed)) / job["dataset"]
     plans = json.loads((folder / f"{PLANS}.json").read_text())
-    if job["plan"] == "cut":
+    if job["plan"] != "own":
         cut(plans["configurations"][configuration], job)
         (folder / f"{PLANS}.json").write_text(json.dumps(plans))
     preprocess([1], configurations=[configuration], num_processes=[job["threads"]])
@@ -105,12 +109,21 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
 
 
 def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
-    """Change the plan: a tile of at most `tile_voxels`, `batch` tiles and narrower stages."""
-    strides, kernels, tile = tile_within(config["patch_size"], config["spacing"], job)
+    """Change the plan: narrower stages, and other tiles.
+
+    With the plan "cut", a step has at most `batch` tiles of at most `tile_voxels`, with the
+    proportions of nnU-Net's tile. With "tiles", it has exactly `batch` tiles of the shape `tile`.
+    """
+    spacing = config["spacing"]
+    if job["plan"] == "tiles":
+        strides, kernels, tile = topology(spacing, job["tile"])
+        config["batch_size"] = job["batch"]
+    else:
+        strides, kernels, tile = tile_within(config["patch_size"], spacing, job)
+        config["batch_size"] = min(config["batch_size"], job["batch"])
     n = len(strides)
     first, most = job["features"]
     config["patch_size"] = [int(size) for size in tile]
-    config["batch_size"] = min(config["batch_size"], job["batch"])
     config["architecture"]["arch_kwargs"] |= {
         "n_stages": n,
         "features_per_stage": [min(first * 2**i, most) for i in range(n)],
@@ -126,20 +139,20 @@ def tile_within(own: list[int], spacing: list[float], job: dict[str, Any]) -> tu
     shrink = min(1.0, (job["tile_voxels"] / prod(own)) ** (1 / len(own)))
     while True:
         wanted = [max(2 * SMALLEST_MAP, round(n * shrink)) for n in own]
-        _, strides, kernels, tile, _ = get_pool_and_conv_props(
-            spacing, wanted, SMALLEST_MAP, 999999
-        )
+        strides, kernels, tile = topology(spacing, wanted)
         if prod(tile) <= job["tile_voxels"]:
             return strides, kernels, tile
         shrink *= 0.95
 
 
+def topology(spacing: list[float], tile: list[int]) -> tuple[Any, Any, Any]:
+    """Return strides and kernels of nnU-Net's rules for a tile, and the tile that they allow."""
+    _, strides, kernels, tile, _ = get_pool_and_conv_props(spacing, tile, SMALLEST_MAP, 999999)
+    return strides, kernels, tile
+
+
 def train(
-    trainer: nnUNetTrainer,
-    steps: int | None,
-    minutes: float,
-    trained: Trained,
-    checkpoint: Path,
+    trainer: nnUNetTrainer, job: dict[str, Any], trained: Trained, checkpoint: Path
 ) -> Trained:
     """Train for a number of steps, or for the minutes that the preparation has left.
 
@@ -148,26 +161,30 @@ def train(
 
     Args:
         trainer: nnU-Net's initialised trainer.
-        steps: number of steps, or None.
-        minutes: limit without `steps`, from the raw files.
+        job: number of `steps`, or None, and `minutes` of the `clock`, the limit without `steps`.
         trained: the minutes before training.
         checkpoint: file of the checkpoint. Its facts are in a JSON file next to it.
 
     Returns:
         Losses and minutes. There is no loss if the preparation took all minutes.
     """
+    steps = job["steps"]
+    now = time.process_time if job["clock"] == "processor" else time.time
     facts = checkpoint.with_suffix(".json")
     if checkpoint.is_file() and facts.is_file():
         trainer.load_checkpoint(str(checkpoint))
         trained = Trained(**json.loads(facts.read_text()))
         print(f"continues after step {len(trained.losses)}", flush=True)
     losses = trained.losses
-    left = minutes - trained.minutes_before
-    before = trained.minutes  # of the processes that were interrupted
-    began = time.time()
+    left = job["minutes"] - trained.minutes_before
+    # of the processes that were interrupted
+    before = trained.minutes
+    cpu_before = trained.cpu_minutes - time.process_time() / 60
+    began = now()
     trainer.network.train()
     while True:
-        trained.minutes = before + (time.time() - began) / 60
+        trained.minutes = before + (now() - began) / 60
+        trained.cpu_minutes = cpu_before + time.process_time() / 60
         by_minutes = trained.minutes / left if left > 0 else 1.0
         progress = len(losses) / steps if steps else by_minutes
         if progress >= 1:
@@ -178,13 +195,13 @@ def train(
         if len(losses) % 50 == 0:
             print(f"step {len(losses)}: loss {np.mean(losses[-50:]):.3f}", flush=True)
         if len(losses) % CHECKPOINT_STEPS == 0:
-            trained.minutes = before + (time.time() - began) / 60
-            began_writing = time.time()
+            trained.minutes = before + (now() - began) / 60
+            began_writing = now()
             unfinished = checkpoint.with_name("unfinished.pth")
             trainer.save_checkpoint(str(unfinished))
             facts.write_text(json.dumps(asdict(trained)))
             unfinished.replace(checkpoint)
-            began += time.time() - began_writing
+            began += now() - began_writing
     trainer.dataloader_train._finish()
     trainer.dataloader_val._finish()
     return trained

@@ -15,7 +15,7 @@ from typing import Any
 
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import help_page, summary
-from lesionseg.config import COMMANDS, ServeConfig, TrainConfig, conf_dir, read
+from lesionseg.config import COMMANDS, InfoConfig, ServeConfig, TrainConfig, conf_dir, read
 from lesionseg.errors import (
     INTERRUPTED,
     NOTHING_RAN,
@@ -138,7 +138,8 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
     from lesionseg.io.files import private_files
 
     check_paths(cfg)
-    is_private = isinstance(cfg, ServeConfig) or cfg.private  # uploads are always private
+    # uploads are always private, and `info` writes no file
+    is_private = isinstance(cfg, ServeConfig | InfoConfig) or cfg.private
     with private_files() if is_private else nullcontext():
         function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
         outcome: Outcome = function(cfg)

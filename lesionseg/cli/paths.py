@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import DataConfig, PathKind, Settings, is_url
+from lesionseg.config import DataConfig, DataFolder, PathKind, Settings, is_url
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
 
 _PATTERN = set("*?[")
@@ -23,7 +23,8 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
     still checks the files that it reads.
     """
     # otherwise the folder is simulated if it is missing, or read without a known layout
-    has_layout = not (isinstance(cfg, DataConfig) and (cfg.phantoms or cfg.annotations))
+    is_simulated = isinstance(cfg, DataConfig) and cfg.phantoms
+    has_layout = not (is_simulated or (isinstance(cfg, DataFolder) and cfg.annotations))
     for name, field in type(cfg).model_fields.items():
         value = getattr(cfg, name)
         key = f"{prefix}{field.alias or name}"

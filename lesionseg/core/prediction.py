@@ -174,6 +174,8 @@ class Prediction:
             program states none.
         n_outside: number of candidates that reach the operating point, but are not accepted because
             they are located outside the zones to keep.
+        disagreement: disagreement of the networks of an ensemble, from 0 to 1. None for a single
+            network, for a network without voxels, and for a scan that was not predicted.
     """
 
     case: str
@@ -188,6 +190,7 @@ class Prediction:
     n_left_out: int = 0
     labels: Mapping[int, str] = field(default_factory=dict)
     n_outside: int = 0
+    disagreement: float | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class Inferred:
 
     `store` contains probabilities, `boxes` those of a detector. `valid` is that of `core.Volume` on
     the file's grid; invalid voxels do not belong to candidates. `input` is the comparison with the
-    training scans.
+    training scans, `disagreement` that of the networks (`Agreement.disagreement`).
     """
 
     store: Store
@@ -51,6 +51,7 @@ class Inferred:
     input: InputCheckResult
     boxes: Boxes | None = None
     valid: Flags | None = None
+    disagreement: float | None = None
 
     def slabs(
         self, label: int, calibration: Calibration | None, on_slab: OnSlab | None = None
@@ -141,6 +142,7 @@ def decide(
     prediction = replace(
         accept(prediction, point, selection.calibration),
         input=inferred.input,
+        disagreement=inferred.disagreement,
         n_left_out=prediction.n_left_out + n_left_out,
         labels=plan.labels.lesion_names,
     )

@@ -130,23 +130,29 @@ def model_card(
     Returns:
         The card in Markdown. Undefined scores are called "undefined".
     """
-    page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    page.filters["number"] = _number
-    page.tests["beyond_aim"] = _is_beyond_aim
-    page.filters["interval"] = _interval
     caution = ""
     if scores is not None:
         caution = _CAUTIONS.get(scores.evaluated_on, "development data: optimistic")
-    return page.from_string(_CARD).render(
+    return fill(
+        _CARD,
         plan=plan,
         selection=selection,
         reasons={**plan.reasons, **selection.reasons},
-        modality=_MODALITIES[plan.modality],
         scores=scores,
         caution=caution,
         numbers=[] if scores is None else _numbers(scores),
         provenance=provenance or {},
     )
+
+
+def fill(template: str, *, plan: Plan, **values: object) -> str:
+    """Fill a template about a model, which can use the filters and the modality of the card."""
+    page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page.filters["number"] = _number
+    page.tests["beyond_aim"] = _is_beyond_aim
+    page.filters["interval"] = _interval
+    modality = _MODALITIES[plan.modality]
+    return page.from_string(template).render(plan=plan, modality=modality, **values)
 
 
 def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:

@@ -28,6 +28,7 @@ from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
+from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
@@ -398,8 +399,11 @@ class Predictor:
         ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
+        agreement = self._new_agreement()
         if not checked.blank:
-            store, boxes = self.window(torch.from_numpy(image.array), body=scan.body, store=store)
+            store, boxes = self.window(
+                torch.from_numpy(image.array), body=scan.body, store=store, agreement=agreement
+            )
         return Inferred(
             store=store,
             plan_geometry=image.geometry,
@@ -407,7 +411,13 @@ class Predictor:
             input=checked,
             boxes=boxes,
             valid=scan.valid,
+            disagreement=None if agreement is None else agreement.disagreement(),
         )
+
+    def _new_agreement(self) -> Agreement | None:
+        """Return a new count of marked voxels. None unless several networks predict voxels."""
+        is_ensemble = len(self.window.networks) > 1
+        return Agreement() if is_ensemble and self.plan.has_voxels else None
 
     def _infer_nnunet(self, scan: NnunetScan, folder: Path | None) -> Inferred:
         """Run nnU-Net's networks. The probabilities are on the grid `scan.view`."""
@@ -421,10 +431,11 @@ class Predictor:
         checked = compare_scan(
             self._check, image, scan.file_geometry, plan, (), scan.blank
         ).with_remarks(scan.remarks)
+        agreement = self._new_agreement()
         if checked.blank:
             store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
         else:
-            logits = self.window.logits(scan, folder=folder)
+            logits = self.window.logits(scan, folder=folder, agreement=agreement)
             store = restore_probabilities(logits, scan, plan, folder=folder)
         return Inferred(
             store=store,
@@ -432,6 +443,7 @@ class Predictor:
             file_geometry=scan.file_geometry,
             input=checked,
             valid=scan.valid,
+            disagreement=None if agreement is None else agreement.disagreement(),
         )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:

@@ -1,14 +1,11 @@
 """The prediction of a scan in Python, which can be saved as `predict` writes it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from lesionseg.core import Prediction
-from lesionseg.errors import OutputError
-from lesionseg.io.case_file import MaskNames
-from lesionseg.io.predictions import MASK_ENDINGS, write_prediction
-from lesionseg.io.volumes import case_suffix, is_image_file, result_suffix, strip_suffix
+from lesionseg.io.predictions import write_prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +31,4 @@ class ScanPrediction(Prediction):
         Raises:
             OutputError: if a file cannot be written, or its format cannot store the mask.
         """
-        folder = Path(path)
-        prediction: Prediction = self
-        names: MaskNames = "lesionseg"
-        suffix = ".nii.gz"
-        if self.image is not None:
-            suffix = result_suffix(self.image, self.geometry.dims)
-        if is_image_file(folder):
-            suffix = case_suffix(folder).lower()
-            if self.geometry.dims == 2 and suffix != ".png":
-                raise OutputError(f"{path}: the mask of a picture is PNG. Name a file in .png.")
-            stem = strip_suffix(folder)
-            names = next(key for key, ending in MASK_ENDINGS.items() if stem.endswith(ending))
-            prediction = replace(self, case=stem.removesuffix(MASK_ENDINGS[names]))
-            folder = folder.parent
-        write_prediction(folder, prediction, suffix=suffix, like=self.image, names=names)
+        write_prediction(Path(path), self, like=self.image)

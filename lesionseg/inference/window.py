@@ -13,7 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,6 +21,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.host_memory import reuse_memory
+from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
@@ -181,6 +182,7 @@ class SlidingWindow:
         *,
         body: Body | None = None,
         store: Store | None = None,
+        agreement: Agreement | None = None,
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
@@ -192,6 +194,7 @@ class SlidingWindow:
             body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
             store: receives the probabilities. None is a new store in memory.
+            agreement: receives the voxels that the networks mark, if there are several.
 
         Returns:
             The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
@@ -230,7 +233,7 @@ class SlidingWindow:
             while n_done < len(tiles):
                 some = tiles[n_done : n_done + self.batch_size]
                 batch = torch.stack([array[(slice(None), *grid.slices(i))] for i in some])
-                predicted = self._predict_if_it_fits(batch, some, collector)
+                predicted = self._predict_if_it_fits(batch, some, collector, agreement)
                 if predicted is None:
                     self._halve_batch(len(some))
                     continue
@@ -243,14 +246,18 @@ class SlidingWindow:
         return store, None if collector is None else covered.move_to_image(collector.finish())
 
     def _predict_if_it_fits(
-        self, tiles: Tensor, numbers: Sequence[int], collector: BoxCollector | None
+        self,
+        tiles: Tensor,
+        numbers: Sequence[int],
+        collector: BoxCollector | None,
+        agreement: Agreement | None,
     ) -> Tensor | None:
         """Return the result of `predict`, or None if the GPU has too little memory for the batch.
 
         The error is passed on if a single tile does not fit.
         """
         try:
-            return self.predict(tiles, numbers, collector)
+            return self.predict(tiles, numbers, collector, agreement)
         except RuntimeError as error:
             if len(tiles) == 1 or not is_out_of_memory(error):
                 raise
@@ -286,15 +293,19 @@ class SlidingWindow:
         tiles: Float[Tensor, "b c *tile"],
         numbers: Sequence[int] = (),
         collector: BoxCollector | None = None,
+        agreement: Agreement | None = None,
     ) -> Float[Tensor, "b k *tile"]:
         """Return mean probabilities float32 over networks and mirrored views.
 
-        Boxes are added to `collector`, with the `numbers` of the tiles in its grid. Raises
-        `GeometryError` if an output of the network does not fit the plan.
+        Boxes are added to `collector`, with the `numbers` of the tiles in its grid. The voxels that
+        each of several networks marks are added to `agreement`. Raises `GeometryError` if an output
+        of the network does not fit the plan.
         """
         n_tiles = len(tiles)  # the tiles that fill the batch are not counted
-        n_channels = n_logits(self.plan)
+        n_views = len(self.flips)
         total = None
+        own = None  # the sum over the views of one network
+        marks = []
         tiles = self._fill_batch(tiles.to(self.device))
         readings = list(product(self.networks, self.flips))
         for reading, (network, axes) in enumerate(readings):
@@ -304,19 +315,38 @@ class SlidingWindow:
                 if collector is not None:
                     collector.add(output, numbers, axes, reading)
                 output = output.segmentation
-            if not self.plan.has_voxels:
-                p = tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
-            elif output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
-                raise GeometryError(
-                    f"The network returned the shape {tuple(output[0].shape)} for tiles "
-                    f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
-                )
-            else:
-                p = self.convert_logits(output[0][:n_tiles])
+            p = self._voxel_values(output, tiles, n_tiles)
             p = p.flip(mirrored) if axes else p
             total = p if total is None else total + p
+            if agreement is not None:
+                own = p if own is None else own + p
+                if (reading + 1) % n_views == 0:
+                    marks.append(self.marked(own / n_views))
+                    own = None
+        if agreement is not None:
+            agreement.add(marks)
         mean = torch.as_tensor(total)
         return mean if len(readings) == 1 else mean / len(readings)
+
+    def _voxel_values(self, output: Sequence[Tensor], tiles: Tensor, n_tiles: int) -> Tensor:
+        """Convert the logits of the first `n_tiles` tiles to the values that are averaged.
+
+        The first of `output` has the finest logits. There are no values if the network predicts
+        only boxes. Raises `GeometryError` if the logits do not fit the plan.
+        """
+        if not self.plan.has_voxels:
+            return tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
+        n_channels = n_logits(self.plan)
+        if output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
+            raise GeometryError(
+                f"The network returned the shape {tuple(output[0].shape)} for tiles "
+                f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
+            )
+        return self.convert_logits(output[0][:n_tiles])
+
+    def marked(self, values: Float[Tensor, "b k *tile"]) -> Bool[Tensor, "b labels *tile"]:
+        """Return the voxels whose probability is sufficient for a candidate, for each label."""
+        return values >= self.plan.candidate_rule.extent
 
     def convert_logits(self, logits: Float[Tensor, "b n *tile"]) -> Float[Tensor, "b k *tile"]:
         """Convert the logits of one view to the values that are averaged over views."""

@@ -1,5 +1,7 @@
-"""Locating the files of a bundle in a folder, without reading them."""
+"""Locating the files of a bundle in a folder, and reading the facts of its model card."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from lesionseg.errors import BundleError
@@ -37,3 +39,13 @@ def resolve_bundle(path: Path) -> Path:
         f"{path} is not a bundle: the folder {content}. Name the folder of a finished training, "
         f"one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
     )
+
+
+def read_card_facts(folder: Path) -> Mapping[str, str]:
+    """Return the facts in a model card, from lines such as `- date: 2026-01-31` or `license: mit`.
+
+    The result is empty if the bundle has no card.
+    """
+    path = folder / CARD
+    card = path.read_text("utf-8", "replace") if path.is_file() else ""
+    return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))

@@ -1,5 +1,7 @@
 """The JSON files of a case: `<case>_candidates.json` (results) and `<case>_failed.json` (failures).
 
+`<case>_sent.json` states where its DICOM results were stored.
+
 A candidate file states the scan, the settings and everything that `predictions.csv` shows of the
 case, apart from facts of a single run such as its duration. The same scan, bundle and settings give
 the same bytes. Other programs may write candidate files, too.
@@ -10,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,19 +25,16 @@ from pydantic import (
     ValidationError,
 )
 
+from lesionseg.config import MaskNames
 from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction
 from lesionseg.core.labels import LabelValue
 from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
 from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.files import digest_of
+from lesionseg.io.result_names import CANDIDATES, FAILED
 from lesionseg.io.text import read_json, read_text, write_json
 
-CANDIDATES = "_candidates.json"
-FAILED = "_failed.json"
-PROBABILITIES = "_probabilities.npz"
-DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
-CONFLICT = "conflict"  # key of a scan whose results would replace those of another scan
-MaskNames = Literal["lesionseg", "nnunet", "bids"]
+_DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
 _LIST = '\n "candidates": ['  # the beginning of the candidates, as `write_json` writes it
 _SHOWN_DIGITS = 12  # digits of a digest in a message
 
@@ -97,6 +96,8 @@ class CaseRow:
         key: hash of bundle, settings and content; "" if the scan failed for an external reason.
         warning: differences from the training scans, and candidates that are missing.
         input_score: size of these differences; 1 is the limit.
+        disagreement: 1 − the share of the voxels marked by any network of an ensemble that all its
+            networks mark; None for a single network.
         missing: channels that the scan lacks.
         operating_point: the name of the operating point.
         path: path of the scan below the input.
@@ -126,6 +127,7 @@ class CaseRow:
     key: str = ""
     warning: str = ""
     input_score: float | None = None
+    disagreement: float | None = None
     missing: str = ""
     operating_point: str = ""
     path: str = ""
@@ -139,10 +141,19 @@ class CaseRow:
     is_unchanged: bool = False
     names: MaskNames = "lesionseg"
 
+    CONFLICT: ClassVar[str] = "conflict"  # key of a scan that would replace results of another scan
+    # facts of a single run, which differ between two runs with the same results
+    OF_RUN: ClassVar[tuple[str, ...]] = ("seconds", "peak_memory_mb", "state", "finished")
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Return the columns of `predictions.csv`, without those of `amounts`."""
+        return [c.name for c in fields(cls) if c.name not in ("amounts", "is_unchanged", "names")]
+
     @property
     def is_done(self) -> bool:
         """True if the case has results."""
-        return self.status in DONE
+        return self.status in _DONE
 
     @property
     def source(self) -> ScanSource:
@@ -166,20 +177,15 @@ class CaseRow:
         """
         if failure.path != self.path:
             return False
-        return failure.key != CONFLICT or self.source.is_of_same_scan(failure.source)
+        return failure.key != self.CONFLICT or self.source.is_of_same_scan(failure.source)
 
     def cells(self) -> dict[str, Any]:
         """Return the row's cells by column."""
-        return {**{name: getattr(self, name) for name in COLUMNS}, **self.amounts}
+        return {**{name: getattr(self, name) for name in self.columns()}, **self.amounts}
 
 
-COLUMNS = tuple(
-    c.name for c in fields(CaseRow) if c.name not in ("amounts", "is_unchanged", "names")
-)
-# facts of a single run, which differ between two runs with the same results
-OF_RUN = ("seconds", "peak_memory_mb", "state", "finished")
 _EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
-_NOT_STATED = {*OF_RUN, "is_unchanged", "names"}
+_NOT_STATED = {*CaseRow.OF_RUN, "is_unchanged", "names"}
 _SOURCE = tuple(c.name for c in fields(ScanSource))
 _ROWS = TypeAdapter(CaseRow)
 _FAILURES = TypeAdapter(list[CaseRow])
@@ -241,6 +247,13 @@ def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
         write_json(path, [{**_stated(row), "finished": row.finished} for row in rows])
     else:
         path.unlink(missing_ok=True)
+
+
+def read_sent(path: Path) -> dict[str, list[str]]:
+    """Return the UIDs of the stored results by address. A missing or damaged file has none."""
+    with suppress(ReadError, ValidationError):
+        return TypeAdapter(dict[str, list[str]]).validate_python(read_json(path))
+    return {}
 
 
 def _stated(row: CaseRow) -> dict[str, Any]:

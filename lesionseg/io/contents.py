@@ -28,7 +28,8 @@ def content_files(path: Path) -> tuple[Path, ...]:
     if split_series(path) is not None:
         return tuple(series_headers(path))
     if path.is_dir():
-        return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
+        with convert_read_errors(path):
+            return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         try:
             return tuple(dict.fromkeys((path, itk.voxel_file(path))))
@@ -51,10 +52,16 @@ def content_digest(images: Sequence[Sequence[Path]]) -> str:
     """
     digests: list[str] = []
     for files in images:
-        digests += sorted(map(digest_of, files))
+        digests += sorted(map(_file_digest, files))
     if len(digests) == 1:
         return digests[0]
     return digest_of(*(f"{digest}\n" for digest in digests))
+
+
+def _file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file. Raise `ReadError` if it cannot be read."""
+    with convert_read_errors(path):
+        return digest_of(path)
 
 
 def source_hash(files: CaseFiles) -> str:
@@ -62,11 +69,9 @@ def source_hash(files: CaseFiles) -> str:
     images = list(files.images)
     if files.reference:
         images.append(files.reference)
-    digests: list[bytes] = []
-    for image in images:
-        for path in content_files(image):
-            with convert_read_errors(path):
-                digests.append(bytes.fromhex(digest_of(path)))
+    digests = [
+        bytes.fromhex(_file_digest(file)) for image in images for file in content_files(image)
+    ]
     facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
     return digest_of(*digests, json.dumps(facts, sort_keys=True, default=str))
 
@@ -76,11 +81,12 @@ def file_state(paths: Iterable[Path]) -> str:
 
     The text is a digest of name, size, times of change and inode of each file. The change time of
     an inode cannot be set back. Therefore a different file of the same name, size and date changes
-    the text.
+    the text. Raise `ReadError` if a file is missing.
     """
     states = []
     for path in paths:
-        stat = path.stat()
+        with convert_read_errors(path):
+            stat = path.stat()
         values = (path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         states.append(repr(values))
     return digest_of(*states)[:16]
@@ -104,5 +110,5 @@ def image_state(images: Iterable[Path]) -> str | None:
         if any(file.stat().st_mtime_ns > recent for file in files):
             return None
         return file_state(dict.fromkeys(files))
-    except OSError:
+    except (OSError, ReadError):
         return None

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
-TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-*"  # pattern of the temporary names of `atomic_path`
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # begin of the temporary names of `atomic_path`
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 def _remove_temporary_files(folder: Path) -> None:
     """Remove the files that killed processes left, except in folders that have another lock."""
     for depth in range(_MAX_DEPTH):
-        pattern = "*/" * depth + TEMPORARY_NAMES
+        pattern = f"{'*/' * depth}{TEMPORARY_NAMES}*"
         for temporary in folder.glob(pattern):
             folders = temporary.parents[: depth + 1]  # from that of the file up to `folder`
             locks = {lock for inner in folders for lock in inner.glob(_LOCKS)}

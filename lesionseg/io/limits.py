@@ -154,6 +154,10 @@ def _unreadable(path: Path, error: Exception) -> ReadError:
     """Return the error of a file whose content cannot be read."""
     if isinstance(error, FileNotFoundError):
         return ReadError(explain_missing(path))
+    if isinstance(error, OSError) and error.strerror:
+        return ReadError(
+            f"{path}: cannot be read: {error.strerror.lower()}. Check the disk and the permissions."
+        )
     words = " ".join(str(error).split()) or type(error).__name__
     return ReadError(
         f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "

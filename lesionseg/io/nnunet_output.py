@@ -19,19 +19,11 @@ from lesionseg.errors import ConfigError
 from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
+DESCRIPTIONS = ("dataset.json", "plans.json")
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
 _LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
 _ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
-
-
-def check_nnunet_labels(labels: Labels) -> None:
-    """Raise `ConfigError` if nnU-Net cannot represent these labels."""
-    if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
-        raise ConfigError(
-            f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
-            f"{len(labels)}, not {', '.join(map(str, labels.values))}. Use names=lesionseg."
-        )
 
 
 def write_description(
@@ -39,10 +31,13 @@ def write_description(
 ) -> None:
     """Write `dataset.json` and `plans.json`. `suffix` is the suffix of the masks.
 
+    Raise `ConfigError` if nnU-Net cannot represent the labels.
+
     `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder. The
     labels are those that a network predicts, without the value to ignore. That is why
     `nnUNetv2_evaluate_folder` needs the `dataset.json` of the dataset.
     """
+    _check_labels(labels)
     values: Sequence[Any] = labels.regions or labels.values  # a region is a tuple of values
     value_of_name: dict[str, Any] = {"background": 0}
     for name, value in zip(labels.names, values, strict=True):
@@ -55,7 +50,7 @@ def write_description(
     }
     if labels.regions:
         facts["regions_class_order"] = list(labels.values)
-    write_json(folder / "dataset.json", facts)
+    write_json(folder / DESCRIPTIONS[0], facts)
     plans = {
         "dataset_name": "lesionseg",
         "plans_name": "lesionseg",
@@ -65,7 +60,16 @@ def write_description(
         "transpose_backward": [0, 1, 2],
         "configurations": {},
     }
-    write_json(folder / "plans.json", plans)
+    write_json(folder / DESCRIPTIONS[1], plans)
+
+
+def _check_labels(labels: Labels) -> None:
+    """Raise `ConfigError` if nnU-Net cannot represent these labels."""
+    if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
+        raise ConfigError(
+            f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
+            f"{len(labels)}, not {', '.join(map(str, labels.values))}. Use names=lesionseg."
+        )
 
 
 def write_probabilities(

@@ -14,31 +14,44 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from lesionseg.config import is_url
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.config import MaskNames, is_url
+from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConflictError, DatasetError, LesionsegError
+from lesionseg.io.bids_output import DESCRIPTION, write_bids_description
 from lesionseg.io.case_file import (
-    CANDIDATES,
-    FAILED,
-    PROBABILITIES,
     CaseRow,
-    MaskNames,
     ScanSource,
     failed_file,
     read_failures,
     read_row,
+    read_sent,
     write_failures,
 )
 from lesionseg.io.case_ids import check_case_id
-from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.files import TEMPORARY_NAMES, output_errors
 from lesionseg.io.layouts.checks import comparison_key
+from lesionseg.io.nnunet_output import DESCRIPTIONS, write_description, write_probabilities
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
-from lesionseg.io.predictions import MASK_ENDINGS
 from lesionseg.io.remote import stored_names, upload
+from lesionseg.io.result_names import (
+    CANDIDATES,
+    FAILED,
+    MASK_ENDINGS,
+    OWN_ENDINGS,
+    PROBABILITIES,
+    REPORT,
+    SEGMENTATION,
+    SENT,
+)
+from lesionseg.io.text import write_json
+from lesionseg.io.volumes import result_suffix
 
-_MASKS = (MASK_ENDINGS["lesionseg"], MASK_ENDINGS["bids"], "_instances", "_regions")
+_MASKS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
-_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
+_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _MAX_SHOWN = 3  # file names in a message
@@ -67,6 +80,45 @@ class PredictionFolder:
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
         self._rows: dict[str, CaseRow | None] = {}
+
+    def describe(self) -> None:
+        """Write the description that BIDS requires, if masks have names of BIDS."""
+        if self.names == "bids":
+            write_bids_description(self.path)
+            upload([self.path / DESCRIPTION], self.path, self._url)
+
+    def describe_probabilities(
+        self, channel_names: Sequence[str], labels: Labels, scan: Path, dims: int
+    ) -> None:
+        """Write the files that nnU-Net expects next to its probabilities, if names are its own.
+
+        `scan` is a scan with `dims` axes, whose format the masks get.
+
+        Raises:
+            ConfigError: nnU-Net cannot represent the labels.
+        """
+        if self.names == "nnunet":
+            write_description(self.path, channel_names, labels, result_suffix(scan, dims))
+            upload([self.path / name for name in DESCRIPTIONS], self.path, self._url)
+
+    def write_probabilities(
+        self,
+        part: Path,
+        case: str,
+        probabilities: NDArray[np.float16],
+        geometry: Geometry,
+        labels: Labels,
+    ) -> None:
+        """Write the probabilities `[labels, *spatial]` of a case.
+
+        `part` is the folder of the case's new files, see `write_case`. With names of nnU-Net, the
+        files are those of nnU-Net, see `nnunet_output.write_probabilities`.
+        """
+        if self.names == "nnunet":
+            is_region = bool(labels.regions)
+            write_probabilities(part, case, probabilities, geometry, are_regions=is_region)
+        else:
+            np.savez_compressed(part / f"{case}{PROBABILITIES}", probabilities=probabilities)
 
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
@@ -136,7 +188,7 @@ class PredictionFolder:
         if case not in self._rows:
             row = None
             with suppress(LesionsegError):
-                row = read_row(self.path / f"{case}{CANDIDATES}")
+                row = read_row(self.candidate_file(case))
                 if not is_url(self._url):
                     row = replace(row, finished=self.finished(case))
             self._rows[case] = row
@@ -144,7 +196,7 @@ class PredictionFolder:
 
     def finished(self, case: str) -> str:
         """Return the time at which the candidate file of a case was written."""
-        time = datetime.fromtimestamp((self.path / f"{case}{CANDIDATES}").stat().st_mtime)
+        time = datetime.fromtimestamp(self.candidate_file(case).stat().st_mtime)
         return time.astimezone().isoformat(timespec="seconds")
 
     def rows(self) -> list[CaseRow]:
@@ -189,6 +241,26 @@ class PredictionFolder:
             write_failures(file, rows)
         upload([file], self.path, self._url)
 
+    def unsent_files(self, case: str, address: str) -> list[Path]:
+        """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
+        if address in read_sent(self.path / f"{case}{SENT}"):
+            return []
+        names = [f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
+        return [self.path / name for name in names if name in self._present]
+
+    def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
+        """Record that the DICOM results of a case, with these UIDs, are stored at an address.
+
+        New results of the case replace the record.
+
+        Raises:
+            OutputError: The record cannot be written.
+        """
+        name = f"{case}{SENT}"
+        with output_errors(self.path / name):
+            write_json(self.path / name, {**read_sent(self.path / name), address: [*uids]})
+        self._present.add(name)
+
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""
         return sorted(set().union(*self._spellings.values()))
@@ -215,19 +287,19 @@ class PredictionFolder:
         names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
         return [name for name in names if name in self._present]
 
-    def finished_row(self, case: str, key: str, suffix: str | None) -> CaseRow | None:
+    def finished_row(self, case: str, key: str, *, needs_mask: bool) -> CaseRow | None:
         """Return the row of a case whose results have this key, or None if there are none.
 
         Args:
             case: The case id.
             key: The hash of scan, bundle and settings.
-            suffix: The suffix of the mask, which must exist. None for a model without masks.
+            needs_mask: True if a mask must exist, False for a model without masks.
         """
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
             return None
-        has_mask = f"{case}{MASK_ENDINGS[self.names]}{suffix}" in self._present
-        return row if has_mask or suffix is None else None
+        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in _SUFFIXES}
+        return None if needs_mask and masks.isdisjoint(self._present) else row
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -275,11 +347,24 @@ class PredictionFolder:
 
         No other process may be writing into the folder.
         """
-        for incomplete in self.path.glob(f"{TEMPORARY_NAMES}{FAILED}"):
-            incomplete.unlink(missing_ok=True)
+        self.remove_incomplete(f"*{FAILED}")
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return [case for case in cases if self.recover(case)]
+
+    def remove_incomplete(self, pattern: str) -> None:
+        """Remove the files matching `pattern` that a killed program has not completely written."""
+        for incomplete in self.path.glob(f"{TEMPORARY_NAMES}{pattern}"):
+            incomplete.unlink(missing_ok=True)
+
+    def remove(self, case: str) -> None:
+        """Remove the results of a case."""
+        for name in self.files(case):
+            (self.path / name).unlink(missing_ok=True)
+
+    def candidate_file(self, case: str) -> Path:
+        """Return the path of the candidate file of a case."""
+        return self.path / f"{case}{CANDIDATES}"
 
     def _part_folder(self, case: str) -> Path:
         """Return the folder in which the files of a case are written."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.config import MaskNames
 from lesionseg.core import Geometry, Prediction, Volume
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import (
@@ -21,30 +22,34 @@ from lesionseg.errors import (
     OutputError,
     ReadError,
 )
-from lesionseg.io.case_file import CANDIDATES, CaseRow, MaskNames, read_candidates, write_candidates
+from lesionseg.io.case_file import (
+    CaseRow,
+    read_candidates,
+    read_row,
+    read_shape,
+    write_candidates,
+)
 from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.cases import read_instances, read_mask
-from lesionseg.io.dicom.results import REPORT, SEGMENTATION
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
-from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
-from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix, write_volume
+from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
+from lesionseg.io.volumes import (
+    case_suffix,
+    is_image_file,
+    read_geometry,
+    result_suffix,
+    strip_suffix,
+    write_volume,
+)
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import present_values, unscored_prediction
 
 _log = logging.getLogger(__name__)
 
-_KINDS = ("mask", "instances", "regions", "candidates")
-PROBABILITIES = "probabilities"
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
-# the longest ending first
-MASK_ENDINGS: dict[MaskNames, str] = {
-    "bids": "_label-lesion_mask",
-    "lesionseg": "_mask",
-    "nnunet": "",
-}
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,29 @@ class PredictionFiles:
     regions: Path | None = None
     probabilities: Path | None = None
 
+    def row(self) -> CaseRow | None:
+        """Return the row that the candidate file states, or None if there is no such file.
+
+        Raises:
+            ReadError: The file is not JSON.
+            ContentError: A value has another type.
+        """
+        return None if self.candidates is None else read_row(self.candidates)
+
+    def shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the scan that the candidate file states, or None if it states none.
+
+        Raises:
+            ReadError: The file is not JSON.
+            ContentError: The shape is not a list of positive numbers.
+        """
+        return None if self.candidates is None else read_shape(self.candidates)
+
 
 def write_prediction(
-    folder: Path,
+    place: Path,
     prediction: Prediction,
     *,
-    suffix: str = ".nii.gz",
     like: Path | None = None,
     names: MaskNames = "lesionseg",
     row: CaseRow | None = None,
@@ -83,10 +105,11 @@ def write_prediction(
     prediction without instances consists of boxes, and only its candidate file is written.
 
     Args:
-        folder: The folder.
+        place: The folder, or the file of the mask, such as `found.nii.gz`. The other files are
+            written next to that file, such as `found_candidates.json`.
         prediction: The prediction.
-        suffix: The suffix of the masks. Cases with two axes get `.png` instead.
-        like: The file of the scan, see `write_volume`.
+        like: The file of the scan. Masks get its format, see `result_suffix`, and its header, see
+            `write_volume`. None writes `.nii.gz`, or `.png` for two axes.
         names: The names of the masks, see `MASK_ENDINGS`. With `nnunet`, instances and regions get
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
             as a mask.
@@ -95,11 +118,15 @@ def write_prediction(
     Raises:
         OutputError: The case id cannot be a file name, or a file cannot be written.
     """
+    folder = place
+    suffix = result_suffix(like or Path(), prediction.geometry.dims)
+    if is_image_file(place):
+        folder = place.parent
+        prediction, names = _name_by_mask(place, prediction)
+        suffix = case_suffix(place).lower()
     case = prediction.case
     instances = prediction.instances
     check_case_id(case, folder, OutputError)
-    if prediction.geometry.dims == 2:
-        suffix = ".png"
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
     def write(ending: str, array: NDArray[Any]) -> None:
@@ -116,16 +143,13 @@ def write_prediction(
     write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
 
 
-def remove_predictions(folder: Path, cases: Collection[str]) -> None:
-    """Remove the files that `write_prediction` has written for these cases.
-
-    Masks named `<case>.*` remain, because other programs write these names, too.
-    """
-    for file in sorted(folder.iterdir()):
-        case, kind = _case_and_kind(file)
-        is_written_by_others = strip_suffix(file) == case
-        if case in cases and kind in _KINDS and not is_written_by_others:
-            file.unlink()
+def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskNames]:
+    """Return the prediction under the case id in the name of a mask, and the way of its name."""
+    if prediction.geometry.dims == 2 and case_suffix(mask).lower() != ".png":
+        raise OutputError(f"{mask}: the mask of a picture is PNG. Name a file in .png.")
+    stem = strip_suffix(mask)
+    names = next(names for names, ending in MASK_ENDINGS.items() if stem.endswith(ending))
+    return replace(prediction, case=stem.removesuffix(MASK_ENDINGS[names])), names
 
 
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
@@ -152,7 +176,7 @@ def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Fin
     Raises:
         DatasetError: The folder is missing or contains no prediction.
     """
-    by_case, findings = _files_by_case(folder, (*_KINDS, PROBABILITIES))
+    by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
     return {case: PredictionFiles(case, **files) for case, files in by_case.items()}, findings
 
 
@@ -178,7 +202,7 @@ def _files_by_case(
     by_case: dict[str, dict[str, Path]] = {}
     findings: list[Finding] = []
     for file in sorted(folder.iterdir()):
-        case, kind = _case_and_kind(file)
+        case, kind = case_and_kind(file)
         if kind not in kinds or not is_file_or_broken_link(file):
             continue
         first = by_case.setdefault(case, {}).setdefault(kind, file)
@@ -198,27 +222,6 @@ def _files_by_case(
         first_of_case.setdefault(finding.case, finding)
     found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
     return found, [*first_of_case.values()]
-
-
-def _case_and_kind(file: Path) -> tuple[str, str]:
-    """Return case id and kind of a file by its name. The kind is "" for files to ignore.
-
-    The probabilities that lesionseg writes are ignored, too, because the candidate file has the
-    scores.
-    """
-    stem = strip_suffix(file)
-    case, _, kind = stem.rpartition("_")
-    if file.name.startswith(".") or file.name.endswith((SEGMENTATION, REPORT)):
-        return stem, ""
-    if file.name.endswith(NPZ):
-        return stem, "" if kind == PROBABILITIES else PROBABILITIES
-    if file.name.endswith(CANDIDATES):
-        return case, "candidates"
-    if not is_image_file(file) or kind == "candidates":
-        return stem, ""
-    if stem.endswith(MASK_ENDINGS["bids"]):
-        return stem.removesuffix(MASK_ENDINGS["bids"]), "mask"
-    return (case, kind) if kind in _KINDS else (stem, "mask")
 
 
 def read_prediction(

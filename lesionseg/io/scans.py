@@ -16,19 +16,22 @@ from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
 
+from lesionseg.config import MaskNames
 from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io import itk
-from lesionseg.io.case_file import CANDIDATES, PROBABILITIES
-from lesionseg.io.case_ids import case_id
-from lesionseg.io.contents import content_files, file_state
+from lesionseg.io.bids_output import bids_case_id
+from lesionseg.io.case_file import CaseRow
+from lesionseg.io.case_ids import case_id, printable_id
+from lesionseg.io.contents import content_digest, content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
 from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.result_names import CANDIDATES, OWN_ENDINGS, PROBABILITIES
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (
@@ -46,7 +49,6 @@ UNREADABLE = "unreadable"  # kind of the error that a file or folder cannot be o
 LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant to be predicted
 _UNKNOWN = "of an unknown format"
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
-_OWN_OUTPUT = ("_mask", "_instances", "_regions")
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # suffixes of text and tables, which are skipped without a message
@@ -123,21 +125,48 @@ class Scan:
         finding = Finding(kind, message, self.case, severity)
         return replace(self, findings=(*self.findings, finding))
 
+    def row(self, bundle: str = "") -> CaseRow:
+        """Return the row of the scan before it is predicted by a bundle of this digest."""
+        dicom = self.dicom
+        return CaseRow(
+            case=printable_id(self.case),
+            group=printable_text(self.files.group),
+            visit=self.files.columns.get("visit", ""),
+            bundle=bundle,
+            path=self.path,
+            study_uid=dicom.study_uid if dicom else "",
+            series_uid=dicom.series_uid if dicom else "",
+            instance_uid=dicom.instance_uid if dicom else "",
+        )
+
     @property
     def contents(self) -> list[tuple[Path, ...]]:
-        """The files of each channel's image. Raises `ReadError` if a header is damaged."""
+        """The files of each channel's image. Raises `ReadError` if one cannot be read."""
         if self.dicom is not None and len(self.files.images) == 1:
             return [self.dicom.files]
         return [content_files(image) for image in self.files.images]
 
+    def digest(self) -> str:
+        """Return the `content_digest` of the files. Raise `ReadError` if one cannot be read."""
+        return content_digest(self.contents)
+
     def state(self) -> str:
         """Return a text that changes if one of the files changes, see `file_state`.
 
-        Raises:
-            ReadError: A header is damaged.
-            OSError: A file is missing.
+        Raise `ReadError` if a file is missing, or a header is damaged.
         """
         return file_state(file for image in self.contents for file in sorted(image))
+
+    @property
+    def is_present(self) -> bool:
+        """True if the files can be read now. A subclass may have to fetch them first."""
+        return True
+
+    def fetch(self) -> None:
+        """Make the files present. A subclass fetches them."""
+
+    def release(self) -> None:
+        """Remove files that `fetch` fetched. Files of a local scan stay."""
 
     def require_unchanged(self, state: str) -> None:
         """Check that the scan still has the files from which `state` was computed.
@@ -209,7 +238,7 @@ def find_scans(
     dims: int | None = None,
     results: Path | None = None,
     unwanted: Callable[[Scan], str] | None = None,
-    rename: Callable[[str], str] | None = None,
+    names: MaskNames = "lesionseg",
 ) -> FoundScans:
     """Find the scans of an input.
 
@@ -234,8 +263,8 @@ def find_scans(
             TIFF files of several pages.
         results: The resolved path of a folder whose files are results and not scans.
         unwanted: Returns the reason why a scan is not meant to be predicted, or "".
-        rename: Returns another id for a case id, or raises `DatasetError`, which becomes an error
-            of the scan.
+        names: The names of the masks of the scans. With `bids`, case ids are those of
+            `bids_case_id`, and an id without a subject is an error of its scan.
 
     Raises:
         DatasetError: `source` does not exist or cannot be opened, or is a table that cannot be
@@ -246,7 +275,7 @@ def find_scans(
     if source.suffix.lower() == ".csv" and source.is_file():
         scans = _read_table(source, channels)
     elif split_series(source) is not None:
-        scans = [_dicom_scan(describe_dicom(source), root)]
+        scans = [dicom_scan(describe_dicom(source), root)]
     elif source.is_file() and is_dicom_image(source):
         scans, _ = _dicom_scans([source], root, {source})
     elif source.is_file():
@@ -259,18 +288,18 @@ def find_scans(
             reason = "" if scan.findings else unwanted(scan)
             if reason:
                 scans[place] = scan.add_finding(LEFT_OUT, reason)
-    if rename is not None:
-        scans = [_renamed(scan, rename) for scan in scans]
+    if names == "bids":
+        scans = [_named_as_in_bids(scan) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
 
 
-def _renamed(scan: Scan, rename: Callable[[str], str]) -> Scan:
-    """Return a scan without findings under its new id, or with the error of `rename`."""
+def _named_as_in_bids(scan: Scan) -> Scan:
+    """Return a scan with an id of BIDS, or with the error that its id has no subject."""
     if scan.findings:
         return scan
     try:
-        case = rename(scan.case)
+        case = bids_case_id(scan.case)
     except DatasetError as error:
         return scan.add_finding("name", str(error))
     group = case if scan.files.group == scan.case else scan.files.group
@@ -469,7 +498,7 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
     suffix = file.suffix.lower()
     if not is_image_file(file):
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
-    if stem.endswith(_OWN_OUTPUT):
+    if stem.endswith(OWN_ENDINGS):
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
     if file.with_name(f"{stem}{CANDIDATES}").is_file():
         return f"*{suffix}", "results of predict"
@@ -568,7 +597,7 @@ def _dicom_scans(
     """
     found = group_dicom(files)
     scans = [
-        _dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
+        dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
     ]
     for file in found.damaged:  # reading the scan reports the error
         if file in matched:
@@ -576,7 +605,7 @@ def _dicom_scans(
     return scans, [file for file in found.others if file in matched]
 
 
-def _dicom_scan(dicom: DicomScan, root: Path) -> Scan:
+def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     """Return the scan of DICOM files with its case id."""
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)

@@ -315,14 +315,16 @@ def _closeness(
     values = np.where(is_lesion, np.float32(1), np.float32(-np.inf))
     for axis in reversed(range(is_lesion.ndim)):  # the first axis last: the result is in C order
         n = shape[axis]
-        rows = values.swapaxes(0, axis)
+        rows = np.ascontiguousarray(values.swapaxes(0, axis))
         wide = np.full((n, *rows.shape[1:]), -np.inf, np.float32)
         margin = len(lost[axis]) // 2
         parabola = lost[axis].reshape(-1, *(1,) * (rows.ndim - 1))
+        spread = np.empty((2 * margin + 1, *rows.shape[1:]), np.float32)
         for place, row in enumerate(rows, start=offset[axis]):
             start = max(place - margin, 0)
             stop = min(place + margin + 1, n)
             within = parabola[start - place + margin : stop - place + margin]
-            np.maximum(wide[start:stop], row - within, out=wide[start:stop])
+            np.subtract(row, within, out=spread[: stop - start])
+            np.maximum(wide[start:stop], spread[: stop - start], out=wide[start:stop])
         values = wide.swapaxes(0, axis)
     return values

@@ -32,7 +32,6 @@ from lesionseg.errors import (
     DatasetError,
     GeometryError,
     LesionsegError,
-    ReadError,
     count,
     join_names,
 )
@@ -56,12 +55,11 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.io.case_file import CANDIDATES, CONFLICT, read_row
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.cases import read_mask
-from lesionseg.io.dicom.elements import text
-from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.dicom.results import REPORT, require_highdicom
-from lesionseg.io.files import atomic_path, hold_lock
+from lesionseg.io.change_report import ChangeReport
+from lesionseg.io.dicom.results import require_highdicom
+from lesionseg.io.files import hold_lock
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import (
@@ -71,7 +69,7 @@ from lesionseg.io.predictions import (
     read_prediction,
 )
 from lesionseg.io.run_folder import require_no_run
-from lesionseg.io.scans import Scan, describe_scan, find_scans
+from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
@@ -313,7 +311,9 @@ def _follow_pair(
         mask: a mask of its new lesions, to score against; None for no score.
     """
     _, later = files
-    report = _plan_report(later, Path(cfg.output)) if cfg.dicom_output else None
+    report = None
+    if cfg.dicom_output and later.image is not None:
+        report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
     visits, alignment = open_pair(files, rule, cfg.register_)
     lowest = lowest_score(point)
     changes = [
@@ -375,7 +375,7 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
         if row.is_done:
             continue
         why = row.message
-        if row.key == CONFLICT:  # the message of `predict` names a setting that `follow` lacks
+        if row.key == CaseRow.CONFLICT:  # its message names a setting that `follow` lacks
             why = f"{folder} contains other results of this name. Name another output."
         unpredicted[row.case] = why
         _log.warning("Visit %s could not be predicted: %s", row.case, why)
@@ -438,63 +438,8 @@ def _write_change_scores(
     write_scores(folder, tables, summarise(tables, find_preset("lesionseg"), settings))
 
 
-@dataclass(frozen=True)
-class _Report:
-    """A DICOM report to write.
-
-    Attributes:
-        path: the file of the report.
-        scan: the scan of the later visit, to whose patient the report belongs.
-        state: the state of the scan's files when the report was planned.
-    """
-
-    path: Path
-    scan: Scan
-    state: str
-
-
-def _plan_report(later: VisitFiles, folder: Path) -> _Report | None:
-    """Return the report of a visit, or None if its scan is not a DICOM image.
-
-    Raises:
-        DatasetError: if the prediction belongs to another DICOM series than the scan.
-        ConflictError: if `folder` has predictions of the case, or a report of another study.
-    """
-    image = later.image
-    if image is None:
-        return None
-    scan = describe_scan(CaseFiles(later.case, (image,)))
-    facts = scan.dicom
-    if facts is None:
-        return None
-    candidates = later.prediction.candidates
-    predicted_uid = "" if candidates is None else read_row(candidates).series_uid
-    if predicted_uid not in ("", facts.series_uid):
-        raise DatasetError(
-            f"the prediction belongs to series {predicted_uid}, but the scan {image.name} is "
-            f"series {facts.series_uid}. Name the images that were predicted."
-        )
-    if (folder / f"{later.case}{CANDIDATES}").is_file():
-        raise ConflictError(
-            f"output={folder} contains predictions of {later.case}, whose report would be "
-            "replaced. Name another output, or give dicom_output=false."
-        )
-    path = folder / f"{later.case}{REPORT}"
-    if path.is_file() and text(read_header(path), "StudyInstanceUID") != facts.study_uid:
-        raise ConflictError(
-            f"output={folder} contains a report of another study under this name, {path.name}. "
-            "Name another output."
-        )
-    path.unlink(missing_ok=True)  # of an earlier run; the pair may fail now
-    try:
-        state = scan.state()
-    except OSError as error:
-        raise ReadError(f"{image}: {error.strerror or error}. Run the command again.") from error
-    return _Report(path, scan, state)
-
-
 def _write_report(
-    report: _Report,
+    report: ChangeReport,
     visits: VisitPair,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
@@ -507,11 +452,8 @@ def _write_report(
         ResourceError: if the scan has got, lost or changed a file since the report was planned.
         LesionsegError: if the report cannot be written.
     """
-    image = report.scan.files.images[0]
     try:
-        with atomic_path(report.path) as temporary:
-            write_change_report(temporary, image, visits.after, changes, point)
-            report.scan.require_unchanged(report.state)
+        write_change_report(report, visits.after, changes, point)
     except (ContentError, GeometryError) as error:
         _log.warning("%s has no DICOM report: %s", visits.after.case, error)
         return f"No DICOM report: {error}"

@@ -3,26 +3,24 @@
 import logging
 import shutil
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 from lesionseg.core import Finding, Geometry, Prediction, Selection
 from lesionseg.core.finding import finding_of
-from lesionseg.errors import CASE_ERRORS, ConflictError, ContentError, ReadError
+from lesionseg.errors import CASE_ERRORS, ConflictError
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.case_file import CANDIDATES, CaseRow, read_row
+from lesionseg.io.case_file import CaseRow
+from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
     read_prediction,
-    remove_predictions,
     write_prediction,
 )
-from lesionseg.io.volumes import result_suffix
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +63,6 @@ class KeptPredictions:
         write_prediction(
             self._temporary,
             prediction,
-            suffix=result_suffix(files.mask, prediction.geometry.dims),
             like=files.mask,
             row=CaseRow(prediction.case, key=_KEY),
         )
@@ -115,23 +112,24 @@ class KeptPredictions:
 
         The evaluated files, and those of `predict` and of other programs, remain.
         """
-        if not self.folder.is_dir():
-            return
-        cases = set[str]()
-        for file in self.folder.glob(f"*{CANDIDATES}"):
-            with suppress(ReadError, ContentError):  # a damaged file is not known to be ours
-                if file.resolve() not in self._given and read_row(file).key == _KEY:
-                    cases.add(file.name.removesuffix(CANDIDATES))
-        remove_predictions(self.folder, cases)
+        results = PredictionFolder(self.folder)
+        for case in results.cases():
+            row = results.row(case)
+            is_given = results.candidate_file(case).resolve() in self._given
+            if row is not None and row.key == _KEY and not is_given:
+                results.remove(case)
 
     def check_replaceable(self) -> None:
         """Raise `ConflictError` if `predict` has written results of a kept case to the folder.
 
-        Only `predict` writes the source of a scan into the file of candidates.
+        Only `predict` writes the source of a scan into the file of candidates. A damaged file may
+        be one of `predict`.
         """
+        results = PredictionFolder(self.folder)
         for case in self._geometry:
-            earlier = self.folder / f"{case}{CANDIDATES}"
-            if earlier.is_file() and read_row(earlier).digest:
+            row = results.row(case)
+            earlier = results.candidate_file(case)
+            if earlier.is_file() and (row is None or row.digest):
                 raise ConflictError(
                     f"{self.folder} contains results that predict wrote, such as {earlier.name}. "
                     "Name another output."

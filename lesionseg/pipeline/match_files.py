@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from lesionseg.evaluation import (
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.inference.nnunet.outputs import open_prediction
-from lesionseg.io.case_file import read_shape
 from lesionseg.io.grids import GridPair
 from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.references import open_reference
@@ -157,8 +155,8 @@ def read_on_grid(
     own = None
     if path is not None:
         own = read_geometry(path, raster_mm=1.0)
-    elif files.candidates is not None:
-        own = _other_grid_of_boxes(files.candidates, geometry)
+    else:
+        own = _other_grid_of_boxes(files, geometry)
     if own is not None and own.dims == geometry.dims == 2:
         # rasters have no position: assume that both cover the same area, for any size
         zoom = np.array(geometry.shape) / np.array(own.shape)
@@ -190,18 +188,18 @@ def read_on_grid(
     return resample_prediction(replace(prediction, geometry=own), geometry)
 
 
-def _other_grid_of_boxes(path: Path, geometry: Geometry) -> Geometry | None:
+def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry | None:
     """Return the grid of boxes without masks if their file states another shape, otherwise None.
 
     Raise `GeometryError` for a volume, because the file does not state where the grid is located.
     """
-    shape = read_shape(path)
+    shape = files.shape()
     if shape in (None, geometry.shape):
         return None
     if len(shape) != 2 or geometry.dims != 2:
         raise GeometryError(
-            f"{path}: the boxes belong to a scan of {shape} voxels, but the reference has "
-            f"{geometry.shape}. Boxes without masks cannot be resampled, so predict the scan of "
-            "the reference."
+            f"{files.candidates}: the boxes belong to a scan of {shape} voxels, but the reference "
+            f"has {geometry.shape}. Boxes without masks cannot be resampled, so predict the scan "
+            "of the reference."
         )
     return Geometry.from_spacing(shape, (1.0, 1.0))

@@ -31,22 +31,20 @@ from lesionseg.inference.decision import Inferred, Slab
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CONFLICT, PROBABILITIES, CaseRow
-from lesionseg.io.contents import content_digest
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.result_origin import ResultOrigin
-from lesionseg.io.dicom.results import REPORT, SEGMENTATION, write_dicom_results
-from lesionseg.io.files import digest_of, explain_missing
-from lesionseg.io.nnunet_output import write_probabilities
+from lesionseg.io.dicom.results import write_dicom_results
+from lesionseg.io.files import digest_of
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
-from lesionseg.io.volumes import is_dicom_image, read_geometry, result_suffix
+from lesionseg.io.volumes import is_dicom_image, read_geometry
 from lesionseg.io.zone_files import ZoneFolder, find_zones
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_tables import Digests
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -86,11 +84,12 @@ def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]
     The row of a scan that fails states the reason, and its earlier results stay. Close the
     generator to stop; the results written so far stay.
     """
-    started = [StartedScan(scan, begun_row(scan, work.bundle)) for scan in scans]
+    started = [StartedScan(scan, scan.row(work.bundle)) for scan in scans]
     read = partial(work.attempt, work.read)
     infer = partial(work.attempt, work.infer)
     write = partial(work.attempt, work.write)
     for item in read_ahead(started, read, infer, write, fits=work.fits):
+        item.scan.release()
         yield item.row
 
 
@@ -188,13 +187,9 @@ class CaseWork:
         If the scan failed for the same reason in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
-        if isinstance(error, FileNotFoundError) and error.filename:
-            text = explain_missing(Path(error.filename))
-        elif isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename}: cannot be read: {error.strerror.lower()}."
         key = item.row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
-            key = CONFLICT
+            key = CaseRow.CONFLICT
         item.finish("failed", printable_text(_shorten_paths(text, item.scan)), key=key)
         earlier = self._earlier_failure(item.row)
         if earlier is not None and earlier.message == item.row.message:
@@ -211,19 +206,24 @@ class CaseWork:
         return None
 
     def fits(self, items: Sequence[StartedScan]) -> bool:
-        """Return True if these scans fit into memory together, or at most one is unfinished."""
+        """Return True if these scans fit into memory together, or at most one is unfinished.
+
+        A scan that has not been fetched counts as the largest of the other ones.
+        """
         unfinished = [item for item in items if not item.row.status]
         if len(unfinished) < 2:  # the headers of an archive of finished scans are not read
             return True
         for item in unfinished:
-            if item.n_bytes is None:
+            if item.n_bytes is None and item.scan.is_present:
                 item.n_bytes = 0
                 if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
                     geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
-        return sum(item.n_bytes or 0 for item in unfinished) <= self.budget
+        known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
+        n_unknown = len(unfinished) - len(known)
+        return sum(known) + n_unknown * max(known, default=0) <= self.budget
 
     def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
         """Return the scan on the plan's grid, or None if there is nothing to do.
@@ -256,8 +256,7 @@ class CaseWork:
         self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        suffix = result_suffix(scan.files.images[0], plan.dims) if has_masks else None
-        earlier = self.results.finished_row(scan.case, item.row.key, suffix)
+        earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -267,6 +266,7 @@ class CaseWork:
         if reason:
             _skip(item, reason)
             return None
+        scan.fetch()
         prepared = self.predictor.prepare(scan.files)
         item.scan.require_unchanged(item.row.state)
         trim_memory()
@@ -289,7 +289,7 @@ class CaseWork:
         """
         scan = item.scan
         state = scan.state()
-        digest = self.digests.get((scan.path, state)) or content_digest(scan.contents)
+        digest = self.digests.get((scan.path, state)) or scan.digest()
         item.state(digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
@@ -317,7 +317,6 @@ class CaseWork:
             write_prediction(
                 new_files,
                 prediction,
-                suffix=result_suffix(image, self.predictor.plan.dims),
                 like=image,
                 names=self.cfg.names,
                 row=row,
@@ -340,6 +339,7 @@ class CaseWork:
             "operating_point": self.predictor.operating_point().name,
             "warning": " ".join(prediction.warnings),
             "input_score": checked.score if checked else None,
+            "disagreement": prediction.disagreement,
             "amounts": amounts,
         }
 
@@ -350,24 +350,16 @@ class CaseWork:
         """
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, case)
-        shape = (len(self.predictor.plan.labels), *inferred.file_geometry.shape)
+        labels = self.predictor.plan.labels
+        shape = (len(labels), *inferred.file_geometry.shape)
         probabilities = np.zeros(shape, dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
-        if self.cfg.names == "nnunet":
-            write_probabilities(
-                new_files,
-                case,
-                probabilities,
-                inferred.file_geometry,
-                are_regions=bool(self.predictor.plan.labels.regions),
-            )
-        else:
-            path = new_files / f"{case}{PROBABILITIES}"
-            np.savez_compressed(path, probabilities=probabilities)
+        grid = inferred.file_geometry
+        self.results.write_probabilities(new_files, case, probabilities, grid, labels)
         return prediction
 
     def _assign_zones(
@@ -412,10 +404,9 @@ class CaseWork:
             is_segmented = write_dicom_results(
                 image,
                 prediction,
-                ResultOrigin(__version__, self.bundle, item.row.key),
+                ResultOrigin(self.bundle, item.row.key),
                 plan.labels.lesion_names,
-                report=new_files / f"{scan.case}{REPORT}",
-                segmentation=new_files / f"{scan.case}{SEGMENTATION}",
+                folder=new_files,
                 mask_labels=plan.labels.value_names,
             )
         except ContentError as error:  # the mask and the candidates are written nevertheless

@@ -26,7 +26,7 @@ from lesionseg.pipeline.predict_case import (
     open_zones,
     predict_cases,
 )
-from lesionseg.pipeline.predict_tables import Digests, begun_row
+from lesionseg.pipeline.predict_tables import Digests
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
@@ -154,7 +154,7 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
                 waiting += [[scan] for scan in group]
                 continue
             message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
-            yield replace(begun_row(group[0]), status="failed", message=message)
+            yield replace(group[0].row(), status="failed", message=message)
 
 
 class _Actor:

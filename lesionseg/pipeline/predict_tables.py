@@ -11,13 +11,10 @@ from typing import Any
 
 from lesionseg.core import Finding
 from lesionseg.errors import NOTHING_RAN, SOME_FAILED, ReadError, count
-from lesionseg.io.case_file import COLUMNS, OF_RUN, CaseRow
-from lesionseg.io.case_ids import printable_id
-from lesionseg.io.files import TEMPORARY_NAMES
+from lesionseg.io.case_file import CaseRow
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import upload
-from lesionseg.io.scans import Scan
-from lesionseg.io.text import printable_text, read_csv, write_csv
+from lesionseg.io.text import read_csv, write_csv
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
@@ -34,22 +31,26 @@ class PredictOutcome(Outcome):
     """The rows of one call, one per scan, sorted by case id, and the output folder.
 
     `left_out`: files that the model cannot read as scans. `table`: the name of the table in the
-    folder, which each shard has for itself.
+    folder, which each shard has for itself. `sent`, `unsent`: the cases whose DICOM results were
+    stored in a PACS, and those for which this failed.
     """
 
     rows: tuple[CaseRow, ...]
     folder: Path
     left_out: tuple[Finding, ...] = ()
     table: str = TABLE
+    sent: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
-        """3 if a scan failed for the first time, 1 if no scan was to be predicted, otherwise 0.
+        """0, 1 if no scan was to be predicted, or 3 if a scan failed for the first time.
 
-        A shard is not 1, because the other shards may have scans to predict.
+        It is also 3 if DICOM results could not be sent. A shard is not 1, because the other shards
+        may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
-        if failed:
+        if failed or self.unsent:
             return SOME_FAILED
         is_shard = self.table != TABLE
         return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
@@ -78,6 +79,11 @@ class PredictOutcome(Outcome):
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
+        if self.sent:
+            lines.append(f"Sent: the DICOM results of {count(len(self.sent), 'case')}.")
+        if self.unsent:
+            waiting = count(len(self.unsent), "case")
+            lines.append(f"Not sent: the DICOM results of {waiting}; the same command tries again.")
         return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def record(self) -> dict[str, Any]:
@@ -86,6 +92,8 @@ class PredictOutcome(Outcome):
             "output": self.folder,
             "table": self.folder / self.table,
             "cases": [row.cells() for row in self.rows],
+            "sent": self.sent,
+            "unsent": self.unsent,
             "left_out": [asdict(note) for note in self.left_out],
         }
 
@@ -112,21 +120,6 @@ class PredictOutcome(Outcome):
         )
 
 
-def begun_row(scan: Scan, bundle: str = "") -> CaseRow:
-    """Make the first row of a scan, with only the facts that the input states."""
-    dicom = scan.dicom
-    return CaseRow(
-        case=printable_id(scan.case),
-        group=printable_text(scan.files.group),
-        visit=scan.files.columns.get("visit", ""),
-        bundle=bundle,
-        path=scan.path,
-        study_uid=dicom.study_uid if dicom else "",
-        series_uid=dicom.series_uid if dicom else "",
-        instance_uid=dicom.instance_uid if dicom else "",
-    )
-
-
 def left_out_row(note: Finding) -> CaseRow:
     """Make the row of files of one kind that the model cannot read as scans."""
     return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
@@ -151,9 +144,7 @@ class PredictionIndex:
         self._new: list[CaseRow] = []  # the rows of this run
         self._next_write = 0.0
         # a run that was killed may have left an incomplete table under a temporary name
-        temporary_names = TEMPORARY_NAMES.removesuffix("*") + path.name
-        for incomplete in path.parent.glob(temporary_names):
-            incomplete.unlink(missing_ok=True)
+        results.remove_incomplete(path.name)
         self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
         tables = path.parent.glob("predictions*.csv")
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
@@ -196,7 +187,7 @@ class PredictionIndex:
         """Return a row's cells. Facts of an earlier run come from its table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
-        for name in OF_RUN:
+        for name in CaseRow.OF_RUN:
             cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
         return cells
 
@@ -214,8 +205,9 @@ class PredictionIndex:
         rows = [self._cells(row) for row in self.rows()]
         if not rows:  # a shard without scans
             return
-        further = sorted({name for cells in rows for name in cells if name not in COLUMNS})
-        write_csv(self.path, rows, [*COLUMNS, *further])
+        columns = CaseRow.columns()
+        further = sorted({name for cells in rows for name in cells} - {*columns})
+        write_csv(self.path, rows, [*columns, *further])
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE

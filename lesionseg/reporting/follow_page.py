@@ -20,9 +20,8 @@ from lesionseg.evaluation.change import (
     VisitPair,
     count_states,
 )
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
-from lesionseg.io.files import digest_of
+from lesionseg.io.change_report import ChangeReport
+from lesionseg.io.dicom.result_origin import Comparison
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
@@ -30,7 +29,6 @@ from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout
 from lesionseg.reporting.rendering import per_scan, render, say
-from lesionseg.version import __version__
 
 VISITS = ("earlier", "later")
 UNSURE = "#b3b3b3"  # colour of a lesion without a sure change
@@ -147,8 +145,7 @@ def lowest_score(point: OperatingPoint | None) -> float:
 
 
 def write_change_report(
-    path: Path,
-    image: Path,
+    report: ChangeReport,
     prediction: Prediction,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
@@ -160,6 +157,7 @@ def write_change_report(
 
     Raises:
         OutputError: if the file cannot be written.
+        ResourceError: if the scan has changed since the report was planned.
     """
     # by id of a lesion at the later visit: its change and its earlier volume
     since: dict[int, tuple[str, float | None]] = {}
@@ -176,15 +174,10 @@ def write_change_report(
             since[lesion] = (change.state, change.volume_before_ml)
     candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
     remark = say("change_report", gone=gone, thin=thin)
-    # other changes give other UIDs, so that an archive keeps both reports
-    digest = digest_of(repr(changes))[:16]
-    write_dicom_results(
-        image,
+    report.write(
         replace(prediction, candidates=candidates, operating_point=None),
-        ResultOrigin(__version__, "follow-up", digest),
         {c.label: f"lesion of label {c.label}" for c in candidates},
-        report=path,
-        comparison=Comparison(since, remark),
+        Comparison(since, remark),
     )
 
 

@@ -13,6 +13,7 @@ from lesionseg.losses import AnchorTargets, nearest_lesions
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
 from lesionseg.ops.boxes import split_box, tile_boxes
+from lesionseg.ops.components import nonzero_voxels
 from lesionseg.plan.plan import Plan
 
 Batch = dict[str, Tensor]
@@ -83,7 +84,8 @@ def renumber(
     places = []
     numbers = []
     for ids, is_valid in zip(instances.cpu().numpy(), valid.cpu().numpy(), strict=True):
-        inside = np.flatnonzero((ids != 0) & is_valid)  # few voxels
+        lesion = nonzero_voxels(ids)  # few voxels
+        inside = lesion[is_valid.reshape(-1)[lesion]]
         old = ids.reshape(-1)[inside]
         is_present = np.zeros(int(old.max(initial=0)) + 1, np.int64)
         is_present[old] = 1

@@ -21,7 +21,7 @@ def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     write_mri_phantoms(folder / "raw", 4, seed=1, n_test=1, **grid)
     options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
-    options |= {"minutes": 20.0, "steps": None}
+    options |= {"minutes": 20.0, "steps": None, "clock": "wall"}
     return versus.prepare(folder / "raw", argparse.Namespace(**options))
 
 
@@ -54,6 +54,12 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     described = read_json(raw / "dataset.json")
     assert described["numTraining"] == len(learning) == 3
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
+
+
+def test_nnunet_gets_our_own_tiles(setting, tmp_path):
+    plan = replace(setting.own_plan, tile_shape=(16, 16, 16), batch_size=7)
+    job = versus.nnunet_job(replace(setting, own_plan=plan), "nnunet_tiles", tmp_path / "nnunet")
+    assert (job["plan"], job["tile"], job["batch"]) == ("tiles", [16, 16, 16], 7)
 
 
 @pytest.mark.parametrize(

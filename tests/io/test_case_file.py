@@ -10,7 +10,6 @@ from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import ContentError
 from lesionseg.io import case_file
 from lesionseg.io.case_file import (
-    CONFLICT,
     CaseRow,
     failed_file,
     read_failures,
@@ -75,7 +74,8 @@ def test_failures_of_one_id_survive_a_round_trip_and_end_one_by_one(tmp_path):
     results = PredictionFolder(tmp_path)
     first = CaseRow("a", status="failed", message="cut", path="a.nii", digest="1", finished="t")
     clash = replace(first, path="a.mha", digest="2")
-    other = replace(first, key=CONFLICT, digest="3")  # another file at the path of the first one
+    # another file at the path of the first one
+    other = replace(first, key=CaseRow.CONFLICT, digest="3")
     for row in (first, clash, other):
         results.update_failures(row)
     assert PredictionFolder(tmp_path).failures("a") == [clash, other]

@@ -41,7 +41,7 @@ PATIENT = {
     "FrameOfReferenceUID": "1.2.9",
 }
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation")
-ORIGIN = ResultOrigin("1.2.3", "0123456789abcdef", "fedcba9876543210")
+ORIGIN = ResultOrigin("0123456789abcdef", "fedcba9876543210", "1.2.3")
 LABELS = {1: "lesion", 2: "cyst"}
 GRIDS = {
     "axial": grid_of("SPL"),
@@ -97,9 +97,7 @@ def write_results(folder, prediction, scan, origin=ORIGIN):
     """Write segmentation and report, and check that the segmentation equals the mask."""
     seg = folder / "A_seg.dcm"
     sr = folder / "A_sr.dcm"
-    has_segmentation = write_dicom_results(
-        scan, prediction, origin, LABELS, report=sr, segmentation=seg
-    )
+    has_segmentation = write_dicom_results(scan, prediction, origin, LABELS, folder=folder)
     assert has_segmentation == seg.exists()
     if seg.exists() and prediction.geometry.dims == 3:
         reference = read_dicom_reference(seg, prediction.geometry, LABELS)
@@ -224,14 +222,7 @@ def test_segment_name_of_a_long_label_keeps_its_number(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
     names = {1: "l" * 64, 2: "cyst"}
     seg = tmp_path / "A_seg.dcm"
-    assert write_dicom_results(
-        scan,
-        make_prediction(scan),
-        ORIGIN,
-        names,
-        report=tmp_path / "A_sr.dcm",
-        segmentation=seg,
-    )
+    assert write_dicom_results(scan, make_prediction(scan), ORIGIN, names, folder=tmp_path)
     labels = [s.SegmentLabel for s in dcmread(seg).SegmentSequence]
     assert labels == ["l" * 62 + " 1", "cyst 2"]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -54,7 +55,8 @@ def _read(folder, geometry=None):
 
 
 def _check_round_trip(folder, prediction, geometry=None, suffix=".nii.gz"):
-    write_prediction(folder, prediction, suffix=suffix)
+    like = None if suffix == ".nii.gz" else Path(f"scan{suffix}")
+    write_prediction(folder, prediction, like=like)
     again = _read(folder, geometry)
     np.testing.assert_array_equal(again.instances, prediction.instances)
     assert again.geometry.matches(prediction.geometry, 1e-4)

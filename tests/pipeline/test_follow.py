@@ -11,8 +11,9 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
+from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.predictions import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module
@@ -350,9 +351,9 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    path = tmp_path / "high.dcm"
-    write_change_report(path, scan, visits.after, visits.changes, OperatingPoint("high", 0.9))
-    n_groups, comment = read_report(path)
+    planned = ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
+    write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
+    n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
     assert "New" not in comment
 

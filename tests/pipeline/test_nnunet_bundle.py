@@ -19,7 +19,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.cases import read_mask
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
-from lesionseg.io.nnunet_output import check_nnunet_labels
+from lesionseg.io.nnunet_output import write_description
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import write_volume
@@ -255,8 +255,9 @@ def test_probabilities_are_written_in_the_format_of_nnunet(tmp_path: Path, regio
 
 def test_labels_with_gaps_are_refused_for_nnunet(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1, 4"):
-        check_nnunet_labels(Labels((1, 4), ("a", "b")))
-    check_nnunet_labels(Labels((1, 4), ("a", "b"), regions=((1, 4), (4,))))
+        write_description(tmp_path, ["CT"], Labels((1, 4), ("a", "b")), ".nii.gz")
+    regions = Labels((1, 4), ("a", "b"), regions=((1, 4), (4,)))
+    write_description(tmp_path, ["CT"], regions, ".nii.gz")
 
 
 def test_scores_of_predictions_agree_with_those_of_their_masks(tmp_path: Path) -> None:

@@ -524,3 +524,17 @@ def test_only_the_case_that_kills_its_workers_fails(cluster, bundle, scans, tmp_
         architectures={"mine": lambda _: Dying()},
     )
     assert statuses(outcome) == {"a": "failed", "d": "done", "more_b": "done", "more_c": "done"}
+
+
+def test_several_bundles_state_their_disagreement_in_table_and_case_file(
+    scans, bundle, plan, tmp_path
+):
+    second = replace(plan, architecture=replace(plan.architecture, name="mine"))
+    write_bundle(tmp_path / "second", Bright(level=9.0), second, "")  # it marks nothing
+    for bundles, expected in ((bundle,), ""), ((bundle, tmp_path / "second"), "1.0"):
+        out = tmp_path / f"out{len(bundles)}"
+        run([*map(str, bundles)], scans / "a.nii.gz", out)
+        (row,) = read_csv(out / TABLE)
+        assert row["disagreement"] == expected
+        stated = json.loads((out / "a_candidates.json").read_text())["row"]
+        assert str(stated.get("disagreement", "")) == expected

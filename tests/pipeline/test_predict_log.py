@@ -169,7 +169,7 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
 def test_cases_with_failures_outside_of_the_file_run_again(run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.pipeline.predict_case.content_digest", lambda _: 1 / 0)
+        patch.setattr("lesionseg.io.scans.content_digest", lambda _: 1 / 0)
         assert [run_predict()[0], run_predict()[0]] == [3, 3]
     with monkeypatch.context() as patch:
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.errors import BundleError
+from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.nnunet.scan import NnunetScan
+from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow, mirrored_views
 from lesionseg.models.custom_network import n_logits
@@ -97,15 +99,28 @@ class NnunetWindow(SlidingWindow):
         """Return the weights of the average over overlapping tiles, `[*tile]`."""
         return nnunet_weight(self.tile_shape)
 
-    def logits(self, scan: NnunetScan, *, folder: Path | None = None) -> LogitStore:
-        """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds."""
+    def logits(
+        self,
+        scan: NnunetScan,
+        *,
+        folder: Path | None = None,
+        agreement: Agreement | None = None,
+    ) -> LogitStore:
+        """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds.
+
+        The voxels that each fold marks are added to `agreement`.
+        """
         store = LogitStore((self.n_outputs, *scan.image.shape[1:]), folder=folder)
-        self(scan.image, store=store)
+        self(scan.image, store=store, agreement=agreement)
         return store
 
     def convert_logits(self, logits: Float[Tensor, "b k *tile"]) -> Float[Tensor, "b k *tile"]:
         """Return the logits in float32, because nnU-Net averages logits, not probabilities."""
         return logits.float()
+
+    def marked(self, values: Float[Tensor, "b k *tile"]) -> Bool[Tensor, "b labels *tile"]:
+        """Return the voxels whose probability is sufficient for a candidate, for each label."""
+        return super().marked(label_probabilities(values, self.plan))
 
     @torch.inference_mode()
     def predict(
@@ -113,6 +128,7 @@ class NnunetWindow(SlidingWindow):
         tiles: Float[Tensor, "b c z y x"],
         numbers: Sequence[int] = (),
         collector: BoxCollector | None = None,
+        agreement: Agreement | None = None,
     ) -> Float[Tensor, "b k z y x"]:
         """Return mean logits float32 over networks and mirrored views, at the finest resolution.
 
@@ -121,9 +137,9 @@ class NnunetWindow(SlidingWindow):
         Raises `GeometryError` if an output of the network does not fit the plan.
         """
         if self.recipe.network_dims == 3:
-            return super().predict(tiles)
+            return super().predict(tiles, agreement=agreement)
         # tiles of a 2-D network have one slice
-        return super().predict(tiles[:, :, 0])[:, :, None]
+        return super().predict(tiles[:, :, 0], agreement=agreement)[:, :, None]
 
 
 def recipe_of(plan: Plan) -> NnunetRecipe:

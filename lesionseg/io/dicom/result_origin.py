@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lesionseg.version import __version__
+
 
 @dataclass(frozen=True)
 class ResultOrigin:
     """The origin of a prediction.
 
     Attributes:
-        version: The version of lesionseg.
         bundle: The digest of the model.
         key: A text that changes with the scan and the settings.
+        version: The version of lesionseg.
     """
 
-    version: str
     bundle: str
     key: str
+    version: str = __version__
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,10 @@ from lesionseg.core import Prediction
 from lesionseg.errors import ConfigError, ContentError, LesionsegError, pip_install
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.files import atomic_path
+from lesionseg.io.result_names import REPORT, SEGMENTATION
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
-
-# endings of the file names
-SEGMENTATION = "_seg.dcm"
-REPORT = "_sr.dcm"
 
 
 def require_highdicom() -> None:
@@ -36,12 +33,12 @@ def write_dicom_results(
     origin: ResultOrigin,
     labels: Mapping[int, str],
     *,
-    report: Path,
-    segmentation: Path | None = None,
+    folder: Path,
     mask_labels: Mapping[int, str] | None = None,
     comparison: Comparison | None = None,
+    check: Callable[[], None] | None = None,
 ) -> bool:
-    """Write a report and, if a path is given, a segmentation of one case.
+    """Write the report `<case>_sr.dcm` and the segmentation `<case>_seg.dcm` of a prediction.
 
     The segmentation contains the accepted candidates that have voxels. Each is a segment. Its name
     consists of label and id, such as "lesion 7", and is the same in the report. If there are more
@@ -57,10 +54,10 @@ def write_dicom_results(
         prediction: The prediction on this scan.
         origin: The origin of the prediction.
         labels: The names of the candidates' labels.
-        report: The path of the report.
-        segmentation: The path of the segmentation. None writes no segmentation.
+        folder: The folder of both files.
         mask_labels: The names of mask values, if they differ from `labels`.
-        comparison: The comparison with an earlier visit. None if there is none.
+        comparison: The comparison with an earlier visit. With it, only the report is written.
+        check: Called before the files are written, for example to find out if the scan changed.
 
     Returns:
         True if a segmentation was written. It is not written if it would be empty.
@@ -76,17 +73,21 @@ def write_dicom_results(
     from lesionseg.io.dicom.result_objects import ResultObjects, read_source
 
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
+    report = folder / f"{prediction.case}{REPORT}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             objects = ResultObjects(read_source(scan, prediction), prediction, origin, labels)
             seg = None
             segments = dict[int, int]()
-            if segmentation is not None:
+            if comparison is None:
                 seg, segments = objects.make_segmentation(mask_labels or labels)
-            _save(objects.make_report(seg, segments, comparison or Comparison()), report)
-            if seg is not None and segmentation is not None:
-                _save(seg, segmentation)
+            made = objects.make_report(seg, segments, comparison or Comparison())
+            if check is not None:
+                check()
+            _save(made, report)
+            if seg is not None:
+                _save(seg, folder / f"{prediction.case}{SEGMENTATION}")
     except (LesionsegError, MemoryError):
         raise
     except Exception as error:  # any error of the libraries; its text may quote the patient

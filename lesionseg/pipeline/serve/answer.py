@@ -17,7 +17,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import find_scans
-from lesionseg.io.volumes import read_geometry, result_suffix
+from lesionseg.io.volumes import read_geometry
 from lesionseg.reporting import viewer
 from lesionseg.reporting.images import Scene
 
@@ -84,8 +84,7 @@ def predict_scan(
         warning = " ".join(prediction.warnings)
         with TemporaryDirectory(dir=folder) as output:
             like = scan.images[0]
-            suffix = result_suffix(like, predictor.plan.dims)
-            write_prediction(Path(output), prediction, suffix=suffix, like=like)
+            write_prediction(Path(output), prediction, like=like)
             if result in ("mask", "candidates"):
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
                 if written is None:

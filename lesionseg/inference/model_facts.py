@@ -1,0 +1,170 @@
+"""The facts about a model that a user needs before the first prediction."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lesionseg.core import Geometry, Selection
+from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection
+from lesionseg.inference.model_card import fill
+from lesionseg.inference.read_ahead import needed_bytes
+from lesionseg.io.bundle_folder import CARD, read_card_facts, resolve_bundle
+from lesionseg.io.nnunet_model import LABELS, find_nnunet_model
+from lesionseg.models.build import ARCHITECTURES, build_network
+from lesionseg.plan.plan import Plan
+
+_SIDES = {2: 2048, 3: 256}  # of the scan for which memory is estimated, by its number of axes
+_TEXT = """\
+Model:   {{ facts.path }}, digest {{ facts.digest }}
+Marks:   {% for name in plan.labels.names %}
+{{ name }} (mask value {{ plan.labels.channel_values[loop.index0] | join(", ") }})\
+{{ ", " if not loop.last }}{% endfor %}
+
+Input:   {{ modality }}, {{ plan.dims }}-D; {{ plan.channel_names | join(", ") }}\
+{{ " in this order" if plan.channel_names | length > 1 }}\
+{{ "; one channel may be missing" if plan.may_lack }}
+Values:  {{ (plan.nnunet or plan).normalisation | map(attribute="scheme") | unique | join(", ") }}
+Grid:    {{ plan.spacing_mm | map("number") | join(" × ") }} mm, tiles of \
+{{ plan.tile_shape | join(" × ") }} voxels
+Network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}\
+{% if facts.n_weights %}, {{ (facts.n_weights / 1e6) | number }} million weights{% endif %}\
+{% if selection.n_members > 1 %}; the mean of {{ selection.n_members }} networks{% endif %}
+
+Memory:  {{ facts.memory_gb | number }} GB for a scan of {{ facts.memory_shape | join(" × ") }} \
+voxels of this grid,
+         and about 0.5 GB for program and network
+{% if selection.point %}
+{% set point = selection.point %}
+Point:   {{ point.name }}: candidates are accepted from score {{ point.score | number }}
+{% if point.chosen_on %}
+         on {{ point.chosen_on }} scans of {{ point.n_patients or "unknown" }} patients: recall \
+{{ point.lesion_recall | number }}, {{ point.false_positives_per_case | number }} false positives \
+per case
+{% endif %}
+Others:  {{ selection.operating_points[1:] | map(attribute="name") | join(", ") or "none" }}
+{% else %}
+Point:   none was chosen: candidates are accepted from score 0.5
+{% endif %}
+Trained: {{ facts.training or "not stated" }}
+Licence: {{ facts.stated.get("license") or facts.stated.get("licence") or "not stated" }}
+Card:    {{ facts.card or "none" }}
+"""
+# the facts about the training that a model card, or the dataset.json of nnU-Net, may state
+_TRAINING = {
+    "made from": "",
+    "training_patients": "patients: ",
+    "training_scans": "scans: ",
+    "numTraining": "scans: ",
+    "dataset": "dataset ",
+    "name": "dataset ",
+    "date": "on ",
+}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The facts about a model.
+
+    Attributes:
+        path: the folder of the bundle, or the nnU-Net model.
+        digest: its digest, as in the files of predictions.
+        plan: its plan.
+        selection: the choices made after training. An nnU-Net model has none.
+        n_weights: number of weights of a network. None if its class is not ours.
+        stated: the facts in its model card, or in the `dataset.json` of nnU-Net.
+        card: the model card. None if there is none.
+    """
+
+    path: Path
+    digest: str
+    plan: Plan
+    selection: Selection
+    n_weights: int | None
+    stated: Mapping[str, Any]
+    card: Path | None
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """The shape of a usual scan on the plan's grid."""
+        return (_SIDES[self.plan.dims],) * self.plan.dims
+
+    @property
+    def memory_gb(self) -> float:
+        """The memory in 10⁹ bytes that a scan of this shape needs, without the network."""
+        usual = Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm)
+        return needed_bytes(usual, self.plan) / 1e9
+
+    @property
+    def training(self) -> str:
+        """The facts about the training data that the model states."""
+        stated = self.stated
+        return ", ".join(
+            f"{words}{stated[key]}" for key, words in _TRAINING.items() if key in stated
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of `predict` with this model."""
+        settings: dict[str, object] = {"bundle": self.path, "input": "SCANS", "output": "FOUND"}
+        if self.selection.is_mirrored:  # as the operating points were chosen
+            settings["inference.flips"] = True
+        if self.plan.architecture.network:
+            settings["trust"] = True
+        return settings
+
+    def record(self) -> dict[str, Any]:
+        """Return the facts as plain data, with `plan` and `selection` as in their files."""
+        return {
+            "path": self.path,
+            "digest": self.digest,
+            "plan": json.loads(self.plan.to_json()),
+            "selection": json.loads(self.selection.to_json()),
+            "n_weights": self.n_weights,
+            "memory_gb": self.memory_gb,
+            "memory_shape": self.memory_shape,
+            "stated": self.stated,
+            "card": self.card,
+        }
+
+    def lines(self) -> list[str]:
+        """Return the facts as lines for a reader."""
+        text = fill(_TEXT, plan=self.plan, selection=self.selection, facts=self)
+        return text.splitlines()
+
+
+def model_facts(path: Path) -> ModelFacts:
+    """Collect the facts about a bundle, a run or an nnU-Net model.
+
+    The weights of a bundle are read only for the digest. The plan of an nnU-Net model also needs
+    its first checkpoint.
+
+    Raises:
+        BundleError: if the path is none of them, or its files are damaged.
+    """
+    plan = bundle_plan(path)
+    nnunet = find_nnunet_model(path)
+    if nnunet is None:
+        path = resolve_bundle(path)
+        selection = bundle_selection(path)
+        stated = read_card_facts(path)
+    else:
+        selection = Selection(n_members=len(nnunet.folds))
+        stated = {"made from": plan.reasons["source"], **nnunet.read_json(LABELS)}
+    n_weights = None
+    if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
+        with torch.device("meta"):
+            n_weights = sum(weight.numel() for weight in build_network(plan).parameters())
+    card = path / CARD
+    return ModelFacts(
+        path=path,
+        digest=bundle_digest(path),
+        plan=plan,
+        selection=selection,
+        n_weights=n_weights,
+        stated=stated,
+        card=card if card.is_file() else None,
+    )

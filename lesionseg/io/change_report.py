@@ -1,0 +1,96 @@
+"""The DICOM report on the changes between two visits: where it is written, and of which scan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Prediction
+from lesionseg.errors import ConflictError, DatasetError
+from lesionseg.io.dicom.elements import text
+from lesionseg.io.dicom.headers import read_header
+from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
+from lesionseg.io.dicom.results import write_dicom_results
+from lesionseg.io.files import digest_of
+from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.result_names import CANDIDATES, REPORT
+from lesionseg.io.scans import Scan, describe_scan
+
+
+@dataclass(frozen=True)
+class ChangeReport:
+    """A DICOM report that is about to be written.
+
+    Attributes:
+        folder: Its folder.
+        scan: The scan of the later visit, to whose patient the report belongs.
+        state: The state of the scan's files when the report was planned.
+    """
+
+    folder: Path
+    scan: Scan
+    state: str
+
+    @classmethod
+    def plan(cls, image: Path, predicted: PredictionFiles, folder: Path) -> "ChangeReport | None":
+        """Return the report of a visit, or None if its scan is not a DICOM image.
+
+        A report of an earlier run is removed, because the visits may not be comparable now.
+
+        Args:
+            image: The scan of the later visit.
+            predicted: The prediction of this visit.
+            folder: The folder of the report.
+
+        Raises:
+            DatasetError: The prediction belongs to another DICOM series than the scan.
+            ConflictError: The folder has predictions of the case, or a report of another study.
+            ReadError: The scan cannot be read.
+        """
+        case = predicted.case
+        scan = describe_scan(CaseFiles(case, (image,)))
+        facts = scan.dicom
+        if facts is None:
+            return None
+        row = predicted.row()
+        if row is not None and row.series_uid not in ("", facts.series_uid):
+            raise DatasetError(
+                f"the prediction belongs to series {row.series_uid}, but the scan {image.name} is "
+                f"series {facts.series_uid}. Name the images that were predicted."
+            )
+        if (folder / f"{case}{CANDIDATES}").is_file():
+            raise ConflictError(
+                f"output={folder} contains predictions of {case}, whose report would be "
+                "replaced. Name another output, or give dicom_output=false."
+            )
+        path = folder / f"{case}{REPORT}"
+        if path.is_file() and text(read_header(path), "StudyInstanceUID") != facts.study_uid:
+            raise ConflictError(
+                f"output={folder} contains a report of another study under this name, {path.name}. "
+                "Name another output."
+            )
+        path.unlink(missing_ok=True)
+        return cls(folder, scan, scan.state())
+
+    def write(
+        self, prediction: Prediction, labels: Mapping[int, str], comparison: Comparison
+    ) -> None:
+        """Write the report. Other comparisons get other UIDs, so that an archive keeps both.
+
+        Args:
+            prediction: The prediction of the later visit.
+            labels: The names of its labels.
+            comparison: The comparison with the earlier visit.
+
+        Raises:
+            ResourceError: The scan has got, lost or changed a file since the report was planned.
+            LesionsegError: The report cannot be written, see `write_dicom_results`.
+        """
+        write_dicom_results(
+            self.scan.files.images[0],
+            prediction,
+            ResultOrigin("follow-up", digest_of(repr(comparison))[:16]),
+            labels,
+            folder=self.folder,
+            comparison=comparison,
+            check=lambda: self.scan.require_unchanged(self.state),
+        )
