@@ -203,9 +203,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
         not_compared = [] if second is None else [*second.faults]
         if second is not None and inputs.cases:
-            comparison, not_compared = _score_second_model(
-                cfg, second, tables, settings, options
-            )
+            comparison, not_compared = _score_second_model(cfg, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
