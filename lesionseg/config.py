@@ -45,6 +45,12 @@ Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
 MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
+# beginnings of the addresses of DICOMweb servers, and the protocol of each
+DICOMWEB_SCHEMES: Mapping[str, str] = {
+    "dicomweb": "https",
+    "dicomweb+https": "https",
+    "dicomweb+http": "http",
+}
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
@@ -295,26 +301,19 @@ class LossConfig(Settings):
     alpha: float | tuple[float, ...] | None = None
     gamma: float | None = None
 
-    @field_validator("alpha")
+    @field_validator("alpha", "gamma")
     @classmethod
-    def _check_alpha(
-        cls, alpha: float | tuple[float, ...] | None, before: ValidationInfo
-    ) -> float | tuple[float, ...] | None:
-        """Return α. For a loss of lesionseg it must be a weight; other losses check their own."""
-        weights = alpha if isinstance(alpha, tuple) else (alpha,)
+    def _check_range(cls, value: Any, before: ValidationInfo) -> Any:
+        """Return α or γ. It must be in range for a loss of lesionseg; others check their own."""
+        is_alpha = before.field_name == "alpha"
         is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
-        if is_ours and not all(weight is None or 0 <= weight <= 1 for weight in weights):
-            raise ValueError("the losses of lesionseg need values from 0 to 1")
-        return alpha
-
-    @field_validator("gamma")
-    @classmethod
-    def _check_gamma(cls, gamma: float | None, before: ValidationInfo) -> float | None:
-        """Return γ. For a loss of lesionseg it must be in the range of a plan."""
-        is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
-        if is_ours and (gamma is None or not 0 <= gamma <= HIGHEST_GAMMA):
-            raise ValueError(f"the losses of lesionseg need a number from 0 to {HIGHEST_GAMMA}")
-        return gamma
+        if not is_ours or (is_alpha and value is None):
+            return value
+        highest = 1 if is_alpha else HIGHEST_GAMMA
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(number is None or not 0 <= number <= highest for number in numbers):
+            raise ValueError(f"the losses of lesionseg need numbers from 0 to {highest}")
+        return value
 
 
 class DetectionConfig(Settings):
@@ -504,6 +503,7 @@ class PredictConfig(OutputCommand):
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]
+    send: Text | None
     zones: FolderPath
     json_lines: bool
     device: str
@@ -516,6 +516,18 @@ class PredictConfig(OutputCommand):
     def _check_zones(self) -> Self:
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
+        return self
+
+    @model_validator(mode="after")
+    def _check_dicomweb(self) -> Self:
+        if is_dicomweb(self.output):
+            raise ValueError("output must be a folder; send=dicomweb://… stores DICOM results")
+        if self.send is not None and not is_dicomweb(self.send):
+            raise ValueError("send must be the address of a DICOMweb server, dicomweb://…")
+        if self.send is not None and (is_url(self.output) or not self.dicom_output):
+            raise ValueError("send needs dicom_output, and an output that is a local folder")
+        if is_dicomweb(self.input) and (self.engine == "ray" or self.names == "bids"):
+            raise ValueError("input=dicomweb://… needs engine=local, and names other than bids")
         return self
 
     @model_validator(mode="after")
@@ -728,6 +740,15 @@ def is_url(place: str) -> bool:
     return re.match(r"[A-Za-z][\w+.-]*://", place) is not None
 
 
+def is_dicomweb(place: str) -> bool:
+    """Return True for the address of a DICOMweb server.
+
+    >>> is_dicomweb("dicomweb://pacs/dicom-web"), is_dicomweb("https://host/scans")
+    (True, False)
+    """
+    return place.partition("://")[0] in DICOMWEB_SCHEMES
+
+
 def conf_dir() -> Path:
     """Return the folder `conf` of the installed package or, if it has none, of the repository."""
     package = Path(__file__).resolve().parent
@@ -820,13 +841,23 @@ def _to_plain(value: Any) -> Any:
 
 def groups_of(command: str) -> list[str]:
     """Return the names of the groups in the `defaults:` lists of a command."""
-    found: list[str] = []
-    for entry in _read_yaml(conf_dir() / f"{command}.yaml").get("defaults", ()):
-        if isinstance(entry, Mapping):
-            found += [str(group) for group in entry]
-        elif entry != "_self_":
-            found += groups_of(entry)
-    return found
+    entries = (entry for file in files_of(command) for entry in _defaults_list(file))
+    return [str(group) for entry in entries if isinstance(entry, Mapping) for group in entry]
+
+
+def files_of(command: str) -> Iterable[Path]:
+    """Yield a command's file and the files that it includes."""
+    path = conf_dir() / f"{command}.yaml"
+    yield path
+    for entry in _defaults_list(path):
+        if isinstance(entry, str) and entry != "_self_":
+            yield from files_of(entry)
+
+
+@cache
+def _defaults_list(path: Path) -> Sequence[Any]:
+    """Read the list `defaults` of a command's file. Each file is read once per process."""
+    return tuple(_read_yaml(path).get("defaults", ()))
 
 
 @cache
@@ -870,12 +901,24 @@ def settings_of(
         if key not in choices:
             given = _merge(given, _nest(key.split("."), _to_plain(value)))
     plain = _merge(composed, given)
-    kind = COMMANDS[command]
-    known = dict(keys(kind))
-    missing = [key for key in known if _value_of(plain, key) == "???"]
+    require_given(command, plain)
+    return read(COMMANDS[command], plain)
+
+
+def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> None:
+    """Raise `ConfigError` if a required setting is not given. `advice` ends the message."""
+    missing = sorted(key for key, value in dotted_items(plain) if value == "???")
     if missing:
-        raise ConfigError(f"{command}: give {' '.join(f'{key}=…' for key in missing)}.")
-    return read(kind, plain)
+        given = " ".join(f"{key}=…" for key in missing)
+        raise ConfigError(f"{command}: give {given}{advice}.")
+
+
+def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the dotted key and the value of each setting and each section."""
+    for key, value in node.items():
+        yield f"{prefix}{key}", value
+        if isinstance(value, Mapping):
+            yield from dotted_items(value, f"{prefix}{key}.")
 
 
 def chosen_options(command: str, values: Mapping[str, Any]) -> dict[str, str]:
@@ -894,14 +937,6 @@ def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
     for name in reversed(path):
         value = {name: value}
     return dict(value)
-
-
-def _value_of(plain: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key, or None if it is missing."""
-    value: Any = plain
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def import_target(target: str, key: str) -> Any:

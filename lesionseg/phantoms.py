@@ -31,6 +31,7 @@ from scipy import ndimage
 
 from lesionseg.config import Probability, Settings, read
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ConfigError, OutputError, require_one_of
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
@@ -216,7 +217,7 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
 
 
 def place_at(
-    centre: NDArray[np.int64], share: Field, tissue: Field, labels: NDArray[Any], gap: int
+    centre: Integers, share: Field, tissue: Field, labels: NDArray[Any], gap: int
 ) -> Placed | None:
     """Place a lesion at a voxel, restricted to the tissue in which it may grow.
 
@@ -442,7 +443,7 @@ class _ChestSpace:
     z: Field
     y: Field
     x: Field
-    half_mm: NDArray[np.float64]
+    half_mm: Numbers
     voxel_mm: float
 
     @classmethod

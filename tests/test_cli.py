@@ -13,9 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
-from lesionseg.cli.compose import compose_plain, files_of, groups
+from lesionseg.cli.compose import compose_plain, groups
 from lesionseg.cli.help import examples, setting_lines
-from lesionseg.config import InferenceConfig, TrainConfig, keys
+from lesionseg.config import InferenceConfig, TrainConfig, files_of, keys
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome

@@ -12,10 +12,13 @@ from lesionseg.config import (
     COMMANDS,
     Settings,
     conf_dir,
+    dotted_items,
     expand_home,
+    groups_of,
     is_url,
     keys,
     read,
+    require_given,
     suggest_key,
 )
 from lesionseg.errors import ConfigError, suggest
@@ -81,12 +84,7 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
             has a wrong value.
     """
     plain = compose_plain(command, argv)
-    missing = sorted(key for key, value in _dotted_items(plain) if value == "???")
-    if missing:
-        raise ConfigError(
-            f"{command}: give {' '.join(f'{key}=…' for key in missing)} "
-            f"({command_line(command)} --help has examples)."
-        )
+    require_given(command, plain, f" ({command_line(command)} --help has examples)")
     return read(COMMANDS[command], plain)
 
 
@@ -121,7 +119,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
         o for o in overrides if key_of(o) == SEARCHPATH or (key_of(o) in options and "," not in o)
     ]
     composed = compose_files(command, tuple(deciding))
-    known = [*options, *(key for key, _ in _dotted_items(composed))]
+    known = [*options, *(key for key, _ in dotted_items(composed))]
     open_sections: tuple[str, ...] = OPEN_SECTIONS
     if values.get("loss") == "custom":
         open_sections = (*open_sections, "loss.")
@@ -138,9 +136,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
         elif is_known or removes_key:
             result.append(override.lstrip("+"))
         else:
-            settings = [
-                name for name, node in _dotted_items(composed) if not isinstance(node, dict)
-            ]
+            settings = [name for name, node in dotted_items(composed) if not isinstance(node, dict)]
             groups_of_value = [name for name in options if values[key] in options[name]]
             near = suggest_key(key, [*settings, *groups_of_value])
             raise ConfigError(f"There is no setting {key!r}.{near or suggest(key, options)}")
@@ -161,41 +157,14 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
                 raise ConfigError(f"There is no {group}={value}.{hint}")
 
 
-def _dotted_items(node: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the dotted key and the value of each setting and each section."""
-    for key, value in node.items():
-        yield f"{prefix}{key}", value
-        if isinstance(value, dict):
-            yield from _dotted_items(value, f"{prefix}{key}.")
-
-
 def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
     """Return the options of each group of the command, including those in the user's folders."""
     roots = [conf_dir(), *_user_folders(overrides)]
     found: dict[str, list[str]] = {}
-    for file in files_of(command):
-        for entry in _defaults_list(file):
-            for name in entry if isinstance(entry, dict) else ():
-                options = {path.stem for root in roots for path in (root / name).glob("*.yaml")}
-                found[name] = sorted(options)
+    for name in groups_of(command):
+        options = {path.stem for root in roots for path in (root / name).glob("*.yaml")}
+        found[name] = sorted(options)
     return found
-
-
-def files_of(command: str) -> Iterable[Path]:
-    """Yield a command's file and the files that it includes."""
-    path = conf_dir() / f"{command}.yaml"
-    yield path
-    for entry in _defaults_list(path):
-        if isinstance(entry, str) and entry != "_self_":
-            yield from files_of(entry)
-
-
-@cache
-def _defaults_list(path: Path) -> Sequence[Any]:
-    """Read the list `defaults` of a command's file. Each file is read once per process."""
-    import yaml
-
-    return tuple(yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []))
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import wrap
 
-from lesionseg.cli.compose import files_of, groups
-from lesionseg.config import conf_dir
+from lesionseg.cli.compose import groups
+from lesionseg.config import conf_dir, files_of
 from lesionseg.errors import ConfigError, suggest
 
 _WIDTH = 80  # columns of a terminal

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import GeometryError
 
 _LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
@@ -49,7 +50,7 @@ class Geometry:
     """
 
     shape: tuple[int, ...]
-    affine: NDArray[np.float64]
+    affine: Numbers
     unit: str = "mm"
 
     def __post_init__(self) -> None:
@@ -113,11 +114,11 @@ class Geometry:
         """Volume of one voxel in mm³ (area of a pixel in mm²): |det affine|."""
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
-    def to_mm(self, index: ArrayLike) -> NDArray[np.float64]:
+    def to_mm(self, index: ArrayLike) -> Numbers:
         """Convert array indices `[n, dims]` (z, y, x) to RAS millimetres `[n, dims]` (x, y, z)."""
         return _apply_affine(index, self.affine)
 
-    def to_index(self, mm: ArrayLike) -> NDArray[np.float64]:
+    def to_index(self, mm: ArrayLike) -> Numbers:
         """Convert RAS millimetres `[n, dims]` (x, y, z) to array indices (z, y, x), not rounded."""
         return _apply_affine(mm, np.linalg.inv(self.affine))
 
@@ -162,7 +163,7 @@ class Geometry:
         return self.distance_mm(other) <= tolerance_mm
 
 
-def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> Numbers:
     """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`."""
     return np.asarray(np.asarray(points, np.float64) @ affine[:-1, :-1].T + affine[:-1, -1])
 
@@ -179,9 +180,13 @@ class Volume:
 
     array: NDArray[Any]
     geometry: Geometry
-    valid: NDArray[np.bool_] | None = None
+    valid: Flags | None = None
     missing: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def brightness(self) -> NDArray[Any]:
+        """Return the brightness `[*spatial]` of red, green and blue, by ITU-R BT.601."""
+        return np.tensordot((0.299, 0.587, 0.114), self.array, axes=1)
 
     @property
     def present_channels(self) -> list[NDArray[Any]]:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.geometry import Geometry
 from lesionseg.errors import ContentError
 
 _UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axes
 
 
-def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float64]:
+def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     """Compute the diameter of the ball (3-D) or disc (2-D) of the same size.
 
     It is `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`.
@@ -33,7 +34,7 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> NDArray[np.float6
     return np.asarray(2 * (volume / _UNIT_BALL[dims]) ** (1 / dims))
 
 
-def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
+def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     """Compute the equivalent diameters `[n]` of the ellipsoids (2-D: ellipses) inscribed in boxes.
 
     `boxes` is `[n, 2·dims]` (starts, stops; half-open voxels).
@@ -46,7 +47,7 @@ def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.floa
     return np.asarray(volumes ** (1 / geometry.dims))
 
 
-def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> NDArray[np.float64]:
+def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     """Compute the centres `[n, dims]` of half-open boxes `[n, 2·dims]` in RAS millimetres."""
     # the centre of voxel i is i, so a half-open box ends half a voxel below its stop
     return geometry.to_mm((boxes[:, : geometry.dims] + boxes[:, geometry.dims :]) / 2 - 0.5)
@@ -121,24 +122,24 @@ class Lesions:
     """
 
     geometry: Geometry
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    boxes: NDArray[np.float64]
-    centres_mm: NDArray[np.float64]
-    diameters_mm: NDArray[np.float64]
-    voxels: NDArray[np.int64]
-    first: NDArray[np.int64]
+    ids: Integers
+    labels: Integers
+    boxes: Numbers
+    centres_mm: Numbers
+    diameters_mm: Numbers
+    voxels: Integers
+    first: Integers
     instances: NDArray[np.integer[Any]] | None = None
 
     @classmethod
     def measure(
         cls,
         geometry: Geometry,
-        ids: NDArray[np.int64],
+        ids: Integers,
         labels: Sequence[int],
         boxes: NDArray[Any] | None,
-        index: NDArray[np.int64],
-        first: NDArray[np.int64],
+        index: Integers,
+        first: Integers,
     ) -> "Lesions":
         """Measure lesions. Rows that have neither voxels nor a box are left out.
 
@@ -178,12 +179,12 @@ class Lesions:
         return len(self.ids)
 
     @cached_property
-    def n_voxels(self) -> NDArray[np.int64]:
+    def n_voxels(self) -> Integers:
         """Number of voxels of each row; 0 for a box without voxels."""
         return np.diff(self.first)
 
     @cached_property
-    def sizes_vox(self) -> NDArray[np.int64]:
+    def sizes_vox(self) -> Integers:
         """Size of each row in voxels, at least 1.
 
         A box without voxels has the size of its inscribed ellipsoid.
@@ -193,11 +194,11 @@ class Lesions:
         return np.maximum(np.rint(balls / self.geometry.voxel_size), 1).astype(np.int64)
 
     @property
-    def has_voxels(self) -> NDArray[np.bool_]:
+    def has_voxels(self) -> Flags:
         """Boolean array `[n]`: True for rows with voxels."""
         return self.n_voxels > 0
 
-    def voxels_of(self, row: int) -> NDArray[np.int64]:
+    def voxels_of(self, row: int) -> Integers:
         """Return the array indices `[v, dims]` of one row's voxels, in C order."""
         return self.voxels[self.first[row] : self.first[row + 1]]
 
@@ -248,7 +249,7 @@ class Zones:
             names.append("" if value is None else self.names.get(value, str(value)))
         return names
 
-    def _find_zone(self, points_mm: NDArray[np.float64]) -> int | None:
+    def _find_zone(self, points_mm: Numbers) -> int | None:
         """Return the zone of most points `[n, dims]`, or the nearest one. None without zones."""
         index = np.rint(self.geometry.to_index(points_mm)).astype(np.int64)
         is_on_grid = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)

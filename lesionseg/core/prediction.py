@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.labels import UNION
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
@@ -33,12 +34,12 @@ class Calibration:
     n_true: Annotated[int, Field(ge=0)] = 0
     n_false: Annotated[int, Field(ge=0)] = 0
 
-    def probability(self, scores: ArrayLike) -> NDArray[np.float64]:
+    def probability(self, scores: ArrayLike) -> Numbers:
         """Return the probability of being a lesion for each score in [0, 1], in any shape."""
         return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * logit(scores), -500, 500)))
 
 
-def logit(p: ArrayLike) -> NDArray[np.float64]:
+def logit(p: ArrayLike) -> Numbers:
     """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
     clipped = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
     return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
@@ -78,7 +79,7 @@ class Candidate:
 
     @classmethod
     def from_voxels(
-        cls, id: int, label: int, score: float, voxels: NDArray[np.int64], geometry: Geometry
+        cls, id: int, label: int, score: float, voxels: Integers, geometry: Geometry
     ) -> "Candidate":
         """Measure the candidate that consists of `voxels`: array indices `[v, dims]`, v ≥ 1."""
         start = voxels.min(axis=0).astype(float)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.config import AugmentConfig
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ConfigError
 from lesionseg.ops.warp import Warp, warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
@@ -64,7 +65,7 @@ class Bend:
     knots: NDArray[np.float32]
     spacing: tuple[float, ...]
 
-    def interpolate(self, positions: Sequence[NDArray[np.float64]]) -> Tensor:
+    def interpolate(self, positions: Sequence[Numbers]) -> Tensor:
         """Return the displacement `[dims, *out]` float32 at a grid of positions along each axis."""
         rows = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
         weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in rows]
@@ -86,10 +87,10 @@ class Movement:
     """
 
     flips: tuple[int, ...] = ()
-    linear: NDArray[np.float64] | None = None
+    linear: Numbers | None = None
     bend: Bend | None = None
 
-    def matrix(self, tile_shape: Sequence[int]) -> NDArray[np.float64]:
+    def matrix(self, tile_shape: Sequence[int]) -> Numbers:
         """Return matrix and offset `[dims, dims + 1]` from indices of the moved tile to the source.
 
         Both indices are counted from the first voxel of the tile. The centre of the tile is fixed.
@@ -186,7 +187,7 @@ class Draw:
 
     generator: torch.Generator
 
-    def uniform(self, *shape: int) -> NDArray[np.float64]:
+    def uniform(self, *shape: int) -> Numbers:
         """Draw an array of `shape`, uniform in −1 … 1."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return np.asarray(drawn.mul_(2).sub_(1).numpy())
@@ -274,7 +275,7 @@ class Augmentation:
             return Movement(flips, linear)
         return Movement(flips, linear, self._bend(draw, is_moved))
 
-    def _bend(self, draw: Draw, is_moved: NDArray[np.bool_]) -> Bend:
+    def _bend(self, draw: Draw, is_moved: Flags) -> Bend:
         """Draw the bend of a tile along the axes `is_moved` `[dims]`.
 
         Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each.
@@ -391,12 +392,12 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
     return curved.mul_(std / curved_std.clamp_min(1e-7)).add_(mean).view(image.shape)
 
 
-def _ratios(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ratios(values: Numbers) -> Numbers:
     """Return the ratio of the larger to the smaller value for each pair, `[n, n]`."""
     return np.asarray(np.maximum.outer(values, values) / np.minimum.outer(values, values))
 
 
-def rotation_matrix(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotation_matrix(angles: Numbers) -> Numbers:
     """Return the rotation by angles[a, b] (radians, a < b) from axis a towards axis b.
 
     The planes are rotated one after another, in the order of (a, b).
@@ -424,7 +425,7 @@ def multiply_along_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     return torch.matmul(array, matrices[-1].T)
 
 
-def _spline_weights(x: NDArray[np.float64], spacing: float, n: int) -> NDArray[np.float32]:
+def _spline_weights(x: Numbers, spacing: float, n: int) -> NDArray[np.float32]:
     """Return the weight of each of `n` knots at each position, for a uniform cubic B-spline."""
     t = np.abs(x[:, None] / spacing + 1 - np.arange(n))
     inner = 2 / 3 - t**2 + t**3 / 2
@@ -432,7 +433,7 @@ def _spline_weights(x: NDArray[np.float64], spacing: float, n: int) -> NDArray[n
     return np.where(t < 1, inner, outer).astype(np.float32)
 
 
-def _blur_matrix(n: int, sigma: float) -> NDArray[np.float64]:
+def _blur_matrix(n: int, sigma: float) -> Numbers:
     """Return a matrix that blurs `n` voxels.
 
     Each row is a Gaussian that ends at 4 σ and has the sum 1.
@@ -444,7 +445,7 @@ def _blur_matrix(n: int, sigma: float) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _enlarge_matrix(n: int, m: int) -> NDArray[np.float64]:
+def _enlarge_matrix(n: int, m: int) -> Numbers:
     """Return the matrix `[n, m]` that enlarges `m` voxels to `n` by linear interpolation."""
     if n == m:
         return np.eye(n)

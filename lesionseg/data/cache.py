@@ -30,13 +30,13 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.core.arrays import Flags, Integers
 from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.layouts.checks import with_colours
 from lesionseg.ops.components import group_voxels
 from lesionseg.plan.plan import Plan
 
@@ -69,12 +69,12 @@ class LesionIndex:
         first_seed: row of the first seed of each lesion `[n]`.
     """
 
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    voxels: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    ids: Integers
+    labels: Integers
+    voxels: Integers
+    boxes: Integers
     seeds: NDArray[Any]
-    first_seed: NDArray[np.int64]
+    first_seed: Integers
 
     @classmethod
     def of(cls, instances: NDArray[np.int32], labels: Sequence[int]) -> "LesionIndex":
@@ -199,7 +199,7 @@ class CachedCase:
         return self._map("instances")
 
     @property
-    def valid(self) -> NDArray[np.bool_] | None:
+    def valid(self) -> Flags | None:
         """True for voxels `[*spatial]` that count in training; None if all of them do."""
         return self._map("valid") if self.has_valid else None
 
@@ -298,12 +298,12 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _space_evenly(n: int, most: int) -> NDArray[np.int64]:
+def _space_evenly(n: int, most: int) -> Integers:
     """Return at most `most` evenly spaced indices below `n`."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
-def _draw_seeds(is_background: NDArray[np.bool_]) -> list[list[int]]:
+def _draw_seeds(is_background: Flags) -> list[list[int]]:
     """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
 
     They are random, because voxels at equal steps would be located on diagonals. The fixed seed
@@ -375,10 +375,9 @@ def open_dataset(
         The dataset; its method `datalist()` returns MONAI's form.
 
     Raises:
-        LesionsegError: see `lesionseg.io.layouts.read_dataset`, and `with_colours` for `colour`.
+        LesionsegError: see `lesionseg.io.layouts.read_dataset`.
     """
-    dataset = read_dataset(Path(root), group=group)
-    return with_colours(dataset) if colour else dataset
+    return read_dataset(Path(root), group=group, colour=colour)
 
 
 def fill_cache(
@@ -406,7 +405,7 @@ def fill_cache(
         progress: called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
         workers: number of threads, each with one case; None for one per core, at most eight.
-        source: computes the hash of the content of a case's files; None for `source_hash`.
+        source: computes the hash of the content of a case's files; None for `case_digest`.
 
     Returns:
         The cached cases in the order of `cases`; empty if there are none.
@@ -427,7 +426,7 @@ def fill_cache(
     def prepare(files: CaseFiles) -> PreparedCase:
         return prepare_case(read_files(files), plan)
 
-    make = partial(_find_or_make, place, prepare, source or source_hash)
+    make = partial(_find_or_make, place, prepare, source or case_digest)
     filled: dict[int, CachedCase] = {}
     with ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS)) as pool:
         futures = {pool.submit(make, files): i for i, files in enumerate(cases)}
@@ -487,7 +486,7 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
-    """Return the case at `entry` if it is complete and has this `source_hash`, otherwise None."""
+    """Return the case at `entry` if it is complete and has this `case_digest`, otherwise None."""
     try:
         cached = read_cached_case(entry)
     except ReadError:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError, count
 from lesionseg.io.limits import limits
@@ -244,9 +245,7 @@ def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float3
     return mean
 
 
-def _measure_moments(
-    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
-) -> tuple[float, float]:
+def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tuple[float, float]:
     """Return mean and standard deviation of the voxels inside, or of all if `inside` is None.
 
     The standard deviation of a constant channel is 0.
@@ -268,9 +267,7 @@ def _measure_moments(
     return mean, (std if is_varying else 0.0)
 
 
-def _iterate_slabs(
-    channel: NDArray[np.float32], inside: NDArray[np.bool_] | None
-) -> Iterator[NDArray[np.float64]]:
+def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterator[Numbers]:
     """Yield the voxels inside in float64, some rows at a time."""
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lesionseg.core import Geometry, Lesions, Reference, Volume
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import centre_slices
 from lesionseg.data.preprocess_image import SAME_MM, to_canonical
 from lesionseg.errors import ContentError
@@ -109,7 +110,7 @@ def _find_ignored(
     geometry: Geometry,
     moved: NDArray[np.int32],
     covered: NDArray[np.float32],
-) -> NDArray[np.bool_] | None:
+) -> Flags | None:
     """Return True for the voxels of the plan's grid that do not count in training.
 
     - A voxel of a lesion does not count if lesions cover less than `VISIBLE_SHARE` of it. Only a
@@ -200,7 +201,7 @@ def _read_instances(
 
 
 def _share_of_voxels(
-    mask: NDArray[np.bool_], source: Geometry, geometry: Geometry
+    mask: Flags, source: Geometry, geometry: Geometry
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
     """Return the slices of `geometry` that a mask on the grid `source` reaches, and its share.
 
@@ -273,7 +274,7 @@ def _restore_extents(
 
 
 def _places_of_boxes(
-    lesions: Lesions, rows: NDArray[np.int64], geometry: Geometry
+    lesions: Lesions, rows: Integers, geometry: Geometry
 ) -> list[tuple[slice, ...]]:
     """Return the slices of the plan's grid whose voxel centres the boxes of `rows` contain."""
     highest = [*geometry.shape, *geometry.shape]
@@ -282,8 +283,8 @@ def _places_of_boxes(
 
 
 def _find_sharing(
-    moved: NDArray[np.int32], ids: NDArray[np.int64], places: Sequence[tuple[slice, ...]]
-) -> NDArray[np.bool_]:
+    moved: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
+) -> Flags:
     """Flag the boxes `[n]` that have lost a side, and those that share their voxels with them.
 
     Args:
@@ -310,7 +311,7 @@ def _draw_stripes(
     moved: NDArray[np.int32],
     ids: Sequence[int],
     places: Sequence[tuple[slice, ...]],
-    is_shared: NDArray[np.bool_],
+    is_shared: Flags,
 ) -> None:
     """Draw boxes in place. Where boxes overlap, diagonal stripes belong to them in turn.
 
@@ -333,13 +334,13 @@ def _draw_stripes(
 
 def _ends_of(
     places: Sequence[tuple[slice, ...]],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Integers, Integers]:
     """Return the starts and the stops of slices, each `[n, dims]`."""
     ends = np.array([[(s.start, s.stop) for s in place] for place in places], dtype=np.int64)
     return ends[..., 0], ends[..., 1]
 
 
-def _find_free_voxel(moved: NDArray[np.int32], centre: NDArray[np.float64]) -> tuple[int, ...]:
+def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ...]:
     """Return the nearest free voxel within one step of `centre`.
 
     If none is free, return the nearest voxel of a lesion that has further voxels.

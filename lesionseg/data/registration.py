@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import GeometryError
 from lesionseg.io.itk import itk_image
 
@@ -23,7 +24,7 @@ class Alignment:
     field of view of both scans.
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Numbers
     mutual_information: float
     foreground_dice: float
 

@@ -12,9 +12,9 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.config import SamplingConfig
+from lesionseg.core.arrays import Integers
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiling import clip_start
 from lesionseg.errors import ConfigError
@@ -128,7 +128,7 @@ class TileSampler:
         centre = seeds[rng.below(len(seeds))].tolist()
         return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
-    def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
+    def _draw_epoch(self, epoch: int) -> Integers:
         """Draw one number per tile of an epoch: a lesion, or −1 for background."""
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
@@ -175,7 +175,7 @@ class TileSampler:
         room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
         return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
 
-    def _compute_bounds(self, case: int) -> NDArray[np.int64]:
+    def _compute_bounds(self, case: int) -> Integers:
         """Return bounds `[lesions, 2·dims]` of tiles that overlap a lesion's box.
 
         A tile overlaps it if each value of (start, −start) is greater than that in the row.
@@ -196,7 +196,7 @@ class _Numbers:
         return int(next(self._left) * n)
 
 
-def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> Integers:
     """Draw `n` numbers below `n_lesions`. How often they are drawn differs by at most one.
 
     The shuffled numbers are drawn at equal distances.
@@ -205,7 +205,7 @@ def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> NDArray[np.
     return rng.permutation(order[_draw_places(n_lesions, n, rng)])
 
 
-def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> Integers:
     """Draw `n` places below `n_places` at equal distances from a random offset, in their order.
 
     This is systematic sampling (Madow 1949). A place is drawn several times if there are too few.

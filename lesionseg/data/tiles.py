@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.config import AugmentConfig, SamplingConfig
+from lesionseg.core.arrays import Numbers
 from lesionseg.data.augment import (
     NO_CHANGE,
     Augmentation,
@@ -156,7 +157,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             item["unannotated"] = torch.tensor([k in case.unannotated for k in labels])
         return item
 
-    def affine(self, raw: RawTile) -> NDArray[np.float64]:
+    def affine(self, raw: RawTile) -> Numbers:
         """Return the affine from an index of the changed tile to RAS millimetres, without bend."""
         dims = self.plan.dims
         tile = np.eye(dims + 1)

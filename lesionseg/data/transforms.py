@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lesionseg.config import TARGET, TrainConfig, import_target, parameters_of
 from lesionseg.config import build as build_object
 from lesionseg.core import Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _add_inner_mask_keys(value: Any) -> Any:
     return value
 
 
-def as_meta_tensor(tensor: Tensor, affine: NDArray[np.float64], name: str = "") -> "MetaTensor":
+def as_meta_tensor(tensor: Tensor, affine: Numbers, name: str = "") -> "MetaTensor":
     """Return `[C, *spatial]` as MetaTensor with its affine, and with `name` as its file name.
 
     MONAI's affine maps the array's own index to RAS millimetres, like `Geometry.affine`, so axes

@@ -1,5 +1,7 @@
 """The JSON files of a case: `<case>_candidates.json` (results) and `<case>_failed.json` (failures).
 
+`<case>_sent.json` states where its DICOM results were stored.
+
 A candidate file states the scan, the settings and everything that `predictions.csv` shows of the
 case, apart from facts of a single run such as its duration. The same scan, bundle and settings give
 the same bytes. Other programs may write candidate files, too.
@@ -245,6 +247,13 @@ def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
         write_json(path, [{**_stated(row), "finished": row.finished} for row in rows])
     else:
         path.unlink(missing_ok=True)
+
+
+def read_sent(path: Path) -> dict[str, list[str]]:
+    """Return the UIDs of the stored results by address. A missing or damaged file has none."""
+    with suppress(ReadError, ValidationError):
+        return TypeAdapter(dict[str, list[str]]).validate_python(read_json(path))
+    return {}
 
 
 def _stated(row: CaseRow) -> dict[str, Any]:

@@ -27,11 +27,11 @@ from lesionseg.io.case_file import (
     failed_file,
     read_failures,
     read_row,
+    read_sent,
     write_failures,
 )
-from lesionseg.io.case_ids import check_case_id
+from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.files import TEMPORARY_NAMES, output_errors
-from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import DESCRIPTIONS, write_description, write_probabilities
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.remote import stored_names, upload
@@ -43,12 +43,13 @@ from lesionseg.io.result_names import (
     PROBABILITIES,
     REPORT,
     SEGMENTATION,
+    SENT,
 )
-from lesionseg.io.volumes import result_suffix
+from lesionseg.io.text import write_json
+from lesionseg.io.volumes import WRITTEN, result_suffix
 
 _MASKS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
-_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION)
+_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _MAX_SHOWN = 3  # file names in a message
@@ -146,8 +147,8 @@ class PredictionFolder:
             )
         own = self.files(case)
         named_by_nnunet = self._files_named_by_nnunet(case) if self.names == "nnunet" else []
-        foreign = [name for name in named_by_nnunet if name not in own]
-        present = own + foreign
+        of_others = [name for name in named_by_nnunet if name not in own]
+        present = own + of_others
         if not present:
             return
         row = self.row(case)
@@ -157,9 +158,9 @@ class PredictionFolder:
                 f"{self.path} contains {shown}, which does not state its scan. Name another "
                 "output, or set overwrite=true to replace it."
             )
-        if foreign:
+        if of_others:
             raise ConflictError(
-                f"{self.path} contains {foreign[0]}, which does not belong to the results of "
+                f"{self.path} contains {of_others[0]}, which does not belong to the results of "
                 f"{case!r} there, because they were written without names=nnunet. Name another "
                 "output, or set overwrite=true to replace it."
             )
@@ -238,6 +239,26 @@ class PredictionFolder:
             write_failures(file, rows)
         upload([file], self.path, self._url)
 
+    def unsent_files(self, case: str, address: str) -> list[Path]:
+        """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
+        if address in read_sent(self.path / f"{case}{SENT}"):
+            return []
+        names = [f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
+        return [self.path / name for name in names if name in self._present]
+
+    def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
+        """Record that the DICOM results of a case, with these UIDs, are stored at an address.
+
+        New results of the case replace the record.
+
+        Raises:
+            OutputError: The record cannot be written.
+        """
+        name = f"{case}{SENT}"
+        with output_errors(self.path / name):
+            write_json(self.path / name, {**read_sent(self.path / name), address: [*uids]})
+        self._present.add(name)
+
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""
         return sorted(set().union(*self._spellings.values()))
@@ -253,7 +274,7 @@ class PredictionFolder:
         with suppress(LesionsegError):
             rows.append(read_row(self._part_folder(case) / f"{case}{CANDIDATES}"))
         is_nnunet = any(row is not None and row.names == "nnunet" for row in rows)
-        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in _SUFFIXES)]
+        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in WRITTEN)]
         own = [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
         return own + self._files_named_by_nnunet(case) if is_nnunet else own
 
@@ -261,7 +282,7 @@ class PredictionFolder:
         """Return the names of the files in nnU-Net's way, also those of other programs."""
         stem = f"{case}{MASK_ENDINGS['nnunet']}"
         names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
-        names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
+        names += [f"{stem}{suffix}" for suffix in WRITTEN]
         return [name for name in names if name in self._present]
 
     def finished_row(self, case: str, key: str, *, needs_mask: bool) -> CaseRow | None:
@@ -275,7 +296,7 @@ class PredictionFolder:
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
             return None
-        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in _SUFFIXES}
+        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
         return None if needs_mask and masks.isdisjoint(self._present) else row
 
     @contextmanager

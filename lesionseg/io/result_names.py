@@ -11,6 +11,7 @@ FAILED = "_failed.json"
 PROBABILITIES = "_probabilities.npz"
 SEGMENTATION = "_seg.dcm"
 REPORT = "_sr.dcm"
+SENT = "_sent.json"  # where the DICOM results were stored
 # the endings of a mask by the setting `names`; the longest ending first
 MASK_ENDINGS: dict[MaskNames, str] = {
     "bids": "_label-lesion_mask",

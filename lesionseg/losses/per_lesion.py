@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
 from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
 from lesionseg.losses.dice import (
@@ -295,7 +296,7 @@ def _parabola(margin: int, unit: float) -> NDArray[np.float32]:
 
 
 def _closeness(
-    is_lesion: NDArray[np.bool_],
+    is_lesion: Flags,
     offset: Sequence[int],
     shape: Sequence[int],
     lost: Sequence[NDArray[np.float32]],

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
-import numpy as np
-from numpy.typing import NDArray
+
+from lesionseg.core.arrays import Integers
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ compile_loops = make_compiler()
 
 
 @compile_loops
-def root_of(parent: NDArray[np.int64], i: int) -> int:
+def root_of(parent: Integers, i: int) -> int:
     """Return the root of node `i` in the forest `parent` `[n]`, and halve the path to it."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Lesions, Prediction, Reference
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices, centre_slices
 from lesionseg.errors import ContentError
 
 FULL_CONNECTIVITY = {2: 8, 3: 26}
 
 
-def label_components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+def label_components(mask: Flags) -> NDArray[np.int32]:
     """Number the connected components of a mask of two or three axes.
 
     Voxels that share a face, an edge or a corner belong together (8 neighbours in 2-D, 26 in 3-D).
@@ -81,8 +82,8 @@ class GroupedVoxels(NamedTuple):
     """
 
     ids: NDArray[Any]
-    voxels: NDArray[np.int64]
-    first: NDArray[np.int64]
+    voxels: Integers
+    first: Integers
 
 
 def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
@@ -100,7 +101,7 @@ def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
     return GroupedVoxels(ids, voxels, first)
 
 
-def nonzero_voxels(array: NDArray[Any]) -> NDArray[np.int64]:
+def nonzero_voxels(array: NDArray[Any]) -> Integers:
     """Return the flat indices of the voxels that are not 0, ascending.
 
     >>> nonzero_voxels(np.array([[0, 2], [0, 5]])).tolist()
@@ -163,7 +164,7 @@ def lesions_of(reference: Reference) -> Lesions:
     return _drop_ignored(lesions, reference.ignore, reference.instances)
 
 
-def candidates_of(prediction: Prediction, ignore: NDArray[np.bool_] | None = None) -> Lesions:
+def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesions:
     """Return the candidates of a prediction in its order, without ignored voxels.
 
     Raises `ContentError` if the instance mask contains an id that no candidate has.
@@ -211,11 +212,11 @@ def unscored_prediction(
 
 def measure_instances(
     geometry: Geometry,
-    ids: NDArray[np.int64],
+    ids: Integers,
     labels: Sequence[int],
     boxes: NDArray[Any] | None,
     instances: NDArray[np.integer[Any]] | None,
-    ignore: NDArray[np.bool_] | None = None,
+    ignore: Flags | None = None,
 ) -> Lesions:
     """Measure lesions that are given by their ids in a mask, or by their boxes.
 
@@ -243,7 +244,7 @@ def measure_instances(
     return Lesions.measure(geometry, ids, labels, boxes, index[order], first)
 
 
-def lesion_mask(reference: Reference) -> NDArray[np.bool_]:
+def lesion_mask(reference: Reference) -> Flags:
     """Return True for voxels `[*spatial]` of any lesion or box, except ignored voxels."""
     mask = reference.mask()
     if mask is None:
@@ -253,9 +254,7 @@ def lesion_mask(reference: Reference) -> NDArray[np.bool_]:
     return mask if reference.ignore is None else mask & ~reference.ignore
 
 
-def fill_boxes(
-    boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def fill_boxes(boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]) -> Flags:
     """Return a mask of `shape` with all voxels that the boxes touch."""
     mask = np.zeros(shape, dtype=np.bool_)
     for box in boxes:
@@ -264,7 +263,7 @@ def fill_boxes(
 
 
 def _measure_components(
-    geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: NDArray[np.bool_] | None
+    geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: Flags | None
 ) -> Lesions:
     """Measure the connected components of each label, without ignored voxels."""
     if ignore is not None:
@@ -275,7 +274,7 @@ def _measure_components(
 
 
 def _drop_ignored(
-    lesions: Lesions, ignore: NDArray[np.bool_], instances: NDArray[np.integer[Any]] | None
+    lesions: Lesions, ignore: Flags, instances: NDArray[np.integer[Any]] | None
 ) -> Lesions:
     """Leave out the lesions that are ignored completely, but whose box remains.
 
@@ -305,9 +304,7 @@ def _drop_ignored(
     )
 
 
-def _group_by_owner(
-    owner: NDArray[np.integer[Any]], n: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _group_by_owner(owner: NDArray[np.integer[Any]], n: int) -> tuple[Integers, Integers]:
     """Return the order `[v]` that sorts voxels by owner, and where each owner begins.
 
     `owner` `[v]` has values from 0 to n−1. The order is stable. The second array `[n + 1]` has the
@@ -317,7 +314,7 @@ def _group_by_owner(
     return np.argsort(owner, kind="stable"), bounds.astype(np.int64)
 
 
-def _find_rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def _find_rows(ids: Integers, values: NDArray[np.integer[Any]]) -> Integers:
     """Return the row in `ids` of each value. Raise `ContentError` for values that have none."""
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, dtype=np.int64)
@@ -333,9 +330,7 @@ def _find_rows(ids: NDArray[np.int64], values: NDArray[np.integer[Any]]) -> NDAr
     return rows
 
 
-def fill_polygons(
-    polygons: Sequence[NDArray[np.float64]], shape: tuple[int, ...]
-) -> NDArray[np.bool_]:
+def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
     """Return the pixels `[y, x]` with a centre inside an odd number of closed polygons.
 
     A polygon inside another one is therefore a hole. A centre is inside a polygon if a ray to the
@@ -357,7 +352,7 @@ def fill_polygons(
            [False, False, False]])
     """
     inside = np.zeros(shape, dtype=bool)
-    middles: list[NDArray[np.int64]] = []  # of polygons without a centre
+    middles: list[Integers] = []  # of polygons without a centre
     for corners in polygons:
         low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
         high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)

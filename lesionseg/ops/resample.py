@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lesionseg.core import Geometry
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.errors import GeometryError
 from lesionseg.ops.resize import take_along
 
@@ -148,8 +149,8 @@ def resample_slabs(
 
 def _read_region(
     array: Tensor | NDArray[Any],
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
+    first: Integers,
+    last: Integers,
     decode: Decode | None,
 ) -> Tensor:
     """Return the values of an array `[C, *spatial]` from index `first` to index `last`, inclusive.
@@ -162,9 +163,7 @@ def _read_region(
     return piece if decode is None else decode(piece)
 
 
-def _largest_drift(
-    matrix: NDArray[np.float64], other: NDArray[np.float64], out_shape: Sequence[int]
-) -> float:
+def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) -> float:
     """Return the largest distance, in input voxels, between the two images of the last voxel.
 
     Both matrices map output indices to input indices. Their distance is largest at the last index.
@@ -174,7 +173,7 @@ def _largest_drift(
     return float(drift.max())
 
 
-def index_matrix(source: Geometry, target: Geometry) -> NDArray[np.float64]:
+def index_matrix(source: Geometry, target: Geometry) -> Numbers:
     """Return the matrix that maps an index of `target` to an index of `source`.
 
     Raises `GeometryError` if the grids have different numbers of axes.
@@ -201,9 +200,7 @@ def as_torch(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _find_input_range(
-    matrix: NDArray[np.float64], shape: Sequence[int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, Integers]:
     """Return the lowest and highest input index along each axis that an output of `shape` reads.
 
     The output extends to the outer faces of its voxels, because a coarse voxel is a mean over its
@@ -218,9 +215,7 @@ def _find_input_range(
     return lowest, highest
 
 
-def _pad(
-    piece: Tensor, before: NDArray[np.int64], after: NDArray[np.int64], *, zeros: bool
-) -> Tensor:
+def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Tensor:
     """Add voxels before and after each axis: zeros, or copies of the outermost values."""
     for axis, (n_before, n_after) in enumerate(zip(before, after, strict=True), start=1):
         n = piece.shape[axis]
@@ -247,7 +242,7 @@ class _Resampling:
             their values apply.
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Numbers
     out_shape: tuple[int, ...]
     parallel: tuple[int, ...] | None
     is_exact: bool
@@ -269,7 +264,7 @@ class _Resampling:
                 piece = _take_linear(piece, axis + 1, x, self.reach)
         return piece
 
-    def _axis_coordinates(self, axis: int, input_axis: int) -> NDArray[np.float64]:
+    def _axis_coordinates(self, axis: int, input_axis: int) -> Numbers:
         """Return the coordinate on the input axis of each index of output axis `axis`."""
         row = self.matrix[input_axis]
         x = row[axis] * np.arange(self.out_shape[axis]) + row[-1]
@@ -309,7 +304,7 @@ class _Resampling:
         lines = [(np.arange(n) + 0.5) / n - 0.5 for n in n_samples]
         return list(itertools.product(*[line.tolist() for line in lines]))
 
-    def _coordinates(self, offset: Sequence[float]) -> list[NDArray[np.float64]]:
+    def _coordinates(self, offset: Sequence[float]) -> list[Numbers]:
         """Return input coordinates `[*out_shape]`, one array for each input axis.
 
         `offset` is the position within each output voxel, −½ to ½.
@@ -323,9 +318,7 @@ class _Resampling:
         return coordinates
 
 
-def _find_parallel_axes(
-    linear: NDArray[np.float64], out_shape: tuple[int, ...]
-) -> tuple[int, ...] | None:
+def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the input axis that is parallel to each output axis, or None if axes are oblique.
 
     They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along
@@ -344,9 +337,7 @@ def _find_parallel_axes(
     return tuple(int(axis) for axis in input_axes)
 
 
-def _take_mean(
-    array: Tensor, axis: int, x: NDArray[np.float64], ratio: float, reach: float
-) -> Tensor:
+def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float, reach: float) -> Tensor:
     """Return the mean over `ratio` input voxels around each coordinate, within the array.
 
     Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
@@ -370,7 +361,7 @@ def _take_mean(
     return _zero_outside(mean, axis, x, n, reach)
 
 
-def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64], reach: float) -> Tensor:
+def _take_linear(array: Tensor, axis: int, x: Numbers, reach: float) -> Tensor:
     """Interpolate linearly at coordinates along an axis."""
     n = array.shape[axis]
     clipped = np.clip(x, 0, n - 1)
@@ -385,21 +376,21 @@ def _take_linear(array: Tensor, axis: int, x: NDArray[np.float64], reach: float)
     return _zero_outside(piece, axis, x, n, reach)
 
 
-def _take_nearest(array: Tensor, axis: int, x: NDArray[np.float64], reach: float) -> Tensor:
+def _take_nearest(array: Tensor, axis: int, x: Numbers, reach: float) -> Tensor:
     """Return the nearest values at coordinates along an axis."""
     n = array.shape[axis]
     index = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
     return _zero_outside(_select(array, axis, index), axis, x, n, reach)
 
 
-def _select(array: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
+def _select(array: Tensor, axis: int, index: Integers) -> Tensor:
     """Return `array` at `index` along an axis: a view if the indices are consecutive."""
     if (np.diff(index) == 1).all():
         return array.narrow(axis, int(index[0]), len(index))
     return take_along(array, axis, _as_tensor(index, array.device))
 
 
-def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int, reach: float) -> Tensor:
+def _zero_outside(piece: Tensor, axis: int, x: Numbers, n: int, reach: float) -> Tensor:
     """Set `piece` to 0 at coordinates along `axis` that are outside of `n` voxels."""
     inside = _is_inside(x, n, reach)
     if inside.all():
@@ -407,7 +398,7 @@ def _zero_outside(piece: Tensor, axis: int, x: NDArray[np.float64], n: int, reac
     return piece.masked_fill(_broadcast_along(piece, axis, ~inside), 0)
 
 
-def _sample_linear(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) -> Tensor:
+def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
     """Interpolate linearly at scattered coordinates."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
     # grid_sample expects coordinates from −1 to 1, last axis first
@@ -419,7 +410,7 @@ def _sample_linear(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) ->
     return sampled[0]
 
 
-def _sample_nearest(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) -> Tensor:
+def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
     """Return the nearest values at scattered coordinates."""
     index = []
     for x, n in zip(coordinates, array.shape[1:], strict=True):
@@ -428,7 +419,7 @@ def _sample_nearest(array: Tensor, coordinates: Sequence[NDArray[np.float64]]) -
     return torch.stack([channel[tuple(index)] for channel in array])
 
 
-def _is_inside(x: NDArray[np.float64], n: int, reach: float) -> NDArray[np.bool_]:
+def _is_inside(x: Numbers, n: int, reach: float) -> Flags:
     """Return True for coordinates at most `reach` before the first or after the last of `n` voxels.
 
     Voxels are counted along one axis, and coordinates refer to their centres.
@@ -436,7 +427,7 @@ def _is_inside(x: NDArray[np.float64], n: int, reach: float) -> NDArray[np.bool_
     return np.asarray((x >= -reach) & (x <= n - 1 + reach))
 
 
-def _round_coordinates(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _round_coordinates(x: Numbers) -> Numbers:
     """Round coordinates to multiples of `_ROUNDING_VOX`. Whole ones stay exactly whole."""
     per_unit = round(1 / _ROUNDING_VOX)
     # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel

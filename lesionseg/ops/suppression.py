@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.core.arrays import Integers
 from lesionseg.errors import ContentError
 from lesionseg.ops.compiled import compile_loops
 
@@ -141,11 +142,11 @@ def cluster_boxes(
 def _sweep(
     starts: NDArray[np.float32],
     stops: NDArray[np.float32],
-    position: NDArray[np.int64],
+    position: Integers,
     axis: int,
     longest: np.float32,
     iou_threshold: np.float32,
-) -> NDArray[np.int64]:
+) -> Integers:
     """Return for each rank that of the kept box that suppresses it; its own for a kept box.
 
     10 000 boxes in 3-D take 15 to 40 ms.

@@ -20,6 +20,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.ops.compiled import make_compiler
 
 
@@ -31,7 +32,7 @@ class Warp:
     with axes in array order. `shape` is that of the output. `bend` is None for an affine warp.
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Numbers
     shape: tuple[int, ...]
     bend: Tensor | None = None
 
@@ -196,7 +197,7 @@ def _interpolate(
 
 @_compile_loops
 def _fill_nearest_places(
-    shape: NDArray[np.int64],
+    shape: Integers,
     matrix: NDArray[np.float32],
     bend: NDArray[np.float32],
     out: NDArray[np.int32],

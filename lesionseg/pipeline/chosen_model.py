@@ -1,9 +1,9 @@
 """Replace `model=auto` in the settings by the name of a model, and keep the choices of a run."""
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig
+from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig, dotted_items
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.text import read_yaml
@@ -23,20 +23,14 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
     """
     if not has_config(run):
         return cfg
-    before = read_yaml(run / CONFIG)
-    model = _read_setting(before, "model", "architecture")
+    before = dict(dotted_items(read_yaml(run / CONFIG)))
+    model = before.get("model.architecture")
     if cfg.model.architecture == AUTO_MODEL and isinstance(model, str):
         cfg = with_model(cfg, model)
-    rate = _read_setting(before, "optim", "lr")
+    rate = before.get("optim.lr")
     if cfg.optim.lr == "auto" and isinstance(rate, float):
         cfg = with_rate(cfg, rate)
     return cfg
-
-
-def _read_setting(config: Any, section: str, name: str) -> Any:
-    """Return a setting of a stored configuration, or None if it is not there."""
-    part = config.get(section) if isinstance(config, dict) else None
-    return part.get(name) if isinstance(part, dict) else None
 
 
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:

@@ -1,9 +1,9 @@
 """The result of a command, which `cli` prints and a notebook uses."""
 
-from typing import Any, Protocol
+from typing import Any
 
 
-class Outcome(Protocol):
+class Outcome:
     """The result of any command. A command prints nothing itself."""
 
     def summary(self) -> list[str]:

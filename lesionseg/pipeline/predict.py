@@ -1,18 +1,20 @@
 """`predict`: write masks, candidates and a status for each scan of a folder."""
 
 import logging
+import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_url
+from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
+from lesionseg.io.dicomweb import DicomWeb, find_remote_scans
 from lesionseg.io.files import locked_folder
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download
@@ -32,6 +34,7 @@ from lesionseg.pipeline.predict_case import (
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
+from lesionseg.pipeline.predict_send import ResultSender
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
@@ -54,7 +57,8 @@ def predict(
     and format, and `predictions.csv`, an index of all case files in the folder. A case that fails
     does not stop the run. A later run skips unchanged cases that were done or failed before.
     Results of another scan are replaced only with `cfg.overwrite`. Permissions of files follow the
-    umask. Input and output may be URLs.
+    umask. Input and output may be URLs. The input may be a PACS, from which each scan is fetched
+    when it is read. With `cfg.send`, DICOM results are stored in a PACS.
 
     Args:
         cfg: see conf/predict.yaml.
@@ -90,13 +94,13 @@ def _predict(
     progress: Advance | None,
 ) -> PredictOutcome:
     """Predict into a folder, with the rows in `table_path`."""
+    source = DicomWeb("input", cfg.input) if is_dicomweb(cfg.input) else None
+    target = None if cfg.send is None else DicomWeb("send", cfg.send)
     digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
-    source = download(cfg.input)
-    if cfg.engine == "ray":  # its processes run in another folder
-        source = source.absolute()
-    found = find_cases(source, folder, predictor.plan, cfg.series, names=cfg.names)
+    fetched = folder / f".{table_path.name}.fetched"
+    found = _find(cfg, folder, predictor.plan, source, fetched)
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
@@ -107,6 +111,7 @@ def _predict(
     rows: list[CaseRow] = []
     with (
         locked_folder(folder, _lock_of(table_path.name)),
+        _removed(fetched),
         bar("Predicting", progress) as advance,
     ):
         _require_no_other_division(folder, cfg)
@@ -121,15 +126,61 @@ def _predict(
             if cfg.shard_index == 0:
                 for kind in found.left_out:
                     index.put(left_out_row(kind))
+            sender = ResultSender(target, results)
             with closing(_run_engine(work, scans, architectures)) as finished:
-                for row in finished:
+                for finished_row in finished:
+                    row = _send(finished_row, sender)
                     _record(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
             if cfg.num_shards == 1:
+                for case in results.cases():  # also of scans that left the input
+                    sender.send(case)
                 _forget_remedied(results, found.scans, rows, found.root)
     rows.sort(key=lambda row: (row.case, row.path))
-    return PredictOutcome(tuple(rows), folder, found.left_out, table_path.name)
+    return PredictOutcome(
+        tuple(rows),
+        folder,
+        found.left_out,
+        table_path.name,
+        sent=tuple(sender.sent),
+        unsent=tuple(sender.unsent),
+    )
+
+
+def _send(row: CaseRow, sender: ResultSender) -> CaseRow:
+    """Store the DICOM results of a case in the PACS. Return its row, with the reason if it fails.
+
+    The row of a failed scan is not changed, because later runs compare its message.
+    """
+    if not row.is_done:
+        return row
+    sender.send(row.case)
+    reason = sender.unsent.get(row.case, "")
+    return replace(row, message=f"{row.message} {reason}".strip())
+
+
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """Remove a folder before and after the context. A run that was killed may have left it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find(
+    cfg: PredictConfig, output: Path, plan: Plan, pacs: DicomWeb | None, fetched: Path
+) -> FoundScans:
+    """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`."""
+    if pacs is not None:
+        unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
+        return find_remote_scans(pacs, fetched, unwanted)
+    source = download(cfg.input)
+    if cfg.engine == "ray":  # its processes run in another folder
+        source = source.absolute()
+    return find_cases(source, output, plan, cfg.series, names=cfg.names)
 
 
 def _describe_input(cfg: PredictConfig, n_own: int, n_found: int) -> str:

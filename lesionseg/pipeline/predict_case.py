@@ -15,6 +15,7 @@ import numpy as np
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
+    CASE_ERRORS,
     ConflictError,
     ContentError,
     DatasetError,
@@ -88,6 +89,7 @@ def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]
     infer = partial(work.attempt, work.infer)
     write = partial(work.attempt, work.write)
     for item in read_ahead(started, read, infer, write, fits=work.fits):
+        item.scan.release()
         yield item.row
 
 
@@ -204,19 +206,24 @@ class CaseWork:
         return None
 
     def fits(self, items: Sequence[StartedScan]) -> bool:
-        """Return True if these scans fit into memory together, or at most one is unfinished."""
+        """Return True if these scans fit into memory together, or at most one is unfinished.
+
+        A scan that has not been fetched counts as the largest of the other ones.
+        """
         unfinished = [item for item in items if not item.row.status]
         if len(unfinished) < 2:  # the headers of an archive of finished scans are not read
             return True
         for item in unfinished:
-            if item.n_bytes is None:
+            if item.n_bytes is None and item.scan.is_present:
                 item.n_bytes = 0
                 if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
-                    geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
+                    geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
-        return sum(item.n_bytes or 0 for item in unfinished) <= self.budget
+        known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
+        n_unknown = len(unfinished) - len(known)
+        return sum(known) + n_unknown * max(known, default=0) <= self.budget
 
     def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
         """Return the scan on the plan's grid, or None if there is nothing to do.
@@ -259,6 +266,7 @@ class CaseWork:
         if reason:
             _skip(item, reason)
             return None
+        scan.fetch()
         prepared = self.predictor.prepare(scan.files)
         item.scan.require_unchanged(item.row.state)
         trim_memory()
@@ -467,4 +475,4 @@ def _is_final(error: Exception) -> bool:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return False  # a disk, a network or a permission
         cause = cause.__cause__
-    return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
+    return isinstance(error, CASE_ERRORS)

@@ -31,22 +31,26 @@ class PredictOutcome(Outcome):
     """The rows of one call, one per scan, sorted by case id, and the output folder.
 
     `left_out`: files that the model cannot read as scans. `table`: the name of the table in the
-    folder, which each shard has for itself.
+    folder, which each shard has for itself. `sent`, `unsent`: the cases whose DICOM results were
+    stored in a PACS, and those for which this failed.
     """
 
     rows: tuple[CaseRow, ...]
     folder: Path
     left_out: tuple[Finding, ...] = ()
     table: str = TABLE
+    sent: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
-        """3 if a scan failed for the first time, 1 if no scan was to be predicted, otherwise 0.
+        """0, 1 if no scan was to be predicted, or 3 if a scan failed for the first time.
 
-        A shard is not 1, because the other shards may have scans to predict.
+        It is also 3 if DICOM results could not be sent. A shard is not 1, because the other shards
+        may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
-        if failed:
+        if failed or self.unsent:
             return SOME_FAILED
         is_shard = self.table != TABLE
         return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
@@ -75,6 +79,11 @@ class PredictOutcome(Outcome):
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
+        if self.sent:
+            lines.append(f"Sent: the DICOM results of {count(len(self.sent), 'case')}.")
+        if self.unsent:
+            waiting = count(len(self.unsent), "case")
+            lines.append(f"Not sent: the DICOM results of {waiting}; the same command tries again.")
         return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def record(self) -> dict[str, Any]:
@@ -83,6 +92,8 @@ class PredictOutcome(Outcome):
             "output": self.folder,
             "table": self.folder / self.table,
             "cases": [row.cells() for row in self.rows],
+            "sent": self.sent,
+            "unsent": self.unsent,
             "left_out": [asdict(note) for note in self.left_out],
         }
 

@@ -17,10 +17,18 @@ from typing import Any
 
 import yaml
 
-from lesionseg.config import AUTO_MODEL, COMMANDS, TARGET, TrainConfig, conf_dir, defaults
+from lesionseg.config import (
+    AUTO_MODEL,
+    COMMANDS,
+    TARGET,
+    TrainConfig,
+    conf_dir,
+    defaults,
+    dotted_items,
+)
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
@@ -171,8 +179,8 @@ def settings_to_repeat(
     is_own_model = architecture in SOURCES and "model.architecture" not in left_out
     if is_own_model and architecture != usual["model"]["architecture"]:
         settings["model"] = choices["model"] = architecture
-    usual_values = dict(_dotted_leaves(defaults("train", choices)))
-    for key, value in _dotted_leaves(config):
+    usual_values = _leaves(defaults("train", choices))
+    for key, value in _leaves(config).items():
         is_repeated = key.partition(".")[0] in sections and key not in {"data.root", *left_out}
         # the scans of `data.phantoms` exist
         if not is_repeated or key.startswith("data.phantoms"):
@@ -197,13 +205,10 @@ def loss_option(target: str) -> str | None:
     return None
 
 
-def _dotted_leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the dotted key and the value of each setting that is not a section."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted_leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of each setting that is not a section, by dotted key."""
+    items = dotted_items(config)
+    return {key: value for key, value in items if not isinstance(value, Mapping)}
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -220,8 +225,8 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Yield the key and `old → new` of every setting that differs, except for free settings."""
-    old = {key: value for key, value in _dotted_leaves(before) if value != {}}
-    new = {key: value for key, value in _dotted_leaves(now) if value != {}}
+    old = _leaves(before)
+    new = _leaves(now)
     for key in sorted(old.keys() | new.keys()):
         is_free = any(f"{key}.".startswith(f"{free}.") for free in FREE)
         value_before = old.get(key, ADDED.get(key))
@@ -344,7 +349,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     if device.startswith("cuda") and torch.cuda.is_available():
         machine = torch.cuda.get_device_name(device)
     dataset = survey.dataset
-    sources = "".join(survey.sources.get(c.case) or source_hash(c) for c in dataset.cases)
+    sources = "".join(survey.sources.get(c.case) or case_digest(c) for c in dataset.cases)
     data = config.get("data", {})
     has_phantoms = (dataset.root / SETTINGS).is_file()
     # the report reads the references again, by the same rules

@@ -6,8 +6,8 @@ from math import ceil
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from lesionseg.core.arrays import Numbers
 from lesionseg.ops.anchors import centred_iou
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 from lesionseg.plan.rules import Decision
@@ -25,7 +25,7 @@ _MOST_LESIONS = 1000  # used for the fit; more do not change the result
 # factors by which `_cluster` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
 
-Extents = NDArray[np.float64]
+Extents = Numbers
 
 
 def fit_anchors(
@@ -106,7 +106,7 @@ def _sample_by_volume(sides: Extents) -> Extents:
 
 
 def _explain_fit(
-    anchors: AnchorPlan, finest_stride: NDArray[np.float64], mean_iou: float, small_recall: float
+    anchors: AnchorPlan, finest_stride: Numbers, mean_iou: float, small_recall: float
 ) -> str:
     """Return the reason of fitted anchors: their number, and how well they cover the lesions."""
     stride = " × ".join(f"{step:g}" for step in finest_stride)
@@ -159,7 +159,7 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
     return tuple(range(first, last + 1))
 
 
-def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
+def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     """Return the `k` box sizes that fit the lesions best, in ascending order of volume.
 
     The fit is the weighted mean over lesions of the IoU between the lesion and the size that is
@@ -187,7 +187,7 @@ def _cluster(sides: Extents, weights: NDArray[np.float64], k: int) -> Extents:
     return np.asarray(shapes[np.argsort(shapes.prod(axis=1), kind="stable")])
 
 
-def _best_iou(sides: Extents, shapes: Extents) -> NDArray[np.float64]:
+def _best_iou(sides: Extents, shapes: Extents) -> Numbers:
     """Return the IoU of each lesion with its best size, if both have the same centre."""
     iou = centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes))
     return np.asarray(iou.numpy().max(axis=1))

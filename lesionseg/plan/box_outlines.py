@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Lesions, Reference
+from lesionseg.core.arrays import Flags
 
 # A lesion with a shorter side could have the outline by chance: of real outlines of 10 to 14
 # pixels, 5 % are within a pixel of an ellipse, and of those above 14 pixels, none.
@@ -55,7 +55,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     return OutlineCounts(len(rows), n_boxes)
 
 
-def is_box_outline(crop: NDArray[np.bool_]) -> bool:
+def is_box_outline(crop: Flags) -> bool:
     """Return True if a mask fills its bounding box, or the ellipse that is inscribed in it.
 
     Pixels at a distance of up to `TOLERANCE` from the outline may differ.
@@ -79,7 +79,7 @@ def is_box_outline(crop: NDArray[np.bool_]) -> bool:
     return not is_outside.any() and not is_missing.any()
 
 
-def _ellipse(shape: tuple[int, ...], growth: float) -> NDArray[np.bool_]:
+def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:
     """Return the pixels whose centres are in the inscribed ellipse, with semi-axes grown."""
     distances = np.zeros(shape)
     for axis, n in enumerate(shape):

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from lesionseg.core.arrays import Flags, Integers
 
 UnitLabels = Mapping[str, frozenset[int]]
 
@@ -50,8 +51,8 @@ class _Division:
     def __init__(
         self,
         units: Sequence[str],
-        has_label: NDArray[np.bool_],
-        is_held: NDArray[np.bool_],
+        has_label: Flags,
+        is_held: Flags,
         rng: np.random.Generator,
     ) -> None:
         self.units = units
@@ -61,12 +62,12 @@ class _Division:
         self.is_shared = has_label.sum(axis=0) >= 2  # a label of a single unit is for training
 
     @property
-    def _n_held(self) -> NDArray[np.int64]:
+    def _n_held(self) -> Integers:
         """The number of validation units with each label."""
         return np.asarray(self.has_label[self.is_held].sum(axis=0))
 
     @property
-    def _n_trained(self) -> NDArray[np.int64]:
+    def _n_trained(self) -> Integers:
         """The number of training units with each label."""
         return np.asarray(self.has_label[~self.is_held].sum(axis=0))
 
@@ -111,7 +112,7 @@ class _Division:
                 near = -np.abs(np.arange(len(self.units)) - gone)
                 self.is_held[self._draw_best(is_spare, near)] = True
 
-    def _exchange_nearest(self, can_go: NDArray[np.bool_], is_spare: NDArray[np.bool_]) -> None:
+    def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
         """Exchange a validation unit for a training unit that has its shared labels.
 
         After the exchange, validation has each shared label and a lesion. If several pairs of units
@@ -134,7 +135,7 @@ class _Division:
             self.is_held[leaving] = False
             self.is_held[coming] = True
 
-    def _dispensable(self) -> NDArray[np.bool_]:
+    def _dispensable(self) -> Flags:
         """Return True for units without which validation keeps each shared label and a lesion."""
         is_last = (self.has_label & self.is_shared & (self._n_held == 1)).any(axis=1)
         has_lesions = self.has_label.any(axis=1)
@@ -142,7 +143,7 @@ class _Division:
             is_last |= has_lesions
         return np.asarray(self.is_held & ~is_last)
 
-    def _draw_best(self, allowed: NDArray[np.bool_], scores: NDArray[np.int64]) -> int:
+    def _draw_best(self, allowed: Flags, scores: Integers) -> int:
         """Draw one of the allowed units with the highest score."""
         best = scores[allowed].max()
         return int(self.rng.choice(np.flatnonzero(allowed & (scores == best))))

@@ -8,10 +8,10 @@ from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.config import AUTO_MODEL, ModelConfig
 from lesionseg.core import Dataset
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
@@ -199,7 +199,7 @@ class _GridSizes:
 
     median_shape: tuple[int, ...]
     n_voxels: float
-    lesion_voxels: NDArray[np.float64]
+    lesion_voxels: Numbers
 
 
 def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lesionseg.core import Dataset, Finding, Lesions, Reference, StatedBoxes
+from lesionseg.core.arrays import Integers
 from lesionseg.errors import count, join_names
 from lesionseg.ops.boxes import box_iou
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
@@ -107,9 +107,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
     return _count_boxes(facts, reference.stated, shape)
 
 
-def _count_boxes(
-    facts: ReferenceFacts, stated: StatedBoxes, shape: NDArray[np.int64]
-) -> ReferenceFacts:
+def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) -> ReferenceFacts:
     """Add the numbers of boxes of a table that raise doubts. `shape` is that of the image."""
     start, stop = np.split(stated.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)

@@ -10,8 +10,8 @@ from math import ceil, inf, prod
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError, count
 from lesionseg.plan.fingerprint import ChannelStatistics
 from lesionseg.plan.plan import (
@@ -575,7 +575,7 @@ def limit_to_small_tiles(
     median_shape: Sequence[int],
     spacing_mm: Sequence[float],
     n_voxels: float,
-    lesion_voxels: Sequence[float] | NDArray[np.float64],
+    lesion_voxels: Sequence[float] | Numbers,
 ) -> DeviceBudget:
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 

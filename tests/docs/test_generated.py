@@ -5,9 +5,9 @@ from runpy import run_path
 
 import pytest
 
-from lesionseg.cli.compose import files_of, groups
+from lesionseg.cli.compose import groups
 from lesionseg.cli.help import setting_lines
-from lesionseg.config import COMMANDS
+from lesionseg.config import COMMANDS, files_of
 from lesionseg.evaluation.tables import COLUMNS
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from pydantic import (
@@ -45,7 +45,11 @@ _NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_unet"}
 _PREPROCESSOR = "DefaultPreprocessor"
 _LABEL_MANAGER = "LabelManager"
 _SPLINES = "resample_data_or_seg_to_shape"
-_TORCH = "resample_torch_fornnunet"
+# the functions of nnU-Net that resample, and the orders that their arguments do not state
+_RESAMPLING: Mapping[str, Mapping[str, int]] = {
+    _SPLINES: {},
+    "resample_torch_fornnunet": {"order": 1, "order_z": 0},
+}
 _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
 _SLOPE = 0.01  # nnU-Net's default for the leaky ReLU
@@ -62,27 +66,18 @@ class _Intensities(BaseModel):
     percentile_99_5: FiniteFloat = 0.0
 
 
-class _ThickSlices(BaseModel):
-    """The arguments that decide if thick slices are resized on their own."""
+class _ResamplingOptions(BaseModel):
+    """The arguments of nnU-Net's resampling by splines, or linearly by torch.
+
+    The first two decide if thick slices are resized on their own.
+    """
 
     force_separate_z: bool | None = None
     separate_z_anisotropy_threshold: float = 3.0
-
-
-class _SplineOptions(_ThickSlices):
-    """The arguments of nnU-Net's resampling by splines."""
-
     order: int = 3
     order_z: int = 0
-
-
-class _TorchOptions(_ThickSlices):
-    """The arguments of nnU-Net's resampling by torch: linear, and nearest across thick slices."""
-
     mode: Literal["linear"] = "linear"
     aniso_axis_mode: Literal["nearest-exact"] = "nearest-exact"
-    order: ClassVar[int] = 1
-    order_z: ClassVar[int] = 0
 
 
 class _Architecture(BaseModel):
@@ -463,16 +458,12 @@ def _normalisation(
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     """Return the resampling of a function. Raise `BundleError` if it is unknown."""
-    kinds: Mapping[str, type[_SplineOptions | _TorchOptions]] = {
-        _SPLINES: _SplineOptions,
-        _TORCH: _TorchOptions,
-    }
-    if function not in kinds:
+    if function not in _RESAMPLING:
         raise BundleError(
-            f"{where}: the resampling {function} is none of {', '.join(kinds)}. Predict with "
+            f"{where}: the resampling {function} is none of {', '.join(_RESAMPLING)}. Predict with "
             "nnU-Net and give its probabilities to evaluate."
         )
-    stated = _validate(kinds[function], options, where)
+    stated = _validate(_ResamplingOptions, {**options, **_RESAMPLING[function]}, where)
     return NnunetResampling(
         order=stated.order,
         order_z=stated.order_z,

@@ -108,7 +108,7 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
         else:
             key = str(file) if is_radiograph(header) else series_key(header)
             headers_of_scans[key][file] = header
-    described = {key: _describe(headers) for key, headers in headers_of_scans.items()}
+    described = {key: describe_headers(headers) for key, headers in headers_of_scans.items()}
     series = {key: scan for key, scan in described.items() if scan.is_series}
     # a series without a usable image does not count, so the other one keeps its short name
     n_readable = sum(not scan.unfit for scan in series.values())
@@ -144,10 +144,10 @@ def describe_dicom(place: Path) -> DicomScan:
     Raises:
         ReadError: A header is damaged, or there is no such image.
     """
-    return replace(_describe(series_headers(place)), place=place)
+    return replace(describe_headers(series_headers(place)), place=place)
 
 
-def _describe(headers: Mapping[Path, Header]) -> DicomScan:
+def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
     """Describe the scan that consists of these files."""
     file, header = next(iter(headers.items()))
     is_series = len(headers) > 1

@@ -30,7 +30,7 @@ _FLUOROSCOPY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.12\.[12](\.1)?")
 _XRAY_MODALITIES = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no pixels
-_NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
+NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISER = re.compile(r"\b(LOCALI[SZ]ER|SCOUT|TOPOGRAM)\b", re.I)  # among the image types
 _PREAMBLE = 132
 # a low tag of group 2 or 8, with which a file without preamble begins: (0002,0000) or (0008,0005).
@@ -176,7 +176,7 @@ def image_header(file: Path) -> "Header | None":
         has_rows = bool(header.get("Rows"))
     if sop_class == _SPECTROSCOPY:
         return None
-    if has_rows and text(header, "Modality") not in _NO_IMAGE:
+    if has_rows and text(header, "Modality") not in NO_IMAGE:
         return header
     should_be_image = not sop_class or "Image Storage" in sop_class.name
     if not series_uid or should_be_image:
@@ -249,7 +249,7 @@ def explain_unfit(header: "Header") -> str:
     return ""
 
 
-def check_scan(path: Path, header: "Header") -> None:
+def check_image(path: Path, header: "Header") -> None:
     """Raise `ReadError` if an image cannot be read or its header claims too many pixels.
 
     The claim is not checked if a codec such as JPEG compresses the pixels, because the ratio of its

@@ -8,7 +8,6 @@ log of requests. Use a proxy for encryption and passwords.
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
@@ -19,12 +18,7 @@ from lesionseg.pipeline.serve.model_process import running_model
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ServeOutcome(Outcome):
-    """A server that has ended. It leaves no files, and the requests are in the log."""
-
-
-def serve(cfg: ServeConfig) -> ServeOutcome:
+def serve(cfg: ServeConfig) -> Outcome:
     """Serve until interrupted. `serve.app` answers the requests.
 
     By default only this machine can send requests. Each one is logged without names (`access_log`).
@@ -70,7 +64,7 @@ def serve(cfg: ServeConfig) -> ServeOutcome:
                 f"host={cfg.host} port={cfg.port}: the server cannot start. If another program "
                 "uses this port, name another port=. The host must be an address of this machine."
             ) from error
-    return ServeOutcome()
+    return Outcome()  # a server leaves no files, and the requests are in the log
 
 
 def _warn_if_open(cfg: ServeConfig) -> None:
