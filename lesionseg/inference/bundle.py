@@ -28,7 +28,7 @@ from lesionseg.core import NO_SELECTION, Selection
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
-from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
+from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.files import digest_of
 from lesionseg.io.model_address import local_model
 from lesionseg.io.nnunet_model import find_nnunet_model
@@ -82,9 +82,10 @@ def write_bundle(
     new = _temporary_path(folder)
     try:
         new.mkdir(parents=True)
-        (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
-        (new / SELECTION).write_text(selection.to_json() + "\n", encoding="utf-8")
-        (new / CARD).write_text(card, encoding="utf-8")
+        files = BundleFiles(new)
+        files.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
+        files.selection.write_text(selection.to_json() + "\n", encoding="utf-8")
+        files.card.write_text(card, encoding="utf-8")
         for name, member in zip(_weight_files(selection), networks, strict=True):
             tensors = {}
             for key, tensor in member.state_dict().items():
@@ -92,7 +93,7 @@ def write_bundle(
                 tensors[key] = tensor.detach().cpu().contiguous().clone()
             save_file(tensors, new / name, metadata=metadata)
             # safetensors makes files that only the owner can read
-            (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
+            (new / name).chmod(files.plan.stat().st_mode & 0o777)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
@@ -194,7 +195,7 @@ def bundle_plan(bundle: str | Path) -> Plan:
     model = find_nnunet_model(local)
     if model is not None:
         return nnunet_plan(model)
-    path = resolve_bundle(local) / PLAN
+    path = BundleFiles(resolve_bundle(local)).plan
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
 
@@ -205,9 +206,10 @@ def bundle_selection(bundle: str | Path) -> Selection:
     """
     folder = resolve_bundle(local_model(bundle))
     plan = bundle_plan(folder)
-    path = folder / (PLAN if plan.schema_version == 1 else SELECTION)
+    files = BundleFiles(folder)
+    path = files.plan if plan.schema_version == 1 else files.selection
     if not path.is_file():
-        raise BundleError(f"{folder}: no {SELECTION}. Copy the bundle again.")
+        raise BundleError(f"{folder}: no {path.name}. Copy the bundle again.")
     return Selection.from_json(path.read_text("utf-8", "replace"), path)
 
 
@@ -236,15 +238,19 @@ def bundle_digest(bundle: str | Path) -> str:
     if model is not None:
         return nnunet_digest(model)
     folder = resolve_bundle(path)
-    paths = [folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))]
-    if (folder / SELECTION).is_file():
-        paths.append(folder / SELECTION)
+    files = BundleFiles(folder)
+    paths = [files.weights, files.plan, *sorted(folder.glob("weights_*.safetensors"))]
+    if files.selection.is_file():
+        paths.append(files.selection)
     return digest_of(*paths)[:16]
 
 
 def _weight_files(selection: Selection) -> list[str]:
     """Return the names of the weight files, one for each member of the ensemble."""
-    return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, selection.n_members))]
+    return [
+        "weights.safetensors",
+        *(f"weights_{k}.safetensors" for k in range(1, selection.n_members)),
+    ]
 
 
 def _temporary_path(folder: Path) -> Path:

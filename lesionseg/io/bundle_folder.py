@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lesionseg.errors import BundleError, count, join_names
@@ -9,13 +10,49 @@ from lesionseg.io.files import atomic_path, cache_folder, digest_of
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 from lesionseg.io.run_folder import has_config
 
-WEIGHTS = "weights.safetensors"
-PLAN = "plan.json"
-SELECTION = "selection.json"
-CARD = "model_card.md"
+_WEIGHTS = "weights.safetensors"
+_PLAN = "plan.json"
 MODELS = "models"  # the folder of models in the cache
 _SUFFIXES = (".safetensors", ".json", ".md")
 _MAX_SHOWN = 8  # file names in the message about a wrong folder
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """The paths of the files of a bundle, which may not exist yet. `folder` is that of the bundle.
+
+    Further members of an ensemble have their weights in `weights_1.safetensors` and so on.
+    """
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the network, or of the first member of an ensemble."""
+        return self.folder / _WEIGHTS
+
+    @property
+    def plan(self) -> Path:
+        """The plan."""
+        return self.folder / _PLAN
+
+    @property
+    def selection(self) -> Path:
+        """The selection."""
+        return self.folder / "selection.json"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.folder / "model_card.md"
+
+    def card_facts(self) -> Mapping[str, str]:
+        """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
+
+        The result is empty if the bundle has no card.
+        """
+        card = self.card.read_text("utf-8", "replace") if self.card.is_file() else ""
+        return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))
 
 
 def resolve_bundle(path: Path) -> Path:
@@ -29,7 +66,8 @@ def resolve_bundle(path: Path) -> Path:
         BundleError: Neither folder contains weights and plan, or the zip cannot be used.
     """
     for folder in (path, path / "bundle"):
-        if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
+        files = BundleFiles(folder)
+        if files.weights.is_file() and files.plan.is_file():
             return folder
     if has_config(path):
         raise BundleError(
@@ -45,7 +83,7 @@ def resolve_bundle(path: Path) -> Path:
         content = f"contains {join_names(names, _MAX_SHOWN) or 'no files'}"
     raise BundleError(
         f"{path} is not a bundle: the folder {content}. Name the folder of a finished training, "
-        f"one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
+        f"one that contains {_WEIGHTS} and {_PLAN}, or an nnU-Net model folder."
     )
 
 
@@ -59,7 +97,9 @@ def _unpack(archive: Path, path: Path) -> Path:
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
-    folders = [name.parent for name in names if name.name == WEIGHTS and name.is_relative_to(inner)]
+    folders = [
+        name.parent for name in names if name.name == _WEIGHTS and name.is_relative_to(inner)
+    ]
     depth = min((len(folder.parts) for folder in folders), default=0)
     found = [folder for folder in folders if len(folder.parts) == depth]
     if len(found) != 1:
@@ -76,13 +116,3 @@ def _unpack(archive: Path, path: Path) -> Path:
             with atomic_path(file) as new:
                 new.write_bytes(files.read_bytes(name.name))
     return target
-
-
-def read_card_facts(folder: Path) -> Mapping[str, str]:
-    """Return the facts in a model card, from lines such as `- date: 2026-01-31` or `license: mit`.
-
-    The result is empty if the bundle has no card.
-    """
-    path = folder / CARD
-    card = path.read_text("utf-8", "replace") if path.is_file() else ""
-    return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))
