@@ -128,7 +128,7 @@ def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch,
     fits = budget > 1
     together = Barrier(2)
     n_reading = Counter[str]()
-    most: list[int] = []
+    most = []
     lock = Lock()
 
     def read_slowly(files, dataset):

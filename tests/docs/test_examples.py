@@ -29,7 +29,7 @@ def prepare_roles(raw, folder, *settings):
     """Run `prepare`. Return the cases of each role."""
     given = [f"data.root={raw}", f"run_dir={folder}", TILE, *SMALL, *settings]
     assert run("prepare", given) == 0
-    found: dict[str, set[str]] = {}
+    found = {}
     for case, role in json.loads((folder / "splits.json").read_text())["roles"].items():
         found.setdefault(role, set()).add(case)
     return found

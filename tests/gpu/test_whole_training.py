@@ -1,7 +1,6 @@
 """A whole `train` on a pretend card: trial steps, fit, validation, bundle, test and report."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +25,7 @@ SETTINGS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual_unet", "retina_unet"])
-def test_training_on_a_card_writes_bundle_test_and_report(name: str, tmp_path: Path) -> None:
+def test_training_on_a_card_writes_bundle_test_and_report(name, tmp_path):
     root = tmp_path / "scans"
     run = tmp_path / "run"
     write_mri_phantoms(root, 5, seed=0, shape=(32, 40, 40), n_test=1)

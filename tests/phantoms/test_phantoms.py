@@ -63,7 +63,7 @@ def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(
 
 
 def test_longer_set_begins_with_the_shorter_one_and_reports_its_progress(tmp_path):
-    calls: list[tuple[str, int, int]] = []
+    calls = []
     write_mri(tmp_path / "one", 1, seed=2)
     write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: calls.append(done))
     assert calls == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]

@@ -1,7 +1,6 @@
 """`model=auto` becomes a model once, before planning, and a run keeps its model."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ from tests.models.plans import plan_of
 SIDE = 64
 
 
-def write_films(root: Path, *, masks: str | None, n: int = 5) -> Path:
+def write_films(root, *, masks, n=5):
     """Write films with one lesion each as COCO: boxes, and masks of a shape if it is given."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)

@@ -1,15 +1,12 @@
 """`evaluate` reads nnU-Net's probabilities: FROC, thresholds, and masks at a threshold."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError
-from lesionseg.evaluation import Scores
 from lesionseg.io.cases import read_mask
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv, write_json
@@ -30,18 +27,18 @@ SECOND = (2, 12, 12)
 FALSE = (7, 2, 14)
 
 
-def write_case(folder: Path, name: str, lesions: float, false: float) -> None:
+def write_case(folder, name, lesions, false):
     """Write two lesions, the second found with `lesions`, and a false positive with `false`."""
     p = blobs(SHAPE, (FIRST, 3, 0.97), (SECOND, 3, lesions), (FALSE, 3, false))
     write_outputs(folder, name, softmax_of(p), p > 0.5)
 
 
-def write_truth(path: Path) -> None:
+def write_truth(path):
     write_array(path, boxes(SHAPE, (*FIRST, 3), (*SECOND, 3)))
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+def folders(tmp_path):
     """Write six cases. Each has a lesion at 0.3, and half of them a false positive at 0.4."""
     for i in range(6):
         write_truth(tmp_path / "labels" / f"P{i}.nii.gz")
@@ -49,11 +46,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "labels", tmp_path / "out", tmp_path / "scores"
 
 
-def scores_of(*paths: Path, **settings: Any) -> Scores:
+def scores_of(*paths, **settings):
     return evaluate(*paths, replicates=5, **settings).scores
 
 
-def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Path, Path]) -> None:
+def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders):
     scores = scores_of(*folders)
     assert scores.operating_point.score == 0.5
     assert scores["lesion_recall"].value == 0.5  # as its mask has it
@@ -74,7 +71,7 @@ def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Pa
         (None, ""),
     ],
 )
-def test_report_on_nnunet_states_its_model(tmp_path: Path, plans: Any, model: str) -> None:
+def test_report_on_nnunet_states_its_model(tmp_path, plans, model):
     folder = tmp_path / "out"
     for name in ("a", "b"):
         write_truth(tmp_path / "labels" / f"{name}.nii.gz")
@@ -90,8 +87,8 @@ def test_report_on_nnunet_states_its_model(tmp_path: Path, plans: Any, model: st
 
 
 def test_rate_gives_masks_and_candidates_at_its_threshold(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
     point = outcome.scores.operating_point
     assert outcome.scores["lesion_recall"].value == 1.0
@@ -107,7 +104,7 @@ def test_rate_gives_masks_and_candidates_at_its_threshold(
     assert again["lesion_recall"].value == 1.0
 
 
-def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]) -> None:
+def test_bare_masks_have_no_threshold_to_choose(folders):
     for file in folders[1].glob("*.npz"):
         file.unlink()
     with pytest.raises(ConfigError, match="scores"):
@@ -115,7 +112,7 @@ def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]
     assert not folders[2].exists()
 
 
-def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path, Path]) -> None:
+def test_only_the_case_of_an_unreadable_archive_fails(folders):
     n_cases = scores_of(*folders).count("n_cases")
     (folders[1] / "P5.npz").write_bytes(b"no archive")
     scores = scores_of(*folders)
@@ -125,8 +122,8 @@ def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path,
 
 
 def test_table_names_an_unreadable_archive_of_a_case_without_reference(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     write_case(folders[1], "P9", lesions=0.3, false=0.1)
     (folders[1] / "P9.npz").write_bytes(b"PK damaged")
     outcome = evaluate(*folders, replicates=5)
@@ -138,8 +135,8 @@ def test_table_names_an_unreadable_archive_of_a_case_without_reference(
 
 
 def test_nothing_is_written_if_all_archives_are_unreadable(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     for file in folders[1].glob("*.npz"):
         file.write_bytes(b"no archive")
     with pytest.raises(DatasetError, match=r"P5\.npz"):
@@ -148,7 +145,7 @@ def test_nothing_is_written_if_all_archives_are_unreadable(
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def dataset(tmp_path):
     """Write an nnU-Net raw folder, a model folder of two folds, and predicted test cases."""
     root = tmp_path / "Dataset001_X"
     write_labels(root, {"background": 0, "lesion": 1})
@@ -167,9 +164,7 @@ def dataset(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
-def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
-    dataset: Path, tmp_path: Path, reference: str
-) -> None:
+def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(dataset, tmp_path, reference):
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     scores = scores_of(
         dataset / reference,
@@ -196,12 +191,12 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
 
 @pytest.mark.parametrize(("group", "is_shared"), [(None, False), ("(P[78])", True)])
 def test_threshold_of_another_visit_of_a_patient_is_optimistic(
-    dataset: Path,
-    tmp_path: Path,
-    group: str | None,
-    is_shared: bool,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    dataset,
+    tmp_path,
+    group,
+    is_shared,
+    caplog,
+):
     """Each test case has an earlier visit among the development cases."""
     run = tmp_path / "run"
     for i in (7, 8):
@@ -220,9 +215,7 @@ def test_threshold_of_another_visit_of_a_patient_is_optimistic(
     assert ("on patients who are evaluated (P7, P8)" in caplog.text) == is_shared
 
 
-def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(dataset, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -239,9 +232,7 @@ def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
     assert (scores.evaluated_on, point.optimistic) == ("test", False)
 
 
-def test_test_cases_without_a_reference_get_masks_at_the_threshold(
-    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_test_cases_without_a_reference_get_masks_at_the_threshold(dataset, tmp_path, caplog):
     for file in (dataset / "labelsTs").iterdir():
         file.unlink()
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -254,7 +245,7 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(
     assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
 
 
-def test_chosen_on_without_usable_cases_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_chosen_on_without_usable_cases_is_refused(dataset, tmp_path):
     paths = dataset, tmp_path / "out", tmp_path / "scores"
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     with pytest.raises(ConfigError, match="chosen_on"):
@@ -273,7 +264,7 @@ def test_chosen_on_without_usable_cases_is_refused(dataset: Path, tmp_path: Path
         scores_of(*paths, chosen_on=model)
 
 
-def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) -> None:
+def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path):
     whole = blobs(SHAPE, (FIRST, 4, 0.9))
     core = blobs(SHAPE, ((3, 3, 3), 2, 0.8))
     painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
@@ -291,9 +282,7 @@ def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_merge_labels_applies_to_bare_masks(
-    folders: tuple[Path, Path, Path], tmp_path: Path, named: bool
-) -> None:
+def test_merge_labels_applies_to_bare_masks(folders, tmp_path, named):
     # numbers of lesions, two of which touch
     numbered = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
     numbered[4, 2:5, 2:5] = 3
@@ -324,8 +313,8 @@ def test_merge_labels_applies_to_bare_masks(
 
 @pytest.mark.parametrize("with_probabilities", [True, False])
 def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
-    folders: tuple[Path, Path, Path], tmp_path: Path, with_probabilities: bool
-) -> None:
+    folders, tmp_path, with_probabilities
+):
     write_labels(folders[1], {"background": 0, "lesion": 1, "ignore": 2})
     for file in folders[0].iterdir():
         write_array(file, boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*FALSE, 3)))
@@ -345,9 +334,7 @@ def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
     assert np.array_equal(scene.reference, boxes(SHAPE, (*FIRST, 3)) > 0)
 
 
-def test_bare_masks_of_development_cases_have_the_labels_of_the_model(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_bare_masks_of_development_cases_have_the_labels_of_the_model(dataset, tmp_path):
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_labels(model, {"background": 0, "lesion": 1, "ignore": 2})
     reference = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
@@ -366,9 +353,7 @@ def test_bare_masks_of_development_cases_have_the_labels_of_the_model(
 
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
-def test_development_cases_with_faults_are_left_out(
-    dataset: Path, tmp_path: Path, reference: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference, caplog):
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     paths = (dataset / reference, tmp_path / "out", tmp_path / "scores")
     (dataset / "labelsTr" / "P1.nii.gz").unlink()
@@ -383,7 +368,7 @@ def test_development_cases_with_faults_are_left_out(
         scores_of(*paths, chosen_on=model)
 
 
-def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: Path) -> None:
+def test_development_cases_of_one_fold_are_out_of_fold(dataset, tmp_path):
     model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     paths = (dataset, tmp_path / "out", tmp_path / "scores")
     scores = scores_of(*paths, chosen_on=model / "fold_0")
@@ -396,8 +381,8 @@ def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: 
 
 
 def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     first = blobs(SHAPE, (FIRST, 3, 0.9))
     second = blobs(SHAPE, (SECOND, 3, 0.8))
     painted = np.where(first > 0.5, 1, np.where(second > 0.5, 2, 0))
@@ -411,8 +396,8 @@ def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
 
 
 def test_kept_predictions_of_an_earlier_evaluation_are_removed(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     regions = {"background": 0, "whole": [1, 2], "core": 2}
     write_labels(folders[1], regions, regions_class_order=[1, 2])
     for i in range(6):
@@ -435,8 +420,8 @@ def test_kept_predictions_of_an_earlier_evaluation_are_removed(
 
 
 def test_kept_predictions_are_removed_if_bare_masks_follow(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     evaluate(*folders, replicates=5)
     assert list((folders[2] / "predictions").iterdir())
     evaluate(folders[0], folders[0], folders[2], replicates=5)
@@ -444,8 +429,8 @@ def test_kept_predictions_are_removed_if_bare_masks_follow(
 
 
 def test_nothing_is_written_if_results_of_predict_would_be_replaced(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
     content = {"case": "P0", "candidates": [], "source": source}
     write_json(folders[2] / "predictions" / "P0_candidates.json", content)
@@ -454,7 +439,7 @@ def test_nothing_is_written_if_results_of_predict_would_be_replaced(
     assert not (folders[2] / "scores.json").exists()
 
 
-def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -> None:
+def test_candidates_of_other_programs_remain(folders):
     kept = folders[2] / "predictions"
     kept.mkdir(parents=True)
     write_json(kept / "Q_candidates.json", {"candidates": []})
@@ -467,7 +452,7 @@ def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -
 
 
 @pytest.mark.parametrize("with_probabilities", [True, False])
-def test_labels_of_nnunet_are_compared_by_name(tmp_path: Path, with_probabilities: bool) -> None:
+def test_labels_of_nnunet_are_compared_by_name(tmp_path, with_probabilities):
     """The model numbers nodule before mass, and the reference the other way round."""
     root = tmp_path / "dataset"
     probabilities = np.stack([blobs(SHAPE, (FIRST, 4, 0.9)), blobs(SHAPE, (SECOND, 4, 0.9))])
@@ -490,9 +475,7 @@ def test_labels_of_nnunet_are_compared_by_name(tmp_path: Path, with_probabilitie
 
 
 @pytest.mark.parametrize("content", ['{"name": "x"}', '{"training": [{"image": "a.nii"}]}', "{"])
-def test_dataset_file_of_another_program_next_to_masks_is_ignored(
-    tmp_path: Path, content: str
-) -> None:
+def test_dataset_file_of_another_program_next_to_masks_is_ignored(tmp_path, content):
     for folder in ("labels", "out"):
         write_array(tmp_path / folder / "a.nii.gz", boxes(SHAPE, (*FIRST, 3)))
     (tmp_path / "out" / "dataset.json").write_text(content)
@@ -500,7 +483,7 @@ def test_dataset_file_of_another_program_next_to_masks_is_ignored(
     assert scores.count("n_true_positive") == 1
 
 
-def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:
+def test_dataset_file_without_labels_is_named(tmp_path):
     write_truth(tmp_path / "labels" / "P0.nii.gz")
     write_case(tmp_path / "out", "P0", 0.3, 0.2)
     write_json(tmp_path / "out" / "dataset.json", {"channel_names": {"0": "a"}, "labels": {}})

@@ -1,7 +1,6 @@
 """An nnU-Net model folder instead of a bundle: DICOM, serve, Ray and `init_from`."""
 
 import warnings
-from pathlib import Path
 from unittest.mock import Mock
 
 import highdicom as hd
@@ -25,7 +24,7 @@ GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
 VOXELS = np.random.default_rng(0).normal(100, 30, SHAPE)
 
 
-def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
+def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path):
     model = SmallModel().write(tmp_path / "results")
     for z in range(SHAPE[0]):
         write_dicom_file(
@@ -50,9 +49,7 @@ def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_writes_the_same_files_as_one_machine(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_writes_the_same_files_as_one_machine(cluster, tmp_path, monkeypatch):
     on_ray = Mock(wraps=predict_ray.predict_on_ray)
     monkeypatch.setattr(predict_ray, "predict_on_ray", on_ray)
     model = SmallModel(n_folds=2).write(tmp_path / "results")
@@ -70,7 +67,7 @@ def test_ray_writes_the_same_files_as_one_machine(
     assert read_volume(tmp_path / "there" / "one_mask.nii.gz").array.any()
 
 
-def test_serve_returns_the_mask_of_a_scan(tmp_path: Path) -> None:
+def test_serve_returns_the_mask_of_a_scan(tmp_path):
     pytest.importorskip("fastapi")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # starlette prefers httpx2
@@ -93,7 +90,7 @@ def test_serve_returns_the_mask_of_a_scan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, predictor(scan).mask())
 
 
-def test_training_from_the_folder_is_refused_and_a_checkpoint_advised(tmp_path: Path) -> None:
+def test_training_from_the_folder_is_refused_and_a_checkpoint_advised(tmp_path):
     model = SmallModel().write(tmp_path / "results")
     with pytest.raises(ConfigError, match=r"fold_0/checkpoint_final\.pth") as caught:
         plan_to_start_from(str(model))

@@ -14,9 +14,7 @@ from lesionseg.io.scans import find_scans
 from tests.pipeline.test_chosen_model import write_films
 
 
-def match_to_references(
-    predictions: list[str], references: list[str], folder: Path
-) -> dict[str, str]:
+def match_to_references(predictions, references, folder):
     """Return the file of each prediction under the id of its reference."""
     files = {case: PredictionFiles(case, mask=Path(f"{case}_mask.png")) for case in predictions}
     cases = [CaseFiles(case, (), group=case) for case in references]
