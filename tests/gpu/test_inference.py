@@ -181,14 +181,6 @@ def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch):
     assert not torch.backends.cudnn.benchmark
 
 
-def test_boxes_of_a_volume_state_the_number_of_anchors_left_out(monkeypatch):
-    monkeypatch.setattr("lesionseg.inference.box_candidates.MOST_ANCHORS", 2)
-    plan = card_plan("retinanet")
-    _, boxes = SlidingWindow([build_network(plan)], plan)(torch.randn(1, *SHAPE), body=EVERYWHERE)
-    assert boxes is not None
-    assert boxes.n_left_out > 0
-
-
 def test_probabilities_outside_the_body_are_zero():
     store = Store((1, 2, 2))
     inside = torch.tensor([[True, False], [False, True]])

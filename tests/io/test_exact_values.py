@@ -1,7 +1,6 @@
 """Masks with the values of a compressed or smoothed picture, and masks of many labels or ids."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.references import open_reference
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 
 Y, X = np.mgrid[:64, :64]
@@ -107,7 +107,7 @@ def write_dataset(root, layout, mask):
     else:
         facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
         facts |= {"numTraining": 1, "file_ending": suffix}
-        (root / "dataset.json").write_text(json.dumps(facts))
+        write_json(root / "dataset.json", facts)
     return root
 
 

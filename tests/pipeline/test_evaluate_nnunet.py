@@ -1,7 +1,5 @@
 """`evaluate` reads nnU-Net's probabilities: FROC, thresholds, and masks at a threshold."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError
 from lesionseg.io.cases import read_mask
 from lesionseg.io.predictions import find_predictions, read_prediction
-from lesionseg.io.text import read_csv, write_json
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
@@ -19,7 +17,7 @@ from tests.inference.nnunet.probability_files import (
     write_labels,
     write_outputs,
 )
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, counts, write_array
 
 SHAPE = (12, 24, 24)
 FIRST = (2, 2, 2)
@@ -97,7 +95,7 @@ def test_rate_gives_masks_and_candidates_at_its_threshold(
     assert outcome.kept == folders[2] / "predictions"
     mask = read_mask(folders[2] / "predictions" / "P0_mask.nii.gz").labels
     assert mask[SECOND] == 1
-    content = json.loads((folders[2] / "predictions" / "P0_candidates.json").read_text())
+    content = read_json(folders[2] / "predictions" / "P0_candidates.json")
     assert content["operating_point"]["name"] == "fp_per_case:1"
     assert f"prediction={folders[2] / 'predictions'}" in outcome.next
     again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
@@ -145,11 +143,15 @@ def test_nothing_is_written_if_all_archives_are_unreadable(
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def model(tmp_path):
+    return tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+
+@pytest.fixture
+def dataset(tmp_path, model):
     """Write an nnU-Net raw folder, a model folder of two folds, and predicted test cases."""
     root = tmp_path / "Dataset001_X"
     write_labels(root, {"background": 0, "lesion": 1})
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_labels(model, {"background": 0, "lesion": 1})
     for i in range(6):
         write_truth(root / "labelsTr" / f"P{i}.nii.gz")
@@ -164,8 +166,9 @@ def dataset(tmp_path):
 
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
-def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(dataset, tmp_path, reference):
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
+    dataset, tmp_path, reference, model
+):
     scores = scores_of(
         dataset / reference,
         tmp_path / "out",
@@ -215,10 +218,11 @@ def test_threshold_of_another_visit_of_a_patient_is_optimistic(
     assert ("on patients who are evaluated (P7, P8)" in caplog.text) == is_shared
 
 
-def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(dataset, tmp_path):
+def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
+    dataset, tmp_path, model
+):
     run = tmp_path / "run"
     run.mkdir()
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (model / "fold_0" / "validation").rename(run / "validation")
     scores = scores_of(
         dataset,
@@ -232,10 +236,11 @@ def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(data
     assert (scores.evaluated_on, point.optimistic) == ("test", False)
 
 
-def test_test_cases_without_a_reference_get_masks_at_the_threshold(dataset, tmp_path, caplog):
+def test_test_cases_without_a_reference_get_masks_at_the_threshold(
+    dataset, tmp_path, caplog, model
+):
     for file in (dataset / "labelsTs").iterdir():
         file.unlink()
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     scores = scores_of(dataset, tmp_path / "out", tmp_path / "scores", chosen_on=model)
     assert scores.count("n_cases") == 0
     assert "nothing is scored" in caplog.text
@@ -245,9 +250,8 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(dataset, tmp_
     assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
 
 
-def test_chosen_on_without_usable_cases_is_refused(dataset, tmp_path):
+def test_chosen_on_without_usable_cases_is_refused(dataset, tmp_path, model):
     paths = dataset, tmp_path / "out", tmp_path / "scores"
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     with pytest.raises(ConfigError, match="chosen_on"):
         scores_of(*paths, chosen_on=model, operating_point="score:0.3")
     with pytest.raises(ConfigError, match="chosen_on_reference"):
@@ -293,18 +297,14 @@ def test_merge_labels_applies_to_bare_masks(folders, tmp_path, named):
         with pytest.raises(DatasetError, match="evaluate merge_labels=true"):
             scores_of(*folders)
     scores = scores_of(*folders, merge_labels=True)
-    assert (scores.count("n_cases"), scores.count("n_lesions")) == (6, 12)
+    assert counts(scores, "n_cases", "n_lesions") == (6, 12)
     assert set(scores.labels) == {"lesion"}
     # masks of another program, in which two labels touch
     for i in range(6):
         write_array(tmp_path / "masks" / f"P{i}.nii.gz", numbered)
     masks = tmp_path / "masks"
     scores = scores_of(folders[0], masks, tmp_path / "again", merge_labels=True)
-    assert (
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-        scores.count("n_false_positive"),
-    ) == (12, 12, 0)
+    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (12, 12, 0)
     write_array(tmp_path / "scans" / "P0.nii.gz", np.ones(SHAPE, np.float32))
     shown = Sources(tmp_path / "scans", folders[0], masks, made=scores.provenance)
     scene = shown.load("P0", frozenset({1, 2}))
@@ -324,18 +324,13 @@ def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
     (folders[0] / "P0.nii.gz").write_bytes(b"damaged")
     scores = scores_of(*folders)
     assert [*scores.failed_cases] == ["P0"]
-    assert (
-        scores.count("n_cases"),
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-    ) == (5, 5, 5)
+    assert counts(scores, "n_cases", "n_lesions", "n_true_positive") == (5, 5, 5)
     write_array(tmp_path / "scans" / "P1.nii.gz", np.ones(SHAPE, np.float32))
     scene = Sources(tmp_path / "scans", folders[0], folders[1]).load("P1", frozenset())
     assert np.array_equal(scene.reference, boxes(SHAPE, (*FIRST, 3)) > 0)
 
 
-def test_bare_masks_of_development_cases_have_the_labels_of_the_model(dataset, tmp_path):
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_bare_masks_of_development_cases_have_the_labels_of_the_model(dataset, tmp_path, model):
     write_labels(model, {"background": 0, "lesion": 1, "ignore": 2})
     reference = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
     for i in range(6):
@@ -353,8 +348,7 @@ def test_bare_masks_of_development_cases_have_the_labels_of_the_model(dataset, t
 
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
-def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference, caplog):
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference, caplog, model):
     paths = (dataset / reference, tmp_path / "out", tmp_path / "scores")
     (dataset / "labelsTr" / "P1.nii.gz").unlink()
     with caplog.at_level("INFO"):
@@ -368,8 +362,7 @@ def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference
         scores_of(*paths, chosen_on=model)
 
 
-def test_development_cases_of_one_fold_are_out_of_fold(dataset, tmp_path):
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_development_cases_of_one_fold_are_out_of_fold(dataset, tmp_path, model):
     paths = (dataset, tmp_path / "out", tmp_path / "scores")
     scores = scores_of(*paths, chosen_on=model / "fold_0")
     assert scores.operating_point.chosen_on == "out-of-fold"

@@ -242,8 +242,7 @@ def test_every_address_is_described_on_a_page_that_loads_nothing(client):
     page = client.get("/docs")
     assert page.status_code == 200
     app = client.app
-    none = None
-    router = slicer.slicer_router({}, none, none, none)
+    router = slicer.slicer_router({}, None, None, None)
     served = {
         (method, route.path)
         for route in (*app.routes, *router.routes)
@@ -620,8 +619,7 @@ def test_blank_scan_is_a_warning_of_every_result(client, tmp_path):
 @pytest.fixture
 def light_model():
     """Yield a process that loads nothing, so that it starts in a fraction of a second."""
-    load = int
-    model = ModelProcess(load)
+    model = ModelProcess(int)
     yield model
     model.close()
 

@@ -8,6 +8,7 @@ import pytest
 
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, ReadError
+from lesionseg.io.text import write_json
 from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
 
 
@@ -146,7 +147,7 @@ def test_one_case_trains_and_two_cases_give_one_to_each_side(dataset):
 
 
 def write(path, content):
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     return path
 
 

@@ -1,12 +1,12 @@
 """Model folders in the form that nnUNetv2_train writes, with random weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from lesionseg.io.text import write_json
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import Architecture
 from tests.models.nnunet_names import to_nnunet_weights
@@ -146,8 +146,8 @@ class SmallModel:
         """Write the model folder into `results`. `content` replaces keys of the checkpoints."""
         folder = results / "Dataset001_X" / f"nnUNetTrainer__nnUNetPlans__{self.configuration}"
         folder.mkdir(parents=True)
-        (folder / "plans.json").write_text(json.dumps(self.plans()))
-        (folder / "dataset.json").write_text(json.dumps(self.facts()))
+        write_json(folder / "plans.json", self.plans())
+        write_json(folder / "dataset.json", self.facts())
         for fold in range(self.n_folds):
             (folder / f"fold_{fold}").mkdir()
             checkpoint = {

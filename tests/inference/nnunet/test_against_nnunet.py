@@ -5,7 +5,6 @@ This takes about half an hour on two cores. Later runs use the models again.
 `--log-cli-level=INFO` prints the differences of each case.
 """
 
-import json
 import logging
 import os
 import subprocess
@@ -24,6 +23,7 @@ from lesionseg.io.cases import read_mask
 from lesionseg.io.nnunet_probabilities import open_probabilities
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.scans import find_scans
+from lesionseg.io.text import read_json
 from tests.commands import evaluate, predict
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ class TrainedModel:
 
     def place(self, key):
         """Return the folder of the `model`, or the `images` of the test cases."""
-        facts = json.loads((self.folder / "predicted" / self.name / "facts.json").read_text())
+        facts = read_json(self.folder / "predicted" / self.name / "facts.json")
         return self.folder / str(facts[key])
 
     def predictions(self, kind):
@@ -192,7 +192,7 @@ def test_nnunets_commands_run_on_our_folders(folder, tmp_path, name):
         capture_output=True,
     )
     for kind in ("own", "both"):
-        summary = json.loads((merged / f"{kind}.json").read_text())
+        summary = read_json(merged / f"{kind}.json")
         assert summary["foreground_mean"]["Dice"] > 0
     # the ensemble of two predictions that agree equals each of them
     for file in trained.predictions("plain").glob("P0*.nii.gz"):

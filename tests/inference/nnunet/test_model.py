@@ -1,6 +1,5 @@
 """nnU-Net model folders as bundles: probabilities of a naive loop, and models that are refused."""
 
-import json
 import sys
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import read_volume
 from tests.inference.nnunet import naive
 from tests.inference.nnunet.small_models import SmallModel
@@ -340,8 +340,8 @@ def test_error_names_the_unknown_setting_of_the_plans(tmp_path, name):
 
 def test_another_rule_for_labels_is_an_error(tmp_path):
     folder = PLAIN.write(tmp_path)
-    plans = json.loads((folder / "plans.json").read_text())
-    (folder / "plans.json").write_text(json.dumps({**plans, "label_manager": "MyLabels"}))
+    plans = read_json(folder / "plans.json")
+    write_json(folder / "plans.json", {**plans, "label_manager": "MyLabels"})
     with pytest.raises(BundleError, match="label_manager is MyLabels"):
         read_bundle(folder)
 
@@ -365,11 +365,11 @@ def test_error_names_an_unknown_layer_of_the_plans(tmp_path):
 def test_files_of_different_trainings_are_an_error(tmp_path):
     folder = PLAIN.write(tmp_path)
     facts = PLAIN.with_(labels=LABELS).facts()
-    (folder / "dataset.json").write_text(json.dumps(facts))
+    write_json(folder / "dataset.json", facts)
     with pytest.raises(BundleError, match="outputs"):
         read_bundle(folder)
     facts = PLAIN.with_(channels=("a", "b")).facts()
-    (folder / "dataset.json").write_text(json.dumps(facts))
+    write_json(folder / "dataset.json", facts)
     with pytest.raises(LesionsegError):
         read_bundle(folder)
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
