@@ -135,7 +135,6 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
 def run_recipe(command: str, cfg: Any) -> Outcome:
     """Call the function of a command with its settings, and return its outcome. Print nothing."""
     from lesionseg.cli.paths import check_paths
-    from lesionseg.io.files import private_files
 
     check_paths(cfg)
     # uploads are always private, and `info` writes no file
@@ -144,6 +143,19 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
         function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
         outcome: Outcome = function(cfg)
     return outcome
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Create files with mode 0600 and folders with 0700 within the context.
+
+    Without it files and folders follow the umask, like those of other programs.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def say(text: str) -> None:

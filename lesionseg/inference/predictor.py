@@ -1,7 +1,6 @@
 """The predictor: find the candidates in scans with one or several bundles."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -48,8 +47,9 @@ from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
 from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow, choose_device
+from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import nan_to_background, read_image
-from lesionseg.io.layouts.checks import is_colour
+from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
 from lesionseg.plan.plan import Plan
@@ -263,7 +263,7 @@ class Predictor:
                     f"{', '.join(self.plan.channel_names)}."
                 )
             # the name of the first file without the number of its channel, such as _0000
-            case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))
+            case, _ = split_channel(strip_suffix(Path(paths[0])))
             files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
             found = self.decide(self.infer(self.prepare(files)), files.case)
             return _with_image(found, files.images[0])

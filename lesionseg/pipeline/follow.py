@@ -68,12 +68,12 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
-from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.follow_page import (
     draw_changes,
     lowest_score,

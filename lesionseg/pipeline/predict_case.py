@@ -218,7 +218,7 @@ class CaseWork:
                 if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
-                    geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
+                    geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
         known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
         n_unknown = len(unfinished) - len(known)

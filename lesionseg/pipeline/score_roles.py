@@ -186,7 +186,11 @@ def _match_own(
     """Match the predictions of this training. Raise `DatasetError` at the end if one is damaged."""
     faults: list[Finding] = []
     options = MatchOptions(experiment.preset, experiment.dataset)
-    yield from match_cases(cases, predictions, options, faults=faults)
+    for matched in match_cases(cases, predictions, options):
+        if isinstance(matched, Finding):
+            faults.append(matched)
+        else:
+            yield matched
     require_no_errors(faults, experiment.run)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
-from lesionseg.io.cases import LUMA, read_case
+from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.case_ids import split_channel
+from lesionseg.io.cases import read_case
+from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import (
     ReferenceRules,
@@ -35,7 +35,7 @@ from lesionseg.io.references import (
     open_reference,
 )
 from lesionseg.io.scans import find_scans
-from lesionseg.io.volumes import is_raster, read_volume
+from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import fill_boxes, lesion_mask
 
 _log = logging.getLogger(__name__)
@@ -125,8 +125,8 @@ class Sources:
         self._references = References()
         if reference is not None:
             self._references = find_references(reference, rules)
-        self._reference = with_labels_of_outputs(
-            self._references, self._predictions, merge_labels=made.merge_labels
+        self._reference = self._references.with_labels_of(
+            self._predictions, merge_labels=made.merge_labels
         )
         if self._reference is not None:
             self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
@@ -158,7 +158,7 @@ class Sources:
         colours = _read_colours(files)
         image = channels[0]
         if colours is not None and len(channels) == 3:
-            image = np.tensordot(LUMA, channels, axes=1)
+            image = found.image.brightness()
         mask = _reference_mask(reference, geometry)
         scene = Scene(image, geometry, mask, colours=colours)
         names = [name for name in self._names_of(case) if name in self._predictions]
@@ -209,7 +209,9 @@ class Sources:
         Those of the film `p1_0000` may also be named `p1`, unless the dataset has another case of
         this name.
         """
-        short_name = case.removesuffix(FIRST_CHANNEL)
+        short_name, number = split_channel(case)
+        if number != 0:
+            return [case]
         is_other_case = self._images is not None and short_name in self._files
         return [case] if is_other_case else [case, short_name]
 
@@ -222,20 +224,11 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 def _find_dataset(folder: Path, rules: ReferenceRules) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
-        return _in_colour(rules.list_dataset(folder))
+        # the report shows colours even if the model used the brightness only
+        return replace(rules, colour=True).list_dataset(folder)
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
-
-
-def _in_colour(dataset: Dataset) -> Dataset:
-    """Return the dataset with the colours of its pictures as channels, or unchanged if it has none.
-
-    The report shows colours even if the model used the brightness only.
-    """
-    with suppress(DatasetError):
-        return with_colours(dataset)
-    return dataset
 
 
 def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
@@ -244,7 +237,7 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
     `read_case` converts them to float32. Here they keep their type, so that bytes are shown as they
     are.
     """
-    if len(files.images) != 1 or not is_raster(files.images[0]):
+    if not is_colour(files, n_channels=3):
         return None
     array = read_volume(files.images[0]).array
     return array if len(array) == 3 else None

@@ -1,14 +1,11 @@
 """Numbered films are cases of a model with one channel, in training, prediction and evaluation."""
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.predictions import PredictionFiles
-from lesionseg.io.references import with_ids_of_references
+from lesionseg.io.predictions import list_predictions
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_json
 from tests.pipeline.test_chosen_model import write_films
@@ -16,10 +13,13 @@ from tests.pipeline.test_chosen_model import write_films
 
 def match_to_references(predictions, references, folder):
     """Return the file of each prediction under the id of its reference."""
-    files = {case: PredictionFiles(case, mask=Path(f"{case}_mask.png")) for case in predictions}
+    for case in predictions:
+        (folder / f"{case}_mask.png").touch()
     cases = [CaseFiles(case, (), group=case) for case in references]
-    found = with_ids_of_references(files, cases, folder)
-    return {case: str(one.mask) for case, one in found.items()}
+    found, _ = list_predictions(folder, cases)
+    for one in found.values():
+        one.mask.unlink()
+    return {case: one.mask.name for case, one in found.items()}
 
 
 def test_eight_numbered_films_are_eight_cases(tmp_path):
