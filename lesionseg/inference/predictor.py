@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import (
-    NO_SELECTION,
     Aim,
     CaseFiles,
     Dataset,
@@ -35,7 +33,6 @@ from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import (
-    InputCheck,
     channels_without_contrast,
     check_extent,
     check_missing,
@@ -52,7 +49,6 @@ from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
-from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -166,40 +162,6 @@ class Predictor:
                 "inference.flips=%s.",
                 *(str(value).lower() for value in (before, self.is_mirrored, before)),
             )
-
-    @classmethod
-    def from_network(
-        cls,
-        network: nn.Module,
-        plan: Plan,
-        *,
-        check: InputCheck | None = None,
-        selection: Selection = NO_SELECTION,
-        settings: InferenceConfig | None = None,
-        device: str | torch.device | None = None,
-        operating_point: str | None = None,
-        pixel_mm: float | None = None,
-    ) -> "Predictor":
-        """Return a predictor for a network in memory, by default on the network's device.
-
-        Args:
-            network: the network.
-            plan: its plan.
-            check: the ranges of the training scans; None if they are unknown.
-            selection: operating points and calibrations.
-            settings: see `Predictor`.
-            device: see `Predictor`.
-            operating_point: see `Predictor`.
-            pixel_mm: see `Predictor`.
-        """
-        return cls(
-            Bundle((network,), plan, check, selection),
-            settings=settings,
-            device=device,
-            operating_point=operating_point,
-            pixel_mm=pixel_mm,
-            trust=True,
-        )
 
     def with_selection(self, selection: Selection) -> "Predictor":
         """Return a predictor with the same networks and another selection.

@@ -16,7 +16,6 @@ from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import digest_of
 from lesionseg.io.inspection import inspect_case
-from lesionseg.io.text import write_csv
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
@@ -35,11 +34,11 @@ from lesionseg.reporting.dataset_page import (
     look_at,
     write_dataset_report,
 )
+from lesionseg.reporting.evaluation_tables import write_pseudonyms
 
 log = logging.getLogger(__name__)
 
 SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
-PSEUDONYMS = "pseudonyms.csv"
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
 
@@ -172,10 +171,9 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
-    page.with_name(PSEUDONYMS).unlink(missing_ok=True)  # of an earlier page
-    if shown and not identifiers:
-        rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
-        write_csv(page.with_name(PSEUDONYMS), rows, ("pseudonym", "name"))
+    write_pseudonyms(
+        page.parent, {} if identifiers else {look: case for case, look in shown.items()}
+    )
     settings = settings_of_training(cfg)
     if cfg.run_dir is not None:
         settings["run_dir"] = cfg.run_dir

@@ -203,7 +203,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
         not_compared = [] if second is None else [*second.faults]
         if second is not None and inputs.cases:
-            comparison, not_compared = _compare(cfg, second, tables, settings, options)
+            comparison, not_compared = _score_second_model(cfg, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
@@ -402,17 +402,19 @@ def _stated_selection(
     return NO_SELECTION
 
 
-def _compare(
+def _score_second_model(
     cfg: EvaluateConfig,
     second: Inputs,
     tables: Tables,
     settings: SummarySettings,
     options: MatchOptions,
 ) -> tuple[Mapping[str, Difference], list[Finding]]:
-    """Write the second model's scores to `output/compare`. Compare both on the cases they share.
+    """Write the scores of the second model. Compare both models on the cases that they share.
 
-    Return the comparison, and the errors of cases of the second model. `tables`, `settings` and
-    `options` are those of the first model.
+    The folder is `output/compare`. `tables`, `settings` and `options` are those of the first model.
+
+    Returns:
+        The differences, and the errors of cases of the second model.
     """
     preset = options.preset
     scored = set(tables.cases["case"])

@@ -14,7 +14,7 @@ from lesionseg.core import (
     Prediction,
 )
 from lesionseg.core.finding import finding_of
-from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.errors import CASE_ERRORS, GeometryError
 from lesionseg.evaluation import (
     MatchedCase,
     Preset,
@@ -78,7 +78,7 @@ def match_cases(
         for done, files in enumerate(cases, start=1):
             try:
                 yield _match_one(files, predictions.get(files.case), options, numbers, keep)
-            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+            except CASE_ERRORS as error:
                 yield finding_of(error, files.case)
             advance(files.case, done, len(cases))
 

@@ -15,6 +15,7 @@ import numpy as np
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
+    CASE_ERRORS,
     ConflictError,
     ContentError,
     DatasetError,
@@ -474,4 +475,4 @@ def _is_final(error: Exception) -> bool:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return False  # a disk, a network or a permission
         cause = cause.__cause__
-    return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
+    return isinstance(error, CASE_ERRORS)

@@ -36,7 +36,7 @@ from lesionseg.io.references import (
 )
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_volume
-from lesionseg.ops.components import fill_boxes, lesion_mask
+from lesionseg.ops.components import lesion_mask
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +68,9 @@ class Scene:
 
     def mask_of(self, candidate: int) -> Flags | None:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
-        if self.prediction is None:
+        if self.prediction is None or all(c.id != candidate for c in self.prediction.candidates):
             return None
-        chosen = tuple(c for c in self.prediction.candidates if c.id == candidate)
-        if not chosen:
-            return None
-        return _draw_mask(replace(self.prediction, candidates=chosen), frozenset({candidate}))
+        return candidate_ids(self.prediction, {candidate}) > 0
 
 
 class Sources:
@@ -176,8 +173,8 @@ class Sources:
             return scene
         return replace(
             scene,
-            accepted=_draw_mask(prediction, accepted),
-            below=candidate_ids(prediction, {c.id for c in prediction.candidates} - below),
+            accepted=candidate_ids(prediction, accepted) > 0,
+            below=candidate_ids(prediction, below),
             prediction=prediction,
         )
 
@@ -256,16 +253,6 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
     return lesion_mask(reference)
 
 
-def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Flags:
-    """Return a mask of the candidates with these ids. Those without a mask fill their box."""
-    without_mask = [c for c in _without_mask(prediction) if c.id in ids]
-    boxes = [(*c.start_vox, *c.stop_vox) for c in without_mask]
-    mask = fill_boxes(boxes, prediction.geometry.shape)
-    if prediction.instances is not None:
-        mask |= np.isin(prediction.instances, np.fromiter(ids, dtype=np.int64))
-    return mask
-
-
 def _without_mask(prediction: Prediction) -> list[Candidate]:
     """Return the candidates that have only a box."""
     if prediction.instances is None:
@@ -274,19 +261,21 @@ def _without_mask(prediction: Prediction) -> list[Candidate]:
 
 
 def candidate_ids(
-    prediction: Prediction, without: Collection[int] = frozenset()
+    prediction: Prediction, ids: Collection[int] | None = None
 ) -> NDArray[np.integer[Any]]:
     """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
 
-    A candidate without a mask fills its box. The candidates in `without` are left out.
+    `ids` are the candidates to draw; None draws all. A candidate without a mask fills its box.
     """
-    ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
+    if ids is None:
+        ids = {candidate.id for candidate in prediction.candidates}
+    drawn = np.zeros(prediction.geometry.shape, dtype=np.int32)
     # in reverse, so that the best candidate overwrites the others
     for candidate in reversed(_without_mask(prediction)):
-        if candidate.id not in without:
+        if candidate.id in ids:
             box = (*candidate.start_vox, *candidate.stop_vox)
-            ids[box_slices(box, ids.ndim)] = candidate.id
+            drawn[box_slices(box, drawn.ndim)] = candidate.id
     if prediction.instances is None:
-        return ids
-    is_drawn = np.isin(prediction.instances, [0, *without], invert=True)
-    return np.where(is_drawn, prediction.instances, ids)  # masks overwrite boxes
+        return drawn
+    has_mask = np.isin(prediction.instances, sorted(ids))
+    return np.where(has_mask, prediction.instances, drawn)  # masks overwrite boxes

@@ -332,7 +332,9 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     expected = fitting[0]
     if 0 in maps.n_voxels:
         return expected
-    best, dice = _find_best_order(maps, fitting)
+    agreeing = (order for order in fitting if maps.dice(order) >= _SAME_ORDER)
+    best = next(agreeing, None) or max(fitting, key=maps.dice)
+    dice = maps.dice(best)
     if dice >= _SOME_ORDER:
         return best
     # if the expected order is plausible, the mask was probably changed after the prediction
@@ -349,23 +351,6 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
         f"{file.path}: its labels do not agree with the mask in any axis order (Dice at most "
         f"{dice:.2f}). Predict this case again with --save_probabilities."
     )
-
-
-def _find_best_order(maps: _LabelMaps, orders: Sequence[AxisOrder]) -> tuple[AxisOrder, float]:
-    """Return the order with the highest Dice, and this Dice.
-
-    The search ends at the first order with a Dice of at least `_SAME_ORDER`.
-    """
-    best = orders[0]
-    highest = -1.0
-    for order in orders:
-        dice = maps.dice(order)
-        if dice > highest:
-            best = order
-            highest = dice
-        if highest >= _SAME_ORDER:
-            break
-    return best, highest
 
 
 def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
