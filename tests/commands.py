@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 from lesionseg.config import COMMANDS
 
 
-def python(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+def python(*arguments, **options):
     """Run Python in a separate process. Return its exit status and output."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -20,8 +18,8 @@ def python(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _command(name: str, *keys: str) -> Callable[..., Any]:
-    def call(*values: Any, **settings: Any) -> Any:
+def _command(name, *keys):
+    def call(*values, **settings):
         recipe = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
         options = {}
         for key in ("architectures", "progress"):

@@ -5,19 +5,17 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lesionseg.core import Case, Geometry, Reference, Volume
-from lesionseg.plan.plan import Plan
 from tests.models.plans import plan_of
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection():
     """Collect the tests without garbage collection, and exclude all imported modules from it later.
 
     Torch and the other packages have millions of objects that stay until the end. Searching them
@@ -33,12 +31,12 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
+def rng():
     return np.random.default_rng(0)
 
 
 @pytest.fixture
-def toy_case(rng: np.random.Generator) -> Case:
+def toy_case(rng):
     """Return a volume of noise, 24 x 32 x 28, with two bright boxes as lesions."""
     geometry = Geometry.from_spacing((24, 32, 28), (1.0, 1.0, 1.0))
     labels = np.zeros(geometry.shape, np.uint8)
@@ -49,12 +47,12 @@ def toy_case(rng: np.random.Generator) -> Case:
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan():
     """Return a 3-D plan of two stages that is small enough for a test."""
     strides = ((1, 1, 1), (2, 2, 2))
     return plan_of(dims=3, strides=strides, table={"blocks": 1}, channel_names=("T1",))
 
 
 @pytest.fixture
-def repository() -> Path:
+def repository():
     return Path(__file__).resolve().parent.parent

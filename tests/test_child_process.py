@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,13 @@ PATIENCE = 60  # seconds, for a busy machine
 
 
 @pytest.fixture
-def child() -> Iterator[ChildProcess]:
+def child():
     child = ChildProcess()
     yield child
     child.close()
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid):
     """Return True if a process runs. A process that has ended may wait for its parent."""
     stat = Path(f"/proc/{pid}/stat")
     try:
@@ -33,14 +32,14 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def wait_for_end(pid: int) -> None:
+def wait_for_end(pid):
     end = time.monotonic() + PATIENCE
     while is_running(pid):
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def first_child_of(pid: int) -> int:
+def first_child_of(pid):
     """Wait until a process has started another one, and return the id of the other one."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
@@ -51,9 +50,7 @@ def first_child_of(pid: int) -> int:
     raise AssertionError("no child")
 
 
-def test_results_errors_and_warnings_appear_in_the_parent(
-    child: ChildProcess, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_results_errors_and_warnings_appear_in_the_parent(child, caplog):
     assert child.run(abs, -7) == 7
     with pytest.raises(ValueError, match="invalid literal"):
         child.run(int, "a")
@@ -62,10 +59,10 @@ def test_results_errors_and_warnings_appear_in_the_parent(
     assert "seen" in caplog.text
 
 
-def test_close_ends_a_running_job(child: ChildProcess) -> None:
+def test_close_ends_a_running_job(child):
     ended = list[bool]()
 
-    def work() -> None:
+    def work():
         with pytest.raises(ChildEnded):
             child.run(time.sleep, 600)
         ended.append(True)
@@ -80,8 +77,8 @@ def test_close_ends_a_running_job(child: ChildProcess) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
-def test_decoder_ends_during_a_job_if_its_parent_is_killed(child: ChildProcess) -> None:
-    def decode() -> None:
+def test_decoder_ends_during_a_job_if_its_parent_is_killed(child):
+    def decode():
         with pytest.raises(ChildEnded):
             child.run(run_in_worker, time.sleep, 600)
 
@@ -94,7 +91,7 @@ def test_decoder_ends_during_a_job_if_its_parent_is_killed(child: ChildProcess) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
-def test_child_ends_during_a_job_if_this_process_is_killed(repository: Path) -> None:
+def test_child_ends_during_a_job_if_this_process_is_killed(repository):
     code = (
         "import time\n"
         "from lesionseg.child_process import ChildProcess\n"

@@ -3,7 +3,6 @@
 import json
 import logging
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
 
-Capture = pytest.CaptureFixture[str]
 REQUIRED = {
     "train": ["data.root=x"],
     "prepare": ["data.root=x"],
@@ -36,7 +34,7 @@ REQUIRED = {
 }
 
 
-def compose_with_required(command: str, *argv: str) -> Any:
+def compose_with_required(command, *argv):
     return compose(command, [*REQUIRED[command], *argv])
 
 
@@ -44,7 +42,7 @@ PATHS = ("a b", "a=b", "a,b", "a[1](2){3}", "it's", "a\\b", "ä#ö:é")
 
 
 @pytest.mark.parametrize("text", [*PATHS, "(P[0-9]+)_", r"^sub-(\d{2})$", "a b=c, (d)"])
-def test_paths_and_patterns_are_passed_unchanged(text: str) -> None:
+def test_paths_and_patterns_are_passed_unchanged(text):
     cfg = compose_with_required(
         "train", f"data.root={text}", f"run_dir={text}", f"report.study={text}"
     )
@@ -53,7 +51,7 @@ def test_paths_and_patterns_are_passed_unchanged(text: str) -> None:
     assert compose_with_required("prepare", f"data.group={text}").data.group == text
 
 
-def test_values_of_several_types_are_accepted() -> None:
+def test_values_of_several_types_are_accepted():
     assert compose_with_required("train", "run_dir='a b'").run_dir == "a b"
     assert compose_with_required("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
     assert compose_with_required("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
@@ -83,7 +81,7 @@ def test_values_of_several_types_are_accepted() -> None:
         ("+sead=1", "seed"),
     ],
 )
-def test_message_of_a_mistyped_override_proposes_the_nearest(override: str, nearest: str) -> None:
+def test_message_of_a_mistyped_override_proposes_the_nearest(override, nearest):
     with pytest.raises(ConfigError, match=f"Did you mean '{nearest}'"):
         compose_with_required("train", override)
 
@@ -96,12 +94,12 @@ def test_message_of_a_mistyped_override_proposes_the_nearest(override: str, near
         ("run_dir=${oc.decode:'[1'}", "mismatched input"),
     ],
 )
-def test_override_that_hydra_cannot_use_is_an_error(override: str, reason: str) -> None:
+def test_override_that_hydra_cannot_use_is_an_error(override, reason):
     with pytest.raises(ConfigError, match=reason):
         compose_with_required("train", override)
 
 
-def test_no_experiment_is_the_default() -> None:
+def test_no_experiment_is_the_default():
     default = compose_with_required("train")
     assert compose_with_required("train", "experiment=null") == default
     with pytest.raises(DatasetError, match="nowhere"):
@@ -119,9 +117,7 @@ def test_no_experiment_is_the_default() -> None:
         ("train", "modle=unett", "model"),
     ],
 )
-def test_an_unknown_key_names_the_setting_of_its_meaning(
-    command: str, override: str, meant: str
-) -> None:
+def test_an_unknown_key_names_the_setting_of_its_meaning(command, override, meant):
     with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
         compose(command, ["check=true", override] if command == "prepare" else [override])
 
@@ -142,7 +138,7 @@ def test_an_unknown_key_names_the_setting_of_its_meaning(
         ("run_dir=runs/${data.nothing}", "data.nothing"),
     ],
 )
-def test_value_of_a_wrong_type_or_range_is_an_error(override: str, expected: str) -> None:
+def test_value_of_a_wrong_type_or_range_is_an_error(override, expected):
     with pytest.raises(ConfigError, match=expected):
         compose_with_required("train", override)
 
@@ -160,17 +156,13 @@ def test_value_of_a_wrong_type_or_range_is_an_error(override: str, expected: str
         (["experiment=demo_mri", "operating_point=sensitivity:2"], "best_f1, fp_per_case:1"),
     ],
 )
-def test_argument_that_is_no_override_is_an_error(
-    argv: list[str], meant: str, capsys: Capture
-) -> None:
+def test_argument_that_is_no_override_is_an_error(argv, meant, capsys):
     assert run("train", argv) == 2
     assert meant in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_missing_setting_is_named_and_help_lists_examples_and_options(
-    command: str, capsys: Capture, repository: Path
-) -> None:
+def test_missing_setting_is_named_and_help_lists_examples_and_options(command, capsys, repository):
     script = (repository / "scripts" / f"{command}.py").read_text(encoding="utf-8")
     assert f'run("{command}"' in script
     if command != "follow":
@@ -185,9 +177,7 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(
-    command: str, capsys: Capture
-) -> None:
+def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(command, capsys):
     assert main([command, "--help=all"]) == 0
     page = capsys.readouterr().out
     for line in [line for file in files_of(command) for line in setting_lines(file)]:
@@ -197,7 +187,7 @@ def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(
     assert [line for line in page.splitlines() if len(line) > 80] == []
 
 
-def test_help_of_a_group_or_section_lists_its_keys(capsys: Capture) -> None:
+def test_help_of_a_group_or_section_lists_its_keys(capsys):
     assert run("train", ["--help=loss"]) == 0
     assert "loss=focal" in capsys.readouterr().out
     assert run("train", ["--help=trainer"]) == 0
@@ -206,8 +196,8 @@ def test_help_of_a_group_or_section_lists_its_keys(capsys: Capture) -> None:
     assert "'trainer'" in capsys.readouterr().err
 
 
-def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:
-    def print_settings(command: str, *argv: str) -> Any:
+def test_cfg_prints_the_settings_and_runs_nothing(capsys):
+    def print_settings(command, *argv):
         assert run(command, [*argv]) == 0
         return yaml.safe_load(capsys.readouterr().out)
 
@@ -218,9 +208,7 @@ def test_cfg_prints_the_settings_and_runs_nothing(capsys: Capture) -> None:
     assert (found["input"], found["output"]) == ("a b", "c")
 
 
-def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(
-    tmp_path: Path, capsys: Capture
-) -> None:
+def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(tmp_path, capsys):
     nowhere = f"scores={tmp_path / 'nowhere'}"
     assert run("report", [nowhere, "output=o"]) == 1
     printed = capsys.readouterr().err
@@ -230,7 +218,7 @@ def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(
         lesionseg.report(tmp_path / "nowhere", "o")
 
 
-def test_json_states_the_error_and_the_exit_status(tmp_path: Path, capsys: Capture) -> None:
+def test_json_states_the_error_and_the_exit_status(tmp_path, capsys):
     assert run("report", [f"scores={tmp_path / 'nowhere'}", "output=o", "--json"]) == 1
     printed = capsys.readouterr()
     record = json.loads(printed.out)
@@ -239,10 +227,8 @@ def test_json_states_the_error_and_the_exit_status(tmp_path: Path, capsys: Captu
     assert "nowhere" in printed.err
 
 
-def test_json_states_that_a_command_was_stopped(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    def interrupt(*_: Any) -> None:
+def test_json_states_that_a_command_was_stopped(monkeypatch, capsys):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", interrupt)
@@ -251,12 +237,12 @@ def test_json_states_that_a_command_was_stopped(
 
 
 @pytest.mark.parametrize("other", ["--cfg", "--multirun"])
-def test_json_prints_the_result_of_one_command(other: str, capsys: Capture) -> None:
+def test_json_prints_the_result_of_one_command(other, capsys):
     assert run("report", ["scores=s", "output=o", "--json", other]) == 2
     assert "--json" in capsys.readouterr().err
 
 
-def test_sigterm_ends_with_status_130() -> None:
+def test_sigterm_ends_with_status_130():
     code = (
         "import signal, sys; import lesionseg.cli.command as c; "
         "c.run_recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
@@ -289,14 +275,14 @@ BEGUN_AGAIN = [
     [(*case, True) for case in CONTINUED] + [(*case, False) for case in BEGUN_AGAIN],
 )
 def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: Capture,
-    command: str,
-    argv: list[str],
-    can_continue: bool,
-) -> None:
-    def interrupt(*_: Any) -> None:
+    monkeypatch,
+    tmp_path,
+    capsys,
+    command,
+    argv,
+    can_continue,
+):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
@@ -310,10 +296,8 @@ def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
     ("command", "continues"),
     [("predict", " The same command then continues."), ("evaluate", "")],
 )
-def test_lack_of_memory_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str, continues: str
-) -> None:
-    def allocate(*_: Any) -> None:
+def test_lack_of_memory_is_one_sentence(monkeypatch, capsys, command, continues):
+    def allocate(*_):
         raise MemoryError("Unable to allocate 64. GiB for an array")
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", allocate)
@@ -324,8 +308,8 @@ def test_lack_of_memory_is_one_sentence(
     )
 
 
-def test_other_runtime_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+def test_other_runtime_errors_are_raised(monkeypatch):
+    def fail(*_):
         raise RuntimeError("odd")
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", fail)
@@ -334,12 +318,12 @@ def test_other_runtime_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+def jobs(monkeypatch, tmp_path):
     """Return the settings of each job of a multirun. Jobs run nothing."""
     monkeypatch.chdir(tmp_path)
     settings = list[Any]()
 
-    def call(_: str, cfg: Any) -> TrainOutcome:
+    def call(_, cfg):
         settings.append(cfg)
         return TrainOutcome(tmp_path, is_first=False)
 
@@ -347,7 +331,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     return settings
 
 
-def test_jobs_of_a_multirun_do_not_share_a_run_directory(jobs: list[Any], capsys: Capture) -> None:
+def test_jobs_of_a_multirun_do_not_share_a_run_directory(jobs, capsys):
     handlers = [*logging.getLogger().handlers]
     assert run("train", ["-m", "data.root=x", "data.fold=0,1"]) == 0
     assert (
@@ -362,7 +346,7 @@ def test_jobs_of_a_multirun_do_not_share_a_run_directory(jobs: list[Any], capsys
     assert "fold_${data.fold}" in capsys.readouterr().err
 
 
-def test_jobs_of_a_multirun_do_not_share_an_output(jobs: list[Any], capsys: Capture) -> None:
+def test_jobs_of_a_multirun_do_not_share_an_output(jobs, capsys):
     evaluate = ["-m", "reference=r", "prediction=p", "operating_point=score:0.1,score:0.2"]
     assert run("evaluate", [*evaluate, "output=out"]) == 2
     assert "'output=out/${hydra:job.num}'" in capsys.readouterr().err
@@ -372,7 +356,7 @@ def test_jobs_of_a_multirun_do_not_share_an_output(jobs: list[Any], capsys: Capt
     assert [cfg.output for cfg in jobs] == ["out/0", "out/1", "found", "found"]
 
 
-def test_several_texts_of_a_multirun_are_its_jobs(jobs: list[Any]) -> None:
+def test_several_texts_of_a_multirun_are_its_jobs(jobs):
     swept = ["operating_point=best_f1,fp_per_case:2", "run_dir=runs/${hydra:job.num}"]
     assert run("train", ["-m", "data.root='a,b'", "data.group=(P[0-9]{1,3})_", *swept]) == 0
     pattern = "(P[0-9]{1,3})_"
@@ -385,13 +369,11 @@ def test_several_texts_of_a_multirun_are_its_jobs(jobs: list[Any]) -> None:
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
 
 
-def test_each_failing_job_of_a_multirun_is_reported(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
-) -> None:
+def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     errors = list[Any]()
 
-    def call(_: str, cfg: Any) -> TrainOutcome:
+    def call(_, cfg):
         if cfg.seed == 1:
             return TrainOutcome(tmp_path, is_first=False)
         raise DatasetError(f"seed {cfg.seed} is wrong.")
@@ -403,7 +385,7 @@ def test_each_failing_job_of_a_multirun_is_reported(
     assert lines == ["Job 0 (seed=0): seed 0 is wrong.", "Job 2 (seed=2): seed 2 is wrong."]
 
 
-def test_experiment_in_a_user_s_folder_is_found(tmp_path: Path, capsys: Capture) -> None:
+def test_experiment_in_a_user_s_folder_is_found(tmp_path, capsys):
     folder = tmp_path / "my conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\n# short\ntrainer: {max_minutes: 7}\n")
@@ -419,8 +401,8 @@ def test_experiment_in_a_user_s_folder_is_found(tmp_path: Path, capsys: Capture)
 
 @pytest.mark.parametrize("name", ["a b,c", "a[1]", "it's", "ä"])
 def test_several_folders_of_options_with_any_names_are_searched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, name: str
-) -> None:
+    tmp_path, monkeypatch, capsys, name
+):
     for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
         monkeypatch.setenv(variable, str(tmp_path))
     (tmp_path / name / "loss").mkdir(parents=True)
@@ -436,22 +418,22 @@ def test_several_folders_of_options_with_any_names_are_searched(
 
 
 @pytest.mark.parametrize("given", ["[liver,5]", "[5, liver]", "liver"])
-def test_kept_zones_are_one_name_or_a_list_of_names_and_values(given: str) -> None:
+def test_kept_zones_are_one_name_or_a_list_of_names_and_values(given):
     cfg = compose_with_required("predict", "zones=.", f"inference.keep_zones={given}")
     assert set(cfg.inference.keep_zones) == set(given.strip("[]").replace(" ", "").split(","))
 
 
-def test_items_of_a_list_may_contain_commas_in_quotes() -> None:
+def test_items_of_a_list_may_contain_commas_in_quotes():
     found = compose_with_required("predict", "bundle=['a,b', \"c, d\", it's]")
     assert found.bundle == ("a,b", "c, d", "it's")
 
 
-def test_bracket_in_a_name_does_not_join_the_items_of_a_list() -> None:
+def test_bracket_in_a_name_does_not_join_the_items_of_a_list():
     found = compose_with_required("predict", "bundle=[runs/a(1, runs/b]")
     assert found.bundle == ("runs/a(1", "runs/b")
 
 
-def test_home_folder_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_home_folder_is_expanded_in_paths(monkeypatch, tmp_path):
     for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
         monkeypatch.setenv(variable, str(tmp_path))
     cfg = compose("train", ["data.root=~/scans", "run_dir=~", "report.study=a/~/b"])
@@ -474,8 +456,8 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("command", "group", "option"), OPTIONS)
-def test_every_option_can_be_composed(command: str, group: str, option: str) -> None:
-    cfg: Any = compose(command, [*REQUIRED[command], f"{group}={option}"])
+def test_every_option_can_be_composed(command, group, option):
+    cfg = compose(command, [*REQUIRED[command], f"{group}={option}"])
     if command == "train":
         make_loss(cfg.loss, cfg.model.activation)
         DetectionLoss(**cfg.detection.to_plain())
@@ -483,7 +465,7 @@ def test_every_option_can_be_composed(command: str, group: str, option: str) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
+def test_files_have_the_keys_and_defaults_of_the_settings(command):
     of_some_options = {"data.phantoms", "model.network", "model.backbone", "model.layout"}
     declared = {key for key, _ in keys(COMMANDS[command])} - of_some_options
     if "loss._target_" in declared:
@@ -493,7 +475,7 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
             "loss.lesion_weight",
         }
     assert set(_leaves(compose_plain(command, []))) == declared
-    settings: dict[str, Any] = {}
+    settings = {}
     for part in REQUIRED[command]:
         key, _, value = part.partition("=")
         settings |= {"data": {"root": value}} if key == "data.root" else {key: value}
@@ -501,12 +483,12 @@ def test_files_have_the_keys_and_defaults_of_the_settings(command: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["dice_focal", "dice_cross_entropy", "lesion_balanced"])
-def test_weight_of_dice_is_a_setting_of_losses_with_dice(option: str) -> None:
-    cfg: Any = compose("train", [*REQUIRED["train"], f"loss={option}", "loss.dice_weight=0"])
+def test_weight_of_dice_is_a_setting_of_losses_with_dice(option):
+    cfg = compose("train", [*REQUIRED["train"], f"loss={option}", "loss.dice_weight=0"])
     assert make_loss(cfg.loss, cfg.model.activation).dice_weight == 0
 
 
-def _leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
+def _leaves(node, prefix=""):
     leaves = []
     for key, value in node.items():
         inner = isinstance(value, dict) and f"{prefix}{key}" != "trainer.lightning"
@@ -514,7 +496,7 @@ def _leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
     return leaves
 
 
-def test_section_of_settings_is_checked() -> None:
+def test_section_of_settings_is_checked():
     cfg = TrainConfig.of(trainer={"max_steps": 3}, seed=4, inference=InferenceConfig.of(flips=True))
     assert (cfg.trainer.max_steps, cfg.trainer.devices, cfg.seed) == (3, 1, 4)
     assert cfg.inference.flips
@@ -549,12 +531,12 @@ WRONG = {
 @pytest.mark.parametrize(
     ("section", "wrong"), [(name, wrong) for name, many in WRONG.items() for wrong in many]
 )
-def test_wrong_setting_is_named(section: str, wrong: dict[str, object]) -> None:
+def test_wrong_setting_is_named(section, wrong):
     with pytest.raises(ConfigError, match=f"{section}.*{next(iter(wrong))}"):
         TrainConfig.of(**{section: wrong})
 
 
-def test_settings_are_composed_within_a_program_that_uses_hydra(tmp_path: Path) -> None:
+def test_settings_are_composed_within_a_program_that_uses_hydra(tmp_path):
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
         outer = GlobalHydra.instance().hydra
         assert compose("train", ["data.root=x", "seed=5", "loss.gamma=1.5"]).seed == 5

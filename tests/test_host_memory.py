@@ -3,7 +3,6 @@
 import gc
 import sys
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +15,14 @@ MEBIBYTE = 2**20
 GIB = 2**30
 
 
-def test_peak_memory_does_not_include_the_parent_process() -> None:
+def test_peak_memory_does_not_include_the_parent_process():
     held = np.ones(600 * MEBIBYTE, np.uint8)
     program = "from lesionseg.host_memory import peak_memory_mb; print(peak_memory_mb())"
     done = python("-c", program)
     assert 0 < int(done.stdout) < 500 < held.nbytes // MEBIBYTE
 
 
-def test_default_budget_is_below_the_physical_memory() -> None:
+def test_default_budget_is_below_the_physical_memory():
     assert 0 < default_budget() < physical_bytes()
 
 
@@ -31,7 +30,7 @@ def test_default_budget_is_below_the_physical_memory() -> None:
 def machine(tmp_path):
     """Return a function that writes files of a machine with 512 GB of free memory, by path."""
 
-    def write(groups: str, **files: str) -> Path:
+    def write(groups, **files):
         contents = {"proc/self/cgroup": groups, "proc/meminfo": "MemAvailable: 500000000 kB\n"}
         contents |= {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
         for name, text in contents.items():
@@ -43,7 +42,7 @@ def machine(tmp_path):
     return write
 
 
-def group_v2(folder: str, limit: object, used: int, cached: int = 0) -> dict[str, str]:
+def group_v2(folder, limit, used, cached=0):
     """Return the files of a control group of version 2, with new and old files in its cache."""
     statistics = f"anon 5\ninactive_file {cached // 2}\nactive_file {cached // 2}\nslab 1\n"
     names = ("memory.max", "memory.current", "memory.stat")
@@ -51,7 +50,7 @@ def group_v2(folder: str, limit: object, used: int, cached: int = 0) -> dict[str
     return {f"{folder}{name}": text for name, text in zip(names, texts, strict=True)}
 
 
-def group_v1(folder: str, limit: int, used: int, cached: int = 0) -> dict[str, str]:
+def group_v1(folder, limit, used, cached=0):
     """Return the files of a control group of version 1, with a child group that caches files."""
     statistics = f"inactive_file 7\ntotal_inactive_file {cached}\ntotal_active_file 0\n"
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
@@ -127,7 +126,7 @@ def test_memory_of_another_system_is_assumed(tmp_path, monkeypatch):
     assert default_budget(tmp_path) == 4 * GIB
 
 
-def test_garbage_collection_resumes_after_a_pause() -> None:
+def test_garbage_collection_resumes_after_a_pause():
     with suppress(ValueError), pause_collection():
         assert not gc.isenabled()
         raise ValueError
@@ -167,7 +166,7 @@ print(reused, count_page_faults(2**25), 2**25 // resource.getpagesize())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is only on Linux")
-def test_blocks_are_reused_until_the_last_user_ends() -> None:
+def test_blocks_are_reused_until_the_last_user_ends():
     # in a process of its own: after an allocation that failed, as in other tests, glibc gives the
     # thread another arena, in which large blocks are never reused
     done = python("-c", COUNT_PAGE_FAULTS)

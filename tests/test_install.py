@@ -14,16 +14,16 @@ from lesionseg.errors import pip_install
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
-def _read_lock(name: str = "requirements.lock") -> dict[str, Requirement]:
+def _read_lock(name="requirements.lock"):
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     return {pin.name.lower().replace("_", "-"): pin for pin in pins}
 
 
-def test_runtime_lock_is_a_part_of_the_complete_lock() -> None:
+def test_runtime_lock_is_a_part_of_the_complete_lock():
     everything = _read_lock()
     runtime = _read_lock("requirements-runtime.lock")
     assert {name: everything[name].specifier for name in runtime} == {
@@ -34,7 +34,7 @@ def test_runtime_lock_is_a_part_of_the_complete_lock() -> None:
     assert not runtime.keys() & tools
 
 
-def test_lock_has_one_exact_version_of_each_dependency() -> None:
+def test_lock_has_one_exact_version_of_each_dependency():
     pins = _read_lock()
     for pin in pins.values():
         (only,) = pin.specifier
@@ -46,13 +46,13 @@ def test_lock_has_one_exact_version_of_each_dependency() -> None:
 
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - {"test", "docs"}))
-def test_install_command_of_an_extra_names_its_packages(extra: str) -> None:
+def test_install_command_of_an_extra_names_its_packages(extra):
     named = re.findall(r'"([^"]*)"', pip_install(extra))
     assert {Requirement(name) for name in named} == {Requirement(name) for name in EXTRAS[extra]}
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "apptainer.def"])
-def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) -> None:
+def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     (listed,) = re.findall(r"-c requirements\.lock ([\w -]+)", text)
     wanted = {Requirement(line).name for line in [*EXTRAS["dicom"], *EXTRAS["serve"]]}
@@ -61,7 +61,7 @@ def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name: str) 
     assert "HEALTHCHECK" not in text  # only serve answers one
 
 
-def test_container_gets_all_files_that_its_recipe_copies() -> None:
+def test_container_gets_all_files_that_its_recipe_copies():
     recipe = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     copied = set[str]()
     for line in re.findall(r"^COPY (?!--from)(.*)$", recipe, flags=re.M):
@@ -79,7 +79,7 @@ def test_container_gets_all_files_that_its_recipe_copies() -> None:
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="Apptainer runs on Linux")
-def test_apptainer_caches_are_in_the_home_of_the_user() -> None:
+def test_apptainer_caches_are_in_the_home_of_the_user():
     """Its /tmp is that of the machine, where another user may own the folders."""
     recipe = (ROOT / "apptainer.def").read_text(encoding="utf-8")
     (script,) = re.findall(r"^%environment\n(.*?)^%", recipe, flags=re.M | re.S)

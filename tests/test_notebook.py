@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -66,7 +65,7 @@ MISSED = (15, 15, 15, 4)
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
+def evaluation(tmp_path_factory):
     """Evaluate masks of two cases with one lesion found and one missed each."""
     folder = tmp_path_factory.mktemp("scored")
     for case in ("a", "b"):
@@ -75,7 +74,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> lesionseg.Run:
     return lesionseg.evaluate(folder / "truth", folder / "masks", folder / "scores", replicates=10)
 
 
-def test_run_has_scores_tables_charts_and_a_page(evaluation: lesionseg.Run, tmp_path: Path) -> None:
+def test_run_has_scores_tables_charts_and_a_page(evaluation, tmp_path):
     assert evaluation.scores["lesion_recall"].value == 0.5
     assert evaluation.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
     assert list(evaluation.to_pandas("cases")["case"]) == ["a", "b"]
@@ -84,9 +83,7 @@ def test_run_has_scores_tables_charts_and_a_page(evaluation: lesionseg.Run, tmp_
     assert evaluation.report(tmp_path, report__pdf=False).is_file()
 
 
-def test_run_of_a_cross_validation_has_its_out_of_fold_scores(
-    evaluation: lesionseg.Run, tmp_path: Path
-) -> None:
+def test_run_of_a_cross_validation_has_its_out_of_fold_scores(evaluation, tmp_path):
     shutil.copytree(evaluation.folder, tmp_path / "cv" / "oof")
     run = lesionseg.Run(tmp_path / "cv")
     assert run.scores == evaluation.scores
@@ -95,9 +92,7 @@ def test_run_of_a_cross_validation_has_its_out_of_fold_scores(
     assert run.report(tmp_path / "page", report__pdf=False).is_file()
 
 
-def test_ids_are_read_as_text_and_boxes_as_numbers(
-    evaluation: lesionseg.Run, tmp_path: Path
-) -> None:
+def test_ids_are_read_as_text_and_boxes_as_numbers(evaluation, tmp_path):
     table = (evaluation.folder / "lesions.csv").read_text().replace("\na,", "\n007,", 1)
     (tmp_path / "lesions.csv").write_text(table.replace("\na,", "\n'=b,"))
     frame = lesionseg.Run(tmp_path).to_pandas("lesions")
@@ -106,7 +101,7 @@ def test_ids_are_read_as_text_and_boxes_as_numbers(
     assert frame["centre_x_mm"].tolist() == [4.5, 16.5] * 2
 
 
-def test_names_that_look_like_missing_values_are_read_as_text(tmp_path: Path) -> None:
+def test_names_that_look_like_missing_values_are_read_as_text(tmp_path):
     names = ["NA", "None", "null", "nan", "true"]
     for name in names:
         mask = boxes((8, 8, 8), (2, 2, 2, 3))
@@ -122,16 +117,14 @@ def test_names_that_look_like_missing_values_are_read_as_text(tmp_path: Path) ->
     assert sorted(changes["case"]) == sorted(names)
 
 
-def test_undefined_numbers_of_a_table_stay_numbers(tmp_path: Path) -> None:
+def test_undefined_numbers_of_a_table_stay_numbers(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss,dice\n5,nan,\n10,0.25,0.5\n")
     metrics = lesionseg.Run(tmp_path).to_pandas("metrics")
     assert metrics["loss"].isna().tolist() == [True, False]
     assert (metrics["loss"][1], metrics["dice"][1]) == (0.25, 0.5)
 
 
-def test_missing_tables_and_unknown_settings_are_named(
-    evaluation: lesionseg.Run, tmp_path: Path
-) -> None:
+def test_missing_tables_and_unknown_settings_are_named(evaluation, tmp_path):
     with pytest.raises(ConfigError, match="the table"):
         evaluation.to_pandas("lesion")
     with pytest.raises(ReadError, match="the table does not exist"):
@@ -140,7 +133,7 @@ def test_missing_tables_and_unknown_settings_are_named(
         lesionseg.evaluate("a", "b", "c", presett="iou50")
 
 
-def test_settings_have_the_names_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_have_the_names_of_the_command_line(monkeypatch):
     recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
     monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
     settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
@@ -155,7 +148,7 @@ def test_settings_have_the_names_of_the_command_line(monkeypatch: pytest.MonkeyP
     assert (other.loss.gamma, other.trainer) == (1.5, cfg.trainer)
 
 
-def settings_of_train(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+def settings_of_train(monkeypatch, **settings):
     """Return the settings with which `lesionseg.train` calls the recipe."""
     recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
     monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
@@ -163,7 +156,7 @@ def settings_of_train(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
     return recipe.call_args.args[1]
 
 
-def test_experiment_is_changed_by_sections_and_by_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiment_is_changed_by_sections_and_by_objects(monkeypatch):
     callback = {"_target_": "mine.Callback", "every": 3}
     cfg = settings_of_train(
         monkeypatch,
@@ -188,14 +181,12 @@ def test_experiment_is_changed_by_sections_and_by_objects(monkeypatch: pytest.Mo
         {"experiment": "demo_mri", "loss": {"_target_": "mine.Loss", "power": 3}},
     ],
 )
-def test_class_of_another_loss_does_not_get_the_arguments_of_the_default(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
+def test_class_of_another_loss_does_not_get_the_arguments_of_the_default(monkeypatch, settings):
     loss = settings_of_train(monkeypatch, **settings).loss
     assert loss.to_plain() == {"_target_": "mine.Loss", "power": 3}
 
 
-def test_numbers_and_arrays_of_numpy_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_and_arrays_of_numpy_are_accepted(monkeypatch):
     cfg = settings_of_train(
         monkeypatch,
         seed=np.int64(3),
@@ -207,23 +198,19 @@ def test_numbers_and_arrays_of_numpy_are_accepted(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("value", [object(), np.float32])
-def test_setting_that_cannot_be_stored_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, value: object
-) -> None:
+def test_setting_that_cannot_be_stored_is_an_error(monkeypatch, value):
     cfg = settings_of_train(monkeypatch, trainer={"lightning": {"profiler": value}})
     with pytest.raises(ConfigError, match="cannot be stored"):
         cfg.to_plain()
 
 
 @pytest.mark.slow  # a complete training in a separate process
-def test_training_in_python_prints_nothing(tmp_path: Path) -> None:
+def test_training_in_python_prints_nothing(tmp_path):
     done = python("-c", TRAINING, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_run_accepts_a_path_as_text_and_has_test_scores(
-    evaluation: lesionseg.Run, tmp_path: Path
-) -> None:
+def test_run_accepts_a_path_as_text_and_has_test_scores(evaluation, tmp_path):
     assert lesionseg.Run(str(evaluation.folder)) == evaluation
     with pytest.raises(ReadError, match="no scores of test cases"):
         _ = evaluation.test
@@ -231,7 +218,7 @@ def test_run_accepts_a_path_as_text_and_has_test_scores(
     assert lesionseg.Run(str(tmp_path / "run")).test.scores == evaluation.scores
 
 
-def test_public_names_are_in_dir() -> None:
+def test_public_names_are_in_dir():
     commands = {"evaluate", "follow", "predict", "prepare", "report", "train"}
     assert {"Predictor", "Run", *commands} <= {*dir(lesionseg)}
     assert all(callable(getattr(lesionseg, name)) for name in commands)
@@ -248,7 +235,7 @@ def test_public_names_are_in_dir() -> None:
         ({"report": True}, "^report: True"),
     ],
 )
-def test_wrong_setting_is_named(values: dict[str, object], message: str) -> None:
+def test_wrong_setting_is_named(values, message):
     with pytest.raises(ConfigError, match=message):
         lesionseg.train("data", **values)
     with pytest.raises(ConfigError, match=r"give data\.root=…"):
@@ -256,7 +243,7 @@ def test_wrong_setting_is_named(values: dict[str, object], message: str) -> None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_defaults_equal_those_of_hydra(command: str) -> None:
+def test_defaults_equal_those_of_hydra(command):
     by_hydra = compose_files(command)
     by_hydra.pop("experiment", None)  # a group without a choice
     assert defaults(command) == by_hydra
@@ -264,8 +251,8 @@ def test_defaults_equal_those_of_hydra(command: str) -> None:
 
 
 def test_library_does_not_import_hydra_and_prints_nothing(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     done = python("-c", WITHOUT_HYDRA, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")  # also no progress bar
     assert done.stdout == "hydra False\n"

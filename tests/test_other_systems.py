@@ -2,16 +2,14 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, Volume
+from lesionseg.core import Volume
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.plan.plan import Plan
 from tests.commands import python
 
 WINDOWS = {**os.environ, "USERNAME": "user"}  # Windows always sets it
@@ -51,12 +49,12 @@ assert (peak_memory_mb(), physical_bytes()) == (0, 8 * 2**30)
 
 
 @pytest.mark.slow
-def test_every_module_can_be_imported_without_features_of_linux() -> None:
+def test_every_module_can_be_imported_without_features_of_linux():
     done = python("-W", "ignore", "-c", WITHOUT + IMPORTS, env=WINDOWS)
     assert done.returncode == 0, done.stderr
 
 
-def test_help_is_printed_in_an_encoding_without_its_characters() -> None:
+def test_help_is_printed_in_an_encoding_without_its_characters():
     pipe = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}  # on Windows
     done = python("-m", "lesionseg", "--help", env=pipe, encoding="cp1252")
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,9 +62,7 @@ def test_help_is_printed_in_an_encoding_without_its_characters() -> None:
 
 
 @pytest.mark.slow
-def test_predict_and_evaluate_work_without_features_of_linux(
-    plan: Plan, toy_case: Case, tmp_path: Path
-) -> None:
+def test_predict_and_evaluate_work_without_features_of_linux(plan, toy_case, tmp_path):
     easy = replace(plan, lesion_fraction=0.7)
     write_bundle(tmp_path / "bundle", build_network(easy), easy, "")
     geometry = toy_case.image.geometry

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory):
     """Install the package into a folder and return it."""
     place = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "plugin"
@@ -26,12 +26,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def with_plugin(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_plugin(installed, monkeypatch):
     """Make the installed package available to imports."""
     monkeypatch.syspath_prepend(installed)
 
 
-def write_pairs(root: Path, rng: np.random.Generator) -> None:
+def write_pairs(root, rng):
     """Write four cases in the layout of the package."""
     for number in range(4):
         folder = root / f"case_{number}"
@@ -41,9 +41,7 @@ def write_pairs(root: Path, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.usefixtures("with_plugin")
-def test_layout_of_the_plugin_is_used(
-    tmp_path: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layout_of_the_plugin_is_used(tmp_path, rng, caplog):
     write_pairs(tmp_path / "data", rng)
     caplog.set_level(logging.INFO, "lesionseg")
     settings = [f"data.root={tmp_path / 'data'}", "check=true", f"run_dir={tmp_path / 'check'}"]
@@ -52,15 +50,13 @@ def test_layout_of_the_plugin_is_used(
 
 
 @pytest.mark.usefixtures("with_plugin")
-def test_experiment_of_the_plugin_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_experiment_of_the_plugin_is_used(capsys):
     experiment = ["--config-dir", "pkg://lesionseg_example.conf", "experiment=short", "--cfg"]
     assert run("train", experiment) == 0
     assert "max_minutes: 5" in capsys.readouterr().out
 
 
-def test_layout_of_a_package_that_is_not_installed_is_unknown(
-    tmp_path: Path, rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_layout_of_a_package_that_is_not_installed_is_unknown(tmp_path, rng, capsys):
     write_pairs(tmp_path / "data", rng)
     assert run("prepare", [f"data.root={tmp_path / 'data'}", "check=true"]) == 1
     assert "layout" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from lesionseg.errors import GeometryError
 
 
 @pytest.fixture
-def oblique() -> Geometry:
+def oblique():
     a = np.deg2rad(20)
     rotation = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     affine = np.eye(4)
@@ -17,22 +17,22 @@ def oblique() -> Geometry:
     return Geometry((4, 5, 6), affine)
 
 
-def test_spacing_and_voxel_size_of_a_rotated_grid_are_exact(oblique: Geometry) -> None:
+def test_spacing_and_voxel_size_of_a_rotated_grid_are_exact(oblique):
     assert oblique.spacing_mm == pytest.approx((3.0, 1.0, 0.5))
     assert oblique.voxel_size == pytest.approx(1.5)
 
 
-def test_index_survives_a_round_trip_through_millimetres(oblique: Geometry) -> None:
+def test_index_survives_a_round_trip_through_millimetres(oblique):
     index = np.array([[0, 0, 0], [3, 4, 5], [1.5, 2, 0.25]])
     assert np.allclose(oblique.to_index(oblique.to_mm(index)), index)
 
 
-def test_row_and_column_are_y_and_x_in_two_dimensions() -> None:
+def test_row_and_column_are_y_and_x_in_two_dimensions():
     geometry = Geometry.from_spacing((10, 20), (0.5, 0.25))
     assert geometry.to_mm([[2, 4], [2, 0]]).tolist() == [[1.0, 1.0], [0.0, 1.0]]
 
 
-def test_grids_match_within_a_micrometre_but_not_within_a_tenth(oblique: Geometry) -> None:
+def test_grids_match_within_a_micrometre_but_not_within_a_tenth(oblique):
     near = np.array(oblique.affine)
     near[0, 3] += 1e-4
     far = np.array(oblique.affine)
@@ -41,17 +41,17 @@ def test_grids_match_within_a_micrometre_but_not_within_a_tenth(oblique: Geometr
     assert not oblique.matches(Geometry(oblique.shape, far))
 
 
-def test_grids_of_different_shapes_have_an_infinite_distance(oblique: Geometry) -> None:
+def test_grids_of_different_shapes_have_an_infinite_distance(oblique):
     assert oblique.distance_mm(Geometry((4, 5, 7), oblique.affine)) == float("inf")
 
 
 @pytest.mark.parametrize("affine", [np.zeros((4, 4)), np.eye(3), np.full((4, 4), np.nan)])
-def test_invalid_affine_is_an_error(affine: np.ndarray) -> None:
+def test_invalid_affine_is_an_error(affine):
     with pytest.raises(GeometryError, match="affine"):
         Geometry((2, 2, 2), affine)
 
 
-def test_array_of_another_shape_than_its_grid_is_an_error(oblique: Geometry) -> None:
+def test_array_of_another_shape_than_its_grid_is_an_error(oblique):
     with pytest.raises(GeometryError):
         Volume(np.zeros((1, 4, 5, 7)), oblique)
 

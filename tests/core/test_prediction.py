@@ -5,11 +5,11 @@ import numpy as np
 from lesionseg.core import Candidate, Geometry, Prediction
 
 
-def _make_candidate(id: int, label: int, accepted: bool) -> Candidate:
+def _make_candidate(id, label, accepted):
     return Candidate(id, label, 0.5, (0, 0), (1, 1), (0, 0), 1.0, None, accepted=accepted)
 
 
-def test_mask_contains_labels_of_accepted_candidates_only() -> None:
+def test_mask_contains_labels_of_accepted_candidates_only():
     geometry = Geometry.from_spacing((1, 4), (1, 1))
     candidates = (
         _make_candidate(1, label=2, accepted=True),
@@ -20,7 +20,7 @@ def test_mask_contains_labels_of_accepted_candidates_only() -> None:
     assert prediction.mask().tolist() == [[0, 2, 0, 1]]
 
 
-def test_mask_without_candidates_is_empty() -> None:
+def test_mask_without_candidates_is_empty():
     geometry = Geometry.from_spacing((1, 4), (1, 1))
     for instances in (None, np.zeros((1, 4), np.int32)):
         assert not Prediction("a", geometry, (), instances).mask().any()

@@ -1,6 +1,5 @@
 """facts.json: a case is read once, and again after one of its files has changed."""
 
-import json
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from lesionseg.data.facts import FACTS_FILE, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.fingerprint import facts_of
 
@@ -49,7 +49,7 @@ def read(dataset, tmp_path):
 
 def read_entries(dataset, folder):
     """Read the entries of facts.json by case."""
-    stored = json.loads((folder / "facts" / FACTS_FILE).read_text())
+    stored = read_json(folder / "facts" / FACTS_FILE)
     entries = {}
     for files in dataset.cases:
         if str(files.images[0]) in stored:
@@ -128,7 +128,7 @@ def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch,
     fits = budget > 1
     together = Barrier(2)
     n_reading = Counter[str]()
-    most: list[int] = []
+    most = []
     lock = Lock()
 
     def read_slowly(files, dataset):

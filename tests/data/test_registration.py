@@ -9,7 +9,7 @@ from lesionseg.data.registration import register_rigid
 from lesionseg.errors import GeometryError
 
 
-def make_movement(degrees: float, shift_mm: tuple[float, float, float]) -> np.ndarray:
+def make_movement(degrees, shift_mm):
     """Make a rotation around the third axis with a shift, in RAS millimetres."""
     c = np.cos(np.deg2rad(degrees))
     s = np.sin(np.deg2rad(degrees))
@@ -19,7 +19,7 @@ def make_movement(degrees: float, shift_mm: tuple[float, float, float]) -> np.nd
     return matrix
 
 
-def test_known_movement_is_found_and_repeated_registration_is_equal() -> None:
+def test_known_movement_is_found_and_repeated_registration_is_equal():
     """Rotate the earlier scan's header by 6 degrees and shift it by 9 mm. The noise differs."""
     settings = VisitSettings(shape=(48, 72, 64), spacing_mm=(3, 2, 2))
     scans, _ = simulate_visits(np.random.default_rng(0), settings)
@@ -38,7 +38,7 @@ def test_known_movement_is_found_and_repeated_registration_is_equal() -> None:
     np.testing.assert_array_equal(found.matrix, again.matrix)
 
 
-def test_two_axes_are_an_error() -> None:
+def test_two_axes_are_an_error():
     flat = Volume(np.zeros((1, 8, 8), np.float32), Geometry.from_spacing((8, 8), (1, 1)))
     with pytest.raises(GeometryError, match="three axes"):
         register_rigid(flat, flat)

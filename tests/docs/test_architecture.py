@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ NAMED_IN = re.compile(r"^ +([\w.]+) +([\w/]+\.py)", re.MULTILINE)
 
 
 @cache
-def parse_modules() -> dict[str, ast.Module]:
+def parse_modules():
     """Parse every module of the library. Return the trees by dotted name."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -21,7 +20,7 @@ def parse_modules() -> dict[str, ast.Module]:
     return found
 
 
-def find_imports(tree: ast.Module) -> Iterator[str]:
+def find_imports(tree):
     """Yield the dotted names that a module imports, at its top or within a function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -31,15 +30,15 @@ def find_imports(tree: ast.Module) -> Iterator[str]:
                 yield f"{node.module}.{alias.name}"
 
 
-def find_circle(graph: dict[str, set[str]]) -> list[str]:
+def find_circle(graph):
     """Return a chain of modules that leads back to its first one. It is empty if there is none.
 
     >>> find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})
     ['b', 'c', 'b']
     """
-    finished: set[str] = set()
+    finished = set()
 
-    def visit(name: str, chain: list[str]) -> list[str]:
+    def visit(name, chain):
         if name in chain:
             return [*chain[chain.index(name) :], name]
         if name in finished:
@@ -53,13 +52,13 @@ def find_circle(graph: dict[str, set[str]]) -> list[str]:
     return next(filter(None, (visit(name, []) for name in graph)), [])
 
 
-def make_import_graph() -> dict[str, set[str]]:
+def make_import_graph():
     """Return the modules that each module of the library imports.
 
     The package itself is left out, because it imports a public name when it is first used.
     """
     trees = parse_modules()
-    graph: dict[str, set[str]] = {}
+    graph = {}
     for name, tree in trees.items():
         # the name of `from package import name` is a module, or is defined in one
         found = {t if t in trees else t.rpartition(".")[0] for t in find_imports(tree)}
@@ -67,13 +66,13 @@ def make_import_graph() -> dict[str, set[str]]:
     return graph
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_circle():
     graph = make_import_graph()
     assert "lesionseg.pipeline.predict" in graph["lesionseg.pipeline.follow"]  # in a function
     assert find_circle(graph) == []
 
 
-def test_functions_of_the_pipeline_have_at_most_six_parameters() -> None:
+def test_functions_of_the_pipeline_have_at_most_six_parameters():
     many = []
     for name, tree in parse_modules().items():
         for node in ast.walk(tree):
@@ -84,7 +83,7 @@ def test_functions_of_the_pipeline_have_at_most_six_parameters() -> None:
     assert many == []
 
 
-def test_only_cli_writes_to_standard_output() -> None:
+def test_only_cli_writes_to_standard_output():
     writers = set()
     for name, tree in parse_modules().items():
         for node in ast.walk(tree):
@@ -94,13 +93,13 @@ def test_only_cli_writes_to_standard_output() -> None:
     assert writers == {"lesionseg.cli.command"}
 
 
-def test_every_function_that_the_page_names_is_in_the_named_file() -> None:
+def test_every_function_that_the_page_names_is_in_the_named_file():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = NAMED_IN.findall(page)
     assert len(named) > 40
     for name, file in named:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
-        nodes: list[ast.stmt] = tree.body
+        nodes = tree.body
         for part in name.split("."):
             kinds = ast.FunctionDef | ast.ClassDef
             found = [node for node in nodes if isinstance(node, kinds) and node.name == part]

@@ -31,7 +31,7 @@ EACH_PAGE = pytest.mark.parametrize(
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-def find_commands(page: Path) -> list[tuple[str, list[str]]]:
+def find_commands(page):
     """Return the commands of a page, in blocks and in text, each with its overrides."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -48,13 +48,13 @@ def find_commands(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
-def read_without_blocks(page: Path) -> str:
+def read_without_blocks(page):
     """Read a page without its blocks of code."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 @EACH_PAGE
-def test_every_command_and_setting_on_a_page_is_accepted(page: Path) -> None:
+def test_every_command_and_setting_on_a_page_is_accepted(page):
     for name, overrides in find_commands(page):
         compose(name, overrides)
     for word in re.findall(r"`([^`\n ]+)`", read_without_blocks(page)):
@@ -63,7 +63,7 @@ def test_every_command_and_setting_on_a_page_is_accepted(page: Path) -> None:
 
 
 @EACH_PAGE
-def test_every_make_target_and_script_on_a_page_exists(page: Path) -> None:
+def test_every_make_target_and_script_on_a_page_exists(page):
     text = page.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
@@ -71,14 +71,14 @@ def test_every_make_target_and_script_on_a_page_exists(page: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
-def make_anchor(heading: str) -> str:
+def make_anchor(heading):
     """Return the anchor of a heading, as GitHub and the site make it."""
     plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
     return re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
 
 
 @EACH_PAGE
-def test_every_link_on_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+def test_every_link_on_a_page_leads_to_a_file_and_a_heading(page):
     for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", read_without_blocks(page)):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
+from lesionseg.io.text import read_json
 from tests.flow.cases import SMALL, TILE, write_raw
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +30,8 @@ def prepare_roles(raw, folder, *settings):
     """Run `prepare`. Return the cases of each role."""
     given = [f"data.root={raw}", f"run_dir={folder}", TILE, *SMALL, *settings]
     assert run("prepare", given) == 0
-    found: dict[str, set[str]] = {}
-    for case, role in json.loads((folder / "splits.json").read_text())["roles"].items():
+    found = {}
+    for case, role in read_json(folder / "splits.json")["roles"].items():
         found.setdefault(role, set()).add(case)
     return found
 
@@ -39,7 +40,7 @@ def test_split_files_are_printed_on_their_page():
     page = (ROOT / "docs" / "splits.md").read_text(encoding="utf-8")
     printed = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
     names = ("splits.json", "splits_folds.json")
-    assert printed == [json.loads((ROOT / "examples" / name).read_text()) for name in names]
+    assert printed == [read_json(ROOT / "examples" / name) for name in names]
 
 
 def test_split_files_are_followed(raw, tmp_path):

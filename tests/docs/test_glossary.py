@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ TEMPLATES = ("report.html.j2", "macros.html.j2", "sentences.txt.j2")
 OTHER_MEANINGS = re.compile(r"scores\.json|RSNA score|too thin to be sure: candidate")
 
 
-def read_glossary() -> list[tuple[str, str]]:
+def read_glossary():
     """Return each term with the words of the report page, from the table of the reference page."""
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     part = page.split("## Glossary")[1].split("\n## ")[0]
@@ -23,7 +22,7 @@ def read_glossary() -> list[tuple[str, str]]:
     return [(term, words) for term, _, words in rows[1:]]
 
 
-def sentences_of_code(name: str) -> Iterator[str]:
+def sentences_of_code(name):
     """Yield the texts of a module that have several words, without its docstrings."""
     tree = ast.parse((REPORTING / name).read_text(encoding="utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -36,7 +35,7 @@ def sentences_of_code(name: str) -> Iterator[str]:
             yield value
 
 
-def words_of_template(path: Path) -> str:
+def words_of_template(path):
     """Return the text of a template without its code, styles and tags."""
     text = path.read_text(encoding="utf-8")
     for code in (r"\{%.*?%\}", r"\{\{.*?\}\}", r"\{#.*?#\}", r"<script.*?</script>", r"<[^>]*>"):
@@ -44,7 +43,7 @@ def words_of_template(path: Path) -> str:
     return text
 
 
-def words_of_report() -> str:
+def words_of_report():
     """Return everything that the report says."""
     code = [s for name in MODULES for s in sentences_of_code(name)]
     templates = [t for t in (REPORTING / "templates").glob("*.j2") if t.name in TEMPLATES]

@@ -1,13 +1,12 @@
 """Run commands like a user, read their results, and write small datasets for them."""
 
-import json
 from unittest import mock
 
 import numpy as np
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import write_volume
 
 TILE = "model.tile_shape=[16,16,16]"
@@ -46,7 +45,7 @@ def evaluate(reference, prediction, output):
 
 
 def scores_of(folder):
-    return by_name(json.loads((folder / "scores.json").read_text()))
+    return by_name(read_json(folder / "scores.json"))
 
 
 def by_name(content):
@@ -70,7 +69,7 @@ def by_name(content):
 
 
 def plan_of(folder):
-    return json.loads((folder / "plan.json").read_text())
+    return read_json(folder / "plan.json")
 
 
 def write(path, array, mm=2.0):
@@ -87,5 +86,5 @@ def write_raw(root, labels, cases, **facts):
         write(root / f"images{part}" / f"{name}_0000.nii.gz", image.astype(np.float32))
         write(root / f"labels{part}" / f"{name}.nii.gz", mask.astype(np.uint8))
     facts |= {"channel_names": {"0": "T1"}, "labels": labels}
-    (root / "dataset.json").write_text(json.dumps(facts))
+    write_json(root / "dataset.json", facts)
     return root

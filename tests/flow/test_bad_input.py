@@ -95,9 +95,3 @@ def test_every_bad_case_is_named_at_once(raw, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "SIM_001_0000.nii.gz" in printed
     assert "SIM_002_0000.nii.gz" in printed
-
-
-@pytest.mark.parametrize(("folder", "named"), [("nowhere", "nowhere"), (".", "dataset.json")])
-def test_missing_folder_and_folder_without_dataset_are_refused(tmp_path, capsys, folder, named):
-    assert run("train", [f"data.root={tmp_path / folder}"]) == 1
-    assert named in capsys.readouterr().err

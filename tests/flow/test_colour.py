@@ -1,11 +1,10 @@
 """Colour photographs in nnU-Net's layout: a picture is a case of three channels."""
 
-import json
-
 import numpy as np
 from PIL import Image
 
 from lesionseg.cli import run
+from lesionseg.io.text import write_json
 from tests.flow.cases import plan_of, predict, train
 
 
@@ -25,7 +24,7 @@ def write_pictures(root):
         Image.fromarray(mask).save(root / "labelsTr" / f"c{i}.png")
     names = {"0": "R", "1": "G", "2": "B"}
     content = {"channel_names": names, "labels": {"background": 0, "lesion": 1}}
-    (root / "dataset.json").write_text(json.dumps(content))
+    write_json(root / "dataset.json", content)
 
 
 def test_colour_pictures_are_checked_trained_on_and_predicted(tmp_path, capsys):

@@ -1,10 +1,10 @@
 """Detectors from end to end on tiny data: train, predict, evaluate, report."""
 
-import json
-
 import numpy as np
 import pytest
+import yaml
 
+from lesionseg.io.text import read_json, write_json
 from lesionseg.phantoms import write_xray_phantoms
 from tests.flow.cases import TILE, evaluate, plan_of, predict, scores_of, train, write, write_raw
 
@@ -16,12 +16,14 @@ def test_radiographs_with_only_boxes_are_detected_and_scored(tmp_path):
     """Dice is missing with a reason in scores and report. The evaluation compares boxes."""
     raw = tmp_path / "raw"
     write_xray_phantoms(raw, 4, seed=1, shape=(64, 64), pixel_mm=5.6, n_nodules=(1, 2))
-    content = json.loads((raw / "annotations.json").read_text())
+    content = read_json(raw / "annotations.json")
     for entry in (*content["annotations"], *content["images"]):
         for drawing in ("segmentation", "mask_label", "area", "mask_file"):
             entry.pop(drawing, None)
-    (raw / "annotations.json").write_text(json.dumps(content))
+    write_json(raw / "annotations.json", content)
     scores = scores_of(train(raw, tmp_path / "run", *SETTINGS, "model.tile_shape=[64,64]"))
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert saved["model"]["architecture"] == "retinanet"  # as `model=auto` chose it
     assert scores["n_lesions"] > 0
     assert scores["dice"]["mean"] is None
     assert scores["dice"]["reason"] in (tmp_path / "run" / "report.html").read_text()
@@ -60,7 +62,7 @@ def test_detector_of_a_datalist_of_boxes_refuses_to_save_probabilities(volumes, 
     for name, (_, image, _) in cases.items():
         write(root / f"{name}.nii.gz", image.astype(np.float32))
         entries.append({"image": f"{name}.nii.gz", "box": boxes, "label": [0, 1]})
-    (root / "datalist.json").write_text(json.dumps({"training": entries}))
+    write_json(root / "datalist.json", {"training": entries})
     run_dir = train(root, tmp_path / "run", *SETTINGS, TILE)
     scores = scores_of(run_dir)
     assert scores["n_lesions"] > 0

@@ -1,11 +1,10 @@
 """Train on DICOM series with SEG and RTSTRUCT references, then predict all series of a study."""
 
-import json
-
 import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
+from lesionseg.io.text import read_json
 from tests.flow.cases import TILE, plan_of, predict, scores_of, train
 from tests.io.dicom_files import (
     CT,
@@ -123,5 +122,5 @@ def test_model_trained_on_dicom_predicts_only_the_valid_series_of_a_study(tmp_pa
     }
     case = by_series["1.2.3.7"]["case"]
     assert case.startswith("study_7_")
-    candidates = json.loads((tmp_path / "out" / f"{case}_candidates.json").read_text())
+    candidates = read_json(tmp_path / "out" / f"{case}_candidates.json")
     assert candidates["size_unit"] == "mm"

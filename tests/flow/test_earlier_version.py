@@ -14,7 +14,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
-from lesionseg.io.text import read_csv, write_json
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from tests.flow.cases import predict, scores_of, train
 
@@ -81,7 +81,7 @@ def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, cap
     report = ["scores=scores", "output=page", "images=raw/imagesTs", "reference=raw/labelsTs"]
     assert run("report", [*report, "prediction=found"]) == 1
     assert "evaluate reference=" in capsys.readouterr().err
-    earlier_recall = json.loads(Path("scores/scores.json").read_text())["lesion_recall"]["value"]
+    earlier_recall = read_json(Path("scores/scores.json"))["lesion_recall"]["value"]
     evaluate = ["reference=raw/labelsTs", "prediction=found", "output=scores", "replicates=20"]
     capsys.readouterr()
     assert run("evaluate", [*evaluate, "--json"]) == 0
@@ -99,7 +99,7 @@ def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, cap
 def test_complete_run_is_scored_again_with_the_same_weights(earlier):
     weights = Path("run/bundle/weights.safetensors")
     before = weights.read_bytes()
-    assert json.loads(Path("run/scores.json").read_text())["schema_version"] == 3
+    assert read_json(Path("run/scores.json"))["schema_version"] == 3
     train("raw", Path("run"), *SETTINGS, "trainer.max_steps=120")
     assert scores_of(Path("run"))["schema_version"] == 4
     assert weights.read_bytes() == before

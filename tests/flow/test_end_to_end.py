@@ -90,17 +90,6 @@ def test_finished_training_restores_missing_results(folder, tmp_path, caplog):
     assert caplog.text.count("Predicting 1 validation case.") == 1
 
 
-def test_scores_of_an_earlier_format_are_written_again(folder, tmp_path):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
-    path = copy / "scores.json"
-    before = path.read_text()
-    path.write_text(before.replace('"schema_version": 4', '"schema_version": 3'))
-    weights = (copy / "bundle" / "weights.safetensors").read_bytes()
-    train(folder / "raw", copy, *STEPS)
-    assert '"schema_version": 4' in path.read_text()
-    assert (copy / "bundle" / "weights.safetensors").read_bytes() == weights
-
-
 def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys, caplog):
     copy = shutil.copytree(folder / "run", tmp_path / "run")
     train(folder / "raw", copy, TILE, "trainer.max_steps=40", status=2)

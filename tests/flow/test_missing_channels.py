@@ -1,6 +1,5 @@
 """Scans without a channel: training, scores, prediction, and warnings."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,7 @@ import lesionseg
 from lesionseg.core import Volume
 from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_selection
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
@@ -28,13 +27,13 @@ def write_channels(raw):
         dark = np.where(flair.array > 0, 1000 - flair.array, 0).astype(np.float32)
         second = first.with_name(first.name.replace("_0000", "_0001"))
         write_volume(second, Volume(dark, flair.geometry))
-    facts = json.loads((raw / "dataset.json").read_text())
+    facts = read_json(raw / "dataset.json")
     facts["channel_names"] = {"0": "FLAIR", "1": "T1"}
-    (raw / "dataset.json").write_text(json.dumps(facts))
+    write_json(raw / "dataset.json", facts)
     for lacking in ("imagesTr/SIM_000_0001", "imagesTr/SIM_005_0001", "imagesTs/SIM_007_0000"):
         (raw / f"{lacking}.nii.gz").unlink()
     roles = {"train": ["SIM_000", "SIM_001", "SIM_002"], "val": ["SIM_003", "SIM_004", "SIM_005"]}
-    (raw / "splits_final.json").write_text(json.dumps([roles]))
+    write_json(raw / "splits_final.json", [roles])
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +67,7 @@ def test_scan_without_a_channel_is_predicted_with_a_warning(folder, plan, tmp_pa
     assert (row["missing"], row["operating_point"]) == ("T1", point.name)
     assert "without T1" in row["warning"]
     assert "empty" not in row["warning"].lower()
-    written = json.loads(next((tmp_path / "out").glob("*_candidates.json")).read_text())
+    written = read_json(next((tmp_path / "out").glob("*_candidates.json")))
     assert written["operating_point"]["score"] == point.score
     assert written["input_check"]["missing"] == ["T1"]
 
@@ -77,7 +76,7 @@ def test_empty_cell_and_array_without_a_channel_give_equal_results(folder, tmp_p
     table = tmp_path / "list.csv"
     table.write_text(f"case,image,image_0001\na,{folder / FLAIR},\n")
     predict(folder / "run", table, tmp_path / "out")
-    listed = json.loads((tmp_path / "out" / "a_candidates.json").read_text())["candidates"]
+    listed = read_json(tmp_path / "out" / "a_candidates.json")["candidates"]
     predictor = lesionseg.Predictor(folder / "run")
     volume = read_volume(folder / FLAIR)
     array = predictor(volume.array, volume.geometry.affine, missing=["T1"])

@@ -5,7 +5,6 @@ share names and numbers, a file is damaged, and a night is interrupted.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.contents import content_digest
 from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
@@ -159,7 +158,7 @@ class NightlyOutput:
         rows = [row for row in read_csv(self.folder / TABLE) if row["status"] != "failed"]
         assert {row["case"] for row in rows} == self.results.keys()
         for row in rows:
-            candidates = json.loads((self.folder / f"{row['case']}_candidates.json").read_text())
+            candidates = read_json(self.folder / f"{row['case']}_candidates.json")
             assert candidates["source"]["digest"] == row["digest"]
             assert candidates["source"].get("series_uid", "") == row["series_uid"]
 

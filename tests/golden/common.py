@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lesionseg.cli import run
+from lesionseg.io.text import read_json
 
 HERE = Path(__file__).parent
 
@@ -24,7 +25,7 @@ def check(name, values, rtol=1e-5, atol=1e-6):
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
-    wanted = json.loads(path.read_text())
+    wanted = read_json(path)
     differences = list(find_differences(wanted, found, rtol, atol, name))
     assert not differences, f"{len(differences)} differ:\n" + "\n".join(differences[:12])
 

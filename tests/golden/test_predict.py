@@ -1,7 +1,5 @@
 """Predictions of a small network for oblique files, damaged files and a DICOM series."""
 
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.text import read_json
 from tests.golden.common import check, gist, read_table, run_command
 from tests.golden.small_network import (
     SPACING,
@@ -40,7 +39,7 @@ def describe_results(folder, case):
     """Return the first candidates, the mask's voxels and the geometry from a case's files."""
     mask = nib.load(folder / f"{case}_mask.nii.gz")
     ids = nib.load(folder / f"{case}_instances.nii.gz")
-    candidates = json.loads((folder / f"{case}_candidates.json").read_text())["candidates"]
+    candidates = read_json(folder / f"{case}_candidates.json")["candidates"]
     keys = ("id", "score", "start_vox", "stop_vox", "centre_mm", "diameter_mm", "accepted")
     return {
         "shape": mask.shape,

@@ -1,13 +1,12 @@
 """Scores of random cases from files to tables. Values by hand are in tests/evaluation."""
 
-import json
-
 import numpy as np
 import pytest
 
 import lesionseg
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import read_json
 from tests.evaluation.hand_cases import prediction_of
 from tests.golden.common import check, read_table, to_number
 from tests.golden.small_network import write_nifti
@@ -83,7 +82,7 @@ def row_of_part(row):
 
 def values_of(output):
     """Return the values by our own names. Only this function knows keys and columns."""
-    scores = json.loads((output / "scores.json").read_text())
+    scores = read_json(output / "scores.json")
     keys = (
         *("n_cases", "n_groups", "n_lesion_free_cases", "n_lesions", "n_candidates"),
         *("n_true_positive", "n_false_positive", "n_missed", "lesion_precision", "lesion_f1"),

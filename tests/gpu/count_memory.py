@@ -1,18 +1,14 @@
 """Count the memory of a training step, allocation by allocation, on tensors without numbers."""
 
 import weakref
-from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lesionseg.config import TrainConfig
 from lesionseg.models.build import TRUSTED, build_network
-from lesionseg.plan.plan import Plan
-from lesionseg.training.batch_targets import Batch
 from lesionseg.training.objective import make_objective
 from tests.gpu.pretend_cuda import Card, pretend_cards
 
@@ -23,20 +19,18 @@ STATE_BYTES = 12  # per weight: the weight in fp32, and the two moments of AdamW
 class CountBytes(TorchDispatchMode):
     """A mode that counts the bytes of all living tensors of the cards, and their maximum."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.now = 0
         self.most = 0
-        self._alive: set[int] = set()
+        self._alive = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self._add(result)
         return result
 
-    def _add(self, result: Any) -> None:
+    def _add(self, result):
         if isinstance(result, list | tuple):
             for each in result:
                 self._add(each)
@@ -51,12 +45,12 @@ class CountBytes(TorchDispatchMode):
         self.most = max(self.most, self.now)
         weakref.finalize(storage, self._free, key, n_bytes)
 
-    def _free(self, key: int, n_bytes: int) -> None:
+    def _free(self, key, n_bytes):
         self._alive.discard(key)
         self.now -= n_bytes
 
 
-def step_bytes(plan: Plan, cfg: TrainConfig) -> int:
+def step_bytes(plan, cfg):
     """Return the maximum bytes of tensors in a training step in bf16 with AdamW.
 
     Targets, network, loss and backward pass are those of a training. The context of the driver and
@@ -83,13 +77,13 @@ def step_bytes(plan: Plan, cfg: TrainConfig) -> int:
     return counted.most + STATE_BYTES * n_weights
 
 
-def _average(x: Tensor, *sizes: Any) -> Tensor:
+def _average(x, *sizes):
     """Compute `avg_pool3d` in the precision of `x`, as CUDA does. Autocast on a CPU widens it."""
     with torch.autocast("cuda", enabled=False):
         return torch._C._nn.avg_pool3d(x, *sizes)
 
 
-def _without_numbers(plan: Plan) -> nn.Module:
+def _without_numbers(plan):
     """Build the network with weights on a card that only have a shape."""
     with torch.device("meta"):
         network = build_network(plan, architectures=TRUSTED).train()
@@ -101,7 +95,7 @@ def _without_numbers(plan: Plan) -> nn.Module:
     return network
 
 
-def _batch(plan: Plan, nearest: bool) -> Batch:
+def _batch(plan, nearest):
     """Make the masks of a batch, and the targets of a detector, as tensors without numbers."""
     shape = (plan.batch_size, *plan.tile_shape)
     batch = {

@@ -2,25 +2,23 @@
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
-from torch import nn
 
 from lesionseg.cli.compose import compose_files
 from lesionseg.config import TrainConfig, read
 from lesionseg.models.build import build_network
-from lesionseg.plan.plan import AnchorPlan, CandidateRule, Plan
-from lesionseg.training.objective import Objective, make_objective
+from lesionseg.plan.plan import AnchorPlan, CandidateRule
+from lesionseg.training.objective import make_objective
 from tests.models.plans import plan_of
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
 SIDE = 16
 
 
-def card_plan(name: str, **changes: Any) -> Plan:
+def card_plan(name, **changes):
     """Return the plan of a network of three stages on tiles of 16³ voxels."""
-    table: dict[str, Any] = {"n_supervised": 2}
+    table = {"n_supervised": 2}
     if name == "residual_unet":
         table["blocks"] = 1
         table["encoder_blocks"] = (1, 1, 1)
@@ -34,7 +32,7 @@ def card_plan(name: str, **changes: Any) -> Plan:
 
 
 @cache
-def card_config(*overrides: str) -> TrainConfig:
+def card_config(*overrides):
     """Return the settings of `train` for a card. The same process makes the tiles."""
     always = ("data.root=unused", "trainer.accelerator=gpu", "trainer.workers=0")
     return read(TrainConfig, compose_files("train", (*always, *overrides), resolve=True))
@@ -43,7 +41,7 @@ def card_config(*overrides: str) -> TrainConfig:
 class Cubes:
     """Numbered tiles of noise; every second one has two bright cubes, the lesions."""
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number):
         noise = torch.Generator().manual_seed(number)
         image = torch.randn(1, SIDE, SIDE, SIDE, generator=noise)
         instances = torch.zeros(SIDE, SIDE, SIDE, dtype=torch.int32)
@@ -57,6 +55,6 @@ class Cubes:
         return {"image": image, "labels": labels, "instances": instances, "valid": valid}
 
 
-def make_step(plan: Plan, cfg: TrainConfig) -> tuple[nn.Module, Objective, Plan]:
+def make_step(plan, cfg):
     """Return the network of a plan in train mode, its objective, and the plan."""
     return build_network(plan).train(), make_objective(plan, cfg), plan

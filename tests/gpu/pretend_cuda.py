@@ -16,11 +16,9 @@ import sys
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
@@ -99,12 +97,12 @@ class Cards:
     ops_by_card: Counter[int] = field(default_factory=Counter)
     _pending: list[_Copy] = field(default_factory=list)
 
-    def wait(self, kind: str) -> None:
+    def wait(self, kind):
         """Record a wait of the host. All copies have arrived after it."""
         self.waits.append(Wait(kind, _place()))
         self.arrive(len(self._pending))
 
-    def send(self, destination: torch.Tensor, values: torch.Tensor) -> None:
+    def send(self, destination, values):
         """Copy without waiting: `destination` holds wrong numbers until the copy has arrived."""
         self._pending.append(_Copy(destination, values.clone()))
         if destination.is_floating_point():
@@ -112,33 +110,33 @@ class Cards:
         else:
             destination.copy_(values.logical_not() if destination.dtype == torch.bool else ~values)
 
-    def n_sent(self) -> int:
+    def n_sent(self):
         """Return the number of copies that have not arrived."""
         return len(self._pending)
 
-    def arrive(self, n: int) -> None:
+    def arrive(self, n):
         """Let the first `n` copies arrive."""
         for copy in self._pending[:n]:
             copy.destination.copy_(copy.values)
         del self._pending[:n]
 
-    def by_place(self) -> dict[str, int]:
+    def by_place(self):
         """Count the waits by kind and line."""
         return dict(Counter(f"{wait.kind} {wait.place}" for wait in self.waits))
 
 
-_active: list[Cards] = []
+_active = []
 
 
-def _cards() -> Cards:
+def _cards():
     if not _active:
         raise RuntimeError("A card's tensor is used outside of pretend_cards().")
     return _active[-1]
 
 
-def _place() -> str:
+def _place():
     """Return the innermost line of the library or the benchmarks, otherwise of a test."""
-    frame: types.FrameType | None = sys._getframe(2)
+    frame = sys._getframe(2)
     in_tests = "?"
     while frame is not None:
         name = frame.f_code.co_filename
@@ -154,12 +152,12 @@ class _ToCpu(torch.autograd.Function):
     """A copy to the CPU whose gradient returns to the card."""
 
     @staticmethod
-    def forward(ctx: Any, x: "Card") -> torch.Tensor:
+    def forward(ctx, x):
         ctx.index = x.index
         return x.values.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> "Card":
+    def backward(ctx, gradient):
         return Card(gradient, ctx.index)
 
 
@@ -174,8 +172,8 @@ class Card(torch.Tensor):
     index: int
 
     @staticmethod
-    def __new__(cls, values: torch.Tensor, index: int = 0, requires_grad: bool = False) -> "Card":
-        made: Card = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls, values, index=0, requires_grad=False):
+        return torch.Tensor._make_wrapper_subclass(
             cls,
             values.size(),
             strides=values.stride(),
@@ -185,71 +183,70 @@ class Card(torch.Tensor):
             device="cpu",
             requires_grad=requires_grad,
         )
-        return made
 
-    def __init__(self, values: torch.Tensor, index: int = 0, requires_grad: bool = False) -> None:
+    def __init__(self, values, index=0, requires_grad=False):
         assert type(values) is torch.Tensor
         self.values = values
         self.index = index
 
-    device = property(lambda self: torch.device("cuda", self.index))  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: torch.device("cuda", self.index))
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
-    def __tensor_flatten__(self) -> tuple[list[str], int]:
+    def __tensor_flatten__(self):
         return ["values"], self.index
 
     @staticmethod
-    def __tensor_unflatten__(inner: Any, index: int, size: Any, stride: Any) -> "Card":
+    def __tensor_unflatten__(inner, index, size, stride):
         return Card(inner["values"], index)
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_):
         return f"Card({tuple(self.shape)}, {self.dtype}, cuda:{self.index})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo):
         if id(self) not in memo:
-            made: Any = Card(self.values.clone(), self.index)
+            made = Card(self.values.clone(), self.index)
             if isinstance(self, torch.nn.Parameter):
                 made = torch.nn.Parameter(made, self.requires_grad)
             memo[id(self)] = made
         return memo[id(self)]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol):
         """Save the numbers, as a CPU tensor."""
         _cards().wait("save")
         return self.values.__reduce_ex__(protocol)
 
-    def get_device(self) -> int:
+    def get_device(self):
         return self.index
 
-    def data_ptr(self) -> int:
+    def data_ptr(self):
         return self.values.data_ptr()
 
-    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+    def cpu(self, *_, **__):
         return self.to("cpu")
 
-    def cuda(self, device: Any = None, *_: Any, **__: Any) -> torch.Tensor:
+    def cuda(self, device=None, *_, **__):
         return self if device is None else self.to(_card_device(device))
 
-    def pin_memory(self, *_: Any, **__: Any) -> torch.Tensor:
+    def pin_memory(self, *_, **__):
         raise RuntimeError("cannot pin a tensor of a card: only dense CPU tensors can be pinned")
 
-    def numpy(self, *_: Any, **__: Any) -> Any:
+    def numpy(self, *_, **__):
         raise TypeError(f"can't convert cuda:{self.index} device type tensor to numpy")
 
-    def __array__(self, *_: Any, **__: Any) -> Any:
+    def __array__(self, *_, **__):
         return self.numpy()
 
-    def tolist(self) -> Any:
+    def tolist(self):
         _cards().wait("tolist")
         return self.values.tolist()
 
-    def new_tensor(self, data: Any, **how: Any) -> torch.Tensor:
+    def new_tensor(self, data, **how):
         _cards().wait("copy to the card")
         dtype = how.get("dtype") or self.dtype
         return Card(torch.tensor(data, dtype=dtype), self.index)
 
-    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def to(self, *args, **kwargs):
         options = dict(kwargs)
         copy = options.pop("copy", False)
         if args and isinstance(args[0], torch.Tensor):
@@ -263,7 +260,7 @@ class Card(torch.Tensor):
         more = {} if layout is None else {"memory_format": layout}
         return torch.Tensor.to(self, dtype=dtype or self.dtype, copy=copy, **more)
 
-    def _to_cpu(self, dtype: torch.dtype | None, non_blocking: bool) -> torch.Tensor:
+    def _to_cpu(self, dtype, non_blocking):
         if non_blocking and not self.requires_grad:
             converted = self.values.detach().to(dtype or self.dtype)
             made = torch.empty_like(converted)
@@ -276,9 +273,7 @@ class Card(torch.Tensor):
         return made if dtype is None else made.to(dtype)
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         """Run the function; a CPU tensor's `to(like)` goes to the card of `like`."""
         to_card = func is torch.Tensor.to and not isinstance(args[0], cls)
         with torch._C.DisableTorchFunctionSubclass():
@@ -287,17 +282,15 @@ class Card(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
 
-def _index(device: torch.device) -> int:
+def _index(device):
     return _cards().current if device.index is None else device.index
 
 
-def _card_device(device: Any) -> Any:
+def _card_device(device):
     """Return `cuda` with the number of the current card, which torch would ask a driver for."""
     if isinstance(device, int) and not isinstance(device, bool):
         return torch.device("cuda", device)
@@ -317,10 +310,10 @@ _CONVOLUTIONS = (
 )
 
 
-def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+def _run(func, args, kwargs):
     """Run one operation of torch by CUDA's rules, on the numbers."""
     packet = func.overloadpacket
-    tensors: list[torch.Tensor] = []
+    tensors = []
     _list_tensors((*args, *kwargs.values()), tensors)
     on_cards = [x for x in tensors if isinstance(x, Card)]
     asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
@@ -328,7 +321,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     # user's copy to the CPU goes by `Card.to`
     onto_card = asked is not None and asked.type == "cuda"
     if on_cards or onto_card:
-        index = on_cards[0].index if on_cards else _index(asked)  # type: ignore[arg-type]
+        index = on_cards[0].index if on_cards else _index(asked)
         _check_devices(func, packet, args, tensors, index)
         _record(packet, args, kwargs, on_cards, index)
         if asked is not None:
@@ -336,7 +329,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if packet is aten.copy_ and isinstance(args[1], Card) and not isinstance(args[0], Card):
         return _copy_down(args[0], args[1], bool(kwargs.get("non_blocking")) or args[2:] == (True,))
 
-    def numbers(x: Any) -> Any:
+    def numbers(x):
         return x.values if isinstance(x, Card) else x
 
     plain = {key: _mapped(value, numbers) for key, value in kwargs.items()}
@@ -352,31 +345,31 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if changed is not None:
         return changed
 
-    def wrapped(x: Any) -> Any:
+    def wrapped(x):
         plain = isinstance(x, torch.Tensor) and not isinstance(x, Card)
         return Card(x, index) if plain else x
 
     return _mapped(result, wrapped)
 
 
-def _convolve_in_fp32(func: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _convolve_in_fp32(func, args, kwargs):
     """Run a convolution of bf16 tensors in fp32 and round its results to bf16.
 
     A card, too, adds the products of bf16 numbers in fp32. A CPU without bf16 takes up to 150
     times as long for a bf16 convolution as for one in fp32.
     """
 
-    def widened(x: Any) -> Any:
+    def widened(x):
         return x.float() if isinstance(x, torch.Tensor) else x
 
-    def rounded(x: Any) -> Any:
+    def rounded(x):
         return x.bfloat16() if isinstance(x, torch.Tensor) else x
 
     result = func(*(_mapped(value, widened) for value in args), **kwargs)
     return _mapped(result, rounded)
 
 
-def _list_tensors(value: Any, found: list[torch.Tensor]) -> None:
+def _list_tensors(value, found):
     """Append the tensors of nested lists and tuples; torch's own function is ten times slower."""
     if isinstance(value, torch.Tensor):
         found.append(value)
@@ -385,7 +378,7 @@ def _list_tensors(value: Any, found: list[torch.Tensor]) -> None:
             _list_tensors(each, found)
 
 
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+def _mapped(value, function):
     """Apply a function to every entry of nested lists and tuples."""
     if isinstance(value, list):
         return [_mapped(each, function) for each in value]
@@ -394,9 +387,7 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value)
 
 
-def _check_devices(
-    func: Any, packet: Any, args: Any, tensors: Sequence[torch.Tensor], index: int
-) -> None:
+def _check_devices(func, packet, args, tensors, index):
     """Raise RuntimeError if the operation mixes devices in a way that CUDA refuses."""
     others = [x for x in tensors if not isinstance(x, Card) or x.index != index]
     if packet in COPIES or not others:
@@ -417,9 +408,7 @@ def _check_devices(
         )
 
 
-def _record(
-    packet: Any, args: Any, kwargs: dict[str, Any], on_cards: Sequence[Card], index: int
-) -> None:
+def _record(packet, args, kwargs, on_cards, index):
     """Record what the host waits for in this operation."""
     cards = _cards()
     cards.ops_by_card[index] += 1
@@ -440,7 +429,7 @@ def _record(
         cards.wait("copy to the card")
 
 
-def _copy_down(destination: torch.Tensor, source: Card, non_blocking: bool) -> torch.Tensor:
+def _copy_down(destination, source, non_blocking):
     if non_blocking:
         _cards().send(destination, source.values.to(destination.dtype).expand_as(destination))
         return destination
@@ -449,7 +438,7 @@ def _copy_down(destination: torch.Tensor, source: Card, non_blocking: bool) -> t
     return destination.copy_(source.values)
 
 
-def _changed_argument(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Tensor | None:
+def _changed_argument(func, args, kwargs):
     """Return the tensor that an operation changes in place and returns, if it does."""
     schema = func._schema
     alias = schema.returns[0].alias_info if len(schema.returns) else None
@@ -462,18 +451,14 @@ def _changed_argument(func: Any, args: Any, kwargs: dict[str, Any]) -> torch.Ten
 class _Dispatch(TorchDispatchMode):
     """A mode that catches operations that make the first tensor of a card."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
 
 class _Devices(TorchFunctionMode):
     """A mode that numbers cards, and ignores requests for pinned memory."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         kwargs.pop("pin_memory", None)
         if "device" in kwargs:
@@ -488,25 +473,25 @@ class _Devices(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _names_device(value: Any) -> bool:
+def _names_device(value):
     return isinstance(value, str | torch.device | int) and not isinstance(value, bool)
 
 
 class PretendEvent:
     """A CUDA event. If the host waits for it, the copies sent before its record arrive."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, **_):
         self._n_sent = 0
 
-    def record(self, *_: Any) -> None:
+    def record(self, *_):
         self._n_sent = _cards().n_sent()
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         cards = _cards()
         cards.waits.append(Wait("event", _place()))
         cards.arrive(self._n_sent)
 
-    def elapsed_time(self, _: "PretendEvent") -> float:
+    def elapsed_time(self, _):
         return 1.0
 
 
@@ -518,19 +503,19 @@ class _CpuAutocast(_Autocast):
 
     def __init__(
         self,
-        device_type: str,
-        dtype: torch.dtype | None = None,
-        enabled: bool = True,
-        cache_enabled: bool | None = None,
-    ) -> None:
+        device_type,
+        dtype=None,
+        enabled=True,
+        cache_enabled=None,
+    ):
         dtype = dtype or torch.bfloat16
         super().__init__("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
 
 
-def _by_card(grouping: Callable[..., Any]) -> Callable[..., Any]:
+def _by_card(grouping):
     """Let torch group a card's tensors under the card, not under the CPU."""
 
-    def grouped(tensors: Any, with_indices: bool = False) -> Any:
+    def grouped(tensors, with_indices=False):
         renamed = {}
         for (device, dtype), value in grouping(tensors, with_indices).items():
             first = next(x for column in value[0] for x in column if x is not None)
@@ -540,13 +525,13 @@ def _by_card(grouping: Callable[..., Any]) -> Callable[..., Any]:
     return grouped
 
 
-def _torch_cuda(cards: Cards) -> dict[str, Callable[..., Any]]:
+def _torch_cuda(cards):
     """Return the functions that replace those of `torch.cuda`."""
 
-    def set_device(device: Any) -> None:
+    def set_device(device):
         cards.current = _card_device(device).index
 
-    def properties(device: Any = None) -> types.SimpleNamespace:
+    def properties(device=None):
         return types.SimpleNamespace(
             total_memory=cards.memory, name=NAME, major=9, minor=0, multi_processor_count=132
         )
@@ -577,7 +562,7 @@ def _torch_cuda(cards: Cards) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _forget_tensors() -> None:
+def _forget_tensors():
     """Empty the library's caches of tensors: a card's must not outlive the cards."""
     from lesionseg.ops import constants
     from lesionseg.training import batch_targets
@@ -588,14 +573,14 @@ def _forget_tensors() -> None:
 
 @contextmanager
 def pretend_cards(
-    memory_gb: float = 80,
-    n_cards: int = 1,
+    memory_gb=80,
+    n_cards=1,
     *,
-    bf16: bool = True,
-    free_gb: float | None = None,
-    cached_gb: float = 0,
-    numbers: bool = True,
-) -> Iterator[Cards]:
+    bf16=True,
+    free_gb=None,
+    cached_gb=0,
+    numbers=True,
+):
     """Make torch report cards, and yield their record.
 
     Args:

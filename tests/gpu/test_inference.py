@@ -1,7 +1,5 @@
 """Prediction on a pretend card: it equals the CPU's, and the host waits once per batch at most."""
 
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,7 +17,7 @@ from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.build import build_network
 from lesionseg.ops.suppression import nms
 from tests.gpu.plans import card_plan
-from tests.gpu.pretend_cuda import Cards, Wait, pretend_cards
+from tests.gpu.pretend_cuda import pretend_cards
 from tests.inference.nnunet.small_models import SmallModel
 
 MOST_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
@@ -33,7 +31,7 @@ KINDS = [
 EVERYWHERE = Body(np.ones((5, 6, 8), bool), (4, 4, 4), tuple(slice(0, n) for n in SHAPE))
 
 
-def predict(name: str, activation: str, device: str, flips: bool = False) -> Any:
+def predict(name, activation, device, flips=False):
     """Return the probabilities, and the table of boxes, of a volume of noise in fp32."""
     plan = card_plan(name, activation=activation)
     settings = InferenceConfig.of(precision="fp32", flips=flips)
@@ -45,7 +43,7 @@ def predict(name: str, activation: str, device: str, flips: bool = False) -> Any
 
 
 @pytest.mark.parametrize(("name", "activation"), KINDS)
-def test_prediction_on_a_card_equals_that_of_the_cpu(name: str, activation: str) -> None:
+def test_prediction_on_a_card_equals_that_of_the_cpu(name, activation):
     probabilities, boxes = predict(name, activation, "cpu")
     with pretend_cards():
         on_card, found = predict(name, activation, "cuda")
@@ -57,14 +55,14 @@ def test_prediction_on_a_card_equals_that_of_the_cpu(name: str, activation: str)
         assert max(distances.amin(0).max(), distances.amin(1).max()) < 0.01
 
 
-def record_waits(name: str, activation: str, flips: bool) -> list[list[Wait]]:
+def record_waits(name, activation, flips):
     """Return the waits in each batch of tiles, from its network to its boxes."""
-    found: list[list[Wait]] = []
+    found = []
 
-    def with_record(cards: Cards, function: Any) -> Any:
+    def with_record(cards, function):
         """Return the function with its waits added to those of the last batch."""
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(*args, **kwargs):
             before = len(cards.waits)
             result = function(*args, **kwargs)
             found[-1] += cards.waits[before:]
@@ -72,7 +70,7 @@ def record_waits(name: str, activation: str, flips: bool) -> list[list[Wait]]:
 
         return call
 
-    def begin_batch(self: Any, *args: Any) -> Any:
+    def begin_batch(self, *args):
         """Predict a batch with a list of its own."""
         found.append([])
         return predict_batch(self, *args)
@@ -89,7 +87,7 @@ def record_waits(name: str, activation: str, flips: bool) -> list[list[Wait]]:
 
 
 @pytest.mark.parametrize(("name", "activation"), KINDS)
-def test_host_waits_at_most_once_per_batch_of_tiles(name: str, activation: str) -> None:
+def test_host_waits_at_most_once_per_batch_of_tiles(name, activation):
     batches = record_waits(name, activation, flips=name == "retinanet")
     assert len(batches) >= 3
     for waits in batches[1:]:  # the first one makes constants
@@ -97,7 +95,7 @@ def test_host_waits_at_most_once_per_batch_of_tiles(name: str, activation: str) 
 
 
 @pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_precision_is_bf16_or_fp16_without_bf16(bf16: bool, dtype: torch.dtype) -> None:
+def test_precision_is_bf16_or_fp16_without_bf16(bf16, dtype):
     plan = card_plan("unet")
     with pretend_cards(bf16=bf16):
         window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
@@ -107,11 +105,11 @@ def test_precision_is_bf16_or_fp16_without_bf16(bf16: bool, dtype: torch.dtype) 
 class RecordPrecision(nn.Module):
     """A network of two outputs of zeros that records the type of autocast in each call."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.seen: list[torch.dtype] = []
+        self.seen = []
 
-    def forward(self, tiles: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, tiles):
         # the autocast of a pretend card is that of the CPU
         is_on = torch.is_autocast_enabled("cpu")
         self.seen.append(torch.get_autocast_dtype("cpu") if is_on else torch.float32)
@@ -123,8 +121,8 @@ class RecordPrecision(nn.Module):
     [("auto", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)],
 )
 def test_nnunet_model_on_a_card_computes_in_fp16_or_in_the_precision_of_the_settings(
-    tmp_path: Path, precision: str, dtype: torch.dtype
-) -> None:
+    tmp_path, precision, dtype
+):
     plan = bundle_plan(SmallModel().write(tmp_path))
     settings = InferenceConfig.of(precision=precision)
     network = RecordPrecision()
@@ -134,7 +132,7 @@ def test_nnunet_model_on_a_card_computes_in_fp16_or_in_the_precision_of_the_sett
     assert network.seen == [dtype]
 
 
-def test_window_uses_the_current_card() -> None:
+def test_window_uses_the_current_card():
     plan = card_plan("unet")
     with pretend_cards(n_cards=2) as cards:
         torch.cuda.set_device(1)
@@ -144,7 +142,7 @@ def test_window_uses_the_current_card() -> None:
 
 
 @pytest.mark.parametrize(("cached_gb", "device"), [(60, "cuda"), (0, "cpu")])
-def test_memory_in_the_cache_of_torch_counts_as_free(cached_gb: float, device: str) -> None:
+def test_memory_in_the_cache_of_torch_counts_as_free(cached_gb, device):
     plan = card_plan("unet")
     with pretend_cards(free_gb=1e-5, cached_gb=cached_gb):
         window = SlidingWindow([build_network(plan)], plan, device=torch.device("cuda"))
@@ -155,7 +153,7 @@ def test_memory_in_the_cache_of_torch_counts_as_free(cached_gb: float, device: s
 
 
 @pytest.mark.parametrize(("n_tiles", "expected"), [(3, {4}), (5, {4, 1}), (6, {4, 2})])
-def test_last_batch_on_a_card_is_filled_to_a_power_of_two(n_tiles: int, expected: set[int]) -> None:
+def test_last_batch_on_a_card_is_filled_to_a_power_of_two(n_tiles, expected):
     plan = card_plan("unet").with_(batch_size=4)
     sizes = set()
     with pretend_cards():
@@ -171,7 +169,7 @@ def test_last_batch_on_a_card_is_filled_to_a_power_of_two(n_tiles: int, expected
     assert sizes == expected
 
 
-def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch) -> None:
+def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     plan = card_plan("unet")
     seen = []
@@ -183,22 +181,14 @@ def test_cudnn_chooses_algorithms_only_while_a_network_runs(monkeypatch) -> None
     assert not torch.backends.cudnn.benchmark
 
 
-def test_boxes_of_a_volume_state_the_number_of_anchors_left_out(monkeypatch) -> None:
-    monkeypatch.setattr("lesionseg.inference.box_candidates.MOST_ANCHORS", 2)
-    plan = card_plan("retinanet")
-    _, boxes = SlidingWindow([build_network(plan)], plan)(torch.randn(1, *SHAPE), body=EVERYWHERE)
-    assert boxes is not None
-    assert boxes.n_left_out > 0
-
-
-def test_probabilities_outside_the_body_are_zero() -> None:
+def test_probabilities_outside_the_body_are_zero():
     store = Store((1, 2, 2))
     inside = torch.tensor([[True, False], [False, True]])
     store.write((slice(0, 2), slice(0, 2)), torch.full((1, 2, 2), 0.75), inside)
     assert store.decode(store.values).tolist() == [[[0.75, 0], [0, 0.75]]]
 
 
-def test_nms_on_a_card_keeps_the_best_of_overlapping_boxes() -> None:
+def test_nms_on_a_card_keeps_the_best_of_overlapping_boxes():
     boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     with pretend_cards():
         kept = nms(boxes.to("cuda"), torch.tensor([0.5, 0.9, 0.1], device="cuda"), 0.5)

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.common.brains import MEMORY_GB, plan_for_gpu
 from lesionseg.models.memory_formula import step_gb, tensors_gb
-from lesionseg.plan.plan import Plan
 from lesionseg.training.module import resolve_budget
 from tests.gpu.count_memory import step_bytes
 from tests.gpu.plans import ARCHITECTURES, card_config, card_plan
@@ -15,7 +14,7 @@ QUICK = [("unet", 24), ("residual_unet", 12), ("retinanet", 12), ("retina_unet",
 ROWS = [(name, memory) for name in ARCHITECTURES for memory in MEMORY_GB]
 
 
-def compare_with_count(plan: Plan, *settings: str) -> float:
+def compare_with_count(plan, *settings):
     """Return the result of the formula divided by the counted bytes."""
     name = plan.architecture.name
     cfg = card_config(f"model={name}", f"model.activation={plan.activation}", *settings)
@@ -23,18 +22,18 @@ def compare_with_count(plan: Plan, *settings: str) -> float:
 
 
 @pytest.mark.parametrize(("name", "memory_gb"), QUICK)
-def test_formula_is_near_the_count(name: str, memory_gb: float) -> None:
+def test_formula_is_near_the_count(name, memory_gb):
     assert 0.95 < compare_with_count(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "memory_gb"), [row for row in ROWS if row not in QUICK])
-def test_formula_is_near_the_count_for_all_plans(name: str, memory_gb: float) -> None:
+def test_formula_is_near_the_count_for_all_plans(name, memory_gb):
     assert 0.95 < compare_with_count(plan_for_gpu(name, memory_gb)) < 1.1
 
 
 @pytest.mark.parametrize("loss", ["dice_focal", "lesion_balanced"])
-def test_formula_is_near_the_count_for_several_labels_and_channels(loss: str) -> None:
+def test_formula_is_near_the_count_for_several_labels_and_channels(loss):
     plan = plan_for_gpu("unet", 12)
     several = card_plan("unet", labels=("a", "b", "c"), n_channels=2)
     plan = plan.with_(
@@ -45,7 +44,7 @@ def test_formula_is_near_the_count_for_several_labels_and_channels(loss: str) ->
     assert 0.95 < compare_with_count(plan, f"loss={loss}") < 1.1
 
 
-def read_table() -> dict[tuple[str, int], list[str]]:
+def read_table():
     """Return the rows of the table in benchmarks/notes/reliability.md, by model and memory."""
     page = Path(__file__).resolve().parents[2] / "benchmarks" / "notes" / "reliability.md"
     cells = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
@@ -53,12 +52,12 @@ def read_table() -> dict[tuple[str, int], list[str]]:
     return {(name.strip("`"), int(memory)): rest for name, memory, *rest in rows}
 
 
-def test_table_of_plans_has_all_rows() -> None:
+def test_table_of_plans_has_all_rows():
     models = ("unet", "residual_unet", "retina_unet")
     assert list(read_table()) == [(name, memory) for name in models for memory in MEMORY_GB]
 
 
-def check_row(name: str, memory_gb: int) -> None:
+def check_row(name, memory_gb):
     """Compare a row of the table with its plan."""
     tile, batch, steps, step = read_table()[name, memory_gb]
     plan = plan_for_gpu(name, memory_gb)
@@ -70,11 +69,11 @@ def check_row(name: str, memory_gb: int) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in QUICK if row[0] != "retinanet"])
-def test_row_of_the_table_equals_its_plan(row: tuple[str, int]) -> None:
+def test_row_of_the_table_equals_its_plan(row):
     check_row(*row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ROWS if row[0] != "retinanet"])
-def test_every_row_of_the_table_equals_its_plan(row: tuple[str, int]) -> None:
+def test_every_row_of_the_table_equals_its_plan(row):
     check_row(*row)

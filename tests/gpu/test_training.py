@@ -1,21 +1,16 @@
 """Training on a pretend card: devices are not mixed, results equal the CPU's, and no step waits."""
 
-from typing import Any
-
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
 from torch.utils.data import default_collate
 
-from lesionseg.config import TrainConfig
 from lesionseg.models.build import build_network
-from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.fit import fit
-from lesionseg.training.objective import Objective, Targets, make_objective
+from lesionseg.training.objective import make_objective
 from tests.gpu.plans import ARCHITECTURES, Cubes, card_config, card_plan
-from tests.gpu.pretend_cuda import Cards, pretend_cards
+from tests.gpu.pretend_cuda import pretend_cards
 
 # Waits of the host in a step that is not logged, by network. The flag of the previous step is read
 # by an event, which is not counted.
@@ -35,7 +30,7 @@ STEPS = [
 ]
 
 
-def make_outputs(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, Targets, Any, Any]:
+def make_outputs(plan, cfg, device):
     """Return an objective, the targets of a batch, the output in fp32, and the network."""
     network = build_network(plan).to(device).train()
     objective = make_objective(plan, cfg)
@@ -47,9 +42,7 @@ def make_outputs(plan: Plan, cfg: TrainConfig, device: str) -> tuple[Objective, 
     return objective, objective.targets(batch), output, network
 
 
-def compute_gradient(
-    objective: Objective, targets: Targets, output: Any, network: nn.Module
-) -> dict[str, torch.Tensor]:
+def compute_gradient(objective, targets, output, network):
     """Return the terms of the loss, and the gradient of all weights together."""
     terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
     torch.stack(list(terms.values())).sum().backward()
@@ -58,9 +51,7 @@ def compute_gradient(
 
 
 @pytest.mark.parametrize(("name", "setting", "changes"), STEPS)
-def test_step_on_a_card_equals_that_of_the_cpu_without_waits(
-    name: str, setting: str, changes: dict[str, Any]
-) -> None:
+def test_step_on_a_card_equals_that_of_the_cpu_without_waits(name, setting, changes):
     plan = card_plan(name, **changes)
     cfg = card_config(f"model={name}", f"model.activation={plan.activation}", setting)
     expected = compute_gradient(*make_outputs(plan, cfg, "cpu"))
@@ -77,11 +68,11 @@ def test_step_on_a_card_equals_that_of_the_cpu_without_waits(
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet"])
-def test_statistics_of_a_step_on_a_card_equal_those_of_the_cpu_and_wait_once(name: str) -> None:
+def test_statistics_of_a_step_on_a_card_equal_those_of_the_cpu_and_wait_once(name):
     plan = card_plan(name)
     cfg = card_config(f"model={name}")
 
-    def observed(device: str) -> FocalStatistics:
+    def observed(device):
         objective, targets, output, network = make_outputs(plan, cfg, device)
         statistics = FocalStatistics()
         statistics.observe(objective.finest_logits(output, targets))
@@ -105,16 +96,16 @@ def test_statistics_of_a_step_on_a_card_equal_those_of_the_cpu_and_wait_once(nam
 class WaitCounter(pl.Callback):
     """A callback that keeps the number of waits before each step."""
 
-    def __init__(self, cards: Cards) -> None:
+    def __init__(self, cards):
         self.cards = cards
-        self.n_waits: list[int] = []
+        self.n_waits = []
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_):
         self.n_waits.append(len(self.cards.waits))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_step_waits_only_for_the_previous_step(name: str, tmp_path) -> None:
+def test_step_waits_only_for_the_previous_step(name, tmp_path):
     plan = card_plan(name)
     cfg = card_config(f"model={name}", "trainer.max_steps=3")
     with pretend_cards() as cards:
@@ -127,11 +118,11 @@ def test_step_waits_only_for_the_previous_step(name: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_step_without_finite_gradient_is_skipped_and_counted(bf16: bool, tmp_path) -> None:
+def test_step_without_finite_gradient_is_skipped_and_counted(bf16, tmp_path):
     class BadCubes(Cubes):
         """Tiles whose second step contains only NaN."""
 
-        def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        def __getitem__(self, number):
             tile = super().__getitem__(number)
             if number in (2, 3):  # of the second step
                 tile["image"] = torch.full_like(tile["image"], torch.nan)
@@ -140,10 +131,10 @@ def test_step_without_finite_gradient_is_skipped_and_counted(bf16: bool, tmp_pat
     class WeightRecorder(pl.Callback):
         """A callback that keeps the weights after each step."""
 
-        def __init__(self) -> None:
-            self.seen: list[torch.Tensor] = []
+        def __init__(self):
+            self.seen = []
 
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer, module, *_):
             flat = [p.detach().flatten() for p in module.network.parameters()]
             self.seen.append(torch.cat(flat).cpu())
 

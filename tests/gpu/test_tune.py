@@ -1,7 +1,5 @@
 """A search on a pretend card uses the card of `trainer.devices`, also for validation."""
 
-from pathlib import Path
-
 from lesionseg.cli import compose
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.phantoms import write_xray_phantoms
@@ -15,7 +13,7 @@ SMALL = [
 ]
 
 
-def test_search_plans_trains_and_validates_on_its_card(tmp_path: Path, monkeypatch) -> None:
+def test_search_plans_trains_and_validates_on_its_card(tmp_path, monkeypatch):
     root = tmp_path / "radiographs"
     devices = []
     write_xray_phantoms(root, 4, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)

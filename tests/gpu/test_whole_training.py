@@ -1,11 +1,9 @@
 """A whole `train` on a pretend card: trial steps, fit, validation, bundle, test and report."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from lesionseg.cli import compose
+from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline.train import train
 from tests.gpu.pretend_cuda import pretend_cards
@@ -26,7 +24,7 @@ SETTINGS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["residual_unet", "retina_unet"])
-def test_training_on_a_card_writes_bundle_test_and_report(name: str, tmp_path: Path) -> None:
+def test_training_on_a_card_writes_bundle_test_and_report(name, tmp_path):
     root = tmp_path / "scans"
     run = tmp_path / "run"
     write_mri_phantoms(root, 5, seed=0, shape=(32, 40, 40), n_test=1)
@@ -36,7 +34,7 @@ def test_training_on_a_card_writes_bundle_test_and_report(name: str, tmp_path: P
     assert set(cards.ops_by_card) == {0}
     assert (run / "report.html").is_file()
     assert (run / "bundle" / "weights.safetensors").is_file()
-    assert json.loads((run / "scores.json").read_text())["scores"][0]["value"] > 0
+    assert read_json(run / "scores.json")["scores"][0]["value"] > 0
     assert (run / "test" / "scores.json").is_file()
     columns = (run / "metrics.csv").read_text().splitlines()[0].split(",")
     assert "validation_score" in columns  # validated on the card, between steps

@@ -277,7 +277,7 @@ def test_lowest_boxes_are_not_merged_if_the_case_has_enough(
     assert_close(found.boxes, collect(output).boxes[:n_found].tolist())
 
 
-def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors() -> None:
+def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors():
     output = make_output(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
     assert len(collect(output)) == 0  # without it, the floor of the candidate rule is used
     found = collect(output, plan=make_plan(floor=0.01))

@@ -14,6 +14,7 @@ from lesionseg.core import OperatingPoint, Selection
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble, read_bundle, write_bundle
 from lesionseg.io.bundle_folder import resolve_bundle
+from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.inference.networks import Bright
@@ -155,7 +156,7 @@ def test_damaged_files_are_an_error(folder):
     weights = folder / "weights.safetensors"
     damaged = [(weights, weights.read_bytes()[:-100])]
     for path in (folder / "plan.json", folder / "selection.json"):
-        newer = json.dumps({**json.loads(path.read_text()), "schema_version": 99}).encode()
+        newer = json.dumps({**read_json(path), "schema_version": 99}).encode()
         damaged += [(path, newer), (path, b"\xff\xfe\x00")]
     for path, content in damaged:
         sound = path.read_bytes()

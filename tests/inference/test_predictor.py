@@ -220,13 +220,6 @@ def test_array_with_other_axes_or_without_voxels_is_an_error(plan, shape):
         predictor_of(Bright(), plan)(np.zeros(shape, np.float32), np.eye(4))
 
 
-def test_constant_volume_has_no_candidates(plan):
-    volume = Volume(np.full((1, 4, 5, 6), 7, np.int16), Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
-    prediction = predictor_of(Bright(), plan).predict_volume(volume, "tiny")
-    assert prediction.candidates == ()
-    assert not prediction.mask().any()
-
-
 def test_unknown_device_is_an_error():
     with pytest.raises(ConfigError):
         choose_device("warp")

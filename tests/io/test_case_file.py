@@ -18,6 +18,7 @@ from lesionseg.io.case_file import (
     write_failures,
 )
 from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.text import read_json
 
 GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
 ROW = CaseRow(
@@ -46,7 +47,7 @@ def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
     of_run = {"seconds": 2.5, "peak_memory_mb": 7, "state": "s", "finished": "now"}
     file = tmp_path / "a_candidates.json"
     write_candidates(file, make_prediction(n), row=replace(ROW, **of_run))
-    content = json.loads(file.read_text())
+    content = read_json(file)
     assert content["source"] == {"digest": "d", "series_uid": "1.2"}
     assert not {*of_run, "digest", "key"} & content["row"].keys()
     monkeypatch.setattr(case_file, "read_json", lambda _: pytest.fail("the candidates are read"))
@@ -56,7 +57,7 @@ def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
 def test_row_of_a_file_with_another_order_of_keys_is_the_same(tmp_path):
     file = tmp_path / "a_candidates.json"
     write_candidates(file, make_prediction(3), names="nnunet", row=ROW)
-    content = json.loads(file.read_text())
+    content = read_json(file)
     file.write_text(json.dumps(dict(reversed(content.items())), indent=1))
     assert read_row(file) == replace(ROW, names="nnunet")
 

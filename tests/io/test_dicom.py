@@ -11,7 +11,7 @@ from pydicom import dcmread, uid
 from pydicom.sequence import Sequence
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import DatasetError, GeometryError, LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case, read_reference
 from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
@@ -220,25 +220,6 @@ def test_files_that_are_not_scans_are_left_out(series):
     (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (folder / "README").write_text("Scan of a phantom.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-
-
-def test_localisers_are_left_out(series, tmp_path):
-    folder = series()
-    other = tmp_path / "other"
-    for parent in (folder, other):
-        write_dicom_file(
-            parent / "scout.dcm",
-            np.ones((4, 6), np.uint16),
-            dicom.CT,
-            Modality="CT",
-            ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"],
-            SeriesInstanceUID="1.2.3.77",
-        )
-    (found,) = find_scans(folder, 1).cases()
-    assert found.case == "scan"
-    assert read_volume(found.images[0]).array.shape == (1, 5, 4, 6)
-    with pytest.raises(DatasetError):
-        find_scans(other, 1).cases()
 
 
 def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):

@@ -14,7 +14,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
 from lesionseg.core import CaseFiles, Dataset, Labels
-from lesionseg.errors import DatasetError, LesionsegError, ReadError
+from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
 from lesionseg.io.dicom.headers import image_header
@@ -421,19 +421,6 @@ def test_error_for_an_unknown_compression_gives_advice(tmp_path, syntax, name):
     path = write_compressed(tmp_path / "a.dcm", PIXELS, b"\0" * 40, uid.UID(syntax), 12)
     with pytest.raises(ReadError, match=rf"a\.dcm: .*{name}.*Export the file uncompressed"):
         read_volume(path)
-
-
-@pytest.mark.parametrize(
-    "content", [b"no DICOM " * 60, b"\x08\0\x05\0" * 40, b"\0" * 500, b"\x08\0"]
-)
-@pytest.mark.parametrize("name", ["a.dcm", "a"])
-def test_message_for_a_file_that_is_not_dicom_does_not_mention_force(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    for read in (read_volume, read_geometry):
-        with pytest.raises(LesionsegError) as caught:
-            read(tmp_path / name)
-        assert "force=" not in str(caught.value)
-        assert name in str(caught.value)
 
 
 def test_empty_item_of_a_sequence_is_ignored(tmp_path):

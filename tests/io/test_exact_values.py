@@ -1,7 +1,6 @@
 """Masks with the values of a compressed or smoothed picture, and masks of many labels or ids."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.masks import read_instances
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.io.references import open_reference
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 
 Y, X = np.mgrid[:64, :64]
@@ -108,7 +108,7 @@ def write_dataset(root, layout, mask):
     else:
         facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
         facts |= {"numTraining": 1, "file_ending": suffix}
-        (root / "dataset.json").write_text(json.dumps(facts))
+        write_json(root / "dataset.json", facts)
     return root
 
 

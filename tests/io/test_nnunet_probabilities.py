@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import FileLimits, limits, set_limits
@@ -17,14 +16,14 @@ from lesionseg.io.nnunet_probabilities import ProbabilityFile
 class Touch:
     """An object that creates a file if it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return (Path.touch, (self.path,))
 
 
-def read_all(path: Path) -> NDArray[np.float32]:
+def read_all(path):
     """Read the probabilities of an archive from its slabs."""
     file = ProbabilityFile.open(path)
     whole = np.full(file.shape, np.nan, dtype=np.float32)
@@ -35,20 +34,20 @@ def read_all(path: Path) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("name", ["probabilities", "softmax"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_probabilities_survive_a_round_trip(tmp_path: Path, name: str, dtype: type) -> None:
+def test_probabilities_survive_a_round_trip(tmp_path, name, dtype):
     values = np.random.default_rng(0).random((3, 5, 7, 6)).astype(dtype)
     np.savez_compressed(tmp_path / "a.npz", **{name: values})
     np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values.astype(np.float32))
 
 
-def test_transposed_array_survives_a_round_trip(tmp_path: Path) -> None:
+def test_transposed_array_survives_a_round_trip(tmp_path):
     values = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
     for number, view in enumerate((values.transpose(0, 3, 1, 2), np.asfortranarray(values))):
         np.savez(tmp_path / f"{number}.npz", probabilities=view)
         np.testing.assert_array_equal(read_all(tmp_path / f"{number}.npz"), view)
 
 
-def test_large_array_is_read_in_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_array_is_read_in_slabs(tmp_path, monkeypatch):
     monkeypatch.setattr("lesionseg.io.nnunet_probabilities._SLAB_BYTES", 4 * 42 * 2)
     values = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
     np.savez_compressed(tmp_path / "a.npz", probabilities=values)
@@ -57,25 +56,25 @@ def test_large_array_is_read_in_slabs(tmp_path: Path, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
 
 
-def write_archive(path: Path, member: str, content: bytes) -> Path:
+def write_archive(path, member, content):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(member, content)
     return path
 
 
-def encode_npy(array: NDArray[np.generic]) -> bytes:
+def encode_npy(array):
     stream = BytesIO()
     np.lib.format.write_array(stream, array)
     return stream.getvalue()
 
 
-def assert_refused(path: Path, words: str) -> None:
+def assert_refused(path, words):
     with pytest.raises(ReadError, match=words) as caught:
         read_all(path)
     assert str(path) in str(caught.value)
 
 
-def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path: Path) -> None:
+def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path):
     marker = tmp_path / "ran"
     objects = np.empty((2, 1, 1, 1), dtype=object)
     objects[0, 0, 0, 0] = Touch(marker)
@@ -92,14 +91,14 @@ def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path: Path) -> No
     assert not marker.exists()
 
 
-def test_pickle_next_to_the_archive_is_not_opened(tmp_path: Path) -> None:
+def test_pickle_next_to_the_archive_is_not_opened(tmp_path):
     np.savez(tmp_path / "a.npz", probabilities=np.zeros((2, 3, 3, 3), np.float32))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
     read_all(tmp_path / "a.npz")
     assert not (tmp_path / "ran").exists()
 
 
-def test_error_names_a_damaged_archive(tmp_path: Path) -> None:
+def test_error_names_a_damaged_archive(tmp_path):
     good = encode_npy(np.zeros((2, 3, 4, 5), np.float32))
     assert_refused(write_archive(tmp_path / "other.npz", "seg.npy", good), "contains seg.npy")
     assert_refused(
@@ -118,7 +117,7 @@ def test_error_names_a_damaged_archive(tmp_path: Path) -> None:
     assert_refused(tmp_path / "cut.npz", "archive")
 
 
-def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path: Path) -> None:
+def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path):
     header = BytesIO()
     facts = {"descr": "<f4", "fortran_order": False, "shape": (2, 3000, 3000, 2000)}
     np.lib.format.write_array_header_1_0(header, facts)

@@ -300,12 +300,6 @@ def test_png_with_colour_or_opacity_gives_its_colours(tmp_path, caplog, colour, 
     check(path, np.moveaxis(stored[..., :1], -1, 0), as_labels=True)
 
 
-def test_warning_of_the_worker_reaches_the_log(tmp_path, caplog):
-    Image.new("LA", (5, 4), (7, 100)).save(tmp_path / "a.png")
-    read_volume(tmp_path / "a.png")
-    assert f"{tmp_path / 'a.png'}: the picture is partly transparent" in caplog.text
-
-
 BLACK = (0, 0, 0)
 WHITE = (255, 255, 255)
 GREY = (128, 128, 128)
@@ -538,15 +532,6 @@ def test_planes_of_other_files_are_not_read(tmp_path):
     tifffile.tiffcomment(tmp_path / "a.ome.tif", text.encode())
     with pytest.raises(ReadError, match=r"a\.ome\.tif"):
         read_volume(tmp_path / "a.ome.tif")
-
-
-def test_stack_in_jpeg_is_no_mask(tmp_path):
-    path = tmp_path / "a.tif"
-    stack = draw_samples("uint8", 3, 32, 32)
-    tifffile.imwrite(path, stack, photometric="minisblack", compression="jpeg")
-    assert read_volume(path).array.shape == (1, 3, 32, 32)
-    with pytest.raises(ReadError, match=r"a\.tif: a mask in JPEG"):
-        read_volume(path, as_labels=True)
 
 
 def test_format_is_recognised_by_content_not_by_suffix(tmp_path):

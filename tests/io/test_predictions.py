@@ -1,6 +1,5 @@
 """Prediction files: round trips, files of other programs, and invalid files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lesionseg.io.predictions import (
     read_prediction,
     write_prediction,
 )
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 
 FIELDS = (
@@ -98,7 +98,7 @@ def test_picture_survives_a_round_trip(tmp_path, suffix):
 
 def test_files_have_the_documented_content(tmp_path, oblique):
     write_prediction(tmp_path, _make_prediction(oblique))
-    content = json.loads((tmp_path / "A_candidates.json").read_text())
+    content = read_json(tmp_path / "A_candidates.json")
     keys = "id label score probability start_vox stop_vox centre_mm diameter_mm volume_ml"
     assert set(content["candidates"][0]) == {*keys.split(), "has_mask", "accepted"}
     assert content["shape"] == list(oblique.shape)
@@ -173,7 +173,7 @@ def test_instances_without_candidates_stay_separate(tmp_path, write_nifti):
 def test_candidates_with_only_boxes_and_scores_are_completed(tmp_path):
     first = {"score": 0.2, "start_vox": [0, 0, 0], "stop_vox": [1, 1, 1]}
     second = {"score": 0.9, "start_vox": [2, 2, 2], "stop_vox": [4, 5, 8]}
-    (tmp_path / "A_candidates.json").write_text(json.dumps({"candidates": [first, second]}))
+    write_json(tmp_path / "A_candidates.json", {"candidates": [first, second]})
     prediction = _read(tmp_path, Geometry.from_spacing((10, 10, 10), (3, 2, 1)))
     best = prediction.candidates[0]
     assert [c.id for c in prediction.candidates] == [2, 1]
@@ -202,9 +202,9 @@ WRONG_VALUES = [
 def test_error_names_an_invalid_value_of_a_candidate(tmp_path, oblique, key, value):
     write_prediction(tmp_path, _make_prediction(oblique))
     path = tmp_path / "A_candidates.json"
-    content = json.loads(path.read_text())
+    content = read_json(path)
     content["candidates"][0][key] = value
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     with pytest.raises((ContentError, ReadError), match=rf"A_candidates\.json.*{key}"):
         _read(tmp_path, oblique)
 
@@ -241,7 +241,7 @@ def test_prediction_on_another_grid_than_the_scan_is_an_error(tmp_path, oblique)
 def test_names_of_labels_survive_a_round_trip(tmp_path, oblique):
     names = {1: "mass", 2: "nodule"}
     write_prediction(tmp_path, _make_prediction(oblique, labels=names))
-    assert json.loads((tmp_path / "A_candidates.json").read_text())["labels"] == {
+    assert read_json(tmp_path / "A_candidates.json")["labels"] == {
         "1": "mass",
         "2": "nodule",
     }
@@ -280,8 +280,8 @@ def test_error_about_the_grid_of_the_scan_names_the_scan(tmp_path, oblique, name
 def test_instance_without_a_candidate_is_an_error(tmp_path, oblique):
     write_prediction(tmp_path, _make_prediction(oblique))
     path = tmp_path / "A_candidates.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "candidates": content["candidates"][:1]}))
+    content = read_json(path)
+    write_json(path, {**content, "candidates": content["candidates"][:1]})
     with pytest.raises(ContentError, match=r"\[2\]"):
         _read(tmp_path)
 
@@ -321,10 +321,10 @@ def test_mask_of_a_program_that_states_no_accepted_candidates_is_not_compared(tm
     prediction = _make_prediction(oblique)
     write_prediction(tmp_path, prediction)
     path = tmp_path / "A_candidates.json"
-    content = json.loads(path.read_text())
+    content = read_json(path)
     for entry in content["candidates"]:
         del entry["accepted"]
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     assert len(_read(tmp_path).candidates) == 2  # the mask contains one of them
 
 

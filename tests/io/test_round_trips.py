@@ -1,6 +1,5 @@
 """Round trips of every layout with every file format, and reading of real scans."""
 
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import lesions_of
 from tests.io.dicom_files import (
@@ -81,21 +81,21 @@ def write_nnunet(root, ending):
     write_as(root / "imagesTr" / f"A_0000{ending}", IMAGE)
     write_as(root / "labelsTr" / f"A{ending}", MASK)
     facts = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}}
-    (root / "dataset.json").write_text(json.dumps(facts))
+    write_json(root / "dataset.json", facts)
 
 
 def write_msd(root, ending):
     write_as(root / "imagesTr" / f"A{ending}", IMAGE)
     write_as(root / "labelsTr" / f"A{ending}", MASK)
     facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "lesion"}}
-    (root / "dataset.json").write_text(json.dumps(facts))
+    write_json(root / "dataset.json", facts)
 
 
 def write_datalist(root, ending):
     write_as(root / f"a{ending}", IMAGE)
     write_as(root / f"m{ending}", MASK)
     entries = [{"image": f"a{ending}", "label": f"m{ending}"}]
-    (root / "list.json").write_text(json.dumps({"training": entries}))
+    write_json(root / "list.json", {"training": entries})
 
 
 def write_table(root, ending):

@@ -1,14 +1,11 @@
 """All losses: invalid voxels, overlapping classes, the normaliser, and MONAI's losses by name."""
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import monai.losses
 import pytest
 import torch
-from torch import Tensor, nn
 
 from lesionseg.config import LossConfig
 from lesionseg.errors import ConfigError
@@ -28,11 +25,11 @@ from lesionseg.losses.base import count_positives, mask_unannotated, region_targ
 SHAPE = (2, 6, 7, 8)
 
 
-def make_from_config(target: str, activation: str = "sigmoid", **settings: Any) -> nn.Module:
+def make_from_config(target, activation="sigmoid", **settings):
     return make_loss(LossConfig.model_validate({"_target_": target, **settings}), activation)
 
 
-LOSSES: dict[str, Callable[..., nn.Module]] = {
+LOSSES = {
     "focal": FocalLoss,
     "cross_entropy": CrossEntropyLoss,
     "dice_focal": DiceFocalLoss,
@@ -43,7 +40,7 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 EVERY = pytest.mark.parametrize("name", LOSSES)
 
 
-def make_scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def make_scene(channels):
     """Make logits, labels of two classes and lesion ids. The right half is empty."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn((SHAPE[0], channels, *SHAPE[1:]), generator=draw)
@@ -53,16 +50,14 @@ def make_scene(channels: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits, labels, labels.int()
 
 
-def compute_terms(
-    loss: nn.Module, logits: Tensor, labels: Tensor, instances: Tensor, valid: Tensor | None
-) -> dict[str, Tensor]:
+def compute_terms(loss, logits, labels, instances, valid):
     if not isinstance(loss, LesionBalancedLoss):
         return loss(logits, labels, valid=valid)
     visible = instances if valid is None else instances.masked_fill(~valid, 0)
     return loss(logits, labels, valid=valid, nearest=nearest_lesions(visible))
 
 
-def compute_gradient(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
+def compute_gradient(terms, logits):
     return torch.autograd.grad(torch.stack(list(terms.values())).sum(), logits)[0]
 
 
@@ -70,9 +65,7 @@ def compute_gradient(terms: dict[str, Tensor], logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("lesion", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_terms_are_finite_fp32_scalars_with_a_gradient(
-    name: str, activation: str, lesion: bool, dtype: torch.dtype
-) -> None:
+def test_terms_are_finite_fp32_scalars_with_a_gradient(name, activation, lesion, dtype):
     """Try tiles with and without lesions, two classes and half precision."""
     logits, labels, instances = make_scene(2 if activation == "sigmoid" else 3)
     logits = logits.to(dtype).requires_grad_()
@@ -88,7 +81,7 @@ def test_terms_are_finite_fp32_scalars_with_a_gradient(
 
 @EVERY
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax", "regions"])
-def test_invalid_voxels_have_no_effect_and_no_gradient(name: str, activation: str) -> None:
+def test_invalid_voxels_have_no_effect_and_no_gradient(name, activation):
     loss = LOSSES[name](activation="softmax" if activation == "softmax" else "sigmoid")
     logits, labels, instances = make_scene(3 if activation == "softmax" else 2)
     valid = torch.ones(SHAPE, dtype=torch.bool)
@@ -113,7 +106,7 @@ def test_invalid_voxels_have_no_effect_and_no_gradient(name: str, activation: st
 
 
 @EVERY
-def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> None:
+def test_regions_of_one_label_each_give_the_loss_of_the_labels(name):
     loss = LOSSES[name](activation="sigmoid")
     logits, labels, instances = make_scene(2)
     by_label = compute_terms(loss, logits, labels, instances, None)
@@ -122,7 +115,7 @@ def test_regions_of_one_label_each_give_the_loss_of_the_labels(name: str) -> Non
 
 
 @EVERY
-def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) -> None:
+def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name):
     """Check that logits of class 2 have an effect in the first tile only."""
     logits, labels, instances = make_scene(2)
     labels[1][labels[1] == 2] = 0
@@ -142,7 +135,7 @@ def test_unannotated_class_of_a_tile_has_no_effect_and_no_gradient(name: str) ->
     assert values[0] == values[1]
 
 
-def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
+def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand():
     """Use p = 0.5, 0.2, 0.3. If class 2 is unknown, background is 0.8 and class 1 stays 0.2."""
     logits = torch.tensor([0.5, 0.2, 0.3]).log().view(1, 3, 1).expand(1, 3, 2)
     logits = logits.clone().requires_grad_()
@@ -162,7 +155,7 @@ def test_marginal_loss_of_a_softmax_has_the_value_computed_by_hand() -> None:
 # --- the divisor ---
 
 
-def test_positives_are_valid_lesion_voxels_counted_once_per_region() -> None:
+def test_positives_are_valid_lesion_voxels_counted_once_per_region():
     labels = torch.tensor([[0, 1, 2, 2]])
     valid = torch.tensor([[True, True, True, False]])
     target = region_target(labels, [(1, 2), (2,)])
@@ -172,7 +165,7 @@ def test_positives_are_valid_lesion_voxels_counted_once_per_region() -> None:
 
 
 @pytest.mark.parametrize("name", ["dice_focal", "lesion_balanced"])
-def test_labels_and_lesion_ids_may_be_unsigned(name: str) -> None:
+def test_labels_and_lesion_ids_may_be_unsigned(name):
     logits, labels, instances = make_scene(2)
     expected = compute_terms(LOSSES[name](), logits, labels, instances, None)
     wide = labels.to(torch.uint16)
@@ -185,14 +178,14 @@ def test_labels_and_lesion_ids_may_be_unsigned(name: str) -> None:
     assert torch.equal(region_target(wide, regions), region_target(labels, regions))
 
 
-def test_average_follows_counts_and_never_falls_below_the_expected_number() -> None:
+def test_average_follows_counts_and_never_falls_below_the_expected_number():
     average = PositiveAverage(expected=50, momentum=0.5)
     counts = torch.tensor([150, 0, 0, 1000, 0])
     assert [average.update(n).item() for n in counts[:3]] == [100, 50, 50]
     assert PositiveAverage(expected=0).update(torch.tensor(0)).item() == 1
 
 
-def test_average_continues_from_its_saved_state() -> None:
+def test_average_continues_from_its_saved_state():
     average = PositiveAverage(expected=50, momentum=0.5)
     counts = torch.tensor([150, 0, 0, 1000, 0])
     for n in counts[:3]:
@@ -215,7 +208,7 @@ def test_several_averages_in_one_module_equal_single_ones():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("name", ["DiceFocalLoss", "DiceCELoss", "TverskyLoss", "FocalLoss"])
-def test_term_of_a_monai_loss_is_its_value(name: str, activation: str) -> None:
+def test_term_of_a_monai_loss_is_its_value(name, activation):
     softmax = activation == "softmax"
     logits, labels, _ = make_scene(2 + softmax)
     loss = make_from_config(f"monai.losses.{name}", activation)
@@ -225,7 +218,7 @@ def test_term_of_a_monai_loss_is_its_value(name: str, activation: str) -> None:
     assert loss(logits, labels) == {name: pytest.approx(expected.item(), rel=1e-5)}
 
 
-def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
+def test_our_losses_get_the_activation_and_others_are_wrapped():
     ours = make_from_config("lesionseg.losses.FocalLoss", "softmax", gamma=1.0)
     assert isinstance(ours, FocalLoss)
     assert ours.activation == "softmax"
@@ -240,9 +233,7 @@ def test_our_losses_get_the_activation_and_others_are_wrapped() -> None:
         ("FocalLoss", {"alpha": None, "gamma": 200.0}),
     ],
 )
-def test_alpha_and_gamma_of_other_losses_have_their_own_range(
-    name: str, settings: dict[str, Any]
-) -> None:
+def test_alpha_and_gamma_of_other_losses_have_their_own_range(name, settings):
     loss = make_from_config(f"monai.losses.{name}", **settings)
     assert isinstance(loss, CustomLoss)
     assert getattr(loss.loss, "alpha", None) == settings["alpha"]
@@ -260,12 +251,12 @@ def test_alpha_and_gamma_of_other_losses_have_their_own_range(
         ("monai.losses", {}),
     ],
 )
-def test_invalid_loss_configuration_is_an_error(target: str, settings: dict[str, Any]) -> None:
+def test_invalid_loss_configuration_is_an_error(target, settings):
     logits, labels, _ = make_scene(2)
     with pytest.raises(ConfigError):
         make_from_config(target, **settings)(logits, labels)
 
 
-def test_error_for_an_unknown_setting_suggests_a_similar_one() -> None:
+def test_error_for_an_unknown_setting_suggests_a_similar_one():
     with pytest.raises(ConfigError, match=r"'gama'.*'gamma'"):
         make_from_config("lesionseg.losses.FocalLoss", gama=2)

@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from lesionseg.losses import AnchorTargets, DetectionLoss, sigmoid_focal_loss
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])
 
 
-def _make_targets(labels: list[list[int]], boxes: Tensor) -> AnchorTargets:
+def _make_targets(labels, boxes):
     table = torch.tensor(labels)
     places = (table > 0).flatten().nonzero()[:, 0]
     return AnchorTargets(table.clamp(min=0), table >= 0, boxes, places)
 
 
-def test_focal_term_covers_all_valid_anchors_and_is_divided_by_the_positives() -> None:
+def test_focal_term_covers_all_valid_anchors_and_is_divided_by_the_positives():
     logits = torch.randn(1, 4, 1, generator=torch.Generator().manual_seed(0))
     targets = _make_targets([[1, 0, -1, 1]], ANCHORS[[0, 3]])
     terms = DetectionLoss()(logits, torch.zeros(1, 4, 4), ANCHORS, targets)
@@ -26,7 +25,7 @@ def test_focal_term_covers_all_valid_anchors_and_is_divided_by_the_positives() -
     assert terms["boxes"].item() == pytest.approx(0.0, abs=1e-6)  # the anchors equal their lesions
 
 
-def test_box_term_has_the_value_computed_by_hand() -> None:
+def test_box_term_has_the_value_computed_by_hand():
     lesion = torch.tensor([[0.0, 2.0, 4.0, 6.0]])
     targets = _make_targets([[1, 0, 0, 0]], lesion)
     loss = DetectionLoss()
@@ -37,7 +36,7 @@ def test_box_term_has_the_value_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("hard_negatives", [False, True])
-def test_lesion_free_tiles_give_finite_gradients_for_every_output(hard_negatives: bool) -> None:
+def test_lesion_free_tiles_give_finite_gradients_for_every_output(hard_negatives):
     logits = torch.randn(2, 4, 1, requires_grad=True)
     deltas = torch.randn(2, 4, 4, requires_grad=True)
     targets = _make_targets([[0, 0, 0, 0], [0, 0, -1, 0]], torch.zeros((0, 4)))
@@ -49,7 +48,7 @@ def test_lesion_free_tiles_give_finite_gradients_for_every_output(hard_negatives
     assert float(of_deltas.abs().max()) == terms["boxes"].item() == 0.0
 
 
-def test_hard_negative_mining_keeps_only_the_worst_background() -> None:
+def test_hard_negative_mining_keeps_only_the_worst_background():
     logits = torch.tensor([[[0.0], [3.0], [-1.0], [-2.0], [-3.0]]], requires_grad=True)
     targets = _make_targets([[1, 0, 0, 0, 0]], ANCHORS[[0]])
     loss = DetectionLoss(hard_negatives=True)  # three per positive

@@ -1,7 +1,6 @@
 """Dice and the losses with named terms: values by hand and by loops."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -18,13 +17,13 @@ from lesionseg.losses import (
 )
 
 
-def test_dice_has_the_value_computed_by_hand() -> None:
+def test_dice_has_the_value_computed_by_hand():
     """Use p = 1/2 in four voxels, one of them lesion: Σpy = 1/2, Σp = 2, Σy = 1."""
     loss = dice_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]]), smooth=0.5)
     assert loss.item() == pytest.approx(1 - (2 * 0.5 + 0.5) / (2 + 1 + 0.5))
 
 
-def test_dice_is_summed_over_the_batch_and_averaged_over_classes() -> None:
+def test_dice_is_summed_over_the_batch_and_averaged_over_classes():
     labels = torch.tensor([[1, 1, 0, 0], [2, 0, 0, 0]])
     p = torch.tensor([[[0.9, 0.8, 0.1, 0.2], [0.1] * 4], [[0.1] * 4, [0.7, 0.2, 0.1, 0.1]]])
     one = 1 - (2 * 1.7 + 1) / (2.0 + 0.4 + 2 + 1)
@@ -33,7 +32,7 @@ def test_dice_is_summed_over_the_batch_and_averaged_over_classes() -> None:
     assert loss.item() == pytest.approx((one + two) / 2, rel=1e-5)
 
 
-def test_gradient_of_lesion_free_tiles_reduces_probabilities() -> None:
+def test_gradient_of_lesion_free_tiles_reduces_probabilities():
     logits = torch.full((1, 1, 4, 4), -2.0, requires_grad=True)
     loss = dice_loss(logits, torch.zeros(1, 4, 4, dtype=torch.uint8))
     p = 1 / (1 + math.exp(2))
@@ -41,7 +40,7 @@ def test_gradient_of_lesion_free_tiles_reduces_probabilities() -> None:
     assert (torch.autograd.grad(loss, logits)[0] > 0).all()
 
 
-def test_cross_entropies_equal_those_of_torch() -> None:
+def test_cross_entropies_equal_those_of_torch():
     logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
     labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
     labels[0, 1:3, 1:3, 1:4] = 1
@@ -58,7 +57,7 @@ def test_cross_entropies_equal_those_of_torch() -> None:
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
 
 
-def test_settings_that_give_no_training_loss_are_an_error() -> None:
+def test_settings_that_give_no_training_loss_are_an_error():
     with pytest.raises(ConfigError):
         FocalLoss(activation="relu")
     with pytest.raises(ConfigError):
@@ -67,7 +66,7 @@ def test_settings_that_give_no_training_loss_are_an_error() -> None:
         CrossEntropyLoss(lesion_weight=0)
 
 
-WEIGHTED: tuple[tuple[Any, str], ...] = (
+WEIGHTED = (
     (FocalLoss, "weight"),
     (CrossEntropyLoss, "weight"),
     (DiceFocalLoss, "focal_weight"),
@@ -81,15 +80,13 @@ WEIGHTED: tuple[tuple[Any, str], ...] = (
 
 @pytest.mark.parametrize(("make", "name"), WEIGHTED)
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1"])
-def test_weight_that_is_negative_or_not_finite_is_an_error(
-    make: Any, name: str, value: Any
-) -> None:
+def test_weight_that_is_negative_or_not_finite_is_an_error(make, name, value):
     with pytest.raises(ConfigError, match=rf"loss\.{name}="):
         make(**{name: value})
 
 
 @pytest.mark.parametrize("make", [DiceFocalLoss, DiceCrossEntropyLoss, LesionBalancedLoss])
-def test_only_one_of_both_weights_may_be_0(make: Any) -> None:
+def test_only_one_of_both_weights_may_be_0(make):
     voxel_weight = "focal_weight" if make is not DiceCrossEntropyLoss else "cross_entropy_weight"
     assert make(dice_weight=0)
     assert make(**{voxel_weight: 0})
@@ -98,7 +95,7 @@ def test_only_one_of_both_weights_may_be_0(make: Any) -> None:
 
 
 @pytest.mark.parametrize("smooth", [-5, 0, math.nan, math.inf])
-def test_smooth_that_is_not_a_finite_number_above_0_is_an_error(smooth: float) -> None:
+def test_smooth_that_is_not_a_finite_number_above_0_is_an_error(smooth):
     for make in (DiceFocalLoss, DiceCrossEntropyLoss, LesionBalancedLoss):
         with pytest.raises(ConfigError, match=r"loss\.smooth="):
             make(smooth=smooth)
@@ -106,9 +103,7 @@ def test_smooth_that_is_not_a_finite_number_above_0_is_an_error(smooth: float) -
         dice_loss(torch.zeros(1, 1, 2), torch.zeros(1, 2, dtype=torch.int64), smooth=smooth)
 
 
-def compute_nnunet_loss_by_loops(
-    logits: torch.Tensor, labels: torch.Tensor, per_tile: bool
-) -> float:
+def compute_nnunet_loss_by_loops(logits, labels, per_tile):
     """Compute mean cross-entropy minus Dice, with 1e-5 added to numerator and denominator."""
     p = logits.double().softmax(1)
     entropy = 0.0
@@ -125,7 +120,7 @@ def compute_nnunet_loss_by_loops(
 
 
 @pytest.mark.parametrize("per_tile", [False, True])
-def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile: bool) -> None:
+def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile):
     """Compare with nnU-Net's loss plus 1. `per_tile` changes most for the lesion-free tile."""
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)

@@ -1,7 +1,6 @@
 """The focal loss: values by hand, the closed form, and invariances."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ REDUCTIONS = ("none", "mean", "sum", "per_positive")
 BOTH = pytest.mark.parametrize("function", [sigmoid_focal_loss, softmax_focal_loss])
 
 
-def compute_closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: float) -> np.ndarray:
+def compute_closed_form(p_t, alpha_t, gamma):
     """Compute −α_t (1−p_t)^γ log p_t in double precision, for moderate logits."""
     return -alpha_t * (1 - p_t) ** gamma * np.log(p_t)
 
@@ -41,7 +40,7 @@ def compute_closed_form(p_t: np.ndarray, alpha_t: np.ndarray | float, gamma: flo
         (math.log(9), 0, 0.75 * 0.9**2 * 2.3025851),
     ],
 )
-def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expected: float) -> None:
+def test_loss_has_the_values_computed_by_hand(logit, lesion, expected):
     x = torch.tensor([[logit]])
     y = torch.tensor([lesion])
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(expected, rel=1e-5)
@@ -50,7 +49,7 @@ def test_loss_has_the_values_computed_by_hand(logit: float, lesion: int, expecte
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_loss_equals_the_closed_form(seed: int) -> None:
+def test_loss_equals_the_closed_form(seed):
     """Try random α, γ, shapes, classes and anchors, in double and single precision."""
     draw = np.random.default_rng(seed)
     n_classes = int(draw.integers(1, 4))
@@ -82,7 +81,7 @@ def test_loss_equals_the_closed_form(seed: int) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.3])
-def test_gradients_pass_a_numerical_check(gamma: float) -> None:
+def test_gradients_pass_a_numerical_check(gamma):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[0, 1, 2, 0], [3, 0, 1, 1]])
     valid = torch.tensor([[True, True, False, True], [True] * 4])
@@ -95,7 +94,7 @@ def test_gradients_pass_a_numerical_check(gamma: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", LABEL_TYPES)
-def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: torch.dtype) -> None:
+def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype):
     """Compare a million voxels in single and double precision, with labels of every dtype."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(1, 1, 10**6, generator=draw)
@@ -111,7 +110,7 @@ def test_value_and_gradient_over_several_blocks_equal_those_in_double(dtype: tor
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_value_and_gradient_are_finite_for_extreme_logits(dtype: torch.dtype, gamma: float) -> None:
+def test_value_and_gradient_are_finite_for_extreme_logits(dtype, gamma):
     x = torch.tensor([[[-1e4, 1e4, -1e4, 1e4]]]).to(dtype).requires_grad_()
     y = torch.tensor([[0, 0, 1, 1]])
     loss = sigmoid_focal_loss(x, y, gamma=gamma)
@@ -128,7 +127,7 @@ def test_value_and_gradient_are_finite_for_extreme_logits(dtype: torch.dtype, ga
     assert torch.isfinite(torch.autograd.grad(loss, pair)[0]).all()
 
 
-def test_easy_voxels_keep_their_digits_in_single_precision() -> None:
+def test_easy_voxels_keep_their_digits_in_single_precision():
     """Use p_t = 1 − 5e-5, for which the difference 1 − p_t is wrong in the fourth digit."""
     x = torch.full((1, 1, 3), -10.0)
     y = torch.zeros(1, 3, dtype=torch.uint8)
@@ -136,7 +135,7 @@ def test_easy_voxels_keep_their_digits_in_single_precision() -> None:
     assert sigmoid_focal_loss(x, y, reduction="sum").item() == pytest.approx(exact, rel=1e-6)
 
 
-def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser() -> None:
+def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser():
     x = torch.randn(2, 2, 5, 5)
     y = torch.zeros(2, 5, 5, dtype=torch.int16)
     y[0, :2] = 1
@@ -153,7 +152,7 @@ def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser() -> None:
 
 @BOTH
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_empty_input_gives_zero(function: Any, reduction: str) -> None:
+def test_empty_input_gives_zero(function, reduction):
     x = torch.zeros(0, 2, requires_grad=True)
     loss = function(x, torch.zeros(0, dtype=torch.int64), reduction=reduction)
     loss.sum().backward()
@@ -165,9 +164,7 @@ def test_empty_input_gives_zero(function: Any, reduction: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("reduction", REDUCTIONS[1:])
-def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(
-    function: Any, reduction: str
-) -> None:
+def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(function, reduction):
     """Set invalid voxels to NaN and an unknown label."""
     channels = 1 if function is sigmoid_focal_loss else 3
     x = torch.randn(2, channels, 7)
@@ -194,7 +191,7 @@ def test_invalid_voxels_give_the_loss_of_the_remaining_voxels(
 
 LOGITS = torch.zeros(2, 3, 4)
 LABELS = torch.zeros(2, 4, dtype=torch.int64)
-SETTINGS: tuple[dict[str, Any], ...] = (
+SETTINGS = (
     {"reduction": "average"},
     {"gamma": -1.0},
     {"gamma": math.nan},
@@ -218,9 +215,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
         (GeometryError, {"logits": torch.zeros(4), "target": torch.zeros(4)}),
     ],
 )
-def test_invalid_logits_or_targets_are_an_error_in_both_losses(
-    function: Any, error: Any, wrong: dict[str, Any]
-) -> None:
+def test_invalid_logits_or_targets_are_an_error_in_both_losses(function, error, wrong):
     arguments = {"logits": LOGITS, "target": LABELS, **wrong}
     with pytest.raises(error):
         function(**arguments)
@@ -228,9 +223,7 @@ def test_invalid_logits_or_targets_are_an_error_in_both_losses(
 
 @BOTH
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_invalid_settings_are_an_error_in_both_losses(
-    function: Any, settings: dict[str, Any]
-) -> None:
+def test_invalid_settings_are_an_error_in_both_losses(function, settings):
     with pytest.raises(ConfigError):
         function(LOGITS, LABELS, **settings)
 
@@ -238,9 +231,7 @@ def test_invalid_settings_are_an_error_in_both_losses(
 @BOTH
 @pytest.mark.parametrize("name", ["target", "valid"])
 @pytest.mark.parametrize("shape", [(2, 5), (1, 4), (2, 4, 1), (2, 2, 4), ()])
-def test_target_or_valid_of_another_shape_is_an_error_in_both_losses(
-    function: Any, shape: tuple[int, ...], name: str
-) -> None:
+def test_target_or_valid_of_another_shape_is_an_error_in_both_losses(function, shape, name):
     arguments = {"target": LABELS, name: torch.zeros(shape, dtype=torch.int64)}
     with pytest.raises(GeometryError):
         function(LOGITS, **arguments)
@@ -248,7 +239,7 @@ def test_target_or_valid_of_another_shape_is_an_error_in_both_losses(
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
-def test_unsigned_labels_give_the_loss_of_signed_ones(function: Any, dtype: torch.dtype) -> None:
+def test_unsigned_labels_give_the_loss_of_signed_ones(function, dtype):
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
     valid = torch.tensor([[True, True, False, True], [True, False, True, True]])
@@ -259,7 +250,7 @@ def test_unsigned_labels_give_the_loss_of_signed_ones(function: Any, dtype: torc
 
 
 @BOTH
-def test_alpha_and_gamma_may_be_scalars_of_numpy_or_torch(function: Any) -> None:
+def test_alpha_and_gamma_may_be_scalars_of_numpy_or_torch(function):
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([[0, 1, 2, 0], [2, 0, 0, 1]])
     expected = function(logits, labels, alpha=0.75, gamma=1.5)
@@ -272,12 +263,12 @@ def test_alpha_and_gamma_may_be_scalars_of_numpy_or_torch(function: Any) -> None
 
 
 @pytest.mark.parametrize("value", [-0.1, 0.5, 1.1, math.nan, 2])
-def test_target_of_the_sigmoid_loss_other_than_0_or_1_is_an_error(value: float) -> None:
+def test_target_of_the_sigmoid_loss_other_than_0_or_1_is_an_error(value):
     with pytest.raises(ContentError):
         sigmoid_focal_loss(LOGITS, torch.full((2, 3, 4), value))
 
 
-def test_softmax_loss_of_one_channel_or_of_a_target_with_channels_is_an_error() -> None:
+def test_softmax_loss_of_one_channel_or_of_a_target_with_channels_is_an_error():
     for logits, target in ((LOGITS[:, :1], LABELS), (LOGITS, LOGITS)):
         with pytest.raises(GeometryError):
             softmax_focal_loss(logits, target)
@@ -286,15 +277,15 @@ def test_softmax_loss_of_one_channel_or_of_a_target_with_channels_is_an_error() 
 # --- from scores to probabilities ---
 
 
-def find_minimiser(eta: float, alpha: float, gamma: float) -> float:
+def find_minimiser(eta, alpha, gamma):
     """Find the logit of least expected loss for a voxel that is lesion with probability η."""
 
-    def compute_loss(logit: float, label: int) -> float:
+    def compute_loss(logit, label):
         x = torch.full((1, 1, 1), logit, dtype=torch.float64)
         y = torch.tensor([[label]])
         return sigmoid_focal_loss(x, y, alpha=alpha, gamma=gamma, reduction="sum").item()
 
-    def compute_expected_loss(logit: float) -> float:
+    def compute_expected_loss(logit):
         return (1 - eta) * compute_loss(logit, 0) + eta * compute_loss(logit, 1)
 
     return float(minimize_scalar(compute_expected_loss, bounds=(-30, 30), method="bounded").x)
@@ -302,7 +293,7 @@ def find_minimiser(eta: float, alpha: float, gamma: float) -> float:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_posterior_logits_return_the_true_probability(alpha: float, gamma: float) -> None:
+def test_posterior_logits_return_the_true_probability(alpha, gamma):
     for eta in (0.02, 0.3, 0.5, 0.9):
         logit = torch.full((1, 1, 1), find_minimiser(eta, alpha, gamma))
         found = posterior_logits(logit, alpha=alpha, gamma=gamma).sigmoid().item()
@@ -311,26 +302,26 @@ def test_posterior_logits_return_the_true_probability(alpha: float, gamma: float
 
 @pytest.mark.parametrize("alpha", [0.1, 0.25, 0.5, 0.75])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
-def test_posterior_logits_are_finite_and_increasing(alpha: float, gamma: float) -> None:
+def test_posterior_logits_are_finite_and_increasing(alpha, gamma):
     logits = torch.linspace(-80, 80, 2001).view(1, 1, -1)
     out = posterior_logits(logits, alpha=alpha, gamma=gamma)
     assert torch.isfinite(out).all()
     assert (out.diff() > 0).all()
 
 
-def test_posterior_logits_take_a_weight_per_class() -> None:
+def test_posterior_logits_take_a_weight_per_class():
     found = posterior_logits(torch.zeros(1, 2, 1), alpha=[0.25, 0.5], gamma=2.0).sigmoid()
     assert found.flatten().tolist() == pytest.approx([0.75, 0.5], abs=1e-6)
 
 
-def test_losses_state_alpha_and_gamma_of_their_link() -> None:
+def test_losses_state_alpha_and_gamma_of_their_link():
     assert FocalLoss(0.25, 2.0).link == (0.25, 2.0)
     assert CrossEntropyLoss(lesion_weight=3.0).link == (0.75, 0.0)
     assert DiceFocalLoss(0.25, 2.0).link is None
     assert DiceCrossEntropyLoss().link is None
 
 
-def test_focal_terms_without_dice_are_corrected_like_focal_loss_alone() -> None:
+def test_focal_terms_without_dice_are_corrected_like_focal_loss_alone():
     assert DiceFocalLoss(0.4, 1.5, dice_weight=0).link == (0.4, 1.5)
     assert DiceFocalLoss(0.4, 1.5, dice_weight=0, activation="softmax").link is None
     assert DiceCrossEntropyLoss(lesion_weight=3.0, dice_weight=0).link == (0.75, 0.0)

@@ -10,7 +10,7 @@ from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
 TILE = (2, 24, 24)
 
 
-def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_two_lesions():
     """Make a tile with lesions of 1 and 49 pixels, and a lesion-free tile."""
     instances = torch.zeros(TILE, dtype=torch.int32)
     instances[0, 4, 4] = 7
@@ -21,7 +21,7 @@ def make_two_lesions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
+def test_lesion_terms_equal_a_loop_over_lesions(activation):
     """The background of all cells is divided by the normaliser."""
     logits, labels, instances = make_two_lesions()
     valid = torch.ones(TILE, dtype=torch.bool)
@@ -47,7 +47,7 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation: str) -> None:
 SIDES = {2: (1, 1, 2), 20: (2, 2, 5), 500: (5, 10, 10)}  # of a box with this many voxels
 
 
-def gradients_of_term(term: str, size: int, side: int) -> tuple[float, float]:
+def gradients_of_term(term, size, side):
     """Return the gradients of a lesion and of a false positive of 27 voxels, with p = ½ in both.
 
     The lesion is in the middle of a tile of `side`³ voxels, and p is 1e-4 elsewhere.
@@ -66,16 +66,16 @@ def gradients_of_term(term: str, size: int, side: int) -> tuple[float, float]:
     return gradient[0, labels > 0].sum().item(), gradient[beside].sum().item()
 
 
-def test_equal_errors_have_equal_gradients_next_to_lesions_of_any_size() -> None:
+def test_equal_errors_have_equal_gradients_next_to_lesions_of_any_size():
     found = [gradients_of_term("lesion_focal", size, side=32) for size in SIDES]
     for values in zip(*found, strict=True):  # of the lesion, then of the false positive
         assert max(values) < 2 * min(values)
 
 
-def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile() -> None:
+def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile():
     """The ratio of a lesion of 2 voxels to one of 500."""
 
-    def ratio(side: int) -> float:
+    def ratio(side):
         small, large = (gradients_of_term("lesion_dice", size, side)[0] for size in (2, 500))
         return small / large
 
@@ -84,12 +84,12 @@ def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile() -> None:
 
 @pytest.mark.parametrize("other", [DiceFocalLoss, LesionBalancedLoss])
 def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
-    other: type[DiceFocalLoss],
-) -> None:
+    other,
+):
     """Only the first process has lesions. The sums of both are recorded, then exchanged."""
     logits, labels, instances = make_two_lesions()
 
-    def gradient(part: slice, normaliser: float, sum_processes=None) -> torch.Tensor:
+    def gradient(part, normaliser, sum_processes=None):
         loss = other()
         if sum_processes:
             loss.sum_processes = sum_processes
@@ -100,7 +100,7 @@ def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
         sum(loss(x, labels[part], normaliser=normaliser, **given).values()).backward()
         return x.grad
 
-    own: dict[int, list[torch.Tensor]] = {0: [], 1: []}
+    own = {0: [], 1: []}
     parts = (slice(0, 1), slice(1, 2))
     for rank, part in enumerate(parts):
         gradient(part, 15, lambda sums, rank=rank: own[rank].append(sums.detach()) or sums)
@@ -115,8 +115,8 @@ def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
 
 @pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
 def test_terms_of_the_batch_equal_those_of_dice_focal_loss(
-    normaliser: float | torch.Tensor | None,
-) -> None:
+    normaliser,
+):
     """Without `normaliser`, the divisor is the number of lesion voxels."""
     logits, labels, instances = make_two_lesions()
     nearest = nearest_lesions(instances)
@@ -128,7 +128,7 @@ def test_terms_of_the_batch_equal_those_of_dice_focal_loss(
         LesionBalancedLoss()(logits, labels, normaliser=0, nearest=nearest)
 
 
-def test_lesion_dice_is_averaged_over_classes() -> None:
+def test_lesion_dice_is_averaged_over_classes():
     labels = torch.tensor([[1, 1, 0, 0, 2, 2, 0]])
     logits = torch.full((1, 2, 7), -20.0)
     logits[0, 0, :2] = 20
@@ -137,7 +137,7 @@ def test_lesion_dice_is_averaged_over_classes() -> None:
     torch.testing.assert_close(terms["lesion_dice"], torch.tensor(0.5))  # mean of 0 and 1
 
 
-def test_lesion_terms_are_zero_without_lesions() -> None:
+def test_lesion_terms_are_zero_without_lesions():
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
     nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
     terms = LesionBalancedLoss()(logits, nothing, nearest=nearest_lesions(nothing), normaliser=10)
@@ -146,7 +146,7 @@ def test_lesion_terms_are_zero_without_lesions() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_terms_per_lesion_are_left_out_if_the_network_has_boxes() -> None:
+def test_terms_per_lesion_are_left_out_if_the_network_has_boxes():
     assert LesionBalancedLoss().lesion_weight == 0.5
     loss = LesionBalancedLoss(0.4, 1.5, has_boxes=True)
     assert loss.lesion_weight == 0
@@ -159,17 +159,17 @@ def test_terms_per_lesion_are_left_out_if_the_network_has_boxes() -> None:
         torch.testing.assert_close(found[name], term)
     assert LesionBalancedLoss(lesion_weight=0.2, has_boxes=True).needs_nearest
     with pytest.raises(ConfigError, match=r"loss\.lesion_weight='much' is not a number"):
-        LesionBalancedLoss(lesion_weight="much")  # type: ignore[arg-type]
+        LesionBalancedLoss(lesion_weight="much")
 
 
-def test_missing_nearest_lesions_are_an_error() -> None:
+def test_missing_nearest_lesions_are_an_error():
     logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
     nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
     with pytest.raises(GeometryError, match=r"Pass nearest=nearest_lesions\(instances\)"):
         LesionBalancedLoss()(logits, nothing)
 
 
-def test_small_probabilities_of_a_large_cell_keep_their_sum() -> None:
+def test_small_probabilities_of_a_large_cell_keep_their_sum():
     """The cell of a lesion of one voxel fills a tile of 64³, in which p is 1e-4 elsewhere."""
     p = torch.full((1, 1, 64, 64, 64), 1e-4)
     labels = torch.zeros(1, 64, 64, 64, dtype=torch.uint8)
@@ -183,7 +183,7 @@ def test_small_probabilities_of_a_large_cell_keep_their_sum() -> None:
 
 
 @pytest.mark.parametrize("reach", [(2.5, 2.5, 2.5), (4.0, 2.0, 0.8)])
-def test_nearest_lesions_equal_distance_maps_of_the_whole_tile(reach: tuple[float, ...]) -> None:
+def test_nearest_lesions_equal_distance_maps_of_the_whole_tile(reach):
     """Each lesion has its own distance map. Some lesions touch."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(0, 300, (1, 9, 12, 11), generator=generator)
@@ -204,7 +204,7 @@ def test_nearest_lesions_equal_distance_maps_of_the_whole_tile(reach: tuple[floa
         assert one[nearest == number] == pytest.approx(least[nearest == number], abs=1e-5)
 
 
-def test_lesion_that_touches_another_keeps_its_cell() -> None:
+def test_lesion_that_touches_another_keeps_its_cell():
     ids = torch.zeros(1, 80, 80, 80, dtype=torch.uint8)
     ids[0, 40, 40, 40] = 1
     ids[0, 40, 40, 41] = 2  # in the same block of two voxels per axis
@@ -213,7 +213,7 @@ def test_lesion_that_touches_another_keeps_its_cell() -> None:
     assert n_first == n_second > 2000
 
 
-def test_tiles_without_lesions_have_no_nearest_lesion() -> None:
+def test_tiles_without_lesions_have_no_nearest_lesion():
     ids = torch.zeros(2, 5, 6, dtype=torch.int32)
     assert not nearest_lesions(ids).any()
     assert nearest_lesions(ids[:0]).shape == (0, 5, 6)

@@ -2,17 +2,15 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 
-def to_nnunet_weights(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_nnunet_weights(ours):
     """Return our weights as nnU-Net stores them: layers twice, the encoder also in the decoder."""
     is_residual = "encoder.stem.conv.weight" in ours
     last = len({m[1] for name in ours if (m := re.match(r"decoder\.ups\.(\d+)", name))}) - 1
-    theirs: dict[str, Tensor] = OrderedDict()
+    theirs = OrderedDict()
     for name, tensor in ours.items():
         new = _nnunet_name(name, is_residual, last)
         theirs[new] = tensor
@@ -32,7 +30,7 @@ PARTS = (  # nnU-Net counts these stages from the other end
 )
 
 
-def _nnunet_name(name: str, is_residual: bool, last: int) -> str:
+def _nnunet_name(name, is_residual, last):
     for ours, theirs in PARTS:
         if match := re.match(ours, name):
             return theirs.format(last - int(match[1])) + name[match.end() :]

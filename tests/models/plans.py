@@ -1,22 +1,20 @@
 """A plan of a small network for tests."""
 
-from typing import Any
-
 from lesionseg.core import Labels
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 
 def plan_of(
-    name: str = "unet",
-    dims: int = 2,
+    name="unet",
+    dims=2,
     *,
-    strides: tuple[tuple[int, ...], ...] = (),
-    n_channels: int = 1,
-    labels: tuple[str, ...] = ("lesion",),
-    regions: tuple[tuple[int, ...], ...] = (),
-    table: dict[str, Any] | None = None,
-    **changes: Any,
-) -> Plan:
+    strides=(),
+    n_channels=1,
+    labels=("lesion",),
+    regions=(),
+    table=None,
+    **changes,
+):
     """Return a plan with three stages of 4, 8 and 16 features. `table` changes the architecture."""
     strides = strides or ((1,) * dims, (2,) * dims, (2,) * dims)
     n = len(strides)

@@ -1,10 +1,8 @@
 """Networks of other packages: construction, trial, wrapping, and import only with trust."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models.build import TRUSTED, allowed_architectures, build_network
@@ -21,24 +19,23 @@ HERE = "tests.models.test_custom_network"
 class TenLines(nn.Module):
     """A network as a user may write it."""
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 4) -> None:
+    def __init__(self, in_channels, out_channels, width=4):
         super().__init__()
         self.first = nn.Conv3d(in_channels, width, 3, padding=1)
         self.last = nn.Conv3d(width, out_channels, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.last(self.first(image).relu())
-        return logits
+    def forward(self, image):
+        return self.last(self.first(image).relu())
 
 
 class Halves(nn.Module):
     """A network with two outputs, the coarser first. Tiles must be multiples of 16."""
 
-    def __init__(self, wide: int = 1) -> None:
+    def __init__(self, wide=1):
         super().__init__()
         self.conv = nn.Conv3d(2, wide, 1)
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image):
         if image.shape[2] % 16:
             raise ValueError("sides must be multiples of 16")
         logits = self.conv(image)
@@ -48,59 +45,58 @@ class Halves(nn.Module):
 class Pyramid(nn.Module):
     """A backbone whose `out_channels` is the width of its maps, as in MONAI and torchvision."""
 
-    def __init__(self, in_channels: int, out_channels: int = 6) -> None:
+    def __init__(self, in_channels, out_channels=6):
         super().__init__()
         self.fine = nn.Conv3d(in_channels, out_channels, 1)
         self.coarse = nn.Conv3d(out_channels, out_channels, 2, stride=2)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        fine: Tensor = self.fine(image)
+    def forward(self, image):
+        fine = self.fine(image)
         return [fine, self.coarse(fine)]
 
 
 class ThreeColours(nn.Module):
     """A backbone that ignores the number of channels it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 2, stride=2)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image):
         return [self.conv(image)]
 
 
 class NeedsValues(nn.Module):
     """A backbone that the meta device cannot run, because it reads the value of a voxel."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4, 2, stride=2)
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image):
         return [self.conv(image) * (1 + float(image[0, 0, 0, 0]))]
 
 
 class Classifier(nn.Module):
     """A network that returns a vector per image instead of maps."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4, 1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        scores: Tensor = self.conv(image).mean(dim=(2, 3))
-        return scores
+    def forward(self, image):
+        return self.conv(image).mean(dim=(2, 3))
 
 
-def make_plan(name: str = "custom", tile: tuple[int, ...] = (16, 16, 16), **network: Any) -> Plan:
+def make_plan(name="custom", tile=(16, 16, 16), **network):
     return plan_of(name, len(tile), n_channels=2, table={"network": network}, tile_shape=tile)
 
 
-def make_target(name: str, **arguments: Any) -> dict[str, Any]:
+def make_target(name, **arguments):
     return {"_target_": f"{HERE}.{name}", **arguments}
 
 
-def test_channels_are_inserted_and_the_first_prediction_is_the_prior() -> None:
+def test_channels_are_inserted_and_the_first_prediction_is_the_prior():
     network = build_network(make_plan(**make_target("TenLines", width=8)), architectures=TRUSTED)
     with torch.no_grad():
         (logits,) = network(torch.zeros(2, 2, 16, 16, 16))
@@ -118,13 +114,13 @@ NO_NETWORKS += [
 
 
 @pytest.mark.parametrize("spec", NO_NETWORKS)
-def test_network_that_cannot_be_built_is_an_error(spec: dict[str, Any]) -> None:
+def test_network_that_cannot_be_built_is_an_error(spec):
     with pytest.raises(ConfigError, match=r"model\.network"):
         build_network(make_plan(**spec), architectures=TRUSTED)
 
 
 @pytest.mark.parametrize("name", ["custom", "retinanet"])
-def test_class_of_a_bundle_is_imported_only_with_trust(name: str) -> None:
+def test_class_of_a_bundle_is_imported_only_with_trust(name):
     for architectures in (None, allowed_architectures(False)):
         with pytest.raises(BundleError, match=r"antigravity\.fly.*trust=true"):
             build_network(make_plan(name, _target_="antigravity.fly"), architectures=architectures)
@@ -135,9 +131,7 @@ def test_class_of_a_bundle_is_imported_only_with_trust(name: str) -> None:
     [("SegResNet", {"init_filters": 8}, 1), ("MedNeXt", MEDNEXT, 3)],
 )
 @pytest.mark.parametrize("tile", [(16, 16, 16), (16, 32)])
-def test_networks_of_monai_are_built_by_their_target(
-    name: str, arguments: dict[str, Any], n_levels: int, tile: tuple[int, ...]
-) -> None:
+def test_networks_of_monai_are_built_by_their_target(name, arguments, n_levels, tile):
     spec = {"_target_": f"monai.networks.nets.{name}", **arguments}
     ready = probe_network(make_plan(tile=tile, **spec), by_hand=True)
     assert len(supervised_strides(ready.architecture)) == n_levels
@@ -148,7 +142,7 @@ def test_networks_of_monai_are_built_by_their_target(
     assert logits.shape == (1, 1, *ready.tile_shape)
 
 
-def test_tile_of_a_swin_transformer_is_rounded() -> None:
+def test_tile_of_a_swin_transformer_is_rounded():
     pytest.importorskip("einops")
     small = make_plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
     assert probe_network(small, by_hand=False).tile_shape == (64, 64)
@@ -159,9 +153,7 @@ def test_tile_of_a_swin_transformer_is_rounded() -> None:
 @pytest.mark.parametrize(
     ("batch", "keeps_batch", "expected"), [(8, False, 7), (2, False, 2), (8, True, 8)]
 )
-def test_larger_tile_has_a_smaller_batch_and_a_reason(
-    batch: int, keeps_batch: bool, expected: int
-) -> None:
+def test_larger_tile_has_a_smaller_batch_and_a_reason(batch, keeps_batch, expected):
     """8 tiles of 28 × 32 × 32 have the voxels of 7 tiles of 32 × 32 × 32."""
     reasons = {"tile_shape": "28 × 32 × 32, as planned", "memory": "9 GB"}
     plan = make_plan(tile=(28, 32, 32), **make_target("Halves"))
@@ -174,7 +166,7 @@ def test_larger_tile_has_a_smaller_batch_and_a_reason(
     assert "memory" not in ready.reasons
 
 
-def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
+def test_coarser_outputs_are_supervised_on_their_own_grid():
     ready = probe_network(make_plan(tile=(20, 16, 16), **make_target("Halves")), by_hand=False)
     assert ready.tile_shape == (16, 16, 16)
     assert ready.architecture.levels == ((1, 1, 1), (2, 2, 2))
@@ -185,7 +177,7 @@ def test_coarser_outputs_are_supervised_on_their_own_grid() -> None:
     assert [x.shape[-1] for x in network.eval()(tiles)] == [16]
 
 
-def test_wrong_channels_are_refused_and_our_own_plans_unchanged() -> None:
+def test_wrong_channels_are_refused_and_our_own_plans_unchanged():
     with pytest.raises(ConfigError):
         probe_network(make_plan(**make_target("Halves", wide=3)), by_hand=False)
     ours = make_plan("unet")
@@ -193,7 +185,7 @@ def test_wrong_channels_are_refused_and_our_own_plans_unchanged() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "width"), [({}, 6), ({"out_channels": 3}, 3)])
-def test_backbone_keeps_its_own_number_of_output_channels(chosen: Any, width: int) -> None:
+def test_backbone_keeps_its_own_number_of_output_channels(chosen, width):
     target = make_target("Pyramid", **chosen)
     assert backbone_pyramid("retinanet", target, 3, 2).features == (width, width)
     maps = custom_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
@@ -207,16 +199,16 @@ def test_backbone_keeps_its_own_number_of_output_channels(chosen: Any, width: in
         ("Classifier", r"model\.backbone returns \[\[1, 4\]\].*list of feature maps"),
     ],
 )
-def test_backbone_that_cannot_read_the_images_is_an_error(name: str, message: str) -> None:
+def test_backbone_that_cannot_read_the_images_is_an_error(name, message):
     with pytest.raises(ConfigError, match=message):
         backbone_pyramid("retinanet", make_target(name), 2, 1)
 
 
-def test_backbone_that_the_meta_device_cannot_run_is_run_on_the_cpu() -> None:
+def test_backbone_that_the_meta_device_cannot_run_is_run_on_the_cpu():
     found = backbone_pyramid("retinanet", make_target("NeedsValues"), 2, 1)
     assert (found.features, found.strides) == ((4,), ((2, 2),))
 
 
-def test_backbone_that_names_a_module_is_an_error() -> None:
+def test_backbone_that_names_a_module_is_an_error():
     with pytest.raises(ConfigError, match=r"model\.backbone\._target_=torch\.nn is a module"):
         backbone_pyramid("retinanet", {"_target_": "torch.nn"}, 2, 1)

@@ -1,8 +1,5 @@
 """Checkpoints of nnU-Net and nnssl are written with their names and read with ours."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ import torch
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models import build_network
 from lesionseg.models.weights import architecture_of, read_checkpoint
-from lesionseg.plan.plan import Architecture, Plan
+from lesionseg.plan.plan import Architecture
 from lesionseg.training.initial_weights import start_from
 from tests.models import plans
 from tests.models.nnunet_names import to_nnunet_weights
@@ -25,13 +22,13 @@ RESIDUAL = Architecture("residual_unet", (4, 6, 6), STRIDES, KERNELS, **BLOCKS)
 FIRST = "encoder.stages.0.0.conv.weight"
 
 
-def plan_of(architecture: Architecture, n_channels: int = 1) -> Plan:
+def plan_of(architecture, n_channels=1):
     return plans.plan_of(
         dims=3, n_channels=n_channels, architecture=architecture, activation="softmax"
     )
 
 
-def write_checkpoint(folder: Path, architecture: Architecture, **more: Any) -> tuple[Path, Any]:
+def write_checkpoint(folder, architecture, **more):
     network = build_network(plan_of(architecture), seed=4)
     for parameter in network.parameters():  # no tensor of only 0 or 1
         torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -41,9 +38,7 @@ def write_checkpoint(folder: Path, architecture: Architecture, **more: Any) -> t
 
 
 @pytest.mark.parametrize("architecture", [PLAIN, RESIDUAL], ids=["plain", "residual"])
-def test_network_gives_equal_outputs_after_renaming(
-    tmp_path: Path, architecture: Architecture
-) -> None:
+def test_network_gives_equal_outputs_after_renaming(tmp_path, architecture):
     path, network = write_checkpoint(
         tmp_path,
         architecture,
@@ -60,16 +55,14 @@ def test_network_gives_equal_outputs_after_renaming(
     assert torch.equal(network(image)[0], again(image)[0])
 
 
-def test_prefixes_of_wrappers_and_bare_weights_are_read(tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_and_bare_weights_are_read(tmp_path):
     path, network = write_checkpoint(tmp_path, PLAIN)
     bare = {f"module._orig_mod.{k}": v for k, v in to_nnunet_weights(network.state_dict()).items()}
     torch.save(bare, path)
     assert set(read_checkpoint(path).weights) == set(network.state_dict())
 
 
-def first_weights(
-    folder: Path, names: tuple[str, ...], dataset_json: dict[str, Any]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def first_weights(folder, names, dataset_json):
     """Return the first convolutions of a checkpoint of two channels and of a network from it."""
     before = build_network(plan_of(PLAIN, n_channels=2), seed=4)
     path = folder / "checkpoint_final.pth"
@@ -83,7 +76,7 @@ def first_weights(
 
 
 @pytest.mark.parametrize("key", ["channel_names", "modality"])
-def test_channels_are_taken_by_the_names_in_the_checkpoint(tmp_path: Path, key: str) -> None:
+def test_channels_are_taken_by_the_names_in_the_checkpoint(tmp_path, key):
     stated = {key: {"0": "T1", "1": "FLAIR"}}
     old, new = first_weights(tmp_path, ("FLAIR", "T1"), stated)
     assert torch.equal(new, old.flip(1))
@@ -95,9 +88,7 @@ def test_channels_are_taken_by_the_names_in_the_checkpoint(tmp_path: Path, key: 
 
 
 @pytest.mark.parametrize("stated", [{}, {"channel_names": ["T1", "FLAIR"]}, {"channel_names": {}}])
-def test_channels_without_names_are_taken_by_position(
-    tmp_path: Path, stated: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_channels_without_names_are_taken_by_position(tmp_path, stated, caplog):
     with caplog.at_level("INFO"):
         old, new = first_weights(tmp_path, ("FLAIR", "T1"), stated)
     assert torch.equal(new, old)
@@ -108,7 +99,7 @@ class Foreign:
     """A class that a checkpoint must not create."""
 
 
-def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path: Path) -> None:
+def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(BundleError):
         read_checkpoint(path)
@@ -122,7 +113,7 @@ def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path: Pat
         read_checkpoint(path)
 
 
-def test_another_backbone_and_incomplete_stages_are_refused(tmp_path: Path) -> None:
+def test_another_backbone_and_incomplete_stages_are_refused(tmp_path):
     path, _ = write_checkpoint(tmp_path, RESIDUAL)
     with pytest.raises(ConfigError):
         architecture_of(read_checkpoint(path).weights, "unet", path.name)

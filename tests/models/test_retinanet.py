@@ -8,11 +8,11 @@ import torch
 from lesionseg.models.build import build_network
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
-from lesionseg.plan.plan import AnchorPlan, Plan
+from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
 
 
-def _make_plan(dims: int = 2, name: str = "retinanet", labels: tuple[str, ...] = ("a",)) -> Plan:
+def _make_plan(dims=2, name="retinanet", labels=("a",)):
     sizes = (((3.0,) * dims, (4.0,) * dims), ((8.0,) * dims, (9.0,) * dims))
     anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
     return plan_of(name, dims, labels=labels, table={"n_supervised": 2}, anchors=anchors)
@@ -20,7 +20,7 @@ def _make_plan(dims: int = 2, name: str = "retinanet", labels: tuple[str, ...] =
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("name", "n_levels"), [("retinanet", 0), ("retina_unet", 2)])
-def test_every_anchor_has_scores_and_a_box(dims: int, name: str, n_levels: int) -> None:
+def test_every_anchor_has_scores_and_a_box(dims, name, n_levels):
     plan = _make_plan(dims, name, ("a", "b"))
     network = build_network(plan)
     tiles = torch.randn(2, 1, *plan.tile_shape)
@@ -32,13 +32,13 @@ def test_every_anchor_has_scores_and_a_box(dims: int, name: str, n_levels: int) 
     assert len(network.eval()(tiles).segmentation) == min(n_levels, 1)
 
 
-def test_first_scores_equal_the_prior_and_first_boxes_the_anchors() -> None:
+def test_first_scores_equal_the_prior_and_first_boxes_the_anchors():
     output = build_network(_make_plan())(torch.zeros(1, 1, 16, 16))
     assert output.class_logits.mean().item() == pytest.approx(-math.log(99), abs=0.2)
     assert output.box_deltas.abs().max() < 0.3
 
 
-def test_outputs_are_located_at_their_anchors() -> None:
+def test_outputs_are_located_at_their_anchors():
     """The gradient of an anchor's score by the image has its maximum near the anchor."""
     plan = _make_plan()
     draw = torch.Generator().manual_seed(0)

@@ -7,18 +7,18 @@ import torch
 
 from lesionseg.models.build import build_network
 from lesionseg.models.weights import is_head, take_weights
-from lesionseg.plan.plan import AnchorPlan, Plan
+from lesionseg.plan.plan import AnchorPlan
 from tests.models import plans
 
 SIZES = (((4.0, 4.0), (6.0, 6.0)),)
 
 
-def plan_of(name: str, labels: tuple[str, ...] = ("lesion",), sizes=SIZES) -> Plan:
+def plan_of(name, labels=("lesion",), sizes=SIZES):
     anchors = None if name == "unet" else AnchorPlan(stages=(1,), sizes=sizes, width=8, depth=1)
     return plans.plan_of(name, labels=labels, table={"n_supervised": 2}, anchors=anchors)
 
 
-def transfer(plan: Plan, before: Plan):
+def transfer(plan, before):
     network = build_network(plan, seed=1)
     old = build_network(before, seed=2)
     return network, old, take_weights(network, plan, old, before)

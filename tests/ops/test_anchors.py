@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from lesionseg.ops.anchors import (
     BACKGROUND,
@@ -26,7 +25,7 @@ LEVELS = {
 }
 
 
-def test_anchors_are_ordered_by_level_then_cell_then_size() -> None:
+def test_anchors_are_ordered_by_level_then_cell_then_size():
     fine = AnchorLevel((3, 4), (2, 4), ((3.0, 3.0), (2.0, 5.0)))
     coarse = AnchorLevel((1, 2), (6, 8), ((9.0, 9.0), (4.0, 12.0)))
     anchors = grid_anchors([fine, coarse])
@@ -43,9 +42,7 @@ def test_anchors_are_ordered_by_level_then_cell_then_size() -> None:
     ("shape", "stride"),
     [((7, 9), (2, 3)), ((2, 8, 8), (5, 1, 2)), ((3, 1), (1, 1))],
 )
-def test_nearest_cells_are_those_of_the_full_distance_matrix(
-    k: int, shape: tuple[int, ...], stride: tuple[int, ...]
-) -> None:
+def test_nearest_cells_are_those_of_the_full_distance_matrix(k, shape, stride):
     level = AnchorLevel(shape, stride, (tuple(1.0 for _ in shape),))
     extent = torch.tensor([n * s for n, s in zip(shape, stride, strict=True)])
     generator = torch.Generator().manual_seed(k)
@@ -57,11 +54,11 @@ def test_nearest_cells_are_those_of_the_full_distance_matrix(
     torch.testing.assert_close(distances.gather(1, cells), expected)
 
 
-def assign_by_naive_atss(levels: list[AnchorLevel], boxes: Tensor) -> dict[int, int]:
+def assign_by_naive_atss(levels, boxes):
     """Assign anchors to lesions by the paper's algorithm, with loops and all distances."""
     anchors = grid_anchors(levels)
     overlap = box_iou(boxes, anchors)
-    best: dict[int, tuple[float, int]] = {}
+    best = {}
     for lesion in range(len(boxes)):
         candidates = []
         offset = 0
@@ -81,7 +78,7 @@ def assign_by_naive_atss(levels: list[AnchorLevel], boxes: Tensor) -> dict[int, 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_atss_agrees_with_the_papers_algorithm(dims: int, seed: int) -> None:
+def test_atss_agrees_with_the_papers_algorithm(dims, seed):
     generator = torch.Generator().manual_seed(seed)
     limit = 32.0 if dims == 2 else 16.0
     start = torch.rand((4, dims), generator=generator) * (limit - 6)
@@ -94,7 +91,7 @@ def test_atss_agrees_with_the_papers_algorithm(dims: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("side", [0.5, 1.0, 2.0, 3.0])
-def test_lesion_of_any_size_and_position_has_an_anchor(side: float) -> None:
+def test_lesion_of_any_size_and_position_has_an_anchor(side):
     generator = torch.Generator().manual_seed(int(side * 2))
     start = torch.rand((40, 2), generator=generator) * (32 - side)
     boxes = torch.cat([start, start + side], dim=1)
@@ -102,10 +99,10 @@ def test_lesion_of_any_size_and_position_has_an_anchor(side: float) -> None:
     assert set(found[found >= 0].tolist()) == set(range(40))
 
 
-def test_all_anchors_are_background_without_lesions() -> None:
+def test_all_anchors_are_background_without_lesions():
     found = assign_atss(LEVELS[2], grid_anchors(LEVELS[2]), torch.zeros((0, 4)))
     assert set(found.tolist()) == {BACKGROUND}
 
 
-def test_no_anchors_give_an_empty_assignment() -> None:
+def test_no_anchors_give_an_empty_assignment():
     assert assign_atss([], torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)

@@ -33,7 +33,7 @@ def test_iou_equals_the_share_of_counted_voxels(rng, dims):
         assert found[i, j].item() == pytest.approx(expected)
 
 
-def test_giou_has_the_values_computed_by_hand() -> None:
+def test_giou_has_the_values_computed_by_hand():
     box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     others = torch.tensor([[0.0, 0, 2, 2], [2, 2, 4, 4], [0, 1, 2, 3]])
     # equal: 1; corner to corner: 0 - 8/16; half shared: 2/6 - 0
@@ -43,14 +43,14 @@ def test_giou_has_the_values_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_decoding_undoes_encoding(rng, dims: int) -> None:
+def test_decoding_undoes_encoding(rng, dims):
     boxes = draw_boxes(rng, 50, dims, least=1)
     anchors = draw_boxes(rng, 50, dims, least=1)
     back = decode_boxes(encode_boxes(boxes, anchors), anchors)
     torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-4)
 
 
-def test_zero_offset_gives_the_anchor_and_log_two_doubles_a_side() -> None:
+def test_zero_offset_gives_the_anchor_and_log_two_doubles_a_side():
     anchor = torch.tensor([[2.0, 2.0, 6.0, 4.0]])
     assert decode_boxes(torch.zeros((1, 4)), anchor).tolist() == anchor.tolist()
     wide = decode_boxes(torch.tensor([[0.0, 0.0, 0.0, 0.6931472]]), anchor)
@@ -80,26 +80,26 @@ def test_tile_without_lesions_has_an_empty_row():
     assert labels.sum() == boxes.sum() == 0
 
 
-def test_iou_of_large_boxes_is_exact_in_half_precision() -> None:
+def test_iou_of_large_boxes_is_exact_in_half_precision():
     huge = torch.tensor([[0.0, 0, 0, 500, 500, 500]], dtype=torch.float16)
     assert box_iou(huge, huge).item() == 1.0
 
 
-def test_giou_of_empty_boxes_and_its_gradient_are_finite() -> None:
+def test_giou_of_empty_boxes_and_its_gradient_are_finite():
     empty = torch.zeros((1, 4), requires_grad=True)
     overlap = paired_giou(empty, torch.zeros((1, 4)))
-    overlap.sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+    overlap.sum().backward()
     assert empty.grad is not None
     assert bool(torch.isfinite(overlap).all())
     assert bool(torch.isfinite(empty.grad).all())
 
 
-def test_offsets_of_extreme_size_stay_finite() -> None:
+def test_offsets_of_extreme_size_stay_finite():
     anchor = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
     assert bool(torch.isfinite(decode_boxes(torch.full((1, 4), 1e4), anchor)).all())
     assert bool(torch.isfinite(encode_boxes(torch.zeros((1, 4)), anchor)).all())
 
 
-def test_box_without_extent_or_with_nan_is_degenerate() -> None:
+def test_box_without_extent_or_with_nan_is_degenerate():
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 1], [0, 2, 1, 1], [0, 0, 1, torch.nan]])
     assert is_degenerate(boxes).tolist() == [False, True, True, True]

@@ -78,7 +78,7 @@ def is_inside(corners, y, x):
     return crossings % 2 == 1
 
 
-def test_filled_polygon_equals_a_naive_loop(rng) -> None:
+def test_filled_polygon_equals_a_naive_loop(rng):
     for _ in range(20):
         corners = rng.uniform(-2, 12, (rng.integers(3, 9), 2))
         expected = [[is_inside(corners, y, x) for x in range(9)] for y in range(10)]
@@ -86,13 +86,13 @@ def test_filled_polygon_equals_a_naive_loop(rng) -> None:
             np.testing.assert_array_equal(fill_polygons([corners], (10, 9)), expected)
 
 
-def test_polygon_without_pixel_centres_is_its_nearest_pixel() -> None:
+def test_polygon_without_pixel_centres_is_its_nearest_pixel():
     small = np.array([[2.4, 3.4], [2.4, 3.6], [2.6, 3.5]])
     assert np.argwhere(fill_polygons([small], (5, 5))).tolist() == [[2, 4]]
     assert not fill_polygons([small + 20], (5, 5)).any()
 
 
-def test_hole_smaller_than_a_pixel_removes_no_pixel() -> None:
+def test_hole_smaller_than_a_pixel_removes_no_pixel():
     outline = np.array([[0.5, 0.5], [0.5, 3.5], [2.5, 3.5], [2.5, 0.5]])
     small = np.array([[1.9, 2.1], [1.9, 2.3], [1.7, 2.2]])  # nearest to the pixel (2, 2)
     lesion = fill_polygons([outline], (5, 6))

@@ -10,7 +10,7 @@ from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of, uns
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 
 
-def make_map(*rows: str) -> np.ndarray:
+def make_map(*rows):
     """Make a label map from one digit per pixel. Missing rows are 0."""
     rows += ("000000",) * (4 - len(rows))
     return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)

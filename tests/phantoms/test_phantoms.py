@@ -1,6 +1,5 @@
 """Simulated scans: their references are exact, and a seed gives the same scans again."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +8,7 @@ import pytest
 
 from benchmarks.phantoms.visits import VisitSettings, simulate_visits, write_visit_phantoms
 from lesionseg.errors import ConfigError
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms import (
@@ -46,7 +46,7 @@ def test_places_drawn_at_once_equal_places_drawn_one_by_one():
 @pytest.mark.parametrize("write", [write_mri, write_ct])
 def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(write, tmp_path):
     write(tmp_path, 4, seed=1, n_test=1, lesion_free_share=0.5, contrast=2.0)
-    meta = json.loads((tmp_path / "dataset.json").read_text())
+    meta = read_json(tmp_path / "dataset.json")
     assert "SIMULATED" in meta["description"]
     assert (meta["numTraining"], meta["numTest"]) == (3, 1)
     images = sorted((tmp_path / "imagesTr").iterdir())
@@ -63,7 +63,7 @@ def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(
 
 
 def test_longer_set_begins_with_the_shorter_one_and_reports_its_progress(tmp_path):
-    calls: list[tuple[str, int, int]] = []
+    calls = []
     write_mri(tmp_path / "one", 1, seed=2)
     write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: calls.append(done))
     assert calls == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
@@ -76,7 +76,7 @@ def test_longer_set_begins_with_the_shorter_one_and_reports_its_progress(tmp_pat
 
 def test_radiographs_have_coco_annotations_that_agree_with_their_masks(tmp_path):
     write_xray_phantoms(tmp_path, 2, seed=3, shape=(96, 80), pixel_mm=3.0, lesion_free_share=0.5)
-    content = json.loads((tmp_path / "annotations.json").read_text())
+    content = read_json(tmp_path / "annotations.json")
     assert "SIMULATED" in content["info"]["description"]
     first, second = content["images"]
     assert first["patient"] != second["patient"]

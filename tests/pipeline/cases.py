@@ -34,3 +34,8 @@ def small_training(folder, *more, n_cases=3):
     command += [f"trainer.{setting}" for setting in small.split()]
     command += ["model.tile_shape=[32,32]", "model.batch_size=1", "model.base_features=4"]
     return [*command, *more]
+
+
+def counts(scores, *names):
+    """Return several counts of scores, in the order of their names."""
+    return tuple(scores.count(name) for name in names)

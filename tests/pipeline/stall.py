@@ -1,7 +1,6 @@
 """A transform that does not end, as the preparation of a very large scan."""
 
 import time
-from typing import Any
 
 LARGE = 64  # voxels along the last axis
 
@@ -9,7 +8,7 @@ LARGE = 64  # voxels along the last axis
 class Stall:
     """Sleep for ten minutes if the image is large."""
 
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, data):
         if data["image"].shape[-1] >= LARGE:
             time.sleep(600)
         return data

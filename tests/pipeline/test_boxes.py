@@ -3,7 +3,6 @@
 import pytest
 
 from lesionseg.config import DataConfig
-from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.contents import case_digest
 from lesionseg.io.layouts import list_dataset, read_dataset
@@ -13,6 +12,7 @@ from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
 from tests.commands import evaluate
 from tests.io.layouts.box_folders import write_picture
+from tests.pipeline.cases import counts
 
 HEADER = "case,label,x0,y0,x1,y1,reader\n"
 READERS = ("Miller", "Otto", "Smith")
@@ -88,17 +88,9 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
         )
     folders = (films, tmp_path / "found")
     scores = evaluate(*folders, tmp_path / "a", replicates=5).scores
-    assert (
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-        scores.count("n_false_positive"),
-    ) == (5, 5, 0)
+    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (5, 5, 0)
     scores = evaluate(*folders, tmp_path / "b", replicates=5, min_readers=1).scores
-    assert (
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-        scores.count("n_false_positive"),
-    ) == (6, 5, 0)
+    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (6, 5, 0)
 
 
 def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
@@ -121,7 +113,7 @@ def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
     assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
     found = write_candidates(tmp_path / "found", {"1": "nodule"}, 1)
     run = evaluate(root, found, tmp_path / "scores", replicates=5, **stated)
-    assert (run.scores.count("n_lesions"), run.scores.count("n_true_positive")) == (5, 5)
+    assert counts(run.scores, "n_lesions", "n_true_positive") == (5, 5)
 
 
 def write_candidates(folder, labels, label):
@@ -131,21 +123,6 @@ def write_candidates(folder, labels, label):
         content = {"labels": labels, "candidates": [candidate] if number < 5 else []}
         write_json(folder / f"f{number}_candidates.json", content)
     return folder
-
-
-def test_evaluate_compares_labels_by_name(films, tmp_path, caplog):
-    # the table has only nodules, which are label 2 of a model that was trained on masses as well
-    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=2)
-    scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
-    assert scores.labels == ["nodule"]
-    assert scores.find("lesion_recall", label="nodule").value == 1.0
-    assert scores["box_ap_50"].value > 0.9
-    assert "match none of its labels (nodule): mass." in caplog.text
-    # without names, numbers are compared
-    found = write_candidates(tmp_path / "found", {}, label=2)
-    scores = evaluate(films, found, tmp_path / "b", replicates=5).scores
-    assert scores.find("lesion_recall", label="nodule").value == 0.0
-    assert scores["lesion_recall"].value == 1.0
 
 
 def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
@@ -163,12 +140,3 @@ def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1
     scores = evaluate(films, found, tmp_path / "b", replicates=5, merge_labels=True).scores
     assert scores.find("lesion_recall", label="lesion").value == 1.0
-
-
-def test_labels_without_a_common_name_are_one_error(films, tmp_path):
-    table = films / "boxes.csv"
-    table.write_text(table.read_text().replace("f0,nodule", "f0,cyst"))
-    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "scar"}, label=1)
-    with pytest.raises(DatasetError, match="have no name in common") as caught:
-        evaluate(films, found, tmp_path / "a", replicates=5)
-    assert str(caught.value).count("have no name in common") == 1

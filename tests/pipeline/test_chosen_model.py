@@ -1,8 +1,5 @@
 """`model=auto` becomes a model once, before planning, and a run keeps its model."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import yaml
@@ -13,6 +10,7 @@ from lesionseg.cli.compose import compose
 from lesionseg.config import ModelConfig, TrainConfig
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import write_bundle
+from lesionseg.io.text import read_json, write_json
 from lesionseg.models import build_network
 from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_rate
 from lesionseg.pipeline.experiment import Experiment
@@ -25,7 +23,7 @@ from tests.models.plans import plan_of
 SIDE = 64
 
 
-def write_films(root: Path, *, masks: str | None, n: int = 5) -> Path:
+def write_films(root, *, masks, n=5):
     """Write films with one lesion each as COCO: boxes, and masks of a shape if it is given."""
     rng = np.random.default_rng(0)
     (root / "images").mkdir(parents=True)
@@ -55,7 +53,7 @@ def write_films(root: Path, *, masks: str | None, n: int = 5) -> Path:
         annotations.append(box)
     content = {"images": images, "annotations": annotations}
     content |= {"categories": [{"id": 1, "name": "nodule"}]}
-    (root / "annotations.json").write_text(json.dumps(content))
+    write_json(root / "annotations.json", content)
     return root
 
 
@@ -67,7 +65,7 @@ def test_references_determine_the_model_of_a_run(tmp_path, capsys, masks, model)
     command = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "model.tile_shape=[64,64]"]
     for _ in range(2):  # the second command resumes the first one
         assert run("prepare", command) == 0
-        plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+        plan = read_json(tmp_path / "run" / "plan.json")
         assert plan["architecture"]["name"] == model
         assert plan["reasons"]["model"].startswith(f"{model}, because")
         assert f"model: {model}, because" in capsys.readouterr().out
@@ -79,7 +77,7 @@ def test_a_named_model_is_obeyed_and_the_check_states_the_choice(tmp_path, capsy
     raw = write_films(tmp_path / "raw", masks="ellipse")
     command = [f"data.root={raw}", "model.tile_shape=[64,64]"]
     assert run("prepare", [*command, f"run_dir={tmp_path / 'named'}", "model=unet"]) == 0
-    plan = json.loads((tmp_path / "named" / "plan.json").read_text())
+    plan = read_json(tmp_path / "named" / "plan.json")
     assert plan["architecture"]["name"] == "unet"
     assert "model" not in plan["reasons"]
     capsys.readouterr()
@@ -150,12 +148,3 @@ def test_experiment_replaces_auto_by_a_model_for_the_search(tmp_path):
     assert opened.model.architecture == "retina_unet"
     assert opened.model.base_features == 4
     assert tuned_groups(opened) == ("loss", "detection")
-
-
-def test_train_uses_and_saves_the_chosen_model(tmp_path):
-    raw = write_films(tmp_path / "raw", masks=None)
-    small = "trainer.max_steps=1 trainer.max_minutes=null trainer.workers=0 report.pdf=false"
-    own = [f"data.root={raw}", f"run_dir={tmp_path / 'run'}", "model.tile_shape=[32,32]"]
-    assert run("train", [*own, *small.split(), "model.batch_size=1", "model.base_features=4"]) == 0
-    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert saved["model"]["architecture"] == "retinanet"

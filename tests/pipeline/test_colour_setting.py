@@ -1,6 +1,5 @@
 """`data.colour=true`: pictures of any layout are learnt in colour."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +18,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset, require_usable
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import find_scans
+from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import check_config, save_config
 from lesionseg.pipeline.survey import open_dataset, take_survey
@@ -64,7 +64,7 @@ def write_coco(root):
     lesion = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 10, 16, 10]}
     categories = [{"id": 1, "name": "polyp"}]
     document = {"images": images, "annotations": [lesion], "categories": categories}
-    (root / "annotations.json").write_text(json.dumps(document))
+    write_json(root / "annotations.json", document)
 
 
 def write_boxes(root):
@@ -105,7 +105,7 @@ def write_nnunet(root):
         mask.rename(root / "labelsTr" / mask.name.replace("_mask", ""))
     (root / "manifest.csv").unlink()
     content = {"channel_names": {"0": "photo"}, "labels": {"background": 0, "polyp": 1}}
-    (root / "dataset.json").write_text(json.dumps(content))
+    write_json(root / "dataset.json", content)
 
 
 def settings(root, **more):
@@ -172,7 +172,7 @@ def test_prepare_plans_three_channels_and_is_resumed_with_the_same_setting(tmp_p
     command = [f"data.root={root}", f"run_dir={tmp_path / 'run'}", "data.validation_fraction=0"]
     command += ["trainer.accelerator=cpu", "model.tile_shape=[32,32]", "model.base_features=4"]
     assert run("prepare", [*command, "data.colour=true"]) == 0
-    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    plan = read_json(tmp_path / "run" / "plan.json")
     assert plan["channel_names"] == ["red", "green", "blue"]
     assert plan["modality"] == "colour"
     assert len(plan["normalisation"]) == 3
@@ -239,9 +239,9 @@ def test_other_images_are_refused_with_advice(tmp_path, write, words):
 def test_three_channels_of_dataset_json_stay_as_they_are(tmp_path):
     root = tmp_path / "data"
     write_nnunet(root)
-    content = json.loads((root / "dataset.json").read_text())
+    content = read_json(root / "dataset.json")
     content["channel_names"] = {"0": "R", "1": "G", "2": "B"}
-    (root / "dataset.json").write_text(json.dumps(content))
+    write_json(root / "dataset.json", content)
     assert open_dataset(settings(root)).channel_names == ("R", "G", "B")
     (root / "imagesTr" / "grey.png").rename(root / "imagesTr" / "grey_0000.png")
     for number in (1, 2):

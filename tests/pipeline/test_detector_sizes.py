@@ -13,7 +13,7 @@ from lesionseg.pipeline.check import check_dataset
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.io.dicom_files import DX, write_dicom_file
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, counts, write_array
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_scores_report_and_candidates_state_sizes_at_the_detector(study):
 def test_candidates_in_the_padding_are_ignored(study):
     evaluate(study / "data", study / "predicted", study / "scores", replicates=20)
     scores = read_scores(study / "scores" / "scores.json")
-    assert (scores.count("n_true_positive"), scores.count("n_false_positive")) == (2, 0)
+    assert counts(scores, "n_true_positive", "n_false_positive") == (2, 0)
     assert [row["n_ignored"] for row in read_csv(study / "scores" / "cases.csv")] == ["1", "1"]
 
 

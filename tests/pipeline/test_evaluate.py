@@ -1,4 +1,3 @@
-import json
 import sys
 from dataclasses import replace
 
@@ -9,13 +8,13 @@ from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.text import read_csv, write_csv, write_json
+from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate, follow, report
 from tests.evaluation.hand_cases import prediction_of
-from tests.pipeline.cases import write_array, write_scan
+from tests.pipeline.cases import counts, write_array, write_scan
 
 SHAPE = (10, 12, 14)
 GEOMETRY = Geometry.from_spacing(SHAPE, (3.0, 1.0, 1.0))
@@ -63,21 +62,13 @@ def columns(folder, table, *names):
 def test_bare_masks_are_scored_and_the_tables_agree(folders, caplog):
     scores = scores_of(*folders)
     out = folders[2]
-    assert (
-        scores.count("n_cases"),
-        scores.count("n_lesions"),
-        scores.count("n_lesion_free_cases"),
-    ) == (3, 5, 1)
-    assert (
-        scores.count("n_true_positive"),
-        scores.count("n_missed"),
-        scores.count("n_false_positive"),
-    ) == (3, 2, 1)
+    assert counts(scores, "n_cases", "n_lesions", "n_lesion_free_cases") == (3, 5, 1)
+    assert counts(scores, "n_true_positive", "n_missed", "n_false_positive") == (3, 2, 1)
     assert scores["lesion_recall"].value == 0.6
     assert scores["cpm"].value is None
     assert not scores.has_froc
     assert scores.evaluated_on == "unknown"  # nobody stated it
-    assert json.loads((out / "scores.json").read_text()) == scores.to_json()
+    assert read_json(out / "scores.json") == scores.to_json()
     assert columns(out, "cases", "n_detected") == ["2", "1", "0"]
     assert columns(out, "lesions", "detected").count("true") == 3
     assert columns(out, "candidates", "outcome").count("false_positive") == 1
@@ -139,7 +130,7 @@ def test_mask_folder_of_a_dataset_keeps_its_role_and_labels(folders, tmp_path):
         write_mask(tmp_path / "imagesTs" / f"{name}_0000.nii.gz", lesions(0))
     scores = scores_of(reference.rename(tmp_path / "labelsTs"), prediction, out)
     assert (scores.evaluated_on, scores.count("n_false_positive")) == ("test", 0)
-    assert (scores.count("n_lesions"), scores.count("n_lesion_free_cases")) == (5, 1)
+    assert counts(scores, "n_lesions", "n_lesion_free_cases") == (5, 1)
 
 
 def write_nodule_labels(root, **more):
@@ -165,7 +156,7 @@ def test_masks_without_images_keep_the_labels_of_their_dataset(
     masks = reference.rename(tmp_path / name)
     scores = scores_of(masks, prediction, out)
     assert (scores.evaluated_on, scores.count("n_cases")) == (role, 3)
-    assert (scores.count("n_lesions"), scores.count("n_false_positive")) == (5, 0)
+    assert counts(scores, "n_lesions", "n_false_positive") == (5, 0)
     assert set(scores.labels) == {"nodule"}
     affine = GEOMETRY.affine.copy()
     affine[0, 3] = 40.0  # a report compares shape and spacing, as evaluate geometry=image does
@@ -201,11 +192,7 @@ def test_labels_of_references_and_predictions_are_merged(tmp_path, named):
     with pytest.raises(DatasetError, match=r"\[255\].*evaluate merge_labels=true"):
         scores_of(*folders)
     scores = scores_of(*folders, merge_labels=True)
-    assert (
-        scores.count("n_true_positive"),
-        scores.count("n_missed"),
-        scores.count("n_false_positive"),
-    ) == (2, 0, 0)
+    assert counts(scores, "n_true_positive", "n_missed", "n_false_positive") == (2, 0, 0)
     assert scores.provenance.merge_labels
     assert columns(tmp_path / "out", "candidates", "label") == ["lesion", "lesion"]
 
@@ -448,13 +435,13 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
     outcome = evaluate(*write_eight_cases(tmp_path / "spoilt", spoil), replicates=5)
     scores = outcome.scores
     out = tmp_path / "spoilt" / "out"
-    assert (scores.count("n_cases"), scores.count("n_true_positive")) == (4, 4)
+    assert counts(scores, "n_cases", "n_true_positive") == (4, 4)
     assert scores["dice"].value == expected["dice"].value
     wrong = ["P1", "P2", "P3", "P4"]
     assert sorted(scores.failed_cases) == wrong
     assert expected.failed_cases == {}
     assert outcome.exit_status == 3
-    assert json.loads((out / "scores.json").read_text()) == scores.to_json()
+    assert read_json(out / "scores.json") == scores.to_json()
     rows = {row["case"]: row for row in read_csv(out / "cases.csv")}
     assert {case for case, row in rows.items() if row["status"] == "failed"} == set(wrong)
     assert "the shapes differ" in rows["P1"]["message"]
@@ -473,13 +460,6 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
         options=ReportSection.of(pdf=False),
     )
     assert "4 scans could not be scored" in page.read_text()
-
-
-def test_only_the_case_of_a_damaged_reference_fails(folders):
-    (folders[0] / "b.nii.gz").write_bytes(b"damaged")
-    outcome = evaluate(*folders, replicates=5)
-    assert (outcome.scores.count("n_cases"), outcome.exit_status) == (2, 3)
-    assert [problem.case for problem in outcome.failed] == ["b"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
@@ -528,7 +508,7 @@ def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4"}
     assert [problem.case for problem in outcome.not_compared] == ["P6"]
     assert any("P6 of the second model; not compared" in line for line in outcome.summary())
-    assert json.loads((out / "compare" / "scores.json").read_text())["scores"][0]["value"] == 3
+    assert read_json(out / "compare" / "scores.json")["scores"][0]["value"] == 3
 
 
 def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
@@ -603,9 +583,9 @@ def test_candidates_without_masks_are_scored_by_their_boxes(folders, tmp_path):
         {"score": 0.9, "start_vox": [2, 1, 2], "stop_vox": [4, 4, 6]},
         {"score": 0.2, "start_vox": [7, 7, 7], "stop_vox": [9, 9, 9]},
     ]
-    (tmp_path / "boxes" / "a_candidates.json").write_text(json.dumps({"candidates": entries}))
+    write_json(tmp_path / "boxes" / "a_candidates.json", {"candidates": entries})
     scores = scores_of(folders[0], tmp_path / "boxes", folders[2])
-    assert (scores.count("n_true_positive"), scores.count("n_false_positive")) == (1, 1)
+    assert counts(scores, "n_true_positive", "n_false_positive") == (1, 1)
     assert scores.missing_predictions == ("b", "c")
     assert columns(folders[2], "cases", "dice") == ["", "0.0", ""]
     assert scores["dice"].value is scores["specificity"].value is None  # only boxes, and none for c
@@ -695,7 +675,7 @@ def test_candidates_of_a_label_that_is_not_annotated_do_not_count_at_any_point(t
     found = prediction_of(instances, (0.9, 0.8, 0.7), GEOMETRY, labels=(1, 2, 2), case="a")
     write_prediction(tmp_path / "found", found)
     scores = scores_of(root, tmp_path / "found", tmp_path / "out", operating_point=point)
-    assert (scores.count("n_true_positive"), scores.count("n_false_positive")) == (1, 0)
+    assert counts(scores, "n_true_positive", "n_false_positive") == (1, 0)
 
 
 def test_report_draws_predictions_and_references_of_grids_that_evaluate_accepts(tmp_path):

@@ -1,18 +1,13 @@
 """`evaluate` reads nnU-Net's probabilities: FROC, thresholds, and masks at a threshold."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError
-from lesionseg.evaluation import Scores
 from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import find_predictions, read_prediction
-from lesionseg.io.text import read_csv, write_json
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
@@ -22,7 +17,7 @@ from tests.inference.nnunet.probability_files import (
     write_labels,
     write_outputs,
 )
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, counts, write_array
 
 SHAPE = (12, 24, 24)
 FIRST = (2, 2, 2)
@@ -30,18 +25,18 @@ SECOND = (2, 12, 12)
 FALSE = (7, 2, 14)
 
 
-def write_case(folder: Path, name: str, lesions: float, false: float) -> None:
+def write_case(folder, name, lesions, false):
     """Write two lesions, the second found with `lesions`, and a false positive with `false`."""
     p = blobs(SHAPE, (FIRST, 3, 0.97), (SECOND, 3, lesions), (FALSE, 3, false))
     write_outputs(folder, name, softmax_of(p), p > 0.5)
 
 
-def write_truth(path: Path) -> None:
+def write_truth(path):
     write_array(path, boxes(SHAPE, (*FIRST, 3), (*SECOND, 3)))
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+def folders(tmp_path):
     """Write six cases. Each has a lesion at 0.3, and half of them a false positive at 0.4."""
     for i in range(6):
         write_truth(tmp_path / "labels" / f"P{i}.nii.gz")
@@ -49,11 +44,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return tmp_path / "labels", tmp_path / "out", tmp_path / "scores"
 
 
-def scores_of(*paths: Path, **settings: Any) -> Scores:
+def scores_of(*paths, **settings):
     return evaluate(*paths, replicates=5, **settings).scores
 
 
-def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Path, Path]) -> None:
+def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders):
     scores = scores_of(*folders)
     assert scores.operating_point.score == 0.5
     assert scores["lesion_recall"].value == 0.5  # as its mask has it
@@ -74,7 +69,7 @@ def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders: tuple[Path, Pa
         (None, ""),
     ],
 )
-def test_report_on_nnunet_states_its_model(tmp_path: Path, plans: Any, model: str) -> None:
+def test_report_on_nnunet_states_its_model(tmp_path, plans, model):
     folder = tmp_path / "out"
     for name in ("a", "b"):
         write_truth(tmp_path / "labels" / f"{name}.nii.gz")
@@ -90,8 +85,8 @@ def test_report_on_nnunet_states_its_model(tmp_path: Path, plans: Any, model: st
 
 
 def test_rate_gives_masks_and_candidates_at_its_threshold(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
     point = outcome.scores.operating_point
     assert outcome.scores["lesion_recall"].value == 1.0
@@ -100,14 +95,14 @@ def test_rate_gives_masks_and_candidates_at_its_threshold(
     assert outcome.kept == folders[2] / "predictions"
     mask = read_mask(folders[2] / "predictions" / "P0_mask.nii.gz").labels
     assert mask[SECOND] == 1
-    content = json.loads((folders[2] / "predictions" / "P0_candidates.json").read_text())
+    content = read_json(folders[2] / "predictions" / "P0_candidates.json")
     assert content["operating_point"]["name"] == "fp_per_case:1"
     assert f"prediction={folders[2] / 'predictions'}" in outcome.next
     again = scores_of(folders[0], folders[2] / "predictions", folders[2] / "again")
     assert again["lesion_recall"].value == 1.0
 
 
-def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]) -> None:
+def test_bare_masks_have_no_threshold_to_choose(folders):
     for file in folders[1].glob("*.npz"):
         file.unlink()
     with pytest.raises(ConfigError, match="scores"):
@@ -115,7 +110,7 @@ def test_bare_masks_have_no_threshold_to_choose(folders: tuple[Path, Path, Path]
     assert not folders[2].exists()
 
 
-def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path, Path]) -> None:
+def test_only_the_case_of_an_unreadable_archive_fails(folders):
     n_cases = scores_of(*folders).count("n_cases")
     (folders[1] / "P5.npz").write_bytes(b"no archive")
     scores = scores_of(*folders)
@@ -125,8 +120,8 @@ def test_only_the_case_of_an_unreadable_archive_fails(folders: tuple[Path, Path,
 
 
 def test_table_names_an_unreadable_archive_of_a_case_without_reference(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     write_case(folders[1], "P9", lesions=0.3, false=0.1)
     (folders[1] / "P9.npz").write_bytes(b"PK damaged")
     outcome = evaluate(*folders, replicates=5)
@@ -138,8 +133,8 @@ def test_table_names_an_unreadable_archive_of_a_case_without_reference(
 
 
 def test_nothing_is_written_if_all_archives_are_unreadable(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     for file in folders[1].glob("*.npz"):
         file.write_bytes(b"no archive")
     with pytest.raises(DatasetError, match=r"P5\.npz"):
@@ -148,11 +143,15 @@ def test_nothing_is_written_if_all_archives_are_unreadable(
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Path:
+def model(tmp_path):
+    return tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+
+
+@pytest.fixture
+def dataset(tmp_path, model):
     """Write an nnU-Net raw folder, a model folder of two folds, and predicted test cases."""
     root = tmp_path / "Dataset001_X"
     write_labels(root, {"background": 0, "lesion": 1})
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     write_labels(model, {"background": 0, "lesion": 1})
     for i in range(6):
         write_truth(root / "labelsTr" / f"P{i}.nii.gz")
@@ -168,9 +167,8 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
 def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
-    dataset: Path, tmp_path: Path, reference: str
-) -> None:
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    dataset, tmp_path, reference, model
+):
     scores = scores_of(
         dataset / reference,
         tmp_path / "out",
@@ -196,12 +194,12 @@ def test_a_threshold_of_the_cross_validation_is_applied_to_test_cases(
 
 @pytest.mark.parametrize(("group", "is_shared"), [(None, False), ("(P[78])", True)])
 def test_threshold_of_another_visit_of_a_patient_is_optimistic(
-    dataset: Path,
-    tmp_path: Path,
-    group: str | None,
-    is_shared: bool,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    dataset,
+    tmp_path,
+    group,
+    is_shared,
+    caplog,
+):
     """Each test case has an earlier visit among the development cases."""
     run = tmp_path / "run"
     for i in (7, 8):
@@ -221,11 +219,10 @@ def test_threshold_of_another_visit_of_a_patient_is_optimistic(
 
 
 def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
-    dataset: Path, tmp_path: Path
-) -> None:
+    dataset, tmp_path, model
+):
     run = tmp_path / "run"
     run.mkdir()
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     (model / "fold_0" / "validation").rename(run / "validation")
     scores = scores_of(
         dataset,
@@ -240,11 +237,10 @@ def test_threshold_is_chosen_on_the_validation_cases_of_a_run_without_folds(
 
 
 def test_test_cases_without_a_reference_get_masks_at_the_threshold(
-    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    dataset, tmp_path, caplog, model
+):
     for file in (dataset / "labelsTs").iterdir():
         file.unlink()
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     scores = scores_of(dataset, tmp_path / "out", tmp_path / "scores", chosen_on=model)
     assert scores.count("n_cases") == 0
     assert "nothing is scored" in caplog.text
@@ -254,9 +250,8 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(
     assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
 
 
-def test_chosen_on_without_usable_cases_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_chosen_on_without_usable_cases_is_refused(dataset, tmp_path, model):
     paths = dataset, tmp_path / "out", tmp_path / "scores"
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     with pytest.raises(ConfigError, match="chosen_on"):
         scores_of(*paths, chosen_on=model, operating_point="score:0.3")
     with pytest.raises(ConfigError, match="chosen_on_reference"):
@@ -273,7 +268,7 @@ def test_chosen_on_without_usable_cases_is_refused(dataset: Path, tmp_path: Path
         scores_of(*paths, chosen_on=model)
 
 
-def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) -> None:
+def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path):
     whole = blobs(SHAPE, (FIRST, 4, 0.9))
     core = blobs(SHAPE, ((3, 3, 3), 2, 0.8))
     painted = np.where(core > 0.5, 2, np.where(whole > 0.5, 1, 0))
@@ -291,9 +286,7 @@ def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_merge_labels_applies_to_bare_masks(
-    folders: tuple[Path, Path, Path], tmp_path: Path, named: bool
-) -> None:
+def test_merge_labels_applies_to_bare_masks(folders, tmp_path, named):
     # numbers of lesions, two of which touch
     numbered = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
     numbered[4, 2:5, 2:5] = 3
@@ -304,18 +297,14 @@ def test_merge_labels_applies_to_bare_masks(
         with pytest.raises(DatasetError, match="evaluate merge_labels=true"):
             scores_of(*folders)
     scores = scores_of(*folders, merge_labels=True)
-    assert (scores.count("n_cases"), scores.count("n_lesions")) == (6, 12)
+    assert counts(scores, "n_cases", "n_lesions") == (6, 12)
     assert set(scores.labels) == {"lesion"}
     # masks of another program, in which two labels touch
     for i in range(6):
         write_array(tmp_path / "masks" / f"P{i}.nii.gz", numbered)
     masks = tmp_path / "masks"
     scores = scores_of(folders[0], masks, tmp_path / "again", merge_labels=True)
-    assert (
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-        scores.count("n_false_positive"),
-    ) == (12, 12, 0)
+    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (12, 12, 0)
     write_array(tmp_path / "scans" / "P0.nii.gz", np.ones(SHAPE, np.float32))
     shown = Sources(tmp_path / "scans", folders[0], masks, made=scores.provenance)
     scene = shown.load("P0", frozenset({1, 2}))
@@ -324,8 +313,8 @@ def test_merge_labels_applies_to_bare_masks(
 
 @pytest.mark.parametrize("with_probabilities", [True, False])
 def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
-    folders: tuple[Path, Path, Path], tmp_path: Path, with_probabilities: bool
-) -> None:
+    folders, tmp_path, with_probabilities
+):
     write_labels(folders[1], {"background": 0, "lesion": 1, "ignore": 2})
     for file in folders[0].iterdir():
         write_array(file, boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*FALSE, 3)))
@@ -335,20 +324,13 @@ def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
     (folders[0] / "P0.nii.gz").write_bytes(b"damaged")
     scores = scores_of(*folders)
     assert [*scores.failed_cases] == ["P0"]
-    assert (
-        scores.count("n_cases"),
-        scores.count("n_lesions"),
-        scores.count("n_true_positive"),
-    ) == (5, 5, 5)
+    assert counts(scores, "n_cases", "n_lesions", "n_true_positive") == (5, 5, 5)
     write_array(tmp_path / "scans" / "P1.nii.gz", np.ones(SHAPE, np.float32))
     scene = Sources(tmp_path / "scans", folders[0], folders[1]).load("P1", frozenset())
     assert np.array_equal(scene.reference, boxes(SHAPE, (*FIRST, 3)) > 0)
 
 
-def test_bare_masks_of_development_cases_have_the_labels_of_the_model(
-    dataset: Path, tmp_path: Path
-) -> None:
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_bare_masks_of_development_cases_have_the_labels_of_the_model(dataset, tmp_path, model):
     write_labels(model, {"background": 0, "lesion": 1, "ignore": 2})
     reference = boxes(SHAPE, (*FIRST, 3)) + 2 * boxes(SHAPE, (*SECOND, 3))
     for i in range(6):
@@ -366,10 +348,7 @@ def test_bare_masks_of_development_cases_have_the_labels_of_the_model(
 
 
 @pytest.mark.parametrize("reference", [".", "labelsTs"])
-def test_development_cases_with_faults_are_left_out(
-    dataset: Path, tmp_path: Path, reference: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference, caplog, model):
     paths = (dataset / reference, tmp_path / "out", tmp_path / "scores")
     (dataset / "labelsTr" / "P1.nii.gz").unlink()
     with caplog.at_level("INFO"):
@@ -383,8 +362,7 @@ def test_development_cases_with_faults_are_left_out(
         scores_of(*paths, chosen_on=model)
 
 
-def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: Path) -> None:
-    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+def test_development_cases_of_one_fold_are_out_of_fold(dataset, tmp_path, model):
     paths = (dataset, tmp_path / "out", tmp_path / "scores")
     scores = scores_of(*paths, chosen_on=model / "fold_0")
     assert scores.operating_point.chosen_on == "out-of-fold"
@@ -396,8 +374,8 @@ def test_development_cases_of_one_fold_are_out_of_fold(dataset: Path, tmp_path: 
 
 
 def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     first = blobs(SHAPE, (FIRST, 3, 0.9))
     second = blobs(SHAPE, (SECOND, 3, 0.8))
     painted = np.where(first > 0.5, 1, np.where(second > 0.5, 2, 0))
@@ -411,8 +389,8 @@ def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
 
 
 def test_kept_predictions_of_an_earlier_evaluation_are_removed(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     regions = {"background": 0, "whole": [1, 2], "core": 2}
     write_labels(folders[1], regions, regions_class_order=[1, 2])
     for i in range(6):
@@ -435,8 +413,8 @@ def test_kept_predictions_of_an_earlier_evaluation_are_removed(
 
 
 def test_kept_predictions_are_removed_if_bare_masks_follow(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     evaluate(*folders, replicates=5)
     assert list((folders[2] / "predictions").iterdir())
     evaluate(folders[0], folders[0], folders[2], replicates=5)
@@ -444,8 +422,8 @@ def test_kept_predictions_are_removed_if_bare_masks_follow(
 
 
 def test_nothing_is_written_if_results_of_predict_would_be_replaced(
-    folders: tuple[Path, Path, Path],
-) -> None:
+    folders,
+):
     source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
     content = {"case": "P0", "candidates": [], "source": source}
     write_json(folders[2] / "predictions" / "P0_candidates.json", content)
@@ -454,7 +432,7 @@ def test_nothing_is_written_if_results_of_predict_would_be_replaced(
     assert not (folders[2] / "scores.json").exists()
 
 
-def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -> None:
+def test_candidates_of_other_programs_remain(folders):
     kept = folders[2] / "predictions"
     kept.mkdir(parents=True)
     write_json(kept / "Q_candidates.json", {"candidates": []})
@@ -467,7 +445,7 @@ def test_candidates_of_other_programs_remain(folders: tuple[Path, Path, Path]) -
 
 
 @pytest.mark.parametrize("with_probabilities", [True, False])
-def test_labels_of_nnunet_are_compared_by_name(tmp_path: Path, with_probabilities: bool) -> None:
+def test_labels_of_nnunet_are_compared_by_name(tmp_path, with_probabilities):
     """The model numbers nodule before mass, and the reference the other way round."""
     root = tmp_path / "dataset"
     probabilities = np.stack([blobs(SHAPE, (FIRST, 4, 0.9)), blobs(SHAPE, (SECOND, 4, 0.9))])
@@ -490,9 +468,7 @@ def test_labels_of_nnunet_are_compared_by_name(tmp_path: Path, with_probabilitie
 
 
 @pytest.mark.parametrize("content", ['{"name": "x"}', '{"training": [{"image": "a.nii"}]}', "{"])
-def test_dataset_file_of_another_program_next_to_masks_is_ignored(
-    tmp_path: Path, content: str
-) -> None:
+def test_dataset_file_of_another_program_next_to_masks_is_ignored(tmp_path, content):
     for folder in ("labels", "out"):
         write_array(tmp_path / folder / "a.nii.gz", boxes(SHAPE, (*FIRST, 3)))
     (tmp_path / "out" / "dataset.json").write_text(content)
@@ -500,7 +476,7 @@ def test_dataset_file_of_another_program_next_to_masks_is_ignored(
     assert scores.count("n_true_positive") == 1
 
 
-def test_dataset_file_without_labels_is_named(tmp_path: Path) -> None:
+def test_dataset_file_without_labels_is_named(tmp_path):
     write_truth(tmp_path / "labels" / "P0.nii.gz")
     write_case(tmp_path / "out", "P0", 0.3, 0.2)
     write_json(tmp_path / "out" / "dataset.json", {"channel_names": {"0": "a"}, "labels": {}})

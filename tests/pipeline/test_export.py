@@ -1,6 +1,5 @@
 """Exported networks give the same numbers in other programs as the bundle."""
 
-import json
 import shlex
 from dataclasses import replace
 
@@ -30,6 +29,7 @@ from lesionseg.inference.export_formats import (
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.window import SlidingWindow
+from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.models.build import build_network
 from lesionseg.models.heads import DetectorOutput
@@ -101,7 +101,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     for node, stated in ((image, note["input"]), (output, note["output"])):
         assert (node.name, node.shape) == (stated["name"], stated["shape"])
     for name in ("plan", "selection"):
-        assert note[name] == json.loads((tmp_path / f"bundle/{name}.json").read_text())
+        assert note[name] == read_json(tmp_path / f"bundle/{name}.json")
     window = SlidingWindow(networks, two, InferenceConfig.of(precision="fp32"))
     for n_tiles in (1, 3):
         tiles = rng.normal(size=(n_tiles, dims - 1, *two.tile_shape)).astype(np.float32)
@@ -113,7 +113,7 @@ def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
 
 def _open_export(folder):
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
-    return session, json.loads((folder / "model.json").read_text())
+    return session, read_json(folder / "model.json")
 
 
 def _make_detector_plan(plan, dims, name):
@@ -158,8 +158,12 @@ def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, nam
 class Certain(nn.Module):
     """A network with logits from −48 to 48, as after a long training."""
 
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(16.0))
+
     def forward(self, image):
-        logits = 16 * image.clamp(-3, 3)
+        logits = self.gain * image.clamp(-3, 3)
         return [torch.cat([logits, -logits], 1)]
 
 
@@ -223,12 +227,8 @@ def _paint(probabilities):
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
     # ours are stored as float16 between the steps, and MONAI places the last tiles differently
-    [
-        (SAR, (32, 32, 48), 0.0, 3e-4, 5e-5),
-        (LPS, (20, 40, 20), 0.5, 0.05, 2e-3),
-        (TILTED, (20, 31, 45), 0.0, 3e-4, 5e-5),
-    ],
-    ids=["same tiles", "rotated with another spacing", "tilted, same tiles"],
+    [(LPS, (20, 40, 20), 0.5, 0.05, 2e-3), (TILTED, (20, 31, 45), 0.0, 3e-4, 5e-5)],
+    ids=["rotated with another spacing", "tilted, same tiles"],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_monai_bundle_gives_our_probabilities(
@@ -389,7 +389,7 @@ def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
     ],
 )
 def test_deviating_program_does_not_replace_an_earlier_one(
-    bundle, tmp_path, monkeypatch, format, names
+    plan, tmp_path, monkeypatch, format, names
 ):
     def fail(*_):
         raise OutputError("The exported network differs.")
@@ -398,8 +398,12 @@ def test_deviating_program_does_not_replace_an_earlier_one(
     for file in earlier:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("earlier")
+    mine = _make_plan(plan, 3, 1, "sigmoid")
+    mine = replace(mine, architecture=replace(mine.architecture, name="mine"))
+    write_bundle(tmp_path / "bundle", Certain(), mine, "")
+    own = {"mine": lambda _: Certain()}
     monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
     with pytest.raises(OutputError, match="differs"):
-        export(bundle, tmp_path / "out", format=format)
+        export(tmp_path / "bundle", tmp_path / "out", format=format, architectures=own)
     assert [file.read_text() for file in earlier] == ["earlier"] * len(names)
     assert {file for file in (tmp_path / "out").rglob("*") if file.is_file()} == {*earlier}

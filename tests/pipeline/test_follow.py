@@ -1,6 +1,5 @@
 """`follow` on small files: written tables, scores, and refused input."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from lesionseg.evaluation.scores import read_scores
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import PredictionFiles, write_prediction
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
@@ -376,13 +375,13 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     out.mkdir()
     stated = {"candidates": [], "source": {"digest": "aa", "series_uid": "1.99"}}
     if obstacle == "prediction":
-        (out / f"{case}_candidates.json").write_text(json.dumps(stated))
+        write_json(out / f"{case}_candidates.json", stated)
     elif obstacle == "another study":
         write_dicom_file(
             out / f"{case}_sr.dcm", None, "1.2.3", Modality="SR", StudyInstanceUID="1.99"
         )
     else:
-        (tmp_path / "after" / f"{case}_candidates.json").write_text(json.dumps(stated))
+        write_json(tmp_path / "after" / f"{case}_candidates.json", stated)
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     outcome = follow(
         tmp_path / "before",
@@ -573,9 +572,9 @@ class Same:
 def test_visits_are_predicted_with_transforms_of_the_bundle_only_with_trust(
     timeline, tmp_path, bright
 ):
-    plan = json.loads((bright / "plan.json").read_text())
+    plan = read_json(bright / "plan.json")
     plan["prepare_extra"] = [{"_target_": f"{__name__}.Same", "keys": "image"}]
-    (bright / "plan.json").write_text(json.dumps(plan))
+    write_json(bright / "plan.json", plan)
     visits = {"visits": timeline, "bundle": bright}
     with pytest.raises(BundleError, match="trust=true"):
         follow(None, None, tmp_path / "out", **visits)

@@ -1,8 +1,5 @@
 """Numbered films are cases of a model with one channel, in training, prediction and evaluation."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
@@ -10,12 +7,11 @@ from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import list_predictions
 from lesionseg.io.scans import find_scans
+from lesionseg.io.text import write_json
 from tests.pipeline.test_chosen_model import write_films
 
 
-def match_to_references(
-    predictions: list[str], references: list[str], folder: Path
-) -> dict[str, str]:
+def match_to_references(predictions, references, folder):
     """Return the file of each prediction under the id of its reference."""
     for case in predictions:
         (folder / f"{case}_mask.png").touch()
@@ -42,7 +38,7 @@ def test_numbered_films_with_masks_of_the_same_names_are_cases_of_an_nnunet_fold
             Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / folder / name)
     content = {"channel_names": {"0": "X"}, "labels": {"background": 0, "lesion": 1}}
     content |= {"numTraining": 8, "file_ending": ".png"}
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    write_json(tmp_path / "dataset.json", content)
     cases = read_dataset(tmp_path).cases
     assert [case.case for case in cases] == [name.removesuffix(".png") for name in names]
     assert [len(case.images) for case in cases] == [1] * 8

@@ -1,13 +1,8 @@
 """`predict` writes files in each scan's geometry, one row per scan, and resumes after a kill."""
 
 import gzip
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import nibabel
@@ -23,11 +18,10 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
-from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import evaluate, predict
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -172,22 +166,8 @@ def test_warning_of_the_reader_is_in_the_row_and_in_the_case_file(bundle, tmp_pa
     assert row.status == "done"
     assert "left and right" in row.warning
     assert str(tmp_path) not in row.warning
-    checked = json.loads((output / "a_candidates.json").read_text())["input_check"]
+    checked = read_json(output / "a_candidates.json")["input_check"]
     assert checked["warning"] == row.warning
-
-
-def test_only_the_two_scans_of_one_stem_fail(bundle, scans, tmp_path):
-    write_volume(scans / "a.mha", read_volume(scans / "a.nii.gz"))
-    outcome = run(bundle, scans, tmp_path / "out")
-    found = {row.path: (row.case, row.status) for row in outcome.rows}
-    assert found == {
-        "a.mha": ("a", "failed"),
-        "a.nii.gz": ("a", "failed"),
-        "more/b.mha": ("more_b", "done"),
-        "more/c.nii": ("more_c", "done"),
-    }
-    assert [f.name for f in (tmp_path / "out").glob("a_*")] == ["a_failed.json"]
-    assert {"a.mha", "a.nii.gz"} <= {row["path"] for row in read_csv(tmp_path / "out" / TABLE)}
 
 
 def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_path, scans):
@@ -207,6 +187,7 @@ def test_output_that_contains_the_input_is_refused(bundle, tmp_path, scans, sour
     scans.rename(tmp_path / "inbox")
     with pytest.raises(ConfigError, match="contains the input"):
         run(bundle, tmp_path / source, tmp_path)
+    assert not list(tmp_path.glob("predictions*"))
     for output in (tmp_path / "out", tmp_path / "inbox" / "out"):
         assert run(bundle, tmp_path / source, output).exit_status == 0
 
@@ -325,7 +306,7 @@ def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tm
     first = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
     runs = ("sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
     assert statuses(first) == dict.fromkeys(("sub-1_ses-a", *runs), "done")
-    description = json.loads((out / "dataset_description.json").read_text())
+    description = read_json(out / "dataset_description.json")
     assert description["DatasetType"] == "derivative"
     made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
     assert description["GeneratedBy"] == [made_by]
@@ -409,7 +390,7 @@ def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones
     assert (row.status, row.n_candidates, row.n_accepted) == ("done", 2, 1)
     assert row.warning == "1 candidate outside the kept zones was not accepted."
     assert (row.amounts["zone_count_front"], row.amounts["zone_count_back"]) == (0, 1)
-    content = json.loads((out / "a_candidates.json").read_text())
+    content = read_json(out / "a_candidates.json")
     assert content["n_outside"] == 1
     assert content["row"]["warning"] == row.warning
     assert {c["zone"]: c["accepted"] for c in content["candidates"]} == {
@@ -444,37 +425,6 @@ def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):
         run(bundle, scans, out, zones=zones, inference=back)
     first = run(bundle, scans / "a.nii.gz", out, zones=zones, inference={"keep_zones": [1]})
     assert first.rows[0].amounts["zone_count_1"] == first.rows[0].n_accepted == 1
-
-
-KILLED = """
-import sys, time
-from tests.commands import evaluate, predict
-from tests.inference.networks import Bright
-class Slow(Bright):
-    def forward(self, image):
-        time.sleep(0.05)
-        return super().forward(image)
-predict(sys.argv[1], sys.argv[2], sys.argv[3], architectures={"mine": lambda _: Slow()})
-"""
-
-
-def test_killed_run_writes_the_same_files_after_a_restart(bundle, scans, tmp_path, repository):
-    run(bundle, scans, tmp_path / "whole")
-    out = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(bundle), str(scans), str(out)]
-    process = subprocess.Popen(command, cwd=repository)
-    while not list(out.glob("a_mask*")) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    half = out / f".0a1b2c3d-{TABLE}"
-    other = out / ".0a1b2c3d-predictions_0_of_2.csv"
-    half.touch()  # the remains of a table whose process died while writing
-    other.touch()  # another shard may still write this table
-    run(bundle, scans, out)
-    assert (half.exists(), other.exists()) == (False, True)
-    other.unlink()
-    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
@@ -534,7 +484,7 @@ def test_several_bundles_state_their_disagreement_in_table_and_case_file(
     for bundles, expected in ((bundle,), ""), ((bundle, tmp_path / "second"), "1.0"):
         out = tmp_path / f"out{len(bundles)}"
         run([*map(str, bundles)], scans / "a.nii.gz", out)
-        (row,) = read_csv(out / TABLE)
+        (row,) = read_csv(out / "predictions.csv")
         assert row["disagreement"] == expected
-        stated = json.loads((out / "a_candidates.json").read_text())["row"]
+        stated = read_json(out / "a_candidates.json")["row"]
         assert str(stated.get("disagreement", "")) == expected

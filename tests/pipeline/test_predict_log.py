@@ -106,27 +106,6 @@ def test_log_on_a_full_disk_gives_one_sentence(caplog, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("place", ["in", "."], ids=["the input", "a folder around the input"])
-def test_output_with_the_scans_is_refused_before_anything_is_written(run_predict, tmp_path, place):
-    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    before = sorted(tmp_path.rglob("*"))
-    status, _, messages = run_predict(f"output={tmp_path / place}")
-    assert (status, messages.count("Name another folder")) == (2, 1)
-    assert ".." not in messages
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_scan_that_left_the_input_is_kept(run_predict, tmp_path):
-    for name in "ab":
-        write_scan(tmp_path / "in" / f"{name}.nii.gz", GRID)
-    run_predict()
-    (tmp_path / "in" / "a.nii.gz").unlink()
-    write_scan(tmp_path / "in" / "c.nii.gz", GRID)
-    run_predict()
-    rows = {row["case"]: row["status"] for row in read_csv(tmp_path / "out" / "predictions.csv")}
-    assert rows == {"a": "kept", "b": "kept", "c": "done"}
-
-
 def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     inbox = tmp_path / "in"
     out = tmp_path / "out"

@@ -11,7 +11,7 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.scans import find_scans
-from lesionseg.io.text import read_csv
+from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import select_shard
 from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex
@@ -83,103 +83,12 @@ def places(tmp_path):
     return tmp_path / "inbox", tmp_path / "out"
 
 
-def test_another_scan_of_the_same_name_fails_and_replaces_nothing(bundle, places):
-    inbox, out = places
-    write(inbox / "FLAIR.nii.gz", 1)
-    run(bundle, inbox, out)
-    before = contents(out)
-    write(inbox / "FLAIR.nii.gz", 2)
-    second = run(bundle, inbox, out)
-    (row,) = second.rows
-    assert (row.status, second.exit_status) == ("failed", 3)
-    assert "overwrite=true" in row.message
-    assert contents(out) == before
-    table = read_csv(out / TABLE)
-    assert [(r["case"], r["status"]) for r in table] == [("FLAIR", "kept"), ("FLAIR", "failed")]
-    assert len({r["digest"] for r in table}) == 2
-    # the failure is known on the next night, and the result of the first scan is still kept
-    again = run(bundle, inbox, out)
-    assert (statuses(again), again.exit_status) == ({"FLAIR.nii.gz": "failed"}, 0)
-    write(inbox / "FLAIR.nii.gz", 1)
-    assert statuses(run(bundle, inbox, out)) == {"FLAIR.nii.gz": "kept"}
-    write(inbox / "FLAIR.nii.gz", 2)
-    assert statuses(run(bundle, inbox, out, overwrite=True)) == {"FLAIR.nii.gz": "done"}
-    (row,) = read_csv(out / TABLE)
-    assert row["status"] == "done"
-    assert (read_mask(out, "FLAIR") > 0)[make_image(2) > 130].all()
-
-
-def test_a_scan_of_the_same_name_size_and_date_is_noticed(bundle, places):
-    inbox, out = places
-    for seed in (1, 2):
-        write(inbox / f"{seed}" / "a.nii", seed)
-        os.utime(inbox / f"{seed}" / "a.nii", ns=(10**18, 10**18))
-    shutil.copytree(inbox / "1", inbox / "now", copy_function=shutil.copy2)
-    run(bundle, inbox / "now", out)
-    before = contents(out)
-    shutil.copy2(inbox / "2" / "a.nii", inbox / "now" / "a.nii")
-    assert statuses(run(bundle, inbox / "now", out)) == {"a.nii": "failed"}
-    assert contents(out) == before
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [("a_b/c.nii", "a/b_c.nii"), ("P1.nii", "p1.nii"), ("x.nii", "x.mha")]
-)
-def test_second_path_of_the_same_id_fails_on_the_next_night(bundle, places, first, second):
-    inbox, out = places
-    write(inbox / first, 1)
-    run(bundle, inbox, out)
-    before = contents(out)
-    (inbox / first).unlink()
-    write(inbox / second, 2)
-    assert statuses(run(bundle, inbox, out)) == {second: "failed"}
-    write(inbox / first, 1)
-    assert statuses(run(bundle, inbox, out)) == {first: "failed", second: "failed"}
-    assert contents(out) == before
-    done = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
-    assert [row["path"] for row in done] == [first]
-
-
-def test_results_that_state_no_source_are_not_replaced(bundle, places):
-    """Test a candidate file of version 1.0, and a mask without a candidate file."""
-    inbox, out = places
-    write(inbox / "a.nii", 1)
-    run(bundle, inbox, out)
-    path = out / "a_candidates.json"
-    content = json.loads(path.read_text())
-    assert content.pop("source")["digest"]
-    path.write_text(json.dumps(content))
-    assert statuses(run(bundle, inbox, out)) == {"a.nii": "failed"}
-    path.unlink()
-    (row,) = run(bundle, inbox, out).rows
-    assert row.status == "failed"
-    assert "a_mask.nii" in row.message
-    assert statuses(run(bundle, inbox, out, overwrite=True)) == {"a.nii": "done"}
-
-
-def test_deleted_table_is_restored_from_the_results(bundle, places):
-    inbox, out = places
-    for seed in (1, 2):
-        write(inbox / f"{seed}.nii", seed)
-    run(bundle, inbox, out)
-    before = contents(out)
-    rows = read_csv(out / TABLE)
-    (out / TABLE).unlink()
-    (inbox / "2.nii").unlink()
-    write(inbox / "1.nii", 3)  # another scan now
-    assert statuses(run(bundle, inbox, out)) == {"1.nii": "failed"}
-    assert contents(out) == before
-    again = [row for row in read_csv(out / TABLE) if row["status"] == "kept"]
-    columns = ("case", "digest", "n_candidates", "n_accepted", "volume_ml")
-    assert [[r[c] for c in columns] for r in again] == [[r[c] for c in columns] for r in rows]
-
-
 def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, places):
     inbox, out = places
     write_series(inbox / "P1" / "FLAIR", 1, "1.2.3")
     (row,) = run(bundle, inbox, out).rows
     assert (row.case, row.study_uid, row.series_uid) == ("P1_FLAIR", "1.2", "1.2.3")
-    source = json.loads((out / "P1_FLAIR_candidates.json").read_text())["source"]
+    source = read_json(out / "P1_FLAIR_candidates.json")["source"]
     assert source == {"digest": row.digest, "study_uid": "1.2", "series_uid": "1.2.3"}
     assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "kept"}
     write_series(inbox / "P1" / "FLAIR", 2, "1.2.3")
@@ -298,16 +207,17 @@ def test_series_is_kept_if_its_files_are_renamed(bundle, places):
     assert statuses(run(bundle, inbox, out)) == {"s": "kept"}
 
 
-def test_series_keeps_its_id_if_another_joins_or_leaves_its_folder(bundle, places):
+@pytest.mark.parametrize(("first", "second"), [("1.2.3", "1.2.4"), (None, None)])
+def test_series_keeps_its_id_if_another_joins_or_leaves_its_folder(bundle, places, first, second):
     inbox, out = places
-    write_series(inbox / "P1", 1, "1.2.3", number=3)
-    assert [row.case for row in run(bundle, inbox, out).rows] == ["P1"]
-    write_series(inbox / "P1", 2, "1.2.4", number=4, prefix="later")
-    rows = {row.series_uid: (row.case, row.status) for row in run(bundle, inbox, out).rows}
-    assert rows["1.2.3"] == ("P1", "kept")
-    name, status = rows["1.2.4"]
-    assert (name[:5], status) == ("P1_4_", "done")
-    for file in (inbox / "P1").glob("IM*"):
+    write_series(inbox, 1, first, number=3, prefix="a")
+    assert [row.case for row in run(bundle, inbox, out).rows] == ["inbox"]
+    write_series(inbox, 2, second, number=4, prefix="b")
+    rows = {row.case: row.status for row in run(bundle, inbox, out).rows}
+    assert rows.pop("inbox") == "kept"
+    ((name, status),) = rows.items()
+    assert (name[:8], status) == ("inbox_4_", "done")
+    for file in inbox.glob("a*"):
         file.unlink()
     assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
 
@@ -329,35 +239,6 @@ def test_series_keeps_its_shard_if_another_joins_its_folder(places):
     after = shards()
     assert len(after) == 8
     assert {uid: after[uid] for uid in before} == before
-
-
-def test_series_of_one_number_in_one_folder_get_different_ids(bundle, places):
-    inbox, out = places
-    write_series(inbox, 1, "1.2.3", prefix="a")
-    write_series(inbox, 2, "1.2.4", prefix="b")
-    rows = run(bundle, inbox, out).rows
-    assert {row.status for row in rows} == {"done"}
-    assert len({row.case for row in rows}) == 2
-    for file in inbox.glob("a*"):
-        file.unlink()
-    write_series(inbox, 3, "1.2.5", prefix="c")
-    rows = run(bundle, inbox, out).rows
-    assert sorted(row.status for row in rows) == ["done", "kept"]
-    assert len(list(out.glob("*_candidates.json"))) == 3
-
-
-def test_series_without_uid_keep_their_ids_if_others_join_or_leave(bundle, places):
-    inbox, out = places
-    write_series(inbox, 1, None, number=3, prefix="a")
-    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [("inbox", "done")]
-    write_series(inbox, 2, None, number=4, prefix="b")
-    rows = {row.case: row for row in run(bundle, inbox, out).rows}
-    assert rows.pop("inbox").status == "kept"
-    ((name, row),) = rows.items()
-    assert (name[:8], row.status) == ("inbox_4_", "done")
-    for file in inbox.glob("a*"):
-        file.unlink()
-    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
 
 
 def test_scans_of_a_table_keep_their_source(bundle, places):
@@ -469,18 +350,6 @@ def test_series_is_tried_again_without_its_broken_file(bundle, places):
     last.unlink()
     assert statuses(run(bundle, inbox, out)) == {"inbox": "done"}
     assert len(read_mask(out, "inbox")) == 11
-
-
-def test_new_naming_removes_masks_of_the_earlier_names(bundle, places):
-    inbox, out = places
-    write(inbox / "a.nii", 1)
-    run(bundle, inbox, out)
-    own = {"a_mask.nii", "a_instances.nii"}
-    nnunet = {"a.nii", "a_instances.nrrd"}
-    for names, expected in (("nnunet", nnunet), ("lesionseg", own)):
-        (row,) = run(bundle, inbox, out, names=names).rows
-        assert row.status == "done"
-        assert {f.name for f in out.iterdir() if f.suffix in (".nii", ".nrrd")} == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")

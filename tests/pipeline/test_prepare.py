@@ -14,6 +14,7 @@ from lesionseg.config import DataConfig, ModelConfig, TrainConfig
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
+from lesionseg.io.text import read_json, write_json
 from lesionseg.models import build_network
 from lesionseg.phantoms import (
     SETTINGS,
@@ -192,7 +193,7 @@ def write_coco_boxes(root, box=(8, 10, 9, 8)):
         images.append({"id": i, "file_name": f"{i}.png", "width": 32, "height": 32})
         boxes.append({"id": i, "image_id": i, "category_id": 1, "bbox": [*box]})
     content = {"images": images, "annotations": boxes[1:], "categories": [{"id": 1, "name": "n"}]}
-    (root / "annotations.json").write_text(json.dumps(content))
+    write_json(root / "annotations.json", content)
     return root
 
 
@@ -210,7 +211,7 @@ def test_dataset_without_usable_references_is_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"(?s)3 cases cannot be used(.*outside){3}"):
         take_survey(data, seed=0)
     table = tmp_path / "raw" / "annotations.json"
-    table.write_text(json.dumps({**json.loads(table.read_text()), "annotations": []}))
+    table.write_text(json.dumps({**read_json(table), "annotations": []}))
     with pytest.raises(DatasetError, match="no lesion in 4 references"):
         take_survey(data, seed=0)
     (tmp_path / "raw" / "manifest.csv").write_text("case,image\na,images/0.png\n")
@@ -224,13 +225,13 @@ def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
     data = DataConfig.of(root=tmp_path / "raw")
     before = take_survey(data, 0)
     tested = before.dataset.cases[0].case
-    own.write_text(json.dumps({"roles": {**before.splits.roles, tested: "test"}}))
+    write_json(own, {"roles": {**before.splits.roles, tested: "test"}})
     after = take_survey(data.model_copy(update={"splits": str(own)}), 0)
     assert (len(before.fingerprint.shapes), len(after.fingerprint.shapes)) == (4, 3)
 
 
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
-    def write(folder, n_cases: int, *, progress):
+    def write(folder, n_cases, *, progress):
         folder.mkdir()
         if not n_cases:
             raise KeyboardInterrupt
@@ -260,7 +261,7 @@ def test_simulated_dataset_is_taken_again_only_with_its_kind_and_arguments(tmp_p
     mri = {"kind": "mri", "n_cases": 1, "seed": 0}
     head = tmp_path / "head"
     head.mkdir()
-    (head / SETTINGS).write_text(json.dumps(mri))
+    write_json(head / SETTINGS, mri)
     simulate_once(head, mri)
     with pytest.raises(ConfigError, match=r"'kind': 'mri'.*not.*'kind': 'ct'"):
         simulate_once(head, {**mri, "kind": "ct"})

@@ -1,6 +1,5 @@
 """A run directory belongs to one configuration and its development cases. It keeps its log."""
 
-import json
 import logging
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingErr
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import PointInUse, Provenance, Scores
 from lesionseg.io.files import locked_folder
+from lesionseg.io.text import write_json
 from lesionseg.phantoms import simulate_once, write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
 from lesionseg.pipeline.experiment import Experiment
@@ -237,7 +237,7 @@ def test_changed_development_cases_are_named(started_run, now, words):
     with pytest.raises(DatasetError, match=words):
         check_roles(started_run, now)
     folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
-    (started_run / "splits.json").write_text(json.dumps(folds))  # the first fold is compared
+    write_json(started_run / "splits.json", folds)  # the first fold is compared
     check_roles(started_run, BEGAN)
     with pytest.raises(DatasetError, match=words):
         check_roles(started_run, now)
@@ -268,17 +268,18 @@ def test_changed_files_of_development_cases_are_named(started_run):
 
 
 @pytest.mark.parametrize("fold", ["null", "all"])
-def test_finished_training_is_not_scored_on_its_training_cases(tmp_path, capsys, fold):
-    more = f"data.fold={fold}", "data.n_folds=2", "trainer.accelerator=cpu"
-    same = small_training(tmp_path, *more, n_cases=4)
+def test_training_with_new_cases_is_refused_before_it_changes_the_run(tmp_path, capsys, fold):
+    """Otherwise, a finished network would be scored on cases that trained it."""
+    command = small_training(tmp_path, f"data.fold={fold}", "data.n_folds=2", n_cases=5)
+    save_config(tmp_path / "run", config_of(compose("train", command)))
+    before = Splits(BEGAN, True, 0, "").to_json()
+    if fold == "all":
+        before = '[{"train": ["a", "b"], "val": ["c"]}]'
     splits = tmp_path / "run" / "splits.json"
-    assert run("train", same) == 0
-    assert (tmp_path / "run" / "fold_1").is_dir() == (fold == "all")
-    before = splits.read_bytes()
-    assert run("train", same) == 0
-    assert run("train", small_training(tmp_path, *more, n_cases=5)) == 1
+    splits.write_text(before)
+    assert run("train", command) == 1
     assert "(new → " in capsys.readouterr().err
-    assert splits.read_bytes() == before
+    assert splits.read_text() == before
 
 
 # --- the log of a run ---

@@ -1,6 +1,5 @@
 """Out-of-fold predictions are gathered and scored as if the folds had written them."""
 
-import json
 import re
 
 import numpy as np
@@ -14,6 +13,7 @@ from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import read_json
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.experiment import Experiment
@@ -65,7 +65,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     assert fit is not None
     assert fit.fitted_on == "out-of-fold"
     assert {point.subset for point in scores.curve("true_share")} == {"probability"}
-    written = json.loads((run / "oof" / "predictions" / "SIM_001_candidates.json").read_text())
+    written = read_json(run / "oof" / "predictions" / "SIM_001_candidates.json")
     candidates = written["candidates"]
     mine = [c["probability"] for c in candidates]
     assert mine == sorted(mine, reverse=True)

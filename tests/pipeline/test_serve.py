@@ -19,12 +19,10 @@ import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -65,7 +63,6 @@ from lesionseg.pipeline.serve.app import ROUTES, make_app
 from lesionseg.pipeline.serve.home import server_folder
 from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, running_model
 from lesionseg.pipeline.serve.uploads import InferenceQueue, store
-from lesionseg.plan.plan import Plan
 from lesionseg.reporting import viewer
 from lesionseg.reporting.rendering import render
 
@@ -76,12 +73,12 @@ FORM = "multipart/form-data; boundary=a"
 
 
 @pytest.fixture
-def predictor(bundle: Path) -> Predictor:
+def predictor(bundle):
     return Predictor(bundle, device="cpu", architectures={"mine": make_bright})
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(tmp_path, monkeypatch):
     """Return the folder of all temporary files. NiiVue is hidden."""
     monkeypatch.setattr(viewer, "NIIVUE", tmp_path / "none")
     (tmp_path / "temporary").mkdir()
@@ -90,7 +87,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
+def scan(tmp_path, rng):
     image = rng.normal(100, 3, SHAPE).astype(np.float32)
     image[3:6, 4:8, 5:9] += 60
     image[8:11, 10:14, 12:17] += 80
@@ -100,7 +97,7 @@ def scan(tmp_path: Path, rng: np.random.Generator) -> bytes:
 
 
 @pytest.fixture
-def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[TestClient]:
+def client(bundle, predictor, temporary):
     cfg = ServeConfig.of(
         bundle=bundle,
         max_upload_mb=0.5,
@@ -111,13 +108,11 @@ def client(bundle: Path, predictor: Predictor, temporary: Path) -> Iterator[Test
         yield client
 
 
-def list_files(folder: Path) -> list[Path]:
+def list_files(folder):
     return [p for p in folder.rglob("*") if p.is_file()]
 
 
-def test_scan_gives_its_mask_and_leaves_no_files(
-    client: TestClient, predictor: Predictor, scan: bytes, tmp_path: Path, temporary: Path
-) -> None:
+def test_scan_gives_its_mask_and_leaves_no_files(client, predictor, scan, tmp_path, temporary):
     own = predictor(tmp_path / NAME)
     files = {"file": (NAME, scan)}
     answer = client.post("/predict", files=files)
@@ -148,12 +143,10 @@ def test_scan_gives_its_mask_and_leaves_no_files(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-def test_uploads_are_private_under_any_umask(
-    bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
     modes = list[int]()
 
-    def record_modes(*_: Any, **__: Any) -> None:
+    def record_modes(*_, **__):
         (shared,) = temporary.iterdir()
         (home,) = (path for path in shared.iterdir() if path.is_dir())
         (home / "scan.nii.gz").touch()
@@ -171,9 +164,7 @@ def test_uploads_are_private_under_any_umask(
     assert modes == [0o700, 0o700, 0o600]
 
 
-def test_port_that_is_in_use_is_a_wrong_setting(
-    bundle: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_port_that_is_in_use_is_a_wrong_setting(bundle, temporary, monkeypatch):
     monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: FastAPI())
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -183,7 +174,7 @@ def test_port_that_is_in_use_is_a_wrong_setting(
     assert not [path for path in temporary.glob("*/*") if path.is_dir()]
 
 
-def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary: Path) -> None:
+def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary):
     code = (
         "import os, signal, sys, tempfile\n"
         "tempfile.tempdir = sys.argv[1]\n"
@@ -207,13 +198,13 @@ def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary: Path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has a temporary folder per user")
-def test_link_in_place_of_the_folder_of_scans_is_refused(temporary: Path, tmp_path: Path) -> None:
+def test_link_in_place_of_the_folder_of_scans_is_refused(temporary, tmp_path):
     (temporary / f"lesionseg-serve-{os.getuid()}").symlink_to(tmp_path)
     with pytest.raises(OutputError, match="TMPDIR"), server_folder():
         pass
 
 
-def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Plan) -> None:
+def test_page_names_the_model_and_offers_an_example(client, plan):
     page = client.get("/").text
     assert "make viewer" in page
     assert "looks for: lesion" in page
@@ -222,9 +213,7 @@ def test_page_names_the_model_and_offers_an_example(client: TestClient, plan: Pl
     assert client.get("/health").json()["labels"] == {"lesion": 1}
 
 
-def test_requests_are_logged_without_names(
-    client: TestClient, scan: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_requests_are_logged_without_names(client, scan, caplog):
     caplog.set_level(logging.INFO, "lesionseg.pipeline.serve.access_log")
     client.post("/predict?result=candidates", files={"file": (NAME, scan)})
     client.put("/datastore/?image=Doe_Jane", files={"file": (NAME, scan)})
@@ -249,12 +238,11 @@ def test_requests_are_logged_without_names(
     assert len(lines) == len(found)  # checks of health are not logged
 
 
-def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestClient) -> None:
+def test_every_address_is_described_on_a_page_that_loads_nothing(client):
     page = client.get("/docs")
     assert page.status_code == 200
-    app: Any = client.app
-    none: Any = None
-    router = slicer.slicer_router({}, none, none, none)
+    app = client.app
+    router = slicer.slicer_router({}, None, None, None)
     served = {
         (method, route.path)
         for route in (*app.routes, *router.routes)
@@ -281,9 +269,7 @@ def test_every_address_is_described_on_a_page_that_loads_nothing(client: TestCli
         ({"file": ("a." + 300 * "7", b"no image")}, 422),
     ],
 )
-def test_unusable_upload_is_refused_and_leaves_no_files(
-    client: TestClient, files: dict[str, tuple[str, bytes]], status: int, temporary: Path
-) -> None:
+def test_unusable_upload_is_refused_and_leaves_no_files(client, files, status, temporary):
     answer = client.post("/predict", files=files)
     assert answer.status_code == status
     assert str(temporary) not in answer.text
@@ -291,8 +277,8 @@ def test_unusable_upload_is_refused_and_leaves_no_files(
 
 
 def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
-    client: TestClient,
-) -> None:
+    client,
+):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../a.dcm", bytes(2**21))
@@ -312,14 +298,14 @@ def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     ids=["stalled", "slow"],
 )
 def test_upload_that_stalls_or_takes_too_long_gets_408(
-    bundle: Path,
-    predictor: Predictor,
-    temporary: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    seconds_between_bytes: float,
-    request_seconds: float,
-    stalled_seconds: float,
-) -> None:
+    bundle,
+    predictor,
+    temporary,
+    monkeypatch,
+    seconds_between_bytes,
+    request_seconds,
+    stalled_seconds,
+):
     monkeypatch.setattr(uploads, "STALLED_SECONDS", stalled_seconds)
     cfg = ServeConfig.of(bundle=bundle, request_seconds=request_seconds)
     app = app_of(predictor, cfg, temporary)
@@ -333,11 +319,11 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
     body = iter(b"--a\r\nContent-Disposition: form-data; name=file; filename=a.nii\r\n\r\n")
     statuses = list[int]()
 
-    async def receive() -> dict[str, Any]:
+    async def receive():
         await asyncio.sleep(seconds_between_bytes)
         return {"type": "http.request", "body": bytes([next(body, 0)]), "more_body": True}
 
-    async def send(message: Any) -> None:
+    async def send(message):
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
@@ -348,19 +334,19 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
 
 @pytest.mark.parametrize("is_large", [False, True])
 def test_probabilities_of_a_large_scan_are_in_a_file(
-    bundle: Path,
-    predictor: Predictor,
-    scan: bytes,
-    temporary: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    is_large: bool,
-) -> None:
+    bundle,
+    predictor,
+    scan,
+    temporary,
+    tmp_path,
+    monkeypatch,
+    is_large,
+):
     n_bytes = needed_bytes(read_geometry(tmp_path / NAME), predictor.plan, is_on_disk=is_large)
     folders = list[Path | None]()
     infer = predictor.infer
 
-    def record_folder(*args: Any, folder: Path | None, **settings: Any) -> Any:
+    def record_folder(*args, folder, **settings):
         folders.append(folder)
         return infer(*args, folder=folder, **settings)
 
@@ -374,8 +360,8 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
 
 
 def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
-    bundle: Path, predictor: Predictor, temporary: Path, tmp_path: Path, monkeypatch
-) -> None:
+    bundle, predictor, temporary, tmp_path, monkeypatch
+):
     small = Volume(np.zeros((1, 2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
     large = Volume(np.zeros((1, 100, 100, 100), np.uint8), Geometry((100,) * 3, np.eye(4)))
     files = []
@@ -394,8 +380,8 @@ def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
 
 
 def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
-    bundle: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    bundle, predictor, tmp_path, monkeypatch
+):
     picture = tmp_path / "large.png"
     grid = Geometry((400, 400), np.eye(3))
     write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
@@ -422,9 +408,7 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
         ("", 400),
     ],
 )
-def test_server_answers_only_to_its_names(
-    bundle: Path, predictor: Predictor, temporary: Path, host: str, status: int
-) -> None:
+def test_server_answers_only_to_its_names(bundle, predictor, temporary, host, status):
     hosts = ["[fd00::8]", "*.example.org"]
     cfg = ServeConfig.of(bundle=bundle, host="[fd00::7]", hosts=hosts)
     assert cfg.host == "fd00::7"  # as a socket needs it
@@ -435,11 +419,11 @@ def test_server_answers_only_to_its_names(
 
 
 def test_open_server_without_names_warns_that_others_are_refused(
-    bundle: Path,
-    temporary: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    bundle,
+    temporary,
+    monkeypatch,
+    caplog,
+):
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
     monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
     monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
@@ -452,12 +436,12 @@ def test_open_server_without_names_warns_that_others_are_refused(
     assert "'hosts=[" not in caplog.text
 
 
-def test_port_0_is_a_wrong_setting(bundle: Path) -> None:
+def test_port_0_is_a_wrong_setting(bundle):
     with pytest.raises(ConfigError, match="port"):
         ServeConfig.of(bundle=bundle, port=0)
 
 
-def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path) -> None:
+def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for number in range(9):
@@ -469,9 +453,7 @@ def test_zip_with_a_large_directory_is_refused_before_it_is_read(monkeypatch, tm
         uploads.store([UploadFile(buffer, filename="a.zip")], tmp_path, ("T1",), 2**20)
 
 
-def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
-    client: TestClient, scan: bytes, tmp_path: Path
-) -> None:
+def test_slicer_sends_a_volume_and_infers_with_the_returned_key(client, scan, tmp_path):
     assert client.get("/info/").json()["models"]["lesionseg"]["labels"] == {"lesion": 1}
     sent = [client.put("/session/", files={"files": (NAME, scan)}).json() for _ in range(2)]
     keys = [answer["session_id"] for answer in sent]
@@ -480,29 +462,25 @@ def test_slicer_sends_a_volume_and_infers_with_the_returned_key(
     head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
     _, about, mask = email.message_from_bytes(head + answer.content).walk()
     assert json.loads(str(about.get_payload())) == {"label_names": {"lesion": 1}}
-    content: Any = mask.get_payload(decode=True)
+    content = mask.get_payload(decode=True)
     (tmp_path / str(mask.get_filename())).write_bytes(content)
     assert read_volume(tmp_path / "scan_mask.nii.gz").array.shape == (1, *SHAPE)
     assert client.get(f"/session/{keys[0]}").status_code == 200
 
 
-def test_guessed_key_and_other_model_of_slicer_are_refused(client: TestClient) -> None:
+def test_guessed_key_and_other_model_of_slicer_are_refused(client):
     assert client.post("/infer/lesionseg?session_id=guess").status_code == 404
     assert client.post("/infer/other").status_code == 404
 
 
-def test_key_of_slicer_expires(
-    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_of_slicer_expires(client, scan, monkeypatch):
     monkeypatch.setattr(slicer, "SCAN_SECONDS", 0.01)
     key = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
     time.sleep(0.1)
     assert client.get(f"/session/{key}").status_code == 404
 
 
-def test_named_scan_is_predicted_once_and_not_replaced(
-    client: TestClient, scan: bytes, temporary: Path
-) -> None:
+def test_named_scan_is_predicted_once_and_not_replaced(client, scan, temporary):
     send = "/datastore/?image=MRHead"
     ask = "/infer/lesionseg?image=MRHead"
     assert client.put(send, files={"file": ("a.zip", b"PK")}).status_code == 422
@@ -515,9 +493,7 @@ def test_named_scan_is_predicted_once_and_not_replaced(
     assert not list_files(temporary)
 
 
-def test_predicted_scans_do_not_displace_a_waiting_one(
-    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predicted_scans_do_not_displace_a_waiting_one(client, scan, monkeypatch):
     monkeypatch.setattr(slicer, "MAX_SCANS", 2)
     session = client.put("/session/", files={"files": (NAME, scan)}).json()["session_id"]
     for name in ("a", "b"):
@@ -537,20 +513,18 @@ def test_predicted_scans_do_not_displace_a_waiting_one(
         (("T1_0017.nii", "FLAIR_0017.nii"), "T1_0017.nii"),  # numbers of a patient
     ],
 )
-def test_channels_are_ordered_by_their_numbers(
-    tmp_path: Path, names: tuple[str, str], first: str
-) -> None:
+def test_channels_are_ordered_by_their_numbers(tmp_path, names, first):
     sent = store(make_uploads(*names), tmp_path, ("T1", "FLAIR"), 99)
     assert (tmp_path / "scan_0000.nii").read_text() == first
     assert sent[0] == first
 
 
-def make_uploads(*names: str) -> list[UploadFile]:
+def make_uploads(*names):
     """Return files of a form. Each contains its name."""
     return [UploadFile(io.BytesIO(name.encode()), filename=name) for name in names]
 
 
-def make_zip(*names: str) -> list[UploadFile]:
+def make_zip(*names):
     """Return a zip as the only file of a form. Its files contain their names."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -560,7 +534,7 @@ def make_zip(*names: str) -> list[UploadFile]:
 
 
 @pytest.mark.parametrize("make", [make_uploads, make_zip])
-def test_channels_are_matched_by_their_names(tmp_path: Path, make: Any) -> None:
+def test_channels_are_matched_by_their_names(tmp_path, make):
     names = ("P_t1-gd.nii", "P_flair.nii", "P_t1.nii")
     channels = ("T1", "T1 Gd", "FLAIR")
     assert store(make(*names), tmp_path, channels, 99) == [
@@ -571,9 +545,7 @@ def test_channels_are_matched_by_their_names(tmp_path: Path, make: Any) -> None:
     assert (tmp_path / "scan_0002.nii").read_text() == "P_flair.nii"
 
 
-def test_page_gets_the_file_of_each_channel(
-    plan: Plan, scan: bytes, temporary: Path, tmp_path: Path
-) -> None:
+def test_page_gets_the_file_of_each_channel(plan, scan, temporary, tmp_path):
     mine = replace(
         plan,
         channel_names=("T1", "FLAIR"),
@@ -593,7 +565,7 @@ def test_page_gets_the_file_of_each_channel(
     ]
 
 
-def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_path: Path) -> None:
+def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_path):
     names = ("b.nii", "a.nii")
     channels = ("T1", "FLAIR")
     with pytest.raises(ContentError, match="scan_0000 for T1, scan_0001 for FLAIR"):
@@ -602,20 +574,18 @@ def test_zip_with_unclear_channels_is_refused_but_a_form_keeps_its_order(tmp_pat
 
 
 @pytest.mark.parametrize("other", ["Thumbs.db", ".DS_Store", "notes.docx", "README"])
-def test_file_of_another_kind_next_to_an_image_is_left_out(tmp_path: Path, other: str) -> None:
+def test_file_of_another_kind_next_to_an_image_is_left_out(tmp_path, other):
     assert store(make_uploads(other, "a.nii"), tmp_path, ("T1",), 99) == ["a.nii"]
     assert [path.name for path in tmp_path.iterdir()] == ["scan_0000.nii"]
 
 
-def test_thumbnails_next_to_slices_are_left_out(tmp_path: Path) -> None:
+def test_thumbnails_next_to_slices_are_left_out(tmp_path):
     store(make_uploads("Thumbs.db", "IM0001", "1.2.840.7"), tmp_path, ("T1",), 99)
     assert len(list_files(tmp_path)) == 2
 
 
-def test_full_disk_is_an_error_of_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> None:
+def test_full_disk_is_an_error_of_the_server(tmp_path, monkeypatch):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", fail)
@@ -623,10 +593,8 @@ def test_full_disk_is_an_error_of_the_server(
         store(make_uploads("a.nii"), tmp_path, ("T1",), 99)
 
 
-def test_full_disk_during_an_upload_gives_status_500_with_a_reason(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail(*_: Any) -> None:
+def test_full_disk_during_an_upload_gives_status_500_with_a_reason(client, monkeypatch):
+    async def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("starlette.datastructures.UploadFile.write", fail)
@@ -635,7 +603,7 @@ def test_full_disk_during_an_upload_gives_status_500_with_a_reason(
     assert "No space left" in answer.json()["detail"]
 
 
-def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: Path) -> None:
+def test_blank_scan_is_a_warning_of_every_result(client, tmp_path):
     write_volume(tmp_path / "b.nii", Volume(np.ones((1, *SHAPE), np.uint8), Geometry(SHAPE, EYE)))
     content = (tmp_path / "b.nii").read_bytes()
     files = {"file": ("b.nii", content)}
@@ -649,10 +617,9 @@ def test_blank_scan_is_a_warning_of_every_result(client: TestClient, tmp_path: P
 
 
 @pytest.fixture
-def light_model() -> Iterator[ModelProcess]:
+def light_model():
     """Yield a process that loads nothing, so that it starts in a fraction of a second."""
-    load: Any = int
-    model = ModelProcess(load)
+    model = ModelProcess(int)
     yield model
     model.close()
 
@@ -660,14 +627,14 @@ def light_model() -> Iterator[ModelProcess]:
 class Client:
     """A client that may leave. It stands for a request of starlette."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.has_left = False
 
-    async def is_disconnected(self) -> bool:
+    async def is_disconnected(self):
         return self.has_left
 
 
-def is_running(pid: int) -> bool:
+def is_running(pid):
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -677,19 +644,19 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (0.5, False)])
 def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_succeeds(
-    light_model: ModelProcess, seconds: float, leaves: bool
-) -> None:
+    light_model, seconds, leaves
+):
     queue = InferenceQueue(1, seconds, light_model)
     light_model.wait()
     pid = light_model.run(os.getpid)
     begun = threading.Event()
 
-    def work() -> None:
+    def work():
         begun.set()
         light_model.run(time.sleep, 600)  # one step, like the reading of a very large scan
 
-    async def leave() -> int:
-        client: Any = Client()
+    async def leave():
+        client = Client()
         with queue.place(), pytest.raises(HTTPException) as full, queue.place():
             pass  # the only place is taken, even if the work has not begun
         assert full.value.status_code == 503
@@ -699,7 +666,7 @@ def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_suc
         with pytest.raises(HTTPException) as error:
             await asked
         assert not is_running(pid)
-        healthy: Any = Client()
+        healthy = Client()
         assert await queue.run(healthy, partial(light_model.run, abs, -7)) == 7
         return error.value.status_code
 
@@ -707,15 +674,15 @@ def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_suc
 
 
 def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
-    light_model: ModelProcess,
-) -> None:
+    light_model,
+):
     queue = InferenceQueue(2, 600.0, light_model)
     light_model.wait()
     pid = light_model.run(os.getpid)
 
-    async def leave() -> None:
-        staying: Any = Client()
-        leaving: Any = Client()
+    async def leave():
+        staying = Client()
+        leaving = Client()
         first = asyncio.create_task(queue.run(staying, partial(light_model.run, time.sleep, 1)))
         await asyncio.sleep(0.1)
         second = asyncio.create_task(queue.run(leaving, partial(light_model.run, abs, -7)))
@@ -730,11 +697,11 @@ def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
     assert light_model.run(os.getpid) == pid
 
 
-def test_time_to_load_the_model_does_not_count() -> None:
-    load: Any = partial(time.sleep, 1)
+def test_time_to_load_the_model_does_not_count():
+    load = partial(time.sleep, 1)
     model = ModelProcess(load)
     queue = InferenceQueue(1, 0.5, model)
-    client: Any = Client()
+    client = Client()
     assert model.status == "loading"
     try:
         assert asyncio.run(queue.run(client, partial(model.run, abs, -7))) == 7
@@ -742,11 +709,11 @@ def test_time_to_load_the_model_does_not_count() -> None:
         model.close()
 
 
-def test_crash_fails_only_its_scan(light_model: ModelProcess) -> None:
+def test_crash_fails_only_its_scan(light_model):
     queue = InferenceQueue(1, 600.0, light_model)
-    client: Any = Client()
+    client = Client()
 
-    async def crash() -> None:
+    async def crash():
         with pytest.raises(ResourceError, match="memory"):
             await queue.run(client, partial(light_model.run, os._exit, 9))
         assert await queue.run(client, partial(light_model.run, abs, -7)) == 7
@@ -754,7 +721,7 @@ def test_crash_fails_only_its_scan(light_model: ModelProcess) -> None:
     asyncio.run(crash())
 
 
-def test_process_that_was_killed_between_scans_starts_again(light_model: ModelProcess) -> None:
+def test_process_that_was_killed_between_scans_starts_again(light_model):
     light_model.wait()
     assert light_model.status == "ok"
     pid = light_model.run(os.getpid)
@@ -767,10 +734,8 @@ def test_process_that_was_killed_between_scans_starts_again(light_model: ModelPr
     assert light_model.run(os.getpid) != pid
 
 
-def test_model_that_cannot_be_loaded_again_gives_status_503(
-    client: TestClient, scan: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: ModelProcess) -> Plan:
+def test_model_that_cannot_be_loaded_again_gives_status_503(client, scan, monkeypatch):
+    def fail(_):
         raise BundleError("/models/a: no such folder.")
 
     monkeypatch.setattr(InThisProcess, "wait", fail)
@@ -782,7 +747,7 @@ def test_model_that_cannot_be_loaded_again_gives_status_503(
     assert (health.status_code, health.json()["status"]) == (503, "failed")
 
 
-def write_zeros(path: Path, shape: tuple[int, int, int], mm: float = 1.0) -> Path:
+def write_zeros(path, shape, mm=1.0):
     """Write a small compressed file with many voxels. Return its path."""
     head = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.diag([mm, mm, mm, 1])).header
     head.set_data_shape(shape)
@@ -795,8 +760,8 @@ def write_zeros(path: Path, shape: tuple[int, int, int], mm: float = 1.0) -> Pat
 
 
 def test_implausible_extent_is_refused_before_the_scan_is_decoded(
-    client: TestClient, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    client, predictor, tmp_path, monkeypatch
+):
     monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
     content = write_zeros(tmp_path / "a.nii.gz", (9, 9, 99), mm=60.0).read_bytes()
     answer = client.post("/predict", files={"file": ("a.nii.gz", content)})
@@ -807,9 +772,7 @@ def test_implausible_extent_is_refused_before_the_scan_is_decoded(
 START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_process_of_the_model_gives_the_mask_of_the_predictor(
-    plan: Plan, scan: bytes, temporary: Path, tmp_path: Path
-) -> None:
+def test_process_of_the_model_gives_the_mask_of_the_predictor(plan, scan, temporary, tmp_path):
     network = {"_target_": "tests.inference.networks.Bright"}
     own_class = replace(plan.architecture, name="custom", network=network)
     mine = replace(plan, architecture=own_class)
@@ -830,8 +793,8 @@ def test_process_of_the_model_gives_the_mask_of_the_predictor(
 @pytest.mark.slow  # processes that import torch
 @pytest.mark.skipif(sys.platform != "linux", reason="it lists processes in /proc")
 def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
-    plan: Plan, scan: bytes, tmp_path: Path, repository: Path
-) -> None:
+    plan, scan, tmp_path, repository
+):
     stalling = replace(plan, prepare_extra=({"_target_": "tests.pipeline.stall.Stall"},))
     write_bundle(tmp_path / "bundle", build_network(plan), stalling, "")
     (tmp_path / "temporary").mkdir()
@@ -872,7 +835,7 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
 
 
 @contextmanager
-def kill_after(process: subprocess.Popen[str]) -> Iterator[None]:
+def kill_after(process):
     """Kill a process at the end, also if a check failed."""
     try:
         yield
@@ -880,7 +843,7 @@ def kill_after(process: subprocess.Popen[str]) -> Iterator[None]:
         process.kill()
 
 
-def children_of(pid: int) -> list[int]:
+def children_of(pid):
     """Return the processes that a process has started."""
     listed = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in listed for child in path.read_text().split()]

@@ -1,6 +1,5 @@
 """The search for α and γ resumes, and a trial is ranked by its recall."""
 
-import json
 import logging
 
 import pytest
@@ -8,6 +7,7 @@ from filelock import FileLock
 
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import (
@@ -44,7 +44,7 @@ def test_search_writes_table_page_and_journal_and_resumes(root, tmp_path, capsys
     folder = tmp_path / "run"
     settings = [f"data.root={root}", f"run_dir={folder}", *SMALL, "tune.n_trials=2"]
     assert run("tune", settings) == 0
-    kept = json.loads((folder / "tune.json").read_text())
+    kept = read_json(folder / "tune.json")
     assert [trial["number"] for trial in kept["trials"]] == [0, 1]
     assert (kept["trials"][0]["alpha"], kept["trials"][0]["gamma"]) == (0.25, 2.0)
     for trial in kept["trials"]:

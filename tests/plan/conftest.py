@@ -1,22 +1,21 @@
 """A tiny dataset in memory for the planning rules."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.plan import Fingerprint, facts_of, fingerprint_of
+from lesionseg.plan import facts_of, fingerprint_of
 
 
-def take_fingerprint(dataset: Dataset, cases: Iterable[Case]) -> Fingerprint:
+def take_fingerprint(dataset, cases):
     """Return the statistics of the labelled cases."""
     return fingerprint_of(dataset, [facts_of(c, c.reference) for c in cases if c.reference])
 
 
 @pytest.fixture
-def dataset() -> Dataset:
+def dataset():
     return Dataset(
         name="toy",
         root=Path("toy"),
@@ -29,7 +28,7 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture
-def cases() -> list[Case]:
+def cases():
     """Return three cases with voxels of 2 mm³. c0 has lesions of 8, 8 and 1 voxels."""
     geometry = Geometry.from_spacing((10, 12, 14), (2.0, 1.0, 1.0))
     rng = np.random.default_rng(0)

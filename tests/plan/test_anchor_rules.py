@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from lesionseg.plan.anchor_sizes import fit_anchors
-from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
+from lesionseg.plan.plan import Architecture, total_strides
 
 
-def make_architecture(dims: int) -> Architecture:
+def make_architecture(dims):
     """Make an architecture of five stages, each of half the resolution."""
     strides = ((1,) * dims, *[(2,) * dims] * 4)
     return Architecture("retinanet", (16, 32, 64, 128, 256), strides, ((3,) * dims,) * 5)
 
 
-def fit(extents: object, dims: int = 3) -> AnchorPlan:
-    found = fit_anchors(extents, make_architecture(dims)).value  # type: ignore[arg-type]
+def fit(extents, dims=3):
+    found = fit_anchors(extents, make_architecture(dims)).value
     assert found is not None
     return found
 
 
-def test_width_of_the_heads_is_a_multiple_of_their_norm_groups() -> None:
+def test_width_of_the_heads_is_a_multiple_of_their_norm_groups():
     network = replace(make_architecture(3), features=(10, 20, 40, 80, 160))
     found = fit_anchors([[5, 5, 5]], network).value
     assert found is not None
@@ -30,13 +30,13 @@ def test_width_of_the_heads_is_a_multiple_of_their_norm_groups() -> None:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_anchors_of_three_voxel_lesions_have_a_stride_of_two(dims: int) -> None:
+def test_anchors_of_three_voxel_lesions_have_a_stride_of_two(dims):
     found = fit([[3] * dims] * 20, dims)
     assert total_strides(make_architecture(dims).strides)[found.stages[0]] == (2,) * dims
     assert (found.mean_iou, found.small_recall) == (pytest.approx(1.0), 1.0)
 
 
-def test_single_slices_do_not_need_the_finest_level() -> None:
+def test_single_slices_do_not_need_the_finest_level():
     """The stages halve only the slices, so each slice remains."""
     strides = ((1, 1, 1), *[(1, 2, 2)] * 3)
     architecture = Architecture("retinanet", (16, 32, 64, 128), strides, ((3, 3, 3),) * 4)
@@ -45,11 +45,11 @@ def test_single_slices_do_not_need_the_finest_level() -> None:
     assert total_strides(strides)[found.stages[0]] == (1, 8, 8)
 
 
-def test_boxes_of_low_probability_are_kept() -> None:
+def test_boxes_of_low_probability_are_kept():
     assert fit([[24, 24]] * 20, 2).floor == 0.01
 
 
-def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
+def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves():
     rng = np.random.default_rng(0)
     extents = np.exp(rng.normal(1.5, 0.6, (300, 1)) + rng.normal(0, 0.3, (300, 3))).round() + 1
     found = fit(extents)
@@ -65,7 +65,7 @@ def test_mixed_lesions_are_covered_better_than_by_cubes_of_octaves() -> None:
         assert set(finer) & set(coarser)  # the levels overlap
 
 
-def test_dataset_without_lesions_gets_cubes_that_grow_with_the_stride() -> None:
+def test_dataset_without_lesions_gets_cubes_that_grow_with_the_stride():
     found = fit([])
     octaves = [(4 * 2.0**i,) * 3 for i in range(4)]
     assert [found.sizes[i][0] for i in range(3)] == octaves[:3]

@@ -10,12 +10,12 @@ from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.plan.box_outlines import OutlineCounts, count_box_outlines, is_box_outline
 
 
-def crop(mask: np.ndarray) -> np.ndarray:
+def crop(mask):
     rows, columns = np.nonzero(mask)
     return mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-def draw_ellipses(n: int):
+def draw_ellipses(n):
     """Yield ellipses as different programs draw them: pixel centres, rounded corners, Pillow."""
     rng = np.random.default_rng(0)
     rows, columns = np.ogrid[:140, :140]
@@ -46,7 +46,7 @@ def test_rectangles_are_recognised_even_if_a_row_differs():
 
 
 @pytest.mark.parametrize("angle", [20, 45])
-def test_a_rotated_ellipse_is_not_from_a_box(angle: float):
+def test_a_rotated_ellipse_is_not_from_a_box(angle):
     turn = np.deg2rad(angle)
     y, x = np.mgrid[-40:41, -40:41]
     along = x * np.cos(turn) + y * np.sin(turn)

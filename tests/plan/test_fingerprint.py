@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Case, Dataset, Geometry, Reference, Volume
+from lesionseg.core import Case, Geometry, Reference, Volume
 from lesionseg.errors import DatasetError
 from lesionseg.plan.fingerprint import Fingerprint
 from tests.plan.conftest import take_fingerprint
 
 
-def test_counts_and_sizes_equal_those_by_hand(dataset: Dataset, cases: list[Case]):
+def test_counts_and_sizes_equal_those_by_hand(dataset, cases):
     found = take_fingerprint(dataset, cases)
     counts = json.loads(found.to_json())
     names = ("n_cases", "n_lesions", "n_lesion_free_cases")
@@ -33,7 +33,7 @@ def test_counts_and_sizes_equal_those_by_hand(dataset: Dataset, cases: list[Case
     assert channel.nonzero_share == 1
 
 
-def test_ignored_voxels_do_not_count(dataset: Dataset, cases: list[Case]):
+def test_ignored_voxels_do_not_count(dataset, cases):
     ignored = []
     for case in cases:
         assert case.reference is not None
@@ -49,9 +49,7 @@ def test_ignored_voxels_do_not_count(dataset: Dataset, cases: list[Case]):
     ("name", "values", "is_ct"),
     [("CT", 0.0, True), ("ct", 0.0, True), ("image", -1000.0, True), ("T1", 0.0, False)],
 )
-def test_ct_is_recognised_by_name_or_by_its_values(
-    dataset: Dataset, cases: list[Case], name: str, values: float, is_ct: bool
-):
+def test_ct_is_recognised_by_name_or_by_its_values(dataset, cases, name, values, is_ct):
     for case in cases:
         case.image.array[0, :3] = values
     found = take_fingerprint(replace(dataset, channel_names=(name,)), cases)
@@ -61,7 +59,7 @@ def test_ct_is_recognised_by_name_or_by_its_values(
         assert found.channels[0].body.lower > -950  # air is left out
 
 
-def test_pictures_in_colour_are_no_radiographs(dataset: Dataset, cases: list[Case]):
+def test_pictures_in_colour_are_no_radiographs(dataset, cases):
     geometry = Geometry.from_spacing((12, 14), (1.0, 1.0))
     flat = []
     for case in cases:
@@ -77,7 +75,7 @@ def test_pictures_in_colour_are_no_radiographs(dataset: Dataset, cases: list[Cas
 
 
 def test_boxes_of_radiographs_are_measured_as_ellipses(
-    dataset: Dataset,
+    dataset,
 ):
     geometry = Geometry.from_spacing((20, 30), (0.5, 0.5))
     boxes = np.array([[2, 3, 6, 8], [10, 10, 12, 12]], dtype=np.float32)
@@ -90,18 +88,14 @@ def test_boxes_of_radiographs_are_measured_as_ellipses(
     assert found.lesion_fraction == pytest.approx(24 / 600)
 
 
-def test_unlabelled_cases_are_skipped_and_must_not_be_the_only_ones(
-    dataset: Dataset, cases: list[Case]
-):
+def test_unlabelled_cases_are_skipped_and_must_not_be_the_only_ones(dataset, cases):
     unlabelled = replace(cases[1], reference=None)
     assert take_fingerprint(dataset, [cases[0], unlabelled]).lesions_per_case == (3,)
     with pytest.raises(DatasetError, match="no case has a reference"):
         take_fingerprint(dataset, [unlabelled])
 
 
-def test_json_round_trip_keeps_the_fingerprint_and_wrong_json_is_refused(
-    dataset: Dataset, cases: list[Case]
-):
+def test_json_round_trip_keeps_the_fingerprint_and_wrong_json_is_refused(dataset, cases):
     free = take_fingerprint(dataset, cases[1:])
     assert free.channels[0].lesion is None
     assert (free.lesions_per_case, free.lesion_fraction) == ((0, 0), 0)

@@ -1,20 +1,17 @@
 """Validation and training both get each label, if at least two patients have it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lesionseg.core import CaseFiles, Dataset
+from lesionseg.core import CaseFiles
 from lesionseg.plan.label_balance import deal_by_label, hold_each_label
-from lesionseg.plan.splits import LesionFacts, Splits, make_splits
-
-Labelled = dict[str, frozenset[int]]
+from lesionseg.plan.splits import LesionFacts, make_splits
 
 
-def random_tables(n: int) -> Iterator[tuple[int, Labelled]]:
+def random_tables(n):
     """Yield a seed and the labels of each case: few or many cases, labels and lesion-free cases."""
     for seed in range(n):
         rng = np.random.default_rng(seed)
@@ -28,13 +25,13 @@ def random_tables(n: int) -> Iterator[tuple[int, Labelled]]:
 
 
 def split(
-    dataset: Dataset,
-    table: Labelled,
-    groups: Mapping[str, str],
+    dataset,
+    table,
+    groups,
     *,
-    labelled: bool = True,
+    labelled=True,
     **settings,
-) -> Splits:
+):
     """Split cases with these labels, one lesion per label.
 
     `groups` contains each case's patient.
@@ -47,10 +44,10 @@ def split(
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_validation_gets_each_label_that_two_patients_have(dataset: Dataset, together: int):
+def test_validation_gets_each_label_that_two_patients_have(dataset, together):
     for seed, table in random_tables(150):
         groups = {case: f"p{int(case[1:]) // together}" for case in table}
-        patients: dict[str, set[int]] = {}
+        patients = {}
         for case, labels in table.items():
             patients.setdefault(groups[case], set()).update(labels)
         if len(patients) < 2:
@@ -71,7 +68,7 @@ def test_validation_gets_each_label_that_two_patients_have(dataset: Dataset, tog
         assert split(dataset, table, groups, seed=seed) == splits
 
 
-def test_one_label_is_divided_as_without_labels(dataset: Dataset):
+def test_one_label_is_divided_as_without_labels(dataset):
     for seed, table in random_tables(60):
         one = {case: frozenset({4}) if labels else frozenset() for case, labels in table.items()}
         groups = {case: case for case in table}
@@ -81,7 +78,7 @@ def test_one_label_is_divided_as_without_labels(dataset: Dataset):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_label_of_one_patient_stays_in_training(seed: int):
+def test_label_of_one_patient_stays_in_training(seed):
     units = [f"p{i}" for i in range(12)]
     labels = {name: frozenset({1}) for name in units} | {"p7": frozenset({1, 2})}
     held = hold_each_label(["p3", "p7"], units, labels, np.random.default_rng(seed))
@@ -124,7 +121,7 @@ def test_folds_have_equal_sizes_and_spread_each_label():
             assert n_with >= min(n_patients, 4)
 
 
-def test_folds_of_a_dataset_are_balanced_by_labels(dataset: Dataset):
+def test_folds_of_a_dataset_are_balanced_by_labels(dataset):
     table = {f"c{i:02d}": frozenset({1 if i else 2}) for i in range(20)}
     table["c01"] = frozenset({1, 2})
     groups = {case: case for case in table}

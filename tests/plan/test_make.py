@@ -1,15 +1,13 @@
 """A complete plan with reasons. It is repeatable and follows the user's overrides."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import numpy as np
 import pytest
 
 from lesionseg.config import ModelConfig
-from lesionseg.core import Case, Dataset, Labels
+from lesionseg.core import Labels
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
 from lesionseg.plan.channel_matching import channel_sources
@@ -17,28 +15,26 @@ from lesionseg.plan.make import check_compatible
 from lesionseg.plan.plan import Architecture
 from tests.plan.conftest import take_fingerprint
 
-Make = Callable[..., Plan]
 
-
-def step_gb(plan: Plan) -> float:
+def step_gb(plan):
     """Return an invented memory of a training step."""
     return 3 + 34e-9 * plan.architecture.features[0] * plan.batch_size * prod(plan.tile_shape)
 
 
 @pytest.fixture
-def make(dataset: Dataset, cases: list[Case]) -> Make:
+def make(dataset, cases):
     """Return a function that plans for a toy dataset. `data` contains changes of the dataset."""
     taken = take_fingerprint(dataset, cases)
     large = replace(taken, shapes=((160, 190, 160),) * 3, spacings_mm=((1.0, 1.0, 1.0),) * 3)
 
     def plan_of(
         *,
-        data: Any = None,
-        device: str = "cpu",
-        before: Any = None,
-        pyramid: Any = None,
-        **chosen: Any,
-    ) -> Plan:
+        data=None,
+        device="cpu",
+        before=None,
+        pyramid=None,
+        **chosen,
+    ):
         changed = replace(dataset, **(data or {}))
         channels = taken.channels[:1] * len(changed.channel_names)
         return make_plan(
@@ -59,9 +55,7 @@ def make(dataset: Dataset, cases: list[Case]) -> Make:
     ("value", "name", "warned"),
     [(255, "liver", True), (1, "liver", False), (255, "rgb_to_0_1", False)],
 )
-def test_mask_that_a_z_score_does_not_scale_is_named(
-    dataset: Dataset, cases: list[Case], caplog, value: int, name: str, warned: bool
-):
+def test_mask_that_a_z_score_does_not_scale_is_named(dataset, cases, caplog, value, name, warned):
     for case in cases:
         mask = np.where(case.image.array > 150, value, 0).astype(np.float32)
         case.image.array[:] = mask
@@ -72,7 +66,7 @@ def test_mask_that_a_z_score_does_not_scale_is_named(
     assert ("becomes -255 and 0" in caplog.text) == warned
 
 
-def test_regions_are_channels_of_mask_values(make: Make):
+def test_regions_are_channels_of_mask_values(make):
     labels = Labels((1, 9), ("whole", "core"), regions=((1, 4, 9), (4, 9)))
     plan = make(data={"labels": replace(labels, ignore=7)})
     assert plan.labels == labels
@@ -82,13 +76,13 @@ def test_regions_are_channels_of_mask_values(make: Make):
 
 
 @pytest.mark.parametrize(("device", "width", "depth"), [("cuda", 128, 4), ("cpu", 32, 1)])
-def test_detector_has_large_heads_only_on_a_gpu(make: Make, device: str, width: int, depth: int):
+def test_detector_has_large_heads_only_on_a_gpu(make, device, width, depth):
     anchors = make(device=device, architecture="retinanet").anchors
     assert anchors is not None
     assert (anchors.width, anchors.depth) == (width, depth)
 
 
-def test_overrides_are_used_and_stated(make: Make):
+def test_overrides_are_used_and_stated(make):
     plan = make(
         spacing_mm=[2, 1, 1],
         tile_shape=[32, 48, 48],
@@ -109,12 +103,12 @@ def test_overrides_are_used_and_stated(make: Make):
     ("key", "value"),
     [("tile_shape", [64, 64]), ("spacing_mm", [1.0, 1.0]), ("tile_shape", [63, 63, 63])],
 )
-def test_override_with_a_wrong_shape_is_refused(make: Make, key: str, value: list[float]):
+def test_override_with_a_wrong_shape_is_refused(make, key, value):
     with pytest.raises(ConfigError, match=rf"model\.{key}"):
         make(**{key: value})
 
 
-def test_plan_follows_the_plan_of_the_initial_weights(make: Make):
+def test_plan_follows_the_plan_of_the_initial_weights(make):
     before = make(spacing_mm=(2.0, 1.0, 1.0), tile_shape=(32, 64, 64))
     after = make(device="cuda", before=before)
     for name in ("spacing_mm", "normalisation", "tile_shape", "architecture"):
@@ -131,7 +125,7 @@ def test_plan_follows_the_plan_of_the_initial_weights(make: Make):
     assert detector.anchors is not None
 
 
-def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make: Make):
+def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make):
     tile = (128, 128, 128)
     ours = make(layout=None, tile_shape=tile).architecture
     theirs = make(layout="nnunet", tile_shape=tile).architecture
@@ -139,7 +133,7 @@ def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make: Make)
     assert replace(theirs, layout="lesionseg", n_supervised=3) == ours
 
 
-def pyramid_of(stride: int) -> Architecture:
+def pyramid_of(stride):
     """Return the stages of a network that halves all axes until the stride is reached."""
     n = stride.bit_length()
     strides = ((1, 1, 1),) + ((2, 2, 2),) * (n - 1)
@@ -156,7 +150,7 @@ def pyramid_of(stride: int) -> Architecture:
         (32, (1.1, 1.0, 1.1), (32, 64, 32)),
     ],
 )
-def test_tile_fits_the_stride_of_a_given_backbone(make: Make, stride: int, spacing_mm, tile):
+def test_tile_fits_the_stride_of_a_given_backbone(make, stride, spacing_mm, tile):
     plan = make(pyramid=pyramid_of(stride), spacing_mm=spacing_mm)
     assert plan.tile_shape == tile
     assert plan.reasons["tile_shape"].startswith(" × ".join(map(str, tile)))
@@ -167,7 +161,7 @@ def test_tile_fits_the_stride_of_a_given_backbone(make: Make, stride: int, spaci
     ("key", "same", "other"), [("base_features", 32, 8), ("layout", "nnunet", "lesionseg")]
 )
 def test_another_width_or_layout_than_that_of_given_stages_is_refused(
-    make: Make, network: dict[str, str], key: str, same: Any, other: Any
+    make, network, key, same, other
 ):
     given = replace(pyramid_of(16), network=network)
     assert make(pyramid=given, **{key: same}).architecture == given
@@ -176,14 +170,14 @@ def test_another_width_or_layout_than_that_of_given_stages_is_refused(
         make(pyramid=given, **{key: other})
 
 
-def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make: Make):
+def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make):
     with pytest.raises(ConfigError, match="at least one must be longer"):
         make(pyramid=pyramid_of(32), tile_shape=(32, 32, 32))
     plan = make(pyramid=pyramid_of(32), tile_shape=(32, 32, 64))
     assert plan.tile_shape == (32, 32, 64)
 
 
-def test_bundle_may_call_pictures_in_colour_xray(make: Make, dataset: Dataset, cases: list[Case]):
+def test_bundle_may_call_pictures_in_colour_xray(make, dataset, cases):
     before = make().with_(modality="xray")  # as in bundles of 1.0.0
     colour = replace(take_fingerprint(dataset, cases), modality="colour")
     check_compatible(before, ModelConfig.of(architecture="unet"), colour, dataset)
@@ -191,7 +185,7 @@ def test_bundle_may_call_pictures_in_colour_xray(make: Make, dataset: Dataset, c
 
 @pytest.mark.parametrize(("before_mm", "here_mm"), [(0.14, 1.0), (1.0, 0.14)])
 def test_bundle_of_known_pixel_sizes_does_not_fit_images_of_unknown_ones(
-    make: Make, dataset: Dataset, cases: list[Case], before_mm: float, here_mm: float
+    make, dataset, cases, before_mm, here_mm
 ):
     before = make().with_(dims=2, modality="xray", raster_mm=before_mm)
     found = replace(take_fingerprint(dataset, cases), dims=2, modality="xray")
@@ -201,9 +195,7 @@ def test_bundle_of_known_pixel_sizes_does_not_fit_images_of_unknown_ones(
         check_compatible(before, model, replace(found, spacings_mm=((here_mm,) * 2,)), dataset)
 
 
-def test_own_network_needs_the_same_channels_in_the_same_order(
-    make: Make, dataset: Dataset, cases: list[Case]
-):
+def test_own_network_needs_the_same_channels_in_the_same_order(make, dataset, cases):
     spec = {"_target_": "package.Backbone"}
     model = ModelConfig.of(architecture="retinanet", backbone=spec)
     plan = make()
@@ -216,7 +208,7 @@ def test_own_network_needs_the_same_channels_in_the_same_order(
 
 
 @pytest.mark.parametrize(("tile", "batch"), [((32, 32, 32), 16), ((40, 40, 40), 4)])
-def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make: Make, tile, batch: int):
+def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make, tile, batch):
     before = make(tile_shape=tile, batch_size=16)
     assert make(before=before).batch_size == batch
 
@@ -233,9 +225,7 @@ def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make: Make, til
         ({}, {"tile_shape": (20, 20, 20)}, "multiples of"),
     ],
 )
-def test_a_bundle_that_does_not_fit_is_refused(
-    make: Make, change: dict, overrides: dict, message: str
-):
+def test_a_bundle_that_does_not_fit_is_refused(make, change, overrides, message):
     before = make().with_(**change)
     with pytest.raises(ConfigError, match=message):
         make(before=before, **overrides)
@@ -252,9 +242,7 @@ def test_a_bundle_that_does_not_fit_is_refused(
         (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), "differ"),
     ],
 )
-def test_channels_match_by_name_otherwise_by_position(
-    make: Make, caplog, before, here, sources, warned: str
-):
+def test_channels_match_by_name_otherwise_by_position(make, caplog, before, here, sources, warned):
     own = make(data={"channel_names": here})
     scales = tuple(replace(own.normalisation[0], mean=9.0 + i) for i in range(len(before)))
     plan = make(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from lesionseg.config import ModelConfig, settings_of
-from lesionseg.core import Case, Dataset
 from lesionseg.plan import make_plan
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from tests.plan.conftest import take_fingerprint
@@ -24,13 +23,13 @@ from tests.plan.conftest import take_fingerprint
         (ReferenceKinds(3, 9, n_outlines=40, n_box_outlines=40), "unet", "masks"),
     ],
 )
-def test_boxes_and_outlines_of_boxes_need_a_detector(kinds: ReferenceKinds, model: str, words: str):
+def test_boxes_and_outlines_of_boxes_need_a_detector(kinds, model, words):
     found = choose_model(kinds)
     assert found.value == model
     assert words in found.reason
 
 
-def test_a_plan_states_the_model_and_the_reason(dataset: Dataset, cases: list[Case]):
+def test_a_plan_states_the_model_and_the_reason(dataset, cases):
     taken = take_fingerprint(dataset, cases)
     plan = make_plan(taken, dataset, memory_gb=24, device="cpu")
     assert plan.architecture.name == "unet"

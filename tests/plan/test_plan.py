@@ -11,7 +11,7 @@ from lesionseg.plan.plan import AnchorPlan, FocalCorrection, Plan
 ANCHORS = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0, 3.0),),))
 
 
-def test_json_round_trip_keeps_the_plan(plan: Plan) -> None:
+def test_json_round_trip_keeps_the_plan(plan):
     full = plan.with_(
         link=FocalCorrection((0.25, 0.5), 2.0),
         reasons={"spacing": "as measured"},
@@ -31,9 +31,7 @@ def test_json_round_trip_keeps_the_plan(plan: Plan) -> None:
         ("mine", ANCHORS, "detection", (False, True)),  # a user's own detector
     ],
 )
-def test_heads_follow_from_name_anchors_and_candidate_source(
-    plan: Plan, name, anchors, source, heads
-) -> None:
+def test_heads_follow_from_name_anchors_and_candidate_source(plan, name, anchors, source, heads):
     named = plan.with_(
         architecture=replace(plan.architecture, name=name),
         anchors=anchors,
@@ -60,9 +58,7 @@ def test_heads_follow_from_name_anchors_and_candidate_source(
         ("channel_names", "T1", "channel_names is T1"),
     ],
 )
-def test_a_value_out_of_range_is_named_by_its_key(
-    plan: Plan, key: str, value: object, expected: str
-) -> None:
+def test_a_value_out_of_range_is_named_by_its_key(plan, key, value, expected):
     raw = inner = json.loads(plan.to_json())
     *folders, name = key.split(".")
     for folder in folders:
@@ -72,7 +68,7 @@ def test_a_value_out_of_range_is_named_by_its_key(
         Plan.from_json(json.dumps(raw), "a/plan.json")
 
 
-def test_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
+def test_plan_of_an_old_bundle_is_read_and_keeps_its_keys():
     file = Path(__file__).with_name("plan_schema_1.json")
     text = file.read_text("utf-8")
     plan = Plan.from_json(text, file)
@@ -92,7 +88,7 @@ def test_plan_of_an_old_bundle_is_read_and_keeps_its_keys() -> None:
     assert set(before) - kept == {"compressed"}
 
 
-def test_differences_name_only_decisions_that_prevent_an_ensemble(plan: Plan) -> None:
+def test_differences_name_only_decisions_that_prevent_an_ensemble(plan):
     renamed = replace(plan.labels, names=("another name",))
     own = plan.with_(batch_size=plan.batch_size + 1, may_lack=True, reasons={}, labels=renamed)
     assert plan.differences(own) == []
@@ -102,6 +98,6 @@ def test_differences_name_only_decisions_that_prevent_an_ensemble(plan: Plan) ->
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{}", "[]", "null", "", "{", '{"a": NaN}'])
-def test_invalid_plan_is_refused(text: str) -> None:
+def test_invalid_plan_is_refused(text):
     with pytest.raises(BundleError, match=r"plan\.json"):
         Plan.from_json(text)

@@ -1,6 +1,5 @@
 """Each rule is compared with values that were computed by hand."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -60,7 +59,7 @@ def test_few_small_lesions_do_not_determine_the_resolution_of_films(diameters, d
     assert found.value == (expected,) * dims
 
 
-def make_channel(is_ct: bool, lesion: Spread | None, name: str = "c") -> ChannelStatistics:
+def make_channel(is_ct, lesion, name="c"):
     return ChannelStatistics(name, is_ct, Spread(-400, 300, -930, 700), lesion, 1.0)
 
 
@@ -113,7 +112,7 @@ def test_kind_of_image_decides_unless_the_channel_has_the_name_of_an_nnunet_norm
 @pytest.mark.parametrize(
     ("fraction", "expected"), [(0.0, 1e-6), (1e-9, 1e-6), (3e-4, 3e-4), (0.5, 0.2)]
 )
-def test_the_prior_is_the_lesion_fraction_within_bounds(fraction: float, expected: float):
+def test_the_prior_is_the_lesion_fraction_within_bounds(fraction, expected):
     assert rules.prior(fraction).value == expected
 
 
@@ -124,7 +123,7 @@ def test_the_prior_is_the_lesion_fraction_within_bounds(fraction: float, expecte
         *(([16] * 9, 2), ([45] * 9, 4), ([999], 10)),
     ],
 )
-def test_the_smallest_candidate_is_a_tenth_of_the_smallest_lesion(voxels: list[int], least: int):
+def test_the_smallest_candidate_is_a_tenth_of_the_smallest_lesion(voxels, least):
     assert rules.candidate_rule(voxels, 1e-3).value.min_voxels == least
 
 
@@ -282,7 +281,7 @@ def test_budget_of_a_gpu_needs_the_memory_of_a_step():
         (3, 1.0, "voxels", "mm"),
     ],
 )
-def test_reasons_name_the_elements_of_an_image(dims: int, mm: float, element: str, unit: str):
+def test_reasons_name_the_elements_of_an_image(dims, mm, element, unit):
     spacings_mm = [(mm,) * dims]
     small = rules.spacing(spacings_mm, [2.0] * 20, "cuda").reason
     assert small.endswith(f"(under 2.0 {unit}) are still less than 3 {element} across")
@@ -294,7 +293,7 @@ def test_reasons_name_the_elements_of_an_image(dims: int, mm: float, element: st
 
 
 @pytest.mark.parametrize(("dims", "whole"), [(2, "image"), (3, "volume")])
-def test_reasons_call_a_case_of_two_axes_an_image(dims: int, whole: str):
+def test_reasons_call_a_case_of_two_axes_an_image(dims, whole):
     prior = rules.prior(0.01, dims).reason
     assert prior.startswith("lesions fill 1.00e-02 of the ")
     assert prior.removesuffix("s").endswith(whole)
@@ -331,10 +330,10 @@ def test_step_in_2d_on_a_large_gpu_is_limited_by_memory_only():
         (0.5, (64, 56, 56)),  # 0.401 of 0.45 GB; 64 × 64 × 56 would take 0.459 GB
     ],
 )
-def test_rounded_tile_fits_into_the_memory_of_a_gpu(memory_gb: float, tile: tuple[int, ...]):
+def test_rounded_tile_fits_into_the_memory_of_a_gpu(memory_gb, tile):
     """A volume of 60³ voxels takes 0.432 GB. Its sides are rounded to multiples of 8."""
 
-    def thousand_bytes(_: Architecture, tile: Sequence[int], batch: int) -> float:
+    def thousand_bytes(_, tile, batch):
         return batch * prod(tile) * 1e-6
 
     allowed = budget("cuda", memory_gb, thousand_bytes).value

@@ -1,33 +1,32 @@
 """Roles keep groups together, have lesions on both sides, and are reproducible."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lesionseg.core import CaseFiles, Dataset, Role
+from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, ReadError
+from lesionseg.io.text import write_json
 from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
 
 
-def build(dataset: Dataset, groups: Mapping[str, str], **own: Mapping[str, object]) -> Dataset:
+def build(dataset, groups, **own):
     """Return a dataset of the given cases (id → group). `role` and `fold` are given by case."""
     cases = []
     for case, group in groups.items():
-        stated: Any = {name: values.get(case) for name, values in own.items()}
+        stated = {name: values.get(case) for name, values in own.items()}
         cases.append(CaseFiles(case, (Path(case),), group=group, **stated))
     return replace(dataset, cases=tuple(cases))
 
 
-def number_cases(n: int, together: int = 1) -> dict[str, str]:
+def number_cases(n, together=1):
     """Return n cases, and the group of each."""
     return {f"c{i:02d}": f"g{i // together}" for i in range(n)}
 
 
-def cases_of_role(splits: Splits, role: Role) -> set[str]:
+def cases_of_role(splits, role):
     return {case for case, r in splits.roles.items() if r == role}
 
 
@@ -35,7 +34,7 @@ TEN = {f"c{i}": f"g{i}" for i in range(10)}
 ONES = dict.fromkeys(TEN, 1)
 
 
-def test_a_fifth_of_the_groups_is_drawn_only_by_the_seed(dataset: Dataset):
+def test_a_fifth_of_the_groups_is_drawn_only_by_the_seed(dataset):
     groups = number_cases(30, together=3)
     drawn = set()
     counts = {case: i for i, case in enumerate(groups)}
@@ -52,7 +51,7 @@ def test_a_fifth_of_the_groups_is_drawn_only_by_the_seed(dataset: Dataset):
     assert len(drawn) > 1
 
 
-def test_validation_draws_from_few_to_many_lesions(dataset: Dataset):
+def test_validation_draws_from_few_to_many_lesions(dataset):
     cases = number_cases(40)
     counts = {case: 0 if i < 10 else i for i, case in enumerate(cases)}
     for seed in range(5):
@@ -63,7 +62,7 @@ def test_validation_draws_from_few_to_many_lesions(dataset: Dataset):
         assert held[-1] >= 35
 
 
-def test_both_sides_get_lesions_and_a_single_group_with_lesions_trains(dataset: Dataset):
+def test_both_sides_get_lesions_and_a_single_group_with_lesions_trains(dataset):
     two = {case: 2 if case in ("c0", "c1") else 0 for case in TEN}
     one = {case: 5 if case == "c9" else 0 for case in TEN}
     for seed in range(20):
@@ -89,16 +88,14 @@ STATED = {"role": {"c4": "validation"}}
         (STATED, {"validation_fraction": 0}, set()),
     ],
 )
-def test_stated_roles_and_folds_of_the_dataset_are_followed(
-    dataset: Dataset, caplog, own, asked, held
-):
+def test_stated_roles_and_folds_of_the_dataset_are_followed(dataset, caplog, own, asked, held):
     splits = make_splits(build(dataset, TEN, **own), ONES, **asked)
     assert cases_of_role(splits, "validation") == held
     assert cases_of_role(splits, "train") == set(TEN) - held
     assert ("the dataset's validation cases" in caplog.text) == (own is STATED and bool(asked))
 
 
-def test_test_cases_and_unlabelled_ones_are_never_drawn(dataset: Dataset):
+def test_test_cases_and_unlabelled_ones_are_never_drawn(dataset):
     built = build(dataset, TEN, role={"c0": "test", "c1": "external", "c2": "validation"})
     labelled = {case: 1 for case in TEN if case not in ("c0", "c3")}
     for k in range(5):
@@ -110,16 +107,14 @@ def test_test_cases_and_unlabelled_ones_are_never_drawn(dataset: Dataset):
         assert "c3" not in splits.roles
 
 
-def test_group_in_training_and_validation_is_named(
-    dataset: Dataset, caplog: pytest.LogCaptureFixture
-):
+def test_group_in_training_and_validation_is_named(dataset, caplog):
     splits = make_splits(build(dataset, dict.fromkeys(TEN, "Ann")), ONES)  # drawn by case
     assert len(cases_of_role(splits, "validation")) == 2
     assert not splits.group_safe
     assert "Patient Ann is in both training and validation" in caplog.text
 
 
-def test_split_is_unsafe_if_a_patient_is_in_training_and_test(dataset: Dataset):
+def test_split_is_unsafe_if_a_patient_is_in_training_and_test(dataset):
     groups = {"a": "p", "b": "p", "c": "q", "d": "r"}
     for role_of_b, is_safe in (("train", False), ("validation", True)):
         role = {"a": "test", "b": role_of_b, "c": "train", "d": "validation"}
@@ -127,9 +122,7 @@ def test_split_is_unsafe_if_a_patient_is_in_training_and_test(dataset: Dataset):
         assert splits.group_safe == is_safe
 
 
-def test_all_patients_with_two_stated_roles_are_named(
-    dataset: Dataset, caplog: pytest.LogCaptureFixture
-):
+def test_all_patients_with_two_stated_roles_are_named(dataset, caplog):
     groups = {"a1": "Ann", "a2": "Ann", "b1": "Bob", "b2": "Bob", "c1": "Cat", "c2": "Cat"}
     role = {
         "a1": "train",
@@ -146,19 +139,19 @@ def test_all_patients_with_two_stated_roles_are_named(
     assert "Patient Cat is in both validation and external." in caplog.text
 
 
-def test_one_case_trains_and_two_cases_give_one_to_each_side(dataset: Dataset):
+def test_one_case_trains_and_two_cases_give_one_to_each_side(dataset):
     splits = make_splits(build(dataset, {"a": "p"}), {"a": 4})
     assert splits.roles == {"a": "train"}
     splits = make_splits(build(dataset, {"a": "p", "b": "q"}), {"a": 1, "b": 1})
     assert sorted(splits.roles.values()) == ["train", "validation"]
 
 
-def write(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
+def write(path, content):
+    write_json(path, content)
     return path
 
 
-def test_split_files_of_both_kinds_are_followed(dataset: Dataset, tmp_path: Path):
+def test_split_files_of_both_kinds_are_followed(dataset, tmp_path):
     data = build(dataset, TEN)
     sides = [{"c1", "c7"}, {"c2"}]
     folds = [{"train": sorted(set(TEN) - held), "val": sorted(held)} for held in sides]
@@ -188,15 +181,13 @@ def test_split_files_of_both_kinds_are_followed(dataset: Dataset, tmp_path: Path
         ({"val": []}, "train"),
     ],
 )
-def test_split_file_that_does_not_fit_is_refused(
-    dataset: Dataset, tmp_path: Path, fold: dict, words: str
-):
+def test_split_file_that_does_not_fit_is_refused(dataset, tmp_path, fold, words):
     path = write(tmp_path / "given.json", [fold])
     with pytest.raises(DatasetError, match=rf"given\.json.*{words}"):
         make_splits(build(dataset, TEN, role={"c0": "test"}), ONES, given=path)
 
 
-def test_cases_that_a_split_file_leaves_out_get_no_role(dataset: Dataset, tmp_path: Path):
+def test_cases_that_a_split_file_leaves_out_get_no_role(dataset, tmp_path):
     path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1", "c2"], "val": ["c4"]}])
     expected = {"c0": "train", "c1": "train", "c2": "train", "c4": "validation"}
     with_split_file = replace(build(dataset, TEN), split_file=path)
@@ -216,9 +207,7 @@ def test_cases_that_a_split_file_leaves_out_get_no_role(dataset: Dataset, tmp_pa
     }
 
 
-def test_without_validation_only_cases_of_the_split_file_train(
-    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_without_validation_only_cases_of_the_split_file_train(dataset, tmp_path, caplog):
     path = write(tmp_path / "splits_final.json", [{"train": ["c0", "c1"], "val": ["c4"]}])
     data = replace(build(dataset, TEN), split_file=path)
     splits = make_splits(data, ONES, validation_fraction=0)
@@ -228,7 +217,7 @@ def test_without_validation_only_cases_of_the_split_file_train(
         make_splits(data, ONES, validation_fraction=0, fold=0)
 
 
-def test_invalid_split_file_is_not_replaced_by_a_draw(dataset: Dataset, tmp_path: Path):
+def test_invalid_split_file_is_not_replaced_by_a_draw(dataset, tmp_path):
     val = {"train": ["c0", "c1"], "val": ["c4"]}
     path = write(tmp_path / "splits_final.json", [val, {**val, "train": ["c2"]}])
     data = replace(build(dataset, TEN), split_file=path)
@@ -241,13 +230,13 @@ def test_invalid_split_file_is_not_replaced_by_a_draw(dataset: Dataset, tmp_path
         make_splits(data, ONES)
 
 
-def test_an_unlabelled_case_in_a_split_file_is_named_as_such(dataset: Dataset, tmp_path: Path):
+def test_an_unlabelled_case_in_a_split_file_is_named_as_such(dataset, tmp_path):
     path = write(tmp_path / "s.json", {"train": ["c0"], "val": ["c1"]})
     with pytest.raises(DatasetError, match="names 1 case without a reference: c1"):
         make_splits(build(dataset, TEN), {"c0": 1}, given=path)
 
 
-def test_a_split_that_divides_a_patient_is_an_error(dataset: Dataset, tmp_path: Path):
+def test_a_split_that_divides_a_patient_is_an_error(dataset, tmp_path):
     groups = {"a1": "a", "a2": "a", "b1": "b", "c1": "c"}
     data = build(dataset, groups)
     ones = dict.fromkeys(groups, 1)
@@ -267,7 +256,7 @@ def test_a_split_that_divides_a_patient_is_an_error(dataset: Dataset, tmp_path: 
         make_splits(folds, ones)
 
 
-def test_json_round_trip_keeps_the_splits_and_wrong_json_is_refused(dataset: Dataset):
+def test_json_round_trip_keeps_the_splits_and_wrong_json_is_refused(dataset):
     splits = make_splits(build(dataset, TEN), ONES)
     assert Splits.from_json(splits.to_json()) == splits
     for text in ("[]", "{}", "x", '{"roles": {"a": "umpire"}, "group_safe": true}'):
@@ -275,7 +264,7 @@ def test_json_round_trip_keeps_the_splits_and_wrong_json_is_refused(dataset: Dat
             Splits.from_json(text)
 
 
-def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
+def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset):
     groups = number_cases(30, together=2)
     built = build(dataset, groups)
     counts = {c: int(c[1:]) % 7 for c in groups}
@@ -289,7 +278,7 @@ def test_folds_are_disjoint_cover_everything_and_cut_no_group(dataset: Dataset):
         assert not {groups[c] for c in cases} & {groups[c] for c in groups if c not in cases}
 
 
-def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
+def test_folds_are_balanced_by_number_and_by_size(dataset):
     cases = number_cases(40)
     counts = {c: 0 if i < 10 else 1 + i // 20 for i, c in enumerate(cases)}
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
@@ -304,7 +293,7 @@ def test_folds_are_balanced_by_number_and_by_size(dataset: Dataset):
         assert abs(typical - 4.5) < 1.5
 
 
-def test_fold_numbers_come_from_settings_dataset_or_split_file(dataset: Dataset, tmp_path: Path):
+def test_fold_numbers_come_from_settings_dataset_or_split_file(dataset, tmp_path):
     data = build(dataset, TEN)
     few = build(dataset, dict(list(TEN.items())[:2]))
     own = build(dataset, TEN, fold={case: 3 + i % 2 for i, case in enumerate(TEN)})

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 from dataclasses import replace
 
@@ -17,6 +16,7 @@ from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ReadError
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import write_json
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.films import (
     LARGEST_SIDE,
@@ -82,7 +82,7 @@ def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass
         write_prediction(root / "found", prediction)
     categories = [{"id": k, "name": name} for k, name in enumerate(names, 1)]
     document = {"images": images, "annotations": annotations, "categories": categories}
-    (root / "annotations.json").write_text(json.dumps(document))
+    write_json(root / "annotations.json", document)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_large_films_become_small_pictures(tmp_path):
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 300, 400]}],
         "categories": [{"id": 1, "name": "nodule"}],
     }
-    (tmp_path / "annotations.json").write_text(json.dumps(document))
+    write_json(tmp_path / "annotations.json", document)
     grid = Geometry.from_spacing(pixels.shape, (1.0, 1.0))
     point = OperatingPoint("score:0.5", 0.5)
     write_prediction(tmp_path / "found", Prediction("a", grid, (), None, operating_point=point))

@@ -1,19 +1,16 @@
 """The page states dataset, date, model and training from scores.json and from the run."""
 
-import json
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import write_prediction
-from lesionseg.io.text import write_json
+from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.run_dir import training_counts
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.rendering import say, say_lines
@@ -72,7 +69,7 @@ def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
 def evaluate(root, prediction):
     places = [f"reference={root / 'masks'}", f"prediction={prediction}"]
     assert run("evaluate", [*places, f"output={root / 'scores'}"]) == 0
-    return json.loads((root / "scores" / "scores.json").read_text())
+    return read_json(root / "scores" / "scores.json")
 
 
 def write_case(root, folder):
@@ -104,7 +101,7 @@ def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
     write_case(tmp_path, tmp_path / "found")
     evaluate(tmp_path, tmp_path / "found")
     shutil.copytree(tmp_path / "scores", trained_run / "test")
-    scores = json.loads((trained_run / "test" / "scores.json").read_text())
+    scores = read_json(trained_run / "test" / "scores.json")
     write_json(
         trained_run / "test" / "scores.json",
         {**scores, "evaluated_on": "test", "provenance": scores["provenance"] | TRAINED},
@@ -127,28 +124,6 @@ def test_a_case_without_a_stated_patient_counts_as_one_patient():
     assert training_counts(scans) == {"training_patients": 1, "training_scans": 2}
     alone = [CaseFiles("a", (), group="a"), CaseFiles("b", ())]
     assert training_counts(alone) == {"training_patients": 2, "training_scans": 2}
-
-
-@pytest.mark.parametrize(
-    ("group_of", "scans_in_log", "scans_in_report"),
-    [
-        ("", "4 cases, each counted as one patient.", "4 scans, each counted as one patient"),
-        (r"^\w", "4 cases of 1 patient.", "1 patient (4 scans)"),
-    ],
-)
-def test_train_and_the_report_state_the_same_number_of_patients(
-    tmp_path, caplog, group_of, scans_in_log, scans_in_report
-):
-    for case in ("a1", "a2", "a3", "a4"):
-        write_array(tmp_path / "imagesTr" / f"{case}_0000.nii", np.zeros((4, 4, 4), np.float32))
-        write_array(tmp_path / "labelsTr" / f"{case}.nii", np.ones((4, 4, 4), np.uint8))
-    facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
-    write_json(tmp_path / "dataset.json", facts)
-    with caplog.at_level("INFO"):
-        dataset = read_dataset(tmp_path, group=group_of or None)
-    assert scans_in_log in caplog.text
-    counts = training_counts(dataset.cases)
-    assert say("training", identity=Provenance(**counts)) == f"trained on {scans_in_report}"
 
 
 def test_page_states_why_a_model_was_chosen():

@@ -10,16 +10,14 @@ from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
 from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_chart
-from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass, read_evaluation
-from lesionseg.reporting.rendering import per_scan, say, say_lines, share_words
+from lesionseg.reporting.evaluation_tables import SizeClass, read_evaluation
+from lesionseg.reporting.rendering import share_words
 from lesionseg.reporting.words import (
     Basis,
     basis,
     explain_excess,
     false_positive_words,
     headline,
-    limit_words,
-    limitations,
     measures,
     read_questions,
     size_class_words,
@@ -30,13 +28,12 @@ from lesionseg.reporting.words import (
     tiles,
     why_missed,
 )
-from lesionseg.reporting.write import about_lines, page_title
+from lesionseg.reporting.write import about_lines
 from tests.evaluation.hand_cases import (
     CASES,
     evaluate_case,
     make_prediction,
     make_reference,
-    prediction_of,
     replace,
 )
 from tests.evaluation.hand_cases import result as hand_result
@@ -102,20 +99,6 @@ def test_limit_that_was_chosen_on_these_scans_has_a_tag(tmp_path):
         assert ("Limit" in dict(tags(tables))) == (chosen_on == "test")
 
 
-def test_sentences_on_markings_follow_the_match_rule(tmp_path):
-    for preset, words in (
-        ("lesionseg", "several markings may"),
-        ("iou50", "at most one lesion"),
-        ("brats", "at most one lesion"),
-    ):
-        tables = tables_of_hand_case("perfect", tmp_path / preset, preset)
-        precision = next(one for one in measures(tables)[0] if one.name == "precision")
-        assert words in precision.meaning
-        assert ("too little of it" in say("false_positive_rule", scores=tables.scores)) == (
-            preset == "lesionseg"
-        )
-
-
 def test_scans_of_which_none_has_a_result_have_no_rate(tmp_path):
     reference = make_reference(CASES["missed"])
     failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
@@ -165,33 +148,6 @@ def test_false_positive_states_its_share_of_lesion(tmp_path):
 )
 def test_small_share_is_stated_as_counts(hits, n, words):
     assert share_words(hits, n) == words
-
-
-def test_one_is_singular_in_all_words(tmp_path):
-    one = hand_result("a", [0.9], [0.8])
-    tables = tables_of([one], tmp_path)
-    assert per_scan(1.0) == "1 false positive per scan"
-    assert headline(tables) == "Finds the only lesion, with 1 false positive per scan."
-    texts = [f"{tile.value} {tile.words}" for tile in tiles(tables)]
-    assert "1 of 1 lesion found (100 %)" in texts
-    assert "1 false positive per scan (1 on 1 scan)" in texts
-    assert "1 scan with lesions, none without: a very small test" in texts
-    assert limit_words(tables).endswith("1 false positive per scan expected")
-    precision = next(m for m in measures(tables)[0] if m.name == "precision")
-    assert precision.meaning.startswith("1 of 2 markings are in lesions.")
-
-
-@pytest.mark.parametrize(
-    ("n_lesions", "words"),
-    [
-        (3, "set for 1 false positive per scan on new scans, the default"),
-        (30, "set for 3 false positives per scan on new scans, the default of one per ten lesions"),
-    ],
-)
-def test_default_setting_is_explained_in_one_sentence(tmp_path, n_lesions, words):
-    results = [hand_result(case, [0.9] * n_lesions, [0.5] * 5) for case in "abcd"]
-    tables = tables_of(results, tmp_path, point=choose(result_tables(results)))
-    assert words in limit_words(tables)
 
 
 @pytest.mark.parametrize(
@@ -287,20 +243,6 @@ def test_rate_far_above_the_requested_one_is_explained(n_false, point, words, tm
     assert (("False positives", words) in tags(tables)) == bool(words)
 
 
-def test_precision_states_its_counts(tmp_path):
-    # 3 markings find 8 lesions, and 32 markings are false
-    base = hand_result("a", [0.9] * 8, [0.8] * 32)
-    true = [c for c in base.candidates if c.outcome == "true_positive"][:3]
-    false = [c for c in base.candidates if c.outcome == "false_positive"]
-    candidates = [replace(c, candidate=n) for n, c in enumerate((*true, *false), 1)]
-    tables = tables_of([replace(base, candidates=tuple(candidates))], tmp_path)
-    rows = {m.name: m for m in measures(tables)[0]}
-    assert rows["precision"].value == "0.0857"
-    assert rows["precision"].meaning.startswith("3 of 35 markings are in lesions.")
-    assert rows["lesions found"].value == "8"
-    assert tables.scores.count("n_true_positive") == 8
-
-
 def test_every_measure_is_explained_and_a_shared_reason_is_stated_once(tmp_path):
     tables = tables_of([hand_result(c, [0.9, None], [0.8]) for c in "ab"], tmp_path)
     rows, note = measures(tables)
@@ -368,45 +310,7 @@ def test_froc_axis_extends_to_a_higher_rate(tmp_path):
     assert size_chart(tables).title == "Lesions found, by size"
 
 
-def test_one_missing_prediction_is_stated_in_the_singular(tmp_path):
-    failed = hand_result("b", [None], status="missing")
-    tables = tables_of([hand_result("a", [0.9]), failed], tmp_path)
-    assert limitations(tables, {}).startswith("A lesion counts as found if markings cover at least")
-    assert limitations(tables, {}).endswith("1 scan has no result: its lesions count as missed.")
-
-
 # --- identity ---
-
-
-def test_identity_names_unknown_parts():
-    line = "dataset unknown · evaluated unknown · model unknown · number of training patients "
-    assert say("identity_line", identity=Provenance()) == f"{line}unknown"
-    known = Provenance(
-        dataset="MS",
-        date="2026-01-31",
-        model="unet",
-        bundle="0123",
-        training_patients=12,
-        training_scans=20,
-        lesionseg="1.0.0",
-        git_commit="abc",
-    )
-    assert say("identity_line", identity=known) == (
-        "dataset MS · evaluated 2026-01-31 · model unet 0123 · trained on 12 patients (20 scans)"
-    )
-    assert "Made with: lesionseg 1.0.0, commit abc" in say_lines("identity_rows", identity=known)
-    assert say("training", identity=Provenance(training_patients=1)) == "trained on 1 patient"
-    assert say("training", identity=Provenance(training_scans=3)) == (
-        "trained on 3 scans, number of patients unknown"
-    )
-
-
-def test_title_names_dataset_role_and_day(tmp_path):
-    tables = tables_of([hand_result("a", [0.9])], tmp_path)
-    identity = Provenance(dataset="MS", date="2026-01-31")
-    title = "MS: lesions found and missed in test scans, 2026-01-31"
-    assert page_title(tables, {}, identity) == title
-    assert page_title(tables, {"title": "Ours"}, identity) == "Ours"
 
 
 def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
@@ -422,20 +326,6 @@ def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
     assert rows["Scans"] == (
         "1 scan (test scans, not used in training), none of them without a result"
     )
-
-
-def test_boxes_of_reference_and_prediction_have_words(tmp_path):
-    geometry = Geometry.from_spacing((20, 20), (1.0, 1.0))
-    marked = Reference(geometry, boxes=np.array([[0, 0, 2, 2]], np.float32), box_labels=(1,))
-    drawn = np.zeros((20, 20), np.int32)
-    drawn[0:10, 0:10] = 1
-    found = evaluate_case(
-        marked, prediction_of(drawn, (0.9,), geometry), PRESETS["lesionseg"], case="a",
-        operating_point=POINT,
-    )  # fmt: skip
-    tables = tables_of([found], tmp_path)
-    assert isinstance(tables, Evaluation)
-    assert missed_words(tables).endswith("4 % of the marking is lesion (10 % needed)")
 
 
 def film_tables(tmp_path, spacing_mm=(1.0, 1.0)):

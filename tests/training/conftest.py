@@ -9,7 +9,6 @@ import torch
 from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
-from lesionseg.plan.plan import Plan
 from lesionseg.training.fit import fit
 from tests.models.plans import plan_of
 
@@ -35,7 +34,7 @@ class Squares:
         return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
 
 
-def small_plan(batch_size: int = 2, n_supervised: int = 2) -> Plan:
+def small_plan(batch_size=2, n_supervised=2):
     table = {"blocks": 1, "n_supervised": n_supervised}
     return plan_of(
         strides=((1, 1), (2, 2)),

@@ -412,11 +412,6 @@ def test_optimiser_of_fp16_continues_in_another_precision(train, tmp_path):
     assert train(max_steps=4).steps == 4
 
 
-def test_gradients_can_be_clipped_by_value(train):
-    option = {"gradient_clip_algorithm": "value"}
-    assert train(max_steps=2, gradient_clip_val=0.1, lightning=option).steps == 2
-
-
 def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step):
     class CtrlC(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):

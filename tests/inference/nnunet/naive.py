@@ -8,14 +8,10 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tests.inference.nnunet.small_models import SmallModel
-
 Array = NDArray[np.floating]
 
 
-def predict(
-    model: SmallModel, image: Array, spacing: tuple[float, ...], *, mirrored: bool
-) -> Array:
+def predict(model, image, spacing, *, mirrored):
     """Return the probabilities `[K, z, y, x]` of an image `[C, z, y, x]` in its own axis order."""
     axes = [1 + a for a in model.transpose]
     image = image.transpose(0, *axes).astype(np.float64)
@@ -47,7 +43,7 @@ def predict(
     return out if model.regions_class_order else out[1:]
 
 
-def normalise(model: SmallModel, c: int, channel: Array, present: NDArray[np.bool_]) -> Array:
+def normalise(model, c, channel, present):
     """Normalise one channel by the model's scheme."""
     scheme = model.schemes[c]
     if scheme == "ZScoreNormalization":
@@ -62,12 +58,12 @@ def normalise(model: SmallModel, c: int, channel: Array, present: NDArray[np.boo
 
 
 def resize(
-    array: Array,
-    shape: tuple[int, ...],
-    before: tuple[float, ...],
-    after: tuple[float, ...],
-    options: dict[str, object],
-) -> Array:
+    array,
+    shape,
+    before,
+    after,
+    options,
+):
     """Resize one channel. Thick slices are resized one by one, then along their axis."""
     if tuple(shape) == array.shape:
         return array
@@ -86,14 +82,14 @@ def resize(
     return ndimage.map_coordinates(stack, grid, order=options.get("order_z", 0), mode="nearest")
 
 
-def zoom(array: Array, shape: tuple[int, ...], order: object) -> Array:
+def zoom(array, shape, order):
     """Zoom an array by splines of one order. The values stay within the array's range."""
     factors = np.divide(shape, array.shape)
     larger = ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
     return larger.clip(array.min(), array.max())
 
 
-def slide(model: SmallModel, image: Array, mirrored: bool) -> Array:
+def slide(model, image, mirrored):
     """Average the logits over overlapping tiles, mirrored views and folds."""
     flat = len(model.patch) == 2
     tile = (1, *model.patch) if flat else model.patch
@@ -130,7 +126,7 @@ def slide(model: SmallModel, image: Array, mirrored: bool) -> Array:
     return (total / weights)[(slice(None), *inside)]
 
 
-def tile_starts(n: int, tile: int) -> list[int]:
+def tile_starts(n, tile):
     """Return the starts of tiles that overlap by half."""
     count = ceil((n - tile) / (tile * 0.5)) + 1
     step = (n - tile) / (count - 1) if count > 1 else 0

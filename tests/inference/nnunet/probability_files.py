@@ -1,6 +1,5 @@
 """Folders in the form that nnUNetv2_predict --save_probabilities writes."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,14 @@ from lesionseg.io.volumes import write_volume
 Array = NDArray[Any]
 
 
-def softmax_of(*labels: Array) -> Array:
+def softmax_of(*labels):
     """Make probabilities `[1 + K, *spatial]` float32 with the background first."""
     foreground = np.stack(labels).astype(np.float64)
     background = 1 - foreground.sum(axis=0, keepdims=True)
     return np.concatenate([background, foreground]).astype(np.float32)
 
 
-def blobs(shape: tuple[int, ...], *places: tuple[tuple[int, ...], int, float]) -> Array:
+def blobs(shape, *places):
     """Draw cubes, each given by first voxel, side and probability. Other voxels have 0.001."""
     p = np.full(shape, 0.001)
     for first, side, value in places:
@@ -29,13 +28,13 @@ def blobs(shape: tuple[int, ...], *places: tuple[tuple[int, ...], int, float]) -
 
 
 def write_outputs(
-    folder: Path,
-    case: str,
-    probabilities: Array,
-    mask: Array,
-    geometry: Geometry | None = None,
-    suffix: str = ".nii.gz",
-) -> None:
+    folder,
+    case,
+    probabilities,
+    mask,
+    geometry=None,
+    suffix=".nii.gz",
+):
     """Write the archive and the mask of one case."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = geometry or Geometry.from_spacing(mask.shape, (1.0,) * mask.ndim)
@@ -43,7 +42,7 @@ def write_outputs(
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
 
 
-def write_labels(folder: Path, labels: dict[str, Any], **more: Any) -> None:
+def write_labels(folder, labels, **more):
     """Write the `dataset.json` that nnU-Net copies into an output folder."""
     facts = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", **more}
     write_json(folder / "dataset.json", facts)

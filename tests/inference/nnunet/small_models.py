@@ -1,14 +1,12 @@
 """Model folders in the form that nnUNetv2_train writes, with random weights."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from lesionseg.io.text import write_json
 from lesionseg.models.unet import UNet
 from lesionseg.plan.plan import Architecture
 from tests.models.nnunet_names import to_nnunet_weights
@@ -45,15 +43,15 @@ class SmallModel:
     more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def n_outputs(self) -> int:
+    def n_outputs(self):
         """The number of channels of the logits."""
         return len(self.regions_class_order) or len(self.labels)
 
-    def with_(self, **changes: Any) -> "SmallModel":
+    def with_(self, **changes):
         """Return a copy of the model with changed fields."""
         return replace(self, **changes)
 
-    def architecture(self) -> Architecture:
+    def architecture(self):
         """Make an architecture of three stages. The first halves only the last axis."""
         dims = len(self.patch)
         ones = (1,) * dims
@@ -68,7 +66,7 @@ class SmallModel:
             encoder_blocks=(1, 2, 2) if self.residual else (),
         )
 
-    def network(self, fold: int = 0) -> nn.Module:
+    def network(self, fold=0):
         """Make a network of random weights that predicts some lesions."""
         network = UNet(
             len(self.patch),
@@ -89,7 +87,7 @@ class SmallModel:
                     parameter.copy_(0.3 * noise)
         return network.eval()
 
-    def plans(self) -> dict[str, Any]:
+    def plans(self):
         """Make the content of `plans.json`."""
         name = "ResidualEncoderUNet" if self.residual else "PlainConvUNet"
         own = {
@@ -136,7 +134,7 @@ class SmallModel:
             "configurations": {"base": own, self.configuration: {"inherits_from": "base"}},
         }
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self):
         """Make the content of `dataset.json`."""
         names = {str(i): name for i, name in enumerate(self.channels)}
         facts = {"channel_names": names, "labels": dict(self.labels), "file_ending": ".nii.gz"}
@@ -144,12 +142,12 @@ class SmallModel:
             facts["regions_class_order"] = list(self.regions_class_order)
         return facts
 
-    def write(self, results: Path, **content: Any) -> Path:
+    def write(self, results, **content):
         """Write the model folder into `results`. `content` replaces keys of the checkpoints."""
         folder = results / "Dataset001_X" / f"nnUNetTrainer__nnUNetPlans__{self.configuration}"
         folder.mkdir(parents=True)
-        (folder / "plans.json").write_text(json.dumps(self.plans()))
-        (folder / "dataset.json").write_text(json.dumps(self.facts()))
+        write_json(folder / "plans.json", self.plans())
+        write_json(folder / "dataset.json", self.facts())
         for fold in range(self.n_folds):
             (folder / f"fold_{fold}").mkdir()
             checkpoint = {

@@ -5,18 +5,15 @@ This takes about half an hour on two cores. Later runs use the models again.
 `--log-cli-level=INFO` prints the differences of each case.
 """
 
-import json
 import logging
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Volume
@@ -26,6 +23,7 @@ from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.scans import find_scans
+from lesionseg.io.text import read_json
 from tests.commands import evaluate, predict
 
 pytestmark = pytest.mark.slow
@@ -53,18 +51,18 @@ class TrainedModel:
     folder: Path
     name: str
 
-    def place(self, key: str) -> Path:
+    def place(self, key):
         """Return the folder of the `model`, or the `images` of the test cases."""
-        facts = json.loads((self.folder / "predicted" / self.name / "facts.json").read_text())
+        facts = read_json(self.folder / "predicted" / self.name / "facts.json")
         return self.folder / str(facts[key])
 
-    def predictions(self, kind: str) -> Path:
+    def predictions(self, kind):
         """Return the folder of nnU-Net's predictions, `plain` or `mirrored`."""
         return self.folder / "predicted" / self.name / kind
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
+def folder():
     """Return the folder of the trained models. Missing models are trained first."""
     python = PEERS / "bin" / "python"
     if not python.exists():
@@ -82,7 +80,7 @@ def folder() -> Path:
     return place
 
 
-def read_all(path: Path) -> NDArray[np.float32]:
+def read_all(path):
     """Read the probabilities `[K, z, y, x]` of an archive."""
     file = ProbabilityFile.open(path)
     whole = np.empty(file.shape, dtype=np.float32)
@@ -91,7 +89,7 @@ def read_all(path: Path) -> NDArray[np.float32]:
     return whole
 
 
-def lesion_voxels(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
+def lesion_voxels(p, *, regions):
     """Return the voxels that nnU-Net gives a label, or for regions each region's voxels."""
     if regions:
         return p > 0.5
@@ -101,7 +99,7 @@ def lesion_voxels(p: NDArray[Any], *, regions: bool) -> NDArray[Any]:
 
 @pytest.mark.parametrize("kind", ["plain", "mirrored"])
 @pytest.mark.parametrize("name", MODELS)
-def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, kind: str) -> None:
+def test_probabilities_and_masks_are_those_of_nnunet(folder, name, kind):
     trained = TrainedModel(folder, name)
     settings = InferenceConfig.of(flips=kind == "mirrored", precision="fp32")
     predictor = Predictor(trained.place("model"), settings=settings, device="cpu")
@@ -130,7 +128,7 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder: Path, name: str, ki
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path, name: str) -> None:
+def test_probability_files_of_nnunet_are_evaluated(folder, tmp_path, name):
     trained = TrainedModel(folder, name)
     reference = trained.place("images").parent
     scores = evaluate(reference, trained.predictions("plain"), tmp_path / "scores").scores
@@ -140,7 +138,7 @@ def test_probability_files_of_nnunet_are_evaluated(folder: Path, tmp_path: Path,
     assert len(kept) == 2
 
 
-def test_threshold_is_chosen_on_nnunets_cross_validation(folder: Path, tmp_path: Path) -> None:
+def test_threshold_is_chosen_on_nnunets_cross_validation(folder, tmp_path):
     trained = TrainedModel(folder, "plain_3d_two_folds")
     scores = evaluate(
         trained.place("images").parent,
@@ -170,7 +168,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", ["plain_3d_two_folds", "thick_slices", "regions", "pictures"])
-def test_nnunets_commands_run_on_our_folders(folder: Path, tmp_path: Path, name: str) -> None:
+def test_nnunets_commands_run_on_our_folders(folder, tmp_path, name):
     trained = TrainedModel(folder, name)
     ours = tmp_path / "ours"
     predict(
@@ -194,7 +192,7 @@ def test_nnunets_commands_run_on_our_folders(folder: Path, tmp_path: Path, name:
         capture_output=True,
     )
     for kind in ("own", "both"):
-        summary = json.loads((merged / f"{kind}.json").read_text())
+        summary = read_json(merged / f"{kind}.json")
         assert summary["foreground_mean"]["Dice"] > 0
     # the ensemble of two predictions that agree equals each of them
     for file in trained.predictions("plain").glob("P0*.nii.gz"):

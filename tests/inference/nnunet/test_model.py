@@ -1,10 +1,8 @@
 """nnU-Net model folders as bundles: probabilities of a naive loop, and models that are refused."""
 
-import json
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -22,6 +20,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import read_volume
 from tests.inference.nnunet import naive
 from tests.inference.nnunet.small_models import SmallModel
@@ -94,7 +93,7 @@ MODELS = {
 }
 
 
-def make_scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
+def make_scan(model, shape=(11, 17, 14)):
     """Make a noisy block with a hole, surrounded by zeros."""
     rng = np.random.default_rng(3)
     image = np.zeros((len(model.channels), *shape), np.float32)
@@ -106,9 +105,7 @@ def make_scan(model: SmallModel, shape: tuple[int, ...] = (11, 17, 14)) -> Any:
 
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_probabilities_equal_those_of_a_naive_loop(
-    tmp_path: Path, name: str, mirrored: bool
-) -> None:
+def test_probabilities_equal_those_of_a_naive_loop(tmp_path, name, mirrored):
     model, spacing = MODELS[name]
     folder = model.write(tmp_path)
     image = make_scan(model)
@@ -123,8 +120,8 @@ def test_probabilities_equal_those_of_a_naive_loop(
 
 
 def test_reordered_file_gives_the_same_probabilities_with_a_reorienting_reader(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     model = PLAIN.with_(reader="NibabelIOWithReorient")
     predictor = Predictor(model.write(tmp_path), device="cpu")
     image = make_scan(model)
@@ -138,7 +135,7 @@ def test_reordered_file_gives_the_same_probabilities_with_a_reorienting_reader(
     np.testing.assert_array_equal(second, first[:, ::-1].transpose(0, 2, 3, 1))
 
 
-def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
+def test_pixel_size_of_a_picture_has_no_effect(tmp_path):
     model = PLAIN.with_(
         channels=("R", "G", "B"),
         schemes=("RGBTo01Normalization",) * 3,
@@ -163,9 +160,7 @@ def test_pixel_size_of_a_picture_has_no_effect(tmp_path: Path) -> None:
     ("flat_axis", "transpose"),
     [(0, (0, 1, 2)), (1, (1, 0, 2)), (2, (2, 0, 1))],
 )
-def test_model_of_nifti_pictures_uses_their_pixel_size(
-    tmp_path: Path, flat_axis: int, transpose: tuple[int, int, int]
-) -> None:
+def test_model_of_nifti_pictures_uses_their_pixel_size(tmp_path, flat_axis, transpose):
     """Users of nnU-Net store pictures as NIfTI with one slice of 999 mm, along any axis."""
     model = PLAIN.with_(
         configuration="2d",
@@ -188,12 +183,12 @@ def test_model_of_nifti_pictures_uses_their_pixel_size(
     assert np.abs(found - expected.squeeze(1 + flat_axis)).max() < 2e-3
 
 
-def make_volume() -> Volume:
+def make_volume():
     image = make_scan(PLAIN)
     return Volume(image, Geometry.from_spacing(image.shape[1:], (2.0, 1.0, 1.0)))
 
 
-def test_operating_point_accepts_candidates_of_an_nnunet_model(tmp_path: Path) -> None:
+def test_operating_point_accepts_candidates_of_an_nnunet_model(tmp_path):
     folder = PLAIN.with_(n_folds=2).write(tmp_path)
     predictor = Predictor(folder, device="cpu", operating_point="score:0.7")
     found = predictor.predict_volume(make_volume(), "a")
@@ -202,7 +197,7 @@ def test_operating_point_accepts_candidates_of_an_nnunet_model(tmp_path: Path) -
     assert all(c.accepted == (c.score >= 0.7) for c in found.candidates)
 
 
-def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path: Path) -> None:
+def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path):
     folder = PLAIN.with_(n_folds=2).write(tmp_path)
     volume = make_volume()
     expected = Predictor(folder, device="cpu").probabilities(volume)
@@ -213,7 +208,7 @@ def test_nnunet_model_saved_as_our_bundle_gives_the_same_probabilities(tmp_path:
     np.testing.assert_array_equal(again, expected)
 
 
-def test_empty_channel_of_earlier_lesions_does_not_prevent_detections(tmp_path: Path) -> None:
+def test_empty_channel_of_earlier_lesions_does_not_prevent_detections(tmp_path):
     model = PLAIN.with_(
         channels=("T1", "earlier"),
         schemes=("ZScoreNormalization", "NoNormalization"),
@@ -230,7 +225,7 @@ def test_empty_channel_of_earlier_lesions_does_not_prevent_detections(tmp_path: 
     assert (nothing.candidates, nothing.input.blank) == ((), ("T1", "earlier"))
 
 
-def write_zip(folder: Path, *models: Path, extra: dict[str, str] | None = None) -> Path:
+def write_zip(folder, *models, extra=None):
     """Write a zip file of model folders and of extra text files."""
     path = folder / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -242,7 +237,7 @@ def write_zip(folder: Path, *models: Path, extra: dict[str, str] | None = None) 
     return path
 
 
-def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path: Path) -> None:
+def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path):
     model = PLAIN.write(tmp_path / "results")
     plan = bundle_plan(model)
     path = write_zip(tmp_path, model)
@@ -257,7 +252,7 @@ def test_model_is_read_from_a_zip_of_one_or_of_several_models(tmp_path: Path) ->
     assert bundle_plan(path / model.name) == plan
 
 
-def test_zip_of_the_files_of_a_model_without_their_folder_is_read(tmp_path: Path) -> None:
+def test_zip_of_the_files_of_a_model_without_their_folder_is_read(tmp_path):
     model = PLAIN.with_(n_folds=2).write(tmp_path / "results")
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -268,7 +263,7 @@ def test_zip_of_the_files_of_a_model_without_their_folder_is_read(tmp_path: Path
     assert bundle_plan(path).nnunet == bundle_plan(model).nnunet
 
 
-def test_damaged_zip_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_damaged_zip_is_an_error_that_names_the_file(tmp_path):
     path = write_zip(tmp_path, PLAIN.write(tmp_path / "results"))
     with zipfile.ZipFile(path) as archive:
         info = next(i for i in archive.infolist() if i.filename.endswith("/plans.json"))
@@ -280,7 +275,7 @@ def test_damaged_zip_is_an_error_that_names_the_file(tmp_path: Path) -> None:
         read_bundle(path)
 
 
-def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path: Path) -> None:
+def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path):
     folder = PLAIN.with_(n_folds=3).write(tmp_path)
     assert len(read_bundle(folder).networks) == 3
     first = read_bundle(folder / "fold_1")
@@ -293,14 +288,14 @@ def test_folds_are_all_numbered_folds_or_the_named_fold(tmp_path: Path) -> None:
 class Touch:
     """An object that creates a file if it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         self.path = path
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self):
         return (Path.touch, (self.path,))
 
 
-def test_checkpoint_with_code_is_an_error_and_is_not_run(tmp_path: Path) -> None:
+def test_checkpoint_with_code_is_an_error_and_is_not_run(tmp_path):
     marker = tmp_path / "ran"
     folder = PLAIN.write(tmp_path, logging=Touch(marker))
     with pytest.raises(BundleError, match="more than tensors and numbers"):
@@ -308,7 +303,7 @@ def test_checkpoint_with_code_is_an_error_and_is_not_run(tmp_path: Path) -> None
     assert not marker.exists()
 
 
-def test_foreign_class_in_the_plans_is_not_imported(tmp_path: Path) -> None:
+def test_foreign_class_in_the_plans_is_not_imported(tmp_path):
     foreign = {"network_class_name": "antigravity.Net", "arch_kwargs": {}}
     folder = PLAIN.with_(more={"architecture": foreign}).write(tmp_path)
     with pytest.raises(BundleError, match=r"antigravity\.Net.*not imported"):
@@ -317,7 +312,7 @@ def test_foreign_class_in_the_plans_is_not_imported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil", "a/../../evil", "C:\\evil"])
-def test_zip_with_paths_outside_its_folder_is_an_error(tmp_path: Path, name: str) -> None:
+def test_zip_with_paths_outside_its_folder_is_an_error(tmp_path, name):
     path = write_zip(tmp_path, PLAIN.write(tmp_path / "results"), extra={name: "x"})
     with pytest.raises(BundleError, match="outside its own folder"):
         read_bundle(path)
@@ -335,7 +330,7 @@ UNKNOWN_SETTINGS = {
 
 
 @pytest.mark.parametrize("name", list(UNKNOWN_SETTINGS))
-def test_error_names_the_unknown_setting_of_the_plans(tmp_path: Path, name: str) -> None:
+def test_error_names_the_unknown_setting_of_the_plans(tmp_path, name):
     more, words = UNKNOWN_SETTINGS[name]
     folder = PLAIN.with_(more=more).write(tmp_path)
     with pytest.raises(BundleError, match=words) as caught:
@@ -343,15 +338,15 @@ def test_error_names_the_unknown_setting_of_the_plans(tmp_path: Path, name: str)
     assert "plans.json" in str(caught.value)
 
 
-def test_another_rule_for_labels_is_an_error(tmp_path: Path) -> None:
+def test_another_rule_for_labels_is_an_error(tmp_path):
     folder = PLAIN.write(tmp_path)
-    plans = json.loads((folder / "plans.json").read_text())
-    (folder / "plans.json").write_text(json.dumps({**plans, "label_manager": "MyLabels"}))
+    plans = read_json(folder / "plans.json")
+    write_json(folder / "plans.json", {**plans, "label_manager": "MyLabels"})
     with pytest.raises(BundleError, match="label_manager is MyLabels"):
         read_bundle(folder)
 
 
-def test_error_for_foreign_layers_names_the_trainer(tmp_path: Path) -> None:
+def test_error_for_foreign_layers_names_the_trainer(tmp_path):
     weights = to_nnunet_weights(PLAIN.network().state_dict())
     weights["encoder.stages.0.0.convs.0.squeeze.weight"] = torch.ones(2)
     folder = PLAIN.write(tmp_path, network_weights=weights, trainer_name="MyTrainer")
@@ -359,7 +354,7 @@ def test_error_for_foreign_layers_names_the_trainer(tmp_path: Path) -> None:
         read_bundle(folder)
 
 
-def test_error_names_an_unknown_layer_of_the_plans(tmp_path: Path) -> None:
+def test_error_names_an_unknown_layer_of_the_plans(tmp_path):
     options = PLAIN.plans()["configurations"]["base"]["architecture"]
     options["arch_kwargs"]["nonlin"] = "torch.nn.ReLU"
     folder = PLAIN.with_(more={"architecture": options}).write(tmp_path)
@@ -367,14 +362,14 @@ def test_error_names_an_unknown_layer_of_the_plans(tmp_path: Path) -> None:
         read_bundle(folder)
 
 
-def test_files_of_different_trainings_are_an_error(tmp_path: Path) -> None:
+def test_files_of_different_trainings_are_an_error(tmp_path):
     folder = PLAIN.write(tmp_path)
     facts = PLAIN.with_(labels=LABELS).facts()
-    (folder / "dataset.json").write_text(json.dumps(facts))
+    write_json(folder / "dataset.json", facts)
     with pytest.raises(BundleError, match="outputs"):
         read_bundle(folder)
     facts = PLAIN.with_(channels=("a", "b")).facts()
-    (folder / "dataset.json").write_text(json.dumps(facts))
+    write_json(folder / "dataset.json", facts)
     with pytest.raises(LesionsegError):
         read_bundle(folder)
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
@@ -382,7 +377,7 @@ def test_files_of_different_trainings_are_an_error(tmp_path: Path) -> None:
         read_bundle(folder)
 
 
-def test_network_of_old_plans_is_recognised(tmp_path: Path) -> None:
+def test_network_of_old_plans_is_recognised(tmp_path):
     model = PLAIN.with_(more={"architecture": None, "UNet_class_name": "PlainConvUNet"})
     folder = model.write(tmp_path)
     assert isinstance(read_bundle(folder), Bundle)

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from itertools import permutations, product
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Prediction
+from lesionseg.core import Geometry
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.nnunet.outputs import (
@@ -19,7 +18,6 @@ from lesionseg.inference.nnunet.outputs import (
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import write_json
 from tests.inference.nnunet.probability_files import (
-    Array,
     blobs,
     softmax_of,
     write_labels,
@@ -30,11 +28,11 @@ SHAPE = (9, 12, 15)
 LESIONS = blobs(SHAPE, ((1, 2, 3), 4, 0.9), ((6, 7, 8), 2, 0.3), ((1, 9, 1), 1, 0.02))
 
 
-def read(folder: Path, geometry: Geometry | None = None) -> Prediction:
+def read(folder, geometry=None):
     return open_prediction(find_predictions(folder)["a"], geometry=geometry)
 
 
-def test_candidates_equal_those_found_on_the_probabilities(tmp_path: Path) -> None:
+def test_candidates_equal_those_found_on_the_probabilities(tmp_path):
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     found = read(tmp_path)
     grid = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
@@ -50,13 +48,13 @@ def test_candidates_equal_those_found_on_the_probabilities(tmp_path: Path) -> No
     assert found.has_scores
 
 
-def test_candidate_file_is_read_instead_of_the_probabilities(tmp_path: Path) -> None:
+def test_candidate_file_is_read_instead_of_the_probabilities(tmp_path):
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     write_json(tmp_path / "a_candidates.json", {"candidates": []})
     assert read(tmp_path).candidates == ()
 
 
-def make_grid(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
+def make_grid(axes, flipped):
     """Make a grid whose array axes run along other axes of the patient."""
     directions = np.fliplr(np.eye(3))[:, list(axes)] * np.where(flipped, -1.0, 1.0)
     affine = np.eye(4)
@@ -65,7 +63,7 @@ def make_grid(axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Geometry:
     return Geometry(SHAPE, affine)
 
 
-def to_canonical(array: Array, axes: tuple[int, ...], flipped: tuple[bool, ...]) -> Array:
+def to_canonical(array, axes, flipped):
     """Reorder an array on a grid from `make_grid` so that its axes run along +S, +A, +R."""
     straight = array[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
     return straight.transpose(np.argsort(axes))
@@ -73,9 +71,7 @@ def to_canonical(array: Array, axes: tuple[int, ...], flipped: tuple[bool, ...])
 
 @pytest.mark.parametrize("axes", list(permutations(range(3))))
 @pytest.mark.parametrize("flipped", list(product((False, True), repeat=3))[::3])
-def test_axis_order_of_a_reorienting_reader_is_recognised(
-    tmp_path: Path, axes: tuple[int, ...], flipped: tuple[bool, ...]
-) -> None:
+def test_axis_order_of_a_reorienting_reader_is_recognised(tmp_path, axes, flipped):
     straight = to_canonical(LESIONS, axes, flipped)
     write_outputs(
         tmp_path, "a", softmax_of(straight), LESIONS > 0.5, make_grid(axes, flipped), ".nii.gz"
@@ -85,7 +81,7 @@ def test_axis_order_of_a_reorienting_reader_is_recognised(
     assert [round(c.score, 3) for c in found.candidates] == [0.9, 0.3, 0.02]
 
 
-def test_axis_order_is_that_of_the_plans_if_the_mask_is_empty(tmp_path: Path) -> None:
+def test_axis_order_is_that_of_the_plans_if_the_mask_is_empty(tmp_path):
     axes = (1, 0, 2)
     flipped = (False, True, False)
     faint = np.where(LESIONS > 0.5, 0.2, LESIONS)
@@ -97,9 +93,7 @@ def test_axis_order_is_that_of_the_plans_if_the_mask_is_empty(tmp_path: Path) ->
     assert found.instances[6, 7, 8] > 0
 
 
-def test_post_processed_mask_keeps_all_candidates_and_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_post_processed_mask_keeps_all_candidates_and_is_logged(tmp_path, caplog):
     mask = (LESIONS > 0.5) & (np.arange(SHAPE[0])[:, None, None] < 2)  # a quarter of it is left
     write_outputs(tmp_path, "a", softmax_of(LESIONS), mask)
     assert len(read(tmp_path).candidates) == 3
@@ -109,7 +103,7 @@ def test_post_processed_mask_keeps_all_candidates_and_is_logged(
 CORE = blobs(SHAPE, ((2, 3, 4), 2, 0.6))
 
 
-def test_each_label_has_its_own_candidates(tmp_path: Path) -> None:
+def test_each_label_has_its_own_candidates(tmp_path):
     other = blobs(SHAPE, ((6, 7, 8), 2, 0.8))
     mask = np.where(CORE > 0.5, 1, np.where(other > 0.5, 2, 0))
     write_outputs(tmp_path, "a", softmax_of(CORE, other), mask)
@@ -118,7 +112,7 @@ def test_each_label_has_its_own_candidates(tmp_path: Path) -> None:
     assert {(c.label, round(c.score, 2)) for c in found.candidates} == {(1, 0.6), (2, 0.8)}
 
 
-def test_lesion_with_two_regions_is_one_candidate(tmp_path: Path) -> None:
+def test_lesion_with_two_regions_is_one_candidate(tmp_path):
     whole = blobs(SHAPE, ((1, 2, 3), 4, 0.9))
     mask = np.where(CORE > 0.5, 2, np.where(whole > 0.5, 1, 0))
     write_outputs(tmp_path, "a", np.stack([whole, CORE]).astype(np.float32), mask)
@@ -130,7 +124,7 @@ def test_lesion_with_two_regions_is_one_candidate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_picture_with_an_axis_of_length_1_is_read(tmp_path: Path, axis: int) -> None:
+def test_picture_with_an_axis_of_length_1_is_read(tmp_path, axis):
     flat = LESIONS[2]
     probabilities = np.expand_dims(softmax_of(flat), 1 + axis)
     write_outputs(tmp_path, "a", probabilities, flat > 0.5, suffix=".png")
@@ -139,7 +133,7 @@ def test_picture_with_an_axis_of_length_1_is_read(tmp_path: Path, axis: int) -> 
     np.testing.assert_array_equal(found.mask(), flat > 0.5)
 
 
-def test_sure_voxels_keep_their_rank() -> None:
+def test_sure_voxels_keep_their_rank():
     rest = np.array([1e-12, 1e-9, 1e-5, 1e-4, 4e-4, 0.2])
     p = (1 - rest).astype(np.float32).astype(np.float64)
     ranked = rank_sure(p, rest)
@@ -149,7 +143,7 @@ def test_sure_voxels_keep_their_rank() -> None:
     np.testing.assert_array_equal(ranked[4:], p[4:].astype(np.float32))
 
 
-def test_files_that_do_not_belong_together_are_an_error(tmp_path: Path) -> None:
+def test_files_that_do_not_belong_together_are_an_error(tmp_path):
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     files = find_predictions(tmp_path)["a"]
     with pytest.raises(ReadError, match="is missing in this folder"):
@@ -173,15 +167,13 @@ def test_files_that_do_not_belong_together_are_an_error(tmp_path: Path) -> None:
         (np.where(softmax_of(LESIONS) > 0.5, np.nan, 0.5), "NaN"),
     ],
 )
-def test_values_that_are_not_probabilities_are_an_error(
-    tmp_path: Path, values: Array, words: str
-) -> None:
+def test_values_that_are_not_probabilities_are_an_error(tmp_path, values, words):
     write_outputs(tmp_path, "a", values.astype(np.float32), LESIONS > 0.5)
     with pytest.raises(ContentError, match=words):
         read(tmp_path)
 
 
-def test_probabilities_of_zero_give_no_candidates(tmp_path: Path) -> None:
+def test_probabilities_of_zero_give_no_candidates(tmp_path):
     nothing = np.zeros(SHAPE)
     write_outputs(tmp_path, "a", softmax_of(nothing), nothing)
     found = read(tmp_path)

@@ -31,19 +31,6 @@ def write_folder(tmp_path):
     return write
 
 
-def test_box_is_the_bright_rectangle_and_other_images_are_negative(write_folder, caplog):
-    caplog.set_level("INFO")
-    root = write_folder([f"a,nodule,{BRIGHT}", "b,,,,,"])
-    dataset, cases = read_all(root)
-    assert (dataset.convention, dataset.dims, dataset.lesions_are_boxes) == ("boxes", 2, True)
-    assert dataset.labels.value_names == {1: "nodule"}
-    assert [*cases] == ["a", "b", "p1_c"]
-    assert_rectangle(cases["a"])
-    assert_negative(cases["b"])
-    assert_negative(cases["p1_c"])
-    assert "1 image of 3 without a row, counted as lesion-free: p1_c." in caplog.text
-
-
 def test_images_may_be_next_to_the_table(tmp_path):
     write_picture(tmp_path / "a.png")
     write_picture(tmp_path / "masks" / "a.png")  # not an image

@@ -14,6 +14,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.drawn_lesions import draw_outlines
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.references import ReferenceRules, find_references
+from lesionseg.io.text import write_json
 from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import lesion_mask
 from tests.io.layouts.box_folders import assert_negative, read_all, write_picture
@@ -86,13 +87,6 @@ def test_box_is_clipped_to_the_image(write_folder):
     assert reference.boxes.tolist() == [[5, 0, 8, 4]]
 
 
-def test_image_without_annotations_is_lesion_free(write_folder):
-    _, instances, labels = _read_masks(write_folder())
-    assert instances is None
-    assert labels.shape == (8, 10)
-    assert not labels.any()
-
-
 def test_dataset_states_if_lesions_are_boxes_without_outlines(write_folder):
     box = {"bbox": [2, 1, 3, 3], "mask_label": 1}
     outline = {"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE}
@@ -132,11 +126,11 @@ def test_rle_is_decoded(write_folder):
     mask[2:4, 6:9] = 1
     rle = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
     for counts in (rle, [6 * 8 + 2, 2, 6, 2, 6, 2, 8 + 4]):  # runs down the columns
-        drawing = {"size": [8, 10], "counts": counts}
-        _, instances, _ = _read_masks(
-            write_folder([{"bbox": [6, 2, 3, 2], "segmentation": drawing}])
-        )
-        np.testing.assert_array_equal(instances, mask)
+        drawing = {"segmentation": {"size": [8, 10], "counts": counts}}
+        for box in ({"bbox": [6, 2, 3, 2]}, {}, {"bbox": []}):
+            reference, instances, _ = _read_masks(write_folder([drawing | box]))
+            np.testing.assert_array_equal(instances, mask)
+            assert reference.boxes.tolist() == [[2, 6, 4, 9]]
 
 
 def test_smaller_of_two_overlapping_polygons_keeps_the_pixel(write_folder):
@@ -285,7 +279,7 @@ def write_coco(path, names, categories=((1, "nodule"),), boxes=((20, 30, 9, 9),)
         "annotations": annotations,
         "categories": [{"id": number, "name": name} for number, name in categories],
     }
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     return path.parent
 
 
@@ -353,11 +347,6 @@ def test_names_of_parts_may_be_capitalised(tmp_path):
         assert all(case.images[0].is_file() for case in dataset.cases)
 
 
-def test_single_folder_of_roboflow_gives_no_roles(tmp_path):
-    write_coco(tmp_path / "_annotations.coco.json", ("a.png",), folder=tmp_path)
-    assert roles_of(read_dataset(tmp_path)) == [("a", None)]
-
-
 def test_polygon_without_a_box_gets_the_box_of_its_pixels(write_folder):
     reference, instances, _ = _read_masks(
         write_folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}])
@@ -365,17 +354,6 @@ def test_polygon_without_a_box_gets_the_box_of_its_pixels(write_folder):
     assert reference.stated.boxes.tolist() == [[1, 2, 4, 5]] * 2
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]  # the second hides the first
     assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
-
-
-def test_rle_without_a_box_gets_the_box_of_its_pixels(write_folder):
-    mask = np.zeros((8, 10), np.uint8)
-    mask[2:4, 6:9] = 1
-    counts = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
-    drawing = {"size": [8, 10], "counts": counts}
-    for box in ({}, {"bbox": []}):
-        reference, instances, _ = _read_masks(write_folder([{"segmentation": drawing, **box}]))
-        assert reference.boxes.tolist() == [[2, 6, 4, 9]]
-        np.testing.assert_array_equal(instances > 0, mask)
 
 
 def test_empty_or_invalid_segmentation_without_a_box_is_an_error(write_folder):
@@ -451,7 +429,7 @@ def test_box_is_the_bright_rectangle_in_every_place(tmp_path, table, name, lesio
         "categories": [{"id": 0, "name": "nodule"}],
     }
     (tmp_path / table).parent.mkdir(exist_ok=True)
-    (tmp_path / table).write_text(json.dumps(content))
+    write_json(tmp_path / table, content)
     dataset, cases = read_all(tmp_path)
     assert [*cases] == ["p1_view1", "p2_view1"]
     assert dataset.labels.value_names == {1: "nodule"}

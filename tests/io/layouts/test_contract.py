@@ -155,7 +155,6 @@ class Yolo(Layout):
 
 LAYOUTS = [Manifest(), Datalist(), NnUNet(), Bids(), Boxes(), Coco(), Yolo()]
 MASKS = [layout for layout in LAYOUTS if layout.has_masks]
-BOXES = [layout for layout in LAYOUTS if not layout.has_masks]
 TABLES = [layout for layout in LAYOUTS if layout.table]
 
 

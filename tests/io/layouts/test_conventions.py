@@ -78,16 +78,6 @@ def test_error_for_a_folder_of_datasets_names_them(nnunet_folder):
         read_dataset(root.parent)
 
 
-def test_patient_in_training_and_test_is_a_warning(nnunet_folder, caplog):
-    root = nnunet_folder(cases=("P1L", "P1R"), channels=1)
-    for part in ("images", "labels"):
-        (root / f"{part}Ts").mkdir()
-        file = next((root / f"{part}Tr").glob("P1R*"))
-        file.rename(root / f"{part}Ts" / file.name)
-    assert {c.group for c in read_dataset(root).cases} == {"P1"}
-    assert "1 patient" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("ids", "groups"),
     [

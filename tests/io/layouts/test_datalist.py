@@ -1,7 +1,5 @@
 """MONAI datalists of masks and of boxes."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -9,6 +7,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from tests.io.dicom_files import grid_of
 
@@ -31,7 +30,7 @@ def test_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
         for name in (*entry["image"], entry["label"]):
             write_nifti(tmp_path / name, np.ones((5, 4, 3), np.uint8))
     content = {"training": [first], "testing": [second]}
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    write_json(tmp_path / "datalist.json", content)
     dataset = read_dataset(tmp_path)
     assert dataset.convention == "datalist"
     cases = [(c.case, c.role, c.fold) for c in dataset.cases]
@@ -54,11 +53,11 @@ def test_eleven_channels_have_the_names_of_their_numbers(tmp_path, write_nifti, 
         "training": [{"image": files, "label": "m.nii.gz"}],
     }
     path = tmp_path / "datalist.json"
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     names = tuple(f"m{channel}" for channel in range(11))
     assert read_dataset(tmp_path).channel_names == names
     del content["modality"]
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     names = tuple(f"channel {channel}" for channel in range(11))
     assert read_dataset(tmp_path).channel_names == names
 
@@ -77,7 +76,7 @@ def lps_box():
 def write_datalist(root, entry, **facts):
     write_volume(root / "a.nii.gz", Volume(np.ones((1, *GRID.shape), np.int16), GRID))
     entries = [{"image": "a.nii.gz", **entry}]
-    (root / "datalist.json").write_text(json.dumps({"training": entries, **facts}))
+    write_json(root / "datalist.json", {"training": entries, **facts})
     return root
 
 
@@ -107,7 +106,7 @@ def test_boxes_of_a_picture_are_pixels(tmp_path):
     flat = Geometry.from_spacing((6, 9), (1, 1))
     write_volume(tmp_path / "a.png", Volume(np.zeros((1, 6, 9), np.uint8), flat))
     content = {"training": [{"image": "a.png", "box": [[1, 2, 5, 4]], "label": [0]}]}
-    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    write_json(tmp_path / "datalist.json", content)
     assert read_reference(tmp_path).boxes.tolist() == [[2, 1, 4, 5]]
 
 
@@ -137,7 +136,7 @@ def test_other_box_mode_is_an_error(tmp_path):
 
 
 def write_list(root, **lists):
-    (root / "datalist.json").write_text(json.dumps(lists))
+    write_json(root / "datalist.json", lists)
     return root
 
 
@@ -216,12 +215,6 @@ def test_check_names_every_wrong_entry(images):
     assert len(messages) == 3
     for place in ("training[1]", "training[2]", "'validation'"):
         assert any(place in message for message in messages)
-
-
-def test_error_names_a_damaged_list(tmp_path):
-    (tmp_path / "datalist.json").write_text('{"training": [{"image": "a.nii",}]}')
-    with pytest.raises(DatasetError, match=r"datalist\.json: the JSON has an error in line 1"):
-        read_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["mask", "seg", "labels", "lable"])

@@ -1,6 +1,5 @@
 """Datasets described by a table, including a table of the converter in `examples/`."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadErr
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.manifest import read_scan_list
+from lesionseg.io.text import write_json
 from lesionseg.ops.components import lesions_of
 
 sys.path.append(str(Path(__file__).parents[3] / "examples"))
@@ -208,9 +208,9 @@ def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes)
     write_nifti(raw / "imagesTr" / "c1_0000.nii.gz", np.ones(mask.shape, np.int16))
     write_nifti(raw / "labelsTr" / "c1.nii.gz", mask)
     instances = {"1": len(classes) - 1, "7": 0}
-    (raw / "labelsTr" / "c1.json").write_text(json.dumps({"instances": instances}))
+    write_json(raw / "labelsTr" / "c1.json", {"instances": instances})
     labels = {str(i): name for i, name in enumerate(classes)}
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "dim": 3}))
+    write_json(tmp_path / "dataset.json", {"labels": labels, "dim": 3})
     nndetection_to_manifest.convert(tmp_path)
     dataset = read_dataset(tmp_path)
     assert dataset.labels.value_names == dict(enumerate(classes, start=1))

@@ -1,6 +1,5 @@
 """nnU-Net raw folders (versions 1 and 2), Decathlon folders, and errors in them."""
 
-import json
 import shutil
 
 import numpy as np
@@ -8,10 +7,11 @@ import pytest
 from PIL import Image
 
 from lesionseg.core import Labels
-from lesionseg.errors import ConfigError, DatasetError, ReadError
+from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.scans import find_scans
+from lesionseg.io.text import read_json, write_json
 
 
 def test_folder_of_version_2_is_read(nnunet_folder):
@@ -32,7 +32,7 @@ def test_folder_of_version_1_is_read(nnunet_folder):
     root = nnunet_folder()
     labels = {"0": "background", "2": "cyst", "1": "scar"}
     version_1 = {"modality": {"0": "FLAIR", "1": "T1"}, "labels": labels}
-    (root / "dataset.json").write_text(json.dumps(version_1))
+    write_json(root / "dataset.json", version_1)
     dataset = read_dataset(root)
     assert dataset.channel_names == ("FLAIR", "T1")
     assert dataset.labels == Labels((1, 2), ("scar", "cyst"))
@@ -96,7 +96,7 @@ def decathlon_folder(nnunet_folder):
     """Write a Decathlon folder of one channel, with a stray file of macOS."""
     root = nnunet_folder(channels=1)
     facts = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "cancer"}}
-    (root / "dataset.json").write_text(json.dumps(facts))
+    write_json(root / "dataset.json", facts)
     for file in list((root / "imagesTr").iterdir()):
         file.rename(file.with_name(file.name.replace("_0000", "")))
     (root / "imagesTr" / "._A.nii.gz").write_text("left by a Mac")
@@ -120,7 +120,7 @@ def test_4_d_file_of_a_decathlon_folder_is_an_error_with_advice(decathlon_folder
 
 def test_decathlon_folder_of_two_channels_is_an_error_with_advice(decathlon_folder):
     facts = {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "cancer"}}
-    (decathlon_folder / "dataset.json").write_text(json.dumps(facts))
+    write_json(decathlon_folder / "dataset.json", facts)
     with pytest.raises(DatasetError, match=r"split a 4-D file.*_0000"):
         read_dataset(decathlon_folder)
 
@@ -302,11 +302,6 @@ def test_check_lists_a_wrong_group_among_other_faults(nnunet_folder, pattern):
     assert any("data.group=" in message for message in messages)
 
 
-def test_wrong_pattern_of_a_group_is_an_error_of_the_setting(nnunet_folder):
-    with pytest.raises(ConfigError, match="regular expression"):
-        read_dataset(nnunet_folder(), group="(")
-
-
 def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     root = nnunet_folder()
     for name in ("imagesTr/A_0000.png", "imagesTr/overview.jpg", "labelsTr/A.png"):
@@ -342,13 +337,13 @@ def test_list_dataset_names_the_training_files(nnunet_folder, tmp_path, monkeypa
         "first": {"images": ["imagesTr/A_0000.nii.gz"], "label": "labelsTr/A.nii.gz"},
         "second": {"images": ["$SCANS/B_0000.nii.gz"], "label": str(root / "labelsTr/B.nii.gz")},
     }
-    facts = json.loads((root / "dataset.json").read_text())
-    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": entries}))
+    facts = read_json(root / "dataset.json")
+    write_json(root / "dataset.json", {**facts, "dataset": entries})
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["first", "second"]
     assert read_case(dataset.cases[1], dataset).reference.labels.sum() == 1
     entries["first"]["images"] = ["imagesTr/gone.nii.gz"]
-    (root / "dataset.json").write_text(json.dumps({**facts, "dataset": entries}))
+    write_json(root / "dataset.json", {**facts, "dataset": entries})
     with pytest.raises(DatasetError, match=r"gone\.nii\.gz of case 'first'"):
         read_dataset(root)
 

@@ -13,6 +13,7 @@ from lesionseg.core.dataset import find_likely_visits
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.text import read_json, write_json
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.check import check_dataset
 
@@ -100,12 +101,12 @@ def test_file_with_the_stated_ending_is_read_if_nii_and_nii_gz_exist(nnunet_fold
 def test_explicit_paths_in_the_list_dataset_are_read(nnunet_folder, tmp_path):
     root = nnunet_folder(channels=1)
     (root / "imagesTr").rename(tmp_path / "archive")
-    facts = json.loads((root / "dataset.json").read_text())
+    facts = read_json(root / "dataset.json")
     facts["dataset"] = {
         "A": {"images": ["../archive/A_0000.nii.gz"], "label": "labelsTr/A.nii.gz"},
         "B": {"images": ["../archive/B_0000.nii.gz"], "label": "labelsTr/B.nii.gz"},
     }
-    (root / "dataset.json").write_text(json.dumps(facts))
+    write_json(root / "dataset.json", facts)
     assert count_voxels(read_dataset(root)) == [1, 1]
 
 
@@ -154,7 +155,7 @@ def write_stack(root, name, array, spacing=None, folder="imagesTr"):
     tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
     if spacing is not None:
         stem = name.removesuffix("_0000")
-        (path.parent / f"{stem}.json").write_text(json.dumps({"spacing": spacing}))
+        write_json(path.parent / f"{stem}.json", {"spacing": spacing})
     return path
 
 

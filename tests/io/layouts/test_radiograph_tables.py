@@ -74,16 +74,6 @@ def test_error_for_the_tables_names_their_scripts(write_vindr, write_rsna, tmp_p
         read_dataset(write_rsna(["a,16,4,16,10,1"]))
 
 
-def test_box_of_vindr_is_the_bright_rectangle(write_vindr):
-    root = write_vindr([f"a,Nodule/Mass,8,R1,{BRIGHT}", "b,No finding,14,R1,,,,"])
-    vindr_to_boxes.convert(root)
-    dataset, cases = read_all(root)
-    assert dataset.lesions_are_boxes
-    assert [*cases] == ["a", "b"]
-    assert_rectangle(cases["a"])
-    assert_negative(cases["b"])
-
-
 def test_labels_of_vindr_are_in_the_order_of_class_ids(write_vindr):
     rows = [f"a,Cardiomegaly,3,R1,{BRIGHT}", "a,Mass,0,R1,1,2,3,4", "b,No finding,14,R1,0,0,1,1"]
     root = write_vindr(rows)

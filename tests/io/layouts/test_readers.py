@@ -1,7 +1,6 @@
 """Several readers of a case: merging of their boxes, and their agreement."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from lesionseg.evaluation.matched_case import match_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.readers import measure_agreement, merge_case
 from lesionseg.io.layouts.stated_lesions import CaseLesions, StatedLesion
+from lesionseg.io.text import write_json
 from tests.io.layouts.box_folders import (
     HEIGHT,
     WIDTH,
@@ -222,7 +222,7 @@ def coco_content(request, tmp_path):
 
 
 def test_readers_of_coco_are_merged(tmp_path, coco_content):
-    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
+    write_json(tmp_path / "annotations.json", coco_content)
     dataset, cases = read_all(tmp_path)
     assert dataset.lesions_are_boxes
     assert_rectangle(cases["a"])
@@ -230,7 +230,7 @@ def test_readers_of_coco_are_merged(tmp_path, coco_content):
 
 def test_wrong_image_size_with_several_readers_is_an_error(tmp_path, coco_content):
     coco_content["images"][0]["height"] = 41
-    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
+    write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match=r"annotations state \(41, 64\)"):
         read_all(tmp_path)
 
@@ -244,6 +244,6 @@ def test_wrong_image_size_with_several_readers_is_an_error(tmp_path, coco_conten
 )
 def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, fault, match):
     coco_content["annotations"][0].update(fault)
-    (tmp_path / "annotations.json").write_text(json.dumps(coco_content))
+    write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
         read_dataset(tmp_path)

@@ -40,23 +40,6 @@ def write_folder(tmp_path):
     return write
 
 
-def test_box_is_the_bright_rectangle_and_images_without_boxes_are_negative(write_folder, caplog):
-    caplog.set_level("INFO")
-    root = write_folder({"train/a": f"1 {BRIGHT}\n", "train/b": "\n"})
-    dataset, cases = read_all(root)
-    assert (dataset.convention, dataset.lesions_are_boxes) == ("yolo", True)
-    assert dataset.labels.value_names == {1: "nodule", 2: "mass"}
-    assert [(c.case, c.role) for c in dataset.cases] == [
-        ("a", "train"),
-        ("b", "train"),
-        ("c", "validation"),
-    ]
-    assert_rectangle(cases["a"], label=2)
-    assert_negative(cases["b"])
-    assert_negative(cases["c"])
-    assert "1 image of 3 without a row, counted as lesion-free: c." in caplog.text
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -312,9 +295,6 @@ def test_wrong_line_of_a_list_of_images_is_an_error(write_folder):
     (root / "train.txt").write_text("\n".join(lines))
     findings = list_dataset(root).errors
     assert [f"line {number}" in findings[number - 2].message for number in (2, 3)] == [True, True]
-    (root / "train.txt").write_text("images/train/a.png\n" * 2)
-    with pytest.raises(LesionsegError, match="'images_train_a' is listed more than once"):
-        read_dataset(root)
 
 
 def test_image_in_two_lists_is_an_error(write_folder):
