@@ -60,7 +60,7 @@ class Run:
     @property
     def _scored(self) -> Path:
         """The folder of the scores and tables: `oof` for a cross-validation."""
-        from lesionseg.io.run_folder import find_scores
+        from lesionseg.pipeline.scores_folder import find_scores
 
         return find_scores(self.folder)
 

@@ -42,6 +42,10 @@ class ContentError(LesionsegError):
     """Voxels, labels, boxes or scores have values that are not allowed."""
 
 
+# errors of the files of a single case, after which other cases may be usable
+CASE_ERRORS = (ReadError, GeometryError, ContentError, DatasetError)
+
+
 class BundleError(LesionsegError):
     """A model folder cannot be used."""
 

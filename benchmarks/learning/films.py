@@ -37,6 +37,7 @@ from lesionseg.evaluation import (
     summarise,
 )
 from lesionseg.evaluation.criteria import find_preset
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case
@@ -159,9 +160,8 @@ def train_ours(
 ) -> tuple[Predictor, int]:
     """Train the plan's network. Return its predictor and the number of steps."""
     fitted = train_network(experiment, plan, cases)
-    predictor = Predictor.from_network(
-        fitted.network,
-        with_focal_correction(plan, experiment.cfg),
+    predictor = Predictor(
+        Bundle((fitted.network,), with_focal_correction(plan, experiment.cfg)),
         device=fitted.device,
         settings=experiment.cfg.inference,
     )

@@ -29,6 +29,7 @@ from benchmarks.peers.monai_detector import build_detector  # noqa: E402
 from lesionseg.data.cache import CachedCase  # noqa: E402
 from lesionseg.data.tiles import TileDataset  # noqa: E402
 from lesionseg.inference.box_candidates import Boxes  # noqa: E402
+from lesionseg.inference.bundle import Bundle  # noqa: E402
 from lesionseg.inference.decision import Inferred  # noqa: E402
 from lesionseg.inference.predictor import Predictor  # noqa: E402
 from lesionseg.models.build import build_network, fast_dtype  # noqa: E402
@@ -55,8 +56,7 @@ class MonaiPredictor(Predictor):
     def of(cls, detector: nn.Module, plan: Plan, experiment: Experiment) -> "MonaiPredictor":
         """Return a predictor by the plan. Our network is built, but not used."""
         ours = build_network(plan)
-        made = cls.from_network(ours, plan, device=CPU, settings=experiment.cfg.inference)
-        assert isinstance(made, cls)
+        made = cls(Bundle((ours,), plan), device=CPU, settings=experiment.cfg.inference)
         made.detector = detector.eval()
         return made
 

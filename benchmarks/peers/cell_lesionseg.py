@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
-from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.experiment import Experiment
@@ -76,9 +76,8 @@ def main() -> None:
 
 def predict(fitted: FitResult, plan: Plan, cfg: Any, found: Survey, output: Path) -> None:
     """Write the log-odds of each scored case."""
-    predictor = Predictor.from_network(
-        fitted.network,
-        with_focal_correction(plan, cfg),
+    predictor = Predictor(
+        Bundle((fitted.network,), with_focal_correction(plan, cfg)),
         device=fitted.device,
         settings=cfg.inference,
     )

@@ -135,7 +135,6 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
 def run_recipe(command: str, cfg: Any) -> Outcome:
     """Call the function of a command with its settings, and return its outcome. Print nothing."""
     from lesionseg.cli.paths import check_paths, with_local_models
-    from lesionseg.io.files import private_files
 
     cfg = with_local_models(cfg)
     check_paths(cfg)
@@ -145,6 +144,19 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
         function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
         outcome: Outcome = function(cfg)
     return outcome
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Create files with mode 0600 and folders with 0700 within the context.
+
+    Without it files and folders follow the umask, like those of other programs.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def say(text: str) -> None:
@@ -202,10 +214,13 @@ def multirun(command: str, argv: Sequence[str]) -> int:
         swept = _swept_keys(overrides)
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    if "run_dir" in COMMANDS[command].model_fields:
-        overrides = _separate_run_dirs(command, overrides, swept)
-    if "output" in COMMANDS[command].model_fields:
-        _require_separate_outputs(command, overrides, swept)
+    for key in ("run_dir", "output"):
+        _require_separate_folders(command, overrides, swept, key)
+    names_run_dir = any(key_of(override) == "run_dir" for override in overrides)
+    if "run_dir" in COMMANDS[command].model_fields and not names_run_dir:
+        # jobs may begin in the same second, so each gets its number
+        now = time.strftime("%Y%m%d-%H%M%S")
+        overrides.append(f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'")
     statuses: list[int] = []
 
     def run_job(cfg: Any) -> int:
@@ -243,34 +258,23 @@ def _swept_keys(overrides: Sequence[str]) -> set[str]:
     return {override.key_or_group for override in parsed if override.is_sweep_override()}
 
 
-def _separate_run_dirs(command: str, overrides: Sequence[str], swept: set[str]) -> list[str]:
-    """Return the overrides of a multirun with a run directory of its own for each job.
+def _require_separate_folders(
+    command: str, overrides: Sequence[str], swept: set[str], key: str
+) -> None:
+    """Raise `ConfigError` if the jobs of a multirun would write into the same folder.
 
-    Raises `ConfigError` if the user's `run_dir` is the same for several jobs.
+    `key` is the setting that names the folder.
     """
-    run_dirs = [override for override in overrides if key_of(override) == "run_dir"]
-    if not run_dirs:  # jobs may begin in the same second, so each gets its number
-        now = time.strftime("%Y%m%d-%H%M%S")
-        return [*overrides, f"run_dir='runs/{command}_{now}/${{hydra:job.num}}'"]
-    if swept - {"run_dir"} and "${" not in run_dirs[-1]:
-        raise ConfigError(
-            f"All jobs of this multirun would write into {run_dirs[-1]}. Name a setting that "
-            "differs between them, such as 'run_dir=runs/cv/fold_${data.fold}'."
-        )
-    return list(overrides)
-
-
-def _require_separate_outputs(command: str, overrides: Sequence[str], swept: set[str]) -> None:
-    """Raise `ConfigError` if the jobs of a multirun would replace each other's output."""
-    outputs = [override for override in overrides if key_of(override) == "output"]
-    differing = swept - {"output"}
+    folders = [override for override in overrides if key_of(override) == key]
+    differing = swept - {key}
     if command == "predict":  # shards write their results into one folder
         differing -= {"shard_index"}
-    if outputs and differing and "${" not in outputs[-1]:
-        folder = outputs[-1].partition("=")[2].strip("'\"")
+    if folders and differing and "${" not in folders[-1]:
+        folder = folders[-1].partition("=")[2].strip("'\"")
+        job = "fold_${data.fold}" if "data.fold" in swept else "${hydra:job.num}"
         raise ConfigError(
-            f"All jobs of this multirun would write into {outputs[-1]}. Name a folder for each, "
-            f"such as 'output={folder}/${{hydra:job.num}}'."
+            f"All jobs of this multirun would write into {folders[-1]}. Name a folder for each, "
+            f"such as '{key}={folder}/{job}'."
         )
 
 

@@ -112,10 +112,9 @@ def _check_has_files(setting: str, path: Path) -> None:
 def _check_dataset(setting: str, path: Path) -> None:
     """Check that a folder has the layout of a dataset."""
     _check_is_folder(setting, path)
-    from lesionseg.io.layouts import find_convention, read_dataset
+    from lesionseg.io.layouts import find_layout
 
-    if find_convention(path) is None:
-        read_dataset(path)  # it raises the error that lists the layouts
+    find_layout(path)  # it raises the error that lists the layouts
 
 
 def _check_file(setting: str, path: Path) -> None:
@@ -163,7 +162,7 @@ def _check_existing(setting: str, path: Path) -> None:
 
 def _check_scores(setting: str, path: Path) -> None:
     """Check that a path is a folder with scores, or a run directory that has them."""
-    from lesionseg.io.run_folder import find_scores
+    from lesionseg.pipeline.scores_folder import find_scores
 
     _check_has_files(setting, path)
     if not (find_scores(path) / "scores.json").is_file():

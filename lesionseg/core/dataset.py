@@ -26,6 +26,8 @@ UNKNOWN_ROLE = "unknown"
 # state no patients
 EACH_IS_A_PATIENT = "each counted as one patient"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
+_VISIT = re.compile(r"(.+)[_-]\d{1,2}")  # an id that ends in a short number
+_MAX_VISITS = 8  # of a patient, on average
 _SIDE = re.compile(r"(.*[^_.-])[_.-]?([LR])")  # an id that ends in L or R, for left and right
 
 
@@ -291,6 +293,38 @@ class Dataset:
             stated = {name: value for name, value in entry.items() if value is not None}
             entries.append(stated)
         return entries
+
+
+def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
+    """Return a finding if case ids such as P08_0 and P08_1 look like scans of one patient.
+
+    They do if most ids consist of a prefix and a short number, and if only a few ids share each
+    prefix. A prefix that many ids share is probably that of a study or a site. Cases of which the
+    dataset states another group than the id do not count.
+
+    Args:
+        cases: the cases of a dataset.
+        setting: the name of the setting for groups in the message.
+    """
+    unstated = [case for case in cases if case.group in ("", case.case)]
+    members: dict[str, list[str]] = {}  # case ids by prefix
+    for case in unstated:
+        match = _VISIT.fullmatch(case.case)
+        if match:
+            members.setdefault(match[1], []).append(case.case)
+    several = {prefix: ids for prefix, ids in members.items() if len(ids) > 1}
+    n_sharing = sum(map(len, several.values()))
+    are_most_cases = 2 * n_sharing >= len(unstated)
+    are_few_per_prefix = n_sharing <= _MAX_VISITS * len(several)
+    if len(members) < 2 or not are_most_cases or not are_few_per_prefix:
+        return []
+    first, second = sorted(next(iter(several.values())))[:2]
+    text = (
+        f"Case names such as {first} and {second} look like scans of one patient, but each case "
+        f"counts as a patient. If they are, set {setting}='{_VISIT.pattern}'. Otherwise a patient "
+        "may be in both training and validation, and intervals are too narrow."
+    )
+    return [Finding("names", text)]
 
 
 def assign_groups(

@@ -184,6 +184,10 @@ class Volume:
     missing: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
 
+    def brightness(self) -> NDArray[Any]:
+        """Return the brightness `[*spatial]` of red, green and blue, by ITU-R BT.601."""
+        return np.tensordot((0.299, 0.587, 0.114), self.array, axes=1)
+
     @property
     def present_channels(self) -> list[NDArray[Any]]:
         """The channels `[*spatial]` that have a file."""

@@ -34,10 +34,9 @@ from lesionseg.core.arrays import Flags, Integers
 from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.layouts.checks import with_colours
 from lesionseg.ops.components import group_voxels
 from lesionseg.plan.plan import Plan
 
@@ -376,10 +375,9 @@ def open_dataset(
         The dataset; its method `datalist()` returns MONAI's form.
 
     Raises:
-        LesionsegError: see `lesionseg.io.layouts.read_dataset`, and `with_colours` for `colour`.
+        LesionsegError: see `lesionseg.io.layouts.read_dataset`.
     """
-    dataset = read_dataset(Path(root), group=group)
-    return with_colours(dataset) if colour else dataset
+    return read_dataset(Path(root), group=group, colour=colour)
 
 
 def fill_cache(
@@ -407,7 +405,7 @@ def fill_cache(
         progress: called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
         workers: number of threads, each with one case; None for one per core, at most eight.
-        source: computes the hash of the content of a case's files; None for `source_hash`.
+        source: computes the hash of the content of a case's files; None for `case_digest`.
 
     Returns:
         The cached cases in the order of `cases`; empty if there are none.
@@ -428,7 +426,7 @@ def fill_cache(
     def prepare(files: CaseFiles) -> PreparedCase:
         return prepare_case(read_files(files), plan)
 
-    make = partial(_find_or_make, place, prepare, source or source_hash)
+    make = partial(_find_or_make, place, prepare, source or case_digest)
     filled: dict[int, CachedCase] = {}
     with ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS)) as pool:
         futures = {pool.submit(make, files): i for i, files in enumerate(cases)}
@@ -488,7 +486,7 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
-    """Return the case at `entry` if it is complete and has this `source_hash`, otherwise None."""
+    """Return the case at `entry` if it is complete and has this `case_digest`, otherwise None."""
     try:
         cached = read_cached_case(entry)
     except ReadError:

@@ -18,7 +18,7 @@ from lesionseg.data.cache import MAX_WORKERS, cores
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
 from lesionseg.io.cases import read_case
-from lesionseg.io.contents import image_state, source_hash
+from lesionseg.io.contents import case_digest, image_state
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
@@ -96,7 +96,7 @@ class _RecordReader:
                 reference = case.reference
                 facts = None if reference is None else facts_of(case, reference, self.n_voxels)
                 del case, reference
-            source = source_hash(files)
+            source = case_digest(files)
         except LesionsegError as error:
             return error
         if state is not None and state == self._digest_state(files):

@@ -20,7 +20,7 @@ from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.evaluation.curves import accumulate
 from lesionseg.evaluation.intervals import Statistic, Weights, divide
 from lesionseg.evaluation.tables import Tables
-from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.boxes import overlapping_pairs
 
 MAX_PER_CASE = 100  # candidates of a label and case that take part, as in COCO
 IOUS = tuple(k / 20 for k in range(2, 20))  # 0.1, 0.15, … 0.95
@@ -30,7 +30,6 @@ RECALLS = np.linspace(0, 1, 101)
 _AT_MOST = 1 - 1e-10  # rounding must not exclude equal boxes
 _TINY = np.spacing(1)  # added to the denominator of the precision, as in pycocotools
 _ROUNDING = 1e-9  # tolerance of the bounds of a range of IoUs
-_MAX_PAIRS = 1_000_000  # pairs that are compared at once, which bounds the memory
 
 # the summary numbers of COCO and of two challenges, as ranges of IoU
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -64,16 +63,9 @@ class BoxPairs:
 
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
     """Find the pairs of one label whose bounding boxes overlap."""
-    found = [np.zeros((3, 0))]
-    step = max(1, _MAX_PAIRS // max(len(lesions), 1))
-    for first in range(0, len(candidates), step):
-        part = slice(first, first + step)
-        iou = box_iou(torch.from_numpy(candidates.boxes[part]), torch.from_numpy(lesions.boxes))
-        is_pair = candidates.labels[part, np.newaxis] == lesions.labels
-        row, lesion = np.nonzero(is_pair & (iou.numpy() > 0))
-        found.append(np.stack([first + row, lesion, iou.numpy()[row, lesion]]))
-    candidate, lesion, iou_of_pair = np.concatenate(found, axis=1)
-    return BoxPairs(candidate.astype(np.int64), lesion.astype(np.int64), iou_of_pair)
+    boxes = torch.from_numpy(candidates.boxes)
+    others = torch.from_numpy(lesions.boxes)
+    return BoxPairs(*overlapping_pairs(boxes, candidates.labels, others, lesions.labels))
 
 
 def encode_hits(

@@ -4,6 +4,7 @@ Sizes are measured on the grid of each visit. Lesions are compared by overlap on
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -17,7 +18,12 @@ from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.core.lesions import equivalent_diameter_mm
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.matching import Rows, connected_parts, overlap_table
+from lesionseg.evaluation.matching import (
+    Rows,
+    connected_parts,
+    flag_accepted,
+    overlap_table,
+)
 from lesionseg.evaluation.regrid import resample_prediction
 from lesionseg.io.text import write_csv
 from lesionseg.ops.components import candidates_of
@@ -106,6 +112,12 @@ class LesionChange:
     diameter_after_mm: float | None = None
     change_percent: float | None = None
     smallest_change_percent: float
+
+
+def count_states(changes: Iterable[LesionChange]) -> dict[str, int]:
+    """Count the changes of each of `STATES`."""
+    found = Counter(change.state for change in changes)
+    return {state: found[state] for state in STATES}
 
 
 def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
@@ -256,10 +268,15 @@ def compare_visits(
     # through the indices of its own grid, the centres move as `matrix` says
     centres_mm = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(
-        lesions, candidates_of(moved), _flag_accepted(before), _is_inside(centres_mm, grid)
+        lesions,
+        candidates_of(moved),
+        flag_accepted(before.candidates),
+        _is_inside(centres_mm, grid),
     )
     lesions = candidates_of(after)
-    later = Visit(lesions, lesions, _flag_accepted(after), _is_inside(lesions.centres_mm, placed))
+    later = Visit(
+        lesions, lesions, flag_accepted(after.candidates), _is_inside(lesions.centres_mm, placed)
+    )
     score_of = {}
     for c in after.candidates:
         by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
@@ -271,11 +288,6 @@ def compare_visits(
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
     return VisitPair(moved, after, placed, changes, matrix)
-
-
-def _flag_accepted(visit: Prediction) -> Flags:
-    """Flag the accepted candidates `[n]` of a visit."""
-    return np.array([candidate.accepted for candidate in visit.candidates], dtype=np.bool_)
 
 
 def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:

@@ -23,7 +23,14 @@ from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
-from lesionseg.evaluation.matching import Match, Outcomes, Rows, match, sum_shares
+from lesionseg.evaluation.matching import (
+    Match,
+    Outcomes,
+    Rows,
+    flag_accepted,
+    match,
+    sum_shares,
+)
 from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
 from lesionseg.evaluation.missed import Miss, Misses, WhyMissed, find_fitting
 from lesionseg.evaluation.tables import (
@@ -122,7 +129,7 @@ class MatchedCase:
         # a score is never invented
         point = operating_point if self.prediction.has_scores else None
         by_label = self.match.within_labels
-        accepted = _flag_accepted(self.prediction.candidates, point)
+        accepted = flag_accepted(self.prediction.candidates, point)
         # these criteria compare equal labels, so pooled and separate labels have the same result
         secondary = {
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
@@ -358,7 +365,7 @@ class _Accepted:
         lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
         point = self.point or self.case.prediction.operating_point
         unannotated = self.case.unannotated
-        is_accepted = _flag_accepted([candidate for candidate, _ in unannotated], self.point)
+        is_accepted = flag_accepted([candidate for candidate, _ in unannotated], self.point)
         found = [rows for flag, (_, rows) in zip(is_accepted, unannotated, strict=True) if flag]
         return Misses(
             match=self.match,
@@ -530,12 +537,6 @@ def match_case(
         box_hits=encode_hits(matched.candidates, box_pairs, matched.scores, ignored),
         unannotated=unannotated,
     )
-
-
-def _flag_accepted(candidates: Sequence[Candidate], point: OperatingPoint | None) -> Flags:
-    """Flag the candidates `[n]` that the point accepts or, for None, those that are marked."""
-    accepted = [c.accepted if point is None else c.score >= point.score for c in candidates]
-    return np.array(accepted, dtype=np.bool_)
 
 
 def _list_rows(columns: Cells) -> list[Row]:

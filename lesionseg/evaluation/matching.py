@@ -13,7 +13,7 @@ lesion is found. If two matchings are equally good, the one that keeps the found
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -26,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lesionseg.core import Lesions, Prediction, Reference
+from lesionseg.core import Candidate, Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
@@ -218,6 +218,12 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
         links={**links, criterion: pooled},
         within_labels=within_labels,
     )
+
+
+def flag_accepted(candidates: Sequence[Candidate], point: OperatingPoint | None = None) -> Flags:
+    """Flag the candidates `[n]` that the point accepts or, for None, those that are marked."""
+    accepted = [c.accepted if point is None else c.score >= point.score for c in candidates]
+    return np.array(accepted, dtype=np.bool_)
 
 
 def _save_memory(lesions: Lesions) -> Lesions:

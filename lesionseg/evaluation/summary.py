@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from lesionseg.core import OperatingPoint
 from lesionseg.core.arrays import Numbers
@@ -509,15 +510,5 @@ def _find_operating_point(
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
     is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
-    return PointInUse(
-        name=point.name,
-        score=point.score,
-        chosen_on=point.chosen_on,
-        optimistic=is_developed_on or is_chosen_here,
-        is_default=point.is_default,
-        expected_false_positives_per_case=point.expected_false_positives_per_case,
-        confidence=point.confidence,
-        n_cases=point.n_cases,
-        n_patients=point.n_patients,
-        n_false_positives=point.n_false_positives,
-    )
+    facts = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
+    return TypeAdapter(PointInUse).validate_python(facts)  # it has some of the point's fields

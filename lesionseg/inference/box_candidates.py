@@ -23,10 +23,10 @@ from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import (
-    box_iou,
     decode_boxes,
     is_degenerate,
     move_boxes,
+    overlapping_pairs,
     split_box,
 )
 from lesionseg.ops.suppression import batched_nms, cluster_boxes
@@ -36,7 +36,6 @@ MOST_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by d
 # Boxes of all views that are merged at first. More are merged only if fewer than the limit of
 # candidates remain, because a network that has hardly learnt gives millions of boxes.
 MERGED_AT_FIRST = 100_000
-_ROWS = 512  # candidates whose IoU with all boxes is computed at once
 SAME_LESION = 0.1  # IoU from which candidates of both heads are one lesion, as in matching
 # NMS threshold (IoU) in one view; the threshold for all views is `AnchorPlan.merge_iou`
 SAME_LESION_IN_A_TILE = 0.3
@@ -369,19 +368,13 @@ def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[i
     other_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in boxes])
     voxel_labels = np.array([c.label for c in voxels])
     other_labels = np.array([c.label for c in boxes])
-    pairs: list[
-        tuple[float, int, int]
-    ] = []  # negative IoU, so that sorting gives the largest first
-    for first in range(0, len(voxels), _ROWS):  # the whole table may not fit into memory
-        rows = slice(first, first + _ROWS)
-        overlap = box_iou(voxel_boxes[rows], other_boxes).numpy()
-        overlap[voxel_labels[rows, None] != other_labels[None]] = 0
-        for i, j in np.argwhere(overlap >= SAME_LESION).tolist():
-            pairs.append((-float(overlap[i, j]), first + i, j))
+    rows, columns, ious = overlapping_pairs(voxel_boxes, voxel_labels, other_boxes, other_labels)
     partner: dict[int, int] = {}
     taken: set[int] = set()
-    for _, i, j in sorted(pairs):
-        if i not in partner and j not in taken:
+    for pair in np.lexsort((columns, rows, -ious)):
+        i = int(rows[pair])
+        j = int(columns[pair])
+        if ious[pair] >= SAME_LESION and i not in partner and j not in taken:
             partner[i] = j
             taken.add(j)
     return partner

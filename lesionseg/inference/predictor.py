@@ -1,7 +1,6 @@
 """The predictor: find the candidates in scans with one or several bundles."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import (
-    NO_SELECTION,
     Aim,
     CaseFiles,
     Dataset,
@@ -36,7 +33,6 @@ from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
 from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
 from lesionseg.inference.input_check import (
-    InputCheck,
     channels_without_contrast,
     check_extent,
     check_missing,
@@ -48,11 +44,11 @@ from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
 from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow, choose_device
+from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import nan_to_background, read_image
-from lesionseg.io.layouts.checks import is_colour
+from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
-from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -167,40 +163,6 @@ class Predictor:
                 *(str(value).lower() for value in (before, self.is_mirrored, before)),
             )
 
-    @classmethod
-    def from_network(
-        cls,
-        network: nn.Module,
-        plan: Plan,
-        *,
-        check: InputCheck | None = None,
-        selection: Selection = NO_SELECTION,
-        settings: InferenceConfig | None = None,
-        device: str | torch.device | None = None,
-        operating_point: str | None = None,
-        pixel_mm: float | None = None,
-    ) -> "Predictor":
-        """Return a predictor for a network in memory, by default on the network's device.
-
-        Args:
-            network: the network.
-            plan: its plan.
-            check: the ranges of the training scans; None if they are unknown.
-            selection: operating points and calibrations.
-            settings: see `Predictor`.
-            device: see `Predictor`.
-            operating_point: see `Predictor`.
-            pixel_mm: see `Predictor`.
-        """
-        return cls(
-            Bundle((network,), plan, check, selection),
-            settings=settings,
-            device=device,
-            operating_point=operating_point,
-            pixel_mm=pixel_mm,
-            trust=True,
-        )
-
     def with_selection(self, selection: Selection) -> "Predictor":
         """Return a predictor with the same networks and another selection.
 
@@ -263,7 +225,7 @@ class Predictor:
                     f"{', '.join(self.plan.channel_names)}."
                 )
             # the name of the first file without the number of its channel, such as _0000
-            case = re.sub(r"_\d{4}$", "", strip_suffix(Path(paths[0])))
+            case, _ = split_channel(strip_suffix(Path(paths[0])))
             files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
             found = self.decide(self.infer(self.prepare(files)), files.case)
             return _with_image(found, files.images[0])

@@ -1,15 +1,18 @@
 """Case ids as parts of file names, tables and messages."""
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from unicodedata import category
+from unicodedata import category, normalize
 
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.files import digest_of
+from lesionseg.io.volumes import strip_suffix
 
 # file systems allow 255 bytes; the longest name is ".xxxxxxxx-<id>_label-lesion_mask.nii.gz"
 MAX_ID_BYTES = 200
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of a case
 _DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long
 # Unicode categories: control, format (including bidirectional), line and paragraph ends
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
@@ -34,6 +37,46 @@ def case_id(parts: Iterable[str]) -> str:
     begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
     end = encoded[-n_kept:].decode(errors="ignore")
     return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
+
+
+def path_id(path: Path) -> str:
+    """Make a case id of a relative path.
+
+    It consists of folders and name, without the suffix and without the number of a first channel.
+
+    >>> path_id(Path("p1/view.1.png")), path_id(Path("../p2/t1_0000.nii.gz"))
+    ('p1_view.1', 'p2_t1')
+    """
+    folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
+    return case_id([*folders, without_first_channel(strip_suffix(path))])
+
+
+def split_channel(name: str) -> tuple[str, int | None]:
+    """Split the name of a file, without suffix, into a case id and the number of a channel.
+
+    The number is None if the name does not end in four digits.
+
+    >>> split_channel("P01_0001"), split_channel("P01")
+    (('P01', 1), ('P01', None))
+    """
+    match = _CHANNEL.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def without_first_channel(name: str) -> str:
+    """Return a name without the number of a first channel, `_0000`."""
+    case, number = split_channel(name)
+    return case if number == 0 else name
+
+
+def comparison_key(case: str) -> str:
+    """Return a text that is equal for ids whose files some file system cannot distinguish.
+
+    >>> comparison_key("P1") == comparison_key("p1")
+    True
+    """
+    folded = normalize("NFC", case).casefold()
+    return normalize("NFC", folded)  # because folding separates some letters from their accents
 
 
 def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:

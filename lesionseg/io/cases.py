@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.io.channels import check_channels, is_colour
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import check_channels, is_colour
 from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.stated_lesions import LESIONS
@@ -30,7 +30,6 @@ _SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header 
 _MERGE_LABELS = (
     "data.merge_labels=true (evaluate merge_labels=true), which makes every positive value a lesion"
 )
-LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, by ITU-R BT.601
 
 
 def read_case(files: CaseFiles, dataset: Dataset) -> Case:
@@ -76,7 +75,7 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
 
 def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
     """Read the files of one case as channels on the grid of the first file."""
-    first = read_volume(files.images[0], raster_mm=files.pixel_mm)
+    first = read_volume(files.images[0], pixel_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
     if is_colour(files, n_channels):
@@ -90,7 +89,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
     for channel, file in zip(present, files.images, strict=True):
         volume = first
         if file != files.images[0]:
-            volume = read_volume(file, raster_mm=files.pixel_mm)
+            volume = read_volume(file, pixel_mm=files.pixel_mm)
             grids = GridPair(file, volume.geometry, files.images[0], first.geometry)
             grids.check(by_image=dataset.grid_of_image)
             if volume.valid is not None:
@@ -105,7 +104,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
                     "data.colour=true to use their three colours."
                 )
                 warn_once(logger, text, dataset.root)
-            brightness = np.tensordot(LUMA, values, axes=1)
+            brightness = volume.brightness()
             # floating point is not rounded: the values may be from 0 to 1
             is_whole = values.dtype.kind in "iu"
             values = (np.rint(brightness) if is_whole else brightness)[np.newaxis]
@@ -114,13 +113,13 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
 
 
 def read_mask(
-    path: Path, raster_mm: float | None = None, *, nan_background: bool = False
+    path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
     """Read a label mask as a reference on its own grid, without instances.
 
     Args:
         path: The file, of any dtype.
-        raster_mm: The pixel size of a picture in millimetres. None means 1 mm.
+        pixel_mm: The pixel size of a picture in millimetres. None means 1 mm.
         nan_background: True replaces NaN by 0.
 
     Raises:
@@ -128,7 +127,7 @@ def read_mask(
         ContentError: A value is negative or not an integer. Differences that the scaling of a
             header explains are rounded, with a warning.
     """
-    volume = read_volume(path, raster_mm=raster_mm, as_labels=True)
+    volume = read_volume(path, pixel_mm=pixel_mm, as_labels=True)
     array = volume.array[0]
     if array.dtype.kind == "f":
         if nan_background:
@@ -165,13 +164,13 @@ def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.fl
 
 
 def read_instances(
-    path: Path, raster_mm: float | None = None, *, nan_background: bool = False
+    path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
     """Read an instance mask on its own grid. All lesions get label 1.
 
     Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
     """
-    reference = read_mask(path, raster_mm, nan_background=nan_background)
+    reference = read_mask(path, pixel_mm, nan_background=nan_background)
     require_exact_values(path, np.asarray(reference.labels), are_ids=True)
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
@@ -196,7 +195,7 @@ def read_reference(
     Returns:
         The reference, or None if the case is unlabelled.
     """
-    geometry = geometry or read_geometry(files.images[0], raster_mm=files.pixel_mm)
+    geometry = geometry or read_geometry(files.images[0], pixel_mm=files.pixel_mm)
     reference = _read_stored_reference(files, dataset, geometry)
     if reference is not None and geometry.dims == 2:
         for file in files.images:

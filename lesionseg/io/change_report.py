@@ -51,7 +51,7 @@ class ChangeReport:
         facts = scan.dicom
         if facts is None:
             return None
-        row = predicted.row()
+        row = predicted.read_row()
         if row is not None and row.series_uid not in ("", facts.series_uid):
             raise DatasetError(
                 f"the prediction belongs to series {row.series_uid}, but the scan {image.name} is "

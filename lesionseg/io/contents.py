@@ -64,7 +64,7 @@ def _file_digest(path: Path) -> str:
         return digest_of(path)
 
 
-def source_hash(files: CaseFiles) -> str:
+def case_digest(files: CaseFiles) -> str:
     """Return the SHA-256 of the content of a case's files, and of its annotations in tables."""
     images = list(files.images)
     if files.reference:

@@ -21,6 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
+# suffixes of texts, tables and documents, which contain no image
+TEXT_SUFFIXES = (
+    ".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".yaml", ".yml", ".xml", ".html", ".htm",
+    ".pdf", ".log", ".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".lock", ".xlsx", ".docx",
+)  # fmt: skip
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
 TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # begin of the temporary names of `atomic_path`
 
@@ -92,6 +97,13 @@ def is_file_or_broken_link(path: Path) -> bool:
     return path.is_file() or is_broken_link(path)
 
 
+def file_key(path: Path) -> str:
+    """Return a text that is equal for paths of one file, also by links."""
+    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; an impossible name
+        path = path.resolve()
+    return str(path)
+
+
 def explain_missing(path: Path) -> str:
     """Return a message about a file that does not exist."""
     if is_broken_link(path):
@@ -100,19 +112,6 @@ def explain_missing(path: Path) -> str:
             "mount the disk that it points to, or remove the link."
         )
     return f"{path}: no such file. Check its name and folder."
-
-
-@contextmanager
-def private_files() -> Iterator[None]:
-    """Create files with mode 0600 and folders with 0700 within the context.
-
-    Without it files and folders follow the umask, like those of other programs.
-    """
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 @contextmanager

@@ -44,9 +44,9 @@ class Format:
     written: tuple[str, ...] = ()
 
 
-def _read_dicom(path: Path, raster_mm: float | None, as_labels: bool) -> Volume:
+def _read_dicom(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read an image. The masks of DICOM are other objects, see `io.dicom.reference`."""
-    return read_dicom(path, raster_mm)
+    return read_dicom(path, pixel_mm)
 
 
 # nibabel is not native, and several threads read NIfTI files at the same time

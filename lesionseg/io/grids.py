@@ -76,13 +76,13 @@ class GridPair:
         has_similar_axes = np.allclose(axes, expected.affine[:3, :3], atol=_SIMILAR_MM)
         return not has_similar_axes or not self.overlaps_by_half()
 
-    def check_header(self, *, index_is_remedy: bool = False) -> None:
+    def check_header(self, *, can_ignore_headers: bool = False) -> None:
         """Raise `GeometryError` if the file has lost the header of its scan.
 
-        Positions cannot be compared then. `index_is_remedy`: the command can ignore the headers.
+        Positions cannot be compared then. `can_ignore_headers`: the command can ignore the headers.
         """
         if self.has_lost_header():
-            remedy = f", or use {_BY_INDEX}" if index_is_remedy else ""
+            remedy = f", or use {_BY_INDEX}" if can_ignore_headers else ""
             raise GeometryError(
                 f"{self.path}: the header of the scan was lost. The shape is that of "
                 f"{self._name_of_other()}, but the header states voxels of 1 mm; "
@@ -90,9 +90,9 @@ class GridPair:
                 f"of its scan (nibabel: Nifti1Image(mask, scan.affine)){remedy}."
             )
 
-    def check_headers(self, *, index_is_remedy: bool = False) -> None:
+    def check_headers(self, *, can_ignore_headers: bool = False) -> None:
         """Raise `GeometryError` if one of the files has lost the header of its scan."""
-        self.check_header(index_is_remedy=index_is_remedy)
+        self.check_header(can_ignore_headers=can_ignore_headers)
         GridPair(self.other, self.expected, self.path, self.seen).check_header()
 
     def check(self, *, by_image: bool = False) -> None:
@@ -117,7 +117,7 @@ class GridPair:
                 )
             warn_once(logger, text, self.path, other, difference, other)
             return
-        self.check_header(index_is_remedy=True)
+        self.check_header(can_ignore_headers=True)
         advice = "Resample one onto the other."
         if self._is_turned():
             advice = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, Geometry
@@ -14,11 +14,11 @@ from lesionseg.io.cases import (
     read_case,
     read_reference,
 )
+from lesionseg.io.channels import check_channels
 from lesionseg.io.contents import content_files
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.files import digest_of
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import check_channels
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
@@ -26,14 +26,31 @@ from lesionseg.io.volumes import read_volume
 from lesionseg.io.warn_once import collect_warnings
 
 
-def inspect_case(files: CaseFiles, dataset: Dataset) -> tuple[Case | None, list[Finding]]:
-    """Read a case. If that fails, check each of its files separately and find every error.
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What is known about a case after each of its files was read.
 
-    Returns:
-        The case, or None if it has an error, and its findings. Their kinds are `unreadable`,
-        `geometry`, `not_finite`, `labels` and `channels` for errors, `unoriented` if a NIfTI file
-        does not state the orientation of the patient, and `remark` for a warning of a reader.
+    Attributes:
+        case: The case, or None if it has an error.
+        findings: Their kinds are `unreadable`, `geometry`, `not_finite`, `labels` and `channels`
+            for errors, `unoriented` if a NIfTI file does not state the orientation of the patient,
+            and `remark` for a warning of a reader.
+        patient: A hash of the patient's identifier in the DICOM headers, or "".
+        has_text: True if text may be burned into the pixels of an image: a DICOM file states it, or
+            is a secondary capture, such as a screenshot, and does not state the opposite.
+        axes: The direction of each array axis of a volume as a letter, such as `SAR`. "" if the
+            case has an error or two axes.
     """
+
+    case: Case | None
+    findings: tuple[Finding, ...]
+    patient: str
+    has_text: bool
+    axes: str = ""
+
+
+def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
+    """Read a case. If that fails, check each of its files separately and find every error."""
     case = None
     findings = list[Finding]()
     with collect_warnings(silent=True) as warnings:  # the page of the check may show file names
@@ -49,8 +66,14 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> tuple[Case | None, list[
         except LesionsegError as error:
             unexplained = finding_of(error, files.case, kind="unreadable")
             findings = _find_errors(files, dataset) or [unexplained]
-    remarks = [Finding("remark", text, files.case, "note") for text in warnings]
-    return case, [*findings, *remarks]
+    findings += [Finding("remark", text, files.case, "note") for text in warnings]
+    patient, has_text = _read_dicom_facts(files.images)
+    axes = ""
+    if case is not None and dataset.dims == 3:
+        from nibabel.orientations import aff2axcodes
+
+        axes = "".join(aff2axcodes(case.image.geometry.affine))
+    return Inspection(case, tuple(findings), patient, has_text, axes)
 
 
 def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
@@ -75,7 +98,7 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
     grid: Geometry | None = None  # of the first readable image
     for file in files.images:
         with collect("unreadable"):
-            volume = read_volume(file, raster_mm=files.pixel_mm)
+            volume = read_volume(file, pixel_mm=files.pixel_mm)
             readable.append(file)
             grid = grid or volume.geometry
             with collect("not_finite"):
@@ -90,15 +113,10 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
     return findings
 
 
-def read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Read the patient from the headers of DICOM images, and if text is burned into the pixels.
+def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
+    """Return `Inspection.patient` and `Inspection.has_text` of some images.
 
-    Only the first file of a series is read, because both facts are the same in all of them. A
-    secondary capture, such as a screenshot, usually has text in its pixels.
-
-    Returns:
-        A hash of the patient's identifier, or "", and True if text may be burned into an image: a
-        file states it, or it is a secondary capture and does not state the opposite.
+    Only the first file of a series is read, because both facts are the same in all of them.
     """
     patient = ""
     burned_in = False

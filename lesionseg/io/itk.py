@@ -63,10 +63,10 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_itk(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
 
-    The header states the voxel size, so `raster_mm` is not used. Masks have the same values as
+    The header states the voxel size, so `pixel_mm` is not used. Masks have the same values as
     images.
     """
     import SimpleITK as sitk
@@ -77,7 +77,7 @@ def read_itk(path: Path, raster_mm: float | None = None, as_labels: bool = False
     return Volume(array[np.newaxis], geometry)
 
 
-def read_itk_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
+def read_itk_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
     """Read the grid from the header."""
     return _read_header(path)[1]
 

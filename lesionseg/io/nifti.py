@@ -44,11 +44,11 @@ _REVERSED_PLANE = [1, 0, 3]
 _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
-def read_nifti(path: Path, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_nifti(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
     A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D. The
-    header states the voxel size, so `raster_mm` is not used. Masks have the same values as images.
+    header states the voxel size, so `pixel_mm` is not used. Masks have the same values as images.
     """
     with _open_voxels(path) as stream:
         image = _parse(path, stream)
@@ -81,7 +81,7 @@ def read_nifti(path: Path, raster_mm: float | None = None, as_labels: bool = Fal
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
-def read_nifti_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
+def read_nifti_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
     """Read the grid from the header."""
     with _open(path) as stream:
         return _read_grid(path, _parse(path, stream))
@@ -320,15 +320,3 @@ def _mm_scale(image: Any) -> NDArray[np.float64]:
     """Return the matrix that converts coordinates of the header to millimetres."""
     factor = _MM_PER_UNIT.get(_unit(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])
-
-
-def axis_codes(geometry: Geometry) -> str:
-    """Return the direction of each array axis of a volume as a letter, such as `SAR`.
-
-    >>> import numpy as np
-    >>> axis_codes(Geometry((2, 2, 2), np.diag([-1.0, 1.0, 1.0, 1.0])))
-    'LAS'
-    """
-    from nibabel.orientations import aff2axcodes
-
-    return "".join(aff2axcodes(geometry.affine))

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_size, convert_read_errors, limits
+from lesionseg.io.text import read_json
 
 SUFFIX = ".npz"
+LEVELS_UP = 3  # folders from an output in fold_0/validation up to the model folder
 _NAMES = ("probabilities.npy", "softmax.npy")
 _MAX_CHANNELS = 256
 _SLAB_BYTES = 2**24
@@ -53,6 +55,62 @@ class ProbabilityFile:
     dtype: np.dtype[Any]
     member: str
     fortran_order: bool
+
+    @classmethod
+    def open(cls, path: Path) -> "ProbabilityFile":
+        """Read the header of an archive of nnU-Net's probabilities.
+
+        Raises:
+            ReadError: The file is not such an archive, contains objects instead of numbers, or
+                claims more voxels than it can contain or than `FileLimits` allow.
+        """
+        with convert_read_errors(path):
+            if not path.is_file() or not zipfile.is_zipfile(path):
+                raise ReadError(f"{path}: this is not an .npz archive. {_ADVICE}")
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                member = next((name for name in _NAMES if name in names), None)
+                if member is None:
+                    listed = ", ".join(names[:5]) or "nothing"
+                    raise ReadError(
+                        f"{path}: the archive contains {listed}, but no array 'probabilities'. "
+                        f"{_ADVICE}"
+                    )
+                info = archive.getinfo(member)
+                with archive.open(info) as stream:
+                    shape, fortran_order, dtype = _read_header(path, stream)
+                    n_header = stream.tell()
+        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+            raise ReadError(
+                f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
+                f"numbers, so it was not read. {_ADVICE}"
+            )
+        if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
+            raise ReadError(
+                f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_ADVICE}"
+            )
+        if prod(shape[1:]) > limits().max_voxels:
+            raise ReadError(
+                f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
+                f"{limits().max_voxels}. {_ADVICE}"
+            )
+        n_bytes = prod(shape) * dtype.itemsize
+        check_size(path, n_bytes)
+        if info.file_size != n_header + n_bytes:
+            raise ReadError(f"{path}: the array's size differs from its header. {_ADVICE}")
+        return cls(path, shape, dtype, member, fortran_order)
+
+    def reader_name(self) -> str:
+        """Return the name of the image reader in nnU-Net's `plans.json`, or "" without this file.
+
+        nnU-Net writes the file next to its outputs, and into the model folder.
+        """
+        for folder in self.path.parents[:LEVELS_UP]:
+            path = folder / "plans.json"
+            if path.is_file():
+                content = read_json(path)
+                return str(content.get("image_reader_writer")) if isinstance(content, dict) else ""
+        return ""
 
     def slabs(self) -> Iterator[ProbabilitySlab]:
         """Yield the slabs of all channels, ordered by channel, then by row.
@@ -93,50 +151,6 @@ class ProbabilityFile:
         if len(content) < n_bytes:
             raise ReadError(f"{self.path}: the file is truncated. {_ADVICE}")
         return np.frombuffer(content, dtype=self.dtype).astype(np.float32)
-
-
-def open_probabilities(path: Path) -> ProbabilityFile:
-    """Read the header of an archive of nnU-Net's probabilities.
-
-    Raises:
-        ReadError: The file is not such an archive, contains objects instead of numbers, or claims
-            more voxels than it can contain or than `FileLimits` allow.
-    """
-    with convert_read_errors(path):
-        if not path.is_file() or not zipfile.is_zipfile(path):
-            raise ReadError(f"{path}: this is not an .npz archive. {_ADVICE}")
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            member = next((name for name in _NAMES if name in names), None)
-            if member is None:
-                listed = ", ".join(names[:5]) or "nothing"
-                raise ReadError(
-                    f"{path}: the archive contains {listed}, but no array 'probabilities'. "
-                    f"{_ADVICE}"
-                )
-            info = archive.getinfo(member)
-            with archive.open(info) as stream:
-                shape, fortran_order, dtype = _read_header(path, stream)
-                n_header = stream.tell()
-    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-        raise ReadError(
-            f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
-            f"numbers, so it was not read. {_ADVICE}"
-        )
-    if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
-        raise ReadError(
-            f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_ADVICE}"
-        )
-    if prod(shape[1:]) > limits().max_voxels:
-        raise ReadError(
-            f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
-            f"{limits().max_voxels}. {_ADVICE}"
-        )
-    n_bytes = prod(shape) * dtype.itemsize
-    check_size(path, n_bytes)
-    if info.file_size != n_header + n_bytes:
-        raise ReadError(f"{path}: the array's size differs from its header. {_ADVICE}")
-    return ProbabilityFile(path, shape, dtype, member, fortran_order)
 
 
 def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:

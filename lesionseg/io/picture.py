@@ -37,10 +37,10 @@ class Picture:
     alpha: NDArray[Any] | None = None
     turn: int = 1
 
-    def to_volume(self, path: Path, raster_mm: float | None, *, as_labels: bool) -> Volume:
+    def to_volume(self, path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
         """Return the picture as a volume `[1 or 3, y, x]`, upright, with y pointing down."""
         array = self._compute_labels(path) if as_labels else self._compute_values(path)
-        return Volume(array, picture_grid(path, array.shape[1:], raster_mm))
+        return Volume(array, picture_grid(path, array.shape[1:], pixel_mm))
 
     def _compute_values(self, path: Path) -> NDArray[Any]:
         """Compute the grey values `[1, y, x]` or colours `[3, y, x]` of an image."""
@@ -93,12 +93,12 @@ class Picture:
         return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
-def picture_grid(path: Path, shape: tuple[int, ...], raster_mm: float | None) -> Geometry:
+def picture_grid(path: Path, shape: tuple[int, ...], pixel_mm: float | None) -> Geometry:
     """Return the grid of a picture. Raise `ReadError` if it is outside the limits.
 
-    `raster_mm` is the pixel size. None means 1 mm, because pictures do not state it.
+    `pixel_mm` is the pixel size. None means 1 mm, because pictures do not state it.
     """
-    mm = 1.0 if raster_mm is None else float(raster_mm)
+    mm = 1.0 if pixel_mm is None else float(pixel_mm)
     low, high = limits().spacing_mm
     if not low <= mm <= high:
         raise ReadError(

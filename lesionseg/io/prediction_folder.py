@@ -30,9 +30,8 @@ from lesionseg.io.case_file import (
     read_sent,
     write_failures,
 )
-from lesionseg.io.case_ids import check_case_id
+from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.files import TEMPORARY_NAMES, output_errors
-from lesionseg.io.layouts.checks import comparison_key
 from lesionseg.io.nnunet_output import DESCRIPTIONS, write_description, write_probabilities
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.remote import stored_names, upload
@@ -47,10 +46,9 @@ from lesionseg.io.result_names import (
     SENT,
 )
 from lesionseg.io.text import write_json
-from lesionseg.io.volumes import result_suffix
+from lesionseg.io.volumes import WRITTEN, result_suffix
 
 _MASKS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".tif")
 _OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
@@ -149,8 +147,8 @@ class PredictionFolder:
             )
         own = self.files(case)
         named_by_nnunet = self._files_named_by_nnunet(case) if self.names == "nnunet" else []
-        foreign = [name for name in named_by_nnunet if name not in own]
-        present = own + foreign
+        of_others = [name for name in named_by_nnunet if name not in own]
+        present = own + of_others
         if not present:
             return
         row = self.row(case)
@@ -160,9 +158,9 @@ class PredictionFolder:
                 f"{self.path} contains {shown}, which does not state its scan. Name another "
                 "output, or set overwrite=true to replace it."
             )
-        if foreign:
+        if of_others:
             raise ConflictError(
-                f"{self.path} contains {foreign[0]}, which does not belong to the results of "
+                f"{self.path} contains {of_others[0]}, which does not belong to the results of "
                 f"{case!r} there, because they were written without names=nnunet. Name another "
                 "output, or set overwrite=true to replace it."
             )
@@ -276,7 +274,7 @@ class PredictionFolder:
         with suppress(LesionsegError):
             rows.append(read_row(self._part_folder(case) / f"{case}{CANDIDATES}"))
         is_nnunet = any(row is not None and row.names == "nnunet" for row in rows)
-        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in _SUFFIXES)]
+        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in WRITTEN)]
         own = [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
         return own + self._files_named_by_nnunet(case) if is_nnunet else own
 
@@ -284,7 +282,7 @@ class PredictionFolder:
         """Return the names of the files in nnU-Net's way, also those of other programs."""
         stem = f"{case}{MASK_ENDINGS['nnunet']}"
         names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
-        names += [f"{stem}{suffix}" for suffix in _SUFFIXES]
+        names += [f"{stem}{suffix}" for suffix in WRITTEN]
         return [name for name in names if name in self._present]
 
     def finished_row(self, case: str, key: str, *, needs_mask: bool) -> CaseRow | None:
@@ -298,7 +296,7 @@ class PredictionFolder:
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
             return None
-        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in _SUFFIXES}
+        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
         return None if needs_mask and masks.isdisjoint(self._present) else row
 
     @contextmanager

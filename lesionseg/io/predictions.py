@@ -5,7 +5,7 @@ values of all retained candidates. Other programs may also write these files.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.config import MaskNames
-from lesionseg.core import Geometry, Prediction, Volume
+from lesionseg.core import CaseFiles, Geometry, Labels, Prediction, Volume
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import (
     ContentError,
     DatasetError,
+    LesionsegError,
     OutputError,
     ReadError,
 )
@@ -29,14 +30,18 @@ from lesionseg.io.case_file import (
     read_shape,
     write_candidates,
 )
-from lesionseg.io.case_ids import check_case_id
+from lesionseg.io.case_ids import check_case_id, without_first_channel
 from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
+from lesionseg.io.layouts.checks import remark_unread_files
+from lesionseg.io.layouts.nnunet import read_nnunet_labels
+from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import (
-    case_suffix,
+    format_suffix,
     is_image_file,
     read_geometry,
     result_suffix,
@@ -50,6 +55,8 @@ _log = logging.getLogger(__name__)
 
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
+_LABELS = "dataset.json"  # of nnU-Net
+_OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,29 @@ class PredictionFiles:
     regions: Path | None = None
     probabilities: Path | None = None
 
-    def row(self) -> CaseRow | None:
+    def read_nnunet_labels(self) -> Labels | None:
+        """Read the labels of nnU-Net's `dataset.json`, or return None without this file.
+
+        nnU-Net writes the file into the folder of its outputs, and into the model folder above
+        `fold_0/validation`. Next to a mask without probabilities, only the same folder counts, and
+        a file that is not nnU-Net's is ignored, because other programs write such masks, too.
+
+        Raises:
+            LesionsegError: The labels of probabilities are not valid.
+        """
+        if self.probabilities is not None:
+            files = [folder / _LABELS for folder in self.probabilities.parents[:LEVELS_UP]]
+            return next((read_nnunet_labels(file) for file in files if file.is_file()), None)
+        if self.mask is None or self.candidates is not None:
+            return None
+        file = self.mask.with_name(_LABELS)
+        try:
+            return read_nnunet_labels(file) if file.is_file() else None
+        except LesionsegError as error:
+            warn_once(_log, "The labels next to the masks are not used. %s", error)
+            return None
+
+    def read_row(self) -> CaseRow | None:
         """Return the row that the candidate file states, or None if there is no such file.
 
         Raises:
@@ -81,7 +110,7 @@ class PredictionFiles:
         """
         return None if self.candidates is None else read_row(self.candidates)
 
-    def shape(self) -> tuple[int, ...] | None:
+    def read_shape(self) -> tuple[int, ...] | None:
         """Return the shape of the scan that the candidate file states, or None if it states none.
 
         Raises:
@@ -123,7 +152,7 @@ def write_prediction(
     if is_image_file(place):
         folder = place.parent
         prediction, names = _name_by_mask(place, prediction)
-        suffix = case_suffix(place).lower()
+        suffix = format_suffix(place).lower()
     case = prediction.case
     instances = prediction.instances
     check_case_id(case, folder, OutputError)
@@ -145,7 +174,7 @@ def write_prediction(
 
 def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskNames]:
     """Return the prediction under the case id in the name of a mask, and the way of its name."""
-    if prediction.geometry.dims == 2 and case_suffix(mask).lower() != ".png":
+    if prediction.geometry.dims == 2 and format_suffix(mask).lower() != ".png":
         raise OutputError(f"{mask}: the mask of a picture is PNG. Name a file in .png.")
     stem = strip_suffix(mask)
     names = next(names for names, ending in MASK_ENDINGS.items() if stem.endswith(ending))
@@ -159,7 +188,9 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     return found
 
 
-def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Finding]]:
+def list_predictions(
+    folder: Path, references: Sequence[CaseFiles] = ()
+) -> tuple[dict[str, PredictionFiles], list[Finding]]:
     """Find the predicted cases of a folder.
 
     This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
@@ -168,16 +199,48 @@ def list_predictions(folder: Path) -> tuple[dict[str, PredictionFiles], list[Fin
 
     Args:
         folder: The folder.
+        references: The cases with a reference. Predictions get the ids of these cases, see
+            `_with_ids_of_references`.
 
     Returns:
-        The files by case id, sorted, and a finding for each case that is left out: it has two
-        masks, its file is a link to nothing, or its id cannot be a file name (`check_case_id`).
+        The files by case id, sorted, and the findings. An error describes a case that is left out:
+        it has two masks, its file is a link to nothing, or its id cannot be a file name
+        (`check_case_id`). A warning lists the files that are not read.
 
     Raises:
         DatasetError: The folder is missing or contains no prediction.
     """
     by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
-    return {case: PredictionFiles(case, **files) for case, files in by_case.items()}, findings
+    found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
+    findings += remark_unread_files(folder, folders=False, usual=_OF_NNUNET)
+    return _with_ids_of_references(found, references, folder), findings
+
+
+def _with_ids_of_references(
+    predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
+) -> dict[str, PredictionFiles]:
+    """Return predictions under the ids of their references.
+
+    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
+    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
+    a folder of masks is `film_0000`. Such a prediction gets the id of the reference, unless there
+    is a reference `film`, or the table of `predict` states that the prediction is of another file.
+    """
+    known = {files.case for files in cases}
+    if not known:
+        return {**predictions}
+    rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
+    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
+    renamed: dict[str, PredictionFiles] = {}
+    for case, files in predictions.items():
+        numbered = f"{case}_0000"
+        is_only_numbered_known = numbered in known and case not in known
+        is_free = numbered not in predictions
+        stem = stems.get(case, numbered)
+        is_same_file = without_first_channel(stem) != stem
+        is_renamed = is_only_numbered_known and is_free and is_same_file
+        renamed[numbered if is_renamed else case] = files
+    return renamed
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
@@ -342,7 +405,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     is_plane = geometry is not None and geometry.dims == 2
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and is_plane else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
-        own = read_geometry(file, raster_mm=pixel_mm)
+        own = read_geometry(file, pixel_mm=pixel_mm)
         if grid is None:
             grid = own
             source_of_grid = file

@@ -25,7 +25,7 @@ _PNG_BITS = 24
 _BMP_BITS = 28
 
 
-def read_raster(path: Path, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_raster(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a picture with the values that a viewer shows.
 
     - The orientation that the file states is applied.
@@ -39,7 +39,7 @@ def read_raster(path: Path, raster_mm: float | None = None, as_labels: bool = Fa
 
     Args:
         path: The file. Its content decides the format, not its suffix.
-        raster_mm: The pixel size in millimetres. None means 1 mm, because pictures do not state it.
+        pixel_mm: The pixel size in millimetres. None means 1 mm, because pictures do not state it.
             It is not used for several pages, because a file beside them states their grid.
         as_labels: True reads a mask.
 
@@ -51,14 +51,14 @@ def read_raster(path: Path, raster_mm: float | None = None, as_labels: bool = Fa
         ReadError: The file is damaged, or is a mask whose labels are ambiguous.
     """
     if tiff.is_tiff(path):
-        return tiff.read_tiff(path, raster_mm, as_labels=as_labels)
-    picture = _decode(path, raster_mm, as_labels=as_labels)
-    return picture.to_volume(path, raster_mm, as_labels=as_labels)
+        return tiff.read_tiff(path, pixel_mm, as_labels=as_labels)
+    picture = _decode(path, pixel_mm, as_labels=as_labels)
+    return picture.to_volume(path, pixel_mm, as_labels=as_labels)
 
 
-def read_raster_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
+def read_raster_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
     """Read the grid of a picture. Only decoding shows whether the file is complete."""
-    return read_raster(path, raster_mm).geometry
+    return read_raster(path, pixel_mm).geometry
 
 
 def states_turn(path: Path) -> bool:
@@ -98,12 +98,12 @@ def write_raster(
         )
 
 
-def _decode(path: Path, raster_mm: float | None, *, as_labels: bool) -> Picture:
+def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
     """Decode a PNG, JPEG or BMP. Its size is checked before."""
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
-        picture_grid(path, (image.height, image.width), raster_mm)
+        picture_grid(path, (image.height, image.width), pixel_mm)
         if image.format == "PNG":
             return _decode_png(path, image, as_labels=as_labels)
         if as_labels and image.format != "BMP":

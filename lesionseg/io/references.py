@@ -1,24 +1,26 @@
 """The references of a folder: a dataset, or a folder of masks."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Reference
-from lesionseg.errors import DatasetError
+from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Reference
+from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_mask, read_reference
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
-from lesionseg.io.layouts.checks import FIRST_CHANNEL
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.predictions import PredictionFiles, list_masks
-from lesionseg.io.text import read_csv
-from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
+from lesionseg.io.volumes import is_image_file, read_geometry
 
 logger = logging.getLogger(__name__)
+
+# merged labels of masks whose labels are not stated: no value of 8 bits is unknown
+_ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class ReferenceRules:
     Attributes:
         by_image: See `Dataset.grid_of_image`.
         min_readers: See `read_dataset`.
-        merge_labels: See `read_dataset`. Without a dataset, see `with_labels_of_outputs`.
+        merge_labels: See `read_dataset`. Without a dataset, see `References.with_labels_of`.
         nan_background: See `Dataset.nan_background`.
+        colour: See `ReadingRules`.
         annotations: See `list_dataset`.
     """
 
@@ -37,6 +40,7 @@ class ReferenceRules:
     min_readers: int | None = None
     merge_labels: bool = False
     nan_background: bool = False
+    colour: bool = False
     annotations: str | None = None
 
     def list_dataset(self, root: Path) -> Dataset:
@@ -46,6 +50,7 @@ class ReferenceRules:
             merge_labels=self.merge_labels,
             may_lack=True,
             nan_background=self.nan_background,
+            colour=self.colour,
             grid_of_image=self.by_image,
             min_readers=self.min_readers,
             annotations=self.annotations,
@@ -68,6 +73,44 @@ class References:
     cases: list[CaseFiles] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     are_masks: bool = True
+
+    def with_labels_of(
+        self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool = False
+    ) -> Dataset | None:
+        """Return the dataset of the references. For masks without one, make it of their labels.
+
+        Args:
+            predictions: The predictions by case. The labels, regions and the value to ignore come
+                from the first one that has labels of nnU-Net.
+            merge_labels: True makes one label of all values, also if no labels are known.
+
+        Returns:
+            The dataset, or None if no labels are known.
+        """
+        if self.dataset is not None or not self.cases:
+            return self.dataset
+        stated = (files.read_nnunet_labels() for files in predictions.values())
+        labels = next((labels for labels in stated if labels is not None), None)
+        if merge_labels:
+            labels = (labels or _ANY_VALUE).merge()
+        if labels is None:
+            return None
+        masks = [files.reference for files in self.cases if files.reference is not None]
+        folder = masks[0].parent if masks else Path()
+        dims = 3
+        for mask in masks:
+            with suppress(LesionsegError, OSError):  # reading the case reports the error
+                dims = read_geometry(mask, pixel_mm=1.0).dims
+                break
+        return Dataset(
+            name=folder.name,
+            root=folder,
+            convention="masks",
+            dims=dims,
+            channel_names=("image",),
+            labels=labels,
+            cases=tuple(self.cases),
+        )
 
 
 def find_references(folder: Path, rules: ReferenceRules) -> References:
@@ -157,36 +200,12 @@ def open_reference(
         geometry = None
     if dataset is not None:
         if not files.images and geometry is None and files.reference is not None:
-            geometry = read_geometry(files.reference, raster_mm=files.pixel_mm)
+            geometry = read_geometry(files.reference, pixel_mm=files.pixel_mm)
         reference = read_reference(files, dataset, geometry)
     elif files.reference is not None:
-        raster_mm = files.pixel_mm if geometry is None else geometry.spacing_mm[0]
-        reference = read_mask(files.reference, raster_mm=raster_mm)
+        pixel_mm = files.pixel_mm if geometry is None else geometry.spacing_mm[0]
+        reference = read_mask(files.reference, pixel_mm=pixel_mm)
         require_exact_values(files.reference, np.asarray(reference.labels))
     if reference is None:
         raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")
     return reference
-
-
-def with_ids_of_references(
-    predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
-) -> dict[str, PredictionFiles]:
-    """Return predictions under the ids of their references.
-
-    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
-    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
-    a folder of masks is `film_0000`. Such a prediction gets the id of the reference, unless there
-    is a reference `film`, or the table of `predict` states that the prediction is of another file.
-    """
-    known = {files.case for files in cases}
-    rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
-    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
-    renamed: dict[str, PredictionFiles] = {}
-    for case, files in predictions.items():
-        numbered = f"{case}{FIRST_CHANNEL}"
-        is_only_numbered_known = numbered in known and case not in known
-        is_free = numbered not in predictions
-        is_same_file = stems.get(case, numbered).endswith(FIRST_CHANNEL)
-        is_renamed = is_only_numbered_known and is_free and is_same_file
-        renamed[numbered if is_renamed else case] = files
-    return renamed

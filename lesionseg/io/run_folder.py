@@ -1,49 +1,10 @@
-"""The layout of a run directory: recognising one, and locating its scores without reading them."""
+"""Recognising a run directory, without reading it."""
 
 from pathlib import Path
 
-from lesionseg.errors import OutputError
-
-_FILE = "scores.json"
 CONFIG = "config.yaml"  # every run directory has it
-_OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
-
-
-def find_scores(folder: Path) -> Path:
-    """Return the folder with `scores.json` and the tables next to it.
-
-    Args:
-        folder: The output of `evaluate`, or a run directory.
-
-    Returns:
-        The folder itself or, for the run directory of a cross-validation, its folder `oof`. If
-        neither has a `scores.json`, the folder itself.
-    """
-    out_of_fold = folder / "oof"
-    has_only_oof = (out_of_fold / _FILE).is_file() and not (folder / _FILE).is_file()
-    return out_of_fold if has_only_oof else folder
 
 
 def has_config(folder: Path) -> bool:
     """Return True if a folder is a run directory that already belongs to a configuration."""
     return (folder / CONFIG).is_file()
-
-
-def require_no_run(output: Path, example: str) -> None:
-    """Check that a folder does not receive the scores and the report of a training.
-
-    Args:
-        output: The output of a command that writes scores or a report.
-        example: The name of a folder for the message, such as `test2`.
-
-    Raises:
-        OutputError: `output` is a run directory, or its folder `oof` or `test`.
-    """
-    run = output.absolute()
-    if run.name in _OF_TRAINING and not has_config(run):
-        run = run.parent
-    if has_config(run):
-        raise OutputError(
-            f"output={output}: scores and report of the training in {run} would be replaced. Name "
-            f"another folder, such as {run / example}."
-        )

@@ -7,7 +7,7 @@ number and UID of the series are added. An id never depends on another case.
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from errno import EACCES
 from fnmatch import fnmatch
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 from lesionseg.config import MaskNames
 from lesionseg.core import CaseFiles, Finding
@@ -23,19 +24,21 @@ from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceEr
 from lesionseg.io import itk
 from lesionseg.io.bids_output import bids_case_id
 from lesionseg.io.case_file import CaseRow
-from lesionseg.io.case_ids import case_id, printable_id
+from lesionseg.io.case_ids import case_id, comparison_key, printable_id, split_channel
+from lesionseg.io.channels import missing_channels
 from lesionseg.io.contents import content_digest, content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import folder_name, split_series
-from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.layouts.checks import CHANNEL, comparison_key, missing_channels
+from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
+from lesionseg.io.formats import DICOM
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.result_names import CANDIDATES, OWN_ENDINGS, PROBABILITIES
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (
     SUFFIXES,
+    format_suffix,
     is_dicom_image,
     is_image_file,
     is_raster,
@@ -51,11 +54,6 @@ _UNKNOWN = "of an unknown format"
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
-# suffixes of text and tables, which are skipped without a message
-_TEXT_SUFFIXES = {
-    ".json", ".txt", ".csv", ".tsv", ".bval", ".bvec", ".md", ".xml", ".html", ".htm", ".pdf",
-    ".log", ".jsonl", ".yaml", ".yml", ".ini", ".lock",
-}  # fmt: skip
 # names in lower case: files of file managers, the index of a DICOM CD, and folders of file systems
 _SKIPPED_NAMES = {
     "thumbs.db", "desktop.ini", "dicomdir", "lost+found", "system volume information",
@@ -317,11 +315,17 @@ def describe_scan(files: CaseFiles) -> Scan:
     return Scan(files, image.name, dicom=dicom)
 
 
-def may_be_image(file: Path) -> bool:
-    """Return False for a file that is skipped without a message, such as a text."""
+def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
+    """Return what a file contains by its name.
+
+    It is an image in a format other than DICOM; DICOM by its suffix; a text or another file that is
+    skipped without a message; or unknown. Unknown files may be DICOM, too.
+    """
+    if is_image_file(file):
+        return "dicom" if format_suffix(file).lower() in DICOM.suffixes else "image"
     is_probabilities = file.name.lower().endswith(PROBABILITIES)
-    is_text = file.suffix.lower() in _TEXT_SUFFIXES
-    return not (is_text or is_probabilities or _is_skipped(file.name))
+    is_text = file.suffix.lower() in TEXT_SUFFIXES
+    return "text" if is_text or is_probabilities or _is_skipped(file.name) else "unknown"
 
 
 def _is_skipped(name: str) -> bool:
@@ -458,7 +462,7 @@ class _Walk:
             if path.is_dir():
                 if deep:
                     self.enter(path, deep=not path.is_symlink())
-            elif may_be_image(path) and is_file_or_broken_link(path):
+            elif kind_of_name(path) != "text" and is_file_or_broken_link(path):
                 self.files[path] = None
 
     def _leads_to_results(self, link: Path) -> bool:
@@ -532,11 +536,11 @@ def _file_scans(files: Iterable[Path], root: Path, channels: int) -> Iterator[Sc
     """Yield the scans of files other than DICOM, with all channels of a case in one scan."""
     numbered: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
     for file in files:
-        match = CHANNEL.fullmatch(strip_suffix(file))
-        if match is None:
-            yield _single_file_scan(file, strip_suffix(file), root)
+        name, number = split_channel(strip_suffix(file))
+        if number is None:
+            yield _single_file_scan(file, name, root)
         else:
-            numbered[file.parent, match[1]].append((int(match[2]), file))
+            numbered[file.parent, name].append((number, file))
     for (_, name), members in numbered.items():
         yield from _numbered_scans(name, members, root, channels)
 
@@ -630,18 +634,11 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 def _read_table(table: Path, channels: int) -> list[Scan]:
     """Return the scans that a table lists, and one with an error for each unusable row."""
     cases, findings = read_scan_rows(table, channels)
-    n_rows = Counter(files.case for files in cases)
     scans = []
     for files in cases:
         scan = Scan(files, _relative_path(files.images[0], table.parent))
         with suppress(LesionsegError, OSError):  # reading the scan reports the error
             scan = replace(scan, dicom=describe_scan(files).dicom)
-        if n_rows[files.case] > 1:
-            message = (
-                f"{table.name}: the case {files.case!r} is listed {n_rows[files.case]} times. Keep "
-                "one row."
-            )
-            scan = scan.add_finding(_CLASH, message)
         scans.append(scan)
     for finding in findings:
         unusable = CaseFiles(finding.case, (), group=finding.case)

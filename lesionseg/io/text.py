@@ -16,7 +16,6 @@ from lesionseg.io.files import atomic_path
 log = logging.getLogger(__name__)
 
 _MAX_TEXT_BYTES = 2**30
-_HEADER_BYTES = 2**14  # of a table, from which its columns are read
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
 _MAX_YAML_BRACKETS = 200  # the time of the parser is quadratic in their depth
 
@@ -194,23 +193,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_csv_columns(path: Path) -> tuple[str, ...]:
-    """Return the column names of a table, or nothing if the file cannot be read as a table.
+    """Return the column names of a table. Raise `ReadError` if the file is missing or not text."""
+    return tuple(_read_names(_read_cells(read_text(path))))
 
-    Only the beginning of the file is read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(_HEADER_BYTES)
-    except OSError:
-        return ()
-    is_utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
-    first_lines = text.splitlines()[:2]
-    names: list[str] = []
-    with suppress(csv.Error):
-        reader = csv.reader(first_lines, delimiter=_find_separator(text), skipinitialspace=True)
-        names = _read_names(reader)
-    return tuple(names)
+
+def _read_cells(text: str) -> Any:
+    """Return a reader of the rows of a table."""
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
 
 
 def _read_names(rows: Iterator[list[str]]) -> list[str]:
@@ -224,9 +214,7 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Read a table like `read_csv`, with the number of the line at which each row ends."""
     text = read_text(path)
-    lines = io.StringIO(text, newline="")
-    separator = _find_separator(text)
-    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    reader = _read_cells(text)
     rows: list[tuple[int, dict[str, str]]] = []
     cells: list[str] = []
     has_ditto_marks = False
@@ -247,7 +235,9 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                     "values with commas in double quotes."
                 )
             # two ditto marks enclose the row between them
-            has_ditto_marks |= any(c[:1] in ("\n", "\r") and separator in c for c in cells)
+            has_ditto_marks |= any(
+                c[:1] in ("\n", "\r") and reader.dialect.delimiter in c for c in cells
+            )
             if any(values):
                 values += [""] * (len(names) - len(values))
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))

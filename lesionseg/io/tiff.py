@@ -48,7 +48,7 @@ def is_tiff(path: Path) -> bool:
         return stream.read(4) in _STARTS
 
 
-def read_tiff(path: Path, raster_mm: float | None, *, as_labels: bool) -> Volume:
+def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
     """Read a picture `[1 or 3, y, x]` or, of several grey pages, a volume `[1, z, y, x]`.
 
     Sizes are checked before decoding. Without a JSON file the spacing of a volume is 1 mm, with a
@@ -72,10 +72,10 @@ def read_tiff(path: Path, raster_mm: float | None, *, as_labels: bool) -> Volume
         if n_planes > 1:
             return _read_stack(path, tiff.series[0], as_labels=as_labels)
         page = pages[0]
-        picture_grid(path, (page.imagelength, page.imagewidth), raster_mm)
+        picture_grid(path, (page.imagelength, page.imagewidth), pixel_mm)
         _check_pages(path, [page], as_labels=as_labels)
         picture = _read_picture(path, page, as_labels=as_labels)
-    return picture.to_volume(path, raster_mm, as_labels=as_labels)
+    return picture.to_volume(path, pixel_mm, as_labels=as_labels)
 
 
 def is_stack(path: Path) -> bool:

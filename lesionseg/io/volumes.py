@@ -17,13 +17,13 @@ T = TypeVar("T")
 SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
 # types that some format cannot store, and their replacement
 _STORED = {"bool": "uint8", "int64": "int32", "uint64": "int32", "float16": "float32"}
-_WRITTEN = tuple(suffix for form in FORMATS for suffix in form.written)
+WRITTEN = tuple(suffix for form in FORMATS for suffix in form.written)
 
 
-def case_suffix(path: Path) -> str:
+def format_suffix(path: Path) -> str:
     """Return the suffix of a known format as the file name writes it, otherwise the last suffix.
 
-    >>> case_suffix(Path("scan.v2.nii.gz")), case_suffix(Path("scan.PNG"))
+    >>> format_suffix(Path("scan.v2.nii.gz")), format_suffix(Path("scan.PNG"))
     ('.nii.gz', '.PNG')
     """
     name = path.name
@@ -39,7 +39,7 @@ def strip_suffix(path: Path) -> str:
     >>> strip_suffix(Path("scan.v2.nii.gz"))
     'scan.v2'
     """
-    return path.name.removesuffix(case_suffix(path))
+    return path.name.removesuffix(format_suffix(path))
 
 
 def is_image_file(path: Path) -> bool:
@@ -49,14 +49,14 @@ def is_image_file(path: Path) -> bool:
 
 def is_raster(path: Path) -> bool:
     """Return True if the name is that of a PNG, JPEG, BMP or TIFF, which state no position."""
-    return case_suffix(path).lower() in RASTER.suffixes
+    return format_suffix(path).lower() in RASTER.suffixes
 
 
 def is_dicom_image(path: Path) -> bool:
     """Return True for a folder, a series in a folder, and a DICOM file by suffix or content."""
     if path.is_dir() or split_series(path) is not None:
         return True
-    suffix = case_suffix(path).lower()
+    suffix = format_suffix(path).lower()
     if suffix in SUFFIXES:  # the content is not read
         return suffix in DICOM.suffixes
     return is_dicom(path)
@@ -70,19 +70,19 @@ def result_suffix(path: Path, dims: int) -> str:
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
     """
-    suffix = case_suffix(path).lower()
+    suffix = format_suffix(path).lower()
     suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
     if dims == 2:
         return ".png"
-    return suffix if suffix in _WRITTEN and not is_raster(path) else ".nii.gz"
+    return suffix if suffix in WRITTEN and not is_raster(path) else ".nii.gz"
 
 
-def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
     """Read a file as a volume, without reorienting it.
 
     Args:
         path: The file, or a folder with a DICOM series.
-        raster_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
+        pixel_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
             TIFF, and some DICOM radiographs. None means 1 mm.
         as_labels: True reads a mask, see `raster.read_raster`. Other formats have the same values.
 
@@ -97,13 +97,13 @@ def read_volume(path: Path, *, raster_mm: float | None = None, as_labels: bool =
         GeometryError: DICOM slices do not form an even stack.
     """
     form = _find_format(path)
-    return _run(form, path, form.read, raster_mm, as_labels)
+    return _run(form, path, form.read, pixel_mm, as_labels)
 
 
-def read_geometry(path: Path, *, raster_mm: float | None = None) -> Geometry:
+def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
     """Read the grid from the header only. Raises the errors of `read_volume`."""
     form = _find_format(path)
-    return _run(form, path, form.read_grid, raster_mm)
+    return _run(form, path, form.read_grid, pixel_mm)
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
@@ -121,10 +121,10 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
         OutputError: There are several channels, the suffix is unknown, the format cannot store the
             numbers, or the file cannot be written.
     """
-    suffix = case_suffix(path).lower()
+    suffix = format_suffix(path).lower()
     write = next((form.write for form in FORMATS if suffix in form.written), None)
     if write is None:
-        raise OutputError(f"{path}: cannot be written. The suffix must be {' '.join(_WRITTEN)}.")
+        raise OutputError(f"{path}: cannot be written. The suffix must be {' '.join(WRITTEN)}.")
     if len(volume.array) != 1:
         raise OutputError(f"{path}: a file contains one channel, not {len(volume.array)}.")
     array = volume.array[0]
@@ -166,7 +166,7 @@ def _find_format(path: Path) -> Format:
                 raise ReadError(f"{path}: the file is empty. Copy it again from its source.")
         if is_dicom_image(path):
             return DICOM
-    suffix = case_suffix(path).lower()
+    suffix = format_suffix(path).lower()
     for form in FORMATS:
         if suffix in form.suffixes:
             return form

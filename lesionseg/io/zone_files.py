@@ -55,7 +55,7 @@ class ZoneFolder:
         path = self.masks.get(case)
         if path is None:
             return None
-        mask = read_mask(path, raster_mm=pixel_mm)
+        mask = read_mask(path, pixel_mm=pixel_mm)
         return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lesionseg.core import Geometry
-from lesionseg.core.arrays import Numbers
+from lesionseg.core.arrays import Integers, Numbers
 
+_MAX_PAIRS = 1_000_000  # pairs that are compared at once, which bounds the memory
 MAX_LOG_RATIO = log(1000 / 16)  # limits the logarithm of a side ratio, as in Fast R-CNN
 
 
@@ -77,6 +78,25 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
     [[0.3333333432674408, 0.0]]
     """
     return paired_iou(a[:, None], b[None])
+
+
+def overlapping_pairs(
+    boxes: Tensor, labels: Integers, others: Tensor, other_labels: Integers
+) -> tuple[Integers, Integers, Numbers]:
+    """Find the pairs of a box and another box of the same label that overlap.
+
+    Returns:
+        Row of the box, row of the other box and IoU of each pair `[pairs]`, sorted by these rows.
+    """
+    found = [np.zeros((3, 0))]
+    step = max(1, _MAX_PAIRS // max(len(others), 1))  # the whole table may not fit into memory
+    for first in range(0, len(boxes), step):
+        part = slice(first, first + step)
+        iou = box_iou(boxes[part], others).numpy()
+        row, other = np.nonzero((labels[part, np.newaxis] == other_labels) & (iou > 0))
+        found.append(np.stack([first + row, other, iou[row, other]]))
+    rows, other_rows, ious = np.concatenate(found, axis=1)
+    return rows.astype(np.int64), other_rows.astype(np.int64), ious
 
 
 def paired_iou(a: Float[Tensor, "*n two_d"], b: Float[Tensor, "*m two_d"]) -> Float[Tensor, "..."]:

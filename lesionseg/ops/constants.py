@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def constant(values: Sequence[float], like: Tensor, *, n_after: int = 0) -> Tensor:
-    """Return a tensor of these numbers with the dtype and device of `like`. Do not change it.
+    """Return numbers as a tensor like `like`, followed by `n_after` axes of length 1.
 
-    `n_after` axes of length 1 follow the first one. On a GPU the same tensor is returned each
-    time, because every copy from the host waits until all queued work is done.
+    It has the dtype and device of `like` and must not be changed. On a GPU the same tensor is
+    returned each time, because every copy from the host waits until all queued work is done.
     """
     if like.device.type == "cpu" or torch.compiler.is_compiling():
         return like.new_tensor(values).view([-1] + [1] * n_after)

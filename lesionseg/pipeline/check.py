@@ -1,6 +1,7 @@
 """`prepare check=true`: find every problem of every case, and write a page that shows them."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +15,7 @@ from lesionseg.config import AUTO_MODEL, TrainConfig
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import digest_of
-from lesionseg.io.inspection import inspect_case, read_dicom_facts
-from lesionseg.io.layouts.checks import file_key
-from lesionseg.io.nifti import axis_codes
-from lesionseg.io.text import write_csv
+from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
@@ -36,11 +34,11 @@ from lesionseg.reporting.dataset_page import (
     look_at,
     write_dataset_report,
 )
+from lesionseg.reporting.evaluation_tables import write_pseudonyms
 
 log = logging.getLogger(__name__)
 
 SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
-PSEUDONYMS = "pseudonyms.csv"
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
 
@@ -173,10 +171,9 @@ def check_dataset(
         identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
-    page.with_name(PSEUDONYMS).unlink(missing_ok=True)  # of an earlier page
-    if shown and not identifiers:
-        rows = [{"pseudonym": name, "name": case} for case, name in shown.items()]
-        write_csv(page.with_name(PSEUDONYMS), rows, ("pseudonym", "name"))
+    write_pseudonyms(
+        page.parent, {} if identifiers else {look: case for case, look in shown.items()}
+    )
     settings = settings_of_training(cfg)
     if cfg.run_dir is not None:
         settings["run_dir"] = cfg.run_dir
@@ -260,13 +257,14 @@ def _training_faults(
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
     """Read a case and return its facts and findings."""
-    case, findings = inspect_case(files, dataset)
-    patient, is_burned_in = read_dicom_facts(files.images)
-    if is_burned_in:
+    inspection = inspect_case(files, dataset)
+    case = inspection.case
+    findings = [*inspection.findings]
+    if inspection.has_text:
         findings.append(_finding("burned_in", files.case))
     look = look_at(pseudonym, files, case)
     if case is None:
-        return _InspectedCase(files, look, tuple(findings), patient)
+        return _InspectedCase(files, look, tuple(findings), inspection.patient)
     image = case.image
     reference = case.reference
     lesions = None if reference is None else lesion_mask(reference)
@@ -286,15 +284,15 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
         lesions_digest = _digest(lesions)
     elif files.reference is not None and not is_empty:
-        lesions_digest = file_key(files.reference)
+        lesions_digest = os.path.realpath(files.reference)
     return _InspectedCase(
         files=files,
         look=look,
         findings=tuple(findings),
-        patient=patient,
+        patient=inspection.patient,
         images=tuple(_digest(channel) for channel in image.present_channels),
         reference=lesions_digest,
-        axes=axis_codes(image.geometry) if image.geometry.dims == 3 else "",
+        axes=inspection.axes,
         unit=image.geometry.size_unit,
         reference_facts=None if reference is None else reference_facts(reference),
         is_boxed=reference is not None and reference.mask() is None and len(look.diameters) > 0,

@@ -24,8 +24,8 @@ from lesionseg.core import (
     Prediction,
     Selection,
 )
-from lesionseg.core.dataset import assign_groups
-from lesionseg.core.finding import LISTED
+from lesionseg.core.dataset import assign_groups, find_likely_visits
+from lesionseg.core.finding import LISTED, errors_among
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
 from lesionseg.evaluation import (
     Preset,
@@ -47,12 +47,9 @@ from lesionseg.evaluation.scores import (
     write_scores,
 )
 from lesionseg.evaluation.subgroups import read_columns
-from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.files import hold_lock
-from lesionseg.io.layouts.checks import VISIT_PATTERN, find_likely_visits, remark_unread_files
 from lesionseg.io.predictions import PredictionFiles, list_predictions
-from lesionseg.io.references import find_references, with_ids_of_references
-from lesionseg.io.run_folder import require_no_run
+from lesionseg.io.references import find_references
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import find_zones
 from lesionseg.pipeline.evaluate_operating_point import (
@@ -66,11 +63,11 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
 from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
-BESIDE_PREDICTIONS = (".npz", ".pkl", ".pt")  # files of nnU-Net next to its predictions
 UNSTATED = ("train", "validation")  # possible roles of a case without a stated role
 
 
@@ -176,19 +173,18 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     selection = _stated_selection(cfg, aim, preset, inputs)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
-        matches = _match_all(inputs, options, progress, kept.keep)
+        matches, failed = _match_all(inputs, options, progress, kept.keep)
         if matches and aim is not None and selection.point is None:
             # the point is chosen on the evaluated cases themselves
             seen = Tables.of(match.rows(surface=False) for match in matches)
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         selected = apply_selection(matches, selection)
         tables = Tables.of(match.rows(selection.point) for match in selected)
-        unread = kept.keep_unlabelled(
+        failed += kept.keep_unlabelled(
             {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
             merge_labels=cfg.merge_labels,
         )
-        failed = [*inputs.faults, *unread]
         kept.check_replaceable()  # before anything is written
         names = add_predicted_names(inputs.lesion_names, matches)
         settings = SummarySettings(
@@ -205,21 +201,21 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
+        not_compared = [] if second is None else [*second.faults]
         if second is not None and inputs.cases:
-            comparison = _compare(cfg, second, tables, settings, options)
+            comparison, not_compared = _score_second_model(cfg, second, tables, settings, options)
             scores = replace(scores, comparison=comparison)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
         write_scores(output, tables, scores, names)
         written = kept.finish(selection)
-    not_compared = () if second is None else tuple(second.faults)
     replaces_all_given = written is not None and kept.has_all
     given = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
         "prediction": str(written) if replaces_all_given else cfg.prediction,
     }
-    return EvaluateOutcome(scores, output, given, written, tuple(failed), not_compared)
+    return EvaluateOutcome(scores, output, given, written, tuple(failed), tuple(not_compared))
 
 
 def _match_all(
@@ -227,21 +223,24 @@ def _match_all(
     options: MatchOptions,
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
-) -> list[MatchedCase]:
-    """Match all cases of a model. Warn of the cases that cannot be scored.
+) -> tuple[list[MatchedCase], list[Finding]]:
+    """Match all cases of a model. Return them, and the errors of cases that cannot be scored.
 
     Raises:
         DatasetError: if there are cases, but none can be scored.
     """
-    matches = match_cases(
-        found.cases, found.predictions, options, progress=progress, keep=keep, faults=found.faults
-    )
-    matched = list(matches)
+    faults = [*found.faults]
+    matched: list[MatchedCase] = []
+    for one in match_cases(found.cases, found.predictions, options, progress=progress, keep=keep):
+        if isinstance(one, Finding):
+            faults.append(one)
+        else:
+            matched.append(one)
     if found.cases and not matched:
-        raise DatasetError(_explain_nothing_scored(found.faults))
-    for fault in found.faults:
+        raise DatasetError(_explain_nothing_scored(faults))
+    for fault in faults:
         _log.warning("Not scored, %s: %s", fault.case, fault.message)
-    return matched
+    return matched, faults
 
 
 def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
@@ -276,7 +275,7 @@ class Inputs:
         cases: the cases to evaluate.
         predictions: the prediction files by case.
         role: the role of the cases to evaluate.
-        faults: the cases that cannot be scored, and why. Matching adds to the list.
+        faults: the errors of cases that are left out.
     """
 
     dataset: Dataset | None
@@ -284,7 +283,7 @@ class Inputs:
     cases: Sequence[CaseFiles]
     predictions: Mapping[str, PredictionFiles]
     role: str
-    faults: list[Finding]
+    faults: Sequence[Finding]
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
@@ -301,11 +300,8 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     folder = Path(cfg.prediction)
     references = find_references(Path(cfg.reference), reference_rules(cfg))
     labelled = references.cases
-    found, of_predictions = list_predictions(folder)
-    found = with_ids_of_references(found, labelled, folder)
-    for remark in remark_unread_files(folder, folders=False, usual=BESIDE_PREDICTIONS):
-        _log.warning(remark.message)
-    dataset = with_labels_of_outputs(references, found, merge_labels=cfg.merge_labels)
+    found, of_predictions = _list_predictions(folder, labelled)
+    dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)
     of_role = cases_of_role(labelled, found, cfg.evaluated_on)
     # cases whose files could not be listed are left out of both sides
     concerned = {*(files.case for files in of_role), *found}
@@ -332,14 +328,9 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
             " and ".join(sorted({files.role or UNSTATED[0] for files in labelled})),
         )
     cases = assign_groups(chosen, cfg.group, setting="group")
-    names = None if cfg.group is not None else find_likely_visits(cases)
-    if names is not None:
-        _log.warning(
-            "Case names such as %s and %s look like scans of one patient, but each case counts as "
-            "a patient. If they are, set group='%s'. Otherwise the intervals are too narrow.",
-            *names,
-            VISIT_PATTERN,
-        )
+    if cfg.group is None:
+        for finding in find_likely_visits(cases, setting="group"):
+            _log.warning(finding.message)
     _check_names(cases, labelled, predictions, folder)
     _warn_of_same_files(cases, predictions)
     return Inputs(
@@ -350,6 +341,20 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         role=cfg.evaluated_on or _shared_role(chosen),
         faults=faults,
     )
+
+
+def _list_predictions(
+    folder: Path, labelled: Sequence[CaseFiles]
+) -> tuple[Mapping[str, PredictionFiles], list[Finding]]:
+    """Find the predictions under the ids of their references, and the errors of cases.
+
+    Warn of the files that are not read.
+    """
+    found, findings = list_predictions(folder, labelled)
+    for finding in findings:
+        if finding.severity == "warning":
+            _log.warning(finding.message)
+    return found, errors_among(findings)
 
 
 def _warn_of_same_files(
@@ -378,8 +383,7 @@ def _shared_role(cases: Iterable[CaseFiles]) -> str:
 
 def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     """Find the predictions of a second model for the cases to evaluate."""
-    found, problems = list_predictions(folder)
-    predictions = with_ids_of_references(found, inputs.labelled, folder)
+    predictions, problems = _list_predictions(folder, inputs.labelled)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
     unusable = {fault.case for fault in faults}
     cases = [c for c in inputs.cases if c.case not in unusable]
@@ -398,23 +402,26 @@ def _stated_selection(
     return NO_SELECTION
 
 
-def _compare(
+def _score_second_model(
     cfg: EvaluateConfig,
     second: Inputs,
     tables: Tables,
     settings: SummarySettings,
     options: MatchOptions,
-) -> Mapping[str, Difference]:
-    """Write the second model's scores to `output/compare`. Compare both on the cases they share.
+) -> tuple[Mapping[str, Difference], list[Finding]]:
+    """Write the scores of the second model. Compare both models on the cases that they share.
 
-    `tables`, `settings` and `options` are those of the first model.
+    The folder is `output/compare`. `tables`, `settings` and `options` are those of the first model.
+
+    Returns:
+        The differences, and the errors of cases of the second model.
     """
     preset = options.preset
     scored = set(tables.cases["case"])
     second = replace(second, cases=[c for c in second.cases if c.case in scored])
     if not second.cases:
         raise DatasetError(_explain_nothing_scored(second.faults))
-    matches = _match_all(second, replace(options, zones=None))
+    matches, faults = _match_all(second, replace(options, zones=None))
     second_tables = Tables.of(match.rows() for match in matches)
     comparison = compare_models(
         tables.of_cases(second_tables.cases["case"]),
@@ -435,10 +442,10 @@ def _compare(
         subgroups=None,
     )
     scores = summarise(second_tables, preset, second_settings)
-    failed_cases = {fault.case: fault.message for fault in second.faults}
+    failed_cases = {fault.case: fault.message for fault in faults}
     scores = replace(scores, failed_cases=failed_cases)
     write_scores(Path(cfg.output) / SECOND_MODEL, second_tables, scores, names)
-    return comparison
+    return comparison, faults
 
 
 def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
+from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
-from lesionseg.evaluation import MatchedCase, Preset, Tables, choose
+from lesionseg.evaluation import CaseRows, MatchedCase, Preset, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
-from lesionseg.inference.nnunet.outputs import with_labels_of_outputs
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.references import ReferenceRules, find_all_references
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
@@ -207,7 +206,7 @@ def development_tables(
         DatasetError: if no case remains, or no prediction has a reference.
     """
     references = find_all_references(reference, rules)
-    dataset = with_labels_of_outputs(references, predictions.files, merge_labels=rules.merge_labels)
+    dataset = references.with_labels_of(predictions.files, merge_labels=rules.merge_labels)
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in references.findings if fault.case in predictions.files]
     # without the roles of the dataset, all cases get the role in `options`
@@ -226,8 +225,13 @@ def development_tables(
         by_image=rules.by_image,
     )
     grouped = assign_groups(cases, group, setting="group")
-    matches = match_cases(grouped, predictions.files, options, faults=faults)
-    tables = Tables.of(match.rows(surface=False) for match in matches)
+    rows: list[CaseRows] = []
+    for matched in match_cases(grouped, predictions.files, options):
+        if isinstance(matched, Finding):
+            faults.append(matched)
+        else:
+            rows.append(matched.rows(surface=False))
+    tables = Tables.of(rows)
     if not len(tables.cases):
         raise DatasetError(f"{reference}: {faults[0].message}")
     for fault in faults:

@@ -1,7 +1,6 @@
 """`follow`: find how each lesion changed between two visits of a patient."""
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from lesionseg.core import (
 from lesionseg.core.finding import LISTED, finding_of
 from lesionseg.data.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.errors import (
+    CASE_ERRORS,
     SOME_FAILED,
     ConfigError,
     ConflictError,
@@ -32,7 +32,6 @@ from lesionseg.errors import (
     DatasetError,
     GeometryError,
     LesionsegError,
-    ReadError,
     count,
     join_names,
 )
@@ -51,6 +50,7 @@ from lesionseg.evaluation.change import (
     LesionChange,
     VisitPair,
     compare_visits,
+    count_states,
     order_visits,
     write_changes,
 )
@@ -68,12 +68,12 @@ from lesionseg.io.predictions import (
     find_predictions,
     read_prediction,
 )
-from lesionseg.io.run_folder import require_no_run
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.follow_page import (
     draw_changes,
     lowest_score,
@@ -129,19 +129,18 @@ class FollowOutcome(Outcome):
 
     def record(self) -> dict[str, Any]:
         """Return the folder, the page and the number of lesions in each state."""
-        states = Counter(change.state for change in self.changes)
         return {
             "output": self.output,
             "page": self.output / "follow.html",
             "n_pairs": self.n_pairs,
             "failed": [asdict(finding) for finding in self.failed],
-            "states": {state: states[state] for state in STATES},
+            "states": count_states(self.changes),
         }
 
     def summary(self) -> list[str]:
         """Return the number of lesions in each state, in total and per pair, and the files."""
-        total = Counter(c.state for c in self.changes)
-        accepted = Counter(c.state for c in self.changes if c.accepted)
+        total = count_states(self.changes)
+        accepted = count_states(c for c in self.changes if c.accepted)
         rows = []
         for state in STATES:
             sure = "–"
@@ -281,7 +280,7 @@ def _collect_fault(faults: dict[str, LesionsegError], case: str) -> Iterator[Non
     """
     try:
         yield
-    except (ReadError, GeometryError, ContentError, DatasetError, ConflictError) as error:
+    except (*CASE_ERRORS, ConflictError) as error:
         faults[case] = error
 
 
@@ -736,13 +735,12 @@ def _row(
 ) -> dict[str, Any]:
     """Return the row of a pair in pairs.csv."""
     earlier, later = files
-    states = Counter(c.state for c in changes)
     before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
     after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]
     has_volumes = bool(before or after or not changes)  # lesions of 2-D images have none
     return {
         "case": later.case,
-        **{state: states[state] for state in STATES},
+        **count_states(changes),
         "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
         "volume_before_ml": sum(before, 0.0) if has_volumes else None,
         "volume_after_ml": sum(after, 0.0) if has_volumes else None,

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.config import InfoConfig
 from lesionseg.core import Dataset, Finding
 from lesionseg.core.finding import collect_errors
-from lesionseg.io.layouts import list_dataset
-from lesionseg.io.layouts.checks import find_missing_files
+from lesionseg.io.layouts import find_missing_files, list_dataset
 from lesionseg.io.remote import download
-from lesionseg.io.volumes import case_suffix, read_geometry
+from lesionseg.io.volumes import format_suffix, read_geometry
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
 
@@ -105,7 +104,7 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     size = ""
     for files in cases[:1]:
         with collect_errors(findings, files.case):
-            grid = read_geometry(files.images[0], raster_mm=files.pixel_mm)
+            grid = read_geometry(files.images[0], pixel_mm=files.pixel_mm)
             spacing = " × ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
             shape = " × ".join(map(str, grid.shape))
             size = f"{shape} voxels of {spacing} {grid.size_unit}, the first case"
@@ -123,6 +122,6 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
         "axes": dataset.dims,
         "channels": ", ".join(dataset.channel_names),
         "labels": dataset.labels.mask_names,
-        "files": Counter(case_suffix(path).lower() or "DICOM" for path in paths),
+        "files": Counter(format_suffix(path).lower() or "DICOM" for path in paths),
         "size": size,
     }

@@ -9,13 +9,7 @@ from uuid import uuid4
 
 from lesionseg.core import Finding, Geometry, Prediction, Selection
 from lesionseg.core.finding import finding_of
-from lesionseg.errors import (
-    ConflictError,
-    ContentError,
-    DatasetError,
-    GeometryError,
-    ReadError,
-)
+from lesionseg.errors import CASE_ERRORS, ConflictError
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.decision import accept
 from lesionseg.inference.nnunet.outputs import open_prediction
@@ -87,7 +81,7 @@ class KeptPredictions:
                 prediction = numbers.apply(open_prediction(self._files[case]))
                 if merge_labels:
                     prediction = prediction.merge_labels()
-            except (ReadError, GeometryError, ContentError, DatasetError) as error:
+            except CASE_ERRORS as error:
                 faults.append(finding_of(error, case))
                 log.warning("Not read, %s: %s", case, error)
             else:

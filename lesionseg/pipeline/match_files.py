@@ -14,7 +14,7 @@ from lesionseg.core import (
     Prediction,
 )
 from lesionseg.core.finding import finding_of
-from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.errors import CASE_ERRORS, GeometryError
 from lesionseg.evaluation import (
     MatchedCase,
     Preset,
@@ -59,17 +59,17 @@ def match_cases(
     predictions: Mapping[str, PredictionFiles],
     options: MatchOptions,
     *,
-    faults: list[Finding],
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
-) -> Iterator[MatchedCase]:
+) -> Iterator[MatchedCase | Finding]:
     """Match each case with its prediction, if it has one. Only one case is in memory at a time.
+
+    Yield the error of a case that cannot be matched instead.
 
     Args:
         cases: the cases with references.
         predictions: the prediction files by case.
         options: settings for matching.
-        faults: a list to which the errors of cases are appended. Such a case is left out.
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
     """
@@ -77,11 +77,9 @@ def match_cases(
     with bar("Scoring", progress) as advance:
         for done, files in enumerate(cases, start=1):
             try:
-                matched = _match_one(files, predictions.get(files.case), options, numbers, keep)
-            except (ReadError, GeometryError, ContentError, DatasetError) as error:
-                faults.append(finding_of(error, files.case))
-            else:
-                yield matched
+                yield _match_one(files, predictions.get(files.case), options, numbers, keep)
+            except CASE_ERRORS as error:
+                yield finding_of(error, files.case)
             advance(files.case, done, len(cases))
 
 
@@ -154,7 +152,7 @@ def read_on_grid(
     # the grid of the prediction's own file; None for boxes on the grid of the reference
     own = None
     if path is not None:
-        own = read_geometry(path, raster_mm=1.0)
+        own = read_geometry(path, pixel_mm=1.0)
     else:
         own = _other_grid_of_boxes(files, geometry)
     if own is not None and own.dims == geometry.dims == 2:
@@ -169,7 +167,7 @@ def read_on_grid(
     grids = GridPair(where, own, "the reference", geometry)
     if grids.is_same(by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
-    grids.check_headers(index_is_remedy=True)
+    grids.check_headers(can_ignore_headers=True)
     if not resample:
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is not on the grid of its reference "
@@ -193,7 +191,7 @@ def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry
 
     Raise `GeometryError` for a volume, because the file does not state where the grid is located.
     """
-    shape = files.shape()
+    shape = files.read_shape()
     if shape in (None, geometry.shape):
         return None
     if len(shape) != 2 or geometry.dims != 2:

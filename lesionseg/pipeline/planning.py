@@ -212,7 +212,7 @@ def _make_plan(experiment: Experiment) -> Plan:
         n_channels = len(survey.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     width = Decision(model, "")
-    if pyramid is None and before is None and is_compared_narrow(model, survey.fingerprint):
+    if pyramid is None and before is None and may_be_narrow(model, survey.fingerprint):
         width = narrow_if_short(model, trainer, device)
     plan = make_plan(
         survey.fingerprint,
@@ -239,8 +239,8 @@ def _make_plan(experiment: Experiment) -> Plan:
     return plan
 
 
-def is_compared_narrow(model: ModelConfig, facts: Fingerprint) -> bool:
-    """Return True for the networks in which half the width was compared with the full one.
+def may_be_narrow(model: ModelConfig, facts: Fingerprint) -> bool:
+    """Return True for the networks that were also compared at half their width.
 
     These are the U-Net in 3-D and detectors on grey radiographs (benchmarks/notes).
     """

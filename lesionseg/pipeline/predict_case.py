@@ -15,6 +15,7 @@ import numpy as np
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.errors import (
+    CASE_ERRORS,
     ConflictError,
     ContentError,
     DatasetError,
@@ -218,7 +219,7 @@ class CaseWork:
                 if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
-                    geometry = read_geometry(item.scan.files.images[0], raster_mm=1.0)
+                    geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
         known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
         n_unknown = len(unfinished) - len(known)
@@ -474,4 +475,4 @@ def _is_final(error: Exception) -> bool:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return False  # a disk, a network or a permission
         cause = cause.__cause__
-    return isinstance(error, ReadError | GeometryError | ContentError | DatasetError)
+    return isinstance(error, CASE_ERRORS)

@@ -11,7 +11,7 @@ from lesionseg.data.cache import CachedCase, cores, fill_cache
 from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.files import hold_lock
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
@@ -129,7 +129,7 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
             survey.of_role("train"),
             plan=plan,
             folder=experiment.cfg.data.cache_dir or experiment.run.parent / CACHE,
-            source=lambda files: survey.sources.get(files.case) or source_hash(files),
+            source=lambda files: survey.sources.get(files.case) or case_digest(files),
             progress=advance,
             workers=n_together,
         )

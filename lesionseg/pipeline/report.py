@@ -9,9 +9,9 @@ from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import remove_scores
 from lesionseg.io.files import locked_folder
-from lesionseg.io.run_folder import find_scores, require_no_run
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.scores_folder import find_scores, require_no_run
 from lesionseg.reporting.viewer import require_niivue
 from lesionseg.reporting.write import read_study, write_report
 

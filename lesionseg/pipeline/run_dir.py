@@ -28,7 +28,7 @@ from lesionseg.config import (
 )
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
 from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.split_files import read_split_file
@@ -349,7 +349,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
     if device.startswith("cuda") and torch.cuda.is_available():
         machine = torch.cuda.get_device_name(device)
     dataset = survey.dataset
-    sources = "".join(survey.sources.get(c.case) or source_hash(c) for c in dataset.cases)
+    sources = "".join(survey.sources.get(c.case) or case_digest(c) for c in dataset.cases)
     data = config.get("data", {})
     has_phantoms = (dataset.root / SETTINGS).is_file()
     # the report reads the references again, by the same rules

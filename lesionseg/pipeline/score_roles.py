@@ -36,6 +36,7 @@ from lesionseg.evaluation.curves import froc
 from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
 from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.decision import OnSlab, accept
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
@@ -82,7 +83,7 @@ def score_validation(
         counts.append(levels)
         return levels.counter(open_reference(files, experiment.dataset), plan)
 
-    log.info("Predicting %s.", _count_cases(cases))
+    log.info("Predicting %s.", _cases_in_words(cases))
     _predict(predictor, experiment, cases, folder, count_levels)
     fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
     selection = Selection(
@@ -174,7 +175,7 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     folder = output / "predictions"
     if not cases:
         return None
-    log.info("Predicting %s.", _count_cases(cases))
+    log.info("Predicting %s.", _cases_in_words(cases))
     _predict(predictor, experiment, cases, folder)
     matches = _match_own(experiment, cases, find_predictions(folder))
     return _score(matches, experiment, output, predictor.operating_point())
@@ -186,11 +187,15 @@ def _match_own(
     """Match the predictions of this training. Raise `DatasetError` at the end if one is damaged."""
     faults: list[Finding] = []
     options = MatchOptions(experiment.preset, experiment.dataset)
-    yield from match_cases(cases, predictions, options, faults=faults)
+    for matched in match_cases(cases, predictions, options):
+        if isinstance(matched, Finding):
+            faults.append(matched)
+        else:
+            yield matched
     require_no_errors(faults, experiment.run)
 
 
-def _count_cases(cases: Sequence[CaseFiles]) -> str:
+def _cases_in_words(cases: Sequence[CaseFiles]) -> str:
     """Return the number of cases of one role in words."""
     return count(len(cases), f"{cases[0].role} case")
 
@@ -277,8 +282,11 @@ def match_volumes(
             role="validation",
         )
 
-    predictor = Predictor.from_network(
-        network, plan, settings=experiment.cfg.inference, device=device, check=check
+    predictor = Predictor(
+        Bundle((network,), plan, check),
+        settings=experiment.cfg.inference,
+        device=device,
+        trust=True,
     )
     with closing(predict_volumes(predictor, cases, read, match)) as matches:
         return [matched for matched in matches if matched is not None]

@@ -10,11 +10,9 @@ from statistics import median
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset, ReaderAgreement, Role, pool_readers
 from lesionseg.core.dataset import compile_pattern
-from lesionseg.core.finding import collect_errors
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import list_dataset, require_usable
-from lesionseg.io.layouts.checks import with_colours
 from lesionseg.io.remote import download
 from lesionseg.io.split_files import read_split_file
 from lesionseg.phantoms import simulate_once
@@ -306,7 +304,7 @@ def open_dataset(data: DataConfig) -> Dataset:
     root = download(data.root)
     if data.phantoms is not None:
         simulate_once(root, data.phantoms, partial(bar, "Simulating scans"))
-    dataset = list_dataset(
+    return list_dataset(
         root,
         group=data.group,
         merge_labels=data.merge_labels,
@@ -315,13 +313,8 @@ def open_dataset(data: DataConfig) -> Dataset:
         grid_of_image=data.geometry == "image",
         min_readers=data.min_readers,
         annotations=data.annotations,
+        colour=data.colour,
     )
-    if not data.colour or not dataset.cases:
-        return dataset
-    findings = list(dataset.findings)
-    with collect_errors(findings, ""):
-        dataset = with_colours(dataset)
-    return replace(dataset, findings=tuple(findings))
 
 
 def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -99,9 +99,8 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
         model=plan.architecture.name,
         **training_counts(experiment.cases("train")),
     )
-    predictor = Predictor.from_network(
-        fitted.network, plan, settings=cfg.inference, device=fitted.device, check=check
-    )
+    trained = Bundle((fitted.network,), plan, check)
+    predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
     aim = Aim.parse(cfg.operating_point)
     point = OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
     selection = Selection((point,))
@@ -116,8 +115,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
             cfg.operating_point,
             DEFAULT_POINT.score,
         )
-    bundle = Bundle((fitted.network,), plan, check, selection)
-    keep_bundle(experiment, bundle, scores.get("validation"))
+    keep_bundle(experiment, replace(trained, selection=selection), scores.get("validation"))
     return TrainedModel(experiment, predictor.with_selection(selection), scores)
 
 

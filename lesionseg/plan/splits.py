@@ -11,7 +11,7 @@ import numpy as np
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
-from lesionseg.io.layouts.checks import path_id
+from lesionseg.io.case_ids import path_id
 from lesionseg.io.split_files import SplitFile, read_split_file
 from lesionseg.plan.label_balance import deal_by_label, hold_each_label
 

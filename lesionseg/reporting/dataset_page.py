@@ -12,7 +12,7 @@ from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_reade
 from lesionseg.core.arrays import Numbers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
-from lesionseg.io.layouts.checks import is_colour
+from lesionseg.io.channels import is_colour
 from lesionseg.io.text import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS

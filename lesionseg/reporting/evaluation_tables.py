@@ -11,6 +11,7 @@ from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import CI
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SCORES_FILE, Scores, read_scores
 from lesionseg.evaluation.tables import Tables, read_tables
+from lesionseg.io.text import write_csv
 
 SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter separately
 
@@ -144,6 +145,15 @@ def read_evaluation(folder: Path, *, identifiers: bool = False) -> Evaluation:
         )
     found = Evaluation(*tables.frames, folder=folder, scores=scores)
     return found if identifiers else _with_pseudonyms(found)
+
+
+def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
+    """Write pseudonyms.csv with the real name of each pseudonym. Remove it if there are none."""
+    path = folder / "pseudonyms.csv"
+    path.unlink(missing_ok=True)  # of an earlier page with other cases
+    if names:
+        rows = [{"pseudonym": shown, "name": real} for shown, real in names.items()]
+        write_csv(path, rows, ("pseudonym", "name"))
 
 
 def _with_pseudonyms(tables: Evaluation) -> Evaluation:

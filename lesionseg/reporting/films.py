@@ -4,7 +4,6 @@ A box is stated in pixels of the image, x first. The page draws it as SVG over t
 PDF draws it with matplotlib, so that both are sharp at any size.
 """
 
-import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from PIL import Image
 from lesionseg.errors import format_score
 from lesionseg.reporting.evaluation_tables import Evaluation
 from lesionseg.reporting.images import Scene
-from lesionseg.reporting.pictures import display_levels
+from lesionseg.reporting.pictures import JPEG_QUALITY, display_levels, jpeg_uri
 from lesionseg.reporting.rendering import say
 from lesionseg.reporting.words import size_words, why_missed
 
 MOST_FILMS = 16
 MOST_BOXES = 60  # of one film; more cannot be distinguished
 LARGEST_SIDE = 900  # of the picture, in pixels; the boxes stay sharp
-JPEG_QUALITY = 82
 WINDOW = (0.5, 99.7)  # percentiles of the grey values that are shown as black and white
 # Light colours, which differ for colour-blind readers (after Okabe and Ito 2008) and are not those
 # of outlines. With more labels, colours occur again, but with another letter.
@@ -328,4 +326,4 @@ def draw_picture(scene: Scene) -> str:
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return jpeg_uri(buffer)

@@ -1,6 +1,5 @@
 """The page of `follow`, which shows the changes of lesions between two visits."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,13 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.core.arrays import Flags, Numbers
-from lesionseg.evaluation.change import STATES, ChangeRule, LesionChange, VisitPair
+from lesionseg.evaluation.change import (
+    STATES,
+    ChangeRule,
+    LesionChange,
+    VisitPair,
+    count_states,
+)
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.result_origin import Comparison
 from lesionseg.io.text import write_text
@@ -314,10 +319,9 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
 def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
     """Return the row of a pair of visits by column."""
     own = [c for c in changes if c.case == case]
-    counts = Counter(c.state for c in own if c.accepted or c.state == "stable")
     return {
         "pair": name,
-        **{state: counts[state] for state in STATES},
+        **count_states(c for c in own if c.accepted or c.state == "stable"),
         "ml before": sum(c.volume_before_ml or 0.0 for c in own),
         "ml after": sum(c.volume_after_ml or 0.0 for c in own),
     }

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,11 @@ from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.inference.nnunet.outputs import open_prediction, with_labels_of_outputs
-from lesionseg.io.cases import LUMA, read_case
+from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.io.case_ids import split_channel
+from lesionseg.io.cases import read_case
+from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import FIRST_CHANNEL, with_colours
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import (
     ReferenceRules,
@@ -35,8 +35,8 @@ from lesionseg.io.references import (
     open_reference,
 )
 from lesionseg.io.scans import find_scans
-from lesionseg.io.volumes import is_raster, read_volume
-from lesionseg.ops.components import fill_boxes, lesion_mask
+from lesionseg.io.volumes import read_volume
+from lesionseg.ops.components import lesion_mask
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +68,9 @@ class Scene:
 
     def mask_of(self, candidate: int) -> Flags | None:
         """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
-        if self.prediction is None:
+        if self.prediction is None or all(c.id != candidate for c in self.prediction.candidates):
             return None
-        chosen = tuple(c for c in self.prediction.candidates if c.id == candidate)
-        if not chosen:
-            return None
-        return _draw_mask(replace(self.prediction, candidates=chosen), frozenset({candidate}))
+        return candidate_ids(self.prediction, {candidate}) > 0
 
 
 class Sources:
@@ -125,8 +122,8 @@ class Sources:
         self._references = References()
         if reference is not None:
             self._references = find_references(reference, rules)
-        self._reference = with_labels_of_outputs(
-            self._references, self._predictions, merge_labels=made.merge_labels
+        self._reference = self._references.with_labels_of(
+            self._predictions, merge_labels=made.merge_labels
         )
         if self._reference is not None:
             self._reference = replace(self._reference, nan_background=True, grid_of_image=True)
@@ -158,7 +155,7 @@ class Sources:
         colours = _read_colours(files)
         image = channels[0]
         if colours is not None and len(channels) == 3:
-            image = np.tensordot(LUMA, channels, axes=1)
+            image = found.image.brightness()
         mask = _reference_mask(reference, geometry)
         scene = Scene(image, geometry, mask, colours=colours)
         names = [name for name in self._names_of(case) if name in self._predictions]
@@ -176,8 +173,8 @@ class Sources:
             return scene
         return replace(
             scene,
-            accepted=_draw_mask(prediction, accepted),
-            below=candidate_ids(prediction, {c.id for c in prediction.candidates} - below),
+            accepted=candidate_ids(prediction, accepted) > 0,
+            below=candidate_ids(prediction, below),
             prediction=prediction,
         )
 
@@ -209,7 +206,9 @@ class Sources:
         Those of the film `p1_0000` may also be named `p1`, unless the dataset has another case of
         this name.
         """
-        short_name = case.removesuffix(FIRST_CHANNEL)
+        short_name, number = split_channel(case)
+        if number != 0:
+            return [case]
         is_other_case = self._images is not None and short_name in self._files
         return [case] if is_other_case else [case, short_name]
 
@@ -222,20 +221,11 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 def _find_dataset(folder: Path, rules: ReferenceRules) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
-        return _in_colour(rules.list_dataset(folder))
+        # the report shows colours even if the model used the brightness only
+        return replace(rules, colour=True).list_dataset(folder)
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
-
-
-def _in_colour(dataset: Dataset) -> Dataset:
-    """Return the dataset with the colours of its pictures as channels, or unchanged if it has none.
-
-    The report shows colours even if the model used the brightness only.
-    """
-    with suppress(DatasetError):
-        return with_colours(dataset)
-    return dataset
 
 
 def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
@@ -244,7 +234,7 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
     `read_case` converts them to float32. Here they keep their type, so that bytes are shown as they
     are.
     """
-    if len(files.images) != 1 or not is_raster(files.images[0]):
+    if not is_colour(files, n_channels=3):
         return None
     array = read_volume(files.images[0]).array
     return array if len(array) == 3 else None
@@ -263,16 +253,6 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
     return lesion_mask(reference)
 
 
-def _draw_mask(prediction: Prediction, ids: frozenset[int]) -> Flags:
-    """Return a mask of the candidates with these ids. Those without a mask fill their box."""
-    without_mask = [c for c in _without_mask(prediction) if c.id in ids]
-    boxes = [(*c.start_vox, *c.stop_vox) for c in without_mask]
-    mask = fill_boxes(boxes, prediction.geometry.shape)
-    if prediction.instances is not None:
-        mask |= np.isin(prediction.instances, np.fromiter(ids, dtype=np.int64))
-    return mask
-
-
 def _without_mask(prediction: Prediction) -> list[Candidate]:
     """Return the candidates that have only a box."""
     if prediction.instances is None:
@@ -281,19 +261,21 @@ def _without_mask(prediction: Prediction) -> list[Candidate]:
 
 
 def candidate_ids(
-    prediction: Prediction, without: Collection[int] = frozenset()
+    prediction: Prediction, ids: Collection[int] | None = None
 ) -> NDArray[np.integer[Any]]:
     """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
 
-    A candidate without a mask fills its box. The candidates in `without` are left out.
+    `ids` are the candidates to draw; None draws all. A candidate without a mask fills its box.
     """
-    ids = np.zeros(prediction.geometry.shape, dtype=np.int32)
+    if ids is None:
+        ids = {candidate.id for candidate in prediction.candidates}
+    drawn = np.zeros(prediction.geometry.shape, dtype=np.int32)
     # in reverse, so that the best candidate overwrites the others
     for candidate in reversed(_without_mask(prediction)):
-        if candidate.id not in without:
+        if candidate.id in ids:
             box = (*candidate.start_vox, *candidate.stop_vox)
-            ids[box_slices(box, ids.ndim)] = candidate.id
+            drawn[box_slices(box, drawn.ndim)] = candidate.id
     if prediction.instances is None:
-        return ids
-    is_drawn = np.isin(prediction.instances, [0, *without], invert=True)
-    return np.where(is_drawn, prediction.instances, ids)  # masks overwrite boxes
+        return drawn
+    has_mask = np.isin(prediction.instances, sorted(ids))
+    return np.where(has_mask, prediction.instances, drawn)  # masks overwrite boxes

@@ -175,8 +175,9 @@ def _first_page(content: ReportContent) -> Figure:
         y += 0.2
     y = _draw_charts(page, content.charts, y + 0.88)
     pictures = content.pictures
-    if pictures.films:
+    if pictures.films or pictures.top or pictures.false_positives:
         page.text(EDGE, y, content.top_title, 11, weight="bold")
+    if pictures.films:
         step = (WIDTH - 2 * EDGE + GAP) / content.n_films_on_top
         for k, film in enumerate(pictures.films[: content.n_films_on_top]):
             x = EDGE + k * step
@@ -185,14 +186,11 @@ def _first_page(content: ReportContent) -> Figure:
             page.text(x, y + 0.22, film.case, 8, weight="bold")
             page.text(x, y + 0.39, film.words, 7.5, 30)
         _draw_film_key(page, pictures, y + 0.27 + TOP_FILM_SIDE, in_one_row=True)
-    elif pictures.top:
-        page.text(EDGE, y, content.top_title, 11, weight="bold")
+    else:
         _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
         _draw_missed(page, pictures, y + 0.22)
-    elif pictures.false_positives:
-        page.text(EDGE, y, content.top_title, 11, weight="bold")
-        _draw_outline_key(page, pictures.outlines, KEY, y + 0.03)
-        _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
+        if not pictures.top:
+            _draw_cards(page, pictures.false_positives[:COLUMNS], y + 0.24)
     page.line(EDGE, 7.66, WIDTH - 2 * EDGE, color="black", linewidth=1)
     page.text(EDGE, 7.72, "Limitations. " + content.limitations, 9, 165)
     return page.figure

@@ -28,6 +28,7 @@ WINDOW = (1, 99.5)  # of a complete plane
 CUTOUT_WINDOW = (1, 99.7)  # of a cut-out, from the values of its complete plane
 INCHES = 1.75  # side of a panel
 DPI = 110
+JPEG_QUALITY = 82
 OUTLINE = 1.1  # width of an outline in points
 FADED = 0.4  # opacity of all other outlines in a picture of one candidate
 REFERENCE = "#56b4e9"  # colour of the outline of the reference
@@ -248,7 +249,12 @@ def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[
 def data_uri(figure: Figure) -> str:
     """Return a figure as a JPEG in a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="jpeg", dpi=DPI, pil_kwargs={"quality": 82})
+    figure.savefig(buffer, format="jpeg", dpi=DPI, pil_kwargs={"quality": JPEG_QUALITY})
+    return jpeg_uri(buffer)
+
+
+def jpeg_uri(buffer: io.BytesIO) -> str:
+    """Return a JPEG in a buffer as a data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

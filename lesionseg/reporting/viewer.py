@@ -129,8 +129,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
         "step": step,
     }
     if with_picture and prediction is not None:
-        below = frozenset(c.id for c in candidates if not c.accepted)
-        accepted = candidate_ids(prediction, below) > 0
+        accepted = candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0
         data["picture"] = draw_overview(scene.image, scene.geometry, accepted)
     return data
 

@@ -19,7 +19,11 @@ from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
-from lesionseg.reporting.evaluation_tables import Evaluation, read_evaluation
+from lesionseg.reporting.evaluation_tables import (
+    Evaluation,
+    read_evaluation,
+    write_pseudonyms,
+)
 from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.images import Scene, Sources
@@ -124,13 +128,10 @@ def write_report(
         content = replace(content, comparison={})  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
-    (output / "pseudonyms.csv").unlink(missing_ok=True)
     (output / "report.pdf").unlink(missing_ok=True)
     write_text(output / "report.html", render("report.html.j2", report=content))
     write_adjudication(adjudication, tables)
-    if tables.names:
-        rows = [{"pseudonym": shown, "name": real} for shown, real in tables.names.items()]
-        write_csv(output / "pseudonyms.csv", rows, ("pseudonym", "name"))
+    write_pseudonyms(output, tables.names)
     if options.pdf:
         write_pdf(output / "report.pdf", content)
     return output / "report.html"

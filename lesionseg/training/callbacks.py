@@ -287,8 +287,8 @@ class FocalStatistics(pl.Callback):
         background = ~lesion & valid
         self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
-        def compute_shares(gradient: Tensor) -> None:
-            """Compute two shares of the gradient's L1 norm: of lesions, and of hard background."""
+        def keep_shares(gradient: Tensor) -> None:
+            """Keep two shares of the gradient's L1 norm: of lesions, and of hard background."""
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)
             total = total.where(total.isfinite(), math.nan)  # 0 gives 0 / 0, which is NaN, too
@@ -296,7 +296,7 @@ class FocalStatistics(pl.Callback):
             self._on_device[LESION_NAME] = _sum_within(size, lesion) / total
 
         if logits.requires_grad:
-            logits.register_hook(compute_shares)  # type: ignore[no-untyped-call]
+            logits.register_hook(keep_shares)  # type: ignore[no-untyped-call]
 
     def latest(self) -> dict[str, float]:
         """Return the defined statistics of the observed step. A GPU is waited for once."""

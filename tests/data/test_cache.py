@@ -13,7 +13,7 @@ from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference
 from lesionseg.data.cache import LesionIndex, cache_key, fill_cache, read_cached_case
 from lesionseg.errors import ContentError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.plan.plan import Normalisation
 
@@ -148,9 +148,9 @@ def test_entry_of_a_changed_file_is_made_again(fill, ids_read, dataset):
 def test_hash_of_the_source_depends_on_all_facts_of_a_case(dataset):
     files = dataset.cases[0]
     for change in ({"group": "other"}, {"columns": {"pixel_mm": "0.2"}}):
-        assert source_hash(files) != source_hash(replace(files, **change))
+        assert case_digest(files) != case_digest(replace(files, **change))
     with pytest.raises(ReadError, match="absent"):
-        source_hash(replace(files, images=(dataset.root / "absent.nii",)))
+        case_digest(replace(files, images=(dataset.root / "absent.nii",)))
 
 
 def test_key_of_the_cache_depends_on_the_preparation_only(dataset, plan):

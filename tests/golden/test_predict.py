@@ -9,6 +9,7 @@ from pydicom import dcmread
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Geometry, Volume
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from tests.golden.common import check, gist, read_table, run_command
 from tests.golden.small_network import (
@@ -32,7 +33,7 @@ def probabilities_of(image, affine, **settings):
     reversed_axes = np.eye(4)
     reversed_axes[:3, :3] = np.eye(3)[::-1]  # array index (z, y, x) to (x, y, z)
     volume = Volume(image[None], Geometry(image.shape, affine @ reversed_axes))
-    return Predictor.from_network(network, plan, settings=config).probabilities(volume)[0]
+    return Predictor(Bundle((network,), plan), settings=config).probabilities(volume)[0]
 
 
 def describe_results(folder, case):

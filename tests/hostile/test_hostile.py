@@ -381,6 +381,6 @@ def test_implausible_spacing_or_extent_is_an_error(tmp_path, name, spacing_mm, u
 def test_implausible_pixel_size_is_an_error(tmp_path, mm):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(ReadError, match=r"a\.png: the pixel size .*Correct pixel_mm"):
-        read_volume(tmp_path / "a.png", raster_mm=mm)
+        read_volume(tmp_path / "a.png", pixel_mm=mm)
     Image.new("L", (12000, 2)).save(tmp_path / "b.png")  # without a pixel size, 12 m is no error
     assert read_volume(tmp_path / "b.png").array.shape == (1, 2, 12000)

@@ -301,7 +301,7 @@ def test_anchors_beyond_the_limit_of_nms_are_counted_as_left_out(monkeypatch):
 
 
 def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch):
-    monkeypatch.setattr(boxes_module, "_ROWS", 3)
+    monkeypatch.setattr("lesionseg.ops.boxes._MAX_PAIRS", 30)
     rng = np.random.default_rng(0)
     geometry = Geometry.from_spacing((40, 40), (1.0, 1.0))
 

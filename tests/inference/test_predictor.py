@@ -10,6 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import (
+    NO_SELECTION,
     Calibration,
     CaseFiles,
     Geometry,
@@ -37,7 +38,12 @@ EXACT = InferenceConfig.of(precision="fp32")
 CODES = ("SAR", "SAL", "SPL", "IPL", "RAS", "LPS", "PIR", "ASL", "RSA")
 BLOBS = (((6, 8, 7), 3.2, 90), ((15, 18, 9), 4.4, 110), ((12, 9, 23), 2.4, 75))
 EMPTY = np.zeros((1, 9, 9, 9), np.float32)
-predictor_of = Predictor.from_network
+
+
+def predictor_of(network, plan, selection=NO_SELECTION, **settings):
+    """Return the predictor for a network in memory."""
+    bundle = Bundle((network,), plan, selection=selection)
+    return Predictor(bundle, trust=True, **settings)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes, predict_volumes, read_ahead
 from tests.inference.networks import Bright
@@ -101,5 +102,5 @@ def test_predictions_of_volumes_follow_the_memory_of_the_settings(plan, rng, n_c
         return second_is_read.is_set()
 
     cases = [CaseFiles(name, ()) for name in ("first", "second")]
-    predictor = Predictor.from_network(WaitForNextCase(second_is_read), plan, settings=settings)
+    predictor = Predictor(Bundle((WaitForNextCase(second_is_read),), plan), settings=settings)
     assert list(predict_volumes(predictor, cases, read, use)) == [is_early, True]

@@ -224,7 +224,7 @@ def test_faults_after_an_unreadable_first_image_name_the_file_with_the_grid(data
     files = dataset.cases[0]
     files.images[0].write_bytes(b"damaged")
     files = replace(files, images=(*files.images, third))
-    _, faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD")))
+    faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD"))).findings
     assert [finding.kind for finding in faults] == ["unreadable", "geometry", "geometry"]
     damaged, image, mask = (finding.message for finding in faults)
     assert "A_0000.nii.gz" in damaged

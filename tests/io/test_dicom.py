@@ -472,8 +472,8 @@ def test_pixel_size_and_its_source_follow_from_the_elements(tmp_path, elements, 
 def test_radiograph_without_a_pixel_size_has_that_of_the_table(tmp_path, elements, mm, unit):
     path = write_xray(tmp_path / "a.dcm", **elements)
     for geometry in (
-        read_geometry(path, raster_mm=0.3),
-        read_volume(path, raster_mm=0.3).geometry,
+        read_geometry(path, pixel_mm=0.3),
+        read_volume(path, pixel_mm=0.3).geometry,
     ):
         assert geometry.spacing_mm == pytest.approx((mm, mm))
         assert geometry.size_unit == unit
@@ -482,7 +482,7 @@ def test_radiograph_without_a_pixel_size_has_that_of_the_table(tmp_path, element
     case = read_case(dataset.cases[0], dataset)
     assert case.image.geometry.spacing_mm == pytest.approx((mm, mm))
     with pytest.raises(ReadError, match="mm"):
-        read_volume(write_xray(tmp_path / "b.dcm"), raster_mm=1e9)
+        read_volume(write_xray(tmp_path / "b.dcm"), pixel_mm=1e9)
 
 
 def test_folder_of_several_radiographs_is_an_error(tmp_path):

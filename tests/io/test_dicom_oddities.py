@@ -296,8 +296,8 @@ def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, nam
     warnings = warnings_of(caplog)
     assert warnings == [f"{folder}: {name}: not a DICOM image, left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
-    _, findings = inspect_case(CaseFiles("scan", (folder,)), dataset)
-    assert any(name in finding.message for finding in findings)
+    inspection = inspect_case(CaseFiles("scan", (folder,)), dataset)
+    assert any(name in finding.message for finding in inspection.findings)
 
 
 def test_error_names_a_dcm_file_that_is_not_dicom(series):

@@ -291,13 +291,13 @@ def test_enhanced_file_is_segmented_without_the_frames_of_another_direction(tmp_
 
 
 @pytest.mark.parametrize(
-    ("raster_mm", "unit", "method"),
+    ("pixel_mm", "unit", "method"),
     [(None, "{pixels}", "equal area"), (0.2, "mm", "assumed pixel size")],
 )
-def test_report_states_an_assumed_pixel_size(tmp_path, raster_mm, unit, method):
+def test_report_states_an_assumed_pixel_size(tmp_path, pixel_mm, unit, method):
     pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
     scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, **{**PATIENT, "Modality": "DX"})
-    geometry = read_geometry(scan, raster_mm=raster_mm)
+    geometry = read_geometry(scan, pixel_mm=pixel_mm)
     prediction = make_prediction(scan, geometry=geometry)
     _, sr = write_results(tmp_path, prediction, scan)
     group = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()[0]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lesionseg import config
+from lesionseg.cli.command import private_files
 from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
-from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder, private_files
+from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder
 from lesionseg.io.text import read_csv, read_json, read_yaml, write_csv, write_json, write_text
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import FileLimits, limits, set_limits
-from lesionseg.io.nnunet_probabilities import open_probabilities
+from lesionseg.io.nnunet_probabilities import ProbabilityFile
 
 
 class Touch:
@@ -26,7 +26,7 @@ class Touch:
 
 def read_all(path: Path) -> NDArray[np.float32]:
     """Read the probabilities of an archive from its slabs."""
-    file = open_probabilities(path)
+    file = ProbabilityFile.open(path)
     whole = np.full(file.shape, np.nan, dtype=np.float32)
     for slab in file.slabs():
         whole[slab.channel, slab.first_row : slab.first_row + len(slab.values)] = slab.values
@@ -52,7 +52,7 @@ def test_large_array_is_read_in_slabs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("lesionseg.io.nnunet_probabilities._SLAB_BYTES", 4 * 42 * 2)
     values = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
     np.savez_compressed(tmp_path / "a.npz", probabilities=values)
-    rows = [len(slab.values) for slab in open_probabilities(tmp_path / "a.npz").slabs()]
+    rows = [len(slab.values) for slab in ProbabilityFile.open(tmp_path / "a.npz").slabs()]
     assert rows == [2, 2, 1] * 2
     np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
 

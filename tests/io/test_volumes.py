@@ -34,12 +34,12 @@ def one_channel(root):
     return Dataset("scans", root, "files", 3, ("T1",), Labels.of({1: "lesion"}), ())
 
 
-def check_round_trip(path, volume, raster_mm=None):
+def check_round_trip(path, volume, pixel_mm=None):
     """Check that a volume is read as it was written. Return the volume that was read."""
     write_volume(path, volume)
-    again = read_volume(path, raster_mm=raster_mm)
+    again = read_volume(path, pixel_mm=pixel_mm)
     np.testing.assert_array_equal(again.array, volume.array)
-    assert read_geometry(path, raster_mm=raster_mm).matches(again.geometry)
+    assert read_geometry(path, pixel_mm=pixel_mm).matches(again.geometry)
     return again
 
 
@@ -262,7 +262,7 @@ def test_compression_of_nifti_is_recognised_by_content_not_by_suffix(tmp_path, w
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_pictures_survive_a_round_trip(tmp_path, name, dtype):
     picture = Volume(GREY.astype(dtype)[np.newaxis], PLANE)
-    volume = check_round_trip(tmp_path / name, picture, raster_mm=0.2)
+    volume = check_round_trip(tmp_path / name, picture, pixel_mm=0.2)
     assert volume.array.dtype == dtype
     assert volume.geometry.spacing_mm == (0.2, 0.2)
     np.testing.assert_allclose(

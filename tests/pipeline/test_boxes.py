@@ -5,7 +5,7 @@ import pytest
 from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.io.contents import source_hash
+from lesionseg.io.contents import case_digest
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.text import read_csv, write_json
 from lesionseg.pipeline.check import check_dataset
@@ -71,11 +71,11 @@ def test_scores_of_a_training_state_the_rule_for_several_readers(films):
 
 def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):
     table = films / "boxes.csv"
-    before = {c.case: source_hash(c) for c in read_dataset(films).cases}
+    before = {c.case: case_digest(c) for c in read_dataset(films).cases}
     table.write_text(table.read_text().replace(HEADER, HEADER + "\n\n"))
-    assert {c.case: source_hash(c) for c in read_dataset(films).cases} == before
+    assert {c.case: case_digest(c) for c in read_dataset(films).cases} == before
     table.write_text(table.read_text().replace("f0,nodule,15", "f0,nodule,13"))
-    after = {c.case: source_hash(c) for c in read_dataset(films).cases}
+    after = {c.case: case_digest(c) for c in read_dataset(films).cases}
     assert {case for case in before if before[case] != after[case]} == {"f0"}
 
 

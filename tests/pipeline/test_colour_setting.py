@@ -13,6 +13,7 @@ from lesionseg.cli import run
 from lesionseg.config import DataConfig, ReportSection
 from lesionseg.core import Geometry, OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset, require_usable
@@ -255,12 +256,12 @@ def test_three_channels_of_dataset_json_stay_as_they_are(tmp_path):
 def test_model_in_colour_predicts_grey_and_colour_pictures(tmp_path, caplog):
     names = write_pictures(tmp_path / "images")
     plan = replace(plan_of(n_channels=3, channel_names=("red", "green", "blue")), modality="colour")
-    predictor = Predictor.from_network(Bright(), plan)
+    predictor = Predictor(Bundle((Bright(),), plan))
     cases = find_scans(tmp_path / "images", 3).cases()
     assert sorted(files.images[0].name for files in cases) == sorted(names)
     for files in cases:
         assert len(predictor.read(files).array) == 3
-    brightness = Predictor.from_network(Bright(), plan_of(n_channels=1))
+    brightness = Predictor(Bundle((Bright(),), plan_of(n_channels=1)))
     assert len(brightness.read(cases[0]).array) == 1
     assert "colour.png is in colour. Only its brightness is used." in caplog.text
     assert "data.colour" not in caplog.text

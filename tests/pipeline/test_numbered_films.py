@@ -8,8 +8,7 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.predictions import PredictionFiles
-from lesionseg.io.references import with_ids_of_references
+from lesionseg.io.predictions import list_predictions
 from lesionseg.io.scans import find_scans
 from tests.pipeline.test_chosen_model import write_films
 
@@ -18,10 +17,13 @@ def match_to_references(
     predictions: list[str], references: list[str], folder: Path
 ) -> dict[str, str]:
     """Return the file of each prediction under the id of its reference."""
-    files = {case: PredictionFiles(case, mask=Path(f"{case}_mask.png")) for case in predictions}
+    for case in predictions:
+        (folder / f"{case}_mask.png").touch()
     cases = [CaseFiles(case, (), group=case) for case in references]
-    found = with_ids_of_references(files, cases, folder)
-    return {case: str(one.mask) for case, one in found.items()}
+    found, _ = list_predictions(folder, cases)
+    for one in found.values():
+        one.mask.unlink()
+    return {case: one.mask.name for case, one in found.items()}
 
 
 def test_eight_numbered_films_are_eight_cases(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core import Aim, Calibration, Selection
 from lesionseg.evaluation.curves import froc
+from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.predictions import write_prediction
@@ -136,7 +137,7 @@ def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
     )
     found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
     experiment, plan = make_experiment(found, (24, 32, 24), tmp_path / "run")
-    unsure = Predictor.from_network(Brightness(4, 22.0), plan)  # low probabilities in lesions
+    unsure = Predictor(Bundle((Brightness(4, 22.0),), plan))  # low probabilities in lesions
     complete, scores = score_validation(unsure, experiment)
     fit = complete.voxel_calibration
     assert fit is not None

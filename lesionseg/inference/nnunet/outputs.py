@@ -6,8 +6,7 @@ chosen so that the labels of the probabilities agree with the mask.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
@@ -19,21 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lesionseg.core import Dataset, Geometry, Labels, Prediction
+from lesionseg.core import Geometry, Labels, Prediction
 from lesionseg.core.arrays import Integers, Numbers
-from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
+from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.cases import read_mask
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.nnunet import read_nnunet_labels
-from lesionseg.io.nnunet_probabilities import ProbabilityFile, open_probabilities
+from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.predictions import PredictionFiles, read_prediction
-from lesionseg.io.references import References
-from lesionseg.io.text import read_json
-from lesionseg.io.volumes import read_geometry
-from lesionseg.io.warn_once import warn_once
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)
@@ -44,12 +38,8 @@ _log = logging.getLogger(__name__)
 NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
 # voxels of a lower probability belong to no candidate; rounding must not exclude a voxel of it
 _LOWEST = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6)
-# merged labels of masks whose labels are not stated: no value of 8 bits is unknown
-_ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
 _LABELS = "dataset.json"
-_PLANS = "plans.json"
 _REORIENTING = "WithReorient"  # the names of readers that change the axis order end with this
-_LEVELS_UP = 3  # from fold_0/validation to the model folder
 # log-odds are computed above this; `compress_log_odds` changes those beyond p = 0.99966
 _HIGH = 0.999
 _SMALLEST_FLOAT32 = 2.0**-149  # above 0; a rest of 0 is treated as this
@@ -119,7 +109,7 @@ def open_prediction(
         found = read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
         if files.mask is None or files.candidates is not None or binary:
             return found
-        return _with_names(found, _find_labels_next_to(files.mask))
+        return _with_names(found, files.read_nnunet_labels())
     return read_probabilities(files, geometry=geometry, by_image=by_image)
 
 
@@ -145,8 +135,8 @@ def read_probabilities(
             "the masks of nnUNetv2_predict in the folder of the probabilities."
         )
     mask_labels, grid = _read_mask_on_grid(files.mask, geometry, by_image=by_image)
-    file = open_probabilities(path)
-    labels = find_labels(path)
+    file = ProbabilityFile.open(path)
+    labels = files.read_nnunet_labels()
     are_regions = labels is not None and bool(labels.regions)
     mask_values = _find_mask_values(file, labels)
     voxels = _read_voxels(file, are_regions=are_regions)
@@ -193,98 +183,13 @@ def _read_mask_on_grid(
     Raises `GeometryError` if the mask has another grid than the scan.
     """
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
-    mask = read_mask(path, raster_mm=pixel_mm)
+    mask = read_mask(path, pixel_mm=pixel_mm)
     labels = np.asarray(mask.labels)
     grid = mask.geometry
     if geometry is None:
         return labels, grid
     GridPair(path, grid, "the scan", geometry).check(by_image=by_image)
     return labels, geometry
-
-
-def with_labels_of_outputs(
-    references: References,
-    predictions: Mapping[str, PredictionFiles],
-    *,
-    merge_labels: bool = False,
-) -> Dataset | None:
-    """Return the dataset of references. For masks without one, make it from nnU-Net's outputs.
-
-    Args:
-        references: the references.
-        predictions: the predictions. The labels, regions and the value to ignore come from the
-            `dataset.json` that nnU-Net writes next to its masks and probabilities.
-        merge_labels: all values of the masks are one label, also without a `dataset.json`.
-
-    Returns:
-        The dataset, or None if no labels are known.
-    """
-    cases = references.cases
-    if references.dataset is not None or not cases:
-        return references.dataset
-    labels = _find_labels_of_outputs(predictions.values())
-    if merge_labels:
-        labels = (labels or _ANY_VALUE).merge()
-    if labels is None:
-        return None
-    folder = Path() if cases[0].reference is None else cases[0].reference.parent
-    dims = 3
-    for files in cases:
-        if files.reference is not None:
-            with suppress(LesionsegError, OSError):  # reading the case reports the error
-                dims = read_geometry(files.reference, raster_mm=1.0).dims
-                break
-    return Dataset(
-        name=folder.name,
-        root=folder,
-        convention="masks",
-        dims=dims,
-        channel_names=("image",),
-        labels=labels,
-        cases=tuple(cases),
-    )
-
-
-def _find_labels_of_outputs(predictions: Iterable[PredictionFiles]) -> Labels | None:
-    """Read the labels of the first prediction that has a `dataset.json`.
-
-    Next to a mask without probabilities, only the `dataset.json` in the same folder counts, because
-    other programs write such masks, too.
-    """
-    for files in predictions:
-        labels = None
-        if files.probabilities is not None:
-            labels = find_labels(files.probabilities)
-        elif files.mask is not None and files.candidates is None:
-            labels = _find_labels_next_to(files.mask)
-        if labels is not None:
-            return labels
-    return None
-
-
-def _find_labels_next_to(mask: Path) -> Labels | None:
-    """Read the labels in the folder of a mask. Return None if it has none.
-
-    Other programs write masks, too, so a `dataset.json` that is not nnU-Net's is ignored.
-    """
-    try:
-        return find_labels(mask, n_folders=1)
-    except LesionsegError as error:
-        warn_once(_log, "The labels next to the masks are not used. %s", error)
-        return None
-
-
-def find_labels(path: Path, n_folders: int = _LEVELS_UP) -> Labels | None:
-    """Read the labels that belong to an output of nnU-Net, from `dataset.json` in its folder.
-
-    nnU-Net writes this file into the output folder, and into the model folder above
-    `fold_0/validation`. Return None if none of `n_folders` folders, from that of the output
-    upwards, contains it.
-    """
-    for folder in list(path.parents)[:n_folders]:
-        if (folder / _LABELS).is_file():
-            return read_nnunet_labels(folder / _LABELS)
-    return None
 
 
 def _find_mask_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
@@ -427,7 +332,9 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     expected = fitting[0]
     if 0 in maps.n_voxels:
         return expected
-    best, dice = _find_best_order(maps, fitting)
+    agreeing = (order for order in fitting if maps.dice(order) >= _SAME_ORDER)
+    best = next(agreeing, None) or max(fitting, key=maps.dice)
+    dice = maps.dice(best)
     if dice >= _SOME_ORDER:
         return best
     # if the expected order is plausible, the mask was probably changed after the prediction
@@ -446,23 +353,6 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     )
 
 
-def _find_best_order(maps: _LabelMaps, orders: Sequence[AxisOrder]) -> tuple[AxisOrder, float]:
-    """Return the order with the highest Dice, and this Dice.
-
-    The search ends at the first order with a Dice of at least `_SAME_ORDER`.
-    """
-    best = orders[0]
-    highest = -1.0
-    for order in orders:
-        dice = maps.dice(order)
-        if dice > highest:
-            best = order
-            highest = dice
-        if highest >= _SAME_ORDER:
-            break
-    return best, highest
-
-
 def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
     """Return all axis orders of an array, the most probable first."""
     dims = geometry.dims
@@ -472,7 +362,7 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
         for flipped in product((False, True), repeat=dims)
     ]
     likely = [AxisOrder.same(dims), _find_reoriented_order(geometry)]
-    if _read_reader_name(file.path).endswith(_REORIENTING):
+    if file.reader_name().endswith(_REORIENTING):
         likely.reverse()
     return list(dict.fromkeys([*likely, *every_order]))  # without repetitions
 
@@ -489,18 +379,6 @@ def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
         world_axis = 2 - array_axis  # the rows of the affine are R, A, S
         flipped.append(bool(cosines[world_axis, mask_axis] < 0))
     return AxisOrder(axes, tuple(flipped))
-
-
-def _read_reader_name(path: Path) -> str:
-    """Return the name of the image reader in nnU-Net's `plans.json`; "" without this file."""
-    for folder in list(path.parents)[:_LEVELS_UP]:
-        if not (folder / _PLANS).is_file():
-            continue
-        content = read_json(folder / _PLANS)
-        if not isinstance(content, dict):
-            return ""
-        return str(content.get("image_reader_writer"))
-    return ""
 
 
 def _move_to_mask_grid(

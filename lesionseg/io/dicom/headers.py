@@ -249,7 +249,7 @@ def explain_unfit(header: "Header") -> str:
     return ""
 
 
-def check_scan(path: Path, header: "Header") -> None:
+def check_image(path: Path, header: "Header") -> None:
     """Raise `ReadError` if an image cannot be read or its header claims too many pixels.
 
     The claim is not checked if a codec such as JPEG compresses the pixels, because the ratio of its

@@ -16,7 +16,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
-    check_scan,
+    check_image,
     image_header,
     is_radiograph,
     read_header,
@@ -57,10 +57,10 @@ def radiograph_file(path: Path) -> Path | None:
     return file
 
 
-def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
+def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
 
-    Padding pixels get the darkest value of the remaining image and are not `valid`. `raster_mm` is
+    Padding pixels get the darkest value of the remaining image and are not `valid`. `pixel_mm` is
     the pixel size of a file that states none.
 
     Raises:
@@ -68,7 +68,7 @@ def read_radiograph(path: Path, raster_mm: float | None = None) -> Volume:
     """
     header = read_header(path)
     remarks = Remarks()
-    geometry = radiograph_geometry(path, header, remarks, raster_mm=raster_mm)
+    geometry = radiograph_geometry(path, header, remarks, pixel_mm=pixel_mm)
     stored = stored_pixels(path)[0]
     with convert_read_errors(path):
         # DX files state the inversion in two elements, but it must be applied only once
@@ -266,21 +266,21 @@ def radiograph_geometry(
     header: "Header",
     remarks: Remarks | None = None,
     *,
-    raster_mm: float | None = None,
+    pixel_mm: float | None = None,
 ) -> Geometry:
     """Return a radiograph's grid. Unusual properties of the file are added to `remarks`.
 
-    `raster_mm` is the pixel size of a file that states none. None means 1 mm.
+    `pixel_mm` is the pixel size of a file that states none. None means 1 mm.
     """
     remarks = remarks or Remarks()
     with convert_read_errors(path):
-        check_scan(path, header)
+        check_image(path, header)
         if text(header, "PresentationIntentType") == "FOR PROCESSING":
             remarks.add("the radiograph is FOR PROCESSING, so its grey values are raw")
         shape = int(header.Rows), int(header.Columns)
         mm, source = pixel_size(header, remarks)
-        if source == UNKNOWN and raster_mm is not None:
-            mm = (raster_mm, raster_mm)
+        if source == UNKNOWN and pixel_mm is not None:
+            mm = (pixel_mm, pixel_mm)
         # lengths measured at the detector are larger than in the patient
         unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
         geometry = Geometry.from_spacing(shape, mm, unit)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Reference
 from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
 from lesionseg.io.dicom.elements import Header
-from lesionseg.io.dicom.headers import LPS_TO_RAS, check_scan, read_header, stored_pixels
+from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, stored_pixels
 from lesionseg.io.dicom.series import read_slices
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
@@ -124,7 +124,7 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     Each frame of the file is one slice of one segment. It may have another order and orientation
     than the image. Therefore pixels are located by their positions in the patient.
     """
-    check_scan(path, header)
+    check_image(path, header)
     threshold = 0.5
     kind = str(header.get("SegmentationType", "BINARY"))
     if kind == "FRACTIONAL":

@@ -20,7 +20,7 @@ from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
-    check_scan,
+    check_image,
     explain_unfit,
     image_header,
     is_dicom,
@@ -34,7 +34,7 @@ from lesionseg.io.dicom.radiograph import (
     read_radiograph,
     rescale,
 )
-from lesionseg.io.files import digest_of
+from lesionseg.io.files import TEXT_SUFFIXES, digest_of
 from lesionseg.io.limits import check_grid, convert_read_errors
 
 _PREFIX = "series="
@@ -47,11 +47,8 @@ _SEPARATE = (
     "Sort them into separate folders. Convert a file of several frames with dcm2niix, which writes "
     "one NIfTI file per stack of frames."
 )
-# suffixes of files next to slices that cannot be slices themselves
-_NOTES = {
-    ".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".htm", ".html", ".pdf", ".log", ".ini",
-    ".db", ".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha",
-}  # fmt: skip
+# suffixes of images in other formats, which cannot be slices
+_OTHER_IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".nii", ".gz", ".nrrd", ".mha")
 # largest drift over the whole stack: it is too small to move a voxel to its neighbour
 _MAX_DRIFT_PIXELS = 0.5
 # elements that distinguish series if the files have no SeriesInstanceUID
@@ -132,12 +129,12 @@ class DicomSlice:
         return self.directions[::-1] * self.pixel_mm[:, None]
 
 
-def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
+def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
     """Read the folder of a series, or one file, as a volume `[1, *spatial]` float32.
 
     Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
     distances are computed from positions, never from the thickness. Other files of the folder are
-    left out with a warning. `raster_mm` is the pixel size of a radiograph that states none.
+    left out with a warning. `pixel_mm` is the pixel size of a radiograph that states none.
 
     Raises:
         ReadError: A file is damaged, or the path names no DICOM image.
@@ -145,7 +142,7 @@ def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
     """
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        return read_radiograph(radiograph, raster_mm)
+        return read_radiograph(radiograph, pixel_mm)
     remarks = Remarks()
     slices, geometry = read_stack(path, remarks)
     values = np.empty((1, *geometry.shape), dtype=np.float32)
@@ -162,11 +159,11 @@ def read_dicom(path: Path, raster_mm: float | None = None) -> Volume:
     return Volume(values, geometry)
 
 
-def read_dicom_geometry(path: Path, raster_mm: float | None = None) -> Geometry:
+def read_dicom_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
     """Read the grid from the headers. Arguments and errors are those of `read_dicom`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
-        return radiograph_geometry(radiograph, read_header(radiograph), raster_mm=raster_mm)
+        return radiograph_geometry(radiograph, read_header(radiograph), pixel_mm=pixel_mm)
     return read_stack(path)[1]
 
 
@@ -246,7 +243,7 @@ def _might_be_a_slice(file: Path) -> bool:
     """Return True if neither content nor name shows that the file is not a slice."""
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
-    return not is_dicom(file) and file.suffix.lower() not in _NOTES
+    return not is_dicom(file) and file.suffix.lower() not in (*TEXT_SUFFIXES, *_OTHER_IMAGES)
 
 
 def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
@@ -355,7 +352,7 @@ def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list
             remarks.add(f"{reason}, left out", file.name)
             continue
         with convert_read_errors(file):
-            check_scan(file, header)
+            check_image(file, header)
             slices += read_slices(file, header)
     return slices
 

@@ -7,7 +7,8 @@ DICOM radiographs need the header of each image. References in tables are drawn 
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,11 +17,19 @@ from typing import Unpack
 
 from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.dataset import EACH_IS_A_PATIENT, compile_pattern
-from lesionseg.core.finding import NO_CASE, Finding, require_no_errors
-from lesionseg.errors import DatasetError, LesionsegError, ReadError, count
+from lesionseg.core.finding import (
+    LISTED,
+    NO_CASE,
+    Finding,
+    collect_errors,
+    require_no_errors,
+)
+from lesionseg.errors import DatasetError, LesionsegError, ReadError, count, join_names
+from lesionseg.io.channels import check_channels
+from lesionseg.io.dicom.series import split_series
+from lesionseg.io.files import file_key
 from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
-from lesionseg.io.layouts.checks import find_missing_files, shared_masks
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
@@ -150,7 +159,7 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
         raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
     annotations = rules.get("annotations")
     if annotations is None:
-        layout = _layout_of(root)
+        layout = find_layout(root)
         table = layout.read(root)
     else:
         layout = next(known for known in CONVENTIONS if known.name == "coco")
@@ -172,7 +181,7 @@ def require_usable(dataset: Dataset) -> None:
 
     Missing files and channels are errors, too.
     """
-    for text in shared_masks(dataset.cases):
+    for text in _describe_shared_masks(dataset.cases):
         logger.warning(text)
     for finding in dataset.findings:
         if finding.severity != "error":
@@ -183,7 +192,49 @@ def require_usable(dataset: Dataset) -> None:
     require_no_errors(reasons or errors, dataset.root)
 
 
-def _layout_of(root: Path) -> Convention:
+def find_missing_files(dataset: Dataset) -> list[Finding]:
+    """Find files that do not exist or are empty, and wrong channels, without opening a file."""
+    findings = list[Finding]()
+    for files in dataset.cases:
+        case = files.case
+        with collect_errors(findings, case, files.images[0]):
+            check_channels(files, dataset)
+        references = () if files.reference is None else (files.reference,)
+        for file in (*files.images, *references):
+            if not _has_content(file):
+                text = (
+                    f"{file} of case {case!r} does not exist or is empty. Paths in tables are "
+                    "relative to the table."
+                )
+                findings.append(Finding(LISTED, text, case, "error"))
+    return findings
+
+
+def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
+    """Yield a message about each file that is the mask of several cases."""
+    cases_of: dict[str, list[CaseFiles]] = {}
+    for files in cases:
+        if files.reference is not None:
+            cases_of.setdefault(file_key(files.reference), []).append(files)
+    for sharing in cases_of.values():
+        if len(sharing) > 1:
+            names = join_names(files.case for files in sharing)
+            yield (
+                f"{sharing[0].reference} is the mask of several cases: {names}. Name the mask of "
+                "each case, unless it is an empty mask."
+            )
+
+
+def _has_content(file: Path) -> bool:
+    """Return True for a folder, a series in a folder, and a file that is not empty."""
+    if split_series(file) is not None:
+        return True
+    with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
+        return file.is_dir() or file.stat().st_size > 0
+    return False
+
+
+def find_layout(root: Path) -> Convention:
     """Return the layout of a folder. Raise `DatasetError` if it is not known."""
     layout = _recognise(root)
     if layout is not None:

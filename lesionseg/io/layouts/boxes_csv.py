@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Labels, numbers_first
 from lesionseg.core.finding import collect_errors
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, ReadError
+from lesionseg.io.case_ids import path_id, split_channel
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.layouts.checks import CHANNEL, list_images, path_id, remark_unread_files
+from lesionseg.io.layouts.checks import list_images, remark_unread_files
 from lesionseg.io.layouts.manifest import (
     LABELS,
     MANIFEST,
@@ -30,8 +31,12 @@ _KNOWN_COLUMNS = (*_COLUMNS, "z0", "z1", "reader", "group", "role", "fold")
 
 
 def find_boxes(root: Path) -> bool:
-    """Return True if the folder has a table `boxes.csv` with one of the required columns."""
-    return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(root / BOXES))
+    """Return True if a folder has a `boxes.csv` with a required column, or that is damaged."""
+    path = root / BOXES
+    try:
+        return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
+    except ReadError:  # reading the dataset reports the error
+        return path.is_file()
 
 
 def read_boxes_csv(root: Path) -> Table:
@@ -167,10 +172,10 @@ def _refuse_channels(files: Iterable[Path]) -> None:
     """Raise `DatasetError` if volumes are numbered like the channels of one case."""
     channels: dict[tuple[Path, str], Path] = {}
     for file in files:
-        match = CHANNEL.fullmatch(strip_suffix(file))
-        if match is None or is_raster(file):
+        name, number = split_channel(strip_suffix(file))
+        if number is None or is_raster(file):
             continue
-        other = channels.setdefault((file.parent, match[1]), file)
+        other = channels.setdefault((file.parent, name), file)
         if other != file:
             raise DatasetError(
                 f"{other} and {file.name} look like two channels of one case. Write them into a "

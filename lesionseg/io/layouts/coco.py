@@ -17,12 +17,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, count
+from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
     find_left_out,
     list_images,
-    path_id,
     remark_unread_files,
     validate,
 )

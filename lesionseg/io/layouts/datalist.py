@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, ReadError, count
-from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, path_id, validate
+from lesionseg.io.case_ids import path_id
+from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, validate
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings

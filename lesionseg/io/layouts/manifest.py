@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
-from lesionseg.core.finding import Finding, collect_errors, require_no_errors
+from lesionseg.core.finding import LISTED, Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import Count, listed_file, validate
@@ -123,27 +123,29 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
         DatasetError: A row cannot be used, or two rows have the same case id.
         ReadError: The table cannot be read.
     """
-    listed, findings = read_scan_rows(path, channels)
+    cases, findings = read_scan_rows(path, channels)
     require_no_errors(findings, path)
-    cases = {files.case: files for files in listed}
-    if len(cases) < len(listed):
-        n_rows = Counter(files.case for files in listed)
-        repeated = next(case for case, n in n_rows.items() if n > 1)
-        raise DatasetError(f"{path}: the case {repeated!r} is listed twice. Keep one row.")
-    return [cases[case] for case in sorted(cases)]
+    return sorted(cases, key=lambda files: files.case)
 
 
 def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], list[Finding]]:
     """Read a table like `read_scan_list`, but do not raise errors of single rows.
 
     Returns:
-        The cases in the order of the rows, including those with a repeated case id, and a finding
-        for each row that cannot be used.
+        The cases in the order of the rows, and a finding for each row and each repeated case id
+        that cannot be used.
     """
     rows, images = _read_lines(path)
     cases = list[CaseFiles]()
     findings = list[Finding]()
+    n_rows = Counter(row["case"] for _, row in rows if row["case"])
+    repeated = {case: n for case, n in n_rows.items() if n > 1}
+    for case, n in repeated.items():
+        text = f"{path}: the case {case!r} is listed {n} times. Keep one row."
+        findings.append(Finding(LISTED, text, case, "error"))
     for line, row in rows:
+        if row["case"] in repeated:
+            continue
         with collect_errors(findings, row["case"] or f"line {line}", f"{path}: line {line}"):
             files = _make_case(path.parent, row, images, channels)
             if Path(files.case).name != files.case:

@@ -5,7 +5,6 @@ medicaldecathlon.com.
 """
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from pydantic import AliasChoices, BaseModel, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError
+from lesionseg.io.case_ids import split_channel
+from lesionseg.io.channels import missing_channels
 from lesionseg.io.layouts.checks import (
-    CHANNEL,
     Count,
     find_left_out,
-    missing_channels,
     remark_unread_files,
     validate,
 )
@@ -233,19 +232,18 @@ def _find_naming(
     with a mask `lesion` has one. If neither kind of mask exists, images have channel numbers if a
     name ends in `_0000`.
     """
-    image_names = [strip_suffix(file) for file in images]
     mask_names = {strip_suffix(file) for file in masks}
-    numbered_images = _match_numbers(image_names)
-    n_masks_of_whole_name = sum(match[0] in mask_names for match in numbered_images)
-    n_masks_without_number = sum(match[1] in mask_names for match in numbered_images)
+    numbered_images = _split_numbered(map(strip_suffix, images))
+    n_masks_of_whole_name = sum(name in mask_names for name in numbered_images)
+    n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
         return _Naming(images=True)
-    first_channels = {match[1] for match in _match_numbers(mask_names) if match[2] == "0000"}
+    numbered_masks = _split_numbered(mask_names).values()
+    first_channels = {case for case, number in numbered_masks if number == 0}
     are_masks_first_channels = bool(mask_names) and len(first_channels) == len(mask_names)
     if are_masks_first_channels:
-        of_masks = [match for match in numbered_images if match[1] in first_channels]
-        are_channels = all(int(match[2]) < n_channels for match in of_masks)
-        if len(of_masks) == len(image_names) and are_channels:
+        numbers = [number for case, number in numbered_images.values() if case in first_channels]
+        if len(numbers) == len(images) and max(numbers) < n_channels:
             text = (
                 f"{masks[0].parent}: the masks end in _0000 like a first channel. It is removed "
                 "from the case ids."
@@ -253,8 +251,8 @@ def _find_naming(
             findings.append(Finding("names", text, severity="note"))
             return _Naming(images=True, masks=True)
     if n_masks_of_whole_name == 0:
-        return _Naming(images=any(match[2] == "0000" for match in numbered_images))
-    example = numbered_images[0][0]
+        return _Naming(images=any(number == 0 for _, number in numbered_images.values()))
+    example = next(iter(numbered_images))
     text = (
         f"{images[0].parent}: four digits at the end of a name, such as {example}, belong to "
         "the case id and are not a channel number, because the mask has the same name."
@@ -263,10 +261,14 @@ def _find_naming(
     return _Naming(images=False)
 
 
-def _match_numbers(names: Iterable[str]) -> list[re.Match[str]]:
-    """Return a match of `CHANNEL` for each name that ends in four digits: rest and digits."""
-    matches = [CHANNEL.fullmatch(name) for name in names]
-    return [match for match in matches if match is not None]
+def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return the rest and the number of each name that ends in four digits."""
+    numbered: dict[str, tuple[str, int]] = {}
+    for name in names:
+        case, number = split_channel(name)
+        if number is not None:
+            numbered[name] = (case, number)
+    return numbered
 
 
 def _count_findings(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
@@ -275,7 +277,7 @@ def _count_findings(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> li
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
-        named |= {CHANNEL.sub(r"\1", name) for name in named}
+        named |= {split_channel(name)[0] for name in named}
         unlisted = [case for case in cases if named and case not in named]
         return find_left_out(
             path,
@@ -301,11 +303,10 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     cases: FilesByCase = {}
     for file in files:
         stem = strip_suffix(file)
-        match = CHANNEL.fullmatch(stem) if numbered else None
-        case = match[1] if match else stem
-        number = int(match[2]) if match else 0
+        case, stated = split_channel(stem) if numbered else (stem, None)
+        number = stated or 0
         with collect_errors(findings, case, file):
-            if numbered and match is None and file.suffix.lower() not in RASTERS:
+            if numbered and stated is None and file.suffix.lower() not in RASTERS:
                 raise DatasetError(
                     f"the name has no channel number. Rename it, for example to {stem}_0000."
                 )

@@ -157,7 +157,7 @@ def measure_agreement(
     """
     n_cases = Counter(reader for case in several for reader in case.readers)
     n_lesions: Counter[tuple[int, str]] = Counter()
-    n_marks: Counter[tuple[int, str]] = Counter()
+    n_boxes_of: Counter[tuple[int, str]] = Counter()
     n_found: Counter[tuple[int, str]] = Counter()
     for case in several:
         for reader in case.readers:
@@ -168,11 +168,11 @@ def measure_agreement(
             own = [box for box in case.lesions if box.reader == reader]
             merged = merge_case(others, min_readers).lesions
             reference = [box for box in merged if not box.is_ignored]
-            n_marks.update((box.label, reader) for box in own)
+            n_boxes_of.update((box.label, reader) for box in own)
             n_lesions.update((box.label, reader) for box in reference)
             n_found.update((label, reader) for label in _found_labels(reference, own))
     rows: list[ReaderAgreement] = []
-    for label in sorted({label for label, _ in (*n_lesions, *n_marks)}):
+    for label in sorted({label for label, _ in (*n_lesions, *n_boxes_of)}):
         for reader in sorted(n_cases):
             key = (label, reader)
             rows.append(
@@ -182,25 +182,25 @@ def measure_agreement(
                     n_cases=n_cases[reader],
                     n_lesions=n_lesions[key],
                     n_found=n_found[key],
-                    n_false=n_marks[key] - n_found[key],
+                    n_false=n_boxes_of[key] - n_found[key],
                 )
             )
     return tuple(rows)
 
 
-def _found_labels(lesions: Sequence[StatedLesion], marks: Sequence[StatedLesion]) -> list[int]:
-    """Return the label of each lesion that a mark finds, the highest IoU first.
+def _found_labels(lesions: Sequence[StatedLesion], boxes: Sequence[StatedLesion]) -> list[int]:
+    """Return the label of each lesion that a box finds, the highest IoU first.
 
-    Each lesion and mark is in one pair at most.
+    Each lesion and box is in one pair at most.
     """
     pairs: list[tuple[float, int, int]] = []
     for row, lesion in enumerate(lesions):
-        for column, mark in enumerate(marks):
-            overlap = _iou(lesion.box, mark.box) if lesion.label == mark.label else 0.0
+        for column, box in enumerate(boxes):
+            overlap = _iou(lesion.box, box.box) if lesion.label == box.label else 0.0
             if overlap >= SAME_LESION_IOU:
                 pairs.append((-overlap, row, column))
-    mark_of: dict[int, int] = {}
+    box_of: dict[int, int] = {}
     for _, row, column in sorted(pairs):
-        if row not in mark_of and column not in mark_of.values():
-            mark_of[row] = column
-    return [lesions[row].label for row in mark_of]
+        if row not in box_of and column not in box_of.values():
+            box_of[row] = column
+    return [lesions[row].label for row in box_of]

@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import TypedDict
 
 from lesionseg.core import CaseFiles, Dataset, Labels
-from lesionseg.core.dataset import assign_groups
+from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, suggest
-from lesionseg.io.case_ids import case_id_fault
+from lesionseg.io.case_ids import case_id_fault, comparison_key
+from lesionseg.io.channels import with_colours, with_missing_channels
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.checks import (
-    comparison_key,
     find_left_out,
-    fold_findings,
-    group_findings,
-    with_missing_channels,
 )
 from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.layouts.stated_lesions import (
@@ -63,6 +60,7 @@ class ReadingRules(TypedDict, total=False):
         may_lack: True allows cases with missing channels (nnU-Net raw folders, manifests).
         nan_background: True treats NaN voxels of images and masks as background.
         grid_of_image: True puts files of equal shape and spacing on the grid of the first image.
+        colour: True makes the three colours of pictures the channels.
         min_readers: If several readers drew boxes, the number of readers who must have marked a
             lesion. None: two if three or more readers read the case, otherwise one.
         annotations: A COCO file of any name and place, relative to the folder. None searches for
@@ -74,6 +72,7 @@ class ReadingRules(TypedDict, total=False):
     may_lack: bool
     nan_background: bool
     grid_of_image: bool
+    colour: bool
     min_readers: int | None
     annotations: str | None
 
@@ -153,10 +152,13 @@ def read_table(table: Table, root: Path, convention: str, rules: ReadingRules) -
         lesions_are_boxes=any(map(lesions_are_boxes, cases)),
     )
     dataset = with_missing_channels(dataset)
-    findings += fold_findings(dataset)
+    if rules.get("colour") and cases:
+        with collect_errors(findings, "", root):
+            dataset = with_colours(dataset)
+    findings += _find_cases_without_fold(dataset)
     group = rules.get("group")
     if group is None:
-        findings += group_findings(dataset.cases)
+        findings += find_likely_visits(dataset.cases)
     cases = [*dataset.cases]
     with collect_errors(findings, "", root):
         cases = [*assign_groups(cases, group)]
@@ -366,6 +368,16 @@ def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
         if file is not None:
             return replace(case, columns={**radiograph_columns(file), **case.columns})
     return case
+
+
+def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
+    """Return a finding about the cases without a fold if other cases state one."""
+    usable = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
+    names = [case.case for case in usable if case.fold is None]
+    if len(names) == len(usable):
+        return []
+    words = "without a fold, used for training in every fold"
+    return find_left_out(dataset.root, names, "case", words, kind="folds", severity="warning")
 
 
 def _merge_labels(dataset: Dataset) -> Dataset:

@@ -19,13 +19,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, count
+from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import (
     Count,
     distinct_ids,
     find_left_out,
     list_images,
-    path_id,
     validate,
 )
 from lesionseg.io.layouts.stated_lesions import (

@@ -122,7 +122,7 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
     is_large = False
     # a later channel may be larger than the first one, which is an error only after it is decoded
     for image in scan.images:
-        grid = read_geometry(image, raster_mm=pixel_mm)
+        grid = read_geometry(image, pixel_mm=pixel_mm)
         check_extent(grid, plan, str(image))
         least = needed_bytes(grid, plan, is_on_disk=True)
         if least > budget:

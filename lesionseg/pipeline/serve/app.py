@@ -18,7 +18,6 @@ from starlette.staticfiles import StaticFiles
 from lesionseg.config import ServeConfig
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.volumes import case_suffix
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.serve.access_log import AccessLog
 from lesionseg.pipeline.serve.answer import CASE, WARNING_HEADER, Answer, Result
@@ -272,4 +271,4 @@ def write_example(folder: Path, plan: Plan) -> None:
         simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
         (image,) = Path(dataset).glob("images*/*")
         for channel in range(len(plan.channel_names)):
-            shutil.copyfile(image, folder / f"{CASE}_{channel:04d}{case_suffix(image)}")
+            shutil.copyfile(image, folder / f"{CASE}_{channel:04d}.{image.name.partition('.')[2]}")

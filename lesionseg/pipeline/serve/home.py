@@ -12,10 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import OutputError
-from lesionseg.io.files import LOCK
 
 logger = logging.getLogger(__name__)
 
+_LOCK = ".lock"
 _WAIT_SECONDS = 30.0  # for another server that starts at the same time
 
 
@@ -34,11 +34,11 @@ def server_folder() -> Iterator[Path]:
     shared = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
     try:
         _make_own(shared)
-        with FileLock(shared / LOCK, timeout=_WAIT_SECONDS):
+        with FileLock(shared / _LOCK, timeout=_WAIT_SECONDS):
             # otherwise, another server could remove the new folder before it is locked
             _remove_leftovers(shared)
             home = Path(tempfile.mkdtemp(dir=shared))
-            lock = FileLock(home / LOCK)
+            lock = FileLock(home / _LOCK)
             lock.acquire(timeout=0)
     except (OSError, Timeout) as error:
         raise OutputError(
@@ -72,9 +72,9 @@ def _remove_leftovers(shared: Path) -> None:
     """Remove the folders of servers that no longer run: their locks are free."""
     for folder in shared.iterdir():
         # without a lock, the folder may be in use: a cleaner of /tmp may have removed the lock
-        if not (folder / LOCK).is_file():
+        if not (folder / _LOCK).is_file():
             continue
-        lock = FileLock(folder / LOCK)
+        lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:

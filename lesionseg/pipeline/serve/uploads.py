@@ -29,11 +29,10 @@ from starlette.types import Message
 
 from lesionseg.child_process import ChildEnded
 from lesionseg.errors import ContentError, OutputError, ReadError, ResourceError
-from lesionseg.io.dicom.headers import SUFFIXES as DICOM
-from lesionseg.io.layouts.checks import CHANNEL
+from lesionseg.io.case_ids import split_channel
 from lesionseg.io.limits import MAY_PASS
-from lesionseg.io.scans import may_be_image
-from lesionseg.io.volumes import case_suffix, is_image_file, strip_suffix
+from lesionseg.io.scans import kind_of_name
+from lesionseg.io.volumes import format_suffix, strip_suffix
 from lesionseg.pipeline.serve.answer import CASE
 from lesionseg.pipeline.serve.model_process import ModelProcess
 
@@ -119,7 +118,7 @@ def store(
         if not sent:
             raise ContentError("No file was sent. Send a form with the scan as `file`.")
         sent = _select_images(sent)
-        are_channels = all(_is_volume_or_picture(name) for name, _ in sent)
+        are_channels = all(kind_of_name(name) == "image" for name, _ in sent)
         if are_channels:
             sent = _sort_channels(sent, channels, is_ordered=not is_zip)
         for number, (name, open_file) in enumerate(sent):
@@ -143,10 +142,11 @@ def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
 
     Files of unknown suffix may be DICOM slices, but not next to an image of another format.
     """
-    images = [(name, open_file) for name, open_file in sent if may_be_image(name)]
-    in_known_format = [file for file in images if _is_volume_or_picture(file[0])]
-    if in_known_format:
-        images = [file for file in images if is_image_file(file[0])]
+    kinds = [kind_of_name(name) for name, _ in sent]
+    wanted = {"image", "dicom"}
+    if "image" not in kinds:
+        wanted.add("unknown")
+    images = [file for file, kind in zip(sent, kinds, strict=True) if kind in wanted]
     return images or list(sent)
 
 
@@ -220,9 +220,9 @@ def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
     """
     by_number: dict[int, _SentFile] = {}
     for name, open_file in sent:
-        match = CHANNEL.fullmatch(strip_suffix(name))
-        if match:
-            by_number[int(match[2])] = (name, open_file)
+        _, number = split_channel(strip_suffix(name))
+        if number is not None:
+            by_number[number] = (name, open_file)
     channels = range(len(sent))
     if by_number.keys() != set(channels):
         return None
@@ -253,14 +253,9 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     return [(Path(member.filename), partial(archive.open, member)) for member in members]
 
 
-def _is_volume_or_picture(name: Path) -> bool:
-    """Return True if the name is that of an image in a known format other than DICOM."""
-    return is_image_file(name) and name.suffix.lower() not in DICOM
-
-
 def _short_suffix(name: Path) -> str:
     """Return the suffix of an image in lower case, or "" if it is too long for a file name."""
-    suffix = case_suffix(name).lower()
+    suffix = format_suffix(name).lower()
     return suffix if len(suffix) <= _MAX_SUFFIX else ""
 
 

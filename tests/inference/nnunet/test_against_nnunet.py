@@ -23,7 +23,7 @@ from lesionseg.core import CaseFiles, Volume
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_mask
-from lesionseg.io.nnunet_probabilities import open_probabilities
+from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.scans import find_scans
 from tests.commands import evaluate, predict
@@ -84,7 +84,7 @@ def folder() -> Path:
 
 def read_all(path: Path) -> NDArray[np.float32]:
     """Read the probabilities `[K, z, y, x]` of an archive."""
-    file = open_probabilities(path)
+    file = ProbabilityFile.open(path)
     whole = np.empty(file.shape, dtype=np.float32)
     for slab in file.slabs():
         whole[slab.channel, slab.first_row : slab.first_row + len(slab.values)] = slab.values

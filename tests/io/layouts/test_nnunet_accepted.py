@@ -9,10 +9,10 @@ import pytest
 import tifffile
 
 from lesionseg.core import CaseFiles
+from lesionseg.core.dataset import find_likely_visits
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
-from lesionseg.io.layouts.checks import group_findings
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.check import check_dataset
 
@@ -269,7 +269,7 @@ def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
 )
 def test_pattern_for_groups_is_suggested_if_names_look_like_visits(names, suggested):
     cases = [CaseFiles(name, ()) for name in names]
-    remarks = list(group_findings(cases))
+    remarks = find_likely_visits(cases)
     assert bool(remarks) == suggested
     if suggested:
         assert r"data.group='(.+)[_-]\d{1,2}'" in remarks[0].message

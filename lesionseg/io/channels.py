@@ -1,0 +1,116 @@
+"""The channels of a case: one file each, or the colours of a single picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.errors import DatasetError
+from lesionseg.io.case_ids import split_channel
+from lesionseg.io.files import file_key
+from lesionseg.io.raster import SUFFIXES as RASTERS
+from lesionseg.io.volumes import is_raster, strip_suffix
+
+COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour=true
+
+
+def is_colour(files: CaseFiles, n_channels: int) -> bool:
+    """Return True if a case is a single picture whose colours are the channels of the dataset."""
+    return not files.missing and _may_be_colour(files.images, n_channels)
+
+
+def with_colours(dataset: Dataset) -> Dataset:
+    """Return the dataset with the three colours of its pictures as channels.
+
+    A dataset whose channels are colours already is returned unchanged.
+
+    Raises:
+        DatasetError: The images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
+            several channels.
+    """
+    if dataset.dims != 2:
+        raise DatasetError(
+            f"{dataset.root}: data.colour=true is for pictures with two axes, but the images have "
+            f"{dataset.dims}. Remove the setting."
+        )
+    for files in dataset.cases:
+        for file in files.images:
+            if not is_raster(file):
+                raise DatasetError(
+                    f"{dataset.root}: data.colour=true is for PNG, JPEG, BMP and TIFF, but the "
+                    f"image of {files.case!r} is {file.name}. Convert it, or remove the setting."
+                )
+    if dataset.is_colour:
+        return dataset
+    names = dataset.channel_names
+    if len(names) != 1:
+        raise DatasetError(
+            f"{dataset.root}: data.colour=true needs one picture per case, but the dataset has "
+            f"{len(names)} channels ({', '.join(names)}). Remove the setting, or all channels but "
+            "one."
+        )
+    return replace(dataset, channel_names=COLOURS)
+
+
+def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:
+    """Return the channel numbers without a file.
+
+    If the only file is a picture that may be in colour, no channel is missing.
+    """
+    if 0 in files and _may_be_colour([*files.values()], n_channels):
+        return ()
+    return tuple(sorted(set(range(n_channels)) - set(files)))
+
+
+def with_missing_channels(dataset: Dataset) -> Dataset:
+    """Return the dataset in which single pictures next to cases of three files lack channels.
+
+    The three channels of a single picture are its colours only if all cases are single pictures. A
+    volume is never in colour.
+    """
+    n_channels = len(dataset.channel_names)
+    has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)
+    if n_channels != 3 or has_colours:
+        return dataset
+    cases = []
+    for case in dataset.cases:
+        if is_colour(case, n_channels):
+            _, own = split_channel(strip_suffix(case.images[0]))
+            case = replace(case, missing=tuple(c for c in range(3) if c != (own or 0)))
+        cases.append(case)
+    return replace(dataset, cases=tuple(cases))
+
+
+def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
+    return n_channels == 3 and len(images) == 1 and images[0].suffix.lower() in RASTERS
+
+
+def check_channels(files: CaseFiles, dataset: Dataset) -> None:
+    """Raise `DatasetError` if a case does not have one file for each channel that it must have.
+
+    The mask of the case must not be one of them. `evaluate` allows it, because it reads no image.
+    """
+    mask = files.reference
+    if mask is not None and file_key(mask) in map(file_key, files.images):
+        raise DatasetError(
+            f"{mask}: this file is the image as well as the mask of case {files.case!r}. Correct "
+            "one of the two names."
+        )
+    names = dataset.channel_names
+    if dataset.dims == 2 and is_colour(files, len(names)):
+        return
+    n_channels = len(files.images) + len(files.missing)
+    lacks_one = bool(files.missing) and not dataset.may_lack
+    if lacks_one or n_channels != len(names):
+        present = ", ".join(file.name for file in files.images)
+        if len(files.images) > len(names):
+            raise DatasetError(
+                f"case {files.case!r} has more files than the dataset has channels "
+                f"({', '.join(names)}): {present}. Name all channels in the dataset, or remove the "
+                "other files."
+            )
+        raise DatasetError(
+            f"case {files.case!r} does not have one file per channel ({', '.join(names)}), only "
+            f"{present}. Add the missing files (split a 4-D file into <case>_0000, …), or set "
+            "data.channel_dropout=0.3."
+        )
