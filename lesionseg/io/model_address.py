@@ -69,8 +69,8 @@ def local_model(place: str | PathLike[str]) -> Path:
     file = _fetch_from_hub(url) if is_of_hub else _fetch_from_web(url, sha256)
     if sha256 is not None and not (file.is_file() and digest_of(file) == sha256):
         raise BundleError(
-            f"{text}: {file} is not a file with this SHA-256. If it is damaged, delete it to "
-            "download it again. A folder at hf:// is pinned by its commit, hf://user/model@COMMIT."
+            f"{text}: {file} is not a file of this SHA-256: it was replaced or damaged, or it is a "
+            "folder. Delete a damaged copy; pin a folder by its commit, hf://user/model@COMMIT."
         )
     path = file / (address["inner"] or "")
     try:
@@ -92,7 +92,9 @@ def _fetch_from_hub(url: str) -> Path:
     try:
         address = parse_hf_uri(url)
     except ValueError as error:
-        raise ConfigError(f"{url}: this is not hf://user/model[@revision] ({error}).") from error
+        raise ConfigError(
+            f"{url}: this is not hf://user/model[@revision]. {error}".rstrip()
+        ) from error
     inner = glob.escape(address.path_in_repo)
     patterns = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
     if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):

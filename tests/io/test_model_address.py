@@ -156,7 +156,7 @@ def test_pinned_model_is_used_without_network_and_checked_at_each_use(site, fold
     assert bundle_digest(address) == bundle_digest(folder)
     cached = cache / digest_of(path) / "model.zip"
     cached.write_bytes(b"changed")
-    with pytest.raises(BundleError, match="delete it"):
+    with pytest.raises(BundleError, match="damaged"):
         local_model(address)
     cached.unlink()
     with pytest.raises(ReadError, match="connection"):
