@@ -184,7 +184,8 @@ class PathKind(Enum):
     FOLDER = auto()  # a folder that is not empty
     FILE = auto()
     SCANS = auto()  # a folder, a file or a pattern
-    BUNDLE = auto()  # a bundle, a run directory or an nnU-Net model
+    BUNDLE = auto()  # a bundle, a run directory or an nnU-Net model, or its address
+    WEIGHTS = auto()  # as BUNDLE, or a checkpoint of nnU-Net
     EXISTING = auto()  # a file or a folder
     SCORES = auto()  # a folder with scores.json
     OUTPUT = auto()  # a folder, which need not exist
@@ -267,7 +268,7 @@ class ModelConfig(Settings):
     tile_shape: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] | None
     batch_size: Annotated[int, Field(ge=1, le=2**16)] | None
     base_features: Annotated[int, Field(ge=1, le=2**12)] | None
-    init_from: Annotated[Text | None, PathKind.EXISTING]
+    init_from: Annotated[Text | None, PathKind.WEIGHTS]
     layout: Literal["lesionseg", "nnunet"] | None = None
     network: Arguments | None = None
     backbone: Arguments | None = None

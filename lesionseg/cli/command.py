@@ -134,8 +134,9 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
 
 def run_recipe(command: str, cfg: Any) -> Outcome:
     """Call the function of a command with its settings, and return its outcome. Print nothing."""
-    from lesionseg.cli.paths import check_paths
+    from lesionseg.cli.paths import check_paths, with_local_models
 
+    cfg = with_local_models(cfg)
     check_paths(cfg)
     # uploads are always private, and `info` writes no file
     is_private = isinstance(cfg, ServeConfig | InfoConfig) or cfg.private

@@ -5,12 +5,16 @@ Importing torch takes seconds, and the error about a mistyped path should come b
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lesionseg.config import DataConfig, DataFolder, PathKind, Settings, is_url
 from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
 
+S = TypeVar("S", bound=Settings)
+
 _PATTERN = set("*?[")
+_MODELS = (PathKind.BUNDLE, PathKind.WEIGHTS)
+_ADDRESSES = ("hf://", "https://", "http://")  # of models
 _OUTPUTS = (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL)
 _FILES = (".csv", ".html", ".json", ".pdf")  # suffixes of result files, besides those of images
 _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
@@ -45,6 +49,31 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                         raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
                 elif kind is not PathKind.DATASET or has_layout:
                     _check(kind, f"{key}={path}", Path(path))
+
+
+def with_local_models(cfg: S) -> S:
+    """Return the settings with local paths of the models that are named by an address.
+
+    Models are downloaded once here, so that all parts of a command use the same files.
+    """
+    changes: dict[str, Any] = {}
+    for name, field in type(cfg).model_fields.items():
+        value = getattr(cfg, name)
+        if isinstance(value, Settings):
+            changes[name] = with_local_models(value)
+        elif value and any(kind in field.metadata for kind in _MODELS):
+            is_one = isinstance(value, str)
+            changes[name] = _local_path(value) if is_one else tuple(map(_local_path, value))
+    return cfg.model_copy(update=changes)
+
+
+def _local_path(place: str) -> str:
+    """Return the local path of a model that a setting names by an address or by a path."""
+    if not place.startswith(_ADDRESSES):
+        return place
+    from lesionseg.io.model_address import local_model
+
+    return str(local_model(place))
 
 
 def _check(kind: PathKind, setting: str, path: Path) -> None:
@@ -115,11 +144,12 @@ def _check_scans(setting: str, path: Path) -> None:
 def _check_bundle(setting: str, path: Path) -> None:
     """Check that a path is a bundle, a run directory with one, or an nnU-Net model."""
     from lesionseg.io.bundle_folder import resolve_bundle
+    from lesionseg.io.model_files import find_archive
     from lesionseg.io.nnunet_model import find_nnunet_model
 
     if find_nnunet_model(path) is not None:  # it may be inside an archive
         return
-    if not path.exists():
+    if not path.exists() and find_archive(path) is None:
         raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}")
     resolve_bundle(path)  # it raises the error that names what is missing
 
@@ -171,6 +201,7 @@ _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {
     PathKind.FILE: _check_file,
     PathKind.SCANS: _check_scans,
     PathKind.BUNDLE: _check_bundle,
+    PathKind.WEIGHTS: _check_existing,
     PathKind.EXISTING: _check_existing,
     PathKind.SCORES: _check_scores,
     PathKind.OUTPUT: _check_output,

@@ -28,8 +28,9 @@ from lesionseg.core import NO_SELECTION, Selection
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
-from lesionseg.io.bundle_folder import CARD, PLAN, SELECTION, WEIGHTS, resolve_bundle
+from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.files import digest_of
+from lesionseg.io.model_address import local_model
 from lesionseg.io.nnunet_model import find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
@@ -81,9 +82,10 @@ def write_bundle(
     new = _temporary_path(folder)
     try:
         new.mkdir(parents=True)
-        (new / PLAN).write_text(plan.to_json() + "\n", encoding="utf-8")
-        (new / SELECTION).write_text(selection.to_json() + "\n", encoding="utf-8")
-        (new / CARD).write_text(card, encoding="utf-8")
+        files = BundleFiles(new)
+        files.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
+        files.selection.write_text(selection.to_json() + "\n", encoding="utf-8")
+        files.card.write_text(card, encoding="utf-8")
         for name, member in zip(_weight_files(selection), networks, strict=True):
             tensors = {}
             for key, tensor in member.state_dict().items():
@@ -91,7 +93,7 @@ def write_bundle(
                 tensors[key] = tensor.detach().cpu().contiguous().clone()
             save_file(tensors, new / name, metadata=metadata)
             # safetensors makes files that only the owner can read
-            (new / name).chmod((new / PLAN).stat().st_mode & 0o777)
+            (new / name).chmod(files.plan.stat().st_mode & 0o777)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
@@ -117,7 +119,8 @@ def read_bundle(
     """Read a bundle, the bundle of a run, or an nnU-Net model. Nothing in it is executed.
 
     Args:
-        folder: folder of a bundle or a run, or an nnU-Net model folder or zip.
+        folder: folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
+            (`io.model_address`).
         architectures: factories for architectures that are not in the closed table of
             `models.build`, by their names in the plan.
 
@@ -126,11 +129,12 @@ def read_bundle(
             or if tensors are missing, superfluous, of another shape or not finite.
         ConfigError: if the architecture is unknown.
     """
-    model = find_nnunet_model(Path(folder))
+    path = local_model(folder)
+    model = find_nnunet_model(path)
     if model is not None:
         networks, plan = read_nnunet_model(model)
         return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
-    folder = resolve_bundle(Path(folder))
+    folder = resolve_bundle(path)
     plan = bundle_plan(folder)
     selection = bundle_selection(folder)
     paths = [folder / name for name in _weight_files(selection)]
@@ -187,10 +191,11 @@ def ensemble(
 
 def bundle_plan(bundle: str | Path) -> Plan:
     """Read the plan of a bundle, a run or an nnU-Net model. Raise `BundleError` if it has none."""
-    model = find_nnunet_model(Path(bundle))
+    local = local_model(bundle)
+    model = find_nnunet_model(local)
     if model is not None:
         return nnunet_plan(model)
-    path = resolve_bundle(Path(bundle)) / PLAN
+    path = BundleFiles(resolve_bundle(local)).plan
     return Plan.from_json(path.read_text("utf-8", "replace"), path)
 
 
@@ -199,11 +204,12 @@ def bundle_selection(bundle: str | Path) -> Selection:
 
     If the plan has version 1, plan and selection are in the same file.
     """
-    folder = resolve_bundle(Path(bundle))
+    folder = resolve_bundle(local_model(bundle))
     plan = bundle_plan(folder)
-    path = folder / (PLAN if plan.schema_version == 1 else SELECTION)
+    files = BundleFiles(folder)
+    path = files.plan if plan.schema_version == 1 else files.selection
     if not path.is_file():
-        raise BundleError(f"{folder}: no {SELECTION}. Copy the bundle again.")
+        raise BundleError(f"{folder}: no {path.name}. Copy the bundle again.")
     return Selection.from_json(path.read_text("utf-8", "replace"), path)
 
 
@@ -219,27 +225,32 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 def joint_digest(folders: Sequence[str]) -> str:
     """Return the digests of all members of an ensemble, joined by `+`."""
-    return "+".join(bundle_digest(Path(folder)) for folder in folders)
+    return "+".join(bundle_digest(folder) for folder in folders)
 
 
-def bundle_digest(folder: Path) -> str:
+def bundle_digest(bundle: str | Path) -> str:
     """Return 16 hexadecimal digits that change if weights, plan or selection change.
 
-    `folder` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
+    `bundle` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
     """
-    model = find_nnunet_model(folder)
+    path = local_model(bundle)
+    model = find_nnunet_model(path)
     if model is not None:
         return nnunet_digest(model)
-    folder = resolve_bundle(folder)
-    paths = [folder / WEIGHTS, folder / PLAN, *sorted(folder.glob("weights_*.safetensors"))]
-    if (folder / SELECTION).is_file():
-        paths.append(folder / SELECTION)
+    folder = resolve_bundle(path)
+    files = BundleFiles(folder)
+    paths = [files.weights, files.plan, *sorted(folder.glob("weights_*.safetensors"))]
+    if files.selection.is_file():
+        paths.append(files.selection)
     return digest_of(*paths)[:16]
 
 
 def _weight_files(selection: Selection) -> list[str]:
     """Return the names of the weight files, one for each member of the ensemble."""
-    return [WEIGHTS, *(f"weights_{k}.safetensors" for k in range(1, selection.n_members))]
+    return [
+        "weights.safetensors",
+        *(f"weights_{k}.safetensors" for k in range(1, selection.n_members)),
+    ]
 
 
 def _temporary_path(folder: Path) -> Path:

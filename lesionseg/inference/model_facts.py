@@ -12,7 +12,7 @@ from lesionseg.core import Geometry, Selection
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.bundle_folder import CARD, read_card_facts, resolve_bundle
+from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.nnunet_model import LABELS, find_nnunet_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
@@ -150,7 +150,7 @@ def model_facts(path: Path) -> ModelFacts:
     if nnunet is None:
         path = resolve_bundle(path)
         selection = bundle_selection(path)
-        stated = read_card_facts(path)
+        stated = BundleFiles(path).card_facts()
     else:
         selection = Selection(n_members=len(nnunet.folds))
         stated = {"made from": plan.reasons["source"], **nnunet.read_json(LABELS)}
@@ -158,7 +158,7 @@ def model_facts(path: Path) -> ModelFacts:
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):
             n_weights = sum(weight.numel() for weight in build_network(plan).parameters())
-    card = path / CARD
+    card = BundleFiles(path).card
     return ModelFacts(
         path=path,
         digest=bundle_digest(path),

@@ -7,11 +7,11 @@ first (`remote`). The library of a format is imported only if such a file is rea
 
 from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
-from lesionseg.io.cases import read_mask as read_mask
 from lesionseg.io.layouts import Convention as Convention
 from lesionseg.io.layouts import read_dataset as read_dataset
 from lesionseg.io.layouts.table import Row as Row
 from lesionseg.io.layouts.table import Table as Table
+from lesionseg.io.masks import read_mask as read_mask
 from lesionseg.io.predictions import find_predictions as find_predictions
 from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction

@@ -1,51 +1,118 @@
-"""Locating the files of a bundle in a folder, and reading the facts of its model card."""
+"""Locating the files of a bundle in a folder or a zip, and reading the facts of its model card."""
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from lesionseg.errors import BundleError
+from lesionseg.errors import BundleError, count, join_names
+from lesionseg.io.files import atomic_path, cache_folder, digest_of
+from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 from lesionseg.io.run_folder import has_config
 
-WEIGHTS = "weights.safetensors"
-PLAN = "plan.json"
-SELECTION = "selection.json"
-CARD = "model_card.md"
+_WEIGHTS = "weights.safetensors"
+_PLAN = "plan.json"
+MODELS = "models"  # the folder of models in the cache
+_SUFFIXES = (".safetensors", ".json", ".md")
 _MAX_SHOWN = 8  # file names in the message about a wrong folder
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """The paths of the files of a bundle, which may not exist yet. `folder` is that of the bundle.
+
+    Further members of an ensemble have their weights in `weights_1.safetensors` and so on.
+    """
+
+    folder: Path
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the network, or of the first member of an ensemble."""
+        return self.folder / _WEIGHTS
+
+    @property
+    def plan(self) -> Path:
+        """The plan."""
+        return self.folder / _PLAN
+
+    @property
+    def selection(self) -> Path:
+        """The selection."""
+        return self.folder / "selection.json"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.folder / "model_card.md"
+
+    def card_facts(self) -> Mapping[str, str]:
+        """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
+
+        The result is empty if the bundle has no card.
+        """
+        card = self.card.read_text("utf-8", "replace") if self.card.is_file() else ""
+        return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))
 
 
 def resolve_bundle(path: Path) -> Path:
     """Return the folder of a bundle.
 
     Args:
-        path: The folder itself, or the run directory that contains it as `bundle`.
+        path: The folder itself, the run directory that contains it as `bundle`, or a zip of either.
+            `FILE.zip/runs/a` is a folder in a zip. A bundle in a zip is unpacked into the cache.
 
     Raises:
-        BundleError: Neither folder contains weights and plan.
+        BundleError: Neither folder contains weights and plan, or the zip cannot be used.
     """
     for folder in (path, path / "bundle"):
-        if (folder / WEIGHTS).is_file() and (folder / PLAN).is_file():
+        files = BundleFiles(folder)
+        if files.weights.is_file() and files.plan.is_file():
             return folder
     if has_config(path):
         raise BundleError(
             f"{path}: the training has not finished. Run the same `train` command with "
             f"run_dir={path} to continue it."
         )
+    archive = None if path.is_dir() else find_archive(path)
+    if archive is not None:
+        return resolve_bundle(_unpack(archive, path))
     content = "does not exist"
     if path.is_dir():
-        names = sorted(file.name for file in path.iterdir())[:_MAX_SHOWN]
-        content = f"contains {', '.join(names) or 'no files'}"
+        names = sorted(file.name for file in path.iterdir())
+        content = f"contains {join_names(names, _MAX_SHOWN) or 'no files'}"
     raise BundleError(
         f"{path} is not a bundle: the folder {content}. Name the folder of a finished training, "
-        f"one that contains {WEIGHTS} and {PLAN}, or an nnU-Net model folder."
+        f"one that contains {_WEIGHTS} and {_PLAN}, or an nnU-Net model folder."
     )
 
 
-def read_card_facts(folder: Path) -> Mapping[str, str]:
-    """Return the facts in a model card, from lines such as `- date: 2026-01-31` or `license: mit`.
+def _unpack(archive: Path, path: Path) -> Path:
+    """Unpack the files of a bundle in a zip into the cache, and return their folder.
 
-    The result is empty if the bundle has no card.
+    Args:
+        archive: The zip.
+        path: The zip, or a folder in it. Of several bundles in it, the one in the highest folder is
+            unpacked, because folders below the bundle of a run may contain those of single folds.
     """
-    path = folder / CARD
-    card = path.read_text("utf-8", "replace") if path.is_file() else ""
-    return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))
+    names = [PurePosixPath(name) for name in list_archive(archive)]
+    inner = path.relative_to(archive)
+    folders = [
+        name.parent for name in names if name.name == _WEIGHTS and name.is_relative_to(inner)
+    ]
+    depth = min((len(folder.parts) for folder in folders), default=0)
+    found = [folder for folder in folders if len(folder.parts) == depth]
+    if len(found) != 1:
+        raise BundleError(
+            f"{path}: the zip has {count(len(found), 'bundle')} there and no nnU-Net model, but "
+            f"{join_names(found or names, _MAX_SHOWN)}. Name the folder of one model in the zip."
+        )
+    files = ModelFiles(archive / found[0], archive)
+    # each zip and each folder in it has its own target, so an existing file is the right one
+    target = cache_folder() / MODELS / digest_of(archive) / digest_of(str(found[0]))[:16]
+    for name in names:
+        file = target / name.name
+        if name.parent == found[0] and name.suffix in _SUFFIXES and not file.is_file():
+            with atomic_path(file) as new:
+                new.write_bytes(files.read_bytes(name.name))
+    return target

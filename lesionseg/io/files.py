@@ -81,6 +81,12 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloaded files: `lesionseg` in the user's folder for caches."""
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(parent, "lesionseg").expanduser().absolute()
+
+
 def is_broken_link(path: Path) -> bool:
     """Return True for a link to a file that does not exist, or a circle of links."""
     return path.is_symlink() and not path.exists()

@@ -2,45 +2,32 @@
 
 A model folder contains `plans.json`, `dataset.json`, `fold_0/checkpoint_final.pth` and so on. A zip
 contains one or more such folders. A path such as
-`FILE.zip/Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres` names one of several. Archives are
-read member by member and never unpacked to disk.
+`FILE.zip/Dataset001_X/nnUNetTrainer__nnUNetPlans__3d_fullres` names one of several.
 """
 
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from lesionseg.errors import BundleError
-from lesionseg.io.limits import convert_read_errors, largest_content
+from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
 PLANS = "plans.json"
 LABELS = "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 _FOLD = re.compile(r"fold_(\d+|all)")
-_MAX_BYTES = 2**33  # largest size of a checkpoint
-_MAX_JSON_BYTES = 2**26
-# of a damaged member; RuntimeError is that of an encrypted one or of an unknown compression
-_READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
-class NnunetModelFiles:
-    """The files of a model in a folder or in a zip.
+class NnunetModelFiles(ModelFiles):
+    """The files of an nnU-Net model in a folder or in a zip.
 
     Attributes:
-        root: The model folder. Within a zip, the path of the zip continues with that of the folder.
         folds: The folders of the folds to use, such as `fold_0`, in order.
-        archive: The zip. None for a model folder.
     """
 
-    root: Path
-    folds: tuple[str, ...]
-    archive: Path | None = None
+    folds: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -60,37 +47,6 @@ class NnunetModelFiles:
     def _part_of_name(self, index: int) -> str:
         parts = self.name.split("__")
         return parts[index] if len(parts) == 3 else ""
-
-    def where(self, name: str) -> str:
-        """Return the path of one of the model's files, within the zip if there is one."""
-        return str(self.root / name)
-
-    def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
-        """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
-        path = self.root / name
-        try:
-            if self.archive is None:
-                _check_bytes(path, path.stat().st_size, most)
-                return path.read_bytes()
-            with zipfile.ZipFile(self.archive) as archive:
-                info = archive.getinfo(path.relative_to(self.archive).as_posix())
-                _check_bytes(path, info.file_size, min(most, largest_content(info.compress_size)))
-                return archive.read(info)
-        except KeyError as error:
-            raise BundleError(f"{path}: this file is missing. Export the model again.") from error
-        except _READ_ERRORS as error:
-            raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object. Raise `BundleError` if the file contains anything else."""
-        try:
-            content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
-            return dict[str, Any](content)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise BundleError(
-                f"{self.where(name)}: cannot be read as a JSON object: {error}. Export the model "
-                "again."
-            ) from error
 
     def checkpoint(self, fold: str) -> str:
         """Return the name of a fold's checkpoint."""
@@ -114,35 +70,19 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
             models and the path does not name one of them.
     """
     if not path.is_dir():
-        archives = [p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()]
-        return _find_in_archive(archives[0], path) if archives else None
+        archive = find_archive(path)
+        return None if archive is None else _find_in_archive(archive, path)
     fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS).is_file() else None
     root = path if fold is None else path.parent
     if not (root / PLANS).is_file() or not (root / LABELS).is_file():
         return None
     names = [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")]
-    return NnunetModelFiles(root, _choose_folds(root, names, fold))
-
-
-def _check_bytes(path: Path, n_bytes: int, most: int) -> None:
-    """Raise `BundleError` if a file has more bytes than possible."""
-    if n_bytes > most:
-        raise BundleError(
-            f"{path}: the file has {n_bytes} bytes, but at most {most} are possible. Export the "
-            "model again."
-        )
+    return NnunetModelFiles(root, folds=_choose_folds(root, names, fold))
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     """Find a model in a zip. `path` is the zip, or a model or fold within it."""
-    with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
-        names = file.namelist()
-    unsafe = [name for name in names if _is_outside(name)]
-    if unsafe:
-        raise BundleError(
-            f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
-            "not read. Export the model again with nnUNetv2_export_model_to_zip."
-        )
+    names = list_archive(archive)
     # folders of ensembles contain both files as well, but no weights
     models = [
         archive / PurePosixPath(name).parent
@@ -167,17 +107,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     (root,) = chosen
     checkpoints = [archive / name for name in names if name.endswith(f"/{CHECKPOINT}")]
     folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
-    return NnunetModelFiles(root, _choose_folds(root, folds, fold), archive)
-
-
-def _is_outside(name: str) -> bool:
-    """Return True if a member of an archive would be unpacked outside the target folder."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts:
-        return False
-    is_absolute = name.startswith(("/", "\\"))
-    has_drive = ":" in parts[0]  # on Windows
-    return is_absolute or has_drive or ".." in parts
+    return NnunetModelFiles(root, archive, _choose_folds(root, folds, fold))
 
 
 def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple[str, ...]:

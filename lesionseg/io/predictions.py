@@ -31,12 +31,12 @@ from lesionseg.io.case_file import (
     write_candidates,
 )
 from lesionseg.io.case_ids import check_case_id, without_first_channel
-from lesionseg.io.cases import read_instances, read_mask
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
+from lesionseg.io.masks import read_instances, read_mask
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
 from lesionseg.io.text import read_csv

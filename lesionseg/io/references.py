@@ -10,10 +10,11 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Reference
 from lesionseg.errors import DatasetError, LesionsegError
-from lesionseg.io.cases import read_mask, read_reference
+from lesionseg.io.cases import read_reference
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
 from lesionseg.io.layouts.readers import IGNORED_BOXES
+from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import PredictionFiles, list_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
 

@@ -1,6 +1,7 @@
 """Datasets and results at a URL: downloading files before reading, and uploading results.
 
-All stores of fsspec can be used: `s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`.
+All stores of fsspec can be used: `s3://bucket/folder`, `gs://…`, `http://…`, `memory://…`,
+`hf://datasets/user/name[@revision]/folder`.
 Endpoint, key and region come from the settings of the store: `~/.config/fsspec/*.json`, variables
 such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 """
@@ -17,20 +18,20 @@ from filelock import FileLock
 
 from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
-from lesionseg.io.files import digest_of
+from lesionseg.io.files import cache_folder, digest_of
 from lesionseg.io.text import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
 _KEYS = (
-    "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "sha", "LastModified", "last_modified",
-    "Last-Modified", "modificationTime", "modify", "mtime", "updated", "created",
+    "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "sha", "blob_id", "LastModified",
+    "last_modified", "Last-Modified", "modificationTime", "modify", "mtime", "updated", "created",
 )  # fmt: skip
 _LOCK = ".lock"
 _STATES = "states.json"  # next to a local copy: the files of the store and their states
 _UPLOADS = "uploads.txt"  # next to a local copy: a line for each file changed since its download
 _REMOVED = "\t"  # the line of a file that was removed from the store begins with it
 _WEB = ("http://", "https://")  # stores whose listings state names in percent-encoding
-_OF_EXTRA = (*_WEB, "s3://", "s3a://")  # stores whose packages the extra `remote` installs
+_EXTRAS = {"http": "remote", "https": "remote", "s3": "remote", "s3a": "remote", "hf": "hub"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def download(
 
     Args:
         place: A URL, or a path, which is returned as it is.
-        folder: The folder of the copies. None means `lesionseg` in the user's cache folder.
+        folder: The folder of the copies. None means `cache_folder`.
         new: True if the folder may have no files yet.
         endings: Only files whose name has one of these endings are downloaded.
 
@@ -71,8 +72,8 @@ def download(
     """
     if not is_url(place):
         return Path(place)
-    cache = Path(folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg"))
-    base = cache.expanduser().absolute() / digest_of(place)[:16]
+    cache = cache_folder() if folder is None else Path(folder).absolute()
+    base = cache / digest_of(place)[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
     uploads = base / _UPLOADS
@@ -255,11 +256,14 @@ def _open(place: str) -> tuple[Any, str]:
 
         # no cache of listings, because other processes write too
         system, root = url_to_fs(place, use_listings_cache=False)
+        system.invalidate_cache()  # that of `hf://` has no setting
     except (ImportError, ValueError) as error:
+        extra = _EXTRAS.get(place.partition("://")[0])
+        if extra is None and "'fsspec'" in str(error):
+            extra = "remote"
         # otherwise fsspec states the package of the store, such as gcsfs
-        is_in_extra = place.startswith(_OF_EXTRA) or "'fsspec'" in str(error)
         advice = "Install the stated package, or correct the beginning of the URL."
-        if is_in_extra:
-            advice = f"Run {pip_install('remote')}."
+        if extra is not None:
+            advice = f"Run {pip_install(extra)}."
         raise ConfigError(f"{place}: the store cannot be used ({error}). {advice}") from error
     return system, root

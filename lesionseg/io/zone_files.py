@@ -16,7 +16,7 @@ import numpy as np
 
 from lesionseg.core import Zones
 from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
-from lesionseg.io.cases import read_mask
+from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import find_masks
 from lesionseg.io.text import read_json
 

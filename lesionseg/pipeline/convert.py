@@ -11,7 +11,7 @@ from lesionseg.errors import ConfigError, OutputError, count
 from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
-from lesionseg.io.bundle_folder import PLAN
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.references import ReferenceRules
 from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.evaluate_operating_point import development_predictions, development_tables
@@ -55,7 +55,7 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
 
 def _require_no_training(output: Path) -> None:
     """Raise `OutputError` if a folder is a run, or contains a bundle that we trained."""
-    has_bundle = (output / BUNDLE / PLAN).is_file()
+    has_bundle = BundleFiles(output / BUNDLE).plan.is_file()
     if has_config(output) or (has_bundle and bundle_plan(output).nnunet is None):
         raise OutputError(
             f"output={output}: this folder contains a trained model, whose bundle would be "

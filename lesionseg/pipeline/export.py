@@ -25,7 +25,7 @@ from lesionseg.inference.export_formats import (
     write_onnx,
     write_program,
 )
-from lesionseg.io.bundle_folder import CARD, resolve_bundle
+from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.files import atomic_path, hold_lock
 from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
@@ -139,7 +139,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         difference = largest_difference(bundle, write_program(path, program))
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
-    card = resolve_bundle(Path(cfg.bundle[0])) / CARD
+    card = BundleFiles(resolve_bundle(Path(cfg.bundle[0]))).card
     text = card.read_text("utf-8") if card.is_file() else ""
     write_text(folder / README, monai_readme(plan, text))
     paths = f"--bundle_root {shlex.quote(str(folder))} --config_file {shlex.quote(str(config))}"

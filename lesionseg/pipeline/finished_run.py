@@ -10,7 +10,7 @@ from lesionseg.config import ReportSection
 from lesionseg.core.records import read_record
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
-from lesionseg.io.bundle_folder import PLAN, WEIGHTS
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import read_text, write_json
 from lesionseg.pipeline.experiment import Experiment
@@ -58,7 +58,8 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
     """Write the record of a run that has its bundle, scores and report."""
     run = experiment.run
     scores = [folder / "scores.json" for folder in (run, run / "oof", run / "test")]
-    files = [run / "bundle" / WEIGHTS, run / "bundle" / PLAN, *filter(Path.is_file, scores)]
+    bundle = BundleFiles(run / "bundle")
+    files = [bundle.weights, bundle.plan, *filter(Path.is_file, scores)]
     record = FinishedRun(
         at=time.strftime("%Y-%m-%d %H:%M"),
         minutes=round(minutes, 2),

@@ -56,12 +56,12 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
 from lesionseg.io.case_file import CaseRow
-from lesionseg.io.cases import read_mask
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.files import hold_lock
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
+from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,

@@ -119,7 +119,7 @@ def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
     `output` matters only if it is a URL.
     """
     changes = {
-        "bundle": tuple(str(Path(bundle).resolve()) for bundle in cfg.bundle),
+        "bundle": tuple(str(Path(bundle).absolute()) for bundle in cfg.bundle),
         "input": cfg.input if is_url(cfg.input) else str(Path(cfg.input).absolute()),
         "zones": cfg.zones and str(Path(cfg.zones).resolve()),
     }

@@ -17,7 +17,6 @@ from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.bundle_folder import SELECTION
 from lesionseg.io.text import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
@@ -157,7 +156,7 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = 
         check=bundle.check,
         selection=bundle.selection,
     )
-    write_text(experiment.run / SELECTION, bundle.selection.to_json())
+    write_text(experiment.run / "selection.json", bundle.selection.to_json())
 
 
 def choose_validated(

@@ -10,8 +10,9 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
-from lesionseg.io.cases import read_case, read_image, read_mask
+from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.inspection import inspect_case
+from lesionseg.io.masks import read_mask
 from lesionseg.io.volumes import read_volume
 
 

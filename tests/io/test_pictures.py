@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from lesionseg.errors import ReadError
-from lesionseg.io.cases import read_mask
+from lesionseg.io.masks import read_mask
 from lesionseg.io.volumes import read_volume
 
 RNG = np.random.default_rng(5)

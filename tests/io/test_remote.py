@@ -127,7 +127,7 @@ def test_error_names_a_missing_or_unknown_url(tmp_path):
 @pytest.mark.parametrize(
     ("url", "message", "advised"),
     [
-        ("hf://datasets/x", "Install huggingface_hub to access HfFileSystem", "huggingface_hub"),
+        ("hf://datasets/x", "Install huggingface_hub to access HfFileSystem", "pip install"),
         ("gs://bucket/x", "Please install gcsfs to access Google Storage", "gcsfs"),
         ("s3://bucket/x", "Install s3fs to access S3", "pip install"),
         (

@@ -10,7 +10,7 @@ import pytest
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError
 from lesionseg.evaluation import Scores
-from lesionseg.io.cases import read_mask
+from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv, write_json
 from lesionseg.reporting.images import Sources

@@ -17,8 +17,8 @@ from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundl
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.io.cases import read_mask
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
+from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_output import write_description
 from lesionseg.io.predictions import find_predictions, read_prediction
 from lesionseg.io.text import read_csv

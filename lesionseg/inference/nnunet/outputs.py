@@ -24,8 +24,8 @@ from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
 from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
-from lesionseg.io.cases import read_mask
 from lesionseg.io.grids import GridPair
+from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.predictions import PredictionFiles, read_prediction
 from lesionseg.plan.plan import CandidateRule

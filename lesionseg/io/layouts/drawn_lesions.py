@@ -19,7 +19,7 @@ from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     lesions_are_boxes,
 )
-from lesionseg.io.volumes import read_volume
+from lesionseg.io.masks import read_mask
 from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
@@ -289,11 +289,7 @@ def _read_instances(
     The values of the mask are the `mask_value` of the lesions. The numbers are 1 to n in the order
     of the lesions.
     """
-    mask = read_volume(path, as_labels=True).array[0]
-    if mask.dtype.kind == "f":
-        if not (np.isfinite(mask) & (mask == np.rint(mask))).all():
-            raise ContentError(f"{path}: the mask has values that are not whole numbers.")
-        mask = mask.astype(np.int64)
+    mask = np.asarray(read_mask(path).labels)
     if mask.shape != shape:
         raise GeometryError(
             f"{path} has {mask.shape} pixels, but its image has {shape}. Save it in the size of "

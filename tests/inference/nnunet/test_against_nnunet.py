@@ -22,7 +22,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Volume
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.cases import read_mask
+from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.scans import find_scans

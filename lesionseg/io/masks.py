@@ -1,0 +1,86 @@
+"""Reading masks of labels and of lesion ids, in any format, on their own grid."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import Reference
+from lesionseg.errors import ContentError
+from lesionseg.io.exact_values import require_exact_values
+from lesionseg.io.volumes import read_volume
+from lesionseg.io.warn_once import warn_once
+
+logger = logging.getLogger(__name__)
+
+_SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header explains
+
+
+def read_mask(
+    path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
+) -> Reference:
+    """Read a label mask as a reference on its own grid, without instances.
+
+    Args:
+        path: The file, of any dtype.
+        pixel_mm: The pixel size of a picture in millimetres. None means 1 mm.
+        nan_background: True replaces NaN by 0.
+
+    Raises:
+        ReadError: The file is damaged.
+        ContentError: A value is negative or not an integer. Differences that the scaling of a
+            header explains are rounded, with a warning.
+    """
+    volume = read_volume(path, pixel_mm=pixel_mm, as_labels=True)
+    array = volume.array[0]
+    if array.dtype.kind == "f":
+        if nan_background:
+            array = np.where(np.isnan(array), array.dtype.type(0), array)
+        array = _round_labels(path, array)
+    lowest = array.min() if array.size else 0
+    highest = array.max() if array.size else 0
+    if lowest < 0 or highest > np.iinfo(np.int32).max:
+        raise ContentError(
+            f"{path}: the mask values are {lowest} to {highest}. Use 0 for background and 1, 2, … "
+            "for labels."
+        )
+    values = array.astype(np.min_scalar_type(int(highest)), copy=False)
+    return Reference(volume.geometry, labels=values)
+
+
+def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
+    rounded = np.round(array)
+    with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
+        is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
+    if is_wrong.any():
+        raise ContentError(
+            f"{path}: {int(is_wrong.sum())} mask values are not integers, such as "
+            f"{array[is_wrong][0]}. Resample masks with nearest-neighbour interpolation. If the "
+            "values are probabilities, save a mask of those above a threshold, such as 0.5. If NaN "
+            "is background, save 0 instead, or train with data.nan=background."
+        )
+    changed = array[array != rounded]
+    if changed.size:
+        text = "%s: mask values such as %s are rounded, because the header scales integer labels."
+        warn_once(logger, text, path, changed[0])
+    return rounded
+
+
+def read_instances(
+    path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
+) -> Reference:
+    """Read an instance mask on its own grid. All lesions get label 1.
+
+    Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
+    """
+    reference = read_mask(path, pixel_mm, nan_background=nan_background)
+    require_exact_values(path, np.asarray(reference.labels), are_ids=True)
+    values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
+    new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
+    instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
+    labels = (instances > 0).astype(np.uint8)
+    n_lesions = int(np.count_nonzero(values))
+    return Reference(reference.geometry, labels, instances, (1,) * n_lesions)

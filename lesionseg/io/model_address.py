@@ -1,0 +1,208 @@
+"""Models at an address: a repository of the Hugging Face Hub, or a file of a web server.
+
+`hf://user/model[@revision][/path]` is downloaded by the package of the hub into its own cache.
+`https://…/model.zip` is downloaded into `models` of `cache_folder`, into a folder named by the
+SHA-256 of the file. `…/model.zip/path` is a folder in a zip, and `…#sha256=DIGEST` pins the content
+of a file. Nothing is unpickled or imported.
+"""
+
+import glob
+import logging
+import re
+import shutil
+import zipfile
+from http.client import HTTPException
+from os import PathLike, fspath
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+from urllib.error import HTTPError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from lesionseg.config import is_url
+from lesionseg.errors import BundleError, ConfigError, ReadError, pip_install
+from lesionseg.io.bundle_folder import MODELS, resolve_bundle
+from lesionseg.io.files import cache_folder, digest_of, output_errors
+from lesionseg.io.nnunet_model import find_nnunet_model
+from lesionseg.version import __version__
+
+log = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(
+    r"(?P<url>[^#]+?)((?<=\.zip)/(?P<inner>[^#]*))?(#sha256=(?P<sha256>[0-9a-fA-F]{64}))?"
+)
+_CHECKPOINTS = (".pth", ".pt")
+# the only files that are downloaded if the address is a repository or a folder in it
+_SMALL_FILES = ("*plan.json", "*selection.json", "*model_card.md", "*plans.json", "*dataset.json")
+_WEIGHTS = ("*weights*.safetensors", "*checkpoint_final.pth")
+_MAX_BYTES = 2**36  # largest size of a file of a web server
+_TIMEOUT_SECONDS = 60
+
+
+def local_model(place: str | PathLike[str]) -> Path:
+    """Return the path of a model. A model at an address is downloaded first.
+
+    A revision that is a commit, or a file with a pinned digest, needs no network once it is in the
+    cache. A pinned digest is checked at each call.
+
+    Args:
+        place: A path, which is returned as it is, or an address.
+
+    Returns:
+        The path of a bundle's folder, of an nnU-Net model or of a checkpoint.
+
+    Raises:
+        ConfigError: The address has a wrong form or is not safe, or huggingface_hub is missing.
+        ReadError: The model cannot be downloaded, or does not exist.
+        BundleError: The content has another digest than the pinned one, or is no model.
+        OutputError: The cache cannot be written.
+    """
+    text = fspath(place)
+    if not is_url(text):
+        return Path(text)
+    address = _ADDRESS.fullmatch(text)
+    if address is None:
+        raise ConfigError(f"{text}: write sha256= and 64 hexadecimal digits after #, or nothing.")
+    url = address["url"]
+    sha256 = address["sha256"] and address["sha256"].lower()
+    is_of_hub = url.startswith("hf://")
+    file = _fetch_from_hub(url) if is_of_hub else _fetch_from_web(url, sha256)
+    if sha256 is not None and not (file.is_file() and digest_of(file) == sha256):
+        raise BundleError(
+            f"{text}: {file} is not a file with this SHA-256. If it is damaged, delete it to "
+            "download it again. A folder at hf:// is pinned by its commit, hf://user/model@COMMIT."
+        )
+    path = file / (address["inner"] or "")
+    try:
+        if path.suffix in _CHECKPOINTS or find_nnunet_model(path) is not None:
+            return path
+        return resolve_bundle(path)
+    except BundleError as error:
+        raise BundleError(f"{text}: {error}") from error
+
+
+def _fetch_from_hub(url: str) -> Path:
+    """Download the files of a model from the Hugging Face Hub. Return the path of the model."""
+    try:
+        from huggingface_hub import parse_hf_uri, snapshot_download
+    except ImportError as error:
+        raise ConfigError(
+            f"{url}: huggingface_hub is missing or too old. Run {pip_install('hub')}."
+        ) from error
+    try:
+        address = parse_hf_uri(url)
+    except ValueError as error:
+        raise ConfigError(f"{url}: this is not hf://user/model[@revision] ({error}).") from error
+    inner = glob.escape(address.path_in_repo)
+    patterns = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
+    if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):
+        patterns = [inner]
+    try:
+        folder = snapshot_download(
+            address.id,
+            repo_type=address.type,
+            revision=address.revision,
+            allow_patterns=patterns,
+        )
+    except Exception as error:  # errors of the package, of its HTTP library and of the system
+        raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
+    commit = Path(folder).name
+    if commit != address.revision:
+        log.info("%s has the commit %s; hf://%s@%s pins it.", url, commit, address.id, commit)
+    return Path(folder, address.path_in_repo)
+
+
+def _explain_hub_error(error: Exception) -> str:
+    """Return the reason of an error of the hub, and the remedy."""
+    from huggingface_hub import errors
+
+    reasons = {
+        errors.GatedRepoError: "the owner asks for consent. Give it on the page of the model, and "
+        "log in with `hf auth login`.",
+        errors.RepositoryNotFoundError: "the hub has no such model, or it is private. Check the "
+        "spelling, or log in with `hf auth login`.",
+        errors.RevisionNotFoundError: "the model has no such revision. Name a branch, a tag or a "
+        "commit.",
+        errors.LocalEntryNotFoundError: "the hub cannot be reached, and the cache does not have "
+        "the whole model. Check the connection.",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
+    return f"the model cannot be downloaded ({error!r}). Check the address and the connection."
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follow redirects only to https://, and to http:// if a digest pins the content."""
+
+    def __init__(self, *, is_pinned: bool) -> None:
+        self._is_pinned = is_pinned
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        """Return the request of the new URL. Raise `HTTPError` if it is not safe."""
+        if not _is_safe(newurl, is_pinned=self._is_pinned):
+            raise HTTPError(newurl, code, f"it redirects to the unsafe {newurl}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _is_safe(url: str, *, is_pinned: bool) -> bool:
+    """Return True if nobody can replace the file of a URL on its way without being noticed."""
+    return url.startswith(("https://", "http://") if is_pinned else "https://")
+
+
+def _fetch_from_web(url: str, sha256: str | None) -> Path:
+    """Download a file of a web server into the cache, if it is not there, and return its path.
+
+    Without a pinned digest, the file is downloaded at each call, because it may have changed.
+    """
+    is_pinned = sha256 is not None
+    if not _is_safe(url, is_pinned=is_pinned):
+        raise ConfigError(
+            f"{url}: a model is read from a local path, from hf://user/model or from "
+            "https://…/model.zip, but from http:// only if #sha256= pins its content."
+        )
+    models = cache_folder() / MODELS
+    suffix = PurePosixPath(url.partition("?")[0]).suffix
+    name = f"model{suffix if suffix in _CHECKPOINTS else '.zip'}"
+    if sha256 is not None and (models / sha256 / name).is_file():
+        return models / sha256 / name
+    with output_errors(models):
+        models.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=models) as temporary:
+        new = Path(temporary, name)
+        try:
+            _download(url, new, _SafeRedirects(is_pinned=is_pinned))
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
+            raise ReadError(
+                f"{url}: the file cannot be downloaded ({error}). Check the address, the "
+                f"connection and the free space of {models}."
+            ) from error
+        digest = digest_of(new)
+        path = models / digest / name
+        path.parent.mkdir(exist_ok=True)
+        new.replace(path)
+    if sha256 is None:
+        log.info("%s#sha256=%s pins this model, so that it stays in the cache.", url, digest)
+    return path
+
+
+def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
+    """Download a file. Raise `ValueError` if it is too large, cut short, or no zip by that name."""
+    request = Request(url, headers={"User-Agent": f"lesionseg/{__version__}"})
+    with (
+        build_opener(redirects).open(request, timeout=_TIMEOUT_SECONDS) as answer,
+        path.open("wb") as file,
+    ):
+        # no more bytes than the server states are read
+        n_bytes = int(answer.headers["Content-Length"] or _MAX_BYTES)
+        if n_bytes >= min(_MAX_BYTES, shutil.disk_usage(path.parent).free):
+            raise ValueError("its size is not stated, or too large")
+        shutil.copyfileobj(answer, file)
+        if file.tell() != n_bytes:
+            raise ValueError(f"it ended after {file.tell()} of {n_bytes} bytes")
+    if path.suffix == ".zip" and not zipfile.is_zipfile(path):
+        raise ValueError("this is not a zip")

@@ -1,0 +1,106 @@
+"""Reading the files of a model in a folder or in a zip, with limits of their size.
+
+Zips are read member by member. No member is written under the name that the zip states.
+"""
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lesionseg.errors import BundleError
+from lesionseg.io.limits import convert_read_errors, largest_content
+
+_MAX_BYTES = 2**33  # largest size of a checkpoint
+_MAX_JSON_BYTES = 2**26
+# of a damaged member; RuntimeError is that of an encrypted one or of an unknown compression
+_READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model in a folder or in a zip.
+
+    Attributes:
+        root: The model folder. Within a zip, the path of the zip continues with that of the folder.
+        archive: The zip. None for a model folder.
+    """
+
+    root: Path
+    archive: Path | None = None
+
+    def where(self, name: str) -> str:
+        """Return the path of one of the model's files, within the zip if there is one."""
+        return str(self.root / name)
+
+    def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
+        """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
+        path = self.root / name
+        try:
+            if self.archive is None:
+                _check_bytes(path, path.stat().st_size, most)
+                return path.read_bytes()
+            with zipfile.ZipFile(self.archive) as archive:
+                info = archive.getinfo(path.relative_to(self.archive).as_posix())
+                _check_bytes(path, info.file_size, min(most, largest_content(info.compress_size)))
+                return archive.read(info)
+        except KeyError as error:
+            raise BundleError(f"{path}: this file is missing. Export the model again.") from error
+        except _READ_ERRORS as error:
+            raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON object. Raise `BundleError` if the file contains anything else."""
+        try:
+            content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
+            return dict[str, Any](content)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BundleError(
+                f"{self.where(name)}: cannot be read as a JSON object: {error}. Export the model "
+                "again."
+            ) from error
+
+
+def find_archive(path: Path) -> Path | None:
+    """Return the zip that a path names or leads into. Return None if there is none."""
+    candidates = (path, *path.parents)
+    return next((p for p in candidates if p.suffix == ".zip" and p.is_file()), None)
+
+
+def list_archive(archive: Path) -> list[str]:
+    """Return the names of the members of a zip.
+
+    Raises:
+        ReadError: The zip cannot be read.
+        BundleError: A member would be unpacked outside the target folder.
+    """
+    with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
+        names = file.namelist()
+    unsafe = [name for name in names if _is_outside(name)]
+    if unsafe:
+        raise BundleError(
+            f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "
+            "not read. Make it again from the model folder."
+        )
+    return names
+
+
+def _check_bytes(path: Path, n_bytes: int, most: int) -> None:
+    """Raise `BundleError` if a file has more bytes than possible."""
+    if n_bytes > most:
+        raise BundleError(
+            f"{path}: the file has {n_bytes} bytes, but at most {most} are possible. Export the "
+            "model again."
+        )
+
+
+def _is_outside(name: str) -> bool:
+    """Return True if a member of an archive would be unpacked outside the target folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts:
+        return False
+    is_absolute = name.startswith(("/", "\\"))
+    has_drive = ":" in parts[0]  # on Windows
+    return is_absolute or has_drive or ".." in parts
