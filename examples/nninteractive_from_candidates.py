@@ -14,7 +14,8 @@ The client needs neither torch nor a GPU: `pip install nninteractive-client`. Th
 install nnInteractive`, then `nninteractive-server`. Its weights have a licence of their own (CC
 BY-NC-SA 4.0). NN_INTERACTIVE_API_KEY is the server's key, if it has one.
 
-Untried with nnInteractive's server: the test uses a session of its own with the client's methods.
+Run once against nnInteractive's server 2.6.0 with random weights, without its zoom (on a CPU it
+takes longer than the client waits); untried with its own weights.
 """
 
 import sys
