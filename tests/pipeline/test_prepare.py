@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,7 +232,7 @@ def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
 
 
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
-    def write(folder, n_cases, *, progress):
+    def write(folder: Path, n_cases: int, *, progress: bool):  # the settings are checked by these
         folder.mkdir()
         if not n_cases:
             raise KeyboardInterrupt
