@@ -12,7 +12,7 @@ FROM python:${PYTHON}-slim AS build
 ARG TORCH=cpu
 WORKDIR /source
 COPY requirements-runtime.lock requirements.lock ./
-# the extras dicom and serve, at the versions of requirements.lock
+# the extras dicom, hub, pacs and serve, at the versions of requirements.lock
 RUN python -m venv /opt/lesionseg \
  && if [ "$TORCH" = cpu ]; then \
       /opt/lesionseg/bin/pip install --no-cache-dir \
@@ -20,7 +20,8 @@ RUN python -m venv /opt/lesionseg \
         --index-url https://download.pytorch.org/whl/cpu; \
     fi \
  && /opt/lesionseg/bin/pip install --no-cache-dir -r requirements-runtime.lock \
-      -c requirements.lock fastapi uvicorn python-multipart pydicom highdicom python-gdcm
+      -c requirements.lock fastapi uvicorn python-multipart pydicom highdicom python-gdcm \
+      dicomweb-client huggingface-hub
 COPY pyproject.toml README.md LICENSE ./
 COPY lesionseg lesionseg
 COPY conf conf

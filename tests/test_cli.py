@@ -176,6 +176,13 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(command, c
     assert all(f"--help={group}" in page for group in groups(command))
 
 
+def test_list_of_commands_has_80_columns(capsys):
+    assert main(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"\n  {command} " in page for command in COMMANDS)
+    assert [line for line in page.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(command, capsys):
     assert main([command, "--help=all"]) == 0

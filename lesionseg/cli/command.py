@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from textwrap import fill
 from typing import Any
 
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"lesionseg {__version__}")
     elif not arguments or arguments[0] in ("-h", "--help", "help"):
         say("lesionseg COMMAND [group=option] [key=value] …\n")
-        say("\n".join(f"  {name:<9} {summary(name)}" for name in COMMANDS))
+        for name in COMMANDS:
+            say(fill(summary(name), 80, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12))
         say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
         sys.stderr.write(f"Unknown command {arguments[0]!r}.{suggest(arguments[0], COMMANDS)}\n")

@@ -46,7 +46,10 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
                 if is_url(path):
                     if kind not in _WITH_URL:
                         # it would otherwise be a path, and the files go into a local folder `s3:`
-                        raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.")
+                        known = " Or a model at hf:// or https://." if kind in _MODELS else ""
+                        raise ConfigError(
+                            f"{key}={path}: this cannot be a URL. Name a local path.{known}"
+                        )
                 elif kind is not PathKind.DATASET or has_layout:
                     _check(kind, f"{key}={path}", Path(path))
 

@@ -123,6 +123,7 @@ class ModelFacts:
             "digest": self.digest,
             "plan": json.loads(self.plan.to_json()),
             "selection": json.loads(self.selection.to_json()),
+            "operating_point": point.name if (point := self.selection.point) else None,
             "n_weights": self.n_weights,
             "memory_gb": self.memory_gb,
             "memory_shape": self.memory_shape,

@@ -52,7 +52,7 @@ class BundleFiles:
         The result is empty if the bundle has no card.
         """
         card = self.card.read_text("utf-8", "replace") if self.card.is_file() else ""
-        return dict(re.findall(r"^(?:- )?([\w ]+): *(\S.*)$", card, re.MULTILINE))
+        return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", card, re.MULTILINE))
 
 
 def resolve_bundle(path: Path) -> Path:

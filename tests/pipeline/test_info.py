@@ -57,6 +57,8 @@ def test_facts_of_a_bundle_are_those_of_its_files(run, plan):
     assert found["plan"] == json.loads((bundle / "plan.json").read_text())
     assert found["selection"] == json.loads((bundle / "selection.json").read_text())
     assert found["n_weights"] == n_weights
+    assert found["operating_point"] == found["selection"]["operating_points"][0]["name"]
+    assert "operating point fp_per_case" not in found["stated"]  # its name contains a colon
     assert found["stated"].items() >= {name: str(fact) for name, fact in FACTS.items()}.items()
     assert found["card"] == bundle / "model_card.md"
     text = "\n".join(outcome.summary())
