@@ -458,7 +458,10 @@ class _ChestSpace:
         return cls(z, y, x, half_mm, float(np.mean(grid.spacing_mm)))
 
     def torso_depth(self, size: Field) -> Field:
-        """Return the depth below the skin of a torso, which is an elliptic cylinder along z."""
+        """Return the depth in mm below the skin of a torso, an elliptic cylinder along z.
+
+        It is negative outside. `size` is a factor of the radii.
+        """
         _, front, side = self.half_mm
         radii = (1, 0.96 * front, 0.98 * side) * size
         return ellipsoid_depth((0 * self.z, self.y, self.x), (0, 0, 0), radii)

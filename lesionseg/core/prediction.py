@@ -266,7 +266,10 @@ class Prediction:
         return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
 
     def accept_in_zones(self, kept: Collection[str]) -> "Prediction":
-        """Return the prediction in which only candidates in these zones are still accepted."""
+        """Return the prediction in which no candidate outside these zones is accepted.
+
+        `n_outside` is the number of candidates that were accepted before.
+        """
         candidates = tuple(
             replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates
         )

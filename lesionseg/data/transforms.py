@@ -201,7 +201,11 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
 
 
 def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
-    """Apply transforms to `item`, and return its entries with their types and shapes."""
+    """Apply transforms to `item`. Its entries keep their shapes, and get their dtypes back.
+
+    Raises:
+        ConfigError: a transform fails, or changes the shape of an entry.
+    """
     from monai.data import MetaTensor
 
     try:

@@ -267,7 +267,7 @@ class Scores:
 
     @property
     def has_boxes(self) -> bool:
-        """True if boxes are what matters: the images have two axes, or no case has masks."""
+        """True if boxes are judged first: images have two axes, or no case has masks."""
         has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
         return self.image_axes == (2,) or has_no_dice
 

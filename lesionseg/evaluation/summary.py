@@ -325,10 +325,11 @@ class Summary:
         return self.resample(names, curves.case_auroc(tables), support, ONE_KIND_OF_CASE)[0]
 
     def box_precision(self) -> list[Estimate]:
-        """Compute the average precision of bounding boxes and the RSNA score.
+        """Compute the scores of bounding boxes, and the number of candidates that were left out.
 
-        The precision is the mean over labels. Candidates beyond `MAX_PER_CASE` of a case and label
-        are left out and counted.
+        The scores are the average precision at each IoU and over ranges, as means over labels, and
+        the score of the RSNA Pneumonia Detection Challenge. Candidates beyond `MAX_PER_CASE` of a
+        case and label are left out.
         """
         tables = self.tables
         hits = BoxHits.of(tables)

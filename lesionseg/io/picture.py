@@ -43,7 +43,10 @@ class Picture:
         return Volume(array, picture_grid(path, array.shape[1:], pixel_mm))
 
     def _compute_values(self, path: Path) -> NDArray[Any]:
-        """Compute the grey values `[1, y, x]` or colours `[3, y, x]` of an image."""
+        """Compute the grey values `[1, y, x]` or colours `[3, y, x]` of an image, turned upright.
+
+        Colours that are all grey become grey values. Transparency gives a warning.
+        """
         if self.alpha is not None and self._is_transparent(self.alpha).any():
             logger.warning("%s: the picture is partly transparent. Its opacity is ignored.", path)
         colours = self.samples if self.palette is None else self.palette[self.samples[..., 0]]

@@ -244,7 +244,11 @@ def _with_ids_of_references(
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find reference masks, named as in `list_predictions`. Each must be usable."""
+    """Find the reference mask of each case id in a folder, as in `list_predictions`.
+
+    Raises:
+        DatasetError: A mask cannot be used.
+    """
     masks, findings = list_masks(folder)
     require_no_errors(findings, folder)
     return masks

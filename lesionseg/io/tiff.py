@@ -150,7 +150,9 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
 
 
 def _check_pages(path: Path, pages: Sequence[Any], *, as_labels: bool) -> None:
-    """Raise `ReadError` if tifffile would return other samples than those of the file.
+    """Raise `ReadError` for damaged pages, other pixels than numbers, and lossy masks.
+
+    A mask (`as_labels`) must not be compressed as JPEG.
 
     tifffile returns zeros for a strip or tile without a place or without bytes. The default of a
     missing tag, 1 bit per sample or no compression, is legal for an uncompressed page only.

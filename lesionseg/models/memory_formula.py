@@ -131,7 +131,10 @@ def _heads_bytes(plan: Plan) -> float:
 
 
 def _detector_bytes(plan: Plan) -> list[float]:
-    """Return the bytes per voxel of the image of a detector's towers on each level."""
+    """Return the bytes of a detector on each level, divided by the voxels of the image.
+
+    They are those of lateral layers, towers and outputs. The list is empty without a detector.
+    """
     anchors = plan.anchors
     if anchors is None:
         return []

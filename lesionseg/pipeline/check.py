@@ -334,7 +334,7 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
-    """Yield the cases of groups whose cases state different roles.
+    """Yield a finding for each case of a group in several of training, validation and test.
 
     A case without a role is for training or validation. Test and external cases are both unseen.
     """

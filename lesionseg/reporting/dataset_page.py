@@ -225,8 +225,8 @@ def write_dataset_report(
         unit: The unit of sizes.
         name: The name of the dataset.
         agreement: The agreement of several readers.
-        identifiers: True also lists every finding with the names of cases and files, and names the
-            readers.
+        identifiers: True also lists errors and warnings with the names of cases and files, and
+            names the readers.
 
     Raises:
         OutputError: if the file cannot be written.

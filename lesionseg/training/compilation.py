@@ -54,6 +54,8 @@ def compile_step(
 ) -> None:
     """Compile a network and the loss of its voxels in place, so that the names of weights stay.
 
+    On a CUDA device, the network also stores its weights channels-last.
+
     Copies of the network (`deepcopy`) are not compiled. The loss of anchors is not compiled either,
     because each step has another number of positive anchors.
 

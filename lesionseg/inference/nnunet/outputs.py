@@ -318,7 +318,8 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     """Find the axis order in which the labels of the probabilities agree with the mask.
 
     The order of the reader in the plans is tried first, then the order of the mask. If labels or
-    mask are empty, the first order that fits the shape is returned.
+    mask are empty, the first order that fits the shape is returned. If no order agrees, the first
+    one is returned with a warning, provided that it keeps the shape or is the only one that fits.
     """
     shape = maps.mask.shape
     fitting = [
