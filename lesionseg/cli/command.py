@@ -11,11 +11,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from textwrap import fill
 from typing import Any
 
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
-from lesionseg.cli.help import help_page, summary
+from lesionseg.cli.help import command_list, help_page
 from lesionseg.config import COMMANDS, InfoConfig, ServeConfig, TrainConfig, conf_dir, read
 from lesionseg.errors import (
     INTERRUPTED,
@@ -42,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"lesionseg {__version__}")
     elif not arguments or arguments[0] in ("-h", "--help", "help"):
         say("lesionseg COMMAND [group=option] [key=value] …\n")
-        for name in COMMANDS:
-            say(fill(summary(name), 80, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12))
+        say(command_list())
         say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
         sys.stderr.write(f"Unknown command {arguments[0]!r}.{suggest(arguments[0], COMMANDS)}\n")

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from textwrap import wrap
+from textwrap import fill, wrap
 
 from lesionseg.cli.compose import groups
-from lesionseg.config import conf_dir, files_of
+from lesionseg.config import COMMANDS, conf_dir, files_of
 from lesionseg.errors import ConfigError, suggest
 
 _WIDTH = 80  # columns of a terminal
@@ -17,6 +17,14 @@ _COLUMN = 24  # in which the descriptions begin
 def summary(command: str) -> str:
     """Return the sentence that describes the command: the first comment of its file."""
     return first_comment(conf_dir() / f"{command}.yaml")
+
+
+def command_list() -> str:
+    """Return a paragraph for each command: its name and its sentence."""
+    return "\n".join(
+        fill(summary(name), _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
+        for name in COMMANDS
+    )
 
 
 def examples(command: str) -> list[str]:

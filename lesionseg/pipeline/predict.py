@@ -143,7 +143,7 @@ def _predict(
         folder,
         found.left_out,
         table_path.name,
-        sent=tuple(sender.sent),
+        sent=None if target is None else tuple(sender.sent),
         unsent=tuple(sender.unsent),
     )
 

@@ -32,14 +32,14 @@ class PredictOutcome(Outcome):
 
     `left_out`: files that the model cannot read as scans. `table`: the name of the table in the
     folder, which each shard has for itself. `sent`, `unsent`: the cases whose DICOM results were
-    stored in a PACS, and those for which this failed.
+    stored in a PACS, and those for which this failed. `sent` is None if no PACS was given.
     """
 
     rows: tuple[CaseRow, ...]
     folder: Path
     left_out: tuple[Finding, ...] = ()
     table: str = TABLE
-    sent: tuple[str, ...] = ()
+    sent: tuple[str, ...] | None = None
     unsent: tuple[str, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ class PredictOutcome(Outcome):
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
-        if self.sent:
+        if self.sent is not None:
             lines.append(f"Sent: the DICOM results of {count(len(self.sent), 'case')}.")
         if self.unsent:
             waiting = count(len(self.unsent), "case")

@@ -122,6 +122,14 @@ def test_labels_whose_columns_would_agree_have_different_columns():
     }
 
 
+def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(bundle, scans, tmp_path):
+    pytest.importorskip("dicomweb_client")
+    outcome = run(bundle, scans, tmp_path / "out", send="dicomweb://pacs.example.org/dicom-web")
+    assert (outcome.sent, outcome.unsent) == ((), ())
+    assert "Sent: the DICOM results of 0 cases." in outcome.summary()
+    assert run(bundle, scans, tmp_path / "out").sent is None
+
+
 def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)
