@@ -41,7 +41,7 @@ class InfoOutcome(Outcome):
         """Return the facts as plain data."""
         return {
             "model": None if self.model is None else self.model.record(),
-            "dataset": self.dataset,
+            "dataset": self.dataset or None,
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -49,10 +49,8 @@ class InfoOutcome(Outcome):
         """Return a line per fact, and the first findings."""
         lines = [] if self.model is None else self.model.lines()
         for name, value in self.dataset.items():
-            if isinstance(value, Mapping):
-                value = ", ".join(f"{key} ({one})" for key, one in value.items())
             if value:
-                lines.append(f"{name.capitalize() + ':':<8} {value}")
+                lines.append(f"{name.capitalize() + ':':<8} {_in_words(value)}")
         lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MOST_FINDINGS]]
         n_hidden = len(self.findings) - _MOST_FINDINGS
         return [*lines, f"- and {n_hidden} more"] if n_hidden > 0 else lines
@@ -87,11 +85,13 @@ def info(cfg: InfoConfig) -> InfoOutcome:
 
         model = model_facts(Path(cfg.bundle))
         settings = model.settings
-        needs = (model.plan.dims, ", ".join(model.plan.channel_names))
+        needs = (model.plan.dims, model.plan.channel_names)
         has = (dataset.get("axes"), dataset.get("channels"))
-        if dataset and needs != has:
+        if dataset and needs == has:
+            dataset["fits"] = "axes and channels are those of the model"
+        elif dataset:
             text = "the model needs %s axes and the channels %s; the folder has %s and %s"
-            findings.append(Finding("misfit", text % (*needs, *has)))
+            findings.append(Finding("misfit", text % (*map(_in_words, (*needs, *has)),)))
     return InfoOutcome(model, dataset, tuple(findings), settings)
 
 
@@ -120,8 +120,15 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
         "folds": Counter(files.fold for files in cases if files.fold is not None),
         "splits": dataset.split_file and str(dataset.split_file),
         "axes": dataset.dims,
-        "channels": ", ".join(dataset.channel_names),
+        "channels": dataset.channel_names,
         "labels": dataset.labels.mask_names,
         "files": Counter(format_suffix(path).lower() or "DICOM" for path in paths),
         "size": size,
     }
+
+
+def _in_words(value: object) -> str:
+    """Return a fact as text, with commas between several values."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} ({one})" for key, one in value.items())
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

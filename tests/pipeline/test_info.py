@@ -112,8 +112,9 @@ def test_facts_of_a_folder_are_those_of_its_listing(raw):
     outcome = ask(data={"root": str(raw)})
     found = outcome.record()
     assert found["model"] is None
-    facts = {"layout": "nnunet", "cases": 3, "patients": 3, "masks": 3, "axes": 3, "channels": "T1"}
+    facts = {"layout": "nnunet", "cases": 3, "patients": 3, "masks": 3, "axes": 3}
     assert found["dataset"].items() >= facts.items()
+    assert found["dataset"]["channels"] == ("T1",)
     assert found["dataset"]["roles"] == {"not stated": 2, "test": 1}
     assert found["dataset"]["labels"] == {1: "scar", 2: "cyst"}
     assert found["dataset"]["files"] == {".nii.gz": 6}
@@ -146,6 +147,7 @@ def test_folder_with_other_channels_than_the_model_is_a_finding(channel, n_misfi
     (raw / "dataset.json").write_text(json.dumps({**facts, "channel_names": {"0": channel}}))
     outcome = ask(bundle=str(run), data={"root": str(raw)})
     assert [finding.kind for finding in outcome.findings].count("misfit") == n_misfits
+    assert ("fits" in outcome.dataset) == (n_misfits == 0)
 
 
 def test_json_is_one_line_with_the_facts_of_both(run, raw, capsys):
