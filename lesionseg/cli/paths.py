@@ -23,8 +23,8 @@ _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    An empty path is an error. No file is read, and files at a URL are not checked. The command
-    still checks the files that it reads.
+    An empty path is an error. Images and weights are not read, and files at a URL are not checked.
+    A bundle in a zip is unpacked into the cache. The command still checks the files that it reads.
     """
     # otherwise the folder is simulated if it is missing, or read without a known layout
     is_simulated = isinstance(cfg, DataConfig) and cfg.phantoms

@@ -5,13 +5,14 @@ import logging
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lesionseg.cli import run
 from lesionseg.cli.paths import with_local_models
 from lesionseg.config import ExportConfig, FollowConfig, PredictConfig, ServeConfig, TrainConfig
-from lesionseg.errors import BundleError, ConfigError, ReadError
+from lesionseg.errors import BundleError, ConfigError, OutputError, ReadError
 from lesionseg.inference.bundle import (
     bundle_digest,
     bundle_plan,
@@ -198,6 +199,11 @@ def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache
     path = write_zip(site / "model.zip", folder)
     monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 1000)
     with pytest.raises(ReadError, match="too large"):
+        local_model(pinned(web, path))
+    monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 2**36)
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr("lesionseg.io.model_address.shutil.disk_usage", lambda _: free)
+    with pytest.raises(OutputError, match="Free space"):
         local_model(pinned(web, path))
     assert not list(cache.iterdir())
 
