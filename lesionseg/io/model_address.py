@@ -89,7 +89,7 @@ def local_model(place: str | PathLike[str]) -> Path:
 def _fetch_from_hub(url: str) -> Path:
     """Download the files of a model from the Hugging Face Hub. Return the path of the model."""
     try:
-        from huggingface_hub import parse_hf_uri, snapshot_download
+        from huggingface_hub import constants, parse_hf_uri, snapshot_download
     except ImportError as error:
         raise ConfigError(
             f"{url}: huggingface_hub is missing or too old. Run {pip_install('hub')}."
@@ -104,15 +104,18 @@ def _fetch_from_hub(url: str) -> Path:
     patterns = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
     if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):
         patterns = [inner]
-    try:
-        folder = snapshot_download(
-            address.id,
-            repo_type=address.type,
-            revision=address.revision,
-            allow_patterns=patterns,
-        )
-    except Exception as error:  # errors of the package, of its HTTP library and of the system
-        raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
+    with output_errors(Path(constants.HF_HUB_CACHE)):
+        try:
+            folder = snapshot_download(
+                address.id,
+                repo_type=address.type,
+                revision=address.revision,
+                allow_patterns=patterns,
+            )
+        except Exception as error:  # errors of the package, of its HTTP library and of the system
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # an error of the disk
+            raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
     commit = Path(folder).name
     if commit != address.revision:
         log.info("%s has the commit %s; hf://%s@%s pins it.", url, commit, address.id, commit)

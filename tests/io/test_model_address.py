@@ -309,6 +309,14 @@ def test_commit_of_the_hub_is_used_without_network_if_it_is_complete(tmp_path, f
         local_model(address)
 
 
+def test_cache_of_the_hub_that_cannot_be_written_is_an_error(hub, folder, tmp_path, monkeypatch):
+    hub.commit_folder("models/user/model", folder)
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        local_model("hf://user/model")
+
+
 def test_missing_package_of_the_hub_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"huggingface_hub.*pip install"):
