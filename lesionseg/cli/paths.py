@@ -23,8 +23,8 @@ _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
-    An empty path is an error. No file is read, and files at a URL are not checked. The command
-    still checks the files that it reads.
+    An empty path is an error. Images and weights are not read, and files at a URL are not checked.
+    A bundle in a zip is unpacked into the cache. The command still checks the files that it reads.
     """
     # otherwise the folder is simulated if it is missing, or read without a known layout
     is_simulated = isinstance(cfg, DataConfig) and cfg.phantoms
@@ -38,20 +38,21 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
             if not isinstance(kind, PathKind):
                 continue
             for path in _list_paths(value):
-                if not path:  # it would otherwise mean the current folder
-                    raise ConfigError(
-                        f"{key}= is empty. Give a path. A shell variable that is not set is empty, "
-                        "too."
-                    )
-                if is_url(path):
-                    if kind not in _WITH_URL:
-                        # it would otherwise be a path, and the files go into a local folder `s3:`
-                        known = " Or a model at hf:// or https://." if kind in _MODELS else ""
-                        raise ConfigError(
-                            f"{key}={path}: this cannot be a URL. Name a local path.{known}"
-                        )
-                elif kind is not PathKind.DATASET or has_layout:
+                _require_place(kind, key, path)
+                if not is_url(path) and (kind is not PathKind.DATASET or has_layout):
                     _check(kind, f"{key}={path}", Path(path))
+
+
+def _require_place(kind: PathKind, key: str, path: str) -> None:
+    """Raise `ConfigError` if a path is empty, or a URL although the setting needs a local path."""
+    if not path:  # it would otherwise mean the current folder
+        raise ConfigError(
+            f"{key}= is empty. Give a path. A shell variable that is not set is empty, too."
+        )
+    if is_url(path) and kind not in _WITH_URL:
+        # it would otherwise be a path, and the files go into a local folder `s3:`
+        known = " Or a model at hf:// or https://." if kind in _MODELS else ""
+        raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.{known}")
 
 
 def with_local_models(cfg: S) -> S:

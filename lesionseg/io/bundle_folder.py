@@ -97,15 +97,17 @@ def _unpack(archive: Path, path: Path) -> Path:
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
-    folders = [
-        name.parent for name in names if name.name == _WEIGHTS and name.is_relative_to(inner)
-    ]
+    bundles = [name.parent for name in names if name.name == _WEIGHTS]
+    folders = [folder for folder in bundles if folder.is_relative_to(inner)]
     depth = min((len(folder.parts) for folder in folders), default=0)
     found = [folder for folder in folders if len(folder.parts) == depth]
     if len(found) != 1:
+        folders = found or bundles or sorted({name.parent for name in names})
+        shown = join_names([archive.name / folder for folder in folders], _MAX_SHOWN)
         raise BundleError(
-            f"{path}: the zip has {count(len(found), 'bundle')} there and no nnU-Net model, but "
-            f"{join_names(found or names, _MAX_SHOWN)}. Name the folder of one model in the zip."
+            f"{path}: the zip has {count(len(found), 'bundle')} there and no nnU-Net model. "
+            f"{'Bundles' if bundles else 'Folders'} in the zip: {shown or 'none'}. Name the folder "
+            "of one model in the zip."
         )
     files = ModelFiles(archive / found[0], archive)
     # each zip and each folder in it has its own target, so an existing file is the right one

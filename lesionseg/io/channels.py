@@ -8,7 +8,6 @@ from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError
 from lesionseg.io.case_ids import split_channel
 from lesionseg.io.files import file_key
-from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.volumes import is_raster, strip_suffix
 
 COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour=true
@@ -82,7 +81,7 @@ def with_missing_channels(dataset: Dataset) -> Dataset:
 
 
 def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
-    return n_channels == 3 and len(images) == 1 and images[0].suffix.lower() in RASTERS
+    return n_channels == 3 and len(images) == 1 and is_raster(images[0])
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:

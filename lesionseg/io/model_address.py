@@ -8,15 +8,18 @@ of a file. Nothing is unpickled or imported.
 
 import glob
 import logging
+import os
 import re
 import shutil
+import ssl
 import zipfile
+from errno import ENOSPC
 from http.client import HTTPException
 from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO, Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lesionseg.config import is_url
@@ -37,6 +40,8 @@ _SMALL_FILES = ("*plan.json", "*selection.json", "*model_card.md", "*plans.json"
 _WEIGHTS = ("*weights*.safetensors", "*checkpoint_final.pth")
 _MAX_BYTES = 2**36  # largest size of a file of a web server
 _TIMEOUT_SECONDS = 60
+# of the URL, the connection and the answer
+_WEB_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException, ValueError)
 
 
 def local_model(place: str | PathLike[str]) -> Path:
@@ -84,7 +89,7 @@ def local_model(place: str | PathLike[str]) -> Path:
 def _fetch_from_hub(url: str) -> Path:
     """Download the files of a model from the Hugging Face Hub. Return the path of the model."""
     try:
-        from huggingface_hub import parse_hf_uri, snapshot_download
+        from huggingface_hub import constants, parse_hf_uri, snapshot_download
     except ImportError as error:
         raise ConfigError(
             f"{url}: huggingface_hub is missing or too old. Run {pip_install('hub')}."
@@ -99,15 +104,18 @@ def _fetch_from_hub(url: str) -> Path:
     patterns = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
     if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):
         patterns = [inner]
-    try:
-        folder = snapshot_download(
-            address.id,
-            repo_type=address.type,
-            revision=address.revision,
-            allow_patterns=patterns,
-        )
-    except Exception as error:  # errors of the package, of its HTTP library and of the system
-        raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
+    with output_errors(Path(constants.HF_HUB_CACHE)):
+        try:
+            folder = snapshot_download(
+                address.id,
+                repo_type=address.type,
+                revision=address.revision,
+                allow_patterns=patterns,
+            )
+        except Exception as error:  # errors of the package, of its HTTP library and of the system
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # an error of the disk
+            raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
     commit = Path(folder).name
     if commit != address.revision:
         log.info("%s has the commit %s; hf://%s@%s pins it.", url, commit, address.id, commit)
@@ -172,28 +180,41 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
         return models / sha256 / name
     with output_errors(models):
         models.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=models) as temporary:
-        new = Path(temporary, name)
-        try:
-            _download(url, new, _SafeRedirects(is_pinned=is_pinned))
-        except (OSError, HTTPException, ValueError) as error:
-            if isinstance(error, HTTPError):
-                error.close()  # it holds the connection
-            raise ReadError(
-                f"{url}: the file cannot be downloaded ({error}). Check the address, the "
-                f"connection and the free space of {models}."
-            ) from error
-        digest = digest_of(new)
-        path = models / digest / name
-        path.parent.mkdir(exist_ok=True)
-        new.replace(path)
+        with TemporaryDirectory(dir=models) as temporary:
+            new = Path(temporary, name)
+            try:
+                _download(url, new, _SafeRedirects(is_pinned=is_pinned))
+            except _WEB_ERRORS as error:  # the remaining errors are those of the disk
+                raise ReadError(f"{url}: {_explain_web_error(error)}") from error
+            digest = digest_of(new)
+            path = models / digest / name
+            path.parent.mkdir(exist_ok=True)
+            new.replace(path)
     if sha256 is None:
         log.info("%s#sha256=%s pins this model, so that it stays in the cache.", url, digest)
     return path
 
 
+def _explain_web_error(error: Exception) -> str:
+    """Return the reason of one of the `_WEB_ERRORS`, and the remedy."""
+    if isinstance(error, HTTPError):
+        error.close()  # it holds the connection
+        return f"the server answers with status {error.code} ({error.reason}). Check the address."
+    if isinstance(error, OSError):
+        cause = error.reason if isinstance(error, URLError) else error
+        reason = getattr(cause, "strerror", None) or cause
+        return f"the server cannot be reached ({reason}). Check the address and the connection."
+    return f"the file cannot be downloaded ({error}). Check the address, and run the command again."
+
+
 def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
-    """Download a file. Raise `ValueError` if it is too large, cut short, or no zip by that name."""
+    """Download a file.
+
+    Raises:
+        ValueError: The file is too large, cut short, or no zip although it has this suffix.
+        OSError: The server refuses the file, or the file cannot be written.
+        HTTPException: The URL or the answer has a wrong form.
+    """
     request = Request(url, headers={"User-Agent": f"lesionseg/{__version__}"})
     with (
         build_opener(redirects).open(request, timeout=_TIMEOUT_SECONDS) as answer,
@@ -201,8 +222,10 @@ def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
     ):
         # no more bytes than the server states are read
         n_bytes = int(answer.headers["Content-Length"] or _MAX_BYTES)
-        if n_bytes >= min(_MAX_BYTES, shutil.disk_usage(path.parent).free):
+        if n_bytes >= _MAX_BYTES:
             raise ValueError("its size is not stated, or too large")
+        if n_bytes >= shutil.disk_usage(path.parent).free:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
         shutil.copyfileobj(answer, file)
         if file.tell() != n_bytes:
             raise ValueError(f"it ended after {file.tell()} of {n_bytes} bytes")

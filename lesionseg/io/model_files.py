@@ -46,7 +46,7 @@ class ModelFiles:
                 info = archive.getinfo(path.relative_to(self.archive).as_posix())
                 _check_bytes(path, info.file_size, min(most, largest_content(info.compress_size)))
                 return archive.read(info)
-        except KeyError as error:
+        except (KeyError, FileNotFoundError) as error:
             raise BundleError(f"{path}: this file is missing. Export the model again.") from error
         except _READ_ERRORS as error:
             raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lesionseg.errors import BundleError
+from lesionseg.errors import BundleError, count, join_names
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
 PLANS = "plans.json"
 LABELS = "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
+_MAX_SHOWN = 6  # models of a zip in a message
 _FOLD = re.compile(r"fold_(\d+|all)")
 
 
@@ -100,9 +101,9 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
         m for m in models if wanted == Path() or m.as_posix().endswith(f"/{wanted.as_posix()}")
     ]
     if len(chosen) != 1:
-        listed = ", ".join(map(str, (chosen or models)[:6]))
         raise BundleError(
-            f"{archive}: the archive has {len(models)} models. Name one of them: {listed}."
+            f"{archive}: the archive has {count(len(models), 'model')}. Name one of them: "
+            f"{join_names(chosen or models, _MAX_SHOWN)}."
         )
     (root,) = chosen
     checkpoints = [archive / name for name in names if name.endswith(f"/{CHECKPOINT}")]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_size, convert_read_errors, limits
+from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import read_json
 
 SUFFIX = ".npz"
@@ -106,7 +107,7 @@ class ProbabilityFile:
         nnU-Net writes the file next to its outputs, and into the model folder.
         """
         for folder in self.path.parents[:LEVELS_UP]:
-            path = folder / "plans.json"
+            path = folder / PLANS
             if path.is_file():
                 content = read_json(path)
                 return str(content.get("image_reader_writer")) if isinstance(content, dict) else ""

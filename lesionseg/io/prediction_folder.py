@@ -128,7 +128,8 @@ class PredictionFolder:
 
         Raises:
             ConflictError: The folder has results of another or an unknown scan under this id.
-            DatasetError: The id cannot be a file name.
+            DatasetError: The id cannot be a file name or, with names of nnU-Net, would give the
+                mask the name of another result.
         """
         check_case_id(case, self.path)
         if self.names == "nnunet" and case.endswith((*_MASKS, "_candidates")):

@@ -37,6 +37,7 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import remark_unread_files
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
+from lesionseg.io.nnunet_model import LABELS
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
 from lesionseg.io.text import read_csv
@@ -55,7 +56,6 @@ _log = logging.getLogger(__name__)
 
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
-_LABELS = "dataset.json"  # of nnU-Net
 _OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
 
 
@@ -90,11 +90,11 @@ class PredictionFiles:
             LesionsegError: The labels of probabilities are not valid.
         """
         if self.probabilities is not None:
-            files = [folder / _LABELS for folder in self.probabilities.parents[:LEVELS_UP]]
+            files = [folder / LABELS for folder in self.probabilities.parents[:LEVELS_UP]]
             return next((read_nnunet_labels(file) for file in files if file.is_file()), None)
         if self.mask is None or self.candidates is not None:
             return None
-        file = self.mask.with_name(_LABELS)
+        file = self.mask.with_name(LABELS)
         try:
             return read_nnunet_labels(file) if file.is_file() else None
         except LesionsegError as error:

@@ -452,9 +452,8 @@ class _Walk:
         """Add a file or, if `deep`, the files in a folder.
 
         A linked folder is entered, but not the folders in it, because they may form a circle.
-        Pipes and devices are skipped without a message. A link to nothing is sorted by its name,
-        and reading it reports the error.
-        A link to a result is not a scan.
+        Pipes, devices and links to results are skipped without a message. A link to nothing is
+        sorted by its name, and reading it reports the error.
         """
         with self._record_unreadable(path):
             if path.is_symlink() and self._leads_to_results(path):

@@ -5,13 +5,14 @@ import logging
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lesionseg.cli import run
 from lesionseg.cli.paths import with_local_models
 from lesionseg.config import ExportConfig, FollowConfig, PredictConfig, ServeConfig, TrainConfig
-from lesionseg.errors import BundleError, ConfigError, ReadError
+from lesionseg.errors import BundleError, ConfigError, OutputError, ReadError
 from lesionseg.inference.bundle import (
     bundle_digest,
     bundle_plan,
@@ -199,6 +200,11 @@ def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache
     monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 1000)
     with pytest.raises(ReadError, match="too large"):
         local_model(pinned(web, path))
+    monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 2**36)
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr("lesionseg.io.model_address.shutil.disk_usage", lambda _: free)
+    with pytest.raises(OutputError, match="Free space"):
+        local_model(pinned(web, path))
     assert not list(cache.iterdir())
 
 
@@ -301,6 +307,14 @@ def test_commit_of_the_hub_is_used_without_network_if_it_is_complete(tmp_path, f
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # without repeated tries
     with pytest.raises(ReadError, match="connection"):
         local_model(address)
+
+
+def test_cache_of_the_hub_that_cannot_be_written_is_an_error(hub, folder, tmp_path, monkeypatch):
+    hub.commit_folder("models/user/model", folder)
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(OutputError, match="cannot be written"):
+        local_model("hf://user/model")
 
 
 def test_missing_package_of_the_hub_is_named(monkeypatch):
