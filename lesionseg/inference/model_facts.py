@@ -73,7 +73,8 @@ class ModelFacts:
         path: the folder of the bundle, or the nnU-Net model.
         digest: its digest, as in the files of predictions.
         plan: its plan.
-        selection: the choices made after training. An nnU-Net model has none.
+        selection: the choices made after training. That of an nnU-Net model states only its number
+            of networks.
         n_weights: number of weights of a network. None if its class is not ours.
         stated: the facts in its model card, or in the `dataset.json` of nnU-Net.
         card: the model card. None if there is none.
