@@ -30,7 +30,7 @@ Input:   {{ modality }}, {{ plan.dims }}-D; {{ plan.channel_names | join(", ") }
 Values:  {{ (plan.nnunet or plan).normalisation | map(attribute="scheme") | unique | join(", ") }}
 Grid:    {{ plan.spacing_mm | map("number") | join(" × ") }} mm, tiles of \
 {{ plan.tile_shape | join(" × ") }} voxels
-Network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}\
+Network: {{ plan.architecture.title }}\
 {% if facts.n_weights %}, {{ (facts.n_weights / 1e6) | number }} million weights{% endif %}\
 {% if selection.n_members > 1 %}; the mean of {{ selection.n_members }} networks{% endif %}
 
