@@ -265,10 +265,11 @@ class Prediction:
         pairs = zip(self.candidates, zones, strict=True)
         return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
 
-    def accept_in_zones(self, kept: Collection[str]) -> "Prediction":
+    def reject_outside_zones(self, kept: Collection[str]) -> "Prediction":
         """Return the prediction in which no candidate outside these zones is accepted.
 
-        `n_outside` is the number of candidates that were accepted before.
+        Candidates inside them stay as they are. `n_outside` is the number of candidates that are no
+        longer accepted.
         """
         candidates = tuple(
             replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates

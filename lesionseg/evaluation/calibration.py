@@ -125,7 +125,7 @@ def fit_logistic(
         true: Number of true outcomes at each x, `[fits, n]`. Fractions are allowed.
         totals: Number of all outcomes at each x, `[fits, n]`.
         weights: Weights `[n]` for the mean and deviation by which x is standardised in all fits.
-            None sums `totals` over the fits.
+            None sums `totals` over the fits. At least one weight must be positive.
         ridge: The penalty ridge/2 · slope² of standardised x is added.
 
     Returns:

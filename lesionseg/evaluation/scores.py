@@ -266,8 +266,8 @@ class Scores:
         return self.operating_point.optimistic
 
     @property
-    def has_boxes(self) -> bool:
-        """True if boxes are judged first: images have two axes, or no case has masks."""
+    def is_judged_by_boxes(self) -> bool:
+        """True if boxes are judged before masks: images have two axes, or no case has masks."""
         has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
         return self.image_axes == (2,) or has_no_dice
 
@@ -441,7 +441,7 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
     texts = {words: str(scores.count(name)) for words, name in _PRINTED_COUNTS.items()}
     for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
         value = scores[name].value
-        is_shown = value is not None and (scores.has_boxes or words in _PRINTED)
+        is_shown = value is not None and (scores.is_judged_by_boxes or words in _PRINTED)
         texts[words] = _format_decimals(value if is_shown else None)
     point = scores.operating_point.score
     texts["accepted from score"] = "–" if point is None else format_score(point)

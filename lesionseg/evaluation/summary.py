@@ -143,7 +143,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         whole.case_auroc(),
         whole.panoptic_quality(),
         *whole.froc(),
-        *whole.box_precision(),
+        *whole.box_scores(),
         *whole.lesion_load(),
         *recall_by_size(tables, scale),
         *size_curve(tables, whole.draws, scale),
@@ -324,7 +324,7 @@ class Summary:
         support = min(kinds, key=np.count_nonzero)
         return self.resample(names, curves.case_auroc(tables), support, ONE_KIND_OF_CASE)[0]
 
-    def box_precision(self) -> list[Estimate]:
+    def box_scores(self) -> list[Estimate]:
         """Compute the scores of bounding boxes, and the number of candidates that were left out.
 
         The scores are the average precision at each IoU and over ranges, as means over labels, and
@@ -466,7 +466,7 @@ class Summary:
                 own.ratio("lesion_precision"),
                 own.ratio("false_positives_per_case"),
                 own.average_precision(),
-                *own.box_precision(),
+                *own.box_scores(),
             ]
             rows += [replace(row, label=name) for row in numbers]
         return rows

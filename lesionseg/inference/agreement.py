@@ -19,17 +19,15 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        # on the device of the tiles, because a GPU should not wait after each tile
-        self._by_all: Tensor | None = None
-        self._by_any: Tensor | None = None
+        # Voxels marked by all networks, and by any. The counts stay on the device of the tiles,
+        # because a GPU should not wait after each tile.
+        self._counts: Tensor | None = None
 
     def add(self, marks: Sequence[Bool[Tensor, "*tiles"]]) -> None:
         """Count the voxels of some tiles. `marks` has the marked voxels of each network."""
         stacked = torch.stack(list(marks))
-        by_all = stacked.all(dim=0).sum()
-        by_any = stacked.any(dim=0).sum()
-        self._by_all = by_all if self._by_all is None else self._by_all + by_all
-        self._by_any = by_any if self._by_any is None else self._by_any + by_any
+        counts = torch.stack([stacked.all(dim=0).sum(), stacked.any(dim=0).sum()])
+        self._counts = counts if self._counts is None else self._counts + counts
 
     def disagreement(self) -> float | None:
         """Return 1 − |marked by all| / |marked by any|, or None if no tile was counted.
@@ -39,7 +37,7 @@ class Agreement:
         dropout samples. The scans on which a committee disagrees most are the ones to annotate
         (Seung et al. 1992, "Query by committee").
         """
-        if self._by_all is None or self._by_any is None:
+        if self._counts is None:
             return None
-        n_any = int(self._by_any)
-        return 1 - int(self._by_all) / n_any if n_any else 0.0
+        by_all, by_any = self._counts.tolist()
+        return 1 - by_all / by_any if by_any else 0.0

@@ -19,8 +19,6 @@ from lesionseg.ops.compiled import compile_loops, root_of
 from lesionseg.ops.components import label_components
 from lesionseg.plan.plan import CandidateRule
 
-Ints = NDArray[np.integer[Any]]
-
 TOP_VOXELS = 8  # the score is the mean of this many voxels, a cube of 2 × 2 × 2 in 3-D
 # a peak is the shoulder of a higher region if it is lower than this times the highest probability
 # at which both regions touch
@@ -39,7 +37,7 @@ class SparseProbabilities:
     """
 
     shape: tuple[int, ...]
-    index: Ints
+    index: NDArray[np.integer[Any]]
     probabilities: NDArray[np.float32]
 
 
@@ -50,7 +48,7 @@ class PeakRegion:
     `label` is the mask value of its label.
     """
 
-    voxels: Ints
+    voxels: NDArray[np.integer[Any]]
     probabilities: NDArray[np.float32]
     label: int = 1
 
@@ -155,7 +153,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     return regions
 
 
-def row_starts(index: Ints, shape: tuple[int, ...]) -> Integers:
+def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integers:
     """Return the position in `index` at which each row of a 3-D volume begins.
 
     The last entry is the length of `index`.

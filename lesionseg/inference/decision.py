@@ -303,8 +303,8 @@ def accept(
     """Accept the candidates with at least the score of an operating point.
 
     With a calibration, candidates also get their `probability`, unless their scores are
-    placeholders (`has_scores` is False). Their order does not change. Zones are
-    ignored, so `n_outside` becomes 0.
+    placeholders (`has_scores` is False). Their order does not change. Zones are ignored, so
+    `n_outside` becomes 0.
 
     Args:
         prediction: the candidates of a case.

@@ -31,7 +31,7 @@ protocol or population may give worse results than those stated here.
 - spatial axes: {{ plan.dims }}
 - resampled to {{ plan.spacing_mm | map("number") | join(" × ") }} mm, in tiles of \
 {{ plan.tile_shape | join(" × ") }} voxels
-- network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}\
+- network: {{ plan.architecture.title }}\
 {% if plan.architecture.name != "custom" %}, \
 features {{ plan.architecture.features | join(", ") }}{% endif %}\
 {% if selection.n_members > 1 %}; the mean of {{ selection.n_members }}{% endif %}

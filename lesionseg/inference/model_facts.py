@@ -30,7 +30,7 @@ Input:   {{ modality }}, {{ plan.dims }}-D; {{ plan.channel_names | join(", ") }
 Values:  {{ (plan.nnunet or plan).normalisation | map(attribute="scheme") | unique | join(", ") }}
 Grid:    {{ plan.spacing_mm | map("number") | join(" × ") }} mm, tiles of \
 {{ plan.tile_shape | join(" × ") }} voxels
-Network: {{ plan.architecture.network.get("_target_", plan.architecture.name) }}\
+Network: {{ plan.architecture.title }}\
 {% if facts.n_weights %}, {{ (facts.n_weights / 1e6) | number }} million weights{% endif %}\
 {% if selection.n_members > 1 %}; the mean of {{ selection.n_members }} networks{% endif %}
 
@@ -73,7 +73,8 @@ class ModelFacts:
         path: the folder of the bundle, or the nnU-Net model.
         digest: its digest, as in the files of predictions.
         plan: its plan.
-        selection: the choices made after training. An nnU-Net model has none.
+        selection: the choices made after training. That of an nnU-Net model states only its number
+            of networks.
         n_weights: number of weights of a network. None if its class is not ours.
         stated: the facts in its model card, or in the `dataset.json` of nnU-Net.
         card: the model card. None if there is none.

@@ -57,8 +57,7 @@ def tensors_gb(plan: Plan) -> float:
     bytes_per_voxel += sum(_encoder_bytes(architecture)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
         bytes_per_voxel += _heads_bytes(plan)
-    if plan.anchors is not None:
-        bytes_per_voxel += sum(_detector_bytes(plan))
+    bytes_per_voxel += sum(_detector_bytes(plan))
     n_voxels = plan.batch_size * prod(plan.tile_shape)
     return (WEIGHT_BYTES * n_weights + bytes_per_voxel * n_voxels) / 1e9
 
@@ -131,9 +130,9 @@ def _heads_bytes(plan: Plan) -> float:
 
 
 def _detector_bytes(plan: Plan) -> list[float]:
-    """Return the bytes of a detector on each level, divided by the voxels of the image.
+    """Return the bytes that each level of the detector keeps per voxel of the image.
 
-    They are those of lateral layers, towers and outputs. The list is empty without a detector.
+    A level has a lateral layer, two towers and outputs. Without a detector, the list is empty.
     """
     anchors = plan.anchors
     if anchors is None:

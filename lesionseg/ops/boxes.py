@@ -83,10 +83,16 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
 def overlapping_pairs(
     boxes: Tensor, labels: Integers, others: Tensor, other_labels: Integers
 ) -> tuple[Integers, Integers, Numbers]:
-    """Find the pairs of a box and another box of the same label that overlap.
+    """Find the pairs of one box of each set that have the same label and overlap.
+
+    Args:
+        boxes: `[n, 2·dims]`, starts then stops, half-open.
+        labels: `[n]`.
+        others: `[m, 2·dims]`.
+        other_labels: `[m]`.
 
     Returns:
-        Row of the box, row of the other box and IoU of each pair `[pairs]`, sorted by these rows.
+        Row in `boxes`, row in `others` and IoU of each pair `[pairs]`, sorted by these rows.
     """
     found = [np.zeros((3, 0))]
     step = max(1, _MAX_PAIRS // max(len(others), 1))  # the whole table may not fit into memory

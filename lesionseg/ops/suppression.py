@@ -41,7 +41,9 @@ def nms(
 def _suppress(
     boxes: Tensor, scores: Tensor, iou_threshold: float
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-    """Return the boxes by rank, and for each rank that of the box that keeps it out, or its own.
+    """Return the indices of the boxes by rank, and for each rank that of the kept box.
+
+    The kept box is the box itself or, if it is dropped, the box that suppresses it.
 
     Raises `ContentError` if the shapes do not fit together.
     """
@@ -65,7 +67,9 @@ def _suppress(
     position = np.empty(n, dtype=np.int64)
     position[place] = np.arange(n)
     starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
-    keeper = _sweep(starts, stops, position, axis, longest[axis], np.float32(iou_threshold))
+    keeper = _suppress_sorted(
+        starts, stops, position, axis, longest[axis], np.float32(iou_threshold)
+    )
     return order, torch.from_numpy(keeper).to(order.device)
 
 
@@ -139,7 +143,7 @@ def cluster_boxes(
 
 
 @compile_loops
-def _sweep(
+def _suppress_sorted(
     starts: NDArray[np.float32],
     stops: NDArray[np.float32],
     position: Integers,
@@ -147,13 +151,22 @@ def _sweep(
     longest: np.float32,
     iou_threshold: np.float32,
 ) -> Integers:
-    """Return for each rank that of the kept box that suppresses it; its own for a kept box.
+    """Apply non-maximum suppression to boxes that are sorted by position.
 
     10 000 boxes in 3-D take 15 to 40 ms.
 
-    `starts` and `stops` `[dims, n]` are sorted by start along `axis`. `position[rank]` is the
-    column of a box; rank 0 has the highest score. `longest` is the longest side along `axis`: a box
-    that starts further below another one ends before it.
+    Args:
+        starts: `[dims, n]`, sorted by start along `axis`.
+        stops: `[dims, n]`, in the order of `starts`.
+        position: `[n]`, the column of the box of each rank. Rank 0 has the highest score.
+        axis: the axis of the order.
+        longest: the longest side along `axis`. A box that starts further below another box ends
+            before that box starts.
+        iou_threshold: highest IoU of two kept boxes.
+
+    Returns:
+        `[n]`, the rank of the kept box that suppresses the box of each rank. A kept box has its own
+        rank.
     """
     dims, n = starts.shape
     volume = np.ones(n, dtype=np.float32)

@@ -384,7 +384,7 @@ class CaseWork:
         prediction = prediction.with_zones(zone_of)
         kept = self.cfg.inference.keep_zones
         if kept is not None:
-            prediction = prediction.accept_in_zones(kept)
+            prediction = prediction.reject_outside_zones(kept)
         return names, prediction
 
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:

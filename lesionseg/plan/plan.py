@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat
 from pydantic_core import from_json
 
-from lesionseg.config import Gamma
+from lesionseg.config import TARGET, Gamma
 from lesionseg.core import Labels
 from lesionseg.core.records import read_record
 from lesionseg.core.selection import SELECTED
@@ -101,6 +101,11 @@ class Architecture:
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
     levels: tuple[tuple[Annotated[int, Field(ge=1, le=2**12)], ...], ...] = ()
     layout: Layout = "lesionseg"
+
+    @property
+    def title(self) -> str:
+        """The class of the user's own network or backbone, otherwise the name."""
+        return str(self.network.get(TARGET, self.name))
 
 
 def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

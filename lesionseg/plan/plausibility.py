@@ -13,7 +13,7 @@ import torch
 from lesionseg.core import Dataset, Finding, Lesions, Reference, StatedBoxes
 from lesionseg.core.arrays import Integers
 from lesionseg.errors import count, join_names
-from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.boxes import overlapping_pairs
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 from lesionseg.plan.box_outlines import count_box_outlines
 
@@ -34,7 +34,6 @@ SAME_LESION_IOU = 0.7  # two boxes of a label that overlap more are probably one
 _ROUNDING_VOX = 1.0  # rounding may move a box this far outside the image
 _EQUAL_VOX = 1e-3  # two boxes are equal if no corner differs by more
 _MIN_CORNERS = 5  # if at least 5 boxes all fit as corners, it is hardly a coincidence
-_BLOCK = 256  # rows of the overlap matrix that are computed at a time
 
 
 @dataclass(frozen=True)
@@ -125,25 +124,16 @@ def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) ->
 
 
 def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
-    """Count the boxes that equal an earlier box of their label, and those that nearly equal one.
-
-    All pairs of boxes are compared in blocks of rows, so that the matrices stay small.
-    """
-    boxes = stated.boxes
-    label = np.array(stated.labels)
-    tensor = torch.from_numpy(np.asarray(boxes, dtype=np.float64))
-    n_equal = 0
-    n_overlapping = 0
-    for first in range(0, len(boxes), _BLOCK):
-        rows = slice(first, first + _BLOCK)
-        iou = box_iou(tensor[rows], tensor).numpy()
-        places = np.arange(len(boxes))
-        earlier = (places[None] < places[rows, None]) & (label[None] == label[rows, None])
-        same = (np.abs(boxes[rows, None] - boxes[None]) <= _EQUAL_VOX).all(axis=2) & earlier
-        near = (iou > SAME_LESION_IOU) & earlier
-        n_equal += int(same.any(axis=1).sum())
-        n_overlapping += int((near.any(axis=1) & ~same.any(axis=1)).sum())
-    return n_equal, n_overlapping
+    """Count the boxes that equal an earlier box of their label, and those that nearly equal one."""
+    boxes = np.asarray(stated.boxes, dtype=np.float64)
+    labels = np.array(stated.labels)
+    tensor = torch.from_numpy(boxes)
+    rows, others, ious = overlapping_pairs(tensor, labels, tensor, labels)
+    is_earlier = others < rows
+    is_same = (np.abs(boxes[rows] - boxes[others]) <= _EQUAL_VOX).all(axis=1)
+    equal = np.unique(rows[is_earlier & is_same])
+    near = np.setdiff1d(rows[is_earlier & (ious > SAME_LESION_IOU)], equal)
+    return len(equal), len(near)
 
 
 def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:

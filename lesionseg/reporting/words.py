@@ -139,7 +139,7 @@ def tiles(tables: Evaluation) -> list[Tile]:
     overlap that the rule accepts and by an IoU of at least ½.
     """
     n = len(tables.cases)
-    if tables.scores.has_boxes or not tables.has_mm:
+    if tables.scores.is_judged_by_boxes or not tables.has_mm:
         found = _tiles_by_overlap(tables)
     else:
         found = _tiles_by_size(tables)

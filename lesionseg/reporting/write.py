@@ -331,7 +331,7 @@ def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
         "false positives": "n_false_positive",
         "average precision": "average_precision",
     }
-    if scores.has_boxes:
+    if scores.is_judged_by_boxes:
         columns["box AP at IoU 0.4"] = "box_ap_40"
         columns["box AP at IoU 0.5"] = "box_ap_50"
         columns["box AP, IoU 0.5 to 0.95"] = "box_ap_50_95"

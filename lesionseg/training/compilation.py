@@ -45,7 +45,7 @@ def is_compiled(settings: TrainerConfig, device: str) -> bool:
     return not missing
 
 
-def compile_step(
+def compile_network_and_loss(
     network: nn.Module,
     objective: Objective | None,
     plan: Plan,
@@ -80,7 +80,7 @@ def keep_compiled_if_possible(
     plan: Plan,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Try a compiled step. If it fails, log the reason, and undo `compile_step`.
+    """Try a compiled step. If it fails, log the reason, and undo `compile_network_and_loss`.
 
     Args:
         network: the network to train. Its weights and buffers do not change.

@@ -17,7 +17,11 @@ from lesionseg.losses.base import own_sums
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.rules import NNUNET_VOXELS
-from lesionseg.training.compilation import compile_step, is_compiled, keep_compiled_if_possible
+from lesionseg.training.compilation import (
+    compile_network_and_loss,
+    is_compiled,
+    keep_compiled_if_possible,
+)
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
 from lesionseg.training.processes import n_processes, sum_over_processes
@@ -103,7 +107,9 @@ class LesionModule(pl.LightningModule):
         device = self.trainer.strategy.root_device
         if is_compiled(self.settings, device.type):
             self.network.to(device)
-            compile_step(self.network, self.objective if world == 1 else None, self.plan)
+            compile_network_and_loss(
+                self.network, self.objective if world == 1 else None, self.plan
+            )
             if self.settings.compile == "auto":
                 autocast = self.trainer.precision_plugin.forward_context
                 keep_compiled_if_possible(self.network, self.objective, self.plan, autocast)

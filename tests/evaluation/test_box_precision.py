@@ -274,7 +274,7 @@ def test_precision_of_random_sets_equals_pycocotools(block):
         cases.append(random_case_with_lesions(rng, "last"))
         expected = precision_by_pycocotools(cases)
         known = expected[0] >= 0
-        found = Summary(tables_of([c[2] for c in cases]), PRESET, 0, 0).box_precision()
+        found = Summary(tables_of([c[2] for c in cases]), PRESET, 0, 0).box_scores()
         mean = expected[:, known].mean(axis=1)
         assert precisions(found) == pytest.approx(mean, abs=1e-6)
         (ap_50_95,) = (row.value for row in found if row.name == "box_ap_50_95")

@@ -240,7 +240,7 @@ def test_same_run_gives_the_same_bytes(tmp_path):
 
 def test_without_accepted_candidates_only_a_report_is_written(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
-    seg, sr = write_results(tmp_path, make_prediction(scan).accept_in_zones([]), scan)
+    seg, sr = write_results(tmp_path, make_prediction(scan).reject_outside_zones([]), scan)
     assert not seg.exists()
     assert not read_groups(sr)
     (group,) = hd.sr.srread(sr).content.get_image_measurement_groups()

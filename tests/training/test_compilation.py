@@ -10,7 +10,7 @@ from lesionseg.config import TrainerConfig
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.training import compilation
 from lesionseg.training.compilation import (
-    compile_step,
+    compile_network_and_loss,
     is_compiled,
     keep_compiled_if_possible,
 )
@@ -66,7 +66,7 @@ def test_loss_is_traced_as_one_graph_and_equals_the_eager_loss(loss):
 def test_traced_step_equals_the_eager_step():
     step = make_step(card_plan("unet"), card_config("loss=dice_focal"))
     expected = loss_and_gradient(step)
-    compile_step(*step, backend="eager")
+    compile_network_and_loss(*step, backend="eager")
     assert_equal(loss_and_gradient(step), expected)
 
 
@@ -123,7 +123,7 @@ def test_failed_compilation_is_logged_once_and_the_step_stays_eager(caplog):
     step = make_step(card_plan("unet"), card_config("loss=dice_focal"))
     expected = loss_and_gradient(step)
     step[0].zero_grad()
-    compile_step(*step, backend=broken)
+    compile_network_and_loss(*step, backend=broken)
     keep_compiled_if_possible(*step, nullcontext)
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("lesionseg")]
     assert len(ours) == 1
@@ -139,7 +139,7 @@ def test_trial_of_the_compilation_changes_neither_weights_nor_random_numbers():
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    compile_step(*step, backend="eager")
+    compile_network_and_loss(*step, backend="eager")
     keep_compiled_if_possible(*step, nullcontext)
     assert torch.equal(torch.rand(1), expected)
     assert all(torch.equal(value, before[name]) for name, value in step[0].state_dict().items())

@@ -141,7 +141,7 @@ def read_probabilities(
     mask_values = _find_mask_values(file, labels)
     voxels = _read_voxels(file, are_regions=are_regions)
     # the array's axis order is unknown: it is the one in which its labels agree with the mask
-    label_of_voxel = _label_voxels(voxels, mask_values, are_regions=are_regions)
+    label_of_voxel = _labels_from_probabilities(voxels, mask_values, are_regions=are_regions)
     is_lesion = label_of_voxel > 0
     shape = _fit_shape(file, grid.dims)
     maps = _LabelMaps(
@@ -257,11 +257,13 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
     return np.unique(np.concatenate(found))
 
 
-def _label_voxels(voxels: _Voxels, values: Sequence[int], *, are_regions: bool) -> Integers:
-    """Return the mask value `[n]` of each voxel in nnU-Net's mask.
+def _labels_from_probabilities(
+    voxels: _Voxels, values: Sequence[int], *, are_regions: bool
+) -> Integers:
+    """Compute the value `[n]` that nnU-Net writes into its mask for each voxel.
 
-    It is that of the most probable label. Regions are painted if their probability is above 0.5,
-    later ones over earlier ones.
+    It is the value of the most probable label, or 0 for the background. Regions are painted if
+    their probability is above 0.5, later ones over earlier ones.
     """
     if not are_regions:
         value_of = np.array([0, *values], dtype=np.int64)

@@ -62,7 +62,7 @@ def _resize_slabs(
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
-    row_neighbours = _rows(n_rows, shape[0], orders[0])
+    row_neighbours = _find_input_rows(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
         needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated
@@ -74,8 +74,11 @@ def _resize_slabs(
         yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)
 
 
-def _rows(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the input rows of each output row. Equal numbers of rows need no interpolation."""
+def _find_input_rows(n_in: int, n_out: int, order: int) -> Neighbours:
+    """Return the input rows from which each output row is interpolated, and their weights.
+
+    Equal numbers of rows need no interpolation: each output row has one input row.
+    """
     if n_in == n_out:
         order = 0
     return find_neighbours(n_in, n_out, order)
