@@ -202,11 +202,13 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     typed.append(f"trainer.accelerator={options.accelerator}")
 
     def plan_with(*overrides: str) -> Plan:
+        """Return the plan of lesionseg with these settings, and write it into `folder`."""
         cfg: Any = compose("train", [*typed, *overrides])
         return plan_run(Experiment.on(cfg, found, folder))
 
     own_plan = plan_with()
-    return Setting(name, root, found, plan_with(LARGEST_TILES, *sizes(options)), own_plan, options)
+    plan = plan_with(LARGEST_TILES, *sizes(options))
+    return Setting(name, root, found, plan, own_plan, options)
 
 
 def sizes(options: argparse.Namespace) -> list[str]:
