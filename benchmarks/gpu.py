@@ -568,7 +568,7 @@ def inference_rows(scale: Scale) -> list[table.Row]:
 def scan_rows(scale: Scale) -> list[table.Row]:
     """Predict a CT from NIfTI to NIfTI, and measure the network without the rest.
 
-    Then predict four scans in a row, of which one is read and one written next to the network.
+    Then predict four scans in a row. While the network runs, one scan is read and one is written.
     """
     from lesionseg.config import PredictConfig
     from lesionseg.pipeline.predict import predict

@@ -1,4 +1,4 @@
-"""Decide by measurement what is the default on a GPU, in two runs of 7 and of 4.5 minutes.
+"""Decide the defaults for a GPU by measurement, in two runs of 7 and of 4.5 minutes.
 
     python benchmarks/gpu_decide.py --out runs/decide --peers peers              # blocks A, B, C
     python benchmarks/gpu_decide.py --out runs/decide --part 2 --data heads      # block D
@@ -7,7 +7,7 @@
 
 A: a step of 2 × 128³ voxels, ours and nnU-Net's, eager and compiled, and where its time goes.
 B: the same voxels in 2 tiles of 128³ and 16 of 64³, eager and as a CUDA graph.
-C: two trainings with 3 and 7 workers, compared with their step alone.
+C: two trainings with 3 and 7 workers, compared with their step without the loader.
 D: two trainings at the same time, with the planned tiles and with small ones.
 
 Each block has a deadline and its own process, which is killed 10 seconds after the deadline. Its
@@ -52,7 +52,7 @@ TEN_MINUTES = 600.0
 BETTER_AP = 0.02
 BETTER_DICE = 0.01
 NNUNET_GOAL = 1.2  # nnU-Net's compiled step divided by ours
-LOADED_GOAL = 0.95  # steps per second of a training divided by those of its step alone
+LOADED_GOAL = 0.95  # steps per second of a training divided by those without its loader
 # Kinds of kernels by parts of their names; the first that fits counts. Layout comes first, because
 # the names of convolutions contain their layout.
 KERNELS: Mapping[str, tuple[str, ...]] = {
@@ -75,10 +75,10 @@ class Block:
     Attributes:
         scale: sizes and device.
         options: command line.
-        ends: when measuring has to end, by `time.monotonic`.
-        rows: what was measured.
-        skipped: what was not, with the reason.
-        decisions: what follows from the rows.
+        ends: end of the measurements, by `time.monotonic`.
+        rows: the measurements.
+        skipped: the parts that were not measured, with the reason.
+        decisions: conclusions from the rows.
     """
 
     scale: Scale
@@ -164,7 +164,7 @@ def measure_step(block: Block) -> None:
 def decide_on_compiling(
     block: Block, ms: Mapping[str, float], seconds: Mapping[str, float]
 ) -> None:
-    """State what follows from the best steps and from the seconds until the first one."""
+    """Decide on `trainer.compile` by the best steps and the seconds until the first one."""
     compiled = [name for name in ms if name.startswith("compiled")]
     if not compiled:
         block.decisions.append("compile: no compiled step was measured; nothing changes")
@@ -297,7 +297,7 @@ def graph(step: TrainingStep) -> Callable[[], None]:
 
 
 def measure_loader(block: Block) -> None:
-    """Measure trainings with 3 and 7 workers, in steps per second over those of the step alone."""
+    """Measure trainings with 3 and 7 workers, in steps per second over those without the loader."""
     plan = gpu.plan_of(block.scale)
     with tempfile.TemporaryDirectory() as name:
         cases = gpu.prepare_heads(Path(name), plan, block.scale.lesions_per_head)
@@ -468,7 +468,7 @@ def run_block(name: str, options: argparse.Namespace) -> None:
     block = Block(scale, options, began + seconds)
     try:
         measure(block)
-    except Exception as error:  # print and keep what was measured before
+    except Exception as error:  # print it, and keep the rows measured before it
         traceback.print_exc()
         block.skipped[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     line = table.print_report(

@@ -10,12 +10,12 @@ false ones. Then check them, and train on them:
 
     python scripts/prepare.py check=true data.root=CORRECTED
 
-The client needs neither torch nor a GPU: `pip install nninteractive-client`. The server does: `pip
-install nnInteractive`, then `nninteractive-server`. Its weights have a licence of their own (CC
-BY-NC-SA 4.0). NN_INTERACTIVE_API_KEY is the server's key, if it has one.
+The client needs neither torch nor a GPU: `pip install nninteractive-client`. The server needs both:
+`pip install nnInteractive`, then `nninteractive-server`. Its weights have a licence of their own
+(CC BY-NC-SA 4.0). NN_INTERACTIVE_API_KEY is the server's key, if it has one.
 
-Run once against nnInteractive's server 2.6.0 with random weights, without its zoom (on a CPU it
-takes longer than the client waits); untried with its own weights.
+This was run once against nnInteractive's server 2.6.0 with random weights, without its zoom (on a
+CPU it takes longer than the client waits), and is untried with its own weights.
 """
 
 import sys

@@ -28,7 +28,7 @@ c.run_recipe = train
 sys.exit(c.run("train", ["data.root=x", f"run_dir={sys.argv[1]}"]))
 """
 
-# two processes, of which only the parent receives the signal
+# two processes; only the parent receives the signal
 SPAWNING = TRAINING.replace("workers=2", "devices=2")
 
 DECODING = """

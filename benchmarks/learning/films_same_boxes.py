@@ -2,8 +2,9 @@
 
     python benchmarks/learning/films_same_boxes.py --data DIR … --table same_boxes.csv
 
-The boxes lie where the lesions of the training films usually are, and have their mean size. Films
-and scores are those of `films.py`. A network that learns what lesions look like must be better.
+The boxes are at the usual places of the lesions of the training films, and have their mean size.
+Films and scores are those of `films.py`. A network that learns what lesions look like must be
+better.
 """
 
 import argparse

@@ -74,7 +74,7 @@ SIZES = ("model.tile_shape=", "model.base_features=")
 BATCH = {2: 4, 3: 2}  # dimensions: tiles per step of nnU-Net's cut plan
 HIGHEST = 8  # number of voxels whose mean ranks a candidate
 SPREAD = 10.0  # log-odds with a score of 3/4
-EXTENTS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # thresholds of outlines of which a tool has its best
+EXTENTS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # thresholds of outlines; each tool may use its best
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock minutes per cell")
-    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes per cell, by --clock")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="see above")
     parser.add_argument("--steps", type=int, help="training steps of each tool, instead of minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each tool")
@@ -202,11 +202,13 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     typed.append(f"trainer.accelerator={options.accelerator}")
 
     def plan_with(*overrides: str) -> Plan:
+        """Return the plan of lesionseg with these settings, and write it into `folder`."""
         cfg: Any = compose("train", [*typed, *overrides])
         return plan_run(Experiment.on(cfg, found, folder))
 
     own_plan = plan_with()
-    return Setting(name, root, found, plan_with(LARGEST_TILES, *sizes(options)), own_plan, options)
+    plan = plan_with(LARGEST_TILES, *sizes(options))
+    return Setting(name, root, found, plan, own_plan, options)
 
 
 def sizes(options: argparse.Namespace) -> list[str]:

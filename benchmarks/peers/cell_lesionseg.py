@@ -50,6 +50,7 @@ def main() -> None:
     before = minutes_before_training(job["began"], output)
     if job.get("clock") == "processor":
         before = 0.0
+        # the training ends, and its learning rate falls, by this clock
         module.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})

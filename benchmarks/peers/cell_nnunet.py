@@ -177,7 +177,7 @@ def train(
         print(f"continues after step {len(trained.losses)}", flush=True)
     losses = trained.losses
     left = job["minutes"] - trained.minutes_before
-    # of the processes that were interrupted
+    # with the minutes of the processes that were interrupted
     before = trained.minutes
     cpu_before = trained.cpu_minutes - time.process_time() / 60
     began = now()

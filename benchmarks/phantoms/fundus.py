@@ -24,7 +24,7 @@ Picture = NDArray[np.float64]
 
 BACKGROUND = (168.0, 82.0, 38.0)  # red, green, blue of the retina, 0 to 255
 LESION = (62.0, 78.0, 30.0)  # added at the centre of a lesion of contrast 1
-# added at the centre of a spot that is no lesion: pale, grey and reddish
+# added at the centre of a spot that is not a lesion: pale, grey and reddish
 DISTRACTORS = ((60.0, 26.0, 22.0), (34.0, 38.0, 62.0), (48.0, -6.0, -4.0))
 
 
@@ -35,7 +35,7 @@ class FundusSettings:
     Attributes:
         side: rows and columns.
         n_lesions: mean number of lesions of a picture (Poisson).
-        n_distractors: mean number of spots that are no lesion.
+        n_distractors: mean number of spots that are not lesions.
         diameter: least and most diameter of lesions in pixels, log-uniform.
         contrast: least and most factor of a lesion's colour.
         noise: standard deviation of the noise in grey values.

@@ -1,6 +1,6 @@
 """Simulated pairs of visits: a head whose lesions are new, gone, enlarged, shrunk or stable.
 
-The programs and tests of `follow` use them.
+The benchmarks and tests of `follow` use them.
 """
 
 from collections.abc import Mapping

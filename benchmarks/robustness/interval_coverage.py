@@ -46,7 +46,7 @@ def bootstrap_ends(
 
 
 def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Tables:
-    """Draw patients, of which a share has lesions. Lesions score `shift` above the middle."""
+    """Draw patients. The share `ill` has lesions. Lesions score `shift` above the middle."""
     positive = rng.random(n) < ill
     lesions = positive * (1 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n)))
     false = rng.poisson(rng.gamma(0.7, 3 / 0.7, n))

@@ -2,7 +2,7 @@
 
     python docs/figures/make_figures.py
 
-Writes focal_*.svg, results.svg and curves.svg beside this file, and the numbers that focal.md
+Writes focal_*.svg, results.svg and curves.svg next to this file, and the numbers that focal.md
 quotes to focal_numbers.json. Values and gradients come from `sigmoid_focal_loss` and its backward
 pass, those of trainings from benchmarks/results.
 """
@@ -29,8 +29,8 @@ ROWS = HERE.parents[1] / "benchmarks" / "results"
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 COLOURS = (INK, "#56b4e9", FOUND, ACCENT, "#cc79a7")  # Okabe and Ito 2008
 FRACTIONS = (1e-2, 1e-3, 1e-4)
-# A calibrated detector whose evidence for and against a lesion is normal, the two kinds of voxels
-# lying 4 standard deviations apart (area under the ROC curve 0.998): half-way through training.
+# A calibrated detector half-way through training. Its evidence is normal in both kinds of voxels,
+# with means that differ by 4 standard deviations (area under the ROC curve 0.998).
 DISTANCE = 4.0
 EASY = 0.1  # background that is given a lower probability than this is called easy
 # The best α for each γ in table 1b of Lin et al. (arXiv 1708.02002)

@@ -1,7 +1,7 @@
 """A hook of mkdocs: each notebook page can also be downloaded as .ipynb, without outputs.
 
 The pages are Markdown, so that they read, diff and merge as text; their Python blocks are the
-cells, which a test runs in order.
+cells, which a test runs in order. Only the site has the notebooks and the links to them.
 """
 
 import json
@@ -44,3 +44,11 @@ def on_files(files: Any, config: Any) -> Any:
         content = as_ipynb(page.read_text(encoding="utf-8"))
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Add a link to its notebook below the title of a notebook page. This is a hook of mkdocs."""
+    path = HERE.parent / page.file.src_uri
+    if path.parent != HERE:
+        return markdown
+    return markdown.replace("\n\n", f"\n\n[Download as a notebook]({path.stem}.ipynb)\n\n", 1)

@@ -1,4 +1,4 @@
-"""`info`: state what a model needs, and what a data folder contains. Nothing is written."""
+"""`info`: state the needs of a model and the contents of a data folder. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Mapping

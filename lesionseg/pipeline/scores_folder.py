@@ -1,4 +1,4 @@
-"""The folders of scores and reports: where they are located, and which may not be replaced."""
+"""The folders of scores and reports: their places, and which ones may not be replaced."""
 
 from pathlib import Path
 

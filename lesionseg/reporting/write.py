@@ -392,7 +392,7 @@ def write_adjudication(path: Path, tables: Evaluation) -> int:
             rows.append({name: row.get(name, "") for name in written})
     if rows:
         write_csv(path, rows, written)
-    else:  # a table of an earlier setting would list candidates that are no longer false
+    else:  # a table of an earlier setting would list candidates that are true positives now
         path.unlink(missing_ok=True)
     return len(false)
 

@@ -82,7 +82,7 @@ def test_every_link_on_a_page_leads_to_a_file_and_a_heading(page):
     for target in re.findall(r"(?:\]\(|src=\")([^)\"\s]+)", read_without_blocks(page)):
         name, _, anchor = target.partition("#")
         file = page.parent / name if name else page
-        if target.startswith("http") or name.endswith(".ipynb"):  # made from the page
+        if target.startswith("http"):
             continue
         assert file.is_file(), target
         if anchor:
@@ -115,6 +115,8 @@ def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert (tmp_path / "iframe-worker.js").is_file()
     assert 'src="iframe-worker.js"' in page
     assert (tmp_path / "notebooks" / "quick_start.ipynb").is_file()
+    quick_start = tmp_path / "notebooks" / "quick_start.html"
+    assert 'href="quick_start.ipynb"' in quick_start.read_text("utf-8")
     assert 'id="lesionseg.evaluate"' in (tmp_path / "api" / "index.html").read_text("utf-8")
 
 

@@ -64,7 +64,7 @@ def test_counts_agree_for_a_thousand_small_lesions(tmp_path):
         box = slice(z, z + 3), slice(y, y + 3), slice(x, x + 3)
         if i < 1000:
             lesions[box] = 1
-        if i >= 100:  # 100 lesions are missed, and 200 objects are no lesions
+        if i >= 100:  # 100 lesions are missed, and 200 objects are not lesions
             p[(0, *box)] = rng.uniform(0.5, 1)
     found = find_candidates(p, geometry, CandidateRule(), (1,), "A")
     write_prediction(tmp_path / "out", accept(found, OperatingPoint("score:0.4", 0.4)))

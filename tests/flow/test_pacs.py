@@ -251,7 +251,7 @@ def test_results_of_a_night_are_in_the_pacs_once(pacs, predict_night, tmp_path):
     assert pacs.requests(STORE) == stored
     assert {file: file.read_bytes() for file in results.glob("1.2.*")} == files
 
-    # all series: results are no scans, radiographs are known without fetching them
+    # all series: results are not scans, radiographs are known without fetching them
     rows = predict_night(pacs.address, send=pacs.address).rows
     assert {row.case: row.status for row in rows if row.case.startswith("1.2.9")} == {
         row.case: "skipped" for row in rows if "radiograph" in row.message

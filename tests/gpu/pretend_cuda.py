@@ -409,7 +409,7 @@ def _check_devices(func, packet, args, tensors, index):
 
 
 def _record(packet, args, kwargs, on_cards, index):
-    """Record what the host waits for in this operation."""
+    """Record the operation on its card, and whether the host waits for it."""
     cards = _cards()
     cards.ops_by_card[index] += 1
     if on_cards and packet in WAITING:

@@ -33,7 +33,7 @@ class KnownHosts:
         await JSONResponse({"detail": UNKNOWN_NAME}, 400)(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:
-        """Return True if the header `Host` has a known name. `*.name` stands for its subdomains."""
+        """Return True if the header `Host` has a known name. `*.name` matches its subdomains."""
         match = _HOST.fullmatch(header)
         if "*" in self.hosts:
             return True

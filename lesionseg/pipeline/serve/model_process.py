@@ -1,7 +1,7 @@
 """The process that holds the model of a server. It can be killed during a scan.
 
 The functions `load_model` and `predict_by_loaded_model` run in this process. `load_model` imports
-torch and most of what a scan needs, because the time of a scan is limited. The module itself is
+torch and most modules that a scan needs, because the time of a scan is limited. This module is
 light, so that the process loads the model while the server imports the rest.
 """
 
