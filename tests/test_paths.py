@@ -195,6 +195,14 @@ def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key
     assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err
 
 
+def test_mistyped_input_is_an_error_before_a_model_is_downloaded(place, capsys):
+    model = "https://127.0.0.1:1/model.zip"
+    assert run("predict", arguments_of("predict", bundle=model, input="nowhere")) == 1
+    error = capsys.readouterr().err
+    assert "input=nowhere" in error
+    assert "127.0.0.1" not in error
+
+
 @pytest.mark.parametrize("command", ["predict", "evaluate", "follow"])
 @pytest.mark.parametrize("name", ["res.nii.gz", "res.png", "res.csv"])
 def test_output_that_is_the_name_of_a_file_is_refused(command, name, place, capsys):

@@ -49,7 +49,8 @@ def _require_place(kind: PathKind, key: str, path: str) -> None:
         raise ConfigError(
             f"{key}= is empty. Give a path. A shell variable that is not set is empty, too."
         )
-    if is_url(path) and kind not in _WITH_URL:
+    is_model = kind in _MODELS and path.startswith(_ADDRESSES)
+    if is_url(path) and kind not in _WITH_URL and not is_model:
         # it would otherwise be a path, and the files go into a local folder `s3:`
         known = " Or a model at hf:// or https://." if kind in _MODELS else ""
         raise ConfigError(f"{key}={path}: this cannot be a URL. Name a local path.{known}")
