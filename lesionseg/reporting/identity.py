@@ -8,7 +8,7 @@ from lesionseg.io.text import read_json
 
 
 def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
-    """Return the provenance of an evaluation with what its run directory states.
+    """Return the provenance of an evaluation, completed from its run directory.
 
     Args:
         scores_dir: The folder of scores.json.
@@ -24,7 +24,7 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
 def read_run(folder: Path) -> Provenance:
     """Read the model and its training from a run directory, or a folder one or two levels below.
 
-    Nothing is stated if the run is unfinished, or if the folder belongs to no run.
+    The provenance is empty if the run is unfinished, or if the folder does not belong to a run.
     """
     from lesionseg.inference.bundle import bundle_digest
 

@@ -81,7 +81,8 @@ class Sources:
             reference.
         reference: The root of a dataset, or a folder of masks.
         prediction: A folder of prediction files.
-        made: The provenance of the scores. It states how the boxes of several readers were merged.
+        made: The provenance of the scores. It states the file of annotations, and how readers and
+            labels were merged.
 
     Raises:
         ReadError: if a folder does not exist.
@@ -153,9 +154,8 @@ class Sources:
         reference = self._read_reference(found)
         channels = found.image.present_channels
         colours = _read_colours(files)
-        image = channels[0]
-        if colours is not None and len(channels) == 3:
-            image = found.image.brightness()
+        is_in_colour = colours is not None and len(channels) == 3
+        image = found.image.brightness() if is_in_colour else channels[0]
         mask = _reference_mask(reference, geometry)
         scene = Scene(image, geometry, mask, colours=colours)
         names = [name for name in self._names_of(case) if name in self._predictions]
