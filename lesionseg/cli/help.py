@@ -82,8 +82,8 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
         comment = own.get(key, "").partition(" # ")[2]
         lines += _aligned(key, comment or f"{', '.join(known[key])} (--help={key})")
     topics = dict.fromkeys((*known, *sorted(sections)))
-    lines += ["", f"More: {', '.join(f'--help={name}' for name in topics)}"]
-    lines[-1:] = wrap(lines[-1], _WIDTH, break_on_hyphens=False)
+    more = ", ".join(f"--help={name}" for name in (*topics, _EVERYTHING))
+    lines += ["", *wrap(f"More: {more}", _WIDTH, break_on_hyphens=False)]
     lines += [f"--help={_EVERYTHING} lists every setting.", ""]
     lines += ["The error for a mistyped key suggests the nearest key."]
     lines += ["--config-dir DIR adds your own options. --cfg prints the settings and stops."]

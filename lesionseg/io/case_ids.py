@@ -33,7 +33,7 @@ def case_id(parts: Iterable[str]) -> str:
     if len(encoded) <= MAX_ID_BYTES:
         return case
     digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
-    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the begin and of the end
+    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the beginning and of the end
     begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
     end = encoded[-n_kept:].decode(errors="ignore")
     return f"{begin.rstrip()}_{digest}_{end.lstrip()}"

@@ -27,7 +27,7 @@ TEXT_SUFFIXES = (
     ".pdf", ".log", ".bval", ".bvec", ".py", ".sh", ".db", ".ini", ".lock", ".xlsx", ".docx",
 )  # fmt: skip
 _MAX_DEPTH = 4  # levels of folders that are searched: run/fold_0/validation/probabilities
-TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # begin of the temporary names of `atomic_path`
+TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # beginning of the temporary names of `atomic_path`
 
 
 @contextmanager
