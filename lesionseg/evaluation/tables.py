@@ -61,6 +61,7 @@ n_detected | integer | | Number of lesions found at the operating point.
 n_missed | integer | | Number of missed lesions.
 n_false_positive | integer | | Number of false positives.
 n_ignored | integer | | Number of accepted candidates that are neither true nor false positive.
+n_outside | integer | | Number of candidates outside `keep_zones`, which were not accepted.
 dice | number | | Dice of all labels together. Empty without masks or without a lesion.
 surface_dice | number | | Surface Dice. Empty in the same cases.
 hd95_mm | number | mm | HD95. Empty also if one of the masks is empty.

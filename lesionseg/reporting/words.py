@@ -217,7 +217,8 @@ def _false_positive_tile(tables: Evaluation) -> Tile:
 def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
     """Return the limitations of the evaluation in one line."""
     n_warned = int((tables.cases["warning"] != "").sum())
-    return say("limitations", tables=tables, study=study, n_warned=n_warned)
+    n_outside = int(tables.cases["n_outside"].sum())
+    return say("limitations", tables=tables, study=study, n_warned=n_warned, n_outside=n_outside)
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
         "n_lesions": "lesions",
         "n_detected": "found",
         "n_false_positive": "false positives",
+        "n_outside": "outside the zones",
         "dice": "Dice",
         "reference_ml": "marked, ml",
         "predicted_ml": "predicted, ml",
@@ -306,8 +307,9 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
     cases = tables.cases
     filled = cases.columns[cases.notna().any()]  # radiographs have no volumes, for example
     kept = {old: new for old, new in columns.items() if old in filled}
-    if "warning" in kept and (cases["warning"] == "").all():
-        kept.pop("warning")
+    for name, nothing in (("warning", ""), ("n_outside", 0)):
+        if name in kept and (cases[name] == nothing).all():
+            kept.pop(name)
     if tables.patients_stated:
         # patients keep the order in which they first appear
         place_of = {group: place for place, group in enumerate(cases["group"].unique())}

@@ -22,7 +22,7 @@ from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
-from tests.commands import evaluate, predict
+from tests.commands import evaluate, predict, report
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
 
@@ -414,6 +414,28 @@ def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones
     assert row.warning in (out / "predictions.log").read_text()
     table = read_csv(out / "predictions.csv")[0]
     assert (table["n_accepted"], table["warning"]) == ("1", row.warning)
+
+
+def test_scores_and_page_count_the_candidates_outside_the_kept_zones(
+    bundle, scans, zones, tmp_path
+):
+    scan, out, scores = scans / "a.nii.gz", tmp_path / "out", tmp_path / "scores"
+    masks = tmp_path / "masks"
+    run(bundle, scan, masks, zones=zones)  # both lesions
+    references = tmp_path / "references"
+    references.mkdir()
+    shutil.copy(masks / "a_mask.nii.gz", references / "a.nii.gz")
+    run(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]})
+
+    evaluate(references, out, scores, replicates=0)
+    assert read_csv(scores / "cases.csv")[0]["n_outside"] == "1"
+    sentence = "1 marking outside the zones that were kept does not count."
+    assert sentence in report(scores, tmp_path / "page").page.read_text("utf-8")
+
+    # another operating point ignores the zones
+    evaluate(references, out, scores, replicates=0, operating_point="score:0.1")
+    assert read_csv(scores / "cases.csv")[0]["n_outside"] == "0"
+    assert sentence not in report(scores, tmp_path / "page").page.read_text("utf-8")
 
 
 def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):
