@@ -21,10 +21,10 @@ from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
-    find_left_out,
+    find_unread_files,
+    findings_about,
     list_images,
-    remark_unread_files,
-    validate,
+    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     RunLengths,
@@ -243,7 +243,7 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         files = [AnnotationFile(annotations, (root / "images", root), images=images)]
     contents: list[tuple[AnnotationFile, _Content]] = []
     for file in files:
-        content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
+        content = parse_as(_Content, read_json(file.path, allow_nan=True), file.path)
         contents.append((file, content))
     names, label_of, findings = _find_labels(root, contents)
     rows: list[Row] = []
@@ -301,7 +301,7 @@ def _read_rows(
         name = str(_to_slashes(record.get("file_name")))
         case = case_of.setdefault(number, _case_id(name))
         with collect_errors(findings, case, file.path):
-            image = validate(_Image, record)
+            image = parse_as(_Image, record)
             if n_images[number] > 1:
                 raise DatasetError(
                     f"{name} has the id {number} of another image, so its annotations are not "
@@ -320,7 +320,7 @@ def _read_rows(
                     f"image {number[:40]} or category {category[:40]} is not listed. Add it to the "
                     "images or categories."
                 )
-            lesion = validate(_Annotation, annotation).lesion(label_of[category], where)
+            lesion = parse_as(_Annotation, annotation).lesion(label_of[category], where)
             lesions.setdefault((number, lesion.reader), []).append(lesion)
             if number in readers_of:  # otherwise the entry of the image is wrong
                 readers_of[number].add(lesion.reader)
@@ -372,11 +372,11 @@ def _find_unlisted(
     unlisted = {image for file in files for images in file.images.values() for image in images}
     unlisted -= set(listed)
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
-        findings += remark_unread_files(folder, folders=False)  # folders may contain more images
+        findings += find_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir())) - set(listed)
     names = [file.name for file in sorted(unlisted)]
     words = "next to the listed images, left out"
-    return [*findings, *find_left_out(root, names, "image", words)]
+    return [*findings, *findings_about(root, names, "image", words)]
 
 
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:

@@ -19,9 +19,9 @@ from lesionseg.io.case_ids import split_channel
 from lesionseg.io.channels import missing_channels
 from lesionseg.io.layouts.checks import (
     Count,
-    find_left_out,
-    remark_unread_files,
-    validate,
+    find_unread_files,
+    findings_about,
+    parse_as,
 )
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.table import Row, Table
@@ -85,7 +85,7 @@ def read_nnunet_labels(path: Path) -> Labels:
 
 def nnunet_labels(content: object, path: Path) -> Labels:
     """Return the labels in the content of a `dataset.json`. Raises `DatasetError`."""
-    return _parse_labels(validate(_DatasetJson, content, path), path)
+    return _parse_labels(parse_as(_DatasetJson, content, path), path)
 
 
 def read_nnunet(root: Path) -> Table:
@@ -97,7 +97,7 @@ def read_nnunet(root: Path) -> Table:
     path = root / "dataset.json"
     findings = list[Finding]()
     content = read_json(path, allow_nan=True)
-    facts = validate(_DatasetJson, content, path)
+    facts = parse_as(_DatasetJson, content, path)
     names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
     found = {}
@@ -124,7 +124,7 @@ def read_nnunet(root: Path) -> Table:
         findings,
         name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
-        convention="nnunet" if naming.images or facts.dataset is not None else "msd",
+        layout="nnunet" if naming.images or facts.dataset is not None else "msd",
     )
 
 
@@ -202,7 +202,7 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     """
     if not folder.is_dir():
         return []
-    findings += remark_unread_files(folder)
+    findings += find_unread_files(folder)
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
@@ -219,7 +219,7 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         if is_other_kind or is_copy:
             left_out.add(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += find_left_out(folder, [file.name for file in sorted(left_out)], "file", words)
+    findings += findings_about(folder, [file.name for file in sorted(left_out)], "file", words)
     return [file for file in files if file not in left_out]
 
 
@@ -279,7 +279,7 @@ def _count_findings(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> li
         # some lists name the file of the first channel, others the case
         named |= {split_channel(name)[0] for name in named}
         unlisted = [case for case in cases if named and case not in named]
-        return find_left_out(
+        return findings_about(
             path,
             unlisted,
             "case",

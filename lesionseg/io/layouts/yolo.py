@@ -24,9 +24,9 @@ from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import (
     Count,
     distinct_ids,
-    find_left_out,
+    findings_about,
     list_images,
-    validate,
+    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
@@ -109,7 +109,7 @@ def read_yolo(root: Path) -> Table:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
     root = Path(os.path.normpath(root))
     stated = {str(key): value for key, value in read_yaml(path).items()}
-    content = validate(_DataFile, stated, path)
+    content = parse_as(_DataFile, stated, path)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
@@ -316,4 +316,4 @@ def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
             if file not in used and file.name not in _NO_LABELS:
                 orphans.append(file.name)
     words = "without an image, left out"
-    return find_left_out(path, orphans, "text file", words, most=5, severity="warning")
+    return findings_about(path, orphans, "text file", words, most=5, severity="warning")
