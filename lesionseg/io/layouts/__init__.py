@@ -33,7 +33,7 @@ from lesionseg.io.layouts.boxes_csv import BOXES, has_boxes_csv, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
-from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.table import ReadingRules, Table, read_table
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
@@ -70,7 +70,7 @@ def _has_manifest(root: Path) -> bool:
 
 
 def _has_dataset_json(root: Path) -> bool:
-    return (root / "dataset.json").is_file()
+    return (root / DATASET_JSON).is_file()
 
 
 # The first layout that recognises a folder is used. Tables for lesionseg come first, because they

@@ -18,6 +18,7 @@ from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, parse_as
 from lesionseg.io.layouts.manifest import LABELS, read_labels
+from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_json
@@ -61,7 +62,7 @@ def find_datalist(root: Path) -> Path | None:
             match read_json(path, allow_nan=True):
                 case {"training": [{"image": _}, *_]}:
                     has_folder = any((root / name).is_dir() for name in _FOLDERS_OF_NNUNET)
-                    is_nnunet = path.name == "dataset.json" and has_folder
+                    is_nnunet = path.name == DATASET_JSON and has_folder
                     if not is_nnunet:
                         return path
     return None
