@@ -34,7 +34,7 @@ from lesionseg.io.case_ids import check_case_id, without_first_channel
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import remark_unread_files
+from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
 from lesionseg.io.nnunet_model import LABELS
@@ -212,7 +212,7 @@ def list_predictions(
     """
     by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
     found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
-    findings += remark_unread_files(folder, folders=False, usual=_OF_NNUNET)
+    findings += find_unread_files(folder, folders=False, usual=_OF_NNUNET)
     return _with_ids_of_references(found, references, folder), findings
 
 
