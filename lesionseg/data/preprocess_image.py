@@ -17,7 +17,7 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError, count
-from lesionseg.io.limits import limits
+from lesionseg.io.limits import check_resampled
 from lesionseg.ops.resample import resample_to
 from lesionseg.plan.plan import Normalisation, Plan
 
@@ -105,13 +105,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
             "Correct the spacing or its unit in the file's header, or use a model that was trained "
             "on such scans."
         )
-    # a small file with large voxels must not exhaust the memory
-    if math.prod(geometry.shape) > limits().max_voxels:
-        sizes = " × ".join(map(str, geometry.shape))
-        raise GeometryError(
-            f"{where or 'image'}: would have {sizes} voxels on the plan's grid, more than "
-            f"{limits().max_voxels}. Check the voxel size in the file's header."
-        )
+    check_resampled(where or "image", geometry.shape)
     return read_linear(view, geometry)
 
 

@@ -80,12 +80,12 @@ def comparison_key(case: str) -> str:
     return normalize("NFC", folded)  # because folding separates some letters from their accents
 
 
-def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetError) -> None:
+def check_case_id(case: str, where: object, error: type[LesionsegError] = DatasetError) -> None:
     """Raise an error if a case id cannot be part of a file name.
 
     Args:
         case: The case id.
-        where: The file or folder that the id comes from, for the message.
+        where: The file, line or folder that the id comes from, for the message.
         error: The type of the error that is raised.
     """
     if fault := case_id_fault(case):

@@ -2,9 +2,9 @@
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import Geometry
@@ -69,6 +69,15 @@ def set_limits(limits: FileLimits) -> None:
     _limits = limits
 
 
+def limit_voxels(most: int, advice: str) -> None:
+    """Lower the largest number of voxels in this process, unless it is lower already.
+
+    `advice` is added to the message about a larger image, see `FileLimits`.
+    """
+    if most < _limits.max_voxels:
+        set_limits(replace(_limits, max_voxels=most, advice=advice))
+
+
 def largest_content(n_compressed: int) -> int:
     """Return the largest number of bytes that so many bytes of deflate can contain."""
     return n_compressed * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
@@ -127,6 +136,23 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
         raise ReadError(
             f"{path}: impossible extent: the longest side is {extent:.3g} mm with the spacing "
             f"{spacing} mm, expected {least:g}–{largest:g} mm.{advice}"
+        )
+
+
+def check_resampled(where: str, shape: Sequence[int]) -> None:
+    """Raise `GeometryError` if a resampled image would have more voxels than the limit.
+
+    A small file with large voxels could otherwise exhaust the memory.
+
+    Args:
+        where: The image, for the message.
+        shape: The shape of the resampled image.
+    """
+    if math.prod(shape) > _limits.max_voxels:
+        sizes = " × ".join(map(str, shape))
+        raise GeometryError(
+            f"{where}: would have {sizes} voxels on the model's grid, more than "
+            f"{_limits.max_voxels}. Check the voxel size in the file's header."
         )
 
 

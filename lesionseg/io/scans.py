@@ -29,7 +29,7 @@ from lesionseg.io.channels import missing_channels
 from lesionseg.io.contents import content_digest, content_files, file_state
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
-from lesionseg.io.dicom.series import folder_name, split_series
+from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.formats import DICOM
 from lesionseg.io.layouts.manifest import read_scan_rows
@@ -657,7 +657,7 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
     if dicom.is_series and not parts:
-        parts = [folder_name(folder)]
+        parts = [_folder_name(folder)]
     case = case_id(filter(None, [*parts, dicom.name]))
     other_case = case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else ""
     files = CaseFiles(case, (dicom.place,), group=case)
@@ -698,7 +698,7 @@ def _relative_path(path: Path, root: Path) -> str:
     A path outside `root`, and `root` itself, are given by their name.
     """
     if path == root:
-        return printable_text(folder_name(path))
+        return printable_text(_folder_name(path))
     with suppress(ValueError):
         return printable_text(path.relative_to(root).as_posix())
     return printable_text(path.name)
@@ -712,3 +712,8 @@ def _folders_between(root: Path, folder: Path) -> list[str]:
     with suppress(ValueError):
         return [part for part in folder.relative_to(root).parts if part != ".."]
     return []
+
+
+def _folder_name(folder: Path) -> str:
+    """Return the name of a folder, also if its path is `.` or ends in `..`."""
+    return folder.resolve().name if folder.name in ("", "..") else folder.name

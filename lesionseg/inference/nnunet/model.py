@@ -23,7 +23,6 @@ from torch import nn
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
-from lesionseg.io.limits import limits
 from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
@@ -51,6 +50,7 @@ _PICTURES = "NaturalImage2DIO"
 _REORIENTING = "WithReorient"
 _SLOPE = 0.01  # nnU-Net's default for the leaky ReLU
 _UNKNOWN_FRACTION = 0.01  # placeholder for the share of lesion voxels
+_THICKEST_MM = 100.0  # of a slice; nnU-Net gives a picture one slice of 999 mm
 _EPS = 1e-5  # nnU-Net's default for the instance norm
 
 
@@ -211,7 +211,7 @@ def _reads_pictures(plans: _Plans, recipe: NnunetRecipe) -> bool:
     if plans.image_reader_writer == _PICTURES:
         return True
     median = plans.original_median_spacing_after_transp
-    return recipe.network_dims == 2 and bool(median) and median[0] > limits().spacing_mm[1]
+    return recipe.network_dims == 2 and bool(median) and median[0] > _THICKEST_MM
 
 
 def _require_fitting_layers(

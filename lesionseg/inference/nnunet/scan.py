@@ -6,7 +6,6 @@ numbers of voxels over the same extent. An axis of thick slices is resized separ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import cc3d
 import numpy as np
@@ -18,8 +17,7 @@ from torch import Tensor
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import to_canonical
-from lesionseg.errors import GeometryError
-from lesionseg.io.limits import limits
+from lesionseg.io.limits import check_resampled
 from lesionseg.ops.components import foreground_slices
 from lesionseg.ops.resize import resize
 from lesionseg.plan.nnunet_preprocessing import NnunetNormalisation, NnunetRecipe, NnunetResampling
@@ -77,12 +75,7 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     inside = is_not_zero[crop]
     target = network_spacing(recipe, spacing)
     shape = resized_shape(cropped.shape[1:], spacing, target)
-    if prod(shape) > limits().max_voxels:
-        sizes = " × ".join(map(str, shape))
-        raise GeometryError(
-            f"{where}: the scan would have {sizes} voxels on this model's grid, more than "
-            f"{limits().max_voxels}. Check the voxel size in the file's header."
-        )
+    check_resampled(where, shape)
     if any(scheme.use_mask for scheme in recipe.normalisation):
         inside = fill_holes(inside)
     orders, thick_axis = spline_orders(recipe.image_resampling, spacing, target)

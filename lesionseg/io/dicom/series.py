@@ -180,11 +180,6 @@ def split_series(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def folder_name(folder: Path) -> str:
-    """Return the name of a folder, also if its path is `.` or ends in `..`."""
-    return folder.resolve().name if folder.name in ("", "..") else folder.name
-
-
 def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
     """Read the headers of the images in a file, a folder or one series of a folder.
 

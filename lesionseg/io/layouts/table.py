@@ -18,7 +18,7 @@ from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, suggest
-from lesionseg.io.case_ids import case_id_fault, comparison_key
+from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.channels import with_colours, with_missing_channels
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
 from lesionseg.io.layouts.checks import findings_about
@@ -214,17 +214,15 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
             further.append(row)
             continue
         case = row.files.case
-        with collect_errors(findings, case, row.where or row.files.images[0]):
+        where = row.where or row.files.images[0]
+        with collect_errors(findings, case, where):
             first = by_case.setdefault(key_of(case), [row])[0]
             if first is not row:
                 raise DatasetError(
                     f"{case!r} is listed more than once, first in {_place(first)}. Suffixes do not "
                     "count, and folders are joined by _. Remove or rename one."
                 )
-            if fault := case_id_fault(case):
-                raise DatasetError(
-                    f"the case id {case!r} cannot be a file name: it {fault}. Rename it."
-                )
+            check_case_id(case, where)
     for row in further:
         case = row.files.case
         with collect_errors(findings, case, row.where):

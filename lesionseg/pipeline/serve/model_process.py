@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.config import ServeConfig
 from lesionseg.errors import ResourceError
-from lesionseg.io.limits import limits, set_limits
+from lesionseg.io.limits import limit_voxels
 
 if TYPE_CHECKING:
     from lesionseg.pipeline.serve.answer import Answer, Result
@@ -126,9 +125,7 @@ def load_model(cfg: ServeConfig) -> "Plan":
     predictor = make_predictor(cfg)
     budget = memory_budget(cfg.inference)
     most = budget // _BYTES_PER_VOXEL
-    if most < limits().max_voxels:
-        advice = "Or start the server with a higher inference.max_memory_gb."
-        set_limits(replace(limits(), max_voxels=most, advice=advice))
+    limit_voxels(most, "Or start the server with a higher inference.max_memory_gb.")
     _loaded[:] = [partial(predict_scan, predictor, budget=budget)]
     return predictor.plan
 
