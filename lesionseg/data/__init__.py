@@ -11,7 +11,6 @@ from lesionseg.lazy import lazy_names
 if TYPE_CHECKING:
     from lesionseg.data.cache import CachedCase as CachedCase
     from lesionseg.data.cache import fill_cache as fill_cache
-    from lesionseg.data.cache import open_dataset as open_dataset
     from lesionseg.data.preprocess import prepare_case as prepare_case
     from lesionseg.data.preprocess_image import prepare_image as prepare_image
     from lesionseg.data.tiles import TileDataset as TileDataset
@@ -22,7 +21,6 @@ _HOMES = {
     "TileDataset": "tiles",
     "TileGrid": "tiling",
     "fill_cache": "cache",
-    "open_dataset": "cache",
     "prepare_case": "preprocess",
     "prepare_image": "preprocess_image",
 }

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,6 @@ from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
-from lesionseg.io.layouts import read_dataset
 from lesionseg.ops.components import group_voxels
 from lesionseg.plan.plan import Plan
 
@@ -359,25 +357,6 @@ def read_cached_case(folder: Path) -> CachedCase:
                 f"{folder / name}.npy: its shape is not {shape}. Prepare the case again."
             )
     return cached
-
-
-def open_dataset(
-    root: str | PathLike[str], *, group: str | None = None, colour: bool = False
-) -> Dataset:
-    """Read a data folder in any supported layout.
-
-    Args:
-        root: the folder.
-        group: regular expression that finds the patient in a case id. None: the ids are not used.
-        colour: True makes the three colours of each picture the channels (`data.colour`).
-
-    Returns:
-        The dataset; its method `datalist()` returns MONAI's form.
-
-    Raises:
-        LesionsegError: see `lesionseg.io.layouts.read_dataset`.
-    """
-    return read_dataset(Path(root), group=group, colour=colour)
 
 
 def fill_cache(

@@ -285,7 +285,7 @@ def find_scans(
     elif source.is_file():
         scans = [*_file_scans([source], root, channels)]
     else:
-        root = folder_before_wildcards(source)
+        root = _folder_before_wildcards(source)
         scans, notes = _search(source, root, channels, dims, results)
     if unwanted is not None:
         for place, scan in enumerate(scans):
@@ -347,7 +347,7 @@ def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SKIPPED_NAMES
 
 
-def folder_before_wildcards(source: Path) -> Path:
+def _folder_before_wildcards(source: Path) -> Path:
     """Return the folder of a glob before its first part with a wildcard.
 
     A path that exists or has no wildcard is returned unchanged.

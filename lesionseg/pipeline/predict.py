@@ -18,12 +18,7 @@ from lesionseg.io.dicomweb import DicomWeb
 from lesionseg.io.files import locked_folder
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download
-from lesionseg.io.scans import (
-    FoundScans,
-    Scan,
-    find_scans,
-    folder_before_wildcards,
-)
+from lesionseg.io.scans import FoundScans, Scan, find_scans
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
@@ -372,8 +367,8 @@ def _check_places(place: str, output: Path) -> None:
         )
     results = output.resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
-    folder = folder_before_wildcards(source).resolve()
-    if not is_table and results in (folder, *folder.parents):
+    resolved = source.resolve()  # wildcards are names that no folder has
+    if not is_table and results in (resolved, *resolved.parents):
         raise ConfigError(
             f"output={output} contains the input {source}, so its scans would count as results. "
             "Name another folder."

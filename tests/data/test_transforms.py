@@ -13,7 +13,6 @@ from scipy.ndimage import binary_erosion
 from lesionseg.cli import compose
 from lesionseg.config import AugmentConfig, TrainConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
-from lesionseg.data import open_dataset
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.low_resolution import RandLowResolutiond
 from lesionseg.data.preprocess import PreparedCase
@@ -30,6 +29,7 @@ from lesionseg.data.transforms import (
     try_on_tile,
 )
 from lesionseg.errors import BundleError, ConfigError
+from lesionseg.io import read_dataset
 from lesionseg.phantoms import write_mri_phantoms
 from tests.io.dicom_files import grid_of
 
@@ -278,7 +278,7 @@ def test_only_transforms_of_intensities_are_trusted_in_a_bundle(target):
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # MONAI tries all of its readers
 def test_monai_reads_the_datalist(tmp_path):
     write_mri_phantoms(tmp_path, 2, seed=0, n_test=0, shape=(24, 28, 24), n_lesions=(2, 4))
-    first, second = open_dataset(tmp_path).datalist()
+    first, second = read_dataset(tmp_path).datalist()
     assert set(first) == {"image", "label", "case", "group"}
     assert first["case"] != second["case"]
     loaded = LoadImaged(["image", "label"])(first)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lesionseg.config import AugmentConfig, SamplingConfig
-from lesionseg.data import open_dataset
 from lesionseg.data.cache import fill_cache
 from lesionseg.data.tiles import TileDataset
+from lesionseg.io import read_dataset
 from tests.golden.common import check, gist
 from tests.golden.small_network import make_phantom, make_plan_and_network, write_nifti
 
@@ -39,7 +39,7 @@ def prepared(tmp_path_factory):
         write_nifti(root / f"label{seed}.nii.gz", labels, AFFINE)
         lines.append(f"c{seed},image{seed}.nii.gz,label{seed}.nii.gz,g{seed}")
     (root / "manifest.csv").write_text("\n".join(lines) + "\n")
-    dataset = open_dataset(root)
+    dataset = read_dataset(root)
     plan = replace(make_plan_and_network()[0], tile_shape=TILE)
     cases = fill_cache(dataset, dataset.cases, plan, root.parent / "cache")
     sampling = SamplingConfig.of(lesion_share=0.5)

@@ -121,7 +121,7 @@ def recognise_layout(root: Path) -> Layout | None:
 def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """List the cases of a data folder, all of which must be usable. See `list_dataset`.
 
-    The findings of the dataset are logged.
+    The findings of the dataset are logged. `Dataset.datalist` returns MONAI's form of it.
 
     Raises:
         ConfigError: `group` is not a regular expression.
