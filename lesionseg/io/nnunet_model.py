@@ -53,13 +53,13 @@ class NnunetModelFiles(ModelFiles):
         return parts[index] if len(parts) == 3 else ""
 
     @property
-    def plans(self) -> str:
-        """The path of the plans, for messages."""
+    def plans_path(self) -> str:
+        """The path of the plans as text, for messages."""
         return self.where(PLANS)
 
     @property
-    def description(self) -> str:
-        """The path of the description of the training data, `dataset.json`, for messages."""
+    def description_path(self) -> str:
+        """The path of `dataset.json`, which describes the training data, for messages."""
         return self.where(DATASET_JSON)
 
     def read_plans(self) -> dict[str, Any]:
@@ -67,13 +67,13 @@ class NnunetModelFiles(ModelFiles):
         return self.read_json(PLANS)
 
     def read_description(self) -> dict[str, Any]:
-        """Read the description of the training data. Raise `BundleError` if it is damaged."""
+        """Read `dataset.json`. Raise `BundleError` if it is not a JSON object."""
         return self.read_json(DATASET_JSON)
 
     def read_labels(self) -> Labels:
-        """Read the labels in the description. Raise `BundleError` if they are not valid."""
+        """Read the labels in `dataset.json`. Raise `BundleError` if they are not valid."""
         try:
-            return nnunet_labels(self.read_description(), Path(self.description))
+            return nnunet_labels(self.read_description(), Path(self.description_path))
         except LesionsegError as error:
             raise BundleError(str(error)) from error
 

@@ -161,16 +161,17 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
     a larger one, as of a 2-D training, only takes more memory in prediction.
     """
-    plans = _validate(_Plans, files.read_plans(), files.plans)
-    dataset_json = _validate(_DatasetJson, files.read_description(), files.description)
+    plans = _validate(_Plans, files.read_plans(), files.plans_path)
+    dataset_json = _validate(_DatasetJson, files.read_description(), files.description_path)
     channels = tuple(dataset_json.channel_names[i] for i in sorted(dataset_json.channel_names))
     name = checkpoint.configuration or files.configuration
-    where = f"{files.plans}: configurations.{name}"
-    config = _validate(_Configuration, _inherit(plans, name, files.plans), where)
+    where = f"{files.plans_path}: configurations.{name}"
+    config = _validate(_Configuration, _inherit(plans, name, files.plans_path), where)
     if plans.label_manager != _LABEL_MANAGER:
         raise BundleError(
-            f"{files.plans}: label_manager is {plans.label_manager}, but only {_LABEL_MANAGER} is "
-            "known here. Predict with nnU-Net and give its probabilities to evaluate."
+            f"{files.plans_path}: label_manager is {plans.label_manager}, but only "
+            f"{_LABEL_MANAGER} is known here. Predict with nnU-Net and give its probabilities to "
+            "evaluate."
         )
     labels = files.read_labels()
     architecture = _architecture(config, where, checkpoint, files)
@@ -225,7 +226,7 @@ def _require_fitting_layers(
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
         raise BundleError(
             f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
-            f"{checkpoint.n_outputs} outputs, but {files.description} needs {n_channels} and "
+            f"{checkpoint.n_outputs} outputs, but {files.description_path} needs {n_channels} and "
             f"{n_outputs}. Use the files of one training."
         )
 
