@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lesionseg.config import InfoConfig
 from lesionseg.core import Dataset, Finding, Labels
 from lesionseg.core.finding import collect_errors
-from lesionseg.io.layouts import find_convention, find_missing_files, list_dataset
+from lesionseg.io.layouts import find_missing_files, list_dataset, recognise_layout
 from lesionseg.io.remote import download
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import format_suffix, read_geometry
@@ -87,7 +87,7 @@ def info(cfg: InfoConfig) -> InfoOutcome:
     if cfg.data.root is not None:
         root = download(cfg.data.root)
         settings = {f"data.{key}": value for key, value in cfg.data.to_plain().items() if value}
-        if cfg.data.annotations is None and find_convention(root) is None:
+        if cfg.data.annotations is None and recognise_layout(root) is None:
             listed = _list_scans(root)
             findings += listed.findings
         else:
@@ -122,7 +122,7 @@ def _list_scans(source: Path) -> Dataset:
     return Dataset(
         name=source.name,
         root=source,
-        convention=SCANS,
+        layout=SCANS,
         dims=read_geometry(cases[0].images[0], pixel_mm=1.0).dims,
         channel_names=(),
         labels=Labels.of({}),
@@ -146,7 +146,7 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     references = "boxes" if dataset.lesions_are_boxes else "masks"
     return {
         "folder": str(dataset.root),
-        "layout": dataset.convention,
+        "layout": dataset.layout,
         "cases": len(cases),
         "patients": len({files.patient for files in cases}),
         references: sum(files.is_labelled for files in cases),

@@ -39,7 +39,7 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
     has_phantoms = (dataset.root / SETTINGS).is_file()
     return known | {
         "dataset": dataset.name,
-        "convention": dataset.convention,
+        "convention": dataset.layout,
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
     }
 
