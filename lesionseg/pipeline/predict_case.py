@@ -75,7 +75,7 @@ def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
 
     Raises:
         ConfigError: if `inference.keep_zones` has an unknown name.
-        DatasetError: if the folder has no masks.
+        DatasetError: if the folder has no masks, or several tables of names.
     """
     if cfg.zones is None:
         return None
@@ -207,8 +207,8 @@ class CaseWork:
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
         """Return the row of an earlier run in which this scan failed, otherwise None.
 
-        Its path, content, model and settings must be those of `row`. A failure that may pass, such
-        as one of the network, has no key and is not returned.
+        Its path, content and key must be those of `row`. A failure that may pass, such as one of
+        the network, has no key and is not returned.
         """
         for earlier in self.results.failures(row.case):
             is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)

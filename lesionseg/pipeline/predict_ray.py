@@ -65,7 +65,9 @@ def predict_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine=ray needs the extra `ray`. Run {pip_install('ray')}.") from error
+        raise ConfigError(
+            f"engine=ray needs the extra `ray` ({error}). Run {pip_install('ray')}."
+        ) from error
     is_own_cluster = not ray.is_initialized()
     if is_own_cluster:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)

@@ -614,7 +614,9 @@ def _optuna() -> Any:
         import optuna
         import optuna.storages.journal
     except ImportError as error:
-        raise ConfigError(f"tune needs the extra `tune`. Run {pip_install('tune')}.") from error
+        raise ConfigError(
+            f"tune needs the extra `tune` ({error}). Run {pip_install('tune')}."
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

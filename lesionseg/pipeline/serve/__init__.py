@@ -36,7 +36,9 @@ def serve(cfg: ServeConfig) -> Outcome:
 
         from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
-        raise ConfigError(f"serve needs the extra `serve`. Run {pip_install('serve')}.") from error
+        raise ConfigError(
+            f"serve needs the extra `serve` ({error}). Run {pip_install('serve')}."
+        ) from error
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with (
